@@ -1,0 +1,181 @@
+"""Frozen CLIP backbones by name or file, built by open_clip with the sizes their own weights have."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.transform import image_transform
+from torch import Tensor, nn
+
+from .errors import ClipError
+from .weights import URLS, openai_file, read_state_dict
+
+
+class CLIP(open_clip.CLIP):
+    """open_clip's CLIP with the surface of OpenAI's: `dtype` and a `forward` that returns logits."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type images are expected in: that of the first convolution."""
+        return self.visual.conv1.weight.dtype
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(images, 3, H, W) and (texts, 77) -> logits (images, texts) and their transpose."""
+        image = self.encode_image(image.to(self.dtype), normalize=True)
+        logits = self.logit_scale.exp() * image @ self.encode_text(text, normalize=True).t()
+        return logits, logits.t()
+
+
+def available_models() -> list[str]:
+    """OpenAI's names, as `clip.available_models()` of their package lists them."""
+    return list(URLS)
+
+
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | None = None,
+):
+    """OpenAI's `clip.load`: a model and the transform of its images.
+
+    Args:
+        name: as for `load_backbone`.
+        device: by default CUDA where there is one. On CUDA the weights are fp16, on a CPU fp32, as OpenAI's are.
+        jit: only False; the archive's traced graph is fixed to the device and precision it was exported with.
+        download_root: folder for downloads, by default `~/.cache/clip`.
+
+    Returns:
+        (model in eval mode, transform from a PIL image to a (3, H, W) tensor).
+    """
+    if jit:
+        raise ClipError("clip.load(jit=True) is not supported: call it with jit=False")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_backbone(name, "fp32" if device.type == "cpu" else "fp16", download_root).to(device)
+    mean, std = (getattr(model.visual, key, None) for key in ("image_mean", "image_std"))
+    return model, image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
+
+
+def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> open_clip.CLIP:
+    """A CLIP on the CPU, in eval mode, its parameters frozen.
+
+    Args:
+        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded there), a path to a weight file (see
+            `weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
+        precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
+        cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
+
+    Raises:
+        ClipError: no such weights, or they are no CLIP.
+    """
+    if name in URLS:
+        model = build(read_state_dict(openai_file(name, cache)), precision, name)
+    elif ":" in name and name.split(":")[0] in open_clip.list_models():
+        model = from_open_clip(*name.split(":", 1), precision, cache)
+    else:
+        path = Path(name).expanduser()
+        if not path.exists() and "/" not in name and "." not in name:
+            raise ClipError(
+                f"unknown backbone {name!r}: give one of {', '.join(URLS)}, a weight file, or architecture:tag"
+            )
+        model = build(read_state_dict(path), precision, name, config_beside(path))
+    return model.eval().requires_grad_(False)
+
+
+def config_beside(path: Path) -> dict | None:
+    """`model_cfg` of the open_clip_config.json in the file's folder, as model hubs lay them out, or None."""
+    config = path.with_name("open_clip_config.json")
+    if not config.is_file():
+        return None
+    try:
+        return json.loads(config.read_text())["model_cfg"]
+    except (ValueError, KeyError) as error:
+        raise ClipError(f"{config} is no open_clip configuration ({error!r}): mend or remove it") from None
+
+
+def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> open_clip.CLIP:
+    """A model by open_clip's own names, with the activation its weights were trained with."""
+    table = open_clip.pretrained.get_pretrained_cfg(arch, tag)
+    if not table and not Path(tag).is_file():
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists; it knows: {known}")
+    try:
+        model = open_clip.create_model(
+            arch, tag, precision, force_quick_gelu=table.get("quick_gelu", False), cache_dir=cache
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ClipError(f"cannot load {arch}:{tag} ({str(error).splitlines()[0]})") from None
+    if not isinstance(model, open_clip.CLIP):
+        raise ClipError(f"{arch} is not built like CLIP ({type(model).__name__}): prompts cannot enter its towers")
+    return model
+
+
+def build(state: Mapping[str, Tensor], precision: str, source: str, config: dict | None = None) -> CLIP:
+    """A CLIP of the sizes its state dict has; without a configuration taken for OpenAI's (QuickGELU, heads of 64)."""
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    try:
+        config = dict(config or openai_config(state))
+        # cast_dtype only chooses LayerNorm's form: computed in fp32 whatever the precision of its input.
+        model = CLIP(**config, cast_dtype=torch.float16)
+        model.load_state_dict(state)
+    except KeyError as error:
+        raise ClipError(f"{source} is not a CLIP: it has no tensor {error}") from None
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ClipError(f"{source} is not a CLIP that open_clip can build: {detail}") from None
+    if precision == "fp16":
+        open_clip.model.convert_weights_to_lp(model)
+    else:
+        model.float()
+    return model
+
+
+def openai_config(state: Mapping[str, Tensor]) -> dict:
+    """Arguments of `open_clip.CLIP`, every size read off the tensors. KeyError names a tensor that is missing."""
+
+    def layers(prefix: str) -> int:
+        depth = prefix.count(".")
+        return len({key.split(".")[depth] for key in state if key.startswith(prefix)})
+
+    if "visual.proj" in state:
+        patch = state["visual.conv1.weight"].shape[-1]
+        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        width = state["visual.conv1.weight"].shape[0]
+        vision = {
+            "layers": layers("visual.transformer.resblocks."),
+            "width": width,
+            "patch_size": patch,
+            "image_size": grid * patch,
+        }
+    else:
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        vision = {
+            "layers": tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+            "width": state["visual.layer1.0.conv1.weight"].shape[0],
+            "patch_size": None,
+            "image_size": grid * 32,
+        }
+    width = state["ln_final.weight"].shape[0]
+    text = {
+        "context_length": state["positional_embedding"].shape[0],
+        "vocab_size": state["token_embedding.weight"].shape[0],
+        "width": width,
+        "heads": width // 64,
+        "layers": layers("transformer.resblocks."),
+    }
+    return {
+        "embed_dim": state["text_projection"].shape[1],
+        "vision_cfg": vision,
+        "text_cfg": text,
+        "quick_gelu": True,
+    }
+
+
+def is_vit(model: nn.Module) -> bool:
+    """Whether the image tower is a vision transformer with a class token, which prompts can be appended to."""
+    visual = model.visual
+    return isinstance(visual, open_clip.transformer.VisionTransformer) and (
+        visual.attn_pool is None and visual.pool_type == "tok"
+    )

@@ -1,0 +1,104 @@
+"""The two towers under a prompt schedule, in their straightforward form.
+
+Every class runs through all 77 positions and every layer in full, as in the published implementations: slow and
+obvious, and so the reference that any faster form is held against.
+"""
+
+import torch
+from open_clip import CLIP
+from torch import Tensor, nn
+
+from .backbone import is_vit
+from .errors import ClipError
+from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
+
+
+def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
+    """Image features under vision prompts, which stand behind the patch tokens.
+
+    Args:
+        clip: the frozen backbone.
+        images: (batch, 3, H, W), normalised.
+        schedule: entry 0 enters after the positional embedding and before `ln_pre`.
+
+    Returns:
+        (batch, joint width), not normalised.
+
+    Raises:
+        ClipError: prompts for an image tower that is no vision transformer, or a schedule that cannot be.
+    """
+    visual = clip.visual
+    if not schedule and not is_vit(clip):
+        return visual(images.to(visual.conv1.weight.dtype))
+    if not is_vit(clip):
+        raise ClipError("vision prompts need a vision transformer such as ViT-B/16; this backbone is none")
+    prompt_lengths([e.added for e in schedule], [e.remove for e in schedule], len(visual.transformer.resblocks))
+
+    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (batch, patches, width)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    x = x + visual.positional_embedding.to(x.dtype)
+    for layer, block in enumerate(visual.transformer.resblocks):
+        if layer < len(schedule):
+            x = edit(x, schedule[layer], x.shape[1])
+        if layer == 0:
+            x = visual.ln_pre(x)
+        x = block(x)
+    return visual.ln_post(x[:, 0]) @ visual.proj
+
+
+def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
+    """Text features of classes under text prompts.
+
+    Args:
+        clip: the frozen backbone.
+        prompts: rows of tokens, the learned vectors among them and the deep edits.
+
+    Returns:
+        (classes, joint width), not normalised; (images, classes, joint width) where `ctx` differs by image.
+
+    Raises:
+        ClipError: a schedule that cannot be.
+    """
+    x = embed(clip, prompts)  # (*images, classes, positions, width)
+    x = x + clip.positional_embedding.to(x.dtype)
+    lead, x = x.shape[:-2], x.flatten(0, -3)  # one row of tokens each
+    eot = prompts.ids.argmax(dim=-1).expand(lead).flatten()
+    deep, present = prompts.deep, 0 if prompts.ctx is None else prompts.ctx.shape[-2]
+    counts = [present, *(e.added for e in deep[1:])], [0, *(e.remove for e in deep[1:])]
+    prompt_lengths(*counts, len(clip.transformer.resblocks))
+
+    for layer, block in enumerate(clip.transformer.resblocks):
+        if 0 < layer < len(deep):
+            x = edit(x, deep[layer], 1 + present)
+            grown = deep[layer].added - deep[layer].remove
+            present, eot = present + grown, eot + grown
+        x = block(x, attn_mask=causal_mask(x))
+    x = clip.ln_final(x[torch.arange(len(x), device=x.device), eot])
+    x = clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
+    return x.unflatten(0, lead)
+
+
+def embed(clip: CLIP, prompts: TextPrompts) -> Tensor:
+    """Token embeddings with the learned vectors at their slots, (*images, classes, positions, width)."""
+    x = clip.token_embedding(prompts.ids).to(clip.transformer.get_cast_dtype())
+    if prompts.ctx is None:
+        return x
+    ctx, slots = prompts.ctx.to(x.dtype), prompts.slots
+    classes, (n, width) = len(x), ctx.shape[-2:]
+    if slots is None:
+        slots = torch.arange(1, n + 1, device=x.device).expand(classes, n)
+    lead = torch.broadcast_shapes(ctx.shape[:-2], (classes,))
+    index = slots.unsqueeze(-1).expand(*lead, n, width)
+    return x.expand(*lead, *x.shape[1:]).scatter(-2, index, ctx.expand(*lead, n, width))
+
+
+def edit(x: Tensor, change: Edit, end: int) -> Tensor:
+    """Take `change.remove` tokens off before position `end` of (batch, positions, width), put the new ones there."""
+    kept = x[:, : end - change.remove]
+    new = [] if change.add is None else [change.add.to(x.dtype).expand(len(x), -1, -1)]
+    return torch.cat([kept, *new, x[:, end:]], dim=1)
+
+
+def causal_mask(x: Tensor) -> Tensor:
+    """(positions, positions), 0 where a position may look and -inf behind it."""
+    return nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)

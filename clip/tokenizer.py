@@ -1,0 +1,43 @@
+"""CLIP's byte-pair tokeniser (open_clip carries it), with the padding and the errors of OpenAI's `tokenize`."""
+
+from functools import lru_cache
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from .errors import ClipError
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> SimpleTokenizer:
+    """The one tokeniser of the process: its vocabulary takes a second to read."""
+    return SimpleTokenizer()
+
+
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+    """Token ids of texts, framed by SOS and EOT and padded with zeros.
+
+    Args:
+        texts: one text or a list of them.
+        context_length: positions in a row; 77 for every OpenAI model.
+        truncate: cut longer texts (the last token stays EOT) instead of refusing them.
+
+    Returns:
+        (texts, context_length) int64.
+
+    Raises:
+        ClipError: a text has more tokens than fit; the message quotes it.
+    """
+    bpe = tokenizer()
+    rows = torch.zeros(1 if isinstance(texts, str) else len(texts), context_length, dtype=torch.long)
+    for row, text in zip(rows, [texts] if isinstance(texts, str) else texts, strict=True):
+        ids = [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]
+        if len(ids) > context_length:
+            if not truncate:
+                raise ClipError(
+                    f"{text!r} has {len(ids)} tokens, the text tower has {context_length} positions: shorten it"
+                )
+            ids = [*ids[: context_length - 1], bpe.eot_token_id]
+        row[: len(ids)] = torch.tensor(ids)
+    return rows

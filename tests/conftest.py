@@ -1,0 +1,59 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden", type=Path, default=ROOT / "tests/golden", help="folder of the published implementations' figures"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory):
+    """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written once for each size."""
+    from tools.random_clip import random_clip
+
+    folder, files = tmp_path_factory.mktemp("backbones"), {}
+
+    def file(image_size=64, patch_size=16, vision_layers=4, text_layers=4, vision_width=768, text_width=512, embed=512):
+        key = (image_size, patch_size, vision_layers, text_layers, vision_width, text_width, embed)
+        if key not in files:
+            vision = {
+                "image_size": image_size,
+                "patch_size": patch_size,
+                "layers": vision_layers,
+                "width": vision_width,
+            }
+            model = random_clip("ViT-B-16", vision, {"width": text_width, "layers": text_layers}, embed)
+            files[key] = folder / f"{len(files)}.pt"
+            torch.save(model.state_dict(), files[key])
+        return files[key]
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(backbones):
+    """A backbone for tests of everything but numbers: 32 px, 4 layers, width 64."""
+    return backbones(32, 16, 4, 4, 64, 64, 64)
+
+
+@pytest.fixture(scope="session")
+def eurosat(tmp_path_factory):
+    """A root with a small stand-in for EuroSAT in its own layout: 6 classes, 8 / 4 / 4 images each."""
+    from drawn import write_eurosat
+
+    root = tmp_path_factory.mktemp("data")
+    write_eurosat(root, ["red", "green field", "blue_lake", "grey", "white snow", "black"], train=8, val=4, test=4)
+    return root

@@ -1,0 +1,99 @@
+"""Every trainer computes what the published implementation of its method computes (logits, gradients, training steps).
+
+`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published with: the published
+code itself differs by up to 2e-5 between instruction sets and thread counts.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from drawn import make_cfg, write_eurosat
+
+import trainers.zsclip
+from tools.random_clip import random_tensor
+
+BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
+
+
+def pytest_generate_tests(metafunc):
+    files = sorted(metafunc.config.getoption("golden").glob("*.json"))
+    if not files:
+        raise pytest.UsageError(f"no JSON files in {metafunc.config.getoption('golden')}")
+    for name, key in (("method_file", "case"), ("zeroshot_file", "template")):
+        if name in metafunc.fixturenames:
+            chosen = [file for file in files if key in json.loads(file.read_text())]
+            metafunc.parametrize(name, chosen, ids=[file.stem for file in chosen])
+
+
+def build(trainer, settings, arch, classnames, optimizer, backbones, tmp_path):
+    """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path."""
+    size = arch["image_resolution"]
+    write_eurosat(tmp_path, classnames)
+    backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
+    overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
+    overrides |= {f"OPTIM.{key.upper()}": value for key, value in optimizer.items()}
+    overrides |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
+    cfg = make_cfg(trainer, tmp_path, backbone, tmp_path / "out", *(x for pair in overrides.items() for x in pair))
+    trainer = build_trainer(cfg)
+    for name, parameter in trainer.model.named_parameters():
+        parameter.data = random_tensor(name, tuple(parameter.shape))
+    trainer.batch_idx, trainer.num_batches = 0, 10**9  # the learning rate stays
+    return trainer
+
+
+def images_of(batch, size):
+    return torch.from_numpy(np.random.default_rng(7).standard_normal((batch, 3, size, size), dtype=np.float32))
+
+
+def inference(trainer, images):
+    trainer.set_model_mode("eval")
+    logits = trainer.model_inference(images)
+    trainer.set_model_mode("train")
+    return logits
+
+
+def close(got, expected, tolerance):
+    assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
+
+
+def test_method(method_file, backbones, tmp_path):
+    figures = json.loads(method_file.read_text())
+    case = figures["case"]
+    if case["trainer"] not in TRAINER_REGISTRY.registered_names():
+        pytest.skip(f"trainer {case['trainer']} is not built yet")
+    trainer = build(
+        case["trainer"], case["cfg"], case["arch"], case["classnames"], figures["optimizer"], backbones, tmp_path
+    )
+    learned = dict(trainer.model.named_parameters())
+    assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures["trainable"]
+
+    images = images_of(case["batch"], case["arch"]["image_resolution"])
+    batch = {"img": images, "label": torch.tensor(figures["labels"])}
+    close(inference(trainer, images), figures["logits_before"], BEFORE)
+    losses = []
+    for step in range(len(figures["losses"])):
+        losses.append(trainer.forward_backward(batch)["loss"])
+        if step == 0:
+            norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
+            assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
+    close(losses, figures["losses"], LOSSES)
+    norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
+    assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
+    close(inference(trainer, images), figures["logits_after"], AFTER)
+
+
+def test_zeroshot(zeroshot_file, backbones, tmp_path, monkeypatch):
+    figures = json.loads(zeroshot_file.read_text())
+    arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | figures.get("arch", {})
+    monkeypatch.setitem(trainers.zsclip.TEMPLATES, "EuroSAT", figures["template"])
+    trainer = build("ZeroshotCLIP", {}, arch, figures["classnames"], {}, backbones, tmp_path)
+    images = images_of(len(figures["logits"]), arch["image_resolution"])
+    close(inference(trainer, images), figures["logits"], BEFORE)
+    with torch.no_grad():
+        image = trainer.model.image_features(images)
+        text = trainer.model.text_features(image)
+    close(image[:, :8], figures["image_features_first8"], 1e-5)
+    close(text[:, :8], figures["text_features_first8"], 1e-5)

@@ -1,0 +1,219 @@
+"""From a config to data loaders."""
+
+import torch
+from dassl.data.datasets import build_dataset
+from dassl.data.samplers import build_sampler
+from dassl.data.transforms import INTERPOLATION_MODES, build_transform
+from dassl.utils import UsageError, read_image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms as T
+
+
+def build_data_loader(
+    cfg,
+    sampler_type="SequentialSampler",
+    data_source=None,
+    batch_size=64,
+    n_domain=0,
+    n_ins=2,
+    tfm=None,
+    is_train=True,
+    dataset_wrapper=None,
+):
+    """Build a torch DataLoader over a list of `Datum`.
+
+    A training loader drops its last, smaller batch, unless that is its only one.
+
+    Args:
+        cfg: the config.
+        sampler_type (str): see `dassl.data.samplers`.
+        data_source: list of `Datum`.
+        batch_size (int): images per batch.
+        n_domain (int): domains per batch (RandomDomainSampler).
+        n_ins (int): images per class (RandomClassSampler).
+        tfm: transform or list of transforms.
+        is_train (bool): whether the loader serves training.
+        dataset_wrapper: class to use in place of `DatasetWrapper`.
+
+    Raises:
+        UsageError: no data, an unknown sampler, or numbers that do not fit the data.
+    """
+    if not data_source:
+        raise UsageError("a data loader was asked for a split without images; check the dataset's splits")
+    sampler = build_sampler(
+        sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
+    )
+    wrapper = dataset_wrapper or DatasetWrapper
+    # Workers are started anew each epoch: their seeds then come from the main generator, whose state a checkpoint
+    # keeps. Persistent workers would carry random states that nothing could restore.
+    return DataLoader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+    )
+
+
+class DataManager:
+    """The dataset and its loaders.
+
+    Args:
+        cfg: the config.
+        custom_tfm_train: training transform (or list) in place of the config's.
+        custom_tfm_test: test transform in place of the config's.
+        dataset_wrapper: class to use in place of `DatasetWrapper`.
+
+    Attributes:
+        dataset: the `DatasetBase`.
+        train_loader_x, test_loader: data loaders.
+        train_loader_u, val_loader: data loaders, None where the dataset has no such split.
+        num_classes, num_source_domains, lab2cname: facts about the dataset.
+    """
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+        dataset = build_dataset(cfg)
+
+        if custom_tfm_train is None:
+            custom_tfm_train = build_transform(cfg, is_train=True)
+        else:
+            print("* Using custom transform for training")
+        if custom_tfm_test is None:
+            custom_tfm_test = build_transform(cfg, is_train=False)
+        else:
+            print("* Using custom transform for testing")
+
+        def train_loader(options, data_source):
+            return build_data_loader(
+                cfg,
+                sampler_type=options.SAMPLER,
+                data_source=data_source,
+                batch_size=options.BATCH_SIZE,
+                n_domain=options.N_DOMAIN,
+                n_ins=options.N_INS,
+                tfm=custom_tfm_train,
+                is_train=True,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        def test_loader(data_source):
+            return build_data_loader(
+                cfg,
+                sampler_type=cfg.DATALOADER.TEST.SAMPLER,
+                data_source=data_source,
+                batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+                tfm=custom_tfm_test,
+                is_train=False,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        options_x = cfg.DATALOADER.TRAIN_X
+        options_u = options_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
+
+        self._num_classes = dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname = dataset.lab2cname
+        self.dataset = dataset
+        self.train_loader_x = train_loader(options_x, dataset.train_x)
+        self.train_loader_u = train_loader(options_u, dataset.train_u) if dataset.train_u else None
+        self.val_loader = test_loader(dataset.val) if dataset.val else None
+        self.test_loader = test_loader(dataset.test)
+
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    @property
+    def num_classes(self):
+        return self._num_classes
+
+    @property
+    def num_source_domains(self):
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self):
+        return self._lab2cname
+
+    def show_dataset_summary(self, cfg):
+        """Print the dataset's name, domains, and sizes."""
+        rows = [("Dataset", cfg.DATASET.NAME)]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(("Source", str(cfg.DATASET.SOURCE_DOMAINS)))
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(("Target", str(cfg.DATASET.TARGET_DOMAINS)))
+        rows.append(("# classes", f"{self.num_classes:,}"))
+        for split in ("train_x", "train_u", "val", "test"):
+            data = getattr(self.dataset, split)
+            if data:
+                rows.append((f"# {split}", f"{len(data):,}"))
+
+        left = max(len(key) for key, _ in rows)
+        right = max(len(value) for _, value in rows)
+        rule = f"{'-' * left}  {'-' * right}"
+        print("\n".join([rule, *(f"{key:<{left}}  {value}" for key, value in rows), rule]))
+
+
+class DatasetWrapper(TorchDataset):
+    """A list of `Datum` as a torch dataset.
+
+    Items are dicts of `img`, `label`, `domain`, `impath` and `index`.
+
+    - `img` is what the transform makes of the image: a float tensor (3, H, W), or the PIL image without a transform.
+    - A list of transforms gives `img`, `img2`, `img3`, ..., one for each.
+    - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
+      results, and those from the second on are `img2`, `img3`, ... as well.
+    - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
+
+    Args:
+        cfg: the config.
+        data_source: list of `Datum`.
+        transform: callable on PIL images, a list of them, or None.
+        is_train (bool): whether K_TRANSFORMS applies.
+
+    Raises:
+        UsageError: K_TRANSFORMS > 1 without a transform.
+        ImageError: (from an item) the image is missing or broken.
+    """
+
+    def __init__(self, cfg, data_source, transform=None, is_train=False):
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
+
+        steps = [T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            steps.append(T.Normalize(mean=cfg.INPUT.PIXEL_MEAN, std=cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(steps)
+
+    def __len__(self):
+        return len(self.data_source)
+
+    def __getitem__(self, idx):
+        item = self.data_source[idx]
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        img0 = read_image(item.impath)
+
+        if self.transform is None:
+            output["img"] = img0
+        elif isinstance(self.transform, (list, tuple)):
+            for i, tfm in enumerate(self.transform, start=1):
+                output["img" if i == 1 else f"img{i}"] = self._transform_image(tfm, img0)
+        else:
+            output["img"] = self._transform_image(self.transform, img0)
+            if self.k_tfm > 1:
+                output.update({f"img{k}": img for k, img in enumerate(output["img"][1:], start=2)})
+
+        if self.return_img0:
+            output["img0"] = self.to_tensor(img0)
+        return output
+
+    def _transform_image(self, tfm, img0):
+        images = [tfm(img0) for _ in range(self.k_tfm)]
+        return images[0] if len(images) == 1 else images

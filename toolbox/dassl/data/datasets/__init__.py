@@ -1,0 +1,6 @@
+"""The dataset registry and the classes a dataset is written with."""
+
+from dassl.data.datasets.base_dataset import DatasetBase, Datum
+from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
+
+__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"]

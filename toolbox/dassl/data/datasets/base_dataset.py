@@ -1,0 +1,208 @@
+"""What a dataset is: lists of `Datum`, one for every split."""
+
+import os
+import random
+from collections import defaultdict
+
+import gdown
+from dassl.utils import UsageError, check_availability, download_url, mkdir_if_missing
+from torchvision.datasets.utils import extract_archive
+
+
+class Datum:
+    """One labelled image, by path.
+
+    Args:
+        impath (str): path of the image file.
+        label (int): class index, from 0.
+        domain (int): domain index, from 0.
+        classname (str): the class in words.
+    """
+
+    def __init__(self, impath="", label=0, domain=0, classname=""):
+        if not isinstance(impath, str):
+            raise TypeError(f"Datum: impath must be a str, got {type(impath).__name__}; wrap it in str()")
+        self._impath = impath
+        self._label = label
+        self._domain = domain
+        self._classname = classname
+
+    @property
+    def impath(self):
+        return self._impath
+
+    @property
+    def label(self):
+        return self._label
+
+    @property
+    def domain(self):
+        return self._domain
+
+    @property
+    def classname(self):
+        return self._classname
+
+    def __repr__(self):
+        return f"Datum(impath={self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
+
+
+class DatasetBase:
+    """A dataset for domain adaptation, domain generalisation, semi-supervised or few-shot learning.
+
+    Subclasses read their files and call this constructor with lists of `Datum`.
+
+    Args:
+        train_x: labelled training data; classes are counted and named from it.
+        train_u: unlabelled training data (optional).
+        val: validation data (optional).
+        test: test data.
+
+    Raises:
+        UsageError: `train_x` holds no images.
+    """
+
+    dataset_dir = ""  # the dataset's folder under DATASET.ROOT
+    domains = []  # the names of all its domains
+
+    def __init__(self, train_x=None, train_u=None, val=None, test=None):
+        if not train_x:
+            where = f" under {self.dataset_dir}" if self.dataset_dir else ""
+            raise UsageError(f"{type(self).__name__} found no training images{where}; check DATASET.ROOT")
+        self._train_x = train_x
+        self._train_u = train_u
+        self._val = val
+        self._test = test
+        self._num_classes = self.get_num_classes(train_x)
+        self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+
+    @property
+    def train_x(self):
+        return self._train_x
+
+    @property
+    def train_u(self):
+        return self._train_u
+
+    @property
+    def val(self):
+        return self._val
+
+    @property
+    def test(self):
+        return self._test
+
+    @property
+    def lab2cname(self):
+        return self._lab2cname
+
+    @property
+    def classnames(self):
+        return self._classnames
+
+    @property
+    def num_classes(self):
+        return self._num_classes
+
+    @staticmethod
+    def get_num_classes(data_source):
+        """The number of classes: the largest label plus one."""
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source):
+        """Return `({label: class name}, [class names in order of label])`."""
+        mapping = {item.label: item.classname for item in data_source}
+        classnames = [mapping[label] for label in sorted(mapping)]
+        return mapping, classnames
+
+    def check_input_domains(self, source_domains, target_domains):
+        """Check both lists of domain names against `self.domains`.
+
+        Raises:
+            UsageError: a list is empty or names a domain that the dataset does not have.
+        """
+        for key, names in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
+            if len(names) == 0:
+                raise UsageError(f"DATASET.{key} is empty; choose from {list(self.domains)}")
+            self.is_input_domain_valid(names)
+
+    def is_input_domain_valid(self, input_domains):
+        """Raise UsageError unless every name is one of `self.domains`."""
+        for domain in input_domains:
+            check_availability(domain, self.domains)
+
+    def download_data(self, url, dst, from_gdrive=True):
+        """Download an archive and unpack it beside itself.
+
+        Args:
+            url (str): where it is.
+            dst (str): file to write; its suffix says what kind of archive it is.
+            from_gdrive (bool): `url` is a Google Drive link; otherwise plain http(s).
+
+        Raises:
+            UsageError: the download failed or what came is not an archive.
+        """
+        folder = os.path.dirname(os.path.abspath(dst))
+        mkdir_if_missing(folder)
+        try:
+            if from_gdrive:
+                gdown.download(url, dst, quiet=False)
+            else:
+                download_url(url, dst)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UsageError(f"cannot download {url} ({reason}); fetch it by hand and save it as {dst}") from error
+        print(f"Extracting {dst}")
+        try:
+            extract_archive(dst, folder)
+        except Exception as error:
+            raise UsageError(f"cannot unpack {dst} ({error}); delete it and download it again") from error
+        print(f"File extracted to {folder}")
+
+    def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
+        """Sample `num_shots` images of every class with Python's global random generator.
+
+        Classes come in order of first appearance, so a generator that was just seeded with the run's seed gives the
+        samples of the literature.
+
+        Args:
+            data_sources: lists of `Datum`, sampled one after the other.
+            num_shots (int): images per class; below 1 the sources come back as they are.
+            repeat (bool): a class with fewer images is drawn with replacement instead of taken whole.
+
+        Returns:
+            A list of `Datum` for one source, a list of such lists for several.
+        """
+        if num_shots < 1:
+            return data_sources[0] if len(data_sources) == 1 else data_sources
+        print(f"Creating a {num_shots}-shot dataset")
+        output = [self._sample_shots(source, num_shots, repeat) for source in data_sources]
+        return output[0] if len(output) == 1 else output
+
+    def _sample_shots(self, data_source, num_shots, repeat):
+        dataset = []
+        for items in self.split_dataset_by_label(data_source).values():
+            if len(items) >= num_shots:
+                dataset.extend(random.sample(items, num_shots))
+                continue
+            how = "drawn with replacement" if repeat else "all are used"
+            name = items[0].classname or f"label {items[0].label}"
+            print(f'Class "{name}" has {len(items)} of the {num_shots} images asked for: {how}')
+            dataset.extend(random.choices(items, k=num_shots) if repeat else items)
+        return dataset
+
+    def split_dataset_by_label(self, data_source):
+        """Group data by label, in order of first appearance: `{label: [Datum, ...]}`."""
+        return _group_by(data_source, "label")
+
+    def split_dataset_by_domain(self, data_source):
+        """Group data by domain, in order of first appearance: `{domain: [Datum, ...]}`."""
+        return _group_by(data_source, "domain")
+
+
+def _group_by(data_source, attribute):
+    groups = defaultdict(list)
+    for item in data_source:
+        groups[getattr(item, attribute)].append(item)
+    return groups

@@ -1,0 +1,309 @@
+"""The part of a trainer that knows of models, optimisers and checkpoints, but of no data."""
+
+import math
+import os
+from collections import OrderedDict
+
+import torch
+from dassl.engine.run_state import load_newest, rng_state, set_rng_state
+from dassl.utils import MissingFileError, UsageError, load_checkpoint, save_checkpoint, tolist_if_not
+
+
+class TrainerBase:
+    """Registered models and the frame of a training loop, to be filled in by subclasses.
+
+    Attributes:
+        best_result (float): best validation result so far, minus infinity before the first.
+        train_seconds (float): time spent in training, over all resumptions of the run.
+    """
+
+    def __init__(self):
+        self._models = OrderedDict()
+        self._optims = OrderedDict()
+        self._scheds = OrderedDict()
+        self._writer = None
+        self.best_result = -math.inf
+        self.train_seconds = 0.0
+        self._saved_epoch = None  # epoch (from 1) of the newest checkpoint
+        self._transient_epochs = set()  # epochs whose checkpoints exist only to resume from
+
+    # Models
+
+    def register_model(self, name="model", model=None, optim=None, sched=None):
+        """Register a model: it is then saved, loaded, resumed, stepped and put in train or test mode.
+
+        Args:
+            name (str): its folder in the output directory.
+            model: the module.
+            optim: its optimiser, None if it does not learn.
+            sched: its learning rate scheduler, stepped once per epoch by `update_lr`.
+
+        Raises:
+            AttributeError: the trainer's `__init__` did not call `super().__init__()`.
+            ValueError: the name is taken.
+        """
+        if self.__dict__.get("_models") is None:
+            raise AttributeError("register_model() was called before super().__init__()")
+        if name in self._models:
+            raise ValueError(f'a model named "{name}" is registered already; give every model a name of its own')
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names=None):
+        """The names given (one or a list), checked; all registered names for None."""
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise KeyError(f'no model named "{name}" is registered; there are {list(self._models)}')
+        return names
+
+    def set_model_mode(self, mode="train", names=None):
+        """Put models in "train" mode, or in "test" (also "eval") mode."""
+        if mode not in ("train", "test", "eval"):
+            raise KeyError(f'model mode must be "train", "test" or "eval", got "{mode}"')
+        for name in self.get_model_names(names):
+            if self._models[name] is not None:
+                self._models[name].train(mode == "train")
+
+    def update_lr(self, names=None):
+        """Step the learning rate schedulers of these models."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names=None):
+        """The learning rate of the first of these models' first parameter group."""
+        name = self.get_model_names(names)[0]
+        return self._optims[name].param_groups[0]["lr"]
+
+    # Steps
+
+    def detect_anomaly(self, loss):
+        """Raise FloatingPointError unless the loss is finite."""
+        if not torch.isfinite(loss).all():
+            what = "NaN" if torch.isnan(loss).any() else "infinite"
+            self._raise_diverged(f"the loss is {what}", f", batch {getattr(self, 'batch_idx', 0) + 1}")
+
+    def check_finite(self):
+        """Raise FloatingPointError unless every learned parameter of every registered model is finite."""
+        for model_name, model in self._models.items():
+            for name, param in model.named_parameters():
+                if param.requires_grad and not torch.isfinite(param).all():
+                    self._raise_diverged(f"{name} of {model_name} is not finite")
+
+    def _raise_diverged(self, what, batch=""):
+        kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
+        raise FloatingPointError(
+            f"{what} at epoch {getattr(self, 'epoch', 0) + 1}{batch}: lower OPTIM.LR or use PREC fp32{kept}"
+        )
+
+    def model_zero_grad(self, names=None):
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss):
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names=None):
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss, names=None):
+        """One optimiser step of these models on a scalar loss."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    # Checkpoints
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        """Save every registered model under `directory/<its name>/`.
+
+        Args:
+            epoch (int): epoch just finished, counted from 0; the file's name counts from 1.
+            directory (str): the output directory.
+            is_best (bool): copy the file to `model-best.pth.tar` as well.
+            val_result (float): validation result, kept for the reader.
+            model_name (str): file name in place of `model.pth.tar-<epoch + 1>`.
+        """
+        run = self.run_state()
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            save_checkpoint(
+                {
+                    "state_dict": self._models[name].state_dict(),
+                    "epoch": epoch + 1,
+                    "optimizer": optim.state_dict() if optim is not None else None,
+                    "scheduler": sched.state_dict() if sched is not None else None,
+                    "val_result": val_result,
+                    "run": run,
+                },
+                os.path.join(directory, name),
+                is_best=is_best,
+                model_name=model_name,
+            )
+        self._saved_epoch = epoch + 1
+
+    def resume_model_if_exist(self, directory):
+        """Load the newest checkpoint of a run, weights, optimisers, schedulers and random generators alike.
+
+        Args:
+            directory (str): the run's output directory.
+
+        Returns:
+            The number of finished epochs, 0 when there is no checkpoint.
+
+        Raises:
+            UsageError: there are checkpoints, but they are broken or do not fit.
+        """
+        checkpoints = load_newest(directory, self.get_model_names())
+        if checkpoints is None:
+            print("No checkpoint found, train from scratch")
+            return 0
+        print(f"Found checkpoint at {directory} (will resume training)")
+        for name, checkpoint in checkpoints.items():
+            parts = {"state_dict": self._models, "optimizer": self._optims, "scheduler": self._scheds}
+            for key, targets in parts.items():
+                if targets[name] is not None and checkpoint.get(key) is not None:
+                    self._load_part(targets[name], checkpoint[key], f"{key} of the checkpoint of {name}", directory)
+                    print(f"Loaded {key} of {name}")
+        first = next(iter(checkpoints.values()))
+        # The published toolbox's checkpoints hold no run state; they resume with generators as they are.
+        if first.get("run") is not None:
+            self.load_run_state(first["run"])
+        self._saved_epoch = first["epoch"]
+        print(f"Previous epoch: {first['epoch']}")
+        return first["epoch"]
+
+    @staticmethod
+    def _load_part(target, state, what, directory):
+        try:
+            target.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"the {what} in {directory} does not fit this run ({reason}); "
+                "use the configuration it was made with, or another OUTPUT_DIR"
+            ) from error
+
+    def run_state(self):
+        """Everything but the models that a resumed run needs: plain values and tensors only.
+
+        A subclass with state of its own (a running average of weights, say) extends the dict, and reads it in
+        `load_run_state`.
+        """
+        state = {
+            "rng": rng_state(),
+            "best_result": float(self.best_result),
+            "train_seconds": self.train_seconds,
+            "transient_epochs": sorted(self._transient_epochs),
+        }
+        if getattr(self, "scaler", None) is not None:
+            state["scaler"] = self.scaler.state_dict()
+        return state
+
+    def load_run_state(self, state):
+        """Restore what `run_state` returned."""
+        set_rng_state(state["rng"])
+        self.best_result = state["best_result"]
+        self.train_seconds = state["train_seconds"]
+        self._transient_epochs = set(state["transient_epochs"])
+        # A scaler that was disabled (no CUDA) saves an empty state, which an enabled one does not take.
+        if state.get("scaler") and getattr(self, "scaler", None) is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def load_model(self, directory, epoch=None):
+        """Load the weights of every registered model.
+
+        Args:
+            directory (str): a run's output directory; nothing happens without one.
+            epoch (int): load `model.pth.tar-<epoch>`; by default `model-best.pth.tar`.
+
+        Raises:
+            UsageError: (also a FileNotFoundError) there is no such file.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
+        for name in self.get_model_names():
+            path = os.path.join(directory, name, model_file)
+            if not os.path.exists(path):
+                raise MissingFileError(f"no checkpoint at {path}; check the model directory and the epoch to load")
+            checkpoint = load_checkpoint(path)
+            val_result = checkpoint.get("val_result")
+            shown = f", val_result={val_result:.1f}" if val_result is not None else ""
+            print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{shown})")
+            self._load_part(self._models[name], checkpoint["state_dict"], f"checkpoint of {name}", directory)
+
+    # TensorBoard
+
+    def init_writer(self, log_dir):
+        """Open a TensorBoard writer, unless one is open."""
+        if self._writer is None:
+            # Imported here: evaluation does without it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self):
+        """Close the TensorBoard writer, if one is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag, scalar_value, global_step=None):
+        """Write a number to TensorBoard; does nothing without a writer."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # The loop
+
+    def train(self, start_epoch, max_epoch):
+        """Run epochs `start_epoch` to `max_epoch - 1`; `before_train` may move the start."""
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+        self.before_train()
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self):
+        """Hook."""
+
+    def after_train(self):
+        """Hook."""
+
+    def before_epoch(self):
+        """Hook."""
+
+    def after_epoch(self):
+        """Hook."""
+
+    def run_epoch(self):
+        raise NotImplementedError(f"{type(self).__name__} must define run_epoch()")
+
+    def test(self):
+        raise NotImplementedError(f"{type(self).__name__} must define test()")
+
+    def parse_batch_train(self, batch):
+        raise NotImplementedError(f"{type(self).__name__} must define parse_batch_train()")
+
+    def parse_batch_test(self, batch):
+        raise NotImplementedError(f"{type(self).__name__} must define parse_batch_test()")
+
+    def forward_backward(self, batch):
+        raise NotImplementedError(f"{type(self).__name__} must define forward_backward()")
+
+    def model_inference(self, input):
+        raise NotImplementedError(f"{type(self).__name__} must define model_inference()")

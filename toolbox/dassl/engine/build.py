@@ -1,0 +1,17 @@
+"""Trainers by name."""
+
+from dassl.utils import Registry, check_availability
+
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg):
+    """Build the registered trainer named `cfg.TRAINER.NAME`.
+
+    Raises:
+        UsageError: no trainer of that name is registered.
+    """
+    check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

@@ -1,0 +1,99 @@
+"""What a checkpoint holds besides weights, so that a resumed run goes on as if it had never stopped.
+
+Everything is plain values and tensors: a checkpoint must load without executing anything that it names.
+"""
+
+import os
+import random
+import re
+
+import numpy as np
+import torch
+from dassl.utils import UsageError, load_checkpoint
+
+
+def rng_state():
+    """The state of the random generators of Python, numpy, torch and every CUDA device."""
+    version, words, gauss_next = random.getstate()
+    name, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    return {
+        "python": (version, torch.tensor(words), gauss_next),
+        "numpy": (str(name), torch.tensor(keys.tolist()), int(position), int(has_gauss), float(cached_gaussian)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state):
+    """Restore what `rng_state` returned; states of CUDA devices that are not here are left aside."""
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss_next))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state.cpu(), device)
+
+
+def load_newest(directory, names):
+    """Load the newest checkpoint that all models of a run have.
+
+    The text file `checkpoint` in a model's folder names its newest one. A run that was killed between saving one
+    model and the next leaves models of different epochs; the newest epoch that all of them have counts then.
+
+    Args:
+        directory (str): the run's output directory, with one folder for every model.
+        names (list of str): names of the models.
+
+    Returns:
+        `{name: checkpoint dict}`, all of one epoch; None when a model has no checkpoint at all.
+
+    Raises:
+        UsageError: a checkpoint is missing or broken, or the models have no epoch in common.
+    """
+    paths = {name: _newest_path(os.path.join(directory, name)) for name in names}
+    if not names or None in paths.values():
+        return None
+    newest = {name: load_checkpoint(path) for name, path in paths.items()}
+    epochs = {name: checkpoint["epoch"] for name, checkpoint in newest.items()}
+    if len(set(epochs.values())) == 1:
+        return newest
+
+    available = {name: {epochs[name]: paths[name], **_epoch_files(os.path.dirname(paths[name]))} for name in names}
+    common = set.intersection(*(set(files) for files in available.values()))
+    common = [epoch for epoch in common if epoch <= max(epochs.values())]
+    if not common:
+        found = ", ".join(f"{name} {sorted(files)}" for name, files in available.items())
+        raise UsageError(
+            f"the models in {directory} have no epoch in common ({found}); delete their folders to train from scratch"
+        )
+    epoch = max(common)
+    print(f"The last save was cut off: the newest epoch that all models have is {epoch}")
+    return {name: load_checkpoint(available[name][epoch]) for name in names}
+
+
+def remove_epochs(directory, names, epochs):
+    """Delete the checkpoints of these epochs (counted from 1) of all models, where they exist."""
+    for name in names:
+        for epoch in epochs:
+            path = os.path.join(directory, name, f"model.pth.tar-{epoch}")
+            if os.path.exists(path):
+                os.remove(path)
+
+
+def _newest_path(folder):
+    """The path that the text file `checkpoint` names; None without such a file."""
+    pointer = os.path.join(folder, "checkpoint")
+    if not os.path.isfile(pointer):
+        return None
+    with open(pointer, encoding="utf-8") as file:
+        path = os.path.join(folder, file.readline().strip())
+    if not os.path.isfile(path):
+        raise UsageError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
+    return path
+
+
+def _epoch_files(folder):
+    """`{epoch: path}` of the files `model.pth.tar-<epoch>` in a folder."""
+    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
+    return {int(match[1]): os.path.join(folder, match[0]) for match in matches if match}

@@ -1,0 +1,311 @@
+"""Trainers: the loop over epochs and batches, evaluation, and what is saved when."""
+
+import datetime
+import os
+import time
+from itertools import islice
+
+import torch
+from dassl.data import DataManager
+from dassl.engine.base import TrainerBase
+from dassl.engine.run_state import remove_epochs
+from dassl.evaluation import build_evaluator
+from dassl.modeling import build_backbone, build_head
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    UsageError,
+    count_num_param,
+    load_pretrained_weights,
+    mkdir_if_missing,
+)
+from torch import nn
+from tqdm import tqdm
+
+__all__ = ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
+
+
+class SimpleNet(nn.Module):
+    """A backbone, an optional head, and a linear classifier.
+
+    Args:
+        cfg: the config.
+        model_cfg: its MODEL node.
+        num_classes (int): size of the output; 0 for features.
+        kwargs: further arguments of the backbone.
+
+    Attributes:
+        fdim (int): size of the features before the classifier.
+    """
+
+    def __init__(self, cfg, model_cfg, num_classes, **kwargs):
+        super().__init__()
+        self.backbone = build_backbone(
+            model_cfg.BACKBONE.NAME, verbose=cfg.VERBOSE, pretrained=model_cfg.BACKBONE.PRETRAINED, **kwargs
+        )
+        fdim = self.backbone.out_features
+        head = model_cfg.HEAD
+        self.head = None
+        if head.NAME and head.HIDDEN_LAYERS:
+            self.head = build_head(
+                head.NAME,
+                verbose=cfg.VERBOSE,
+                in_features=fdim,
+                hidden_layers=head.HIDDEN_LAYERS,
+                activation=head.ACTIVATION,
+                bn=head.BN,
+                dropout=head.DROPOUT,
+            )
+            fdim = self.head.out_features
+        self.classifier = nn.Linear(fdim, num_classes) if num_classes > 0 else None
+        self._fdim = fdim
+
+    @property
+    def fdim(self):
+        return self._fdim
+
+    def forward(self, x, return_feature=False):
+        """Images (N, 3, H, W) to logits (N, num_classes); with `return_feature` to (logits, features)."""
+        f = self.backbone(x)
+        if self.head is not None:
+            f = self.head(f)
+        if self.classifier is None:
+            return f
+        y = self.classifier(f)
+        return (y, f) if return_feature else y
+
+
+class SimpleTrainer(TrainerBase):
+    """Data, one model, evaluation and checkpoints; subclasses add how a batch is learned from.
+
+    Every epoch ends with a checkpoint, so a run that is cut off resumes where its last epoch ended, bit for bit.
+    A checkpoint that neither TRAIN.CHECKPOINT_FREQ asks for nor ends the run is deleted once the next is written.
+
+    Args:
+        cfg: the config.
+
+    Attributes:
+        cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
+        dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
+        evaluator, best_result: evaluation.
+        test_results (dict), n_test (int), test_seconds (float): of the last call of `test`.
+        train_seconds (float): time in the training loop, without the final test, over all resumptions.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.check_cfg(cfg)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.cfg = cfg
+        self.test_results = None
+        self.n_test = 0
+        self.test_seconds = 0.0
+
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    def check_cfg(self, cfg):
+        """Hook: refuse a config that the trainer cannot run."""
+
+    def build_data_loader(self):
+        """Build `self.dm` and name its loaders."""
+        self.dm = DataManager(self.cfg)
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u  # None without unlabelled data
+        self.val_loader = self.dm.val_loader  # None without validation data
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    def build_model(self):
+        """Build, move and register the model; the default is a `SimpleNet`."""
+        cfg = self.cfg
+        print("Building model")
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        print(f"# params: {count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+        if (device_count := torch.cuda.device_count()) > 1 and self.device.type == "cuda":
+            print(f"Detected {device_count} GPUs (use nn.DataParallel)")
+            self.model = nn.DataParallel(self.model)
+
+    def train(self):
+        """Train from the first epoch, or from where the run's last checkpoint ends, and test."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self):
+        directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
+        self.start_epoch = self.resume_model_if_exist(directory)
+        if os.path.realpath(directory) != os.path.realpath(self.output_dir):
+            self._transient_epochs = set()  # another run's files are not ours to delete
+        self._resumed_seconds = self.train_seconds
+
+        writer_dir = os.path.join(self.output_dir, "tensorboard")
+        mkdir_if_missing(writer_dir)
+        self.init_writer(writer_dir)
+        self.time_start = time.time()
+
+    def after_train(self):
+        self._update_train_seconds()
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
+        self.close_writer()
+
+    def after_epoch(self):
+        self.check_finite()
+        val_result = None
+        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
+            val_result = self.test(split="val")
+        self._update_train_seconds()
+        if val_result is not None and val_result > self.best_result:
+            self.best_result = val_result
+            self.save_model(self.epoch, self.output_dir, val_result=val_result, model_name="model-best.pth.tar")
+        self._save_epoch()
+
+    def _save_epoch(self):
+        """Save the epoch, then delete the checkpoints that nobody asked to keep."""
+        number = self.epoch + 1
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        stale = self._transient_epochs - {number}
+        if number < self.max_epoch and not (freq > 0 and number % freq == 0):
+            self._transient_epochs.add(number)
+        self.save_model(self.epoch, self.output_dir)
+        # Only now that every model is saved: a run killed before this line still has an epoch that all models have.
+        remove_epochs(self.output_dir, self.get_model_names(), stale)
+        self._transient_epochs -= stale
+
+    def _update_train_seconds(self):
+        self.train_seconds = self._resumed_seconds + time.time() - self.time_start
+
+    @torch.no_grad()
+    def test(self, split=None):
+        """Evaluate.
+
+        Args:
+            split (str): "val" or "test", by default TEST.SPLIT; without validation data, "val" means "test".
+
+        Returns:
+            The evaluator's first result (accuracy in percent); all of them are in `self.test_results`.
+        """
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val" and self.val_loader is not None:
+            data_loader = self.val_loader
+        else:
+            split = "test"
+            data_loader = self.test_loader
+        print(f"Evaluate on the *{split}* set")
+
+        start = time.time()
+        self.n_test = 0
+        for batch in tqdm(data_loader):
+            input, label = self.parse_batch_test(batch)
+            output = self.model_inference(input)
+            self.evaluator.process(output, label)
+            self.n_test += len(label)
+        self.test_results = self.evaluator.evaluate()
+        self.test_seconds = time.time() - start
+
+        for name, value in self.test_results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(self.test_results.values()))
+
+    def model_inference(self, input):
+        """Images (N, 3, H, W) to logits (N, num_classes)."""
+        return self.model(input)
+
+    def parse_batch_test(self, batch):
+        """A batch's images and labels, on the trainer's device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def _run_batches(self, batches):
+        """Learn from `self.num_batches` batches, each a tuple of arguments of `forward_backward`."""
+        cfg = self.cfg
+        self.set_model_mode("train")
+        losses = MetricMeter()
+        batch_time = AverageMeter()
+        data_time = AverageMeter()
+
+        end = time.time()
+        for batch_idx, batch in enumerate(batches):
+            self.batch_idx = batch_idx
+            data_time.update(time.time() - end)
+            losses.update(self.forward_backward(*batch))
+            batch_time.update(time.time() - end)
+
+            few = self.num_batches < cfg.TRAIN.PRINT_FREQ
+            if few or (batch_idx + 1) % cfg.TRAIN.PRINT_FREQ == 0:
+                left = (self.max_epoch - self.epoch) * self.num_batches - batch_idx - 1
+                print(
+                    f"epoch [{self.epoch + 1}/{self.max_epoch}] "
+                    f"batch [{batch_idx + 1}/{self.num_batches}] "
+                    f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+                    f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+                    f"{losses} "
+                    f"lr {self.get_current_lr():.4e} "
+                    f"eta {datetime.timedelta(seconds=int(batch_time.avg * left))}"
+                )
+
+            step = self.epoch * self.num_batches + batch_idx
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+            end = time.time()
+
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled data; subclasses define `forward_backward(batch)`, which returns a dict of losses."""
+
+    def run_epoch(self):
+        self.num_batches = len(self.train_loader_x)
+        self._run_batches((batch,) for batch in self.train_loader_x)
+
+    def parse_batch_train(self, batch):
+        """A batch's images, labels and domains, on the trainer's device."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(SimpleTrainer):
+    """Trains on labelled and unlabelled data; subclasses define `forward_backward(batch_x, batch_u)`.
+
+    TRAIN.COUNT_ITER says which loader's length makes an epoch: "train_x", "train_u" or "smaller_one".
+    """
+
+    def run_epoch(self):
+        if self.train_loader_u is None:
+            raise UsageError(f"{type(self).__name__} needs unlabelled data, but the dataset has no train_u")
+        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
+        lengths["smaller_one"] = min(lengths.values())
+        count_iter = self.cfg.TRAIN.COUNT_ITER
+        if count_iter not in lengths:
+            raise UsageError(f'TRAIN.COUNT_ITER is "{count_iter}"; choose one of {", ".join(lengths)}')
+        self.num_batches = lengths[count_iter]
+        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
+        self._run_batches(islice(pairs, self.num_batches))
+
+    def parse_batch_train(self, batch_x, batch_u):
+        """Labelled images, their labels, and unlabelled images, on the trainer's device."""
+        return batch_x["img"].to(self.device), batch_x["label"].to(self.device), batch_u["img"].to(self.device)
+
+
+def _endless(loader):
+    while True:
+        yield from loader

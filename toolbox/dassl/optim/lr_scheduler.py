@@ -1,0 +1,130 @@
+"""Learning-rate schedules from ``cfg.OPTIM``, stepped once per epoch.
+
+torch's schedulers, and a warm-up before them. torch's ``SequentialLR`` cannot take its place: a warm-up here sets
+an absolute rate, the same for all parameter groups, and the schedule after it may count its epochs from the start
+of training.
+"""
+
+from dassl.utils import UsageError, check_availability
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
+
+__all__ = ["AVAI_SCHEDS", "ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
+
+AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
+AVAI_WARMUPS = ["constant", "linear"]
+
+
+class _BaseWarmupScheduler(LRScheduler):
+    """A warm-up, then another scheduler.
+
+    Subclasses say in ``warmup_lr`` what the rates are during the warm-up.
+
+    Args:
+        optimizer (Optimizer): the optimiser, which ``successor`` schedules too.
+        successor (LRScheduler): takes over after the warm-up.
+        warmup_epoch (int): epochs of warm-up, at least 1.
+        last_epoch (int): as for torch's schedulers.
+    """
+
+    def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1):
+        self.successor = successor
+        self.warmup_epoch = warmup_epoch
+        super().__init__(optimizer, last_epoch)
+
+    def warmup_lr(self):
+        """The learning rates at ``self.last_epoch`` < ``warmup_epoch``: a list, one per parameter group."""
+        raise NotImplementedError
+
+    def get_lr(self):
+        if self.last_epoch >= self.warmup_epoch:
+            return self.successor.get_last_lr()
+        return self.warmup_lr()
+
+    def step(self, epoch=None):
+        """Go to the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""
+        if self.last_epoch >= self.warmup_epoch:
+            self.successor.step(epoch)
+            self._last_lr = self.successor.get_last_lr()
+        else:
+            super().step(epoch)
+
+    def state_dict(self):
+        """The state in plain values; the successor's under ``successor``."""
+        return {**super().state_dict(), "successor": self.successor.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        """Load what :meth:`state_dict` gave, or a published checkpoint's state, where the successor is an object."""
+        state = dict(state_dict)
+        successor = state.pop("successor")
+        if not isinstance(successor, dict):
+            # Of the object only the schedule counts: its optimiser is a stale copy, and other torch versions' fields
+            # mean nothing here.
+            known = self.successor.state_dict()
+            successor = {key: value for key, value in vars(successor).items() if key in known}
+        super().load_state_dict(state)
+        self.successor.load_state_dict(successor)
+
+
+class ConstantWarmupScheduler(_BaseWarmupScheduler):
+    """Every parameter group learns at ``cons_lr`` for ``warmup_epoch`` epochs, then as ``successor`` says."""
+
+    def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1):
+        self.cons_lr = cons_lr
+        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
+
+    def warmup_lr(self):
+        return [self.cons_lr] * len(self.base_lrs)
+
+
+class LinearWarmupScheduler(_BaseWarmupScheduler):
+    """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then as ``successor`` says."""
+
+    def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1):
+        self.min_lr = min_lr
+        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
+
+    def warmup_lr(self):
+        if self.last_epoch == 0:
+            return [self.min_lr] * len(self.base_lrs)
+        return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]
+
+
+def build_lr_scheduler(optimizer, optim_cfg):
+    """Build the scheduler ``optim_cfg.LR_SCHEDULER``, after a warm-up if WARMUP_EPOCH is above 0.
+
+    Args:
+        optimizer (Optimizer): the optimiser.
+        optim_cfg (CfgNode): ``cfg.OPTIM``. ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs
+            (every MAX_EPOCH if that is below 1), ``multi_step`` at each of STEPSIZE, ``cosine`` goes to 0 at
+            MAX_EPOCH. With WARMUP_RECOUNT these epochs are counted from the end of the warm-up.
+
+    Returns:
+        torch.optim.lr_scheduler.LRScheduler: its ``state_dict()`` holds plain values only.
+
+    Raises:
+        UsageError: an unknown LR_SCHEDULER or WARMUP_TYPE, or a STEPSIZE of the wrong kind.
+    """
+    kind = optim_cfg.LR_SCHEDULER
+    check_availability(kind, AVAI_SCHEDS)
+    stepsize = optim_cfg.STEPSIZE
+    if kind == "single_step":
+        if isinstance(stepsize, (list, tuple)) and stepsize:
+            stepsize = stepsize[-1]
+        if not isinstance(stepsize, int):
+            raise UsageError(f"OPTIM.STEPSIZE of single_step must end in a whole number of epochs, not {stepsize!r}")
+        scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
+    elif kind == "multi_step":
+        if not isinstance(stepsize, (list, tuple)):
+            raise UsageError(f"OPTIM.STEPSIZE of multi_step must be a list of epochs, not {stepsize!r}")
+        scheduler = MultiStepLR(optimizer, stepsize, optim_cfg.GAMMA)
+    else:
+        scheduler = CosineAnnealingLR(optimizer, float(optim_cfg.MAX_EPOCH))
+
+    if optim_cfg.WARMUP_EPOCH <= 0:
+        return scheduler
+    check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS)
+    if not optim_cfg.WARMUP_RECOUNT:
+        scheduler.last_epoch = optim_cfg.WARMUP_EPOCH
+    if optim_cfg.WARMUP_TYPE == "constant":
+        return ConstantWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR)
+    return LinearWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_MIN_LR)

@@ -1,0 +1,75 @@
+"""Optimisers from ``cfg.OPTIM``."""
+
+import warnings
+
+import torch
+import torch.nn as nn
+from dassl.utils import UsageError, check_availability
+
+__all__ = ["AVAI_OPTIMS", "build_optimizer"]
+
+AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+
+
+def build_optimizer(model, optim_cfg, param_groups=None):
+    """Build the optimiser ``optim_cfg.NAME``.
+
+    Args:
+        model (nn.Module or iterable): a model, or its parameters, or parameter groups as torch's optimisers take them.
+        optim_cfg (CfgNode): ``cfg.OPTIM``. With STAGED_LR, the children of the model that NEW_LAYERS names learn at
+            LR and everything else at LR * BASE_LR_MULT.
+        param_groups (iterable, optional): parameters or groups to use in place of the model's; STAGED_LR is then
+            ignored, with a warning.
+
+    Returns:
+        torch.optim.Optimizer
+
+    Raises:
+        UsageError: an unknown NAME, or STAGED_LR with something that is not an ``nn.Module``.
+    """
+    name = optim_cfg.NAME
+    check_availability(name, AVAI_OPTIMS)
+
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("OPTIM.STAGED_LR is ignored: give each of param_groups its own lr", stacklevel=2)
+    elif optim_cfg.STAGED_LR:
+        param_groups = _staged_groups(model, optim_cfg)
+    else:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+
+    common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
+    betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
+    if name == "sgd":
+        return torch.optim.SGD(
+            param_groups,
+            momentum=optim_cfg.MOMENTUM,
+            dampening=optim_cfg.SGD_DAMPNING,
+            nesterov=optim_cfg.SGD_NESTEROV,
+            **common,
+        )
+    if name == "rmsprop":
+        return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
+    if name == "radam":
+        return torch.optim.RAdam(param_groups, betas=betas, **common)
+    if name == "adamw":
+        return torch.optim.AdamW(param_groups, betas=betas, **common)
+    return torch.optim.Adam(param_groups, betas=betas, amsgrad=name == "amsgrad", **common)
+
+
+def _staged_groups(model, optim_cfg):
+    """Two parameter groups: the layers to learn slowly, and those that NEW_LAYERS names."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False")
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    new_layers = optim_cfg.NEW_LAYERS
+    new_layers = {new_layers} if isinstance(new_layers, str) else set(new_layers)
+    base, new = [], []
+    for name, param in model.named_parameters():
+        (new if name.partition(".")[0] in new_layers else base).append(param)
+    if not new:
+        warnings.warn(
+            "OPTIM.NEW_LAYERS names no layer of the model, so STAGED_LR only lowers the learning rate", stacklevel=3
+        )
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]

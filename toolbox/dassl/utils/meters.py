@@ -1,0 +1,64 @@
+"""Running averages of what a training loop reports."""
+
+from collections import defaultdict
+
+import torch
+
+__all__ = ["AverageMeter", "MetricMeter"]
+
+
+class AverageMeter:
+    """The latest value and the average of a series.
+
+    Args:
+        ema (bool): average with exponential decay (0.9) instead of over all values.
+
+    Attributes: ``val`` (latest), ``avg``, ``sum``, ``count``.
+    """
+
+    def __init__(self, ema=False):
+        self.ema = ema
+        self.reset()
+
+    def reset(self):
+        self.val = 0
+        self.avg = 0
+        self.sum = 0
+        self.count = 0
+
+    def update(self, val, n=1):
+        """Add ``val`` (a number or a one-element tensor), which stands for ``n`` samples."""
+        if isinstance(val, torch.Tensor):
+            val = val.item()
+        self.val = val
+        self.sum += val * n
+        self.count += n
+        self.avg = self.avg * 0.9 + val * 0.1 if self.ema else self.sum / self.count
+
+
+class MetricMeter:
+    """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then average.
+
+    Args:
+        delimiter (str): what stands between two metrics.
+    """
+
+    def __init__(self, delimiter=" "):
+        self.meters = defaultdict(AverageMeter)
+        self.delimiter = delimiter
+
+    def update(self, input_dict):
+        """Add a dict of numbers or one-element tensors; None is passed over.
+
+        Raises:
+            TypeError: for anything else.
+        """
+        if input_dict is None:
+            return
+        if not isinstance(input_dict, dict):
+            raise TypeError(f"MetricMeter.update() takes a dict of numbers, not {type(input_dict).__name__}")
+        for name, value in input_dict.items():
+            self.meters[name].update(value)
+
+    def __str__(self):
+        return self.delimiter.join(f"{name} {m.val:.4f} ({m.avg:.4f})" for name, m in self.meters.items())

@@ -1,0 +1,62 @@
+"""Objects by name."""
+
+from .errors import UnknownNameError
+from .tools import nearest
+
+__all__ = ["Registry"]
+
+
+class Registry:
+    """Maps names to classes or functions, so that a config can choose one by name.
+
+    Args:
+        name (str): what the registry holds, for its error messages.
+
+    Example:
+        >>> BACKBONE_REGISTRY = Registry("BACKBONE")
+        >>> @BACKBONE_REGISTRY.register()
+        ... class MyBackbone(nn.Module): ...
+        >>> BACKBONE_REGISTRY.get("MyBackbone")
+    """
+
+    def __init__(self, name):
+        self._name = name
+        self._obj_map = {}
+
+    def __contains__(self, name):
+        return name in self._obj_map
+
+    def register(self, obj=None, force=False):
+        """Register ``obj`` under its ``__name__``; without ``obj``, return a decorator that does.
+
+        Args:
+            obj (class or function, optional): what to register.
+            force (bool): replace what has that name already.
+
+        Raises:
+            KeyError: the name is taken and ``force`` is False.
+        """
+
+        def add(target):
+            name = target.__name__
+            if name in self._obj_map and not force:
+                raise KeyError(f'"{name}" is already registered in the {self._name} registry')
+            self._obj_map[name] = target
+            return target
+
+        return add if obj is None else add(obj)
+
+    def get(self, name):
+        """The object registered under ``name``.
+
+        Raises:
+            UnknownNameError: (a UsageError and a KeyError) nothing has that name.
+        """
+        if name not in self._obj_map:
+            hint = nearest(name, self._obj_map)
+            raise UnknownNameError(f'the {self._name} registry has no "{name}"{hint}')
+        return self._obj_map[name]
+
+    def registered_names(self):
+        """All names, in the order of registration."""
+        return list(self._obj_map)

@@ -1,0 +1,149 @@
+"""Files, seeds, images and the environment."""
+
+import difflib
+import json
+import os
+import random
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from .errors import ImageError, UsageError
+
+__all__ = [
+    "check_availability",
+    "check_isfile",
+    "collect_env_info",
+    "download_url",
+    "get_file_extension",
+    "listdir_nohidden",
+    "mkdir_if_missing",
+    "read_image",
+    "read_json",
+    "set_random_seed",
+    "tolist_if_not",
+    "write_json",
+]
+
+
+def mkdir_if_missing(dirname):
+    """Create the folder and its parents unless it is there."""
+    Path(dirname).mkdir(parents=True, exist_ok=True)
+
+
+def check_isfile(fpath):
+    """Whether ``fpath`` is a file; warns when it is not."""
+    isfile = os.path.isfile(fpath)
+    if not isfile:
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+    return isfile
+
+
+def read_json(fpath):
+    """The content of a JSON file."""
+    with open(fpath, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def write_json(obj, fpath):
+    """Write ``obj`` as indented JSON, creating the folder if needed."""
+    mkdir_if_missing(Path(fpath).parent)
+    with open(fpath, "w", encoding="utf-8") as f:
+        json.dump(obj, f, indent=4, separators=(",", ": "))
+
+
+def set_random_seed(seed):
+    """Seed the generators of random, numpy, torch and torch.cuda (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
+def download_url(url, dst):
+    """Download ``url`` to the file ``dst``, with a progress bar; a broken download leaves no file behind."""
+    print(f'* url="{url}"\n* destination="{dst}"')
+    torch.hub.download_url_to_file(url, os.fspath(dst))
+
+
+def read_image(path):
+    """Read an image file.
+
+    Args:
+        path (str): the file.
+
+    Returns:
+        PIL.Image.Image: the image in RGB, decoded.
+
+    Raises:
+        ImageError: (a UsageError and an OSError) no such file, not an image, or truncated; names the path.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise ImageError(
+            f'there is no image at "{path}": check DATASET.ROOT and that the data set is complete'
+        ) from None
+    except PIL.UnidentifiedImageError:
+        raise ImageError(f'"{path}" is not an image file that Pillow knows: replace or remove it') from None
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        # Pillow's decoders each have their own way to fail on truncated or corrupt data.
+        reason = " ".join(str(error).split())
+        raise ImageError(f'cannot read the image "{path}" ({reason}): unpack or download it again') from error
+
+
+def collect_env_info():
+    """A description of the machine and its software, as ``python -m torch.utils.collect_env`` prints it, and Pillow."""
+    from torch.utils.collect_env import get_pretty_env_info  # noqa: PLC0415 - slow, and rarely needed
+
+    return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
+
+
+def listdir_nohidden(path, sort=False):
+    """Names in a folder, without those that begin with a dot.
+
+    Args:
+        path (str): the folder.
+        sort (bool): sort the names.
+    """
+    items = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(items) if sort else items
+
+
+def get_file_extension(path):
+    """The extension with its dot: ``".png"`` for ``"a/b.png"``."""
+    return os.path.splitext(path)[1]
+
+
+def nearest(name, available):
+    """``"; did you mean X?"`` for the name in ``available`` closest to ``name``; ``""`` if there are none."""
+    by_lower = {str(candidate).lower(): candidate for candidate in available}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def check_availability(requested, available):
+    """Check that a name is among the available ones.
+
+    Args:
+        requested (str): the name.
+        available (list of str): the names there are.
+
+    Raises:
+        UsageError: it is not; names the nearest and all available ones.
+    """
+    if requested in available:
+        return
+    known = ", ".join(sorted(map(str, available))) or "none"
+    raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')
+
+
+def tolist_if_not(x):
+    """``x`` itself if it is a list, else ``[x]``."""
+    return x if isinstance(x, list) else [x]

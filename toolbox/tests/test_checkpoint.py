@@ -1,0 +1,363 @@
+"""Checkpoints: whole or not at all, published ones load, hostile ones run nothing."""
+
+import builtins
+import errno
+import os
+import subprocess
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import (
+    MissingFileError,
+    UsageError,
+    load_checkpoint,
+    load_pretrained_weights,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
+
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+def optim_cfg(**options):
+    cfg = get_cfg_default().OPTIM
+    cfg.merge_from_list(["NAME", "sgd", "LR", 0.01, "MAX_EPOCH", 8, "LR_SCHEDULER", "cosine"])
+    cfg.merge_from_list(["WARMUP_EPOCH", 1, "WARMUP_TYPE", "constant"])
+    cfg.merge_from_list([item for pair in options.items() for item in pair])
+    return cfg
+
+
+def training(**options):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(model, optim_cfg(**options))
+    return model, optimizer, build_lr_scheduler(optimizer, optim_cfg(**options))
+
+
+def run_epochs(model, optimizer, scheduler, epochs):
+    rates = []
+    for epoch in epochs:
+        optimizer.zero_grad()
+        model(torch.full((4, 3), float(epoch + 1))).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+        rates.append((scheduler.get_last_lr(), optimizer.param_groups[0]["lr"]))
+    return rates
+
+
+def state_of(model, optimizer, scheduler, epoch):
+    return {
+        "state_dict": model.state_dict(),
+        "epoch": epoch,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "val_result": None,
+    }
+
+
+class PublishedWarmup(torch.optim.lr_scheduler.LRScheduler):
+    """The way published checkpoints came to hold objects: state_dict() is all of __dict__ but the optimiser."""
+
+    __module__, __qualname__ = "dassl.optim.lr_scheduler", "ConstantWarmupScheduler"  # its name in their pickles
+
+    def __init__(self, optimizer, successor, warmup_epoch, cons_lr):
+        self.successor, self.warmup_epoch, self.cons_lr = successor, warmup_epoch, cons_lr
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        done = self.last_epoch >= self.warmup_epoch
+        return self.successor.get_last_lr() if done else [self.cons_lr] * len(self.base_lrs)
+
+    def step(self, epoch=None):
+        if self.last_epoch >= self.warmup_epoch:
+            self.successor.step()
+            self._last_lr = self.successor.get_last_lr()
+        else:
+            super().step()
+
+
+def published_training():
+    model, optimizer, _ = training()
+    for group in optimizer.param_groups:
+        group["lr"] = group.pop("initial_lr")
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8.0)
+    return model, optimizer, PublishedWarmup(optimizer, cosine, 1, 1e-5)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_names_and_pointer(tmp_path):
+    model, optimizer, scheduler = training()
+    folder = tmp_path / "run" / "model"
+    save_checkpoint(state_of(model, optimizer, scheduler, 3), str(folder))
+    assert (folder / "checkpoint").read_text() == "model.pth.tar-3\n"
+    save_checkpoint(state_of(model, optimizer, scheduler, 4), str(folder), is_best=True)
+    save_checkpoint(state_of(model, optimizer, scheduler, 5), str(folder), model_name="mine.pth")
+    assert (folder / "checkpoint").read_text() == "mine.pth\n"
+    assert sorted(os.listdir(folder)) == [
+        "checkpoint",
+        "mine.pth",
+        "model-best.pth.tar",
+        "model.pth.tar-3",
+        "model.pth.tar-4",
+    ]
+    assert load_checkpoint(folder / "model-best.pth.tar")["epoch"] == 4
+
+
+def test_module_prefix_is_removed_and_the_callers_state_kept(tmp_path):
+    state = {"state_dict": OrderedDict({"module.weight": torch.ones(2)}), "epoch": 1}
+    save_checkpoint(state, tmp_path)
+    assert list(state["state_dict"]) == ["module.weight"]
+    assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == ["weight"]
+    save_checkpoint(state, tmp_path, remove_module_from_keys=False)
+    assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == ["module.weight"]
+
+
+def test_numpy_values_come_back_as_plain_ones(tmp_path):
+    state = {"state_dict": {}, "epoch": 1, "val_result": np.float64(81.25), "rng": (np.arange(3), [np.int64(2)])}
+    save_checkpoint(state, tmp_path)
+    loaded = load_checkpoint(tmp_path / "model.pth.tar-1")
+    assert loaded["val_result"] == 81.25 and type(loaded["val_result"]) is float
+    assert loaded["rng"][0].tolist() == [0, 1, 2] and loaded["rng"][1] == [2]
+
+
+def test_saving_what_cannot_be_loaded_warns(tmp_path):
+    with pytest.warns(UserWarning, match="pathlib"):
+        save_checkpoint({"state_dict": {}, "epoch": 1, "where": Path("x")}, tmp_path)
+
+
+class FullDisk:
+    """A file that takes ``room`` bytes and then raises ENOSPC."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.file.close()
+
+    def write(self, content):
+        self.file.write(bytes(content)[: self.room])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
+    model, optimizer, scheduler = training()
+    save_checkpoint(state_of(model, optimizer, scheduler, 1), tmp_path, is_best=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def no_space(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    real_open = builtins.open
+    with monkeypatch.context() as patch:
+        if failing == "write":
+            patch.setattr(builtins, "open", lambda f, mode="r", **k: FullDisk(real_open(f, mode, **k), 100))
+        else:
+            patch.setattr(os, failing, no_space)
+        with torch.no_grad():
+            model.weight.zero_()
+        for epoch in (1, 2):  # over the old file, and as a new one
+            with pytest.raises(OSError, match=rf"No space left.*{tmp_path}/model.pth.tar-{epoch}"):
+                save_checkpoint(state_of(model, optimizer, scheduler, epoch), tmp_path, is_best=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_be_pickled_changes_nothing(tmp_path):
+    save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"state_dict": {}, "epoch": 1, "f": lambda: 0}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# ---------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("warmup_epoch", [-1, 1, 3])
+@pytest.mark.parametrize("options", [{}, {"WARMUP_TYPE": "linear", "LR_SCHEDULER": "multi_step", "STEPSIZE": (2, 5)}])
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_resume_is_bit_exact(tmp_path, warmup_epoch, options, stop):
+    options = {**options, "WARMUP_EPOCH": warmup_epoch}
+    whole = training(**options)
+    rates = run_epochs(*whole, range(8))
+
+    first = training(**options)
+    run_epochs(*first, range(stop))
+    save_checkpoint(state_of(*first, stop), tmp_path)
+    second = training(**options)
+    with torch.no_grad():
+        second[0].weight.zero_()
+    start = resume_from_checkpoint(tmp_path, *second)
+    assert start == stop
+    assert second[2].get_last_lr() == first[2].get_last_lr()
+    assert run_epochs(*second, range(start, 8)) == rates[start:]
+    assert torch.equal(whole[0].weight, second[0].weight)
+
+
+def test_resume_passes_over_what_is_not_saved(tmp_path):
+    model, optimizer, scheduler = training()
+    state = {"state_dict": model.state_dict(), "epoch": 2, "optimizer": None}
+    save_checkpoint(state, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model, optimizer, scheduler) == 2
+    assert scheduler.last_epoch == 0
+
+
+def test_resume_without_a_checkpoint(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(MissingFileError, match="names a checkpoint"):
+        resume_from_checkpoint(tmp_path, model)
+    (tmp_path / "checkpoint").write_text("model.pth.tar-7\n")
+    with pytest.raises(UsageError, match="model.pth.tar-7"):
+        resume_from_checkpoint(tmp_path, model)
+    (tmp_path / "checkpoint").write_text("")
+    with pytest.raises(UsageError, match="not there"):
+        resume_from_checkpoint(tmp_path, model)
+
+
+@FORMATS
+@pytest.mark.parametrize("stop", [1, 4])
+def test_published_checkpoint_resumes(tmp_path, monkeypatch, zipped, stop):
+    published = types.ModuleType("dassl.optim.lr_scheduler")
+    published.ConstantWarmupScheduler = PublishedWarmup
+    rates = run_epochs(*published_training(), range(8))
+    old = published_training()
+    run_epochs(*old, range(stop))
+    state = state_of(*old, stop)
+    assert isinstance(state["scheduler"]["successor"], torch.optim.lr_scheduler.CosineAnnealingLR)
+    assert isinstance(state["scheduler"]["successor"].optimizer.state, defaultdict)
+    state["scheduler"]["verbose"] = False
+    state["the_scheduler_itself"] = old[2]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "dassl.optim.lr_scheduler", published)
+        torch.save(state, tmp_path / f"model.pth.tar-{stop}", _use_new_zipfile_serialization=zipped)
+    (tmp_path / "checkpoint").write_text(f"model.pth.tar-{stop}\n")
+
+    def must_not_run(*args, **kwargs):
+        raise AssertionError("optimiser code ran")
+
+    with monkeypatch.context() as patch:
+        for cls in (torch.optim.Optimizer, torch.optim.SGD):
+            patch.setattr(cls, "__setstate__", must_not_run)
+        loaded = load_checkpoint(tmp_path / f"model.pth.tar-{stop}")
+    successor = loaded["scheduler"]["successor"]
+    assert not isinstance(successor, torch.optim.lr_scheduler.LRScheduler)
+    assert successor.T_max == 8.0 and successor.optimizer.param_groups[0]["momentum"] == 0.9
+
+    new = training()
+    assert resume_from_checkpoint(tmp_path, *new) == stop
+    assert new[2].successor.optimizer is new[1]
+    assert run_epochs(*new, range(stop, 8)) == rates[stop:]
+
+
+# ---------------------------------------------------------------- hostile and broken files
+
+
+class Call:
+    """Pickles as a call of ``function(*args)``."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda mark: Call(os.system, f"touch {mark}"), "system"),
+        (lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "eval"),
+        (lambda mark: Call(exec, f"open({str(mark)!r}, 'w')"), "exec"),
+        (lambda mark: Call(subprocess.call, ["touch", str(mark)]), "subprocess.call"),
+        (lambda mark: Call(Path(mark).touch), "getattr"),
+    ],
+    ids=["os.system", "eval", "exec", "subprocess", "bound method"],
+)
+def test_hostile_pickle_runs_nothing(tmp_path, zipped, call, named):
+    mark, path = tmp_path / "mark", tmp_path / "model.pth.tar-1"
+    torch.save({"state_dict": {}, "epoch": call(mark)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UsageError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert not mark.exists()
+    assert named in message and str(path) in message and "\n" not in message
+    torch.load(path, weights_only=False)  # the file is hostile indeed
+    assert mark.exists()
+
+
+def test_hostile_object_inside_a_published_scheduler(tmp_path):
+    mark = tmp_path / "mark"
+    _, optimizer, scheduler = published_training()
+    scheduler.successor.extra = Call(os.system, f"touch {mark}")
+    path = tmp_path / "model.pth.tar-1"
+    torch.save({"state_dict": {}, "epoch": 1, "scheduler": scheduler.state_dict()}, path)
+    with pytest.raises(UsageError, match="system"):
+        load_checkpoint(path)
+    assert not mark.exists()
+
+
+@FORMATS
+def test_truncated_file(tmp_path, zipped):
+    path = tmp_path / "model.pth.tar-1"
+    torch.save({"state_dict": {"w": torch.randn(500)}, "epoch": 1}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    for length in (0, 1, 10, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(UsageError, match="model.pth.tar-1") as caught:
+            load_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>404 Not Found</html>", b"\x89PNG\r\n\x1a\n" + bytes(50), b"PK\x03\x04 zip?"]
+)
+def test_file_of_another_kind(tmp_path, content):
+    path = tmp_path / "model-best.pth.tar"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="not a whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UsageError):
+        load_checkpoint(tmp_path)
+    with pytest.raises(UsageError):
+        load_checkpoint(None)
+
+
+# ---------------------------------------------------------------- pretrained weights
+
+
+def test_load_pretrained_weights_by_name_and_shape(tmp_path, capsys):
+    torch.manual_seed(0)
+    source, target = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    weights = {f"module.{key}": value for key, value in source.state_dict().items()}
+    weights["module.bias"] = torch.zeros(5)
+    weights["extra"] = torch.zeros(1)
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    bias = target.bias.clone()
+    load_pretrained_weights(target, tmp_path / "a.pth")
+    assert torch.equal(target.weight, source.weight) and torch.equal(target.bias, bias)
+    printed = capsys.readouterr().out
+    assert "Successfully loaded" in printed and "['bias', 'extra']" in printed
+
+    torch.save(source.state_dict(), tmp_path / "b.pth")  # a bare state dict
+    load_pretrained_weights(target, tmp_path / "b.pth")
+    assert torch.equal(target.bias, source.bias)
+    with pytest.warns(UserWarning, match="no weights loaded"):
+        load_pretrained_weights(torch.nn.Linear(4, 4), tmp_path / "b.pth")

@@ -1,0 +1,218 @@
+"""Datasets, few-shot sampling, and data loaders."""
+
+import hashlib
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.data import DataManager
+from dassl.data.data_manager import DatasetWrapper, build_data_loader
+from dassl.data.datasets import DatasetBase, Datum, build_dataset
+from dassl.data.transforms import build_transform
+from dassl.utils import ImageError, UsageError
+from tiny_project import CLASSNAMES, make_cfg, make_images
+
+REPO = Path(__file__).resolve().parents[2]
+GOLDEN = REPO / "tests" / "golden" / "fewshot_eurosat.json"
+EUROSAT = REPO.parent / "shared" / "data" / "eurosat" / "split_zhou_EuroSAT.json"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_images(root)
+    return root
+
+
+def dataset_of(*counts):
+    """A dataset with `counts[label]` images of each class."""
+    return DatasetBase(
+        train_x=[
+            Datum(f"{label}/{i}.png", label, i % 2, f"class {label}")
+            for label, n in enumerate(counts)
+            for i in range(n)
+        ]
+    )
+
+
+@pytest.mark.skipif(not EUROSAT.exists(), reason="no shared/data/eurosat beside the repository")
+@pytest.mark.parametrize("run", json.loads(GOLDEN.read_text()) if GOLDEN.exists() else [])
+def test_fewshot_samples_are_those_of_the_literature(run):
+    expected = json.loads(GOLDEN.read_text())[run]
+    split = json.loads(EUROSAT.read_text())
+    data = {key: [Datum(path, label, 0, name) for path, label, name in rows] for key, rows in split.items()}
+    dataset = DatasetBase(train_x=data["train"])
+    seed, shots = (int(part.lstrip("sedhot")) for part in run.split("_"))
+
+    random.seed(seed)
+    samples = {
+        "train": dataset.generate_fewshot_dataset(data["train"], num_shots=shots),
+        "val": dataset.generate_fewshot_dataset(data["val"], num_shots=min(shots, 4)),
+    }
+    for key, items in samples.items():
+        paths = [item.impath for item in items]
+        assert len(paths) == expected[f"n_{key}"]
+        assert paths == expected.get(key, paths)
+        assert hashlib.sha256("\n".join(paths).encode()).hexdigest() == expected[f"{key}_sha256"]
+
+
+def test_fewshot_return_values_and_short_classes(capsys):
+    dataset = dataset_of(5, 2)
+    source = dataset.train_x
+    assert dataset.generate_fewshot_dataset(source, num_shots=-1) is source
+    assert capsys.readouterr().out == ""
+
+    few = dataset.generate_fewshot_dataset(source, num_shots=3)
+    assert [item.label for item in few] == [0, 0, 0, 1, 1]
+    out = capsys.readouterr().out.splitlines()
+    assert out == ["Creating a 3-shot dataset", 'Class "class 1" has 2 of the 3 images asked for: all are used']
+
+    first, second = dataset.generate_fewshot_dataset(source, source, num_shots=3, repeat=True)
+    assert [len(first), len(second)] == [6, 6]
+    assert {item.impath for item in first if item.label == 1} <= {"1/0.png", "1/1.png"}
+
+
+def test_dataset_facts():
+    items = [Datum("a", 2, 0, "two"), Datum("b", 0, 1, "zero"), Datum("c", 2, 1, "two")]
+    dataset = DatasetBase(train_x=items, test=items[:1])
+    assert dataset.num_classes == 3
+    assert dataset.lab2cname == {2: "two", 0: "zero"}
+    assert dataset.classnames == ["zero", "two"]
+    assert (dataset.val, dataset.train_u, len(dataset.test)) == (None, None, 1)
+    assert list(dataset.split_dataset_by_label(items)) == [2, 0]
+    assert [len(group) for group in dataset.split_dataset_by_domain(items).values()] == [1, 2]
+    with pytest.raises(AttributeError):
+        dataset.num_classes = 4
+
+
+def test_datum_is_read_only_and_loads_from_published_pickles():
+    datum = Datum("a.png", 1, 2, "cat")
+    assert vars(datum) == {"_impath": "a.png", "_label": 1, "_domain": 2, "_classname": "cat"}
+    assert pickle.loads(pickle.dumps(datum)).classname == "cat"
+    assert b"dassl.data.datasets.base_dataset" in pickle.dumps(datum)
+    with pytest.raises(AttributeError):
+        datum.label = 3
+    with pytest.raises(TypeError, match="impath must be a str"):
+        Datum(Path("a.png"))
+
+
+def test_wrong_datasets_are_refused_in_one_line():
+    with pytest.raises(UsageError, match="no training images"):
+        DatasetBase(train_x=[])
+    dataset = dataset_of(1)
+    dataset.domains = ["photo", "sketch"]
+    dataset.check_input_domains(["photo"], ["sketch"])
+    with pytest.raises(UsageError, match="photo"):
+        dataset.check_input_domains(["foto"], ["sketch"])
+    with pytest.raises(UsageError, match="TARGET_DOMAINS is empty"):
+        dataset.check_input_domains(["photo"], [])
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME = "TinySquare"
+    with pytest.raises(UsageError, match="TinySquares"):
+        build_dataset(cfg)
+
+
+def test_download_data_unpacks_a_local_archive(tmp_path):
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content" / "a.txt").write_text("hello")
+    archive = shutil.make_archive(tmp_path / "served", "zip", tmp_path / "content")
+    dst = tmp_path / "new" / "data.zip"
+    dataset_of(1).download_data(Path(archive).as_uri(), str(dst), from_gdrive=False)
+    assert (dst.parent / "a.txt").read_text() == "hello"
+
+    missing = (tmp_path / "absent.zip").as_uri()
+    with pytest.raises(UsageError, match="fetch it by hand") as caught:
+        dataset_of(1).download_data(missing, str(tmp_path / "absent" / "data.zip"), from_gdrive=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "absent" / "data.zip").exists()
+
+
+def test_data_manager(root, tmp_path, capsys):
+    dm = DataManager(make_cfg(root, tmp_path))
+    assert (dm.num_classes, dm.num_source_domains) == (3, 0)
+    assert dm.lab2cname == dict(enumerate(CLASSNAMES))
+    assert dm.train_loader_u is None
+    assert len(dm.train_loader_x) == 3  # 12 images in batches of 4
+    assert len(dm.val_loader) == len(dm.test_loader) == 2  # 12 images in batches of 8: the last 4 count
+    batch = next(iter(dm.train_loader_x))
+    assert batch["img"].shape == (4, 3, 16, 16)
+    assert set(batch) == {"img", "label", "domain", "impath", "index"}
+
+    table = capsys.readouterr().out.splitlines()[-7:]
+    assert table[0] == table[-1] == "---------  -----------"
+    assert table[1:-1] == [
+        "Dataset    TinySquares",
+        "# classes  3",
+        "# train_x  12",
+        "# val      12",
+        "# test     12",
+    ]
+
+
+def test_custom_transforms_and_wrapper(root, tmp_path, capsys):
+    class Wrapper(DatasetWrapper):
+        pass
+
+    dm = DataManager(
+        make_cfg(root, tmp_path),
+        custom_tfm_train=[lambda image: torch.zeros(1), lambda image: torch.ones(1)],
+        custom_tfm_test=lambda image: torch.full((1,), 2.0),
+        dataset_wrapper=Wrapper,
+    )
+    assert "* Using custom transform for training" in capsys.readouterr().out
+    assert isinstance(dm.test_loader.dataset, Wrapper)
+    batch = next(iter(dm.train_loader_x))
+    assert (batch["img"].sum(), batch["img2"].sum()) == (0, 4)
+    assert next(iter(dm.test_loader))["img"].unique().item() == 2
+
+
+def test_the_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path):
+    cfg = make_cfg(root, tmp_path)
+    source = build_dataset(cfg).train_x
+    tfm = build_transform(cfg)
+
+    def batches(batch_size, is_train):
+        return len(build_data_loader(cfg, "RandomSampler", source, batch_size, tfm=tfm, is_train=is_train))
+
+    assert (batches(5, True), batches(5, False)) == (2, 3)
+    assert (batches(13, True), batches(12, True)) == (1, 1)
+    with pytest.raises(UsageError, match="without images"):
+        build_data_loader(cfg, "RandomSampler", [])
+
+
+def test_wrapper_views_of_one_image(root, tmp_path):
+    cfg = make_cfg(root, tmp_path, "DATALOADER.K_TRANSFORMS", 3, "DATALOADER.RETURN_IMG0", True)
+    source = build_dataset(cfg).train_x
+    tfm = build_transform(cfg)
+    item = DatasetWrapper(cfg, source, tfm, is_train=True)[5]
+    assert len(item["img"]) == 3
+    assert not torch.equal(item["img"][0], item["img"][1])
+    assert torch.equal(item["img"][1], item["img2"])
+    assert torch.equal(item["img"][2], item["img3"])
+    assert (item["index"], item["label"], item["impath"]) == (5, source[5].label, source[5].impath)
+
+    test = DatasetWrapper(cfg, source, build_transform(cfg, is_train=False), is_train=False)[5]
+    assert torch.equal(test["img"], test["img0"])  # K_TRANSFORMS is for training; 16x16 images need no crop
+    assert torch.equal(item["img0"], test["img0"])
+
+    assert DatasetWrapper(cfg, source)[0]["img"].size == (16, 16)  # PIL
+    with pytest.raises(UsageError, match="K_TRANSFORMS"):
+        DatasetWrapper(cfg, source, None, is_train=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_one_line(tmp_path, workers):
+    make_images(tmp_path)
+    cfg = make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers)
+    dm = DataManager(cfg)
+    broken = Path(dm.dataset.test[2].impath)
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(ImageError) as caught:
+        list(dm.test_loader)
+    assert str(broken) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,123 @@
+"""Transforms: their order, sizes and meaning."""
+
+import numpy as np
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.data.transforms import INTERPOLATION_MODES, build_transform
+from dassl.data.transforms.transforms import (
+    AVAI_CHOICES,
+    Cutout,
+    GaussianNoise,
+    InstanceNormalization,
+    Random2DTranslation,
+)
+from dassl.utils import UsageError
+from PIL import Image
+from torchvision.transforms import functional as F
+
+
+@pytest.fixture
+def image():
+    torch.manual_seed(0)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def cfg_with(*opts):
+    cfg = get_cfg_default()
+    cfg.merge_from_list(["INPUT.SIZE", (24, 32), *opts])
+    return cfg
+
+
+def names(transform):
+    return [type(step).__name__ for step in transform.transforms]
+
+
+def test_test_transform_resizes_the_short_side_to_the_long_size_and_crops(image):
+    cfg = cfg_with("INPUT.INTERPOLATION", "bicubic", "INPUT.TRANSFORMS", ("random_flip", "normalize"))
+    got = build_transform(cfg, is_train=False)(image)
+    resized = F.resize(image, 32, INTERPOLATION_MODES["bicubic"])
+    assert resized.size == (48, 32)
+    expected = F.normalize(
+        F.to_tensor(F.center_crop(resized, (24, 32))), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
+    )
+    assert torch.equal(got, expected)
+
+    plain = build_transform(cfg, is_train=False, choices=())(image)
+    assert 0 <= plain.min() < plain.max() <= 1
+
+
+def test_every_choice_gives_a_tensor_of_the_input_size(image, capsys):
+    for choice in AVAI_CHOICES:
+        if choice == "random_crop":
+            continue
+        got = build_transform(cfg_with(), choices=[choice])(image)
+        assert (got.dtype, got.shape) == (torch.float32, (3, 24, 32)), choice
+    assert "+ gaussian blur (kernel=21, p=0.5)" in capsys.readouterr().out
+    assert build_transform(cfg_with(), choices=["random_crop"])(image).shape == (3, 24, 32)
+
+
+def test_training_transforms_come_in_one_order_whatever_the_order_of_choices(capsys):
+    got = names(build_transform(cfg_with(), choices=list(reversed(AVAI_CHOICES))))
+    assert got == [
+        "Random2DTranslation",
+        "RandomCrop",
+        "RandomResizedCrop",
+        "CenterCrop",
+        "RandomHorizontalFlip",
+        "AutoAugment",
+        "AutoAugment",
+        "AutoAugment",
+        "RandAugment",
+        "Compose",
+        "Compose",
+        "ColorJitter",
+        "RandomGrayscale",
+        "RandomApply",
+        "ToTensor",
+        "Cutout",
+        "Normalize",
+        "GaussianNoise",
+        "InstanceNormalization",
+    ]
+    assert names(build_transform(cfg_with(), choices=[])) == ["Resize", "ToTensor"]
+    assert "Building transform_train\n+ resize to 24x32\n" in capsys.readouterr().out
+
+
+def test_no_transform_and_unknown_names():
+    assert build_transform(cfg_with("INPUT.NO_TRANSFORM", True)) is None
+    with pytest.raises(UsageError, match="random_flip"):
+        build_transform(cfg_with(), choices=["random_flipp"])
+    with pytest.raises(UsageError, match="bicubic"):
+        build_transform(cfg_with("INPUT.INTERPOLATION", "bicubik"))
+
+
+def test_cutout_zeroes_squares_and_leaves_its_input_alone():
+    torch.manual_seed(0)
+    ones = torch.ones(3, 32, 32)
+    holes = {int((Cutout(1, 8)(ones) == 0).sum()) for _ in range(50)}
+    assert ones.min() == 1
+    assert max(holes) == 3 * 8 * 8
+    assert min(holes) < 3 * 8 * 8  # some reach over the border
+
+
+def test_gaussian_noise_and_instance_norm():
+    torch.manual_seed(0)
+    zeros = torch.zeros(3, 64, 64)
+    noisy = GaussianNoise(mean=1.0, std=0.5, p=1.0)(zeros)
+    assert noisy.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert noisy.std().item() == pytest.approx(0.5, abs=0.02)
+    assert GaussianNoise(p=0.0)(zeros) is zeros
+
+    normed = InstanceNormalization()(torch.rand(3, 64, 64) * torch.tensor([1.0, 5.0, 9.0])[:, None, None] + 3)
+    assert torch.allclose(normed.mean((1, 2)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(normed.std((1, 2)), torch.ones(3), atol=1e-5)
+
+
+def test_translation_moves_or_resizes(image):
+    torch.manual_seed(0)
+    resized = F.resize(image, [24, 32])
+    assert Random2DTranslation(24, 32, p=0.0)(image).tobytes() == resized.tobytes()
+    moved = {Random2DTranslation(24, 32, p=1.0)(image).tobytes() for _ in range(10)}
+    assert len(moved) > 1
+    assert resized.tobytes() not in moved

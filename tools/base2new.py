@@ -1,0 +1,39 @@
+"""Say in a line what base-to-new runs reached: `python -m tools.base2new RUN [NEW_RUN]`.
+
+Each is an output folder of train.py. With two, the first tested on base classes and the second on new ones, the
+harmonic mean is added.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """H = 2 base new / (base + new), in the unit of its arguments; 0 where both are 0."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def read_results(folder: Path) -> dict | None:
+    """results.json of a finished run; None where there is none or it was run without a test."""
+    file = folder / "results.json"
+    run = json.loads(file.read_text()) if file.is_file() else None
+    return run if run and run["accuracy"] is not None else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
+    runs = [run for run in map(read_results, parser.parse_args().runs[:2]) if run]
+    for run in runs:
+        seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
+        print(
+            f"{run['trainer']} on {run['dataset']}{seed}: {run['accuracy']:.2f}% "
+            f"on {run['n_test']:,} test images of {run['classes']} classes"
+        )
+    if [run["classes"] for run in runs] == ["base", "new"]:
+        print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%")
+
+
+if __name__ == "__main__":
+    main()

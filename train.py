@@ -1,0 +1,248 @@
+"""Train or test one method on one dataset: arguments -> configuration -> trainer -> results.
+
+    python train.py --root data --trainer MPL --dataset-config-file configs/datasets/eurosat.yaml \
+        --config-file configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml --output-dir output/mpl DATASET.NUM_SHOTS 16
+
+The command line is CoOp's. A run leaves log.txt, config.yaml, tensorboard/, the learned prompts and, last of all,
+results.json in its output folder. A run that was cut off goes on from its last whole epoch when started again.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import open_clip
+import torch
+import torchvision
+import yaml
+from dassl.config import clean_cfg, get_cfg_default
+from dassl.engine import build_trainer
+from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from yacs.config import CfgNode
+
+import datasets  # noqa: F401  (fills the dataset registry)
+import trainers
+
+# Settings that do not change what a run computes, and so may differ when it is resumed.
+HARMLESS = {
+    "DATASET.ROOT",
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "OPTIM.MAX_EPOCH",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+}
+
+
+class SettingError(ValueError):
+    """An argument that cannot be (one line)."""
+
+    one_line = True
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train or test one method on one dataset.",
+        epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16.",
+    )
+    parser.add_argument("--root", default="", help="folder of the datasets")
+    parser.add_argument("--output-dir", default="", help="folder of this run's results (default: ./output)")
+    parser.add_argument("--resume", default="", help="folder of a run to go on from (default: the output folder)")
+    parser.add_argument("--seed", type=int, default=-1, help="chooses the few-shot images and fixes all randomness")
+    parser.add_argument("--source-domains", nargs="+", help="for domain adaptation and generalisation trainers")
+    parser.add_argument("--target-domains", nargs="+", help="likewise")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, replacing INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="YAML of the method")
+    parser.add_argument("--dataset-config-file", default="", help="YAML of the dataset")
+    parser.add_argument("--trainer", default="", help="name of the method: MPL, ZeroshotCLIP, ...")
+    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., a weight file, or architecture:tag")
+    parser.add_argument("--head", default="", help="name of the head (Dassl's own trainers)")
+    parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir, train nothing")
+    parser.add_argument("--model-dir", default="", help="output folder of the run to test")
+    parser.add_argument("--load-epoch", type=int, help="which epoch to test (default: the best, else the newest)")
+    parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
+    return parser.parse_args(argv)
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add this project's keys to Dassl's: DATASET.SUBSAMPLE_CLASSES and TRAINER.<METHOD>.*"""
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    trainers.extend_cfg(cfg)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """Dassl's defaults, then the dataset's YAML, the method's YAML, the arguments, the trailing pairs."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for file in (args.dataset_config_file, args.config_file):
+        if file:
+            merge(cfg, lambda file=file: cfg.merge_from_file(file))
+    for key, value in {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed if args.seed >= 0 else None,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }.items():
+        if value:
+            cfg.merge_from_list([key, value])
+    if len(args.opts) % 2:
+        raise SettingError(f"{args.opts[-1]!r} has no value: what follows the options are pairs of KEY VALUE")
+    merge(cfg, lambda: cfg.merge_from_list(args.opts))
+    clean_cfg(cfg, cfg.TRAINER.NAME)
+    cfg.freeze()
+    return cfg
+
+
+def merge(cfg: CfgNode, load: Callable[[], None]) -> None:
+    """Run a merge that may give a number or a list to the settings which a method calls per-layer.
+
+    yacs holds every key to the type of its default, except where that is None.
+    """
+    flexible = [(cfg.TRAINER[m.section()], key) for m in trainers.PromptTrainer.methods for key in m.per_layer]
+    defaults = [node[key] for node, key in flexible]
+    for node, key in flexible:
+        node[key] = None
+    load()
+    for (node, key), default in zip(flexible, defaults, strict=True):
+        if node[key] is None:
+            node[key] = default
+
+
+def check_resume(cfg: CfgNode) -> None:
+    """Refuse to go on with a run under other settings than it was begun with."""
+    file = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if not file.is_file() or not any(file.parent.glob("*/model*.pth.tar*")):
+        return
+    before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(cfg.dump()))
+    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in HARMLESS]
+    if changed:
+        raise SettingError(
+            f"{cfg.OUTPUT_DIR} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}: "
+            "choose another --output-dir, or delete that folder"
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def results(cfg: CfgNode, trainer, epochs: int) -> dict:
+    """What results.json says of a finished run; figures that were not measured are null."""
+    measured = getattr(trainer, "test_results", None) or {}
+    device = trainer.device
+    return {
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "seed": cfg.SEED,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "split": cfg.TEST.SPLIT,
+        "accuracy": measured.get("accuracy"),
+        "error_rate": measured.get("error_rate"),
+        "macro_f1": measured.get("macro_f1"),
+        "n_test": getattr(trainer, "n_test", None),
+        "epochs": epochs,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "train_seconds": getattr(trainer, "train_seconds", None),
+        "test_seconds": getattr(trainer, "test_seconds", None),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "open_clip": open_clip.__version__,
+        },
+    }
+
+
+def prepare(args: argparse.Namespace):
+    """The configuration and the trainer, or an error that leaves no output folder behind."""
+    cfg = setup_cfg(args)
+    check_resume(cfg)
+    folder = Path(cfg.OUTPUT_DIR)
+    fresh = not folder.exists()
+    try:
+        if cfg.SEED >= 0:
+            print(f"Setting fixed seed: {cfg.SEED}")
+            set_random_seed(cfg.SEED)
+        setup_logger(cfg.OUTPUT_DIR)
+        if torch.cuda.is_available() and cfg.USE_CUDA:
+            torch.backends.cudnn.benchmark = True
+        print("Arguments:", *(f"  {key}: {value}" for key, value in sorted(vars(args).items())), sep="\n")
+        print(f"Configuration:\n{cfg}\nEnvironment:\n{collect_env_info()}\n")
+        trainer = build_trainer(cfg)
+        write_whole(folder / "config.yaml", cfg.dump())
+        (folder / "results.json").unlink(missing_ok=True)
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return cfg, trainer
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    cfg, trainer = prepare(args)
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        started = time.time()
+        trainer.test()
+        trainer.test_seconds = time.time() - started
+    elif not args.no_train:
+        trainer.train()
+    else:
+        return
+    epochs = args.load_epoch if args.eval_only else cfg.OPTIM.MAX_EPOCH
+    write_whole(Path(cfg.OUTPUT_DIR, "results.json"), json.dumps(results(cfg, trainer, epochs), indent=1) + "\n")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program so that what its user can mend is one line and exit status 2, and Ctrl-C a clean end."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # Slurm's way of saying that time is up
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, OSError | FloatingPointError) and not getattr(error, "one_line", False):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run(main)
