@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.train()
     else:
         return
-    epochs = args.load_epoch if args.eval_only else cfg.OPTIM.MAX_EPOCH
+    epochs = getattr(trainer, "loaded_epoch", args.load_epoch) if args.eval_only else cfg.OPTIM.MAX_EPOCH
     write_whole(Path(cfg.OUTPUT_DIR, "results.json"), json.dumps(results(cfg, trainer, epochs), indent=1) + "\n")
 
 

@@ -204,7 +204,7 @@ class PromptTrainer(TrainerX):
         checkpoint = load_checkpoint(path)
         own = self.saved_module().state_dict()
         self.saved_module().load_state_dict(select_prompts(checkpoint["state_dict"], own, path))
-        self._text_features = None
+        self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def find_checkpoint(self, folder: str, epoch: int | None) -> str:

@@ -38,9 +38,7 @@ def test_test_transform_resizes_the_short_side_to_the_long_size_and_crops(image)
     got = build_transform(cfg, is_train=False)(image)
     resized = F.resize(image, 32, INTERPOLATION_MODES["bicubic"])
     assert resized.size == (48, 32)
-    expected = F.normalize(
-        F.to_tensor(F.center_crop(resized, (24, 32))), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
-    )
+    expected = F.normalize(F.to_tensor(F.center_crop(resized, (24, 32))), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
     assert torch.equal(got, expected)
 
     plain = build_transform(cfg, is_train=False, choices=())(image)

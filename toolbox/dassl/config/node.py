@@ -50,6 +50,10 @@ class CfgNode(YacsNode):
         with _one_line_errors(self, "the given options"):
             super().merge_from_list(cfg_list)
 
+    @classmethod
+    def _decode_cfg_value(cls, value):
+        return value if isinstance(value, YacsNode) else super()._decode_cfg_value(value)
+
     def _merge_yaml(self, path, parents):
         """Merge the file ``path``; ``parents`` are the files whose ``_BASE_`` led here."""
         chain = (*parents, path.resolve())
@@ -67,7 +71,16 @@ class CfgNode(YacsNode):
 
     def _merge_node(self, other, source):
         with _one_line_errors(self, source):
-            super().merge_from_other_cfg(other)
+            super().merge_from_other_cfg(_alike(other, self))
+
+
+def _alike(node, target):
+    """`node` with every group in the class of the group it is merged into: yacs merges only equal classes."""
+    same = type(target)()
+    for key, value in node.items():
+        group = isinstance(value, YacsNode) and isinstance(target.get(key), YacsNode)
+        same[key] = _alike(value, target[key]) if group else value
+    return same
 
 
 def _read_yaml(path):

@@ -53,7 +53,7 @@ class RandomDomainSampler(Sampler):
             raise UsageError(
                 f"a domain has only {smallest} images, but a batch takes {self.n_img_per_domain}; lower BATCH_SIZE"
             )
-        self.length = len(list(self))
+        self.length = sum(1 for _ in self)  # of one draw; others may differ by a few batches
 
     def __iter__(self):
         remaining = {domain: list(indices) for domain, indices in self.domain_dict.items()}
@@ -124,7 +124,7 @@ class RandomClassSampler(Sampler):
             raise UsageError(
                 f"a batch takes {self.ncls_per_batch} classes, but the data has {len(self.labels)}; raise N_INS"
             )
-        self.length = len(list(self))
+        self.length = sum(1 for _ in self)  # of one draw; others may differ by a few batches
 
     def _groups(self, indices):
         """Shuffle a class's images into groups of `n_ins`; a last, smaller one is left out."""

@@ -11,6 +11,8 @@ class UsageError(ValueError):
             process with the worker's whole traceback as its message; only the original line is kept then.
     """
 
+    one_line = True  # programs print such an error as it is, without a traceback
+
     def __init__(self, message):
         super().__init__(self._own_line(str(message)))
 

@@ -1,0 +1,292 @@
+"""Trainers: models, steps, the loop, evaluation, and what they leave on disk."""
+
+import re
+
+import dassl.engine.trainer
+import pytest
+import torch
+from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, TrainerXU, build_trainer
+from dassl.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, build_head
+from dassl.utils import UsageError
+from tiny_project import TinySquares, make_cfg, make_images, make_trainer
+from torch import nn
+from torch.nn import functional as F
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_images(root)
+    return root
+
+
+def files(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_third_party_project_trains_evaluates_and_deploys(root, tmp_path, capsys):
+    trainer = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 3)
+    trainer.train()
+    out = capsys.readouterr().out
+    lines = re.findall(
+        r"^epoch \[(\d)/3\] batch \[(\d)/3\] time \d+\.\d{3} \(\d+\.\d{3}\) data \d+\.\d{3} \(\d+\.\d{3}\) "
+        r"loss \d+\.\d{4} \(\d+\.\d{4}\) acc \d+\.\d{4} \(\d+\.\d{4}\) lr (\S+) eta \d:\d\d:\d\d$",
+        out,
+        flags=re.MULTILINE,
+    )
+    assert [line[:2] for line in lines] == [(str(e), str(b)) for e in (1, 2, 3) for b in (1, 2, 3)]
+    assert lines[0][2] == "1.0000e-05"  # warm-up
+    said = [
+        "Loading trainer: TinyPrompt",
+        "Loading dataset: TinySquares",
+        "Creating a 4-shot dataset",
+        "No checkpoint found, train from scratch",
+        "Finish training",
+        "Deploy the last-epoch model",
+        "Evaluate on the *test* set",
+        "* accuracy: ",
+        "Elapsed: 0:00:",
+    ]
+    positions = [out.index(text) for text in said]
+    assert positions == sorted(positions)
+
+    assert trainer.n_test == 12
+    assert trainer.test_results["accuracy"] > 80
+    assert trainer.train_seconds > 0 < trainer.test_seconds
+    assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-3"]
+    assert any((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+    evaluated = make_trainer(root, tmp_path / "eval")
+    evaluated.load_model(str(tmp_path), epoch=3)
+    assert evaluated.test() == trainer.test_results["accuracy"]
+    assert evaluated.test("val") == evaluated.test_results["accuracy"]
+    with pytest.raises(FileNotFoundError):
+        evaluated.load_model(str(tmp_path))  # no best model was kept
+    evaluated.load_model("")
+    assert "load_model() is skipped" in capsys.readouterr().out
+
+
+def test_print_freq_and_amp_on_cpu(root, tmp_path, capsys):
+    opts = ("OPTIM.MAX_EPOCH", 1, "TRAIN.PRINT_FREQ", 2, "TEST.NO_TEST", True)
+    make_trainer(root, tmp_path, *opts, "TRAINER.TINYPROMPT.PREC", "amp").train()
+    out = capsys.readouterr().out
+    assert re.findall(r"batch \[(\d)/3\]", out) == ["2"]
+    assert "Evaluate" not in out
+
+
+@pytest.mark.parametrize(
+    ("freq", "final", "left"),
+    [
+        (0, "last_step", ["checkpoint", "model.pth.tar-4"]),
+        (2, "last_step", ["checkpoint", "model.pth.tar-2", "model.pth.tar-4"]),
+        (3, "best_val", ["checkpoint", "model-best.pth.tar", "model.pth.tar-3", "model.pth.tar-4"]),
+    ],
+)
+def test_what_is_left_on_disk(root, tmp_path, freq, final, left, capsys):
+    opts = ("OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", freq, "TEST.FINAL_MODEL", final)
+    trainer = make_trainer(root, tmp_path, *opts)
+    seen = []
+    after_epoch = trainer.after_epoch
+    trainer.after_epoch = lambda: (after_epoch(), seen.append(files(tmp_path / "prompt_learner")))
+    trainer.train()
+    assert [f"model.pth.tar-{epoch}" in names for epoch, names in enumerate(seen, start=1)] == [True] * 4
+    assert files(tmp_path / "prompt_learner") == left
+    assert (tmp_path / "prompt_learner" / "checkpoint").read_text().strip() == "model.pth.tar-4"
+    if final == "best_val":
+        assert "Deploy the model with the best val performance" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path):
+    trainer = make_trainer(root, tmp_path)
+    model = trainer.model.forward
+
+    def forward(image):
+        bad = trainer.epoch == 1 and trainer.batch_idx == 1
+        return model(image) * (float("nan") if bad else 1.0)
+
+    trainer.model.forward = forward
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    assert str(caught.value) == (
+        "the loss is NaN at epoch 2, batch 2: lower OPTIM.LR or use PREC fp32; the checkpoint of epoch 1 is kept"
+    )
+    assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-1"]
+    with pytest.raises(FloatingPointError, match="the loss is infinite"):
+        trainer.detect_anomaly(torch.tensor(float("inf")))
+
+
+def test_parameters_that_are_not_finite_are_never_saved(root, tmp_path):
+    trainer = make_trainer(root, tmp_path)
+    # Frozen values may be infinite: attention masks are.
+    trainer.model.prompt_learner.token_prefix.data[0, 0, 0] = 0
+    trainer.model.prompt_learner.register_buffer("mask", torch.tensor(float("-inf")))
+
+    def spoil():
+        if trainer.epoch == 1:
+            trainer.model.prompt_learner.ctx.data[0, 0] = float("inf")
+
+    run_epoch = trainer.run_epoch
+    trainer.run_epoch = lambda: (run_epoch(), spoil())
+    with pytest.raises(FloatingPointError, match="ctx of prompt_learner is not finite at epoch 2: .* epoch 1 is kept"):
+        trainer.train()
+    assert files(tmp_path / "prompt_learner") == ["checkpoint", "model.pth.tar-1"]
+
+
+def test_registered_models_and_the_hooks_on_them():
+    class Two(TrainerBase):
+        pass
+
+    trainer = Two()
+    first, second, frozen = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)
+    optims = [torch.optim.SGD(model.parameters(), lr) for model, lr in ((first, 0.5), (second, 0.25))]
+    sched = torch.optim.lr_scheduler.StepLR(optims[1], 1, 0.1)
+    trainer.register_model("first", first, optims[0])
+    trainer.register_model("second", second, optims[1], sched)
+    trainer.register_model("frozen", frozen)
+    with pytest.raises(ValueError, match="first"):
+        trainer.register_model("first", first)
+    assert trainer.get_model_names() == ["first", "second", "frozen"]
+    assert trainer.get_model_names("second") == ["second"]
+    with pytest.raises(KeyError, match="third"):
+        trainer.get_model_names("third")
+
+    trainer.set_model_mode("eval", "second")
+    assert (first.training, second.training) == (True, False)
+    trainer.set_model_mode("train")
+    assert second.training
+    with pytest.raises(KeyError, match="fast"):
+        trainer.set_model_mode("fast")
+
+    trainer.model_update()  # nothing to do yet, but torch wants it before the schedulers
+    trainer.update_lr()
+    assert (trainer.get_current_lr(), trainer.get_current_lr("second")) == (0.5, pytest.approx(0.025))
+
+    before = [model.weight.clone() for model in (first, second)]
+    loss = (first(torch.ones(1, 2)) + second(torch.ones(1, 2))).sum()
+    trainer.model_backward_and_update(loss, "first")
+    assert torch.allclose(first.weight, before[0] - 0.5)
+    assert torch.equal(second.weight, before[1])
+    trainer.model_zero_grad()
+    assert second.weight.grad is None or not second.weight.grad.any()
+    trainer.write_scalar("nothing", 1.0)  # without a writer, nothing happens
+    trainer.close_writer()
+
+
+def test_registering_before_init_and_missing_hooks():
+    class Hasty(TrainerBase):
+        def __init__(self):
+            self.register_model("model", nn.Linear(1, 1))
+
+    with pytest.raises(AttributeError, match="super"):
+        Hasty()
+    trainer = TrainerBase()
+    for call in (trainer.run_epoch, trainer.test, lambda: trainer.forward_backward({})):
+        with pytest.raises(NotImplementedError, match="TrainerBase"):
+            call()
+
+
+def test_unknown_trainer(root, tmp_path):
+    cfg = make_cfg(root, tmp_path, "TRAINER.NAME", "TinyPromt")
+    with pytest.raises(UsageError, match="TinyPrompt"):
+        build_trainer(cfg)
+
+
+class SquaresWithUnlabelled(TinySquares):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self._train_u = self.test[:8]
+
+
+@pytest.mark.parametrize(("count_iter", "batches"), [("train_x", 3), ("train_u", 2), ("smaller_one", 2)])
+def test_labelled_and_unlabelled(root, tmp_path, monkeypatch, count_iter, batches):
+    monkeypatch.setitem(dassl.data.datasets.DATASET_REGISTRY._obj_map, "TinySquares", SquaresWithUnlabelled)
+
+    @TRAINER_REGISTRY.register(force=True)
+    class Pseudo(TrainerXU):
+        def build_model(self):
+            self.model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+            self.optim = torch.optim.SGD(self.model.parameters(), 0.01)
+            self.register_model("model", self.model, self.optim)
+            self.seen = []
+
+        def forward_backward(self, batch_x, batch_u):
+            image, label, image_u = self.parse_batch_train(batch_x, batch_u)
+            self.seen.append((len(image), len(image_u)))
+            loss = F.cross_entropy(self.model(image), label)
+            self.model_backward_and_update(loss)
+            return {"loss": loss.item()}
+
+    opts = ("TRAINER.NAME", "Pseudo", "OPTIM.MAX_EPOCH", 2, "TRAIN.COUNT_ITER", count_iter)
+    trainer = make_trainer(root, tmp_path, *opts)
+    trainer.train()
+    assert trainer.num_batches == batches
+    assert trainer.seen == [(4, 4)] * batches * 2
+
+
+def test_unlabelled_data_missing_or_miscounted(root, tmp_path):
+    TRAINER_REGISTRY.register(type("NoU", (TrainerXU,), {"build_model": lambda self: None}), force=True)
+    trainer = make_trainer(root, tmp_path, "TRAINER.NAME", "NoU", "TRAIN.COUNT_ITER", "both")
+    with pytest.raises(UsageError, match="no train_u"):
+        trainer.run_epoch()
+    trainer.train_loader_u = trainer.train_loader_x
+    with pytest.raises(UsageError, match="smaller_one"):
+        trainer.run_epoch()
+
+
+def test_without_validation_data_the_test_split_stands_in(root, tmp_path, capsys):
+    trainer = make_trainer(root, tmp_path)
+    trainer.val_loader = None
+    trainer.test("val")
+    assert "Evaluate on the *test* set" in capsys.readouterr().out
+
+
+def test_the_default_model_is_a_backbone_a_head_and_a_classifier(root, tmp_path, capsys):
+    @BACKBONE_REGISTRY.register(force=True)
+    class Pool(Backbone):
+        def __init__(self, pretrained=True):
+            super().__init__()
+            self._out_features = 48
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+
+        def forward(self, x):
+            return self.pool(x)
+
+    @TRAINER_REGISTRY.register(force=True)
+    class Plain(SimpleTrainer):
+        pass
+
+    opts = ("TRAINER.NAME", "Plain", "MODEL.BACKBONE.NAME", "Pool")
+    trainer = make_trainer(root, tmp_path, *opts, "MODEL.HEAD.NAME", "mlp", "MODEL.HEAD.HIDDEN_LAYERS", (20, 10))
+    assert trainer.model.fdim == 10
+    assert trainer.get_model_names() == ["model"]
+    logits, features = trainer.model(torch.rand(2, 3, 16, 16), return_feature=True)
+    assert (logits.shape, features.shape) == ((2, 3), (2, 10))
+    assert "# params: " in capsys.readouterr().out
+    assert trainer.test() >= 0
+
+    bare = dassl.engine.SimpleNet(trainer.cfg, trainer.cfg.MODEL, 0)
+    assert bare(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_backbones_and_heads_by_name():
+    resnet = build_backbone("resnet18", verbose=False, pretrained=False)
+    assert resnet.out_features == 512
+    assert resnet.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 512)
+    assert "conv1.weight" in resnet.state_dict()
+    with torch.device("meta"):
+        assert build_backbone("vit_b_16", verbose=False, pretrained=False).out_features == 768
+    with pytest.raises(UsageError, match="resnet50"):
+        build_backbone("resnet500")
+    with pytest.raises(UsageError, match="linear"):
+        build_backbone("squeezenet1_0", verbose=False, pretrained=False)
+
+    head = build_head("mlp", verbose=False, in_features=8, hidden_layers=(6, 4), bn=False, dropout=0.5)
+    assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Dropout"] * 2
+    assert head(torch.rand(2, 8)).shape == (2, head.out_features) == (2, 4)
+    with pytest.raises(UsageError, match="mlp"):
+        build_head("mpl")

@@ -1,0 +1,100 @@
+"""The evaluator's numbers and its printed block, and top-k accuracy."""
+
+import re
+
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
+from dassl.metrics import compute_accuracy
+from dassl.utils import UsageError
+
+# 5 images of class 0, 3 of class 1, 2 of class 3; class 2 does not occur but is predicted once.
+TRUE = [0, 0, 0, 0, 0, 1, 1, 1, 3, 3]
+PRED = [0, 0, 0, 0, 1, 1, 1, 2, 3, 0]
+
+
+def logits(pred, n_classes=4):
+    return torch.nn.functional.one_hot(torch.tensor(pred), n_classes).float()
+
+
+def evaluate(cfg, true=TRUE, pred=PRED, **kwargs):
+    evaluator = build_evaluator(cfg, **kwargs)
+    for start in range(0, len(true), 4):
+        evaluator.process(logits(pred[start : start + 4]), torch.tensor(true[start : start + 4]))
+    return evaluator.evaluate()
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg_default()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    return cfg
+
+
+def test_numbers(cfg):
+    results = evaluate(cfg)
+    assert list(results) == ["accuracy", "error_rate", "macro_f1"]
+    # By hand: F1 of class 0 = 2*4/(5+5), of 1 = 2*2/(3+3), of 3 = 2*1/(2+1); class 2 is not among the true labels.
+    assert results["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 2 / 3) / 3)
+    assert results["accuracy"] == 70.0 and results["error_rate"] == 30.0
+    assert all(type(value) is float for value in results.values())
+
+
+def test_printed_block(cfg, capsys):
+    evaluate(cfg, TRUE * 420, PRED * 420)
+    printed = capsys.readouterr().out
+    assert printed == (
+        "Loading evaluator: Classification\n=> result\n* total: 4,200\n* correct: 2,940\n"
+        "* accuracy: 70.0%\n* error: 30.0%\n* macro_f1: 71.1%\n"
+    )
+    # The way published parse_test_res.py scripts read it.
+    assert float(re.compile(r"\* accuracy: ([\.\deE+-]+)%").search(printed).group(1)) == 70.0
+
+
+def test_per_class(cfg, capsys):
+    cfg.TEST.PER_CLASS_RESULT = True
+    results = evaluate(cfg, lab2cname=dict(enumerate(["cat", "dog", "owl", "bee"])))
+    assert results["perclass_accuracy"] == pytest.approx((80 + 200 / 3 + 50) / 3)
+    printed = capsys.readouterr().out
+    assert "=> per-class result\n* class: 0 (cat)\ttotal: 5\tcorrect: 4\tacc: 80.0%\n* class: 1 (dog)" in printed
+    assert "owl" not in printed and printed.endswith("* average: 65.6%\n")
+
+
+def test_per_class_needs_names(cfg):
+    cfg.TEST.PER_CLASS_RESULT = True
+    with pytest.raises(UsageError, match="lab2cname"):
+        build_evaluator(cfg)
+
+
+def test_confusion_matrix(cfg, tmp_path):
+    cfg.TEST.COMPUTE_CMAT = True
+    evaluate(cfg)
+    matrix = torch.load(tmp_path / "run" / "cmat.pt")
+    assert matrix[0].tolist() == pytest.approx([0.8, 0.2, 0, 0])
+    assert matrix[1].tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0])
+    assert matrix[3].tolist() == pytest.approx([0.5, 0, 0, 0.5])
+
+
+def test_reset_and_nothing_to_evaluate(cfg):
+    evaluator = Classification(cfg)
+    evaluator.process(logits([0]), torch.tensor([0]))
+    evaluator.reset()
+    with pytest.raises(UsageError, match="no images"):
+        evaluator.evaluate()
+
+
+def test_unknown_evaluator(cfg):
+    cfg.TEST.EVALUATOR = "Clasification"
+    with pytest.raises(UsageError, match="did you mean Classification"):
+        build_evaluator(cfg)
+    assert "Classification" in EVALUATOR_REGISTRY.registered_names()
+
+
+def test_compute_accuracy():
+    output = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.35, 0.25]])
+    target = torch.tensor([1, 1, 0, 2])
+    top1, top2, top3 = compute_accuracy(output, target, topk=(1, 2, 3))
+    assert [top.item() for top in (top1, top2, top3)] == [25.0, 50.0, 100.0]
+    assert top1.shape == (1,)
+    assert compute_accuracy((output, None), target)[0].item() == 25.0

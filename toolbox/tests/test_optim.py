@@ -1,0 +1,158 @@
+"""Optimisers and schedules against recorded learning rates and torch's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
+from dassl.utils import UsageError
+
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "lr_schedules.json"
+# What the recorded schedules have in common.
+BASE = {
+    "NAME": "sgd",
+    "LR": 0.0035,
+    "MAX_EPOCH": 5,
+    "LR_SCHEDULER": "cosine",
+    "WARMUP_EPOCH": 1,
+    "WARMUP_TYPE": "constant",
+    "WARMUP_CONS_LR": 1e-5,
+}
+PLAIN = (dict, list, tuple, int, float, str, bool, type(None))
+
+
+def optim_cfg(**options):
+    cfg = get_cfg_default().OPTIM
+    for key, value in {**BASE, **options}.items():
+        cfg[key] = value
+    return cfg
+
+
+def build(model=None, **options):
+    cfg = optim_cfg(**options)
+    optimizer = build_optimizer(model or torch.nn.Linear(2, 2), cfg)
+    return optimizer, build_lr_scheduler(optimizer, cfg)
+
+
+def rates(optimizer, scheduler, epochs):
+    found = []
+    for _ in range(epochs):
+        assert scheduler.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def assert_plain(value):
+    assert isinstance(value, PLAIN), type(value)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        assert_plain(item)
+
+
+recorded = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else []
+
+
+@pytest.mark.skipif(not recorded, reason="the recorded schedules are not part of an installed toolbox")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("entry", recorded, ids=lambda entry: "-".join(map(str, entry["optim"].values())) or "base")
+def test_recorded_schedules_exactly(entry):
+    optimizer, scheduler = build(**entry["optim"])
+    assert rates(optimizer, scheduler, len(entry["lr_per_epoch"])) == entry["lr_per_epoch"]
+    assert_plain(scheduler.state_dict())
+
+
+def test_linear_warmup_of_several_groups():
+    """An absolute first rate for all groups, then each group's own."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    options = {"STAGED_LR": True, "NEW_LAYERS": ("1",), "BASE_LR_MULT": 0.1, "LR": 0.3}
+    optimizer, scheduler = build(model, WARMUP_TYPE="linear", WARMUP_EPOCH=3, WARMUP_MIN_LR=1e-4, **options)
+    assert isinstance(scheduler, LinearWarmupScheduler)
+    assert scheduler.get_last_lr() == [1e-4, 1e-4]
+    rates(optimizer, scheduler, 1)
+    assert scheduler.get_last_lr() == pytest.approx([0.01, 0.1])
+    rates(optimizer, scheduler, 2)
+    assert scheduler.get_last_lr() == pytest.approx([0.03, 0.3])
+
+
+def test_single_step_without_stepsize_keeps_the_rate():
+    found = rates(*build(LR_SCHEDULER="single_step", STEPSIZE=(-1,), WARMUP_EPOCH=-1, MAX_EPOCH=4), 4)
+    assert found == [0.0035] * 4
+
+
+def test_constant_warmup_class_by_hand():
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
+    after = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    assert rates(optimizer, ConstantWarmupScheduler(optimizer, after, 2, 0.01), 5) == [0.01, 0.01, 1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"LR_SCHEDULER": "cosin"}, "did you mean cosine"),
+        ({"WARMUP_TYPE": "constnt"}, "did you mean constant"),
+        ({"LR_SCHEDULER": "multi_step", "STEPSIZE": 3}, "must be a list"),
+        ({"LR_SCHEDULER": "single_step", "STEPSIZE": (2.5,)}, "whole number"),
+        ({"LR_SCHEDULER": "single_step", "STEPSIZE": ()}, "whole number"),
+        ({"NAME": "sdg"}, "did you mean sgd"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, betas=(0.8, 0.95))),
+        ("amsgrad", lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2, betas=(0.8, 0.95), amsgrad=True)),
+        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2, betas=(0.8, 0.95))),
+        ("radam", lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.2, betas=(0.8, 0.95))),
+        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.2, momentum=0.7, alpha=0.6)),
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.7, dampening=0.0, nesterov=True)),
+    ],
+)
+def test_optimizers_take_every_option(name, expected):
+    options = {"NAME": name, "LR": 0.1, "WEIGHT_DECAY": 0.2, "MOMENTUM": 0.7, "SGD_NESTEROV": True}
+    cfg = optim_cfg(ADAM_BETA1=0.8, ADAM_BETA2=0.95, RMSPROP_ALPHA=0.6, **options)
+    model = torch.nn.Linear(2, 2)
+    built, wanted = build_optimizer(model, cfg), expected(model.parameters())
+    assert type(built) is type(wanted) and built.defaults == wanted.defaults
+
+
+def test_parameters_or_groups_in_place_of_a_model():
+    model = torch.nn.Linear(2, 2)
+    assert build_optimizer(list(model.parameters()), optim_cfg()).param_groups[0]["params"][1] is model.bias
+    assert build_optimizer(model.parameters(), optim_cfg()).param_groups[0]["params"][1] is model.bias
+    groups = [{"params": [model.bias], "lr": 9.0}]
+    assert build_optimizer(None, optim_cfg(), param_groups=groups).param_groups[0]["lr"] == 9.0
+    with pytest.warns(UserWarning, match="STAGED_LR is ignored"):
+        build_optimizer(model, optim_cfg(STAGED_LR=True), param_groups=groups)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.fc = torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
+        self.ctx = torch.nn.Parameter(torch.zeros(4))  # in no child
+
+
+@pytest.mark.parametrize("new_layers", ["fc", ["fc"], ("fc",)])
+def test_staged_lr(new_layers):
+    model = Net()
+    cfg = optim_cfg(STAGED_LR=True, NEW_LAYERS=new_layers, LR=0.5, BASE_LR_MULT=0.1)
+    base, new = build_optimizer(torch.nn.DataParallel(model), cfg).param_groups
+    assert (base["lr"], new["lr"]) == (0.05, 0.5)
+    assert {id(p) for p in new["params"]} == {id(p) for p in model.fc.parameters()}
+    assert {id(p) for p in base["params"]} == {id(model.ctx), *(id(p) for p in model.backbone.parameters())}
+
+
+def test_staged_lr_mistakes():
+    with pytest.raises(UsageError, match="nn.Module"):
+        build_optimizer(Net().parameters(), optim_cfg(STAGED_LR=True, NEW_LAYERS=("fc",)))
+    with pytest.warns(UserWarning, match="NEW_LAYERS"):
+        build_optimizer(Net(), optim_cfg(STAGED_LR=True))

@@ -1,0 +1,276 @@
+"""A run that is cut off and resumed is the run that was never cut off."""
+
+import os
+import random
+import re
+
+import dassl.engine.base
+import numpy as np
+import pytest
+import torch
+from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.run_state import rng_state, set_rng_state
+from dassl.utils import UsageError, load_checkpoint
+from tiny_project import TinyPrompt, make_images, make_trainer
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_images(root)
+    make_trainer(root, root)  # writes the few-shot samples: reading them draws no random numbers, sampling does
+    return root
+
+
+class Killed(BaseException):
+    pass
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def cut_off(trainer, epoch, batch_idx):
+    """Train until the given batch (from 0) of the given epoch (from 0), which dies half-way."""
+    forward_backward = trainer.forward_backward
+
+    def dying(batch):
+        losses = forward_backward(batch)
+        if (trainer.epoch, trainer.batch_idx) == (epoch, batch_idx):
+            raise Killed
+        return losses
+
+    trainer.forward_backward = dying
+    with pytest.raises(Killed):
+        trainer.train()
+    trainer.close_writer()
+
+
+def flat(value, prefix=""):
+    """Nested dicts and lists as `{path: leaf}`."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()}
+
+
+def assert_same(one, other):
+    # How long it took, and which files were there to delete, may differ.
+    one, other = (
+        {key: leaf for key, leaf in flat(it).items() if not re.match("/run/(train_seconds|transient)", key)}
+        for it in (one, other)
+    )
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[key]), key
+        else:
+            assert value == other[key], key
+
+
+def test_random_states_survive_a_safe_checkpoint(tmp_path):
+    np.random.randn()  # leaves a cached gaussian behind
+    random.gauss(0, 1)
+    torch.save(rng_state(), tmp_path / "state")
+    expected = (random.gauss(0, 1), np.random.randn(), *draw())
+    set_rng_state(torch.load(tmp_path / "state", weights_only=True))
+    assert (random.gauss(0, 1), np.random.randn(), *draw()) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "final", "prec"), [(2, "best_val", "fp32"), (0, "last_step", "fp32"), (0, "last_step", "amp")]
+)
+def test_resumed_is_bit_identical_to_uninterrupted(root, tmp_path, workers, final, prec):
+    opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", final)
+    opts = (*opts, "OPTIM.LR", 0.02, "TRAINER.TINYPROMPT.PREC", prec)
+    whole = make_trainer(root, tmp_path / "whole", *opts)
+    whole.train()
+    end = draw()
+
+    cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=1, batch_idx=1)
+    cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=3, batch_idx=0)
+    resumed = make_trainer(root, tmp_path / "cut", *opts)
+    draw()  # whatever the generators are at, the checkpoint's states count
+    seconds = load_checkpoint(tmp_path / "cut/prompt_learner/model.pth.tar-3")["run"]["train_seconds"]
+    resumed.train()
+
+    assert resumed.start_epoch == 3
+    assert draw() == end
+    names = sorted(os.listdir(tmp_path / "whole/prompt_learner"))
+    assert names == sorted(os.listdir(tmp_path / "cut/prompt_learner"))
+    assert ("model-best.pth.tar" in names) == (final == "best_val")
+    for name in names:
+        if name != "checkpoint":
+            whole_file, cut_file = (
+                load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("whole", "cut")
+            )
+            assert_same(whole_file, cut_file)
+    assert resumed.test_results == whole.test_results
+    assert resumed.best_result == whole.best_result
+    assert resumed.train_seconds > seconds > 0
+
+
+def test_resuming_is_not_a_matter_of_luck(root, tmp_path):
+    """The same comparison fails when the random states are not restored, so it does compare something."""
+    whole = make_trainer(root, tmp_path / "whole", "OPTIM.MAX_EPOCH", 2)
+    whole.train()
+    cut_off(make_trainer(root, tmp_path / "cut", "OPTIM.MAX_EPOCH", 2), epoch=1, batch_idx=0)
+    path = tmp_path / "cut/prompt_learner/model.pth.tar-1"
+    checkpoint = load_checkpoint(path)
+    del checkpoint["run"]
+    torch.save(checkpoint, path)
+    resumed = make_trainer(root, tmp_path / "cut", "OPTIM.MAX_EPOCH", 2)
+    resumed.train()
+    assert resumed.start_epoch == 1
+    assert not torch.equal(resumed.model.prompt_learner.ctx, whole.model.prompt_learner.ctx)
+
+
+def test_a_finished_run_is_only_tested_again(root, tmp_path, capsys):
+    make_trainer(root, tmp_path).train()
+    capsys.readouterr()
+    again = make_trainer(root, tmp_path)
+    again.train()
+    out = capsys.readouterr().out
+    assert f"Found checkpoint at {tmp_path} (will resume training)" in out
+    assert "Previous epoch: 3" in out
+    assert "epoch [" not in out
+    assert again.test_results is not None
+
+
+def test_resume_from_another_folder_leaves_it_as_it_is(root, tmp_path):
+    cut_off(make_trainer(root, tmp_path / "old"), epoch=1, batch_idx=0)
+    before = sorted(os.listdir(tmp_path / "old/prompt_learner"))
+    trainer = make_trainer(root, tmp_path / "new", "RESUME", str(tmp_path / "old"))
+    trainer.train()
+    assert trainer.start_epoch == 1
+    assert sorted(os.listdir(tmp_path / "old/prompt_learner")) == before
+    assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-3"]
+
+
+def test_checkpoints_of_the_published_toolbox_resume(root, tmp_path):
+    """Those hold no "run", and whole scheduler objects, through them the optimiser, inside "scheduler"."""
+    trainer = make_trainer(root, tmp_path)
+    successor = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optim, 3)
+    scheduler = {key: value for key, value in trainer.sched.state_dict().items() if key != "successor"}
+    folder = tmp_path / "prompt_learner"
+    folder.mkdir()
+    state = {
+        "state_dict": trainer.model.prompt_learner.state_dict(),
+        "epoch": 1,
+        "optimizer": trainer.optim.state_dict(),
+        "scheduler": {**scheduler, "successor": successor, "last_epoch": 1, "_step_count": 2},
+        "val_result": None,
+    }
+    torch.save(state, folder / "model.pth.tar-1")
+    (folder / "checkpoint").write_text("model.pth.tar-1\n")
+    resumed = make_trainer(root, tmp_path)
+    resumed.train()
+    assert resumed.start_epoch == 1
+    # The published toolbox would have kept its own files, and so do we.
+    assert sorted(os.listdir(folder)) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
+
+
+def test_folders_that_cannot_be_resumed(root, tmp_path):
+    cut_off(make_trainer(root, tmp_path), epoch=1, batch_idx=0)
+    path = tmp_path / "prompt_learner/model.pth.tar-1"
+    good = path.read_bytes()
+
+    def refuses(match, *opts):
+        with pytest.raises(UsageError, match=match) as caught:
+            make_trainer(root, tmp_path, *opts).train()
+        assert "\n" not in str(caught.value)
+
+    refuses("does not fit this run", "TRAINER.TINYPROMPT.N_CTX", 2)
+    path.write_bytes(good[: len(good) // 2])
+    refuses("model.pth.tar-1")
+    path.unlink()
+    refuses("checkpoint names .*model.pth.tar-1, which does not exist")
+
+
+@TRAINER_REGISTRY.register(force=True)
+class TwoModels(TinyPrompt):
+    """With a second registered model."""
+
+    def build_model(self):
+        super().build_model()
+        self.extra = nn.Linear(2, 2)
+        self.extra_optim = torch.optim.SGD(self.extra.parameters(), 0.1)
+        self.register_model("extra", self.extra, self.extra_optim)
+
+
+def test_a_run_killed_between_saving_two_models(root, tmp_path, monkeypatch, capsys):
+    opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 4)
+    make_trainer(root, tmp_path / "whole", *opts).train()
+    save_checkpoint = dassl.engine.base.save_checkpoint
+    saves = []
+
+    def dying(*args, **kwargs):
+        saves.append(1)
+        if len(saves) == 6:  # epoch 3, second model
+            raise Killed
+        save_checkpoint(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dassl.engine.base, "save_checkpoint", dying)
+        with pytest.raises(Killed):
+            make_trainer(root, tmp_path / "cut", *opts).train()
+    assert sorted(os.listdir(tmp_path / "cut/prompt_learner")) == ["checkpoint", "model.pth.tar-2", "model.pth.tar-3"]
+    assert sorted(os.listdir(tmp_path / "cut/extra")) == ["checkpoint", "model.pth.tar-2"]
+
+    resumed = make_trainer(root, tmp_path / "cut", *opts)
+    resumed.train()
+    assert resumed.start_epoch == 2
+    assert "the newest epoch that all models have is 2" in capsys.readouterr().out
+    for name in ("prompt_learner", "extra"):
+        assert sorted(os.listdir(tmp_path / "cut" / name)) == ["checkpoint", "model.pth.tar-4"]
+        assert_same(*(load_checkpoint(tmp_path / run / name / "model.pth.tar-4") for run in ("whole", "cut")))
+
+    (tmp_path / "cut/extra/model.pth.tar-4").rename(tmp_path / "cut/extra/model.pth.tar-1")
+    (tmp_path / "cut/extra/checkpoint").write_text("model.pth.tar-1\n")
+    checkpoint = load_checkpoint(tmp_path / "cut/extra/model.pth.tar-1")
+    torch.save({**checkpoint, "epoch": 1}, tmp_path / "cut/extra/model.pth.tar-1")
+    with pytest.raises(UsageError, match="no epoch in common"):
+        make_trainer(root, tmp_path / "cut", *opts).train()
+
+
+def test_a_run_killed_between_the_best_and_the_last_checkpoint(root, tmp_path, monkeypatch):
+    """The best-val file is then the newest; nothing of the run is lost, and nothing stays behind."""
+    opts = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val")
+    make_trainer(root, tmp_path / "whole", *opts).train()
+
+    trainer = make_trainer(root, tmp_path / "cut", *opts)
+    save_epoch = trainer._save_epoch
+
+    def dying():
+        if trainer.epoch == 1:
+            raise Killed
+        save_epoch()
+
+    trainer._save_epoch = dying
+    with pytest.raises(Killed):
+        trainer.train()
+    assert (tmp_path / "cut/prompt_learner/checkpoint").read_text().strip() == "model-best.pth.tar"
+    resumed = make_trainer(root, tmp_path / "cut", *opts)
+    resumed.train()
+    assert resumed.start_epoch == 2
+    names = sorted(os.listdir(tmp_path / "whole/prompt_learner"))
+    assert (
+        sorted(os.listdir(tmp_path / "cut/prompt_learner"))
+        == names
+        == [
+            "checkpoint",
+            "model-best.pth.tar",
+            "model.pth.tar-3",
+        ]
+    )
+    for name in names[1:]:
+        assert_same(*(load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("whole", "cut")))

@@ -1,0 +1,229 @@
+"""Errors, registry, logger, meters, images, seeds and model helpers."""
+
+import os
+import pickle
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from dassl import utils
+from dassl.utils import ImageError, UnknownNameError, UsageError
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+
+class Images(Dataset):
+    """Reads the files it is given; raises what a file's reading raises."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        try:
+            return np.asarray(utils.read_image(self.paths[index]))
+        except OSError as error:
+            if "wrapped" in self.paths[index]:
+                raise UnknownNameError(f"cause: {error}") from error
+            raise
+
+
+@pytest.mark.parametrize(("name", "cls"), [("gone.png", ImageError), ("wrapped.png", UnknownNameError)])
+def test_errors_survive_a_dataloader_worker(tmp_path, name, cls):
+    path = str(tmp_path / name)
+    expected = f'there is no image at "{path}": check DATASET.ROOT and that the data set is complete'
+    with pytest.raises(cls) as caught:
+        next(iter(DataLoader(Images([path]), num_workers=1)))
+    assert str(caught.value) == (expected if cls is ImageError else f"cause: {expected}")
+
+
+def test_errors_are_what_they_say():
+    for cls, kind in [(UnknownNameError, KeyError), (utils.MissingFileError, FileNotFoundError), (ImageError, OSError)]:
+        error = cls("plain line")
+        assert isinstance(error, (UsageError, kind)) and isinstance(error, ValueError) and isinstance(error, kind)
+        assert str(error) == "plain line" and str(pickle.loads(pickle.dumps(error))) == "plain line"
+    assert str(UsageError("Caught between two stools")) == "Caught between two stools"
+
+
+def test_read_image(tmp_path):
+    for mode, name in [("RGB", "a.png"), ("L", "b.png"), ("P", "c.gif"), ("RGBA", "d.png"), ("CMYK", "e.jpg")]:
+        Image.new(mode, (5, 4)).save(tmp_path / name)
+        image = utils.read_image(str(tmp_path / name))
+        assert image.mode == "RGB" and image.size == (5, 4)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tiff", "bmp"])
+def test_read_broken_images(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    for broken in (content[: len(content) // 2], content[:20], b"", b"<html></html>"):
+        path.write_bytes(broken)
+        with pytest.raises(ImageError) as caught:
+            utils.read_image(str(path))
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ImageError):
+        utils.read_image(str(tmp_path))
+
+
+def test_registry():
+    registry = utils.Registry("TRAINER")
+
+    @registry.register()
+    class CoOp:
+        pass
+
+    assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"] and "CoOp" in registry
+    with pytest.raises(KeyError, match="already registered"):
+        registry.register(CoOp)
+    newer = type("CoOp", (), {})
+    assert registry.register(force=True)(newer) is newer and registry.get("CoOp") is newer
+    with pytest.raises(KeyError) as caught:
+        registry.get("Coop")
+    assert isinstance(caught.value, UsageError)
+    assert str(caught.value) == 'the TRAINER registry has no "Coop"; did you mean CoOp?'
+    with pytest.raises(UsageError):
+        utils.Registry("EMPTY").get("x")
+
+
+def test_check_availability():
+    utils.check_availability("sgd", ["adam", "sgd"])
+    with pytest.raises(ValueError) as caught:
+        utils.check_availability("SDG", ["sgd", "adam"])
+    assert str(caught.value) == '"SDG" is not available (there are: adam, sgd); did you mean sgd?'
+    with pytest.raises(UsageError, match="there are: none"):
+        utils.check_availability("x", [])
+
+
+def test_setup_logger(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", console := sys.stdout)
+    folder = tmp_path / "new" / "run"
+    texts = ["first ä\n", "second\n", "third\n"]
+    for text in texts:
+        sys.stdout = console
+        utils.setup_logger(str(folder))
+        print(text, end="")
+        sys.stdout.flush()
+        assert sys.stdout.encoding == console.encoding
+        sys.stdout.close()
+    logs = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert logs[0].name == "log.txt" and all(path.name.startswith("log.txt") for path in logs)
+    assert [path.read_text(encoding="utf-8") for path in logs] == texts
+    assert capsys.readouterr().out == "".join(texts)
+
+    sys.stdout = console
+    utils.setup_logger(str(tmp_path / "mine.log"))
+    print("fourth")
+    sys.stdout.close()
+    assert (tmp_path / "mine.log").read_text() == "fourth\n"
+    sys.stdout = console
+    utils.setup_logger(None)
+    assert sys.stdout is console
+
+
+def test_average_meter():
+    meter = utils.AverageMeter()
+    meter.update(torch.tensor(2.0))
+    meter.update(5.0, n=2)
+    assert (meter.val, meter.avg, meter.sum, meter.count) == (5.0, 4.0, 12.0, 3)
+    meter = utils.AverageMeter(ema=True)
+    meter.update(1.0)
+    meter.update(2.0)
+    assert meter.avg == pytest.approx(0.1 * 0.9 + 0.2)
+
+
+def test_metric_meter():
+    meter = utils.MetricMeter()
+    meter.update({"loss": torch.tensor(1.0), "acc": 50})
+    meter.update({"loss": 2.0, "acc": 100.0})
+    meter.update(None)
+    assert str(meter) == "loss 2.0000 (1.5000) acc 100.0000 (75.0000)"
+    with pytest.raises(TypeError):
+        meter.update([1.0])
+
+
+def test_set_random_seed():
+    def draw():
+        utils.set_random_seed(3)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+    assert random.Random(3).random() == draw()[0]
+
+
+def test_files(tmp_path):
+    path = tmp_path / "a" / "b" / "x.json"
+    utils.write_json({"k": [1, "é"]}, str(path))
+    assert utils.read_json(str(path)) == {"k": [1, "é"]}
+    for name in (".hidden", "b10", "a2"):
+        (tmp_path / "a" / name).touch()
+    assert utils.listdir_nohidden(tmp_path / "a", sort=True) == ["a2", "b", "b10"]
+    utils.mkdir_if_missing(tmp_path / "a" / "b")
+    assert utils.get_file_extension("x/y.tar.png") == ".png"
+    assert utils.check_isfile(str(path))
+    with pytest.warns(UserWarning, match="nowhere"):
+        assert not utils.check_isfile("nowhere")
+    assert utils.tolist_if_not("a") == ["a"] and utils.tolist_if_not(["a"]) == ["a"]
+
+
+def test_write_json_beside_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    utils.write_json([1], "x.json")
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_download_url(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"data")
+    utils.download_url(source.as_uri(), str(target))
+    assert target.read_bytes() == b"data"
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.fc = torch.nn.Linear(2, 4), torch.nn.Linear(4, 3)
+
+
+def test_open_layers():
+    net = Net().eval()
+    utils.open_specified_layers(torch.nn.DataParallel(net), "fc")
+    assert net.fc.training and not net.backbone.training
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+    utils.open_all_layers(net)
+    assert net.backbone.training and all(p.requires_grad for p in net.parameters())
+    with pytest.raises(UsageError, match="backbone, fc"):
+        utils.open_specified_layers(net, ["head"])
+
+
+def test_count_num_param():
+    net = Net()
+    total = 2 * 4 + 4 + 4 * 3 + 3
+    assert utils.count_num_param(net) == utils.count_num_param(params=net.parameters()) == total
+    assert utils.count_num_param(params=[{"params": net.parameters()}]) == total
+    assert utils.count_num_param(params=[{"params": net.fc.bias}]) == 3
+    with pytest.raises(ValueError, match="needs a model"):
+        utils.count_num_param()
+
+
+@pytest.mark.parametrize("init_type", ["normal", "xavier", "kaiming", "orthogonal"])
+def test_init_network_weights(init_type):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 4, bias=False))
+    before = [p.clone() for p in net.parameters()]
+    utils.init_network_weights(net, init_type)
+    assert not torch.equal(before[0], net[0].weight) and not torch.equal(before[-1], net[2].weight)
+    assert net[0].bias.abs().max() == 0 and net[1].weight.min() == 1
+    with pytest.raises(UsageError, match="orthogonal"):
+        utils.init_network_weights(net, "uniform")
+
+
+def test_collect_env_info(monkeypatch):
+    import torch.utils.collect_env
+
+    monkeypatch.setattr(torch.utils.collect_env, "get_pretty_env_info", lambda: "PyTorch version: x")
+    assert utils.collect_env_info().startswith("PyTorch version: x\n        Pillow (")
