@@ -12,18 +12,24 @@ from torch import Tensor, nn
 from .errors import ClipError
 from .weights import URLS, openai_file, read_state_dict
 
+VOCABULARY = 49408  # byte pairs, SOS and EOT of the one tokeniser there is here
+
 
 class CLIP(open_clip.CLIP):
-    """open_clip's CLIP with the surface of OpenAI's: `dtype` and a `forward` that returns logits."""
+    """open_clip's CLIP with the surface of OpenAI's: `dtype`, images of any type, a `forward` that returns logits."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type images are expected in: that of the first convolution."""
-        return self.visual.conv1.weight.dtype
+        """The type the image tower computes in: that of its first convolution."""
+        return next(weight for weight in self.visual.parameters() if weight.dim() == 4).dtype
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """(images, 3, H, W) -> (images, joint width)."""
+        return super().encode_image(image.to(self.dtype), normalize)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """(images, 3, H, W) and (texts, 77) -> logits (images, texts) and their transpose."""
-        image = self.encode_image(image.to(self.dtype), normalize=True)
+        image = self.encode_image(image, normalize=True)
         logits = self.logit_scale.exp() * image @ self.encode_text(text, normalize=True).t()
         return logits, logits.t()
 
@@ -58,7 +64,7 @@ def load(
     return model, image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
 
 
-def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> open_clip.CLIP:
+def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> CLIP:
     """A CLIP on the CPU, in eval mode, its parameters frozen.
 
     Args:
@@ -81,21 +87,26 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
                 f"unknown backbone {name!r}: give one of {', '.join(URLS)}, a weight file, or architecture:tag"
             )
         model = build(read_state_dict(path), precision, name, config_beside(path))
+    if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":
+        raise ClipError(f"the text tower of {name} reads other tokens than CLIP's, or reads them in another way")
+    size = model.visual.image_size
+    model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]  # OpenAI's name
     return model.eval().requires_grad_(False)
 
 
 def config_beside(path: Path) -> dict | None:
-    """`model_cfg` of the open_clip_config.json in the file's folder, as model hubs lay them out, or None."""
+    """The open_clip_config.json in the file's folder, as model hubs lay them out, or None."""
     config = path.with_name("open_clip_config.json")
     if not config.is_file():
         return None
     try:
-        return json.loads(config.read_text())["model_cfg"]
-    except (ValueError, KeyError) as error:
+        content = json.loads(config.read_text())
+        return {"preprocess_cfg": {}} | content | {"model_cfg": dict(content["model_cfg"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise ClipError(f"{config} is no open_clip configuration ({error!r}): mend or remove it") from None
 
 
-def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> open_clip.CLIP:
+def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
     """A model by open_clip's own names, with the activation its weights were trained with."""
     table = open_clip.pretrained.get_pretrained_cfg(arch, tag)
     if not table and not Path(tag).is_file():
@@ -109,17 +120,25 @@ def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> op
         raise ClipError(f"cannot load {arch}:{tag} ({str(error).splitlines()[0]})") from None
     if not isinstance(model, open_clip.CLIP):
         raise ClipError(f"{arch} is not built like CLIP ({type(model).__name__}): prompts cannot enter its towers")
+    model.__class__ = CLIP  # which adds no state: the factory takes no class to build
     return model
 
 
 def build(state: Mapping[str, Tensor], precision: str, source: str, config: dict | None = None) -> CLIP:
-    """A CLIP of the sizes its state dict has; without a configuration taken for OpenAI's (QuickGELU, heads of 64)."""
+    """A CLIP of the sizes its state dict has; without a configuration taken for OpenAI's (QuickGELU, heads of 64).
+
+    Args:
+        config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
+    """
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     try:
-        config = dict(config or openai_config(state))
+        arguments = config["model_cfg"] if config else openai_config(state)
         # cast_dtype only chooses LayerNorm's form: computed in fp32 whatever the precision of its input.
-        model = CLIP(**config, cast_dtype=torch.float16)
+        model = CLIP(**arguments, cast_dtype=torch.float16)
         model.load_state_dict(state)
+        for key, value in (config or {}).get("preprocess_cfg", {}).items():
+            if key in ("mean", "std"):
+                setattr(model.visual, f"image_{key}", tuple(value))
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: it has no tensor {error}") from None
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:

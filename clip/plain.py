@@ -4,6 +4,8 @@ Every class runs through all 77 positions and every layer in full, as in the pub
 obvious, and so the reference that any faster form is held against.
 """
 
+from dataclasses import replace
+
 import torch
 from open_clip import CLIP
 from torch import Tensor, nn
@@ -59,10 +61,12 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
     Raises:
         ClipError: a schedule that cannot be.
     """
-    x = embed(clip, prompts)  # (*images, classes, positions, width)
+    if prompts.ctx is not None and prompts.ctx.dim() == 4:
+        return torch.stack([encode_text(clip, replace(prompts, ctx=ctx)) for ctx in prompts.ctx])
+
+    x = embed(clip, prompts)  # (classes, positions, width)
     x = x + clip.positional_embedding.to(x.dtype)
-    lead, x = x.shape[:-2], x.flatten(0, -3)  # one row of tokens each
-    eot = prompts.ids.argmax(dim=-1).expand(lead).flatten()
+    eot = prompts.ids.argmax(dim=-1)
     deep, present = prompts.deep, 0 if prompts.ctx is None else prompts.ctx.shape[-2]
     counts = [present, *(e.added for e in deep[1:])], [0, *(e.remove for e in deep[1:])]
     prompt_lengths(*counts, len(clip.transformer.resblocks))
@@ -74,22 +78,19 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
             present, eot = present + grown, eot + grown
         x = block(x, attn_mask=causal_mask(x))
     x = clip.ln_final(x[torch.arange(len(x), device=x.device), eot])
-    x = clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
-    return x.unflatten(0, lead)
+    return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
 
 
 def embed(clip: CLIP, prompts: TextPrompts) -> Tensor:
-    """Token embeddings with the learned vectors at their slots, (*images, classes, positions, width)."""
+    """Token embeddings with the learned vectors at their slots, (classes, positions, width)."""
     x = clip.token_embedding(prompts.ids).to(clip.transformer.get_cast_dtype())
     if prompts.ctx is None:
         return x
-    ctx, slots = prompts.ctx.to(x.dtype), prompts.slots
-    classes, (n, width) = len(x), ctx.shape[-2:]
+    ctx = prompts.ctx.to(x.dtype).expand(len(x), -1, -1)
+    slots = prompts.slots
     if slots is None:
-        slots = torch.arange(1, n + 1, device=x.device).expand(classes, n)
-    lead = torch.broadcast_shapes(ctx.shape[:-2], (classes,))
-    index = slots.unsqueeze(-1).expand(*lead, n, width)
-    return x.expand(*lead, *x.shape[1:]).scatter(-2, index, ctx.expand(*lead, n, width))
+        slots = torch.arange(1, 1 + ctx.shape[1], device=x.device).expand(ctx.shape[:2])
+    return x.scatter(1, slots.unsqueeze(-1).expand_as(ctx), ctx)
 
 
 def edit(x: Tensor, change: Edit, end: int) -> Tensor:

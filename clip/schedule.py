@@ -1,9 +1,9 @@
 """The prompt schedule: which vectors leave and which enter the sequence before each layer of a tower.
 
-Three operations describe every prompt-learning method on CLIP (MPL, Sec. IV, Table I): *remove* takes prompts off
-the end of what the previous layer put out, *add* appends new ones to the layer's input, and *carry* is what happens
-to all that was not removed. Deep prompting (VPT, MaPLe) removes all and adds as many; shallow prompting only ever
-adds before layer 0.
+Three operations describe every prompt-learning method on CLIP (Huang et al., 2025, Sec. IV, Table I): *remove* takes
+prompts off the end of what the previous layer put out, *add* appends new ones to the layer's input, and *carry* is
+what happens to all that was not removed. Deep prompting removes all and adds as many; shallow prompting only ever adds
+before layer 0.
 """
 
 from collections.abc import Sequence

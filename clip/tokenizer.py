@@ -24,13 +24,13 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
         truncate: cut longer texts (the last token stays EOT) instead of refusing them.
 
     Returns:
-        (texts, context_length) int64.
+        (texts, context_length) int32, as OpenAI's.
 
     Raises:
         ClipError: a text has more tokens than fit; the message quotes it.
     """
     bpe = tokenizer()
-    rows = torch.zeros(1 if isinstance(texts, str) else len(texts), context_length, dtype=torch.long)
+    rows = torch.zeros(1 if isinstance(texts, str) else len(texts), context_length, dtype=torch.int)
     for row, text in zip(rows, [texts] if isinstance(texts, str) else texts, strict=True):
         ids = [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]
         if len(ids) > context_length:
@@ -39,5 +39,5 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
                     f"{text!r} has {len(ids)} tokens, the text tower has {context_length} positions: shorten it"
                 )
             ids = [*ids[: context_length - 1], bpe.eot_token_id]
-        row[: len(ids)] = torch.tensor(ids)
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int)
     return rows

@@ -4,8 +4,8 @@ import hashlib
 import os
 import pickle
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import open_clip
 import torch
@@ -53,7 +53,7 @@ def openai_file(name: str, cache: str | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # torch.hub writes beside the target, verifies, and only then renames.
         torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, HTTPException, RuntimeError) as error:
         why = "its SHA-256 is wrong" if "invalid hash value" in str(error) else f"{error}"
         raise ClipError(
             f"cannot download {name} from {url} ({why}): put a verified copy at {path}, or give a file as the backbone"

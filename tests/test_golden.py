@@ -12,6 +12,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
 
+import trainers.promptsrc
 import trainers.zsclip
 from tools.random_clip import random_tensor
 
@@ -22,10 +23,15 @@ def pytest_generate_tests(metafunc):
     files = sorted(metafunc.config.getoption("golden").glob("*.json"))
     if not files:
         raise pytest.UsageError(f"no JSON files in {metafunc.config.getoption('golden')}")
-    for name, key in (("method_file", "case"), ("zeroshot_file", "template")):
+    kinds = {"method_file": "case", "zeroshot_file": "template", "gpa_file": "weights"}
+    for name, key in kinds.items():
         if name in metafunc.fixturenames:
-            chosen = [file for file in files if key in json.loads(file.read_text())]
+            chosen = [file for file in files if key in first(json.loads(file.read_text()))]
             metafunc.parametrize(name, chosen, ids=[file.stem for file in chosen])
+
+
+def first(figures):
+    return figures[0] if isinstance(figures, list) else figures
 
 
 def build(trainer, settings, arch, classnames, optimizer, backbones, tmp_path):
@@ -73,13 +79,17 @@ def test_method(method_file, backbones, tmp_path):
     images = images_of(case["batch"], case["arch"]["image_resolution"])
     batch = {"img": images, "label": torch.tensor(figures["labels"])}
     close(inference(trainer, images), figures["logits_before"], BEFORE)
-    losses = []
+    losses, parts = [], []
     for step in range(len(figures["losses"])):
-        losses.append(trainer.forward_backward(batch)["loss"])
+        logged = trainer.forward_backward(batch)
+        losses.append(logged["loss"])
+        parts.append([value for name, value in logged.items() if name.startswith("loss_")])
         if step == 0:
             norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
             assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
     close(losses, figures["losses"], LOSSES)
+    if "loss_parts_ce_text_image_kl" in figures:
+        close(parts, figures["loss_parts_ce_text_image_kl"], LOSSES)
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
     assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
     close(inference(trainer, images), figures["logits_after"], AFTER)
@@ -97,3 +107,9 @@ def test_zeroshot(zeroshot_file, backbones, tmp_path, monkeypatch):
         text = trainer.model.text_features(image)
     close(image[:, :8], figures["image_features_first8"], 1e-5)
     close(text[:, :8], figures["text_features_first8"], 1e-5)
+
+
+def test_gaussian_average_of_prompts(gpa_file):
+    for figures in json.loads(gpa_file.read_text()):
+        weights = trainers.promptsrc.gpa_weights(figures["epochs"], figures["mean"], figures["std"])
+        assert weights == pytest.approx(figures["weights"], rel=1e-6, abs=1e-45)

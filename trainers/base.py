@@ -1,8 +1,8 @@
 """What every prompt trainer shares: the frozen CLIP, precision, the training step, learned-prompts-only checkpoints."""
 
 import os
-import re
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,13 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 class PromptLearner(nn.Module):
-    """The learned vectors of a method and where they go. Its parameters are all that is trained."""
+    """The learned vectors of a method and where they go.
+
+    What is learned are its parameters and those of `towers`: modules that published checkpoints keep beside the prompt
+    learner, by their names there (`image_encoder`, `text_encoder`).
+    """
+
+    towers: dict[str, nn.Module] = {}
 
     def text(self, image_features: Tensor) -> TextPrompts:
         """What the text tower reads. `image_features` (batch, joint), normalised, matter only to CoCoOp's kind."""
@@ -52,6 +58,8 @@ class PromptedCLIP(nn.Module):
     def __init__(self, clip: nn.Module, prompt_learner: PromptLearner):
         super().__init__()
         self.prompt_learner = prompt_learner
+        for name, tower in prompt_learner.towers.items():
+            self.add_module(name, tower)
         self._frozen = (clip,)
 
     @property
@@ -92,6 +100,7 @@ class PromptTrainer(TrainerX):
     defaults: dict = {"PREC": "fp16"}
     per_layer: tuple[str, ...] = ()  # settings that may be one number or a list of numbers
     saved_as = "prompt_learner"
+    keys: tuple[str, ...] = ()  # names (with *) of what its checkpoints have learned, to tell methods apart
     methods: list[type] = []
 
     def __init_subclass__(cls):
@@ -116,13 +125,18 @@ class PromptTrainer(TrainerX):
         logits = self.model(images)
         return F.cross_entropy(logits, labels), logits, {}
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the run's classes, in the order of their labels, without underscores."""
+        return [name.replace("_", " ") for name in self.dm.dataset.classnames]
+
     def check_cfg(self, cfg: CfgNode) -> None:
         self.cfg = cfg  # Dassl sets it only later
         if self.settings.PREC not in PRECISIONS:
             raise PromptError(f"TRAINER.{self.section()}.PREC is {self.settings.PREC!r}, not {', '.join(PRECISIONS)}")
 
     def build_model(self) -> None:
-        cfg, classnames = self.cfg, [name.replace("_", " ") for name in self.dm.dataset.classnames]
+        cfg = self.cfg
         prec, cpu = self.settings.PREC, self.device.type == "cpu"
         if prec == "fp16" and cpu:
             print("PREC fp16 needs a GPU: computing in fp32")
@@ -131,7 +145,7 @@ class PromptTrainer(TrainerX):
         clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp16" if prec == "fp16" else "fp32")
         check_input(cfg, clip)
 
-        self.model = PromptedCLIP(clip, self.build_prompts(clip, classnames)).to(self.device)
+        self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names)).to(self.device)
         clip.to(self.device)
         self._text_features = None
         self.amp = prec == "amp"
@@ -202,8 +216,7 @@ class PromptTrainer(TrainerX):
             return
         path = self.find_checkpoint(os.path.join(directory, self.saved_as), epoch)
         checkpoint = load_checkpoint(path)
-        own = self.saved_module().state_dict()
-        self.saved_module().load_state_dict(select_prompts(checkpoint["state_dict"], own, path))
+        self.saved_module().load_state_dict(self.select_prompts(checkpoint["state_dict"], path))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
@@ -219,29 +232,38 @@ class PromptTrainer(TrainerX):
             f"no {type(self).__name__} checkpoint {os.path.join(folder, names[0])}: check --model-dir and --load-epoch"
         )
 
+    def select_prompts(self, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+        """The learned tensors among everything a published checkpoint holds.
 
-def select_prompts(state: dict[str, Tensor], own: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """The learned tensors among everything a published checkpoint holds.
+        Published checkpoints also hold the frozen CLIP and buffers that belong to the training classes; both are left
+        out.
 
-    Published checkpoints also hold the frozen CLIP and buffers that belong to the training classes; both are left out.
+        Raises:
+            PromptError: the prompts are another method's, or were learned with other settings or another backbone.
+        """
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+        own = self.saved_module().state_dict()
+        method, remedy = type(self).__name__, "use the settings and the backbone it was trained with"
+        prompts = [key for key in state if any(matches(key, other.keys) for other in self.methods)]
+        if not all(matches(key, self.keys) for key in prompts):
+            fitting = [other for other in self.methods if all(matches(key, other.keys) for key in prompts)]
+            least = min((len(other.keys) for other in fitting), default=0)
+            names = " or ".join(other.__name__ for other in fitting if len(other.keys) == least) or "another method"
+            raise PromptError(f"{path} is a checkpoint of {names}, not of {method}: test it with --trainer {names}")
+        for key, tensor in own.items():
+            if key not in state:
+                raise PromptError(f"{path} has no {key}: {remedy}")
+            if state[key].shape != tensor.shape:
+                shapes = f"{tuple(state[key].shape)}, expected is {tuple(tensor.shape)}"
+                raise PromptError(f"{key} in {path} has shape {shapes}: {remedy}")
+        more = [key for key in prompts if key not in own]
+        if more:
+            raise PromptError(f"{path} has prompts beyond these settings, such as {more[0]}: {remedy}")
+        return {key: state[key] for key in own}
 
-    Raises:
-        PromptError: a tensor is missing or of another shape, or there are prompts of the same kind beyond `own`, so
-            that the checkpoint was trained with other settings.
-    """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    remedy = "use the settings and the backbone it was trained with"
-    for key, tensor in own.items():
-        if key not in state:
-            raise PromptError(f"{path} has no {key}: {remedy}")
-        if state[key].shape != tensor.shape:
-            shapes = f"{tuple(state[key].shape)}, expected is {tuple(tensor.shape)}"
-            raise PromptError(f"{key} in {path} has shape {shapes}: {remedy}")
-    kinds = {re.sub(r"\d+", "#", key) for key in own}
-    more = [key for key in state if key not in own and re.sub(r"\d+", "#", key) in kinds]
-    if more:
-        raise PromptError(f"{path} has prompts beyond these settings, such as {more[0]}: {remedy}")
-    return {key: state[key] for key in own}
+
+def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def require_vit(clip: nn.Module, method: str, backbone: str) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
 
 from .base import PromptError, PromptLearner, PromptTrainer, require_vit
+from .prompts import COUPLED, check_depth, gaussian, text_width, vision_width, word_embeddings
 
 
 class MPLPrompts(PromptLearner):
@@ -26,15 +27,11 @@ class MPLPrompts(PromptLearner):
         texts = [f"{'X ' * n_ctx}{ctx_init} {name}." for name in classnames]
         self.register_buffer("ids", tokenize(texts, clip.context_length), persistent=False)
         self.n_ctx, self.adds, self.removes = n_ctx, adds, removes
-        text_width, vision_width = clip.ln_final.normalized_shape[0], clip.visual.class_embedding.shape[0]
-
-        self.ctx = nn.Parameter(clip.token_embedding(self.ids[0, 1 : 1 + n_ctx]).float())
-        self.proj = nn.Linear(text_width, vision_width)
-        self.compound_prompts_text = nn.ParameterList(
-            nn.Parameter(torch.empty(n_ctx, text_width).normal_(std=0.02)) for _ in adds
-        )
+        self.ctx = word_embeddings(clip, texts[0], n_ctx)
+        self.proj = nn.Linear(text_width(clip), vision_width(clip))
+        self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in adds)
         # The coupling functions, all copies of one initialisation; names are `txt2img_proj.<which>.<layer - 1>`.
-        coupling = nn.Linear(text_width, vision_width)
+        coupling = nn.Linear(text_width(clip), vision_width(clip))
         self.txt2img_proj = nn.ModuleList(
             nn.ModuleDict({str(layer): deepcopy(coupling) for layer, count in enumerate(adds) if which < count})
             for which in range(max(adds, default=0))
@@ -63,6 +60,7 @@ class MPL(PromptTrainer):
     defaults = {"N_CTX": 2, "N_ADD_OP": 2, "N_RM_OP": 1, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9}
     per_layer = ("N_ADD_OP", "N_RM_OP")
     saved_as = "MultiModalPromptLearner"
+    keys = (*COUPLED, "prompt_learner.txt2img_proj.*")
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
@@ -76,9 +74,7 @@ class MPL(PromptTrainer):
         mpl = self.settings
         require_vit(clip, "MPL", self.cfg.MODEL.BACKBONE.NAME)
         adds, removes = counts(mpl, "N_ADD_OP"), counts(mpl, "N_RM_OP")
-        layers = min(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
-        if layers < mpl.PROMPT_DEPTH:
-            raise PromptError(f"TRAINER.MPL.PROMPT_DEPTH is {mpl.PROMPT_DEPTH}, the backbone has {layers} layers")
+        check_depth(clip, "TRAINER.MPL.PROMPT_DEPTH", mpl.PROMPT_DEPTH)
         added = [mpl.N_CTX, *(count * mpl.N_CTX for count in adds)]
         lengths = prompt_lengths(added, [0, *removes], len(clip.visual.transformer.resblocks))
         print(f"Vision prompts at each layer: {', '.join(map(str, lengths))}")

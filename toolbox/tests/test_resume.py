@@ -134,6 +134,31 @@ def test_resuming_is_not_a_matter_of_luck(root, tmp_path):
     assert not torch.equal(resumed.model.prompt_learner.ctx, whole.model.prompt_learner.ctx)
 
 
+def test_gradient_scaler_and_state_of_a_subclass_are_kept(root, tmp_path):
+    class Averaging(TinyPrompt):
+        average = 0.0
+
+        def run_state(self):
+            return {**super().run_state(), "average": self.average}
+
+        def load_run_state(self, state):
+            super().load_run_state(state)
+            self.average = state["average"]
+
+    TRAINER_REGISTRY.register(Averaging, force=True)
+    saved = make_trainer(root, tmp_path, "TRAINER.NAME", "Averaging")
+    saved.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    saved.scaler.scale(torch.ones(1))  # the scale is set on first use
+    saved.average = 0.75
+    saved.best_result = 12.5
+    saved.save_model(1, str(tmp_path))
+
+    resumed = make_trainer(root, tmp_path, "TRAINER.NAME", "Averaging")
+    resumed.scaler = torch.amp.GradScaler("cpu")
+    assert resumed.resume_model_if_exist(str(tmp_path)) == 2
+    assert (resumed.scaler.get_scale(), resumed.average, resumed.best_result) == (8.0, 0.75, 12.5)
+
+
 def test_a_finished_run_is_only_tested_again(root, tmp_path, capsys):
     make_trainer(root, tmp_path).train()
     capsys.readouterr()
@@ -146,14 +171,16 @@ def test_a_finished_run_is_only_tested_again(root, tmp_path, capsys):
     assert again.test_results is not None
 
 
-def test_resume_from_another_folder_leaves_it_as_it_is(root, tmp_path):
+def test_resume_from_another_folder_deletes_nothing_in_either(root, tmp_path):
     cut_off(make_trainer(root, tmp_path / "old"), epoch=1, batch_idx=0)
     before = sorted(os.listdir(tmp_path / "old/prompt_learner"))
+    (tmp_path / "new/prompt_learner").mkdir(parents=True)
+    (tmp_path / "new/prompt_learner/model.pth.tar-1").write_bytes(b"of somebody else")
     trainer = make_trainer(root, tmp_path / "new", "RESUME", str(tmp_path / "old"))
     trainer.train()
     assert trainer.start_epoch == 1
     assert sorted(os.listdir(tmp_path / "old/prompt_learner")) == before
-    assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-3"]
+    assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
 
 
 def test_checkpoints_of_the_published_toolbox_resume(root, tmp_path):

@@ -56,6 +56,7 @@ def test_read_image(tmp_path):
         assert image.mode == "RGB" and image.size == (5, 4)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tiff", "bmp"])
 def test_read_broken_images(tmp_path, kind):
     path = tmp_path / f"a.{kind}"

@@ -183,6 +183,8 @@ class TrainerBase:
 
     @staticmethod
     def _load_part(target, state, what, directory):
+        if isinstance(target, torch.nn.DataParallel):
+            target = target.module  # save_checkpoint leaves out its prefix
         try:
             target.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:

@@ -104,6 +104,8 @@ class SimpleTrainer(TrainerBase):
         self.test_results = None
         self.n_test = 0
         self.test_seconds = 0.0
+        self._resumed_seconds = 0.0
+        self.time_start = time.time()
 
         self.build_data_loader()
         self.build_model()

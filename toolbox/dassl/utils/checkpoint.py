@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, and read without running anything a file names."""
 
+import contextlib
 import io
 import os
 import re
@@ -59,13 +60,14 @@ def _safe_globals():
     return [OrderedDict, dict, list, int, (_plain_dict, "collections.defaultdict"), *inert]
 
 
-def _fsync(path):
-    """Ask the operating system to put a file, or a folder's list of files, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync_folder(folder):
+    """Put a folder's list of files on disk, where the file system can; the files themselves are there already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write_whole(path, content):
@@ -87,8 +89,7 @@ def _write_whole(path, content):
     except BaseException:  # interrupted: leave no litter
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":
-        _fsync(path.parent)
+    _sync_folder(path.parent)
 
 
 def _without_numpy(value):

@@ -1,0 +1,45 @@
+from collections import OrderedDict
+
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+
+from clip import TextPrompts, tokenize
+
+from .base import PromptLearner, PromptTrainer
+from .prompts import gaussian, text_width, word_embeddings
+
+
+class CoCoOpPrompts(PromptLearner):
+    """Context vectors shifted by what a small network makes of the image (CoCoOp, Sec. 3.2)."""
+
+    def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str):
+        super().__init__()
+        words, width, joint = ctx_init.replace("_", " "), text_width(clip), clip.visual.output_dim
+        if words:
+            n_ctx = len(words.split(" "))
+            self.ctx = word_embeddings(clip, words, n_ctx)
+        else:
+            words = " ".join(["X"] * n_ctx)
+            self.ctx = gaussian(n_ctx, width)
+        layers = {"linear1": nn.Linear(joint, joint // 16), "relu": nn.ReLU(), "linear2": nn.Linear(joint // 16, width)}
+        self.meta_net = nn.Sequential(OrderedDict(layers))
+        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
+        self.register_buffer("ids", ids, persistent=False)
+
+    def text(self, image_features: Tensor) -> TextPrompts:
+        shift = self.meta_net(image_features)  # (batch, width)
+        return TextPrompts(self.ids, self.ctx + shift[:, None, None])
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(PromptTrainer):
+    """Conditional Context Optimization (Zhou et al., CVPR 2022). Settings: N_CTX, CTX_INIT, PREC."""
+
+    defaults = {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"}
+    keys = ("ctx", "meta_net.*")
+
+    def build_prompts(self, clip, classnames):
+        return CoCoOpPrompts(clip, classnames, self.settings.N_CTX, self.settings.CTX_INIT)
+
+    def saved_module(self) -> nn.Module:
+        return self.model.prompt_learner

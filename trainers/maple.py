@@ -1,0 +1,52 @@
+from copy import deepcopy
+
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+
+from clip import Edit, Schedule, TextPrompts, tokenize
+
+from .base import PromptLearner, PromptTrainer, require_vit
+from .prompts import COUPLED, check_depth, gaussian, start_context, text_width, vision_width
+
+
+class MaPLePrompts(PromptLearner):
+    """Deep prompts of both towers, the vision prompts a linear function of the text prompts (MaPLe, Sec. 3.2).
+
+    Args:
+        clip: the frozen backbone.
+        classnames: C names.
+        n_ctx: prompts at each of the first `depth` layers of both towers.
+        ctx_init: words that the text prompts of layer 0 start from.
+    """
+
+    def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, depth: int):
+        super().__init__()
+        words, self.ctx = start_context(clip, n_ctx, ctx_init)
+        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
+        self.register_buffer("ids", ids, persistent=False)
+        self.proj = nn.Linear(text_width(clip), vision_width(clip))
+        self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in range(depth - 1))
+        coupling = nn.Linear(text_width(clip), vision_width(clip))
+        self.compound_prompt_projections = nn.ModuleList(deepcopy(coupling) for _ in range(depth - 1))
+
+    def text(self, image_features: Tensor) -> TextPrompts:
+        return TextPrompts(self.ids, self.ctx, deep=[Edit(), *(Edit(len(p), p) for p in self.compound_prompts_text)])
+
+    def vision(self) -> Schedule:
+        pairs = zip(self.compound_prompt_projections, self.compound_prompts_text, strict=True)
+        return [Edit(add=self.proj(self.ctx)), *(Edit(len(prompt), proj(prompt)) for proj, prompt in pairs)]
+
+
+@TRAINER_REGISTRY.register()
+class MaPLe(PromptTrainer):
+    """Multi-modal Prompt Learning (Khattak et al., CVPR 2023). Settings: N_CTX, CTX_INIT, PROMPT_DEPTH, PREC."""
+
+    defaults = {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9}
+    saved_as = "MultiModalPromptLearner"
+    keys = (*COUPLED, "prompt_learner.compound_prompt_projections.*")
+
+    def build_prompts(self, clip, classnames):
+        maple = self.settings
+        require_vit(clip, "MaPLe", self.cfg.MODEL.BACKBONE.NAME)
+        check_depth(clip, "TRAINER.MAPLE.PROMPT_DEPTH", maple.PROMPT_DEPTH)
+        return MaPLePrompts(clip, classnames, maple.N_CTX, maple.CTX_INIT, maple.PROMPT_DEPTH)
