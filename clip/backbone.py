@@ -130,7 +130,8 @@ def build(state: Mapping[str, Tensor], precision: str, source: str, config: dict
     Args:
         config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
     """
-    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    beside = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # what archives hold beside weights
+    state = {key: value for key, value in state.items() if key not in beside}
     try:
         arguments = config["model_cfg"] if config else openai_config(state)
         # cast_dtype only chooses LayerNorm's form: computed in fp32 whatever the precision of its input.

@@ -31,7 +31,7 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
     """
     visual = clip.visual
     if not schedule and not is_vit(clip):
-        return visual(images.to(visual.conv1.weight.dtype))
+        return clip.encode_image(images)
     if not is_vit(clip):
         raise ClipError("vision prompts need a vision transformer such as ViT-B/16; this backbone is none")
     prompt_lengths([e.added for e in schedule], [e.remove for e in schedule], len(visual.transformer.resblocks))

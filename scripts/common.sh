@@ -1,5 +1,6 @@
-# What every script shares; sourced, not run. Environment variables: DATA (default data), OUT (output), BACKBONE (the
-# YAML's), SHOTS (16), CFG (the method's YAML), PYTHON (.venv's where there is one and none is active).
+# What every script shares; sourced, not run. Environment variables and their defaults:
+#   DATA (data), OUT (output), SHOTS (16), BACKBONE and CFG (the method's YAML and what stands in it), and
+#   PYTHON (.venv's where there is one and no environment is active).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,13 +12,13 @@ if [ -z "${PYTHON:-}" ]; then
     if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 fi
 
-fail() { # one line, what to do about it, exit status 2
+fail() { # one line that says what to do about it, exit status 2
     echo "error: $*" >&2
     exit 2
 }
 
-usage() { # print the caller's leading comment
-    sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1" >&2
+usage() { # the comment at the head of the script that was called
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${USAGE:-$0}" >&2
     exit 2
 }
 
@@ -32,12 +33,40 @@ run_once() {
     fi
 }
 
-# Split what follows DATASET and SEED: an optional number of epochs, then KEY VALUE pairs, into EPOCHS and OPTIONS.
-split_options() {
-    EPOCHS=
+# read_arguments DATASET SEED [EPOCHS] [KEY VALUE ...] -> dataset, seed, epochs, options, and what every call shares
+read_arguments() {
+    [ $# -ge 2 ] || usage
+    dataset=$1 seed=$2
+    shift 2
+    epochs=
     if [[ ${1:-} =~ ^[0-9]+$ ]]; then
-        EPOCHS=$1
+        epochs=$1
         shift
     fi
-    OPTIONS=("$@")
+    options=("$@")
+    [ -f "configs/datasets/$dataset.yaml" ] || fail "no configs/datasets/$dataset.yaml: DATASET can be $(known datasets)"
+    [ -f "configs/trainers/$TRAINER/$CFG.yaml" ] ||
+        fail "no configs/trainers/$TRAINER/$CFG.yaml: CFG can be $(known "trainers/$TRAINER")"
+    shared=(--seed "$seed" --trainer "$TRAINER" --dataset-config-file "configs/datasets/$dataset.yaml"
+        --config-file "configs/trainers/$TRAINER/$CFG.yaml")
+}
+
+known() { # names of the YAML files in a folder of configs/
+    (cd "configs/$1" && ls -- *.yaml | sed 's/\.yaml$//' | paste -sd ' ')
+}
+
+# train FOLDER KEY VALUE ...: run_once with the number of epochs and the options that were given
+train() {
+    run_once "$1" "${shared[@]}" "${@:2}" ${epochs:+OPTIM.MAX_EPOCH "$epochs"} ${options[@]+"${options[@]}"}
+}
+
+# evaluate FOLDER TRAINED_FOLDER KEY VALUE ...: likewise, testing what a run has learned
+evaluate() {
+    [ -d "$2" ] || fail "no trained prompts in $2: train them first, with the same SEED, SHOTS, CFG and OUT"
+    run_once "$1" "${shared[@]}" --eval-only --model-dir "$2" ${epochs:+--load-epoch "$epochs"} "${@:3}" \
+        ${options[@]+"${options[@]}"}
+}
+
+report() { # say in a line each what these runs reached
+    "$PYTHON" -m tools.base2new "$@"
 }

@@ -1,5 +1,8 @@
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -61,3 +64,54 @@ def eurosat(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_eurosat(root, ["red", "green field", "blue_lake", "grey", "white snow", "black"], train=8, val=4, test=4)
     return root
+
+
+class Ended(NamedTuple):
+    """How a program ended: its exit status, what it printed, and its lines on stderr but for progress bars."""
+
+    status: int
+    printed: str
+    errors: list[str]
+
+
+@pytest.fixture
+def launch(capsys, monkeypatch):
+    """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
+    from drawn import error_lines
+
+    import train
+
+    monkeypatch.setattr(train, "collect_env_info", str)  # the real one asks pip and lscpu, which takes seconds
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
+    # A run puts a log in place of stdout, and takes SIGTERM for its own.
+    stdout, handler, threads = sys.stdout, signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model gains nothing from more, and loses much beside other processes
+
+    def launch(*arguments):
+        status = 0
+        try:
+            train.run(lambda: train.main([str(argument) for argument in arguments]))
+        except SystemExit as end:
+            status = end.code
+        finally:
+            sys.stdout = stdout
+            signal.signal(signal.SIGTERM, handler)
+        printed, errors = capsys.readouterr()
+        return Ended(status, printed, error_lines(errors))
+
+    yield launch
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def refused(launch, tmp_path):
+    """`refused(arguments, *words)`: the run to `tmp_path/out` ends in one line with these words, and leaves nothing."""
+
+    def refused(argv, *words):
+        status, _, errors = launch(*argv)
+        assert (status, len(errors)) == (2, 1), errors
+        assert errors[0].startswith("error: ")
+        assert [word for word in map(str, words) if word not in errors[0]] == [], errors[0]
+        assert not (tmp_path / "out").exists()
+
+    return refused

@@ -2,13 +2,16 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
+import open_clip
 from dassl.config import get_cfg_default
 from PIL import Image
 
 import train
+from tools.random_clip import random_tensor
 
 
 def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, size=32) -> Path:
@@ -53,3 +56,43 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
     train.merge(cfg, lambda: cfg.merge_from_list([item for pair in pairs.items() for item in pair]))
     cfg.freeze()
     return cfg
+
+
+def arguments(root, backbone, output, *overrides, trainer="MPL", options=()) -> list[str]:
+    """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2 epochs.
+
+    `options` come after those given here, and so replace them; likewise `overrides`, which are KEY, VALUE, ...
+    """
+    configs = Path(train.__file__).parent / "configs"
+    yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}[trainer]
+    argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--seed", 1, "--trainer", trainer]
+    argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml"]
+    argv += ["--config-file", configs / "trainers" / yaml, *options]
+    return [str(argument) for argument in (*argv, *SMALL, *overrides)]
+
+
+SMALL = ["INPUT.SIZE", "(32, 32)", "TRAINER.MPL.PROMPT_DEPTH", 3, "DATALOADER.NUM_WORKERS", 0]
+SMALL += ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
+
+
+def error_lines(stderr: str) -> list[str]:
+    """The lines of stderr that are not progress bars."""
+    return [line for line in stderr.splitlines() if line.strip() and not re.search(r"\|.*(it/s|s/it|B/s)\]", line)]
+
+
+def clip_config(vision=(), text=(), quick_gelu=True) -> dict:
+    """open_clip's arguments of a CLIP of 32 px, patch 16, two layers and width 64, but for what is given."""
+    return {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2} | dict(vision),
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2} | dict(text),
+        "quick_gelu": quick_gelu,
+    }
+
+
+def small_clip(vision=(), text=(), quick_gelu=True) -> open_clip.CLIP:
+    """open_clip's own CLIP of these sizes with random weights, frozen; LayerNorm computes in the weights' type."""
+    model = open_clip.CLIP(**clip_config(vision, text, quick_gelu))
+    for key, parameter in model.named_parameters():
+        parameter.data = random_tensor(key, tuple(parameter.shape))
+    return model.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""Say in a line what base-to-new runs reached: `python -m tools.base2new RUN [NEW_RUN]`.
+"""Say in a line each what runs reached: `python -m tools.base2new RUN ...`.
 
-Each is an output folder of train.py. With two, the first tested on base classes and the second on new ones, the
-harmonic mean is added.
+Each is an output folder of train.py. After two, the first tested on base classes and the second on new ones, stands
+their harmonic mean.
 """
 
 import argparse
@@ -24,11 +24,12 @@ def read_results(folder: Path) -> dict | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
-    runs = [run for run in map(read_results, parser.parse_args().runs[:2]) if run]
+    runs = [run for run in map(read_results, parser.parse_args().runs) if run]
     for run in runs:
+        shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
         seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
         print(
-            f"{run['trainer']} on {run['dataset']}{seed}: {run['accuracy']:.2f}% "
+            f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
             f"on {run['n_test']:,} test images of {run['classes']} classes"
         )
     if [run["classes"] for run in runs] == ["base", "new"]:

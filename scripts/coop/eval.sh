@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# eval.sh DATASET CFG [KEY VALUE ...]
+# CoOp's own script: test on a dataset what `main.sh SOURCE CFG end 16 16 False` has learned (SOURCE: imagenet).
+# Environment: see scripts/common.sh; NCTX (16), CSC (False), CTP (end).
+export USAGE=$(realpath "$0") TRAINER=CoOp CFG=${2:-}
+[ $# -ge 2 ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+source "$(dirname "$0")/../common.sh"
+NCTX=${NCTX:-16} CSC=${CSC:-False} CTP=${CTP:-end}
+
+setting=nctx${NCTX}_csc${CSC}_ctp$CTP
+runs=()
+for seed in 1 2 3; do
+    read_arguments "$1" "$seed" "${@:3}"
+    runs+=("$OUT/evaluation/CoOp/${CFG}_${SHOTS}shots/$setting/$dataset/seed$seed")
+    evaluate "${runs[-1]}" "$OUT/${SOURCE:-imagenet}/CoOp/${CFG}_${SHOTS}shots/$setting/seed$seed" \
+        TRAINER.COOP.N_CTX "$NCTX" TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP"
+done
+report "${runs[@]}"

@@ -1,0 +1,231 @@
+"""What cannot work gets one line that says what is wrong and what to do, exit status 2, and leaves nothing behind.
+
+Data and backbones here; settings are in test_bad_settings.py, runs that go wrong on their way in test_runs.py.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from drawn import arguments, write_eurosat
+
+import clip.weights
+from tools.random_clip import random_clip
+
+CLASSES = ["red", "green field", "blue_lake", "grey"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A dataset to be damaged: 4 classes, 3 / 1 / 2 images each."""
+    write_eurosat(tmp_path / "data", CLASSES, train=3)
+    return tmp_path / "data"
+
+
+def split_file(root):
+    return root / "eurosat/split_zhou_EuroSAT.json"
+
+
+# Data
+
+
+def test_no_data_folder(refused, tiny, tmp_path):
+    refused(arguments(tmp_path / "nowhere", tiny, tmp_path / "out"), tmp_path / "nowhere", "--root (DATA for scripts)")
+
+
+def test_no_dataset_in_the_data_folder(refused, tiny, tmp_path):
+    refused(arguments(tmp_path, tiny, tmp_path / "out"), f"no folder {tmp_path}/eurosat", "put EuroSAT there")
+
+
+def test_no_split_file(refused, root, tiny, tmp_path):
+    split_file(root).unlink()
+    refused(arguments(root, tiny, tmp_path / "out"), split_file(root), "is missing: download it from https://")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: '{"train": [], "val": []}',
+        lambda text: text.replace('["0/train_0.png", 0, "red"]', '["0/train_0.png", 0]'),
+        lambda text: text.replace('["0/train_0.png", 0, "red"]', '["0/train_0.png", "red", 0]'),
+        lambda text: "\udcff",
+    ],
+    ids=["cut off", "empty", "a list", "a part missing", "a short row", "a wrong row", "not text"],
+)
+def test_split_file_that_is_damaged(damage, refused, root, tiny, tmp_path):
+    file = split_file(root)
+    file.write_text(damage(file.read_text()), errors="surrogateescape")
+    refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "download it from https://")
+
+
+def test_a_split_without_images(refused, root, tiny, tmp_path):
+    split_file(root).write_text(json.dumps({part: [] for part in ("train", "val", "test")}))
+    refused(arguments(root, tiny, tmp_path / "out"), "EuroSAT found no training images")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_an_image_that_is_missing(part, refused, root, tiny, tmp_path):
+    image = root / f"eurosat/2750/1/{part}_0.png"
+    image.unlink()
+    every = ["DATASET.NUM_SHOTS", -1]
+    refused(
+        arguments(root, tiny, tmp_path / "out", *every), f"1 of 24 images of EuroSAT are missing, the first {image}"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    "damage", [lambda content: b"GIF, so to speak", lambda content: content[: len(content) // 2]], ids=["text", "cut"]
+)
+def test_an_image_that_is_none_is_named(damage, part, workers, launch, root, tiny, tmp_path):
+    image = root / f"eurosat/2750/1/{part}_0.png"
+    image.write_bytes(damage(image.read_bytes()))
+    argv = arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1, "DATALOADER.NUM_WORKERS", workers)
+    status, _, errors = launch(*argv)
+    assert (status, len(errors)) == (2, 1), errors
+    assert errors[0].startswith("error: ") and str(image) in errors[0]
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def test_a_class_of_fewer_images_than_shots_is_said_and_used(launch, root, tiny, tmp_path):
+    status, printed, errors = launch(*arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", 4))
+    assert (status, errors) == (0, [])
+    assert 'Class "green field" has 3 of the 4 images asked for: all are used' in printed
+    assert (tmp_path / "out/results.json").is_file()
+
+
+def test_a_dataset_folder_is_only_read(launch, eurosat, tiny, tmp_path):
+    def state():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [eurosat, *eurosat.rglob("*")]}
+
+    before = state()
+    assert launch(*arguments(eurosat, tiny, tmp_path / "out")).status == 0
+    assert state() == before
+
+
+# Backbones
+
+
+def test_a_backbone_file_that_does_not_exist(refused, eurosat, tmp_path):
+    missing = tmp_path / "vit.pt"
+    refused(arguments(eurosat, missing, tmp_path / "out"), f"{missing} does not exist", "ViT-B/16")
+
+
+@pytest.mark.parametrize("name", ["ViT-B/61", "ViTB16", "ViT-B-16:laion3b"])
+def test_an_unknown_backbone_name(name, refused, eurosat, tmp_path):
+    refused(arguments(eurosat, name, tmp_path / "out"), name.split(":")[-1], "laion2b" if ":" in name else "ViT-B/16")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_a_backbone_file_that_is_cut_off(share, suffix, refused, eurosat, tiny, tmp_path):
+    from safetensors.torch import save_file
+
+    whole, cut = tmp_path / "whole", tmp_path / f"cut{suffix}"
+    save_file(torch.load(tiny), whole) if suffix == ".safetensors" else whole.write_bytes(tiny.read_bytes())
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
+    refused(arguments(eurosat, cut, tmp_path / "out"), f"backbone file {cut} is damaged")
+
+
+class Code:
+    """Creates a file when it is unpickled without care."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"fc.weight": torch.zeros(2)}, "is not a CLIP: it has no tensor"),
+        ({"epoch": 3}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({"a": Code()}, "holds more than tensors"),
+    ],
+    ids=["another model", "numbers", "a list", "code"],
+)
+def test_a_backbone_file_of_something_else(content, words, refused, eurosat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "file.pt")
+    refused(arguments(eurosat, tmp_path / "file.pt", tmp_path / "out"), words)
+    assert not os.path.exists("executed")
+
+
+def test_a_backbone_file_that_is_a_bare_pickle(refused, eurosat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.pt").write_bytes(pickle.dumps(Code(), protocol=2))
+    refused(arguments(eurosat, tmp_path / "file.pt", tmp_path / "out"), "file.pt is damaged or holds more than tensors")
+    assert not os.path.exists("executed")
+
+
+def test_a_backbone_of_other_shapes_than_clip_has(refused, eurosat, tiny, tmp_path):
+    state = torch.load(tiny)
+    state["visual.ln_post.weight"] = torch.ones(3)
+    torch.save(state, tmp_path / "odd.pt")
+    refused(arguments(eurosat, tmp_path / "odd.pt", tmp_path / "out"), "odd.pt is not a CLIP", "visual.ln_post.weight")
+
+
+@pytest.fixture
+def published(tiny, tmp_path, monkeypatch):
+    """ViT-B/16 is now published in a folder of this machine, under the SHA-256 given; the cache is empty."""
+
+    def publish(sha256):
+        folder = tmp_path / "server" / sha256
+        folder.mkdir(parents=True)
+        (folder / "ViT-B-16.pt").write_bytes(tiny.read_bytes())
+        monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", (folder / "ViT-B-16.pt").as_uri())
+        monkeypatch.setattr(clip.weights, "CACHE", str(tmp_path / "cache"))
+        return tmp_path / "cache/ViT-B-16.pt"
+
+    return publish
+
+
+def test_a_download_of_another_sha256_is_not_kept(published, refused, eurosat, tmp_path):
+    file = published("0" * 64)
+    refused(arguments(eurosat, "ViT-B/16", tmp_path / "out"), "its SHA-256 is wrong", f"put a verified copy at {file}")
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_damaged_file_in_the_cache_is_downloaded_again(published, launch, eurosat, tiny, tmp_path):
+    file = published(hashlib.sha256(tiny.read_bytes()).hexdigest())
+    file.parent.mkdir()
+    file.write_bytes(tiny.read_bytes()[:1000])
+    ended = launch(*arguments(eurosat, "ViT-B/16", tmp_path / "out", "OPTIM.MAX_EPOCH", 1))
+    assert (ended.status, ended.errors) == (0, [])
+    assert "its SHA-256 differs" in ended.printed
+    assert file.read_bytes() == tiny.read_bytes()
+
+
+def test_a_backbone_that_cannot_be_downloaded(published, refused, eurosat, tmp_path, monkeypatch):
+    published("0" * 64)
+    monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", f"file://{tmp_path}/nowhere/{'0' * 64}/ViT-B-16.pt")
+    refused(arguments(eurosat, "ViT-B/16", tmp_path / "out"), "cannot download ViT-B/16 from", "or give a file")
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    vision = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 16}
+    torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 64).state_dict(), tmp_path / "rn.pt")
+    return tmp_path / "rn.pt"
+
+
+def test_a_resnet_takes_no_prompts_in_its_image_tower(refused, eurosat, resnet, tmp_path):
+    refused(arguments(eurosat, resnet, tmp_path / "out"), "MPL needs a vision transformer such as ViT-B/16", resnet)
+
+
+def test_a_resnet_serves_zero_shot_clip(launch, eurosat, resnet, tmp_path):
+    ended = launch(*arguments(eurosat, resnet, tmp_path / "out", trainer="ZeroshotCLIP", options=["--eval-only"]))
+    assert (ended.status, ended.errors) == (0, [])
+    assert json.loads((tmp_path / "out/results.json").read_text())["n_test"] == 24
+
+
+def test_images_of_another_size_than_the_backbone_reads(refused, eurosat, tiny, tmp_path):
+    argv = arguments(eurosat, tiny, tmp_path / "out", "INPUT.SIZE", "(224, 224)")
+    refused(argv, "INPUT.SIZE is (224, 224)", f"{tiny} reads (32, 32)")

@@ -1,0 +1,320 @@
+"""Backbones by name and by file give the same model, as OpenAI's package has it, or one line that says why not."""
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from drawn import clip_config, small_clip
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import clip
+from clip import weights
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/tokenizer.json").read_text())
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
+TEXTS = clip.tokenize(["a photo of a forest.", "a river"])
+
+
+def features(model):
+    with torch.no_grad():
+        return torch.cat([model.encode_image(IMAGES).float(), model.encode_text(TEXTS).float()])
+
+
+@pytest.fixture(scope="module")
+def source():
+    """A CLIP of 32 px, width 64 and two layers with QuickGELU, as OpenAI's have it."""
+    return small_clip()
+
+
+# ---------------------------------------------------------------- the tokeniser
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["text"].strip())
+def test_token_ids_are_openais(case):
+    row = clip.tokenize(case["text"])[0].tolist()
+    assert row == case["ids"] + [0] * (77 - len(case["ids"]))
+
+
+def test_tokenize_takes_a_text_or_a_list_and_any_context_length():
+    one, two = clip.tokenize("a cat"), clip.tokenize(["a cat", "x"], context_length=9)
+    assert one.shape == (1, 77) and two.shape == (2, 9)
+    assert one.dtype == two.dtype == torch.int32  # OpenAI's since torch 1.8
+    assert one[0, :9].tolist() == two[0].tolist()
+    assert clip.tokenize([]).shape == (0, 77)
+
+
+def test_a_text_too_long_is_quoted_or_truncated():
+    assert clip.tokenize("cat " * 75).shape == (1, 77)
+    with pytest.raises(clip.ClipError, match="'cat cat .* has 78 tokens.* 77 positions"):
+        clip.tokenize("cat " * 76)
+    full, cut = clip.tokenize("cat " * 75), clip.tokenize("cat " * 200, 77, True)
+    assert torch.equal(full, cut) and cut[0, -1] == 49407
+
+
+# ---------------------------------------------------------------- OpenAI's surface
+
+
+def test_available_models_are_openais():
+    assert {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"} <= set(clip.available_models())
+    assert clip.available_models() == list(weights.URLS)
+
+
+@pytest.fixture(params=["file", "pair"])
+def loaded(request, source, tmp_path, tiny_arch):
+    path = tmp_path / "weights.pt"
+    torch.save(source.state_dict(), path)
+    return clip.load(str(path) if request.param == "file" else f"{tiny_arch}-quickgelu:{path}", device="cpu")
+
+
+def test_a_loaded_model_has_openais_surface(loaded, source):
+    model, _ = loaded
+    assert model.dtype == torch.float32 and not model.training
+    assert (model.visual.input_resolution, model.context_length, model.vocab_size) == (32, 77, 49408)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    image, text = model.encode_image(IMAGES), model.encode_text(TEXTS)
+    assert image.shape == text.shape == (2, 64) and not torch.allclose(image.norm(dim=-1), torch.ones(2))
+    per_image, per_text = model(IMAGES, TEXTS)
+    image, text = (x / x.norm(dim=-1, keepdim=True) for x in (image, text))
+    torch.testing.assert_close(per_image, model.logit_scale.exp() * image @ text.T)
+    assert torch.equal(per_text, per_image.T)
+    assert torch.equal(features(model), features(source))
+
+
+def test_the_transform_resizes_crops_and_normalises_as_openais(loaded):
+    _, preprocess = loaded
+    image = Image.new("L", (64, 32), 0)
+    image.paste(255, (16, 0, 48, 32))  # the centre is white, both sides are black
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    white = (1 - torch.tensor(mean)) / torch.tensor(std)
+    pixels = preprocess(image)
+    assert pixels.shape == (3, 32, 32)
+    torch.testing.assert_close(pixels, white[:, None, None].expand(3, 32, 32))
+    assert preprocess(Image.new("RGBA", (50, 333))).shape == (3, 32, 32)
+
+
+def test_load_refuses_jit_and_unknown_names():
+    with pytest.raises(clip.ClipError, match="jit=False"):
+        clip.load("ViT-B/16", jit=True)
+    with pytest.raises(clip.ClipError, match="unknown backbone 'ViT-B-17'.*ViT-B/16"):
+        clip.load("ViT-B-17")
+    with pytest.raises(clip.ClipError, match="no weights 'laion' for ViT-B-16.*laion2b_s34b_b88k"):
+        clip.load("ViT-B-16:laion")
+
+
+# ---------------------------------------------------------------- the forms of a file
+
+
+def torchscript(model, path):
+    """OpenAI's archive: traced, and its sizes are among the tensors."""
+    plain = open_clip.CLIP(**clip_config())
+    plain.load_state_dict(model.state_dict())
+    for name, size in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
+        vars(plain).pop(name, None)
+        plain.register_buffer(name, torch.tensor(size))
+    torch.jit.trace(plain.eval(), (IMAGES, TEXTS), check_trace=False).save(path)
+
+
+def training_checkpoint(model, path):
+    state = OrderedDict((f"module.{key}", value) for key, value in model.state_dict().items())
+    torch.save({"epoch": 3, "name": "run", "state_dict": state}, path)
+
+
+FORMS = {
+    "archive.pt": torchscript,
+    "plain.pt": lambda model, path: torch.save(model.state_dict(), path),
+    "legacy.pt": lambda model, path: torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False),
+    "checkpoint.pt": training_checkpoint,
+    "hub.safetensors": lambda model, path: save_file(model.state_dict(), path),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_file_gives_the_same_weights_bit_for_bit(form, source, tmp_path):
+    FORMS[form](source, tmp_path / form)
+    model = clip.load_backbone(str(tmp_path / form))
+    state = model.state_dict()
+    assert state.keys() == source.state_dict().keys()
+    # fp32 weights are not rounded through OpenAI's fp16.
+    assert all(torch.equal(state[key], value) for key, value in source.state_dict().items())
+    assert torch.equal(features(model), features(source))
+
+
+def test_a_half_file_gives_an_fp32_model_of_the_rounded_weights(source, tmp_path):
+    state = {key: value.half() for key, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "half.pt")
+    model = clip.load_backbone(str(tmp_path / "half.pt"))
+    assert all(torch.equal(value, state[key].float()) for key, value in model.state_dict().items())
+
+
+def test_fp16_is_half_weights_with_layer_norm_in_fp32(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "plain.pt")
+    model = clip.load_backbone(str(tmp_path / "plain.pt"), "fp16")
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
+                assert parameter.dtype == torch.float16, name
+            if isinstance(module, nn.LayerNorm):
+                assert parameter.dtype == torch.float32, name
+    assert model.dtype == model.visual.proj.dtype == model.text_projection.dtype == torch.float16
+    torch.testing.assert_close(features(model), features(source), rtol=0.02, atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def tiny_arch(tmp_path_factory):
+    """Architectures of open_clip's table with the sizes of `source`: this name, and with -quickgelu behind it."""
+    folder = tmp_path_factory.mktemp("archs")
+    for name, quick_gelu in (("ViT-tiny-32", False), ("ViT-tiny-32-quickgelu", True)):
+        config = clip_config() | {"quick_gelu": quick_gelu}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return "ViT-tiny-32"
+
+
+def test_the_activation_is_the_configurations(source, tiny_arch, tmp_path):
+    path = tmp_path / "hub.safetensors"
+    save_file(source.state_dict(), path)
+    gelu = features(small_clip(quick_gelu=False))
+    assert not torch.allclose(gelu, features(source), atol=1e-3)
+    assert torch.equal(features(clip.load_backbone(f"{tiny_arch}:{path}")), gelu)
+    assert torch.equal(features(clip.load_backbone(f"{tiny_arch}-quickgelu:{path}")), features(source))
+
+    config = clip_config() | {"quick_gelu": False}
+    hub = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(hub))
+    model, preprocess = clip.load(str(path), "cpu")
+    assert torch.equal(features(model), gelu)
+    assert torch.equal(preprocess(Image.new("RGB", (40, 32))), torch.full((3, 32, 32), -2.0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 1000}, {"pool_type": "last"}, {"no_causal_mask": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_text_tower_of_another_tokeniser_is_refused(change, tmp_path):
+    config = clip_config(text=change)
+    save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "hub.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with pytest.raises(clip.ClipError, match="hub.safetensors reads other tokens than CLIP's"):
+        clip.load_backbone(str(tmp_path / "hub.safetensors"))
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def cut(form):
+    def write(model, path):
+        FORMS[form](model, path)
+        path.write_bytes(path.read_bytes()[:-5000])
+
+    return write
+
+
+BROKEN = {
+    "missing.pt": ("does not exist", lambda model, path: None),
+    "empty.pt": ("damaged", lambda model, path: path.write_bytes(b"")),
+    "text.pt": ("damaged", lambda model, path: path.write_text("not found\n")),
+    "cut.pt": ("damaged", cut("plain.pt")),
+    "cut.safetensors": ("damaged", cut("hub.safetensors")),
+    "hostile.pt": ("damaged or holds more than tensors", lambda model, path: torch.save([Hostile()], path)),
+    "numbers.pt": ("holds no state dict", lambda model, path: torch.save({"a": 1}, path)),
+    "tensor.pt": ("holds no state dict", lambda model, path: torch.save(torch.ones(2), path)),
+    "other.pt": ("is not a CLIP", lambda model, path: torch.save(nn.Linear(2, 2).state_dict(), path)),
+    "tower.pt": ("is not a CLIP", lambda model, path: torch.save(model.visual.state_dict(prefix="visual."), path)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_is_no_clip_is_refused_in_a_line_that_names_it(name, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reason, write = BROKEN[name]
+    write(source, tmp_path / name)
+    with pytest.raises(clip.ClipError, match=reason) as refusal:
+        clip.load_backbone(str(tmp_path / name))
+    assert str(tmp_path / name) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not Path("executed").exists()
+
+
+# ---------------------------------------------------------------- OpenAI's names: download and cache
+
+
+@pytest.fixture
+def published(source, tmp_path, monkeypatch):
+    """A server of weight files under `/<SHA-256>/`, which ViT-B/16 is to be had from; its `fault` can be set."""
+    torch.save(source.state_dict(), tmp_path / "served.pt")
+    content = (tmp_path / "served.pt").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.requests += 1
+            if server.fault == "not found":
+                return self.send_error(404)
+            self.send_response(200)
+            if server.fault == "cut off in a chunk":
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                return self.wfile.write(b"%x\r\n" % len(content) + content[:1000])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            body = content[:-1] + b"x" if server.fault == "other bytes" else content
+            return self.wfile.write(body[: len(body) // 2] if server.fault == "cut off" else body)
+
+        protocol_version = "HTTP/1.1"
+        close_connection = True
+
+        def log_message(self, *args):
+            """Nothing on stderr."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.fault = 0, None
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}/{hashlib.sha256(content).hexdigest()}/ViT-B-16.pt"
+    monkeypatch.setitem(weights.URLS, "ViT-B/16", address)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_openai_name_is_downloaded_once_into_the_cache(published, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for _ in range(2):
+        model, _ = clip.load("ViT-B/16", "cpu")
+        assert torch.equal(features(model), features(source))
+    assert published.requests == 1
+    assert os.listdir(tmp_path / "home/.cache/clip") == ["ViT-B-16.pt"]
+
+    clip.load("ViT-B/16", "cpu", download_root=str(tmp_path / "elsewhere"))
+    assert os.listdir(tmp_path / "elsewhere") == ["ViT-B-16.pt"] and published.requests == 2
+
+
+def test_a_damaged_cached_file_is_downloaded_again(published, source, tmp_path, capsys):
+    (tmp_path / "ViT-B-16.pt").write_bytes(b"half of it")
+    assert torch.equal(features(clip.load_backbone("ViT-B/16", cache=str(tmp_path))), features(source))
+    assert "ViT-B-16.pt is not the published file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["other bytes", "cut off", "cut off in a chunk", "not found", "no server"])
+def test_a_failed_download_is_one_line_and_leaves_nothing(fault, published, tmp_path):
+    published.fault = fault
+    if fault == "no server":
+        published.shutdown()
+        published.server_close()
+    with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as refusal:
+        clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
+    assert "\n" not in str(refusal.value)
+    assert ("SHA-256 is wrong" in str(refusal.value)) == (fault in ("other bytes", "cut off"))
+    assert os.listdir(tmp_path / "cache") == []

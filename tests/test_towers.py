@@ -1,0 +1,305 @@
+"""The two towers under a prompt schedule, against open_clip's own towers and a slow oracle written from the paper."""
+
+import pytest
+import torch
+from dassl.engine import build_trainer
+from drawn import make_cfg, small_clip
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from clip import ClipError, Edit, TextPrompts, encode_image, encode_text, prompt_lengths, tokenize
+from trainers.mpl import MPLPrompts
+
+SMALL_TEXT = {"context_length": 12, "vocab_size": 30, "layers": 3}
+EOT = 29
+EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Three layers in each tower, widths 128 (two heads) and 64, 12 text positions, 30 tokens, double precision."""
+    return small_clip({"layers": 3, "width": 128}, SMALL_TEXT).double()
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.double, generator=torch.manual_seed(seed)).requires_grad_()
+
+
+def token_rows(*lengths):
+    """Rows of SOS, `length` words, EOT and padding."""
+    generator = torch.manual_seed(1)
+    words = [torch.randint(1, EOT - 1, (n,), generator=generator).tolist() for n in lengths]
+    return torch.tensor([[EOT - 1, *row, EOT, *[0] * (10 - len(row))] for row in words])
+
+
+# ---------------------------------------------------------------- no prompts: open_clip's own towers
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        ({}, {}),
+        ({"image_size": 48, "patch_size": 8, "width": 128, "layers": 3}, {"width": 128, "heads": 2, "layers": 1}),
+        ({"image_size": 28, "patch_size": 14, "layers": 1}, {"context_length": 24, "layers": 4}),
+        ({"image_size": (32, 64)}, {"proj_bias": True}),
+    ],
+)
+def test_without_prompts_both_towers_are_open_clips(vision, text, quick_gelu):
+    model = small_clip(vision, text, quick_gelu)
+    images = torch.randn(2, 3, *model.visual.image_size, generator=torch.manual_seed(0))
+    ids = tokenize(["a photo of a river.", "x"], model.context_length)
+    torch.testing.assert_close(encode_image(model, images), model.encode_image(images))
+    torch.testing.assert_close(encode_text(model, TextPrompts(ids)), model.encode_text(ids))
+
+
+def test_a_resnet_encodes_images_but_takes_no_prompts():
+    model = small_clip({"layers": (1, 1, 1, 1), "width": 16, "patch_size": None, "image_size": 64})
+    images = torch.randn(1, 3, 64, 64, generator=torch.manual_seed(0))
+    assert torch.equal(encode_image(model, images), model.encode_image(images))
+    with pytest.raises(ClipError, match="need a vision transformer"):
+        encode_image(model, images, [Edit(add=torch.zeros(1, 64))])
+
+
+# ---------------------------------------------------------------- the oracle: lists of tokens, one sequence at a time
+
+
+def oracle_block(block, tokens, causal):
+    x = torch.stack([vector for _, vector in tokens])
+    mask = torch.ones(len(x), len(x), dtype=torch.bool).triu(1) if causal else None
+    y = block.ln_1(x)
+    x = x + block.attn(y, y, y, attn_mask=mask)[0]
+    x = x + block.mlp(block.ln_2(x))
+    return [(kind, vector) for (kind, _), vector in zip(tokens, x, strict=True)]
+
+
+def oracle_edit(tokens, change, sequence, place):
+    """Drop the last prompts and put the new ones behind those that stay; where there are none, at `place`."""
+    prompts = [i for i, (kind, _) in enumerate(tokens) if kind == "prompt"]
+    end = prompts[-1] + 1 if prompts else place
+    start = end - change.remove
+    assert all(kind == "prompt" for kind, _ in tokens[start:end])
+    add = [] if change.add is None else change.add[sequence] if change.add.dim() == 3 else change.add
+    return [*tokens[:start], *(("prompt", vector) for vector in add), *tokens[end:]]
+
+
+def oracle_image(model, image, schedule, sequence):
+    visual, p = model.visual, model.visual.conv1.kernel_size[0]
+    tokens, positions = [("cls", visual.class_embedding + visual.positional_embedding[0])], visual.positional_embedding
+    for row in range(0, image.shape[1], p):
+        for column in range(0, image.shape[2], p):
+            patch = (visual.conv1.weight * image[:, row : row + p, column : column + p]).sum((1, 2, 3))
+            tokens.append(("patch", patch + positions[len(tokens)]))
+    for layer, block in enumerate(visual.transformer.resblocks):
+        if layer < len(schedule):
+            tokens = oracle_edit(tokens, schedule[layer], sequence, len(tokens))
+        if layer == 0:
+            tokens = [(kind, visual.ln_pre(vector)) for kind, vector in tokens]
+        tokens = oracle_block(block, tokens, causal=False)
+    return visual.ln_post(tokens[0][1]) @ visual.proj
+
+
+def oracle_text(model, ids, ctx, slots, deep):
+    tokens, learned = [], dict(zip(slots, ctx, strict=True))
+    for position, token in enumerate(ids.tolist()):
+        kind = "eot" if token == EOT else "prompt" if position in learned else "word" if position else "sos"
+        vector = learned.get(position, model.token_embedding.weight[token])
+        tokens.append((kind, vector + model.positional_embedding[position]))
+    for layer, block in enumerate(model.transformer.resblocks):
+        if 0 < layer < len(deep):
+            tokens = oracle_edit(tokens, deep[layer], None, 1)
+        tokens = oracle_block(block, tokens, causal=True)
+    return model.ln_final(dict(tokens)["eot"]) @ model.text_projection
+
+
+@st.composite
+def schedules(draw, width, present=0, first=0, per_sequence=0):
+    """Edits for up to three layers, none removing more than there is; vectors for each sequence its own, or shared."""
+    edits = []
+    for layer in range(first, draw(st.integers(first, 3))):
+        remove, add = draw(st.integers(0, present)), draw(st.integers(0, 3))
+        own = [per_sequence] if per_sequence and draw(st.booleans()) else []
+        edits.append(Edit(remove, random(*own, add, width, seed=layer + 1) if add else None))
+        present += add - remove
+    return edits
+
+
+def assert_same(got, expected, leaves):
+    """The same features, and the same gradients of a random projection of them."""
+    torch.testing.assert_close(got, expected)
+    direction = torch.randn(got.shape, dtype=got.dtype, generator=torch.manual_seed(9))
+    gradients = [torch.autograd.grad((y * direction).sum(), leaves, allow_unused=True) for y in (got, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+
+
+@EXAMPLES
+@given(schedule=schedules(width=128, per_sequence=2))
+def test_any_vision_schedule_is_the_oracles(small, schedule):
+    images = random(2, 3, 32, 32)
+    expected = torch.stack([oracle_image(small, image, schedule, i) for i, image in enumerate(images)])
+    leaves = [images, *(change.add for change in schedule if change.add is not None)]
+    assert_same(encode_image(small, images, schedule), expected, leaves)
+
+
+@EXAMPLES
+@given(
+    deep=schedules(width=64, present=2, first=1),
+    form=st.sampled_from(["shared", "per class", "per image"]),
+    slots=st.sampled_from([None, "apart"]),
+)
+def test_any_text_prompts_are_the_oracles(small, deep, form, slots):
+    ids = token_rows(5, 4, 7)
+    shape = {"shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}[form]
+    ctx = random(*shape)
+    deep = [Edit(), *deep]
+    if slots:  # as CoOp's middle and front have it; the places differ by class, and deep edits do not go with them
+        slots, deep = torch.tensor([[1, 4], [2, 3], [3, 6]]), []
+    got = encode_text(small, TextPrompts(ids, ctx, slots, deep))
+
+    places = [[1, 2]] * 3 if slots is None else slots.tolist()
+    images = ctx if form == "per image" else ctx[None]
+    expected = torch.stack(
+        [
+            torch.stack([oracle_text(small, ids[c], own.expand(3, 2, 64)[c], places[c], deep) for c in range(len(ids))])
+            for own in images
+        ]
+    )
+    assert got.shape == ((2, 3, 64) if form == "per image" else (3, 64))
+    assert_same(got, expected if form == "per image" else expected[0], [ctx, *(e.add for e in deep if e.added)])
+
+
+# ---------------------------------------------------------------- how many prompts each layer sees
+
+
+def mpl(model, n_ctx, adds, removes):
+    return MPLPrompts(model, ["river", "annual crop"], n_ctx, "a photo of a", adds, removes)
+
+
+def seen(blocks, run):
+    """The length of the sequence that each block was given."""
+    lengths = []
+    handles = [block.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1])) for block in blocks]
+    run()
+    for handle in handles:
+        handle.remove()
+    return lengths
+
+
+def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after():
+    model = small_clip({"layers": 12}, {"layers": 12})
+    prompts = mpl(model, 1, [2] * 8, [1] * 8)
+    paper = [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
+    assert prompt_lengths([1, *[2] * 8], [0, *[1] * 8], 12) == paper
+    images, blocks = torch.zeros(1, 3, 32, 32), model.visual.transformer.resblocks
+    without_prompts = 1 + 2 * 2  # CLS and patches
+    lengths = seen(blocks, lambda: encode_image(model, images, prompts.vision()))
+    assert [length - without_prompts for length in lengths] == paper
+    assert seen(model.transformer.resblocks, lambda: encode_text(model, prompts.text(None))) == [77] * 12
+
+
+@pytest.mark.parametrize(
+    ("n", "a", "r", "depth"), [(1, 2, 1, 9), (2, 2, 1, 5), (2, 1, 2, 4), (4, 3, 4, 2), (3, 0, 1, 4)]
+)
+def test_layer_l_has_n_plus_l_times_what_a_layer_gains(n, a, r, depth):
+    lengths = prompt_lengths([n, *[a * n] * (depth - 1)], [0, *[r] * (depth - 1)], 12)
+    assert lengths == [n + min(layer, depth - 1) * (a * n - r) for layer in range(12)]
+
+
+def test_every_layer_may_have_its_own_add_and_remove():
+    model = small_clip({"layers": 6}, {"layers": 6})
+    prompts = mpl(model, 2, [0, 3, 1, 0], [1, 0, 7, 2])
+    lengths = seen(
+        model.visual.transformer.resblocks,
+        lambda: encode_image(model, torch.zeros(1, 3, 32, 32), prompts.vision()),
+    )
+    assert [length - 5 for length in lengths] == [2, 1, 7, 2, 0, 0]
+    # A coupling for each addition, and none where nothing is added.
+    names = {name.rsplit(".", 1)[0] for name, _ in prompts.txt2img_proj.named_parameters()}
+    assert names == {"0.1", "0.2", "1.1", "2.1"}
+
+
+@pytest.mark.parametrize(
+    ("adds", "removes", "message"),
+    [
+        ([1, 2], [0, 2], "cannot remove 2 prompts before layer 1, which has 1"),
+        ([1, 0, 0], [0, 1, 1], "cannot remove 1 prompts before layer 2, which has 0"),
+        ([2], [1], "before layer 0, which has 0"),
+        ([1] * 5, [0] * 5, "prompts for 5 layers, but the tower has 4"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_by_the_layer(adds, removes, message):
+    with pytest.raises(ClipError, match=message):
+        prompt_lengths(adds, removes, 4)
+
+
+def test_the_towers_refuse_it_too_rather_than_delete_patches_or_words(small):
+    two = random(2, 128)
+    with pytest.raises(ClipError, match="cannot remove 3 prompts before layer 1, which has 2"):
+        encode_image(small, random(1, 3, 32, 32), [Edit(add=two), Edit(3)])
+    with pytest.raises(ClipError, match="cannot remove 3 prompts before layer 1, which has 2"):
+        encode_text(small, TextPrompts(token_rows(5), two[:, :64], deep=[Edit(), Edit(3)]))
+    with pytest.raises(ClipError, match="prompts for 4 layers, but the tower has 3"):
+        encode_image(small, random(1, 3, 32, 32), [Edit()] * 4)
+
+
+# ---------------------------------------------------------------- MPL's special cases
+
+
+def with_replaced_prompts(model, images, prompts):
+    """open_clip's own tower with deep prompts forced on it from outside: appended before ln_pre, then overwritten."""
+    visual, n = model.visual, len(prompts[0])
+
+    def with_new(x, new):
+        return torch.cat([x, new.expand(len(x), -1, -1)], dim=1)
+
+    handles = [visual.ln_pre.register_forward_pre_hook(lambda _, x: with_new(x[0], prompts[0]))]
+    for block, new in zip(visual.transformer.resblocks[1:], prompts[1:], strict=False):
+        hook = block.register_forward_pre_hook(lambda _, x, new=new: with_new(x[0][:, :-n], new))
+        handles.append(hook)
+    features = visual(images)
+    for handle in handles:
+        handle.remove()
+    return features
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4], ids=["depth 1 is shallow prompting", "depth 3", "depth 4"])
+def test_add_equal_to_remove_is_deep_prompting(depth):
+    model, n = small_clip({"layers": 4}, {"layers": 4}), 2
+    prompts = mpl(model, n, [1] * (depth - 1), [n] * (depth - 1))
+    images = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
+    deep = [prompts.proj(prompts.ctx)]
+    deep += [prompts.txt2img_proj[0][str(i)](ctx) for i, ctx in enumerate(prompts.compound_prompts_text)]
+    assert len(deep) == depth
+    expected = with_replaced_prompts(model, images, deep)
+    torch.testing.assert_close(encode_image(model, images, prompts.vision()), expected)
+    assert not torch.allclose(expected, model.encode_image(images), atol=1e-3)
+
+
+def test_mpl_on_vit_b16_learns_6702336_numbers():
+    widths_of_vit_b16 = small_clip({"width": 768, "layers": 1}, {"width": 512, "heads": 8, "layers": 1})
+    prompts = mpl(widths_of_vit_b16, 1, [2] * 8, [1] * 8)
+    assert sum(parameter.numel() for parameter in prompts.parameters()) == 6_702_336
+
+
+# ---------------------------------------------------------------- CLIP stays as it is
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp"])
+def test_training_changes_prompts_and_nothing_else(precision, eurosat, tiny, tmp_path):
+    options = ["TRAINER.MPL.PROMPT_DEPTH", 3, "TRAINER.MPL.PREC", precision, "OPTIM.MAX_EPOCH", 1]
+    trainer = build_trainer(make_cfg("MPL", eurosat, tiny, tmp_path, *options, "DATASET.NUM_SHOTS", 2))
+    frozen = {key: value.clone() for key, value in trainer.model.clip.state_dict().items()}
+    learned = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    assert learned and all(key.startswith("prompt_learner.") for key in learned)
+    assert list(learned) == [name for name, _ in trainer.model.named_parameters()]
+
+    trainer.train()
+    assert all(parameter.grad is None for parameter in trainer.model.clip.parameters())
+    assert not any(module.training for module in trainer.model.clip.modules() if isinstance(module, nn.Module))
+    assert all(torch.equal(value, frozen[key]) for key, value in trainer.model.clip.state_dict().items())
+    changed = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, learned[key])}
+    assert changed == set(learned)
