@@ -30,12 +30,14 @@ from yacs.config import CfgNode
 import datasets  # noqa: F401  (fills the dataset registry)
 import trainers
 
-# Settings that do not change what a run computes, and so may differ when it is resumed.
+# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 HARMLESS = {
     "DATASET.ROOT",
     "OUTPUT_DIR",
     "RESUME",
     "VERBOSE",
+    "USE_CUDA",
+    "DATALOADER.NUM_WORKERS",
     "OPTIM.MAX_EPOCH",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -189,22 +191,29 @@ def prepare(args: argparse.Namespace):
     cfg = setup_cfg(args)
     check_resume(cfg)
     folder = Path(cfg.OUTPUT_DIR)
-    fresh = not folder.exists()
+    fresh = [path for path in (folder, *folder.parents) if not path.exists()]  # what this run makes
     try:
         if cfg.SEED >= 0:
             print(f"Setting fixed seed: {cfg.SEED}")
             set_random_seed(cfg.SEED)
-        setup_logger(cfg.OUTPUT_DIR)
+        try:
+            setup_logger(cfg.OUTPUT_DIR)
+        except OSError as error:
+            raise SettingError(
+                f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
+            ) from None
         if torch.cuda.is_available() and cfg.USE_CUDA:
             torch.backends.cudnn.benchmark = True
         print("Arguments:", *(f"  {key}: {value}" for key, value in sorted(vars(args).items())), sep="\n")
         print(f"Configuration:\n{cfg}\nEnvironment:\n{collect_env_info()}\n")
         trainer = build_trainer(cfg)
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
         write_whole(folder / "config.yaml", cfg.dump())
         (folder / "results.json").unlink(missing_ok=True)
     except BaseException:
         if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(fresh[-1], ignore_errors=True)
         raise
     return cfg, trainer
 
@@ -213,7 +222,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     cfg, trainer = prepare(args)
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
         started = time.time()
         trainer.test()
         trainer.test_seconds = time.time() - started
@@ -237,6 +245,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nInterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
         sys.exit(130)
+    except torch.OutOfMemoryError:
+        print("error: the GPU's memory is full: lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         if not isinstance(error, OSError | FloatingPointError) and not getattr(error, "one_line", False):
             raise

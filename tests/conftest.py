@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,9 @@ def launch(capsys, monkeypatch):
             train.run(lambda: train.main([str(argument) for argument in arguments]))
         except SystemExit as end:
             status = end.code
+            # A data loader left to the garbage collector waits five seconds for its workers.
+            for error in (end, end.__context__):
+                traceback.clear_frames(error.__traceback__)
         finally:
             sys.stdout = stdout
             signal.signal(signal.SIGTERM, handler)

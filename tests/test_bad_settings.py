@@ -132,4 +132,4 @@ def test_a_checkpoint_that_is_damaged(content, refused, trained, eurosat, tiny, 
 
 def test_a_weight_file_is_no_checkpoint(refused, trained, eurosat, tiny, tmp_path):
     torch.save(load_backbone(str(tiny)).state_dict(), trained / "MultiModalPromptLearner/model.pth.tar-1")
-    refused(evaluate(eurosat, tiny, tmp_path, trained), "model.pth.tar-1")
+    refused(evaluate(eurosat, tiny, tmp_path, trained), "model.pth.tar-1 is no checkpoint of a training run")

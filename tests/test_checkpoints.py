@@ -93,7 +93,7 @@ def test_a_published_checkpoint_evaluates_on_other_classes(epoch, prefix, mpl, t
     prompts = randomised(mpl("base"))
     state = published_model(prompts, tiny, 37, prefix)
     parameters = [nn.Parameter(value) for key, value in prompts.items()]
-    save_published(tmp_path / "published", state, 5, **published_training(parameters, 5))
+    save_published(tmp_path / "published", state, **published_training(parameters, 5))
     raw = (tmp_path / "published" / FOLDER / "model.pth.tar-5").read_bytes()
     assert b"CosineAnnealingLR" in raw and b"torch.optim.sgd\nSGD" in raw  # whole objects, as the published code's
 
@@ -134,7 +134,7 @@ def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(settings, r
     save_published(tmp_path / "published", published_model(mpl("base").model.state_dict(), tiny, 3))
     trainer = mpl("base", *settings)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    with pytest.raises(PromptError, match=f"{reason}: use the settings and the backbone it was trained with"):
+    with pytest.raises(PromptError, match=f"{reason}.*: use the settings and the backbone it was trained with"):
         trainer.load_model(str(tmp_path / "published"), epoch=5)
     assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
 
@@ -258,7 +258,7 @@ class Local:
 
 HOSTILE = {
     "posix.system": Call(os.system, "touch executed"),
-    "builtins.eval": Call(eval, "__import__('os').mkdir('executed')"),
+    "eval": Call(eval, "__import__('os').mkdir('executed')"),
     "test_checkpoints.Local": Local(),
 }
 
@@ -271,7 +271,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(place, name, m
     contents = {"scheduler": {"successor": HOSTILE[name]}} if place == "scheduler" else {}
     save_published(tmp_path, state if contents else state | {"module.x": HOSTILE[name]}, **contents)
     trainer = mpl("base")
-    with pytest.raises(UsageError, match=rf"names {name}, which is neither .* not loaded") as refusal:
+    with pytest.raises(UsageError, match=rf"names (builtins\.)?{name}, which is neither .* not loaded") as refusal:
         trainer.load_model(str(tmp_path), epoch=5)
     assert "\n" not in str(refusal.value)
     assert not os.path.exists("executed")

@@ -1,17 +1,14 @@
 """Backbones by name and by file give the same model, as OpenAI's package has it, or one line that says why not."""
 
-import hashlib
 import json
 import os
-import threading
 from collections import OrderedDict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from drawn import clip_config, small_clip
+from drawn import clip_config, features, small_clip
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -24,15 +21,9 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 TEXTS = clip.tokenize(["a photo of a forest.", "a river"])
 
 
-def features(model):
-    with torch.no_grad():
-        return torch.cat([model.encode_image(IMAGES).float(), model.encode_text(TEXTS).float()])
-
-
 @pytest.fixture(scope="module")
 def source():
-    """A CLIP of 32 px, width 64 and two layers with QuickGELU, as OpenAI's have it."""
-    return small_clip()
+    return small_clip()  # with QuickGELU, as OpenAI's have it
 
 
 # ---------------------------------------------------------------- the tokeniser
@@ -245,76 +236,3 @@ def test_a_file_that_is_no_clip_is_refused_in_a_line_that_names_it(name, source,
         clip.load_backbone(str(tmp_path / name))
     assert str(tmp_path / name) in str(refusal.value) and "\n" not in str(refusal.value)
     assert not Path("executed").exists()
-
-
-# ---------------------------------------------------------------- OpenAI's names: download and cache
-
-
-@pytest.fixture
-def published(source, tmp_path, monkeypatch):
-    """A server of weight files under `/<SHA-256>/`, which ViT-B/16 is to be had from; its `fault` can be set."""
-    torch.save(source.state_dict(), tmp_path / "served.pt")
-    content = (tmp_path / "served.pt").read_bytes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            server.requests += 1
-            if server.fault == "not found":
-                return self.send_error(404)
-            self.send_response(200)
-            if server.fault == "cut off in a chunk":
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-                return self.wfile.write(b"%x\r\n" % len(content) + content[:1000])
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            body = content[:-1] + b"x" if server.fault == "other bytes" else content
-            return self.wfile.write(body[: len(body) // 2] if server.fault == "cut off" else body)
-
-        protocol_version = "HTTP/1.1"
-        close_connection = True
-
-        def log_message(self, *args):
-            """Nothing on stderr."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.fault = 0, None
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}/{hashlib.sha256(content).hexdigest()}/ViT-B-16.pt"
-    monkeypatch.setitem(weights.URLS, "ViT-B/16", address)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_an_openai_name_is_downloaded_once_into_the_cache(published, source, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for _ in range(2):
-        model, _ = clip.load("ViT-B/16", "cpu")
-        assert torch.equal(features(model), features(source))
-    assert published.requests == 1
-    assert os.listdir(tmp_path / "home/.cache/clip") == ["ViT-B-16.pt"]
-
-    clip.load("ViT-B/16", "cpu", download_root=str(tmp_path / "elsewhere"))
-    assert os.listdir(tmp_path / "elsewhere") == ["ViT-B-16.pt"] and published.requests == 2
-
-
-def test_a_damaged_cached_file_is_downloaded_again(published, source, tmp_path, capsys):
-    (tmp_path / "ViT-B-16.pt").write_bytes(b"half of it")
-    assert torch.equal(features(clip.load_backbone("ViT-B/16", cache=str(tmp_path))), features(source))
-    assert "ViT-B-16.pt is not the published file" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("fault", ["other bytes", "cut off", "cut off in a chunk", "not found", "no server"])
-def test_a_failed_download_is_one_line_and_leaves_nothing(fault, published, tmp_path):
-    published.fault = fault
-    if fault == "no server":
-        published.shutdown()
-        published.server_close()
-    with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as refusal:
-        clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
-    assert "\n" not in str(refusal.value)
-    assert ("SHA-256 is wrong" in str(refusal.value)) == (fault in ("other bytes", "cut off"))
-    assert os.listdir(tmp_path / "cache") == []

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from clip import ClipError, Edit, TextPrompts, encode_image, encode_text, prompt_lengths, tokenize
-from trainers.mpl import MPLPrompts
+from clip import ClipError, Edit, TextPrompts, encode_image, encode_text, tokenize
 
 SMALL_TEXT = {"context_length": 12, "vocab_size": 30, "layers": 3}
 EOT = 29
@@ -172,71 +171,7 @@ def test_any_text_prompts_are_the_oracles(small, deep, form, slots):
     assert_same(got, expected if form == "per image" else expected[0], [ctx, *(e.add for e in deep if e.added)])
 
 
-# ---------------------------------------------------------------- how many prompts each layer sees
-
-
-def mpl(model, n_ctx, adds, removes):
-    return MPLPrompts(model, ["river", "annual crop"], n_ctx, "a photo of a", adds, removes)
-
-
-def seen(blocks, run):
-    """The length of the sequence that each block was given."""
-    lengths = []
-    handles = [block.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1])) for block in blocks]
-    run()
-    for handle in handles:
-        handle.remove()
-    return lengths
-
-
-def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after():
-    model = small_clip({"layers": 12}, {"layers": 12})
-    prompts = mpl(model, 1, [2] * 8, [1] * 8)
-    paper = [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
-    assert prompt_lengths([1, *[2] * 8], [0, *[1] * 8], 12) == paper
-    images, blocks = torch.zeros(1, 3, 32, 32), model.visual.transformer.resblocks
-    without_prompts = 1 + 2 * 2  # CLS and patches
-    lengths = seen(blocks, lambda: encode_image(model, images, prompts.vision()))
-    assert [length - without_prompts for length in lengths] == paper
-    assert seen(model.transformer.resblocks, lambda: encode_text(model, prompts.text(None))) == [77] * 12
-
-
-@pytest.mark.parametrize(
-    ("n", "a", "r", "depth"), [(1, 2, 1, 9), (2, 2, 1, 5), (2, 1, 2, 4), (4, 3, 4, 2), (3, 0, 1, 4)]
-)
-def test_layer_l_has_n_plus_l_times_what_a_layer_gains(n, a, r, depth):
-    lengths = prompt_lengths([n, *[a * n] * (depth - 1)], [0, *[r] * (depth - 1)], 12)
-    assert lengths == [n + min(layer, depth - 1) * (a * n - r) for layer in range(12)]
-
-
-def test_every_layer_may_have_its_own_add_and_remove():
-    model = small_clip({"layers": 6}, {"layers": 6})
-    prompts = mpl(model, 2, [0, 3, 1, 0], [1, 0, 7, 2])
-    lengths = seen(
-        model.visual.transformer.resblocks,
-        lambda: encode_image(model, torch.zeros(1, 3, 32, 32), prompts.vision()),
-    )
-    assert [length - 5 for length in lengths] == [2, 1, 7, 2, 0, 0]
-    # A coupling for each addition, and none where nothing is added.
-    names = {name.rsplit(".", 1)[0] for name, _ in prompts.txt2img_proj.named_parameters()}
-    assert names == {"0.1", "0.2", "1.1", "2.1"}
-
-
-@pytest.mark.parametrize(
-    ("adds", "removes", "message"),
-    [
-        ([1, 2], [0, 2], "cannot remove 2 prompts before layer 1, which has 1"),
-        ([1, 0, 0], [0, 1, 1], "cannot remove 1 prompts before layer 2, which has 0"),
-        ([2], [1], "before layer 0, which has 0"),
-        ([1] * 5, [0] * 5, "prompts for 5 layers, but the tower has 4"),
-    ],
-)
-def test_a_schedule_that_cannot_be_is_refused_by_the_layer(adds, removes, message):
-    with pytest.raises(ClipError, match=message):
-        prompt_lengths(adds, removes, 4)
-
-
-def test_the_towers_refuse_it_too_rather_than_delete_patches_or_words(small):
+def test_a_schedule_that_cannot_be_is_refused_before_it_deletes_patches_or_words(small):
     two = random(2, 128)
     with pytest.raises(ClipError, match="cannot remove 3 prompts before layer 1, which has 2"):
         encode_image(small, random(1, 3, 32, 32), [Edit(add=two), Edit(3)])
@@ -244,45 +179,6 @@ def test_the_towers_refuse_it_too_rather_than_delete_patches_or_words(small):
         encode_text(small, TextPrompts(token_rows(5), two[:, :64], deep=[Edit(), Edit(3)]))
     with pytest.raises(ClipError, match="prompts for 4 layers, but the tower has 3"):
         encode_image(small, random(1, 3, 32, 32), [Edit()] * 4)
-
-
-# ---------------------------------------------------------------- MPL's special cases
-
-
-def with_replaced_prompts(model, images, prompts):
-    """open_clip's own tower with deep prompts forced on it from outside: appended before ln_pre, then overwritten."""
-    visual, n = model.visual, len(prompts[0])
-
-    def with_new(x, new):
-        return torch.cat([x, new.expand(len(x), -1, -1)], dim=1)
-
-    handles = [visual.ln_pre.register_forward_pre_hook(lambda _, x: with_new(x[0], prompts[0]))]
-    for block, new in zip(visual.transformer.resblocks[1:], prompts[1:], strict=False):
-        hook = block.register_forward_pre_hook(lambda _, x, new=new: with_new(x[0][:, :-n], new))
-        handles.append(hook)
-    features = visual(images)
-    for handle in handles:
-        handle.remove()
-    return features
-
-
-@pytest.mark.parametrize("depth", [1, 3, 4], ids=["depth 1 is shallow prompting", "depth 3", "depth 4"])
-def test_add_equal_to_remove_is_deep_prompting(depth):
-    model, n = small_clip({"layers": 4}, {"layers": 4}), 2
-    prompts = mpl(model, n, [1] * (depth - 1), [n] * (depth - 1))
-    images = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
-    deep = [prompts.proj(prompts.ctx)]
-    deep += [prompts.txt2img_proj[0][str(i)](ctx) for i, ctx in enumerate(prompts.compound_prompts_text)]
-    assert len(deep) == depth
-    expected = with_replaced_prompts(model, images, deep)
-    torch.testing.assert_close(encode_image(model, images, prompts.vision()), expected)
-    assert not torch.allclose(expected, model.encode_image(images), atol=1e-3)
-
-
-def test_mpl_on_vit_b16_learns_6702336_numbers():
-    widths_of_vit_b16 = small_clip({"width": 768, "layers": 1}, {"width": 512, "heads": 8, "layers": 1})
-    prompts = mpl(widths_of_vit_b16, 1, [2] * 8, [1] * 8)
-    assert sum(parameter.numel() for parameter in prompts.parameters()) == 6_702_336
 
 
 # ---------------------------------------------------------------- CLIP stays as it is

@@ -1,6 +1,7 @@
 """What every prompt trainer shares: the frozen CLIP, precision, the training step, learned-prompts-only checkpoints."""
 
 import os
+import re
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 
@@ -216,15 +217,21 @@ class PromptTrainer(TrainerX):
             return
         path = self.find_checkpoint(os.path.join(directory, self.saved_as), epoch)
         checkpoint = load_checkpoint(path)
+        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "epoch"}:
+            raise PromptError(f"{path} is no checkpoint of a training run: check --model-dir")
         self.saved_module().load_state_dict(self.select_prompts(checkpoint["state_dict"], path))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def find_checkpoint(self, folder: str, epoch: int | None) -> str:
-        names = [f"model.pth.tar-{epoch}"] if epoch else ["model-best.pth.tar"]
-        if not epoch and os.path.isfile(os.path.join(folder, "checkpoint")):
+        names = ["model-best.pth.tar"] if epoch is None else [f"model.pth.tar-{epoch}"]
+        if epoch is None and os.path.isfile(os.path.join(folder, "checkpoint")):
             with open(os.path.join(folder, "checkpoint")) as file:
                 names.append(file.readline().strip())
+        if epoch is None and os.path.isdir(folder):  # checkpoints are passed on without the file that names them
+            numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
+            newest_first = sorted(filter(None, numbered), key=lambda match: -int(match[1]))
+            names += [match[0] for match in newest_first]
         for name in names:
             if os.path.isfile(os.path.join(folder, name)):
                 return os.path.join(folder, name)

@@ -84,7 +84,7 @@ class MPL(PromptTrainer):
 def counts(settings, key: str) -> list[int]:
     """A setting as one number for each of the layers 1..PROMPT_DEPTH-1."""
     value, layers = settings[key], settings.PROMPT_DEPTH - 1
-    numbers = [value] * layers if isinstance(value, int) else list(value)
+    numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
     if len(numbers) != layers or not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise PromptError(
             f"TRAINER.MPL.{key} is {value}: give one number from 0 on, or a list of PROMPT_DEPTH - 1 = {layers} of them"
