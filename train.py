@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -38,6 +39,7 @@ HARMLESS = {
     "VERBOSE",
     "USE_CUDA",
     "DATALOADER.NUM_WORKERS",
+    "MODEL.BACKBONE.TOWERS",
     "OPTIM.MAX_EPOCH",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -76,8 +78,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add this project's keys to Dassl's: DATASET.SUBSAMPLE_CLASSES and TRAINER.<METHOD>.*"""
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    """Add this project's keys to Dassl's: for which classes, the form of the towers, and TRAINER.<METHOD>.*"""
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, or new
+    cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
     trainers.extend_cfg(cfg)
 
 
@@ -213,7 +216,10 @@ def prepare(args: argparse.Namespace):
         (folder / "results.json").unlink(missing_ok=True)
     except BaseException:
         if fresh:
-            shutil.rmtree(fresh[-1], ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # not empty: another run has begun there meanwhile
+                for parent in fresh[1:]:
+                    parent.rmdir()
         raise
     return cfg, trainer
 
@@ -235,20 +241,29 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program so that what its user can mend is one line and exit status 2, and Ctrl-C a clean end."""
+    stopped = False
 
     def stop(number, frame):
+        nonlocal stopped
+        stopped = True
+        # A signal to all processes of a job ends the data loader's workers too: torch would raise at their end, and
+        # what destructors make of an interrupt is of no interest.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        sys.unraisablehook = lambda unraisable: None
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)  # Slurm's way of saying that time is up
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is Slurm's way of saying that time is up
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and background jobs have it
+            signal.signal(number, stop)
     try:
         main()
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
-        sys.exit(130)
-    except torch.OutOfMemoryError:
-        print("error: the GPU's memory is full: lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
+    except BaseException as error:
+        # Where a destructor swallowed the interrupt, what follows from the workers' end is what comes here.
+        if stopped:
+            print("\nInterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
+            sys.exit(130)
+        if isinstance(error, torch.OutOfMemoryError):
+            error = SettingError("the GPU's memory is full: lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")
         if not isinstance(error, OSError | FloatingPointError) and not getattr(error, "one_line", False):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

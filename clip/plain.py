@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import is_vit
 from .errors import ClipError
-from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
+from .schedule import Edit, Schedule, TextPrompts, check_edits
 
 
 def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
@@ -31,14 +31,11 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
     """
     visual = clip.visual
     if not schedule and not is_vit(clip):
-        return clip.encode_image(images)
+        return visual(images.to(next(visual.parameters()).dtype))
     if not is_vit(clip):
         raise ClipError("vision prompts need a vision transformer such as ViT-B/16; this backbone is none")
-    prompt_lengths([e.added for e in schedule], [e.remove for e in schedule], len(visual.transformer.resblocks))
-
-    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (batch, patches, width)
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-    x = x + visual.positional_embedding.to(x.dtype)
+    check_edits(schedule, 0, len(visual.transformer.resblocks))
+    x = embed_image(visual, images)
     for layer, block in enumerate(visual.transformer.resblocks):
         if layer < len(schedule):
             x = edit(x, schedule[layer], x.shape[1])
@@ -68,8 +65,7 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
     x = x + clip.positional_embedding.to(x.dtype)
     eot = prompts.ids.argmax(dim=-1)
     deep, present = prompts.deep, 0 if prompts.ctx is None else prompts.ctx.shape[-2]
-    counts = [present, *(e.added for e in deep[1:])], [0, *(e.remove for e in deep[1:])]
-    prompt_lengths(*counts, len(clip.transformer.resblocks))
+    check_edits(deep, present, len(clip.transformer.resblocks))
 
     for layer, block in enumerate(clip.transformer.resblocks):
         if 0 < layer < len(deep):
@@ -79,6 +75,13 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
         x = block(x, attn_mask=causal_mask(x))
     x = clip.ln_final(x[torch.arange(len(x), device=x.device), eot])
     return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
+
+
+def embed_image(visual: nn.Module, images: Tensor) -> Tensor:
+    """CLS and patches with their positions, (batch, 1 + patches, width)."""
+    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    return x + visual.positional_embedding.to(x.dtype)
 
 
 def embed(clip: CLIP, prompts: TextPrompts) -> Tensor:

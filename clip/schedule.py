@@ -75,3 +75,9 @@ def prompt_lengths(adds: Sequence[int], removes: Sequence[int], layers: int) -> 
         present += add - remove
         lengths.append(present)
     return lengths
+
+
+def check_edits(schedule: Schedule, present: int, layers: int) -> None:
+    """Raise ClipError for what cannot be, in a tower of so many layers with `present` prompts at its start."""
+    adds, removes = [edit.added for edit in schedule], [edit.remove for edit in schedule]
+    prompt_lengths([present + sum(adds[:1]), *adds[1:]], removes, layers)

@@ -84,12 +84,12 @@ def launch(capsys, monkeypatch):
 
     monkeypatch.setattr(train, "collect_env_info", str)  # the real one asks pip and lscpu, which takes seconds
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
-    # A run puts a log in place of stdout, and takes SIGTERM for its own.
-    stdout, handler, threads = sys.stdout, signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)  # so small a model gains nothing from more, and loses much beside other processes
 
     def launch(*arguments):
-        status = 0
+        status, stdout = 0, sys.stdout
         try:
             train.run(lambda: train.main([str(argument) for argument in arguments]))
         except SystemExit as end:
@@ -97,9 +97,10 @@ def launch(capsys, monkeypatch):
             # A data loader left to the garbage collector waits five seconds for its workers.
             for error in (end, end.__context__):
                 traceback.clear_frames(error.__traceback__)
-        finally:
+        finally:  # a run puts a log in place of stdout, and handlers of its own for signals
             sys.stdout = stdout
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         printed, errors = capsys.readouterr()
         return Ended(status, printed, error_lines(errors))
 

@@ -120,7 +120,7 @@ def test_prompts_of_another_method(refused, eurosat, tiny, tmp_path):
     folder.mkdir(parents=True)
     torch.save({"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 2}, folder / "model.pth.tar-2")
     argv = evaluate(eurosat, tiny, tmp_path, folder.parent, options=["--load-epoch", 2])
-    refused(argv, f"{folder}/model.pth.tar-2 has no prompt_learner.ctx")
+    refused(argv, f"{folder}/model.pth.tar-2 is a checkpoint of CoOp, not of MPL")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", 0.5], ids=["empty", "text", "cut off"])

@@ -34,12 +34,19 @@ def first(figures):
     return figures[0] if isinstance(figures, list) else figures
 
 
-def build(trainer, settings, arch, classnames, optimizer, backbones, tmp_path):
+@pytest.fixture(params=["fast", "plain"])
+def towers(request):
+    """The form of the towers: both must give the published numbers."""
+    return request.param
+
+
+def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path):
     """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path."""
     size = arch["image_resolution"]
     write_eurosat(tmp_path, classnames)
     backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
     overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
+    overrides["MODEL.BACKBONE.TOWERS"] = towers
     overrides |= {f"OPTIM.{key.upper()}": value for key, value in optimizer.items()}
     overrides |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
     cfg = make_cfg(trainer, tmp_path, backbone, tmp_path / "out", *(x for pair in overrides.items() for x in pair))
@@ -65,14 +72,13 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
-def test_method(method_file, backbones, tmp_path):
+def test_method(method_file, towers, backbones, tmp_path):
     figures = json.loads(method_file.read_text())
     case = figures["case"]
     if case["trainer"] not in TRAINER_REGISTRY.registered_names():
         pytest.skip(f"trainer {case['trainer']} is not built yet")
-    trainer = build(
-        case["trainer"], case["cfg"], case["arch"], case["classnames"], figures["optimizer"], backbones, tmp_path
-    )
+    settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]
+    trainer = build(*settings, backbones, tmp_path)
     learned = dict(trainer.model.named_parameters())
     assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures["trainable"]
 
@@ -95,11 +101,11 @@ def test_method(method_file, backbones, tmp_path):
     close(inference(trainer, images), figures["logits_after"], AFTER)
 
 
-def test_zeroshot(zeroshot_file, backbones, tmp_path, monkeypatch):
+def test_zeroshot(zeroshot_file, towers, backbones, tmp_path, monkeypatch):
     figures = json.loads(zeroshot_file.read_text())
     arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | figures.get("arch", {})
     monkeypatch.setitem(trainers.zsclip.TEMPLATES, "EuroSAT", figures["template"])
-    trainer = build("ZeroshotCLIP", {}, arch, figures["classnames"], {}, backbones, tmp_path)
+    trainer = build("ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path)
     images = images_of(len(figures["logits"]), arch["image_resolution"])
     close(inference(trainer, images), figures["logits"], BEFORE)
     with torch.no_grad():

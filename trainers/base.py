@@ -14,7 +14,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import Schedule, TextPrompts, encode_image, encode_text, is_vit, load_backbone
+from clip import TOWERS, Schedule, TextPrompts, is_vit, load_backbone
 
 PRECISIONS = ("fp16", "fp32", "amp")
 
@@ -53,15 +53,16 @@ class PromptedCLIP(nn.Module):
     """Images -> logits through a frozen CLIP under learned prompts.
 
     The CLIP is not a submodule, so that `parameters()` and `state_dict()` are the learned prompts and nothing else.
-    Their names are the published checkpoints' (`prompt_learner.ctx`, ...).
+    Their names are the published checkpoints' (`prompt_learner.ctx`, ...). `towers` names the form of the towers.
     """
 
-    def __init__(self, clip: nn.Module, prompt_learner: PromptLearner):
+    def __init__(self, clip: nn.Module, prompt_learner: PromptLearner, towers: str = "fast"):
         super().__init__()
         self.prompt_learner = prompt_learner
         for name, tower in prompt_learner.towers.items():
             self.add_module(name, tower)
         self._frozen = (clip,)
+        self.towers = TOWERS[towers]
 
     @property
     def clip(self) -> nn.Module:
@@ -69,11 +70,11 @@ class PromptedCLIP(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, joint), normalised, fp32."""
-        return normalize(encode_image(self.clip, images, self.prompt_learner.vision()))
+        return normalize(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
 
     def text_features(self, image_features: Tensor) -> Tensor:
         """(classes, joint), or (batch, classes, joint) where the text depends on the image; normalised, fp32."""
-        return normalize(encode_text(self.clip, self.prompt_learner.text(image_features)))
+        return normalize(self.towers.encode_text(self.clip, self.prompt_learner.text(image_features)))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(batch, classes): scaled cosine similarities, always in fp32."""
@@ -146,7 +147,10 @@ class PromptTrainer(TrainerX):
         clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp16" if prec == "fp16" else "fp32")
         check_input(cfg, clip)
 
-        self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names)).to(self.device)
+        towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
+        if towers not in TOWERS:
+            raise PromptError(f"MODEL.BACKBONE.TOWERS is {towers!r}: it can be {' or '.join(TOWERS)}")
+        self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
         clip.to(self.device)
         self._text_features = None
         self.amp = prec == "amp"

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from clip import encode_image
-
 from .base import PromptTrainer, normalize
 from .prompts import TWO_TOWERS, two_tower_prompts
 from .teacher import teacher_text_features
@@ -62,7 +60,7 @@ class PromptSRC(PromptTrainer):
         text = model.text_features(image)
         logits = model.logits(image, text)
         with torch.no_grad():
-            teacher_image = normalize(encode_image(model.clip, images))
+            teacher_image = normalize(model.towers.encode_image(model.clip, images))
             teacher_logits = model.logits(teacher_image, self.teacher_text)
         ours, teacher = F.log_softmax(logits, dim=1), F.log_softmax(teacher_logits, dim=1)
         parts = {

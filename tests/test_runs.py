@@ -1,0 +1,253 @@
+"""What a run leaves behind, and how one goes on that was killed, interrupted, out of disk or out of numbers."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import pytest
+import torch
+from drawn import SMALL, arguments, error_lines
+
+import train
+
+ROOT = os.path.dirname(train.__file__)
+RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
+
+
+def prompts(folder):
+    """The learned tensors of a run's newest checkpoint."""
+    folder = folder / "MultiModalPromptLearner"
+    return torch.load(folder / (folder / "checkpoint").read_text().strip(), weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+# In this process
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_seed_decides_every_bit(workers, launch, eurosat, tiny, tmp_path):
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        argv = arguments(
+            eurosat, tiny, tmp_path / name, "DATALOADER.NUM_WORKERS", workers, "SEED", seed, "TEST.NO_TEST", True
+        )
+        assert launch(*argv).status == 0
+    assert same(prompts(tmp_path / "one"), prompts(tmp_path / "same"))
+    assert not same(prompts(tmp_path / "one"), prompts(tmp_path / "other"))
+
+
+def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
+    argv = arguments(eurosat, tiny, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
+    assert launch(*argv).status == 0
+    found = results(tmp_path)
+    figures = {key: found.pop(key) for key in ("accuracy", "error_rate", "macro_f1", "train_seconds", "test_seconds")}
+    assert all(isinstance(figure, float) and figure >= 0 for figure in figures.values())
+    assert figures["accuracy"] + figures["error_rate"] == pytest.approx(100)
+    assert isinstance(found.pop("device"), str)
+    assert datetime.fromisoformat(found.pop("date")).utcoffset() is not None
+    assert found.pop("versions")["torch"] == torch.__version__
+    assert found == {
+        "trainer": "MPL",
+        "dataset": "EuroSAT",
+        "seed": 1,
+        "shots": 2,
+        "classes": "base",
+        "split": "test",
+        "n_test": 12,
+        "epochs": 2,
+        "backbone": str(tiny),
+    }
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"log.txt", "config.yaml", "results.json", "tensorboard", "MultiModalPromptLearner"}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(launch, eurosat, tiny, tmp_path):
+    argv = arguments(eurosat, tiny, tmp_path, "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1e30)  # from the second epoch on
+    ended = launch(*argv)
+    assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
+    assert ended.errors[0].startswith("error: the loss is NaN at epoch 2, batch 2: lower OPTIM.LR")
+    assert ended.errors[0].endswith("the checkpoint of epoch 1 is kept")
+    assert all(tensor.isfinite().all() for tensor in prompts(tmp_path).values())
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.fixture
+def half_done(launch, eurosat, tiny, tmp_path):
+    """`argv, folder` of a run that was stopped after its first epoch of two."""
+    folder = tmp_path / "half"
+    assert launch(*arguments(eurosat, tiny, folder, "OPTIM.MAX_EPOCH", 1)).status == 0
+    (folder / "results.json").unlink()
+    return arguments(eurosat, tiny, folder), folder
+
+
+def test_a_full_disk_costs_no_checkpoint(launch, half_done):
+    argv, folder = half_done
+    file = folder / "MultiModalPromptLearner/model.pth.tar-1"
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # no file may grow beyond
+    try:
+        ended = launch(*argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
+    assert "model.pth.tar-2" in ended.errors[0]
+    assert sorted(os.listdir(file.parent)) == ["checkpoint", "model.pth.tar-1"]
+    assert file.read_bytes() == before
+    ended = launch(*argv)
+    assert ended.status == 0 and "Previous epoch: 1" in ended.printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["OPTIM.LR", 0.1], "a run with OPTIM.LR 0.0035, this one has 0.1"),
+        (["TRAINER.MPL.N_ADD_OP", 3], "TRAINER.MPL.N_ADD_OP 2, this one has 3"),
+    ],
+)
+def test_a_run_does_not_go_on_under_other_settings(overrides, words, launch, half_done):
+    argv, folder = half_done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    ended = launch(*argv, *overrides)
+    assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
+    assert words in ended.errors[0] and "choose another --output-dir" in ended.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("MultiModalPromptLearner/model.pth.tar-1", b"half of"),
+        ("MultiModalPromptLearner/checkpoint", b"model.pth.tar-7\n"),
+        ("config.yaml", b"OPTIM: [\n"),
+        ("config.yaml", b""),
+    ],
+)
+def test_a_half_done_run_that_was_damaged_is_refused(name, content, launch, half_done):
+    argv, folder = half_done
+    (folder / name).write_bytes(content)
+    ended = launch(*argv)
+    assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
+    assert str(folder) in ended.errors[0]
+    assert not (folder / "results.json").exists()
+
+
+# Through the scripts
+
+
+@pytest.fixture
+def script(eurosat, tiny, tmp_path):
+    """`script(path, *arguments)` starts one of scripts/ on the drawn data, in a process group of its own."""
+    started = []
+
+    def start(path, *arguments):
+        env = {"DATA": eurosat, "OUT": tmp_path / "output", "BACKBONE": tiny, "SHOTS": 8, "PYTHON": sys.executable}
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in env.items()}
+        options = [str(option) for option in (*arguments, *SMALL[:4])]
+        command = ["bash", f"{ROOT}/scripts/{path}", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finish(process):
+    printed, errors = process.communicate(timeout=120)
+    return process.returncode, printed, error_lines(errors)
+
+
+def wait_for(file, process):
+    deadline = time.time() + 120
+    while not file.exists():
+        assert process.poll() is None and time.time() < deadline, finish(process)
+        time.sleep(0.002)
+
+
+def test_a_killed_run_ends_as_one_that_ran_through(script, launch, eurosat, tiny, tmp_path):
+    """... with augmentation and two workers; and the scripts around it say what was reached."""
+    folder = tmp_path / "output/base2new/train_base" / RUN
+    command = ("mpl/base2new_train.sh", "eurosat", 1, 5, "DATALOADER.NUM_WORKERS", 2)
+    killed = script(*command)
+    wait_for(folder / "MultiModalPromptLearner/model.pth.tar-3", killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert finish(killed)[0] == -signal.SIGKILL
+    assert not (folder / "results.json").exists()
+
+    status, printed, errors = finish(script(*command))
+    assert (status, errors) == (0, [])
+    assert "Previous epoch: 3" in printed or "Previous epoch: 4" in printed
+    base = results(folder)
+    assert (base["classes"], base["shots"], base["epochs"], base["backbone"]) == ("base", 8, 5, str(tiny))
+    assert f"MPL on EuroSAT 8 shots seed 1: {base['accuracy']:.2f}% on 12 test images of base" in printed
+
+    through = tmp_path / "through"
+    settings = ["DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 5]
+    argv = arguments(eurosat, tiny, through, *settings, "DATALOADER.NUM_WORKERS", 2)
+    assert launch(*argv).status == 0
+    assert same(prompts(folder), prompts(through))
+    timeless = {"train_seconds", "test_seconds", "date"}
+    assert {k: v for k, v in base.items() if k not in timeless} == {
+        k: v for k, v in results(through).items() if k not in timeless
+    }
+
+    status, printed, _ = finish(script(*command))
+    assert status == 0 and f"Already done (delete {folder}" in printed and f"{base['accuracy']:.2f}%" in printed
+
+    status, printed, errors = finish(script("mpl/base2new_test.sh", "eurosat", 1, "DATALOADER.NUM_WORKERS", 0))
+    assert (status, errors) == (0, [])
+    new = results(tmp_path / "output/base2new/test_new" / RUN)
+    assert (new["classes"], new["epochs"], new["n_test"]) == ("new", 5, 12)
+    b, n = base["accuracy"], new["accuracy"]
+    assert printed.splitlines()[-1] == f"Harmonic mean: {2 * b * n / (b + n) if b + n else 0:.2f}%"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_in_a_line_and_goes_on(number, script, launch, eurosat, tiny, tmp_path):
+    run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2)
+    folder = tmp_path / "output/base2new/train_base" / RUN
+    wait_for(folder / "MultiModalPromptLearner/model.pth.tar-1", run)
+    os.killpg(run.pid, number)
+    status, _, errors = finish(run)
+    # bash waits for the end of what Ctrl-C interrupts, but leaves at once when it is terminated itself.
+    assert status == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert errors == ["Interrupted: the same command goes on from the last whole epoch"]
+    assert not (folder / "results.json").exists()
+
+    settings = ["DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 3]
+    ended = launch(*arguments(eurosat, tiny, folder, *settings, "DATALOADER.NUM_WORKERS", 2))
+    assert ended.status == 0 and "Previous epoch: " in ended.printed
+
+
+def test_zero_shot(script, tiny, tmp_path):
+    command = ("zsclip/zeroshot.sh", "eurosat", "DATALOADER.NUM_WORKERS", 0, "DATASET.SUBSAMPLE_CLASSES", "new")
+    status, printed, errors = finish(script(*command))
+    assert (status, errors) == (0, [])
+    found = results(tmp_path / "output/ZeroshotCLIP/vit_b16/eurosat/new")
+    assert (found["trainer"], found["classes"], found["backbone"]) == ("ZeroshotCLIP", "new", str(tiny))
+    assert printed.splitlines()[-1].startswith(f"ZeroshotCLIP on EuroSAT: {found['accuracy']:.2f}% on 12 test images")
+
+
+def test_scripts_pass_on_what_is_wrong(script, tmp_path):
+    no_dataset = script("mpl/base2new_train.sh", "eurosta", 1)
+    no_prompts = script("mpl/base2new_test.sh", "eurosat", 1)
+    no_key = script("mpl/base2new_train.sh", "eurosat", 1, "OPTIM.LRR", 1)
+    for process, words in ((no_dataset, "eurosta"), (no_prompts, "no trained prompts"), (no_key, "OPTIM.LRR")):
+        status, _, errors = finish(process)
+        assert (status, len(errors)) == (2, 1), errors
+        assert errors[0].startswith("error: ") and words in errors[0]
+    assert not (tmp_path / "output/base2new/train_base").exists()
