@@ -133,7 +133,10 @@ def check_resume(cfg: CfgNode) -> None:
     file = Path(cfg.OUTPUT_DIR, "config.yaml")
     if not file.is_file() or not any(file.parent.glob("*/model*.pth.tar*")):
         return
-    before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(cfg.dump()))
+    try:
+        before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(cfg.dump()))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        raise SettingError(f"{file} is damaged: restore it, or choose another --output-dir") from None
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in HARMLESS]
     if changed:
         raise SettingError(

@@ -171,9 +171,10 @@ def finish(process):
     return process.returncode, printed, error_lines(errors)
 
 
-def wait_for(file, process):
-    deadline = time.time() + 120
-    while not file.exists():
+def wait_for_epoch(number, folder, process):
+    """Wait until the checkpoint of this epoch, or a later one, is whole."""
+    newest, deadline = folder / "MultiModalPromptLearner/checkpoint", time.time() + 120
+    while not (newest.exists() and int(newest.read_text().split("-")[1]) >= number):
         assert process.poll() is None and time.time() < deadline, finish(process)
         time.sleep(0.002)
 
@@ -183,7 +184,7 @@ def test_a_killed_run_ends_as_one_that_ran_through(script, launch, eurosat, tiny
     folder = tmp_path / "output/base2new/train_base" / RUN
     command = ("mpl/base2new_train.sh", "eurosat", 1, 5, "DATALOADER.NUM_WORKERS", 2)
     killed = script(*command)
-    wait_for(folder / "MultiModalPromptLearner/model.pth.tar-3", killed)
+    wait_for_epoch(3, folder, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     assert finish(killed)[0] == -signal.SIGKILL
     assert not (folder / "results.json").exists()
@@ -220,7 +221,7 @@ def test_a_killed_run_ends_as_one_that_ran_through(script, launch, eurosat, tiny
 def test_an_interrupted_run_ends_in_a_line_and_goes_on(number, script, launch, eurosat, tiny, tmp_path):
     run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2)
     folder = tmp_path / "output/base2new/train_base" / RUN
-    wait_for(folder / "MultiModalPromptLearner/model.pth.tar-1", run)
+    wait_for_epoch(1, folder, run)
     os.killpg(run.pid, number)
     status, _, errors = finish(run)
     # bash waits for the end of what Ctrl-C interrupts, but leaves at once when it is terminated itself.

@@ -1,0 +1,123 @@
+"""The fast towers compute what the plain ones do: features and gradients, whatever the texts and the schedule."""
+
+import pytest
+import torch
+from drawn import small_clip
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clip import Edit, TextPrompts, fast, plain
+
+LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
+EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module")
+def clip():
+    text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
+    return small_clip({"layers": LAYERS, "width": WIDTH}, text).double()
+
+
+def leaf(*shape):
+    return torch.randn(*shape, dtype=torch.double).requires_grad_()
+
+
+def rows(names, n_ctx, words):
+    """Rows of SOS, placeholders, common words, a name of its own, EOT and padding."""
+    ids = torch.zeros(len(names), POSITIONS, dtype=torch.long)
+    for row, name in zip(ids, names, strict=True):
+        tokens = [EOT - 1, *[1] * n_ctx, *words, *name, EOT]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def assert_same(function, arguments, leaves):
+    """Outputs and gradients of the two forms agree to 1e-8 of their size."""
+    outputs = [getattr(form, function)(*arguments) for form in (plain, fast)]
+    weights = torch.randn(outputs[0].shape, dtype=torch.double)
+    gradients = [torch.autograd.grad((out * weights).sum(), leaves) if leaves else () for out in outputs]
+    for expected, got in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
+        assert got.shape == expected.shape
+        assert (got - expected).norm() <= 1e-8 * expected.norm()
+
+
+@st.composite
+def edits(draw, present, first):
+    """What happens before layers `first` and on, for some of the layers; none removes more than there is."""
+    schedule = []
+    for layer in range(first, draw(st.integers(first, LAYERS))):
+        remove, add = draw(st.integers(0, present)), draw(st.integers(1 if layer == 0 else 0, 4))
+        schedule.append(Edit(remove, leaf(add, WIDTH) if add else None))
+        present += add - remove
+    return schedule
+
+
+@st.composite
+def texts(draw):
+    names = draw(st.lists(st.lists(st.integers(2, EOT - 2), min_size=1, max_size=40), min_size=1, max_size=6))
+    n_ctx = draw(st.integers(0, 4))
+    return names, n_ctx, rows(names, n_ctx, draw(st.lists(st.integers(2, EOT - 2), max_size=4)))
+
+
+@EXAMPLES
+@given(texts=texts(), data=st.data())
+def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
+    _, n_ctx, ids = texts
+    ctx = leaf(n_ctx, WIDTH) if n_ctx else None
+    deep = [Edit(), *data.draw(edits(n_ctx, first=1))] if n_ctx else []
+    leaves = [vectors for vectors in (ctx, *(edit.add for edit in deep)) if vectors is not None]
+    assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), leaves)
+
+
+@EXAMPLES
+@given(texts=texts(), of=st.sampled_from(["all", "class", "image"]), ahead=st.integers(0, 4))
+def test_contexts_of_classes_and_images_before_and_behind_the_name(clip, texts, of, ahead):
+    names, n_ctx, _ = texts
+    ahead = min(ahead, n_ctx)  # vectors before the name
+    ids = torch.stack([rows([name + [1] * (n_ctx - ahead)], ahead, [])[0] for name in names])
+    slots = torch.arange(1, 1 + n_ctx).repeat(len(names), 1)
+    slots[:, ahead:] += torch.tensor([len(name) for name in names])[:, None]
+    ctx = leaf(*{"all": (), "class": (len(names),), "image": (2, 1)}[of], n_ctx, WIDTH)
+    assert_same("encode_text", (clip, TextPrompts(ids, ctx, slots)), [ctx] if n_ctx else [])
+
+
+@pytest.mark.parametrize("names", [[[2]], [[2], [3]], [[2], [2]], [[2, 3], [4, 5], [6, 7]], [[2], [3] * 40]])
+def test_few_equal_and_very_long_names(clip, names):
+    ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
+    assert_same("encode_text", (clip, TextPrompts(rows(names, 2, [7]), ctx, deep=[Edit(), Edit(2, deep)])), [ctx, deep])
+
+
+def test_deep_prompts_of_each_class_its_own(clip):
+    ctx, deep = leaf(2, WIDTH), leaf(3, 2, WIDTH)
+    prompts = TextPrompts(rows([[2], [3, 4], [5]], 2, []), ctx, deep=[Edit(), Edit(2, deep)])
+    assert_same("encode_text", (clip, prompts), [ctx, deep])
+
+
+def test_many_images_are_taken_in_parts(clip, monkeypatch):
+    monkeypatch.setattr(fast, "TOKENS_AT_A_TIME", 7)
+    prompts = TextPrompts(rows([[2], [3, 4]], 2, []), torch.randn(5, 1, 2, WIDTH, dtype=torch.double))
+    with torch.no_grad():
+        assert_same("encode_text", (clip, prompts), [])
+
+
+@EXAMPLES
+@given(schedule=edits(present=0, first=0), batch=st.integers(1, 3))
+def test_images_under_any_schedule(clip, schedule, batch):
+    images = torch.randn(batch, 3, 32, 32, dtype=torch.double)
+    leaves = [edit.add for edit in schedule if edit.add is not None]
+    assert_same("encode_image", (clip, images, schedule), leaves)
+
+
+def test_images_with_prompts_of_their_own(clip):
+    schedule = [Edit(add=leaf(2, 3, WIDTH)), Edit(1, leaf(2, 2, WIDTH))]
+    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    assert_same("encode_image", (clip, images, schedule), [edit.add for edit in schedule])
+
+
+def test_towers_that_are_not_clips_own_run_in_the_plain_form(clip):
+    odd = small_clip({"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}).double()
+    assert not fast.is_standard(odd.visual.transformer)
+    assert not fast.is_standard(odd.transformer)
+    ids = torch.tensor([[1, 2, 49407, *[0] * 74]])
+    assert_same("encode_text", (odd, TextPrompts(ids)), [])
+    assert_same("encode_image", (odd, torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]), [])
