@@ -9,6 +9,7 @@ results.json in its output folder. A run that was cut off goes on from its last 
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import signal
@@ -244,25 +245,28 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program so that what its user can mend is one line and exit status 2, and Ctrl-C a clean end."""
-    stopped = False
+    own, stopped = os.getpid(), False
 
     def stop(number, frame):
         nonlocal stopped
+        if os.getpid() != own:  # a worker of the data loader, which inherits this handler
+            os._exit(0)
         stopped = True
         # A signal to all processes of a job ends the data loader's workers too: torch would raise at their end, and
         # what destructors make of an interrupt is of no interest.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         sys.unraisablehook = lambda unraisable: None
+        signal.alarm(2)  # once more, should a destructor swallow what is raised now
         raise KeyboardInterrupt
 
+    signal.signal(signal.SIGALRM, stop)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is Slurm's way of saying that time is up
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and background jobs have it
             signal.signal(number, stop)
     try:
         main()
     except BaseException as error:
-        # Where a destructor swallowed the interrupt, what follows from the workers' end is what comes here.
-        if stopped:
+        if stopped:  # whatever else came of it first, such as workers that ended too early
             print("\nInterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
             sys.exit(130)
         if isinstance(error, torch.OutOfMemoryError):
@@ -271,6 +275,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,14 @@ read_arguments() {
         shift
     fi
     options=("$@")
-    [ -f "configs/datasets/$dataset.yaml" ] || fail "no configs/datasets/$dataset.yaml: DATASET can be $(known datasets)"
-    [ -f "configs/trainers/$TRAINER/$CFG.yaml" ] ||
-        fail "no configs/trainers/$TRAINER/$CFG.yaml: CFG can be $(known "trainers/$TRAINER")"
+    check_names "$dataset" "$TRAINER" "$CFG"
     shared=(--seed "$seed" --trainer "$TRAINER" --dataset-config-file "configs/datasets/$dataset.yaml"
         --config-file "configs/trainers/$TRAINER/$CFG.yaml")
+}
+
+check_names() { # DATASET TRAINER CFG: refuse what there is no YAML file of
+    [ -f "configs/datasets/$1.yaml" ] || fail "no configs/datasets/$1.yaml: DATASET can be $(known datasets)"
+    [ -f "configs/trainers/$2/$3.yaml" ] || fail "no configs/trainers/$2/$3.yaml: CFG can be $(known "trainers/$2")"
 }
 
 known() { # names of the YAML files in a folder of configs/

@@ -58,6 +58,12 @@ def tiny(backbones):
 
 
 @pytest.fixture(scope="session")
+def deep(backbones):
+    """A backbone as deep as the published settings need; CoCoOp's network has 16 hidden units on it."""
+    return backbones(32, 16, 12, 12, 64, 64, 256)
+
+
+@pytest.fixture(scope="session")
 def eurosat(tmp_path_factory):
     """A root with a small stand-in for EuroSAT in its own layout: 6 classes, 8 / 4 / 4 images each."""
     from drawn import write_eurosat
@@ -76,7 +82,33 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture
-def launch(capsys, monkeypatch):
+def one_thread():
+    """So small a model gains nothing from more, and loses much beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def build(one_thread, eurosat, deep, tmp_path):
+    """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are those of its method."""
+    from dassl.engine import build_trainer
+    from dassl.utils import set_random_seed
+    from drawn import make_cfg
+
+    def build(method, classes="all", *settings, backbone=deep, output="run", options=()):
+        pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
+        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
+        few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3, "DATASET.SUBSAMPLE_CLASSES", classes]
+        set_random_seed(1)
+        return build_trainer(make_cfg(method, eurosat, backbone, tmp_path / output, *few, *settings, *options))
+
+    return build
+
+
+@pytest.fixture
+def launch(capsys, monkeypatch, one_thread):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
     from drawn import error_lines
 
@@ -84,9 +116,7 @@ def launch(capsys, monkeypatch):
 
     monkeypatch.setattr(train, "collect_env_info", str)  # the real one asks pip and lscpu, which takes seconds
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
-    threads = torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    torch.set_num_threads(1)  # so small a model gains nothing from more, and loses much beside other processes
 
     def launch(*arguments):
         status, stdout = 0, sys.stdout
@@ -104,8 +134,7 @@ def launch(capsys, monkeypatch):
         printed, errors = capsys.readouterr()
         return Ended(status, printed, error_lines(errors))
 
-    yield launch
-    torch.set_num_threads(threads)
+    return launch
 
 
 @pytest.fixture

@@ -106,3 +106,17 @@ def features(model: open_clip.CLIP) -> torch.Tensor:
     with torch.no_grad():
         image, text = model.encode_image(images), model.encode_text(tokenize(["a photo of a forest.", "a river"]))
     return torch.cat([image, text]).float()
+
+
+def prompts_of(trainer) -> dict[str, torch.Tensor]:
+    """A copy of what a trainer has learned, by its names in checkpoints."""
+    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not the same, bit for bit."""
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+METHODS = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")  # all that learn

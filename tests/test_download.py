@@ -12,6 +12,8 @@ from drawn import features, small_clip
 import clip
 from clip import weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def source():

@@ -4,8 +4,15 @@ import pytest
 import torch
 from drawn import small_clip
 
-from clip import ClipError, encode_image, encode_text, prompt_lengths
+from clip import TOWERS, ClipError, plain, prompt_lengths
 from trainers.mpl import MPLPrompts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=TOWERS)
+def encode_image(request):
+    return TOWERS[request.param].encode_image
 
 
 def mpl(model, n_ctx, adds, removes):
@@ -13,16 +20,20 @@ def mpl(model, n_ctx, adds, removes):
 
 
 def seen(blocks, run):
-    """The length of the sequence that each block was given."""
-    lengths = []
-    handles = [block.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1])) for block in blocks]
+    """The length of the sequence that each block was given: its ln_1 is the first to meet it, in either tower."""
+    lengths = {}
+
+    def note(ln_1, x):
+        lengths.setdefault(ln_1, x[0].shape[1])
+
+    handles = [block.ln_1.register_forward_pre_hook(note) for block in blocks]
     run()
     for handle in handles:
         handle.remove()
-    return lengths
+    return list(lengths.values())
 
 
-def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after():
+def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after(encode_image):
     model = small_clip({"layers": 12}, {"layers": 12})
     prompts = mpl(model, 1, [2] * 8, [1] * 8)
     paper = [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
@@ -31,7 +42,7 @@ def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after():
     without_prompts = 1 + 2 * 2  # CLS and patches
     lengths = seen(blocks, lambda: encode_image(model, images, prompts.vision()))
     assert [length - without_prompts for length in lengths] == paper
-    assert seen(model.transformer.resblocks, lambda: encode_text(model, prompts.text(None))) == [77] * 12
+    assert seen(model.transformer.resblocks, lambda: plain.encode_text(model, prompts.text(None))) == [77] * 12
 
 
 @pytest.mark.parametrize(
@@ -42,7 +53,7 @@ def test_layer_l_has_n_plus_l_times_what_a_layer_gains(n, a, r, depth):
     assert lengths == [n + min(layer, depth - 1) * (a * n - r) for layer in range(12)]
 
 
-def test_every_layer_may_have_its_own_add_and_remove():
+def test_every_layer_may_have_its_own_add_and_remove(encode_image):
     model = small_clip({"layers": 6}, {"layers": 6})
     prompts = mpl(model, 2, [0, 3, 1, 0], [1, 0, 7, 2])
     lengths = seen(
@@ -90,7 +101,7 @@ def with_replaced_prompts(model, images, prompts):
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4], ids=["depth 1 is shallow prompting", "depth 3", "depth 4"])
-def test_add_equal_to_remove_is_deep_prompting(depth):
+def test_add_equal_to_remove_is_deep_prompting(depth, encode_image):
     model, n = small_clip({"layers": 4}, {"layers": 4}), 2
     prompts = mpl(model, n, [1] * (depth - 1), [n] * (depth - 1))
     images = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))

@@ -1,7 +1,6 @@
-"""All trainers: each of their published settings trains, each resumes bit for bit, each knows its own checkpoints."""
+"""All trainers: each of their published settings trains, each has its published size and resumes bit for bit."""
 
 import itertools
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import torch
 import yaml
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
-from drawn import make_cfg
+from drawn import METHODS, differing, prompts_of
 from open_clip.tokenizer import SimpleTokenizer
-from test_checkpoints import published_model, randomised
 from torch import nn
 
 import train
@@ -24,25 +22,10 @@ from trainers.coop import place_names
 
 CONFIGS = Path(train.__file__).parent / "configs"
 YAMLS = {f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))}
-METHODS = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")
 DEEP = ("VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
-FEW = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """So small a model gains nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def vit(backbones):
-    """A vision transformer as deep as the published settings need; CoCoOp's network has 16 hidden units on it."""
-    return backbones(32, 16, 12, 12, 64, 64, 256)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -53,35 +36,6 @@ def resnet(tmp_path_factory):
     vision = {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64}
     torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 256).state_dict(), file)
     return file
-
-
-@pytest.fixture
-def build(eurosat, vit, tmp_path):
-    """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32; further settings are those of its method."""
-
-    def build(method, classes="all", *settings, backbone=vit, output="run", options=()):
-        pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
-        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
-        options = [*FEW, *settings, "DATASET.SUBSAMPLE_CLASSES", classes, *options]
-        set_random_seed(1)
-        return build_trainer(make_cfg(method, eurosat, backbone, tmp_path / output, *options))
-
-    return build
-
-
-def prompts_of(trainer):
-    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
-
-
-def differing(a, b):
-    """Names of tensors that are not the same, bit for bit."""
-    assert a.keys() == b.keys()
-    return [key for key in a if not torch.equal(a[key], b[key])]
-
-
-def logits(trainer):
-    trainer.set_model_mode("eval")
-    return trainer.model_inference(IMAGES)
 
 
 # ---------------------------------------------------------------- published settings
@@ -96,9 +50,9 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
 @pytest.mark.parametrize("name", YAMLS)
-def test_every_published_setting_learns_and_is_tested(name, precision, vit, resnet, eurosat, tmp_path):
+def test_every_published_setting_learns_and_is_tested(name, precision, deep, resnet, eurosat, tmp_path):
     file = YAMLS[name]
-    backbone, size = (resnet, 64) if file.stem.startswith("rn") else (vit, 32)
+    backbone, size = (resnet, 64) if file.stem.startswith("rn") else (deep, 32)
     section = f"TRAINER.{file.parent.name.upper()}"
     set_random_seed(1)
     trainer = build_trainer(configured(file, backbone, size, eurosat, tmp_path, f"{section}.PREC", precision))
@@ -122,16 +76,18 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
     losses, types = {}, {}
     for precision in ("fp32", "amp"):
         trainer = build(method, "all", "PREC", precision)
-        for tower in ("visual", "transformer"):
-            layer = getattr(trainer.model.clip, tower).get_submodule("transformer" if tower == "visual" else "")
-            layer.resblocks[1].mlp.c_fc.register_forward_hook(
-                lambda module, given, result, key=(precision, tower): types.setdefault(key, result.dtype)
-            )
+        clip = trainer.model.clip
+        for tower, transformer in (("image", clip.visual.transformer), ("text", clip.transformer)):
+
+            def note(module, args, result, place=(precision, tower)):
+                types.setdefault(place, result.dtype)
+
+            transformer.resblocks[1].mlp.c_fc.register_forward_hook(note)
         trainer.batch_idx, trainer.num_batches = 0, 2
         losses[precision] = trainer.forward_backward({"img": IMAGES, "label": torch.tensor([0, 3, 5])})["loss"]
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    assert [types["amp", tower] for tower in ("visual", "transformer")] == [torch.bfloat16] * 2
-    assert [types["fp32", tower] for tower in ("visual", "transformer")] == [torch.float32] * 2
+    expected = {"fp32": torch.float32, "amp": torch.bfloat16}
+    assert types == {(precision, tower): expected[precision] for precision in expected for tower in ("image", "text")}
     assert losses["amp"] != losses["fp32"] and losses["amp"] == pytest.approx(losses["fp32"], rel=0.05)
 
 
@@ -175,11 +131,11 @@ TRAINER:
 """
 
 
-def test_a_published_yaml_given_by_path_says_what_ours_says(vit, eurosat, tmp_path):
+def test_a_published_yaml_given_by_path_says_what_ours_says(deep, eurosat, tmp_path):
     """Flat, with quotes, a tuple in a string and lists of strings, as people have them."""
     theirs, ours = tmp_path / "their own.yaml", YAMLS["MaPLe/vit_b16_c2_ep5_batch4_2ctx"]
     theirs.write_text(PUBLISHED)
-    given, own = (configured(file, vit, 32, eurosat, tmp_path, trainer="MaPLe") for file in (theirs, ours))
+    given, own = (configured(file, deep, 32, eurosat, tmp_path, trainer="MaPLe") for file in (theirs, ours))
     assert yaml.safe_load(given.dump()) == yaml.safe_load(own.dump())
     assert given.TRAINER.MAPLE.PREC == "fp16" and tuple(given.INPUT.SIZE) == (32, 32)
     build_trainer(given)
@@ -261,62 +217,6 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(method, build):
             assert not torch.allclose(value, epochs[-1][name], rtol=0, atol=1e-6)
     else:
         assert differing(prompts_of(resumed), epochs[-1]) == []
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def publish(trainer, folder, backbone):
-    """Write a trainer's prompts as the published code of its method saves them; returns them."""
-    prompts = randomised(trainer)
-    state = published_model(prompts, backbone, 37)  # buffers of 37 classes
-    if trainer.saved_module() is not trainer.model:  # CoOp, CoCoOp: the prompt learner alone
-        inner = "module.prompt_learner."
-        state = OrderedDict((key.replace(inner, "module."), value) for key, value in state.items() if inner in key)
-    if type(trainer).__name__ == "PromptSRC":
-        tower = [(key, value) for key, value in state.items() if "image_encoder." in key and "VPT" not in key]
-        state |= {key.replace("image_", "prompt_learner.ZS_image_"): value for key, value in tower}
-    path = folder / trainer.saved_as / "model.pth.tar-5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "epoch": 5, "val_result": None}, path)
-    return prompts
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_published_checkpoint_of_each_method_loads_at_another_class_count(method, build, vit, tmp_path):
-    prompts = publish(build(method, "base"), tmp_path / "published", vit)
-    trainer = build(method, "all")
-    before, scores = prompts_of(trainer), logits(trainer)
-    trainer.load_model(str(tmp_path / "published"), epoch=5)
-    assert differing(before, prompts) == list(prompts) and differing(prompts_of(trainer), prompts) == []
-    assert scores.shape == (3, 6) and not torch.allclose(logits(trainer), scores, atol=1e-3)
-
-
-def test_contexts_of_other_classes_are_refused(build, vit, tmp_path):
-    publish(build("CoOp", "base", "CSC", True), tmp_path / "published", vit)
-    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(6, 16, 64\)"):
-        build("CoOp", "all", "CSC", True).load_model(str(tmp_path / "published"), epoch=5)
-    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(16, 64\)"):
-        build("CoOp", "base").load_model(str(tmp_path / "published"), epoch=5)
-
-
-@pytest.mark.parametrize("given", METHODS)
-def test_a_checkpoint_of_another_method_is_refused_by_its_name(given, build, vit, tmp_path):
-    same = {"IVLP", "PromptSRC"}  # the same prompts under the same names
-    settings = ("N_CTX_TEXT", 4, "N_CTX_VISION", 4) if given == "IVLP" else ()  # as many as PromptSRC's
-    prompts = publish(build(given, "base", *settings), tmp_path / "published", vit)
-    names = "IVLP or PromptSRC" if given in same else given
-    for method in METHODS:
-        trainer = build(method, "base", *(("N_CTX_TEXT", 4, "N_CTX_VISION", 4) if method == "IVLP" else ()))
-        before = prompts_of(trainer)
-        if method == given or {method, given} == same:
-            trainer.load_model(str(tmp_path / "published"), epoch=5)
-            assert differing(prompts_of(trainer), prompts) == []
-            continue
-        for epoch in (5, None):
-            with pytest.raises(PromptError, match=f"is a checkpoint of {names}, not of {method}: .*--trainer {names}"):
-                trainer.load_model(str(tmp_path / "published"), epoch=epoch)
-        assert differing(prompts_of(trainer), before) == []
 
 
 # ---------------------------------------------------------------- ResNet

@@ -197,12 +197,15 @@ class PromptTrainer(TrainerX):
 
     @torch.no_grad()
     def model_inference(self, images: Tensor) -> Tensor:
-        """(batch, 3, H, W) -> (batch, classes), in fp32 also under PREC amp; text features once per evaluation."""
+        """(batch, 3, H, W) -> (batch, classes), in fp32 also under PREC amp.
+
+        Text features are computed once per evaluation; with the plain towers for each batch, as published.
+        """
         image_features = self.model.image_features(images)
         text_features = self._text_features
         if text_features is None:
             text_features = self.model.text_features(image_features)
-            if text_features.dim() == 2:  # the same for every image
+            if self.model.towers is not TOWERS["plain"] and text_features.dim() == 2:  # the same for every image
                 self._text_features = text_features
         return self.model.logits(image_features, text_features)
 
@@ -219,7 +222,7 @@ class PromptTrainer(TrainerX):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        path = self.find_checkpoint(os.path.join(directory, self.saved_as), epoch)
+        path = self.find_checkpoint(directory, epoch)
         checkpoint = load_checkpoint(path)
         if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "epoch"}:
             raise PromptError(f"{path} is no checkpoint of a training run: check --model-dir")
@@ -227,21 +230,15 @@ class PromptTrainer(TrainerX):
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
-    def find_checkpoint(self, folder: str, epoch: int | None) -> str:
-        names = ["model-best.pth.tar"] if epoch is None else [f"model.pth.tar-{epoch}"]
-        if epoch is None and os.path.isfile(os.path.join(folder, "checkpoint")):
-            with open(os.path.join(folder, "checkpoint")) as file:
-                names.append(file.readline().strip())
-        if epoch is None and os.path.isdir(folder):  # checkpoints are passed on without the file that names them
-            numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
-            newest_first = sorted(filter(None, numbered), key=lambda match: -int(match[1]))
-            names += [match[0] for match in newest_first]
-        for name in names:
-            if os.path.isfile(os.path.join(folder, name)):
-                return os.path.join(folder, name)
-        raise PromptError(
-            f"no {type(self).__name__} checkpoint {os.path.join(folder, names[0])}: check --model-dir and --load-epoch"
-        )
+    def find_checkpoint(self, directory: str, epoch: int | None) -> str:
+        """Path of a run's checkpoint; where there is none of this method, another method's, to be named as such."""
+        folders = dict.fromkeys([self.saved_as, *(other.saved_as for other in self.methods)])
+        for folder in (os.path.join(directory, name) for name in folders):
+            for name in checkpoint_names(folder, epoch):
+                if os.path.isfile(os.path.join(folder, name)):
+                    return os.path.join(folder, name)
+        expected = os.path.join(directory, self.saved_as, checkpoint_names("", epoch)[0])
+        raise PromptError(f"no {type(self).__name__} checkpoint {expected}: check --model-dir and --load-epoch")
 
     def select_prompts(self, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
         """The learned tensors among everything a published checkpoint holds.
@@ -256,10 +253,13 @@ class PromptTrainer(TrainerX):
         own = self.saved_module().state_dict()
         method, remedy = type(self).__name__, "use the settings and the backbone it was trained with"
         prompts = [key for key in state if any(matches(key, other.keys) for other in self.methods)]
-        if not all(matches(key, self.keys) for key in prompts):
-            fitting = [other for other in self.methods if all(matches(key, other.keys) for key in prompts)]
-            least = min((len(other.keys) for other in fitting), default=0)
-            names = " or ".join(other.__name__ for other in fitting if len(other.keys) == least) or "another method"
+        fitting = [other for other in self.methods if all(matches(key, other.keys) for key in prompts)]
+        least = min((len(other.keys) for other in fitting), default=0)
+        likely = [other for other in fitting if len(other.keys) == least]
+        # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's.
+        foreign = type(self) not in fitting or (type(self) not in likely and not own.keys() <= state.keys())
+        if prompts and foreign:
+            names = " or ".join(other.__name__ for other in likely) or "another method"
             raise PromptError(f"{path} is a checkpoint of {names}, not of {method}: test it with --trainer {names}")
         for key, tensor in own.items():
             if key not in state:
@@ -271,6 +271,20 @@ class PromptTrainer(TrainerX):
         if more:
             raise PromptError(f"{path} has prompts beyond these settings, such as {more[0]}: {remedy}")
         return {key: state[key] for key in own}
+
+
+def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
+    """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the newest first."""
+    if epoch is not None:
+        return [f"model.pth.tar-{epoch}"]
+    names = ["model-best.pth.tar"]
+    if os.path.isfile(os.path.join(folder, "checkpoint")):
+        with open(os.path.join(folder, "checkpoint")) as file:
+            names.append(file.readline().strip())
+    if os.path.isdir(folder):  # checkpoints are passed on without the file that names them
+        numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
+        names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
+    return names
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:

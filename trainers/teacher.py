@@ -42,7 +42,8 @@ def teacher_text_features(clip: nn.Module, classnames: list[str], device: torch.
     try:
         return load_file(file)["text_features"].to(device)
     except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
-        features = compute(clip, classnames, device)
+        with torch.autocast(device.type, enabled=False):  # whatever the run's precision: other runs will read it
+            features = compute(clip, classnames, device)
     store(file, features)
     return features
 
@@ -69,6 +70,7 @@ def fingerprint(clip: nn.Module, classnames: list[str]) -> str:
 
 def store(file: Path, features: Tensor) -> None:
     """Write the file whole or not at all; a cache that cannot be written is only slower."""
+    partial = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
@@ -76,3 +78,5 @@ def store(file: Path, features: Tensor) -> None:
         os.replace(partial.name, file)
     except OSError as error:
         print(f"The teacher's text features are not kept for next time ({error})")
+        if partial:
+            Path(partial.name).unlink(missing_ok=True)

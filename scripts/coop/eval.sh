@@ -13,6 +13,7 @@ for seed in 1 2 3; do
     read_arguments "$1" "$seed" "${@:3}"
     runs+=("$OUT/evaluation/CoOp/${CFG}_${SHOTS}shots/$setting/$dataset/seed$seed")
     evaluate "${runs[-1]}" "$OUT/${SOURCE:-imagenet}/CoOp/${CFG}_${SHOTS}shots/$setting/seed$seed" \
-        TRAINER.COOP.N_CTX "$NCTX" TRAINER.COOP.CSC "$CSC" TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP"
+        DATASET.NUM_SHOTS "$SHOTS" TRAINER.COOP.N_CTX "$NCTX" TRAINER.COOP.CSC "$CSC" \
+        TRAINER.COOP.CLASS_TOKEN_POSITION "$CTP"
 done
 report "${runs[@]}"

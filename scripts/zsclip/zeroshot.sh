@@ -11,6 +11,7 @@ if [ $# -gt 0 ] && [[ $1 != *.* ]]; then
     cfg=$1
     shift
 fi
+check_names "$dataset" CoOp "$cfg"
 folder=$OUT/ZeroshotCLIP/$cfg/$dataset
 for option in "$@"; do
     case $option in base | new) folder=$folder/$option ;; esac

@@ -1,0 +1,204 @@
+"""Seconds and memory of a training step and a test batch, in the fast and the plain form of the towers.
+
+    python benchmarks/step_time.py --trainer MPL --classes 5 50 200 --batch 4 --json step_time.json
+
+The two forms run in turn, each time in a fresh process, on random weights of ViT-B/16's size and random images, under
+the paper's settings of the method. Reported is the median of the steps. `share` is how much of the machine's own speed
+the fast form reaches: the floating-point operations that it needs (torch's counter), over its time, over the speed of
+a product of two 2048 x 2048 matrices measured in the same process.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+SETTINGS = {
+    "ZeroshotCLIP": "CoOp/vit_b16",
+    "CoOp": "CoOp/vit_b16",
+    "CoCoOp": "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1",
+    "VPT": "VPT/vit_b16_c2_ep5_batch4_4",
+    "IVLP": "IVLP/vit_b16_c2_ep5_batch4_2+2ctx",
+    "MaPLe": "MaPLe/vit_b16_c2_ep5_batch4_2ctx",
+    "PromptSRC": "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx",
+    "MPL": "MPL/vit_b4_c1_add2_rm1",
+}
+FORMS = ("fast", "plain")
+PASSED_ON = ("batch", "test_batch", "test_batches", "prec", "seconds", "threads")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trainer", default="MPL", choices=[*SETTINGS, "all"])
+    parser.add_argument("--classes", type=int, nargs="+", default=[5, 50, 200])
+    parser.add_argument("--batch", type=int, default=4, help="images in a training step")
+    parser.add_argument("--test-batch", type=int, default=100, help="images in a test batch")
+    parser.add_argument("--test-batches", type=int, default=1, help="test batches that are timed together")
+    parser.add_argument("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
+    parser.add_argument("--what", nargs="+", default=["train_step", "test_batch"], choices=["train_step", "test_batch"])
+    parser.add_argument("--rounds", type=int, default=1, help="how often the two forms take turns")
+    parser.add_argument("--seconds", type=float, default=10, help="least time of measuring in one process")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--backbone", help="a weight file; by default random weights are written to a temporary one")
+    parser.add_argument("--json", type=Path, help="write the records there as well")
+    parser.add_argument("--worker", choices=FORMS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def build(args: argparse.Namespace, classes: int):
+    """The trainer, as train.py makes it, on a dataset of nothing but class names."""
+    from dassl.config import get_cfg_default
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+    from dassl.engine import build_trainer
+    from open_clip import IMAGENET_CLASSNAMES
+
+    import train
+
+    @DATASET_REGISTRY.register()
+    class Names(DatasetBase):
+        def __init__(self, cfg):
+            items = [Datum(label=label, classname=name) for label, name in enumerate(IMAGENET_CLASSNAMES[:classes])]
+            super().__init__(train_x=items * args.batch, test=items)
+
+    cfg = get_cfg_default()
+    train.extend_cfg(cfg)
+    train.merge(cfg, lambda: cfg.merge_from_file(str(ROOT / f"configs/trainers/{SETTINGS[args.trainer]}.yaml")))
+    cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = args.backbone, args.worker
+    cfg.TRAINER[args.trainer.upper()].PREC = args.prec
+    cfg.DATALOADER.NUM_WORKERS = 0
+    trainer = build_trainer(cfg)
+    trainer.batch_idx, trainer.num_batches = 0, 10**9
+    return trainer
+
+
+def work(args: argparse.Namespace) -> dict:
+    """Measure one form, in this process: median seconds, peak memory, operations, speed of the machine."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    (classes,), (what,) = args.classes, args.what
+    trainer = build(args, classes)
+    device, size = trainer.device, trainer.cfg.INPUT.SIZE
+    images = torch.randn(args.batch if what == "train_step" else args.test_batch, 3, *size, device=device)
+    labels = torch.randint(classes, (len(images),), device=device)
+
+    def step():
+        if what == "train_step":
+            return trainer.forward_backward({"img": images, "label": labels})
+        trainer.set_model_mode("eval")  # a new evaluation
+        for _ in range(args.test_batches):
+            trainer.model_inference(images)
+        return None
+
+    trainer.set_model_mode("train")
+    step()
+    seconds = [timed(step, device)]
+    while len(seconds) < 3 or (sum(seconds) < args.seconds and len(seconds) < 15):
+        seconds.append(timed(step, device))
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.type == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return {
+        "seconds": statistics.median(seconds),
+        "peak_mb": peak / 2**20,
+        "flop": counter.get_total_flops(),
+        "flop_per_second": matmul_speed(device, args.prec),
+    }
+
+
+def timed(function, device: torch.device) -> float:
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def matmul_speed(device: torch.device, prec: str) -> float:
+    """Floating-point operations a second of a 2048 x 2048 product in the type that `prec` multiplies in."""
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    dtype = torch.float32 if prec == "fp32" or (prec == "fp16" and device.type == "cpu") else half
+    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
+    a @ b
+    return 2 * 2048**3 / statistics.median(timed(lambda: a @ b, device) for _ in range(15))
+
+
+def measure(args: argparse.Namespace, trainer: str, classes: int, what: str) -> dict:
+    """Both forms in turn, in fresh processes, as one record."""
+    runs = {form: [] for form in FORMS}
+    for _ in range(args.rounds):
+        for form in FORMS:
+            options = {"trainer": trainer, "classes": classes, "what": what, "worker": form, "backbone": args.backbone}
+            options |= {key: getattr(args, key) for key in PASSED_ON}
+            command = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+            done = subprocess.run([sys.executable, __file__, *command], capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(f"error: {trainer}, {form}, {classes} classes: {done.stderr.strip().splitlines()[-1]}")
+            runs[form].append(json.loads(done.stdout.splitlines()[-1]))
+    fast, plain = ({key: statistics.median(run[key] for run in runs[form]) for key in runs[form][0]} for form in FORMS)
+    return {
+        "trainer": trainer,
+        "classes": classes,
+        "batch": args.batch if what == "train_step" else args.test_batch,
+        "prec": args.prec,
+        "what": what,
+        "plain_s": plain["seconds"],
+        "fast_s": fast["seconds"],
+        "ratio": plain["seconds"] / fast["seconds"],
+        "plain_peak_mb": plain["peak_mb"],
+        "fast_peak_mb": fast["peak_mb"],
+        "matmul_share": fast["flop"] / fast["seconds"] / fast["flop_per_second"],
+    }
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.worker:
+        print(json.dumps(work(args)))
+        return
+    trainers = [name for name in SETTINGS if name != "ZeroshotCLIP"] if args.trainer == "all" else [args.trainer]
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.backbone:
+            from tools.random_clip import random_clip
+
+            args.backbone = f"{folder}/vit_b16.pt"
+            torch.save(random_clip("ViT-B-16").state_dict(), args.backbone)
+        print(f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}, {args.prec}")
+        columns = ("trainer", "classes", "what", "plain s", "fast s", "ratio", "plain MB", "fast MB", "share")
+        print("".join(f"{column:>12}" for column in columns))
+        records = []
+        for trainer in trainers:
+            for classes in args.classes:
+                for what in args.what:
+                    if what == "train_step" and trainer == "ZeroshotCLIP":
+                        continue
+                    records.append(record := measure(args, trainer, classes, what))
+                    print(
+                        f"{trainer:>12}{classes:>12}{what:>12}{record['plain_s']:>12.3f}{record['fast_s']:>12.3f}"
+                        f"{record['ratio']:>12.2f}{record['plain_peak_mb']:>12.0f}{record['fast_peak_mb']:>12.0f}"
+                        f"{record['matmul_share']:>12.2f}",
+                        flush=True,
+                    )
+                    if args.json:
+                        args.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

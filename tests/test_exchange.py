@@ -1,0 +1,63 @@
+"""Checkpoints of every method, as its published code saves them, load where they fit, else are named."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from drawn import METHODS, differing, prompts_of
+from test_checkpoints import logits, published_model, randomised
+
+from trainers.base import PromptError
+
+
+def publish(trainer, folder, backbone):
+    """Write a trainer's prompts as the published code of its method saves them; returns them."""
+    prompts = randomised(trainer)
+    state = published_model(prompts, backbone, 37)  # buffers of 37 classes
+    if trainer.saved_module() is not trainer.model:  # CoOp, CoCoOp: the prompt learner alone
+        inner = "module.prompt_learner."
+        state = OrderedDict((key.replace(inner, "module."), value) for key, value in state.items() if inner in key)
+    if type(trainer).__name__ == "PromptSRC":
+        tower = [(key, value) for key, value in state.items() if "image_encoder." in key and "VPT" not in key]
+        state |= {key.replace("image_", "prompt_learner.ZS_image_"): value for key, value in tower}
+    path = folder / trainer.saved_as / "model.pth.tar-5"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": state, "epoch": 5, "val_result": None}, path)
+    return prompts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_published_checkpoint_of_each_method_loads_at_another_class_count(method, build, deep, tmp_path):
+    prompts = publish(build(method, "base"), tmp_path / "published", deep)
+    trainer = build(method, "all")
+    before, scores = prompts_of(trainer), logits(trainer)
+    trainer.load_model(str(tmp_path / "published"), epoch=5)
+    assert differing(before, prompts) == list(prompts) and differing(prompts_of(trainer), prompts) == []
+    assert scores.shape == (3, 6) and not torch.allclose(logits(trainer), scores, atol=1e-3)
+
+
+def test_contexts_of_other_classes_are_refused(build, deep, tmp_path):
+    publish(build("CoOp", "base", "CSC", True), tmp_path / "published", deep)
+    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(6, 16, 64\)"):
+        build("CoOp", "all", "CSC", True).load_model(str(tmp_path / "published"), epoch=5)
+    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(16, 64\)"):
+        build("CoOp", "base").load_model(str(tmp_path / "published"), epoch=5)
+
+
+@pytest.mark.parametrize("given", METHODS)
+def test_a_checkpoint_of_another_method_is_refused_by_its_name(given, build, deep, tmp_path):
+    same = {"IVLP", "PromptSRC"}  # the same prompts under the same names
+    settings = ("N_CTX_TEXT", 4, "N_CTX_VISION", 4) if given == "IVLP" else ()  # as many as PromptSRC's
+    prompts = publish(build(given, "base", *settings), tmp_path / "published", deep)
+    names = "IVLP or PromptSRC" if given in same else given
+    for method in METHODS:
+        trainer = build(method, "base", *(("N_CTX_TEXT", 4, "N_CTX_VISION", 4) if method == "IVLP" else ()))
+        before = prompts_of(trainer)
+        if method == given or {method, given} == same:
+            trainer.load_model(str(tmp_path / "published"), epoch=5)
+            assert differing(prompts_of(trainer), prompts) == []
+            continue
+        for epoch in (5, None):
+            with pytest.raises(PromptError, match=f"is a checkpoint of {names}, not of {method}: .*--trainer {names}"):
+                trainer.load_model(str(tmp_path / "published"), epoch=epoch)
+        assert differing(prompts_of(trainer), before) == []

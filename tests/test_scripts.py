@@ -1,0 +1,301 @@
+"""Every script asks train.py for the right thing, and what it asks for runs.
+
+A shell script in place of Python notes what it is asked for and leaves a result; the notes are compared, and then
+given to train.py in this process, which saves starting Python some sixty times. One rehearsal goes through for real.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STUB = r"""#!/usr/bin/env bash
+{ printf '%s\0' "$@"; printf '\n'; } >> "$NOTES"
+while [ $# -gt 0 ]; do
+    if [ "$1" = --output-dir ]; then mkdir -p "$2" && echo '{}' > "$2/results.json"; fi
+    shift
+done
+"""
+CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, cross-dataset and few-shot
+    "coop": ("CoOp", "vit_b16_ep50_ctxv1", "vit_b16_ep50_ctxv1", "vit_b16"),
+    "cocoop": ("CoCoOp", *["vit_b16_c4_ep10_batch1_ctxv1"] * 3),
+    "vpt": ("VPT", *["vit_b16_c2_ep5_batch4_4"] * 3),
+    "ivlp": ("IVLP", *["vit_b16_c2_ep5_batch4_2+2ctx"] * 3),
+    "maple": ("MaPLe", *[f"vit_b16_c2_ep5_batch4_2ctx{kind}" for kind in ("", "_cross_datasets", "")]),
+    "promptsrc": (
+        "PromptSRC",
+        "vit_b16_c2_ep20_batch4_4+4ctx",
+        "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+        "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
+    ),
+    "mpl": ("MPL", *[f"vit_b4_c1_add2_rm1{kind}" for kind in ("", "_cross_datasets", "")]),
+}
+KINDS = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
+OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # with arguments of their own
+SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN
+SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
+
+
+@pytest.fixture
+def script(eurosat, deep, tmp_path):
+    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, what Python was asked for)."""
+    stub, notes = tmp_path / "python", tmp_path / "notes"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "USAGE", "TRAINER"}
+    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": stub, "NOTES": notes}
+
+    def script(name, *arguments, root=ROOT, **variables):
+        notes.write_text("")
+        env = {key: value for key, value in os.environ.items() if key not in unset}
+        env |= {key: str(value) for key, value in (given | variables).items()}
+        command = ["bash", str(root / "scripts" / name), *map(str, arguments)]
+        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        return ended, [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
+
+    return script
+
+
+@pytest.fixture
+def asks(script, eurosat, deep, tmp_path):
+    """`asks(name, arguments, variables, *calls)`: a script asks for these runs, (folder, arguments), and reports them.
+
+    A call without arguments is a run that is reported only. Returns the command lines of train.py.
+    """
+
+    def asks(name, arguments, variables, *calls):
+        ended, asked = script(name, *arguments, **variables)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        common = ["train.py", "--root", str(eurosat)]
+        backbone = ["--backbone", str(deep)]
+        runs = [(str(tmp_path / "out" / folder), call) for folder, call in calls]
+        expected = [[*common, "--output-dir", folder, *backbone, *call] for folder, call in runs if call]
+        assert asked == [*expected, ["-m", "tools.base2new", *(folder for folder, _ in runs)]]
+        return [call[1:] for call in asked[:-1]]
+
+    return asks
+
+
+def method_arguments(trainer, cfg, dataset="eurosat"):
+    files = f"configs/datasets/{dataset}.yaml", f"configs/trainers/{trainer}/{cfg}.yaml"
+    return ["--trainer", trainer, "--dataset-config-file", files[0], "--config-file", files[1]]
+
+
+def run_for_real(launch, calls, monkeypatch):
+    """What the stub was asked for, by train.py itself; returns the results of the runs."""
+    monkeypatch.chdir(ROOT)
+    results = []
+    for call in calls:
+        file = Path(call[call.index("--output-dir") + 1], "results.json")
+        file.unlink()  # the stub's
+        status, _, errors = launch(*call)
+        assert status == 0, errors
+        results.append(json.loads(file.read_text()))
+    return results
+
+
+def test_no_script_is_forgotten_here():
+    there = {str(file.relative_to(ROOT / "scripts")) for file in (ROOT / "scripts").glob("*/*.sh")}
+    assert there == SCRIPTS
+
+
+@pytest.mark.parametrize("method", CFG)
+def test_base_to_new_generalisation(method, asks, launch, monkeypatch):
+    trainer, cfg = CFG[method][:2]
+    given, shots = ["eurosat", 3, 1, *SMALL], ["DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES"]
+    run = f"eurosat/shots_2/{trainer}/{cfg}/seed3"
+    base, new = f"base2new/train_base/{run}", f"base2new/test_new/{run}"
+    shared = ["--seed", "3", *method_arguments(trainer, cfg)]
+
+    training = [*shared, *shots, "base", "OPTIM.MAX_EPOCH", "1", *SMALL]
+    calls = asks(f"{method}/base2new_train.sh", given, {"SHOTS": 2}, (base, training))
+    (trained,) = run_for_real(launch, calls, monkeypatch)
+
+    folder = calls[0][calls[0].index("--output-dir") + 1]
+    testing = [*shared, "--eval-only", "--model-dir", folder, "--load-epoch", "1", *shots, "new", *SMALL]
+    calls = asks(f"{method}/base2new_test.sh", given, {"SHOTS": 2}, (base, None), (new, testing))
+    (tested,) = run_for_real(launch, calls, monkeypatch)
+    assert [(run["trainer"], run["classes"], run["n_test"], run["epochs"]) for run in (trained, tested)] == [
+        (trainer, "base", 12, 1),
+        (trainer, "new", 12, 1),
+    ]
+
+
+@pytest.mark.parametrize("method", CFG)
+def test_cross_dataset_transfer(method, asks, launch, monkeypatch):
+    trainer, _, cfg = CFG[method][:3]
+    given, variables = ["eurosat", 1, 1, *SMALL], {"SHOTS": 1, "SOURCE": "eurosat"}
+    run = f"{trainer}/{cfg}_1shots/seed1"
+    shared, shots = ["--seed", "1", *method_arguments(trainer, cfg)], ["DATASET.NUM_SHOTS", "1"]
+
+    source = f"crossdataset/eurosat/{run}"
+    training = (source, [*shared, *shots, "OPTIM.MAX_EPOCH", "1", *SMALL])
+    calls = asks(f"{method}/xd_train.sh", given, variables, training)
+    (trained,) = run_for_real(launch, calls, monkeypatch)
+
+    folder = calls[0][calls[0].index("--output-dir") + 1]
+    testing = [*shared, "--eval-only", "--model-dir", folder, "--load-epoch", "1", *shots, *SMALL]
+    calls = asks(f"{method}/xd_test.sh", given, variables, (f"crossdataset/evaluation/eurosat/{run}", testing))
+    (tested,) = run_for_real(launch, calls, monkeypatch)
+    assert [(run["classes"], run["n_test"]) for run in (trained, tested)] == [("all", 24)] * 2
+    assert trained["accuracy"] == tested["accuracy"]  # the same prompts on the same images
+
+
+@pytest.mark.parametrize("method", CFG)
+def test_few_shots(method, asks, launch, monkeypatch):
+    trainer, *_, cfg = CFG[method]
+    # EuroSAT is not among the six datasets for which PromptSRC's YAML has the average.
+    average = ["TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5"] * (method == "promptsrc")
+    shared = ["--seed", "1", *method_arguments(trainer, cfg)]
+
+    def runs(numbers):
+        options = ["OPTIM.MAX_EPOCH", "1", *average, *SMALL]
+        return [
+            (shots, f"eurosat/{trainer}/{cfg}_{shots}shots/seed1", [*shared, "DATASET.NUM_SHOTS", str(shots), *options])
+            for shots in numbers
+        ]
+
+    given = ["eurosat", 1, 1, *SMALL]
+    calls = asks(f"{method}/few_shot.sh", given, {"SHOTS": "1 2"}, *(run[1:] for run in runs((1, 2))))
+    assert [run["shots"] for run in run_for_real(launch, calls, monkeypatch)] == [1, 2]
+    given_twice = [(folder, None if shots in (1, 2) else call) for shots, folder, call in runs((1, 2, 4, 8, 16))]
+    asks(f"{method}/few_shot.sh", given, {}, *given_twice)
+
+
+def test_coops_own_scripts(asks, launch, monkeypatch):
+    main = ["eurosat", "vit_b16_ep50", "middle", 4, 1, "True"]
+    setting = ["TRAINER.COOP.N_CTX", "4", "TRAINER.COOP.CSC", "True", "TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"]
+    shared, options = method_arguments("CoOp", "vit_b16_ep50"), ["OPTIM.MAX_EPOCH", "1", *SMALL]
+    name = "CoOp/vit_b16_ep50_1shots/nctx4_cscTrue_ctpmiddle"
+    training = [
+        (f"eurosat/{name}/seed{seed}", ["--seed", str(seed), *shared, "DATASET.NUM_SHOTS", "1", *setting, *options])
+        for seed in (1, 2, 3)
+    ]
+    calls = asks("coop/main.sh", [*main, *options], {}, *training)
+    trained = run_for_real(launch, calls, monkeypatch)
+    assert [run["seed"] for run in trained] == [1, 2, 3]
+
+    testing = []
+    for seed, call in zip((1, 2, 3), calls, strict=True):
+        model = ["--eval-only", "--model-dir", call[call.index("--output-dir") + 1]]
+        folder = f"evaluation/{name}/eurosat/seed{seed}"
+        testing.append((folder, ["--seed", str(seed), *shared, *model, "DATASET.NUM_SHOTS", "1", *setting, *SMALL]))
+    variables = {"SHOTS": 1, "NCTX": 4, "CSC": "True", "CTP": "middle", "SOURCE": "eurosat"}
+    calls = asks("coop/eval.sh", ["eurosat", "vit_b16_ep50", *SMALL], variables, *testing)
+    tested = run_for_real(launch, calls, monkeypatch)
+    assert [run["accuracy"] for run in tested] == [run["accuracy"] for run in trained]
+
+
+def test_zero_shot(asks, launch, monkeypatch):
+    shared = [*method_arguments("ZeroshotCLIP", "vit_b16")[:2]]
+    for cfg, classes, folder in (
+        ([], [], "vit_b16/eurosat"),
+        (["vit_b32"], ["DATASET.SUBSAMPLE_CLASSES", "new"], "vit_b32/eurosat/new"),
+    ):
+        files = method_arguments("CoOp", *(cfg or ["vit_b16"]))[2:]
+        expected = (f"ZeroshotCLIP/{folder}", [*shared, *files, "--eval-only", *classes, *SMALL])
+        calls = asks("zsclip/zeroshot.sh", ["eurosat", *cfg, *classes, *SMALL], {}, expected)
+        assert run_for_real(launch, calls, monkeypatch)[0]["n_test"] == (12 if classes else 24)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the scripts and configurations that a test may write to."""
+    for folder in ("scripts", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / "clone" / folder)
+    return tmp_path / "clone"
+
+
+def test_promptsrcs_average_is_the_users_then_the_datasets(script, clone, tmp_path):
+    datasets, mean = clone / "configs/datasets", "TRAINER.PROMPTSRC.GPA_MEAN"
+    shutil.copy(datasets / "eurosat.yaml", datasets / "ucf101.yaml")  # one of the six that the YAML is made for
+    for number, (arguments, means) in enumerate(
+        [
+            (["ucf101", 1], []),
+            (["ucf101", 1, mean, 20], ["20"]),
+            (["eurosat", 1], ["45"]),
+            (["eurosat", 1, mean, 20], ["45", "20"]),  # the last one counts
+            (["eurosat", 1, 50, mean, 20], ["45", "20"]),
+        ]
+    ):
+        out = tmp_path / f"out{number}"
+        ended, asked = script("promptsrc/few_shot.sh", *arguments, root=clone, SHOTS=1, OUT=out)
+        assert ended.returncode == 0
+        assert [value for key, value in itertools.pairwise(asked[0]) if key == mean] == means
+
+
+def test_what_the_environment_leaves_open_has_defaults(script, clone, tmp_path):
+    stub = clone / ".venv/bin/python"  # as `make setup` leaves one
+    stub.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "python", stub)
+    bare = dict.fromkeys(["DATA", "OUT", "BACKBONE", "PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX"], "")
+    ended, asked = script("vpt/base2new_train.sh", "eurosat", 2, root=clone, **bare)
+    assert ended.returncode == 0
+    folder = "output/base2new/train_base/eurosat/shots_16/VPT/vit_b16_c2_ep5_batch4_4/seed2"
+    arguments = ["--seed", "2", *method_arguments("VPT", "vit_b16_c2_ep5_batch4_4")]
+    options = ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "base"]
+    assert asked[0] == ["train.py", "--root", "data", "--output-dir", folder, *arguments, *options]
+    assert (clone / folder).is_dir()
+
+
+def test_a_rehearsal_with_one_dataset_at_both_ends(script):
+    variables = {"SHOTS": 1, "SOURCE": "eurosat", "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
+    for name in ("mpl/xd_train.sh", "mpl/xd_test.sh"):
+        ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
+        assert ended.returncode == 0, ended.stderr
+        result = re.fullmatch(r"MPL on EuroSAT 1 shots seed 1: [\d.]+% on 24 test images of all classes", last(ended))
+        assert result, last(ended)
+    assert "Source and target are both eurosat: a rehearsal, no cross-dataset result" in ended.stdout
+    again, _ = script("mpl/xd_test.sh", "eurosat", 1, 1, *SMALL, **variables)
+    assert "Already done (delete" in again.stdout and last(again) == result[0]
+
+
+def last(ended):
+    return ended.stdout.splitlines()[-1]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_without_arguments_a_script_says_how_to_call_it(name, script):
+    ended, asked = script(name)
+    assert (ended.returncode, ended.stdout, asked) == (2, "", [])
+    usage = ended.stderr.splitlines()
+    assert usage[0].startswith(f"{name.split('/')[1]} DATASET ") and len(usage) >= 3
+    assert not any(line.startswith(("#", "export")) for line in usage)
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_an_unknown_dataset_or_setting_is_one_line(name, script, tmp_path):
+    seed = [] if name in OWN else [1]
+    cfg, more = ("vit_b16", ["end", 16, 1, "False"]) if name in OWN else (None, [])
+    yaml = [cfg] if cfg else []
+    for arguments, variables, words in (
+        (["eurosatt", *yaml, *more, *seed], {}, ["configs/datasets/eurosatt.yaml", "DATASET can be", "eurosat"]),
+        (
+            ["eurosat", *["vit_b61" for _ in yaml], *more, *seed],
+            {"CFG": "vit_b61"},
+            ["vit_b61.yaml", "CFG can be "],
+        ),
+    ):
+        ended, asked = script(name, *arguments, **variables)
+        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("error: no configs/") and [word for word in words if word not in line] == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith(("_test.sh", "eval.sh"))))
+def test_prompts_that_were_never_trained_are_asked_for(name, script, tmp_path):
+    ended, asked = script(name, "eurosat", "vit_b16" if name in OWN else 1)
+    assert (ended.returncode, asked) == (2, [])
+    (line,) = ended.stderr.splitlines()
+    assert re.fullmatch(rf"error: no trained prompts in {tmp_path}/out/\S+: train them first, with the same .*", line)

@@ -1,0 +1,92 @@
+"""PromptSRC's teacher: its text features are computed once, kept on disk, and never taken for another's."""
+
+import errno
+
+import pytest
+import torch
+from safetensors.torch import save
+
+import trainers.teacher
+from clip import load_backbone
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder where teachers are kept, empty at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/modular-prompt-learning"
+
+
+@pytest.fixture
+def computed(cache, monkeypatch):
+    """The class names of each time that features are computed."""
+    calls, compute = [], trainers.teacher.compute
+
+    def counted(clip, classnames, device):
+        calls.append(classnames)
+        return compute(clip, classnames, device)
+
+    monkeypatch.setattr(trainers.teacher, "compute", counted)
+    return calls
+
+
+def test_training_computes_it_once_and_the_next_run_reads_it(build, computed, cache):
+    first = build("PromptSRC", "base", output="first")
+    first.test()
+    assert computed == []  # who only tests needs no teacher
+    first.train()
+    second = build("PromptSRC", "base", output="second")
+    second.train()
+    assert computed == [["red", "green field", "blue lake"]]
+    assert torch.equal(first.teacher_text, second.teacher_text)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, deep, tmp_path):
+    features = [build("PromptSRC", classes).teacher_text for classes in ("base", "new")]
+    state = load_backbone(str(deep)).state_dict()
+    for number, key in enumerate(["ln_final.bias", "visual.ln_post.bias"]):
+        torch.save(state | {key: state[key] + 0.5}, tmp_path / f"{number}.pt")
+        features.append(build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher_text)
+    assert len(computed) == 3  # the image tower is no matter
+    assert torch.equal(features[3], features[0])
+    assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
+
+
+def test_it_does_not_depend_on_the_precision_of_the_run_that_computed_it(build, computed, cache):
+    """Autocast products are coarse: kept, they would reach a later run in fp32."""
+    exact = build("PromptSRC", "base").teacher_text
+    next(cache.iterdir()).unlink()
+    trainer = build("PromptSRC", "base", "PREC", "amp")
+    trainer.batch_idx, trainer.num_batches = 0, 9
+    trainer.forward_backward(next(iter(trainer.train_loader_x)))
+    assert len(computed) == 2 and torch.equal(trainer.teacher_text, exact)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"no tensors", save({"other": torch.zeros(1)}), None], ids=["empty", "text", "other", "cut off"]
+)
+def test_a_damaged_file_is_replaced(damage, build, computed, cache):
+    expected = build("PromptSRC", "base").teacher_text
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
+    for _ in range(2):
+        assert torch.equal(build("PromptSRC", "base").teacher_text, expected)
+    assert len(computed) == 2 and list(cache.iterdir()) == [file]
+
+
+def test_a_cache_that_cannot_be_written_is_only_slower(build, computed, cache, monkeypatch, capsys):
+    cache.parent.write_text("a file, where a folder should be")
+    build("PromptSRC", "base").train()
+    assert "The teacher's text features are not kept for next time" in capsys.readouterr().out
+
+    cache.parent.unlink()
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trainers.teacher.os, "replace", full)
+    trainer = build("PromptSRC", "base", output="other")
+    assert trainer.teacher_text.shape == (3, 256)
+    assert "not kept for next time ([Errno 28] No space left on device)" in capsys.readouterr().out
+    assert list(cache.iterdir()) == [] and len(computed) == 2  # nothing half-written
