@@ -41,6 +41,7 @@ HARMLESS = {
     "USE_CUDA",
     "DATALOADER.NUM_WORKERS",
     "MODEL.BACKBONE.TOWERS",
+    "MODEL.BACKBONE.CHECKPOINT_TEXT",
     "OPTIM.MAX_EPOCH",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
@@ -82,6 +83,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Add this project's keys to Dassl's: for which classes, the form of the towers, and TRAINER.<METHOD>.*"""
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, or new
     cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
+    cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # compute the text tower anew in the backward pass: less memory
     trainers.extend_cfg(cfg)
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
@@ -69,25 +70,30 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
         if 0 < layer < len(deep):
             prefix = plain.edit(prefix, deep[layer], end)
             end += deep[layer].added - deep[layer].remove
-        final = layer + 1 == len(blocks)
-        read = own[:, rows.eot] if final else own
-        prefix_q, *prefix_kv = projections(block, prefix, prefix)
-        own_q, *own_kv = projections(block, own, read)
-        # Each class's keys and values: the prefix's, then its own. (images * classes, P + longest, width)
-        k, v = (
-            torch.cat([p.repeat_interleave(rows.classes, 0), rows.pad(o)], 1)
-            for p, o in zip(prefix_kv, own_kv, strict=True)
-        )
-        if final:
-            attended = attend(block, own_q.flatten(0, 1)[:, None], k, v, rows.mask(prefix, last=True))
-            own = finish(block, read, attended.view_as(read))
+        arguments = block, prefix, own, rows, layer + 1 == len(blocks)
+        if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
+            prefix, own = checkpoint(text_layer, *arguments, use_reentrant=False)
         else:
-            attended = attend(block, rows.pad(own_q), k, v, rows.mask(prefix))
-            own = finish(block, own, rows.pack(attended, len(own)))
-            prefix = finish(block, prefix, attend(block, prefix_q, *prefix_kv, causal=True))
+            prefix, own = text_layer(*arguments)
     x = clip.ln_final(own)  # (images, classes, width)
     x = clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
     return x if ctx is not None and ctx.dim() == 4 else x[0]
+
+
+def text_layer(block: ResidualAttentionBlock, prefix: Tensor, own: Tensor, rows: "Layout", last: bool):
+    """One layer of the text tower: prefix and own tokens to the same, of the last layer only EOT (images, C, width)."""
+    read = own[:, rows.eot] if last else own
+    prefix_q, *prefix_kv = projections(block, prefix, prefix)
+    own_q, *own_kv = projections(block, own, read)
+    # Each class's keys and values: the prefix's, then its own. (images * classes, P + longest, width)
+    kv = zip(prefix_kv, own_kv, strict=True)
+    k, v = (torch.cat([p.repeat_interleave(rows.classes, 0), rows.pad(o)], 1) for p, o in kv)
+    if last:
+        attended = attend(block, own_q.flatten(0, 1)[:, None], k, v, rows.mask(prefix, last=True))
+        return prefix, finish(block, read, attended.view_as(read))
+    attended = attend(block, rows.pad(own_q), k, v, rows.mask(prefix))
+    own = finish(block, own, rows.pack(attended, len(own)))
+    return finish(block, prefix, attend(block, prefix_q, *prefix_kv, causal=True)), own
 
 
 # One block, taken apart

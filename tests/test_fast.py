@@ -121,3 +121,11 @@ def test_towers_that_are_not_clips_own_run_in_the_plain_form(clip):
     ids = torch.tensor([[1, 2, 49407, *[0] * 74]])
     assert_same("encode_text", (odd, TextPrompts(ids)), [])
     assert_same("encode_image", (odd, torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]), [])
+
+
+def test_gradients_are_the_same_when_the_text_tower_is_computed_anew(clip, monkeypatch):
+    monkeypatch.setattr(clip.transformer, "grad_checkpointing", True)
+    ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
+    assert_same(
+        "encode_text", (clip, TextPrompts(rows([[2], [3]], 2, []), ctx, deep=[Edit(), Edit(2, deep)])), [ctx, deep]
+    )

@@ -151,7 +151,7 @@ class PromptTrainer(TrainerX):
         if towers not in TOWERS:
             raise PromptError(f"MODEL.BACKBONE.TOWERS is {towers!r}: it can be {' or '.join(TOWERS)}")
         self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
-        clip.to(self.device)
+        clip.to(self.device).transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
         self._text_features = None
         self.amp = prec == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and not cpu)
