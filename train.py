@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import open_clip
@@ -42,7 +44,6 @@ HARMLESS = {
     "DATALOADER.NUM_WORKERS",
     "MODEL.BACKBONE.TOWERS",
     "MODEL.BACKBONE.CHECKPOINT_TEXT",
-    "OPTIM.MAX_EPOCH",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
 }
@@ -74,6 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir, train nothing")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="which epoch to test (default: the best, else the newest)")
+    parser.add_argument("--skip-finished", action="store_true", help="do nothing if this very run is there, finished")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(argv)
@@ -106,8 +108,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
     }.items():
-        if value:
-            cfg.merge_from_list([key, value])
+        if value not in (None, ""):
+            *groups, name = key.split(".")  # not by yacs, which would take "--output-dir 2024" for a number
+            setattr(reduce(getitem, groups, cfg), name, value)
     if len(args.opts) % 2:
         raise SettingError(f"{args.opts[-1]!r} has no value: what follows the options are pairs of KEY VALUE")
     merge(cfg, lambda: cfg.merge_from_list(args.opts))
@@ -131,10 +134,10 @@ def merge(cfg: CfgNode, load: Callable[[], None]) -> None:
             node[key] = default
 
 
-def check_resume(cfg: CfgNode) -> None:
-    """Refuse to go on with a run under other settings than it was begun with."""
+def check_settings(cfg: CfgNode, finished: bool) -> None:
+    """Refuse to go on with a run, or to take it for finished, under other settings than it was begun with."""
     file = Path(cfg.OUTPUT_DIR, "config.yaml")
-    if not file.is_file() or not any(file.parent.glob("*/model*.pth.tar*")):
+    if not file.is_file() or not (finished or any(file.parent.glob("*/model*.pth.tar*"))):
         return
     try:
         before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(cfg.dump()))
@@ -175,7 +178,7 @@ def results(cfg: CfgNode, trainer, epochs: int) -> dict:
         "seed": cfg.SEED,
         "shots": cfg.DATASET.NUM_SHOTS,
         "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
-        "split": cfg.TEST.SPLIT,
+        "split": getattr(trainer, "test_split", cfg.TEST.SPLIT),
         "accuracy": measured.get("accuracy"),
         "error_rate": measured.get("error_rate"),
         "macro_f1": measured.get("macro_f1"),
@@ -195,10 +198,13 @@ def results(cfg: CfgNode, trainer, epochs: int) -> dict:
     }
 
 
-def prepare(args: argparse.Namespace):
-    """The configuration and the trainer, or an error that leaves no output folder behind."""
-    cfg = setup_cfg(args)
-    check_resume(cfg)
+def learns(trainer) -> bool:
+    """Whether there is anything to train: zero-shot CLIP has nothing."""
+    return bool(trainer.get_model_names())
+
+
+def prepare(args: argparse.Namespace, cfg: CfgNode):
+    """The trainer, or an error that leaves no output folder behind."""
     folder = Path(cfg.OUTPUT_DIR)
     fresh = [path for path in (folder, *folder.parents) if not path.exists()]  # what this run makes
     try:
@@ -217,9 +223,12 @@ def prepare(args: argparse.Namespace):
         print(f"Configuration:\n{cfg}\nEnvironment:\n{collect_env_info()}\n")
         trainer = build_trainer(cfg)
         if args.eval_only:
+            if not args.model_dir and learns(trainer) and not cfg.MODEL.INIT_WEIGHTS:
+                raise SettingError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
         write_whole(folder / "config.yaml", cfg.dump())
-        (folder / "results.json").unlink(missing_ok=True)
+        if not args.no_train:
+            (folder / "results.json").unlink(missing_ok=True)
     except BaseException:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,12 +236,18 @@ def prepare(args: argparse.Namespace):
                 for parent in fresh[1:]:
                     parent.rmdir()
         raise
-    return cfg, trainer
+    return trainer
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    cfg, trainer = prepare(args)
+    cfg = setup_cfg(args)
+    finished = args.skip_finished and Path(cfg.OUTPUT_DIR, "results.json").is_file()
+    check_settings(cfg, finished)
+    if finished:
+        print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
+        return
+    trainer = prepare(args, cfg)
     if args.eval_only:
         started = time.time()
         trainer.test()
@@ -241,7 +256,8 @@ def main(argv: list[str] | None = None) -> None:
         trainer.train()
     else:
         return
-    epochs = getattr(trainer, "loaded_epoch", args.load_epoch) if args.eval_only else cfg.OPTIM.MAX_EPOCH
+    trained = cfg.OPTIM.MAX_EPOCH if learns(trainer) else 0
+    epochs = getattr(trainer, "loaded_epoch", args.load_epoch) if args.eval_only else trained
     write_whole(Path(cfg.OUTPUT_DIR, "results.json"), json.dumps(results(cfg, trainer, epochs), indent=1) + "\n")
 
 

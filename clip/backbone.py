@@ -1,6 +1,7 @@
 """Frozen CLIP backbones by name or file, built by open_clip with the sizes their own weights have."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def config_beside(path: Path) -> dict | None:
 def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
     """A model by open_clip's own names, with the activation its weights were trained with."""
     table = open_clip.pretrained.get_pretrained_cfg(arch, tag)
+    tag = tag if table else str(Path(tag).expanduser())
     if not table and not Path(tag).is_file():
         known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists; it knows: {known}")
@@ -116,8 +118,9 @@ def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CL
         model = open_clip.create_model(
             arch, tag, precision, force_quick_gelu=table.get("quick_gelu", False), cache_dir=cache
         )
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ClipError(f"cannot load {arch}:{tag} ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ClipError(f"cannot load {arch}:{tag} ({reason}): give another tag or file") from None
     if not isinstance(model, open_clip.CLIP):
         raise ClipError(f"{arch} is not built like CLIP ({type(model).__name__}): prompts cannot enter its towers")
     model.__class__ = CLIP  # which adds no state: the factory takes no class to build

@@ -54,7 +54,8 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
     ctx, deep, blocks = prompts.ctx, prompts.deep, clip.transformer.resblocks
     specific = ctx is not None and ctx.dim() == 3
     of_a_class = specific or any(edit.add is not None and edit.add.dim() == 3 for edit in deep)
-    if not is_standard(clip.transformer) or (deep and of_a_class):  # then deep prompts enter no common prefix
+    moved = of_a_class or prompts.slots is not None
+    if not is_standard(clip.transformer) or (deep and moved):  # then deep prompts enter no common prefix
         return plain.encode_text(clip, prompts)
     n_ctx = 0 if ctx is None else ctx.shape[-2]
     check_edits(deep, n_ctx, len(blocks))

@@ -2,7 +2,13 @@
 #   DATA (data), OUT (output), SHOTS (16), BACKBONE and CFG (the method's YAML and what stands in it), and
 #   PYTHON (.venv's where there is one and no environment is active).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+if [ "$PWD" != "$root" ]; then # paths that were given are meant from here
+    [ -z "${DATA:-}" ] || DATA=$(realpath -m "$DATA")
+    [ -z "${OUT:-}" ] || OUT=$(realpath -m "$OUT")
+    [ ! -f "${BACKBONE:-}" ] || BACKBONE=$(realpath "$BACKBONE")
+    cd "$root"
+fi
 
 DATA=${DATA:-data}
 OUT=${OUT:-output}
@@ -22,15 +28,9 @@ usage() { # the comment at the head of the script that was called
     exit 2
 }
 
-# run_once FOLDER ARGUMENT ...: train.py into FOLDER, unless a finished run is there already.
+# run_once FOLDER ARGUMENT ...: train.py into FOLDER, unless this very run is there already, finished.
 run_once() {
-    local folder=$1
-    shift
-    if [ -f "$folder/results.json" ]; then
-        echo "Already done (delete $folder to run it again)"
-    else
-        "$PYTHON" train.py --root "$DATA" --output-dir "$folder" ${BACKBONE:+--backbone "$BACKBONE"} "$@"
-    fi
+    "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} "${@:2}"
 }
 
 # read_arguments DATASET SEED [EPOCHS] [KEY VALUE ...] -> dataset, seed, epochs, options, and what every call shares
@@ -66,6 +66,8 @@ train() {
 # evaluate FOLDER TRAINED_FOLDER KEY VALUE ...: likewise, testing what a run has learned
 evaluate() {
     [ -d "$2" ] || fail "no trained prompts in $2: train them first, with the same SEED, SHOTS, CFG and OUT"
+    [ -n "$epochs" ] || [ -f "$2/results.json" ] ||
+        fail "the training run in $2 is not finished: finish it first, or say which of its EPOCHS to test"
     run_once "$1" "${shared[@]}" --eval-only --model-dir "$2" ${epochs:+--load-epoch "$epochs"} "${@:3}" \
         ${options[@]+"${options[@]}"}
 }

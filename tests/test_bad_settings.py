@@ -96,6 +96,10 @@ def test_a_model_dir_that_does_not_exist(refused, eurosat, tiny, tmp_path):
     refused(evaluate(eurosat, tiny, tmp_path, tmp_path / "nowhere"), f"no MPL checkpoint {tmp_path}/nowhere/")
 
 
+def test_nothing_to_evaluate(refused, eurosat, tiny, tmp_path):
+    refused(arguments(eurosat, tiny, tmp_path / "out", options=["--eval-only"]), "--eval-only needs --model-dir")
+
+
 def test_an_epoch_that_was_not_saved(refused, trained, eurosat, tiny, tmp_path):
     argv = evaluate(eurosat, tiny, tmp_path, trained, options=["--load-epoch", 3])
     refused(argv, f"no MPL checkpoint {trained}/MultiModalPromptLearner/model.pth.tar-3", "--load-epoch")

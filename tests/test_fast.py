@@ -93,6 +93,13 @@ def test_deep_prompts_of_each_class_its_own(clip):
     assert_same("encode_text", (clip, prompts), [ctx, deep])
 
 
+def test_deep_prompts_with_a_context_that_is_not_at_the_start(clip):
+    ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
+    slots = torch.tensor([[2, 3], [3, 4]])
+    prompts = TextPrompts(rows([[2, 1, 1], [2, 3, 1, 1]], 0, []), ctx, slots, deep=[Edit(), Edit(2, deep)])
+    assert_same("encode_text", (clip, prompts), [ctx, deep])
+
+
 def test_many_images_are_taken_in_parts(clip, monkeypatch):
     monkeypatch.setattr(fast, "TOKENS_AT_A_TIME", 7)
     prompts = TextPrompts(rows([[2], [3, 4]], 2, []), torch.randn(5, 1, 2, WIDTH, dtype=torch.double))

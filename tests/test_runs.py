@@ -82,12 +82,30 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(la
     assert not (tmp_path / "results.json").exists()
 
 
+def test_seed_0_is_a_seed_and_numbers_are_names_of_folders():
+    cfg = train.setup_cfg(train.parse_arguments(["--seed", "0", "--output-dir", "2024", "--trainer", "MPL"]))
+    assert (cfg.SEED, cfg.OUTPUT_DIR) == (0, "2024")
+
+
+def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat, tiny, tmp_path):
+    argv = arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished"])
+    assert launch(*argv).status == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = launch(*argv)
+    assert again.status == 0 and again.printed == f"Already done (delete {tmp_path / 'run'} to run it again)\n"
+    other = launch(*argv, "OPTIM.MAX_EPOCH", 3)
+    assert other.status == 2 and "OPTIM.MAX_EPOCH 2, this one has 3" in other.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 @pytest.fixture
 def half_done(launch, eurosat, tiny, tmp_path):
     """`argv, folder` of a run that was stopped after its first epoch of two."""
     folder = tmp_path / "half"
-    assert launch(*arguments(eurosat, tiny, folder, "OPTIM.MAX_EPOCH", 1)).status == 0
+    assert launch(*arguments(eurosat, tiny, folder, "TRAIN.CHECKPOINT_FREQ", 1)).status == 0
     (folder / "results.json").unlink()
+    (folder / "MultiModalPromptLearner/model.pth.tar-2").unlink()
+    (folder / "MultiModalPromptLearner/checkpoint").write_text("model.pth.tar-1\n")
     return arguments(eurosat, tiny, folder), folder
 
 
@@ -218,20 +236,19 @@ def test_a_killed_run_ends_as_one_that_ran_through(script, launch, eurosat, tiny
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_in_a_line_and_goes_on(number, script, launch, eurosat, tiny, tmp_path):
-    run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2)
-    folder = tmp_path / "output/base2new/train_base" / RUN
-    wait_for_epoch(1, folder, run)
-    os.killpg(run.pid, number)
-    status, _, errors = finish(run)
-    # bash waits for the end of what Ctrl-C interrupts, but leaves at once when it is terminated itself.
-    assert status == (130 if number == signal.SIGINT else -signal.SIGTERM)
-    assert errors == ["Interrupted: the same command goes on from the last whole epoch"]
-    assert not (folder / "results.json").exists()
-
-    settings = ["DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 3]
-    ended = launch(*arguments(eurosat, tiny, folder, *settings, "DATALOADER.NUM_WORKERS", 2))
-    assert ended.status == 0 and "Previous epoch: " in ended.printed
+def test_an_interrupted_run_ends_in_a_line_and_goes_on(number, script, tmp_path):
+    folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
+    for _ in range(2):
+        run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2)
+        wait_for_epoch(epoch + 1, folder, run)
+        os.killpg(run.pid, number)
+        status, printed, errors = finish(run)
+        # bash waits for the end of what Ctrl-C interrupts, but leaves at once when it is terminated itself.
+        assert status == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        assert errors == ["Interrupted: the same command goes on from the last whole epoch"]
+        assert not (folder / "results.json").exists()
+        assert (f"Previous epoch: {epoch}\n" if epoch else "train from scratch") in printed
+        epoch = int((folder / "MultiModalPromptLearner/checkpoint").read_text().split("-")[1])
 
 
 def test_zero_shot(script, tiny, tmp_path):

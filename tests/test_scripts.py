@@ -73,7 +73,7 @@ def asks(script, eurosat, deep, tmp_path):
     def asks(name, arguments, variables, *calls):
         ended, asked = script(name, *arguments, **variables)
         assert (ended.returncode, ended.stderr) == (0, "")
-        common = ["train.py", "--root", str(eurosat)]
+        common = ["train.py", "--skip-finished", "--root", str(eurosat)]
         backbone = ["--backbone", str(deep)]
         runs = [(str(tmp_path / "out" / folder), call) for folder, call in calls]
         expected = [[*common, "--output-dir", folder, *backbone, *call] for folder, call in runs if call]
@@ -165,8 +165,7 @@ def test_few_shots(method, asks, launch, monkeypatch):
     given = ["eurosat", 1, 1, *SMALL]
     calls = asks(f"{method}/few_shot.sh", given, {"SHOTS": "1 2"}, *(run[1:] for run in runs((1, 2))))
     assert [run["shots"] for run in run_for_real(launch, calls, monkeypatch)] == [1, 2]
-    given_twice = [(folder, None if shots in (1, 2) else call) for shots, folder, call in runs((1, 2, 4, 8, 16))]
-    asks(f"{method}/few_shot.sh", given, {}, *given_twice)
+    asks(f"{method}/few_shot.sh", given, {}, *(run[1:] for run in runs((1, 2, 4, 8, 16))))
 
 
 def test_coops_own_scripts(asks, launch, monkeypatch):
@@ -241,7 +240,7 @@ def test_what_the_environment_leaves_open_has_defaults(script, clone, tmp_path):
     folder = "output/base2new/train_base/eurosat/shots_16/VPT/vit_b16_c2_ep5_batch4_4/seed2"
     arguments = ["--seed", "2", *method_arguments("VPT", "vit_b16_c2_ep5_batch4_4")]
     options = ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "base"]
-    assert asked[0] == ["train.py", "--root", "data", "--output-dir", folder, *arguments, *options]
+    assert asked[0] == ["train.py", "--skip-finished", "--root", "data", "--output-dir", folder, *arguments, *options]
     assert (clone / folder).is_dir()
 
 
@@ -293,3 +292,15 @@ def test_prompts_that_were_never_trained_are_asked_for(name, script, tmp_path):
     assert (ended.returncode, asked) == (2, [])
     (line,) = ended.stderr.splitlines()
     assert re.fullmatch(rf"error: no trained prompts in {tmp_path}/out/\S+: train them first, with the same .*", line)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith("_test.sh")))
+def test_a_training_run_that_was_cut_off_is_not_tested(name, script, tmp_path):
+    trainer, *cfgs = CFG[name.split("/")[0]]
+    shots = f"{trainer}/{cfgs[0]}/seed1", f"{trainer}/{cfgs[1]}_16shots/seed1"
+    for run in (f"base2new/train_base/eurosat/shots_16/{shots[0]}", f"crossdataset/imagenet/{shots[1]}"):
+        (tmp_path / "out" / run).mkdir(parents=True)
+    ended, asked = script(name, "eurosat", 1)
+    assert (ended.returncode, asked) == (2, [])
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: the training run in ") and "is not finished: finish it first" in line

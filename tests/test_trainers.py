@@ -252,3 +252,24 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
             expected = [placeholder] * ahead + spelled[:length] + [placeholder] * (n_ctx - ahead) + spelled[length:]
             assert row == [sos, *expected, eot] + [0] * (75 - len(expected))
             assert places == [1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length]
+
+
+@pytest.mark.parametrize("method", ["MaPLe", "IVLP"])
+def test_a_context_longer_than_the_words_it_starts_from_is_refused(method, build):
+    settings = ["N_CTX" if method == "MaPLe" else "N_CTX_TEXT", 4, "CTX_INIT", "a photo"]
+    with pytest.raises(PromptError, match="4 context vectors are to start from 'a photo', which has fewer tokens"):
+        build(method, "all", *settings)
+
+
+def test_words_may_be_joined_by_underscores(build):
+    for method in METHODS:
+        one, other = (build(method, "all", "CTX_INIT", words).model for words in ("a photo of a", "a_photo_of_a"))
+        assert torch.equal(one.prompt_learner.ids, other.prompt_learner.ids)
+
+
+def test_each_towers_own_depth_is_the_limit_of_its_prompts(build, backbones):
+    deeper = backbones(32, 16, 6, 4, 64, 64, 64)  # six layers for images, four for texts
+    build("VPT", "all", "PROMPT_DEPTH_VISION", 6, backbone=deeper)
+    build("IVLP", "all", "PROMPT_DEPTH_VISION", 6, "PROMPT_DEPTH_TEXT", 4, backbone=deeper)
+    with pytest.raises(PromptError, match="PROMPT_DEPTH_TEXT is 5: this backbone has 4 layers"):
+        build("IVLP", "all", "PROMPT_DEPTH_VISION", 6, "PROMPT_DEPTH_TEXT", 5, backbone=deeper)

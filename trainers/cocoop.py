@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from clip import TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer
-from .prompts import gaussian, text_width, word_embeddings
+from .prompts import sentence_context, text_width
 
 
 class CoCoOpPrompts(PromptLearner):
@@ -14,16 +14,11 @@ class CoCoOpPrompts(PromptLearner):
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str):
         super().__init__()
-        words, width, joint = ctx_init.replace("_", " "), text_width(clip), clip.visual.output_dim
-        if words:
-            n_ctx = len(words.split(" "))
-            self.ctx = word_embeddings(clip, words, n_ctx)
-        else:
-            words = " ".join(["X"] * n_ctx)
-            self.ctx = gaussian(n_ctx, width)
+        width, joint = text_width(clip), clip.visual.output_dim
+        words, self.ctx = sentence_context(clip, n_ctx, ctx_init)
         layers = {"linear1": nn.Linear(joint, joint // 16), "relu": nn.ReLU(), "linear2": nn.Linear(joint // 16, width)}
         self.meta_net = nn.Sequential(OrderedDict(layers))
-        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
+        ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
         self.register_buffer("ids", ids, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:

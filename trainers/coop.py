@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from clip import TextPrompts, tokenize
 
 from .base import PromptError, PromptLearner, PromptTrainer
-from .prompts import gaussian, text_width, word_embeddings
+from .prompts import sentence_context
 
 POSITIONS = ("end", "middle", "front")
 
@@ -23,16 +23,9 @@ class CoOpPrompts(PromptLearner):
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, csc: bool, position: str):
         super().__init__()
-        words = ctx_init.replace("_", " ")
-        if words:
-            n_ctx = len(words.split(" "))
-            self.ctx = word_embeddings(clip, words, n_ctx)
-        else:
-            words = " ".join(["X"] * n_ctx)
-            shape = (len(classnames), n_ctx) if csc else (n_ctx,)
-            self.ctx = gaussian(*shape, text_width(clip))
-        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
-        ids, slots = place_names(ids, n_ctx, classnames, position)
+        words, self.ctx = sentence_context(clip, n_ctx, ctx_init, *([len(classnames)] if csc else []))
+        ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
+        ids, slots = place_names(ids, len(words), classnames, position)
         self.register_buffer("ids", ids, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
 

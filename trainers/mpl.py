@@ -24,7 +24,8 @@ class MPLPrompts(PromptLearner):
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, adds: list[int], removes: list[int]):
         super().__init__()
-        texts = [f"{'X ' * n_ctx}{ctx_init} {name}." for name in classnames]
+        words = ctx_init.replace("_", " ")
+        texts = [f"{'X ' * n_ctx}{words} {name}." for name in classnames]
         self.register_buffer("ids", tokenize(texts, clip.context_length), persistent=False)
         self.n_ctx, self.adds, self.removes = n_ctx, adds, removes
         self.ctx = word_embeddings(clip, texts[0], n_ctx)

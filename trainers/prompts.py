@@ -28,7 +28,10 @@ def vision_width(clip: nn.Module) -> int:
 
 def word_embeddings(clip: nn.Module, words: str, n: int) -> nn.Parameter:
     """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of `words`."""
-    ids = tokenize(words, clip.context_length)[0, 1 : 1 + n]
+    ids = tokenize(words, clip.context_length)[0]
+    if n > int(ids.argmax()) - 1:
+        raise PromptError(f"{n} context vectors are to start from {words!r}, which has fewer tokens: give more words")
+    ids = ids[1 : 1 + n]
     return nn.Parameter(clip.token_embedding(ids).detach().float().clone())
 
 
@@ -42,6 +45,18 @@ def start_context(clip: nn.Module, n_ctx: int, ctx_init: str) -> tuple[str, nn.P
         words = ctx_init.replace("_", " ")
         return words, word_embeddings(clip, words, n_ctx)
     return " ".join(["X"] * n_ctx), gaussian(n_ctx, text_width(clip))
+
+
+def sentence_context(clip: nn.Module, n_ctx: int, ctx_init: str, *classes: int) -> tuple[list[str], nn.Parameter]:
+    """The words before the class name, and the ctx that takes the place of all of them.
+
+    As CoOp and CoCoOp have it: with `ctx_init` there are as many vectors as words, which they start from; without,
+    `n_ctx` random ones, for each of `classes` if that is given.
+    """
+    words = ctx_init.replace("_", " ").split()
+    if words:
+        return words, word_embeddings(clip, " ".join(words), len(words))
+    return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
 
 
 class TowerPrompts(nn.Module):
@@ -106,17 +121,17 @@ def two_tower_prompts(trainer: PromptTrainer, clip: nn.Module, classnames: list[
     """The prompts of IVLP's settings: N_CTX_TEXT, N_CTX_VISION, PROMPT_DEPTH_TEXT, PROMPT_DEPTH_VISION, CTX_INIT."""
     s = trainer.settings
     require_vit(clip, type(trainer).__name__, trainer.cfg.MODEL.BACKBONE.NAME)
-    for key in ("PROMPT_DEPTH_VISION", "PROMPT_DEPTH_TEXT"):
-        check_depth(clip, f"TRAINER.{trainer.section()}.{key}", s[key], least=0)
+    for tower in ("vision", "text"):
+        key = f"PROMPT_DEPTH_{tower.upper()}"
+        check_depth(clip, f"TRAINER.{trainer.section()}.{key}", s[key], (tower,), least=0)
     return IndependentPrompts(
         clip, classnames, s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT, s.N_CTX_VISION, s.PROMPT_DEPTH_VISION, s.CTX_INIT
     )
 
 
-def check_depth(clip: nn.Module, key: str, depth: int, least: int = 1) -> None:
-    """Refuse a prompt depth that the towers do not have."""
-    layers = min(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
-    if not least <= depth <= layers:
-        raise PromptError(
-            f"{key} is {depth}: with this backbone, which has {layers} layers, {least} to {layers} can be"
-        )
+def check_depth(clip: nn.Module, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):
+    """Refuse a prompt depth that one of the towers does not have."""
+    layers = {"text": len(clip.transformer.resblocks), "vision": len(clip.visual.transformer.resblocks)}
+    most = min(layers[tower] for tower in towers)
+    if not least <= depth <= most:
+        raise PromptError(f"{key} is {depth}: this backbone has {most} layers, so it can be {least} to {most}")

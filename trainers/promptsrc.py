@@ -43,6 +43,7 @@ class PromptSRC(PromptTrainer):
 
     def build_model(self):
         super().build_model()
+        self.gpa_weight = 0.0
         self.gpa_sum = {name: torch.zeros_like(value) for name, value in self.model.state_dict().items()}
         self._teacher_text = None
 
@@ -74,15 +75,21 @@ class PromptSRC(PromptTrainer):
     def after_epoch(self):
         """Add the epoch's prompts to the running average; after the last epoch the average is the model."""
         weights = gpa_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
+        self.gpa_weight += weights[self.epoch]
         for name, value in self.model.state_dict().items():
             self.gpa_sum[name] += weights[self.epoch] * value
         if self.epoch + 1 == self.max_epoch:
+            if self.gpa_weight < 0.999:  # resumed from a checkpoint that did not hold the sum
+                print(f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, averaging those")
+                self.gpa_sum = {name: value / self.gpa_weight for name, value in self.gpa_sum.items()}
             self.model.load_state_dict(self.gpa_sum)
         super().after_epoch()
 
     def run_state(self):
-        return super().run_state() | {"gpa_sum": self.gpa_sum}
+        return super().run_state() | {"gpa_sum": self.gpa_sum, "gpa_weight": self.gpa_weight}
 
     def load_run_state(self, state):
         super().load_run_state(state)
+        self.gpa_weight = 0.0
+        self.gpa_weight = state["gpa_weight"]
         self.gpa_sum = {name: value.to(self.device) for name, value in state["gpa_sum"].items()}

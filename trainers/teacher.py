@@ -62,7 +62,7 @@ def fingerprint(clip: nn.Module, classnames: list[str]) -> str:
     for key, tensor in clip.state_dict().items():
         if not key.startswith("visual."):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy() if tensor.dim() else str(tensor).encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
     for text in (*classnames, *(template("{}") for template in TEMPLATES)):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]

@@ -3,8 +3,8 @@
 # CoOp's own script: test on a dataset what `main.sh SOURCE CFG end 16 16 False` has learned (SOURCE: imagenet).
 # Environment: see scripts/common.sh; NCTX (16), CSC (False), CTP (end).
 export USAGE=$(realpath "$0") TRAINER=CoOp CFG=${2:-}
-[ $# -ge 2 ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 source "$(dirname "$0")/../common.sh"
+[ $# -ge 2 ] || usage
 NCTX=${NCTX:-16} CSC=${CSC:-False} CTP=${CTP:-end}
 
 setting=nctx${NCTX}_csc${CSC}_ctp$CTP

@@ -4,9 +4,9 @@
 # token's position, NCTX the number of context vectors, CSC (True or False) asks for class-specific contexts.
 # Environment: see scripts/common.sh.
 export USAGE=$(realpath "$0") TRAINER=CoOp CFG=${2:-}
-[ $# -ge 6 ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-export SHOTS=$5
 source "$(dirname "$0")/../common.sh"
+[ $# -ge 6 ] || usage
+SHOTS=$5
 
 runs=()
 for seed in 1 2 3; do

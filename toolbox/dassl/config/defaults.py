@@ -8,7 +8,7 @@ from .node import CfgNode as CN
 _C = CN()
 _C.VERSION = 1
 _C.OUTPUT_DIR = "./output"  # log, checkpoints and TensorBoard events
-_C.RESUME = ""  # folder of an earlier run to go on from; OUTPUT_DIR itself is always looked at
+_C.RESUME = ""  # folder of an earlier run to go on from, in place of OUTPUT_DIR, where a run of its own is looked for
 _C.SEED = -1  # negative: not seeded
 _C.USE_CUDA = True
 _C.VERBOSE = True

@@ -89,7 +89,7 @@ class SimpleTrainer(TrainerBase):
         cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
-        test_results (dict), n_test (int), test_seconds (float): of the last call of `test`.
+        test_results (dict), test_split (str), n_test (int), test_seconds (float): of the last call of `test`.
         train_seconds (float): time in the training loop, without the final test, over all resumptions.
     """
 
@@ -102,6 +102,7 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
         self.test_results = None
+        self.test_split = None
         self.n_test = 0
         self.test_seconds = 0.0
         self._resumed_seconds = 0.0
@@ -214,6 +215,7 @@ class SimpleTrainer(TrainerBase):
         else:
             split = "test"
             data_loader = self.test_loader
+        self.test_split = split
         print(f"Evaluate on the *{split}* set")
 
         start = time.time()
