@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
-from open_clip.transformer import ResidualAttentionBlock, Transformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -126,7 +126,23 @@ def attend(block, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, c
 def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The block's output from its input and what attention found."""
     x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    hidden = block.mlp.c_fc(block.ln_2(x))
+    hidden = Gate.apply(hidden) if isinstance(block.mlp.gelu, QuickGELU) else block.mlp.gelu(hidden)
+    return x + block.ls_2(block.mlp.c_proj(hidden))
+
+
+class Gate(torch.autograd.Function):
+    """QuickGELU, x sigmoid(1.702 x) = silu(z) / 1.702 with z = 1.702 x: its derivative is silu'(z), in one pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        z = 1.702 * x
+        ctx.save_for_backward(z)
+        return F.silu(z).div_(1.702)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
 # Rows of tokens as a common prefix and packed tokens of each class's own
