@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -240,6 +241,8 @@ def prepare(args: argparse.Namespace, cfg: CfgNode):
 
 
 def main(argv: list[str] | None = None) -> None:
+    # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     args = parse_arguments(argv)
     cfg = setup_cfg(args)
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, "results.json").is_file()
