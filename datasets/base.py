@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,54 +21,100 @@ class DatasetError(ValueError):
 class FewShotDataset(DatasetBase):
     """A dataset in CoOp's layout, as a run sees it.
 
-    A subclass names its places (`dataset_dir` under DATASET.ROOT, `image_dir` and `split_file` within it) and the
-    Google Drive id of its split. One without a split file overrides `read_split`.
+    A subclass names its places (`dataset_dir` under DATASET.ROOT, `image_dir` and `split_file` within it), the Google
+    Drive id of its split, and what is published of its size. One without a split file overrides `read_split`.
 
     Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (below 1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
     `new`) and SEED.
+
+    Args:
+        cfg: the configuration.
+        images (bool): refuse to start when an image is missing. Without, the split alone is read.
     """
 
+    config_name = ""  # its YAML in configs/datasets, unless named as the module
     dataset_dir = ""
     image_dir = ""
     split_file = ""
     split_id = ""
+    counts: tuple[int, int, int] | None = None  # images for training, validation and test
+    n_classes: int | None = None
+    test_only = False  # it serves to test what was learned elsewhere
+    val_is_test = False  # its test images are called its validation set
 
-    def __init__(self, cfg):
-        root = Path(cfg.DATASET.ROOT).expanduser().absolute()
-        self.root = root / self.dataset_dir
+    def __init_subclass__(cls):
+        cls.config_name = vars(cls).get("config_name", cls.__module__.rpartition(".")[2])
+
+    def __init__(self, cfg, images: bool = True):
+        self.cfg = cfg
+        self.data = Path(cfg.DATASET.ROOT).expanduser().absolute()
+        self.root = self.data / self.dataset_dir
+        self.images = self.root / self.image_dir
         if not self.root.is_dir():
-            missing = root if not root.is_dir() else self.root
-            raise DatasetError(
-                f"no folder {missing}: put {type(self).__name__} there, or set --root (DATA for scripts) to its place"
-            )
+            missing = self.root if self.data.is_dir() else self.data
+            raise DatasetError(f"no folder {missing}: set --root (DATA for scripts) to its place, or {self.remedy}")
         train, val, test = self.read_split()
+        problem = label_problem(train, val, test)
+        if problem:
+            raise DatasetError(f"{self.root / self.split_file}: {problem}; {self.remedy}")
+        size = (len(train), len(val), len(test))
+        if self.counts not in (None, size):
+            print(
+                f"{type(self).__name__} has {size} images for training, validation and test here, {self.counts} as "
+                "published: results do not compare"
+            )
 
         shots = cfg.DATASET.NUM_SHOTS
         if shots >= 1:
             # The literature's choice: Python's generator, freshly seeded, training classes first (CoOp, MaPLe, ...).
             random.seed(cfg.SEED if cfg.SEED >= 0 else None)
-            train = self.generate_fewshot_dataset(train, num_shots=shots)
+            train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
         train, val, test = select_classes(cfg.DATASET.SUBSAMPLE_CLASSES, train, val, test)
-        self.check_images([*train, *val, *test])
-        super().__init__(train_x=train, val=val or None, test=test)
+        if images:
+            self.check_images([*train, *val, *test])
+        super().__init__(
+            train_x=test if self.test_only else train,  # classes are counted and named by it
+            val=test if self.val_is_test else val or None,
+            test=test,
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What to do about files that are missing."""
+        return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
 
     def read_split(self) -> tuple[Items, Items, Items]:
-        """Training, validation and test items of the fixed split file."""
+        """Training, validation and test items; here those of the fixed split file."""
         path = self.root / self.split_file
-        remedy = f"download it from https://drive.google.com/uc?id={self.split_id}"
         if not path.is_file():
-            raise DatasetError(f"split file {path} is missing: {remedy}")
+            raise DatasetError(f"split file {path} is missing: {self.remedy}")
         try:
-            split = json.loads(path.read_text())
-            return tuple(self.read_items(split[part]) for part in ("train", "val", "test"))
+            split = json.loads(path.read_text(encoding="utf-8"))
+            return tuple([self.read_item(*row) for row in split[part]] for part in ("train", "val", "test"))
         except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"split file {path} is damaged ({type(error).__name__}: {error}): {remedy}") from None
+            raise DatasetError(
+                f"split file {path} is damaged ({type(error).__name__}: {error}): delete it, then {self.remedy}"
+            ) from None
 
-    def read_items(self, rows: list) -> Items:
-        """[path below `image_dir`, label, class name] -> Datum."""
-        images = self.root / self.image_dir
-        return [Datum(impath=f"{images}/{path}", label=int(label), classname=name) for path, label, name in rows]
+    def read_lines(self, path: Path) -> list[str]:
+        """The lines of a text file, without those that are empty."""
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing: {self.remedy}")
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise DatasetError(f"{path} is no text: delete it, then {self.remedy}") from None
+
+    def read_item(self, path: str, label: int, classname: str) -> Datum:
+        """A row of a split file, its path below `image_dir`, as a Datum.
+
+        Raises:
+            TypeError: not a path, a label from 0 and a name.
+        """
+        if type(label) is not int or label < 0 or not isinstance(path, str) or not isinstance(classname, str):
+            raise TypeError(f"{[path, label, classname]} is not [path, label from 0, class name]")
+        return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 
     def check_images(self, items: Items) -> None:
         """Refuse to start when an image of the run is missing: each folder is listed once, no image is opened."""
@@ -82,28 +129,43 @@ class FewShotDataset(DatasetBase):
         if missing:
             raise DatasetError(
                 f"{len(missing)} of {len(items)} images of {type(self).__name__} are missing, the first {missing[0]}: "
-                "restore them, or unpack the dataset's archive again"
+                f"{self.remedy}"
             )
 
 
+def label_problem(train: Items, val: Items, test: Items) -> str | None:
+    """What is wrong with the labels of a split, if anything is.
+
+    Two labels may have one class name (they are two classes), and labels may have gaps (they are closed later).
+    """
+    names = {}
+    for item in (*train, *val, *test):
+        if names.setdefault(item.label, item.classname) != item.classname:
+            return f"label {item.label} is both {names[item.label]!r} and {item.classname!r}"
+    learned = {item.label for item in train}
+    unlearned = {item.label for part in (val, test) for item in part} - learned if learned else None
+    if unlearned:
+        label = min(unlearned)
+        return f"class {names[label]!r} (label {label}) has images for validation or test, and none for training"
+    return None
+
+
 def select_classes(which: str, *parts: Items) -> list[Items]:
-    """Items of the `base` or `new` half of the classes, relabelled from 0, or `all` as they are.
+    """Items of `all` classes, or of the `base` or `new` half of them, their labels counted anew from 0 without gaps.
 
     Base classes are the first ceil(n / 2) labels (CoCoOp's protocol).
     """
-    if which not in ("all", "base", "new"):
-        raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}: it can be all, base or new")
-    if which == "all":
-        return list(parts)
     labels = sorted({item.label for part in parts for item in part})
     half = (len(labels) + 1) // 2
-    chosen = labels[:half] if which == "base" else labels[half:]
-    relabel = {label: new for new, label in enumerate(chosen)}
-    return [
-        [
-            Datum(impath=item.impath, label=relabel[item.label], domain=item.domain, classname=item.classname)
-            for item in part
-            if item.label in relabel
-        ]
-        for part in parts
-    ]
+    halves = {"all": labels, "base": labels[:half], "new": labels[half:]}
+    if which not in halves:
+        raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}: it can be all, base or new")
+    relabel = {label: new for new, label in enumerate(halves[which])}
+
+    def relabelled(item: Datum) -> Datum:
+        label = relabel[item.label]
+        if label == item.label:
+            return item
+        return Datum(impath=item.impath, label=label, domain=item.domain, classname=item.classname)
+
+    return [[relabelled(item) for item in part if item.label in relabel] for part in parts]

@@ -11,3 +11,5 @@ class EuroSAT(FewShotDataset):
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
     split_id = "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"
+    counts = (13500, 5400, 8100)
+    n_classes = 10

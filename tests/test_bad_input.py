@@ -37,12 +37,20 @@ def test_no_data_folder(refused, tiny, tmp_path):
 
 
 def test_no_dataset_in_the_data_folder(refused, tiny, tmp_path):
-    refused(arguments(tmp_path, tiny, tmp_path / "out"), f"no folder {tmp_path}/eurosat", "put EuroSAT there")
+    refused(
+        arguments(tmp_path, tiny, tmp_path / "out"),
+        f"no folder {tmp_path}/eurosat",
+        "get it by: python tools/prepare.py eurosat --root",
+    )
 
 
 def test_no_split_file(refused, root, tiny, tmp_path):
     split_file(root).unlink()
-    refused(arguments(root, tiny, tmp_path / "out"), split_file(root), "is missing: download it from https://")
+    refused(
+        arguments(root, tiny, tmp_path / "out"),
+        split_file(root),
+        "is missing: get it by: python tools/prepare.py eurosat --root",
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +69,7 @@ def test_no_split_file(refused, root, tiny, tmp_path):
 def test_split_file_that_is_damaged(damage, refused, root, tiny, tmp_path):
     file = split_file(root)
     file.write_text(damage(file.read_text()), errors="surrogateescape")
-    refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "download it from https://")
+    refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "python tools/prepare.py eurosat --root")
 
 
 def test_a_split_without_images(refused, root, tiny, tmp_path):
