@@ -10,10 +10,10 @@ class ImageNetFolders(FolderDataset):
     n_classes = 1000
 
     def classes(self, folders: list[str]) -> Classes:
-        names, source = self.classnames()
+        names, source = self.words()
         return self.name_folders(folders, names, source)
 
-    def classnames(self) -> tuple[dict[str, str], str]:
+    def words(self) -> tuple[dict[str, str], str]:
         """Class names by WordNet id, sorted by it, and where they are from.
 
         That is classnames.txt in this dataset's folder, else in ImageNet's, else open_clip.

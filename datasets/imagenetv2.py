@@ -14,7 +14,7 @@ class ImageNetV2(TestFolders):
     counts = (0, 0, 10000)
 
     def classes(self, folders: list[str]) -> Classes:
-        names, source = self.classnames()
+        names, source = self.words()
         classes = {str(label): (label, name) for label, name in enumerate(names.values())}
         unknown = [folder for folder in folders if folder not in classes]
         if unknown:
