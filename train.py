@@ -32,7 +32,7 @@ from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from yacs.config import CfgNode
 
-import datasets  # noqa: F401  (fills the dataset registry)
+import datasets
 import trainers
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
@@ -83,10 +83,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add this project's keys to Dassl's: for which classes, the form of the towers, and TRAINER.<METHOD>.*"""
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, or new
+    """Add this project's keys to Dassl's: which images, the form of the towers, and TRAINER.<METHOD>.*"""
     cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
     cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # compute the text tower anew in the backward pass: less memory
+    datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg)
 
 
@@ -144,7 +144,8 @@ def check_settings(cfg: CfgNode, finished: bool) -> None:
         before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(cfg.dump()))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
         raise SettingError(f"{file} is damaged: restore it, or choose another --output-dir") from None
-    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in HARMLESS]
+    harmless = HARMLESS - {"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else HARMLESS  # there, it says which
+    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in harmless]
     if changed:
         raise SettingError(
             f"{cfg.OUTPUT_DIR} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}: "
@@ -227,6 +228,8 @@ def prepare(args: argparse.Namespace, cfg: CfgNode):
             if not args.model_dir and learns(trainer) and not cfg.MODEL.INIT_WEIGHTS:
                 raise SettingError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        elif not args.no_train and learns(trainer) and getattr(trainer.dm.dataset, "test_only", False):
+            raise SettingError(f"{cfg.DATASET.NAME} has test images only: learn on ImageNet, test with --eval-only")
         write_whole(folder / "config.yaml", cfg.dump())
         if not args.no_train:
             (folder / "results.json").unlink(missing_ok=True)

@@ -3,9 +3,18 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from yacs.config import CfgNode
+
 from .base import DatasetError
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add the settings of this package to a Dassl configuration."""
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, or new
+    cfg.DATASET.SPLIT_SEED = -1  # ImageFolder: 0 or more has images split that are not
+
 
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 
-__all__ = ["DatasetError"]
+__all__ = ["DatasetError", "extend_cfg"]

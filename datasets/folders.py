@@ -30,15 +30,19 @@ class FolderDataset(FewShotDataset):
         Raises:
             DatasetError: a folder is no class, or holds no image.
         """
-        items = []
+        items, ignored = [], []
         for folder in self.class_folders(parent):
             if folder not in classes:
                 raise DatasetError(f"{parent / folder} is no class of {type(self).__name__}: {self.remedy}")
-            names = sorted(filter(is_image, os.listdir(parent / folder)))
+            files = [name for name in os.listdir(parent / folder) if not name.startswith(".")]
+            names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
+            ignored += [f"{parent}/{folder}/{name}" for name in set(files).difference(names)]
             if not names:
                 raise DatasetError(f"no images in {parent / folder} ({' '.join(IMG_EXTENSIONS)}): {self.remedy}")
             label, classname = classes[folder]
             items += [Datum(impath=f"{parent}/{folder}/{name}", label=label, classname=classname) for name in names]
+        if ignored:
+            print(f"Not among the images of {parent}: {len(ignored)} others, such as {min(ignored)}")
         return items
 
     def name_folders(self, folders: list[str], words: dict[str, str], source: str) -> Classes:
@@ -54,7 +58,3 @@ class FolderDataset(FewShotDataset):
         if any(len(row) < 2 for row in rows):
             raise DatasetError(f"{file} is damaged: its lines are to be FOLDER NAME, with no name empty")
         return dict(rows)
-
-
-def is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")

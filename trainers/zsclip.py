@@ -3,7 +3,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from clip import TextPrompts, tokenize
 
-from .base import PromptLearner, PromptTrainer
+from .base import PromptError, PromptLearner, PromptTrainer
 
 # By dataset, all others "a photo of a {}." (CoOp, appendix A).
 TEMPLATES = {
@@ -22,7 +22,7 @@ class HandWritten(PromptLearner):
 
     def __init__(self, template: str, classnames: list[str], context_length: int):
         super().__init__()
-        ids = tokenize([template.format(name) for name in classnames], context_length)
+        ids = tokenize([template.replace("{}", name) for name in classnames], context_length)
         self.register_buffer("ids", ids, persistent=False)
 
     def text(self, image_features: torch.Tensor) -> TextPrompts:
@@ -31,10 +31,17 @@ class HandWritten(PromptLearner):
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(PromptTrainer):
-    """CLIP as it is, with one template a dataset (Radford et al., 2021). Settings: PREC."""
+    """CLIP as it is, with one template a dataset (Radford et al., 2021).
+
+    Settings: PREC; TEMPLATE, a sentence with {} for the class name, in place of the dataset's.
+    """
+
+    defaults = {"PREC": "fp16", "TEMPLATE": ""}
 
     def build_prompts(self, clip, classnames):
-        template = TEMPLATES.get(self.cfg.DATASET.NAME, "a photo of a {}.")
+        template = self.settings.TEMPLATE or TEMPLATES.get(self.cfg.DATASET.NAME, "a photo of a {}.")
+        if "{}" not in template:
+            raise PromptError(f"TRAINER.ZEROSHOTCLIP.TEMPLATE is {template!r}: {{}} is to stand for the class name")
         print(f"Template: {template}")
         return HandWritten(template, classnames, clip.context_length)
 
