@@ -43,6 +43,9 @@ HARMLESS = {
     "VERBOSE",
     "USE_CUDA",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.CACHE",
+    "DATALOADER.CACHE_GB",
+    "MODEL.COMPILE",
     "MODEL.BACKBONE.TOWERS",
     "MODEL.BACKBONE.CHECKPOINT_TEXT",
     "TRAIN.PRINT_FREQ",
@@ -84,6 +87,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def extend_cfg(cfg: CfgNode) -> None:
     """Add this project's keys to Dassl's: which images, the form of the towers, and TRAINER.<METHOD>.*"""
+    cfg.MODEL.COMPILE = False  # put the towers' layers through torch.compile (CUDA)
     cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
     cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # compute the text tower anew in the backward pass: less memory
     datasets.extend_cfg(cfg)

@@ -51,6 +51,8 @@ _C.DATASET.ALL_AS_UNLABELED = False
 
 _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 4
+_C.DATALOADER.CACHE = False  # keep decoded training images in memory
+_C.DATALOADER.CACHE_GB = 4.0  # as many of them as fit into so many gigabytes
 _C.DATALOADER.K_TRANSFORMS = 1  # augmented views per training image
 _C.DATALOADER.RETURN_IMG0 = False  # also return the image without augmentation
 _C.DATALOADER.TRAIN_X = CN()

@@ -2,9 +2,11 @@
 
 import torch
 from dassl.data.datasets import build_dataset
+from dassl.data.loader import SteadyLoader, decode_images, seed_worker
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 from dassl.utils import UsageError, read_image
+from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
@@ -44,11 +46,11 @@ def build_data_loader(
     sampler = build_sampler(
         sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
     )
-    wrapper = dataset_wrapper or DatasetWrapper
-    # Workers are started anew each epoch: their seeds then come from the main generator, whose state a checkpoint
-    # keeps. Persistent workers would carry random states that nothing could restore.
-    return DataLoader(
-        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    # Test images are read once in a run: nothing would be gained by workers that stay.
+    steady = is_train and isinstance(dataset, DatasetWrapper)
+    return (SteadyLoader if steady else DataLoader)(
+        dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -165,6 +167,7 @@ class DatasetWrapper(TorchDataset):
     - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
       results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
+    - DATALOADER.CACHE (training only) keeps decoded images in memory; what is made of them stays the same.
 
     Args:
         cfg: the config.
@@ -184,6 +187,8 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.decoded = None  # path -> pixels, of images that are kept in memory
+        self.seed = None  # that a worker follows
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
 
@@ -198,7 +203,8 @@ class DatasetWrapper(TorchDataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        img0 = read_image(item.impath)
+        pixels = (self.decoded or {}).get(item.impath)
+        img0 = read_image(item.impath) if pixels is None else Image.fromarray(pixels)  # the caller's own copy
 
         if self.transform is None:
             output["img"] = img0
@@ -213,6 +219,21 @@ class DatasetWrapper(TorchDataset):
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output
+
+    def __getitems__(self, indices):
+        """The items of a batch. A `SteadyLoader` sends pairs of an index and the seed that its worker is to follow."""
+        if isinstance(indices[0], tuple):
+            indices, (seed, *_) = zip(*indices, strict=True)
+            if seed not in (None, self.seed):
+                seed_worker(seed)
+                self.seed = seed
+        return [self[index] for index in indices]
+
+    def keep_images(self, threads):
+        """Once, before they are first asked for: decode the images that DATALOADER.CACHE keeps in memory."""
+        loader = self.cfg.DATALOADER
+        if self.is_train and loader.CACHE and self.decoded is None:
+            self.decoded = decode_images([item.impath for item in self.data_source], loader.CACHE_GB, threads)
 
     def _transform_image(self, tfm, img0):
         images = [tfm(img0) for _ in range(self.k_tfm)]

@@ -1,0 +1,146 @@
+"""Workers that stay and images that stay decoded change no pixel."""
+
+import random
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from dassl.data import DataManager
+from dassl.data.data_manager import DatasetWrapper
+from dassl.data.datasets import build_dataset
+from dassl.engine.run_state import rng_state, set_rng_state
+from dassl.utils import ImageError, set_random_seed
+from PIL import Image, ImageDraw
+from tiny_project import make_cfg, make_images
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision.transforms.functional import to_tensor
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_images(root)
+    return root
+
+
+@pytest.fixture
+def cfg_of(root, tmp_path):
+    """`cfg_of(workers, *overrides)`: 12 images in batches of 4."""
+    return lambda workers=2, *overrides: make_cfg(root, tmp_path, "DATALOADER.NUM_WORKERS", workers, *overrides)
+
+
+def scribble(image):
+    """A transform that uses every generator, and draws on the image that it is given."""
+    numbers = [random.random(), np.random.rand(), torch.rand(1).item()]
+    ImageDraw.Draw(image).point((int(16 * random.random()), 3), fill=(1, 2, 3))
+    return torch.cat([to_tensor(image).flatten(), torch.tensor(numbers)])
+
+
+def steady(cfg):
+    """The loader under test."""
+    return DataManager(cfg, custom_tfm_train=scribble).train_loader_x
+
+
+def anew(cfg):
+    """torch's own loader of the same images, which starts its workers every epoch."""
+    dataset = DatasetWrapper(cfg, build_dataset(cfg).train_x, scribble, is_train=True)
+    return DataLoader(dataset, 4, sampler=RandomSampler(dataset), num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def epoch(loader, batches=None):
+    return torch.cat([torch.cat([b["img"], b["index"][:, None]], 1) for b in islice(loader, batches)])
+
+
+def epochs(loader, count=3):
+    """What a loader yields in so many epochs, and a number that the main process draws after each."""
+    return [(epoch(loader), torch.rand(1), random.random()) for _ in range(count)]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) and x == y and r == s for (a, x, r), (b, y, s) in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_epochs_are_those_of_workers_started_anew_and_images_read_anew(cfg_of, workers, cache):
+    found = []
+    for loader in (steady(cfg_of(workers, "DATALOADER.CACHE", cache)), anew(cfg_of(workers))):
+        set_random_seed(3)
+        found.append(epochs(loader))
+    assert same(*found)
+    assert not torch.equal(found[0][0][0], found[0][1][0])
+
+
+def test_workers_stay(cfg_of):
+    loader = steady(cfg_of())
+    epoch(loader)
+    workers = [worker.pid for worker in loader._iterator._workers]
+    epoch(loader)
+    assert [worker.pid for worker in loader._iterator._workers] == workers
+
+
+def test_a_resumed_run_sees_what_the_whole_run_sees(cfg_of):
+    whole = steady(cfg_of())
+    epochs(whole, 2)
+    state = rng_state()
+    expected = epochs(whole, 2)
+    resumed = steady(cfg_of())  # in a process of its own: no worker has run yet
+    set_rng_state(state)
+    assert same(epochs(resumed, 2), expected)
+
+
+def test_an_epoch_that_was_left_half_way_spoils_nothing(cfg_of):
+    found = []
+    for loader in (steady(cfg_of()), anew(cfg_of())):
+        set_random_seed(6)
+        first = iter(loader)
+        next(first)
+        inner = epoch(loader)  # while `first` is still being read
+        rest = epoch(first)
+        assert (len(inner), len(rest)) == (12, 8)
+        found.append([inner, rest, epoch(loader, 2), epoch(loader)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_are_read_once_and_no_more_than_fit(cfg_of, workers, monkeypatch, capsys):
+    image = 16 * 16 * 3 / 1e9
+    limit = partial(cfg_of, workers, "DATALOADER.CACHE", True, "DATALOADER.CACHE_GB")
+    loader = steady(limit(5.5 * image))
+    assert loader.dataset.decoded is None  # not before it is needed: a test of a finished run never needs it
+    epoch(loader)
+    assert len(loader.dataset.decoded) == 5
+    assert "5 of 12 training images are kept in memory (0.00 GB); the others are decoded" in capsys.readouterr().out
+
+    loader = steady(limit(12 * image))
+    epoch(loader)
+    monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} is read again"))
+    epoch(loader)
+    assert "12 of 12 training images are kept in memory (0.00 GB)\n" in capsys.readouterr().out
+
+
+def test_a_broken_image_is_one_line_when_it_is_to_be_kept(tmp_path):
+    make_images(tmp_path)
+    loader = steady(make_cfg(tmp_path, tmp_path, "DATALOADER.CACHE", True))
+    path = loader.dataset.data_source[7].impath
+    open(path, "wb").close()
+    with pytest.raises(ImageError, match=path) as caught:
+        next(iter(loader))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_data_than_the_toolboxs_wrapper_is_loaded_by_torch(cfg_of):
+    class Labels(torch.utils.data.Dataset):
+        def __init__(self, cfg, data_source, transform, is_train):
+            self.labels = [item.label for item in data_source]
+
+        def __len__(self):
+            return len(self.labels)
+
+        def __getitem__(self, index):
+            return self.labels[index]
+
+    loader = DataManager(cfg_of(), dataset_wrapper=Labels).train_loader_x
+    assert [sorted(torch.cat(list(loader)).tolist()) for _ in range(2)] == 2 * [4 * [0] + 4 * [1] + 4 * [2]]
