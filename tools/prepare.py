@@ -1,0 +1,165 @@
+"""Get the datasets and put them where everything here, and CoOp, looks for them.
+
+    python tools/prepare.py eurosat dtd --root data          # download, verify, unpack, arrange what is missing
+    python tools/prepare.py --list --root data               # every dataset, its size, its terms, whether it is there
+    python tools/prepare.py --check eurosat --root data      # compare what is there with the split; read every image
+    python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16    # the images that a run would choose
+
+What was interrupted goes on where it was when the same command is given again. Files that can't be downloaded (from
+where you are) may be put into the dataset's folder under the same name, or into a folder given by --from.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train
+from datasets import DatasetError
+from tools.preparing import PrepareError
+from tools.preparing.arrange import Preparation
+from tools.preparing.check import check, describe, unreadable
+from tools.preparing.sources import dataset_class, find, read_quietly, split_images, table
+
+RESERVE = 1 << 30  # bytes of the disk that are left free
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="DATASET", help="names of configs/datasets, or all; or: fewshot DATASET"
+    )
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets (default: data)")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--check", action="store_true", help="say what is wrong with what is there; change nothing")
+    parser.add_argument("--quick", action="store_true", help="with --check: do not read the images")
+    parser.add_argument(
+        "--repair", action="store_true", help="unpack again: add missing images, replace unreadable ones"
+    )
+    parser.add_argument(
+        "--from", type=Path, dest="given", metavar="FOLDER", help="where files are that you got by hand"
+    )
+    parser.add_argument(
+        "--mirror",
+        default=os.environ.get("PREPARE_MIRROR", ""),
+        metavar="URL",
+        help="get every file from URL/DATASET/FILE (default: the environment's PREPARE_MIRROR)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="with fewshot: the run's seed (1)")
+    parser.add_argument("--shots", type=int, default=16, help="with fewshot: images a class (16)")
+    parser.add_argument(
+        "--classes", choices=("all", "base", "new"), default="all", help="with fewshot: of which classes"
+    )
+    args = parser.parse_intermixed_args(argv)
+    args.root = args.root.expanduser()
+    return args
+
+
+def prepare(names: list[str], args: argparse.Namespace) -> None:
+    """Prepare datasets one after the other; one that fails does not keep the others from being prepared.
+
+    Whether the disk has room for all of them is looked at first.
+    """
+    failures = []
+
+    def attempt(name: str, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except PrepareError as error:
+            failures.append(error)
+            if len(names) > 1:
+                print(f"{name}: {error}")
+            return False
+        return True
+
+    waiting, sizes = [], []
+    for name in names:
+        if name not in table() and hasattr(dataset_class(name), "prepare"):  # it draws itself
+            dataset_class(name).prepare(args.root / dataset_class(name).dataset_dir)
+            print(f"{name}: ready")
+            continue
+        source = find(name)
+        broken = find_broken(source, args.root) if args.repair else []
+        preparation = Preparation(source, args.root, args.given, args.mirror, args.repair, broken)
+        if preparation.ready and not preparation.work.exists():
+            print(f"{name}: ready")
+        elif attempt(name, lambda preparation=preparation: sizes.append(preparation.space())):
+            waiting.append(preparation)
+    check_space(sizes, args.root)
+    for preparation in waiting:
+        name = preparation.source.name
+        if attempt(name, preparation.run):
+            print(f"{name}: ready: {describe(read_quietly(preparation.source, args.root))}")
+    if failures:
+        several = PrepareError(f"{len(failures)} of {len(names)} datasets could not be prepared: see above")
+        raise failures[0] if len(names) == 1 else several
+
+
+def find_broken(source, root: Path) -> list[str]:
+    try:
+        dataset = read_quietly(source, root)
+    except DatasetError:
+        return []
+    return unreadable(dataset.root, [name for name in split_images(dataset) if (dataset.root / name).is_file()])
+
+
+def check_space(sizes: list[tuple[int, int]], root: Path) -> None:
+    """Refuse to begin what the disk has no room for: images that stay, and the largest archive while it is unpacked."""
+    need = sum(stays for stays, _ in sizes) + max((goes for _, goes in sizes), default=0)
+    place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if need and need + RESERVE > free:
+        raise PrepareError(
+            f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free: "
+            "make room, or choose another --root"
+        )
+
+
+def show_list(names: list[str], args: argparse.Namespace) -> None:
+    for name in names:
+        source = find(name)
+        state = Preparation(source, args.root, args.given)
+        how = "by hand" if source.by_hand else "downloaded"
+        there = "ready" if state.ready else "not there" if not state.folder.is_dir() else "incomplete"
+        print(f"{name:16} {there:10} {source.size / 1e9:6.1f} GB, {how}; {source.licence} ({source.page})")
+    print(f"under {args.root}; to get one: python tools/prepare.py {names[0]} --root {args.root}")
+
+
+def show_fewshot(names: list[str], args: argparse.Namespace) -> None:
+    """Print the images that a run trains and validates on, in its order, relative to the folder of images."""
+    if len(names) != 1:
+        raise PrepareError("say of which dataset: python tools/prepare.py fewshot DATASET --seed 1 --shots 16")
+    source, options = find(names[0]), ["DATASET.NUM_SHOTS", str(args.shots), "DATASET.SUBSAMPLE_CLASSES", args.classes]
+    with redirect_stdout(sys.stderr):
+        dataset = source.read(args.root, *options, seed=args.seed)
+    for part, items in (("train", dataset.train_x), ("val", dataset.val or [])):
+        for item in items:
+            print(part, os.path.relpath(item.impath, dataset.images))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    names = list(table()) if args.names == ["all"] or not args.names and (args.list or args.check) else args.names
+    if not names:
+        raise PrepareError("say which dataset: python tools/prepare.py --list shows them")
+    if names[0] == "fewshot":
+        show_fewshot(names[1:], args)
+    elif args.list:
+        show_list(names, args)
+    elif args.check:
+        sound = [check(find(name), args.root, not args.quick) for name in names]
+        if not all(sound):
+            raise PrepareError(f"{sound.count(False)} of {len(names)} datasets not as they should be: see above")
+    else:
+        prepare(names, args)
+
+
+if __name__ == "__main__":
+    train.run(main)

@@ -1,0 +1,135 @@
+"""The table of sources.yaml, and the datasets that it is about."""
+
+import difflib
+import io
+import os
+import re
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+from dassl.data.datasets import DATASET_REGISTRY
+
+import train
+from datasets import DatasetError
+from datasets.base import FewShotDataset, Items
+
+from . import PrepareError
+from .files import File
+
+ROOT = Path(train.__file__).parent
+TABLE = Path(__file__).with_name("sources.yaml")
+
+
+@dataclass
+class Source:
+    """A dataset that can be prepared: its class, its terms and its files, the split first."""
+
+    name: str
+    dataset: type[FewShotDataset]
+    licence: str
+    page: str
+    by_hand: str = ""
+    files: list[File] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes to get in all; of several ways to the same images the one that can be downloaded."""
+        return sum(file.size for file in self.files if file.link or self.by_hand)
+
+    def folder(self, root: Path) -> Path:
+        return root / self.dataset.dataset_dir
+
+    def read(self, root: Path, *options: str, images: bool = False, seed: int = 1) -> FewShotDataset:
+        """The dataset as a run under this root sees it; its images need not be there unless its split is folders.
+
+        Raises:
+            DatasetError: its split can't be read.
+        """
+        config = ROOT / "configs/datasets" / f"{self.name}.yaml"
+        arguments = ["--root", str(root), "--dataset-config-file", str(config), "--seed", str(seed), *options]
+        return self.dataset(train.setup_cfg(train.parse_arguments(arguments)), images=images)
+
+
+def named_images(dataset: FewShotDataset) -> dict[str, Items]:
+    """The images of each part of a split: a validation set that is the test set counts once."""
+    parts = {"train": dataset.train_x, "val": dataset.val or [], "test": dataset.test}
+    if dataset.test_only:
+        parts["train"] = []
+    if dataset.val_is_test:
+        parts["val"] = []
+    return parts
+
+
+@cache
+def table() -> dict[str, Source]:
+    """Every dataset of sources.yaml, by its config name."""
+    sources = {}
+    for name, row in yaml.safe_load(TABLE.read_text()).items():
+        dataset = dataset_class(name)
+        files = [File(dataset=name, **file) for file in row.pop("files")]
+        if dataset.split_id:
+            files.insert(0, File(dataset.split_file, name, drive=dataset.split_id, about=2_000_000))
+        sources[name] = Source(name, dataset, files=files, **row)
+    return sources
+
+
+def dataset_class(name: str) -> type[FewShotDataset]:
+    """The class behind a YAML of configs/datasets."""
+    config = yaml.safe_load((ROOT / "configs/datasets" / f"{name}.yaml").read_text())
+    return DATASET_REGISTRY.get(config["DATASET"]["NAME"])
+
+
+def find(name: str) -> Source:
+    """A dataset by its config name.
+
+    Raises:
+        PrepareError: there is none of that name.
+    """
+    if name not in table():
+        near = difflib.get_close_matches(name, table(), 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise PrepareError(f"no dataset {name!r}: {hint}there are {' '.join(table())}")
+    return table()[name]
+
+
+def read_quietly(source: Source, root: Path, *options: str) -> FewShotDataset:
+    """`source.read` without what a dataset prints."""
+    with redirect_stdout(io.StringIO()):
+        return source.read(root, *options)
+
+
+def reason(error: DatasetError) -> str:
+    """What is wrong, without the command that mends it."""
+    return re.sub(r"\W*( or| then)? get it by: .*", "", str(error))
+
+
+def problem(source: Source, root: Path) -> tuple[str, list[str]]:
+    """What keeps a dataset from being used, if anything does, and its missing images, relative to its folder."""
+    try:
+        dataset = read_quietly(source, root)
+    except DatasetError as error:
+        return reason(error), []
+    missing = missing_images(dataset)
+    return (f"{len(missing)} images are missing, the first {missing[0]}" if missing else ""), missing
+
+
+def split_images(dataset: FewShotDataset) -> list[str]:
+    """Paths of all images of a split, relative to the dataset's folder."""
+    start = len(str(dataset.root)) + 1
+    return [item.impath[start:] for items in named_images(dataset).values() for item in items]
+
+
+def missing_images(dataset: FewShotDataset) -> list[str]:
+    """Those of `split_images` that are not there; each folder is listed once."""
+    listed, missing = {}, []
+    for image in split_images(dataset):
+        parent, name = os.path.split(image)
+        if parent not in listed:
+            folder = dataset.root / parent
+            listed[parent] = set(os.listdir(folder)) if folder.is_dir() else set()
+        if name not in listed[parent]:
+            missing.append(image)
+    return missing
