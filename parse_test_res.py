@@ -1,0 +1,86 @@
+"""Mean results of runs, read from their logs: this project's, CoOp's, and those of projects built on CoOp.
+
+    python parse_test_res.py output/base2new/test_new/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1 --test-log
+
+DIRECTORY holds a folder for every seed (seed1, seed2, ...), each with a log.txt. With --multi-exp it holds several such
+folders, and a last line averages over them.
+"""
+
+import argparse
+import re
+import statistics
+from pathlib import Path
+
+# What stands in a log before its results: the last of a training run's, or those of an evaluation.
+TRAINED, TESTED = "Finish training", "=> result"
+
+
+def natural(path: Path) -> list:
+    """Sorting key: seed10 after seed9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def logs(folder: Path) -> list[Path]:
+    """Every log of a run, the oldest first: a run that was started again has log.txt-<time> beside log.txt."""
+    return sorted(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime)
+
+
+def read_log(text: str, signal: str, keyword: str) -> float | None:
+    """The last `* keyword: VALUE%` after a line that is the signal; None where there is none."""
+    start = [match.end() for match in re.finditer(rf"^{re.escape(signal)}\s*$", text, re.MULTILINE)]
+    values = re.findall(rf"^\* {re.escape(keyword)}: ([\d.,]+)%?\s*$", text[start[0] :] if start else "", re.MULTILINE)
+    return float(values[-1].replace(",", "")) if values else None
+
+
+def spread(values: list[float], ci95: bool) -> float:
+    """Population standard deviation, or half of the 95% interval: 1.96 of them over sqrt(n)."""
+    deviation = statistics.pstdev(values)
+    return 1.96 * deviation / len(values) ** 0.5 if ci95 else deviation
+
+
+def parse(directory: Path, args: argparse.Namespace) -> float | None:
+    """Print what the runs in a folder reached and their mean; returns the mean."""
+    print(f"Parsing files in {directory}")
+    values = []
+    for folder in sorted((path for path in directory.iterdir() if path.is_dir()), key=natural):
+        found = [
+            (file, value)
+            for file in logs(folder)
+            if (value := read_log(file.read_text(errors="replace"), args.signal, args.keyword)) is not None
+        ]
+        if found:
+            file, value = found[-1]
+            print(f"file: {file}. {args.keyword}: {value:.2f}%")
+            values.append(value)
+        elif logs(folder):
+            hint = "leave out --test-log" if args.test_log else "give --test-log for test runs"
+            print(f"file: {logs(folder)[-1]}. no result: unfinished, or {hint}")
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    print("===\nSummary of directory: " + str(directory))
+    print(f"* {args.keyword}: {mean:.2f}% +- {spread(values, args.ci95):.2f}%\n===")
+    return mean
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, help="folder of the seeds' folders")
+    parser.add_argument("--ci95", action="store_true", help="95%% interval instead of the standard deviation")
+    parser.add_argument("--test-log", action="store_true", help="the logs are those of --eval-only runs")
+    parser.add_argument("--multi-exp", action="store_true", help="DIRECTORY holds several experiments")
+    parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
+    args = parser.parse_args()
+    args.signal = TESTED if args.test_log else TRAINED
+    if not args.directory.is_dir():
+        parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
+    folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
+    means = [mean for folder in folders if (mean := parse(folder, args)) is not None]
+    if not means:
+        parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt")
+    if args.multi_exp:
+        print(f"Average performance\n* {args.keyword}: {statistics.fmean(means):.2f}%")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`python parse_test_res.py DIR`, the habit of CoOp's users, on logs of this project's kind and of the published ones."""
+
+import re
+
+import pytest
+
+import parse_test_res
+
+TRAINING = """epoch [5/5] batch [10/10] time 0.1 (0.1) loss 0.5 (0.5) acc 100.0 (90.0) lr 1e-5
+* accuracy: 11.1%
+Finish training
+Deploy the last-epoch model
+Evaluate on the *test* set
+=> result
+* total: 4,200
+* correct: 3,780
+* accuracy: {}%
+* error: 10.0%
+* macro_f1: 89.5%
+Elapsed: 0:01:02
+"""
+TEST = """Loading weights to prompt_learner
+=> result
+* total: 100
+* correct: 80
+* accuracy: {}%
+* error: 20.0%
+* macro_f1: 79.0%
+"""
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """`runs(text, {"exp/seed1": 80.0, ...})` writes a log for each."""
+
+    def runs(text, values):
+        for place, value in values.items():
+            (tmp_path / place).mkdir(parents=True)
+            (tmp_path / place / "log.txt").write_text(text.format(value))
+        return tmp_path
+
+    return runs
+
+
+@pytest.fixture
+def parse(monkeypatch, capsys):
+    """`parse(DIR, options ...)` -> what is printed."""
+
+    def parse(*arguments):
+        monkeypatch.setattr("sys.argv", ["parse_test_res.py", *map(str, arguments)])
+        parse_test_res.main()
+        return capsys.readouterr().out
+
+    return parse
+
+
+def test_mean_and_deviation_over_seeds_in_their_order(runs, parse):
+    printed = parse(runs(TRAINING, {"seed10": 92.0, "seed9": 90.0, "seed2": 88.0}))
+    assert [match[1] for match in re.finditer(r"seed(\d+)/log.txt", printed)] == ["2", "9", "10"]
+    assert "* accuracy: 90.00% +- 1.63%" in printed
+
+
+def test_the_interval_is_of_95_percent(runs, parse):
+    assert "+- 1.85%" in parse(runs(TRAINING, {"seed1": 92.0, "seed2": 90.0, "seed3": 88.0}), "--ci95")
+
+
+def test_logs_of_tests_are_asked_for(runs, parse, capsys):
+    root = runs(TEST, {"seed1": 80.0, "seed2": 82.0})
+    assert "* accuracy: 81.00% +- 1.00%" in parse(root, "--test-log")
+    with pytest.raises(SystemExit) as caught:
+        parse(root)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert "give --test-log for test runs" in printed.out
+    assert "no finished run in" in printed.err
+
+
+def test_several_experiments_are_averaged(runs, parse):
+    root = runs(TRAINING, {"a/seed1": 80.0, "a/seed2": 90.0, "b/seed1": 60.0})
+    printed = parse(root, "--multi-exp")
+    assert "* accuracy: 85.00% +- 5.00%" in printed
+    assert printed.endswith("Average performance\n* accuracy: 72.50%\n")
+
+
+def test_other_figures_and_the_newest_log_of_a_run_that_was_started_again(runs, parse):
+    root = runs(TRAINING, {"seed1": 80.0})
+    cut = (root / "seed1/log.txt").read_text()[:100]
+    (root / "seed1/log.txt").rename(root / "seed1/log.txt-2026-01-01-00-00-00")
+    (root / "seed1/log.txt").write_text(cut)
+    assert "* accuracy: 80.00%" in parse(root)
+    assert "* macro_f1: 89.50%" in parse(root, "--keyword", "macro_f1")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, parse, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(tmp_path / "nowhere")
+    assert caught.value.code == 2
+    assert f"no folder {tmp_path}/nowhere" in capsys.readouterr().err
