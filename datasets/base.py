@@ -1,10 +1,12 @@
 """What every dataset shares: where its files are, its fixed split, the few-shot choice, base and new classes."""
 
+import gc
 import json
 import os
 import random
 import shlex
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 from dassl.data.datasets import DatasetBase, Datum
@@ -53,7 +55,8 @@ class FewShotDataset(DatasetBase):
         if not self.root.is_dir():
             missing = self.root if self.data.is_dir() else self.data
             raise DatasetError(f"no folder {missing}: set --root (DATA for scripts) to its place, or {self.remedy}")
-        train, val, test = self.read_split()
+        with garbage_collection_paused():
+            train, val, test = self.read_split()
         problem = label_problem(train, val, test)
         if problem:
             raise DatasetError(f"{self.root / self.split_file}: {problem}; {self.remedy}")
@@ -133,15 +136,27 @@ class FewShotDataset(DatasetBase):
             )
 
 
+@contextmanager
+def garbage_collection_paused():
+    """Python looks for cycles among all objects time and again as a million of them are made: half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def label_problem(train: Items, val: Items, test: Items) -> str | None:
     """What is wrong with the labels of a split, if anything is.
 
     Two labels may have one class name (they are two classes), and labels may have gaps (they are closed later).
     """
     names = {}
-    for item in (*train, *val, *test):
-        if names.setdefault(item.label, item.classname) != item.classname:
-            return f"label {item.label} is both {names[item.label]!r} and {item.classname!r}"
+    for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
+        if names.setdefault(label, name) != name:
+            return f"label {label} is both {names[label]!r} and {name!r}"
     learned = {item.label for item in train}
     unlearned = {item.label for part in (val, test) for item in part} - learned if learned else None
     if unlearned:

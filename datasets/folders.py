@@ -36,7 +36,8 @@ class FolderDataset(FewShotDataset):
                 raise DatasetError(f"{parent / folder} is no class of {type(self).__name__}: {self.remedy}")
             files = [name for name in os.listdir(parent / folder) if not name.startswith(".")]
             names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
-            ignored += [f"{parent}/{folder}/{name}" for name in set(files).difference(names)]
+            if len(names) < len(files):
+                ignored += [f"{parent}/{folder}/{name}" for name in set(files).difference(names)]
             if not names:
                 raise DatasetError(f"no images in {parent / folder} ({' '.join(IMG_EXTENSIONS)}): {self.remedy}")
             label, classname = classes[folder]

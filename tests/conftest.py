@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -9,6 +10,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+# In place of Python for a script: notes what it is asked for, and leaves a result.
+STUB = r"""#!/usr/bin/env bash
+{ printf '%s\0' "$@"; printf '\n'; } >> "$NOTES"
+while [ $# -gt 0 ]; do
+    if [ "$1" = --output-dir ]; then mkdir -p "$2" && echo '{}' > "$2/results.json"; fi
+    shift
+done
+"""
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
@@ -149,3 +158,23 @@ def refused(launch, tmp_path):
         assert not (tmp_path / "out").exists()
 
     return refused
+
+
+@pytest.fixture
+def script(eurosat, deep, tmp_path):
+    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, what Python was asked for)."""
+    stub, notes = tmp_path / "python", tmp_path / "notes"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "USAGE", "TRAINER"}
+    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": stub, "NOTES": notes}
+
+    def script(name, *arguments, root=ROOT, **variables):
+        notes.write_text("")
+        env = {key: value for key, value in os.environ.items() if key not in unset}
+        env |= {key: str(value) for key, value in (given | variables).items()}
+        command = ["bash", str(root / "scripts" / name), *map(str, arguments)]
+        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        return ended, [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
+
+    return script

@@ -5,24 +5,15 @@ given to train.py in this process, which saves starting Python some sixty times.
 """
 
 import itertools
-import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from drawn import run_for_real
 
 ROOT = Path(__file__).parent.parent
-STUB = r"""#!/usr/bin/env bash
-{ printf '%s\0' "$@"; printf '\n'; } >> "$NOTES"
-while [ $# -gt 0 ]; do
-    if [ "$1" = --output-dir ]; then mkdir -p "$2" && echo '{}' > "$2/results.json"; fi
-    shift
-done
-"""
 CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, cross-dataset and few-shot
     "coop": ("CoOp", "vit_b16_ep50_ctxv1", "vit_b16_ep50_ctxv1", "vit_b16"),
     "cocoop": ("CoCoOp", *["vit_b16_c4_ep10_batch1_ctxv1"] * 3),
@@ -41,26 +32,6 @@ KINDS = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
 OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # with arguments of their own
 SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
-
-
-@pytest.fixture
-def script(eurosat, deep, tmp_path):
-    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, what Python was asked for)."""
-    stub, notes = tmp_path / "python", tmp_path / "notes"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
-    unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "USAGE", "TRAINER"}
-    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": stub, "NOTES": notes}
-
-    def script(name, *arguments, root=ROOT, **variables):
-        notes.write_text("")
-        env = {key: value for key, value in os.environ.items() if key not in unset}
-        env |= {key: str(value) for key, value in (given | variables).items()}
-        command = ["bash", str(root / "scripts" / name), *map(str, arguments)]
-        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        return ended, [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
-
-    return script
 
 
 @pytest.fixture
@@ -86,19 +57,6 @@ def asks(script, eurosat, deep, tmp_path):
 def method_arguments(trainer, cfg, dataset="eurosat"):
     files = f"configs/datasets/{dataset}.yaml", f"configs/trainers/{trainer}/{cfg}.yaml"
     return ["--trainer", trainer, "--dataset-config-file", files[0], "--config-file", files[1]]
-
-
-def run_for_real(launch, calls, monkeypatch):
-    """What the stub was asked for, by train.py itself; returns the results of the runs."""
-    monkeypatch.chdir(ROOT)
-    results = []
-    for call in calls:
-        file = Path(call[call.index("--output-dir") + 1], "results.json")
-        file.unlink()  # the stub's
-        status, _, errors = launch(*call)
-        assert status == 0, errors
-        results.append(json.loads(file.read_text()))
-    return results
 
 
 def test_no_script_is_forgotten_here():
@@ -275,7 +233,7 @@ def test_without_arguments_a_script_says_how_to_call_it(name, script):
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_an_unknown_dataset_or_setting_is_one_line(name, script, tmp_path):
     own = name in OWN  # CFG is an argument of theirs, a variable elsewhere
-    cases = [("eurosatt", "vit_b16", "configs/datasets/eurosatt.yaml: DATASET can be eurosat")]
+    cases = [("eurosatt", "vit_b16", "configs/datasets/eurosatt.yaml: DATASET can be caltech101 dtd eurosat ")]
     cases += [("eurosat", "vit_b61", "/vit_b61.yaml: CFG can be ")]
     for dataset, cfg, words in cases:
         arguments = [dataset, cfg, "end", 16, 1, "False"] if own else [dataset, 1]
