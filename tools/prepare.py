@@ -24,7 +24,7 @@ from datasets import DatasetError
 from tools.preparing import PrepareError
 from tools.preparing.arrange import Preparation
 from tools.preparing.check import check, describe, unreadable
-from tools.preparing.sources import dataset_class, find, read_quietly, split_images, table
+from tools.preparing.sources import find, read_quietly, split_images, table
 
 RESERVE = 1 << 30  # bytes of the disk that are left free
 
@@ -81,10 +81,6 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
 
     waiting, sizes = [], []
     for name in names:
-        if name not in table() and hasattr(dataset_class(name), "prepare"):  # it draws itself
-            dataset_class(name).prepare(args.root / dataset_class(name).dataset_dir)
-            print(f"{name}: ready")
-            continue
         source = find(name)
         broken = find_broken(source, args.root) if args.repair else []
         preparation = Preparation(source, args.root, args.given, args.mirror, args.repair, broken)

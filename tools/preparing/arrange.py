@@ -13,8 +13,8 @@ from datasets import DatasetError
 
 from . import PrepareError
 from .fetch import Refused, fetch, size_of, verify
-from .labels import validation_labels
 from .files import File
+from .labels import validation_labels
 from .sources import Source, problem, read_quietly, reason, split_images
 from .unpack import unpack
 

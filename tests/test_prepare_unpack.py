@@ -1,0 +1,156 @@
+"""Unpacking by tools/prepare.py: what an archive holds stays in its folder, and is no more than it should be."""
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from tools.preparing import PrepareError, unpack
+
+IMAGES = {"2750/Forest/1.jpg": b"a" * 3000, "2750/River/2.jpg": b"b" * 5000}
+
+
+def tar(path, members, mode="w:gz"):
+    """Members are {name: bytes, or (type, link target)}."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                info.type, info.linkname = content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zipped(path, members, kinds=()):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = dict(kinds).get(name, 0) << 16
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(archive, *words, inner=""):
+    folder = archive.parent / "into/here"
+    with pytest.raises(PrepareError) as refusal:
+        unpack.unpack(archive, folder, lambda name: name, inner)
+    message = str(refusal.value)
+    assert "\n" not in message and str(archive) in message
+    assert [word for word in words if word not in message] == [], message
+    outside = [path for path in archive.parent.rglob("*") if path.is_file() and folder not in path.parents]
+    assert outside == [archive]
+    assert not any(path.is_symlink() for path in archive.parent.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "write", [zipped, tar, lambda path, members: tar(path, members, "w")], ids=["zip", "tgz", "tar"]
+)
+def test_files_that_are_wanted_are_unpacked(write, tmp_path):
+    archive = write(tmp_path / "archive", IMAGES | {"__MACOSX/2750/._1.jpg": b"", "notes.txt": b"no"})
+    wanted = lambda name: name.removeprefix("2750/") if name.startswith("2750") else None  # noqa: E731
+    unpack.unpack(archive, tmp_path / "into", wanted)
+    assert files_below(tmp_path / "into") == {name.removeprefix("2750/"): data for name, data in IMAGES.items()}
+
+
+def test_archives_inside_are_unpacked_by_their_names(tmp_path):
+    inner = {}
+    for name in ("n01", "n02"):
+        inner[f"{name}.tar"] = tar(tmp_path / name, {f"{name}_1.JPEG": name.encode()}, "w").read_bytes()
+    archive = tar(tmp_path / "train.tar", inner, "w")
+    unpack.unpack(archive, tmp_path / "into", lambda name: name, "n*.tar")
+    assert files_below(tmp_path / "into") == {f"{name}/{name}_1.JPEG": name.encode() for name in ("n01", "n02")}
+
+    nested = zipped(tmp_path / "a.zip", {"a/b.tar.gz": tar(tmp_path / "b", IMAGES).read_bytes(), "a/c.tar": b"no"})
+    unpack.unpack(nested, tmp_path / "both", lambda name: name if "2750" in name else None, "b.tar.gz")
+    assert files_below(tmp_path / "both") == {f"a/b/{name}": data for name, data in IMAGES.items()}
+
+
+def test_what_was_unpacked_before_an_interruption_is_not_written_again(tmp_path):
+    archive, folder = tar(tmp_path / "archive", IMAGES), tmp_path / "into"
+    unpack.unpack(archive, folder, lambda name: name)
+    whole, cut = (folder / name for name in IMAGES)
+    os.utime(whole, (1, 1))
+    cut.write_bytes(b"b")
+    unpack.unpack(archive, folder, lambda name: name)
+    assert files_below(folder) == IMAGES and whole.stat().st_mtime == 1
+
+
+OUTSIDE = ["/tmp/outside.jpg", "../outside.jpg", "2750/../../outside.jpg"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("write", [zipped, tar])
+def test_nothing_leaves_the_folder(write, name, tmp_path):
+    refused(write(tmp_path / "archive", IMAGES | {name: b"x"}), name, "outside")
+
+
+@pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE"])
+def test_links_and_devices_are_refused_in_a_tar(kind, tmp_path):
+    members = {"2750/link": (getattr(tarfile, kind), "/tmp"), "2750/link/x.jpg": b"x"}
+    refused(tar(tmp_path / "archive", members), "'2750/link' is a link or a device")
+
+
+def test_links_are_refused_in_a_zip(tmp_path):
+    kinds = [("2750/link", stat.S_IFLNK | 0o777)]
+    refused(
+        zipped(tmp_path / "archive", {"2750/link": "/tmp", "2750/link/x.jpg": b"x"}, kinds), "is a link or a device"
+    )
+
+
+def test_a_hostile_archive_inside_an_archive_is_refused(tmp_path):
+    content = tar(tmp_path / "inner", {"../../../outside.jpg": b"x"}, "w").read_bytes()
+    os.remove(tmp_path / "inner")
+    refused(tar(tmp_path / "archive", {"n01.tar": content}), "outside", inner="n*.tar")
+
+
+def test_a_bomb_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "SPARE", 10_000)
+    for number, write in enumerate((zipped, tar)):
+        archive = write(tmp_path / f"{number}", {"2750/small.jpg": b"x", "2750/bomb.jpg": bytes(1_000_000)})
+        refused(archive, "is not unpacked: it grows to more than")
+        assert not (tmp_path / "into/here/2750/bomb.jpg").exists()
+        archive.unlink()
+        (tmp_path / "into/here/2750/small.jpg").unlink()
+    monkeypatch.setattr(unpack, "MOST_FILES", 5)
+    refused(tar(tmp_path / "many", {f"{number}.jpg": b"" for number in range(20)}), "or 5 files")
+
+
+def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path):
+    content = zipped(tmp_path / "archive", {"2750/bomb.jpg": bytes(100_000)}).read_bytes()
+    true, lie = (size.to_bytes(4, "little") for size in (100_000, 10))
+    (tmp_path / "archive").write_bytes(content.replace(true, lie))
+    refused(tmp_path / "archive", "is cut off, or no archive")
+
+
+@pytest.mark.parametrize(
+    "write", [zipped, tar, lambda path, members: tar(path, members, "w")], ids=["zip", "tgz", "tar"]
+)
+def test_a_truncated_archive_is_one_line(write, tmp_path):
+    archive = write(tmp_path / "archive", {f"2750/{n}.jpg": os.urandom(30_000) for n in range(3)})
+    archive.write_bytes(archive.read_bytes()[:50_000])
+    refused(archive, "is cut off, or no archive")
+
+
+def test_a_gzip_that_is_damaged_after_its_last_file_is_noticed(tmp_path):
+    archive = tar(tmp_path / "archive", IMAGES)
+    content = bytearray(archive.read_bytes())
+    content[-6] ^= 255  # in the checksum
+    archive.write_bytes(content)
+    refused(archive, "is cut off, or no archive")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK", gzip.compress(b"text"), b"text" * 1000])
+def test_what_is_no_archive_is_one_line(content, tmp_path):
+    (tmp_path / "archive").write_bytes(content)
+    refused(tmp_path / "archive", "is cut off, or no archive")
