@@ -43,7 +43,7 @@ class FolderDataset(FewShotDataset):
             label, classname = classes[folder]
             items += [Datum(impath=f"{parent}/{folder}/{name}", label=label, classname=classname) for name in names]
         if ignored:
-            print(f"Not among the images of {parent}: {len(ignored)} others, such as {min(ignored)}")
+            print(f"Files in {parent} that are no images: {len(ignored):,}, such as {min(ignored)}")
         return items
 
     def name_folders(self, folders: list[str], words: dict[str, str], source: str) -> Classes:

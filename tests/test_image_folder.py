@@ -1,0 +1,264 @@
+"""Images of one's own: layouts, names, splits on request, and the example of docs/your_own_data.md."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from drawn import make_cfg, run_for_real
+from trees import write_image
+
+from datasets import DatasetError
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
+BIRDS = ("blue_tit", "house_sparrow", "robin")
+
+
+def folders(parent, size, classes=BIRDS):
+    for label, name in enumerate(classes):
+        for number in range(size):
+            write_image(parent / name / f"{number}.jpg", 100 * label + number)
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """A folder with 3 images a class to learn from and 2 to test on."""
+    folders(tmp_path / "birds/train", 3)
+    folders(tmp_path / "birds/test", 2)
+    return tmp_path / "birds"
+
+
+@pytest.fixture
+def unsplit(tmp_path):
+    """A folder with 10 images a class."""
+    folders(tmp_path / "birds", 10)
+    return tmp_path / "birds"
+
+
+def load(root, *overrides):
+    return build_dataset(make_cfg("CoOp", root, "", "", "DATASET.NAME", "ImageFolder", *overrides))
+
+
+def sizes(data):
+    return len(data.train_x), data.val and len(data.val), len(data.test)
+
+
+def test_two_sets_of_folders(birds):
+    data = load(birds)
+    assert (sizes(data), data.classnames) == ((9, None, 6), ["blue tit", "house sparrow", "robin"])
+    assert data.test[2].impath == f"{birds}/test/house_sparrow/0.jpg" and data.test[2].label == 1
+    new = load(birds, "DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.NUM_SHOTS", 2)
+    assert (sizes(new), new.classnames) == ((2, None, 2), ["robin"])
+
+
+def test_a_third_set_validates(birds):
+    folders(birds / "val", 1, ["robin"])
+    data = load(birds)
+    assert (sizes(data), data.val[0].label, data.val[0].classname) == ((9, 1, 6), 2, "robin")
+
+
+def test_images_have_many_suffixes_and_other_files_are_named(birds, capsys):
+    write_image(birds / "train/robin/A.JPEG", 0)
+    write_image(birds / "train/robin/b.webp", 0)
+    (birds / "train/robin/raw.heic").touch()
+    (birds / "train/.DS_Store").touch()
+    assert sizes(load(birds))[0] == 11
+    said = capsys.readouterr().out
+    assert f"Files in {birds}/train that are no images: 1, such as {birds}/train/robin/raw.heic" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("classnames.txt", "robin European robin\nblue_tit   blue tit \nhouse_sparrow sparrow\nwren not here\n"),
+        ("classnames.json", '{"robin": "European robin", "blue_tit": "blue tit", "house_sparrow": "sparrow"}'),
+    ],
+)
+def test_a_file_names_the_classes(file, text, birds, capsys):
+    (birds / file).write_text(text)
+    assert load(birds).classnames == ["blue tit", "sparrow", "European robin"]
+    assert f"Class names: {birds / file}" in capsys.readouterr().out
+
+
+def test_two_folders_of_one_name_are_two_classes(birds):
+    (birds / "classnames.json").write_text(json.dumps(dict.fromkeys(BIRDS, "bird")))
+    data = load(birds)
+    assert (data.num_classes, data.classnames) == (3, ["bird"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("classnames.txt", "robin European robin\n", "has no name for the folder blue_tit"),
+        ("classnames.txt", "blue_tit\n", "is damaged"),
+        ("classnames.json", '{"robin": ', "is no JSON"),
+        ("classnames.json", '["robin"]', 'is to be {"FOLDER": "NAME", ...}'),
+        ("classnames.json", '{"robin": 3}', 'is to be {"FOLDER": "NAME", ...}'),
+    ],
+)
+def test_names_that_cannot_be_are_refused(file, text, words, birds):
+    (birds / file).write_text(text)
+    with pytest.raises(DatasetError, match=re.escape(words)):
+        load(birds)
+
+
+def test_folders_that_do_not_fit_are_refused(birds, tmp_path):
+    with pytest.raises(DatasetError, match=f"no folder {tmp_path}/nowhere: .*docs/your_own_data.md"):
+        load(tmp_path / "nowhere")
+    folders(birds / "test", 1, ["wren"])
+    with pytest.raises(DatasetError, match="class 'wren' .* has images for validation or test, and none for training"):
+        load(birds)
+    (birds / "train/wren").mkdir()
+    with pytest.raises(DatasetError, match=f"no images in {birds}/train/wren"):
+        load(birds)
+    with pytest.raises(DatasetError, match="has folders train and test already: leave out DATASET.SPLIT_SEED"):
+        load(birds, "DATASET.SPLIT_SEED", 1)
+    shutil.rmtree(birds / "test")
+    with pytest.raises(DatasetError, match=f"no folders train and test in {birds}: .* DATASET.SPLIT_SEED 1"):
+        load(birds)
+
+
+def test_a_split_is_made_on_request_saved_and_kept(unsplit, capsys):
+    with pytest.raises(DatasetError, match="DATASET.SPLIT_SEED 1"):
+        load(unsplit)
+    first = load(unsplit, "DATASET.SPLIT_SEED", 1)
+    assert sizes(first) == (15, 6, 9)
+    assert [sum(item.label == label for item in first.test) for label in range(3)] == [3, 3, 3]
+    paths = {item.impath for part in (first.train_x, first.val, first.test) for item in part}
+    assert paths == set(map(str, unsplit.rglob("*.jpg")))
+    file = unsplit / "split_seed1.json"
+    assert f"Saved as {file}" in capsys.readouterr().out
+    assert [path for path in unsplit.iterdir() if path.is_file()] == [file]
+
+    write_image(unsplit / "robin/later.jpg", 0)  # is not in the split
+    again, other = load(unsplit, "DATASET.SPLIT_SEED", 1), load(unsplit, "DATASET.SPLIT_SEED", 2)
+    assert [item.impath for item in again.test] == [item.impath for item in first.test]
+    assert {item.impath for item in other.test} != {item.impath for item in first.test}
+
+
+def test_a_saved_split_of_other_classes_is_refused(unsplit):
+    load(unsplit, "DATASET.SPLIT_SEED", 1)
+    file = unsplit / "split_seed1.json"
+    (unsplit / "robin/0.jpg").unlink()
+    with pytest.raises(DatasetError, match=f"1 of 30 images .* the first {unsplit}/robin/0.jpg"):
+        load(unsplit, "DATASET.SPLIT_SEED", 1)
+    folders(unsplit, 2, ["wren"])
+    with pytest.raises(DatasetError, match=f"{file} was made of other classes or class names: delete it"):
+        load(unsplit, "DATASET.SPLIT_SEED", 1)
+    file.write_text("{")
+    with pytest.raises(DatasetError, match=f"{file} is damaged"):
+        load(unsplit, "DATASET.SPLIT_SEED", 1)
+    file.unlink()
+    assert load(unsplit, "DATASET.SPLIT_SEED", 1).num_classes == 4
+    folders(unsplit, 1, ["auk"])
+    file.unlink()
+    with pytest.raises(DatasetError, match=f"{unsplit}/auk/0.jpg is the only image of its class"):
+        load(unsplit, "DATASET.SPLIT_SEED", 1)
+
+
+def test_where_a_split_cannot_be_saved_it_is_made_again_and_alike(unsplit, monkeypatch, capsys):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)  # whoever runs this may be root
+    first, again = (load(unsplit, "DATASET.SPLIT_SEED", 1) for _ in range(2))
+    assert [item.impath for item in first.train_x] == [item.impath for item in again.train_x]
+    assert f"Cannot save {unsplit}/split_seed1.json (Permission denied)" in capsys.readouterr().out
+
+
+# docs/your_own_data.md
+
+DOCUMENT = (ROOT / "docs/your_own_data.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
+
+
+@pytest.fixture
+def example(birds, tiny, script, launch, tmp_path, monkeypatch):
+    """`example(line)` runs a command of the document, with the configuration of the document; returns results."""
+    clone = tmp_path / "clone"
+    for folder in ("scripts", "configs"):
+        shutil.copytree(ROOT / folder, clone / folder)
+    (yaml,) = blocks("yaml")
+    (clone / re.match(r"# (\S+)", yaml)[1]).write_text(yaml)
+
+    def example(line):
+        name, *arguments = line.removeprefix("bash scripts/").split("#")[0].split()
+        if name.startswith("mpl/"):
+            arguments.insert(2, 1)  # epochs, after dataset and seed
+        ended, asked = script(name, *arguments, *SMALL, root=clone, DATA=birds, BACKBONE=tiny, SHOTS=2)
+        assert ended.returncode == 0, ended.stderr
+        calls = [[str(clone / item) if item.startswith("configs/") else item for item in call] for call in asked[:-1]]
+        return run_for_real(launch, [call[1:] for call in calls], monkeypatch)
+
+    return example
+
+
+def test_the_example_of_the_document_runs(example, capsys):
+    _, *commands = blocks("bash")[0].splitlines()
+    runs = [run for line in commands for run in example(line)]
+    assert [(run["trainer"], run["dataset"], run["classes"], run["n_test"]) for run in runs] == [
+        ("ZeroshotCLIP", "ImageFolder", "all", 6),
+        ("MPL", "ImageFolder", "all", 6),
+        ("MPL", "ImageFolder", "base", 4),
+        ("MPL", "ImageFolder", "new", 2),
+    ]
+
+
+def test_the_documents_template_is_zero_shot_clips(birds, tiny, tmp_path, launch, capsys):
+    yaml = tmp_path / "birds.yaml"
+    yaml.write_text(blocks("yaml")[0])
+    argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--dataset-config-file", yaml, "--eval-only"]
+    argv += [
+        "--output-dir",
+        tmp_path / "out",
+        "--backbone",
+        tiny,
+        "INPUT.SIZE",
+        "(32, 32)",
+        "DATALOADER.NUM_WORKERS",
+        0,
+    ]
+    ended = launch(*argv)
+    assert (ended.status, ended.errors) == (0, [])
+    assert "Template: a photo of a {}, a type of bird.\n" in ended.printed
+
+    ended = launch(*argv, "TRAINER.ZEROSHOTCLIP.TEMPLATE", "a photo of a bird.", "OUTPUT_DIR", tmp_path / "none")
+    assert ended.status == 2 and "TEMPLATE is 'a photo of a bird.'" in ended.errors[0]
+
+
+def test_the_documents_split_on_request_runs(example, birds, unsplit):
+    for part in ("train", "test"):
+        shutil.rmtree(birds / part)
+    (line,) = blocks("bash")[1].splitlines()
+    assert [run["n_test"] for run in example(line)] == [9]
+    assert (birds / "split_seed1.json").is_file()
+
+
+def test_the_documents_dataset_class_is_read(tmp_path):
+    try:
+        exec(blocks("python")[0], {"__name__": "datasets.mushrooms"})
+        cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms")
+        with pytest.raises(DatasetError, match="no folder .*mushrooms: .* or ask the mycologists for it"):
+            build_dataset(cfg)
+        write_image(tmp_path / "mushrooms/photos/1.jpg", 0)
+        split = dict.fromkeys(("train", "val", "test"), [["1.jpg", 0, "death cap"]])
+        (tmp_path / "mushrooms/split.json").write_text(json.dumps(split))
+        assert build_dataset(cfg).classnames == ["death cap"]
+    finally:
+        DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
+
+
+def test_another_root_is_another_run(birds, tiny, tmp_path, launch):
+    shutil.copytree(birds, tmp_path / "moved")
+    argv = ["--trainer", "ZeroshotCLIP", "--eval-only", "--output-dir", tmp_path / "out", "--backbone", tiny]
+    argv += ["--skip-finished", *SMALL, "DATASET.NAME", "ImageFolder"]
+    assert launch("--root", birds, *argv).status == 0
+    assert "Already done" in launch("--root", birds, *argv).printed
+    ended = launch("--root", tmp_path / "moved", *argv)
+    assert ended.status == 2 and f"holds a run with DATASET.ROOT {birds}" in ended.errors[0]
