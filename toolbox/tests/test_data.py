@@ -91,6 +91,16 @@ def test_dataset_facts():
         dataset.num_classes = 4
 
 
+def test_a_label_has_one_name_and_a_name_may_have_two_labels():
+    cranes = [Datum("a", 0, 0, "crane"), Datum("b", 1, 0, "crane")]
+    dataset = DatasetBase(train_x=cranes, test=[Datum("c", 1), Datum("d", 5, 0, "unknown")])
+    assert (dataset.num_classes, dataset.classnames) == (2, ["crane", "crane"])
+    other = Datum("e.png", 1, 0, "bird")
+    for parts in ({"train_x": [*cranes, other]}, *({"train_x": cranes, part: [other]} for part in ("val", "test"))):
+        with pytest.raises(UsageError, match='label 1 is called both "crane" and "bird" .e.png.'):
+            DatasetBase(**parts)
+
+
 def test_datum_is_read_only_and_loads_from_published_pickles():
     datum = Datum("a.png", 1, 2, "cat")
     assert vars(datum) == {"_impath": "a.png", "_label": 1, "_domain": 2, "_classname": "cat"}

@@ -1,5 +1,6 @@
 """What a dataset is: lists of `Datum`, one for every split."""
 
+import itertools
 import os
 import random
 from collections import defaultdict
@@ -59,7 +60,7 @@ class DatasetBase:
         test: test data.
 
     Raises:
-        UsageError: `train_x` holds no images.
+        UsageError: `train_x` holds no images, or a label has two class names.
     """
 
     dataset_dir = ""  # the dataset's folder under DATASET.ROOT
@@ -75,6 +76,8 @@ class DatasetBase:
         self._test = test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+        for item in itertools.chain(val or (), test or ()):
+            self._check_name(item, self._lab2cname.get(item.label, item.classname))
 
     @property
     def train_x(self):
@@ -111,10 +114,23 @@ class DatasetBase:
 
     @staticmethod
     def get_lab2cname(data_source):
-        """Return `({label: class name}, [class names in order of label])`."""
-        mapping = {item.label: item.classname for item in data_source}
+        """Return `({label: class name}, [class names in order of label])`.
+
+        Labels may have gaps; the list then has fewer entries than there are classes.
+        """
+        mapping = {}
+        for item in data_source:
+            DatasetBase._check_name(item, mapping.setdefault(item.label, item.classname))
         classnames = [mapping[label] for label in sorted(mapping)]
         return mapping, classnames
+
+    @staticmethod
+    def _check_name(item, name):
+        if item.classname not in (name, ""):  # test images may do without
+            raise UsageError(
+                f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath}); '
+                "give every class one label and one name"
+            )
 
     def check_input_domains(self, source_domains, target_domains):
         """Check both lists of domain names against `self.domains`.
