@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.engine import build_trainer
 from drawn import make_cfg
 from trees import LAYOUTS, NAMES, WNIDS, build_tree
 
 from datasets import DatasetError
+from trainers.base import PromptError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -255,3 +256,18 @@ def test_a_damaged_list_of_aircraft(line, load, tmp_path):
     file.write_bytes(file.read_bytes() + line.encode("latin-1"))
     with pytest.raises(DatasetError, match=f"{file} is .*python tools/prepare.py fgvc_aircraft"):
         load("fgvc_aircraft")
+
+
+def test_gaps_between_the_labels_of_anybodys_dataset_are_refused(tiny, tmp_path):
+    class Gaps(DatasetBase):
+        def __init__(self, cfg):
+            folder = build_tree("dtd", tmp_path)
+            items = [Datum(str(path), label, 0, f"class {label}") for label in (0, 2) for path in folder.rglob("*.jpg")]
+            super().__init__(train_x=items, test=items)
+
+    DATASET_REGISTRY.register(force=True)(Gaps)
+    try:
+        with pytest.raises(PromptError, match="Gaps has 2 class names for labels 0 to 2: number its classes without"):
+            build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", "DATASET.NAME", "Gaps"))
+    finally:
+        del DATASET_REGISTRY._obj_map["Gaps"]

@@ -129,8 +129,18 @@ class PromptTrainer(TrainerX):
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the run's classes, in the order of their labels, without underscores."""
-        return [name.replace("_", " ") for name in self.dm.dataset.classnames]
+        """The names of the run's classes, in the order of their labels, without underscores.
+
+        Raises:
+            PromptError: a label has no name, so that the others would be taken for their neighbours.
+        """
+        names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
+        if len(names) != n_classes:
+            raise PromptError(
+                f"{self.cfg.DATASET.NAME} has {len(names)} class names for labels 0 to {n_classes - 1}: "
+                "number its classes without gaps"
+            )
+        return [name.replace("_", " ") for name in names]
 
     def check_cfg(self, cfg: CfgNode) -> None:
         self.cfg = cfg  # Dassl sets it only later
