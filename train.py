@@ -271,8 +271,13 @@ def main(argv: list[str] | None = None) -> None:
     write_whole(Path(cfg.OUTPUT_DIR, "results.json"), json.dumps(results(cfg, trainer, epochs), indent=1) + "\n")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a program so that what its user can mend is one line and exit status 2, and Ctrl-C a clean end."""
+def run(main: Callable[[], None], resumption: str = "from the last whole epoch") -> None:
+    """Run a program so that what its user can mend is one line and exit status 2, and Ctrl-C a clean end.
+
+    Args:
+        main: the program.
+        resumption: from where the same command goes on after Ctrl-C.
+    """
     own, stopped = os.getpid(), False
 
     def stop(number, frame):
@@ -295,7 +300,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except BaseException as error:
         if stopped:  # whatever else came of it first, such as workers that ended too early
-            print("\nInterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
+            print(f"\nInterrupted: the same command goes on {resumption}", file=sys.stderr)
             sys.exit(130)
         if isinstance(error, torch.OutOfMemoryError):
             error = SettingError("the GPU's memory is full: lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")

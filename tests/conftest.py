@@ -117,20 +117,16 @@ def build(one_thread, eurosat, deep, tmp_path):
 
 
 @pytest.fixture
-def launch(capsys, monkeypatch, one_thread):
-    """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
+def ended(capsys):
+    """`ended(run)` runs a program by what its file runs at its end, in this process, and returns an `Ended`."""
     from drawn import error_lines
 
-    import train
-
-    monkeypatch.setattr(train, "collect_env_info", str)  # the real one asks pip and lscpu, which takes seconds
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def launch(*arguments):
+    def ended(run):
         status, stdout = 0, sys.stdout
         try:
-            train.run(lambda: train.main([str(argument) for argument in arguments]))
+            run()
         except SystemExit as end:
             status = end.code
             # A data loader left to the garbage collector waits five seconds for its workers.
@@ -143,7 +139,17 @@ def launch(capsys, monkeypatch, one_thread):
         printed, errors = capsys.readouterr()
         return Ended(status, printed, error_lines(errors))
 
-    return launch
+    return ended
+
+
+@pytest.fixture
+def launch(ended, monkeypatch, one_thread):
+    """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
+    import train
+
+    monkeypatch.setattr(train, "collect_env_info", str)  # the real one asks pip and lscpu, which takes seconds
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
+    return lambda *arguments: ended(lambda: train.run(lambda: train.main([str(argument) for argument in arguments])))
 
 
 @pytest.fixture
