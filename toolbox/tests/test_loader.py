@@ -1,5 +1,6 @@
 """Workers that stay and images that stay decoded change no pixel."""
 
+import multiprocessing
 import random
 from functools import partial
 from itertools import islice
@@ -79,6 +80,8 @@ def test_workers_stay(cfg_of):
     workers = [worker.pid for worker in loader._iterator._workers]
     epoch(loader)
     assert [worker.pid for worker in loader._iterator._workers] == workers
+    loader.stop_workers()
+    assert not {worker.pid for worker in multiprocessing.active_children()} & set(workers)
 
 
 def test_a_resumed_run_sees_what_the_whole_run_sees(cfg_of):

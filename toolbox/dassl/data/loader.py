@@ -34,11 +34,15 @@ class SteadyLoader(DataLoader):
     def __iter__(self):
         self.dataset.keep_images(threads=self.num_workers)  # before workers are forked: they share the memory
         if self._iterator is not None and self._iterator._num_yielded < len(self):
-            self._iterator = None  # left in mid-epoch, or still read by somebody: leave it alone, start new workers
+            self.stop_workers()  # left in mid-epoch; or still read by somebody, who keeps them
         if self.num_workers:
             # At its start an iterator draws a seed itself.
             self.sampler.seed = None if self._iterator is None else draw_seed(self.generator)
         return super().__iter__()
+
+    def stop_workers(self):
+        """Let the workers go; another epoch would start new ones."""
+        self._iterator = None
 
 
 class SeededIndices(Sampler):

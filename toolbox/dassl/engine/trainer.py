@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 from dassl.data import DataManager
+from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.engine.run_state import remove_epochs
 from dassl.evaluation import build_evaluator
@@ -160,6 +161,9 @@ class SimpleTrainer(TrainerBase):
 
     def after_train(self):
         self._update_train_seconds()
+        for loader in (self.train_loader_x, self.train_loader_u):
+            if isinstance(loader, SteadyLoader):
+                loader.stop_workers()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
