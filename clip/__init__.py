@@ -9,7 +9,7 @@ default) without the work that cannot change the result.
 from . import fast, plain
 from .backbone import CLIP, available_models, is_vit, load, load_backbone
 from .errors import ClipError
-from .fast import encode_image, encode_text
+from .fast import compiled_towers, encode_image, encode_text
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
 from .tokenizer import tokenize
 
@@ -23,6 +23,7 @@ __all__ = [
     "Schedule",
     "TextPrompts",
     "available_models",
+    "compiled_towers",
     "encode_image",
     "encode_text",
     "is_vit",

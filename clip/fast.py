@@ -13,8 +13,10 @@ state at any layer is a function of the tokens up to it.
    output and MLP of that one alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +32,9 @@ from .schedule import Schedule, TextPrompts, check_edits
 TOKENS_AT_A_TIME = 1 << 15  # of texts that differ by image, where no gradient is asked for: bounds the memory
 
 
-def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
-    """As `plain.encode_image`."""
+def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), through: Callable | None = None) -> Tensor:
+    """As `plain.encode_image`; `through` stands in for `image_layer`."""
+    through = through or image_layer
     visual = clip.visual
     if not is_vit(clip) or not is_standard(visual.transformer):
         return plain.encode_image(clip, images, schedule)
@@ -43,14 +46,13 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
             x = plain.edit(x, schedule[layer], x.shape[1])
         if layer == 0:
             x = visual.ln_pre(x)
-        read = x if layer + 1 < len(blocks) else x[:, :1]  # CLS alone is read from the last layer
-        q, k, v = projections(block, x, read)
-        x = finish(block, read, attend(block, q, k, v))
+        x = through(block, x, layer + 1 == len(blocks))
     return visual.ln_post(x[:, 0]) @ visual.proj
 
 
-def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
-    """As `plain.encode_text`."""
+def encode_text(clip: CLIP, prompts: TextPrompts, through: Callable | None = None) -> Tensor:
+    """As `plain.encode_text`; `through` stands in for `text_layer`."""
+    through = through or text_layer
     ctx, deep, blocks = prompts.ctx, prompts.deep, clip.transformer.resblocks
     specific = ctx is not None and ctx.dim() == 3
     of_a_class = specific or any(edit.add is not None and edit.add.dim() == 3 for edit in deep)
@@ -63,7 +65,7 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
     if ctx is not None and ctx.dim() == 4 and not torch.is_grad_enabled():
         images = max(1, TOKENS_AT_A_TIME // len(rows.token))
         if images < len(ctx):
-            return torch.cat([encode_text(clip, replace(prompts, ctx=part)) for part in ctx.split(images)])
+            return torch.cat([encode_text(clip, replace(prompts, ctx=part), through) for part in ctx.split(images)])
 
     prefix, own = embed(clip, prompts, rows)  # (images, P, width), (images, own tokens of all classes, width)
     end = 1 + n_ctx  # of the prompts
@@ -73,12 +75,30 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
             end += deep[layer].added - deep[layer].remove
         arguments = block, prefix, own, rows, layer + 1 == len(blocks)
         if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
-            prefix, own = checkpoint(text_layer, *arguments, use_reentrant=False)
+            prefix, own = checkpoint(through, *arguments, use_reentrant=False)
         else:
-            prefix, own = text_layer(*arguments)
+            prefix, own = through(*arguments)
     x = clip.ln_final(own)  # (images, classes, width)
     x = clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
     return x if ctx is not None and ctx.dim() == 4 else x[0]
+
+
+def compiled_towers(backend: str = "inductor") -> SimpleNamespace:
+    """`encode_image` and `encode_text` with their layers through torch.compile: the same but for rounding.
+
+    A tower's layers are one function of different weights, so each is compiled for all of them at once, and anew only
+    where the shapes or what needs a gradient differ.
+    """
+    image, text = (torch.compile(layer, backend=backend) for layer in (image_layer, text_layer))
+    return SimpleNamespace(
+        encode_image=partial(encode_image, through=image), encode_text=partial(encode_text, through=text)
+    )
+
+
+def image_layer(block: ResidualAttentionBlock, x: Tensor, last: bool) -> Tensor:
+    """One layer of the image tower: (batch, tokens, width) to the same, of the last layer only CLS."""
+    read = x[:, :1] if last else x
+    return finish(block, read, attend(block, *projections(block, x, read)))
 
 
 def text_layer(block: ResidualAttentionBlock, prefix: Tensor, own: Tensor, rows: "Layout", last: bool):

@@ -4,6 +4,7 @@ import os
 import re
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import TOWERS, Schedule, TextPrompts, is_vit, load_backbone
+from clip import TOWERS, Schedule, TextPrompts, compiled_towers, is_vit, load_backbone
 
 PRECISIONS = ("fp16", "fp32", "amp")
 
@@ -161,6 +162,8 @@ class PromptTrainer(TrainerX):
         if towers not in TOWERS:
             raise PromptError(f"MODEL.BACKBONE.TOWERS is {towers!r}: it can be {' or '.join(TOWERS)}")
         self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
+        if cfg.MODEL.get("COMPILE", False):
+            self.compile_towers()
         clip.to(self.device).transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
         self._text_features = None
         self.amp = prec == "amp"
@@ -172,6 +175,13 @@ class PromptTrainer(TrainerX):
             self.optim = build_optimizer(self.model, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
+
+    def compile_towers(self) -> None:
+        """MODEL.COMPILE: put the towers' layers through torch.compile, or say why not."""
+        if self.device.type != "cuda" or self.model.towers is not TOWERS["fast"] or find_spec("triton") is None:
+            print("MODEL.COMPILE is ignored: it takes a GPU, Triton and the fast towers")
+        else:
+            self.model.towers = compiled_towers()
 
     def saved_module(self) -> nn.Module:
         """The module whose state dict is the checkpoint."""

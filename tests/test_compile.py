@@ -1,0 +1,57 @@
+"""MODEL.COMPILE changes how the towers' layers run, not what they compute. On a CPU, and without generated code."""
+
+import pytest
+import torch
+from drawn import prompts_of
+
+import trainers.base
+from clip import TOWERS, compiled_towers
+
+
+@pytest.fixture
+def graphs():
+    """A torch.compile backend that keeps and runs the graphs as they are; too many graphs of a layer are an error."""
+
+    def backend(graph, inputs):
+        backend.kept.append(graph)
+        return graph
+
+    backend.kept = []
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield backend
+    torch._dynamo.reset()
+
+
+def learned(trainer, batches=2):
+    """Losses of so many steps, the prompts after them, and logits of a test batch."""
+    trainer.num_batches, losses = len(trainer.train_loader_x), []
+    for index, batch in zip(range(batches), trainer.train_loader_x, strict=False):
+        trainer.batch_idx = index
+        losses.append(trainer.forward_backward(batch))
+    trainer.set_model_mode("eval")
+    return losses, prompts_of(trainer), trainer.model_inference(next(iter(trainer.test_loader))["img"])
+
+
+@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "PromptSRC", "MPL"])
+def test_compiled_towers_learn_and_predict_the_same(build, graphs, method):
+    expected = learned(build(method))
+    trainer = build(method)
+    trainer.model.towers = compiled_towers(graphs)
+    torch.testing.assert_close(learned(trainer), expected, rtol=1e-4, atol=1e-5)
+    assert graphs.kept
+
+
+def test_where_it_cannot_be_the_log_says_so_and_the_run_goes_on(build, capsys):
+    trainer = build("CoOp", options=("MODEL.COMPILE", True))
+    assert "MODEL.COMPILE is ignored: it takes a GPU, Triton and the fast towers\n" in capsys.readouterr().out
+    assert trainer.model.towers is TOWERS["fast"]
+
+
+@pytest.mark.parametrize(("device", "towers", "compiles"), [("cuda", "fast", True), ("cuda", "plain", False)])
+def test_on_a_gpu_the_fast_towers_are_compiled(build, monkeypatch, device, towers, compiles):
+    trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))
+    monkeypatch.setattr(trainers.base, "find_spec", lambda name: name == "triton")
+    trainer.device = torch.device(device)
+    trainer.compile_towers()
+    assert (trainer.model.towers is not TOWERS[towers]) == compiles
