@@ -3,9 +3,9 @@
     python benchmarks/step_time.py --trainer MPL --classes 5 50 200 --batch 4 --json step_time.json
 
 The two forms run in turn, each time in a fresh process, on random weights of ViT-B/16's size and random images, under
-the paper's settings of the method. Reported is the median of the steps. `share` is how much of the machine's own speed
-the fast form reaches: the floating-point operations that it needs (torch's counter), over its time, over the speed of
-a product of two 2048 x 2048 matrices measured in the same process.
+the paper's settings of the method. Reported is the median of the steps, of which there are fewer the longer they take.
+`share` is how much of the machine's own speed the fast form reaches: the floating-point operations that it needs
+(torch's counter), over its time, over the speed of a product of two 2048 x 2048 matrices measured in the same process.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,13 +36,16 @@ SETTINGS = {
     "MPL": "MPL/vit_b4_c1_add2_rm1",
 }
 FORMS = ("fast", "plain")
-PASSED_ON = ("batch", "test_batch", "test_batches", "prec", "seconds", "threads")
+PASSED_ON = ("names", "batch", "test_batch", "test_batches", "prec", "seconds", "threads")
+STEPS = 3, 15  # at least and at most, in one process
+LONG = 60  # seconds after which fewer will do
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trainer", default="MPL", choices=[*SETTINGS, "all"])
     parser.add_argument("--classes", type=int, nargs="+", default=[5, 50, 200])
+    parser.add_argument("--names", default="imagenet", choices=["imagenet", "equal", "long"], help="see class_names()")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
     parser.add_argument("--test-batch", type=int, default=100, help="images in a test batch")
     parser.add_argument("--test-batches", type=int, default=1, help="test batches that are timed together")
@@ -56,19 +60,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def class_names(kind: str, classes: int) -> list[str]:
+    """So many names of ImageNet's; or all of four tokens; or ImageNet's, the first drawn out to 40 tokens."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    if kind == "equal":  # each digit is a token
+        return [f"kind {number:03d}" for number in range(classes)]
+    names = IMAGENET_CLASSNAMES[:classes]
+    return ["very " * 39 + "long", *names[1:]] if kind == "long" else names
+
+
 def build(args: argparse.Namespace, classes: int):
     """The trainer, as train.py makes it, on a dataset of nothing but class names."""
     from dassl.config import get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
     from dassl.engine import build_trainer
-    from open_clip import IMAGENET_CLASSNAMES
 
     import train
 
     @DATASET_REGISTRY.register()
     class Names(DatasetBase):
         def __init__(self, cfg):
-            items = [Datum(label=label, classname=name) for label, name in enumerate(IMAGENET_CLASSNAMES[:classes])]
+            names = class_names(args.names, classes)
+            items = [Datum(label=label, classname=name) for label, name in enumerate(names)]
             super().__init__(train_x=items * args.batch, test=items)
 
     cfg = get_cfg_default()
@@ -90,37 +104,51 @@ def work(args: argparse.Namespace) -> dict:
     (classes,), (what,) = args.classes, args.what
     trainer = build(args, classes)
     device, size = trainer.device, trainer.cfg.INPUT.SIZE
-    images = torch.randn(args.batch if what == "train_step" else args.test_batch, 3, *size, device=device)
+    batch, batches = (args.batch, 1) if what == "train_step" else (args.test_batch, args.test_batches)
+    images = torch.randn(max(2, batch), 3, *size, device=device)
     labels = torch.randint(classes, (len(images),), device=device)
 
-    def step():
+    def step(batch: int = batch, batches: int = batches) -> None:
         if what == "train_step":
-            return trainer.forward_backward({"img": images, "label": labels})
+            trainer.forward_backward({"img": images[:batch], "label": labels[:batch]})
+            return
         trainer.set_model_mode("eval")  # a new evaluation
-        for _ in range(args.test_batches):
-            trainer.model_inference(images)
-        return None
+        for _ in range(batches):
+            trainer.model_inference(images[:batch])
 
     trainer.set_model_mode("train")
-    step()
-    seconds = [timed(step, device)]
-    while len(seconds) < 3 or (sum(seconds) < args.seconds and len(seconds) < 15):
+    step(1, 1)  # a warm-up, which also computes what is computed once in a run
+    # Only the fast form's operations are asked for. What images need grows with their number, the rest is constant.
+    one, two = (operations(step, count) if args.worker == "fast" else 0 for count in (1, 2))
+    seconds = []
+    while not enough(seconds, args.seconds):
         seconds.append(timed(step, device))
     peak = (
         torch.cuda.max_memory_allocated()
         if device.type == "cuda"
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        step()
     return {
         "seconds": statistics.median(seconds),
         "peak_mb": peak / 2**20,
-        "flop": counter.get_total_flops(),
+        "flop": one + (two - one) * (batch * batches - 1),
         "flop_per_second": matmul_speed(device, args.prec),
     }
+
+
+def enough(seconds: list[float], least: float) -> bool:
+    """Whether steps of these times will do: three at least and for so long, unless they take more than a minute."""
+    fewest, most = STEPS
+    return len(seconds) >= most or (sum(seconds) >= least and (len(seconds) >= fewest or sum(seconds) >= LONG))
+
+
+def operations(step: Callable[[int, int], None], images: int) -> int:
+    """Floating-point operations of a step with so many images in one batch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step(images, 1)
+    return counter.get_total_flops()
 
 
 def timed(function, device: torch.device) -> float:
