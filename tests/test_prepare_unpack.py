@@ -1,40 +1,16 @@
 """Unpacking by tools/prepare.py: what an archive holds stays in its folder, and is no more than it should be."""
 
 import gzip
-import io
 import os
 import stat
 import tarfile
-import zipfile
 
 import pytest
+from archives import tar, zipped
 
 from tools.preparing import PrepareError, unpack
 
 IMAGES = {"2750/Forest/1.jpg": b"a" * 3000, "2750/River/2.jpg": b"b" * 5000}
-
-
-def tar(path, members, mode="w:gz"):
-    """Members are {name: bytes, or (type, link target)}."""
-    with tarfile.open(path, mode) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            if isinstance(content, tuple):
-                info.type, info.linkname = content
-                archive.addfile(info)
-            else:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def zipped(path, members, kinds=()):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = dict(kinds).get(name, 0) << 16
-            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
-    return path
 
 
 def files_below(folder):

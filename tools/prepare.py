@@ -27,6 +27,7 @@ from tools.preparing.check import check, describe, unreadable
 from tools.preparing.sources import find, read_quietly, split_images, table
 
 RESERVE = 1 << 30  # bytes of the disk that are left free
+RESUMPTION = "where it was"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -59,6 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_intermixed_args(argv)
     args.root = args.root.expanduser()
+    if args.given and not args.given.is_dir():
+        raise PrepareError(f"no folder {args.given}: --from names the one with the files that you got by hand")
     return args
 
 
@@ -82,6 +85,9 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
     waiting, sizes = [], []
     for name in names:
         source = find(name)
+        if not source.files:
+            print(f"{name}: nothing to prepare")
+            continue
         broken = find_broken(source, args.root) if args.repair else []
         preparation = Preparation(source, args.root, args.given, args.mirror, args.repair, broken)
         if preparation.ready and not preparation.work.exists():
@@ -158,4 +164,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    train.run(main)
+    train.run(main, RESUMPTION)

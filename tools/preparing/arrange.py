@@ -87,14 +87,18 @@ class Preparation:
             )
         return [*keys, *chosen]  # labels first
 
+    def matters(self, place: str) -> bool:
+        """Whether a run reads images there; archives bring other things as well."""
+        images, path = PurePosixPath(self.source.dataset.image_dir), PurePosixPath(place)
+        return images == path or images in path.parents or path in images.parents
+
     def lacks(self, place: str) -> bool:
         """Whether one of the dataset's folders of images is missing, or some of what it holds."""
-        images, path = PurePosixPath(self.source.dataset.image_dir), PurePosixPath(place)
-        if not (images == path or images in path.parents or path in images.parents):
-            return False  # of no interest to a run
+        if not self.matters(place):
+            return False
         if self.repair or place == "." or not (self.folder / place).exists():
             return True
-        return any(path in PurePosixPath(name).parents for name in self.missing)
+        return any(PurePosixPath(place) in PurePosixPath(name).parents for name in self.missing)
 
     def space(self) -> tuple[int, int]:
         """Bytes that stay, and bytes of the largest download, which goes."""
@@ -186,7 +190,7 @@ class Preparation:
         try:
             unpack(path, self.staged, placement(file, validation_labels(key) if key else None), file.inner)
         except PrepareError as error:
-            shutil.rmtree(self.staged, ignore_errors=True)
+            shutil.rmtree(self.work / "unpacked", ignore_errors=True)
             if path.parent == self.work:  # what was unpacked of it is as bad
                 path.unlink()
             again = f"give the command again, or get it from elsewhere and put it into {self.folder}"
@@ -194,7 +198,8 @@ class Preparation:
 
     def check_staged(self, archives: list[File]) -> None:
         """Refuse archives that lack what the split names, before anything is moved."""
-        wrong = [f"no {place}" for file in archives for place in file.places if not (self.staged / place).exists()]
+        places = [place for file in archives for place in file.places if self.matters(place)]
+        wrong = [f"there is no {place} in it" for place in places if not (self.staged / place).exists()]
         for root in (self.root, self.work / "unpacked"):  # the split itself may be in the archive
             try:
                 names = split_images(read_quietly(self.source, root))

@@ -29,8 +29,8 @@ class Source:
 
     name: str
     dataset: type[FewShotDataset]
-    licence: str
-    page: str
+    licence: str = ""
+    page: str = ""
     by_hand: str = ""
     files: list[File] = field(default_factory=list)
 
@@ -83,22 +83,23 @@ def dataset_class(name: str) -> type[FewShotDataset]:
 
 
 def find(name: str) -> Source:
-    """A dataset by its config name.
+    """A dataset by its config name; one that is in no table, such as ImageFolder, has no files to get.
 
     Raises:
         PrepareError: there is none of that name.
     """
-    if name not in table():
-        near = difflib.get_close_matches(name, table(), 1)
+    names = [file.stem for file in sorted((ROOT / "configs/datasets").glob("*.yaml"))]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise PrepareError(f"no dataset {name!r}: {hint}there are {' '.join(table())}")
-    return table()[name]
+        raise PrepareError(f"no dataset {name!r}: {hint}there are {' '.join(names)}")
+    return table().get(name) or Source(name, dataset_class(name))
 
 
-def read_quietly(source: Source, root: Path, *options: str) -> FewShotDataset:
+def read_quietly(source: Source, root: Path) -> FewShotDataset:
     """`source.read` without what a dataset prints."""
     with redirect_stdout(io.StringIO()):
-        return source.read(root, *options)
+        return source.read(root)
 
 
 def reason(error: DatasetError) -> str:
