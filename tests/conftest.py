@@ -184,3 +184,39 @@ def script(eurosat, deep, tmp_path):
         return ended, [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
 
     return script
+
+
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """`publish(name)` puts a miniature of a dataset on a server, packed as it is published: see tests/published.py."""
+    from published import publishing
+
+    with publishing(tmp_path, monkeypatch) as publish:
+        yield publish
+
+
+@pytest.fixture
+def prepare(ended, publish, tmp_path):
+    """`prepare(*arguments)` is tools/prepare.py with `tmp_path/data` as root and that server as mirror: an `Ended`."""
+    import train
+    from tools import prepare as program
+
+    def prepare(*arguments, mirror=None, root=tmp_path / "data"):
+        argv = [*arguments, "--root", root, "--mirror", publish.server.address if mirror is None else mirror]
+        return ended(lambda: train.run(lambda: program.main([str(part) for part in argv]), program.RESUMPTION))
+
+    return prepare
+
+
+@pytest.fixture
+def prepare_fails(prepare):
+    """`prepare_fails(arguments, *words)`: it ends in one line with these words; returns what it printed before."""
+
+    def prepare_fails(arguments, *words, **how):
+        status, printed, errors = prepare(*arguments, **how)
+        assert (status, len(errors)) == (2, 1), errors
+        assert errors[0].startswith("error: ")
+        assert [word for word in map(str, words) if word not in errors[0]] == [], errors[0]
+        return printed
+
+    return prepare_fails

@@ -106,7 +106,7 @@ class Preparation:
         downloads = [
             file.size - size_of(self.work / f"{file.name}.partial") for file in archives if not self.local(file)
         ]
-        return sum(file.size for file in archives), max(downloads, default=0)
+        return sum(file.size for file in archives), max([0, *downloads])
 
     def run(self) -> None:
         """Get, verify, unpack and arrange what is missing.

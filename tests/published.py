@@ -1,0 +1,120 @@
+"""What is published of datasets, in miniature: archives of the original names and folders, on a server."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archives import tar, zipped
+from scipy.io import savemat
+from serving import serving
+from trees import WNIDS, build_tree
+
+from tools.preparing import fetch
+from tools.preparing.sources import dataset_class, named_images, read_quietly, table
+
+V2 = "imagenetv2-matched-frequency-format-val"
+PACKED = {  # the archive of each dataset: {folder of the dataset: its path in there}
+    "caltech101": ("101_ObjectCategories.tar.gz", {"101_ObjectCategories": "101_ObjectCategories"}),
+    "oxford_pets": ("images.tar.gz", {"images": "images"}),
+    "stanford_cars": ("stanford-cars.tgz", {part: f"stanford-cars/{part}" for part in ("cars_train", "cars_test")}),
+    "oxford_flowers": ("102flowers.tgz", {"jpg": "jpg"}),
+    "food101": ("food-101.tar.gz", {"images": "food-101/images", "meta": "food-101/meta"}),
+    "fgvc_aircraft": ("fgvc-aircraft-2013b.tar.gz", {"": "fgvc-aircraft-2013b/data"}),
+    "sun397": ("SUN397.tar.gz", {"SUN397": "SUN397"}),
+    "dtd": ("dtd-r1.0.1.tar.gz", {"images": "dtd/images", "labels": "dtd/labels"}),
+    "eurosat": ("EuroSAT.zip", {"2750": "2750"}),
+    "ucf101": ("UCF-101-midframes.zip", {"UCF-101-midframes": "UCF-101-midframes"}),
+    "imagenetv2": ("imagenetv2-matched-frequency.tar.gz", {V2: V2}),
+    "imagenet_sketch": ("ImageNet-Sketch.zip", {"images": "sketch"}),
+    "imagenet_a": ("imagenet-a.tar", {"imagenet-a": "imagenet-a"}),
+    "imagenet_r": ("imagenet-r.tar", {"imagenet-r": "imagenet-r"}),
+}  # fmt: skip
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def listing(folder: Path, places) -> list[tuple[str, bytes]]:
+    """The class folder and the content of each image in these folders; ImageNet's archive has its own image names."""
+    files = [(path, data) for place in places for path, data in files_below(folder / place).items()]
+    return sorted((path.rpartition("/")[0], data) for path, data in files if path != "README.txt")
+
+
+def packed(name: str, made: Path, folder: Path) -> dict[str, bytes]:
+    """The files that are published of a dataset which `build_tree` made, by name."""
+    folder.mkdir(exist_ok=True)
+    if name == "imagenet":
+        return packed_imagenet(made, folder)
+    archive, places = PACKED[name]
+    members = {}
+    for place, path in places.items():
+        members |= {f"{path}/{below}": content for below, content in files_below(made / place).items()}
+    write = zipped if archive.endswith(".zip") else tar
+    contents = {archive: write(folder / archive, members, *(["w"] if archive.endswith(".tar") else [])).read_bytes()}
+    if name == "caltech101":
+        inside = {f"caltech-101/{archive}": contents[archive], "caltech-101/Annotations.tar": b"not wanted"}
+        contents = {"caltech-101.zip": zipped(folder / "caltech-101.zip", inside).read_bytes()}
+    texts = [*made.glob("split_zhou_*.json"), *made.glob("classnames.txt")]
+    return contents | {path.name: path.read_bytes() for path in texts}
+
+
+def packed_imagenet(made: Path, folder: Path) -> dict[str, bytes]:
+    """Tars of tars, a flat tar, and the development kit, whose classes have other numbers than here."""
+    train_images = {}
+    for wnid in WNIDS:
+        path = tar(folder / wnid, files_below(made / "images/train" / wnid), "w")
+        train_images[f"{wnid}.tar"] = path.read_bytes()
+    numbers = {wnid: number for number, wnid in enumerate(reversed(WNIDS), start=1)}
+    val_images = sorted(files_below(made / "images/val").items(), key=lambda item: item[0][::-1])
+    flat = {f"ILSVRC2012_val_{n:08}.JPEG": content for n, (_, content) in enumerate(val_images, start=1)}
+    truth = "".join(f"{numbers[path.split('/')[0]]}\n" for path, _ in val_images)
+    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+    synsets = [(number, wnid, "a, b", 0) for wnid, number in numbers.items()] + [(1001, "n00001740", "entity", 4)]
+    savemat(folder / "meta.mat", {"synsets": np.array(synsets, dtype=fields)[:, None]})
+    kit = {"meta.mat": (folder / "meta.mat").read_bytes(), "ILSVRC2012_validation_ground_truth.txt": truth.encode()}
+    kit = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in kit.items()}
+    return {
+        "classnames.txt": (made / "classnames.txt").read_bytes(),
+        "ILSVRC2012_img_train.tar": tar(folder / "train", train_images, "w").read_bytes(),
+        "ILSVRC2012_img_val.tar": tar(folder / "val", flat, "w").read_bytes(),
+        "ILSVRC2012_devkit_t12.tar.gz": tar(folder / "kit", kit).read_bytes(),
+    }
+
+
+@contextmanager
+def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """`publish(name)` makes a miniature, has its files on a server, and their sizes and checksums in the table.
+
+    It returns the folder that they were packed from. The server is `publish.server`; the disk is large.
+    """
+    monkeypatch.setattr(fetch, "PAUSE", 0)
+    room = shutil.disk_usage(tmp_path)._replace(free=10**13)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    with serving({}) as server:
+
+        def publish(name):
+            made = build_tree(name, tmp_path / "made")
+            contents = packed(name, made, tmp_path / "packed")
+            for file in table()[name].files:
+                content = contents.get(file.name, b"")
+                server.files[f"/{name}/{file.name}"] = content
+                monkeypatch.setattr(file, "bytes", len(content))
+                monkeypatch.setattr(file, "md5", hashlib.md5(content).hexdigest())
+                monkeypatch.setattr(file, "sha256", "")
+            dataset = read_quietly(table()[name], tmp_path / "made")
+            counts = tuple(len(items) for items in named_images(dataset).values())
+            monkeypatch.setattr(dataset_class(name), "counts", counts)
+            monkeypatch.setattr(dataset_class(name), "n_classes", 4)
+            return made
+
+        publish.server = server
+        yield publish
+
+
+def all_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

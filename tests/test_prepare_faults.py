@@ -1,0 +1,142 @@
+"""What goes wrong with tools/prepare.py is one line, exit status 2, and nothing half-written."""
+
+import fcntl
+import os
+import shutil
+import signal
+import threading
+
+import pytest
+from archives import zipped
+from published import all_below, files_below
+
+from tools.preparing import unpack
+from tools.preparing.arrange import Preparation
+from tools.preparing.sources import table
+
+
+def test_what_was_asked_for_is_not_there(prepare_fails, tmp_path):
+    prepare_fails([], "say which dataset")
+    prepare_fails(["eurosatt"], "no dataset 'eurosatt': did you mean eurosat?")
+    prepare_fails(["fewshot"], "fewshot DATASET")
+    prepare_fails(["dtd", "--from", tmp_path / "none"], "no folder")
+    prepare_fails(["fewshot", "dtd"], f"python tools/prepare.py dtd --root {tmp_path}/data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_failed_download_leaves_no_folders(prepare_fails, publish, tmp_path):
+    publish("eurosat")
+    publish.server.faults = ["not found"]
+    prepare_fails(
+        ["eurosat"], "404", f"put split_zhou_EuroSAT.json into {tmp_path}/data/eurosat by hand, then: python tools"
+    )
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "fault", ["wrong checksum", "truncated", "hostile", "quota page", "images missing", "no folder"]
+)
+def test_an_archive_that_cannot_be_used_is_one_line_and_nothing_of_it_stays(
+    fault, prepare_fails, prepare, publish, monkeypatch, tmp_path
+):
+    made = publish("eurosat")
+    archive = table()["eurosat"].files[1]
+    good = publish.server.files["/eurosat/EuroSAT.zip"]
+    members = {f"2750/{path}": content for path, content in files_below(made / "2750").items()}
+    if fault == "hostile":
+        members["../../outside.jpg"] = b"x"
+    elif fault == "images missing":
+        members.popitem()
+    elif fault == "no folder":
+        members = {path.replace("2750", "images"): content for path, content in members.items()}
+    content = zipped(tmp_path / "bad.zip", members).read_bytes()
+    content = {"wrong checksum": good[:-1] + b"x", "truncated": good[:-5]}.get(fault, content)
+    publish.server.files["/eurosat/EuroSAT.zip"] = content
+    if fault != "wrong checksum":  # as where none is published
+        monkeypatch.setattr(archive, "md5", "")
+        monkeypatch.setattr(archive, "bytes", 0)
+        monkeypatch.setattr(archive, "about", 1 << 20)
+    publish.server.faults = ["", "quota page"] if fault == "quota page" else []
+    words = {
+        "wrong checksum": "md5 is wrong",
+        "truncated": "is cut off",
+        "hostile": "outside",
+        "quota page": "a web page",
+    }
+    words |= {"images missing": "1 images of the split are not in it", "no folder": "there is no 2750 in it"}
+    prepare_fails(["eurosat"], words[fault])
+    assert all_below(tmp_path / "data") == {"eurosat", "eurosat/split_zhou_EuroSAT.json"}
+    assert not (tmp_path / "outside.jpg").exists()
+
+    publish.server.files["/eurosat/EuroSAT.zip"] = good
+    assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"<!DOCTYPE html><html>quota</html>"])
+def test_a_split_that_is_none_is_refused(content, prepare_fails, publish, monkeypatch, tmp_path):
+    publish("eurosat")
+    for key in ("md5", "bytes"):
+        monkeypatch.setattr(table()["eurosat"].files[0], key, type(getattr(table()["eurosat"].files[0], key))())
+    publish.server.files["/eurosat/split_zhou_EuroSAT.json"] = content
+    prepare_fails(["eurosat"], "split_zhou_EuroSAT.json")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_damaged_split_of_ones_own_is_not_overwritten(prepare_fails, publish, tmp_path):
+    shutil.copytree(publish("eurosat"), tmp_path / "data/eurosat")
+    split = tmp_path / "data/eurosat/split_zhou_EuroSAT.json"
+    split.write_text("{")
+    prepare_fails(["eurosat"], f"move {split} elsewhere, then: python tools/prepare.py eurosat")
+    assert split.read_text() == "{"
+
+
+def test_too_little_room_is_said_before_anything_is_downloaded(prepare_fails, publish, monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    prepare_fails(["eurosat", "sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
+    assert publish.server.requests == [] and not (tmp_path / "data").exists()
+
+
+def test_an_interruption_and_the_same_command_again(prepare, publish, monkeypatch, tmp_path):
+    made = publish("eurosat")
+    write, written = unpack.write, []
+
+    def interrupted(member, path):
+        written.append(path)
+        if len(written) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C, and heeded in the background too
+        write(member, path)
+
+    monkeypatch.setattr(unpack, "write", interrupted)
+    status, _, errors = prepare("eurosat")
+    assert (status, errors) == (130, ["Interrupted: the same command goes on where it was"])
+    assert not (tmp_path / "data/eurosat/2750").exists()
+    assert prepare("eurosat").status == 0
+    assert files_below(tmp_path / "data/eurosat") == files_below(made)
+    assert [path for path, _ in publish.server.requests].count("/eurosat/EuroSAT.zip") == 1
+
+
+def test_one_process_at_a_time(publish, tmp_path):
+    made = publish("eurosat")
+    folder = tmp_path / "data/eurosat"
+    folder.mkdir(parents=True)
+    preparation = Preparation(table()["eurosat"], tmp_path / "data", mirror=publish.server.address)
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    thread = threading.Thread(target=preparation.run)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive() and publish.server.requests == []
+    shutil.copytree(made, folder, dirs_exist_ok=True)  # the other process gets it meanwhile
+    os.close(other)
+    thread.join()
+    assert publish.server.requests == [] and files_below(folder) == files_below(made)
+
+
+def test_one_that_fails_does_not_stop_the_others(prepare_fails, publish, tmp_path):
+    publish("eurosat")
+    printed = prepare_fails(
+        ["imagenet", "dtd", "eurosat"], "2 of 3 datasets could not be prepared", mirror=publish.server.address
+    )
+    assert "dtd: cannot get split_zhou_DescribableTextures.json" in printed and "eurosat: ready: " in printed
+    assert "imagenet: cannot get classnames.txt" in printed
