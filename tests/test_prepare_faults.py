@@ -1,5 +1,6 @@
 """What goes wrong with tools/prepare.py is one line, exit status 2, and nothing half-written."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -72,7 +73,7 @@ def test_an_archive_that_cannot_be_used_is_one_line_and_nothing_of_it_stays(
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"<!DOCTYPE html><html>quota</html>"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>"])
 def test_a_split_that_is_none_is_refused(content, prepare_fails, publish, monkeypatch, tmp_path):
     publish("eurosat")
     for key in ("md5", "bytes"):
@@ -95,6 +96,21 @@ def test_too_little_room_is_said_before_anything_is_downloaded(prepare_fails, pu
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     prepare_fails(["eurosat", "sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
     assert publish.server.requests == [] and not (tmp_path / "data").exists()
+
+
+def test_a_full_disk_or_a_folder_that_cannot_be_written_to(prepare_fails, prepare, publish, monkeypatch, tmp_path):
+    publish("eurosat")
+    write = unpack.write
+
+    def full(member, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unpack, "write", full)
+    prepare_fails(["eurosat"], "No space left on device: see to it")
+    monkeypatch.setattr(unpack, "write", write)
+    assert prepare("eurosat").status == 0
+    (tmp_path / "file").write_text("in the way")
+    prepare_fails(["eurosat"], f"{tmp_path}/file", "choose another --root", root=tmp_path / "file/data")
 
 
 def test_an_interruption_and_the_same_command_again(prepare, publish, monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ from datasets import DatasetError
 from tools.preparing import PrepareError
 from tools.preparing.arrange import Preparation
 from tools.preparing.check import check, describe, unreadable
-from tools.preparing.sources import find, read_quietly, split_images, table
+from tools.preparing.sources import Source, find, read_quietly, split_images, table
 
 RESERVE = 1 << 30  # bytes of the disk that are left free
 RESUMPTION = "where it was"
@@ -75,7 +75,10 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
     def attempt(name: str, step: Callable[[], None]) -> bool:
         try:
             step()
-        except PrepareError as error:
+        except (PrepareError, OSError) as error:
+            if isinstance(error, OSError):  # a full disk, a folder that can't be written to
+                why = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+                error = PrepareError(f"{why}: see to it or choose another --root, then give the same command again")
             failures.append(error)
             if len(names) > 1:
                 print(f"{name}: {error}")
@@ -104,7 +107,8 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
         raise failures[0] if len(names) == 1 else several
 
 
-def find_broken(source, root: Path) -> list[str]:
+def find_broken(source: Source, root: Path) -> list[str]:
+    """Images that are there and can't be read."""
     try:
         dataset = read_quietly(source, root)
     except DatasetError:

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +35,7 @@ class Preparation:
     def __init__(self, source: Source, root: Path, given: Path | None = None, mirror="", repair=False, broken=()):
         self.source, self.root, self.mirror = source, root, mirror
         self.repair, self.broken = repair, set(broken)
-        self.folder = source.folder(root)
+        self.folder, self.command = source.folder(root), source.command(root)
         self.work = self.folder / WORK
         self.staged = self.work / "unpacked" / source.dataset.dataset_dir
         self.handed = [self.folder, *([given / source.name, given] if given else [])]
@@ -44,10 +43,6 @@ class Preparation:
 
     def look(self) -> None:
         self.problem, self.missing = problem(self.source, self.root)
-
-    @property
-    def command(self) -> str:
-        return f"python tools/prepare.py {self.source.name} --root {shlex.quote(str(self.root))}"
 
     @property
     def ready(self) -> bool:
@@ -136,8 +131,8 @@ class Preparation:
                 shutil.rmtree(self.work)
         finally:
             with suppress(OSError):  # not empty
-                for path in (self.work, *fresh):
-                    path.rmdir() if path.is_dir() else None
+                for path in filter(Path.is_dir, (self.work, *fresh)):
+                    path.rmdir()
         self.look()
         if self.problem:
             raise PrepareError(f"{self.folder} is not as it should be: {self.problem}; {self.way_out()}")
@@ -166,9 +161,9 @@ class Preparation:
         path = self.get(file)
         try:
             text = path.read_text(encoding="utf-8")
-            if path.suffix == ".json" and not isinstance(json.loads(text), dict):
+            if path.suffix == ".json" and not {"train", "val", "test"} <= json.loads(text).keys():
                 raise ValueError
-        except ValueError:
+        except (ValueError, AttributeError):
             if path.parent == self.work:
                 path.unlink()
             raise PrepareError(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from datasets import DatasetError
 from datasets.base import FewShotDataset
 
-from .arrange import WORK, Preparation
+from .arrange import WORK
 from .sources import Source, missing_images, named_images, read_quietly, reason, split_images
 
 
@@ -27,7 +27,7 @@ def check(source: Source, root: Path, read: bool = True) -> bool:
     Returns:
         Whether nothing is.
     """
-    command = Preparation(source, root).command
+    command = source.command(root)
     print(f"{source.name} in {source.folder(root)}")
     try:
         dataset = read_quietly(source, root)

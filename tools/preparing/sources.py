@@ -4,6 +4,7 @@ import difflib
 import io
 import os
 import re
+import shlex
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +42,10 @@ class Source:
 
     def folder(self, root: Path) -> Path:
         return root / self.dataset.dataset_dir
+
+    def command(self, root: Path) -> str:
+        """What to type to prepare it."""
+        return f"python tools/prepare.py {self.name} --root {shlex.quote(str(root))}"
 
     def read(self, root: Path, *options: str, images: bool = False, seed: int = 1) -> FewShotDataset:
         """The dataset as a run under this root sees it; its images need not be there unless its split is folders.
