@@ -11,7 +11,7 @@ from open_clip.transform import image_transform
 from torch import Tensor, nn
 
 from .errors import ClipError
-from .weights import URLS, openai_file, read_state_dict
+from .weights import URLS, openai_file, read_state_dict, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of the one tokeniser there is here
 
@@ -69,7 +69,7 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """A CLIP on the CPU, in eval mode, its parameters frozen.
 
     Args:
-        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded there), a path to a weight file (see
+        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded there), `small` (this project's own), a path to a weight file (see
             `weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
         precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
@@ -79,13 +79,15 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """
     if name in URLS:
         model = build(read_state_dict(openai_file(name, cache)), precision, name)
+    elif name == "small":
+        model = build(read_state_dict(small_file()), precision, name)
     elif ":" in name and name.split(":")[0] in open_clip.list_models():
         model = from_open_clip(*name.split(":", 1), precision, cache)
     else:
         path = Path(name).expanduser()
         if not path.exists() and "/" not in name and "." not in name:
             raise ClipError(
-                f"unknown backbone {name!r}: give one of {', '.join(URLS)}, a weight file, or architecture:tag"
+                f"unknown backbone {name!r}: give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
             )
         model = build(read_state_dict(path), precision, name, config_beside(path))
     if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":

@@ -31,6 +31,22 @@ OPENAI_NAMES = {
 }
 URLS = {name: open_clip.get_pretrained_url(arch, "openai") for name, arch in OPENAI_NAMES.items()}
 
+# The small CLIP of this project, for 64 x 64 pixels: see small.md beside it.
+SMALL = Path(__file__).with_name("small.safetensors")
+SMALL_SHA256 = "38960b9b0791fc9d197707415e072283c59360db4bdaa2b2ff2ec434923956f9"
+
+
+def small_file() -> Path:
+    """The verified weight file of the backbone `small`.
+
+    Raises:
+        ClipError: it is missing or not what was published.
+    """
+    if not SMALL.is_file() or sha256(SMALL) != SMALL_SHA256:
+        what = "is damaged (its SHA-256 differs)" if SMALL.is_file() else "is missing"
+        raise ClipError(f"{SMALL} {what}: restore it with `git checkout -- {SMALL.parent.name}/{SMALL.name}`")
+    return SMALL
+
 
 def openai_file(name: str, cache: str | None = None) -> Path:
     """The verified weight file of an OpenAI name: the cached one, or a fresh download.
