@@ -1,0 +1,207 @@
+"""Small datasets that draw themselves: a source of many classes, shifted variants of it, and five targets.
+
+A set is drawn once, as image files and a split file in the layout of every other dataset here, and read like them. The
+small CLIP (`--backbone small`) was pre-trained on drawings of the same kind, in a plainer style.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from dassl.data.datasets import DATASET_REGISTRY
+from tqdm import tqdm
+
+from ..base import DatasetError, FewShotDataset
+from .drawing import SHAPES, TEXTURES, Style, Subject, draw
+
+VERSION = 1  # of the drawings: a set drawn by another one is drawn anew
+
+
+class SmallWorldSet(FewShotDataset):
+    """A set of drawings: a subclass says its subjects, a class each, and its style.
+
+    A missing set is drawn under DATASET.ROOT, which is made if need be.
+
+    Raises:
+        DatasetError: it can't be written there.
+    """
+
+    image_dir = "images"
+    split_file = "split.json"
+    subjects: tuple[Subject, ...] = ()
+    style = Style()
+    per_class = {"train": 16, "val": 4, "test": 40}
+
+    def __init__(self, cfg, images: bool = True):
+        folder = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.dataset_dir
+        try:
+            self.prepare(folder)
+        except OSError as error:
+            raise DatasetError(
+                f"cannot draw {type(self).__name__} in {folder} ({error.strerror}): "
+                "set --root (DATA for scripts) to a folder that can be written to"
+            ) from None
+        super().__init__(cfg, images)
+
+    @classmethod
+    def prepare(cls, folder: Path) -> None:
+        """Draw the set, unless it is there: beside its place, then moved there whole."""
+        marker = folder / "drawn.json"
+        if marker.is_file() and json.loads(marker.read_text()) == {"version": VERSION}:
+            return
+        if folder.exists() and not marker.is_file():
+            raise DatasetError(f"{folder} holds something else than drawings of this project: move it elsewhere")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            cls.draw_all(fresh)
+            (fresh / marker.name).write_text(json.dumps({"version": VERSION}))
+            fresh.chmod(0o755)
+            if marker.is_file():  # of another version
+                shutil.rmtree(folder)
+            os.rename(fresh, folder)
+        except OSError:
+            if not marker.is_file():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    @classmethod
+    def draw_all(cls, folder: Path) -> None:
+        """Every image, named after its class and number, from a seed of its own; and the split."""
+        split = {part: [] for part in cls.per_class}
+        numbers = [(part, number) for part, size in cls.per_class.items() for number in range(size)]
+        for label, subject in enumerate(tqdm(cls.subjects, f"drawing {cls.__name__}", leave=False)):
+            place = folder / cls.image_dir / subject.words.replace(" ", "_")
+            place.mkdir(parents=True)
+            for index, (part, number) in enumerate(numbers):
+                rng = np.random.default_rng([zlib.crc32(cls.__name__.encode()), label, index])
+                file = place / f"{part}_{number:02}.png"
+                draw(subject, cls.style, rng).save(file)
+                split[part].append([f"{place.name}/{file.name}", label, subject.words])
+        (folder / cls.split_file).write_text(json.dumps(split))
+
+
+def shuffled(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
+    """In an order without meaning, so that base and new classes are alike; the same one each time."""
+    subjects = sorted(subjects, key=lambda subject: subject.words)
+    return tuple(subjects[index] for index in np.random.default_rng(0).permutation(len(subjects)))
+
+
+def objects(colours: tuple[str, ...], textures: tuple[str, ...], shapes: tuple[str, ...]) -> tuple[Subject, ...]:
+    """As many as two of the attributes have combinations; any two of an object's attributes tell which it is."""
+    pairs = product(enumerate(colours), enumerate(textures))
+    return shuffled(Subject(colour, texture, shapes[(i + j) % len(shapes)]) for (i, colour), (j, texture) in pairs)
+
+
+MESSY = Style(
+    scale=(0.4, 0.75), turn=40, shift=0.22, noise=(15, 45), blur=(0.3, 1.2), contrast=(0.5, 0.9), clutter=10, rough=30
+)
+
+
+@DATASET_REGISTRY.register()
+class SmallSource(SmallWorldSet):
+    """The source: 72 classes, each a colour, a texture and a shape."""
+
+    dataset_dir = "small_source"
+    subjects = shuffled(
+        Subject(*attributes)
+        for attributes in product(
+            ("red", "orange", "yellow", "green", "blue", "purple"),
+            ("plain", "striped", "checked", "dotted"),
+            ("circle", "star", "triangle"),
+        )
+    )
+    per_class = SmallWorldSet.per_class | {"test": 20}
+    style = Style(scale=(0.45, 0.9), turn=30, shift=0.15, noise=(5, 30), blur=(0, 1), contrast=(0.5, 1), clutter=4)
+
+
+@DATASET_REGISTRY.register()
+class SmallSourceNoisy(SmallSource):
+    """The source's classes under heavy noise and blur."""
+
+    dataset_dir = "small_source_noisy"
+    style = replace(SmallSource.style, noise=(30, 60), blur=(0.8, 1.6), clutter=0)
+
+
+@DATASET_REGISTRY.register()
+class SmallSourceOutline(SmallSource):
+    """The source's classes as outlines."""
+
+    dataset_dir = "small_source_outline"
+    style = replace(SmallSource.style, outline=True)
+
+
+@DATASET_REGISTRY.register()
+class SmallObjects(SmallWorldSet):
+    """16 things, each a colour, a texture and a shape, before cluttered ground. The demo's."""
+
+    dataset_dir = "small_objects"
+    subjects = objects(
+        ("red", "green", "blue", "white"),
+        ("striped", "dotted", "gridded", "wavy"),
+        ("square", "heart", "cross", "hexagon"),
+    )
+    style = MESSY
+
+
+@DATASET_REGISTRY.register()
+class SmallShapes(SmallWorldSet):
+    """16 shapes of any colour and texture. Pre-training has never seen the word crescent."""
+
+    dataset_dir = "small_shapes"
+    subjects = shuffled(Subject(shape=shape) for shape in SHAPES)
+    style = Style(scale=(0.5, 0.85), turn=30, shift=0.2, noise=(10, 30), blur=(0.2, 0.8), contrast=(0.6, 1), clutter=4)
+
+
+@DATASET_REGISTRY.register()
+class SmallTextures(SmallWorldSet):
+    """10 textures of any colour that fill the image. Pre-training has never seen the word zigzag."""
+
+    dataset_dir = "small_textures"
+    subjects = shuffled(Subject(texture=texture, shape="pattern") for texture in TEXTURES if texture != "plain")
+    style = Style(turn=60, periods=(4, 8), noise=(15, 40), blur=(0.3, 1), contrast=(0.4, 0.9))
+
+
+@DATASET_REGISTRY.register()
+class SmallCounts(SmallWorldSet):
+    """20 classes: one to five objects of four shapes."""
+
+    dataset_dir = "small_counts"
+    subjects = shuffled(
+        Subject(shape=shape, count=count) for shape in ("square", "star", "ring", "heart") for count in range(1, 6)
+    )
+    style = Style(scale=(0.4, 0.8), turn=60, shift=0.2, noise=(5, 30), blur=(0, 0.8), contrast=(0.5, 0.9), clutter=4)
+
+
+@DATASET_REGISTRY.register()
+class SmallLand(SmallWorldSet):
+    """16 kinds of land seen from above, through haze."""
+
+    dataset_dir = "small_land"
+    subjects = shuffled(
+        Subject(ground=ground, feature=feature)
+        for ground in ("forest", "grassland", "desert", "farmland")
+        for feature in ("river", "road", "lake", "village")
+    )
+    style = Style(hue=30, noise=(10, 35), blur=(0.4, 1.4), contrast=(0.3, 0.8), haze=0.6)
+
+
+@DATASET_REGISTRY.register()
+class SmallTuning(SmallWorldSet):
+    """16 things like SmallObjects', of other attributes: the set on which the small settings were chosen."""
+
+    dataset_dir = "small_tuning"
+    subjects = objects(
+        ("orange", "purple", "brown", "pink"),
+        ("plain", "checked", "bricked", "speckled"),
+        ("drop", "star", "ring", "arrow"),
+    )
+    style = MESSY

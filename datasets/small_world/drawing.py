@@ -1,0 +1,333 @@
+"""Drawn images: subjects in plain words (`red striped triangle`, `three stars`, `river in a forest`) and how they look.
+
+A `Subject` says what is to be seen, a `Style` how: sizes, angles, noise, and so on, each drawn at random from a range.
+The same generator state gives the same picture.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SIZE = 64  # pixels of a finished image
+FINE = 128  # pixels while drawing: averaged down, edges come out smooth
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (240, 130, 20),
+    "yellow": (245, 215, 50),
+    "green": (40, 150, 60),
+    "turquoise": (50, 200, 190),
+    "blue": (40, 80, 205),
+    "purple": (125, 45, 155),
+    "pink": (245, 145, 190),
+    "brown": (120, 75, 40),
+    "black": (25, 25, 25),
+    "white": (240, 240, 240),
+}
+NUMBERS = ("no", "one", "two", "three", "four", "five")
+GROUNDS = ("forest", "grassland", "desert", "snow", "farmland", "sea", "town")
+FEATURES = ("river", "road", "lake", "village")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an image shows. What is None is unsaid: it isn't named, and is drawn at random.
+
+    Attributes:
+        colour, texture, shape: of an object, or of a whole image where the shape is `pattern`.
+        count: number of objects, 1 to 5.
+        ground, feature: of a land seen from above; the rest is None then.
+    """
+
+    colour: str | None = None
+    texture: str | None = None
+    shape: str | None = None
+    count: int | None = None
+    ground: str | None = None
+    feature: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The class name."""
+        if self.ground:
+            return f"{self.feature} in {self.ground}" if self.feature else self.ground
+        number = NUMBERS[self.count] if self.count else None
+        things = plural(self.shape) if (self.count or 1) > 1 else self.shape
+        return " ".join(word for word in (number, self.colour, self.texture, things) if word)
+
+
+def plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith(("s", "x")) else "s")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How subjects are drawn; the defaults are those of pre-training. Pairs are ranges.
+
+    Attributes:
+        scale: size of an object, as a part of the image's.
+        turn: largest rotation, degrees.
+        shift: largest displacement, as a part of the image's size.
+        periods: repeats of a texture across the image.
+        hue: spread of a colour, of 255.
+        noise: standard deviation of the noise, of 255.
+        blur: radius, pixels of the finished image.
+        contrast: 1 keeps it, 0 is grey.
+        haze: strongest cover of white clouds, 0 to 1.
+        clutter: number of stray marks behind the subject.
+        rough: how uneven the background is, of 255.
+        outline: edges alone, in the subject's colour on white.
+    """
+
+    scale: tuple[float, float] = (0.6, 0.95)
+    turn: float = 15
+    shift: float = 0.1
+    periods: tuple[float, float] = (5, 7)
+    hue: float = 8
+    noise: tuple[float, float] = (0, 8)
+    blur: tuple[float, float] = (0, 0.4)
+    contrast: tuple[float, float] = (0.8, 1)
+    haze: float = 0
+    clutter: int = 0
+    rough: float = 10
+    outline: bool = False
+
+
+# --- textures: (u, v in repeats, generator) -> 1 where the ink is, 0 where the paper shows
+
+
+def fraction(x: np.ndarray) -> np.ndarray:
+    return x - np.floor(x)
+
+
+TEXTURES: dict[str, Callable] = {
+    "plain": lambda u, v, rng: np.ones_like(u),
+    "striped": lambda u, v, rng: fraction(u) < 0.55,
+    "checked": lambda u, v, rng: (np.floor(1.3 * u) + np.floor(1.3 * v)) % 2 == 0,
+    "dotted": lambda u, v, rng: np.hypot(fraction(u) - 0.5, fraction(v) - 0.5) > 0.3,
+    "gridded": lambda u, v, rng: (fraction(u) > 0.25) & (fraction(v) > 0.25),
+    "wavy": lambda u, v, rng: fraction(u + 0.35 * np.sin(3 * v)) < 0.55,
+    "zigzag": lambda u, v, rng: fraction(u + np.abs(2 * fraction(0.6 * v) - 1)) < 0.55,
+    "bricked": lambda u, v, rng: (fraction(u) > 0.2) & (fraction(0.5 * v + 0.5 * (np.floor(u) % 2)) > 0.12),
+    "speckled": lambda u, v, rng: clouds(rng, 26) > 0.42,
+    "shaded": lambda u, v, rng: fraction((u - u.min()) / (np.ptp(u) * 1.01)),
+    "ringed": lambda u, v, rng: fraction(1.4 * np.hypot(u - u.mean(), v - v.mean())) < 0.55,
+}
+
+
+def clouds(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """(FINE, FINE) of smooth noise from 0 to 1 with about `cells` bumps a side."""
+    grid = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
+    return np.asarray(grid.resize((FINE, FINE), Image.Resampling.BICUBIC), np.float32) / 255
+
+
+# --- shapes: corners in a square from -1 to 1, drawn as one polygon
+
+
+def regular(corners: int, turn: float = 0) -> np.ndarray:
+    angles = np.pi * (2 * np.arange(corners) / corners + turn) - np.pi / 2
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def star() -> np.ndarray:
+    points = regular(10)
+    points[1::2] *= 0.42
+    return points
+
+
+def cross() -> np.ndarray:
+    corner = np.array([(1, -3), (1, -1), (3, -1)]) / 3
+    return np.concatenate([corner @ turn for turn in quarter_turns()])
+
+
+def quarter_turns() -> list[np.ndarray]:
+    turn = np.array([(0, 1), (-1, 0)])
+    return [np.linalg.matrix_power(turn, number) for number in range(4)]
+
+
+def heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 60)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([x / 16, -y / 16], 1)
+
+
+def drop() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 60)
+    return np.stack([1.1 * np.sin(t) * np.sin(t / 2) ** 2, -np.cos(t)], 1)
+
+
+ARC = regular(48)
+SHAPES: dict[str, np.ndarray] = {
+    "circle": 0.95 * ARC,
+    "oval": ARC * (1, 0.55),
+    "square": 1.15 * regular(4, 0.25),
+    "triangle": 1.1 * regular(3) + (0, 0.2),
+    "diamond": regular(4) * (0.62, 1),
+    "pentagon": regular(5),
+    "hexagon": regular(6, 1 / 6),
+    "star": 1.1 * star(),
+    "cross": cross(),
+    "heart": heart(),
+    "arrow": np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]),
+    "crescent": np.concatenate([ARC[24:] , (0.75 * ARC[:23:-1] + (0.5, 0))]),
+    "ring": np.concatenate([ARC, ARC[:1], 0.5 * ARC[:1], 0.5 * ARC[::-1]]),
+    "drop": drop(),
+    "semicircle": ARC[:25] * (1.6, 1) - (0.8, 0),
+    "bowtie": np.array([(-1, -0.7), (0, -0.1), (1, -0.7), (1, 0.7), (0, 0.1), (-1, 0.7)]),
+}  # fmt: skip
+
+
+def polygon(shape: str, centre: np.ndarray, size: float, turn: float) -> np.ndarray:
+    """Mask (FINE, FINE), true inside the shape. `centre` and `size` (its diameter) are parts of the image's size."""
+    c, s = np.cos(turn), np.sin(turn)
+    points = (SHAPES[shape] * (size / 2)) @ np.array([(c, s), (-s, c)]) + centre
+    mask = Image.new("1", (FINE, FINE))
+    ImageDraw.Draw(mask).polygon([tuple(point) for point in points * FINE], fill=1)
+    return np.asarray(mask)
+
+
+# --- lands
+
+
+def ground(name: str, rng: np.random.Generator) -> np.ndarray:
+    """(FINE, FINE, 3), 0 to 255: a cover of land from above."""
+    coarse, fine = clouds(rng, 6)[..., None], clouds(rng, 40)[..., None]
+    flat = {
+        "forest": ((18, 62, 28), (52, 112, 52), fine),
+        "grassland": ((120, 165, 72), (158, 192, 98), coarse),
+        "snow": ((205, 215, 228), (250, 250, 252), coarse),
+        "sea": ((14, 40, 92), (30, 72, 130), fine * 0.3 + coarse * 0.7),
+    }
+    if name in flat:
+        low, high, mix = flat[name]
+        return np.array(low) * (1 - mix) + np.array(high) * mix
+    if name == "desert":
+        u, v = grid(rng, 7, 180)
+        dunes = (0.5 + 0.5 * np.sin(2 * np.pi * u + 5 * coarse[..., 0]))[..., None]
+        return np.array((196, 160, 100)) * (1 - dunes) + np.array((228, 200, 148)) * dunes
+    image = Image.new("RGB", (FINE, FINE), (142, 140, 136))
+    pen, step = ImageDraw.Draw(image), 32 if name == "farmland" else 14
+    crops = ((196, 180, 92), (112, 150, 62), (150, 120, 72), (86, 124, 50), (214, 200, 130))
+    roofs = ((160, 82, 62), (190, 186, 180), (108, 104, 104), (178, 120, 96))
+    colours, gap = (crops, 2) if name == "farmland" else (roofs, 5)
+    for x in range(-int(rng.integers(step)), FINE, step):
+        for y in range(-int(rng.integers(step)), FINE, step):
+            pen.rectangle((x, y, x + step - gap, y + step - gap), fill=colours[rng.integers(len(colours))])
+    turned = image.rotate(rng.uniform(-40, 40), Image.Resampling.BILINEAR, fillcolor=(142, 140, 136))
+    return np.asarray(turned.resize((FINE, FINE), box=(19, 19, FINE - 19, FINE - 19)), np.float32)
+
+
+def add_feature(name: str, land: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    u, v = grid(rng, 1, 180)
+    u, v = u - u.mean() + rng.uniform(-0.15, 0.15), v - v.mean()
+    if name == "river":
+        inside = np.abs(u + 0.12 * np.sin(7 * v + rng.uniform(0, 6))) < rng.uniform(0.05, 0.09)
+        colour = (32, 74, 140)
+    elif name == "road":
+        inside, colour = np.abs(u) < rng.uniform(0.025, 0.04), (92, 90, 94)
+        inside |= np.abs(v + rng.uniform(-0.5, 0.5)) < 0.025
+    elif name == "lake":
+        inside = np.hypot(u, 1.3 * v) + 0.25 * (clouds(rng, 6) - 0.5) < rng.uniform(0.2, 0.3)
+        colour = (32, 74, 140)
+    else:
+        image = Image.fromarray(land.clip(0, 255).astype(np.uint8))
+        pen = ImageDraw.Draw(image)
+        for x, y in rng.normal(0.5, 0.17, (14, 2)) * FINE:
+            pen.rectangle(
+                (x, y, x + rng.uniform(6, 11), y + rng.uniform(6, 11)), fill=(176, 78, 58), outline=(70, 40, 40)
+            )
+        return np.asarray(image, np.float32)
+    return np.where(inside[..., None], np.array(colour), land)
+
+
+def grid(rng: np.random.Generator, repeats: float, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates u, v of every pixel, in repeats, turned by up to `turn` degrees, from a random start."""
+    angle = np.radians(rng.uniform(-turn, turn))
+    y, x = np.mgrid[:FINE, :FINE] * (repeats / FINE)
+    start = rng.uniform(0, 1, 2)
+    return x * np.cos(angle) + y * np.sin(angle) + start[0], y * np.cos(angle) - x * np.sin(angle) + start[1]
+
+
+# --- the picture
+
+
+def draw(subject: Subject, style: Style, rng: np.random.Generator) -> Image.Image:
+    """An RGB image of SIZE x SIZE pixels."""
+    if subject.ground:
+        canvas = ground(subject.ground, rng)
+        if subject.feature:
+            canvas = add_feature(subject.feature, canvas, rng)
+        canvas = canvas + rng.normal(0, style.hue, 3)
+    else:
+        canvas = draw_objects(subject, style, rng)
+    if style.haze:
+        cover = (rng.uniform(0, style.haze) * clouds(rng, 5).clip(0.3, 1))[..., None]
+        canvas = canvas * (1 - cover) + 245 * cover
+    canvas = 128 + (canvas - 128) * rng.uniform(*style.contrast)
+    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BOX)
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*style.blur)))
+    noise = rng.normal(0, rng.uniform(*style.noise), (SIZE, SIZE, 3))
+    return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+
+
+def draw_objects(subject: Subject, style: Style, rng: np.random.Generator) -> np.ndarray:
+    """(FINE, FINE, 3): objects of one kind before a background, or a pattern that fills the image."""
+    colour = np.array(COLOURS[subject.colour or pick(rng, COLOURS)]) + rng.normal(0, style.hue, 3)
+    paper = 250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour  # of the colour's own kind
+    texture = subject.texture or pick(rng, TEXTURES)
+    ink = TEXTURES[texture](*grid(rng, rng.uniform(*style.periods), style.turn), rng).astype(np.float32)
+    if subject.shape == "pattern":
+        inside = np.ones_like(ink, bool)
+    else:
+        inside = masks(subject.shape or pick(rng, SHAPES), subject.count or 1, style, rng)
+    if style.outline:
+        drawn = edges(np.where(inside, ink > 0.5, False)) | edges(inside)
+        return np.where(drawn[..., None], colour * 0.9, 250)
+    filled = colour * ink[..., None] + paper * (1 - ink[..., None])
+    return np.where(inside[..., None], filled, background(colour, style, rng))
+
+
+def pick(rng: np.random.Generator, names) -> str:
+    names = list(names)
+    return names[rng.integers(len(names))]
+
+
+def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.ndarray:
+    """(FINE, FINE): where one object or several (each in a cell of its own) are."""
+    cells = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2), 5: (3, 2)}[count]
+    places = rng.permutation(cells[0] * cells[1])[:count]
+    size = 1 / max(cells)
+    inside = np.zeros((FINE, FINE), bool)
+    for place in places:
+        cell = np.array([place % cells[0], place // cells[0]]) + 0.5
+        centre = cell / cells + rng.uniform(-style.shift, style.shift, 2) * size
+        inside |= polygon(
+            shape, centre, size * rng.uniform(*style.scale), np.radians(rng.uniform(-style.turn, style.turn))
+        )
+    return inside
+
+
+def edges(mask: np.ndarray) -> np.ndarray:
+    """The border of a mask, four pixels wide."""
+    image = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.MaxFilter(5))) != np.asarray(image.filter(ImageFilter.MinFilter(5)))
+
+
+def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
+    """(FINE, FINE, 3): a pale or dark, slightly uneven ground that is far from the object's colour; stray marks."""
+    base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
+    while np.abs(base - colour).max() < 70:
+        base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
+    canvas = base + style.rough * 2 * (clouds(rng, 5)[..., None] - 0.5)
+    if not style.clutter:
+        return canvas
+    image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(style.clutter):
+        x, y, dx, dy = rng.uniform(0, FINE, 4) * (1, 1, 0.5, 0.5)
+        mark = tuple(int(value) for value in rng.integers(20, 236, 3))
+        pen.line((x, y, x + dx - FINE / 4, y + dy - FINE / 4), fill=mark, width=int(rng.integers(2, 7)))
+    return np.asarray(image, np.float32)
