@@ -1,6 +1,6 @@
 # What every script shares; sourced, not run. Environment variables and their defaults:
-#   DATA (data), OUT (output), SHOTS (16), BACKBONE and CFG (the method's YAML and what stands in it), and
-#   PYTHON (.venv's where there is one and no environment is active).
+#   DATA (data), OUT (output), SHOTS (16), BACKBONE (the YAML's), CFG (the method's YAML; `small` for BACKBONE=small), and
+#   PYTHON (.venv's where there is one and no environment is active). PREPARE=1 gets what is missing of the dataset.
 set -euo pipefail
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
 if [ "$PWD" != "$root" ]; then # paths that were given are meant from here
@@ -13,6 +13,8 @@ fi
 DATA=${DATA:-data}
 OUT=${OUT:-output}
 SHOTS=${SHOTS:-16}
+[ "${BACKBONE:-}" != small ] || DEFAULT_CFG=${SMALL_CFG:-small} # settings for its size of images
+CFG=${CFG:-${DEFAULT_CFG:-}}
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python
     if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
@@ -30,6 +32,10 @@ usage() { # the comment at the head of the script that was called
 
 # run_once FOLDER ARGUMENT ...: train.py into FOLDER, unless this very run is there already, finished.
 run_once() {
+    if [ "${PREPARE:-}" = 1 ]; then
+        "$PYTHON" tools/prepare.py "$dataset" --root "$DATA"
+        PREPARE= # once a script
+    fi
     "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} "${@:2}"
 }
 

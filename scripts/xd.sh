@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The body of scripts/<method>/xd_{train,test}.sh: xd.sh train|test DATASET SEED [EPOCHS] [KEY VALUE ...]
 # `test` takes the prompts that `train` learned on the dataset SOURCE (default imagenet).
+SMALL_CFG=small_cross_datasets
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_arguments "${@:2}"
 

@@ -2,7 +2,7 @@
 # few_shot.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
 # Learn PromptSRC's prompts on all classes from 1, 2, 4, 8 and 16 images of each, and test them.
 # Environment: see scripts/common.sh.
-export USAGE=$(realpath "$0") TRAINER=PromptSRC CFG=${CFG:-vit_b16_c2_ep50_batch4_4+4ctx_few_shot}
+export USAGE=$(realpath "$0") TRAINER=PromptSRC DEFAULT_CFG=vit_b16_c2_ep50_batch4_4+4ctx_few_shot
 first=2 # how many arguments stand before KEY VALUE; what is given there comes last, and so counts
 [[ ${3:-} =~ ^[0-9]+$ ]] && first=3
 case ${2:+$1} in # the other datasets' average is later and narrower than the YAML's

@@ -2,5 +2,5 @@
 # xd_test.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
 # Test VPT's prompts, learned by xd_train.sh, on all classes of another dataset.
 # Environment: see scripts/common.sh.
-export USAGE=$(realpath "$0") TRAINER=VPT CFG=${CFG:-vit_b16_c2_ep5_batch4_4}
+export USAGE=$(realpath "$0") TRAINER=VPT DEFAULT_CFG=vit_b16_c2_ep5_batch4_4
 exec bash "$(dirname "$0")/../xd.sh" test "$@"
