@@ -1,9 +1,9 @@
-# make setup: a .venv with everything; make test; make lint. PYTHON chooses the interpreter (3.10 or newer).
+# make setup: a .venv with everything; make demo; make test; make lint. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint style
+.PHONY: setup demo test lint style
 
 setup: $(VENV)/.ready
 
@@ -11,6 +11,9 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt toolbox/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -e ./toolbox
 	touch $@
+
+demo: setup
+	$(BIN)/python -m tools.demo
 
 test: setup
 	$(BIN)/python -m pytest

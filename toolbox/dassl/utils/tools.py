@@ -1,6 +1,7 @@
 """Files, seeds, images and the environment."""
 
 import difflib
+import functools
 import json
 import os
 import random
@@ -98,6 +99,7 @@ def read_image(path):
         raise ImageError(f'cannot read the image "{path}" ({reason}): unpack or download it again') from error
 
 
+@functools.cache  # it asks pip and lscpu, which takes seconds
 def collect_env_info():
     """A description of the machine and its software, as ``python -m torch.utils.collect_env`` prints it, and Pillow."""
     from torch.utils.collect_env import get_pretty_env_info  # noqa: PLC0415 - slow, and rarely needed

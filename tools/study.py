@@ -1,0 +1,153 @@
+"""Side-by-side reruns of methods, datasets and seeds: `python -m tools.study run studies/small.yaml`.
+
+`run` works off what is left of a study, several runs at a time; `status` says how much that is; `tables` prints what is
+there and writes it to OUTPUT/tables.{md,csv,json}. A study file's keys are those of `tools.runs.Study`; its `trainers`
+are a mapping from names to YAMLs in configs/trainers/, or to {trainer, config, cross_dataset, overrides}, of which
+cross_dataset is that protocol's YAML, where it differs.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import yaml
+from dassl.config import get_cfg_default
+from dassl.data.datasets import build_dataset
+
+import train
+from tools.base2new import read_results
+from tools.execute import execute
+from tools.runs import CONFIGS, METHODS, Study, Variant
+from tools.tables import collect, markdown
+
+PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
+
+
+class StudyError(ValueError):
+    """A study file that cannot be (one line)."""
+
+    one_line = True
+
+
+def choose(file: Path, what: str, name, known) -> str:
+    """The name, if it is one of those known."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), map(str, known), 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(map(str, known))}"
+        raise StudyError(f"{file}: there is no {what} {name!r}: {hint}")
+    return name
+
+
+def load(file: Path) -> Study:
+    """A study from its file.
+
+    Raises:
+        StudyError: it can't be read, or has an unknown key, protocol, trainer, setting or dataset.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise StudyError(f"cannot read {file} ({error.strerror}): give one of studies/*.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise StudyError(f"{file} holds no settings: see studies/small.yaml")
+    keys = [field.name for field in dataclasses.fields(Study) if field.name != "variants"] + ["trainers"]
+    for key in content:
+        choose(file, "key", key, keys)
+    for key in ("trainers", "datasets"):
+        if not content.get(key):
+            raise StudyError(f"{file} names no {key}: see studies/small.yaml")
+    variants = tuple(variant(file, name, value) for name, value in content.pop("trainers").items())
+    for key in ("datasets", "targets", "protocols", "seeds", "shots"):
+        if key in content:
+            content[key] = tuple(content[key]) if isinstance(content[key], list) else (content[key],)
+    for protocol in content.get("protocols", ()):
+        choose(file, "protocol", protocol, PROTOCOLS)
+    if "cross_dataset" in content.get("protocols", ()) and not (content.get("source") and content.get("targets")):
+        raise StudyError(f"{file}: cross_dataset needs a source, such as imagenet, and targets")
+    known = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
+    for dataset in (*content["datasets"], *content.get("targets", ()), *filter(None, [content.get("source")])):
+        choose(file, "dataset", dataset, known)
+    paths = {key: Path(content[key]).expanduser() for key in ("root", "output") if key in content}
+    return Study(variants, **content | paths)
+
+
+def variant(file: Path, name: str, value: str | dict) -> Variant:
+    """`NAME: config`, or `NAME: {trainer, config, cross_dataset, overrides}`."""
+    settings = value if isinstance(value, dict) else {"config": value}
+    for key in settings:
+        choose(file, f"key of {name}", key, ("trainer", "config", "cross_dataset", "overrides"))
+    method = choose(file, "trainer", settings.get("trainer", name), ("ZeroshotCLIP", *METHODS))
+    pairs = tuple(str(item) for pair in settings.get("overrides", {}).items() for item in pair)
+    configs = [str(settings[key]) for key in ("config", "cross_dataset") if key in settings]
+    if "config" not in settings:
+        raise StudyError(f"{file}: {name} has no config: see studies/small.yaml")
+    chosen = Variant(name, method, *configs, overrides=pairs)
+    known = sorted(path.stem for path in chosen.config_file.parent.glob("*.yaml"))
+    for config in configs:
+        choose(file, f"setting of {name},", config, known)
+    return chosen
+
+
+def prepare(study: Study) -> None:
+    """Build every dataset once: what is missing is said before the first run, and drawn sets are drawn."""
+    others = [study.source, *study.targets] if "cross_dataset" in study.protocols else []
+    for dataset in dict.fromkeys([*study.datasets, *others]):
+        cfg = get_cfg_default()
+        train.extend_cfg(cfg)
+        cfg.merge_from_file(str(CONFIGS / f"datasets/{dataset}.yaml"))
+        cfg.merge_from_list(["DATASET.ROOT", str(study.root)])
+        build_dataset(cfg)
+
+
+def run(study: Study, args: argparse.Namespace) -> None:
+    chains = study.chains()
+    if args.dry_run:
+        for task in (task for chain in chains for task in chain):
+            print(shlex.join(["python", "train.py", *task.arguments]))
+        return
+    prepare(study)
+    failed = execute(chains, args.workers, Path(args.file).stem)
+    if failed:
+        print(
+            f"\n{len(failed)} runs have failed:", *(f"{task.folder}: {why}" for task, why in failed.items()), sep="\n"
+        )
+        sys.exit(1)
+
+
+def status(study: Study, args: argparse.Namespace) -> None:
+    tasks = [task for chain in study.chains() for task in chain]
+    done = sum(read_results(task.folder) is not None for task in tasks)
+    print(f"{done} of {len(tasks)} runs are done, {len(tasks) - done} are left")
+
+
+def tables(study: Study, args: argparse.Namespace) -> None:
+    frame = collect(study)
+    if frame.empty:
+        raise StudyError(f"no run of this study is done yet: python -m tools.study run {args.file}")
+    text = markdown(study, frame)
+    study.output.mkdir(parents=True, exist_ok=True)
+    train.write_whole(study.output / "tables.md", text)
+    train.write_whole(study.output / "tables.csv", frame.to_csv(index=False))
+    train.write_whole(study.output / "tables.json", json.dumps(frame.to_dict("records"), indent=1) + "\n")
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["run", "status", "tables"])
+    parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count()), help="runs at a time")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands instead of running them")
+    args = parser.parse_args()
+    {"run": run, "status": status, "tables": tables}[args.command](load(args.file), args)
+
+
+if __name__ == "__main__":
+    train.run(main)
