@@ -39,6 +39,9 @@ class SmallWorldSet(FewShotDataset):
     style = Style()
     per_class = {"train": 16, "val": 4, "test": 40}
 
+    def __init_subclass__(cls):
+        cls.config_name = cls.dataset_dir
+
     def __init__(self, cfg, images: bool = True):
         folder = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.dataset_dir
         try:
@@ -50,11 +53,16 @@ class SmallWorldSet(FewShotDataset):
             ) from None
         super().__init__(cfg, images)
 
+    @property
+    def remedy(self) -> str:
+        return f"delete {self.root}, and it is drawn anew"
+
     @classmethod
     def prepare(cls, folder: Path) -> None:
         """Draw the set, unless it is there: beside its place, then moved there whole."""
         marker = folder / "drawn.json"
-        if marker.is_file() and json.loads(marker.read_text()) == {"version": VERSION}:
+        mark = json.dumps({"version": VERSION})
+        if marker.is_file() and marker.read_text() == mark:
             return
         if folder.exists() and not marker.is_file():
             raise DatasetError(f"{folder} holds something else than drawings of this project: move it elsewhere")
@@ -62,7 +70,7 @@ class SmallWorldSet(FewShotDataset):
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             cls.draw_all(fresh)
-            (fresh / marker.name).write_text(json.dumps({"version": VERSION}))
+            (fresh / marker.name).write_text(mark)
             fresh.chmod(0o755)
             if marker.is_file():  # of another version
                 shutil.rmtree(folder)
