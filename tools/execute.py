@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,14 +23,17 @@ def execute(chains: Sequence[Chain], workers: int, title: str) -> dict[Run, str]
         what has gone wrong: the run and its error in a line; the rest of its chain is left out.
     """
     failed = {}
-    chains = sorted(chains, key=len, reverse=True)  # long ones first, so that no core waits for the last
+    left = deque(sorted(chains, key=len, reverse=True))  # long ones first, so that no core waits for the last
+    running: dict[Future, Chain] = {}
     with pool(workers) as executor, tqdm(total=sum(map(len, chains)), desc=title, unit="run", smoothing=0.05) as bar:
-        waiting: dict[Future, Chain] = {executor.submit(work, chain[0].arguments): chain for chain in chains}
-        while waiting:
-            done, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+        while left or running:
+            while left and len(running) < workers:
+                chain = left.popleft()
+                running[executor.submit(work, chain[0].arguments)] = chain
+            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             bar.refresh()  # the clock goes on
             for future in done:
-                run, *rest = waiting.pop(future)
+                run, *rest = running.pop(future)
                 error = future.result()
                 bar.update()
                 if error:
@@ -37,7 +41,7 @@ def execute(chains: Sequence[Chain], workers: int, title: str) -> dict[Run, str]
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
                     bar.update(len(rest))
                 elif rest:
-                    waiting[executor.submit(work, rest[0].arguments)] = tuple(rest)
+                    left.appendleft(tuple(rest))
     return failed
 
 
