@@ -9,7 +9,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt requirements-dev.txt toolbox/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -e ./toolbox
+	$(BIN)/python -m pip install -r requirements-dev.txt -e ./toolbox
 	touch $@
 
 demo: setup
