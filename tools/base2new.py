@@ -14,17 +14,34 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
+class ResultsError(ValueError):
+    """A results.json that is none (one line)."""
+
+    one_line = True
+
+
 def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None where there is none or it was run without a test."""
+    """results.json of a finished run; None where there is none or it was run without a test.
+
+    Raises:
+        ResultsError: it is cut short, or something else.
+    """
     file = folder / "results.json"
-    run = json.loads(file.read_text()) if file.is_file() else None
-    return run if run and run["accuracy"] is not None else None
+    try:
+        run = json.loads(file.read_text()) if file.is_file() else None
+        return run if run and run["accuracy"] is not None else None
+    except (ValueError, KeyError, TypeError):
+        raise ResultsError(f"{file} is damaged: delete it and start its run again") from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
-    runs = [run for run in map(read_results, parser.parse_args().runs) if run]
+    args = parser.parse_args()
+    try:
+        runs = [run for run in map(read_results, args.runs) if run]
+    except ResultsError as error:
+        parser.error(str(error))
     for run in runs:
         shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
         seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""

@@ -19,6 +19,7 @@ class Variant:
         cfg: name of a YAML in configs/trainers/<method>/ (zero-shot CLIP: CoOp's).
         cross_cfg: likewise, for cross_dataset, where it differs.
         overrides: KEY, VALUE, KEY, VALUE, ...
+        own: likewise, for datasets that take other settings than the rest, by their name.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Variant:
     cfg: str
     cross_cfg: str = ""
     overrides: tuple[str, ...] = ()
+    own: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def learns(self) -> bool:
@@ -93,7 +95,8 @@ class Study:
             *("--skip-finished", "--root", self.root, "--output-dir", place, "--seed", seed),
             *("--trainer", variant.method, "--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"),
             *("--config-file", variant.config_file, *(("--backbone", self.backbone) if self.backbone else ())),
-            *(*options, "DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes, *variant.overrides),
+            *(*options, "DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes),
+            *(*variant.overrides, *variant.own.get(dataset, ())),
         )
         return Run(protocol, variant, dataset, seed, shots, classes, place, tuple(map(str, arguments)))
 

@@ -1,9 +1,10 @@
 """Side-by-side reruns of methods, datasets and seeds: `python -m tools.study run studies/small.yaml`.
 
 `run` works off what is left of a study, several runs at a time; `status` says how much that is; `tables` prints what is
-there and writes it to OUTPUT/tables.{md,csv,json}. A study file's keys are those of `tools.runs.Study`; its `trainers`
-are a mapping from names to YAMLs in configs/trainers/, or to {trainer, config, cross_dataset, overrides}, of which
-cross_dataset is that protocol's YAML, where it differs.
+there and writes it to OUTPUT/studies/<name>/tables.{md,tex,csv,json}; `plots` draws it, as PNG and SVG in the same
+folder. A study file's keys are those of `tools.runs.Study`; its `trainers` are a mapping from names to YAMLs in
+configs/trainers/, or to {trainer, config, cross_dataset, overrides, datasets}, of which cross_dataset is that
+protocol's YAML, where it differs, and datasets a mapping from some of them to overrides of their own.
 """
 
 import argparse
@@ -22,8 +23,10 @@ from dassl.data.datasets import build_dataset
 import train
 from tools.base2new import read_results
 from tools.execute import execute
+from tools.plots import draw
+from tools.render import latex, layout, markdown
 from tools.runs import CONFIGS, METHODS, Study, Variant
-from tools.tables import collect, markdown
+from tools.tables import Summary, collect
 
 PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
 
@@ -60,35 +63,50 @@ def load(file: Path) -> Study:
     keys = [field.name for field in dataclasses.fields(Study) if field.name != "variants"] + ["trainers"]
     for key in content:
         choose(file, "key", key, keys)
-    for key in ("trainers", "datasets"):
-        if not content.get(key):
-            raise StudyError(f"{file} names no {key}: see studies/small.yaml")
-    variants = tuple(variant(file, name, value) for name, value in content.pop("trainers").items())
     for key in ("datasets", "targets", "protocols", "seeds", "shots"):
         if key in content:
             content[key] = tuple(content[key]) if isinstance(content[key], list) else (content[key],)
-    for protocol in content.get("protocols", ()):
+    content = {"datasets": (), "targets": (), "source": "", "protocols": ("base2new",)} | content
+    for protocol in content["protocols"]:
         choose(file, "protocol", protocol, PROTOCOLS)
-    if "cross_dataset" in content.get("protocols", ()) and not (content.get("source") and content.get("targets")):
+    if not isinstance(content.get("trainers"), dict):
+        raise StudyError(f"{file} names no trainers: see studies/small.yaml")
+    if not any(content["datasets"]) and content["protocols"] != ("cross_dataset",):
+        raise StudyError(f"{file} names no datasets: see studies/small.yaml")
+    if "cross_dataset" in content["protocols"] and not (content["source"] and content["targets"]):
         raise StudyError(f"{file}: cross_dataset needs a source, such as imagenet, and targets")
-    known = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
-    for dataset in (*content["datasets"], *content.get("targets", ()), *filter(None, [content.get("source")])):
-        choose(file, "dataset", dataset, known)
+    for dataset in (*content["datasets"], *content["targets"], *filter(None, [content["source"]])):
+        choose(file, "dataset", dataset, known_datasets())
+    variants = tuple(variant(file, name, value) for name, value in content.pop("trainers").items())
     paths = {key: Path(content[key]).expanduser() for key in ("root", "output") if key in content}
     return Study(variants, **content | paths)
 
 
+def known_datasets() -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
+
+
+def pairs(overrides: dict) -> tuple[str, ...]:
+    return tuple(str(item) for pair in overrides.items() for item in pair)
+
+
 def variant(file: Path, name: str, value: str | dict) -> Variant:
-    """`NAME: config`, or `NAME: {trainer, config, cross_dataset, overrides}`."""
+    """`NAME: config`, or `NAME: {trainer, config, cross_dataset, overrides, datasets}`."""
     settings = value if isinstance(value, dict) else {"config": value}
     for key in settings:
-        choose(file, f"key of {name}", key, ("trainer", "config", "cross_dataset", "overrides"))
+        choose(file, f"key of {name}", key, ("trainer", "config", "cross_dataset", "overrides", "datasets"))
     method = choose(file, "trainer", settings.get("trainer", name), ("ZeroshotCLIP", *METHODS))
-    pairs = tuple(str(item) for pair in settings.get("overrides", {}).items() for item in pair)
+    own = settings.get("datasets", {})
+    for dataset in own:
+        choose(file, "dataset", dataset, known_datasets())
     configs = [str(settings[key]) for key in ("config", "cross_dataset") if key in settings]
     if "config" not in settings:
         raise StudyError(f"{file}: {name} has no config: see studies/small.yaml")
-    chosen = Variant(name, method, *configs, overrides=pairs)
+    chosen = Variant(
+        *(name, method, *configs),
+        overrides=pairs(settings.get("overrides", {})),
+        own={dataset: pairs(overrides) for dataset, overrides in own.items()},
+    )
     known = sorted(path.stem for path in chosen.config_file.parent.glob("*.yaml"))
     for config in configs:
         choose(file, f"setting of {name},", config, known)
@@ -127,26 +145,52 @@ def status(study: Study, args: argparse.Namespace) -> None:
     print(f"{done} of {len(tasks)} runs are done, {len(tasks) - done} are left")
 
 
-def tables(study: Study, args: argparse.Namespace) -> None:
-    frame = collect(study)
-    if frame.empty:
+def summarise(study: Study, args: argparse.Namespace) -> tuple[Summary, Path]:
+    """The figures of what is done, and the folder for what is made of them."""
+    runs = collect(study)
+    if runs.empty:
         raise StudyError(f"no run of this study is done yet: python -m tools.study run {args.file}")
-    text = markdown(study, frame)
-    study.output.mkdir(parents=True, exist_ok=True)
-    train.write_whole(study.output / "tables.md", text)
-    train.write_whole(study.output / "tables.csv", frame.to_csv(index=False))
-    train.write_whole(study.output / "tables.json", json.dumps(frame.to_dict("records"), indent=1) + "\n")
-    print(text)
+    summary = Summary(study, runs, args.ci95)
+    for warning in summary.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    folder = study.output / "studies" / args.file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    return summary, folder
+
+
+def tables(study: Study, args: argparse.Namespace) -> None:
+    summary, folder = summarise(study, args)
+    made = layout(summary)
+    texts = {
+        "md": markdown(made),
+        "tex": latex(made),
+        "csv": summary.cells.to_csv(index=False),
+        "json": json.dumps(summary.records(), indent=1) + "\n",
+    }
+    for kind, text in texts.items():
+        train.write_whole(folder / f"tables.{kind}", text)
+    print(texts["md"])
+    print(f"Written: {folder}/tables.{{{','.join(texts)}}}")
+
+
+def plots(study: Study, args: argparse.Namespace) -> None:
+    summary, folder = summarise(study, args)
+    for file in draw(summary, folder):
+        print(f"Written: {file}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["run", "status", "tables"])
+    commands = {"run": run, "status": status, "tables": tables, "plots": plots}
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=" ".join(__doc__.split("\n\n", 1)[1].split())
+    )
+    parser.add_argument("command", choices=commands)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count()), help="runs at a time")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands instead of running them")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count()), help="run: runs at a time")
+    parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
+    parser.add_argument("--ci95", action="store_true", help="tables, plots: 95%% intervals in place of deviations")
     args = parser.parse_args()
-    {"run": run, "status": status, "tables": tables}[args.command](load(args.file), args)
+    commands[args.command](load(args.file), args)
 
 
 if __name__ == "__main__":

@@ -1,107 +1,214 @@
-"""Tables of a study: whatever of it is there."""
+"""The figures of a study, whatever of it is there: as data, which tools.render prints and tools.plots draws."""
 
-from collections.abc import Sequence
+import json
+import math
+import warnings
+from functools import cached_property
+from itertools import product
 
 import pandas as pd
+from scipy import stats
+from tqdm import tqdm
 
+import train
 from tools.base2new import harmonic_mean, read_results
-from tools.runs import Study
+from tools.paper import BACKBONE, SHOTS, reported
+from tools.runs import Run, Study, Variant
+
+MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
+Z95 = 1.96
+
+
+def part(run: Run) -> str:
+    """Which of its protocol's tables a run belongs to."""
+    return {"base2new": run.classes, "cross_dataset": "all classes", "few_shot": f"{run.shots} shots"}[run.protocol]
 
 
 def collect(study: Study) -> pd.DataFrame:
-    """A row for every finished run: what it was and what results.json says of it."""
+    """A row for every finished run: what it was and what results.json says of it.
+
+    Raises:
+        ResultsError: a results.json is damaged.
+        SettingError: a folder holds a run of other settings than the study's.
+    """
     rows = []
-    for run in (run for chain in study.chains() for run in chain):
+    for run in tqdm([run for chain in study.chains() for run in chain], "reading results", unit="run", delay=2):
         results = read_results(run.folder)
         if results:
-            what = {
-                "protocol": run.protocol,
-                "method": run.variant.name,
-                "dataset": run.dataset,
-                "classes": run.classes,
-            }
-            measured = {key: results[key] for key in ("accuracy", "n_test", "train_seconds", "test_seconds", "device")}
-            rows.append(what | {"shots": run.shots, "seed": run.seed} | measured)
+            if (run.folder / "config.yaml").is_file():
+                train.check_settings(train.setup_cfg(train.parse_arguments(list(run.arguments))), finished=True)
+            names = {"protocol": run.protocol, "part": part(run), "method": run.variant.name, "dataset": run.dataset}
+            what = {"shots": run.shots, "seed": run.seed, "trained": "--eval-only" not in run.arguments}
+            rows.append(names | what | {key: results.get(key) for key in MEASURED})
     return pd.DataFrame(rows)
 
 
-def markdown(study: Study, frame: pd.DataFrame) -> str:
-    """One table a protocol: means over seeds, with the population standard deviation; missing cells are `-`."""
-    parts = []
-    for protocol in study.protocols:
-        runs = frame[frame["protocol"] == protocol]
-        if len(runs):
-            parts.append(f"## {protocol}, accuracy in %\n\n{TABLES[protocol](study, runs)}\n")
-    return "\n".join(parts)
+class Summary:
+    """What the finished runs of a study amount to.
 
+    Attributes:
+        study, runs: what was given; `runs` as from `collect`.
+        ci95: whether `spread` is 1.96 standard deviations over the root of their number instead of one of them.
+        values: an accuracy in percent for every (protocol, part, method, dataset, seed): of its run, and H of two.
+    """
 
-def cell(values: pd.Series) -> str:
-    return f"{values.mean():.1f} ± {values.std(ddof=0):.1f}" if len(values) else "-"
-
-
-def rows(study: Study, columns: list[str], entry) -> str:
-    """Markdown of methods x columns; `entry(method, column)` is a cell's text."""
-    lines = [f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-    for variant in study.variants:
-        lines.append(f"| {variant.name} | {' | '.join(entry(variant.name, column) for column in columns)} |")
-    return "\n".join(lines)
-
-
-def base2new(study: Study, runs: pd.DataFrame) -> str:
-    """Base, new, and H of their means, for every dataset and for the average over datasets."""
-    means = runs.groupby(["method", "dataset", "classes"])["accuracy"].mean()
-
-    def halves(method: str, dataset: str) -> list[float]:
-        return [means.get((method, dataset, half), float("nan")) for half in ("base", "new")]
-
-    def entry(method: str, figure: str, dataset: str) -> str:
-        if dataset == "average":
-            every = pd.DataFrame([halves(method, name) for name in study.datasets])
-            base, new = every.mean(skipna=False)
-        else:
-            base, new = halves(method, dataset)
-        value = {"base": base, "new": new, "H": harmonic_mean(base, new)}[figure]
-        if pd.isna(value):
-            return "-"
-        if figure == "H" or dataset == "average":
-            return f"{value:.1f}"
-        chosen = runs[(runs["method"] == method) & (runs["dataset"] == dataset) & (runs["classes"] == figure)]
-        return cell(chosen["accuracy"])
-
-    parts = []
-    for dataset in (*study.datasets, "average"):
-        table = rows(
-            study, ["base", "new", "H"], lambda method, figure, dataset=dataset: entry(method, figure, dataset)
+    def __init__(self, study: Study, runs: pd.DataFrame, ci95: bool = False):
+        self.study, self.runs, self.ci95 = study, runs, ci95
+        self.variants = {variant.name: variant for variant in study.variants}
+        names = ["protocol", "part", "method", "dataset", "seed"]
+        halves = runs[runs["protocol"] == "base2new"].pivot(
+            index=["protocol", "method", "dataset", "seed"], columns="part", values="accuracy"
         )
-        parts.append(f"### {dataset}\n\n{table}\n")
-    return "\n".join(parts)
+        halves = halves.reindex(columns=["base", "new"]).dropna()
+        means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
+        both = halves.assign(accuracy=means, part="H").reset_index()[[*names, "accuracy"]]
+        self.values = pd.concat([runs[[*names, "accuracy"]], both] if len(both) else [runs[[*names, "accuracy"]]])
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """The tables of the study: (protocol, part)."""
+        several = {
+            "base2new": ["base", "new", "H"],
+            "cross_dataset": ["all classes"],
+            "few_shot": [f"{shots} shots" for shots in self.study.shots],
+        }
+        return [(protocol, part) for protocol in self.study.protocols for part in several[protocol]]
+
+    def averaged(self, protocol: str) -> list[str]:
+        """The datasets that an average is over: the source of cross_dataset is not among them."""
+        return list(self.study.targets if protocol == "cross_dataset" else self.study.datasets)
+
+    def datasets(self, protocol: str) -> list[str]:
+        source = [self.study.source] if protocol == "cross_dataset" else []
+        return [*source, *self.averaged(protocol)]
+
+    def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
+        """Accuracies, seeds x datasets (the source among them); NaN where a run is missing."""
+        values = self.values
+        own = values[(values["protocol"] == protocol) & (values["part"] == part) & (values["method"] == method)]
+        return own.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """A row for every cell of the tables, missing ones too: protocol, part, method, dataset or `average`, its mean
+        and spread over so many runs of so many seeds, its rank (1 is best), the paper's figure, and the difference."""
+        rows = []
+        for (protocol, part), variant in product(self.parts, self.study.variants):
+            accuracies = self.by_seed(protocol, part, variant.name)
+            averaged = self.averaged(protocol)
+            columns = {dataset: accuracies[dataset].dropna() for dataset in accuracies}
+            # The spread of an average is that of whole seeds; its mean is of all runs, where no dataset is missing.
+            columns["average"] = accuracies[averaged].dropna().mean(axis="columns")
+            means = {dataset: column.mean() for dataset, column in columns.items()}
+            means["average"] = pd.Series([means[dataset] for dataset in averaged]).mean(skipna=False)
+            counts = {dataset: len(column) for dataset, column in columns.items()}
+            counts["average"] = min(counts[dataset] for dataset in averaged)
+            for dataset, column in columns.items():
+                rows.append(
+                    {
+                        "protocol": protocol,
+                        "part": part,
+                        "method": variant.name,
+                        "dataset": dataset,
+                        "mean": means[dataset],
+                        "spread": self.spread(column),
+                        "runs": counts[dataset],
+                        "seeds": len(self.study.seeds),
+                        "paper": self.paper(protocol, part, variant, dataset),
+                    }
+                )
+        cells = self.with_harmonic_means(pd.DataFrame(rows))
+        shown = cells["mean"].round(2)  # what looks equal is equal
+        cells["rank"] = shown.groupby([cells[key] for key in ("protocol", "part", "dataset")]).rank(
+            "dense", ascending=False
+        )
+        cells["difference"] = cells["mean"] - cells["paper"]
+        return cells
+
+    def spread(self, column: pd.Series) -> float:
+        """Of accuracies over seeds; NaN of fewer than two."""
+        if len(column) < 2:
+            return math.nan
+        return column.std(ddof=0) * (Z95 / math.sqrt(len(column)) if self.ci95 else 1)
+
+    def with_harmonic_means(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """H of the mean base and the mean new accuracy, in place of the mean of H over seeds."""
+        keys = ["protocol", "method", "dataset"]
+        means = cells[cells["part"].isin(["base", "new"])].pivot(index=keys, columns="part", values="mean")
+        for index, cell in cells[cells["part"] == "H"].iterrows():
+            cells.loc[index, "mean"] = harmonic_mean(*means.loc[tuple(cell[keys]), ["base", "new"]])
+        return cells
+
+    def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
+        """The paper's figure, if these runs are of its backbone and its number of shots."""
+        alike = (self.runs["backbone"] == BACKBONE).all() and self.study.shots[-1] == SHOTS
+        return reported(protocol, part, variant, dataset, self.averaged(protocol)) if alike else math.nan
+
+    @property
+    def focus(self) -> str | None:
+        """The method that the others are compared with: the one called MPL, or the last of MPL's variants."""
+        names = [variant.name for variant in self.study.variants if variant.method == "MPL"]
+        return "MPL" if "MPL" in names else (names or [None])[-1]
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        """MPL against every other method, by their differences in accuracy for the same dataset and seed.
+
+        Two questions, two tests, both two-sided. Would other seeds say the same of these datasets? A paired t-test of
+        the average over datasets: n is the number of seeds that have all of them. Would other datasets? Wilcoxon's
+        signed-rank test of the datasets' means over seeds, as Demšar (JMLR 2006) advises: n is the number of datasets.
+        Pooling seeds x datasets would count runs of one dataset as independent, which they are not.
+        """
+        rows = []
+        for (protocol, part), name in product(self.parts, self.variants if self.focus else ()):
+            pair = [self.by_seed(protocol, part, method)[self.averaged(protocol)] for method in (self.focus, name)]
+            difference = pair[0] - pair[1]
+            if name == self.focus or difference.isna().all(axis=None):
+                continue
+            seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
+            rows.append(
+                {
+                    "protocol": protocol,
+                    "part": part,
+                    "method": self.focus,
+                    "against": name,
+                    "difference": datasets.mean(),
+                    "seeds": len(seeds),
+                    "datasets": len(datasets),
+                    "p_seeds": p_value(stats.ttest_1samp, seeds, popmean=0),
+                    "p_datasets": p_value(stats.wilcoxon, datasets),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def times(self) -> pd.DataFrame:
+        """Mean seconds of training a run, never over different devices: a row for each."""
+        trained = self.runs[self.runs["trained"]]
+        groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)["train_seconds"]
+        return groups.agg(["mean", "count"]).rename(columns={"mean": "seconds", "count": "runs"}).reset_index()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the tables should know."""
+        devices = sorted(self.runs["device"].dropna().unique())
+        several = f"the runs are from {len(devices)} devices ({', '.join(devices)}): times are averaged for each alone"
+        return [several] if len(devices) > 1 else []
+
+    def records(self) -> dict:
+        """Everything, for JSON; what is missing is null."""
+        frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
+        spread = "1.96 std / sqrt(n)" if self.ci95 else "population std"
+        tables = {
+            name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
+        }
+        return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
 
 
-def by_dataset(study: Study, runs: pd.DataFrame, datasets: Sequence[str], averaged: Sequence[str]) -> str:
-    """One accuracy for every dataset, and the average of some."""
-
-    def entry(method: str, dataset: str) -> str:
-        own = runs[runs["method"] == method]
-        if dataset != "average":
-            return cell(own[own["dataset"] == dataset]["accuracy"])
-        means = own.groupby("dataset")["accuracy"].mean().reindex(averaged)
-        return "-" if means.isna().any() else f"{means.mean():.1f}"
-
-    return rows(study, [*datasets, "average"], entry)
-
-
-def cross_dataset(study: Study, runs: pd.DataFrame) -> str:
-    """The source, every target, and the average of the targets."""
-    return by_dataset(study, runs, [study.source, *study.targets], study.targets)
-
-
-def few_shot(study: Study, runs: pd.DataFrame) -> str:
-    """A table for every number of shots."""
-    parts = []
-    for shots in study.shots:
-        table = by_dataset(study, runs[runs["shots"] == shots], study.datasets, study.datasets)
-        parts.append(f"### {shots} shots\n\n{table}\n")
-    return "\n".join(parts)
-
-
-TABLES = {"base2new": base2new, "cross_dataset": cross_dataset, "few_shot": few_shot}
+def p_value(test, differences: pd.Series, **options) -> float:
+    """NaN where there is nothing to test: fewer than two differences, or none that is not 0."""
+    if len(differences) < 2 or not differences.any():
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few or equal differences: n stands beside the result
+        return float(test(differences, **options).pvalue)

@@ -76,10 +76,15 @@ class MPL(PromptTrainer):
         require_vit(clip, "MPL", self.cfg.MODEL.BACKBONE.NAME)
         adds, removes = counts(mpl, "N_ADD_OP"), counts(mpl, "N_RM_OP")
         check_depth(clip, "TRAINER.MPL.PROMPT_DEPTH", mpl.PROMPT_DEPTH)
-        added = [mpl.N_CTX, *(count * mpl.N_CTX for count in adds)]
-        lengths = prompt_lengths(added, [0, *removes], len(clip.visual.transformer.resblocks))
+        lengths = vision_lengths(mpl, len(clip.visual.transformer.resblocks))
         print(f"Vision prompts at each layer: {', '.join(map(str, lengths))}")
         return MPLPrompts(clip, classnames, mpl.N_CTX, mpl.CTX_INIT, adds, removes)
+
+
+def vision_lengths(settings, layers: int) -> list[int]:
+    """How many prompts each of so many layers of the image tower sees, under the settings TRAINER.MPL."""
+    adds, removes = counts(settings, "N_ADD_OP"), counts(settings, "N_RM_OP")
+    return prompt_lengths([settings.N_CTX, *(count * settings.N_CTX for count in adds)], [0, *removes], layers)
 
 
 def counts(settings, key: str) -> list[int]:
