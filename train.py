@@ -151,9 +151,10 @@ def check_settings(cfg: CfgNode, finished: bool) -> None:
     harmless = HARMLESS - {"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else HARMLESS  # there, it says which
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in harmless]
     if changed:
+        others = f" (so differ {', '.join(changed[1:])})" if changed[1:] else ""
         raise SettingError(
-            f"{cfg.OUTPUT_DIR} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}: "
-            "choose another --output-dir, or delete that folder"
+            f"{cfg.OUTPUT_DIR} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}"
+            f"{others}: choose another --output-dir, or delete that folder"
         )
 
 

@@ -69,8 +69,8 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """A CLIP on the CPU, in eval mode, its parameters frozen.
 
     Args:
-        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded there), `small` (this project's own), a path to a weight file (see
-            `weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
+        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded there), `small` (this project's own), a path to
+            a weight file (`weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
         precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
 

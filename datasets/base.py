@@ -73,7 +73,13 @@ class FewShotDataset(DatasetBase):
             random.seed(cfg.SEED if cfg.SEED >= 0 else None)
             train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
-        train, val, test = select_classes(cfg.DATASET.SUBSAMPLE_CLASSES, train, val, test)
+        which = cfg.DATASET.SUBSAMPLE_CLASSES
+        train, val, test = select_classes(which, train, val, test)
+        if not test or not (train or self.test_only):
+            part = "testing" if train else "training"
+            raise DatasetError(
+                f"{type(self).__name__} has no images for {part} with SUBSAMPLE_CLASSES {which}: {self.remedy}"
+            )
         if images:
             self.check_images([*train, *val, *test])
         super().__init__(
@@ -105,7 +111,8 @@ class FewShotDataset(DatasetBase):
         if not path.is_file():
             raise DatasetError(f"{path} is missing: {self.remedy}")
         try:
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            text = path.read_text(encoding="utf-8-sig")  # Windows' editors may mark the beginning
+            return [line.strip() for line in text.splitlines() if line.strip()]
         except UnicodeDecodeError:
             raise DatasetError(f"{path} is no text: delete it, then {self.remedy}") from None
 
@@ -127,13 +134,20 @@ class FewShotDataset(DatasetBase):
             folders[folder].add(name)
         missing = []
         for folder, names in folders.items():
-            there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-            missing += sorted(f"{folder}/{name}" for name in names - there)
+            missing += sorted(f"{folder}/{name}" for name in names - names_in(folder))
         if missing:
             raise DatasetError(
                 f"{len(missing)} of {len(items)} images of {type(self).__name__} are missing, the first {missing[0]}: "
                 f"{self.remedy}"
             )
+
+
+def names_in(folder: str | Path) -> set[str]:
+    """What a folder holds, without links that lead nowhere; nothing if there is no such folder."""
+    if not os.path.isdir(folder):
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry)}
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class ImageFolder(FolderDataset):
 
     def read_json(self, file: Path) -> dict[str, str]:
         try:
-            words = json.loads(file.read_text(encoding="utf-8"))
+            words = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise DatasetError(f"{file} is no JSON ({error}): mend or delete it") from None
         if not isinstance(words, dict) or not all(isinstance(name, str) and name.strip() for name in words.values()):

@@ -75,10 +75,12 @@ def test_images_have_many_suffixes_and_other_files_are_named(birds, capsys):
     [
         ("classnames.txt", "robin European robin\nblue_tit   blue tit \nhouse_sparrow sparrow\nwren not here\n"),
         ("classnames.json", '{"robin": "European robin", "blue_tit": "blue tit", "house_sparrow": "sparrow"}'),
+        ("classnames.txt", "\ufeffblue_tit blue tit\r\nhouse_sparrow sparrow\r\nrobin European robin"),  # by Notepad
+        ("classnames.json", '\ufeff{"robin": "European robin", "blue_tit": "blue tit", "house_sparrow": "sparrow"}'),
     ],
 )
 def test_a_file_names_the_classes(file, text, birds, capsys):
-    (birds / file).write_text(text)
+    (birds / file).write_text(text, encoding="utf-8")
     assert load(birds).classnames == ["blue tit", "sparrow", "European robin"]
     assert f"Class names: {birds / file}" in capsys.readouterr().out
 
@@ -103,6 +105,27 @@ def test_names_that_cannot_be_are_refused(file, text, words, birds):
     (birds / file).write_text(text)
     with pytest.raises(DatasetError, match=re.escape(words)):
         load(birds)
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_image(birds):
+    image = birds / "train/robin/1.jpg"
+    image.rename(birds / "elsewhere.jpg")
+    image.symlink_to(birds / "elsewhere.jpg")
+    assert sizes(load(birds)) == (9, None, 6)
+    (birds / "elsewhere.jpg").unlink()
+    with pytest.raises(DatasetError, match=f"1 of 15 images of ImageFolder are missing, the first {image}"):
+        load(birds)
+
+
+def test_half_of_the_classes_without_images_is_refused(birds):
+    shutil.rmtree(birds / "test/robin")
+    assert sizes(load(birds)) == (9, None, 4)
+    with pytest.raises(DatasetError, match="no images for testing with SUBSAMPLE_CLASSES new: see docs"):
+        load(birds, "DATASET.SUBSAMPLE_CLASSES", "new")
+    for part, name in (("train", "robin"), ("train", "house_sparrow"), ("test", "house_sparrow")):
+        shutil.rmtree(birds / part / name)
+    with pytest.raises(DatasetError, match="no images for training with SUBSAMPLE_CLASSES new: see docs"):
+        load(birds, "DATASET.SUBSAMPLE_CLASSES", "new")
 
 
 def test_folders_that_do_not_fit_are_refused(birds, tmp_path):

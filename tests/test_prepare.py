@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ import torchvision.datasets
 from archives import tar
 from PIL import Image
 from published import PACKED, all_below, files_below, listing
-from trees import NAMES
+from trees import NAMES, write_image
 
+from tools import prepare as program
 from tools.preparing import fetch
 from tools.preparing.check import unreadable
 from tools.preparing.sources import table
@@ -141,7 +143,31 @@ def test_what_needs_no_files_is_passed_over(prepare):
     ]
 
 
+def test_what_is_wrong_with_images_of_ones_own_names_no_command_that_cannot_help(prepare, tmp_path):
+    image = tmp_path / "data/train/robin/1.jpg"
+    write_image(image, 1)
+    printed = prepare("--check", "image_folder").printed
+    assert "no folders train and test in" in printed and "tools/prepare.py" not in printed
+    write_image(tmp_path / "data/test/robin/2.jpg", 2)
+    assert prepare("--check", "image_folder").status == 0
+    (line, _) = prepare("--list", "image_folder").printed.splitlines()
+    assert line.split(maxsplit=2) == ["image_folder", "ready", "nothing to download"]
+    image.write_bytes(image.read_bytes()[:200])
+    ended = prepare("--check", "image_folder")
+    assert ended.status == 2 and f"1 images are unreadable, the first {image}" in ended.printed
+    assert ended.printed.endswith("  -> put good ones in their place, or see docs/your_own_data.md\n")
+
+
 # Few-shot choices
+
+
+def test_the_reader_of_a_few_shot_choice_may_have_seen_enough(publish, monkeypatch):
+    arguments = ["fewshot", "caltech101", "--root", publish("caltech101").parent]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        program.main([str(argument) for argument in arguments])
 
 
 def test_the_few_shot_choice_needs_only_the_split(prepare, publish, capsys, tmp_path):

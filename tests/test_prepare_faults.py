@@ -20,6 +20,7 @@ def test_what_was_asked_for_is_not_there(prepare_fails, tmp_path):
     prepare_fails([], "say which dataset")
     prepare_fails(["eurosatt"], "no dataset 'eurosatt': did you mean eurosat?")
     prepare_fails(["fewshot"], "fewshot DATASET")
+    prepare_fails(["fewshot", "dtd", "--seed", -1], "--seed -1 chooses other images every time")
     prepare_fails(["dtd", "--from", tmp_path / "none"], "no folder")
     prepare_fails(["fewshot", "dtd"], f"python tools/prepare.py dtd --root {tmp_path}/data")
     assert not (tmp_path / "data").exists()
@@ -127,6 +128,9 @@ def test_an_interruption_and_the_same_command_again(prepare, publish, monkeypatc
     status, _, errors = prepare("eurosat")
     assert (status, errors) == (130, ["Interrupted: the same command goes on where it was"])
     assert not (tmp_path / "data/eurosat/2750").exists()
+    preparation = Preparation(table()["eurosat"], tmp_path / "data")
+    there = sum(path.stat().st_size for path in preparation.staged.rglob("*.jpg"))
+    assert there and preparation.space() == (table()["eurosat"].files[1].size - there, 0)  # room for the rest will do
     assert prepare("eurosat").status == 0
     assert files_below(tmp_path / "data/eurosat") == files_below(made)
     assert [path for path, _ in publish.server.requests].count("/eurosat/EuroSAT.zip") == 1

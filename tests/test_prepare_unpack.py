@@ -130,3 +130,22 @@ def test_a_gzip_that_is_damaged_after_its_last_file_is_noticed(tmp_path):
 def test_what_is_no_archive_is_one_line(content, tmp_path):
     (tmp_path / "archive").write_bytes(content)
     refused(tmp_path / "archive", "is cut off, or no archive")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"2750/a": b"x", "2750/a/b.jpg": b"y"}, {"2750/a/b.jpg": b"y", "2750/a": b"x"}, {f"{'n' * 300}.jpg": b"x"}],
+    ids=["folder in a file", "file over a folder", "too long"],
+)
+def test_names_that_no_file_can_have_are_one_line(members, tmp_path):
+    archive = tar(tmp_path / "archive", members)
+    with pytest.raises(PrepareError, match="is not unpacked: no file can be .*/into/"):
+        unpack.unpack(archive, tmp_path / "into", lambda name: name)
+
+
+@pytest.mark.parametrize("write", [zipped, tar], ids=["zip", "tgz"])
+def test_names_that_are_no_text_are_one_line(write, tmp_path):
+    archive = write(tmp_path / "archive", {"2750/\u00e9\0.jpg": b"x"})
+    if write is zipped:  # says that its names are UTF-8
+        archive.write_bytes(archive.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    refused(archive, "is cut off, or no archive")

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from finished import finish, finish_all
 
+import train
 from tools import study as study_tool
-from tools.runs import Study, Variant
 from tools.study import StudyError, load
-from tools.tables import collect, markdown
+from trainers.mpl import vision_lengths
 
 ROOT = Path(__file__).parent.parent
 SMALL = yaml.safe_load((ROOT / "studies/small.yaml").read_text())
@@ -30,13 +31,6 @@ def write(tmp_path):
     return write
 
 
-def finish(run, accuracy: float) -> None:
-    """Pretend that a run has been done."""
-    run.folder.mkdir(parents=True)
-    measured = {"accuracy": accuracy, "n_test": 10, "train_seconds": 2.0, "test_seconds": 1.0, "device": "cpu"}
-    (run.folder / "results.json").write_text(json.dumps(measured))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -52,6 +46,8 @@ def finish(run, accuracy: float) -> None:
         ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
         ({"source": None}, "cross_dataset needs a source"),
         ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
+        ({"seeds": [1, 2, 1]}, "seed1 twice: leave one out"),
+        ({"trainers": {"MPL": "small", "x": {"trainer": "MPL", "config": "small"}}}, "MPL/small/seed1 twice"),
     ],
 )
 def test_a_study_that_cannot_be_says_why_in_a_line(write, settings, message):
@@ -107,26 +103,31 @@ def test_a_dry_run_prints_every_command_and_does_nothing(write, tmp_path, monkey
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.fixture
-def half_done(tmp_path):
-    """A study of two methods of which one lacks its results on new classes of the second dataset."""
-    variants = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))
-    study = Study(variants, ("small_land", "small_counts"), seeds=(1, 2), output=tmp_path)
-    for base, new in study.chains():
-        finish(base, 60 + 10 * base.seed)
-        if (new.variant.name, new.dataset) != ("MPL", "small_counts"):
-            finish(new, 40 if new.variant.name == "CoOp" else 50)
-    return study
+def test_datasets_may_have_settings_of_their_own(write):
+    value = {"config": "small", "overrides": {"OPTIM.LR": 0.1}, "datasets": {"small_land": {"OPTIM.LR": 0.2}}}
+    for (run,) in load(write(trainers={"CoOp": value}, protocols="few_shot")).chains():
+        assert run.arguments[-4:][:2] == (
+            ("OPTIM.LR", "0.1") if run.dataset == "small_land" else ("DATASET.SUBSAMPLE_CLASSES", "all")
+        )
+        assert run.arguments[-2:] == ("OPTIM.LR", "0.2" if run.dataset == "small_land" else "0.1")
 
 
-def test_tables_have_means_deviations_and_harmonic_means_and_show_what_is_missing(half_done):
-    text = markdown(half_done, collect(half_done))
-    land, counts, average = text.split("###")[1:]
-    assert "| CoOp | 75.0 ± 5.0 | 40.0 ± 0.0 | 52.2 |" in land
-    assert "| MPL | 75.0 ± 5.0 | 50.0 ± 0.0 | 60.0 |" in land
-    assert "| MPL | 75.0 ± 5.0 | - | - |" in counts
-    assert "| CoOp | 75.0 | 40.0 | 52.2 |" in average
-    assert "| MPL | 75.0 | - | - |" in average
+@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_study_that_comes_with_the_project_is_one(file):
+    """Each kind of its runs gets as far as a configuration; MPL's schedules are possible."""
+    seen = {}
+    for run in (run for chain in load(file).chains() for run in chain):
+        seen.setdefault((run.protocol, run.variant.name), run)
+    assert len(seen) >= 5
+    for run in seen.values():
+        cfg = train.setup_cfg(train.parse_arguments(list(run.arguments)))
+        assert run.variant.method != "MPL" or len(vision_lengths(cfg.TRAINER.MPL, 12)) == 12
+
+
+def test_the_papers_table_takes_eleven_datasets_five_methods_and_six_seeds():
+    chains = load(ROOT / "studies/base2new.yaml").chains()
+    assert len(chains) == 11 * 5 * 6
+    assert {len(chain) for chain in chains} == {2}
 
 
 def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, capsys):
@@ -136,8 +137,11 @@ def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, 
         study_tool.main()
     finish(load(file).chains()[0][0], 50.0)
     study_tool.main()
-    assert "| MPL | 50.0 ± 0.0 | - | - |" in (tmp_path / "tables.md").read_text()
-    assert json.loads((tmp_path / "tables.json").read_text())[0]["accuracy"] == 50.0
+    made = tmp_path / "studies/study"
+    assert "| MPL | 50.00 | 50.00 |" in (made / "tables.md").read_text()
+    assert "50.00" in (made / "tables.tex").read_text()
+    assert json.loads((made / "tables.json").read_text())["runs"][0]["accuracy"] == 50.0
+    assert "base2new,base,MPL,small_land,50.0,,1,1," in (made / "tables.csv").read_text()
     monkeypatch.setattr("sys.argv", ["study", "status", str(file)])
     capsys.readouterr()
     study_tool.main()
@@ -161,3 +165,37 @@ def test_one_failed_run_does_not_stop_the_others(write, tmp_path, monkeypatch, c
     assert "1 runs have failed" in printed.out
     assert "no CoOp checkpoint" in printed.out
     assert all((run.folder / "results.json").is_file() for run in zero_shot)
+
+
+def test_plots_are_written_beside_the_tables_and_said(write, tmp_path, monkeypatch, capsys):
+    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
+    finish_all(load(file))
+    monkeypatch.setattr("sys.argv", ["study", "plots", str(file)])
+    study_tool.main()
+    written = [Path(line.removeprefix("Written: ")) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in written] == ["accuracy_time.png", "accuracy_time.svg", "prompts.png", "prompts.svg"]
+    assert all(path.parent == tmp_path / "studies/study" and path.stat().st_size > 1000 for path in written)
+
+
+@pytest.mark.parametrize("content", ["", '{"accuracy": 5', "[]", "{}", "3"])
+def test_a_damaged_result_is_one_line(write, content, ended, monkeypatch):
+    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
+    run = load(file).chains()[0][0]
+    finish(run, 50.0)
+    (run.folder / "results.json").write_text(content)
+    monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
+    status, _, errors = ended(lambda: train.run(study_tool.main))
+    assert (status, len(errors)) == (2, 1)
+    assert f"{run.folder}/results.json is damaged: delete it" in errors[0]
+
+
+def test_a_result_of_other_settings_is_not_mixed_in(write, ended, monkeypatch):
+    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
+    run = load(file).chains()[0][0]
+    finish(run, 50.0)
+    cfg = train.setup_cfg(train.parse_arguments([*run.arguments, "OPTIM.LR", "0.5"]))
+    (run.folder / "config.yaml").write_text(cfg.dump())
+    monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
+    status, _, errors = ended(lambda: train.run(study_tool.main))
+    assert (status, len(errors)) == (2, 1)
+    assert f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02" in errors[0]

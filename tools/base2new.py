@@ -28,8 +28,10 @@ def read_results(folder: Path) -> dict | None:
     """
     file = folder / "results.json"
     try:
-        run = json.loads(file.read_text()) if file.is_file() else None
-        return run if run and run["accuracy"] is not None else None
+        if not file.is_file():
+            return None
+        run = json.loads(file.read_text())
+        return run if run["accuracy"] is not None else None
     except (ValueError, KeyError, TypeError):
         raise ResultsError(f"{file} is damaged: delete it and start its run again") from None
 

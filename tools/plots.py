@@ -70,11 +70,10 @@ def panels(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4
 
 
 def legend(figure: Figure, axes: list) -> None:
-    """One for all panels, below them."""
+    """One for all panels, beside them, in a figure made wider for it."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 5), frameon=False
-    )
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.09 * max(map(len, entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
 
 
 def average(summary: Summary, protocol: str, part: str) -> pd.DataFrame:
@@ -176,9 +175,14 @@ def prompts(summary: Summary) -> Figure | None:
     protocols = list(dict.fromkeys(protocol for protocol, _ in drawn))
     figure, axes = panels(len(protocols), 5.2, 4)
     for ax, chosen in zip(axes, protocols, strict=True):
+        alike: dict[tuple[int, ...], list[str]] = {}  # variants of one schedule share a line
         for (protocol, name), lengths in drawn.items():
             if protocol == chosen:
-                ax.plot(range(len(lengths)), lengths, **styles[name] | {"drawstyle": "steps-mid", "markersize": 6})
+                alike.setdefault(tuple(lengths), []).append(name)
+        for lengths, names in alike.items():
+            style = styles[summary.focus if summary.focus in names else names[0]]
+            style |= {"label": ", ".join(names), "drawstyle": "steps-mid", "markersize": 6}
+            ax.plot(range(len(lengths)), lengths, **style)
         ax.set(title=chosen, xlabel="layer of the image tower", ylabel="prompts in its input", ylim=(0, None))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.yaxis.get_major_locator().set_params(integer=True)

@@ -134,7 +134,8 @@ def show_list(names: list[str], args: argparse.Namespace) -> None:
         state = Preparation(source, args.root, args.given)
         how = "by hand" if source.by_hand else "downloaded"
         there = "ready" if state.ready else "not there" if not state.folder.is_dir() else "incomplete"
-        print(f"{name:16} {there:10} {source.size / 1e9:6.1f} GB, {how}; {source.licence} ({source.page})")
+        terms = f"{source.size / 1e9:6.1f} GB, {how}; {source.licence} ({source.page})"
+        print(f"{name:16} {there:10} {terms if source.files else 'nothing to download'}")
     print(f"under {args.root}; to get one: python tools/prepare.py {names[0]} --root {args.root}")
 
 
@@ -142,12 +143,18 @@ def show_fewshot(names: list[str], args: argparse.Namespace) -> None:
     """Print the images that a run trains and validates on, in its order, relative to the folder of images."""
     if len(names) != 1:
         raise PrepareError("say of which dataset: python tools/prepare.py fewshot DATASET --seed 1 --shots 16")
+    if args.seed < 0:
+        raise PrepareError(f"--seed {args.seed} chooses other images every time: give the run's, from 0")
     source, options = find(names[0]), ["DATASET.NUM_SHOTS", str(args.shots), "DATASET.SUBSAMPLE_CLASSES", args.classes]
     with redirect_stdout(sys.stderr):
         dataset = source.read(args.root, *options, seed=args.seed)
-    for part, items in (("train", dataset.train_x), ("val", dataset.val or [])):
-        for item in items:
-            print(part, os.path.relpath(item.impath, dataset.images))
+    try:
+        for part, items in (("train", dataset.train_x), ("val", dataset.val or [])):
+            for item in items:
+                print(part, os.path.relpath(item.impath, dataset.images))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head` has seen enough; Python would flush once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -45,6 +45,10 @@ def number(value: float, form: str = ".2f") -> str:
     return MISSING if pd.isna(value) else format(value, form)
 
 
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.0005 else number(p, ".3f")
+
+
 def grid(summary: Summary, protocol: str, cells: pd.DataFrame, entry) -> tuple[list[str], list[list[Cell]]]:
     """Header and rows of methods x datasets; `entry(row of cells)` is a Cell."""
     columns = [*summary.datasets(protocol), "average"]
@@ -88,7 +92,7 @@ def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame
 def tested(summary: Summary, protocol: str, part: str) -> list[Table]:
     rows = [
         [Cell(row.against), Cell(f"{row.difference:+.2f}")]
-        + [Cell(f"{number(p, '.3f')} (n={n})") for p, n in ((row.p_seeds, row.seeds), (row.p_datasets, row.datasets))]
+        + [Cell(f"{p_value(p)} (n={n})") for p, n in ((row.p_seeds, row.seeds), (row.p_datasets, row.datasets))]
         for row in select(summary.tests, protocol, part).itertuples()
     ]
     if not rows:

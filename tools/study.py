@@ -79,7 +79,15 @@ def load(file: Path) -> Study:
         choose(file, "dataset", dataset, known_datasets())
     variants = tuple(variant(file, name, value) for name, value in content.pop("trainers").items())
     paths = {key: Path(content[key]).expanduser() for key in ("root", "output") if key in content}
-    return Study(variants, **content | paths)
+    study = Study(variants, **content | paths)
+    folders = set()
+    for run in (run for chain in study.chains() for run in chain):
+        if run.folder in folders:
+            raise StudyError(
+                f"{file} has the run of {run.folder} twice: leave one out, or give it overrides of its own"
+            )
+        folders.add(run.folder)
+    return study
 
 
 def known_datasets() -> list[str]:

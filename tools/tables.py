@@ -21,7 +21,11 @@ Z95 = 1.96
 
 def part(run: Run) -> str:
     """Which of its protocol's tables a run belongs to."""
-    return {"base2new": run.classes, "cross_dataset": "all classes", "few_shot": f"{run.shots} shots"}[run.protocol]
+    return {"base2new": run.classes, "cross_dataset": "all classes", "few_shot": counted(run.shots)}[run.protocol]
+
+
+def counted(shots: int) -> str:
+    return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
 def collect(study: Study) -> pd.DataFrame:
@@ -70,7 +74,7 @@ class Summary:
         several = {
             "base2new": ["base", "new", "H"],
             "cross_dataset": ["all classes"],
-            "few_shot": [f"{shots} shots" for shots in self.study.shots],
+            "few_shot": list(map(counted, self.study.shots)),
         }
         return [(protocol, part) for protocol in self.study.protocols for part in several[protocol]]
 

@@ -96,12 +96,13 @@ class Preparation:
         return any(PurePosixPath(place) in PurePosixPath(name).parents for name in self.missing)
 
     def space(self) -> tuple[int, int]:
-        """Bytes that stay, and bytes of the largest download, which goes."""
+        """Bytes to come that stay, and bytes of the largest download, which goes."""
         archives = self.archives()
         downloads = [
             file.size - size_of(self.work / f"{file.name}.partial") for file in archives if not self.local(file)
         ]
-        return sum(file.size for file in archives), max([0, *downloads])
+        unpacked = sum(size_of(path) for path in (self.work / "unpacked").rglob("*"))  # before an interruption
+        return max(0, sum(file.size for file in archives) - unpacked), max([0, *downloads])
 
     def run(self) -> None:
         """Get, verify, unpack and arrange what is missing.

@@ -32,7 +32,7 @@ def check(source: Source, root: Path, read: bool = True) -> bool:
     try:
         dataset = read_quietly(source, root)
     except DatasetError as error:
-        print(f"  {reason(error)}\n  -> {command}")
+        print(f"  {reason(error)}\n  -> {command}" if source.files else f"  {error}")
         return False
     missing = missing_images(dataset)
     there = sorted(set(split_images(dataset)) - set(missing))
@@ -47,7 +47,9 @@ def check(source: Source, root: Path, read: bool = True) -> bool:
     extra = sorted(images_below(dataset.images, dataset.root) - set(there))
     if extra:
         print(f"  {len(extra)} images that its split does not name, the first {dataset.root / extra[0]} (harmless)")
-    if missing and not (broken or wrong):
+    if not source.files and (missing or broken):
+        print(f"  -> put good ones in their place, or {dataset.remedy}")
+    elif missing and not (broken or wrong):
         print(f"  -> {command}")
     elif wrong and dataset.split_id:
         print(f"  -> move {dataset.root / dataset.split_file} elsewhere, then: {command}")

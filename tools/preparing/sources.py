@@ -15,7 +15,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 
 import train
 from datasets import DatasetError
-from datasets.base import FewShotDataset, Items
+from datasets.base import FewShotDataset, Items, names_in
 
 from . import PrepareError
 from .files import File
@@ -134,8 +134,7 @@ def missing_images(dataset: FewShotDataset) -> list[str]:
     for image in split_images(dataset):
         parent, name = os.path.split(image)
         if parent not in listed:
-            folder = dataset.root / parent
-            listed[parent] = set(os.listdir(folder)) if folder.is_dir() else set()
+            listed[parent] = names_in(dataset.root / parent)
         if name not in listed[parent]:
             missing.append(image)
     return missing

@@ -1,5 +1,6 @@
 """Unpacking that can't leave its folder, nor fill the disk."""
 
+import errno
 import gzip
 import stat
 import tarfile
@@ -19,6 +20,8 @@ MOST_FILES = 5_000_000
 BLOCK = 1 << 20
 JUNK = ("__MACOSX", ".DS_Store")  # of archives made on a Mac, as are names that begin with ._
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
+DAMAGED += (ValueError, OverflowError)  # numbers and names in it that cannot be
+IMPOSSIBLE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # names: too long, or of file and folder
 
 
 class Member(NamedTuple):
@@ -65,6 +68,10 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inne
         raise PrepareError(f"{archive} is cut off, or no archive ({error or 'it ends too early'})") from None
     except Hostile as error:
         raise PrepareError(f"{archive} is not unpacked: {error}") from None
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE:
+            raise
+        raise PrepareError(f"{archive} is not unpacked: no file can be {error.filename} ({error.strerror})") from None
 
 
 def members(file: BinaryIO, inner: str) -> Iterator[Member]:

@@ -1,0 +1,138 @@
+"""Pictures of a study: what is in them, and that they are there as PNG and SVG."""
+
+import dataclasses
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from finished import finish_all
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from tools import plots
+from tools.runs import Study, Variant
+from tools.study import load
+from tools.tables import Summary, collect
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("ZeroshotCLIP", "CoOp", "MPL")
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def summarised(tmp_path):
+    """`summarised(*protocols, **settings)` -> the summary of a finished study of three methods on two datasets."""
+
+    def summarised(*protocols, names=NAMES, measured=(), **settings):
+        variants = tuple(Variant(name, name, "small", "small_cross_datasets") for name in names)
+        sets = ("small_land", "small_counts")
+        usual = {"seeds": (1, 2), "source": "small_source", "targets": sets, "output": tmp_path}
+        study = Study(variants, sets, protocols, **usual | settings)
+        finish_all(study, **dict(measured))
+        return Summary(study, collect(study))
+
+    return summarised
+
+
+def points(ax) -> dict[str, list[tuple[float, float]]]:
+    """What error bars are drawn at, by their label."""
+    return {bars.get_label(): [tuple(xy) for xy in bars[0].get_xydata()] for bars in ax.containers}
+
+
+def test_both_protocols_are_drawn_against_training_time_on_the_named_device(summarised):
+    summary = summarised("base2new", "cross_dataset")
+    new, cross = plots.accuracy_time(summary).axes
+    assert (new.get_title(), new.get_ylabel()) == ("base2new", "accuracy on new classes (%)")
+    assert cross.get_title() == "cross_dataset"
+    means = summary.cells.set_index(["part", "dataset", "method"])["mean"]
+    for ax, part in ((new, "new"), (cross, "all classes")):
+        assert ax.get_xlabel() == "training time of a run (seconds, cpu)"
+        assert points(ax) == {name: [(10.0 * len(name), means[part, "average", name])] for name in ("CoOp", "MPL")}
+        lines = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
+        assert lines["ZeroshotCLIP (no training)"] == means[part, "average", "ZeroshotCLIP"]
+
+
+def test_long_times_are_in_minutes(summarised):
+    (ax,) = plots.accuracy_time(summarised("base2new", measured={"train_seconds": 1200.0}, names=("MPL",))).axes
+    assert "minutes" in ax.get_xlabel()
+    assert points(ax)["MPL"][0][0] == 20
+
+
+def test_points_of_several_devices_are_apart_and_said_to_be(summarised):
+    summary = summarised("base2new")
+    summary.runs.loc[summary.runs["seed"] == 2, "device"] = "H100"
+    (ax,) = plots.accuracy_time(summary).axes
+    assert points(ax).keys() == {f"{name} ({device})" for name in ("CoOp", "MPL") for device in ("cpu", "H100")}
+    assert "2 devices: not comparable" in ax.get_xlabel()
+
+
+def test_few_shot_curves_go_through_every_number_of_shots(summarised):
+    summary = summarised("few_shot", shots=(1, 2, 4))
+    average, land, counts = plots.few_shot(summary).axes
+    assert [ax.get_title() for ax in (average, land, counts)] == ["average", "small_land", "small_counts"]
+    cells = summary.cells.set_index(["method", "dataset", "part"])["mean"]
+    curve = [
+        (shots, cells["MPL", "small_land", part]) for shots, part in ((1, "1 shot"), (2, "2 shots"), (4, "4 shots"))
+    ]
+    assert points(land)["MPL"] == curve
+    assert points(average).keys() == set(NAMES)
+
+
+@pytest.mark.parametrize(("names", "reference"), [(NAMES, "ZeroshotCLIP"), (NAMES[1:], "CoOp")])
+def test_gains_are_over_zero_shot_clip_or_else_coop(summarised, names, reference):
+    summary = summarised("cross_dataset", names=names)
+    (ax,) = plots.gains(summary).axes
+    cells = summary.cells.set_index(["method", "dataset"])["mean"]
+    bars = dict(zip((label.get_text() for label in ax.get_yticklabels()), ax.containers[0].datavalues, strict=True))
+    expected = {
+        name: cells["MPL", name] - cells[reference, name] for name in (*summary.datasets("cross_dataset"), "average")
+    }
+    assert bars == pytest.approx(expected)
+    assert ax.get_xlabel() == f"MPL over {reference} (points)"
+
+
+def test_the_ablations_schedules_are_those_of_the_settings(tmp_path):
+    study = dataclasses.replace(
+        load(ROOT / "studies/mpl_ablation.yaml"), output=tmp_path, seeds=(1,), datasets=("dtd",)
+    )
+    finish_all(study)
+    (ax,) = plots.prompts(Summary(study, collect(study))).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert drawn["add 1 remove 0, MPL"] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]  # the paper's
+    assert drawn["add 1 remove 1, depth 1"] == [1] * 12
+    assert drawn["add 2 remove 2"] == [1, *[2] * 11]
+    assert drawn["depth 12"] == list(range(1, 13))
+    assert drawn["add 3 remove 0"][8:] == [25] * 4
+
+
+def test_every_picture_is_there_as_png_and_svg_and_nothing_is_cut_off(summarised, tmp_path):
+    summary = summarised("base2new", "cross_dataset", "few_shot", shots=(1, 16))
+    files = list(plots.draw(summary, tmp_path))
+    assert [file.name for file in files] == [
+        f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains", "prompts") for kind in ("png", "svg")
+    ]
+    for file in files:
+        if file.suffix == ".svg":
+            assert ElementTree.parse(file).getroot().tag.endswith("svg")
+            continue
+        with Image.open(file) as image:
+            pixels = image.convert("L")
+            edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]
+            assert all(edge.getextrema() == (255, 255) for edge in edges), file.name
+
+
+def test_methods_differ_without_colours(summarised):
+    styles = plots.looks(summarised("base2new", names=("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")))
+    assert len({style["marker"] for style in styles.values()}) == len(styles)
+    greys = [style["color"] for style in styles.values()]
+    assert all(grey == "black" or 0 <= float(grey) < 0.7 for grey in greys)
+
+
+def test_a_study_without_mpl_or_results_has_fewer_pictures(summarised, tmp_path):
+    files = {file.stem for file in plots.draw(summarised("base2new", names=("VPT",)), tmp_path)}
+    assert files == {"accuracy_time"}
