@@ -49,7 +49,7 @@ class FewShotDataset(DatasetBase):
 
     def __init__(self, cfg, images: bool = True):
         self.cfg = cfg
-        self.data = Path(cfg.DATASET.ROOT).expanduser().absolute()
+        self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
         if not self.root.is_dir():
@@ -99,9 +99,9 @@ class FewShotDataset(DatasetBase):
         if not path.is_file():
             raise DatasetError(f"split file {path} is missing: {self.remedy}")
         try:
-            split = json.loads(path.read_text(encoding="utf-8"))
+            split = json.loads(path.read_text(encoding="utf-8-sig"))
             return tuple([self.read_item(*row) for row in split[part]] for part in ("train", "val", "test"))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(
                 f"split file {path} is damaged ({type(error).__name__}: {error}): delete it, then {self.remedy}"
             ) from None
@@ -122,7 +122,8 @@ class FewShotDataset(DatasetBase):
         Raises:
             TypeError: not a path, a label from 0 and a name.
         """
-        if type(label) is not int or label < 0 or not isinstance(path, str) or not isinstance(classname, str):
+        named = all(isinstance(text, str) and text.strip() for text in (path, classname))
+        if type(label) is not int or label < 0 or not named:
             raise TypeError(f"{[path, label, classname]} is not [path, label from 0, class name]")
         return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 

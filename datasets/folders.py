@@ -33,7 +33,9 @@ class FolderDataset(FewShotDataset):
         items, ignored = [], []
         for folder in self.class_folders(parent):
             if folder not in classes:
-                raise DatasetError(f"{parent / folder} is no class of {type(self).__name__}: {self.remedy}")
+                raise DatasetError(
+                    f"{parent / folder} is no class of the training images: move it elsewhere, or {self.remedy}"
+                )
             files = [name for name in os.listdir(parent / folder) if not name.startswith(".")]
             names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
             if len(names) < len(files):
@@ -57,5 +59,7 @@ class FolderDataset(FewShotDataset):
         """Class names by folder, from lines of `<folder> <name>` as in ImageNet's classnames.txt."""
         rows = [line.split(None, 1) for line in self.read_lines(file)]
         if any(len(row) < 2 for row in rows):
-            raise DatasetError(f"{file} is damaged: its lines are to be FOLDER NAME, with no name empty")
+            raise DatasetError(
+                f"{file} is damaged: its lines are to be FOLDER NAME, with no name empty; mend or delete it"
+            )
         return dict(rows)

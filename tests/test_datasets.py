@@ -237,6 +237,7 @@ MISTAKES = {
     "text": (lambda part, label, name: [str(label), name], "'0', 'banded'] is not"),
     "nothing": (lambda part, label, name: [None, name], "None, 'banded'] is not"),
     "name": (lambda part, label, name: [label, 7], "0, 7] is not"),
+    "no name": (lambda part, label, name: [label, " "], "0, ' '] is not"),
 }
 
 
@@ -248,6 +249,15 @@ def test_labels_that_cannot_be_are_refused(mistake, load, tmp_path):
         load("dtd")
     assert str(file) in str(error.value) and words in str(error.value)
     assert str(error.value).endswith(f"python tools/prepare.py dtd --root {tmp_path}")
+
+
+def test_a_split_that_an_editor_marked_as_utf_8_is_read(load, tmp_path):
+    (file,) = build_tree("dtd", tmp_path).glob("split_zhou_*.json")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load("dtd").classnames == CLASSES["dtd"]
+    file.write_text('{"train": ' + "[" * 100_000)
+    with pytest.raises(DatasetError, match=f"{file} is damaged .*python tools/prepare.py dtd"):
+        load("dtd")
 
 
 @pytest.mark.parametrize("line", ["0000001 unheard of", "0000001", "\xff"])

@@ -90,7 +90,9 @@ def test_labels_of_imagenet_are_those_of_its_training_folders(load, tmp_path):
     assert [item.label for item in data.test] == [1, 1, 2, 2, 3, 3]
     assert data.val == data.test
     (images / "val/n00000000").mkdir()
-    with pytest.raises(DatasetError, match="val/n00000000 is no class of ImageNet: get it by: python tools/prepare.py"):
+    with pytest.raises(
+        DatasetError, match="val/n00000000 is no class of the training images: move it elsewhere, or get it"
+    ):
         load("imagenet")
 
 

@@ -20,7 +20,7 @@ from published import PACKED, all_below, files_below, listing
 from trees import NAMES, write_image
 
 from tools import prepare as program
-from tools.preparing import fetch
+from tools.preparing import fetch, sources
 from tools.preparing.check import unreadable
 from tools.preparing.sources import table
 
@@ -141,6 +141,16 @@ def test_what_needs_no_files_is_passed_over(prepare):
         "image_folder: nothing to prepare",
         "small_shapes: nothing to prepare",
     ]
+
+
+def test_a_dataset_of_ones_own_configuration(prepare, publish, monkeypatch, tmp_path):
+    folder = tmp_path / "repository/configs/datasets"
+    shutil.copytree(ROOT / "configs/datasets", folder)
+    (folder / "birds.yaml").write_text("_BASE_: image_folder.yaml\n")
+    (folder / "satellites.yaml").write_text("_BASE_: eurosat.yaml\n")
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "repository")
+    publish("eurosat")
+    assert prepare("birds", "satellites").printed.startswith("birds: nothing to prepare\neurosat: ready: ")
 
 
 def test_what_is_wrong_with_images_of_ones_own_names_no_command_that_cannot_help(prepare, tmp_path):

@@ -21,6 +21,9 @@ def test_what_was_asked_for_is_not_there(prepare_fails, tmp_path):
     prepare_fails(["eurosatt"], "no dataset 'eurosatt': did you mean eurosat?")
     prepare_fails(["fewshot"], "fewshot DATASET")
     prepare_fails(["fewshot", "dtd", "--seed", -1], "--seed -1 chooses other images every time")
+    prepare_fails(["fewshot", "imagenet_a"], "imagenet_a has test images only")
+    prepare_fails(["DescribableTextures"], "did you mean dtd?")
+    prepare_fails(["--check", "dtd", "--root", "~nobody"], "not as they should be")
     prepare_fails(["dtd", "--from", tmp_path / "none"], "no folder")
     prepare_fails(["fewshot", "dtd"], f"python tools/prepare.py dtd --root {tmp_path}/data")
     assert not (tmp_path / "data").exists()
@@ -88,8 +91,72 @@ def test_a_damaged_split_of_ones_own_is_not_overwritten(prepare_fails, publish, 
     shutil.copytree(publish("eurosat"), tmp_path / "data/eurosat")
     split = tmp_path / "data/eurosat/split_zhou_EuroSAT.json"
     split.write_text("{")
-    prepare_fails(["eurosat"], f"move {split} elsewhere, then: python tools/prepare.py eurosat")
+    way_out = f"move {split} elsewhere, then: python tools/prepare.py eurosat"
+    prepare_fails(["eurosat"], way_out)
     assert split.read_text() == "{"
+    shutil.rmtree(tmp_path / "data/eurosat/2750")  # then nothing is downloaded in vain either
+    prepare_fails(["eurosat"], way_out)
+    assert f"-> {way_out}" in prepare_fails(["--check", "eurosat"], "not as they should be")
+    assert publish.server.requests == []
+
+
+def test_a_split_that_names_what_is_not_published_costs_no_download(prepare_fails, prepare, publish, tmp_path):
+    made = publish("eurosat")
+    split = tmp_path / "data/eurosat/split_zhou_EuroSAT.json"
+    split.parent.mkdir(parents=True)
+    split.write_text((made / split.name).read_text().replace("Forest_2.jpg", "Forest_9.jpg"))
+    prepare_fails(
+        ["eurosat"],
+        f"{split} names 1 images that EuroSAT.zip has not, as published, the first 2750/Forest/Forest_9.jpg",
+        f"move it elsewhere, then: python tools/prepare.py eurosat --root {tmp_path}/data",
+    )
+    split.rename(tmp_path / "elsewhere")
+    assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
+    assert [path for path, _ in publish.server.requests] == ["/eurosat/EuroSAT.zip", f"/eurosat/{split.name}"]
+
+
+def test_an_archive_got_by_hand_that_is_cut_off_is_to_be_got_again(prepare_fails, publish, monkeypatch, tmp_path):
+    publish("ucf101")
+    archive, given = table()["ucf101"].files[1], tmp_path / "given"
+    given.mkdir()
+    (given / archive.name).write_bytes(publish.server.files[f"/ucf101/{archive.name}"][:-9])
+    monkeypatch.setattr(archive, "bytes", 0)
+    monkeypatch.setattr(archive, "md5", "")
+    prepare_fails(
+        ["ucf101", "--from", given], "is cut off, or no archive", f": get it from elsewhere and put it into {given}"
+    )
+    assert (given / archive.name).is_file()
+
+
+def test_a_class_folder_without_images_is_filled_by_the_command_that_check_says(
+    prepare, prepare_fails, publish, tmp_path
+):
+    shutil.copytree(publish("imagenet_r"), tmp_path / "data/imagenet-rendition")
+    for image in (tmp_path / "data/imagenet-rendition/imagenet-r/n02012849").iterdir():
+        image.unlink()
+    command = f"python tools/prepare.py imagenet_r --root {tmp_path}/data --repair"
+    assert f"-> {command}\n" in prepare_fails(["--check", "imagenet_r"], "not as they should be")
+    prepare_fails(["imagenet_r"], "no images in", command)
+    assert prepare("imagenet_r", "--repair").status == 0 and prepare("--check", "imagenet_r").status == 0
+
+
+def test_images_on_another_disk_are_added_to(prepare, publish, monkeypatch, tmp_path):
+    made, other = publish("dtd"), tmp_path / "disk"
+    shutil.copytree(made / "images", other / "images")
+    shutil.rmtree(other / "images/braided")
+    (other / "images/banded/banded_0001.jpg").unlink()
+    (tmp_path / "data/dtd").mkdir(parents=True)
+    (tmp_path / "data/dtd/images").symlink_to(other / "images")
+    replace = os.replace
+
+    def between_disks(source, target):
+        if target.is_relative_to(tmp_path / "data/dtd/images") and ".preparing" in source.parts:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", between_disks)
+    assert prepare("dtd").status == 0
+    assert files_below(other / "images") == files_below(made / "images")
 
 
 def test_too_little_room_is_said_before_anything_is_downloaded(prepare_fails, publish, monkeypatch, tmp_path):
@@ -110,6 +177,18 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_to(prepare_fails, prepar
     prepare_fails(["eurosat"], "No space left on device: see to it")
     monkeypatch.setattr(unpack, "write", write)
     assert prepare("eurosat").status == 0
+    images = tmp_path / "data/eurosat/2750/Forest"
+    scandir = os.scandir
+
+    def locked(path="."):
+        if str(path) == str(images):  # whoever runs this may be root
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", locked)
+        for command in (["--check", "eurosat"], ["--list", "eurosat"], ["eurosat"]):
+            prepare_fails(command, f"Permission denied: {images}: see to it or choose another --root")
     (tmp_path / "file").write_text("in the way")
     prepare_fails(["eurosat"], f"{tmp_path}/file", "choose another --root", root=tmp_path / "file/data")
 

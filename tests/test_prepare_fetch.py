@@ -67,9 +67,27 @@ def test_a_server_without_ranges_sends_all_of_it_again(server, file, tmp_path):
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
 
 
+def test_a_server_may_send_less_than_was_asked_for(server, file, tmp_path):
+    server.faults = ["cut off", "short range", "short range"]
+    assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
+    half = len(CONTENT) // 2
+    assert starts(server) == [0, half, half + 1000, half + 2000]
+
+
 def test_a_download_that_was_killed_when_complete_is_only_verified(server, file, tmp_path):
     (tmp_path / f"{NAME}.partial").write_bytes(CONTENT)
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
+    assert server.requests == []
+    file.bytes = 0  # as where no size is published
+    (tmp_path / NAME).rename(tmp_path / f"{NAME}.partial")
+    assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
+    assert starts(server) == [len(CONTENT)]
+
+
+def test_a_file_that_does_not_end_is_refused(server, file, tmp_path):
+    server.faults = ["too long"]
+    refused(file, tmp_path, "does not end after 102,400 bytes")
+    assert os.listdir(tmp_path) == [] and starts(server) == [0]
 
 
 @pytest.mark.parametrize("size", [1000, len(CONTENT), len(CONTENT) + 1])

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import stat
 import tarfile
 
@@ -97,9 +98,24 @@ def test_a_bomb_is_refused_before_it_is_written(tmp_path, monkeypatch):
         refused(archive, "is not unpacked: it grows to more than")
         assert not (tmp_path / "into/here/2750/bomb.jpg").exists()
         archive.unlink()
-        (tmp_path / "into/here/2750/small.jpg").unlink()
+        shutil.rmtree(tmp_path / "into", ignore_errors=True)
     monkeypatch.setattr(unpack, "MOST_FILES", 5)
     refused(tar(tmp_path / "many", {f"{number}.jpg": b"" for number in range(20)}), "or 5 files")
+
+
+@pytest.mark.parametrize("place", ["in a header", "after the last file"])
+def test_a_bomb_beside_the_files_is_refused_before_it_fills_the_memory(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "SPARE", 10_000)
+    monkeypatch.setattr(unpack, "BLOCK", 1 << 14)
+    with tarfile.open(tmp_path / "plain", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("1.jpg")
+        if place == "in a header":
+            info.pax_headers = {"comment": "x" * 5_000_000}
+        archive.addfile(info)
+    content = (tmp_path / "plain").read_bytes() + bytes(5_000_000 if place == "after the last file" else 0)
+    (tmp_path / "plain").unlink()
+    (tmp_path / "archive").write_bytes(gzip.compress(content))
+    refused(tmp_path / "archive", "is not unpacked: it grows to more than")
 
 
 def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path):

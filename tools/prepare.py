@@ -59,7 +59,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--classes", choices=("all", "base", "new"), default="all", help="with fewshot: of which classes"
     )
     args = parser.parse_intermixed_args(argv)
-    args.root = args.root.expanduser()
+    args.root = Path(os.path.expanduser(args.root))
     if args.given and not args.given.is_dir():
         raise PrepareError(f"no folder {args.given}: --from names the one with the files that you got by hand")
     return args
@@ -76,27 +76,29 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
         try:
             step()
         except (PrepareError, OSError) as error:
-            if isinstance(error, OSError):  # a full disk, a folder that can't be written to
-                why = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-                error = PrepareError(f"{why}: see to it or choose another --root, then give the same command again")
-            failures.append(error)
+            failures.append(refusal(error))
             if len(names) > 1:
-                print(f"{name}: {error}")
+                print(f"{name}: {failures[-1]}")
             return False
         return True
 
     waiting, sizes = [], []
-    for name in names:
-        source = find(name)
-        if not source.files:
-            print(f"{name}: nothing to prepare")
-            continue
+
+    def begin(source: Source) -> None:
         broken = find_broken(source, args.root) if args.repair else []
         preparation = Preparation(source, args.root, args.given, args.mirror, args.repair, broken)
         if preparation.ready and not preparation.work.exists():
-            print(f"{name}: ready")
-        elif attempt(name, lambda preparation=preparation: sizes.append(preparation.space())):
+            print(f"{source.name}: ready")
+        else:
+            sizes.append(preparation.space())
             waiting.append(preparation)
+
+    for name in names:
+        source = find(name)
+        if source.files:
+            attempt(name, lambda source=source: begin(source))
+        else:
+            print(f"{name}: nothing to prepare")
     check_space(sizes, args.root)
     for preparation in waiting:
         name = preparation.source.name
@@ -105,6 +107,16 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
     if failures:
         several = PrepareError(f"{len(failures)} of {len(names)} datasets could not be prepared: see above")
         raise failures[0] if len(names) == 1 else several
+
+
+def refusal(error: PrepareError | OSError) -> PrepareError:
+    """A full disk, or a folder that can't be read or written to, in words that say what to do."""
+    if isinstance(error, PrepareError):
+        return error
+    place = f": {error.filename}" if error.filename else ""
+    return PrepareError(
+        f"{error.strerror or error}{place}: see to it or choose another --root, then give the same command again"
+    )
 
 
 def find_broken(source: Source, root: Path) -> list[str]:
@@ -129,6 +141,8 @@ def check_space(sizes: list[tuple[int, int]], root: Path) -> None:
 
 
 def show_list(names: list[str], args: argparse.Namespace) -> None:
+    """A line for each dataset, then a command for the first that is not there, and for the first that is incomplete."""
+    first = {}
     for name in names:
         source = find(name)
         state = Preparation(source, args.root, args.given)
@@ -136,7 +150,13 @@ def show_list(names: list[str], args: argparse.Namespace) -> None:
         there = "ready" if state.ready else "not there" if not state.folder.is_dir() else "incomplete"
         terms = f"{source.size / 1e9:6.1f} GB, {how}; {source.licence} ({source.page})"
         print(f"{name:16} {there:10} {terms if source.files else 'nothing to download'}")
-    print(f"under {args.root}; to get one: python tools/prepare.py {names[0]} --root {args.root}")
+        if source.files:
+            first.setdefault(there, source.command(args.root))
+    print(f"under {args.root}")
+    if "not there" in first:
+        print(f"to get one: {first['not there']}")
+    if "incomplete" in first:
+        print(f"to see what one lacks: {first['incomplete']} --check")
 
 
 def show_fewshot(names: list[str], args: argparse.Namespace) -> None:
@@ -146,32 +166,41 @@ def show_fewshot(names: list[str], args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise PrepareError(f"--seed {args.seed} chooses other images every time: give the run's, from 0")
     source, options = find(names[0]), ["DATASET.NUM_SHOTS", str(args.shots), "DATASET.SUBSAMPLE_CLASSES", args.classes]
+    if source.dataset.test_only:
+        raise PrepareError(f"{source.name} has test images only: nothing is learned on it, so none are chosen")
     with redirect_stdout(sys.stderr):
         dataset = source.read(args.root, *options, seed=args.seed)
-    try:
-        for part, items in (("train", dataset.train_x), ("val", dataset.val or [])):
-            for item in items:
-                print(part, os.path.relpath(item.impath, dataset.images))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `head` has seen enough; Python would flush once more at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for part, items in (("train", dataset.train_x), ("val", dataset.val or [])):
+        for item in items:
+            print(part, os.path.relpath(item.impath, dataset.images))
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     names = list(table()) if args.names == ["all"] or not args.names and (args.list or args.check) else args.names
+    names = list(dict.fromkeys(names))
     if not names:
         raise PrepareError("say which dataset: python tools/prepare.py --list shows them")
-    if names[0] == "fewshot":
-        show_fewshot(names[1:], args)
-    elif args.list:
-        show_list(names, args)
-    elif args.check:
-        sound = [check(find(name), args.root, not args.quick) for name in names]
-        if not all(sound):
-            raise PrepareError(f"{sound.count(False)} of {len(names)} datasets not as they should be: see above")
-    else:
-        prepare(names, args)
+    try:
+        if names[0] == "fewshot":
+            show_fewshot(names[1:], args)
+        elif args.list:
+            show_list(names, args)
+        elif args.check:
+            check_all(names, args)
+        else:
+            prepare(names, args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head` has seen enough; Python would flush once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise refusal(error) from None
+
+
+def check_all(names: list[str], args: argparse.Namespace) -> None:
+    sound = [check(find(name), args.root, not args.quick) for name in names]
+    if not all(sound):
+        raise PrepareError(f"{sound.count(False)} of {len(names)} datasets not as they should be: see above")
 
 
 if __name__ == "__main__":

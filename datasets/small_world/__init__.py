@@ -43,7 +43,7 @@ class SmallWorldSet(FewShotDataset):
         cls.config_name = cls.dataset_dir
 
     def __init__(self, cfg, images: bool = True):
-        folder = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.dataset_dir
+        folder = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute() / self.dataset_dir
         try:
             self.prepare(folder)
         except OSError as error:

@@ -1,7 +1,7 @@
 """From downloaded or hand-copied files to CoOp's layout: built beside its place, then moved there whole."""
 
+import errno
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -60,10 +60,12 @@ class Preparation:
         """Archives that bring missing images: those at hand before those that can be downloaded.
 
         Raises:
-            PrepareError: they must be got by hand.
+            PrepareError: they must be got by hand, or would be in vain.
         """
         if not (self.problem or self.repair):
             return []
+        if self.obstacle:
+            raise self.failure()
         archives = [file for file in self.source.files if file.take is not None]
         lacking = {place for file in archives for place in file.places if self.lacks(place)}
         chosen, absent = [], []
@@ -132,18 +134,29 @@ class Preparation:
                 shutil.rmtree(self.work)
         finally:
             with suppress(OSError):  # not empty
-                for path in filter(Path.is_dir, (self.work, *fresh)):
+                for path in filter(Path.is_dir, (self.staged, self.staged.parent, self.work, *fresh)):
                     path.rmdir()
         self.look()
         if self.problem:
-            raise PrepareError(f"{self.folder} is not as it should be: {self.problem}; {self.way_out()}")
+            raise self.failure()
+
+    @property
+    def obstacle(self) -> Path | None:
+        """A list or split that is there and wrong: nothing is overwritten, so it has to go before another can come."""
+        there = [path for path in self.folder.iterdir() if path.is_file()] if self.folder.is_dir() else []
+        return next((path for path in there if str(path) in self.problem), None)
+
+    def failure(self) -> PrepareError:
+        return PrepareError(f"{self.folder} is not as it should be: {self.problem}; {self.way_out()}")
 
     def way_out(self) -> str:
-        """What to do when nothing seems to be missing, and yet something is wrong."""
-        split = self.folder / self.source.dataset.split_file
-        if split.is_file() and str(split) in self.problem:
-            return f"move {split} elsewhere, then: {self.command}"
-        return f"move {self.folder} elsewhere, then: {self.command}" if self.repair else f"{self.command} --repair"
+        """What to do about `problem`: a command, and what has to be done by hand before it."""
+        if self.obstacle:
+            return f"move {self.obstacle} elsewhere, then: {self.command}"
+        if self.repair:
+            return f"move {self.folder} elsewhere, then: {self.command}"
+        lacking = self.texts() or any(self.lacks(place) for file in self.source.files for place in file.places)
+        return self.command if lacking else f"{self.command} --repair"
 
     def get(self, file: File) -> Path:
         """A file, at hand or downloaded, and verified."""
@@ -159,24 +172,23 @@ class Preparation:
         return path
 
     def take_text(self, file: File) -> None:
-        path = self.get(file)
+        """Put a split or a list of names in its place, if a run could read it there."""
+        path, copy = self.get(file), self.staged / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        if path.parent == self.work:
+            path.unlink()
         try:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix == ".json" and not {"train", "val", "test"} <= json.loads(text).keys():
-                raise ValueError
-        except (ValueError, AttributeError):
-            if path.parent == self.work:
-                path.unlink()
+            copy.read_text(encoding="utf-8")
+            if file.name == self.source.dataset.split_file:
+                read_quietly(self.source, self.work / "unpacked")
+        except (UnicodeDecodeError, DatasetError):
+            copy.unlink()
             raise PrepareError(
                 f"what came as {file.name} is cut off, or something else: get it from {file.link} "
                 f"and put it into {self.folder}"
             ) from None
-        if path.parent == self.work:
-            path.replace(self.folder / file.name)
-        else:
-            copy = self.work / file.name
-            shutil.copyfile(path, copy)
-            copy.replace(self.folder / file.name)
+        copy.replace(self.folder / file.name)
 
     def unpack(self, file: File, archives: list[File]) -> None:
         path = self.get(file)
@@ -186,32 +198,42 @@ class Preparation:
         try:
             unpack(path, self.staged, placement(file, validation_labels(key) if key else None), file.inner)
         except PrepareError as error:
-            shutil.rmtree(self.work / "unpacked", ignore_errors=True)
-            if path.parent == self.work:  # what was unpacked of it is as bad
+            shutil.rmtree(self.work / "unpacked", ignore_errors=True)  # what was unpacked of it is as bad
+            remedy = f"get it from elsewhere and put it into {path.parent}"
+            if path.parent == self.work:
                 path.unlink()
-            again = f"give the command again, or get it from elsewhere and put it into {self.folder}"
-            raise PrepareError(f"{error}: {again}") from None
+                remedy = f"give the command again, or get it from elsewhere and put it into {self.folder}"
+            raise PrepareError(f"{error}: {remedy}") from None
 
     def check_staged(self, archives: list[File]) -> None:
-        """Refuse archives that lack what the split names, before anything is moved."""
+        """Refuse archives that lack what the split names, before anything is moved.
+
+        Those with a checksum are as published: then it is the split that is wrong, and they are kept.
+        """
+        names, split = " and ".join(file.name for file in archives), self.folder / self.source.dataset.split_file
         places = [place for file in archives for place in file.places if self.matters(place)]
         wrong = [f"there is no {place} in it" for place in places if not (self.staged / place).exists()]
         for root in (self.root, self.work / "unpacked"):  # the split itself may be in the archive
             try:
-                names = split_images(read_quietly(self.source, root))
+                images = split_images(read_quietly(self.source, root))
             except DatasetError as error:
                 failure = reason(error)
-            else:
-                lost = [
-                    name for name in names if not ((self.folder / name).is_file() or (self.staged / name).is_file())
-                ]
-                wrong += [f"{len(lost)} images of the split are not in it, the first {lost[0]}"] if lost else []
-                break
+                continue
+            lost = [
+                name for name in images if not any((place / name).is_file() for place in (self.folder, self.staged))
+            ]
+            if lost and split.is_file() and all(file.checksum for file in archives):
+                raise PrepareError(
+                    f"{split} names {len(lost)} images that {names} has not, as published, the first {lost[0]}: "
+                    f"move it elsewhere, then: {self.command}"
+                )
+            wrong += [f"{len(lost)} images of the split are not in it, the first {lost[0]}"] if lost else []
+            break
         else:
             wrong += [failure] if self.source.dataset.split_file else []
         if wrong:
             shutil.rmtree(self.work)
-            raise PrepareError(f"{' and '.join(file.name for file in archives)}: {wrong[0]}; get it from elsewhere")
+            raise PrepareError(f"{names}: {wrong[0]}; get it from elsewhere")
 
     def move(self, staged: Path, target: Path) -> None:
         """Move a file or folder to its place whole; what is there already stays, unless it is a broken image."""
@@ -219,12 +241,29 @@ class Preparation:
             return
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(staged, target)
+            put(staged, target)
         elif staged.is_dir():
             for child in sorted(staged.iterdir(), key=lambda path: path.is_dir()):  # lists before images
                 self.move(child, target / child.name)
         elif str(target.relative_to(self.folder)) in self.broken:
-            os.replace(staged, target)
+            put(staged, target)
+
+
+def put(staged: Path, target: Path) -> None:
+    """Move a file or folder; to another disk, where folders may be linked from, file by file, each of them whole."""
+    try:
+        os.replace(staged, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if staged.is_dir():
+            target.mkdir()
+            for child in sorted(staged.iterdir()):
+                put(child, target / child.name)
+        else:
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.copyfile(staged, partial)
+            partial.replace(target)
 
 
 def placement(file: File, labels: dict[str, str] | None) -> Callable[[str], str | None]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from datasets import DatasetError
 from datasets.base import FewShotDataset
 
-from .arrange import WORK
+from .arrange import WORK, Preparation
 from .sources import Source, missing_images, named_images, read_quietly, reason, split_images
 
 
@@ -32,7 +32,7 @@ def check(source: Source, root: Path, read: bool = True) -> bool:
     try:
         dataset = read_quietly(source, root)
     except DatasetError as error:
-        print(f"  {reason(error)}\n  -> {command}" if source.files else f"  {error}")
+        print(f"  {reason(error)}\n  -> {Preparation(source, root).way_out()}" if source.files else f"  {error}")
         return False
     missing = missing_images(dataset)
     there = sorted(set(split_images(dataset)) - set(missing))

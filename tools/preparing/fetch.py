@@ -96,6 +96,8 @@ def download(url: str, target: Path, file: File) -> None:
 def transfer(url: str, partial: Path, file: File) -> None:
     """One request: append what is not there yet."""
     have = size_of(partial)
+    if have and have == file.bytes:  # killed before it was verified
+        return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with network_errors(), requests.get(url, headers=headers, stream=True, timeout=30) as reply:
         if reply.status_code == 416:  # there is nothing after what we have
@@ -110,12 +112,14 @@ def transfer(url: str, partial: Path, file: File) -> None:
             raise Refused(f"{reply.status_code} {reply.reason}")
         if reply.headers.get("Content-Type", "").startswith("text/html"):
             raise Refused("a web page instead of the file")
-        if reply.status_code == 206 and not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            partial.unlink()
-            raise Broken("the server sends another part than was asked for")
-        have = have if reply.status_code == 206 else 0
-        length = reply.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdigit() else file.bytes
+        if reply.status_code == 206:
+            part, _, length = reply.headers.get("Content-Range", "").partition("/")
+            if not part.startswith(f"bytes {have}-"):
+                partial.unlink(missing_ok=True)
+                raise Broken("the server sends another part than was asked for")
+        else:
+            have, length = 0, reply.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else file.bytes
         if total > file.limit or file.bytes not in (0, total):
             raise Refused(f"it has {total:,} bytes there, {file.size:,} as published")
         bar = tqdm(initial=have, total=total or None, unit="B", unit_scale=True, desc=file.name)
@@ -123,7 +127,8 @@ def transfer(url: str, partial: Path, file: File) -> None:
             for block in reply.raw.stream(BLOCK, decode_content=False):
                 have += len(block)
                 if have > (total or file.limit):
-                    raise Broken(f"it does not end after {have:,} bytes")
+                    partial.unlink()
+                    raise Refused(f"it does not end after {total or file.limit:,} bytes")
                 out.write(block)
                 bar.update(len(block))
         if have < total:

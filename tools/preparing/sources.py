@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 from dassl.data.datasets import DATASET_REGISTRY
+from yacs.config import CfgNode
 
 import train
 from datasets import DatasetError
@@ -52,10 +53,14 @@ class Source:
 
         Raises:
             DatasetError: its split can't be read.
+            PrepareError: it is somebody's own kind of dataset, which can't be looked into.
         """
-        config = ROOT / "configs/datasets" / f"{self.name}.yaml"
-        arguments = ["--root", str(root), "--dataset-config-file", str(config), "--seed", str(seed), *options]
-        return self.dataset(train.setup_cfg(train.parse_arguments(arguments)), images=images)
+        if not issubclass(self.dataset, FewShotDataset):
+            raise PrepareError(
+                f"{self.dataset.__name__} is no FewShotDataset (datasets/base.py): only those are checked"
+            )
+        cfg = settings(self.name, "--root", str(root), "--seed", str(seed), *options)
+        return self.dataset(cfg, images=images)
 
 
 def named_images(dataset: FewShotDataset) -> dict[str, Items]:
@@ -81,10 +86,15 @@ def table() -> dict[str, Source]:
     return sources
 
 
+def settings(name: str, *arguments: str) -> CfgNode:
+    """What train.py makes of a YAML of configs/datasets and further arguments."""
+    config = ROOT / "configs/datasets" / f"{name}.yaml"
+    return train.setup_cfg(train.parse_arguments(["--dataset-config-file", str(config), *arguments]))
+
+
 def dataset_class(name: str) -> type[FewShotDataset]:
     """The class behind a YAML of configs/datasets."""
-    config = yaml.safe_load((ROOT / "configs/datasets" / f"{name}.yaml").read_text())
-    return DATASET_REGISTRY.get(config["DATASET"]["NAME"])
+    return DATASET_REGISTRY.get(settings(name).DATASET.NAME)
 
 
 def find(name: str) -> Source:
@@ -95,10 +105,13 @@ def find(name: str) -> Source:
     """
     names = [file.stem for file in sorted((ROOT / "configs/datasets").glob("*.yaml"))]
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        called = {source.dataset.__name__.lower(): source.name for source in table().values()}  # DATASET.NAME
+        called |= {name: name for name in names}
+        near = difflib.get_close_matches(name.lower(), called, 1)
+        hint = f"did you mean {called[near[0]]}? " if near else ""
         raise PrepareError(f"no dataset {name!r}: {hint}there are {' '.join(names)}")
-    return table().get(name) or Source(name, dataset_class(name))
+    kind = dataset_class(name)
+    return next((source for source in table().values() if source.dataset is kind), Source(name, kind))
 
 
 def read_quietly(source: Source, root: Path) -> FewShotDataset:
@@ -109,7 +122,7 @@ def read_quietly(source: Source, root: Path) -> FewShotDataset:
 
 def reason(error: DatasetError) -> str:
     """What is wrong, without the command that mends it."""
-    return re.sub(r"\W*( or| then)? get it by: .*", "", str(error))
+    return re.sub(r"[:;,]*( delete it, then| or)? get it by: .*", "", str(error))
 
 
 def problem(source: Source, root: Path) -> tuple[str, list[str]]:

@@ -36,6 +36,27 @@ class Hostile(Exception):
     """An archive does what archives of images don't."""
 
 
+class Bomb(Hostile):
+    """An archive holds far more than it should."""
+
+    def __init__(self, limit: int):
+        super().__init__(f"it grows to more than {limit:,} bytes or {MOST_FILES:,} files")
+
+
+class Limited:
+    """A stream that ends in `Bomb` after so many bytes: headers of a tar, too, can be endless."""
+
+    def __init__(self, stream: BinaryIO, limit: int):
+        self.stream, self.limit, self.left = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        block = self.stream.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise Bomb(self.limit)
+        return block
+
+
 def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inner: str = "") -> None:
     """Write files of a zip, tar or tar.gz archive below a folder.
 
@@ -56,10 +77,10 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inne
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"unpacking {archive.name}")
     try:
         with open(archive, "rb") as file, bar:
-            for count, member in enumerate(members(file, inner)):
+            for count, member in enumerate(members(file, inner, limit)):
                 allowed -= member.size
                 if allowed < 0 or count > MOST_FILES:
-                    raise Hostile(f"it grows to more than {limit:,} bytes or {MOST_FILES:,} files")
+                    raise Bomb(limit)
                 path = place(member.name)
                 if path is not None:
                     write(member, folder / path)
@@ -74,14 +95,14 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inne
         raise PrepareError(f"{archive} is not unpacked: no file can be {error.filename} ({error.strerror})") from None
 
 
-def members(file: BinaryIO, inner: str) -> Iterator[Member]:
+def members(file: BinaryIO, inner: str, limit: int) -> Iterator[Member]:
     """The regular files of an archive, in order; those that match `inner` are opened in their turn.
 
     Raises:
-        Hostile: an absolute path, `..`, a link, a device, or a file with a password.
+        Hostile: an absolute path, `..`, a link, a device, a file with a password, or more than `limit` bytes.
     """
     start = file.peek(4)[:4]
-    for member in zip_members(file) if start[:2] == b"PK" else tar_members(file, start[:2] == b"\x1f\x8b"):
+    for member in zip_members(file) if start[:2] == b"PK" else tar_members(file, start[:2] == b"\x1f\x8b", limit):
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
             raise Hostile(f"it holds {member.name!r}, which is outside")
@@ -90,7 +111,7 @@ def members(file: BinaryIO, inner: str) -> Iterator[Member]:
         if inner and fnmatch(name.name, inner):
             with member.open() as content:
                 parent = name.with_name(name.name.partition(".")[0])
-                for below in members(content, ""):
+                for below in members(content, "", limit):
                     yield below._replace(name=f"{parent}/{below.name}")
         else:
             yield member
@@ -108,8 +129,8 @@ def zip_members(file: BinaryIO) -> Iterator[Member]:
                 yield Member(info.filename, info.file_size, lambda info=info: archive.open(info))
 
 
-def tar_members(file: BinaryIO, zipped: bool) -> Iterator[Member]:
-    stream = gzip.GzipFile(fileobj=file) if zipped else file
+def tar_members(file: BinaryIO, zipped: bool, limit: int) -> Iterator[Member]:
+    stream = Limited(gzip.GzipFile(fileobj=file), limit) if zipped else file
     with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as archive:
         for info in archive:
             if not (info.isreg() or info.isdir()):
