@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).parent.parent
 # In place of Python for a script: notes what it is asked for, and leaves a result.
@@ -220,3 +221,52 @@ def prepare_fails(prepare):
         return printed
 
     return prepare_fails
+
+
+# Studies
+
+
+@pytest.fixture(scope="session")
+def drawn_land(tmp_path_factory):
+    """A root with SmallLand, which has drawn itself."""
+    return tmp_path_factory.mktemp("drawn")
+
+
+@pytest.fixture
+def study_file(drawn_land, tmp_path):
+    """`study_file(output, **settings)` -> a file of four runs of some seconds each."""
+
+    def study_file(output: str, **settings) -> Path:
+        quick = {"OPTIM.MAX_EPOCH": 2, "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.NUM_WORKERS": 0}
+        content = {
+            "protocols": ["base2new"],
+            "trainers": {name: {"config": "small", "overrides": quick} for name in ("CoOp", "MPL")},
+            "datasets": ["small_land"],
+            "seeds": [1],
+            "shots": 4,
+            "root": str(drawn_land),
+            "output": str(tmp_path / output),
+        }
+        file = tmp_path / f"{output}.yaml"
+        file.write_text(yaml.safe_dump(content | settings))
+        return file
+
+    return study_file
+
+
+@pytest.fixture
+def start():
+    """`start(file, *options)` begins `study run` in a session of its own."""
+    started = []
+
+    def start(file: Path, *options: str) -> subprocess.Popen:
+        command = [sys.executable, "tools/study.py", "run", str(file), *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

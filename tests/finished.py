@@ -1,9 +1,13 @@
-"""Stand-ins for the results of a study's runs."""
+"""Results of a study's runs, and stand-ins for them."""
 
 import json
+import subprocess
+import time
 import zlib
 
 from tools.runs import Run, Study
+
+TIMES = ("train_seconds", "test_seconds", "date")
 
 
 def finish(run: Run, accuracy: float, **measured) -> None:
@@ -19,3 +23,26 @@ def finish_all(study: Study, **measured) -> None:
         drawn = zlib.crc32(str(run.folder.relative_to(study.output)).encode()) % 1000 / 100
         seconds = {"train_seconds": 10.0 * len(run.variant.name)} if run.variant.learns else {"train_seconds": 0.0}
         finish(run, 60 + drawn + 5 * (run.variant.method == "MPL"), **seconds | measured)
+
+
+def figures(study: Study) -> dict[str, dict]:
+    """results.json of every run without its times."""
+    found = {}
+    for run in (run for chain in study.chains() for run in chain):
+        results = json.loads((run.folder / "results.json").read_text())
+        found[str(run.folder.relative_to(study.output))] = {k: v for k, v in results.items() if k not in TIMES}
+    return found
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session that are alive."""
+    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid, state in map(str.split, listed.stdout.splitlines()) if not state.startswith("Z")]
+
+
+def wait_until(condition, process, seconds: float = 240) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.time() < deadline
+        time.sleep(0.05)

@@ -46,6 +46,10 @@ def write(tmp_path):
         ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
         ({"source": None}, "cross_dataset needs a source"),
         ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
+        ({"seeds": ["one"]}, "seeds cannot be 'one': give whole numbers from 0"),
+        ({"shots": [0, 1]}, "shots cannot be 0: give whole numbers from 1"),
+        ({"cpus": 0.5}, "cpus cannot be 0.5"),
+        ({"gpus": -1}, "gpus cannot be -1"),
         ({"seeds": [1, 2, 1]}, "seed1 twice: leave one out"),
         ({"trainers": {"MPL": "small", "x": {"trainer": "MPL", "config": "small"}}}, "MPL/small/seed1 twice"),
     ],
@@ -145,7 +149,7 @@ def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, 
     monkeypatch.setattr("sys.argv", ["study", "status", str(file)])
     capsys.readouterr()
     study_tool.main()
-    assert capsys.readouterr().out == "1 of 2 runs are done, 1 are left\n"
+    assert capsys.readouterr().out == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left\n"
 
 
 def test_one_failed_run_does_not_stop_the_others(write, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 
 import train
 from tools.base2new import harmonic_mean, read_results
-from tools.execute import execute
+from tools.execute import Processes, execute
 from tools.runs import CONFIGS, METHODS, Study, Variant
 
 FIGURES = ("base", "new", "h")
@@ -104,7 +104,8 @@ def main() -> None:
         output=args.output,
     )
     draw_set(study, args.dataset)
-    failed = execute(study.chains(), args.workers, f"{len(study.variants)} methods x {len(args.seeds)} seeds")
+    title = f"{len(study.variants)} methods x {len(args.seeds)} seeds"
+    failed = execute(study.chains(), Processes(args.workers), title)
     if failed:
         sys.exit(f"{len(failed)} runs have failed: see above; the same command goes on with what is left")
     summary = summarise(study, args.dataset)

@@ -70,6 +70,8 @@ class Study:
         source, targets: of cross_dataset.
         shots: images a class; only few_shot takes more than the last of them.
         backbone: overrides the YAML's.
+        cpus, gpus: what a run gets of a machine, as a task of Ray: cores, which are its threads, and GPUs, 0.5 to have
+            two runs share one; without gpus, one if there are any.
     """
 
     variants: tuple[Variant, ...]
@@ -80,6 +82,8 @@ class Study:
     targets: tuple[str, ...] = ()
     shots: tuple[int, ...] = (16,)
     backbone: str = ""
+    cpus: int = 1
+    gpus: float | None = None
     root: Path = Path("data")
     output: Path = Path("output")
 

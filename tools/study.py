@@ -1,8 +1,12 @@
-"""Side-by-side reruns of methods, datasets and seeds: `python -m tools.study run studies/small.yaml`.
+"""Side-by-side reruns of methods, datasets and seeds: `python tools/study.py run studies/small.yaml`.
 
-`run` works off what is left of a study, several runs at a time; `status` says how much that is; `tables` prints what is
-there and writes it to OUTPUT/studies/<name>/tables.{md,tex,csv,json}; `plots` draws it, as PNG and SVG in the same
-folder. A study file's keys are those of `tools.runs.Study`; its `trainers` are a mapping from names to YAMLs in
+`run` works off what is left of a study, several runs at a time: as tasks of Ray where that is installed, on this
+machine or on a cluster (docs/cluster.md), and else in processes of this machine. `status` says what is done, running,
+failed and left, and how long that will take; `tables` prints what is there and writes it to
+OUTPUT/studies/<name>/tables.{md,tex,csv,json}; `plots` draws it, as PNG and SVG in the same folder; `report` puts it
+all on one page there, report.html.
+
+A study file's keys are those of `tools.runs.Study`; its `trainers` are a mapping from names to YAMLs in
 configs/trainers/, or to {trainer, config, cross_dataset, overrides, datasets}, of which cross_dataset is that
 protocol's YAML, where it differs, and datasets a mapping from some of them to overrides of their own.
 """
@@ -16,15 +20,20 @@ import shlex
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
 import yaml
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
 
 import train
-from tools.base2new import read_results
-from tools.execute import execute
+from tools.cluster import Cluster, available
+from tools.execute import Place, Processes, execute
 from tools.plots import draw
+from tools.progress import Progress
 from tools.render import latex, layout, markdown
+from tools.report import page
 from tools.runs import CONFIGS, METHODS, Study, Variant
 from tools.tables import Summary, collect
 
@@ -66,6 +75,7 @@ def load(file: Path) -> Study:
     for key in ("datasets", "targets", "protocols", "seeds", "shots"):
         if key in content:
             content[key] = tuple(content[key]) if isinstance(content[key], list) else (content[key],)
+    check_numbers(file, content)
     content = {"datasets": (), "targets": (), "source": "", "protocols": ("base2new",)} | content
     for protocol in content["protocols"]:
         choose(file, "protocol", protocol, PROTOCOLS)
@@ -88,6 +98,15 @@ def load(file: Path) -> Study:
             )
         folders.add(run.folder)
     return study
+
+
+def check_numbers(file: Path, content: dict) -> None:
+    for key, kind, least in (("seeds", int, 0), ("shots", int, 1), ("cpus", int, 1), ("gpus", int | float, 0)):
+        values = content.get(key, ())
+        for value in values if isinstance(values, tuple) else [values]:
+            if not isinstance(value, kind) or isinstance(value, bool) or value < least:
+                numbers = "whole numbers" if kind is int else "numbers"
+                raise StudyError(f"{file}: {key} cannot be {value!r}: give {numbers} from {least}")
 
 
 def known_datasets() -> list[str]:
@@ -138,8 +157,10 @@ def run(study: Study, args: argparse.Namespace) -> None:
         for task in (task for chain in chains for task in chain):
             print(shlex.join(["python", "train.py", *task.arguments]))
         return
+    where = place(study, args)
     prepare(study)
-    failed = execute(chains, args.workers, Path(args.file).stem)
+    print(Progress(study))  # or what stands against it, before anything is begun
+    failed = execute(chains, where, args.file.stem)
     if failed:
         print(
             f"\n{len(failed)} runs have failed:", *(f"{task.folder}: {why}" for task, why in failed.items()), sep="\n"
@@ -147,17 +168,30 @@ def run(study: Study, args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def place(study: Study, args: argparse.Namespace) -> Place:
+    """Ray where it is installed or asked for; processes of this machine where it is not, or their number is given."""
+    if args.address and args.workers:
+        raise StudyError("--workers is for this machine alone, --address for a cluster: leave out one")
+    if args.address or (available() and not args.workers):
+        return Cluster(args.address, study.cpus, study.gpus)
+    one_after_another = 1 if torch.cuda.is_available() else min(4, os.cpu_count() // study.cpus or 1)
+    return Processes(args.workers or one_after_another, study.cpus)
+
+
 def status(study: Study, args: argparse.Namespace) -> None:
-    tasks = [task for chain in study.chains() for task in chain]
-    done = sum(read_results(task.folder) is not None for task in tasks)
-    print(f"{done} of {len(tasks)} runs are done, {len(tasks) - done} are left")
+    progress = Progress(study)
+    print(progress)
+    for task in progress.running:
+        print(f"running: {task.folder}")
+    for task, error in progress.failed.items():
+        print(f"failed: {task.folder}: {error}")
 
 
 def summarise(study: Study, args: argparse.Namespace) -> tuple[Summary, Path]:
     """The figures of what is done, and the folder for what is made of them."""
     runs = collect(study)
     if runs.empty:
-        raise StudyError(f"no run of this study is done yet: python -m tools.study run {args.file}")
+        raise StudyError(f"no run of this study is done yet: python tools/study.py run {args.file}")
     summary = Summary(study, runs, args.ci95)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -187,16 +221,26 @@ def plots(study: Study, args: argparse.Namespace) -> None:
         print(f"Written: {file}")
 
 
+def report(study: Study, args: argparse.Namespace) -> None:
+    summary, folder = summarise(study, args)
+    file = folder / "report.html"
+    train.write_whole(file, page(summary, Progress(study), args.file))
+    print(f"Written: {file}")
+
+
 def main() -> None:
-    commands = {"run": run, "status": status, "tables": tables, "plots": plots}
+    commands = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report}
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog=" ".join(__doc__.split("\n\n", 1)[1].split())
     )
     parser.add_argument("command", choices=commands)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count()), help="run: runs at a time")
+    parser.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
+    parser.add_argument(
+        "--workers", type=int, help="run: so many runs at a time, in processes of this machine, not Ray"
+    )
     parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
-    parser.add_argument("--ci95", action="store_true", help="tables, plots: 95%% intervals in place of deviations")
+    parser.add_argument("--ci95", action="store_true", help="tables, plots, report: 95%% intervals, not deviations")
     args = parser.parse_args()
     commands[args.command](load(args.file), args)
 

@@ -8,11 +8,10 @@ from itertools import product
 
 import pandas as pd
 from scipy import stats
-from tqdm import tqdm
 
-import train
-from tools.base2new import harmonic_mean, read_results
+from tools.base2new import harmonic_mean
 from tools.paper import BACKBONE, SHOTS, reported
+from tools.progress import finished
 from tools.runs import Run, Study, Variant
 
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
@@ -36,14 +35,10 @@ def collect(study: Study) -> pd.DataFrame:
         SettingError: a folder holds a run of other settings than the study's.
     """
     rows = []
-    for run in tqdm([run for chain in study.chains() for run in chain], "reading results", unit="run", delay=2):
-        results = read_results(run.folder)
-        if results:
-            if (run.folder / "config.yaml").is_file():
-                train.check_settings(train.setup_cfg(train.parse_arguments(list(run.arguments))), finished=True)
-            names = {"protocol": run.protocol, "part": part(run), "method": run.variant.name, "dataset": run.dataset}
-            what = {"shots": run.shots, "seed": run.seed, "trained": "--eval-only" not in run.arguments}
-            rows.append(names | what | {key: results.get(key) for key in MEASURED})
+    for run, results in finished(study):
+        names = {"protocol": run.protocol, "part": part(run), "method": run.variant.name, "dataset": run.dataset}
+        what = {"shots": run.shots, "seed": run.seed, "trained": "--eval-only" not in run.arguments}
+        rows.append(names | what | {key: results.get(key) for key in MEASURED})
     return pd.DataFrame(rows)
 
 

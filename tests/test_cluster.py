@@ -1,0 +1,75 @@
+"""Studies as tasks of Ray, on two machines that are two nodes of this one."""
+
+import pytest
+import torch
+from finished import figures, wait_until
+
+from tools import cluster
+from tools.cluster import Cluster, ClusterError
+from tools.progress import Progress
+from tools.study import load
+
+NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A cluster of two machines with a core each."""
+    pytest.importorskip("ray", reason=NO_RAY)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes()
+    nodes.add_node(num_cpus=1, include_dashboard=False)
+    nodes.other = nodes.add_node(num_cpus=1)
+    yield nodes
+    nodes.shutdown()
+
+
+def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, study_file, start):
+    settings = {"seeds": [1, 2]}
+    on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
+    process = start(study_file("on_ray", **settings), "--address", nodes.address)
+    wait_until(lambda: len(Progress(on_ray).running) == 2 and Progress(on_ray).done, process)
+    done = {run: (run.folder / "results.json").stat().st_mtime_ns for run in Progress(on_ray).done}
+    nodes.remove_node(nodes.other, allow_graceful=False)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    for run, written in done.items():
+        assert (run.folder / "results.json").stat().st_mtime_ns == written, "done again"
+    process = start(study_file("serial", **settings), "--workers", "1")
+    assert process.wait(timeout=300) == 0, process.communicate()
+    assert figures(on_ray) == figures(serial)
+    for run in (run for chain in on_ray.chains() for run in chain):
+        logs = "".join(log.read_text() for log in run.folder.glob("log.txt*"))  # one that went on has two
+        assert logs.count("* accuracy:") == 1, "done twice"
+    for one in on_ray.output.rglob("model*.pth.tar-2"):
+        weights = [
+            torch.load(file, weights_only=True)["state_dict"]
+            for file in (one, serial.output / one.relative_to(on_ray.output))
+        ]
+        assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+def test_a_run_that_no_machine_has_room_for_is_refused(nodes):
+    with (
+        pytest.raises(ClusterError, match="no machine of this cluster has 2 cores and 0 GPUs"),
+        Cluster(nodes.address, 2),
+    ):
+        pass
+    with pytest.raises(ClusterError, match="has 1 cores and 0.5 GPUs"), Cluster(nodes.address, 1, 0.5):
+        pass
+
+
+def test_no_cluster_at_the_address_is_one_line(study_file, start):
+    pytest.importorskip("ray", reason=NO_RAY)
+    process = start(study_file("nowhere"), "--address", "127.0.0.1:1")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and errors.strip().splitlines()[-1].startswith(
+        "error: no Ray cluster at 127.0.0.1:1"
+    )
+
+
+def test_without_ray_an_address_is_refused_and_a_study_goes_on(study_file, monkeypatch, ended):
+    monkeypatch.setattr(cluster, "available", lambda: False)
+    with pytest.raises(ClusterError, match="pip install -r requirements-cluster.txt"):
+        Cluster("auto")
