@@ -144,9 +144,15 @@ def enough(seconds: list[float], least: float) -> bool:
 
 def operations(step: Callable[[int, int], None], images: int) -> int:
     """Floating-point operations of a step with so many images in one batch."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter leaves out
+    attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    formulas = {
+        attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        attention_backward: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
+    }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         step(images, 1)
     return counter.get_total_flops()
 
