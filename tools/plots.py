@@ -165,9 +165,9 @@ def gains(summary: Summary) -> Figure | None:
 
 def prompts(summary: Summary) -> Figure | None:
     """How many prompts each layer of the image tower sees, under the schedules of MPL's variants."""
-    drawn = {}
+    drawn, done = {}, set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # others may be impossible
     for run in (chain[0] for chain in summary.study.chains()):
-        if run.variant.method == "MPL" and (run.protocol, run.variant.name) not in drawn:
+        if run.variant.method == "MPL" and (run.protocol, run.variant.name) in done - drawn.keys():
             drawn[run.protocol, run.variant.name] = schedule(run.arguments)
     if not drawn:
         return None
