@@ -8,6 +8,7 @@ results.json in its output folder. A run that was cut off goes on from its last 
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -293,6 +294,8 @@ def run(main: Callable[[], None], resumption: str = "from the last whole epoch")
         signal.alarm(2)  # once more, should a destructor swallow what is raised now
         raise KeyboardInterrupt
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be no text
     signal.signal(signal.SIGALRM, stop)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is Slurm's way of saying that time is up
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and background jobs have it

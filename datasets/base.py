@@ -100,7 +100,10 @@ class FewShotDataset(DatasetBase):
             raise DatasetError(f"split file {path} is missing: {self.remedy}")
         try:
             split = json.loads(path.read_text(encoding="utf-8-sig"))
-            return tuple([self.read_item(*row) for row in split[part]] for part in ("train", "val", "test"))
+            parts = {part: [self.read_item(*row) for row in split[part]] for part in ("train", "val", "test")}
+            if not parts["test"] or not (parts["train"] or self.test_only):
+                raise ValueError("no images to learn from, or none to test on")
+            return tuple(parts.values())
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(
                 f"split file {path} is damaged ({type(error).__name__}: {error}): delete it, then {self.remedy}"

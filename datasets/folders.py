@@ -22,6 +22,9 @@ class FolderDataset(FewShotDataset):
             folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         if not folders:
             raise DatasetError(f"no class folders in {parent}: {self.remedy}")
+        for folder in folders:
+            if any("\ud800" <= letter <= "\udfff" for letter in folder):  # bytes that are no UTF-8
+                raise DatasetError(f"{parent} has a folder {folder!r}, which is no name of a class: rename it")
         return folders
 
     def read_classes(self, parent: Path, classes: Classes) -> Items:

@@ -74,7 +74,9 @@ def test_split_file_that_is_damaged(damage, refused, root, tiny, tmp_path):
 
 def test_a_split_without_images(refused, root, tiny, tmp_path):
     split_file(root).write_text(json.dumps({part: [] for part in ("train", "val", "test")}))
-    refused(arguments(root, tiny, tmp_path / "out"), "EuroSAT found no training images")
+    refused(
+        arguments(root, tiny, tmp_path / "out"), f"{split_file(root)} is damaged (ValueError: no images to learn from"
+    )
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])

@@ -1,6 +1,7 @@
 """Images of one's own: layouts, names, splits on request, and the example of docs/your_own_data.md."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_two_folders_of_one_name_are_two_classes(birds):
 def test_names_that_cannot_be_are_refused(file, text, words, birds):
     (birds / file).write_text(text)
     with pytest.raises(DatasetError, match=re.escape(words)):
+        load(birds)
+
+
+def test_names_that_are_no_text(birds, capsys):
+    byte = os.fsdecode(b"\xe9")
+    write_image(birds / f"train/robin/{byte}.jpg", 0)
+    assert sizes(load(birds)) == (10, None, 6)
+    (birds / "train/robin").rename(birds / f"train/robin{byte}")
+    with pytest.raises(
+        DatasetError, match=r"train has a folder 'robin\\udce9', which is no name of a class: rename it"
+    ):
         load(birds)
 
 

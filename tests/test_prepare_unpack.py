@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import tarfile
+import zipfile
 
 import pytest
 from archives import tar, zipped
@@ -140,6 +141,16 @@ def test_a_gzip_that_is_damaged_after_its_last_file_is_noticed(tmp_path):
     content[-6] ^= 255  # in the checksum
     archive.write_bytes(content)
     refused(archive, "is cut off, or no archive")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_is_damaged_in_a_file_is_one_line(method, tmp_path):
+    with zipfile.ZipFile(tmp_path / "archive", "w", method) as archive:
+        archive.writestr("2750/1.jpg", os.urandom(1000) + bytes(1000))
+    content = bytearray((tmp_path / "archive").read_bytes())
+    content[60:300] = bytes(240)
+    (tmp_path / "archive").write_bytes(content)
+    refused(tmp_path / "archive", "is cut off, or no archive")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK", gzip.compress(b"text"), b"text" * 1000])

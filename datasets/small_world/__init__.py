@@ -7,7 +7,6 @@ small CLIP (`--backbone small`) was pre-trained on drawings of the same kind, in
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from dassl.data.datasets import DATASET_REGISTRY
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..base import DatasetError, FewShotDataset
@@ -48,7 +48,7 @@ class SmallWorldSet(FewShotDataset):
             self.prepare(folder)
         except OSError as error:
             raise DatasetError(
-                f"cannot draw {type(self).__name__} in {folder} ({error.strerror}): "
+                f"cannot draw {type(self).__name__} in {folder} ({error.strerror or error}): "
                 "set --root (DATA for scripts) to a folder that can be written to"
             ) from None
         super().__init__(cfg, images)
@@ -59,27 +59,31 @@ class SmallWorldSet(FewShotDataset):
 
     @classmethod
     def prepare(cls, folder: Path) -> None:
-        """Draw the set, unless it is there: beside its place, then moved there whole."""
-        marker = folder / "drawn.json"
-        mark = json.dumps({"version": VERSION})
-        if marker.is_file() and marker.read_text() == mark:
+        """Draw the set, unless it is there: beside its place, then moved there whole. One process draws, others wait."""
+        marker, mark = folder / "drawn.json", json.dumps({"version": VERSION}).encode()
+
+        def is_drawn() -> bool:
+            return marker.is_file() and marker.read_bytes() == mark
+
+        if is_drawn():
             return
-        if folder.exists() and not marker.is_file():
-            raise DatasetError(f"{folder} holds something else than drawings of this project: move it elsewhere")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            cls.draw_all(fresh)
-            (fresh / marker.name).write_text(mark)
-            fresh.chmod(0o755)
-            if marker.is_file():  # of another version
-                shutil.rmtree(folder)
-            os.rename(fresh, folder)
-        except OSError:
-            if not marker.is_file():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if is_drawn():  # by another process, meanwhile
+                return
+            if folder.exists() and not marker.is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise DatasetError(f"{folder} holds something else than drawings of this project: move it elsewhere")
+            fresh, old = (folder.with_name(f".{folder.name}.{part}") for part in ("partial", "old"))
+            try:
+                shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+                cls.draw_all(fresh)
+                (fresh / marker.name).write_bytes(mark)
+                if marker.is_file():  # of another version
+                    os.rename(folder, old)
+                os.rename(fresh, folder)
+            finally:
+                for rest in (fresh, old):
+                    shutil.rmtree(rest, ignore_errors=True)
 
     @classmethod
     def draw_all(cls, folder: Path) -> None:

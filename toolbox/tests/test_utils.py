@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import sys
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -99,6 +100,13 @@ def test_check_availability():
     assert str(caught.value) == '"SDG" is not available (there are: adam, sgd); did you mean sgd?'
     with pytest.raises(UsageError, match="there are: none"):
         utils.check_availability("x", [])
+
+
+def test_a_log_takes_what_is_no_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", StringIO())
+    with utils.Logger(tmp_path / "log.txt") as log:
+        log.write("caf\udce9.jpg")  # Python's form of a file name with a byte that is no UTF-8
+    assert (tmp_path / "log.txt").read_text() == r"caf\udce9.jpg"
 
 
 def test_setup_logger(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -20,7 +21,8 @@ MOST_FILES = 5_000_000
 BLOCK = 1 << 20
 JUNK = ("__MACOSX", ".DS_Store")  # of archives made on a Mac, as are names that begin with ._
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
-DAMAGED += (ValueError, OverflowError)  # numbers and names in it that cannot be
+DAMAGED += (lzma.LZMAError, ValueError, OverflowError)  # the latter for numbers and names in it that cannot be
+NONSENSE = (None, errno.EINVAL)  # what bz2 calls damaged data, and what a place before the beginning is
 IMPOSSIBLE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # names: too long, or of file and folder
 
 
@@ -90,6 +92,8 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inne
     except Hostile as error:
         raise PrepareError(f"{archive} is not unpacked: {error}") from None
     except OSError as error:
+        if error.errno in NONSENSE:
+            raise PrepareError(f"{archive} is cut off, or no archive ({error})") from None
         if error.errno not in IMPOSSIBLE:
             raise
         raise PrepareError(f"{archive} is not unpacked: no file can be {error.filename} ({error.strerror})") from None

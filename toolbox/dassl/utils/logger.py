@@ -22,7 +22,8 @@ class Logger:
         self.file = None
         if fpath is not None:
             Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(fpath, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            # Names of files may be no text.
+            self.file = open(fpath, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed by close()
 
     def __enter__(self):
         return self
