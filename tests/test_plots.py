@@ -136,3 +136,11 @@ def test_methods_differ_without_colours(summarised):
 def test_a_study_without_mpl_or_results_has_fewer_pictures(summarised, tmp_path):
     files = {file.stem for file in plots.draw(summarised("base2new", names=("VPT",)), tmp_path)}
     assert files == {"accuracy_time"}
+
+
+def test_a_schedule_that_cannot_be_and_has_no_results_keeps_no_picture_from_being_drawn(summarised):
+    summary = summarised("base2new")
+    impossible = Variant("deep", "MPL", "small", overrides=("TRAINER.MPL.PROMPT_DEPTH", "99"))
+    study = dataclasses.replace(summary.study, variants=(*summary.study.variants, impossible))
+    (ax,) = plots.prompts(Summary(study, summary.runs)).axes
+    assert [line.get_label() for line in ax.lines] == ["MPL"]
