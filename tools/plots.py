@@ -165,7 +165,8 @@ def gains(summary: Summary) -> Figure | None:
 
 def prompts(summary: Summary) -> Figure | None:
     """How many prompts each layer of the image tower sees, under the schedules of MPL's variants."""
-    drawn, done = {}, set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # others may be impossible
+    done = set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # other schedules may be impossible
+    drawn = {}
     for run in (chain[0] for chain in summary.study.chains()):
         if run.variant.method == "MPL" and (run.protocol, run.variant.name) in done - drawn.keys():
             drawn[run.protocol, run.variant.name] = schedule(run.arguments)
