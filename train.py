@@ -172,6 +172,8 @@ def write_whole(path: Path, text: str) -> None:
     try:
         partial.write_text(text)
         partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}; make room, or permit it", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
 

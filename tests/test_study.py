@@ -1,6 +1,7 @@
 """A study file becomes runs, the runs become tables."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def test_one_failed_run_does_not_stop_the_others(write, tmp_path, monkeypatch, c
         study_tool.main()
     assert caught.value.code == 1
     printed = capsys.readouterr()
-    assert "1 runs have failed" in printed.out
+    assert "1 run has failed" in printed.out
     assert "no CoOp checkpoint" in printed.out
     assert all((run.folder / "results.json").is_file() for run in zero_shot)
 
@@ -203,3 +204,22 @@ def test_a_result_of_other_settings_is_not_mixed_in(write, ended, monkeypatch):
     status, _, errors = ended(lambda: train.run(study_tool.main))
     assert (status, len(errors)) == (2, 1)
     assert f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02" in errors[0]
+
+
+def test_a_full_disk_is_one_line_and_the_old_tables_stay(write, ended, monkeypatch):
+    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
+    study = load(file)
+    finish_all(study)
+    tables = study.output / "studies/study/tables.md"
+    tables.parent.mkdir(parents=True)
+    tables.write_text("old")
+    monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may grow beyond
+    try:
+        status, _, errors = ended(lambda: train.run(study_tool.main))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, len(errors)) == (2, 1)
+    assert f"cannot write: File too large; make room, or permit it: '{tables}'" in errors[0]
+    assert [path.name for path in tables.parent.iterdir()] == ["tables.md"] and tables.read_text() == "old"

@@ -162,9 +162,9 @@ def run(study: Study, args: argparse.Namespace) -> None:
     print(Progress(study))  # or what stands against it, before anything is begun
     failed = execute(chains, where, args.file.stem)
     if failed:
-        print(
-            f"\n{len(failed)} runs have failed:", *(f"{task.folder}: {why}" for task, why in failed.items()), sep="\n"
-        )
+        count = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
+        print(f"\n{count} failed:", *(f"{task.folder}: {why}" for task, why in failed.items()), sep="\n")
+        print("The same command tries again, and goes on with what is left")
         sys.exit(1)
 
 
