@@ -37,6 +37,7 @@ import datasets
 import trainers
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML's faster one, where it was built with it
 HARMLESS = {
     "DATASET.ROOT",
     "OUTPUT_DIR",
@@ -146,7 +147,7 @@ def check_settings(cfg: CfgNode, finished: bool) -> None:
     if not file.is_file() or not (finished or any(file.parent.glob("*/model*.pth.tar*"))):
         return
     try:
-        before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(cfg.dump()))
+        before, now = (flatten(yaml.load(text, LOADER)) for text in (file.read_text(), cfg.dump()))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
         raise SettingError(f"{file} is damaged: restore it, or choose another --output-dir") from None
     harmless = HARMLESS - {"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else HARMLESS  # there, it says which
