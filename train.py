@@ -36,8 +36,8 @@ from yacs.config import CfgNode
 import datasets
 import trainers
 
-# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML's faster one, where it was built with it
+# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 HARMLESS = {
     "DATASET.ROOT",
     "OUTPUT_DIR",

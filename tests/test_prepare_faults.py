@@ -140,6 +140,18 @@ def test_a_class_folder_without_images_is_filled_by_the_command_that_check_says(
     assert prepare("imagenet_r", "--repair").status == 0 and prepare("--check", "imagenet_r").status == 0
 
 
+@pytest.mark.parametrize("place", ["dtd/images", "dtd"])
+def test_a_link_that_leads_nowhere_is_in_the_way(place, prepare_fails, publish, tmp_path):
+    publish("dtd")
+    link = tmp_path / "data" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "a disk that is not there")
+    way_out = f"move {link} elsewhere, then: python tools/prepare.py dtd --root {tmp_path}/data"
+    prepare_fails(["dtd"], way_out)
+    assert f"-> {way_out}" in prepare_fails(["--check", "dtd"], "not as they should be")
+    assert publish.server.requests == []
+
+
 def test_images_on_another_disk_are_added_to(prepare, publish, monkeypatch, tmp_path):
     made, other = publish("dtd"), tmp_path / "disk"
     shutil.copytree(made / "images", other / "images")

@@ -1,4 +1,4 @@
-"""Pre-train the small CLIP on drawn images and their captions: `python -m tools.pretrain_small_clip`.
+"""Pre-train the small CLIP on drawn images and their captions: `python tools/pretrain_small_clip.py`.
 
 Written to the output folder: the drawn images (once), a checkpoint (the same command goes on from it), the loss and
 retrieval curves (history.json, curves.png) and at the end small.safetensors: fp16, OpenAI's names, for `--backbone`.
@@ -8,11 +8,14 @@ import argparse
 import json
 import math
 import os
+import pickle
 import sys
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -25,6 +28,8 @@ from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
+from tools.execute import prepare_process
+from train import SettingError, run, write_whole
 
 WIDTH, LAYERS, PATCH = 128, 12, 16
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -112,15 +117,20 @@ def draw_pairs(folder: Path, seed: int, number: int) -> tuple[list[Subject], np.
     images_file, subjects_file = folder / f"images_{seed}_{number}.npy", folder / f"subjects_{seed}_{number}.json"
     if not subjects_file.is_file():
         images, subjects = np.empty((number, drawing.SIZE, drawing.SIZE, 3), np.uint8), []
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
+        pool = ProcessPoolExecutor(os.cpu_count(), initializer=prepare_process, initargs=[1])
+        try:
             drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
             for index, (subject, image) in enumerate(tqdm(drawn, "drawing", total=number)):
                 images[index] = image
                 subjects.append(vars(subject))
+        finally:  # Ctrl-C does not wait for the rest
+            pool.shutdown(cancel_futures=True)
         np.save(images_file, images)
-        subjects_file.write_text(json.dumps(subjects))
-    subjects = [Subject(**row) for row in json.loads(subjects_file.read_text())]
-    return subjects, np.load(images_file)
+        write_whole(subjects_file, json.dumps(subjects))  # the mark that the images are there
+    try:
+        return [Subject(**row) for row in json.loads(subjects_file.read_text())], np.load(images_file)
+    except (ValueError, TypeError, EOFError, FileNotFoundError):
+        raise SettingError(f"{images_file} or {subjects_file.name} is damaged: delete both to draw them anew") from None
 
 
 def encode_images(model: CLIP, images: np.ndarray) -> Tensor:
@@ -170,7 +180,12 @@ def build_model() -> CLIP:
     return CLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text, quick_gelu=True)
 
 
-def train(args: argparse.Namespace) -> CLIP:
+def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
+    """The trained model, and its history: at each checkpoint the step, mean loss since the last, retrieval, seconds.
+
+    Raises:
+        SettingError: the checkpoint in the output folder is damaged, or of other settings.
+    """
     torch.manual_seed(args.seed)
     model = build_model().train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -181,17 +196,15 @@ def train(args: argparse.Namespace) -> CLIP:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / args.steps)))
     )
+    state = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
+    settings = {key: getattr(args, key) for key in ("images", "steps", "batch", "lr", "seed")}
+    checkpoint = args.output / "checkpoint.pt"
+    history = go_on(checkpoint, state, settings) if checkpoint.is_file() else []
     subjects, images = draw_pairs(args.output, args.seed, args.images)
     unseen, unseen_images = draw_pairs(args.output, args.seed + 1, 1000)
-    checkpoint, history = args.output / "checkpoint.pt", []
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        for part, name in ((model, "model"), (optimiser, "optimiser"), (scheduler, "scheduler")):
-            part.load_state_dict(saved[name])
-        history = saved["history"]
     per_epoch = len(subjects) // args.batch
     done = scheduler.last_epoch
-    loss_sum, started = 0.0, time.time()
+    losses, started = [], time.time() - (history[-1]["seconds"] if history else 0)
     for step in (bar := tqdm(range(done, args.steps), "training", initial=done, total=args.steps)):
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng([args.seed, 1, epoch]).permutation(len(subjects))
@@ -210,20 +223,38 @@ def train(args: argparse.Namespace) -> CLIP:
         scheduler.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        loss_sum += loss.item()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             found = retrieval(model, unseen, unseen_images)
-            history.append({"step": step + 1, "loss": loss_sum / args.every, "retrieval": found,
+            history.append({"step": step + 1, "loss": sum(losses) / len(losses), "retrieval": found,
                             "seconds": round(time.time() - started)})  # fmt: skip
             tqdm.write(f"step {step + 1}: loss {history[-1]['loss']:.3f}, retrieval among 250 {100 * found:.1f}%")
-            loss_sum = 0.0
-            state = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
+            losses = []
+            write_whole(args.output / "history.json", json.dumps(history, indent=1) + "\n")
             partial = checkpoint.with_suffix(".partial")
-            torch.save({name: part.state_dict() for name, part in state.items()} | {"history": history}, partial)
+            saved = {name: part.state_dict() for name, part in state.items()}
+            torch.save(saved | {"history": history, "settings": settings}, partial)
             partial.replace(checkpoint)
-            (args.output / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-    return model.eval()
+    return model.eval(), history
+
+
+def go_on(checkpoint: Path, state: dict, settings: dict) -> list[dict]:
+    """Load a checkpoint into the parts of `state`; returns its history."""
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+        before, history = saved["settings"], saved["history"]
+        for name, part in state.items() if before == settings else ():
+            part.load_state_dict(saved[name])
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+        raise SettingError(f"{checkpoint} is damaged: delete it to begin again") from None
+    for key in settings:
+        if before.get(key) != settings[key]:
+            raise SettingError(
+                f"{checkpoint} is of a run with --{key} {before.get(key)}, this one has {settings[key]}: "
+                "choose another --output, or delete it"
+            )
+    return history
 
 
 def plot(history: list[dict], file: Path) -> None:
@@ -241,26 +272,45 @@ def plot(history: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main() -> None:
+def at_least(least: int):
+    """The type of an argument that is a whole number from `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least}")
+        return int(text)
+
+    return number
+
+
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no learning rate above 0")
+    return value
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/small_clip"), help="folder of everything it writes")
-    parser.add_argument("--images", type=int, default=48_000, help="drawn pairs to learn from")
-    parser.add_argument("--steps", type=int, default=2_000)
-    parser.add_argument("--batch", type=int, default=256, help="pairs in a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--images", type=at_least(1), default=48_000, help="drawn pairs to learn from")
+    parser.add_argument("--steps", type=at_least(1), default=2_000)
+    parser.add_argument("--batch", type=at_least(2), default=256, help="pairs in a step")
+    parser.add_argument("--lr", type=rate, default=1e-3, help="highest learning rate")
+    parser.add_argument("--every", type=at_least(1), default=100, help="steps between checkpoints")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    args = parser.parse_args(argv)
+    if args.batch > args.images:
+        parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")
     args.output.mkdir(parents=True, exist_ok=True)
-    model = train(args)
-    plot(json.loads((args.output / "history.json").read_text()), args.output / "curves.png")
+    model, history = train(args)
+    plot(history, args.output / "curves.png")
     file = args.output / "small.safetensors"
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, file)
+    partial = file.with_suffix(".partial")
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
+    partial.replace(file)
     print(f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint")
+    run(main, "from the last checkpoint")

@@ -142,9 +142,16 @@ class Preparation:
 
     @property
     def obstacle(self) -> Path | None:
-        """A list or split that is there and wrong: nothing is overwritten, so it has to go before another can come."""
-        there = [path for path in self.folder.iterdir() if path.is_file()] if self.folder.is_dir() else []
-        return next((path for path in there if str(path) in self.problem), None)
+        """What has to go before anything can come, as nothing is overwritten.
+
+        That is a split or a list which is wrong, or, in place of a folder, a file or a link that leads nowhere.
+        """
+        files = [path for path in self.folder.iterdir() if path.is_file()] if self.folder.is_dir() else []
+        wrong = [path for path in files if str(path) in self.problem]
+        places = [self.folder / place for file in self.source.files if file.take for place in file.places]
+        folders = [path for place in places for path in (place, place.parent)]
+        wrong += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
+        return wrong[0] if wrong else None
 
     def failure(self) -> PrepareError:
         return PrepareError(f"{self.folder} is not as it should be: {self.problem}; {self.way_out()}")

@@ -39,8 +39,8 @@ def check(source: Source, root: Path, read: bool = True) -> bool:
     broken = unreadable(dataset.root, there) if read else []
     wrong = differences(dataset)
     print(f"  {describe(dataset)}{'' if wrong else ', as published' if dataset.counts else ''}")
-    for fault in wrong:
-        print(f"  {fault}")
+    for what, there_are, published in wrong:
+        print(f"  {there_are:,} {what} instead of {published:,}")
     for kind, names in (("missing", missing), ("unreadable", broken)):
         if names:
             print(f"  {len(names)} images are {kind}, the first {dataset.root / names[0]}")
@@ -50,9 +50,11 @@ def check(source: Source, root: Path, read: bool = True) -> bool:
     if not source.files and (missing or broken):
         print(f"  -> put good ones in their place, or {dataset.remedy}")
     elif missing and not (broken or wrong):
-        print(f"  -> {command}")
+        print(f"  -> {Preparation(source, root).way_out()}")
     elif wrong and dataset.split_id:
         print(f"  -> move {dataset.root / dataset.split_file} elsewhere, then: {command}")
+    elif any(dataset.split_file or there_are > published for _, there_are, published in wrong):
+        print(f"  -> move {dataset.root} elsewhere, then: {command}")  # nothing that is there is overwritten or removed
     elif broken or wrong:
         print(f"  -> {command} --repair")
     else:
@@ -65,12 +67,12 @@ def describe(dataset: FewShotDataset) -> str:
     return f"{', '.join(counts)}, {dataset.num_classes:,} classes"
 
 
-def differences(dataset: FewShotDataset) -> list[str]:
-    """Which counts differ from the published ones."""
+def differences(dataset: FewShotDataset) -> list[tuple[str, int, int]]:
+    """Which counts differ from the published ones: of what, how many are there, and how many should be."""
     parts = named_images(dataset)
-    pairs = [(f"images for {part}", len(parts[part]), n) for part, n in zip(parts, dataset.counts or (), strict=False)]
-    pairs += [("classes", dataset.num_classes, dataset.n_classes or dataset.num_classes)]
-    return [f"{there:,} {what} instead of {published:,}" for what, there, published in pairs if there != published]
+    counts = [(f"images for {part}", len(parts[part]), n) for part, n in zip(parts, dataset.counts or (), strict=False)]
+    counts += [("classes", dataset.num_classes, dataset.n_classes or dataset.num_classes)]
+    return [(what, there, published) for what, there, published in counts if there != published]
 
 
 def images_below(folder: Path, root: Path) -> set[str]:
