@@ -124,7 +124,9 @@ def test_check_says_when_counts_are_not_the_published_ones(prepare, publish, tmp
     assert status == 2 and "7 images for test instead of 8" in printed and "imagenet_a --root" in printed
     assert printed.rstrip().endswith("--repair")
     assert prepare("imagenet_a", "--repair").status == 0 and prepare("--check", "imagenet_a").status == 0
-    shutil.copy(next((tmp_path / "data").rglob("*.jpg")), tmp_path / "data/imagenet-adversarial/imagenet-a/n01440764/mine.jpg")
+    shutil.copy(
+        next((tmp_path / "data").rglob("*.jpg")), tmp_path / "data/imagenet-adversarial/imagenet-a/n01440764/mine.jpg"
+    )
     status, printed, _ = prepare("--check", "imagenet_a")  # which of them is too many, nobody knows
     command = f"move {tmp_path}/data/imagenet-adversarial elsewhere, then: python tools/prepare.py imagenet_a"
     assert status == 2 and "9 images for test instead of 8" in printed and f"-> {command} --root" in printed
