@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", default="", help="YAML of the method")
     parser.add_argument("--dataset-config-file", default="", help="YAML of the dataset")
     parser.add_argument("--trainer", default="", help="name of the method: MPL, ZeroshotCLIP, ...")
-    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., a weight file, or architecture:tag")
+    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
     parser.add_argument("--head", default="", help="name of the head (Dassl's own trainers)")
     parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir, train nothing")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")

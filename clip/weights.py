@@ -95,7 +95,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ClipError: the file is missing, cut off, or none of these.
     """
     if not path.is_file():
-        raise ClipError(f"backbone file {path} does not exist: give a weight file or one of {', '.join(URLS)}")
+        raise ClipError(f"backbone file {path} does not exist: give a weight file, small, or one of {', '.join(URLS)}")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)

@@ -93,6 +93,11 @@ class FewShotDataset(DatasetBase):
         """What to do about files that are missing."""
         return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
 
+    @property
+    def renewal(self) -> str:
+        """What to do about a file that is damaged."""
+        return f"delete it, then {self.remedy}"
+
     def read_split(self) -> tuple[Items, Items, Items]:
         """Training, validation and test items; here those of the fixed split file."""
         path = self.root / self.split_file
@@ -106,7 +111,7 @@ class FewShotDataset(DatasetBase):
             return tuple(parts.values())
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(
-                f"split file {path} is damaged ({type(error).__name__}: {error}): delete it, then {self.remedy}"
+                f"split file {path} is damaged ({type(error).__name__}: {error}): {self.renewal}"
             ) from None
 
     def read_lines(self, path: Path) -> list[str]:
@@ -117,7 +122,7 @@ class FewShotDataset(DatasetBase):
             text = path.read_text(encoding="utf-8-sig")  # Windows' editors may mark the beginning
             return [line.strip() for line in text.splitlines() if line.strip()]
         except UnicodeDecodeError:
-            raise DatasetError(f"{path} is no text: delete it, then {self.remedy}") from None
+            raise DatasetError(f"{path} is no text: {self.renewal}") from None
 
     def read_item(self, path: str, label: int, classname: str) -> Datum:
         """A row of a split file, its path below `image_dir`, as a Datum.

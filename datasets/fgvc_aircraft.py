@@ -24,5 +24,5 @@ class FGVCAircraft(FewShotDataset):
             return [self.read_item(f"{image}.jpg", labels[name], name) for image, name in rows]
         except (KeyError, ValueError) as error:
             raise DatasetError(
-                f"{self.root / file} is damaged ({type(error).__name__}: {error}): delete it, then {self.remedy}"
+                f"{self.root / file} is damaged ({type(error).__name__}: {error}): {self.renewal}"
             ) from None

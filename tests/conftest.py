@@ -131,7 +131,7 @@ def ended(capsys):
         except SystemExit as end:
             status = end.code
             # A data loader left to the garbage collector waits five seconds for its workers.
-            for error in (end, end.__context__):
+            for error in filter(None, (end, end.__context__)):
                 traceback.clear_frames(error.__traceback__)
         finally:  # a run puts a log in place of stdout, and handlers of its own for signals
             sys.stdout = stdout

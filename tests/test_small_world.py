@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,14 +140,50 @@ def test_a_set_is_drawn_once_and_anew_for_another_version(few, tmp_path, monkeyp
     monkeypatch.setattr(small_world, "VERSION", -1)
     few.prepare(folder)
     assert image.read_bytes() == first
-    assert [path.name for path in tmp_path.iterdir()] == ["few"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["few"]
 
 
 def test_what_was_cut_off_while_drawing_leaves_nothing_behind(few, tmp_path, monkeypatch):
     monkeypatch.setattr(few, "style", replace(few.style, periods=None))  # fails at the first image
     with pytest.raises(TypeError):
         few.prepare(tmp_path / "few")
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_what_a_killed_process_has_left_is_no_set_and_goes(few, tmp_path):
+    for rest in (".few.partial", ".few.old", "few"):
+        (tmp_path / rest).mkdir()
+    (tmp_path / ".few.partial/split.json").write_text("{")
+    few.prepare(tmp_path / "few")
+    assert len(list((tmp_path / "few").glob("images/*/*.png"))) == 12
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "few"]
+
+
+def test_of_several_that_want_a_set_one_draws_it(few, tmp_path, monkeypatch):
+    drawn, draw_all = [], few.draw_all
+    monkeypatch.setattr(few, "draw_all", lambda folder: (draw_all(folder), drawn.append(folder)))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(few.prepare, [tmp_path / "few"] * 4))
+    assert len(drawn) == 1
+    assert len(list(tmp_path.glob("few/images/*/*.png"))) == 12
+
+
+def test_a_set_drawn_again_is_the_same_to_the_byte(few, tmp_path):
+    contents = []
+    for name in ("one", "other"):
+        np.random.seed(len(contents))  # none of its business
+        few.prepare(tmp_path / name)
+        files = [path for path in sorted((tmp_path / name).rglob("*")) if path.is_file()]
+        contents.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
+    assert contents[0] == contents[1]
+
+
+def test_a_damaged_split_is_had_again_by_one_deletion(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "data")
+    (tmp_path / "data/small_objects/split.json").write_text("{")
+    with pytest.raises(DatasetError, match="is damaged") as caught:
+        SmallObjects(cfg_of("SmallObjects", tmp_path / "data"))
+    assert str(caught.value).endswith(f": delete {tmp_path}/data/small_objects, and it is drawn anew")
 
 
 def test_an_image_that_is_missing_is_named_and_how_to_have_it_again(drawn, tmp_path):
@@ -252,37 +289,71 @@ def test_captions_say_what_is_to_be_seen_but_not_always_all():
     assert len(set(captions)) > 40
 
 
-def test_pre_training_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, one_thread):
-    options = ["pretrain", "--images", "24", "--batch", "8", "--every", "2"]
+@pytest.fixture
+def pretrain(tmp_path, monkeypatch, one_thread, ended):
+    """`pretrain(folder, *options)`: four steps of a model of one layer in `tmp_path/folder`, and an `Ended`."""
     monkeypatch.setattr(pretrain_small_clip, "LAYERS", 1)
+    monkeypatch.setattr(pretrain_small_clip, "UNSEEN", 50)
+    few = ["--images", 24, "--batch", 8, "--every", 3, "--steps", 4]
 
-    def pretrain(folder: str, steps: int, stop: int | None = None):
-        monkeypatch.setattr("sys.argv", [*options, "--steps", str(steps), "--output", str(tmp_path / folder)])
-        original = pretrain_small_clip.retrieval
-        with monkeypatch.context() as patch:
-            if stop is not None:
-                patch.setattr(pretrain_small_clip, "plot", lambda *args: pytest.fail("ended too early"))
-                calls = iter(range(stop))
-                patch.setattr(
-                    pretrain_small_clip,
-                    "retrieval",
-                    lambda *args: original(*args) if next(calls, None) is not None else stopped(),
-                )
-            pretrain_small_clip.main()
+    def pretrain(folder: str, *options):
+        argv = [str(option) for option in (*few, "--output", tmp_path / folder, *options)]
+        return ended(lambda: train.run(lambda: pretrain_small_clip.main(argv)))
 
-    def stopped():
-        raise KeyboardInterrupt
+    return pretrain
 
-    pretrain("whole", 4)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain("parts", 4, stop=1)
+
+def test_pre_training_goes_on_where_it_was_cut_off(pretrain, tmp_path, monkeypatch):
+    def stop_at_the_end(model, *args, retrieval=pretrain_small_clip.retrieval):
+        if (tmp_path / "parts/checkpoint.pt").exists():
+            raise KeyboardInterrupt
+        return retrieval(model, *args)
+
+    assert pretrain("whole").status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_small_clip, "retrieval", stop_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain("parts")
     assert not (tmp_path / "parts/small.safetensors").exists()
-    pretrain("parts", 4)
+    assert pretrain("parts").status == 0
     whole, parts = (weights.read_state_dict(tmp_path / name / "small.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    history = json.loads((tmp_path / "parts/history.json").read_text())
-    assert [row["step"] for row in history] == [2, 4]
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "parts")]
+    for history in histories:
+        assert [row["step"] for row in history] == [3, 4]
+        assert 1 < history[1]["loss"] < 4  # of the last step alone: ln 8 is chance
+    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
     assert (tmp_path / "parts/curves.png").stat().st_size > 1000
+
+
+def test_pre_training_is_not_gone_on_with_under_other_settings_or_from_damaged_files(pretrain, tmp_path):
+    def refused(*options):
+        status, _, (error,) = pretrain("run", *options)
+        assert (status, error[:7]) == (2, "error: ")
+        return error
+
+    assert pretrain("run").status == 0
+    assert "--steps 4, this one has 6: choose another --output" in refused("--steps", 6)
+    (tmp_path / "run/images_0_24.npy").write_bytes(b"cut")
+    assert "images_0_24.npy" in refused()
+    (tmp_path / "run/checkpoint.pt").write_bytes(b"cut")
+    assert "checkpoint.pt is damaged: delete it to begin again" in refused()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--images", 5], "--batch 8 is more than --images 5"),
+        (["--every", 0], "0 is no whole number from 1"),
+        (["--steps", "many"], "many is no whole number from 1"),
+        (["--lr", "nan"], "nan is no learning rate above 0"),
+    ],
+)
+def test_settings_that_pre_training_cannot_have_are_refused(pretrain, tmp_path, options, words):
+    status, _, errors = pretrain("run", *options)
+    assert status == 2
+    assert words in errors[-1]
+    assert not (tmp_path / "run").exists()
 
 
 # --- the demo
@@ -327,3 +398,33 @@ def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):
     assert "1 runs have failed" in str(caught.value.code)
     assert "train_00.png" in capsys.readouterr().err
     assert not (tmp_path / "demo/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "0"], "0 is no whole number from 1"),
+        (["--seeds", "-1"], "-1 is no whole number from 0"),
+        (["--dataset", "small_lands"], "small_lands"),
+        (["--cfg", "smal"], "configs/trainers/CoOp/smal.yaml: give the name of one beside it"),
+    ],
+)
+def test_a_demo_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path), *options])
+    with pytest.raises(SystemExit) as caught:
+        demo.main()
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_does_not_take_results_of_other_settings_for_its_own(drawn, tmp_path, monkeypatch):
+    argv = ["demo", "--output", str(tmp_path), "--root", str(drawn), "--methods", "CoOp", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", argv)
+    run = tmp_path / "base2new/train_base/small_objects/shots_16/CoOp/small/seed1"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text('{"accuracy": 99}')
+    (run / "config.yaml").write_text("OPTIM: {LR: 0.7}\n")
+    with pytest.raises(train.SettingError, match=r"OPTIM.LR 0.7, this one has 0.1"):
+        demo.main()
+    assert not (tmp_path / "summary.json").exists()

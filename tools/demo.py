@@ -13,6 +13,8 @@ import statistics
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -21,8 +23,10 @@ from dassl.data.datasets import build_dataset
 from matplotlib import pyplot as plt
 
 import train
-from tools.base2new import harmonic_mean, read_results
+from tools.arguments import at_least
+from tools.base2new import harmonic_mean
 from tools.execute import Processes, execute
+from tools.progress import finished
 from tools.runs import CONFIGS, METHODS, Study, Variant
 
 FIGURES = ("base", "new", "h")
@@ -40,9 +44,9 @@ def draw_set(study: Study, dataset: str) -> None:
 def summarise(study: Study, dataset: str) -> dict:
     """Per method, over seeds: the mean base and new accuracy in percent and the harmonic mean of these two; the
     (population) standard deviations, of H that of each seed's; and the mean seconds of training and both tests."""
-    pairs = {variant.name: [] for variant in study.variants}
+    done, pairs = dict(finished(study)), {variant.name: [] for variant in study.variants}
     for runs in study.base2new():
-        pairs[runs[0].variant.name].append([read_results(run.folder) for run in runs])
+        pairs[runs[0].variant.name].append([done[run] for run in runs])
     summary = {}
     for method, results in pairs.items():
         accuracies = [[run["accuracy"] for run in pair] for pair in results]
@@ -90,21 +94,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--root", type=Path, default=Path("data"), help="where the dataset is, or will be drawn")
-    parser.add_argument("--dataset", default="small_objects", help="name of a YAML in configs/datasets/")
+    known = sorted(file.stem for file in (CONFIGS / "datasets").glob("*.yaml"))
+    parser.add_argument(
+        "--dataset", default="small_objects", choices=known, metavar="NAME", help="of configs/datasets/"
+    )
     parser.add_argument("--methods", nargs="+", default=["CoOp", "MaPLe", "MPL"], choices=METHODS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3])
     parser.add_argument("--cfg", default="small", help="name of a YAML in configs/trainers/<method>/")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count()), help="runs at a time")
+    parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count()), help="runs at a time")
     args = parser.parse_args()
     study = Study(
-        tuple(Variant(method, method, args.cfg) for method in ("ZeroshotCLIP", *args.methods)),
+        tuple(Variant(method, method, args.cfg) for method in dict.fromkeys(("ZeroshotCLIP", *args.methods))),
         (args.dataset,),
-        seeds=tuple(args.seeds),
+        seeds=tuple(dict.fromkeys(args.seeds)),
         root=args.root,
         output=args.output,
     )
+    for variant in study.variants:
+        if not variant.config_file.is_file():
+            parser.error(f"there is no {variant.config_file}: give the name of one beside it as --cfg")
     draw_set(study, args.dataset)
-    title = f"{len(study.variants)} methods x {len(args.seeds)} seeds"
+    dict(finished(study))  # refuses to go on from results of other settings
+    title = f"{len(study.variants)} methods x {len(study.seeds)} seeds"
     failed = execute(study.chains(), Processes(args.workers), title)
     if failed:
         sys.exit(f"{len(failed)} runs have failed: see above; the same command goes on with what is left")
@@ -112,7 +123,7 @@ def main() -> None:
     train.write_whole(args.output / "summary.json", json.dumps(summary, indent=1) + "\n")
     plot(summary, args.output / "summary.png")
     print(
-        f"\n{args.dataset}, accuracy in %, mean ± standard deviation of {len(args.seeds)} seeds\n\n{table(summary)}\n"
+        f"\n{args.dataset}, accuracy in %, mean ± standard deviation of {len(study.seeds)} seeds\n\n{table(summary)}\n"
     )
     print(f"Written: {args.output}/summary.json and summary.png")
 

@@ -28,10 +28,12 @@ from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
+from tools.arguments import at_least
 from tools.execute import prepare_process
 from train import SettingError, run, write_whole
 
 WIDTH, LAYERS, PATCH = 128, 12, 16
+UNSEEN = 1000  # images that retrieval is measured on
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 UNSEEN_WORDS = {"turquoise", "crescent", "zigzag"}
 THINGS = (
@@ -201,7 +203,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
     checkpoint = args.output / "checkpoint.pt"
     history = go_on(checkpoint, state, settings) if checkpoint.is_file() else []
     subjects, images = draw_pairs(args.output, args.seed, args.images)
-    unseen, unseen_images = draw_pairs(args.output, args.seed + 1, 1000)
+    unseen, unseen_images = draw_pairs(args.output, args.seed + 1, UNSEEN)
     per_epoch = len(subjects) // args.batch
     done = scheduler.last_epoch
     losses, started = [], time.time() - (history[-1]["seconds"] if history else 0)
@@ -270,17 +272,6 @@ def plot(history: list[dict], file: Path) -> None:
     axes[1].plot(steps, [100 * row["retrieval"] for row in history])
     axes[1].set(xlabel="step", ylabel="own words first among 250 (%)", ylim=(0, 100))
     figure.savefig(file, dpi=120)
-
-
-def at_least(least: int):
-    """The type of an argument that is a whole number from `least`."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least}")
-        return int(text)
-
-    return number
 
 
 def rate(text: str) -> float:

@@ -57,9 +57,11 @@ class SmallWorldSet(FewShotDataset):
     def remedy(self) -> str:
         return f"delete {self.root}, and it is drawn anew"
 
+    renewal = remedy
+
     @classmethod
     def prepare(cls, folder: Path) -> None:
-        """Draw the set, unless it is there: beside its place, then moved there whole. One process draws, others wait."""
+        """Draw the set, unless it is there: beside its place, then moved there whole. One process does, others wait."""
         marker, mark = folder / "drawn.json", json.dumps({"version": VERSION}).encode()
 
         def is_drawn() -> bool:

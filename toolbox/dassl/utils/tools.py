@@ -96,7 +96,7 @@ def read_image(path):
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         # Pillow's decoders each have their own way to fail on truncated or corrupt data.
         reason = " ".join(str(error).split())
-        raise ImageError(f'cannot read the image "{path}" ({reason}): unpack or download it again') from error
+        raise ImageError(f'cannot read the image "{path}" ({reason}): replace or remove it') from error
 
 
 @functools.cache  # it asks pip and lscpu, which takes seconds
