@@ -235,4 +235,4 @@ def test_collect_env_info(monkeypatch):
     import torch.utils.collect_env
 
     monkeypatch.setattr(torch.utils.collect_env, "get_pretty_env_info", lambda: "PyTorch version: x")
-    assert utils.collect_env_info().startswith("PyTorch version: x\n        Pillow (")
+    assert utils.collect_env_info.__wrapped__().startswith("PyTorch version: x\n        Pillow (")
