@@ -101,7 +101,7 @@ def test_deep_prompts_with_a_context_that_is_not_at_the_start(clip):
 
 
 def test_many_images_are_taken_in_parts(clip, monkeypatch):
-    monkeypatch.setattr(fast, "TOKENS_AT_A_TIME", 7)
+    monkeypatch.setitem(fast.TOKENS_AT_A_TIME, "cpu", 7)
     prompts = TextPrompts(rows([[2], [3, 4]], 2, []), torch.randn(5, 1, 2, WIDTH, dtype=torch.double))
     with torch.no_grad():
         assert_same("encode_text", (clip, prompts), [])

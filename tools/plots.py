@@ -106,6 +106,7 @@ def accuracy_time(summary: Summary) -> Figure | None:
             ax.axhline(cells.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
         where = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
         ax.set(title=protocol, ylabel=AXIS.get(part, "accuracy (%)"))
+        ax.margins(x=0.08)
         ax.set(xlabel=f"training time of a run ({unit}, {where})", xlim=(0, None))
     legend(figure, axes)
     return figure

@@ -1,0 +1,40 @@
+"""The benchmark: what it writes, and that it counts what a step takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from benchmarks import step_time
+
+ROOT = Path(__file__).parent.parent
+KEYS = {"trainer", "classes", "batch", "prec", "what", "plain_s", "fast_s", "ratio"}
+KEYS |= {"plain_peak_mb", "fast_peak_mb", "matmul_share"}
+
+
+def test_a_record_for_each_thing_that_is_timed(backbones, tmp_path):
+    options = ["--trainer", "MPL", "--classes", 2, "--batch", 1, "--test-batch", 2, "--seconds", 0, "--threads", 1]
+    options += ["--backbone", backbones(224, 16, 12, 12, 64, 64, 256), "--json", tmp_path / "times.json"]
+    command = [sys.executable, ROOT / "benchmarks/step_time.py", *map(str, options)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    step, test = json.loads((tmp_path / "times.json").read_text())
+    assert step.keys() == test.keys() == KEYS
+    assert [step[key] for key in ("trainer", "classes", "batch", "prec", "what")] == ["MPL", 2, 1, "fp32", "train_step"]
+    assert (test["batch"], test["what"]) == (2, "test_batch")
+    for record in (step, test):
+        assert record["ratio"] == pytest.approx(record["plain_s"] / record["fast_s"]) and record["ratio"] > 0
+        assert 0 < record["matmul_share"] < 2 and min(record["plain_peak_mb"], record["fast_peak_mb"]) > 100
+
+
+def test_attention_counts_on_a_cpu_too():
+    """Two products of forward, five of backward, which computes the first one again."""
+
+    def step(images: int, batches: int) -> None:
+        q, k, v = (torch.randn(images, 2, 7, 4, requires_grad=True) for _ in range(3))
+        F.scaled_dot_product_attention(q, k, v).sum().backward()
+
+    assert step_time.operations(step, 3) == 3 * 2 * (7 * 7 * 4 * 2) * (2 + 5)
