@@ -60,6 +60,13 @@ def test_a_run_that_no_machine_has_room_for_is_refused(nodes):
         pass
 
 
+def test_two_runs_may_share_a_gpu(nodes):
+    nodes.add_node(num_cpus=4, num_gpus=1)
+    for gpus, runs in ((0.5, 2), (None, 1)):
+        with Cluster(nodes.address, gpus=gpus) as cluster:
+            assert cluster.slots() == runs + 1  # which waits
+
+
 def test_no_cluster_at_the_address_is_one_line(study_file, start):
     pytest.importorskip("ray", reason=NO_RAY)
     process = start(study_file("nowhere"), "--address", "127.0.0.1:1")

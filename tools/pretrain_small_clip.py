@@ -282,14 +282,16 @@ def rate(text: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("output/small_clip"), help="folder of everything it writes")
     parser.add_argument("--images", type=at_least(1), default=48_000, help="drawn pairs to learn from")
-    parser.add_argument("--steps", type=at_least(1), default=2_000)
+    parser.add_argument("--steps", type=at_least(1), default=2_000, help="batches to learn from")
     parser.add_argument("--batch", type=at_least(2), default=256, help="pairs in a step")
     parser.add_argument("--lr", type=rate, default=1e-3, help="highest learning rate")
     parser.add_argument("--every", type=at_least(1), default=100, help="steps between checkpoints")
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of drawings, captions and first weights")
     args = parser.parse_args(argv)
     if args.batch > args.images:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")
