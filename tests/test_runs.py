@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from functools import partial
 
 import pytest
 import torch
@@ -174,7 +175,9 @@ def script(eurosat, tiny, tmp_path):
         options = [str(option) for option in (*arguments, *SMALL[:4])]
         command = ["bash", f"{ROOT}/scripts/{path}", *options]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **pipes))
+        # A suite that is started in the background ignores Ctrl-C, and so would what it starts.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        started.append(subprocess.Popen(command, env=env, cwd="/", start_new_session=True, preexec_fn=heed, **pipes))
         return started[-1]
 
     yield start
