@@ -384,6 +384,9 @@ def test_the_demo_ends_with_a_table_a_file_and_a_picture(drawn, tmp_path, monkey
         assert min(picture.size) > 300
     printed = capsys.readouterr().out
     assert "| CoOp |" in printed and "summary.json" in printed
+    demo.main()
+    again = capsys.readouterr().out
+    assert "all 4 runs are done" in again and again.endswith(printed[-200:])
 
 
 def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):

@@ -114,10 +114,12 @@ def main() -> None:
         if not variant.config_file.is_file():
             parser.error(f"there is no {variant.config_file}: give the name of one beside it as --cfg")
     draw_set(study, args.dataset)
-    dict(finished(study))  # refuses to go on from results of other settings
+    chains = study.chains()
+    done, total = len(dict(finished(study))), sum(map(len, chains))  # not from results of other settings
     title = f"{len(study.variants)} methods x {len(study.seeds)} seeds"
-    failed = execute(study.chains(), Processes(args.workers), title)
-    if failed:
+    if done == total:
+        print(f"{title}: all {total} runs are done (delete {args.output} to run them again)")
+    elif failed := execute(chains, Processes(args.workers), title):
         sys.exit(f"{len(failed)} runs have failed: see above; the same command goes on with what is left")
     summary = summarise(study, args.dataset)
     train.write_whole(args.output / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -322,7 +322,10 @@ def check_input(cfg: CfgNode, clip: nn.Module) -> None:
     side = clip.visual.image_size
     expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
     if tuple(cfg.INPUT.SIZE) != expected:
-        raise PromptError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}")
+        raise PromptError(
+            f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}: give that as "
+            "INPUT.SIZE, or a YAML for this backbone"
+        )
     for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
         own = getattr(clip.visual, attribute, None)
         if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
