@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -227,13 +228,17 @@ def prepare_fails(prepare):
 
 
 @pytest.fixture(scope="session")
-def drawn_land(tmp_path_factory):
-    """A root with SmallLand, which has drawn itself."""
-    return tmp_path_factory.mktemp("drawn")
+def drawn(tmp_path_factory):
+    """A data folder with the demo's set in it; others draw themselves there."""
+    from datasets.small_world import SmallObjects
+
+    root = tmp_path_factory.mktemp("data")
+    SmallObjects.prepare(root / "small_objects")
+    return root
 
 
 @pytest.fixture
-def study_file(drawn_land, tmp_path):
+def study_file(drawn, tmp_path):
     """`study_file(output, **settings)` -> a file of four runs of some seconds each."""
 
     def study_file(output: str, **settings) -> Path:
@@ -244,7 +249,7 @@ def study_file(drawn_land, tmp_path):
             "datasets": ["small_land"],
             "seeds": [1],
             "shots": 4,
-            "root": str(drawn_land),
+            "root": str(drawn),
             "output": str(tmp_path / output),
         }
         file = tmp_path / f"{output}.yaml"
@@ -255,18 +260,25 @@ def study_file(drawn_land, tmp_path):
 
 
 @pytest.fixture
-def start():
-    """`start(file, *options)` begins `study run` in a session of its own."""
-    started = []
+def begin():
+    """`begin(command, **options)` -> a process in a session of its own, which does not outlive the test."""
+    begun = []
 
-    def start(file: Path, *options: str) -> subprocess.Popen:
-        command = [sys.executable, "tools/study.py", "run", str(file), *options]
+    def begin(command: list[str], **options) -> subprocess.Popen:
+        # A suite that is started in the background ignores Ctrl-C, and so would what it starts.
+        options |= {"start_new_session": True, "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes))
-        return started[-1]
+        begun.append(subprocess.Popen(command, **pipes, **options))
+        return begun[-1]
 
-    yield start
-    for process in started:
+    yield begin
+    for process in begun:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+@pytest.fixture
+def start(begin):
+    """`start(file, *options)` begins `study run`."""
+    return lambda file, *options: begin([sys.executable, "tools/study.py", "run", str(file), *options], cwd=ROOT)

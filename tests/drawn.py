@@ -133,3 +133,11 @@ def run_for_real(launch, calls, monkeypatch):
         assert status == 0, errors
         results.append(json.loads(file.read_text()))
     return results
+
+
+def card(name: str) -> list[float]:
+    """Zero-shot accuracies (all, base, new) that the model card states for a set."""
+    row = re.search(
+        rf"^\| {name} \|(.*)\|$", Path(train.__file__).with_name("clip").joinpath("small.md").read_text(), re.MULTILINE
+    )
+    return [float(cell) for cell in row[1].split("|")[-3:]]

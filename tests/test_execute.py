@@ -9,9 +9,9 @@ import pytest
 from filelock import FileLock
 from finished import figures, finish, members, wait_until
 
-from tools.execute import ERROR, LOCK, Processes, execute, work
+from tools.execute import ERROR, LOCK, Processes, execute, prepare, work
 from tools.progress import Progress
-from tools.study import load, prepare
+from tools.study import load
 
 
 def test_a_study_killed_at_random_moments_ends_with_the_same_figures(study_file, start):

@@ -10,9 +10,10 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from tools import plots
+from tools.progress import collect
 from tools.runs import Study, Variant
 from tools.study import load
-from tools.tables import Summary, collect
+from tools.tables import Summary
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("ZeroshotCLIP", "CoOp", "MPL")
@@ -142,5 +143,5 @@ def test_a_schedule_that_cannot_be_and_has_no_results_keeps_no_picture_from_bein
     summary = summarised("base2new")
     impossible = Variant("deep", "MPL", "small", overrides=("TRAINER.MPL.PROMPT_DEPTH", "99"))
     study = dataclasses.replace(summary.study, variants=(*summary.study.variants, impossible))
-    (ax,) = plots.prompts(Summary(study, summary.runs)).axes
+    (ax,) = plots.prompts(Summary(study, summary.results)).axes
     assert [line.get_label() for line in ax.lines] == ["MPL"]

@@ -14,9 +14,10 @@ from finished import finish, finish_all
 
 import train
 from tools import study as study_tool
+from tools.progress import collect
 from tools.render import layout
 from tools.study import load
-from tools.tables import Summary, collect
+from tools.tables import Summary
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 HOSTILE = "<img src=x onerror=alert(1)> 'it' & \"that\"</pre><script>alert(1)</script>"

@@ -4,11 +4,9 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from datetime import datetime
-from functools import partial
 
 import pytest
 import torch
@@ -165,26 +163,16 @@ def test_a_half_done_run_that_was_damaged_is_refused(name, content, launch, half
 
 
 @pytest.fixture
-def script(eurosat, tiny, tmp_path):
+def script(begin, eurosat, tiny, tmp_path):
     """`script(path, *arguments)` starts one of scripts/ on the drawn data, in a process group of its own."""
-    started = []
 
     def start(path, *arguments):
         env = {"DATA": eurosat, "OUT": tmp_path / "output", "BACKBONE": tiny, "SHOTS": 8, "PYTHON": sys.executable}
         env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in env.items()}
         options = [str(option) for option in (*arguments, *SMALL[:4])]
-        command = ["bash", f"{ROOT}/scripts/{path}", *options]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        # A suite that is started in the background ignores Ctrl-C, and so would what it starts.
-        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        started.append(subprocess.Popen(command, env=env, cwd="/", start_new_session=True, preexec_fn=heed, **pipes))
-        return started[-1]
+        return begin(["bash", f"{ROOT}/scripts/{path}", *options], env=env, cwd="/")
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return start
 
 
 def finish(process):

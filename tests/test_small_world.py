@@ -1,4 +1,4 @@
-"""The drawn datasets, the small CLIP that comes with the project, its pre-training, and the demo."""
+"""The drawn datasets, and the small CLIP that comes with the project."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
+from drawn import card
 from PIL import Image
 
 import train
@@ -19,7 +20,6 @@ from clip.errors import ClipError
 from datasets import DatasetError, small_world
 from datasets.small_world import SmallObjects, SmallSource, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
-from tools import demo, pretrain_small_clip
 from tools.base2new import read_results
 from tools.runs import METHODS, Study, Variant
 
@@ -27,14 +27,6 @@ ROOT = Path(__file__).parent.parent
 SETS = [value for value in vars(small_world).values() if isinstance(value, type) and issubclass(value, SmallWorldSet)]
 SETS.remove(SmallWorldSet)
 TARGETS = ("SmallObjects", "SmallShapes", "SmallTextures", "SmallCounts", "SmallLand")
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """A data folder with the demo's set in it."""
-    root = tmp_path_factory.mktemp("data")
-    SmallObjects.prepare(root / "small_objects")
-    return root
 
 
 @pytest.fixture
@@ -242,12 +234,6 @@ def test_a_damaged_weights_file_is_noticed_and_says_how_to_restore_it(harm, tmp_
     assert "git checkout -- clip/small.safetensors" in str(caught.value)
 
 
-def card(name: str) -> list[float]:
-    """Zero-shot accuracies (all, base, new) that the model card states for a set."""
-    row = re.search(rf"^\| {name} \|(.*)\|$", (ROOT / "clip/small.md").read_text(), re.MULTILINE)
-    return [float(cell) for cell in row[1].split("|")[-3:]]
-
-
 def test_its_zero_shot_accuracy_is_what_the_card_says(drawn, tmp_path):
     stated = card("SmallObjects")
     for half, expected in zip(("all", "base", "new"), stated, strict=True):
@@ -266,168 +252,3 @@ def test_the_card_states_every_set():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_settings_for_it(method):
     assert Variant(method, method, "small").config_file.is_file()
-
-
-# --- pre-training
-
-
-def test_pre_training_never_sees_what_is_held_out():
-    rng = np.random.default_rng(0)
-    subjects = [pretrain_small_clip.sample_subject(rng) for _ in range(3000)]
-    words = {word for subject in subjects for word in subject.words.split()}
-    assert words.isdisjoint({"turquoise", "crescent", "crescents", "zigzag"})
-    assert {"red", "striped", "triangle", "three", "forest", "river"} <= words
-    assert not any(pretrain_small_clip.held_out(s.colour, s.texture, s.shape) for s in subjects if s.shape)
-    assert any(pretrain_small_clip.held_out(s.colour, s.texture, s.shape) for s in SmallSource.subjects)
-
-
-def test_captions_say_what_is_to_be_seen_but_not_always_all():
-    rng = np.random.default_rng(0)
-    captions = [pretrain_small_clip.caption(Subject("red", "striped", "triangle"), rng) for _ in range(200)]
-    assert all("triangle" in caption for caption in captions)
-    assert 0 < sum("red striped" in caption for caption in captions) < 200
-    assert len(set(captions)) > 40
-
-
-@pytest.fixture
-def pretrain(tmp_path, monkeypatch, one_thread, ended):
-    """`pretrain(folder, *options)`: four steps of a model of one layer in `tmp_path/folder`, and an `Ended`."""
-    monkeypatch.setattr(pretrain_small_clip, "LAYERS", 1)
-    monkeypatch.setattr(pretrain_small_clip, "UNSEEN", 50)
-    few = ["--images", 24, "--batch", 8, "--every", 3, "--steps", 4]
-
-    def pretrain(folder: str, *options):
-        argv = [str(option) for option in (*few, "--output", tmp_path / folder, *options)]
-        return ended(lambda: train.run(lambda: pretrain_small_clip.main(argv)))
-
-    return pretrain
-
-
-def test_pre_training_goes_on_where_it_was_cut_off(pretrain, tmp_path, monkeypatch):
-    def stop_at_the_end(model, *args, retrieval=pretrain_small_clip.retrieval):
-        if (tmp_path / "parts/checkpoint.pt").exists():
-            raise KeyboardInterrupt
-        return retrieval(model, *args)
-
-    assert pretrain("whole").status == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain_small_clip, "retrieval", stop_at_the_end)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain("parts")
-    assert not (tmp_path / "parts/small.safetensors").exists()
-    assert pretrain("parts").status == 0
-    whole, parts = (weights.read_state_dict(tmp_path / name / "small.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "parts")]
-    for history in histories:
-        assert [row["step"] for row in history] == [3, 4]
-        assert 1 < history[1]["loss"] < 4  # of the last step alone: ln 8 is chance
-    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
-    assert (tmp_path / "parts/curves.png").stat().st_size > 1000
-
-
-def test_pre_training_is_not_gone_on_with_under_other_settings_or_from_damaged_files(pretrain, tmp_path):
-    def refused(*options):
-        status, _, (error,) = pretrain("run", *options)
-        assert (status, error[:7]) == (2, "error: ")
-        return error
-
-    assert pretrain("run").status == 0
-    assert "--steps 4, this one has 6: choose another --output" in refused("--steps", 6)
-    (tmp_path / "run/images_0_24.npy").write_bytes(b"cut")
-    assert "images_0_24.npy" in refused()
-    (tmp_path / "run/checkpoint.pt").write_bytes(b"cut")
-    assert "checkpoint.pt is damaged: delete it to begin again" in refused()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--images", 5], "--batch 8 is more than --images 5"),
-        (["--every", 0], "0 is no whole number from 1"),
-        (["--steps", "many"], "many is no whole number from 1"),
-        (["--lr", "nan"], "nan is no learning rate above 0"),
-    ],
-)
-def test_settings_that_pre_training_cannot_have_are_refused(pretrain, tmp_path, options, words):
-    status, _, errors = pretrain("run", *options)
-    assert status == 2
-    assert words in errors[-1]
-    assert not (tmp_path / "run").exists()
-
-
-# --- the demo
-
-
-def test_the_demo_ends_with_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
-    output = tmp_path / "demo"
-    root = tmp_path / "data"
-    shutil.copytree(drawn, root)
-    monkeypatch.setattr(
-        "sys.argv",
-        ["demo", "--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "2"],
-    )
-    demo.main()
-    summary = json.loads((output / "summary.json").read_text())
-    assert (summary["dataset"], summary["seeds"], list(summary["methods"])) == (
-        "small_objects",
-        [1],
-        ["ZeroshotCLIP", "CoOp"],
-    )
-    for row in summary["methods"].values():
-        assert row.keys() == {"base", "new", "h", "base_std", "new_std", "h_std", "seconds"}
-        assert row["h"] == pytest.approx(2 * row["base"] * row["new"] / (row["base"] + row["new"]))
-        assert row["base_std"] == row["new_std"] == row["h_std"] == 0
-    assert summary["methods"]["ZeroshotCLIP"]["base"] == pytest.approx(card("SmallObjects")[1], abs=0.7)
-    assert summary["methods"]["CoOp"]["base"] > summary["methods"]["ZeroshotCLIP"]["base"] + 5
-    with Image.open(output / "summary.png") as picture:
-        assert min(picture.size) > 300
-    printed = capsys.readouterr().out
-    assert "| CoOp |" in printed and "summary.json" in printed
-    demo.main()
-    again = capsys.readouterr().out
-    assert "all 4 runs are done" in again and again.endswith(printed[-200:])
-
-
-def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):
-    image = tmp_path / "data/small_objects/images"
-    shutil.copytree(drawn, tmp_path / "data")
-    for file in image.glob("*/train_00.png"):
-        file.write_bytes(b"no image")
-    argv = ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path / "data"), "--methods", "CoOp"]
-    monkeypatch.setattr("sys.argv", [*argv, "--seeds", "1", "--workers", "1"])
-    with pytest.raises(SystemExit) as caught:
-        demo.main()
-    assert "1 runs have failed" in str(caught.value.code)
-    assert "train_00.png" in capsys.readouterr().err
-    assert not (tmp_path / "demo/summary.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--workers", "0"], "0 is no whole number from 1"),
-        (["--seeds", "-1"], "-1 is no whole number from 0"),
-        (["--dataset", "small_lands"], "small_lands"),
-        (["--cfg", "smal"], "configs/trainers/CoOp/smal.yaml: give the name of one beside it"),
-    ],
-)
-def test_a_demo_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, options, words):
-    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path), *options])
-    with pytest.raises(SystemExit) as caught:
-        demo.main()
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_demo_does_not_take_results_of_other_settings_for_its_own(drawn, tmp_path, monkeypatch):
-    argv = ["demo", "--output", str(tmp_path), "--root", str(drawn), "--methods", "CoOp", "--seeds", "1"]
-    monkeypatch.setattr("sys.argv", argv)
-    run = tmp_path / "base2new/train_base/small_objects/shots_16/CoOp/small/seed1"
-    run.mkdir(parents=True)
-    (run / "results.json").write_text('{"accuracy": 99}')
-    (run / "config.yaml").write_text("OPTIM: {LR: 0.7}\n")
-    with pytest.raises(train.SettingError, match=r"OPTIM.LR 0.7, this one has 0.1"):
-        demo.main()
-    assert not (tmp_path / "summary.json").exists()

@@ -182,44 +182,61 @@ def test_plots_are_written_beside_the_tables_and_said(write, tmp_path, monkeypat
     assert all(path.parent == tmp_path / "studies/study" and path.stat().st_size > 1000 for path in written)
 
 
+@pytest.fixture
+def one_run(write):
+    """The file of a study, and the one of its runs that is done."""
+    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
+    run = load(file).chains()[0][0]
+    finish(run, 50.0)
+    return file, run
+
+
+@pytest.fixture
+def refused(ended, monkeypatch):
+    """`refused(command, file)`: the one line that it ends in."""
+
+    def refused(command: str, file: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["study", command, str(file)])
+        status, _, errors = ended(lambda: train.run(study_tool.main))
+        assert (status, len(errors)) == (2, 1)
+        return errors[0]
+
+    return refused
+
+
 @pytest.mark.parametrize("content", ["", '{"accuracy": 5', "[]", "{}", "3"])
-def test_a_damaged_result_is_one_line(write, content, ended, monkeypatch):
-    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
-    run = load(file).chains()[0][0]
-    finish(run, 50.0)
+def test_a_damaged_result_is_one_line(one_run, refused, content):
+    file, run = one_run
     (run.folder / "results.json").write_text(content)
-    monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
-    status, _, errors = ended(lambda: train.run(study_tool.main))
-    assert (status, len(errors)) == (2, 1)
-    assert f"{run.folder}/results.json is damaged: delete it" in errors[0]
+    assert f"{run.folder}/results.json is damaged: delete it" in refused("tables", file)
 
 
-def test_a_result_of_other_settings_is_not_mixed_in(write, ended, monkeypatch):
-    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
-    run = load(file).chains()[0][0]
-    finish(run, 50.0)
-    cfg = train.setup_cfg(train.parse_arguments([*run.arguments, "OPTIM.LR", "0.5"]))
+@pytest.mark.parametrize("command", ["tables", "run"])
+def test_a_result_of_other_settings_is_not_mixed_in(one_run, refused, command):
+    file, run = one_run
+    cfg = train.setup_cfg(train.parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
     (run.folder / "config.yaml").write_text(cfg.dump())
-    monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
-    status, _, errors = ended(lambda: train.run(study_tool.main))
-    assert (status, len(errors)) == (2, 1)
-    assert f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02" in errors[0]
+    words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (so differ OPTIM.MAX_EPOCH)"
+    assert words in refused(command, file)
 
 
-def test_a_full_disk_is_one_line_and_the_old_tables_stay(write, ended, monkeypatch):
-    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
-    study = load(file)
-    finish_all(study)
-    tables = study.output / "studies/study/tables.md"
+def test_a_full_disk_is_one_line_and_the_old_tables_stay(one_run, refused):
+    file, _ = one_run
+    tables = load(file).output / "studies/study/tables.md"
     tables.parent.mkdir(parents=True)
     tables.write_text("old")
-    monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may grow beyond
     try:
-        status, _, errors = ended(lambda: train.run(study_tool.main))
+        assert f"cannot write: File too large; make room, or permit it: '{tables}'" in refused("tables", file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (status, len(errors)) == (2, 1)
-    assert f"cannot write: File too large; make room, or permit it: '{tables}'" in errors[0]
     assert [path.name for path in tables.parent.iterdir()] == ["tables.md"] and tables.read_text() == "old"
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two"])
+def test_a_number_of_workers_that_cannot_be_is_refused(one_run, monkeypatch, capsys, workers):
+    monkeypatch.setattr("sys.argv", ["study", "run", str(one_run[0]), "--workers", workers])
+    with pytest.raises(SystemExit) as caught:
+        study_tool.main()
+    assert caught.value.code == 2 and f"{workers} is no whole number from 1" in capsys.readouterr().err

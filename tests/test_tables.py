@@ -13,10 +13,11 @@ from finished import finish, finish_all
 from scipy import stats
 
 from tools.paper import FIGURES
+from tools.progress import collect
 from tools.render import Cell, Table, latex, layout, markdown
 from tools.runs import Study, Variant
 from tools.study import load
-from tools.tables import Summary, collect
+from tools.tables import Summary
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))

@@ -18,33 +18,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib
 
 matplotlib.use("Agg")
-from dassl.config import get_cfg_default
-from dassl.data.datasets import build_dataset
 from matplotlib import pyplot as plt
 
 import train
 from tools.arguments import at_least
 from tools.base2new import harmonic_mean
-from tools.execute import Processes, execute
-from tools.progress import finished
+from tools.execute import Processes, execute, prepare
+from tools.progress import collect
 from tools.runs import CONFIGS, METHODS, Study, Variant
 
 FIGURES = ("base", "new", "h")
 
 
-def draw_set(study: Study, dataset: str) -> None:
-    """Have the dataset draw itself, once, before several runs ask for it."""
-    cfg = get_cfg_default()
-    train.extend_cfg(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"datasets/{dataset}.yaml"))
-    cfg.merge_from_list(["DATASET.ROOT", str(study.root)])
-    build_dataset(cfg)
-
-
 def summarise(study: Study, dataset: str) -> dict:
     """Per method, over seeds: the mean base and new accuracy in percent and the harmonic mean of these two; the
     (population) standard deviations, of H that of each seed's; and the mean seconds of training and both tests."""
-    done, pairs = dict(finished(study)), {variant.name: [] for variant in study.variants}
+    done, pairs = collect(study), {variant.name: [] for variant in study.variants}
     for runs in study.base2new():
         pairs[runs[0].variant.name].append([done[run] for run in runs])
     summary = {}
@@ -113,9 +102,9 @@ def main() -> None:
     for variant in study.variants:
         if not variant.config_file.is_file():
             parser.error(f"there is no {variant.config_file}: give the name of one beside it as --cfg")
-    draw_set(study, args.dataset)
+    prepare(study)
     chains = study.chains()
-    done, total = len(dict(finished(study))), sum(map(len, chains))  # not from results of other settings
+    done, total = len(collect(study)), sum(map(len, chains))  # not from results of other settings
     title = f"{len(study.variants)} methods x {len(study.seeds)} seeds"
     if done == total:
         print(f"{title}: all {total} runs are done (delete {args.output} to run them again)")

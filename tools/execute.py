@@ -14,15 +14,24 @@ from threading import Thread
 from typing import Protocol
 
 import torch
+from dassl.data.datasets import build_dataset
 from filelock import FileLock
 from tqdm import tqdm
 
 import train
 from tools.base2new import read_results
-from tools.runs import Chain, Run
+from tools.runs import CONFIGS, Chain, Run, Study
 
 ERROR, LOCK = "error.txt", ".lock"  # beside a run's results.json
 TRIES = 3  # of a run whose process or machine dies
+
+
+def prepare(study: Study) -> None:
+    """Build every dataset once: what is missing is said before the first run, and drawn sets are drawn."""
+    others = [study.source, *study.targets] if "cross_dataset" in study.protocols else []
+    for dataset in dict.fromkeys([*study.datasets, *others]):
+        arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
+        build_dataset(train.setup_cfg(train.parse_arguments(arguments)))
 
 
 class Place(Protocol):
@@ -45,11 +54,12 @@ def execute(chains: Sequence[Chain], place: Place, title: str) -> dict[Run, str]
     Returns:
         what has gone wrong: the run and its error in a line; the rest of its chain is left out.
     """
-    chains = [tuple(run for run in chain if read_results(run.folder) is None) for chain in chains]
     total, failed, deaths = sum(map(len, chains)), {}, Counter()
+    chains = [tuple(run for run in chain if read_results(run.folder) is None) for chain in chains]
+    finished = total - sum(map(len, chains))
     left = deque(sorted(filter(None, chains), key=len, reverse=True))  # long ones first: no core waits for the last
     running: dict[Future, Chain] = {}
-    with place, tqdm(total=total, desc=title, unit="run", smoothing=0.05) as bar:
+    with place, tqdm(total=total, initial=finished, desc=title, unit="run", smoothing=0.05) as bar:
         while left or running:
             while left and len(running) < place.slots():
                 chain = left.popleft()

@@ -16,19 +16,21 @@ from tools.execute import ERROR, LOCK
 from tools.runs import Run, Study
 
 
-def finished(study: Study) -> Iterator[tuple[Run, dict]]:
-    """Every finished run and its results.json.
+def collect(study: Study) -> dict[Run, dict]:
+    """The results.json of every finished run.
 
     Raises:
         ResultsError: one is damaged.
         SettingError: a folder holds a run of other settings than the study's.
     """
+    results = {}
     for run in tqdm([run for chain in study.chains() for run in chain], "reading results", unit="run", delay=2):
-        results = read_results(run.folder)
-        if results is not None:
+        found = read_results(run.folder)
+        if found is not None:
             if (run.folder / "config.yaml").is_file():
                 train.check_settings(train.setup_cfg(train.parse_arguments(list(run.arguments))), finished=True)
-            yield run, results
+            results[run] = found
+    return results
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Progress:
     """What has become of a study's runs.
 
     Attributes:
+        results: those of the runs that are done, read anew unless given.
         done: seconds that each took, from its set-up to its results.
         running: those that some process is at, on this machine or another.
         failed: the error of each that ended in one, in a line.
@@ -43,13 +46,15 @@ class Progress:
     """
 
     study: Study
+    results: dict[Run, dict] | None = None
     done: dict[Run, float] = field(default_factory=dict)
     running: list[Run] = field(default_factory=list)
     failed: dict[Run, str] = field(default_factory=dict)
     left: list[Run] = field(default_factory=list)
 
     def __post_init__(self):
-        self.done = {run: duration(run.folder) for run, _ in finished(self.study)}
+        self.results = collect(self.study) if self.results is None else self.results
+        self.done = {run: duration(run.folder) for run in self.results}
         for run in (run for chain in self.study.chains() for run in chain if run not in self.done):
             if is_running(run.folder):
                 self.running.append(run)

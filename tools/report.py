@@ -16,7 +16,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tools import plots
-from tools.base2new import read_results
 from tools.progress import Progress
 from tools.render import MISSING, Cell, Table, layout
 from tools.runs import Run
@@ -59,7 +58,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
         commands={run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed},
         unfinished=unfinished(progress),
         settings=settings(progress),
-        versions=versions(progress.done),
+        versions=versions(progress.results.values()),
         source=source,
     )
 
@@ -146,9 +145,8 @@ def counted(values: Mapping[str, int]) -> str:
     return "; ".join(f"{value} (n={count})" if len(values) > 1 else value for value, count in values.items())
 
 
-def versions(done: Iterable[Run]) -> Table:
+def versions(results: Iterable[dict]) -> Table:
     """What finished runs ran on, and when the first and the last of them ended."""
-    results = [read_results(run.folder) for run in done]
     counts = defaultdict(Counter)
     for run in results:
         for what, value in ({"device": run.get("device")} | run.get("versions", {})).items():

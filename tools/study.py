@@ -24,18 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import yaml
-from dassl.config import get_cfg_default
-from dassl.data.datasets import build_dataset
 
 import train
+from tools.arguments import at_least
 from tools.cluster import Cluster, available
-from tools.execute import Place, Processes, execute
+from tools.execute import Place, Processes, execute, prepare
 from tools.plots import draw
-from tools.progress import Progress
+from tools.progress import Progress, collect
 from tools.render import latex, layout, markdown
 from tools.report import page
 from tools.runs import CONFIGS, METHODS, Study, Variant
-from tools.tables import Summary, collect
+from tools.tables import Summary
 
 PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
 
@@ -140,17 +139,6 @@ def variant(file: Path, name: str, value: str | dict) -> Variant:
     return chosen
 
 
-def prepare(study: Study) -> None:
-    """Build every dataset once: what is missing is said before the first run, and drawn sets are drawn."""
-    others = [study.source, *study.targets] if "cross_dataset" in study.protocols else []
-    for dataset in dict.fromkeys([*study.datasets, *others]):
-        cfg = get_cfg_default()
-        train.extend_cfg(cfg)
-        cfg.merge_from_file(str(CONFIGS / f"datasets/{dataset}.yaml"))
-        cfg.merge_from_list(["DATASET.ROOT", str(study.root)])
-        build_dataset(cfg)
-
-
 def run(study: Study, args: argparse.Namespace) -> None:
     chains = study.chains()
     if args.dry_run:
@@ -189,10 +177,10 @@ def status(study: Study, args: argparse.Namespace) -> None:
 
 def summarise(study: Study, args: argparse.Namespace) -> tuple[Summary, Path]:
     """The figures of what is done, and the folder for what is made of them."""
-    runs = collect(study)
-    if runs.empty:
+    results = collect(study)
+    if not results:
         raise StudyError(f"no run of this study is done yet: python tools/study.py run {args.file}")
-    summary = Summary(study, runs, args.ci95)
+    summary = Summary(study, results, args.ci95)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder = study.output / "studies" / args.file.stem
@@ -224,7 +212,7 @@ def plots(study: Study, args: argparse.Namespace) -> None:
 def report(study: Study, args: argparse.Namespace) -> None:
     summary, folder = summarise(study, args)
     file = folder / "report.html"
-    train.write_whole(file, page(summary, Progress(study), args.file))
+    train.write_whole(file, page(summary, Progress(study, summary.results), args.file))
     print(f"Written: {file}")
 
 
@@ -236,9 +224,7 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     parser.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
-    parser.add_argument(
-        "--workers", type=int, help="run: so many runs at a time, in processes of this machine, not Ray"
-    )
+    parser.add_argument("--workers", type=at_least(1), help="run: without Ray, so many at a time on this machine")
     parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
     parser.add_argument("--ci95", action="store_true", help="tables, plots, report: 95%% intervals, not deviations")
     args = parser.parse_args()

@@ -11,7 +11,6 @@ from scipy import stats
 
 from tools.base2new import harmonic_mean
 from tools.paper import BACKBONE, SHOTS, reported
-from tools.progress import finished
 from tools.runs import Run, Study, Variant
 
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
@@ -27,18 +26,13 @@ def counted(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
-def collect(study: Study) -> pd.DataFrame:
-    """A row for every finished run: what it was and what results.json says of it.
-
-    Raises:
-        ResultsError: a results.json is damaged.
-        SettingError: a folder holds a run of other settings than the study's.
-    """
+def frame(results: dict[Run, dict]) -> pd.DataFrame:
+    """A row for every finished run: what it was and what results.json says of it."""
     rows = []
-    for run, results in finished(study):
+    for run, measured in results.items():
         names = {"protocol": run.protocol, "part": part(run), "method": run.variant.name, "dataset": run.dataset}
         what = {"shots": run.shots, "seed": run.seed, "trained": "--eval-only" not in run.arguments}
-        rows.append(names | what | {key: results.get(key) for key in MEASURED})
+        rows.append(names | what | {key: measured.get(key) for key in MEASURED})
     return pd.DataFrame(rows)
 
 
@@ -46,13 +40,15 @@ class Summary:
     """What the finished runs of a study amount to.
 
     Attributes:
-        study, runs: what was given; `runs` as from `collect`.
+        study, results: what was given, as from `tools.progress.collect`; at least one run.
+        runs: the same, a row for each.
         ci95: whether `spread` is 1.96 standard deviations over the root of their number instead of one of them.
         values: an accuracy in percent for every (protocol, part, method, dataset, seed): of its run, and H of two.
     """
 
-    def __init__(self, study: Study, runs: pd.DataFrame, ci95: bool = False):
-        self.study, self.runs, self.ci95 = study, runs, ci95
+    def __init__(self, study: Study, results: dict[Run, dict], ci95: bool = False):
+        self.study, self.results, self.ci95 = study, results, ci95
+        self.runs = runs = frame(results)
         self.variants = {variant.name: variant for variant in study.variants}
         names = ["protocol", "part", "method", "dataset", "seed"]
         halves = runs[runs["protocol"] == "base2new"].pivot(

@@ -1,0 +1,85 @@
+"""make demo."""
+
+import json
+import shutil
+
+import pytest
+from drawn import card
+from PIL import Image
+
+import train
+from tools import demo
+
+
+def test_the_demo_ends_with_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "demo"
+    root = tmp_path / "data"
+    shutil.copytree(drawn, root)
+    monkeypatch.setattr(
+        "sys.argv",
+        ["demo", "--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "2"],
+    )
+    demo.main()
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["dataset"], summary["seeds"], list(summary["methods"])) == (
+        "small_objects",
+        [1],
+        ["ZeroshotCLIP", "CoOp"],
+    )
+    for row in summary["methods"].values():
+        assert row.keys() == {"base", "new", "h", "base_std", "new_std", "h_std", "seconds"}
+        assert row["h"] == pytest.approx(2 * row["base"] * row["new"] / (row["base"] + row["new"]))
+        assert row["base_std"] == row["new_std"] == row["h_std"] == 0
+    assert summary["methods"]["ZeroshotCLIP"]["base"] == pytest.approx(card("SmallObjects")[1], abs=0.7)
+    assert summary["methods"]["CoOp"]["base"] > summary["methods"]["ZeroshotCLIP"]["base"] + 5
+    with Image.open(output / "summary.png") as picture:
+        assert min(picture.size) > 300
+    printed = capsys.readouterr().out
+    assert "| CoOp |" in printed and "summary.json" in printed
+    demo.main()
+    again = capsys.readouterr().out
+    assert "all 4 runs are done" in again and again.endswith(printed[-200:])
+
+
+def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):
+    image = tmp_path / "data/small_objects/images"
+    shutil.copytree(drawn, tmp_path / "data")
+    for file in image.glob("*/train_00.png"):
+        file.write_bytes(b"no image")
+    argv = ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path / "data"), "--methods", "CoOp"]
+    monkeypatch.setattr("sys.argv", [*argv, "--seeds", "1", "--workers", "1"])
+    with pytest.raises(SystemExit) as caught:
+        demo.main()
+    assert "1 runs have failed" in str(caught.value.code)
+    assert "train_00.png" in capsys.readouterr().err
+    assert not (tmp_path / "demo/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "0"], "0 is no whole number from 1"),
+        (["--seeds", "-1"], "-1 is no whole number from 0"),
+        (["--dataset", "small_lands"], "small_lands"),
+        (["--cfg", "smal"], "configs/trainers/CoOp/smal.yaml: give the name of one beside it"),
+    ],
+)
+def test_a_demo_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path), *options])
+    with pytest.raises(SystemExit) as caught:
+        demo.main()
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_does_not_take_results_of_other_settings_for_its_own(drawn, tmp_path, monkeypatch):
+    argv = ["demo", "--output", str(tmp_path), "--root", str(drawn), "--methods", "CoOp", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", argv)
+    run = tmp_path / "base2new/train_base/small_objects/shots_16/CoOp/small/seed1"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text('{"accuracy": 99}')
+    (run / "config.yaml").write_text("OPTIM: {LR: 0.7}\n")
+    with pytest.raises(train.SettingError, match=r"OPTIM.LR 0.7, this one has 0.1"):
+        demo.main()
+    assert not (tmp_path / "summary.json").exists()
