@@ -4,11 +4,12 @@ Same functions as in `plain`, same results. Why the text tower may skip so much:
 state at any layer is a function of the tokens up to it.
 
 1. Nothing behind EOT is read, and nothing up to EOT sees it: those positions are left out.
-2. Rows that agree in their first P tokens agree in the states of these tokens at every layer (by induction: deep
-   prompts, too, enter all rows at the same places). This prefix runs through the tower once; each class's own tokens,
-   behind it, attend to its keys and values and to their own.
-3. All but attention treats each token by itself. So the classes' own tokens stand packed, without padding, and are
-   lined up in rows for attention only, where causality hides the padding behind them.
+2. Rows that agree in their first tokens agree in the states of these tokens at every layer (by induction: deep
+   prompts, too, enter all rows at the same places). What all rows begin with, the prefix, runs through the tower once;
+   so does what only some begin with, as "Audi S4" and "Audi S5" do. Each token attends to the keys and values of its
+   own beginning.
+3. All but attention treats each token by itself. So the tokens behind the prefix stand packed, without repetition or
+   padding, and are lined up in rows for attention only, where causality hides the padding behind them.
 4. Of the last layer only EOT is read (CLS, in the image tower): it needs keys and values of all tokens, but queries,
    output and MLP of that one alone.
 """
@@ -31,7 +32,7 @@ from .schedule import Schedule, TextPrompts, check_edits
 
 # Of texts that differ by image, where no gradient is asked for: bounds the memory. Less on a CPU, to stay in its cache:
 # CoCoOp's tests with the small CLIP are half as fast again.
-TOKENS_AT_A_TIME = {"cpu": 1 << 12, "cuda": 1 << 15}
+TOKENS_AT_A_TIME = {"cpu": 1 << 10, "cuda": 1 << 15}
 
 
 def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), through: Callable | None = None) -> Tensor:
@@ -69,7 +70,7 @@ def encode_text(clip: CLIP, prompts: TextPrompts, through: Callable | None = Non
         if images < len(ctx):
             return torch.cat([encode_text(clip, replace(prompts, ctx=part), through) for part in ctx.split(images)])
 
-    prefix, own = embed(clip, prompts, rows)  # (images, P, width), (images, own tokens of all classes, width)
+    prefix, own = embed(clip, prompts, rows)  # (images, P, width), (images, N tokens of the classes' own, width)
     end = 1 + n_ctx  # of the prompts
     for layer, block in enumerate(blocks):
         if 0 < layer < len(deep):
@@ -167,7 +168,7 @@ class Gate(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
-# Rows of tokens as a common prefix and packed tokens of each class's own
+# Rows of tokens as a common prefix and, packed, what they go on with
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,17 +178,19 @@ class Layout:
     Attributes:
         ids: (C, longest) rows cut behind the last EOT.
         prefix: P, the tokens that all rows have in common, learned vectors included.
-        token: (N,) places of the N own tokens among all tokens of `ids`, row by row.
-        place: (N,) the same tokens' places among C rows of the longest own part.
+        token: (N,) places in `ids` of the N tokens behind the prefix, those of a beginning that rows share once.
+        place: (N,) the same tokens' places in C rows of the longest part behind the prefix.
+        node: (C * longest,) which of the N tokens stands at each place of these rows; any behind EOT.
         eot: (C,) which of the N tokens is each row's EOT.
-        lengths: (C,) own tokens of each row.
-        inside: whether there are learned vectors among the own tokens.
+        lengths: (C,) tokens of each row behind the prefix.
+        inside: whether there are learned vectors among them.
     """
 
     ids: Tensor
     prefix: int
     token: Tensor
     place: Tensor
+    node: Tensor
     eot: Tensor
     lengths: Tensor
     inside: bool
@@ -202,14 +205,11 @@ class Layout:
 
     def pad(self, x: Tensor) -> Tensor:
         """(images, N, width) -> (images * C, longest, width)."""
-        if len(self.place) < self.classes * self.longest:
-            x = x.new_zeros(len(x), self.classes * self.longest, x.shape[-1]).index_copy(1, self.place, x)
-        return x.reshape(-1, self.longest, x.shape[-1])
+        return x.index_select(1, self.node).view(-1, self.longest, x.shape[-1])
 
     def pack(self, x: Tensor, images: int) -> Tensor:
         """(images * C, longest, width) -> (images, N, width)."""
-        x = x.reshape(images, -1, x.shape[-1])
-        return x if len(self.place) == x.shape[1] else x[:, self.place]
+        return x.reshape(images, -1, x.shape[-1]).index_select(1, self.place)
 
     def mask(self, prefix: Tensor, last: bool = False) -> Tensor:
         """Which of prefix and own an own token may see: (longest, P + longest); for EOT (C, 1, 1, P + longest)."""
@@ -235,12 +235,22 @@ def layout(ids: Tensor, slots: Tensor | None, n_ctx: int, specific: bool) -> Lay
     prefix = int(torch.cat([differs.flatten(), eot]).min())  # at least EOT is a row's own
     own = (torch.arange(ids.shape[1], device=ids.device) <= eot[:, None])[:, prefix:]  # (C, longest)
     lengths = eot + 1 - prefix
+    # A token's beginning, as a number: the same for rows that agree up to this place.
+    paths = [torch.zeros_like(eot)]
+    for column in content[:, prefix:].T:
+        paths.append(torch.unique(torch.stack([paths[-1], column]), dim=1, return_inverse=True)[1])
+    paths = torch.stack(paths[1:], 1) + len(ids) * torch.arange(own.shape[1], device=ids.device)
+    tokens, of = torch.unique(paths[own], return_inverse=True)
+    places = own.flatten().nonzero().flatten()
+    place = places.new_empty(len(tokens)).scatter_reduce(0, of, places, "amin", include_self=False)
+    node = places.new_zeros(own.numel()).index_copy(0, places, of)
     return Layout(
         ids=ids,
         prefix=prefix,
-        token=F.pad(own, (prefix, 0)).flatten().nonzero().flatten(),
-        place=own.flatten().nonzero().flatten(),
-        eot=lengths.cumsum(0) - 1,
+        token=place // own.shape[1] * ids.shape[1] + prefix + place % own.shape[1],
+        place=place,
+        node=node,
+        eot=of[lengths.cumsum(0) - 1],
         lengths=lengths,
         inside=bool((slots >= prefix).any()),
     )

@@ -54,7 +54,8 @@ def edits(draw, present, first):
 
 @st.composite
 def texts(draw):
-    names = draw(st.lists(st.lists(st.integers(2, EOT - 2), min_size=1, max_size=40), min_size=1, max_size=6))
+    token = st.integers(2, 3) | st.integers(2, EOT - 2)  # so that names often begin alike
+    names = draw(st.lists(st.lists(token, min_size=1, max_size=40), min_size=1, max_size=6))
     n_ctx = draw(st.integers(0, 4))
     return names, n_ctx, rows(names, n_ctx, draw(st.lists(st.integers(2, EOT - 2), max_size=4)))
 
@@ -85,6 +86,18 @@ def test_contexts_of_classes_and_images_before_and_behind_the_name(clip, texts, 
 def test_few_equal_and_very_long_names(clip, names):
     ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
     assert_same("encode_text", (clip, TextPrompts(rows(names, 2, [7]), ctx, deep=[Edit(), Edit(2, deep)])), [ctx, deep])
+
+
+def test_a_beginning_that_names_share_is_computed_once(clip):
+    names = [[2, 3, 4], [2, 3, 5], [2, 4], [6], [6]]
+    ids = rows(names, 2, [7])
+    layout = fast.layout(ids, None, 2, False)
+    assert layout.prefix == 4  # SOS, two vectors, the word
+    beginnings = {tuple([*name, EOT][:length]) for name in names for length in range(1, len(name) + 2)}
+    assert len(layout.token) == len(beginnings) == 10
+    assert sorted(layout.ids.flatten()[layout.token].tolist()) == sorted(beginning[-1] for beginning in beginnings)
+    ctx = leaf(2, WIDTH)
+    assert_same("encode_text", (clip, TextPrompts(ids, ctx)), [ctx])
 
 
 def test_deep_prompts_of_each_class_its_own(clip):
