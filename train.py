@@ -54,6 +54,16 @@ HARMLESS = {
     "TRAIN.CHECKPOINT_FREQ",
 }
 
+# What results.json says of its run's settings, and which they are.
+RECORDED = {
+    "trainer": "TRAINER.NAME",
+    "dataset": "DATASET.NAME",
+    "seed": "SEED",
+    "shots": "DATASET.NUM_SHOTS",
+    "classes": "DATASET.SUBSAMPLE_CLASSES",
+    "backbone": "MODEL.BACKBONE.NAME",
+}
+
 
 class SettingError(ValueError):
     """An argument that cannot be (one line)."""
@@ -143,13 +153,18 @@ def merge(cfg: CfgNode, load: Callable[[], None]) -> None:
 
 def check_settings(cfg: CfgNode, finished: bool) -> None:
     """Refuse to go on with a run, or to take it for finished, under other settings than it was begun with."""
-    file = Path(cfg.OUTPUT_DIR, "config.yaml")
-    if not file.is_file() or not (finished or any(file.parent.glob("*/model*.pth.tar*"))):
-        return
+    folder, before = Path(cfg.OUTPUT_DIR), {}
     try:
-        before, now = (flatten(yaml.load(text, LOADER)) for text in (file.read_text(), cfg.dump()))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-        raise SettingError(f"{file} is damaged: restore it, or choose another --output-dir") from None
+        file = folder / "config.yaml"
+        if file.is_file() and (finished or any(folder.glob("*/model*.pth.tar*"))):
+            before = flatten(yaml.load(file.read_text(), LOADER))
+        if finished:  # the file may have come here from another run
+            file = folder / "results.json"
+            told = json.loads(file.read_text())
+            before |= {setting: told[key] for key, setting in RECORDED.items() if key in told}
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError):
+        raise SettingError(f"{file} is damaged: restore or delete it, or choose another --output-dir") from None
+    now = flatten(yaml.load(cfg.dump(), LOADER)) if before else {}
     harmless = HARMLESS - {"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else HARMLESS  # there, it says which
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in harmless]
     if changed:
@@ -182,20 +197,15 @@ def write_whole(path: Path, text: str) -> None:
 def results(cfg: CfgNode, trainer, epochs: int) -> dict:
     """What results.json says of a finished run; figures that were not measured are null."""
     measured = getattr(trainer, "test_results", None) or {}
-    device = trainer.device
+    device, settings = trainer.device, flatten(cfg)
     return {
-        "trainer": cfg.TRAINER.NAME,
-        "dataset": cfg.DATASET.NAME,
-        "seed": cfg.SEED,
-        "shots": cfg.DATASET.NUM_SHOTS,
-        "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+        **{key: settings[setting] for key, setting in RECORDED.items()},
         "split": getattr(trainer, "test_split", cfg.TEST.SPLIT),
         "accuracy": measured.get("accuracy"),
         "error_rate": measured.get("error_rate"),
         "macro_f1": measured.get("macro_f1"),
         "n_test": getattr(trainer, "n_test", None),
         "epochs": epochs,
-        "backbone": cfg.MODEL.BACKBONE.NAME,
         "train_seconds": getattr(trainer, "train_seconds", None),
         "test_seconds": getattr(trainer, "test_seconds", None),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",

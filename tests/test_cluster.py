@@ -1,5 +1,7 @@
 """Studies as tasks of Ray, on two machines that are two nodes of this one."""
 
+import signal
+
 import pytest
 import torch
 from finished import figures, wait_until
@@ -48,6 +50,20 @@ def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, stu
             for file in (one, serial.output / one.relative_to(on_ray.output))
         ]
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_stopped_says_how_it_goes_on(nodes, study_file, start, number):
+    study = load(study_file("stopped"))
+    process = start(study_file("stopped"), "--address", nodes.address)
+    wait_until(lambda: Progress(study).running, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (
+        130,
+        "Interrupted: the same command goes on from the last whole epoch",
+    )
+    assert Progress(study).failed == {}
 
 
 def test_a_run_that_no_machine_has_room_for_is_refused(nodes):

@@ -41,6 +41,14 @@ def write(tmp_path):
             {"trainers": {"x": {"trainer": "MPL", "confg": "small"}}},
             "there is no key of x 'confg': did you mean config?",
         ),
+        (
+            {"trainers": {"MPL": {"config": "small", "overrides": {"TRAINER.MPL.N_ADD_OPS": 1}}}},
+            "MPL: unknown config key TRAINER.MPL.N_ADD_OPS in the given options; did you mean TRAINER.MPL.N_ADD_OP?",
+        ),
+        (
+            {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"small_land": {"OPTIM.LR": 1}}}}},
+            "x: OPTIM.LR in the given options takes a float, not an int",
+        ),
         ({"trainers": None}, "names no trainers"),
         ({"datasets": ["small_shape"]}, "there is no dataset 'small_shape': did you mean small_shapes?"),
         ({"targets": ["nothing"]}, "there is no dataset 'nothing'"),
@@ -218,6 +226,14 @@ def test_a_result_of_other_settings_is_not_mixed_in(one_run, refused, command):
     (run.folder / "config.yaml").write_text(cfg.dump())
     words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (so differ OPTIM.MAX_EPOCH)"
     assert words in refused(command, file)
+
+
+@pytest.mark.parametrize("command", ["tables", "run"])
+def test_a_result_that_came_from_another_folder_is_not_mixed_in(one_run, refused, command):
+    file, run = one_run
+    content = json.loads((run.folder / "results.json").read_text()) | {"seed": 2, "dataset": "EuroSAT"}
+    (run.folder / "results.json").write_text(json.dumps(content))
+    assert "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (so differ SEED)" in refused(command, file)
 
 
 def test_a_full_disk_is_one_line_and_the_old_tables_stay(one_run, refused):

@@ -37,11 +37,11 @@ def study(tmp_path):
 
 @pytest.fixture
 def of_the_paper(tmp_path):
-    """`of_the_paper(name, **measured)` -> Summary of a study of studies/, finished with two seeds."""
+    """`of_the_paper(name, **changed)` -> Summary of a study of studies/, finished with two seeds."""
 
-    def of_the_paper(name, **measured):
-        study = dataclasses.replace(load(ROOT / f"studies/{name}.yaml"), output=tmp_path, seeds=(1, 2))
-        finish_all(study, **{"backbone": "ViT-B/16"} | measured)
+    def of_the_paper(name, **changed):
+        study = dataclasses.replace(load(ROOT / f"studies/{name}.yaml"), output=tmp_path, seeds=(1, 2), **changed)
+        finish_all(study)
         return Summary(study, collect(study))
 
     return of_the_paper
@@ -85,7 +85,7 @@ def test_what_is_missing_is_shown_and_in_no_average(study):
 
 
 def test_the_best_and_the_second_best_are_marked_and_equals_alike(tmp_path):
-    variants = tuple(Variant(name, "MPL", "small", overrides=("OPTIM.LR", "1")) for name in "abcd")
+    variants = tuple(Variant(name, "MPL", "small", overrides=("OPTIM.LR", "1.0")) for name in "abcd")
     study = Study(variants, ("small_land",), protocols=("few_shot",), seeds=(1,), output=tmp_path)
     for (run,), accuracy in zip(study.chains(), (50, 70.001, 70, 60), strict=True):
         finish(run, accuracy)
@@ -128,8 +128,8 @@ def test_the_papers_figures_are_its_own():
 
 def test_another_backbone_or_some_of_the_datasets_are_not_beside_the_paper(of_the_paper, tmp_path):
     assert of_the_paper("cross_dataset", backbone="RN50").cells["paper"].isna().all()
-    study = Study(VARIANTS[1:], ("dtd",), seeds=(1,), output=tmp_path)
-    finish_all(study, backbone="ViT-B/16")
+    study = Study(VARIANTS[1:], ("dtd",), seeds=(1,), backbone="ViT-B/16", output=tmp_path)
+    finish_all(study)
     summary = Summary(study, collect(study))
     assert cell(summary, "base2new", "new", "MPL", "dtd")["paper"] == 58.13
     assert pd.isna(cell(summary, "base2new", "new", "MPL", "average")["paper"])

@@ -1,6 +1,7 @@
 """Runs of train.py as tasks of Ray: on one machine, or on a cluster that shares the folders of data and results."""
 
 import os
+import signal
 import socket
 import sys
 from concurrent.futures import Future
@@ -62,6 +63,7 @@ class Cluster:
 
         self.ray = ray
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers don't know where it is
+        stop = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -69,6 +71,7 @@ class Cluster:
             raise ClusterError(
                 f"no Ray cluster at {self.address} ({reason}): start one with `ray start --head`"
             ) from None
+        signal.signal(signal.SIGTERM, stop)  # which Ray has made a crash
         if self.gpus is None:
             self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         if self.slots() == 1:
@@ -98,6 +101,7 @@ def on_a_worker(root: str, folder: str, threads: int, arguments: tuple[str, ...]
     if root not in sys.path:
         sys.path.insert(0, root)
     os.chdir(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray makes an exception of it, as of a run that fails
     import torch
 
     from tools.execute import work

@@ -27,8 +27,7 @@ def collect(study: Study) -> dict[Run, dict]:
     for run in tqdm([run for chain in study.chains() for run in chain], "reading results", unit="run", delay=2):
         found = read_results(run.folder)
         if found is not None:
-            if (run.folder / "config.yaml").is_file():
-                train.check_settings(train.setup_cfg(train.parse_arguments(list(run.arguments))), finished=True)
+            train.check_settings(train.setup_cfg(train.parse_arguments(list(run.arguments))), finished=True)
             results[run] = found
     return results
 

@@ -89,13 +89,19 @@ def load(file: Path) -> Study:
     variants = tuple(variant(file, name, value) for name, value in content.pop("trainers").items())
     paths = {key: Path(content[key]).expanduser() for key in ("root", "output") if key in content}
     study = Study(variants, **content | paths)
-    folders = set()
+    folders, settings = set(), {}
     for run in (run for chain in study.chains() for run in chain):
+        settings[run.protocol, run.variant.name, run.dataset if run.dataset in run.variant.own else ""] = run
         if run.folder in folders:
             raise StudyError(
                 f"{file} has the run of {run.folder} twice: leave one out, or give it overrides of its own"
             )
         folders.add(run.folder)
+    for run in settings.values():
+        try:
+            train.setup_cfg(train.parse_arguments(list(run.arguments)))
+        except ValueError as error:
+            raise StudyError(f"{file}: {run.variant.name}: {error}") from None
     return study
 
 
