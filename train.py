@@ -160,7 +160,7 @@ def check_settings(cfg: CfgNode, finished: bool) -> None:
             before = flatten(yaml.load(file.read_text(), LOADER))
         if finished:  # the file may have come here from another run
             file = folder / "results.json"
-            told = json.loads(file.read_text())
+            told = dict(json.loads(file.read_text()).items())
             before |= {setting: told[key] for key, setting in RECORDED.items() if key in told}
     except (yaml.YAMLError, ValueError, AttributeError, TypeError):
         raise SettingError(f"{file} is damaged: restore or delete it, or choose another --output-dir") from None

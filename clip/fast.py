@@ -180,7 +180,7 @@ class Layout:
         prefix: P, the tokens that all rows have in common, learned vectors included.
         token: (N,) places in `ids` of the N tokens behind the prefix, those of a beginning that rows share once.
         place: (N,) the same tokens' places in C rows of the longest part behind the prefix.
-        node: (C * longest,) which of the N tokens stands at each place of these rows; any behind EOT.
+        node: (C * longest,) which of the N tokens stands at each place of these rows; EOT again behind it.
         eot: (C,) which of the N tokens is each row's EOT.
         lengths: (C,) tokens of each row behind the prefix.
         inside: whether there are learned vectors among them.
@@ -205,7 +205,9 @@ class Layout:
 
     def pad(self, x: Tensor) -> Tensor:
         """(images, N, width) -> (images * C, longest, width)."""
-        return x.index_select(1, self.node).view(-1, self.longest, x.shape[-1])
+        # On CUDA the gradient of index_select adds in any order, and that of [] always in the same; here [] is slow.
+        rows = x[:, self.node] if x.is_cuda else x.index_select(1, self.node)
+        return rows.view(-1, self.longest, x.shape[-1])
 
     def pack(self, x: Tensor, images: int) -> Tensor:
         """(images * C, longest, width) -> (images, N, width)."""
@@ -243,14 +245,15 @@ def layout(ids: Tensor, slots: Tensor | None, n_ctx: int, specific: bool) -> Lay
     tokens, of = torch.unique(paths[own], return_inverse=True)
     places = own.flatten().nonzero().flatten()
     place = places.new_empty(len(tokens)).scatter_reduce(0, of, places, "amin", include_self=False)
-    node = places.new_zeros(own.numel()).index_copy(0, places, of)
+    eot = of[lengths.cumsum(0) - 1]
+    node = eot.repeat_interleave(own.shape[1]).index_copy(0, places, of)
     return Layout(
         ids=ids,
         prefix=prefix,
         token=place // own.shape[1] * ids.shape[1] + prefix + place % own.shape[1],
         place=place,
         node=node,
-        eot=of[lengths.cumsum(0) - 1],
+        eot=eot,
         lengths=lengths,
         inside=bool((slots >= prefix).any()),
     )
@@ -266,6 +269,7 @@ def embed(clip: CLIP, prompts: TextPrompts, rows: Layout) -> tuple[Tensor, Tenso
         x = torch.stack([plain.embed(clip, replace(prompts, ids=rows.ids, ctx=one)) for one in images])
         return x[:, 0, : rows.prefix] + position[: rows.prefix], x.flatten(1, 2)[:, rows.token] + token
     first = replace(prompts, ids=rows.ids[:1], slots=None if slots is None else slots[:1])
+    images = [one[:1] if one is not None and one.dim() == 3 else one for one in images]  # by class there are none here
     x = torch.cat([plain.embed(clip, replace(first, ctx=one)) for one in images])
     own = clip.token_embedding(rows.ids.flatten()[rows.token]).to(token.dtype) + token
     return x[:, : rows.prefix] + position[: rows.prefix], own.expand(len(x), -1, -1)

@@ -1,6 +1,7 @@
 """Studies as tasks of Ray, on two machines that are two nodes of this one."""
 
 import signal
+import sys
 
 import pytest
 import torch
@@ -64,6 +65,23 @@ def test_a_study_that_is_stopped_says_how_it_goes_on(nodes, study_file, start, n
         "Interrupted: the same command goes on from the last whole epoch",
     )
     assert Progress(study).failed == {}
+
+
+def test_sigterm_while_ray_starts_ends_a_study_too(monkeypatch):
+    ray = pytest.importorskip("ray", reason=NO_RAY)
+
+    def init(*args, **settings):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray's own begins
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as train.run has it: KeyboardInterrupt
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Cluster().__enter__()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_run_that_no_machine_has_room_for_is_refused(nodes):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from drawn import small_clip
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clip import Edit, TextPrompts, fast, plain
@@ -72,6 +72,7 @@ def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
 
 @EXAMPLES
 @given(texts=texts(), of=st.sampled_from(["all", "class", "image"]), ahead=st.integers(0, 4))
+@example(texts=([[2], [3]], 0, None), of="class", ahead=0)
 def test_contexts_of_classes_and_images_before_and_behind_the_name(clip, texts, of, ahead):
     names, n_ctx, _ = texts
     ahead = min(ahead, n_ctx)  # vectors before the name

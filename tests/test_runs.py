@@ -95,6 +95,10 @@ def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat
     other = launch(*argv, "OPTIM.MAX_EPOCH", 3)
     assert other.status == 2 and "OPTIM.MAX_EPOCH 2, this one has 3" in other.errors[0]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    for damaged in ("", '{"trainer": "MPL', "[]", "3"):
+        (tmp_path / "run/results.json").write_text(damaged)
+        refused = launch(*argv)
+        assert refused.status == 2 and refused.errors[0].startswith(f"error: {tmp_path}/run/results.json is damaged")
 
 
 @pytest.fixture

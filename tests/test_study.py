@@ -49,6 +49,22 @@ def write(tmp_path):
             {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"small_land": {"OPTIM.LR": 1}}}}},
             "x: OPTIM.LR in the given options takes a float, not an int",
         ),
+        (
+            {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"eurosat": {"OPTIM.LRR": 0.1}}}}},
+            "x: unknown config key OPTIM.LRR in the given options; did you mean OPTIM.LR?",  # eurosat has no run
+        ),
+        *(
+            ({"trainers": {"x": {"trainer": "MPL", "config": "small"} | wrong}}, message)
+            for wrong, message in (
+                ({"overrides": None}, "overrides of x cannot be None: give a mapping of KEY: VALUE"),
+                ({"overrides": ["OPTIM.LR", 0.1]}, "overrides of x cannot be ['OPTIM.LR', 0.1]"),
+                ({"datasets": ["small_land"]}, "datasets of x cannot be ['small_land']: give a mapping"),
+                ({"datasets": {"small_land": None}}, "overrides of x cannot be None"),
+                ({"overrides": {"SEED": 4}}, "x cannot override SEED: the study's own key is seeds"),
+                ({"overrides": {"OUTPUT_DIR": "there"}}, "the study's own key is output"),
+                ({"overrides": {"TRAINER.COOP.N_CTX": 4}}, "override TRAINER.COOP.N_CTX: it is no setting of MPL"),
+            )
+        ),
         ({"trainers": None}, "names no trainers"),
         ({"datasets": ["small_shape"]}, "there is no dataset 'small_shape': did you mean small_shapes?"),
         ({"targets": ["nothing"]}, "there is no dataset 'nothing'"),

@@ -71,7 +71,12 @@ class Cluster:
             raise ClusterError(
                 f"no Ray cluster at {self.address} ({reason}): start one with `ray start --head`"
             ) from None
-        signal.signal(signal.SIGTERM, stop)  # which Ray has made a crash
+        except SystemExit:  # Ray has made one of SIGTERM
+            signal.signal(signal.SIGTERM, stop)
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, stop)
         if self.gpus is None:
             self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         if self.slots() == 1:

@@ -37,6 +37,15 @@ from tools.runs import CONFIGS, METHODS, Study, Variant
 from tools.tables import Summary
 
 PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
+OWN = {  # settings that a study has keys for
+    "TRAINER.NAME": "trainer",
+    "OUTPUT_DIR": "output",
+    "SEED": "seeds",
+    "DATASET.NAME": "datasets",
+    "DATASET.ROOT": "root",
+    "DATASET.NUM_SHOTS": "shots",
+    "DATASET.SUBSAMPLE_CLASSES": "protocols",
+}
 
 
 class StudyError(ValueError):
@@ -91,17 +100,18 @@ def load(file: Path) -> Study:
     study = Study(variants, **content | paths)
     folders, settings = set(), {}
     for run in (run for chain in study.chains() for run in chain):
-        settings[run.protocol, run.variant.name, run.dataset if run.dataset in run.variant.own else ""] = run
+        settings[run.protocol, run.variant.name] = run
         if run.folder in folders:
             raise StudyError(
                 f"{file} has the run of {run.folder} twice: leave one out, or give it overrides of its own"
             )
         folders.add(run.folder)
     for run in settings.values():
-        try:
-            train.setup_cfg(train.parse_arguments(list(run.arguments)))
-        except ValueError as error:
-            raise StudyError(f"{file}: {run.variant.name}: {error}") from None
+        for overrides in ((), *run.variant.own.values()):
+            try:
+                train.setup_cfg(train.parse_arguments([*run.arguments, *overrides]))
+            except ValueError as error:
+                raise StudyError(f"{file}: {run.variant.name}: {error}") from None
     return study
 
 
@@ -118,7 +128,16 @@ def known_datasets() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
 
 
-def pairs(overrides: dict) -> tuple[str, ...]:
+def pairs(file: Path, name: str, method: str, overrides: dict) -> tuple[str, ...]:
+    """KEY, VALUE, ... of overrides that are about the method's runs."""
+    if not isinstance(overrides, dict):
+        raise StudyError(f"{file}: overrides of {name} cannot be {overrides!r}: give a mapping of KEY: VALUE")
+    for key in map(str, overrides):
+        group, _, rest = key.partition(".")
+        if key in OWN:
+            raise StudyError(f"{file}: {name} cannot override {key}: the study's own key is {OWN[key]}")
+        if group == "TRAINER" and rest.split(".")[0] != method.upper():
+            raise StudyError(f"{file}: {name} cannot override {key}: it is no setting of {method}")
     return tuple(str(item) for pair in overrides.items() for item in pair)
 
 
@@ -129,6 +148,8 @@ def variant(file: Path, name: str, value: str | dict) -> Variant:
         choose(file, f"key of {name}", key, ("trainer", "config", "cross_dataset", "overrides", "datasets"))
     method = choose(file, "trainer", settings.get("trainer", name), ("ZeroshotCLIP", *METHODS))
     own = settings.get("datasets", {})
+    if not isinstance(own, dict):
+        raise StudyError(f"{file}: datasets of {name} cannot be {own!r}: give a mapping from some of them to overrides")
     for dataset in own:
         choose(file, "dataset", dataset, known_datasets())
     configs = [str(settings[key]) for key in ("config", "cross_dataset") if key in settings]
@@ -136,8 +157,8 @@ def variant(file: Path, name: str, value: str | dict) -> Variant:
         raise StudyError(f"{file}: {name} has no config: see studies/small.yaml")
     chosen = Variant(
         *(name, method, *configs),
-        overrides=pairs(settings.get("overrides", {})),
-        own={dataset: pairs(overrides) for dataset, overrides in own.items()},
+        overrides=pairs(file, name, method, settings.get("overrides", {})),
+        own={dataset: pairs(file, name, method, overrides) for dataset, overrides in own.items()},
     )
     known = sorted(path.stem for path in chosen.config_file.parent.glob("*.yaml"))
     for config in configs:
