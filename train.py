@@ -226,6 +226,9 @@ def learns(trainer) -> bool:
 
 def prepare(args: argparse.Namespace, cfg: CfgNode):
     """The trainer, or an error that leaves no output folder behind."""
+    for option, name in (("--trainer", cfg.TRAINER.NAME), ("--dataset-config-file", cfg.DATASET.NAME)):
+        if not name:
+            raise SettingError(f"{option} is missing: see python train.py --help")
     folder = Path(cfg.OUTPUT_DIR)
     fresh = [path for path in (folder, *folder.parents) if not path.exists()]  # what this run makes
     try:

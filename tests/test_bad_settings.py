@@ -14,6 +14,8 @@ CASES = {
     ),
     "unknown dataset": (["DATASET.NAME", "EuroSta"], ['"EuroSta"', "EuroSAT", "did you mean EuroSAT?"]),
     "unknown trainer": (["TRAINER.NAME", "MLP"], ['"MLP"', "ZeroshotCLIP", "did you mean MPL?"]),
+    "no dataset": (["DATASET.NAME", "''"], ["--dataset-config-file is missing"]),
+    "no trainer": (["TRAINER.NAME", "''"], ["--trainer is missing"]),
     "no value": (["OPTIM.LR"], ["'OPTIM.LR' has no value", "KEY VALUE"]),
     "wrong type": (["OPTIM.LR", "fast"], ["OPTIM.LR", "takes a float, not a str"]),
     "a list for a number": (["OPTIM.MAX_EPOCH", "[1, 2]"], ["OPTIM.MAX_EPOCH", "takes an int, not a"]),
