@@ -269,7 +269,7 @@ def embed(clip: CLIP, prompts: TextPrompts, rows: Layout) -> tuple[Tensor, Tenso
         x = torch.stack([plain.embed(clip, replace(prompts, ids=rows.ids, ctx=one)) for one in images])
         return x[:, 0, : rows.prefix] + position[: rows.prefix], x.flatten(1, 2)[:, rows.token] + token
     first = replace(prompts, ids=rows.ids[:1], slots=None if slots is None else slots[:1])
-    images = [one[:1] if one is not None and one.dim() == 3 else one for one in images]  # by class there are none here
+    images = [one[:1] if one is not None and one.dim() == 3 else one for one in images]  # of a class's own: none
     x = torch.cat([plain.embed(clip, replace(first, ctx=one)) for one in images])
     own = clip.token_embedding(rows.ids.flatten()[rows.token]).to(token.dtype) + token
     return x[:, : rows.prefix] + position[: rows.prefix], own.expand(len(x), -1, -1)

@@ -37,7 +37,7 @@ from tools.runs import CONFIGS, METHODS, Study, Variant
 from tools.tables import Summary
 
 PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
-OWN = {  # settings that a study has keys for
+SET_BY_STUDY = {  # settings, and the keys of a study that say them
     "TRAINER.NAME": "trainer",
     "OUTPUT_DIR": "output",
     "SEED": "seeds",
@@ -134,8 +134,8 @@ def pairs(file: Path, name: str, method: str, overrides: dict) -> tuple[str, ...
         raise StudyError(f"{file}: overrides of {name} cannot be {overrides!r}: give a mapping of KEY: VALUE")
     for key in map(str, overrides):
         group, _, rest = key.partition(".")
-        if key in OWN:
-            raise StudyError(f"{file}: {name} cannot override {key}: the study's own key is {OWN[key]}")
+        if key in SET_BY_STUDY:
+            raise StudyError(f"{file}: {name} cannot override {key}: the study's own key is {SET_BY_STUDY[key]}")
         if group == "TRAINER" and rest.split(".")[0] != method.upper():
             raise StudyError(f"{file}: {name} cannot override {key}: it is no setting of {method}")
     return tuple(str(item) for pair in overrides.items() for item in pair)
