@@ -1,0 +1,1 @@
+"""What every room may use and what needs only the standard library: errors, files, starting a command."""

@@ -1,0 +1,46 @@
+"""The one kind of error for everything that the person running a command can fix."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from os import PathLike
+
+
+class UsageError(ValueError):
+    """Raised for something that the person running a command can fix.
+
+    Its text is one line: `where: what: remedy`. Commands print it without a traceback and exit with status 2
+    (`--debug` shows the traceback).
+
+    Args:
+        what: what is wrong.
+        remedy: what to do next.
+        where: the file, folder or setting that is concerned.
+    """
+
+    def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
+        super().__init__(what, remedy, where)  # all of them, so that the error survives pickling
+        self.what, self.remedy, self.where = what, remedy, where
+
+    def __str__(self) -> str:
+        parts = ("" if self.where is None else str(self.where), self.what, self.remedy)
+        return ": ".join(part for part in parts if part)
+
+
+def closest(name: object, known: Iterable[object]) -> str:
+    """The one of the known names that `name` is most likely a misspelling of, or an empty string."""
+    by_lower = {str(candidate).lower(): str(candidate) for candidate in known}
+    near = get_close_matches(str(name).lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else ""
+
+
+def choose(name: object, known: Iterable[object], kind: str, where: str | PathLike | None = None) -> None:
+    """Check that `name` is one of the known ones.
+
+    Raises:
+        UsageError: it is not; the message names the closest one, or all of them.
+    """
+    names = [str(candidate) for candidate in known]
+    if str(name) not in names:
+        near = closest(name, names)
+        remedy = f"did you mean {near}?" if near else f"known are {', '.join(names) or 'none'}"
+        raise UsageError(f"there is no {kind} {name!r}", remedy, where)

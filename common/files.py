@@ -1,0 +1,50 @@
+"""Files that are written completely or not at all, and their checksums."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BLOCK = 1 << 20
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to. It replaces `path` in one step at the end; after an error it is deleted.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; its text says so and names `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        reason = f"cannot write: {error.strerror or error}; free some space or change the permissions"
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file completely or not at all (UTF-8)."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:
+    """The checksum of a file in hexadecimal.
+
+    Args:
+        path: the file.
+        kind: a name that hashlib knows, such as sha256 or md5.
+        progress: called with the number of bytes of each block read.
+    """
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            if progress:
+                progress(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,27 @@
+"""The start of a command: what it needs must be installed."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+
+
+@contextmanager
+def required_packages() -> Iterator[None]:
+    """Import a command's packages within this: one line and exit status 2 if one is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
+            raise
+        print(
+            f"error: the package {package} is not installed for {sys.executable}: run `make setup` in {ROOT} and use "
+            "its .venv/bin/python, or run `pip install -r requirements.txt` there",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
