@@ -152,11 +152,58 @@ def test_broken_files(tmp_path, cfg, text, message):
 def test_missing_and_unreadable_files(tmp_path, cfg):
     with pytest.raises(MissingFileError, match="nowhere.yaml"):
         cfg.merge_from_file(str(tmp_path / "nowhere.yaml"))
-    with pytest.raises(UsageError, match="cannot read"):
+    for path in ("", " "):
+        with pytest.raises(UsageError, match="the path of the config file is empty"):
+            cfg.merge_from_file(path)
+    with pytest.raises(UsageError, match=f"cannot read the config file {tmp_path}: it is a folder"):
         cfg.merge_from_file(str(tmp_path))
     (tmp_path / "x.yaml").write_bytes(b"OPTIM:\n  NAME: \xff\xfe\n")
     with pytest.raises(UsageError, match="cannot read"):
         cfg.merge_from_file(str(tmp_path / "x.yaml"))
+
+
+def test_failed_merge_changes_nothing(tmp_path, cfg):
+    before = cfg.clone()
+    path = write(tmp_path, "x.yaml", "SEED: 7\nOPTIM:\n  NAME: sgd\n  LR: fast\n")
+    for merge in (
+        lambda: cfg.merge_from_file(path),
+        lambda: cfg.merge_from_list(["SEED", 7, "OPTIM.LR", "fast"]),
+        lambda: cfg.merge_from_other_cfg(CfgNode({"SEED": 7, "OPTIM": {"LRR": 0.1}})),
+    ):
+        with pytest.raises(UsageError):
+            merge()
+        assert cfg == before
+
+
+def test_none_takes_and_replaces_any_type(cfg):
+    cfg.TRAINER.COOP.EXTRA = None
+    for value in (1, [1, 2], (1,), "text", 0.5, None):
+        copy = cfg.clone()
+        copy.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"EXTRA": value}}}))
+        assert copy.TRAINER.COOP.EXTRA == value
+    cfg.merge_from_list(["OPTIM.LR", "None"])
+    assert cfg.OPTIM.LR is None
+
+
+def test_merged_values_are_copies(cfg):
+    sizes = [1, 2]
+    cfg.merge_from_other_cfg(CfgNode({"INPUT": {"PIXEL_MEAN": sizes}}))
+    sizes.append(3)
+    assert cfg.INPUT.PIXEL_MEAN == [1, 2]
+
+
+def test_new_keys_are_accepted_if_allowed(tmp_path, cfg):
+    text = "OPTIM:\n  NEW: 1\nGROUP:\n  SUB:\n    A: (1, 2)\n"
+    with pytest.raises(UsageError, match="unknown config key OPTIM.NEW"):
+        cfg.merge_from_file(write(tmp_path, "a.yaml", text))
+    cfg.set_new_allowed(True)
+    cfg.merge_from_file(write(tmp_path, "a.yaml", text))
+    cfg.merge_from_other_cfg(CfgNode({"GROUP": {"SUB": {"B": 2}}}))
+    assert cfg.OPTIM.NEW == 1 and cfg.GROUP.SUB == {"A": (1, 2), "B": 2}
+    with pytest.raises(UsageError, match=r"DAY in .* takes a plain value, not a datetime\.date"):
+        cfg.merge_from_file(write(tmp_path, "b.yaml", "DAY: 2024-01-01\n"))
+    with pytest.raises(UsageError, match="unknown config key OPTIM.NEWER"):
+        cfg.merge_from_list(["OPTIM.NEWER", 1])
 
 
 def test_empty_file_changes_nothing(tmp_path, cfg):
@@ -187,10 +234,20 @@ def test_base_files(tmp_path, cfg):
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.NAME, cfg.SEED) == (0.3, 2, "sgd", 7)
 
 
+def test_list_replaces_int_of_base_file_if_default_is_none(tmp_path, cfg):
+    cfg.TRAINER.COOP.DEPTHS = None
+    write(tmp_path, "a.yaml", "TRAINER:\n  COOP:\n    DEPTHS: 2\n    N_CTX: 4\n")
+    cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: a.yaml\nTRAINER:\n  COOP:\n    DEPTHS: [1, 2]\n"))
+    assert (cfg.TRAINER.COOP.DEPTHS, cfg.TRAINER.COOP.N_CTX) == ([1, 2], 4)
+
+
 def test_base_errors_name_the_file(tmp_path, cfg):
     write(tmp_path, "a.yaml", "OPTIM:\n  LRR: 0.1\n")
     with pytest.raises(UsageError, match=r"OPTIM\.LRR in .*a\.yaml"):
         cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: a.yaml\n"))
+    write(tmp_path, "type.yaml", "OPTIM:\n  LR: fast\n")
+    with pytest.raises(UsageError, match=r"OPTIM\.LR in .*type\.yaml takes a float"):
+        cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: type.yaml\nOPTIM:\n  NAME: sgd\n"))
     with pytest.raises(MissingFileError, match="gone.yaml"):
         cfg.merge_from_file(write(tmp_path, "c.yaml", "_BASE_: gone.yaml\n"))
 
