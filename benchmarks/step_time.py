@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
 
 SETTINGS = {
     "ZeroshotCLIP": "CoOp/vit_b16",
@@ -76,7 +75,7 @@ def build(args: argparse.Namespace, classes: int):
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
     from dassl.engine import build_trainer
 
-    import train
+    from experiments.configuration import extend_cfg, merge_pairs
 
     @DATASET_REGISTRY.register()
     class Names(DatasetBase):
@@ -86,8 +85,9 @@ def build(args: argparse.Namespace, classes: int):
             super().__init__(train_x=items * args.batch, test=items)
 
     cfg = get_cfg_default()
-    train.extend_cfg(cfg)
-    train.merge(cfg, lambda: cfg.merge_from_file(str(ROOT / f"configs/trainers/{SETTINGS[args.trainer]}.yaml")))
+    extend_cfg(cfg)
+    cfg.merge_from_file(str(ROOT / f"configs/trainers/{SETTINGS[args.trainer]}.yaml"))
+    merge_pairs(cfg, [])
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = args.backbone, args.worker
     cfg.TRAINER[args.trainer.upper()].PREC = args.prec
@@ -210,7 +210,7 @@ def main() -> None:
     trainers = [name for name in SETTINGS if name != "ZeroshotCLIP"] if args.trainer == "all" else [args.trainer]
     with tempfile.TemporaryDirectory() as folder:
         if not args.backbone:
-            from tools.random_clip import random_clip
+            from clip.random_weights import random_clip
 
             args.backbone = f"{folder}/vit_b16.pt"
             torch.save(random_clip("ViT-B-16").state_dict(), args.backbone)

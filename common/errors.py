@@ -14,7 +14,7 @@ class UsageError(ValueError):
     Args:
         what: what is wrong.
         remedy: what to do next.
-        where: the file, folder or setting that is concerned.
+        where: the file, folder or setting that is concerned; printed unless `what` names it already.
     """
 
     def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
@@ -22,8 +22,8 @@ class UsageError(ValueError):
         self.what, self.remedy, self.where = what, remedy, where
 
     def __str__(self) -> str:
-        parts = ("" if self.where is None else str(self.where), self.what, self.remedy)
-        return ": ".join(part for part in parts if part)
+        where = "" if self.where is None or str(self.where) in self.what else str(self.where)
+        return ": ".join(part for part in (where, self.what, self.remedy) if part)
 
 
 def closest(name: object, known: Iterable[object]) -> str:

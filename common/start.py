@@ -1,6 +1,7 @@
 """The start of a command: what it needs must be installed."""
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +26,8 @@ def required_packages() -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def add_common_options(parser: ArgumentParser) -> None:
+    """The options that every command has."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")

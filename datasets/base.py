@@ -11,13 +11,13 @@ from pathlib import Path
 
 from dassl.data.datasets import DatasetBase, Datum
 
+from common.errors import UsageError
+
 Items = list[Datum]
 
 
-class DatasetError(ValueError):
-    """Files of a dataset are missing or damaged; the message says which and how to get them (one line)."""
-
-    one_line = True
+class DatasetError(UsageError):
+    """Raised for files of a dataset that are missing or damaged; the remedy says how to get them."""
 
 
 class FewShotDataset(DatasetBase):
@@ -43,6 +43,7 @@ class FewShotDataset(DatasetBase):
     n_classes: int | None = None
     test_only = False  # it serves to test what was learned elsewhere
     val_is_test = False  # its test images are called its validation set
+    template = "a photo of a {}."  # zero-shot CLIP's sentence (CoOp, appendix A)
 
     def __init_subclass__(cls):
         cls.config_name = vars(cls).get("config_name", cls.__module__.rpartition(".")[2])

@@ -8,6 +8,7 @@ class EuroSAT(FewShotDataset):
     """Ten kinds of land use in Sentinel-2 images of 64 x 64 pixels (Helber et al., 2019)."""
 
     dataset_dir = "eurosat"
+    template = "a centered satellite photo of {}."
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
     split_id = "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"

@@ -8,6 +8,7 @@ class FGVCAircraft(FewShotDataset):
     """Aircraft by variant (Maji et al., 2013), whose own text lists are its split."""
 
     dataset_dir = "fgvc_aircraft"
+    template = "a photo of a {}, a type of aircraft."
     image_dir = "images"
     split_file = "variants.txt"
     counts = (3334, 3333, 3333)

@@ -41,7 +41,7 @@ def _surroundings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory):
     """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written once for each size."""
-    from tools.random_clip import random_clip
+    from clip.random_weights import random_clip
 
     folder, files = tmp_path_factory.mktemp("backbones"), {}
 
@@ -147,11 +147,13 @@ def ended(capsys):
 @pytest.fixture
 def launch(ended, monkeypatch, one_thread):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
-    import train
+    import experiments.run
+    from experiments.run import main
+    from experiments.session import cli_main
 
-    monkeypatch.setattr(train, "collect_env_info", str)  # the real one asks pip and lscpu, which takes seconds
+    monkeypatch.setattr(experiments.run, "collect_env_info", str)  # the real one takes seconds
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
-    return lambda *arguments: ended(lambda: train.run(lambda: train.main([str(argument) for argument in arguments])))
+    return lambda *arguments: ended(lambda: cli_main(lambda: main([str(argument) for argument in arguments])))
 
 
 @pytest.fixture
@@ -200,12 +202,12 @@ def publish(tmp_path, monkeypatch):
 @pytest.fixture
 def prepare(ended, publish, tmp_path):
     """`prepare(*arguments)` is tools/prepare.py with `tmp_path/data` as root and that server as mirror: an `Ended`."""
-    import train
-    from tools import prepare as program
+    from datasets.preparing import command as program
+    from experiments.session import cli_main
 
     def prepare(*arguments, mirror=None, root=tmp_path / "data"):
         argv = [*arguments, "--root", root, "--mirror", publish.server.address if mirror is None else mirror]
-        return ended(lambda: train.run(lambda: program.main([str(part) for part in argv]), program.RESUMPTION))
+        return ended(lambda: cli_main(lambda: program.main([str(part) for part in argv]), "where it stopped"))
 
     return prepare
 

@@ -11,9 +11,11 @@ import torch
 from dassl.config import get_cfg_default
 from PIL import Image
 
-import train
+import trainers
 from clip import tokenize
-from tools.random_clip import random_tensor
+from clip.random_weights import random_tensor
+from common.start import ROOT
+from experiments.configuration import extend_cfg, merge_pairs
 
 
 def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, size=32) -> Path:
@@ -40,7 +42,7 @@ def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, siz
 def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides):
     """A frozen configuration as train.py makes it, for a small backbone of 32 px."""
     cfg = get_cfg_default()
-    train.extend_cfg(cfg)
+    extend_cfg(cfg)
     pairs = {
         "TRAINER.NAME": trainer,
         "DATASET.NAME": "EuroSAT",
@@ -55,7 +57,7 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
         "SEED": 1,
     }
     pairs |= dict(zip(overrides[::2], overrides[1::2], strict=True))
-    train.merge(cfg, lambda: cfg.merge_from_list([item for pair in pairs.items() for item in pair]))
+    merge_pairs(cfg, [item for pair in pairs.items() for item in pair])
     cfg.freeze()
     return cfg
 
@@ -65,7 +67,7 @@ def arguments(root, backbone, output, *overrides, trainer="MPL", options=()) -> 
 
     `options` come after those given here, and so replace them; likewise `overrides`, which are KEY, VALUE, ...
     """
-    configs = Path(train.__file__).parent / "configs"
+    configs = ROOT / "configs"
     yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}[trainer]
     argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--seed", 1, "--trainer", trainer]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml"]
@@ -119,12 +121,12 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [key for key in a if not torch.equal(a[key], b[key])]
 
 
-METHODS = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")  # all that learn
+METHODS = tuple(name for name, method in trainers.methods().items() if method.learns)
 
 
 def run_for_real(launch, calls, monkeypatch):
     """What the stub was asked for, by train.py itself; returns the results of the runs."""
-    monkeypatch.chdir(Path(train.__file__).parent)
+    monkeypatch.chdir(ROOT)
     results = []
     for call in calls:
         file = Path(call[call.index("--output-dir") + 1], "results.json")
@@ -137,7 +139,5 @@ def run_for_real(launch, calls, monkeypatch):
 
 def card(name: str) -> list[float]:
     """Zero-shot accuracies (all, base, new) that the model card states for a set."""
-    row = re.search(
-        rf"^\| {name} \|(.*)\|$", Path(train.__file__).with_name("clip").joinpath("small.md").read_text(), re.MULTILINE
-    )
+    row = re.search(rf"^\| {name} \|(.*)\|$", (ROOT / "clip/small.md").read_text(), re.MULTILINE)
     return [float(cell) for cell in row[1].split("|")[-3:]]

@@ -5,8 +5,8 @@ import subprocess
 import time
 import zlib
 
-import train
-from tools.runs import Run, Study
+from experiments.configuration import parse_arguments, setup_cfg
+from experiments.studies.spec import Run, Study
 
 TIMES = ("train_seconds", "test_seconds", "date")
 
@@ -15,7 +15,7 @@ def finish(run: Run, accuracy: float, **measured) -> None:
     """Pretend that a run has been done."""
     run.folder.mkdir(parents=True)
     usual = {"accuracy": accuracy, "n_test": 10, "train_seconds": 2.0, "test_seconds": 1.0, "device": "cpu"}
-    backbone = train.setup_cfg(train.parse_arguments(list(run.arguments))).MODEL.BACKBONE.NAME
+    backbone = setup_cfg(parse_arguments(list(run.arguments))).MODEL.BACKBONE.NAME
     (run.folder / "results.json").write_text(json.dumps(usual | {"backbone": backbone} | measured))
 
 

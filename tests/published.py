@@ -13,8 +13,8 @@ from scipy.io import savemat
 from serving import serving
 from trees import WNIDS, build_tree
 
-from tools.preparing import fetch
-from tools.preparing.sources import dataset_class, named_images, read_quietly, table
+from datasets.preparing import fetch
+from datasets.preparing.sources import dataset_class, named_images, read_quietly, table
 
 V2 = "imagenetv2-matched-frequency-format-val"
 PACKED = {  # the archive of each dataset: {folder of the dataset: its path in there}

@@ -13,7 +13,7 @@ import torch
 from drawn import arguments, write_eurosat
 
 import clip.weights
-from tools.random_clip import random_clip
+from clip.random_weights import random_clip
 
 CLASSES = ["red", "green field", "blue_lake", "grey"]
 

@@ -7,12 +7,11 @@ from collections import OrderedDict
 import pytest
 import torch
 from dassl.engine import build_trainer
-from dassl.utils import UsageError
 from drawn import arguments, make_cfg
 from torch import nn
 
 from clip import load_backbone
-from trainers.base import PromptError
+from common.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,7 +135,7 @@ def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(settings, r
     save_published(tmp_path / "published", published_model(mpl("base").model.state_dict(), tiny, 3))
     trainer = mpl("base", *settings)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    with pytest.raises(PromptError, match=f"{reason}.*: use the settings and the backbone it was trained with"):
+    with pytest.raises(UsageError, match=f"{reason}.*: use the settings and the backbone it was trained with"):
         trainer.load_model(str(tmp_path / "published"), epoch=5)
     assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
 
@@ -145,7 +144,7 @@ def test_class_specific_context_is_refused(mpl, tiny, tmp_path):
     state = published_model(mpl("base").model.state_dict(), tiny, 3)
     state["module.prompt_learner.ctx"] = torch.zeros(3, 1, 64)
     save_published(tmp_path / "published", state)
-    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 1, 64\)"):
+    with pytest.raises(UsageError, match=r"ctx in .* has shape \(3, 1, 64\)"):
         mpl("all").load_model(str(tmp_path / "published"), epoch=5)
 
 
@@ -224,7 +223,7 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(trained, mpl, tmp_path):
     torch.save({**checkpoint, "epoch": 7}, checkpoints / "model-best.pth.tar")
     trainer.load_model(str(folder))
     assert trainer.loaded_epoch == 7
-    with pytest.raises(PromptError, match=r"no MPL checkpoint .*model.pth.tar-3: check --model-dir and --load-epoch"):
+    with pytest.raises(UsageError, match=r"no MPL checkpoint .*model.pth.tar-3: check --model-dir and --load-epoch"):
         trainer.load_model(str(folder), epoch=3)
 
 
@@ -273,7 +272,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_not_run(place, name, m
     contents = {"scheduler": {"successor": HOSTILE[name]}} if place == "scheduler" else {}
     save_published(tmp_path, state if contents else state | {"module.x": HOSTILE[name]}, **contents)
     trainer = mpl("base")
-    with pytest.raises(UsageError, match=rf"names (builtins\.)?{name}, which is neither .* not loaded") as refusal:
+    with pytest.raises(DasslError, match=rf"names (builtins\.)?{name}, which is neither .* not loaded") as refusal:
         trainer.load_model(str(tmp_path), epoch=5)
     assert "\n" not in str(refusal.value)
     assert not os.path.exists("executed")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from finished import figures, wait_until
 
-from tools import cluster
-from tools.cluster import Cluster, ClusterError
-from tools.progress import Progress
-from tools.study import load
+from common.errors import UsageError
+from experiments.studies import cluster
+from experiments.studies.cluster import Cluster
+from experiments.studies.command import load
+from experiments.studies.progress import Progress
 
 NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 
@@ -75,7 +76,7 @@ def test_sigterm_while_ray_starts_ends_a_study_too(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(ray, "init", init)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as train.run has it: KeyboardInterrupt
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as cli_main has it: KeyboardInterrupt
     try:
         with pytest.raises(KeyboardInterrupt):
             Cluster().__enter__()
@@ -86,11 +87,11 @@ def test_sigterm_while_ray_starts_ends_a_study_too(monkeypatch):
 
 def test_a_run_that_no_machine_has_room_for_is_refused(nodes):
     with (
-        pytest.raises(ClusterError, match="no machine of this cluster has 2 cores and 0 GPUs"),
+        pytest.raises(UsageError, match="no machine of this cluster has 2 cores and 0 GPUs"),
         Cluster(nodes.address, 2),
     ):
         pass
-    with pytest.raises(ClusterError, match="has 1 cores and 0.5 GPUs"), Cluster(nodes.address, 1, 0.5):
+    with pytest.raises(UsageError, match="has 1 cores and 0.5 GPUs"), Cluster(nodes.address, 1, 0.5):
         pass
 
 
@@ -112,5 +113,5 @@ def test_no_cluster_at_the_address_is_one_line(study_file, start):
 
 def test_without_ray_an_address_is_refused_and_a_study_goes_on(study_file, monkeypatch, ended):
     monkeypatch.setattr(cluster, "available", lambda: False)
-    with pytest.raises(ClusterError, match="pip install -r requirements-cluster.txt"):
+    with pytest.raises(UsageError, match="pip install -r requirements-cluster.txt"):
         Cluster("auto")

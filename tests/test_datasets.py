@@ -12,8 +12,8 @@ from dassl.engine import build_trainer
 from drawn import make_cfg
 from trees import LAYOUTS, NAMES, WNIDS, build_tree
 
+from common.errors import UsageError
 from datasets import DatasetError
-from trainers.base import PromptError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -277,7 +277,7 @@ def test_gaps_between_the_labels_of_anybodys_dataset_are_refused(tiny, tmp_path)
 
     DATASET_REGISTRY.register(force=True)(Gaps)
     try:
-        with pytest.raises(PromptError, match="Gaps has 2 class names for labels 0 to 2: number its classes without"):
+        with pytest.raises(UsageError, match="Gaps has 2 class names for labels 0 to 2: number its classes without"):
             build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", "DATASET.NAME", "Gaps"))
     finally:
         del DATASET_REGISTRY._obj_map["Gaps"]

@@ -7,8 +7,8 @@ import pytest
 from drawn import card
 from PIL import Image
 
-import train
-from tools import demo
+from common.errors import UsageError
+from experiments import demo
 
 
 def test_the_demo_ends_with_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
@@ -80,6 +80,6 @@ def test_a_demo_does_not_take_results_of_other_settings_for_its_own(drawn, tmp_p
     run.mkdir(parents=True)
     (run / "results.json").write_text('{"accuracy": 99}')
     (run / "config.yaml").write_text("OPTIM: {LR: 0.7}\n")
-    with pytest.raises(train.SettingError, match=r"OPTIM.LR 0.7, this one has 0.1"):
+    with pytest.raises(UsageError, match=r"OPTIM.LR 0.7, this one has 0.1"):
         demo.main()
     assert not (tmp_path / "summary.json").exists()

@@ -7,7 +7,7 @@ import torch
 from drawn import METHODS, differing, prompts_of
 from test_checkpoints import logits, published_model, randomised
 
-from trainers.base import PromptError
+from common.errors import UsageError
 
 
 def publish(trainer, folder, backbone):
@@ -38,9 +38,9 @@ def test_a_published_checkpoint_of_each_method_loads_at_another_class_count(meth
 
 def test_contexts_of_other_classes_are_refused(build, deep, tmp_path):
     publish(build("CoOp", "base", "CSC", True), tmp_path / "published", deep)
-    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(6, 16, 64\)"):
+    with pytest.raises(UsageError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(6, 16, 64\)"):
         build("CoOp", "all", "CSC", True).load_model(str(tmp_path / "published"), epoch=5)
-    with pytest.raises(PromptError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(16, 64\)"):
+    with pytest.raises(UsageError, match=r"ctx in .* has shape \(3, 16, 64\), expected is \(16, 64\)"):
         build("CoOp", "base").load_model(str(tmp_path / "published"), epoch=5)
 
 
@@ -58,6 +58,6 @@ def test_a_checkpoint_of_another_method_is_refused_by_its_name(given, build, dee
             assert differing(prompts_of(trainer), prompts) == []
             continue
         for epoch in (5, None):
-            with pytest.raises(PromptError, match=f"is a checkpoint of {names}, not of {method}: .*--trainer {names}"):
+            with pytest.raises(UsageError, match=f"is a checkpoint of {names}, not of {method}: .*--trainer {names}"):
                 trainer.load_model(str(tmp_path / "published"), epoch=epoch)
         assert differing(prompts_of(trainer), before) == []

@@ -9,9 +9,9 @@ import pytest
 from filelock import FileLock
 from finished import figures, finish, members, wait_until
 
-from tools.execute import ERROR, LOCK, Processes, execute, prepare, work
-from tools.progress import Progress
-from tools.study import load
+from experiments.studies.command import load
+from experiments.studies.executor import ERROR, LOCK, Processes, execute, prepare, work
+from experiments.studies.progress import Progress
 
 
 def test_a_study_killed_at_random_moments_ends_with_the_same_figures(study_file, start):

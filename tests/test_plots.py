@@ -9,11 +9,11 @@ from finished import finish_all
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tools import plots
-from tools.progress import collect
-from tools.runs import Study, Variant
-from tools.study import load
-from tools.tables import Summary
+from experiments.studies import plots
+from experiments.studies.command import load
+from experiments.studies.progress import collect
+from experiments.studies.spec import Study, Variant
+from experiments.studies.tables import Summary
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("ZeroshotCLIP", "CoOp", "MPL")

@@ -19,10 +19,10 @@ from PIL import Image
 from published import PACKED, all_below, files_below, listing
 from trees import NAMES, write_image
 
-from tools import prepare as program
-from tools.preparing import fetch, sources
-from tools.preparing.check import unreadable
-from tools.preparing.sources import table
+from datasets.preparing import command as program
+from datasets.preparing import fetch, sources
+from datasets.preparing.check import unreadable
+from datasets.preparing.sources import table
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/datasets.md").read_text()

@@ -11,9 +11,9 @@ import pytest
 from archives import zipped
 from published import all_below, files_below
 
-from tools.preparing import unpack
-from tools.preparing.arrange import Preparation
-from tools.preparing.sources import table
+from datasets.preparing import unpack
+from datasets.preparing.arrange import Preparation
+from datasets.preparing.sources import table
 
 
 def test_what_was_asked_for_is_not_there(prepare_fails, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import requests
 from serving import serving
 
-from tools.preparing import PrepareError, fetch
-from tools.preparing.files import File
+from common.errors import UsageError
+from datasets.preparing import fetch
+from datasets.preparing.files import File
 
 CONTENT = bytes(range(256)) * 400
 NAME = "images.zip"
@@ -29,7 +30,7 @@ def file(server):
 
 
 def refused(file, folder, *words):
-    with pytest.raises(PrepareError) as refusal:
+    with pytest.raises(UsageError) as refusal:
         fetch.fetch(file, folder, "do it by hand")
     message = str(refusal.value)
     assert message.endswith("do it by hand") and "\n" not in message

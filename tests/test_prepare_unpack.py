@@ -10,7 +10,8 @@ import zipfile
 import pytest
 from archives import tar, zipped
 
-from tools.preparing import PrepareError, unpack
+from common.errors import UsageError
+from datasets.preparing import unpack
 
 IMAGES = {"2750/Forest/1.jpg": b"a" * 3000, "2750/River/2.jpg": b"b" * 5000}
 
@@ -21,7 +22,7 @@ def files_below(folder):
 
 def refused(archive, *words, inner=""):
     folder = archive.parent / "into/here"
-    with pytest.raises(PrepareError) as refusal:
+    with pytest.raises(UsageError) as refusal:
         unpack.unpack(archive, folder, lambda name: name, inner)
     message = str(refusal.value)
     assert "\n" not in message and str(archive) in message
@@ -166,7 +167,7 @@ def test_what_is_no_archive_is_one_line(content, tmp_path):
 )
 def test_names_that_no_file_can_have_are_one_line(members, tmp_path):
     archive = tar(tmp_path / "archive", members)
-    with pytest.raises(PrepareError, match="is not unpacked: no file can be .*/into/"):
+    with pytest.raises(UsageError, match="is not unpacked: no file can be .*/into/"):
         unpack.unpack(archive, tmp_path / "into", lambda name: name)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from clip import weights
 from datasets.small_world import SmallSource
 from datasets.small_world.drawing import Subject
-from tools import pretrain_small_clip
+from experiments.session import cli_main
+from experiments.small_clip import pretraining as pretrain_small_clip
 
 
 def test_pre_training_never_sees_what_is_held_out():
@@ -40,7 +40,7 @@ def pretrain(tmp_path, monkeypatch, one_thread, ended):
 
     def pretrain(folder: str, *options):
         argv = [str(option) for option in (*few, "--output", tmp_path / folder, *options)]
-        return ended(lambda: train.run(lambda: pretrain_small_clip.main(argv)))
+        return ended(lambda: cli_main(lambda: pretrain_small_clip.main(argv)))
 
     return pretrain
 

@@ -12,12 +12,13 @@ import pytest
 import yaml
 from finished import finish, finish_all
 
-import train
-from tools import study as study_tool
-from tools.progress import collect
-from tools.render import layout
-from tools.study import load
-from tools.tables import Summary
+from experiments.configuration import parse_arguments, setup_cfg
+from experiments.session import cli_main
+from experiments.studies import command as study_tool
+from experiments.studies.command import load
+from experiments.studies.progress import collect
+from experiments.studies.render import layout
+from experiments.studies.tables import Summary
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 HOSTILE = "<img src=x onerror=alert(1)> 'it' & \"that\"</pre><script>alert(1)</script>"
@@ -118,9 +119,7 @@ def runs_of(file):
 
 def configure(run, *settings):
     """Give a finished run its config.yaml."""
-    (run.folder / "config.yaml").write_text(
-        train.setup_cfg(train.parse_arguments([*run.arguments, *map(str, settings)])).dump()
-    )
+    (run.folder / "config.yaml").write_text(setup_cfg(parse_arguments([*run.arguments, *map(str, settings)])).dump())
 
 
 def fail(run, error):
@@ -276,7 +275,7 @@ def test_without_a_result_there_is_one_line_and_no_page(write, ended, monkeypatc
     file = write()
     fail(runs_of(file)[0], "no")
     monkeypatch.setattr("sys.argv", ["study", "report", str(file)])
-    status, _, errors = ended(lambda: train.run(study_tool.main))
+    status, _, errors = ended(lambda: cli_main(study_tool.main))
     assert (status, len(errors)) == (2, 1)
     assert "no run of this study is done yet" in errors[0]
     assert not (tmp_path / "out/studies").exists()

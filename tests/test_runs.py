@@ -12,9 +12,9 @@ import pytest
 import torch
 from drawn import SMALL, arguments, error_lines
 
-import train
+from common.start import ROOT
+from experiments.configuration import parse_arguments, setup_cfg
 
-ROOT = os.path.dirname(train.__file__)
 RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
 
 
@@ -82,7 +82,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(la
 
 
 def test_seed_0_is_a_seed_and_numbers_are_names_of_folders():
-    cfg = train.setup_cfg(train.parse_arguments(["--seed", "0", "--output-dir", "2024", "--trainer", "MPL"]))
+    cfg = setup_cfg(parse_arguments(["--seed", "0", "--output-dir", "2024", "--trainer", "MPL"]))
     assert (cfg.SEED, cfg.OUTPUT_DIR) == (0, "2024")
 
 

@@ -10,18 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
+from drawn import METHODS as METHODS
 from drawn import card
 from PIL import Image
 
-import train
 from clip import load, load_backbone, weights
 from clip.errors import ClipError
 from datasets import DatasetError, small_world
 from datasets.small_world import SmallObjects, SmallSource, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
-from tools.base2new import read_results
-from tools.runs import METHODS, Study, Variant
+from experiments.configuration import extend_cfg
+from experiments.results import read_results
+from experiments.run import main
+from experiments.studies.spec import Study, Variant
 
 ROOT = Path(__file__).parent.parent
 SETS = [value for value in vars(small_world).values() if isinstance(value, type) and issubclass(value, SmallWorldSet)]
@@ -42,8 +45,8 @@ def few(monkeypatch):
 
 
 def cfg_of(name: str, root: Path, *pairs):
-    cfg = train.get_cfg_default()
-    train.extend_cfg(cfg)
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
     cfg.merge_from_list(["DATASET.NAME", name, "DATASET.ROOT", str(root), "DATASET.NUM_SHOTS", 2, "SEED", 1, *pairs])
     return cfg
 
@@ -240,7 +243,7 @@ def test_its_zero_shot_accuracy_is_what_the_card_says(drawn, tmp_path):
         variant = Variant("ZeroshotCLIP", "ZeroshotCLIP", "small")
         study = Study((variant,), ("small_objects",), root=drawn, output=tmp_path / half)
         run = study.run("few_shot", variant, "small_objects", 1, 16, half, "run", "--eval-only")
-        train.main(list(run.arguments))
+        main(list(run.arguments))
         assert read_results(run.folder)["accuracy"] == pytest.approx(expected, abs=0.7)
 
 

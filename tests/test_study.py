@@ -8,9 +8,11 @@ import pytest
 import yaml
 from finished import finish, finish_all
 
-import train
-from tools import study as study_tool
-from tools.study import StudyError, load
+from common.errors import UsageError
+from experiments.configuration import parse_arguments, setup_cfg
+from experiments.session import cli_main
+from experiments.studies import command as study_tool
+from experiments.studies.command import load
 from trainers.mpl import vision_lengths
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +82,7 @@ def write(tmp_path):
     ],
 )
 def test_a_study_that_cannot_be_says_why_in_a_line(write, settings, message):
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(UsageError) as caught:
         load(write(**settings))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -89,9 +91,9 @@ def test_a_study_that_cannot_be_says_why_in_a_line(write, settings, message):
 @pytest.mark.parametrize("content", ["a: [", "", "text"])
 def test_a_damaged_study_file_is_one_line(tmp_path, content):
     (tmp_path / "study.yaml").write_text(content)
-    with pytest.raises(StudyError, match="no YAML|no settings"):
+    with pytest.raises(UsageError, match="no YAML|no settings"):
         load(tmp_path / "study.yaml")
-    with pytest.raises(StudyError, match="cannot read"):
+    with pytest.raises(UsageError, match="cannot read"):
         load(tmp_path / "nowhere.yaml")
 
 
@@ -149,7 +151,7 @@ def test_every_study_that_comes_with_the_project_is_one(file):
         seen.setdefault((run.protocol, run.variant.name), run)
     assert len(seen) >= 5
     for run in seen.values():
-        cfg = train.setup_cfg(train.parse_arguments(list(run.arguments)))
+        cfg = setup_cfg(parse_arguments(list(run.arguments)))
         assert run.variant.method != "MPL" or len(vision_lengths(cfg.TRAINER.MPL, 12)) == 12
 
 
@@ -162,7 +164,7 @@ def test_the_papers_table_takes_eleven_datasets_five_methods_and_six_seeds():
 def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, capsys):
     file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
     monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])
-    with pytest.raises(StudyError, match="no run of this study is done yet"):
+    with pytest.raises(UsageError, match="no run of this study is done yet"):
         study_tool.main()
     finish(load(file).chains()[0][0], 50.0)
     study_tool.main()
@@ -221,7 +223,7 @@ def refused(ended, monkeypatch):
 
     def refused(command: str, file: Path) -> str:
         monkeypatch.setattr("sys.argv", ["study", command, str(file)])
-        status, _, errors = ended(lambda: train.run(study_tool.main))
+        status, _, errors = ended(lambda: cli_main(study_tool.main))
         assert (status, len(errors)) == (2, 1)
         return errors[0]
 
@@ -238,7 +240,7 @@ def test_a_damaged_result_is_one_line(one_run, refused, content):
 @pytest.mark.parametrize("command", ["tables", "run"])
 def test_a_result_of_other_settings_is_not_mixed_in(one_run, refused, command):
     file, run = one_run
-    cfg = train.setup_cfg(train.parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
+    cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
     (run.folder / "config.yaml").write_text(cfg.dump())
     words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (so differ OPTIM.MAX_EPOCH)"
     assert words in refused(command, file)

@@ -12,12 +12,12 @@ import pytest
 from finished import finish, finish_all
 from scipy import stats
 
-from tools.paper import FIGURES
-from tools.progress import collect
-from tools.render import Cell, Table, latex, layout, markdown
-from tools.runs import Study, Variant
-from tools.study import load
-from tools.tables import Summary
+from experiments.studies.command import load
+from experiments.studies.progress import collect
+from experiments.studies.render import Cell, Table, latex, layout, markdown
+from experiments.studies.reported import FIGURES
+from experiments.studies.spec import Study, Variant
+from experiments.studies.tables import Summary
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))

@@ -1,7 +1,6 @@
 """All trainers: each of their published settings trains, each has its published size and resumes bit for bit."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -14,13 +13,15 @@ from drawn import METHODS, differing, prompts_of
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-import train
 from clip import tokenize
-from tools.random_clip import random_clip
-from trainers.base import PromptedCLIP, PromptError
-from trainers.coop import place_names
+from clip.random_weights import random_clip
+from common.errors import UsageError
+from common.start import ROOT
+from experiments.configuration import parse_arguments, setup_cfg
+from trainers.base import PromptedCLIP
+from trainers.prompts import move_class_tokens
 
-CONFIGS = Path(train.__file__).parent / "configs"
+CONFIGS = ROOT / "configs"
 YAMLS = {f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))}
 DEEP = ("VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
@@ -45,7 +46,7 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
     argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--trainer", trainer or file.parent.name]
     argv += ["--dataset-config-file", CONFIGS / "datasets/eurosat.yaml", "--config-file", file]
     argv += ["INPUT.SIZE", (size, size), "DATALOADER.NUM_WORKERS", 0, *overrides]
-    return train.setup_cfg(train.parse_arguments([str(argument) for argument in argv]))
+    return setup_cfg(parse_arguments([str(argument) for argument in argv]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
@@ -231,7 +232,7 @@ def test_methods_without_vision_prompts_run_on_a_resnet(method, build, resnet):
 
 @pytest.mark.parametrize("method", DEEP)
 def test_methods_with_vision_prompts_refuse_a_resnet(method, build, resnet):
-    with pytest.raises(PromptError, match=f"{method} needs a vision transformer such as ViT-B/16; .*: choose another"):
+    with pytest.raises(UsageError, match=f"{method} needs a vision transformer such as ViT-B/16; .*: choose another"):
         build(method, backbone=resnet, options=["INPUT.SIZE", (64, 64)])
 
 
@@ -245,7 +246,7 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
     placeholder, sos, eot = bpe.encode("X")[0], bpe.sot_token_id, bpe.eot_token_id
     ids = tokenize([f"{words}{name}." for name in names])
     for position, ahead in {"end": n_ctx, "middle": n_ctx // 2, "front": 0}.items():
-        rows, slots = place_names(ids, n_ctx, names, position)
+        rows, slots = move_class_tokens(ids, n_ctx, names, position)
         for name, row, places in zip(names, rows.tolist(), slots.tolist(), strict=True):
             # A last mark of the name may share a token with the full stop: "!." is one.
             spelled, length = bpe.encode(f"{name}."), len(bpe.encode(name))
@@ -257,7 +258,7 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
 @pytest.mark.parametrize("method", ["MaPLe", "IVLP"])
 def test_a_context_longer_than_the_words_it_starts_from_is_refused(method, build):
     settings = ["N_CTX" if method == "MaPLe" else "N_CTX_TEXT", 4, "CTX_INIT", "a photo"]
-    with pytest.raises(PromptError, match="4 context vectors are to start from 'a photo', which has fewer tokens"):
+    with pytest.raises(UsageError, match="4 context vectors are to start from 'a photo', which has fewer tokens"):
         build(method, "all", *settings)
 
 
@@ -271,5 +272,5 @@ def test_each_towers_own_depth_is_the_limit_of_its_prompts(build, backbones):
     deeper = backbones(32, 16, 6, 4, 64, 64, 64)  # six layers for images, four for texts
     build("VPT", "all", "PROMPT_DEPTH_VISION", 6, backbone=deeper)
     build("IVLP", "all", "PROMPT_DEPTH_VISION", 6, "PROMPT_DEPTH_TEXT", 4, backbone=deeper)
-    with pytest.raises(PromptError, match="PROMPT_DEPTH_TEXT is 5: this backbone has 4 layers"):
+    with pytest.raises(UsageError, match="PROMPT_DEPTH_TEXT is 5: this backbone has 4 layers"):
         build("IVLP", "all", "PROMPT_DEPTH_VISION", 6, "PROMPT_DEPTH_TEXT", 5, backbone=deeper)

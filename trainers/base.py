@@ -1,10 +1,11 @@
 """What every prompt trainer shares: the frozen CLIP, precision, the training step, learned-prompts-only checkpoints."""
 
-import os
-import re
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from fnmatch import fnmatchcase
+from dataclasses import asdict
+from functools import cached_property
 from importlib.util import find_spec
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +17,24 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import TOWERS, Schedule, TextPrompts, compiled_towers, is_vit, load_backbone
+from common.errors import UsageError
+from common.version import __version__
 
-PRECISIONS = ("fp16", "fp32", "amp")
-
-
-class PromptError(ValueError):
-    """A setting or a checkpoint that a method cannot work with (one line)."""
-
-    one_line = True
-
-
-def extend_cfg(cfg: CfgNode) -> None:
-    """Add the settings of every trainer of this package to a Dassl configuration, as TRAINER.<NAME IN CAPITALS>."""
-    for method in PromptTrainer.methods:
-        cfg.TRAINER[method.section()] = CfgNode(dict(method.defaults))
+from .checkpoints import find_checkpoint, select_prompts
+from .settings import MethodSettings, settings_from
 
 
 class PromptLearner(nn.Module):
     """The learned vectors of a method and where they go.
 
-    What is learned are its parameters and those of `towers`: modules that published checkpoints keep beside the prompt
+    Its parameters are learned, and those of `extra_modules`: modules that published checkpoints keep beside the prompt
     learner, by their names there (`image_encoder`, `text_encoder`).
     """
 
-    towers: dict[str, nn.Module] = {}
+    extra_modules: Mapping[str, nn.Module] = {}
 
     def text(self, image_features: Tensor) -> TextPrompts:
-        """What the text tower reads. `image_features` (batch, joint), normalised, matter only to CoCoOp's kind."""
+        """What the text tower reads. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
         raise NotImplementedError
 
     def vision(self) -> Schedule:
@@ -53,14 +45,20 @@ class PromptLearner(nn.Module):
 class PromptedCLIP(nn.Module):
     """Images -> logits through a frozen CLIP under learned prompts.
 
-    The CLIP is not a submodule, so that `parameters()` and `state_dict()` are the learned prompts and nothing else.
-    Their names are the published checkpoints' (`prompt_learner.ctx`, ...). `towers` names the form of the towers.
+    The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have the learned prompts
+    and nothing else, under the names of the published checkpoints (`prompt_learner.ctx`, ...). `to()`, `half()` and
+    the like reach it all the same.
+
+    Args:
+        clip: the frozen backbone.
+        prompt_learner: the prompts.
+        towers: the form of the towers, a key of `clip.TOWERS`.
     """
 
     def __init__(self, clip: nn.Module, prompt_learner: PromptLearner, towers: str = "fast"):
         super().__init__()
         self.prompt_learner = prompt_learner
-        for name, tower in prompt_learner.towers.items():
+        for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
         self._frozen = (clip,)
         self.towers = TOWERS[towers]
@@ -68,6 +66,10 @@ class PromptedCLIP(nn.Module):
     @property
     def clip(self) -> nn.Module:
         return self._frozen[0]
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        self.clip._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def image_features(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, joint), normalised, fp32."""
@@ -96,28 +98,45 @@ def normalize(features: Tensor) -> Tensor:
 class PromptTrainer(TrainerX):
     """A prompt-learning method on a frozen CLIP.
 
-    A method sets `defaults` (its settings under TRAINER.<NAME>), `saved_as` (the folder of its checkpoints) and
-    `build_prompts`; one with a loss of its own overrides `loss`.
+    A method sets `Settings` (its keys under TRAINER.<NAME>) and defines `build_prompts`; it may override `loss`, and
+    `backward` where one loss is not enough.
     """
 
-    defaults: dict = {"PREC": "fp16"}
-    per_layer: tuple[str, ...] = ()  # settings that may be one number or a list of numbers
-    saved_as = "prompt_learner"
-    keys: tuple[str, ...] = ()  # names (with *) of what its checkpoints have learned, to tell methods apart
-    methods: list[type] = []
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    defaults: ClassVar[dict[str, Any]] = {}  # a short form of `Settings`, for settings that need no checks
+    saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
+    learns: ClassVar[bool] = True  # False: there is nothing to train
+    config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
+    divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
 
-    def __init_subclass__(cls):
-        PromptTrainer.methods.append(cls)
+    def __init_subclass__(cls) -> None:
+        if "defaults" in vars(cls):
+            cls.Settings = settings_from(cls.defaults)
+        cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
     @classmethod
     def section(cls) -> str:
         """The method's key under TRAINER."""
         return cls.__name__.upper()
 
-    @property
-    def settings(self) -> CfgNode:
-        """The method's own settings, the defaults where the configuration is silent."""
-        return CfgNode({**self.defaults, **self.cfg.TRAINER.get(self.section(), {})})
+    @classmethod
+    def settings_of(cls, cfg: CfgNode) -> Any:
+        """The method's settings in a configuration.
+
+        Raises:
+            UsageError: a value cannot work.
+        """
+        return cls.Settings.from_cfg(cfg.TRAINER.get(cls.section(), {}), cls.section())
+
+    @classmethod
+    def vision_lengths(cls, settings: Any, layers: int) -> list[int] | None:
+        """How many vision prompts each of so many layers sees; None for a method that does not say (plots only)."""
+        return None
+
+    @cached_property
+    def settings(self) -> Any:
+        """The method's settings in this run, an instance of `Settings`."""
+        return self.settings_of(self.cfg)
 
     def build_prompts(self, clip: nn.Module, classnames: list[str]) -> PromptLearner:
         """The prompts of this method for a backbone (on the CPU) and class names (no underscores)."""
@@ -133,20 +152,24 @@ class PromptTrainer(TrainerX):
         """The names of the run's classes, in the order of their labels, without underscores.
 
         Raises:
-            PromptError: a label has no name, so that the others would be taken for their neighbours.
+            UsageError: a label has no name, so that the others would be taken for their neighbours.
         """
         names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
         if len(names) != n_classes:
-            raise PromptError(
-                f"{self.cfg.DATASET.NAME} has {len(names)} class names for labels 0 to {n_classes - 1}: "
-                "number its classes without gaps"
+            raise UsageError(
+                f"{self.cfg.DATASET.NAME} has {len(names)} class names for labels 0 to {n_classes - 1}",
+                "number its classes without gaps",
             )
         return [name.replace("_", " ") for name in names]
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Check the settings; Dassl calls this first.
+
+        Raises:
+            UsageError: a value cannot work.
+        """
         self.cfg = cfg  # Dassl sets it only later
-        if self.settings.PREC not in PRECISIONS:
-            raise PromptError(f"TRAINER.{self.section()}.PREC is {self.settings.PREC!r}, not {', '.join(PRECISIONS)}")
+        _ = self.settings
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -160,11 +183,11 @@ class PromptTrainer(TrainerX):
 
         towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
         if towers not in TOWERS:
-            raise PromptError(f"MODEL.BACKBONE.TOWERS is {towers!r}: it can be {' or '.join(TOWERS)}")
+            raise UsageError(f"MODEL.BACKBONE.TOWERS is {towers!r}", f"it can be {' or '.join(TOWERS)}")
         self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
-        clip.to(self.device).transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
         self._text_features = None
         self.amp = prec == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and not cpu)
@@ -203,7 +226,7 @@ class PromptTrainer(TrainerX):
             loss, logits, parts = self.loss(images, labels)
         self.detect_anomaly(loss)
         self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.backward(loss, parts)
         self.scaler.step(self.optim)
         self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
@@ -211,8 +234,27 @@ class PromptTrainer(TrainerX):
         accuracy = compute_accuracy(logits, labels)[0]
         return {name: value.item() for name, value in {"loss": loss, "acc": accuracy, **parts}.items()}
 
+    def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Leave the gradient of the step, scaled by `self.scaler`, in the learned parameters.
+
+        Args:
+            loss, parts: as `loss()` returned them. A method that combines gradients of several losses overrides this;
+                zeroing, unscaling, the step and the scaler's update stay where they are.
+        """
+        self.scaler.scale(loss).backward()
+
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """What a checkpoint says of itself, beside the learned tensors: plain values only."""
+        return {
+            "method": type(self).__name__,
+            "settings": asdict(self.settings),
+            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "class_names": self.class_names,
+            "version": __version__,
+        }
+
     def set_model_mode(self, mode: str = "train", names=None) -> None:
-        self._text_features = None  # what was computed for one evaluation is not true after a training step
+        self._text_features = None  # an evaluation computes its own
         super().set_model_mode(mode, names)
 
     @torch.no_grad()
@@ -222,11 +264,13 @@ class PromptTrainer(TrainerX):
         Text features are computed once per evaluation; with the plain towers for each batch, as published.
         """
         image_features = self.model.image_features(images)
-        text_features = self._text_features
-        if text_features is None:
+        prompts = [(prompt.data_ptr(), prompt._version) for prompt in self.model.parameters()]
+        if self._text_features and self._text_features[0] == prompts:
+            text_features = self._text_features[1]
+        else:
             text_features = self.model.text_features(image_features)
             if self.model.towers is not TOWERS["plain"] and text_features.dim() == 2:  # the same for every image
-                self._text_features = text_features
+                self._text_features = prompts, text_features
         return self.model.logits(image_features, text_features)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
@@ -237,94 +281,40 @@ class PromptTrainer(TrainerX):
             epoch: which epoch's; None means the best on validation or, where there is none, the newest.
 
         Raises:
-            PromptError: no checkpoint there, or it lacks prompts of these settings, or has more of them.
+            UsageError: no checkpoint there, or it lacks prompts of these settings, or has more of them.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        path = self.find_checkpoint(directory, epoch)
+        path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__)
         checkpoint = load_checkpoint(path)
         if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "epoch"}:
-            raise PromptError(f"{path} is no checkpoint of a training run: check --model-dir")
-        self.saved_module().load_state_dict(self.select_prompts(checkpoint["state_dict"], path))
+            raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
+        module, metadata = self.saved_module(), self.checkpoint_metadata()
+        module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
+        learned_on = (checkpoint.get("metadata") or {}).get("backbone", metadata["backbone"])
+        if learned_on != metadata["backbone"]:
+            print(f"These prompts were learned on the backbone {learned_on}, this run uses {metadata['backbone']}")
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
-
-    def find_checkpoint(self, directory: str, epoch: int | None) -> str:
-        """Path of a run's checkpoint; where there is none of this method, another method's, to be named as such."""
-        folders = dict.fromkeys([self.saved_as, *(other.saved_as for other in self.methods)])
-        for folder in (os.path.join(directory, name) for name in folders):
-            for name in checkpoint_names(folder, epoch):
-                if os.path.isfile(os.path.join(folder, name)):
-                    return os.path.join(folder, name)
-        expected = os.path.join(directory, self.saved_as, checkpoint_names("", epoch)[0])
-        raise PromptError(f"no {type(self).__name__} checkpoint {expected}: check --model-dir and --load-epoch")
-
-    def select_prompts(self, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-        """The learned tensors among everything a published checkpoint holds.
-
-        Published checkpoints also hold the frozen CLIP and buffers that belong to the training classes; both are left
-        out.
-
-        Raises:
-            PromptError: the prompts are another method's, or were learned with other settings or another backbone.
-        """
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-        own = self.saved_module().state_dict()
-        method, remedy = type(self).__name__, "use the settings and the backbone it was trained with"
-        prompts = [key for key in state if any(matches(key, other.keys) for other in self.methods)]
-        fitting = [other for other in self.methods if all(matches(key, other.keys) for key in prompts)]
-        least = min((len(other.keys) for other in fitting), default=0)
-        likely = [other for other in fitting if len(other.keys) == least]
-        # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's.
-        foreign = type(self) not in fitting or (type(self) not in likely and not own.keys() <= state.keys())
-        if prompts and foreign:
-            names = " or ".join(other.__name__ for other in likely) or "another method"
-            raise PromptError(f"{path} is a checkpoint of {names}, not of {method}: test it with --trainer {names}")
-        for key, tensor in own.items():
-            if key not in state:
-                raise PromptError(f"{path} has no {key}: {remedy}")
-            if state[key].shape != tensor.shape:
-                shapes = f"{tuple(state[key].shape)}, expected is {tuple(tensor.shape)}"
-                raise PromptError(f"{key} in {path} has shape {shapes}: {remedy}")
-        more = [key for key in prompts if key not in own]
-        if more:
-            raise PromptError(f"{path} has prompts beyond these settings, such as {more[0]}: {remedy}")
-        return {key: state[key] for key in own}
-
-
-def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
-    """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the newest first."""
-    if epoch is not None:
-        return [f"model.pth.tar-{epoch}"]
-    names = ["model-best.pth.tar"]
-    if os.path.isfile(os.path.join(folder, "checkpoint")):
-        with open(os.path.join(folder, "checkpoint")) as file:
-            names.append(file.readline().strip())
-    if os.path.isdir(folder):  # checkpoints are passed on without the file that names them
-        numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
-        names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
-    return names
-
-
-def matches(key: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def require_vit(clip: nn.Module, method: str, backbone: str) -> None:
-    """Refuse a backbone whose image tower takes no prompts, such as a ResNet."""
+    """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
     if not is_vit(clip):
-        raise PromptError(f"{method} needs a vision transformer such as ViT-B/16; {backbone} is none: choose another")
+        raise UsageError(
+            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one", "choose another"
+        )
 
 
 def check_input(cfg: CfgNode, clip: nn.Module) -> None:
-    """Refuse images of a size that the backbone cannot read, and say when they are normalised in another way."""
+    """Raise UsageError for images of a size that the backbone cannot read; print when their normalisation differs."""
     side = clip.visual.image_size
     expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
     if tuple(cfg.INPUT.SIZE) != expected:
-        raise PromptError(
-            f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}: give that as "
-            "INPUT.SIZE, or a YAML for this backbone"
+        raise UsageError(
+            f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}",
+            "give that as INPUT.SIZE, or a YAML for this backbone",
         )
     for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
         own = getattr(clip.visual, attribute, None)

@@ -1,4 +1,5 @@
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
@@ -7,6 +8,13 @@ from clip import TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer
 from .prompts import sentence_context, text_width
+from .settings import MethodSettings
+
+
+@dataclass(frozen=True)
+class CoCoOpSettings(MethodSettings):
+    N_CTX: int = 16
+    CTX_INIT: str = ""
 
 
 class CoCoOpPrompts(PromptLearner):
@@ -28,10 +36,9 @@ class CoCoOpPrompts(PromptLearner):
 
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
-    """Conditional Context Optimization (Zhou et al., CVPR 2022). Settings: N_CTX, CTX_INIT, PREC."""
+    """Conditional Context Optimization (Zhou et al., CVPR 2022)."""
 
-    defaults = {"N_CTX": 16, "CTX_INIT": "", "PREC": "fp16"}
-    keys = ("ctx", "meta_net.*")
+    Settings = CoCoOpSettings
 
     def build_prompts(self, clip, classnames):
         return CoCoOpPrompts(clip, classnames, self.settings.N_CTX, self.settings.CTX_INIT)

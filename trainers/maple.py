@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
@@ -6,7 +7,15 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer, require_vit
-from .prompts import COUPLED, check_depth, gaussian, start_context, text_width, vision_width
+from .prompts import check_depth, gaussian, start_context, text_width, vision_width
+from .settings import MethodSettings
+
+
+@dataclass(frozen=True)
+class MaPLeSettings(MethodSettings):
+    N_CTX: int = 2
+    CTX_INIT: str = "a photo of a"
+    PROMPT_DEPTH: int = 9
 
 
 class MaPLePrompts(PromptLearner):
@@ -39,11 +48,10 @@ class MaPLePrompts(PromptLearner):
 
 @TRAINER_REGISTRY.register()
 class MaPLe(PromptTrainer):
-    """Multi-modal Prompt Learning (Khattak et al., CVPR 2023). Settings: N_CTX, CTX_INIT, PROMPT_DEPTH, PREC."""
+    """Multi-modal Prompt Learning (Khattak et al., CVPR 2023)."""
 
-    defaults = {"N_CTX": 2, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9}
+    Settings = MaPLeSettings
     saved_as = "MultiModalPromptLearner"
-    keys = (*COUPLED, "prompt_learner.compound_prompt_projections.*")
 
     def build_prompts(self, clip, classnames):
         maple = self.settings

@@ -1,13 +1,42 @@
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
 from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
+from common.errors import UsageError
 
-from .base import PromptError, PromptLearner, PromptTrainer, require_vit
-from .prompts import COUPLED, check_depth, gaussian, text_width, vision_width, word_embeddings
+from .base import PromptLearner, PromptTrainer, require_vit
+from .prompts import check_depth, gaussian, text_width, vision_width, word_embeddings
+from .settings import MethodSettings, PerLayer
+
+
+@dataclass(frozen=True)
+class MPLSettings(MethodSettings):
+    """N_ADD_OP and N_RM_OP are one number for all of the layers 1..PROMPT_DEPTH-1, or a list with one for each."""
+
+    N_CTX: int = 2
+    N_ADD_OP: PerLayer = 2
+    N_RM_OP: PerLayer = 1
+    CTX_INIT: str = "a photo of a"
+    PROMPT_DEPTH: int = 9
+
+    def check(self):
+        if self.N_CTX < 1 or self.PROMPT_DEPTH < 1:
+            raise UsageError(f"N_CTX is {self.N_CTX} and PROMPT_DEPTH {self.PROMPT_DEPTH}", "both start at 1")
+        _ = self.adds, self.removes
+
+    @property
+    def adds(self) -> list[int]:
+        """How many times N_CTX prompts each of the layers 1..PROMPT_DEPTH-1 adds."""
+        return self.per_layer("N_ADD_OP", self.PROMPT_DEPTH - 1)
+
+    @property
+    def removes(self) -> list[int]:
+        """How many prompts each of these layers removes before that."""
+        return self.per_layer("N_RM_OP", self.PROMPT_DEPTH - 1)
 
 
 class MPLPrompts(PromptLearner):
@@ -52,47 +81,20 @@ class MPLPrompts(PromptLearner):
 
 @TRAINER_REGISTRY.register()
 class MPL(PromptTrainer):
-    """Modular Prompt Learning (Huang et al., ICASSP 2025).
+    """Modular Prompt Learning (Huang et al., ICASSP 2025)."""
 
-    Settings: N_CTX; N_ADD_OP and N_RM_OP, each one number for all of the layers 1..PROMPT_DEPTH-1 or a list with an
-    entry for each of them; CTX_INIT; PROMPT_DEPTH; PREC.
-    """
-
-    defaults = {"N_CTX": 2, "N_ADD_OP": 2, "N_RM_OP": 1, "CTX_INIT": "a photo of a", "PREC": "fp16", "PROMPT_DEPTH": 9}
-    per_layer = ("N_ADD_OP", "N_RM_OP")
+    Settings = MPLSettings
     saved_as = "MultiModalPromptLearner"
-    keys = (*COUPLED, "prompt_learner.txt2img_proj.*")
-
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        mpl = self.settings
-        if mpl.N_CTX < 1 or mpl.PROMPT_DEPTH < 1:
-            raise PromptError(f"TRAINER.MPL.N_CTX is {mpl.N_CTX} and PROMPT_DEPTH {mpl.PROMPT_DEPTH}: both start at 1")
-        for key in ("N_ADD_OP", "N_RM_OP"):
-            counts(mpl, key)
 
     def build_prompts(self, clip, classnames):
         mpl = self.settings
         require_vit(clip, "MPL", self.cfg.MODEL.BACKBONE.NAME)
-        adds, removes = counts(mpl, "N_ADD_OP"), counts(mpl, "N_RM_OP")
         check_depth(clip, "TRAINER.MPL.PROMPT_DEPTH", mpl.PROMPT_DEPTH)
-        lengths = vision_lengths(mpl, len(clip.visual.transformer.resblocks))
+        lengths = self.vision_lengths(mpl, len(clip.visual.transformer.resblocks))
         print(f"Vision prompts at each layer: {', '.join(map(str, lengths))}")
-        return MPLPrompts(clip, classnames, mpl.N_CTX, mpl.CTX_INIT, adds, removes)
+        return MPLPrompts(clip, classnames, mpl.N_CTX, mpl.CTX_INIT, mpl.adds, mpl.removes)
 
-
-def vision_lengths(settings, layers: int) -> list[int]:
-    """How many prompts each of so many layers of the image tower sees, under the settings TRAINER.MPL."""
-    adds, removes = counts(settings, "N_ADD_OP"), counts(settings, "N_RM_OP")
-    return prompt_lengths([settings.N_CTX, *(count * settings.N_CTX for count in adds)], [0, *removes], layers)
-
-
-def counts(settings, key: str) -> list[int]:
-    """A setting as one number for each of the layers 1..PROMPT_DEPTH-1."""
-    value, layers = settings[key], settings.PROMPT_DEPTH - 1
-    numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
-    if len(numbers) != layers or not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise PromptError(
-            f"TRAINER.MPL.{key} is {value}: give one number from 0 on, or a list of PROMPT_DEPTH - 1 = {layers} of them"
-        )
-    return numbers
+    @classmethod
+    def vision_lengths(cls, settings, layers):
+        adds = [settings.N_CTX, *(count * settings.N_CTX for count in settings.adds)]
+        return prompt_lengths(adds, [0, *settings.removes], layers)

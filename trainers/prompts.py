@@ -1,20 +1,16 @@
-"""Pieces that several methods put their prompts together from."""
+"""Prompts, and parts of them, that several methods share."""
 
 import torch
 from torch import Tensor, nn
 
 from clip import Edit, Schedule, TextPrompts, tokenize
+from common.errors import UsageError
 
-from .base import PromptError, PromptLearner, PromptTrainer, require_vit
-
-# Names of the learned tensors in the checkpoints of methods that share them.
-VISION = ("image_encoder.VPT", "image_encoder.transformer.resblocks.*.VPT_shallow")
-TWO_TOWERS = ("prompt_learner.ctx", *VISION, "text_encoder.transformer.resblocks.*.VPT_shallow")
-COUPLED = ("prompt_learner.ctx", "prompt_learner.proj.*", "prompt_learner.compound_prompts_text.*")
+from .base import PromptLearner, PromptTrainer, require_vit
 
 
 def gaussian(*shape: int) -> nn.Parameter:
-    """Learned vectors as every method starts them: normal, std 0.02."""
+    """Learned vectors with the initial values that every method uses: normal, std 0.02."""
     return nn.Parameter(torch.empty(*shape).normal_(std=0.02))
 
 
@@ -30,16 +26,16 @@ def word_embeddings(clip: nn.Module, words: str, n: int) -> nn.Parameter:
     """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of `words`."""
     ids = tokenize(words, clip.context_length)[0]
     if n > int(ids.argmax()) - 1:
-        raise PromptError(f"{n} context vectors are to start from {words!r}, which has fewer tokens: give more words")
+        raise UsageError(f"{n} context vectors must start from {words!r}, which has fewer tokens", "give more words")
     ids = ids[1 : 1 + n]
     return nn.Parameter(clip.token_embedding(ids).detach().float().clone())
 
 
 def start_context(clip: nn.Module, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parameter]:
-    """The words before the class name, and the ctx that takes the place of the first n_ctx of their tokens.
+    """The words before the class name, and the ctx that replaces the first n_ctx of their tokens.
 
-    As the deep-prompt methods have it: up to four vectors start from `ctx_init`, and its further words stay as they
-    are; more than four start at random, in place of so many `X`.
+    The convention of the deep-prompt methods: up to four vectors start from `ctx_init`, and its further words stay as
+    they are; more than four start at random, in place of `X X X ...`.
     """
     if ctx_init and n_ctx <= 4:
         words = ctx_init.replace("_", " ")
@@ -48,15 +44,57 @@ def start_context(clip: nn.Module, n_ctx: int, ctx_init: str) -> tuple[str, nn.P
 
 
 def sentence_context(clip: nn.Module, n_ctx: int, ctx_init: str, *classes: int) -> tuple[list[str], nn.Parameter]:
-    """The words before the class name, and the ctx that takes the place of all of them.
+    """The words before the class name, and the ctx that replaces all of them.
 
-    As CoOp and CoCoOp have it: with `ctx_init` there are as many vectors as words, which they start from; without,
-    `n_ctx` random ones, for each of `classes` if that is given.
+    The convention of CoOp and CoCoOp: with `ctx_init` one vector for each word, which it starts from; without, `n_ctx`
+    random vectors (`n_ctx` for each of `classes`, if that is given).
     """
     words = ctx_init.replace("_", " ").split()
     if words:
         return words, word_embeddings(clip, " ".join(words), len(words))
     return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
+
+
+class CoOpPrompts(PromptLearner):
+    """Context vectors in place of the words around the class name (CoOp, Sec. 3.2).
+
+    Args:
+        clip: the frozen backbone.
+        classnames: C names.
+        n_ctx: context vectors; with `ctx_init` as many as it has words, which they start from.
+        csc: class-specific contexts, C x n_ctx vectors, random at the start.
+        position: of the class name, `end`, `middle` or `front`.
+    """
+
+    def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, csc: bool, position: str):
+        super().__init__()
+        words, self.ctx = sentence_context(clip, n_ctx, ctx_init, *([len(classnames)] if csc else []))
+        ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
+        ids, slots = move_class_tokens(ids, len(words), classnames, position)
+        self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("slots", slots, persistent=False)
+
+    def text(self, image_features: Tensor) -> TextPrompts:
+        return TextPrompts(self.ids, self.ctx, self.slots)
+
+
+def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str) -> tuple[Tensor, Tensor]:
+    """Move the class names of rows [SOS][ctx][name][.][EOT] forward among the context vectors.
+
+    With two vectors and the position `middle`, [SOS][1][2][red][fox][.][EOT] becomes [SOS][1][red][fox][2][.][EOT],
+    and the vectors are at 1 and 4.
+
+    Returns:
+        the rows (C, positions), and the positions (C, n_ctx) of the context vectors in them.
+    """
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # vectors that stay ahead of the name
+    rows, slots = ids.clone(), torch.arange(1, 1 + n_ctx).repeat(len(ids), 1)
+    for row, slot, name in zip(rows, slots, classnames, strict=True):
+        length = int((tokenize(name, ids.shape[1]) > 0).sum()) - 2  # without SOS and EOT
+        ctx, words = row[1 : 1 + n_ctx].clone(), row[1 + n_ctx : 1 + n_ctx + length].clone()
+        row[1 : 1 + n_ctx + length] = torch.cat([ctx[:before], words, ctx[before:]])
+        slot[before:] += length
+    return rows, slots
 
 
 class TowerPrompts(nn.Module):
@@ -86,13 +124,13 @@ class TowerPrompts(nn.Module):
 
 
 class IndependentPrompts(PromptLearner):
-    """Prompts of the two towers that know nothing of each other (VPT, IVLP, PromptSRC).
+    """Prompts of the two towers that are independent of each other (VPT, IVLP, PromptSRC).
 
     Args:
         clip: the frozen backbone.
         classnames: C names.
         n_text, depth_text: prompts of the text tower at each of its first layers; depth 0 leaves plain words.
-        n_vision, depth_vision: likewise for the image tower.
+        n_vision, depth_vision: the same for the image tower.
         ctx_init: words before the class name.
     """
 
@@ -103,18 +141,18 @@ class IndependentPrompts(PromptLearner):
             words, self.ctx = start_context(clip, n_text, ctx_init)
         ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
         self.register_buffer("ids", ids, persistent=False)
-        self.towers = {
+        self.extra_modules = {
             "image_encoder": TowerPrompts(n_vision, vision_width(clip), depth_vision),
             "text_encoder": TowerPrompts(n_text, text_width(clip), depth_text, first=False),
         }
 
     def text(self, image_features: Tensor) -> TextPrompts:
         ctx = getattr(self, "ctx", None)
-        deep = self.towers["text_encoder"].schedule()
+        deep = self.extra_modules["text_encoder"].schedule()
         return TextPrompts(self.ids, ctx, deep=[Edit(), *deep[1:]] if deep else ())
 
     def vision(self) -> Schedule:
-        return self.towers["image_encoder"].schedule()
+        return self.extra_modules["image_encoder"].schedule()
 
 
 def two_tower_prompts(trainer: PromptTrainer, clip: nn.Module, classnames: list[str]) -> IndependentPrompts:
@@ -123,15 +161,15 @@ def two_tower_prompts(trainer: PromptTrainer, clip: nn.Module, classnames: list[
     require_vit(clip, type(trainer).__name__, trainer.cfg.MODEL.BACKBONE.NAME)
     for tower in ("vision", "text"):
         key = f"PROMPT_DEPTH_{tower.upper()}"
-        check_depth(clip, f"TRAINER.{trainer.section()}.{key}", s[key], (tower,), least=0)
+        check_depth(clip, f"TRAINER.{trainer.section()}.{key}", getattr(s, key), (tower,), least=0)
     return IndependentPrompts(
         clip, classnames, s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT, s.N_CTX_VISION, s.PROMPT_DEPTH_VISION, s.CTX_INIT
     )
 
 
 def check_depth(clip: nn.Module, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):
-    """Refuse a prompt depth that one of the towers does not have."""
+    """Raise UsageError for a prompt depth that one of the towers does not have."""
     layers = {"text": len(clip.transformer.resblocks), "vision": len(clip.visual.transformer.resblocks)}
     most = min(layers[tower] for tower in towers)
     if not least <= depth <= most:
-        raise PromptError(f"{key} is {depth}: this backbone has {most} layers, so it can be {least} to {most}")
+        raise UsageError(f"{key} is {depth}", f"this backbone has {most} layers, so it can be {least} to {most}")

@@ -1,13 +1,29 @@
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor
 
-from .base import PromptTrainer, normalize
-from .prompts import TWO_TOWERS, two_tower_prompts
-from .teacher import teacher_text_features
+from .base import PromptTrainer
+from .prompts import two_tower_prompts
+from .settings import MethodSettings
+from .teacher import Teacher
+
+
+@dataclass(frozen=True)
+class PromptSRCSettings(MethodSettings):
+    """A depth of 0 means no prompts in that tower; GPA_MEAN and GPA_STD are epochs."""
+
+    N_CTX_VISION: int = 4
+    N_CTX_TEXT: int = 4
+    CTX_INIT: str = "a photo of a"
+    PROMPT_DEPTH_VISION: int = 9
+    PROMPT_DEPTH_TEXT: int = 9
+    TEXT_LOSS_WEIGHT: int = 25
+    IMAGE_LOSS_WEIGHT: int = 10
+    GPA_MEAN: int = 15
+    GPA_STD: int = 1
 
 
 def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
@@ -18,25 +34,10 @@ def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 @TRAINER_REGISTRY.register()
 class PromptSRC(PromptTrainer):
-    """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et al., ICCV 2023).
+    """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et al., ICCV 2023)."""
 
-    Settings: those of IVLP, TEXT_LOSS_WEIGHT, IMAGE_LOSS_WEIGHT, GPA_MEAN and GPA_STD (in epochs), PREC.
-    """
-
-    defaults = {
-        "N_CTX_VISION": 4,
-        "N_CTX_TEXT": 4,
-        "CTX_INIT": "a photo of a",
-        "PREC": "fp16",
-        "PROMPT_DEPTH_VISION": 9,
-        "PROMPT_DEPTH_TEXT": 9,
-        "TEXT_LOSS_WEIGHT": 25,
-        "IMAGE_LOSS_WEIGHT": 10,
-        "GPA_MEAN": 15,
-        "GPA_STD": 1,
-    }
+    Settings = PromptSRCSettings
     saved_as = "VLPromptLearner"
-    keys = TWO_TOWERS
 
     def build_prompts(self, clip, classnames):
         return two_tower_prompts(self, clip, classnames)
@@ -45,14 +46,7 @@ class PromptSRC(PromptTrainer):
         super().build_model()
         self.gpa_weight = 0.0
         self.gpa_sum = {name: torch.zeros_like(value) for name, value in self.model.state_dict().items()}
-        self._teacher_text = None
-
-    @property
-    def teacher_text(self) -> Tensor:
-        """(classes, joint), normalised: computed when training first asks for it."""
-        if self._teacher_text is None:
-            self._teacher_text = teacher_text_features(self.model.clip, self.class_names, self.device)
-        return self._teacher_text
+        self.teacher = Teacher(self.model, self.class_names)
 
     def loss(self, images, labels):
         """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs. 3-6)."""
@@ -60,13 +54,12 @@ class PromptSRC(PromptTrainer):
         image = model.image_features(images)
         text = model.text_features(image)
         logits = model.logits(image, text)
-        with torch.no_grad():
-            teacher_image = normalize(model.towers.encode_image(model.clip, images))
-            teacher_logits = model.logits(teacher_image, self.teacher_text)
+        teacher_image, teacher_text = self.teacher.image_features(images), self.teacher.text_features
+        teacher_logits = model.logits(teacher_image, teacher_text)
         ours, teacher = F.log_softmax(logits, dim=1), F.log_softmax(teacher_logits, dim=1)
         parts = {
             "loss_ce": F.cross_entropy(logits, labels),
-            "loss_text": F.l1_loss(text, self.teacher_text) * settings.TEXT_LOSS_WEIGHT,
+            "loss_text": F.l1_loss(text, teacher_text) * settings.TEXT_LOSS_WEIGHT,
             "loss_image": F.l1_loss(image, teacher_image) * settings.IMAGE_LOSS_WEIGHT,
             "loss_kl": F.kl_div(ours, teacher, reduction="sum", log_target=True) / logits.numel(),
         }
@@ -90,6 +83,5 @@ class PromptSRC(PromptTrainer):
 
     def load_run_state(self, state):
         super().load_run_state(state)
-        self.gpa_weight = 0.0
         self.gpa_weight = state["gpa_weight"]
         self.gpa_sum = {name: value.to(self.device) for name, value in state["gpa_sum"].items()}

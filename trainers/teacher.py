@@ -1,8 +1,9 @@
-"""The frozen CLIP as a teacher: text features over many templates, computed once and kept on disk."""
+"""The frozen CLIP as a teacher: text features over any templates, computed once and kept on disk."""
 
 import hashlib
 import os
-import tempfile
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clip import TextPrompts, encode_text, tokenize
+from common.files import replacing
 
-from .base import normalize
+from .base import PromptedCLIP, normalize
 
-TEMPLATES = OPENAI_IMAGENET_TEMPLATES[:60]
+TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
 ROWS = 256  # texts at a time
 
 
@@ -24,9 +26,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "modular-prompt-learning"
 
 
+class Teacher:
+    """The features of the frozen CLIP that a method holds its own near to.
+
+    Args:
+        model: the method's `PromptedCLIP`.
+        classnames: C names.
+        templates: sentences with {} for the class name; a class's text feature is their mean.
+    """
+
+    def __init__(self, model: PromptedCLIP, classnames: list[str], templates: Sequence[str] = TEMPLATES):
+        self.model, self.classnames, self.templates = model, classnames, templates
+
+    @cached_property
+    def text_features(self) -> Tensor:
+        """(C, joint), fp32, normalised; computed when it is first asked for."""
+        clip = self.model.clip
+        return teacher_text_features(clip, self.classnames, clip.logit_scale.device, self.templates)
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """(batch, 3, H, W) -> (batch, joint), fp32, normalised."""
+        return normalize(self.model.towers.encode_image(self.model.clip, images))
+
+
 @torch.no_grad()
-def teacher_text_features(clip: nn.Module, classnames: list[str], device: torch.device) -> Tensor:
-    """The mean over 60 templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4).
+def teacher_text_features(
+    clip: nn.Module, classnames: Sequence[str], device: torch.device, templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """The mean over templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4).
 
     Kept in `cache_folder()` under a key made of the text tower's weights, the class names and the templates.
 
@@ -34,49 +62,49 @@ def teacher_text_features(clip: nn.Module, classnames: list[str], device: torch.
         clip: the frozen backbone.
         classnames: C names.
         device: where the features shall be.
+        templates: sentences with {} for the class name.
 
     Returns:
         (C, joint), fp32, normalised.
     """
-    file = cache_folder() / f"teacher-{fingerprint(clip, classnames)}.safetensors"
+    texts = [template.replace("{}", name) for template in templates for name in classnames]
+    file = cache_folder() / f"teacher-{fingerprint(clip, classnames, templates)}.safetensors"
     try:
         return load_file(file)["text_features"].to(device)
     except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
         with torch.autocast(device.type, enabled=False):  # whatever the run's precision: other runs will read it
-            features = compute(clip, classnames, device)
+            features = encode_texts(clip, texts, device)
+    features = normalize(features.unflatten(0, (len(templates), len(classnames))).mean(dim=0))
     store(file, features)
     return features
 
 
-def compute(clip: nn.Module, classnames: list[str], device: torch.device) -> Tensor:
-    texts = [template(name) for template in TEMPLATES for name in classnames]
+def encode_texts(clip: nn.Module, texts: list[str], device: torch.device) -> Tensor:
+    """(texts, joint), fp32, not normalised."""
     features = []
     for start in tqdm(range(0, len(texts), ROWS), desc="Teacher's text features", unit="batch"):
         ids = tokenize(texts[start : start + ROWS], clip.context_length).to(device)
         features.append(encode_text(clip, TextPrompts(ids)).float())
-    return normalize(torch.cat(features).unflatten(0, (len(TEMPLATES), len(classnames))).mean(dim=0))
+    return torch.cat(features)
 
 
-def fingerprint(clip: nn.Module, classnames: list[str]) -> str:
+def fingerprint(clip: nn.Module, classnames: Sequence[str], templates: Sequence[str]) -> str:
+    """A checksum of everything that the features depend on."""
     digest = hashlib.sha256()
     for key, tensor in clip.state_dict().items():
         if not key.startswith("visual."):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-    for text in (*classnames, *(template("{}") for template in TEMPLATES)):
+    for text in (*classnames, *templates):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]
 
 
 def store(file: Path, features: Tensor) -> None:
-    """Write the file whole or not at all; a cache that cannot be written is only slower."""
-    partial = None
+    """Keep the features for other runs; if the file cannot be written, those only take longer."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as partial:
-            partial.write(save({"text_features": features.cpu()}))
-        os.replace(partial.name, file)
+        with replacing(file) as partial:
+            partial.write_bytes(save({"text_features": features.cpu()}))
     except OSError as error:
         print(f"The teacher's text features are not kept for next time ({error})")
-        if partial:
-            Path(partial.name).unlink(missing_ok=True)

@@ -1,20 +1,28 @@
+from dataclasses import dataclass
+
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer, require_vit
-from .prompts import VISION, IndependentPrompts, check_depth
+from .prompts import IndependentPrompts, check_depth
+from .settings import MethodSettings
 
 WORDS = "a photo of a"
 
 
+@dataclass(frozen=True)
+class VPTSettings(MethodSettings):
+    """A depth of 1 is shallow VPT. CTX_INIT is not used; published YAML files have it."""
+
+    N_CTX_VISION: int = 2
+    CTX_INIT: str = WORDS
+    PROMPT_DEPTH_VISION: int = 1
+
+
 @TRAINER_REGISTRY.register()
 class VPT(PromptTrainer):
-    """Visual Prompt Tuning of CLIP's image tower (Jia et al., ECCV 2022); the text is `a photo of a {class}.`
+    """Visual Prompt Tuning of CLIP's image tower (Jia et al., ECCV 2022); the text is `a photo of a {class}.`"""
 
-    Settings: N_CTX_VISION, PROMPT_DEPTH_VISION (1 is shallow), PREC. CTX_INIT is there for published YAMLs.
-    """
-
-    defaults = {"N_CTX_VISION": 2, "CTX_INIT": WORDS, "PREC": "fp16", "PROMPT_DEPTH_VISION": 1}
-    keys = VISION
+    Settings = VPTSettings
 
     def build_prompts(self, clip, classnames):
         vpt = self.settings

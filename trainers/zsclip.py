@@ -1,23 +1,18 @@
+from dataclasses import dataclass
+
 import torch
 from dassl.engine import TRAINER_REGISTRY
 
 from clip import TextPrompts, tokenize
+from common.errors import UsageError
 
-from .base import PromptError, PromptLearner, PromptTrainer
+from .base import PromptLearner, PromptTrainer
+from .settings import MethodSettings
 
-# By dataset, all others "a photo of a {}." (CoOp, appendix A).
-TEMPLATES = {
-    "OxfordPets": "a photo of a {}, a type of pet.",
-    "OxfordFlowers": "a photo of a {}, a type of flower.",
-    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
-    "DescribableTextures": "{} texture.",
-    "EuroSAT": "a centered satellite photo of {}.",
-    "Food101": "a photo of {}, a type of food.",
-    "UCF101": "a photo of a person doing {}.",
-}
+TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
 
-class HandWritten(PromptLearner):
+class TemplatePrompts(PromptLearner):
     """A fixed sentence for each class; nothing is learned."""
 
     def __init__(self, template: str, classnames: list[str], context_length: int):
@@ -29,21 +24,29 @@ class HandWritten(PromptLearner):
         return TextPrompts(self.ids)
 
 
+@dataclass(frozen=True)
+class ZeroshotCLIPSettings(MethodSettings):
+    """TEMPLATE, a sentence with {} for the class name, replaces the dataset's."""
+
+    TEMPLATE: str = ""
+
+    def check(self):
+        if self.TEMPLATE and "{}" not in self.TEMPLATE:
+            raise UsageError(f"TEMPLATE is {self.TEMPLATE!r}", "put {} where the class name goes")
+
+
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(PromptTrainer):
-    """CLIP as it is, with one template a dataset (Radford et al., 2021).
+    """CLIP as it is, with one template for each dataset (Radford et al., 2021)."""
 
-    Settings: PREC; TEMPLATE, a sentence with {} for the class name, in place of the dataset's.
-    """
-
-    defaults = {"PREC": "fp16", "TEMPLATE": ""}
+    Settings = ZeroshotCLIPSettings
+    learns = False
+    config_folder = "CoOp"
 
     def build_prompts(self, clip, classnames):
-        template = self.settings.TEMPLATE or TEMPLATES.get(self.cfg.DATASET.NAME, "a photo of a {}.")
-        if "{}" not in template:
-            raise PromptError(f"TRAINER.ZEROSHOTCLIP.TEMPLATE is {template!r}: {{}} is to stand for the class name")
+        template = self.settings.TEMPLATE or getattr(self.dm.dataset, "template", TEMPLATE)
         print(f"Template: {template}")
-        return HandWritten(template, classnames, clip.context_length)
+        return TemplatePrompts(template, classnames, clip.context_length)
 
     def train(self):
         print("ZeroshotCLIP learns nothing: evaluating")

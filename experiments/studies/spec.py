@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-METHODS = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")
+import trainers
+from common.start import ROOT
+
+CONFIGS = ROOT / "configs"
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Variant:
     own: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
+    def trainer(self) -> type[trainers.PromptTrainer]:
+        return trainers.methods()[self.method]
+
+    @property
     def learns(self) -> bool:
-        return self.method != "ZeroshotCLIP"
+        return self.trainer.learns
 
     @property
     def config_file(self) -> Path:
-        return CONFIGS / "trainers" / (self.method if self.learns else "CoOp") / f"{self.cfg}.yaml"
+        return CONFIGS / "trainers" / self.trainer.config_folder / f"{self.cfg}.yaml"
 
     @property
     def folder(self) -> str:

@@ -15,12 +15,12 @@ from tempfile import TemporaryDirectory
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tools import plots
-from tools.progress import Progress
-from tools.render import MISSING, Cell, Table, layout
-from tools.runs import Run
-from tools.tables import Summary
-from train import flatten
+from ..configuration import flatten
+from . import plots
+from .progress import Progress
+from .render import MISSING, Cell, Table, layout
+from .spec import Run
+from .tables import Summary
 
 # Settings that always have a row; others have one where runs of one method differ in them.
 SHOWN = ("TRAINER.", "OPTIM.", "DATALOADER.TRAIN_X.BATCH_SIZE", "MODEL.BACKBONE.NAME")
@@ -117,7 +117,7 @@ def settings(progress: Progress) -> list[Table]:
 
 def as_run(run: Run) -> dict[str, str]:
     """A run's settings as text, those that mean something to it; its method's own are called TRAINER.*.KEY for all."""
-    section = f"TRAINER.{run.variant.method.upper()}."
+    section = f"TRAINER.{run.variant.trainer.section()}."
     unused = VARIED + (() if run.variant.learns else LEARNING)
     config = flatten(yaml.safe_load((run.folder / "config.yaml").read_text()))
     return {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tools.tables import Summary
+from .tables import Summary
 
 MISSING = "-"
 

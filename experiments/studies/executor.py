@@ -18,9 +18,12 @@ from dassl.data.datasets import build_dataset
 from filelock import FileLock
 from tqdm import tqdm
 
-import train
-from tools.base2new import read_results
-from tools.runs import CONFIGS, Chain, Run, Study
+from common.files import write_text
+
+from ..configuration import parse_arguments, setup_cfg
+from ..results import read_results
+from ..run import main
+from .spec import CONFIGS, Chain, Run, Study
 
 ERROR, LOCK = "error.txt", ".lock"  # beside a run's results.json
 TRIES = 3  # of a run whose process or machine dies
@@ -31,7 +34,7 @@ def prepare(study: Study) -> None:
     others = [study.source, *study.targets] if "cross_dataset" in study.protocols else []
     for dataset in dict.fromkeys([*study.datasets, *others]):
         arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
-        build_dataset(train.setup_cfg(train.parse_arguments(arguments)))
+        build_dataset(setup_cfg(parse_arguments(arguments)))
 
 
 class Place(Protocol):
@@ -159,18 +162,15 @@ def work(arguments: Sequence[str]) -> str | None:
     Returns:
         its error in a line, which is also in error.txt of its folder until the run succeeds; None if there is none.
     """
-    folder = Path(train.parse_arguments(list(arguments)).output_dir)
+    folder = Path(parse_arguments(list(arguments)).output_dir)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / LOCK, poll_interval=0.5):
-                train.main(list(arguments))
+                main(list(arguments))
                 (folder / ERROR).unlink(missing_ok=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, the other runs go on
             return record(folder, one_line(error))
-        finally:
-            if sys.stdout is not nowhere:
-                sys.stdout.close()  # the log, which train.py has put in between
     return None
 
 
@@ -182,5 +182,5 @@ def record(folder: Path, error: str) -> str:
     """Leave the error in the run's folder, for `status` and `report`."""
     with suppress(OSError):  # such as the full disk that it speaks of
         folder.mkdir(parents=True, exist_ok=True)
-        train.write_whole(folder / ERROR, error + "\n")
+        write_text(folder / ERROR, error + "\n")
     return error

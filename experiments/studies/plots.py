@@ -13,10 +13,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-import train
 from clip import load_backbone
-from tools.tables import Summary
-from trainers.mpl import vision_lengths
+from trainers import PromptTrainer
+
+from ..configuration import parse_arguments, setup_cfg
+from .spec import Run
+from .tables import Summary
 
 MARKERS = "osD^v<>PXhpd"
 LINES = ("-", "--", "-.", ":")
@@ -165,12 +167,12 @@ def gains(summary: Summary) -> Figure | None:
 
 
 def prompts(summary: Summary) -> Figure | None:
-    """How many prompts each layer of the image tower sees, under the schedules of MPL's variants."""
-    done = set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # other schedules may be impossible
+    """How many prompts each layer of the image tower sees, under the schedules of the methods that vary it."""
+    done = set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # other schedules may be invalid
     drawn = {}
     for run in (chain[0] for chain in summary.study.chains()):
-        if run.variant.method == "MPL" and (run.protocol, run.variant.name) in done - drawn.keys():
-            drawn[run.protocol, run.variant.name] = schedule(run.arguments)
+        if (run.protocol, run.variant.name) in done - drawn.keys() and (lengths := schedule(run)):
+            drawn[run.protocol, run.variant.name] = lengths
     if not drawn:
         return None
     styles = looks(summary)
@@ -192,13 +194,16 @@ def prompts(summary: Summary) -> Figure | None:
     return figure
 
 
-def schedule(arguments: tuple[str, ...]) -> list[int]:
-    """The number of vision prompts at each layer of a run of MPL; only of a file are weights read."""
-    cfg = train.setup_cfg(train.parse_arguments(list(arguments)))
+def schedule(run: Run) -> list[int] | None:
+    """The number of vision prompts at each layer, if the method says it; weights are read only from a file."""
+    method = run.variant.trainer
+    if method.vision_lengths.__func__ is PromptTrainer.vision_lengths.__func__:
+        return None
+    cfg = setup_cfg(parse_arguments(list(run.arguments)))
     name = cfg.MODEL.BACKBONE.NAME
     known = name.split(":")[0].replace("/", "-")
     if known in open_clip.list_models():
         layers = open_clip.get_model_config(known)["vision_cfg"]["layers"]
     else:
         layers = len(load_backbone(name).visual.transformer.resblocks)
-    return vision_lengths(cfg.TRAINER.MPL, layers)
+    return method.vision_lengths(method.settings_of(cfg), layers)

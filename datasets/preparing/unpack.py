@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from . import PrepareError
+from common.errors import UsageError
 
 GROWTH, SPARE = 3, 1 << 28  # images hardly shrink in an archive: what grows beyond this (bytes) is a bomb
 MOST_FILES = 5_000_000
@@ -72,7 +72,7 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inne
             its suffixes.
 
     Raises:
-        PrepareError: the archive is damaged; holds an absolute path, `..`, a link or a device; or is too large.
+        UsageError: the archive is damaged; holds an absolute path, `..`, a link or a device; or is too large.
     """
     size = archive.stat().st_size
     allowed = limit = GROWTH * size + SPARE
@@ -88,15 +88,15 @@ def unpack(archive: Path, folder: Path, place: Callable[[str], str | None], inne
                     write(member, folder / path)
                 bar.update(file.tell() - bar.n)
     except DAMAGED as error:
-        raise PrepareError(f"{archive} is cut off, or no archive ({error or 'it ends too early'})") from None
+        raise UsageError(f"{archive} is cut off, or no archive ({error or 'it ends too early'})") from None
     except Hostile as error:
-        raise PrepareError(f"{archive} is not unpacked: {error}") from None
+        raise UsageError(f"{archive} is not unpacked: {error}") from None
     except OSError as error:
         if error.errno in NONSENSE:
-            raise PrepareError(f"{archive} is cut off, or no archive ({error})") from None
+            raise UsageError(f"{archive} is cut off, or no archive ({error})") from None
         if error.errno not in IMPOSSIBLE:
             raise
-        raise PrepareError(f"{archive} is not unpacked: no file can be {error.filename} ({error.strerror})") from None
+        raise UsageError(f"{archive} is not unpacked: no file can be {error.filename} ({error.strerror})") from None
 
 
 def members(file: BinaryIO, inner: str, limit: int) -> Iterator[Member]:

@@ -9,9 +9,9 @@ from itertools import product
 import pandas as pd
 from scipy import stats
 
-from tools.base2new import harmonic_mean
-from tools.paper import BACKBONE, SHOTS, reported
-from tools.runs import Run, Study, Variant
+from ..results import harmonic_mean
+from .reported import BACKBONE, SHOTS, reported
+from .spec import Run, Study, Variant
 
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
 Z95 = 1.96

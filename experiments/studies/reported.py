@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from tools.runs import Variant
+from .spec import Variant
 
 # Top-1 accuracy in percent: protocol -> part -> method -> dataset, `average` among them.
 FIGURES = json.loads(Path(__file__).with_name("paper_tables.json").read_text())

@@ -11,7 +11,8 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
-from . import PrepareError
+from common.errors import UsageError
+
 from .files import File
 
 TRIES = 5  # in a row without a byte
@@ -37,7 +38,7 @@ def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
         mirror: address of a folder that has the file under its name, instead of its own address.
 
     Raises:
-        PrepareError: it can't be had, or is not the published file.
+        UsageError: it can't be had, or is not the published file.
     """
     target = folder / file.name
     address = f"{mirror.rstrip('/')}/{file.dataset}/{file.name}" if mirror else file.url
@@ -50,9 +51,9 @@ def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
         kept = size_of(partial_of(target))
         again = "give the same command again to go on from there" if kept else "try again later"
         came = f" ({kept:,} bytes came)" if kept else ""
-        raise PrepareError(f"cannot get {file.name} from {address}: {error}{came}; {again}, or {remedy}") from None
+        raise UsageError(f"cannot get {file.name} from {address}: {error}{came}; {again}, or {remedy}") from None
     except Refused as error:
-        raise PrepareError(f"cannot get {file.name} from {address or file.link} ({error}): {remedy}") from None
+        raise UsageError(f"cannot get {file.name} from {address or file.link} ({error}): {remedy}") from None
     return target
 
 

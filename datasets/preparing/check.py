@@ -9,9 +9,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from datasets import DatasetError
-from datasets.base import FewShotDataset
-
+from ..base import DatasetError, FewShotDataset
 from .arrange import WORK, Preparation
 from .sources import Source, missing_images, named_images, read_quietly, reason, split_images
 

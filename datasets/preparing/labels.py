@@ -4,7 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from . import PrepareError
+from common.errors import UsageError
 
 
 def validation_labels(devkit: Path) -> dict[str, str]:
@@ -13,7 +13,7 @@ def validation_labels(devkit: Path) -> dict[str, str]:
     Its meta.mat numbers the classes, and a text file has the number of each image, a line each.
 
     Raises:
-        PrepareError: the archive has no such files.
+        UsageError: the archive has no such files.
     """
     from scipy.io import loadmat
 
@@ -27,4 +27,4 @@ def validation_labels(devkit: Path) -> dict[str, str]:
         numbers = enumerate(truth.split(), start=1)
         return {f"ILSVRC2012_val_{image:08d}.JPEG": ids[int(number)] for image, number in numbers}
     except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise PrepareError(f"{devkit} does not say the classes of the validation images ({error!r})") from None
+        raise UsageError(f"{devkit} does not say the classes of the validation images ({error!r})") from None

@@ -5,23 +5,24 @@ import io
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import yaml
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
-import train
-from datasets import DatasetError
-from datasets.base import FewShotDataset, Items, names_in
+from common.errors import UsageError
+from common.start import ROOT
 
-from . import PrepareError
+from .. import extend_cfg
+from ..base import DatasetError, FewShotDataset, Items, names_in
 from .files import File
 
-ROOT = Path(train.__file__).parent
 TABLE = Path(__file__).with_name("sources.yaml")
 
 
@@ -53,14 +54,11 @@ class Source:
 
         Raises:
             DatasetError: its split can't be read.
-            PrepareError: it is somebody's own kind of dataset, which can't be looked into.
+            UsageError: it is somebody's own kind of dataset, which can't be looked into.
         """
         if not issubclass(self.dataset, FewShotDataset):
-            raise PrepareError(
-                f"{self.dataset.__name__} is no FewShotDataset (datasets/base.py): only those are checked"
-            )
-        cfg = settings(self.name, "--root", str(root), "--seed", str(seed), *options)
-        return self.dataset(cfg, images=images)
+            raise UsageError(f"{self.dataset.__name__} is no FewShotDataset (datasets/base.py): only those are checked")
+        return self.dataset(load_cfg(self.name, root, seed, options), images=images)
 
 
 def named_images(dataset: FewShotDataset) -> dict[str, Items]:
@@ -86,22 +84,30 @@ def table() -> dict[str, Source]:
     return sources
 
 
-def settings(name: str, *arguments: str) -> CfgNode:
-    """What train.py makes of a YAML of configs/datasets and further arguments."""
-    config = ROOT / "configs/datasets" / f"{name}.yaml"
-    return train.setup_cfg(train.parse_arguments(["--dataset-config-file", str(config), *arguments]))
+def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequence[str] = ()) -> CfgNode:
+    """The configuration of a dataset: Dassl's defaults, its YAML of configs/datasets, and KEY, VALUE, ... pairs.
+
+    Keys of trainers, which such a YAML may have, are accepted as they are.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.set_new_allowed(True)
+    cfg.merge_from_file(str(ROOT / "configs/datasets" / f"{name}.yaml"))
+    cfg.merge_from_list(list(options))
+    cfg.DATASET.ROOT, cfg.SEED = "" if root is None else str(root), seed
+    return cfg
 
 
 def dataset_class(name: str) -> type[FewShotDataset]:
     """The class behind a YAML of configs/datasets."""
-    return DATASET_REGISTRY.get(settings(name).DATASET.NAME)
+    return DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
 
 
 def find(name: str) -> Source:
     """A dataset by its config name; one that is in no table, such as ImageFolder, has no files to get.
 
     Raises:
-        PrepareError: there is none of that name.
+        UsageError: there is none of that name.
     """
     names = [file.stem for file in sorted((ROOT / "configs/datasets").glob("*.yaml"))]
     if name not in names:
@@ -109,7 +115,7 @@ def find(name: str) -> Source:
         called |= {name: name for name in names}
         near = difflib.get_close_matches(name.lower(), called, 1)
         hint = f"did you mean {called[near[0]]}? " if near else ""
-        raise PrepareError(f"no dataset {name!r}: {hint}there are {' '.join(names)}")
+        raise UsageError(f"no dataset {name!r}: {hint}there are {' '.join(names)}")
     kind = dataset_class(name)
     return next((source for source in table().values() if source.dataset is kind), Source(name, kind))
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from datasets import DatasetError
+from common.errors import UsageError
 
-from . import PrepareError
+from ..base import DatasetError
 from .fetch import Refused, fetch, size_of, verify
 from .files import File
 from .labels import validation_labels
@@ -60,7 +60,7 @@ class Preparation:
         """Archives that bring missing images: those at hand before those that can be downloaded.
 
         Raises:
-            PrepareError: they must be got by hand, or would be in vain.
+            UsageError: they must be got by hand, or would be in vain.
         """
         if not (self.problem or self.repair):
             return []
@@ -78,7 +78,7 @@ class Preparation:
         absent += [file for file in keys if not (self.local(file) or file.link or self.mirror)]
         if absent:
             size = sum(file.size for file in absent) / 1e9
-            raise PrepareError(
+            raise UsageError(
                 f"{self.source.name} needs files that ask for your consent: {self.source.by_hand}; put "
                 f"{', '.join(file.name for file in absent)} ({size:.1f} GB) into {self.folder}, then: {self.command}"
             )
@@ -110,7 +110,7 @@ class Preparation:
         """Get, verify, unpack and arrange what is missing.
 
         Raises:
-            PrepareError: something can't be had or is not right; the dataset is as it was before then.
+            UsageError: something can't be had or is not right; the dataset is as it was before then.
         """
         fresh = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +153,8 @@ class Preparation:
         wrong += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
         return wrong[0] if wrong else None
 
-    def failure(self) -> PrepareError:
-        return PrepareError(f"{self.folder} is not as it should be: {self.problem}; {self.way_out()}")
+    def failure(self) -> UsageError:
+        return UsageError(f"{self.folder} is not as it should be: {self.problem}; {self.way_out()}")
 
     def way_out(self) -> str:
         """What to do about `problem`: a command, and what has to be done by hand before it."""
@@ -175,7 +175,7 @@ class Preparation:
             try:
                 verify(path, file)
             except Refused as error:
-                raise PrepareError(f"{path} is not the published file ({error}): get it again, or delete it") from None
+                raise UsageError(f"{path} is not the published file ({error}): get it again, or delete it") from None
         return path
 
     def take_text(self, file: File) -> None:
@@ -191,7 +191,7 @@ class Preparation:
                 read_quietly(self.source, self.work / "unpacked")
         except (UnicodeDecodeError, DatasetError):
             copy.unlink()
-            raise PrepareError(
+            raise UsageError(
                 f"what came as {file.name} is cut off, or something else: get it from {file.link} "
                 f"and put it into {self.folder}"
             ) from None
@@ -204,13 +204,13 @@ class Preparation:
         key = next((self.local(other) for other in archives if other.name == file.labels), None)
         try:
             unpack(path, self.staged, placement(file, validation_labels(key) if key else None), file.inner)
-        except PrepareError as error:
+        except UsageError as error:
             shutil.rmtree(self.work / "unpacked", ignore_errors=True)  # what was unpacked of it is as bad
             remedy = f"get it from elsewhere and put it into {path.parent}"
             if path.parent == self.work:
                 path.unlink()
                 remedy = f"give the command again, or get it from elsewhere and put it into {self.folder}"
-            raise PrepareError(f"{error}: {remedy}") from None
+            raise UsageError(f"{error}: {remedy}") from None
 
     def check_staged(self, archives: list[File]) -> None:
         """Refuse archives that lack what the split names, before anything is moved.
@@ -230,7 +230,7 @@ class Preparation:
                 name for name in images if not any((place / name).is_file() for place in (self.folder, self.staged))
             ]
             if lost and split.is_file() and all(file.checksum for file in archives):
-                raise PrepareError(
+                raise UsageError(
                     f"{split} names {len(lost)} images that {names} has not, as published, the first {lost[0]}: "
                     f"move it elsewhere, then: {self.command}"
                 )
@@ -240,7 +240,7 @@ class Preparation:
             wrong += [failure] if self.source.dataset.split_file else []
         if wrong:
             shutil.rmtree(self.work)
-            raise PrepareError(f"{names}: {wrong[0]}; get it from elsewhere")
+            raise UsageError(f"{names}: {wrong[0]}; get it from elsewhere")
 
     def move(self, staged: Path, target: Path) -> None:
         """Move a file or folder to its place whole; what is there already stays, unless it is a broken image."""

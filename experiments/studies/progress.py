@@ -10,10 +10,11 @@ from statistics import fmean
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-import train
-from tools.base2new import read_results
-from tools.execute import ERROR, LOCK
-from tools.runs import Run, Study
+from ..configuration import parse_arguments, setup_cfg
+from ..output_folder import check_same_settings
+from ..results import read_results
+from .executor import ERROR, LOCK
+from .spec import Run, Study
 
 
 def collect(study: Study) -> dict[Run, dict]:
@@ -27,7 +28,7 @@ def collect(study: Study) -> dict[Run, dict]:
     for run in tqdm([run for chain in study.chains() for run in chain], "reading results", unit="run", delay=2):
         found = read_results(run.folder)
         if found is not None:
-            train.check_settings(train.setup_cfg(train.parse_arguments(list(run.arguments))), finished=True)
+            check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
             results[run] = found
     return results
 

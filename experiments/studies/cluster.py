@@ -5,18 +5,12 @@ import signal
 import socket
 import sys
 from concurrent.futures import Future
-from pathlib import Path
 
-from tools.execute import TRIES
-from tools.runs import Run
+from common.errors import UsageError
+from common.start import ROOT
 
-ROOT = str(Path(__file__).parent.parent)
-
-
-class ClusterError(RuntimeError):
-    """There is no such cluster, or no Ray (one line)."""
-
-    one_line = True
+from .executor import TRIES
+from .spec import Run
 
 
 def available() -> bool:
@@ -29,12 +23,12 @@ def available() -> bool:
 
 
 def answers(address: str) -> None:
-    """Raise ClusterError if nobody listens at HOST:PORT, for which Ray would wait some minutes."""
+    """Raise UsageError if nobody listens at HOST:PORT, for which Ray would wait some minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster at {address} ({error}): start one with `ray start --head`") from None
+        raise UsageError(f"no Ray cluster at {address} ({error}): start one with `ray start --head`") from None
 
 
 class Cluster:
@@ -46,12 +40,12 @@ class Cluster:
         gpus: of a run, 0.5 to have two share one; by default 1 where there are any.
 
     Raises:
-        ClusterError: Ray is not installed, or nothing answers at the address, or a run needs more than any machine has.
+        UsageError: Ray is not installed, or nothing answers at the address, or a run needs more than any machine has.
     """
 
     def __init__(self, address: str | None = None, cpus: int = 1, gpus: float | None = None):
         if not available():
-            raise ClusterError("Ray is not installed: pip install -r requirements-cluster.txt, or leave out --address")
+            raise UsageError("Ray is not installed: pip install -r requirements-cluster.txt, or leave out --address")
         if address and ":" in address and "://" not in address:
             answers(address)
         self.address, self.cpus, self.gpus = address, cpus, gpus
@@ -68,7 +62,7 @@ class Cluster:
             ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ClusterError(
+            raise UsageError(
                 f"no Ray cluster at {self.address} ({reason}): start one with `ray start --head`"
             ) from None
         except SystemExit:  # Ray has made one of SIGTERM
@@ -81,7 +75,7 @@ class Cluster:
             self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         if self.slots() == 1:
             ray.shutdown()
-            raise ClusterError(f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run")
+            raise UsageError(f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run")
         self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=TRIES - 1)(on_a_worker)
         return self
 

@@ -1,0 +1,27 @@
+"""The version of this project, and the commit that is checked out."""
+
+import subprocess
+from functools import cache
+
+from .start import ROOT
+
+__version__ = "1.0.0"
+
+
+@cache
+def source() -> dict:
+    """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings differ from it."""
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--", "*.py", "*.yaml") if commit else None
+    return {"version": __version__, "commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def git(*arguments: str) -> str | None:
+    """What git prints for the project's folder; None where that is not a checkout, or there is no git."""
+    try:
+        if not (ROOT / ".git").exists():  # a copy inside another checkout has no commit of its own
+            return None
+        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

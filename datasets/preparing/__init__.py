@@ -1,0 +1,1 @@
+"""What tools/prepare.py does: download, verify, unpack, arrange and check datasets."""

@@ -1,0 +1,106 @@
+"""From arguments and YAML files to the configuration of a run."""
+
+import argparse
+from functools import reduce
+from operator import getitem
+
+from dassl.config import clean_cfg, get_cfg_default
+from yacs.config import CfgNode
+
+import datasets
+import trainers
+from common.errors import UsageError
+from common.start import add_common_options
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """CoOp's command line."""
+    parser = argparse.ArgumentParser(
+        description="Train or test one method on one dataset.",
+        epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
+        f"Methods: {', '.join(trainers.methods())}.",
+    )
+    parser.add_argument("--root", default="", help="folder of the datasets")
+    parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")
+    parser.add_argument("--resume", default="", help="folder of a run to resume (default: the output folder)")
+    parser.add_argument("--seed", type=int, default=-1, help="chooses the few-shot images and fixes all randomness")
+    parser.add_argument("--source-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
+    parser.add_argument("--target-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
+    parser.add_argument("--transforms", nargs="+", help="data augmentation, replaces INPUT.TRANSFORMS")
+    parser.add_argument("--config-file", default="", help="YAML file of the method")
+    parser.add_argument("--dataset-config-file", default="", help="YAML file of the dataset")
+    parser.add_argument("--trainer", default="", help="name of the method, see below")
+    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
+    parser.add_argument("--head", default="", help="name of the head (Dassl's own trainers)")
+    parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir, do not train")
+    parser.add_argument("--model-dir", default="", help="output folder of the run to test")
+    parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
+    parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
+    parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    add_common_options(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
+    return parser.parse_args(argv)
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add this project's keys to Dassl's: which images, the form of the towers, and TRAINER.<METHOD>.*"""
+    cfg.MODEL.COMPILE = False  # put the layers of the towers through torch.compile (CUDA)
+    cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
+    cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # recompute the text tower in the backward pass: less memory
+    datasets.extend_cfg(cfg)
+    trainers.extend_cfg(cfg)
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """Dassl's defaults, then the dataset's YAML, the method's YAML, the arguments and the trailing pairs.
+
+    Raises:
+        UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for file in (args.dataset_config_file, args.config_file):
+        if file:
+            cfg.merge_from_file(file)
+    for key, value in {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed if args.seed >= 0 else None,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }.items():
+        if value not in (None, ""):
+            set_key(cfg, key, value)  # not by yacs, which would take "--output-dir 2024" for a number
+    merge_pairs(cfg, args.opts)
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    clean_cfg(cfg, method.section() if method else cfg.TRAINER.NAME)
+    cfg.freeze()
+    return cfg
+
+
+def merge_pairs(cfg: CfgNode, pairs: list) -> None:
+    """Merge KEY, VALUE, KEY, VALUE, ...; then give settings that no file or pair has set their defaults."""
+    if len(pairs) % 2:
+        raise UsageError(f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE")
+    for key in trainers.per_layer_keys().intersection(pairs[::2]):
+        set_key(cfg, key, None)  # yacs holds a key to the type of its value: a list may follow on a number here
+    cfg.merge_from_list(pairs)
+    trainers.fill_defaults(cfg)
+
+
+def set_key(cfg: CfgNode, key: str, value) -> None:
+    *groups, name = key.split(".")
+    setattr(reduce(getitem, groups, cfg), name, value)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"OPTIM": {"LR": 1}} -> {"OPTIM.LR": 1}"""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,136 @@
+"""The output folder of a run: made at its start, and removed with what the start made if that fails."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+from dassl.utils import setup_logger
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+from common.files import write_text
+
+from .configuration import flatten
+from .results import FILE as RESULTS
+from .results import RECORDED, read_json
+
+CONFIG = "config.yaml"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML's faster one, where it was built with it
+# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
+RESUMABLE_CHANGES = {
+    "DATASET.ROOT",
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "USE_CUDA",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.CACHE",
+    "DATALOADER.CACHE_GB",
+    "MODEL.COMPILE",
+    "MODEL.BACKBONE.TOWERS",
+    "MODEL.BACKBONE.CHECKPOINT_TEXT",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+}
+
+
+class OutputFolder:
+    """The files that a run has made in its folder so far.
+
+    Args:
+        path: the folder; it is made if it is missing.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.new_folders = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self.new_files: list[Path] = []
+
+    def start_log(self) -> None:
+        """Send everything printed to log.txt as well; an earlier log is kept.
+
+        Raises:
+            UsageError: the folder is not writable.
+        """
+        try:
+            setup_logger(str(self.path))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to the output folder {self.path} ({error.strerror})", "choose another --output-dir"
+            ) from error
+        self.new_files.append(Path(sys.stdout.file.name))  # the logger's, here and in the published Dassl
+
+    def write_config(self, cfg: CfgNode) -> None:
+        file = self.path / CONFIG
+        if not file.exists():
+            self.new_files.append(file)
+        write_text(file, cfg.dump())
+
+    def discard(self) -> None:
+        """Delete what this run has made, and nothing that another process has put there meanwhile."""
+        for file in self.new_files:
+            with suppress(OSError):
+                file.unlink()
+        with suppress(OSError):  # not empty: another run has started there
+            for folder in self.new_folders:
+                folder.rmdir()
+
+
+@contextmanager
+def restored_stdout() -> Iterator[None]:
+    """Take the log that `setup_logger` puts in place of stdout away again at the end."""
+    before = sys.stdout
+    try:
+        yield
+    finally:
+        log, sys.stdout = sys.stdout, before
+        if log is not before:
+            log.flush()
+            log.file.close()
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[OutputFolder]:
+    """The folder while a run starts; an error or an interrupt meanwhile leaves things as they were."""
+    folder = OutputFolder(path)
+    try:
+        yield folder
+    except BaseException:
+        folder.discard()
+        raise
+
+
+def check_same_settings(cfg: CfgNode, finished: bool) -> None:
+    """Check that the run in the output folder, if there is one, was started with these settings.
+
+    Args:
+        finished: whether its results are to be taken as those of this run; results.json is compared too then.
+
+    Raises:
+        UsageError: some settings differ, or a file is damaged.
+    """
+    folder, before = Path(cfg.OUTPUT_DIR), {}
+    file = folder / CONFIG
+    try:
+        if file.is_file() and (finished or any(folder.glob("*/model*.pth.tar*"))):
+            before = flatten(yaml.load(file.read_text(), LOADER))
+        if finished:  # the file may have been copied here from another run
+            file = folder / RESULTS
+            recorded = dict(read_json(file).items())
+            before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError("is damaged", "restore or delete it, or choose another --output-dir", file) from error
+    now = flatten(yaml.load(cfg.dump(), LOADER)) if before else {}
+    may_differ = RESUMABLE_CHANGES
+    if cfg.DATASET.NAME == "ImageFolder":
+        may_differ = may_differ - {"DATASET.ROOT"}  # which says which images these are
+    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
+    if changed:
+        others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
+        raise UsageError(
+            f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
+            "choose another --output-dir, or delete that folder",
+            folder,
+        )

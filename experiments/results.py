@@ -1,0 +1,103 @@
+"""results.json: what a finished run has measured."""
+
+import argparse
+import json
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+
+import open_clip
+import torch
+import torchvision
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+from common.files import write_text
+from common.version import source
+
+from .configuration import flatten
+
+FILE = "results.json"
+# The settings that results.json holds, under names of its own.
+RECORDED = {
+    "trainer": "TRAINER.NAME",
+    "dataset": "DATASET.NAME",
+    "seed": "SEED",
+    "shots": "DATASET.NUM_SHOTS",
+    "classes": "DATASET.SUBSAMPLE_CLASSES",
+    "backbone": "MODEL.BACKBONE.NAME",
+}
+
+
+def write_results(cfg: CfgNode, trainer, epochs: int | None) -> None:
+    """Write results.json of a run that has ended; figures that were not measured are null."""
+    measured = getattr(trainer, "test_results", None) or {}
+    device, settings = trainer.device, flatten(cfg)
+    content = {
+        **{key: settings[setting] for key, setting in RECORDED.items()},
+        "split": getattr(trainer, "test_split", cfg.TEST.SPLIT),
+        "accuracy": measured.get("accuracy"),
+        "error_rate": measured.get("error_rate"),
+        "macro_f1": measured.get("macro_f1"),
+        "n_test": getattr(trainer, "n_test", None),
+        "epochs": epochs,
+        "train_seconds": getattr(trainer, "train_seconds", None),
+        "test_seconds": getattr(trainer, "test_seconds", None),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **source(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "open_clip": open_clip.__version__,
+        },
+    }
+    write_text(Path(cfg.OUTPUT_DIR, FILE), json.dumps(content, indent=1) + "\n")
+
+
+def read_json(file: Path):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_results(folder: Path) -> dict | None:
+    """results.json of a finished run; None if there is none, or the run made no test.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    file = folder / FILE
+    try:
+        if not file.is_file():
+            return None
+        run = read_json(file)
+        return run if run["accuracy"] is not None else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """H = 2 base new / (base + new), in the unit of its arguments; 0 where both are 0."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command `python -m tools.base2new RUN ...`."""
+    parser = argparse.ArgumentParser(
+        description="Print one line of results for each run, and the harmonic mean after a base and a new one."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
+    args = parser.parse_args(argv)
+    try:
+        runs = [run for run in map(read_results, args.runs) if run]
+    except UsageError as error:
+        parser.error(str(error))
+    for run in runs:
+        shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
+        seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
+        print(
+            f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
+            f"on {run['n_test']:,} test images of {run['classes']} classes"
+        )
+    if [run["classes"] for run in runs] == ["base", "new"]:
+        print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%")

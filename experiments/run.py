@@ -1,0 +1,88 @@
+"""One run: train or test one method on one dataset."""
+
+import time
+import warnings
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from dassl.engine import build_trainer
+from dassl.utils import collect_env_info, set_random_seed
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+
+from .configuration import parse_arguments, setup_cfg
+from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
+from .results import FILE as RESULTS
+from .results import write_results
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Arguments -> configuration -> trainer -> results.json, which is written last."""
+    # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+    args = parse_arguments(argv)
+    cfg = setup_cfg(args)
+    finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
+    check_same_settings(cfg, finished)
+    if finished:
+        print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
+        return
+    check_arguments(args, cfg)
+    with restored_stdout():
+        with output_folder(Path(cfg.OUTPUT_DIR)) as folder:
+            trainer = start(args, cfg, folder)
+        if not args.no_train:
+            write_results(cfg, trainer, run(args, cfg, trainer))
+
+
+def run(args: Namespace, cfg: CfgNode, trainer) -> int | None:
+    """Train and test, or test alone; returns the epochs behind the prompts that were tested."""
+    if args.eval_only:
+        started = time.time()
+        trainer.test()
+        trainer.test_seconds = time.time() - started
+        return getattr(trainer, "loaded_epoch", args.load_epoch)
+    trainer.train()
+    return cfg.OPTIM.MAX_EPOCH if is_trainable(trainer) else 0
+
+
+def check_arguments(args: Namespace, cfg: CfgNode) -> None:
+    """Check that a method, its settings and a dataset are given."""
+    given = {
+        "--trainer": cfg.TRAINER.NAME,
+        "--dataset-config-file": cfg.DATASET.NAME,
+        "--config-file": args.config_file or cfg.MODEL.BACKBONE.NAME,  # whose keys may all be given one by one
+    }
+    for option, value in given.items():
+        if not value:
+            raise UsageError(f"{option} is missing", "see python train.py --help")
+
+
+def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
+    """Build the trainer, ready to train or to test, with its log and config.yaml in the folder."""
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    folder.start_log()
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    print("Arguments:", *(f"  {key}: {value}" for key, value in sorted(vars(args).items())), sep="\n")
+    print(f"Configuration:\n{cfg}\nEnvironment:\n{collect_env_info()}\n")
+    trainer = build_trainer(cfg)
+    if args.eval_only:
+        if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
+            raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
+        print(f"{cfg.DATASET.NAME} has only test images: training on them is a rehearsal, its accuracy is no result")
+    folder.write_config(cfg)
+    if not args.no_train:
+        (folder.path / RESULTS).unlink(missing_ok=True)
+    return trainer
+
+
+def is_trainable(trainer) -> bool:
+    """Whether there is anything to train: zero-shot CLIP has nothing."""
+    return bool(trainer.get_model_names())

@@ -1,0 +1,94 @@
+"""A command from its start to its exit status: errors in one line, Ctrl-C and SIGTERM as a clean end."""
+
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import dassl.utils
+import torch
+
+from common.errors import UsageError
+
+# What is printed as one line; anything else is a bug of this project and shows its traceback. The published Dassl has
+# no error class of its own.
+ONE_LINE = (UsageError, OSError, FloatingPointError, getattr(dassl.utils, "UsageError", UsageError))
+INTERRUPTED = 130  # exit status, as of a shell
+
+
+def cli_main(main: Callable[[], None], resumes: str = "from the last complete epoch") -> None:
+    """Run `main`. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
+
+    `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
+
+    Args:
+        main: the command.
+        resumes: where the same command resumes after an interrupt.
+    """
+    debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
+    with interrupts() as interrupt:
+        try:
+            main()
+        except BaseException as error:
+            if interrupt.received:  # whatever else came of it first, such as workers that ended too early
+                print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
+                sys.exit(INTERRUPTED)
+            if isinstance(error, torch.OutOfMemoryError):
+                error = UsageError("the memory of the GPU is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")
+            if not isinstance(error, ONE_LINE):
+                raise
+            if debug:
+                print_traceback(error)
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+
+
+def print_traceback(error: BaseException) -> None:
+    """With the causes that `raise ... from None` hides."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)
+
+
+class Interrupt:
+    """The handler of SIGINT and SIGTERM while a command runs."""
+
+    def __init__(self) -> None:
+        self.process, self.received = os.getpid(), False
+
+    def __call__(self, number, frame) -> None:
+        if os.getpid() != self.process:  # a worker of the data loader, which inherits this handler
+            os._exit(0)
+        self.received = True
+        # A signal to all processes of a job ends the data loader's workers too: torch would raise at their end, and
+        # errors of destructors after an interrupt tell nobody anything.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        sys.unraisablehook = lambda unraisable: None
+        signal.alarm(2)  # once more, should a destructor swallow what is raised now
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupt]:
+    """Handle SIGINT and SIGTERM (Slurm's notice that time is up) within; earlier handlers come back at the end.
+
+    After an interrupt the process is about to end, so SIGCHLD and errors in destructors stay silenced.
+    """
+    handler, before = Interrupt(), {}
+    for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.getsignal(number)
+        if number == signal.SIGALRM or before[number] != signal.SIG_IGN:  # as nohup and background jobs have it
+            signal.signal(number, handler)
+    try:
+        yield handler
+    finally:
+        signal.alarm(0)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

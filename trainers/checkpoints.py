@@ -1,0 +1,98 @@
+"""Learned prompts in checkpoints: where they are, whose they are, and which tensors to load."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from common.errors import UsageError
+
+from . import compat
+
+
+def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str) -> str:
+    """Path of a run's checkpoint.
+
+    Args:
+        directory: output folder of the run.
+        folder: name of the method's folder of checkpoints in it.
+        epoch: None for the best on validation or, if there is none, the newest.
+        method: for the error.
+
+    Returns:
+        the path; if the run has no checkpoint of this method, one of another method, so that it can be named.
+
+    Raises:
+        UsageError: there is no checkpoint.
+    """
+    others = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir()) if os.path.isdir(directory) else []
+    for place in (os.path.join(directory, name) for name in dict.fromkeys([folder, *others])):
+        for name in checkpoint_names(place, epoch):
+            if os.path.isfile(os.path.join(place, name)):
+                return os.path.join(place, name)
+    expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
+    raise UsageError(f"no {method} checkpoint {expected}", "check --model-dir and --load-epoch", expected)
+
+
+def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
+    """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the newest first."""
+    if epoch is not None:
+        return [f"model.pth.tar-{epoch}"]
+    names = ["model-best.pth.tar"]
+    if os.path.isfile(os.path.join(folder, "checkpoint")):
+        with open(os.path.join(folder, "checkpoint")) as file:
+            names.append(file.readline().strip())
+    if os.path.isdir(folder):  # people pass checkpoints on without the file that names the newest
+        numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
+        names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
+    return names
+
+
+def select_prompts(
+    checkpoint: Mapping[str, Any], path: str, metadata: Mapping[str, Any], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The learned tensors among everything that a checkpoint holds.
+
+    Published checkpoints also hold the frozen CLIP and buffers of the training classes; both are left out.
+
+    Args:
+        checkpoint: what `path` holds: `state_dict`, and `metadata` if this version of the project wrote it.
+        metadata: the same of the run that loads it (`PromptTrainer.checkpoint_metadata`).
+        expected: the state dict to fill.
+
+    Raises:
+        UsageError: the prompts are another method's, or were learned with other settings or another backbone.
+    """
+    state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+    method, written = metadata["method"], checkpoint.get("metadata") or {}
+    if "method" in written:
+        others, learned = [written["method"]] if written["method"] != method else [], list(state)
+    else:
+        others, learned = compat.other_methods(state, method, expected), compat.learned(state)
+    if others:
+        names = " or ".join(others)
+        raise UsageError(f"{path} is a checkpoint of {names}, not of {method}", f"test it with --trainer {names}", path)
+
+    remedy = "use the settings and the backbone it was trained with"
+    if changed := differences(written, metadata):
+        remedy += f" ({changed})"
+    for key, tensor in expected.items():
+        if key not in state:
+            raise UsageError(f"{path} has no {key}", remedy, path)
+        if state[key].shape != tensor.shape:
+            shapes = f"{tuple(state[key].shape)}, expected is {tuple(tensor.shape)}"
+            raise UsageError(f"{key} in {path} has shape {shapes}", remedy, path)
+    more = [key for key in learned if key not in expected]
+    if more:
+        raise UsageError(f"{path} has prompts beyond these settings, such as {more[0]}", remedy, path)
+    return {key: state[key] for key in expected}
+
+
+def differences(written: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """The settings and the backbone of a checkpoint that this run does not have: `N_CTX 2, here 4`."""
+    before = {"backbone": written.get("backbone"), **(written.get("settings") or {})}
+    now = {"backbone": metadata["backbone"], **metadata["settings"]}
+    changed = [key for key in before if before[key] is not None and key in now and before[key] != now[key]]
+    return ", ".join(f"{key} {before[key]}, here {now[key]}" for key in changed if key != "PREC")
