@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, published ones load, hostile ones run nothing."""
+"""Checkpoints: atomic writes, published checkpoints load, hostile ones execute nothing."""
 
 import builtins
 import errno
@@ -63,7 +63,7 @@ def state_of(model, optimizer, scheduler, epoch):
 
 
 class PublishedWarmup(torch.optim.lr_scheduler.LRScheduler):
-    """The way published checkpoints came to hold objects: state_dict() is all of __dict__ but the optimiser."""
+    """Like the published class: its state_dict() is __dict__ without the optimiser, so it contains objects."""
 
     __module__, __qualname__ = "dassl.optim.lr_scheduler", "ConstantWarmupScheduler"  # its name in their pickles
 
@@ -91,10 +91,10 @@ def published_training():
     return model, optimizer, PublishedWarmup(optimizer, cosine, 1, 1e-5)
 
 
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- writing
 
 
-def test_names_and_pointer(tmp_path):
+def test_file_names_and_the_newest_checkpoint(tmp_path):
     model, optimizer, scheduler = training()
     folder = tmp_path / "run" / "model"
     save_checkpoint(state_of(model, optimizer, scheduler, 3), str(folder))
@@ -112,7 +112,7 @@ def test_names_and_pointer(tmp_path):
     assert load_checkpoint(folder / "model-best.pth.tar")["epoch"] == 4
 
 
-def test_module_prefix_is_removed_and_the_callers_state_kept(tmp_path):
+def test_module_prefix_is_removed_from_the_file_only(tmp_path):
     state = {"state_dict": OrderedDict({"module.weight": torch.ones(2)}), "epoch": 1}
     save_checkpoint(state, tmp_path)
     assert list(state["state_dict"]) == ["module.weight"]
@@ -121,7 +121,7 @@ def test_module_prefix_is_removed_and_the_callers_state_kept(tmp_path):
     assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == ["module.weight"]
 
 
-def test_numpy_values_come_back_as_plain_ones(tmp_path):
+def test_numpy_values_become_plain_values(tmp_path):
     state = {"state_dict": {}, "epoch": 1, "val_result": np.float64(81.25), "rng": (np.arange(3), [np.int64(2)])}
     save_checkpoint(state, tmp_path)
     loaded = load_checkpoint(tmp_path / "model.pth.tar-1")
@@ -129,13 +129,13 @@ def test_numpy_values_come_back_as_plain_ones(tmp_path):
     assert loaded["rng"][0].tolist() == [0, 1, 2] and loaded["rng"][1] == [2]
 
 
-def test_saving_what_cannot_be_loaded_warns(tmp_path):
+def test_saving_unsupported_objects_warns(tmp_path):
     with pytest.warns(UserWarning, match="pathlib"):
         save_checkpoint({"state_dict": {}, "epoch": 1, "where": Path("x")}, tmp_path)
 
 
 class FullDisk:
-    """A file that takes ``room`` bytes and then raises ENOSPC."""
+    """A file that accepts ``room`` bytes and then raises ENOSPC."""
 
     def __init__(self, file, room):
         self.file, self.room = file, room
@@ -168,13 +168,13 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
             patch.setattr(os, failing, no_space)
         with torch.no_grad():
             model.weight.zero_()
-        for epoch in (1, 2):  # over the old file, and as a new one
+        for epoch in (1, 2):  # replacing a file, and as a new file
             with pytest.raises(OSError, match=rf"No space left.*{tmp_path}/model.pth.tar-{epoch}"):
                 save_checkpoint(state_of(model, optimizer, scheduler, epoch), tmp_path, is_best=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_what_cannot_be_pickled_changes_nothing(tmp_path):
+def test_pickling_error_changes_nothing(tmp_path):
     save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(Exception, match="pickle"):
@@ -188,10 +188,10 @@ def test_what_cannot_be_pickled_changes_nothing(tmp_path):
 @pytest.mark.parametrize("warmup_epoch", [-1, 1, 3])
 @pytest.mark.parametrize("options", [{}, {"WARMUP_TYPE": "linear", "LR_SCHEDULER": "multi_step", "STEPSIZE": (2, 5)}])
 @pytest.mark.parametrize("stop", [1, 2, 5])
-def test_resume_is_bit_exact(tmp_path, warmup_epoch, options, stop):
+def test_resume_is_bit_identical(tmp_path, warmup_epoch, options, stop):
     options = {**options, "WARMUP_EPOCH": warmup_epoch}
-    whole = training(**options)
-    rates = run_epochs(*whole, range(8))
+    full = training(**options)
+    rates = run_epochs(*full, range(8))
 
     first = training(**options)
     run_epochs(*first, range(stop))
@@ -203,10 +203,10 @@ def test_resume_is_bit_exact(tmp_path, warmup_epoch, options, stop):
     assert start == stop
     assert second[2].get_last_lr() == first[2].get_last_lr()
     assert run_epochs(*second, range(start, 8)) == rates[start:]
-    assert torch.equal(whole[0].weight, second[0].weight)
+    assert torch.equal(full[0].weight, second[0].weight)
 
 
-def test_resume_passes_over_what_is_not_saved(tmp_path):
+def test_resume_skips_missing_parts(tmp_path):
     model, optimizer, scheduler = training()
     state = {"state_dict": model.state_dict(), "epoch": 2, "optimizer": None}
     save_checkpoint(state, tmp_path)
@@ -214,7 +214,7 @@ def test_resume_passes_over_what_is_not_saved(tmp_path):
     assert scheduler.last_epoch == 0
 
 
-def test_resume_without_a_checkpoint(tmp_path):
+def test_resume_without_a_checkpoint_is_an_error(tmp_path):
     model = torch.nn.Linear(3, 2)
     with pytest.raises(MissingFileError, match="names a checkpoint"):
         resume_from_checkpoint(tmp_path, model)
@@ -222,7 +222,7 @@ def test_resume_without_a_checkpoint(tmp_path):
     with pytest.raises(UsageError, match="model.pth.tar-7"):
         resume_from_checkpoint(tmp_path, model)
     (tmp_path / "checkpoint").write_text("")
-    with pytest.raises(UsageError, match="not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         resume_from_checkpoint(tmp_path, model)
 
 
@@ -261,7 +261,7 @@ def test_published_checkpoint_resumes(tmp_path, monkeypatch, zipped, stop):
     assert run_epochs(*new, range(stop, 8)) == rates[stop:]
 
 
-# ---------------------------------------------------------------- hostile and broken files
+# ---------------------------------------------------------------- hostile and damaged files
 
 
 class Call:
@@ -286,7 +286,7 @@ class Call:
     ],
     ids=["os.system", "eval", "exec", "subprocess", "bound method"],
 )
-def test_hostile_pickle_runs_nothing(tmp_path, zipped, call, named):
+def test_hostile_pickle_executes_nothing(tmp_path, zipped, call, named):
     mark, path = tmp_path / "mark", tmp_path / "model.pth.tar-1"
     torch.save({"state_dict": {}, "epoch": call(mark)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UsageError) as caught:
@@ -294,11 +294,11 @@ def test_hostile_pickle_runs_nothing(tmp_path, zipped, call, named):
     message = str(caught.value)
     assert not mark.exists()
     assert named in message and str(path) in message and "\n" not in message
-    torch.load(path, weights_only=False)  # the file is hostile indeed
+    torch.load(path, weights_only=False)  # check that the file is hostile
     assert mark.exists()
 
 
-def test_hostile_object_inside_a_published_scheduler(tmp_path):
+def test_hostile_object_in_a_published_scheduler_is_refused(tmp_path):
     mark = tmp_path / "mark"
     _, optimizer, scheduler = published_training()
     scheduler.successor.extra = Call(os.system, f"touch {mark}")
@@ -310,7 +310,7 @@ def test_hostile_object_inside_a_published_scheduler(tmp_path):
 
 
 @FORMATS
-def test_truncated_file(tmp_path, zipped):
+def test_truncated_file_gives_one_line_error(tmp_path, zipped):
     path = tmp_path / "model.pth.tar-1"
     torch.save({"state_dict": {"w": torch.randn(500)}, "epoch": 1}, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
@@ -324,14 +324,14 @@ def test_truncated_file(tmp_path, zipped):
 @pytest.mark.parametrize(
     "content", [b"<html>404 Not Found</html>", b"\x89PNG\r\n\x1a\n" + bytes(50), b"PK\x03\x04 zip?"]
 )
-def test_file_of_another_kind(tmp_path, content):
+def test_other_kind_of_file_is_refused(tmp_path, content):
     path = tmp_path / "model-best.pth.tar"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="not a whole checkpoint"):
         load_checkpoint(path)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_missing_file_or_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UsageError):

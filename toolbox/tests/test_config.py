@@ -8,7 +8,7 @@ from yacs.config import CfgNode as YacsNode
 
 @pytest.fixture
 def cfg():
-    """The defaults, and options added the way published ``train.py`` scripts add them: plain yacs nodes."""
+    """The defaults, and options added as in published ``train.py`` scripts: plain yacs nodes."""
     cfg = get_cfg_default()
     cfg.TRAINER.COOP = YacsNode()
     cfg.TRAINER.COOP.N_CTX = 16
@@ -37,7 +37,7 @@ def test_defaults_are_the_published_ones():
     assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (21, 11, 21, 6)
 
 
-def test_every_copy_is_fresh():
+def test_defaults_are_copied():
     get_cfg_default().OPTIM.LR = 1.0
     assert get_cfg_default().OPTIM.LR == 0.0003
 
@@ -58,7 +58,7 @@ def test_published_yaml_loads(tmp_path, cfg):
     assert dict(cfg.TRAINER.COOP) == {"N_CTX": 4, "CTX_INIT": "a photo of a"}
 
 
-def test_dump_clone_freeze(tmp_path, cfg):
+def test_dump_clone_and_freeze(tmp_path, cfg):
     cfg.merge_from_list(["TRAINER.COOP.N_CTX", "4", "OPTIM.LR", "0.01", "DATASET.SUBSAMPLE_CLASSES", "base"])
     again = get_cfg_default()
     again.TRAINER.COOP = YacsNode({"N_CTX": 16, "CTX_INIT": ""})
@@ -74,7 +74,7 @@ def test_dump_clone_freeze(tmp_path, cfg):
     assert cfg.TRAINER.COOP.N_CTX == 4
 
 
-def test_merge_from_other_node(cfg):
+def test_merge_from_other_node_names_unknown_keys(cfg):
     cfg.merge_from_other_cfg(YacsNode({"TRAINER": {"COOP": {"N_CTX": 2}}}))
     assert cfg.TRAINER.COOP.N_CTX == 2
     with pytest.raises(KeyError) as caught:
@@ -106,7 +106,7 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
 
     text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(key.split(".")))[:-1] + " 1\n"
     path = write(tmp_path, "x.yaml", text)
-    if key not in ("OPTIM.LR.X", "OPTIM.NAME.X"):  # in a file these are values of the wrong type
+    if key not in ("OPTIM.LR.X", "OPTIM.NAME.X"):  # in a file this is a value of the wrong type
         with pytest.raises(KeyError) as caught:
             cfg.merge_from_file(path)
         assert str(caught.value) == f"unknown config key {key} in {path}; did you mean {closest}?"
@@ -121,7 +121,7 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
         (["OPTIM.LR"], "config options come in pairs (KEY value), but these are 1: ['OPTIM.LR']"),
     ],
 )
-def test_wrong_values_in_a_list(cfg, options, message):
+def test_wrong_values_in_a_list_are_refused(cfg, options, message):
     with pytest.raises(UsageError) as caught:
         cfg.merge_from_list(options)
     assert str(caught.value) == message
@@ -142,14 +142,14 @@ def test_wrong_values_in_a_list(cfg, options, message):
         ("SEED: 2024-01-01\n", "SEED"),
     ],
 )
-def test_broken_files(tmp_path, cfg, text, message):
+def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
     path = write(tmp_path, "x.yaml", text)
     with pytest.raises(UsageError) as caught:
         cfg.merge_from_file(path)
     assert message.replace("{path}", path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_and_unreadable_files(tmp_path, cfg):
+def test_missing_and_unreadable_files_are_errors(tmp_path, cfg):
     with pytest.raises(MissingFileError, match="nowhere.yaml"):
         cfg.merge_from_file(str(tmp_path / "nowhere.yaml"))
     for path in ("", " "):
@@ -180,7 +180,7 @@ def test_none_takes_and_replaces_any_type(cfg):
     for value in (1, [1, 2], (1,), "text", 0.5, None):
         copy = cfg.clone()
         copy.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"EXTRA": value}}}))
-        assert copy.TRAINER.COOP.EXTRA == value
+        assert copy.TRAINER.COOP.get("EXTRA") == value
     cfg.merge_from_list(["OPTIM.LR", "None"])
     assert cfg.OPTIM.LR is None
 
@@ -225,7 +225,7 @@ def test_yacs_deprecated_and_renamed_keys(tmp_path, cfg):
             merge()
 
 
-def test_base_files(tmp_path, cfg):
+def test_base_files_are_overridden_in_order(tmp_path, cfg):
     (tmp_path / "sub").mkdir()
     write(tmp_path, "a.yaml", "OPTIM:\n  LR: 0.1\n  NAME: sgd\n  MAX_EPOCH: 1\n")
     write(tmp_path, "b.yaml", "_BASE_: a.yaml\nOPTIM:\n  LR: 0.2\n  MAX_EPOCH: 2\n")
@@ -252,7 +252,7 @@ def test_base_errors_name_the_file(tmp_path, cfg):
         cfg.merge_from_file(write(tmp_path, "c.yaml", "_BASE_: gone.yaml\n"))
 
 
-def test_base_cycle(tmp_path, cfg):
+def test_base_cycle_is_an_error(tmp_path, cfg):
     write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
     with pytest.raises(UsageError, match=r"b\.yaml -> a\.yaml -> b\.yaml"):
         cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: ./a.yaml\n"))
@@ -260,7 +260,7 @@ def test_base_cycle(tmp_path, cfg):
         cfg.merge_from_file(write(tmp_path, "c.yaml", "_BASE_: c.yaml\n"))
 
 
-def test_clean_cfg(cfg):
+def test_clean_cfg_removes_other_trainers(cfg):
     clean_cfg(cfg, "CoOp")
     assert set(cfg.TRAINER) == {"NAME", "COOP"}
     clean_cfg(cfg, "ZeroshotCLIP")

@@ -43,7 +43,7 @@ def dataset_of(*counts):
 
 @pytest.mark.skipif(not EUROSAT.exists(), reason="no shared/data/eurosat beside the repository")
 @pytest.mark.parametrize("run", json.loads(GOLDEN.read_text()) if GOLDEN.exists() else [])
-def test_fewshot_samples_are_those_of_the_literature(run):
+def test_fewshot_samples_equal_those_of_the_literature(run):
     expected = json.loads(GOLDEN.read_text())[run]
     split = json.loads(EUROSAT.read_text())
     data = {key: [Datum(path, label, 0, name) for path, label, name in rows] for key, rows in split.items()}
@@ -78,7 +78,7 @@ def test_fewshot_return_values_and_short_classes(capsys):
     assert {item.impath for item in first if item.label == 1} <= {"1/0.png", "1/1.png"}
 
 
-def test_dataset_facts():
+def test_dataset_properties():
     items = [Datum("a", 2, 0, "two"), Datum("b", 0, 1, "zero"), Datum("c", 2, 1, "two")]
     dataset = DatasetBase(train_x=items, test=items[:1])
     assert dataset.num_classes == 3
@@ -91,7 +91,7 @@ def test_dataset_facts():
         dataset.num_classes = 4
 
 
-def test_a_label_has_one_name_and_a_name_may_have_two_labels():
+def test_label_with_two_names_is_refused_and_name_with_two_labels_accepted():
     cranes = [Datum("a", 0, 0, "crane"), Datum("b", 1, 0, "crane")]
     dataset = DatasetBase(train_x=cranes, test=[Datum("c", 1), Datum("d", 5, 0, "unknown")])
     assert (dataset.num_classes, dataset.classnames) == (2, ["crane", "crane"])
@@ -112,7 +112,7 @@ def test_datum_is_read_only_and_loads_from_published_pickles():
         Datum(Path("a.png"))
 
 
-def test_wrong_datasets_are_refused_in_one_line():
+def test_invalid_datasets_are_refused():
     with pytest.raises(UsageError, match="no training images"):
         DatasetBase(train_x=[])
     dataset = dataset_of(1)
@@ -137,19 +137,19 @@ def test_download_data_unpacks_a_local_archive(tmp_path):
     assert (dst.parent / "a.txt").read_text() == "hello"
 
     missing = (tmp_path / "absent.zip").as_uri()
-    with pytest.raises(UsageError, match="fetch it by hand") as caught:
+    with pytest.raises(UsageError, match="download it manually") as caught:
         dataset_of(1).download_data(missing, str(tmp_path / "absent" / "data.zip"), from_gdrive=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "absent" / "data.zip").exists()
 
 
-def test_data_manager(root, tmp_path, capsys):
+def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
     dm = DataManager(make_cfg(root, tmp_path))
     assert (dm.num_classes, dm.num_source_domains) == (3, 0)
     assert dm.lab2cname == dict(enumerate(CLASSNAMES))
     assert dm.train_loader_u is None
     assert len(dm.train_loader_x) == 3  # 12 images in batches of 4
-    assert len(dm.val_loader) == len(dm.test_loader) == 2  # 12 images in batches of 8: the last 4 count
+    assert len(dm.val_loader) == len(dm.test_loader) == 2  # 12 images in batches of 8: the last 4 are used
     batch = next(iter(dm.train_loader_x))
     assert batch["img"].shape == (4, 3, 16, 16)
     assert set(batch) == {"img", "label", "domain", "impath", "index"}
@@ -182,7 +182,7 @@ def test_custom_transforms_and_wrapper(root, tmp_path, capsys):
     assert next(iter(dm.test_loader))["img"].unique().item() == 2
 
 
-def test_the_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path):
+def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path):
     cfg = make_cfg(root, tmp_path)
     source = build_dataset(cfg).train_x
     tfm = build_transform(cfg)
@@ -196,7 +196,7 @@ def test_the_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_
         build_data_loader(cfg, "RandomSampler", [])
 
 
-def test_wrapper_views_of_one_image(root, tmp_path):
+def test_wrapper_returns_several_views(root, tmp_path):
     cfg = make_cfg(root, tmp_path, "DATALOADER.K_TRANSFORMS", 3, "DATALOADER.RETURN_IMG0", True)
     source = build_dataset(cfg).train_x
     tfm = build_transform(cfg)
@@ -217,7 +217,7 @@ def test_wrapper_views_of_one_image(root, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_one_line(tmp_path, workers):
+def test_damaged_image_gives_one_line_error(tmp_path, workers):
     make_images(tmp_path)
     cfg = make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers)
     dm = DataManager(cfg)
@@ -225,6 +225,6 @@ def test_a_broken_image_is_one_line(tmp_path, workers):
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(ImageError) as caught:
         list(dm.test_loader)
-    traceback.clear_frames(caught.tb)  # lets go of the workers, which the garbage collector would wait 5 s for
+    traceback.clear_frames(caught.tb)  # releases the workers; otherwise the garbage collector waits 5 s for them
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)

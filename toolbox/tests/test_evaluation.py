@@ -1,4 +1,4 @@
-"""The evaluator's numbers and its printed block, and top-k accuracy."""
+"""The metrics and the printed output of the evaluator, and top-k accuracy."""
 
 import re
 
@@ -32,27 +32,27 @@ def cfg(tmp_path):
     return cfg
 
 
-def test_numbers(cfg):
+def test_metrics(cfg):
     results = evaluate(cfg)
     assert list(results) == ["accuracy", "error_rate", "macro_f1"]
-    # By hand: F1 of class 0 = 2*4/(5+5), of 1 = 2*2/(3+3), of 3 = 2*1/(2+1); class 2 is not among the true labels.
+    # F1 of class 0 is 2*4/(5+5), of 1 2*2/(3+3), of 3 2*1/(2+1); class 2 is not among the true labels.
     assert results["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 2 / 3) / 3)
     assert results["accuracy"] == 70.0 and results["error_rate"] == 30.0
     assert all(type(value) is float for value in results.values())
 
 
-def test_printed_block(cfg, capsys):
+def test_printed_output_is_parsable(cfg, capsys):
     evaluate(cfg, TRUE * 420, PRED * 420)
     printed = capsys.readouterr().out
     assert printed == (
         "Loading evaluator: Classification\n=> result\n* total: 4,200\n* correct: 2,940\n"
         "* accuracy: 70.0%\n* error: 30.0%\n* macro_f1: 71.1%\n"
     )
-    # The way published parse_test_res.py scripts read it.
+    # As published parse_test_res.py scripts read it.
     assert float(re.compile(r"\* accuracy: ([\.\deE+-]+)%").search(printed).group(1)) == 70.0
 
 
-def test_per_class(cfg, capsys):
+def test_per_class_accuracy(cfg, capsys):
     cfg.TEST.PER_CLASS_RESULT = True
     results = evaluate(cfg, lab2cname=dict(enumerate(["cat", "dog", "owl", "bee"])))
     assert results["perclass_accuracy"] == pytest.approx((80 + 200 / 3 + 50) / 3)
@@ -61,13 +61,13 @@ def test_per_class(cfg, capsys):
     assert "owl" not in printed and printed.endswith("* average: 65.6%\n")
 
 
-def test_per_class_needs_names(cfg):
+def test_per_class_accuracy_needs_class_names(cfg):
     cfg.TEST.PER_CLASS_RESULT = True
     with pytest.raises(UsageError, match="lab2cname"):
         build_evaluator(cfg)
 
 
-def test_confusion_matrix(cfg, tmp_path):
+def test_confusion_matrix_is_saved(cfg, tmp_path):
     cfg.TEST.COMPUTE_CMAT = True
     evaluate(cfg)
     matrix = torch.load(tmp_path / "run" / "cmat.pt")
@@ -76,7 +76,7 @@ def test_confusion_matrix(cfg, tmp_path):
     assert matrix[3].tolist() == pytest.approx([0.5, 0, 0, 0.5])
 
 
-def test_reset_and_nothing_to_evaluate(cfg):
+def test_evaluating_nothing_is_an_error(cfg):
     evaluator = Classification(cfg)
     evaluator.process(logits([0]), torch.tensor([0]))
     evaluator.reset()
@@ -84,7 +84,7 @@ def test_reset_and_nothing_to_evaluate(cfg):
         evaluator.evaluate()
 
 
-def test_unknown_evaluator(cfg):
+def test_unknown_evaluator_names_the_closest(cfg):
     cfg.TEST.EVALUATOR = "Clasification"
     with pytest.raises(UsageError, match="did you mean Classification"):
         build_evaluator(cfg)

@@ -1,4 +1,4 @@
-"""Workers that stay and images that stay decoded change no pixel."""
+"""Persistent workers and cached images do not change the batches."""
 
 import multiprocessing
 import random
@@ -33,7 +33,7 @@ def cfg_of(root, tmp_path):
 
 
 def scribble(image):
-    """A transform that uses every generator, and draws on the image that it is given."""
+    """A transform that uses all random generators and draws on its image."""
     numbers = [random.random(), np.random.rand(), torch.rand(1).item()]
     ImageDraw.Draw(image).point((int(16 * random.random()), 3), fill=(1, 2, 3))
     return torch.cat([to_tensor(image).flatten(), torch.tensor(numbers)])
@@ -44,8 +44,8 @@ def steady(cfg):
     return DataManager(cfg, custom_tfm_train=scribble).train_loader_x
 
 
-def anew(cfg):
-    """torch's own loader of the same images, which starts its workers every epoch."""
+def reference(cfg):
+    """torch's loader of the same images, which starts new workers each epoch."""
     dataset = DatasetWrapper(cfg, build_dataset(cfg).train_x, scribble, is_train=True)
     return DataLoader(dataset, 4, sampler=RandomSampler(dataset), num_workers=cfg.DATALOADER.NUM_WORKERS)
 
@@ -55,7 +55,7 @@ def epoch(loader, batches=None):
 
 
 def epochs(loader, count=3):
-    """What a loader yields in so many epochs, and a number that the main process draws after each."""
+    """The batches of `count` epochs, and the numbers that the main process draws after each epoch."""
     return [(epoch(loader), torch.rand(1), random.random()) for _ in range(count)]
 
 
@@ -65,16 +65,16 @@ def same(one, other):
 
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_epochs_are_those_of_workers_started_anew_and_images_read_anew(cfg_of, workers, cache):
+def test_epochs_equal_those_of_new_workers_without_cache(cfg_of, workers, cache):
     found = []
-    for loader in (steady(cfg_of(workers, "DATALOADER.CACHE", cache)), anew(cfg_of(workers))):
+    for loader in (steady(cfg_of(workers, "DATALOADER.CACHE", cache)), reference(cfg_of(workers))):
         set_random_seed(3)
         found.append(epochs(loader))
     assert same(*found)
     assert not torch.equal(found[0][0][0], found[0][1][0])
 
 
-def test_workers_stay(cfg_of):
+def test_workers_persist_until_stopped(cfg_of):
     loader = steady(cfg_of())
     epoch(loader)
     workers = [worker.pid for worker in loader._iterator._workers]
@@ -84,19 +84,19 @@ def test_workers_stay(cfg_of):
     assert not {worker.pid for worker in multiprocessing.active_children()} & set(workers)
 
 
-def test_a_resumed_run_sees_what_the_whole_run_sees(cfg_of):
-    whole = steady(cfg_of())
-    epochs(whole, 2)
+def test_resumed_epochs_are_bit_identical(cfg_of):
+    full = steady(cfg_of())
+    epochs(full, 2)
     state = rng_state()
-    expected = epochs(whole, 2)
-    resumed = steady(cfg_of())  # in a process of its own: no worker has run yet
+    expected = epochs(full, 2)
+    resumed = steady(cfg_of())  # as in a new process: no worker has run yet
     set_rng_state(state)
     assert same(epochs(resumed, 2), expected)
 
 
-def test_an_epoch_that_was_left_half_way_spoils_nothing(cfg_of):
+def test_incomplete_epoch_does_not_change_later_ones(cfg_of):
     found = []
-    for loader in (steady(cfg_of()), anew(cfg_of())):
+    for loader in (steady(cfg_of()), reference(cfg_of())):
         set_random_seed(6)
         first = iter(loader)
         next(first)
@@ -108,11 +108,11 @@ def test_an_epoch_that_was_left_half_way_spoils_nothing(cfg_of):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kept_images_are_read_once_and_no_more_than_fit(cfg_of, workers, monkeypatch, capsys):
+def test_cache_reads_images_once_up_to_its_limit(cfg_of, workers, monkeypatch, capsys):
     image = 16 * 16 * 3 / 1e9
     limit = partial(cfg_of, workers, "DATALOADER.CACHE", True, "DATALOADER.CACHE_GB")
     loader = steady(limit(5.5 * image))
-    assert loader.dataset.decoded is None  # not before it is needed: a test of a finished run never needs it
+    assert loader.dataset.decoded is None  # only when it is needed: evaluating a finished run does not need it
     epoch(loader)
     assert len(loader.dataset.decoded) == 5
     assert "5 of 12 training images are kept in memory (0.00 GB); the others are decoded" in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_kept_images_are_read_once_and_no_more_than_fit(cfg_of, workers, monkeyp
     assert "12 of 12 training images are kept in memory (0.00 GB)\n" in capsys.readouterr().out
 
 
-def test_a_broken_image_is_one_line_when_it_is_to_be_kept(tmp_path):
+def test_damaged_image_with_cache_gives_one_line_error(tmp_path):
     make_images(tmp_path)
     loader = steady(make_cfg(tmp_path, tmp_path, "DATALOADER.CACHE", True))
     path = loader.dataset.data_source[7].impath
@@ -134,7 +134,7 @@ def test_a_broken_image_is_one_line_when_it_is_to_be_kept(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_other_data_than_the_toolboxs_wrapper_is_loaded_by_torch(cfg_of):
+def test_other_dataset_wrappers_use_torchs_loader(cfg_of):
     class Labels(torch.utils.data.Dataset):
         def __init__(self, cfg, data_source, transform, is_train):
             self.labels = [item.label for item in data_source]

@@ -11,7 +11,7 @@ from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupSchedu
 from dassl.utils import UsageError
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "lr_schedules.json"
-# What the recorded schedules have in common.
+# Options shared by all recorded schedules.
 BASE = {
     "NAME": "sgd",
     "LR": 0.0035,
@@ -59,14 +59,14 @@ recorded = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else []
 @pytest.mark.skipif(not recorded, reason="the recorded schedules are not part of an installed toolbox")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("entry", recorded, ids=lambda entry: "-".join(map(str, entry["optim"].values())) or "base")
-def test_recorded_schedules_exactly(entry):
+def test_schedules_equal_recorded_rates(entry):
     optimizer, scheduler = build(**entry["optim"])
     assert rates(optimizer, scheduler, len(entry["lr_per_epoch"])) == entry["lr_per_epoch"]
     assert_plain(scheduler.state_dict())
 
 
-def test_linear_warmup_of_several_groups():
-    """An absolute first rate for all groups, then each group's own."""
+def test_linear_warmup_with_several_groups():
+    """All groups start at the same absolute rate, then follow their own."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     options = {"STAGED_LR": True, "NEW_LAYERS": ("1",), "BASE_LR_MULT": 0.1, "LR": 0.3}
     optimizer, scheduler = build(model, WARMUP_TYPE="linear", WARMUP_EPOCH=3, WARMUP_MIN_LR=1e-4, **options)
@@ -83,7 +83,7 @@ def test_single_step_without_stepsize_keeps_the_rate():
     assert found == [0.0035] * 4
 
 
-def test_constant_warmup_class_by_hand():
+def test_constant_warmup_class():
     optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
     after = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     assert rates(optimizer, ConstantWarmupScheduler(optimizer, after, 2, 0.01), 5) == [0.01, 0.01, 1.0, 0.5, 0.25]
@@ -95,12 +95,12 @@ def test_constant_warmup_class_by_hand():
         ({"LR_SCHEDULER": "cosin"}, "did you mean cosine"),
         ({"WARMUP_TYPE": "constnt"}, "did you mean constant"),
         ({"LR_SCHEDULER": "multi_step", "STEPSIZE": 3}, "must be a list"),
-        ({"LR_SCHEDULER": "single_step", "STEPSIZE": (2.5,)}, "whole number"),
-        ({"LR_SCHEDULER": "single_step", "STEPSIZE": ()}, "whole number"),
+        ({"LR_SCHEDULER": "single_step", "STEPSIZE": (2.5,)}, "integer number"),
+        ({"LR_SCHEDULER": "single_step", "STEPSIZE": ()}, "integer number"),
         ({"NAME": "sdg"}, "did you mean sgd"),
     ],
 )
-def test_wrong_options(options, message):
+def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         build(**options)
 
@@ -116,7 +116,7 @@ def test_wrong_options(options, message):
         ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2, momentum=0.7, dampening=0.0, nesterov=True)),
     ],
 )
-def test_optimizers_take_every_option(name, expected):
+def test_optimizers_use_all_options(name, expected):
     options = {"NAME": name, "LR": 0.1, "WEIGHT_DECAY": 0.2, "MOMENTUM": 0.7, "SGD_NESTEROV": True}
     cfg = optim_cfg(ADAM_BETA1=0.8, ADAM_BETA2=0.95, RMSPROP_ALPHA=0.6, **options)
     model = torch.nn.Linear(2, 2)
@@ -124,7 +124,7 @@ def test_optimizers_take_every_option(name, expected):
     assert type(built) is type(wanted) and built.defaults == wanted.defaults
 
 
-def test_parameters_or_groups_in_place_of_a_model():
+def test_optimizer_takes_parameters_or_groups():
     model = torch.nn.Linear(2, 2)
     assert build_optimizer(list(model.parameters()), optim_cfg()).param_groups[0]["params"][1] is model.bias
     assert build_optimizer(model.parameters(), optim_cfg()).param_groups[0]["params"][1] is model.bias
@@ -138,11 +138,11 @@ class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone, self.fc = torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
-        self.ctx = torch.nn.Parameter(torch.zeros(4))  # in no child
+        self.ctx = torch.nn.Parameter(torch.zeros(4))  # not in a child
 
 
 @pytest.mark.parametrize("new_layers", ["fc", ["fc"], ("fc",)])
-def test_staged_lr(new_layers):
+def test_staged_lr_groups(new_layers):
     model = Net()
     cfg = optim_cfg(STAGED_LR=True, NEW_LAYERS=new_layers, LR=0.5, BASE_LR_MULT=0.1)
     base, new = build_optimizer(torch.nn.DataParallel(model), cfg).param_groups
@@ -151,7 +151,7 @@ def test_staged_lr(new_layers):
     assert {id(p) for p in base["params"]} == {id(model.ctx), *(id(p) for p in model.backbone.parameters())}
 
 
-def test_staged_lr_mistakes():
+def test_staged_lr_errors_and_warnings():
     with pytest.raises(UsageError, match="nn.Module"):
         build_optimizer(Net().parameters(), optim_cfg(STAGED_LR=True, NEW_LAYERS=("fc",)))
     with pytest.warns(UserWarning, match="NEW_LAYERS"):

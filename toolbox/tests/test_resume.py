@@ -1,4 +1,4 @@
-"""A run that is cut off and resumed is the run that was never cut off."""
+"""An interrupted and resumed run is bit-identical to an uninterrupted one."""
 
 import os
 import random
@@ -29,7 +29,7 @@ def root(tmp_path_factory):
 
 
 class Killed(BaseException):
-    pass
+    """Raised to end a run as a kill of its process would."""
 
 
 def draw():
@@ -37,7 +37,7 @@ def draw():
 
 
 def cut_off(trainer, epoch, batch_idx):
-    """Train until the given batch (from 0) of the given epoch (from 0), which dies half-way."""
+    """Train until the given batch (from 0) of the given epoch (from 0), then raise `Killed`."""
     forward_backward = trainer.forward_backward
 
     def dying(batch):
@@ -64,7 +64,7 @@ def flat(value, prefix=""):
 
 
 def assert_same(one, other):
-    # How long it took, and which files were there to delete, may differ.
+    # The time, and the list of files to delete, may differ.
     one, other = (
         {key: leaf for key, leaf in flat(it).items() if not re.match("/run/(train_seconds|transient)", key)}
         for it in (one, other)
@@ -77,7 +77,7 @@ def assert_same(one, other):
             assert value == other[key], key
 
 
-def test_random_states_survive_a_safe_checkpoint(tmp_path):
+def test_random_states_are_restored_from_a_file(tmp_path):
     np.random.randn()  # leaves a cached gaussian behind
     random.gauss(0, 1)
     torch.save(rng_state(), tmp_path / "state")
@@ -89,40 +89,38 @@ def test_random_states_survive_a_safe_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("workers", "final", "prec"), [(2, "best_val", "fp32"), (0, "last_step", "fp32"), (0, "last_step", "amp")]
 )
-def test_resumed_is_bit_identical_to_uninterrupted(root, tmp_path, workers, final, prec):
+def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final, prec):
     opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", final)
     opts = (*opts, "OPTIM.LR", 0.02, "TRAINER.TINYPROMPT.PREC", prec)
-    whole = make_trainer(root, tmp_path / "whole", *opts)
-    whole.train()
+    full = make_trainer(root, tmp_path / "full", *opts)
+    full.train()
     end = draw()
 
     cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=1, batch_idx=1)
     cut_off(make_trainer(root, tmp_path / "cut", *opts), epoch=3, batch_idx=0)
     resumed = make_trainer(root, tmp_path / "cut", *opts)
-    draw()  # whatever the generators are at, the checkpoint's states count
+    draw()  # the states in the checkpoint replace those of the generators
     seconds = load_checkpoint(tmp_path / "cut/prompt_learner/model.pth.tar-3")["run"]["train_seconds"]
     resumed.train()
 
     assert resumed.start_epoch == 3
     assert draw() == end
-    names = sorted(os.listdir(tmp_path / "whole/prompt_learner"))
+    names = sorted(os.listdir(tmp_path / "full/prompt_learner"))
     assert names == sorted(os.listdir(tmp_path / "cut/prompt_learner"))
     assert ("model-best.pth.tar" in names) == (final == "best_val")
     for name in names:
         if name != "checkpoint":
-            whole_file, cut_file = (
-                load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("whole", "cut")
-            )
-            assert_same(whole_file, cut_file)
-    assert resumed.test_results == whole.test_results
-    assert resumed.best_result == whole.best_result
+            full_file, cut_file = (load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("full", "cut"))
+            assert_same(full_file, cut_file)
+    assert resumed.test_results == full.test_results
+    assert resumed.best_result == full.best_result
     assert resumed.train_seconds > seconds > 0
 
 
-def test_resuming_is_not_a_matter_of_luck(root, tmp_path):
-    """The same comparison fails when the random states are not restored, so it does compare something."""
-    whole = make_trainer(root, tmp_path / "whole", "OPTIM.MAX_EPOCH", 2)
-    whole.train()
+def test_resume_without_random_states_differs(root, tmp_path):
+    """Checks that the comparison above can fail."""
+    full = make_trainer(root, tmp_path / "full", "OPTIM.MAX_EPOCH", 2)
+    full.train()
     cut_off(make_trainer(root, tmp_path / "cut", "OPTIM.MAX_EPOCH", 2), epoch=1, batch_idx=0)
     path = tmp_path / "cut/prompt_learner/model.pth.tar-1"
     checkpoint = load_checkpoint(path)
@@ -131,10 +129,10 @@ def test_resuming_is_not_a_matter_of_luck(root, tmp_path):
     resumed = make_trainer(root, tmp_path / "cut", "OPTIM.MAX_EPOCH", 2)
     resumed.train()
     assert resumed.start_epoch == 1
-    assert not torch.equal(resumed.model.prompt_learner.ctx, whole.model.prompt_learner.ctx)
+    assert not torch.equal(resumed.model.prompt_learner.ctx, full.model.prompt_learner.ctx)
 
 
-def test_gradient_scaler_and_state_of_a_subclass_are_kept(root, tmp_path):
+def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
     class Averaging(TinyPrompt):
         average = 0.0
 
@@ -159,7 +157,31 @@ def test_gradient_scaler_and_state_of_a_subclass_are_kept(root, tmp_path):
     assert (resumed.scaler.get_scale(), resumed.average, resumed.best_result) == (8.0, 0.75, 12.5)
 
 
-def test_a_finished_run_is_only_tested_again(root, tmp_path, capsys):
+def test_metadata_is_saved_in_each_checkpoint(root, tmp_path, monkeypatch):
+    opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", "best_val")
+    make_trainer(root, tmp_path / "plain", *opts).train()
+    assert load_checkpoint(tmp_path / "plain/extra/model.pth.tar-2")["metadata"] == {}
+
+    metadata = {"method": "TwoModels", "settings": {"N_CTX": 4, "DEPTHS": [1, 2]}}
+    monkeypatch.setattr(TwoModels, "checkpoint_metadata", lambda self: metadata)
+    make_trainer(root, tmp_path / "named", *opts).train()
+    for name in ("prompt_learner/model-best.pth.tar", "prompt_learner/model.pth.tar-2", "extra/model.pth.tar-2"):
+        assert load_checkpoint(tmp_path / "named" / name)["metadata"] == metadata
+
+
+def test_checkpoint_without_metadata_loads_and_resumes(root, tmp_path):
+    make_trainer(root, tmp_path).train()
+    path = tmp_path / "prompt_learner/model.pth.tar-3"
+    checkpoint = load_checkpoint(path)
+    del checkpoint["metadata"]
+    torch.save(checkpoint, path)
+    trainer = make_trainer(root, tmp_path)
+    trainer.load_model(str(tmp_path), epoch=3)
+    trainer.train()
+    assert trainer.start_epoch == 3
+
+
+def test_finished_run_is_only_tested_again(root, tmp_path, capsys):
     make_trainer(root, tmp_path).train()
     capsys.readouterr()
     again = make_trainer(root, tmp_path)
@@ -171,11 +193,11 @@ def test_a_finished_run_is_only_tested_again(root, tmp_path, capsys):
     assert again.test_results is not None
 
 
-def test_resume_from_another_folder_deletes_nothing_in_either(root, tmp_path):
+def test_resume_from_another_folder_deletes_nothing(root, tmp_path):
     cut_off(make_trainer(root, tmp_path / "old"), epoch=1, batch_idx=0)
     before = sorted(os.listdir(tmp_path / "old/prompt_learner"))
     (tmp_path / "new/prompt_learner").mkdir(parents=True)
-    (tmp_path / "new/prompt_learner/model.pth.tar-1").write_bytes(b"of somebody else")
+    (tmp_path / "new/prompt_learner/model.pth.tar-1").write_bytes(b"of another run")
     trainer = make_trainer(root, tmp_path / "new", "RESUME", str(tmp_path / "old"))
     trainer.train()
     assert trainer.start_epoch == 1
@@ -183,8 +205,8 @@ def test_resume_from_another_folder_deletes_nothing_in_either(root, tmp_path):
     assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
 
 
-def test_checkpoints_of_the_published_toolbox_resume(root, tmp_path):
-    """Those hold no "run", and whole scheduler objects, through them the optimiser, inside "scheduler"."""
+def test_published_checkpoints_resume(root, tmp_path):
+    """They have no "run" and no "metadata"; "scheduler" contains objects that refer to the optimiser."""
     trainer = make_trainer(root, tmp_path)
     successor = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optim, 3)
     scheduler = {key: value for key, value in trainer.sched.state_dict().items() if key != "successor"}
@@ -202,11 +224,11 @@ def test_checkpoints_of_the_published_toolbox_resume(root, tmp_path):
     resumed = make_trainer(root, tmp_path)
     resumed.train()
     assert resumed.start_epoch == 1
-    # The published toolbox would have kept its own files, and so do we.
+    # The published toolbox keeps its checkpoints, and so does this one.
     assert sorted(os.listdir(folder)) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
 
 
-def test_folders_that_cannot_be_resumed(root, tmp_path):
+def test_resume_gives_one_line_errors(root, tmp_path):
     cut_off(make_trainer(root, tmp_path), epoch=1, batch_idx=0)
     path = tmp_path / "prompt_learner/model.pth.tar-1"
     good = path.read_bytes()
@@ -225,7 +247,7 @@ def test_folders_that_cannot_be_resumed(root, tmp_path):
 
 @TRAINER_REGISTRY.register(force=True)
 class TwoModels(TinyPrompt):
-    """With a second registered model."""
+    """A trainer with a second registered model."""
 
     def build_model(self):
         super().build_model()
@@ -234,9 +256,9 @@ class TwoModels(TinyPrompt):
         self.register_model("extra", self.extra, self.extra_optim)
 
 
-def test_a_run_killed_between_saving_two_models(root, tmp_path, monkeypatch, capsys):
+def test_run_killed_between_saving_two_models_resumes(root, tmp_path, monkeypatch, capsys):
     opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 4)
-    make_trainer(root, tmp_path / "whole", *opts).train()
+    make_trainer(root, tmp_path / "full", *opts).train()
     save_checkpoint = dassl.engine.base.save_checkpoint
     saves = []
 
@@ -259,7 +281,7 @@ def test_a_run_killed_between_saving_two_models(root, tmp_path, monkeypatch, cap
     assert "the newest epoch that all models have is 2" in capsys.readouterr().out
     for name in ("prompt_learner", "extra"):
         assert sorted(os.listdir(tmp_path / "cut" / name)) == ["checkpoint", "model.pth.tar-4"]
-        assert_same(*(load_checkpoint(tmp_path / run / name / "model.pth.tar-4") for run in ("whole", "cut")))
+        assert_same(*(load_checkpoint(tmp_path / run / name / "model.pth.tar-4") for run in ("full", "cut")))
 
     (tmp_path / "cut/extra/model.pth.tar-4").rename(tmp_path / "cut/extra/model.pth.tar-1")
     (tmp_path / "cut/extra/checkpoint").write_text("model.pth.tar-1\n")
@@ -269,10 +291,10 @@ def test_a_run_killed_between_saving_two_models(root, tmp_path, monkeypatch, cap
         make_trainer(root, tmp_path / "cut", *opts).train()
 
 
-def test_a_run_killed_between_the_best_and_the_last_checkpoint(root, tmp_path, monkeypatch):
-    """The best-val file is then the newest; nothing of the run is lost, and nothing stays behind."""
+def test_run_killed_between_best_and_last_checkpoint_resumes(root, tmp_path, monkeypatch):
+    """The best-val file is then the newest; no epoch is lost, and no extra file remains."""
     opts = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val")
-    make_trainer(root, tmp_path / "whole", *opts).train()
+    make_trainer(root, tmp_path / "full", *opts).train()
 
     trainer = make_trainer(root, tmp_path / "cut", *opts)
     save_epoch = trainer._save_epoch
@@ -289,7 +311,7 @@ def test_a_run_killed_between_the_best_and_the_last_checkpoint(root, tmp_path, m
     resumed = make_trainer(root, tmp_path / "cut", *opts)
     resumed.train()
     assert resumed.start_epoch == 2
-    names = sorted(os.listdir(tmp_path / "whole/prompt_learner"))
+    names = sorted(os.listdir(tmp_path / "full/prompt_learner"))
     assert (
         sorted(os.listdir(tmp_path / "cut/prompt_learner"))
         == names
@@ -300,4 +322,4 @@ def test_a_run_killed_between_the_best_and_the_last_checkpoint(root, tmp_path, m
         ]
     )
     for name in names[1:]:
-        assert_same(*(load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("whole", "cut")))
+        assert_same(*(load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("full", "cut")))

@@ -1,4 +1,4 @@
-"""Samplers: what every batch holds, and how many there are."""
+"""Samplers: contents and number of the batches."""
 
 import random
 from collections import Counter
@@ -25,14 +25,14 @@ def batches(sampler, size):
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def test_random_and_sequential(source):
+def test_random_and_sequential_sampler(source):
     assert list(build_sampler("SequentialSampler", data_source=source)) == list(range(30))
     shuffled = list(build_sampler("RandomSampler", data_source=source))
     assert sorted(shuffled) == list(range(30)) != shuffled
 
 
-def test_random_domain(source):
-    # 2 of each of the 3 domains: the smallest, with 7, is out after 3 batches.
+def test_random_domain_batches(source):
+    # 2 of each of the 3 domains: the smallest one has 7 images, enough for 3 batches.
     sampler = build_sampler("RandomDomainSampler", data_source=source, batch_size=6, n_domain=0)
     got = batches(sampler, 6)
     assert len(sampler) == 18
@@ -46,27 +46,27 @@ def test_random_domain(source):
         assert list(Counter(source[i].domain for i in batch).values()) == [3, 3]
 
 
-def test_sequential_domain(source):
+def test_sequential_domain_batches(source):
     sampler = build_sampler("SeqDomainSampler", data_source=source, batch_size=3)
     got = batches(sampler, 3)
     assert len(sampler) == 18
     assert [{source[i].domain for i in batch} for batch in got] == [{0}, {1}, {2}, {0}, {1}, {2}]
 
 
-def test_random_class(source):
-    # 2 classes of 3 images per batch; every class has two such groups.
+def test_random_class_batches(source):
+    # 2 classes of 3 images per batch; each class has two such groups.
     got = batches(build_sampler("RandomClassSampler", data_source=source, batch_size=6, n_ins=3), 6)
     assert len(got) in (4, 5)
     for batch in got:
         assert sorted(Counter(source[i].label for i in batch).values()) == [3, 3]
     assert len({i for batch in got for i in batch}) == 6 * len(got)
-    # A class with fewer images than n_ins is drawn with replacement.
+    # A class with fewer images than n_ins is sampled with replacement.
     (batch,) = batches(build_sampler("RandomClassSampler", data_source=source, batch_size=40, n_ins=8), 40)
     assert Counter(source[i].label for i in batch) == dict.fromkeys(range(5), 8)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message"),
     [
         ("RandomSampelr", {}, "RandomSampler"),
         ("RandomDomainSampler", {"batch_size": 7}, "multiple"),
@@ -77,6 +77,6 @@ def test_random_class(source):
         ("RandomClassSampler", {"batch_size": 12, "n_ins": 2}, "has 5"),
     ],
 )
-def test_numbers_that_do_not_fit(source, name, options, says):
-    with pytest.raises(UsageError, match=says):
+def test_invalid_numbers_are_refused(source, name, options, message):
+    with pytest.raises(UsageError, match=message):
         build_sampler(name, data_source=source, **options)

@@ -1,4 +1,4 @@
-"""Transforms: their order, sizes and meaning."""
+"""Transforms: order, sizes and values."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def names(transform):
     return [type(step).__name__ for step in transform.transforms]
 
 
-def test_test_transform_resizes_the_short_side_to_the_long_size_and_crops(image):
+def test_test_transform_resizes_and_crops(image):
     cfg = cfg_with("INPUT.INTERPOLATION", "bicubic", "INPUT.TRANSFORMS", ("random_flip", "normalize"))
     got = build_transform(cfg, is_train=False)(image)
     resized = F.resize(image, 32, INTERPOLATION_MODES["bicubic"])
@@ -45,7 +45,7 @@ def test_test_transform_resizes_the_short_side_to_the_long_size_and_crops(image)
     assert 0 <= plain.min() < plain.max() <= 1
 
 
-def test_every_choice_gives_a_tensor_of_the_input_size(image, capsys):
+def test_all_choices_return_the_input_size(image, capsys):
     for choice in AVAI_CHOICES:
         if choice == "random_crop":
             continue
@@ -55,7 +55,7 @@ def test_every_choice_gives_a_tensor_of_the_input_size(image, capsys):
     assert build_transform(cfg_with(), choices=["random_crop"])(image).shape == (3, 24, 32)
 
 
-def test_training_transforms_come_in_one_order_whatever_the_order_of_choices(capsys):
+def test_training_transforms_have_a_fixed_order(capsys):
     got = names(build_transform(cfg_with(), choices=list(reversed(AVAI_CHOICES))))
     assert got == [
         "Random2DTranslation",
@@ -90,13 +90,13 @@ def test_no_transform_and_unknown_names():
         build_transform(cfg_with("INPUT.INTERPOLATION", "bicubik"))
 
 
-def test_cutout_zeroes_squares_and_leaves_its_input_alone():
+def test_cutout_zeroes_squares_of_a_copy():
     torch.manual_seed(0)
     ones = torch.ones(3, 32, 32)
     holes = {int((Cutout(1, 8)(ones) == 0).sum()) for _ in range(50)}
     assert ones.min() == 1
     assert max(holes) == 3 * 8 * 8
-    assert min(holes) < 3 * 8 * 8  # some reach over the border
+    assert min(holes) < 3 * 8 * 8  # some extend beyond the border
 
 
 def test_gaussian_noise_and_instance_norm():

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Images(Dataset):
-    """Reads the files it is given; raises what a file's reading raises."""
+    """Reads image files, without catching errors."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -34,15 +34,15 @@ class Images(Dataset):
 
 
 @pytest.mark.parametrize(("name", "cls"), [("gone.png", ImageError), ("wrapped.png", UnknownNameError)])
-def test_errors_survive_a_dataloader_worker(tmp_path, name, cls):
+def test_errors_of_a_dataloader_worker_keep_class_and_text(tmp_path, name, cls):
     path = str(tmp_path / name)
-    expected = f'there is no image at "{path}": check DATASET.ROOT and that the data set is complete'
+    expected = f'there is no image at "{path}": check DATASET.ROOT and that the dataset is complete'
     with pytest.raises(cls) as caught:
         next(iter(DataLoader(Images([path]), num_workers=1)))
     assert str(caught.value) == (expected if cls is ImageError else f"cause: {expected}")
 
 
-def test_errors_are_what_they_say():
+def test_error_classes_and_texts():
     for cls, kind in [(UnknownNameError, KeyError), (utils.MissingFileError, FileNotFoundError), (ImageError, OSError)]:
         error = cls("plain line")
         assert isinstance(error, (UsageError, kind)) and isinstance(error, ValueError) and isinstance(error, kind)
@@ -50,7 +50,7 @@ def test_errors_are_what_they_say():
     assert str(UsageError("Caught between two stools")) == "Caught between two stools"
 
 
-def test_read_image(tmp_path):
+def test_read_image_returns_rgb(tmp_path):
     for mode, name in [("RGB", "a.png"), ("L", "b.png"), ("P", "c.gif"), ("RGBA", "d.png"), ("CMYK", "e.jpg")]:
         Image.new(mode, (5, 4)).save(tmp_path / name)
         image = utils.read_image(str(tmp_path / name))
@@ -59,7 +59,7 @@ def test_read_image(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tiff", "bmp"])
-def test_read_broken_images(tmp_path, kind):
+def test_damaged_images_give_one_line_errors(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -73,7 +73,7 @@ def test_read_broken_images(tmp_path, kind):
         utils.read_image(str(tmp_path))
 
 
-def test_registry():
+def test_registry_names_the_closest():
     registry = utils.Registry("TRAINER")
 
     @registry.register()
@@ -93,7 +93,7 @@ def test_registry():
         utils.Registry("EMPTY").get("x")
 
 
-def test_check_availability():
+def test_check_availability_names_the_closest():
     utils.check_availability("sgd", ["adam", "sgd"])
     with pytest.raises(ValueError) as caught:
         utils.check_availability("SDG", ["sgd", "adam"])
@@ -102,14 +102,14 @@ def test_check_availability():
         utils.check_availability("x", [])
 
 
-def test_a_log_takes_what_is_no_text(tmp_path, monkeypatch):
+def test_log_escapes_invalid_unicode(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdout", StringIO())
     with utils.Logger(tmp_path / "log.txt") as log:
-        log.write("caf\udce9.jpg")  # Python's form of a file name with a byte that is no UTF-8
+        log.write("caf\udce9.jpg")  # a file name with a byte that is not valid UTF-8, as Python reads it
     assert (tmp_path / "log.txt").read_text() == r"caf\udce9.jpg"
 
 
-def test_setup_logger(tmp_path, monkeypatch, capsys):
+def test_setup_logger_writes_a_new_file_each_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", console := sys.stdout)
     folder = tmp_path / "new" / "run"
     texts = ["first ä\n", "second\n", "third\n"]
@@ -131,11 +131,36 @@ def test_setup_logger(tmp_path, monkeypatch, capsys):
     sys.stdout.close()
     assert (tmp_path / "mine.log").read_text() == "fourth\n"
     sys.stdout = console
-    utils.setup_logger(None)
+    utils.setup_logger(None).close()
     assert sys.stdout is console
 
 
-def test_average_meter():
+def test_logger_restores_stdout(tmp_path, capsys):
+    console = sys.stdout
+    with utils.setup_logger(str(tmp_path)) as log:
+        inner = utils.setup_logger(str(tmp_path / "inner.log"))
+        print("both")
+        inner.close()
+        assert sys.stdout is log
+        print("one")
+        file = log.file
+    assert sys.stdout is console and file.closed and log.file is None
+    print("none")
+    log.close()  # a second time
+    assert (tmp_path / "log.txt").read_text() == "both\none\n"
+    assert (tmp_path / "inner.log").read_text() == "both\n"
+    assert capsys.readouterr().out == "both\none\nnone\n"
+
+    outer, inner = utils.setup_logger(str(tmp_path / "a.log")), utils.setup_logger(str(tmp_path / "b.log"))
+    outer.close()
+    assert sys.stdout is inner
+    inner.close()
+    assert sys.stdout is outer
+    outer.close()
+    assert sys.stdout is console
+
+
+def test_average_meter_values():
     meter = utils.AverageMeter()
     meter.update(torch.tensor(2.0))
     meter.update(5.0, n=2)
@@ -146,7 +171,7 @@ def test_average_meter():
     assert meter.avg == pytest.approx(0.1 * 0.9 + 0.2)
 
 
-def test_metric_meter():
+def test_metric_meter_text():
     meter = utils.MetricMeter()
     meter.update({"loss": torch.tensor(1.0), "acc": 50})
     meter.update({"loss": 2.0, "acc": 100.0})
@@ -156,7 +181,7 @@ def test_metric_meter():
         meter.update([1.0])
 
 
-def test_set_random_seed():
+def test_set_random_seed_seeds_all_generators():
     def draw():
         utils.set_random_seed(3)
         return random.random(), np.random.rand(), torch.rand(1).item()
@@ -165,7 +190,7 @@ def test_set_random_seed():
     assert random.Random(3).random() == draw()[0]
 
 
-def test_files(tmp_path):
+def test_file_helpers(tmp_path):
     path = tmp_path / "a" / "b" / "x.json"
     utils.write_json({"k": [1, "é"]}, str(path))
     assert utils.read_json(str(path)) == {"k": [1, "é"]}
@@ -180,13 +205,13 @@ def test_files(tmp_path):
     assert utils.tolist_if_not("a") == ["a"] and utils.tolist_if_not(["a"]) == ["a"]
 
 
-def test_write_json_beside_the_caller(tmp_path, monkeypatch):
+def test_write_json_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     utils.write_json([1], "x.json")
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_download_url(tmp_path):
+def test_download_url_writes_the_file(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"data")
     utils.download_url(source.as_uri(), str(target))
@@ -199,7 +224,7 @@ class Net(torch.nn.Module):
         self.backbone, self.fc = torch.nn.Linear(2, 4), torch.nn.Linear(4, 3)
 
 
-def test_open_layers():
+def test_open_layers_sets_mode_and_gradients():
     net = Net().eval()
     utils.open_specified_layers(torch.nn.DataParallel(net), "fc")
     assert net.fc.training and not net.backbone.training
@@ -210,7 +235,7 @@ def test_open_layers():
         utils.open_specified_layers(net, ["head"])
 
 
-def test_count_num_param():
+def test_count_num_param_of_models_and_groups():
     net = Net()
     total = 2 * 4 + 4 + 4 * 3 + 3
     assert utils.count_num_param(net) == utils.count_num_param(params=net.parameters()) == total
@@ -221,7 +246,7 @@ def test_count_num_param():
 
 
 @pytest.mark.parametrize("init_type", ["normal", "xavier", "kaiming", "orthogonal"])
-def test_init_network_weights(init_type):
+def test_init_network_weights_changes_all_layers(init_type):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 4, bias=False))
     before = [p.clone() for p in net.parameters()]
     utils.init_network_weights(net, init_type)
@@ -231,7 +256,7 @@ def test_init_network_weights(init_type):
         utils.init_network_weights(net, "uniform")
 
 
-def test_collect_env_info(monkeypatch):
+def test_collect_env_info_lists_torch_and_pillow(monkeypatch):
     import torch.utils.collect_env
 
     monkeypatch.setattr(torch.utils.collect_env, "get_pretty_env_info", lambda: "PyTorch version: x")

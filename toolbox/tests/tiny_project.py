@@ -1,4 +1,4 @@
-"""A small third-party project, written as published CoOp-style projects are: a dataset, a trainer, a config."""
+"""A small third-party project in the style of published CoOp projects: a dataset, a trainer, a config."""
 
 import os.path as osp
 import pickle
@@ -99,7 +99,7 @@ class TinyCLIP(nn.Module):
         dim = 3 * 8 * 8
         self.prompt_learner = PromptLearner(cfg, classnames, dim)
         self.image_encoder = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(0.1)  # random numbers on the main process's side, too
+        self.dropout = nn.Dropout(0.1)  # uses random numbers of the main process, too
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, image):
@@ -165,7 +165,7 @@ class TinyPrompt(TrainerX):
                 raise FileNotFoundError(f'Model not found at "{model_path}"')
             checkpoint = load_checkpoint(model_path)
             state_dict = checkpoint["state_dict"]
-            # The class names of the run that loads may be others.
+            # The run may have other class names.
             if "token_prefix" in state_dict:
                 del state_dict["token_prefix"]
             print(f'Loading weights to {name} from "{model_path}" (epoch = {checkpoint["epoch"]})')
@@ -173,7 +173,7 @@ class TinyPrompt(TrainerX):
 
 
 def make_cfg(root, output_dir, *opts):
-    """The project's config, with `opts` (KEY, VALUE, ...) merged last."""
+    """The config of the project; `opts` (KEY, VALUE, ...) are merged last."""
     cfg = get_cfg_default()
     cfg.TRAINER.TINYPROMPT = CN()
     cfg.TRAINER.TINYPROMPT.N_CTX = 4
@@ -195,6 +195,6 @@ def make_cfg(root, output_dir, *opts):
 
 
 def make_trainer(root, output_dir, *opts):
-    """A trainer of the project, built from seed 1."""
+    """A trainer of the project, built with seed 1."""
     set_random_seed(1)
     return build_trainer(make_cfg(root, output_dir, *opts))

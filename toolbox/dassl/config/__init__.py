@@ -7,12 +7,12 @@ __all__ = ["CfgNode", "clean_cfg", "get_cfg_default"]
 
 
 def get_cfg_default():
-    """A fresh copy of the default configuration (see :mod:`dassl.config.defaults`)."""
+    """Return a new copy of the default configuration (see :mod:`dassl.config.defaults`)."""
     return cfg_default.clone()
 
 
 def clean_cfg(cfg, trainer):
-    """Drop the options of other trainers, so that a printed or dumped config shows only what matters.
+    """Remove the options of other trainers, so that a printed or dumped config shows only the relevant ones.
 
     Args:
         cfg (CfgNode): changed in place.

@@ -1,6 +1,7 @@
 """A yacs node whose errors fit on one line and name the key and the file."""
 
 from ast import literal_eval
+from contextlib import suppress
 from copy import deepcopy
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -16,14 +17,14 @@ LEAF_TYPES = {tuple, list, str, int, float, bool, type(None)}  # of values, as i
 class CfgNode(YacsNode):
     """yacs' ``CfgNode``; plain yacs nodes may be added to it.
 
-    Differences from yacs: keys and types are checked before anything is merged, so a failed merge changes nothing; an
-    unknown key raises :class:`UnknownNameError` (a UsageError and a KeyError) that names the closest known key; a
-    missing or malformed file and a value of the wrong type raise :class:`UsageError`; a YAML file may name others
+    Differences from yacs: keys and types are checked before anything is merged, so a failed merge changes nothing. An
+    unknown key raises :class:`UnknownNameError` (a UsageError and a KeyError) that names the closest known key. A
+    missing or malformed file or a value of the wrong type raises :class:`UsageError`. A YAML file may name base files
     under ``_BASE_`` (a path or a list, relative to the file), whose values it overrides.
 
-    As in yacs, a value must have the type of the one it replaces, except that lists and tuples are converted into
-    each other, that a key whose value is None takes any type, and that None replaces any value. After
-    ``set_new_allowed(True)`` files and other nodes may add keys; ``merge_from_list`` takes known keys only.
+    As in yacs, a new value must have the type of the old one, with three exceptions: lists and tuples are converted to
+    each other, None can replace any value, and any value can replace None. After ``set_new_allowed(True)``, files and
+    other nodes may add keys; ``merge_from_list`` accepts known keys only.
     """
 
     def merge_from_file(self, cfg_filename):
@@ -115,10 +116,8 @@ def _fit(value, old, name, source):
         UsageError: ``value`` has another type than ``old``.
     """
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # any other string
             value = literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            pass  # a plain string
     kinds = type(old), type(value)
     if type(value) in LEAF_TYPES and not isinstance(old, YacsNode):
         if kinds[0] is kinds[1] or type(None) in kinds:
@@ -194,5 +193,5 @@ def _read_yaml(path):
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UsageError(f"{path} is not a config: it must hold lines such as `OPTIM:` and, indented, `LR: 0.002`")
+        raise UsageError(f"{path} is not a config: it must contain lines such as `OPTIM:` and, indented, `LR: 0.002`")
     return tree

@@ -1,4 +1,4 @@
-"""Datasets, transforms, samplers and the `DataManager` that joins them into data loaders."""
+"""Datasets, transforms, samplers, and the `DataManager` that builds data loaders from them."""
 
 from dassl.data.data_manager import DataManager, DatasetWrapper, build_data_loader
 

@@ -1,8 +1,8 @@
-"""From a config to data loaders."""
+"""Data loaders from a config."""
 
 import torch
 from dassl.data.datasets import build_dataset
-from dassl.data.loader import SteadyLoader, decode_images, seed_worker
+from dassl.data.loader import SeededIndex, SteadyLoader, decode_images, seed_worker
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 from dassl.utils import UsageError, read_image
@@ -25,7 +25,7 @@ def build_data_loader(
 ):
     """Build a torch DataLoader over a list of `Datum`.
 
-    A training loader drops its last, smaller batch, unless that is its only one.
+    A training loader drops its last batch if that is smaller, unless it is the only one.
 
     Args:
         cfg: the config.
@@ -36,18 +36,18 @@ def build_data_loader(
         n_ins (int): images per class (RandomClassSampler).
         tfm: transform or list of transforms.
         is_train (bool): whether the loader serves training.
-        dataset_wrapper: class to use in place of `DatasetWrapper`.
+        dataset_wrapper: class to use instead of `DatasetWrapper`.
 
     Raises:
-        UsageError: no data, an unknown sampler, or numbers that do not fit the data.
+        UsageError: there is no data, the sampler is unknown, or the numbers do not fit the data.
     """
     if not data_source:
-        raise UsageError("a data loader was asked for a split without images; check the dataset's splits")
+        raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
     sampler = build_sampler(
         sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
     )
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
-    # Test images are read once in a run: nothing would be gained by workers that stay.
+    # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = is_train and isinstance(dataset, DatasetWrapper)
     return (SteadyLoader if steady else DataLoader)(
         dataset,
@@ -64,15 +64,15 @@ class DataManager:
 
     Args:
         cfg: the config.
-        custom_tfm_train: training transform (or list) in place of the config's.
-        custom_tfm_test: test transform in place of the config's.
-        dataset_wrapper: class to use in place of `DatasetWrapper`.
+        custom_tfm_train: training transform (or list of transforms) to use instead of the config's.
+        custom_tfm_test: test transform to use instead of the config's.
+        dataset_wrapper: class to use instead of `DatasetWrapper`.
 
     Attributes:
         dataset: the `DatasetBase`.
         train_loader_x, test_loader: data loaders.
-        train_loader_u, val_loader: data loaders, None where the dataset has no such split.
-        num_classes, num_source_domains, lab2cname: facts about the dataset.
+        train_loader_u, val_loader: data loaders; None if the dataset lacks the split.
+        num_classes, num_source_domains, lab2cname: properties of the dataset.
     """
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
@@ -139,7 +139,7 @@ class DataManager:
         return self._lab2cname
 
     def show_dataset_summary(self, cfg):
-        """Print the dataset's name, domains, and sizes."""
+        """Print the name, domains and sizes of the dataset."""
         rows = [("Dataset", cfg.DATASET.NAME)]
         if cfg.DATASET.SOURCE_DOMAINS:
             rows.append(("Source", str(cfg.DATASET.SOURCE_DOMAINS)))
@@ -162,12 +162,12 @@ class DatasetWrapper(TorchDataset):
 
     Items are dicts of `img`, `label`, `domain`, `impath` and `index`.
 
-    - `img` is what the transform makes of the image: a float tensor (3, H, W), or the PIL image without a transform.
+    - `img` is the transformed image, a float tensor (3, H, W), or the PIL image if there is no transform.
     - A list of transforms gives `img`, `img2`, `img3`, ..., one for each.
     - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
       results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
-    - DATALOADER.CACHE (training only) keeps decoded images in memory; what is made of them stays the same.
+    - DATALOADER.CACHE (training only) keeps decoded images in memory; the items stay the same.
 
     Args:
         cfg: the config.
@@ -177,7 +177,7 @@ class DatasetWrapper(TorchDataset):
 
     Raises:
         UsageError: K_TRANSFORMS > 1 without a transform.
-        ImageError: (from an item) the image is missing or broken.
+        ImageError: (when an item is read) the image is missing or damaged.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
@@ -187,8 +187,8 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self.decoded = None  # path -> pixels, of images that are kept in memory
-        self.seed = None  # that a worker follows
+        self.decoded = None  # path -> pixels of the images kept in memory
+        self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
 
@@ -221,16 +221,17 @@ class DatasetWrapper(TorchDataset):
         return output
 
     def __getitems__(self, indices):
-        """The items of a batch. A `SteadyLoader` sends pairs of an index and the seed that its worker is to follow."""
-        if isinstance(indices[0], tuple):
-            indices, (seed, *_) = zip(*indices, strict=True)
+        """The items of a batch. The workers of a `SteadyLoader` receive a list of `SeededIndex`."""
+        if isinstance(indices[0], SeededIndex):
+            seed = indices[0].seed
             if seed not in (None, self.seed):
                 seed_worker(seed)
                 self.seed = seed
+            indices = [item.index for item in indices]
         return [self[index] for index in indices]
 
     def keep_images(self, threads):
-        """Once, before they are first asked for: decode the images that DATALOADER.CACHE keeps in memory."""
+        """Decode the images that DATALOADER.CACHE keeps in memory, unless they are decoded already."""
         loader = self.cfg.DATALOADER
         if self.is_train and loader.CACHE and self.decoded is None:
             self.decoded = decode_images([item.impath for item in self.data_source], loader.CACHE_GB, threads)

@@ -1,7 +1,8 @@
-"""A data loader that starts its workers and decodes its images once, and yields what it would yield otherwise."""
+"""A data loader that starts its workers and decodes its images once, without changing the batches."""
 
 import random
 from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,17 +12,21 @@ from tqdm import tqdm
 
 
 class SteadyLoader(DataLoader):
-    """A DataLoader of a `DatasetWrapper` whose workers live on from epoch to epoch.
+    """A DataLoader of a `DatasetWrapper` that keeps its workers from one epoch to the next.
 
-    torch seeds workers when they start, from a number drawn of the main process's generator, whose state a checkpoint
-    keeps. Its persistent workers go on with random states that no checkpoint could restore. Here that number is drawn
-    for every epoch and sent along with the indices, and a worker that meets a new one seeds itself as torch would. So
-    every epoch is, bit for bit, what new workers would yield, also in a run that was resumed.
+    torch seeds workers at their start with a number drawn from the main process's generator, whose state is saved in
+    checkpoints. With torch's persistent workers the random states of later epochs depend on earlier ones, and a
+    checkpoint cannot restore them. So this loader draws a number for each epoch and sends it along with the indices
+    (`SeededIndex`); a worker that receives a new number seeds itself as torch would. Each epoch is bit-identical to
+    one of new workers, also in a resumed run.
+
+    torch offers no public way to end persistent workers or to ask whether all batches were read. Hence the use of
+    `_iterator` and `_num_yielded`, which toolbox/tests/test_loader.py checks.
 
     Args:
         dataset: a `DatasetWrapper`.
-        sampler: of its indices.
-        num_workers (int): worker processes; 0 loads in the main process.
+        sampler: sampler of its indices.
+        num_workers (int): number of worker processes; 0 loads in the main process.
         options: further arguments of `DataLoader`.
     """
 
@@ -32,21 +37,28 @@ class SteadyLoader(DataLoader):
         )
 
     def __iter__(self):
-        self.dataset.keep_images(threads=self.num_workers)  # before workers are forked: they share the memory
+        self.dataset.keep_images(threads=self.num_workers)  # before workers are forked, which then share the memory
         if self._iterator is not None and self._iterator._num_yielded < len(self):
-            self.stop_workers()  # left in mid-epoch; or still read by somebody, who keeps them
+            self.stop_workers()  # the last epoch was not read to its end; its iterator, if still used, keeps them
         if self.num_workers:
-            # At its start an iterator draws a seed itself.
+            # A new iterator draws the first seed itself.
             self.sampler.seed = None if self._iterator is None else draw_seed(self.generator)
         return super().__iter__()
 
     def stop_workers(self):
-        """Let the workers go; another epoch would start new ones."""
+        """Release the workers; the next epoch starts new ones."""
         self._iterator = None
 
 
+class SeededIndex(NamedTuple):
+    """A sample's index, and the seed of the epoch; None in a worker's first epoch, which torch has seeded."""
+
+    index: int
+    seed: int | None
+
+
 class SeededIndices(Sampler):
-    """The indices of another sampler as pairs (index, seed of the epoch)."""
+    """The indices of another sampler as `SeededIndex`."""
 
     def __init__(self, sampler):
         self.sampler = sampler
@@ -55,19 +67,19 @@ class SeededIndices(Sampler):
     def __iter__(self):
         seed = self.seed
         for index in self.sampler:
-            yield index, seed
+            yield SeededIndex(index, seed)
 
     def __len__(self):
         return len(self.sampler)
 
 
 def draw_seed(generator=None):
-    """An epoch's seed, drawn as torch draws it."""
+    """Draw the seed of an epoch as torch does."""
     return torch.empty((), dtype=torch.int64).random_(generator=generator).item()
 
 
 def seed_worker(seed):
-    """In a worker process, give the generators the state that torch starts a worker with under this seed."""
+    """Seed the generators of a worker process as torch does when a worker starts."""
     worker = get_worker_info().id
     random.seed(seed + worker)
     torch.manual_seed(seed + worker)
@@ -75,18 +87,18 @@ def seed_worker(seed):
 
 
 def decode_images(paths, limit, threads=1):
-    """Read image files into memory, in their order, as many as fit.
+    """Read image files into memory in the given order until the limit is reached.
 
     Args:
-        paths: the files; one that is named twice counts once.
-        limit (float): gigabytes.
-        threads (int): files to decode at the same time.
+        paths: the files; duplicates are read once.
+        limit (float): size limit in gigabytes.
+        threads (int): number of files to decode at the same time.
 
     Returns:
         dict: path -> uint8 array (H, W, 3).
 
     Raises:
-        ImageError: an image is missing or broken.
+        ImageError: an image is missing or damaged.
     """
     paths = list(dict.fromkeys(paths))
     pixels, size = {}, 0

@@ -24,9 +24,9 @@ def _draw(indices, count):
 
 
 class RandomDomainSampler(Sampler):
-    """Every batch holds equally many images of `n_domain` randomly chosen domains.
+    """Each batch holds the same number of images of `n_domain` randomly chosen domains.
 
-    An epoch ends as soon as one domain has too few images left for another batch.
+    An epoch ends when one domain has too few images left for another batch.
 
     Args:
         data_source: list of `Datum`.
@@ -53,7 +53,7 @@ class RandomDomainSampler(Sampler):
             raise UsageError(
                 f"a domain has only {smallest} images, but a batch takes {self.n_img_per_domain}; lower BATCH_SIZE"
             )
-        self.length = sum(1 for _ in self)  # of one draw; others may differ by a few batches
+        self.length = sum(1 for _ in self)  # of one epoch; others may differ by a few batches
 
     def __iter__(self):
         remaining = {domain: list(indices) for domain, indices in self.domain_dict.items()}
@@ -66,9 +66,9 @@ class RandomDomainSampler(Sampler):
 
 
 class SeqDomainSampler(Sampler):
-    """Batches of one domain each, the domains taking turns.
+    """Each batch holds images of one domain; the domains alternate.
 
-    An epoch ends as soon as one domain has too few images left for another batch.
+    An epoch ends when one domain has too few images left for another batch.
 
     Args:
         data_source: list of `Datum`.
@@ -85,8 +85,8 @@ class SeqDomainSampler(Sampler):
         self.domains = sorted(self.domain_dict)
         smallest = min(len(indices) for indices in self.domain_dict.values())
         if smallest < batch_size:
-            raise UsageError(f"a domain has only {smallest} images; lower BATCH_SIZE {batch_size} to that at most")
-        # Every turn takes one batch of every domain.
+            raise UsageError(f"a domain has only {smallest} images; lower BATCH_SIZE {batch_size} to at most that")
+        # One batch of each domain in turn.
         self.length = smallest // batch_size * batch_size * len(self.domains)
 
     def __iter__(self):
@@ -100,12 +100,12 @@ class SeqDomainSampler(Sampler):
 
 
 class RandomClassSampler(Sampler):
-    """Every batch holds `n_ins` images of each of `batch_size // n_ins` randomly chosen classes.
+    """Each batch holds `n_ins` images of each of `batch_size // n_ins` randomly chosen classes.
 
     Args:
         data_source: list of `Datum`.
         batch_size (int): images per batch, at least `n_ins`.
-        n_ins (int): images per class; a class with fewer is drawn with replacement.
+        n_ins (int): images per class; a class with fewer is sampled with replacement.
 
     Raises:
         UsageError: `batch_size` is below `n_ins`, or there are fewer classes than a batch needs.
@@ -124,10 +124,10 @@ class RandomClassSampler(Sampler):
             raise UsageError(
                 f"a batch takes {self.ncls_per_batch} classes, but the data has {len(self.labels)}; raise N_INS"
             )
-        self.length = sum(1 for _ in self)  # of one draw; others may differ by a few batches
+        self.length = sum(1 for _ in self)  # of one epoch; others may differ by a few batches
 
     def _groups(self, indices):
-        """Shuffle a class's images into groups of `n_ins`; a last, smaller one is left out."""
+        """Shuffle the images of a class and group them by `n_ins`; a smaller last group is dropped."""
         if len(indices) < self.n_ins:
             indices = np.random.choice(indices, size=self.n_ins, replace=True).tolist()
         else:
@@ -168,7 +168,7 @@ def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_dom
         batch_size (int), n_domain (int), n_ins (int): see the samplers.
 
     Raises:
-        UsageError: no such sampler, or numbers that do not fit the data.
+        UsageError: the sampler is unknown, or the numbers do not fit the data.
     """
     check_availability(sampler_type, list(SAMPLERS))
     return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins)

@@ -1,4 +1,4 @@
-"""The part of a trainer that knows of models, optimisers and checkpoints, but of no data."""
+"""The part of a trainer that handles models, optimisers and checkpoints, but no data."""
 
 import math
 import os
@@ -10,12 +10,19 @@ from dassl.utils import MissingFileError, UsageError, load_checkpoint, save_chec
 
 
 class TrainerBase:
-    """Registered models and the frame of a training loop, to be filled in by subclasses.
+    """Registered models and the frame of a training loop; subclasses fill in the hooks.
 
     Attributes:
         best_result (float): best validation result so far, minus infinity before the first.
-        train_seconds (float): time spent in training, over all resumptions of the run.
+        train_seconds (float): training time, the time before a resumption included.
+        scaler (torch.amp.GradScaler): None by default. A trainer in mixed precision sets it in `build_model`; its
+            state is then saved in checkpoints and restored on resuming.
+        divergence_remedy (str): class attribute; the advice in the error about a loss or a parameter that is not
+            finite.
     """
+
+    scaler = None
+    divergence_remedy = "lower OPTIM.LR"
 
     def __init__(self):
         self._models = OrderedDict()
@@ -30,13 +37,13 @@ class TrainerBase:
     # Models
 
     def register_model(self, name="model", model=None, optim=None, sched=None):
-        """Register a model: it is then saved, loaded, resumed, stepped and put in train or test mode.
+        """Register a model, so that the trainer saves, loads, resumes and steps it and sets its mode.
 
         Args:
-            name (str): its folder in the output directory.
-            model: the module.
-            optim: its optimiser, None if it does not learn.
-            sched: its learning rate scheduler, stepped once per epoch by `update_lr`.
+            name (str): folder of its checkpoints in the output directory.
+            model (nn.Module): the model.
+            optim (Optimizer): its optimiser, None if it is not trained.
+            sched (LRScheduler): its learning rate scheduler, stepped once per epoch by `update_lr`.
 
         Raises:
             AttributeError: the trainer's `__init__` did not call `super().__init__()`.
@@ -45,19 +52,19 @@ class TrainerBase:
         if self.__dict__.get("_models") is None:
             raise AttributeError("register_model() was called before super().__init__()")
         if name in self._models:
-            raise ValueError(f'a model named "{name}" is registered already; give every model a name of its own')
+            raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
         self._models[name] = model
         self._optims[name] = optim
         self._scheds[name] = sched
 
     def get_model_names(self, names=None):
-        """The names given (one or a list), checked; all registered names for None."""
+        """Return `names` (one or a list) as a list after checking them; for None, all registered names."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
         for name in names:
             if name not in self._models:
-                raise KeyError(f'no model named "{name}" is registered; there are {list(self._models)}')
+                raise KeyError(f'no model named "{name}" is registered; registered are {list(self._models)}')
         return names
 
     def set_model_mode(self, mode="train", names=None):
@@ -88,7 +95,7 @@ class TrainerBase:
             self._raise_diverged(f"the loss is {what}", f", batch {getattr(self, 'batch_idx', 0) + 1}")
 
     def check_finite(self):
-        """Raise FloatingPointError unless every learned parameter of every registered model is finite."""
+        """Raise FloatingPointError if a trainable parameter of a registered model is not finite."""
         for model_name, model in self._models.items():
             for name, param in model.named_parameters():
                 if param.requires_grad and not torch.isfinite(param).all():
@@ -97,7 +104,7 @@ class TrainerBase:
     def _raise_diverged(self, what, batch=""):
         kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
         raise FloatingPointError(
-            f"{what} at epoch {getattr(self, 'epoch', 0) + 1}{batch}: lower OPTIM.LR or use PREC fp32{kept}"
+            f"{what} at epoch {getattr(self, 'epoch', 0) + 1}{batch}: {self.divergence_remedy}{kept}"
         )
 
     def model_zero_grad(self, names=None):
@@ -123,16 +130,16 @@ class TrainerBase:
     # Checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Save every registered model under `directory/<its name>/`.
+        """Save all registered models under `directory/<its name>/`.
 
         Args:
             epoch (int): epoch just finished, counted from 0; the file's name counts from 1.
             directory (str): the output directory.
             is_best (bool): copy the file to `model-best.pth.tar` as well.
-            val_result (float): validation result, kept for the reader.
+            val_result (float): validation result, stored in the file.
             model_name (str): file name in place of `model.pth.tar-<epoch + 1>`.
         """
-        run = self.run_state()
+        run, metadata = self.run_state(), self.checkpoint_metadata()
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             save_checkpoint(
@@ -143,6 +150,7 @@ class TrainerBase:
                     "scheduler": sched.state_dict() if sched is not None else None,
                     "val_result": val_result,
                     "run": run,
+                    "metadata": metadata,
                 },
                 os.path.join(directory, name),
                 is_best=is_best,
@@ -150,8 +158,16 @@ class TrainerBase:
             )
         self._saved_epoch = epoch + 1
 
+    def checkpoint_metadata(self):
+        """Hook: what a reader of the checkpoint should know, such as which method and settings made it.
+
+        Subclasses return a dict of plain values (numbers, strings, lists, dicts). `save_model` saves it in each
+        checkpoint under "metadata"; the toolbox itself does not read it.
+        """
+        return {}
+
     def resume_model_if_exist(self, directory):
-        """Load the newest checkpoint of a run, weights, optimisers, schedulers and random generators alike.
+        """Load the newest checkpoint of a run: weights, optimisers, schedulers and random generators.
 
         Args:
             directory (str): the run's output directory.
@@ -160,7 +176,7 @@ class TrainerBase:
             The number of finished epochs, 0 when there is no checkpoint.
 
         Raises:
-            UsageError: there are checkpoints, but they are broken or do not fit.
+            UsageError: the checkpoints are damaged or do not fit the models.
         """
         checkpoints = load_newest(directory, self.get_model_names())
         if checkpoints is None:
@@ -174,7 +190,7 @@ class TrainerBase:
                     self._load_part(targets[name], checkpoint[key], f"{key} of the checkpoint of {name}", directory)
                     print(f"Loaded {key} of {name}")
         first = next(iter(checkpoints.values()))
-        # The published toolbox's checkpoints hold no run state; they resume with generators as they are.
+        # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
             self.load_run_state(first["run"])
         self._saved_epoch = first["epoch"]
@@ -184,20 +200,20 @@ class TrainerBase:
     @staticmethod
     def _load_part(target, state, what, directory):
         if isinstance(target, torch.nn.DataParallel):
-            target = target.module  # save_checkpoint leaves out its prefix
+            target = target.module  # save_checkpoint removes its prefix
         try:
             target.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(
                 f"the {what} in {directory} does not fit this run ({reason}); "
-                "use the configuration it was made with, or another OUTPUT_DIR"
+                "use the settings that it was trained with, or another OUTPUT_DIR"
             ) from error
 
     def run_state(self):
-        """Everything but the models that a resumed run needs: plain values and tensors only.
+        """Everything except the models that a resumed run needs, as plain values and tensors.
 
-        A subclass with state of its own (a running average of weights, say) extends the dict, and reads it in
+        A subclass with more state (such as a running average of weights) extends the dict and reads it in
         `load_run_state`.
         """
         state = {
@@ -206,29 +222,29 @@ class TrainerBase:
             "train_seconds": self.train_seconds,
             "transient_epochs": sorted(self._transient_epochs),
         }
-        if getattr(self, "scaler", None) is not None:
+        if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         return state
 
     def load_run_state(self, state):
-        """Restore what `run_state` returned."""
+        """Restore the state that `run_state` returned."""
         set_rng_state(state["rng"])
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
         self._transient_epochs = set(state["transient_epochs"])
-        # A scaler that was disabled (no CUDA) saves an empty state, which an enabled one does not take.
-        if state.get("scaler") and getattr(self, "scaler", None) is not None:
+        # A disabled scaler (no CUDA) saves an empty state, which an enabled one refuses to load.
+        if state.get("scaler") and self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
 
     def load_model(self, directory, epoch=None):
-        """Load the weights of every registered model.
+        """Load the weights of all registered models.
 
         Args:
-            directory (str): a run's output directory; nothing happens without one.
+            directory (str): a run's output directory; if empty, nothing is loaded.
             epoch (int): load `model.pth.tar-<epoch>`; by default `model-best.pth.tar`.
 
         Raises:
-            UsageError: (also a FileNotFoundError) there is no such file.
+            MissingFileError: (a UsageError and a FileNotFoundError) the file does not exist.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -249,7 +265,7 @@ class TrainerBase:
     def init_writer(self, log_dir):
         """Open a TensorBoard writer, unless one is open."""
         if self._writer is None:
-            # Imported here: evaluation does without it.
+            # Imported here because evaluation does not need it.
             from torch.utils.tensorboard import SummaryWriter
 
             print(f"Initialize tensorboard (log_dir={log_dir})")

@@ -9,7 +9,7 @@ def build_trainer(cfg):
     """Build the registered trainer named `cfg.TRAINER.NAME`.
 
     Raises:
-        UsageError: no trainer of that name is registered.
+        UsageError: no trainer with that name is registered.
     """
     check_availability(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names())
     if cfg.VERBOSE:

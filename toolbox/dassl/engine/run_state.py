@@ -1,6 +1,6 @@
-"""What a checkpoint holds besides weights, so that a resumed run goes on as if it had never stopped.
+"""The state of a run besides its weights. With it, a resumed run is bit-identical to an uninterrupted one.
 
-Everything is plain values and tensors: a checkpoint must load without executing anything that it names.
+It consists of plain values and tensors, so that a checkpoint loads without executing code that it names.
 """
 
 import os
@@ -10,10 +10,11 @@ import re
 import numpy as np
 import torch
 from dassl.utils import UsageError, load_checkpoint
+from dassl.utils.checkpoint import newest_checkpoint
 
 
 def rng_state():
-    """The state of the random generators of Python, numpy, torch and every CUDA device."""
+    """The state of the random generators of Python, numpy, torch and all CUDA devices."""
     version, words, gauss_next = random.getstate()
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state()
     return {
@@ -25,7 +26,7 @@ def rng_state():
 
 
 def set_rng_state(state):
-    """Restore what `rng_state` returned; states of CUDA devices that are not here are left aside."""
+    """Restore what `rng_state` returned; states of CUDA devices that this machine lacks are ignored."""
     version, words, gauss_next = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss_next))
     name, keys, *rest = state["numpy"]
@@ -36,22 +37,22 @@ def set_rng_state(state):
 
 
 def load_newest(directory, names):
-    """Load the newest checkpoint that all models of a run have.
+    """Load the newest epoch for which all models of a run have checkpoints.
 
-    The text file `checkpoint` in a model's folder names its newest one. A run that was killed between saving one
-    model and the next leaves models of different epochs; the newest epoch that all of them have counts then.
+    If a run was killed between saving one model and the next, the newest checkpoints of its models are of different
+    epochs.
 
     Args:
         directory (str): the run's output directory, with one folder for every model.
         names (list of str): names of the models.
 
     Returns:
-        `{name: checkpoint dict}`, all of one epoch; None when a model has no checkpoint at all.
+        `{name: checkpoint dict}`, all of one epoch; None if a model has no checkpoint.
 
     Raises:
-        UsageError: a checkpoint is missing or broken, or the models have no epoch in common.
+        UsageError: a checkpoint is missing or damaged, or the models have no epoch in common.
     """
-    paths = {name: _newest_path(os.path.join(directory, name)) for name in names}
+    paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():
         return None
     newest = {name: load_checkpoint(path) for name, path in paths.items()}
@@ -68,7 +69,7 @@ def load_newest(directory, names):
             f"the models in {directory} have no epoch in common ({found}); delete their folders to train from scratch"
         )
     epoch = max(common)
-    print(f"The last save was cut off: the newest epoch that all models have is {epoch}")
+    print(f"The last save was interrupted: the newest epoch that all models have is {epoch}")
     return {name: load_checkpoint(available[name][epoch]) for name in names}
 
 
@@ -79,18 +80,6 @@ def remove_epochs(directory, names, epochs):
             path = os.path.join(directory, name, f"model.pth.tar-{epoch}")
             if os.path.exists(path):
                 os.remove(path)
-
-
-def _newest_path(folder):
-    """The path that the text file `checkpoint` names; None without such a file."""
-    pointer = os.path.join(folder, "checkpoint")
-    if not os.path.isfile(pointer):
-        return None
-    with open(pointer, encoding="utf-8") as file:
-        path = os.path.join(folder, file.readline().strip())
-    if not os.path.isfile(path):
-        raise UsageError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
-    return path
 
 
 def _epoch_files(folder):

@@ -1,4 +1,4 @@
-"""Trainers: the loop over epochs and batches, evaluation, and what is saved when."""
+"""Trainers: the loop over epochs and batches, evaluation and checkpoints."""
 
 import datetime
 import os
@@ -33,7 +33,7 @@ class SimpleNet(nn.Module):
     Args:
         cfg: the config.
         model_cfg: its MODEL node.
-        num_classes (int): size of the output; 0 for features.
+        num_classes (int): size of the output; 0: return features.
         kwargs: further arguments of the backbone.
 
     Attributes:
@@ -78,10 +78,10 @@ class SimpleNet(nn.Module):
 
 
 class SimpleTrainer(TrainerBase):
-    """Data, one model, evaluation and checkpoints; subclasses add how a batch is learned from.
+    """Data, one model, evaluation and checkpoints; subclasses define the training step.
 
-    Every epoch ends with a checkpoint, so a run that is cut off resumes where its last epoch ended, bit for bit.
-    A checkpoint that neither TRAIN.CHECKPOINT_FREQ asks for nor ends the run is deleted once the next is written.
+    Each epoch ends with a checkpoint. An interrupted run resumes after its last complete epoch and is bit-identical to
+    an uninterrupted one. A checkpoint between those of TRAIN.CHECKPOINT_FREQ is deleted after the next one is written.
 
     Args:
         cfg: the config.
@@ -90,8 +90,8 @@ class SimpleTrainer(TrainerBase):
         cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
-        test_results (dict), test_split (str), n_test (int), test_seconds (float): of the last call of `test`.
-        train_seconds (float): time in the training loop, without the final test, over all resumptions.
+        test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the last call of `test`.
+        train_seconds (float): time in the training loop, before resumptions included, the final test excluded.
     """
 
     def __init__(self, cfg):
@@ -114,10 +114,10 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg):
-        """Hook: refuse a config that the trainer cannot run."""
+        """Hook: raise an error for a config that the trainer does not support."""
 
     def build_data_loader(self):
-        """Build `self.dm` and name its loaders."""
+        """Build `self.dm` and set the attributes for its loaders."""
         self.dm = DataManager(self.cfg)
         self.train_loader_x = self.dm.train_loader_x
         self.train_loader_u = self.dm.train_loader_u  # None without unlabelled data
@@ -128,7 +128,7 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self):
-        """Build, move and register the model; the default is a `SimpleNet`."""
+        """Build the model, move it to the device and register it; by default a `SimpleNet`."""
         cfg = self.cfg
         print("Building model")
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
@@ -144,14 +144,14 @@ class SimpleTrainer(TrainerBase):
             self.model = nn.DataParallel(self.model)
 
     def train(self):
-        """Train from the first epoch, or from where the run's last checkpoint ends, and test."""
+        """Train from the first epoch, or resume after the last checkpoint, then test."""
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self):
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
-            self._transient_epochs = set()  # another run's files are not ours to delete
+            self._transient_epochs = set()  # never delete files of another run
         self._resumed_seconds = self.train_seconds
 
         writer_dir = os.path.join(self.output_dir, "tensorboard")
@@ -187,14 +187,14 @@ class SimpleTrainer(TrainerBase):
         self._save_epoch()
 
     def _save_epoch(self):
-        """Save the epoch, then delete the checkpoints that nobody asked to keep."""
+        """Save the epoch, then delete the checkpoints that TRAIN.CHECKPOINT_FREQ does not keep."""
         number = self.epoch + 1
         freq = self.cfg.TRAIN.CHECKPOINT_FREQ
         stale = self._transient_epochs - {number}
         if number < self.max_epoch and not (freq > 0 and number % freq == 0):
             self._transient_epochs.add(number)
         self.save_model(self.epoch, self.output_dir)
-        # Only now that every model is saved: a run killed before this line still has an epoch that all models have.
+        # Only after all models are saved: a run that is killed at any time then has one epoch with all models.
         remove_epochs(self.output_dir, self.get_model_names(), stale)
         self._transient_epochs -= stale
 
@@ -206,10 +206,10 @@ class SimpleTrainer(TrainerBase):
         """Evaluate.
 
         Args:
-            split (str): "val" or "test", by default TEST.SPLIT; without validation data, "val" means "test".
+            split (str): "val" or "test"; by default TEST.SPLIT. Without validation data the test split is used.
 
         Returns:
-            The evaluator's first result (accuracy in percent); all of them are in `self.test_results`.
+            The first result of the evaluator (accuracy in percent); `self.test_results` has all of them.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -245,7 +245,7 @@ class SimpleTrainer(TrainerBase):
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
     def _run_batches(self, batches):
-        """Learn from `self.num_batches` batches, each a tuple of arguments of `forward_backward`."""
+        """Train on `self.num_batches` batches, each a tuple of arguments of `forward_backward`."""
         cfg = self.cfg
         self.set_model_mode("train")
         losses = MetricMeter()
@@ -294,7 +294,7 @@ class TrainerX(SimpleTrainer):
 class TrainerXU(SimpleTrainer):
     """Trains on labelled and unlabelled data; subclasses define `forward_backward(batch_x, batch_u)`.
 
-    TRAIN.COUNT_ITER says which loader's length makes an epoch: "train_x", "train_u" or "smaller_one".
+    An epoch has as many batches as the loader that TRAIN.COUNT_ITER names: "train_x", "train_u" or "smaller_one".
     """
 
     def run_epoch(self):

@@ -1,4 +1,4 @@
-"""What is counted while a split is evaluated, and how it is reported."""
+"""Metrics of a split, computed batch by batch and printed at the end."""
 
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -13,7 +13,7 @@ __all__ = ["Classification", "EvaluatorBase"]
 
 
 class EvaluatorBase:
-    """What an evaluator offers: ``reset()``, ``process(mo, gt)`` for every batch, then ``evaluate()``."""
+    """Base class: call ``reset()``, ``process(mo, gt)`` for each batch, then ``evaluate()``."""
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -23,11 +23,11 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo, gt):
-        """Take in the model's output and the ground truth of one batch."""
+        """Add the model's output and the ground truth of one batch."""
         raise NotImplementedError
 
     def evaluate(self):
-        """Report on all batches: an OrderedDict of numbers, the main one first."""
+        """Return the metrics of all batches as an OrderedDict of numbers, the main one first."""
         raise NotImplementedError
 
 
@@ -36,12 +36,12 @@ class Classification(EvaluatorBase):
     """Accuracy, error rate and macro F1, all in percent.
 
     Args:
-        cfg (CfgNode): TEST.PER_CLASS_RESULT adds each class's accuracy and their mean; TEST.COMPUTE_CMAT saves the
+        cfg (CfgNode): TEST.PER_CLASS_RESULT adds the accuracy of each class and their mean; TEST.COMPUTE_CMAT saves the
             confusion matrix, rows (true classes) normalised, as a tensor in ``OUTPUT_DIR/cmat.pt``.
         lab2cname (dict, optional): class names by label; TEST.PER_CLASS_RESULT needs it.
 
     Raises:
-        UsageError: TEST.PER_CLASS_RESULT without ``lab2cname``.
+        UsageError: TEST.PER_CLASS_RESULT is set, but ``lab2cname`` is missing.
     """
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
@@ -60,7 +60,7 @@ class Classification(EvaluatorBase):
         self._y_pred = []
 
     def process(self, mo, gt):
-        """Count one batch.
+        """Add one batch.
 
         Args:
             mo (Tensor): logits, [batch, n_classes].
@@ -73,7 +73,7 @@ class Classification(EvaluatorBase):
         self._y_pred.extend(pred.tolist())
 
     def evaluate(self):
-        """Print the result of all batches and return it.
+        """Print the metrics of all batches and return them.
 
         Returns:
             OrderedDict: ``accuracy``, ``error_rate``, ``macro_f1`` (over the labels that occur) and, with
@@ -87,7 +87,7 @@ class Classification(EvaluatorBase):
         accuracy = 100.0 * self._correct / self._total
         error = 100.0 - accuracy
         labels = sorted(set(self._y_true))
-        # No prediction of a class counts as F1 = 0, without a warning.
+        # A class without predictions has F1 = 0, without a warning.
         macro_f1 = 100.0 * float(f1_score(self._y_true, self._y_pred, average="macro", labels=labels, zero_division=0))
         results = OrderedDict(accuracy=accuracy, error_rate=error, macro_f1=macro_f1)
         print(
@@ -105,7 +105,7 @@ class Classification(EvaluatorBase):
         return results
 
     def _report_classes(self, labels):
-        """Print each class's accuracy; returns their mean, in percent."""
+        """Print the accuracy of each class; return their mean in percent."""
         totals = Counter(self._y_true)
         corrects = Counter(true for true, pred in zip(self._y_true, self._y_pred, strict=True) if true == pred)
         print("=> per-class result")

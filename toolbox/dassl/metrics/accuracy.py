@@ -7,9 +7,9 @@ def compute_accuracy(output, target, topk=(1,)):
     """Top-k accuracy of a batch, in percent.
 
     Args:
-        output (Tensor): logits, [batch, n_classes]; of a list or tuple the first item is taken.
+        output (Tensor): logits, [batch, n_classes]; for a list or tuple, its first item.
         target (Tensor): labels, [batch].
-        topk (tuple of int): the k's, none above n_classes.
+        topk (tuple of int): the values of k, at most n_classes.
 
     Returns:
         list of Tensor: for each k a tensor of shape [1].

@@ -1,4 +1,8 @@
-"""Image backbones: one's own by registration, and torchvision's classifiers by name."""
+"""Image backbones: registered ones, and torchvision's classifiers by name.
+
+The names and weights are torchvision's, as in the published Dassl. timm has others, so
+``timm.create_model(name, num_classes=0)`` cannot replace the code below.
+"""
 
 from dassl.utils import Registry, UsageError, check_availability
 from torch import nn
@@ -21,18 +25,18 @@ class Backbone(nn.Module):
 
 
 def build_backbone(name, verbose=True, **kwargs):
-    """Build a backbone by name: a registered one, or else torchvision's model without its last linear layer.
+    """Build a backbone by name: a registered one, or a torchvision model without its last linear layer.
 
     Args:
-        name (str): such as "resnet18", "resnet50", "vit_b_16".
+        name (str): for example "resnet18", "resnet50", "vit_b_16".
         verbose (bool): print the name.
-        kwargs: for a registered backbone, its arguments; for torchvision's models, `pretrained` (bool).
+        kwargs: arguments of a registered backbone; for torchvision models `pretrained` (bool).
 
     Returns:
         A module with `out_features`, from images (N, 3, H, W) to features (N, out_features).
 
     Raises:
-        UsageError: no such backbone, or its weights cannot be downloaded.
+        UsageError: the backbone is unknown, or its weights cannot be downloaded.
     """
     own = BACKBONE_REGISTRY.registered_names()
     check_availability(name, own + models.list_models(module=models))
@@ -46,11 +50,11 @@ def _torchvision_backbone(name, pretrained=True):
         model = models.get_model(name, weights="DEFAULT" if pretrained else None)
     except OSError as error:
         raise UsageError(
-            f"cannot download the weights of {name} ({error}); set MODEL.BACKBONE.PRETRAINED False to do without"
+            f"cannot download the weights of {name} ({error}); for random weights set MODEL.BACKBONE.PRETRAINED False"
         ) from error
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise UsageError(f"{name} does not end in a linear layer; register a backbone of your own for it")
+        raise UsageError(f"{name} does not end in a linear layer; register your own backbone for it")
     model.out_features = model.get_submodule(linear[-1]).in_features
     parent, _, child = linear[-1].rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())

@@ -12,7 +12,7 @@ def build_head(name, verbose=True, **kwargs):
     """Build the registered head `name` with its arguments.
 
     Raises:
-        UsageError: no head of that name is registered.
+        UsageError: no head with that name is registered.
     """
     check_availability(name, HEAD_REGISTRY.registered_names())
     if verbose:
@@ -21,11 +21,11 @@ def build_head(name, verbose=True, **kwargs):
 
 
 class MLP(nn.Sequential):
-    """Linear layers, each with batch norm, activation and dropout as asked for.
+    """Linear layers, each followed by optional batch norm, an activation and optional dropout.
 
     Args:
         in_features (int): input size.
-        hidden_layers (int or sequence of int): output size of every layer.
+        hidden_layers (int or sequence of int): output size of each layer.
         activation (str): a key of `ACTIVATIONS`.
         bn (bool): batch norm after each linear layer.
         dropout (float): dropout probability; 0 for none.

@@ -1,8 +1,8 @@
 """Learning-rate schedules from ``cfg.OPTIM``, stepped once per epoch.
 
-torch's schedulers, and a warm-up before them. torch's ``SequentialLR`` cannot take its place: a warm-up here sets
-an absolute rate, the same for all parameter groups, and the schedule after it may count its epochs from the start
-of training.
+They are torch's schedulers with a warm-up before them. torch's ``SequentialLR`` does not fit: this warm-up sets an
+absolute rate, the same for all parameter groups, and the schedule after it may count its epochs from the start of
+training.
 """
 
 from dassl.utils import UsageError, check_availability
@@ -17,10 +17,10 @@ AVAI_WARMUPS = ["constant", "linear"]
 class _BaseWarmupScheduler(LRScheduler):
     """A warm-up, then another scheduler.
 
-    Subclasses say in ``warmup_lr`` what the rates are during the warm-up.
+    Subclasses compute the rates of the warm-up in ``warmup_lr``.
 
     Args:
-        optimizer (Optimizer): the optimiser, which ``successor`` schedules too.
+        optimizer (Optimizer): the optimiser, also that of ``successor``.
         successor (LRScheduler): takes over after the warm-up.
         warmup_epoch (int): epochs of warm-up, at least 1.
         last_epoch (int): as for torch's schedulers.
@@ -41,7 +41,7 @@ class _BaseWarmupScheduler(LRScheduler):
         return self.warmup_lr()
 
     def step(self, epoch=None):
-        """Go to the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""
+        """Set the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""
         if self.last_epoch >= self.warmup_epoch:
             self.successor.step(epoch)
             self._last_lr = self.successor.get_last_lr()
@@ -49,16 +49,16 @@ class _BaseWarmupScheduler(LRScheduler):
             super().step(epoch)
 
     def state_dict(self):
-        """The state in plain values; the successor's under ``successor``."""
+        """The state as plain values; that of the successor under ``successor``."""
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict):
-        """Load what :meth:`state_dict` gave, or a published checkpoint's state, where the successor is an object."""
+        """Load a state of :meth:`state_dict`, or of a published checkpoint, where the successor is an object."""
         state = dict(state_dict)
         successor = state.pop("successor")
         if not isinstance(successor, dict):
-            # Of the object only the schedule counts: its optimiser is a stale copy, and other torch versions' fields
-            # mean nothing here.
+            # Read only the schedule: the object's optimiser is a stale copy, and fields of other torch versions are
+            # unknown here.
             known = self.successor.state_dict()
             successor = {key: value for key, value in vars(successor).items() if key in known}
         super().load_state_dict(state)
@@ -66,7 +66,7 @@ class _BaseWarmupScheduler(LRScheduler):
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):
-    """Every parameter group learns at ``cons_lr`` for ``warmup_epoch`` epochs, then as ``successor`` says."""
+    """All parameter groups have rate ``cons_lr`` for ``warmup_epoch`` epochs, then follow ``successor``."""
 
     def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1):
         self.cons_lr = cons_lr
@@ -77,7 +77,7 @@ class ConstantWarmupScheduler(_BaseWarmupScheduler):
 
 
 class LinearWarmupScheduler(_BaseWarmupScheduler):
-    """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then as ``successor`` says."""
+    """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then follows ``successor``."""
 
     def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1):
         self.min_lr = min_lr
@@ -95,14 +95,14 @@ def build_lr_scheduler(optimizer, optim_cfg):
     Args:
         optimizer (Optimizer): the optimiser.
         optim_cfg (CfgNode): ``cfg.OPTIM``. ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs
-            (every MAX_EPOCH if that is below 1), ``multi_step`` at each of STEPSIZE, ``cosine`` goes to 0 at
+            (every MAX_EPOCH if that is below 1), ``multi_step`` at each of STEPSIZE; ``cosine`` reaches 0 at
             MAX_EPOCH. With WARMUP_RECOUNT these epochs are counted from the end of the warm-up.
 
     Returns:
-        torch.optim.lr_scheduler.LRScheduler: its ``state_dict()`` holds plain values only.
+        torch.optim.lr_scheduler.LRScheduler: its ``state_dict()`` has plain values only.
 
     Raises:
-        UsageError: an unknown LR_SCHEDULER or WARMUP_TYPE, or a STEPSIZE of the wrong kind.
+        UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown, or STEPSIZE has the wrong type.
     """
     kind = optim_cfg.LR_SCHEDULER
     check_availability(kind, AVAI_SCHEDS)
@@ -111,7 +111,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
         if isinstance(stepsize, (list, tuple)) and stepsize:
             stepsize = stepsize[-1]
         if not isinstance(stepsize, int):
-            raise UsageError(f"OPTIM.STEPSIZE of single_step must end in a whole number of epochs, not {stepsize!r}")
+            raise UsageError(f"OPTIM.STEPSIZE of single_step must end in an integer number of epochs, not {stepsize!r}")
         scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
     elif kind == "multi_step":
         if not isinstance(stepsize, (list, tuple)):
@@ -124,7 +124,8 @@ def build_lr_scheduler(optimizer, optim_cfg):
         return scheduler
     check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS)
     if not optim_cfg.WARMUP_RECOUNT:
-        scheduler.last_epoch = optim_cfg.WARMUP_EPOCH
+        # Only the count: stepping it through the warm-up would change the rates that it starts from.
+        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": optim_cfg.WARMUP_EPOCH})
     if optim_cfg.WARMUP_TYPE == "constant":
         return ConstantWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR)
     return LinearWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_MIN_LR)

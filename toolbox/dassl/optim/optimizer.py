@@ -17,15 +17,15 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     Args:
         model (nn.Module or iterable): a model, or its parameters, or parameter groups as torch's optimisers take them.
         optim_cfg (CfgNode): ``cfg.OPTIM``. With STAGED_LR, the children of the model that NEW_LAYERS names learn at
-            LR and everything else at LR * BASE_LR_MULT.
-        param_groups (iterable, optional): parameters or groups to use in place of the model's; STAGED_LR is then
+            LR and all others at LR * BASE_LR_MULT.
+        param_groups (iterable, optional): parameters or groups to use instead of the model's; STAGED_LR is then
             ignored, with a warning.
 
     Returns:
         torch.optim.Optimizer
 
     Raises:
-        UsageError: an unknown NAME, or STAGED_LR with something that is not an ``nn.Module``.
+        UsageError: NAME is unknown, or STAGED_LR is used with something other than an ``nn.Module``.
     """
     name = optim_cfg.NAME
     check_availability(name, AVAI_OPTIMS)
@@ -58,7 +58,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
 
 
 def _staged_groups(model, optim_cfg):
-    """Two parameter groups: the layers to learn slowly, and those that NEW_LAYERS names."""
+    """Two parameter groups: the layers that NEW_LAYERS names, after all others with the lower rate."""
     if not isinstance(model, nn.Module):
         raise UsageError(f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False")
     if isinstance(model, nn.DataParallel):

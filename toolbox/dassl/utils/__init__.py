@@ -1,4 +1,4 @@
-"""Registry, logger, meters, checkpoints, seeds and the like."""
+"""Registry, logger, meters, checkpoints, seeds and other helpers."""
 
 from .checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
 from .errors import ImageError, MissingFileError, UnknownNameError, UsageError

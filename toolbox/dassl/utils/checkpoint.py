@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without running anything a file names."""
+"""Checkpoints: written atomically, and read without executing code that a file names."""
 
 import contextlib
 import io
@@ -20,13 +20,13 @@ __all__ = ["load_checkpoint", "load_pretrained_weights", "resume_from_checkpoint
 
 
 class PickledObject:
-    """Stands in for a pickled optimiser or scheduler: holds the attributes it was saved with, and can do nothing."""
+    """Replaces a pickled optimiser or scheduler: has its attributes and no behaviour."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
 
     def __init__(self, *args, **kwargs):
-        """Arguments found in the pickle are dropped."""
+        """Ignore the arguments in the pickle."""
 
     def __setstate__(self, state):
         if isinstance(state, dict):
@@ -34,15 +34,15 @@ class PickledObject:
 
 
 def _plain_dict(factory=None):
-    """Stands in for ``defaultdict``, which torch's safe unpickler cannot fill."""
+    """Replaces ``defaultdict``, which torch's weights-only unpickler cannot fill."""
     return {}
 
 
 def _safe_globals():
-    """What a checkpoint may name besides tensors.
+    """Classes and functions that a checkpoint may name besides those that torch allows.
 
-    Checkpoints of the published Dassl hold whole scheduler objects, and through them the optimiser. Each such class
-    is read as a :class:`PickledObject`.
+    Checkpoints of the published Dassl hold pickled scheduler objects, which refer to the optimiser. These classes are
+    read as :class:`PickledObject`.
     """
     classes = [
         cls
@@ -61,7 +61,7 @@ def _safe_globals():
 
 
 def _sync_folder(folder):
-    """Put a folder's list of files on disk, where the file system can; the files themselves are there already."""
+    """Flush a folder's list of files to disk, if the file system supports that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -70,11 +70,11 @@ def _sync_folder(folder):
             os.close(descriptor)
 
 
-def _write_whole(path, content):
-    """Write ``content`` (bytes) so that ``path`` holds either all of it or what it held before.
+def _write_atomically(path, content):
+    """Write ``content`` (bytes) to a temporary file, then rename it to ``path``.
 
     Raises:
-        OSError: naming ``path``; nothing has changed and no temporary file is left.
+        OSError: names ``path``; an earlier file is unchanged and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -85,15 +85,16 @@ def _write_whole(path, content):
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write: {error.strerror}; what was there is unchanged", str(path)) from error
-    except BaseException:  # interrupted: leave no litter
+        reason = f"cannot write: {error.strerror}; an earlier file is unchanged"
+        raise OSError(error.errno, reason, str(path)) from error
+    except BaseException:  # interrupted
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
 def _without_numpy(value):
-    """A copy of nested dicts, lists and tuples with numpy scalars as Python's and arrays as tensors."""
+    """Copy nested dicts, lists and tuples; numpy scalars become Python numbers, arrays become tensors."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -106,7 +107,7 @@ def _without_numpy(value):
 
 
 def _strip_module(state_dict):
-    """``state_dict`` without the ``module.`` that ``nn.DataParallel`` puts before every name."""
+    """``state_dict`` without the ``module.`` prefix that ``nn.DataParallel`` adds to each name."""
     return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
 
 
@@ -115,19 +116,19 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
     Args:
         state (dict): ``state_dict``, ``epoch``, and usually ``optimizer``, ``scheduler``, ``val_result``. Tensors and
-            plain values only: anything else is saved, with a warning that load_checkpoint will refuse it.
-        save_dir (str): the folder, created if needed.
+            plain values only; other objects are saved with a warning, because load_checkpoint refuses them.
+        save_dir (str): the folder; created if it is missing.
         is_best (bool): also write ``model-best.pth.tar``.
-        remove_module_from_keys (bool): take ``module.`` (of ``nn.DataParallel``) off the keys of ``state_dict``.
-        model_name (str): a file name in place of ``model.pth.tar-<epoch>``.
+        remove_module_from_keys (bool): remove ``module.`` (of ``nn.DataParallel``) from the keys of ``state_dict``.
+        model_name (str): a file name to use instead of ``model.pth.tar-<epoch>``.
 
     Raises:
-        OSError: names the file that could not be written (disk full, no permission). Files from before are unchanged.
+        OSError: names the file that could not be written (disk full, no permission). Earlier files are unchanged.
     """
     state = _without_numpy(state)
     if remove_module_from_keys:
         state = {**state, "state_dict": _strip_module(state["state_dict"])}
-    # In memory first: what cannot be pickled must not cost the previous checkpoint.
+    # In memory first, so that a pickling error leaves the previous checkpoint as it is.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -135,7 +136,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
     if unsafe:
         warnings.warn(
-            f"the checkpoint holds objects that load_checkpoint will refuse ({', '.join(sorted(unsafe))}): "
+            f"the checkpoint contains objects that load_checkpoint will refuse ({', '.join(sorted(unsafe))}): "
             "save tensors, numbers, strings, lists and dicts",
             stacklevel=2,
         )
@@ -144,30 +145,30 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     mkdir_if_missing(save_dir)
     folder = Path(save_dir)
     fpath = folder / (model_name or f"model.pth.tar-{state['epoch']}")
-    _write_whole(fpath, content)
+    _write_atomically(fpath, content)
     print(f"Checkpoint saved to {fpath}")
     if is_best:
         best = folder / "model-best.pth.tar"
-        _write_whole(best, content)
+        _write_atomically(best, content)
         print(f'Best checkpoint saved to "{best}"')
-    _write_whole(folder / "checkpoint", f"{fpath.name}\n".encode())
+    _write_atomically(folder / "checkpoint", f"{fpath.name}\n".encode())
 
 
 def load_checkpoint(fpath):
-    """Read a checkpoint, on the CPU, without running anything it names.
+    """Read a checkpoint to the CPU without executing code that it names.
 
-    Checkpoints of the published Dassl load too; schedulers and optimisers pickled in them come back as inert
-    objects that only hold their attributes.
+    Checkpoints of the published Dassl load too; the schedulers and optimisers pickled in them become objects that
+    have their attributes and no behaviour.
 
     Args:
         fpath (str): the file.
 
     Returns:
-        dict: what :func:`save_checkpoint` was given.
+        dict: the state that :func:`save_checkpoint` was given.
 
     Raises:
-        UsageError: no such file, not a checkpoint, truncated, or it names something other than tensors and plain
-            values; in the last case the message says what.
+        UsageError: the file is missing, truncated or not a checkpoint, or contains something other than tensors and
+            plain values, which the message names.
     """
     if fpath is None:
         raise UsageError("no checkpoint file given: pass its path")
@@ -178,19 +179,37 @@ def load_checkpoint(fpath):
             return torch.load(fpath, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # a corrupt file can make the unpickler raise nearly anything
+    except Exception as error:  # a damaged file can make the unpickler raise nearly anything
+        # Only torch's message says which name was refused: get_unsafe_globals_in_checkpoint reads zip files, but not
+        # the legacy format. If the message changes, the file is still refused, with the text below.
         named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if named:
             module, dot, name = named[1].rpartition(".")
-            module = IMPORT_MAPPING.get(module, module)  # pickles use Python 2's module names
+            module = IMPORT_MAPPING.get(module, module)  # pickles use the module names of Python 2
             raise UsageError(
-                f'"{fpath}" names {module}{dot}{name}, which is neither a tensor nor a plain value, so it is not '
-                "loaded: use a checkpoint from a source you trust, saved with tensors and plain values only"
+                f'"{fpath}" contains {module}{dot}{name}, which is neither a tensor nor a plain value, and is not '
+                "loaded: use a checkpoint from a source you trust with only tensors and plain values"
             ) from error
         raise UsageError(
-            f'"{fpath}" is not a whole checkpoint ({type(error).__name__}): it was cut short or is another '
-            "kind of file; use another epoch's or train again"
+            f'"{fpath}" is not a whole checkpoint ({type(error).__name__}): it is truncated or another kind of file; '
+            "use the checkpoint of another epoch or train again"
         ) from error
+
+
+def newest_checkpoint(folder):
+    """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there is no such file.
+
+    Raises:
+        MissingFileError: the text file names a checkpoint that does not exist.
+    """
+    pointer = os.path.join(folder, "checkpoint")
+    if not os.path.isfile(pointer):
+        return None
+    with open(pointer, encoding="utf-8") as file:
+        path = os.path.join(folder, file.readline().strip())
+    if not os.path.isfile(path):
+        raise MissingFileError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
+    return path
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
@@ -203,22 +222,16 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
         scheduler (LRScheduler, optional): changed in place.
 
     Returns:
-        int: the epoch to go on from (how many are done).
+        int: the number of finished epochs, which is the epoch (from 0) to resume from.
 
     Raises:
         UsageError: the folder has no checkpoint, or it cannot be loaded.
     """
     print(f'Loading checkpoint from "{fdir}"')
-    pointer = Path(fdir) / "checkpoint"
-    if not pointer.is_file():
-        raise MissingFileError(f'there is no file "{pointer}" that names a checkpoint to resume from: check the folder')
-    name = (pointer.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
-    if not name or not (Path(fdir) / name).is_file():
-        raise MissingFileError(
-            f'"{pointer}" names "{name}", which is not there: '
-            "write the name of one that is into it, or remove the folder"
-        )
-    checkpoint = load_checkpoint(Path(fdir) / name)
+    path = newest_checkpoint(fdir)
+    if path is None:
+        raise MissingFileError(f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder")
+    checkpoint = load_checkpoint(path)
     if isinstance(model, nn.DataParallel):
         model = model.module
     model.load_state_dict(checkpoint["state_dict"])
@@ -233,18 +246,18 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 
 
 def load_pretrained_weights(model, weight_path):
-    """Load the weights that the model has under the same name and in the same shape; say which are left over.
+    """Load the weights that match the model's by name and shape, and print the others.
 
     Args:
         model (nn.Module): changed in place.
-        weight_path (str): a checkpoint, or a file that holds a state dict.
+        weight_path (str): a checkpoint or a saved state dict.
 
     Raises:
         UsageError: the file cannot be loaded.
     """
     checkpoint = load_checkpoint(weight_path)
     if not isinstance(checkpoint, dict):
-        raise UsageError(f'"{weight_path}" holds a {type(checkpoint).__name__}, not a state dict')
+        raise UsageError(f'"{weight_path}" contains a {type(checkpoint).__name__}, not a state dict')
     weights = _strip_module(checkpoint.get("state_dict", checkpoint))
     own = model.state_dict()
     matched = {

@@ -1,17 +1,20 @@
-"""Errors that the person running a command can mend. Their text is one line: what is wrong, and what to do."""
+"""User-fixable errors. Their text is one line that names the problem and the remedy."""
 
 import re
 
 
 class UsageError(ValueError):
-    """Something the person running the command can mend.
+    """Raised for something that the person running the command can fix.
 
     Args:
-        message (str): one line. When a ``DataLoader`` worker raises a UsageError, torch raises it anew in the main
-            process with the worker's whole traceback as its message; only the original line is kept then.
+        message (str): one line. When a ``DataLoader`` worker raises a UsageError, torch raises it again in the main
+            process with the worker's traceback as its message; only the original line is kept then.
+
+    Attributes:
+        one_line (bool): True; a program can print the error without a traceback.
     """
 
-    one_line = True  # programs print such an error as it is, without a traceback
+    one_line = True
 
     def __init__(self, message):
         super().__init__(self._own_line(str(message)))
@@ -23,17 +26,17 @@ class UsageError(ValueError):
         lines = re.findall(rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", message, flags=re.MULTILINE)
         return lines[-1] if lines else message
 
-    def __str__(self):  # KeyError would print a repr, OSError an errno
+    def __str__(self):  # the str() of KeyError is a repr, that of OSError starts with an errno
         return self.args[0]
 
 
 class UnknownNameError(UsageError, KeyError):
-    """A name (config key, registered object) that nothing answers to; also a ``KeyError``, as yacs raises."""
+    """Raised for an unknown name (of a config key or a registered object); also a ``KeyError``, as in yacs."""
 
 
 class MissingFileError(UsageError, FileNotFoundError):
-    """A file that is not there; also a ``FileNotFoundError``."""
+    """Raised when a file does not exist; also a ``FileNotFoundError``."""
 
 
 class ImageError(UsageError, OSError):
-    """An image that cannot be read: no such file, not an image, or truncated."""
+    """Raised when an image is missing, truncated or not an image; also an ``OSError``."""

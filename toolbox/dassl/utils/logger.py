@@ -1,4 +1,4 @@
-"""Everything printed also goes to a file."""
+"""Copy everything printed to a log file."""
 
 import os
 import sys
@@ -9,12 +9,16 @@ __all__ = ["Logger", "setup_logger"]
 
 
 class Logger:
-    """A text stream that writes to the console and to a file.
+    """A text stream that writes to the console and to a file; a context manager that closes the file.
 
-    Anything else asked of it (``isatty``, ``encoding``, ``fileno``, ...) is answered by the console.
+    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of the console.
 
     Args:
-        fpath (str or Path, optional): the log file, created with its folder; without it only the console is written.
+        fpath (str or Path, optional): the log file; its folder is created. None: write to the console only.
+
+    Attributes:
+        console: ``sys.stdout`` at the time of construction.
+        file: the open log file, None without one or after :meth:`close`.
     """
 
     def __init__(self, fpath=None):
@@ -22,7 +26,7 @@ class Logger:
         self.file = None
         if fpath is not None:
             Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-            # Names of files may be no text.
+            # File names may contain bytes that are not valid UTF-8.
             self.file = open(fpath, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed by close()
 
     def __enter__(self):
@@ -32,7 +36,7 @@ class Logger:
         self.close()
 
     def __getattr__(self, name):
-        if name == "console":  # not there yet: never look it up on itself
+        if name == "console":  # not set yet: avoid endless recursion
             raise AttributeError(name)
         return getattr(self.console, name)
 
@@ -48,21 +52,27 @@ class Logger:
             os.fsync(self.file.fileno())
 
     def close(self):
-        """Close the file; the console stays open."""
+        """Close the file, not the console. If ``sys.stdout`` is this logger, make it the console again."""
+        if sys.stdout is self:
+            sys.stdout = self.console
         if self.file is not None:
             self.file.close()
             self.file = None
 
 
 def setup_logger(output=None):
-    """Send everything printed from now on to a log file as well.
+    """Copy everything printed from now on to a log file, by replacing ``sys.stdout``.
 
     Args:
-        output (str, optional): a folder (the log is ``<output>/log.txt``) or a file ending in .txt or .log. A log that
-            is already there is kept, and the new one gets the time in its name. None: nothing is done.
+        output (str, optional): a folder (the log is ``<output>/log.txt``) or a file ending in .txt or .log. An existing
+            log is kept, and the new one gets the time in its name. None: nothing changes.
+
+    Returns:
+        Logger: its ``close()``, or the end of a ``with`` block, closes the file and restores ``sys.stdout``. A program
+        that logs until its end can ignore it.
     """
     if output is None:
-        return
+        return Logger()
     fpath = Path(output)
     if fpath.suffix not in (".txt", ".log"):
         fpath = fpath / "log.txt"
@@ -72,4 +82,5 @@ def setup_logger(output=None):
         while fpath.exists():  # two runs started within one second
             fpath = stamped.with_name(f"{stamped.name}-{twin}")
             twin += 1
-    sys.stdout = Logger(fpath)
+    sys.stdout = logger = Logger(fpath)
+    return logger

@@ -1,4 +1,4 @@
-"""Running averages of what a training loop reports."""
+"""Running averages of the values that a training loop prints."""
 
 from collections import defaultdict
 
@@ -27,7 +27,7 @@ class AverageMeter:
         self.count = 0
 
     def update(self, val, n=1):
-        """Add ``val`` (a number or a one-element tensor), which stands for ``n`` samples."""
+        """Add ``val`` (a number or a one-element tensor), the mean of ``n`` samples."""
         if isinstance(val, torch.Tensor):
             val = val.item()
         self.val = val
@@ -40,7 +40,7 @@ class MetricMeter:
     """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then average.
 
     Args:
-        delimiter (str): what stands between two metrics.
+        delimiter (str): separator of the metrics.
     """
 
     def __init__(self, delimiter=" "):
@@ -48,10 +48,10 @@ class MetricMeter:
         self.delimiter = delimiter
 
     def update(self, input_dict):
-        """Add a dict of numbers or one-element tensors; None is passed over.
+        """Add a dict of numbers or one-element tensors; None is ignored.
 
         Raises:
-            TypeError: for anything else.
+            TypeError: ``input_dict`` is not a dict.
         """
         if input_dict is None:
             return

@@ -1,4 +1,4 @@
-"""Objects by name."""
+"""Registries of classes and functions."""
 
 from .errors import UnknownNameError
 from .tools import nearest
@@ -7,10 +7,10 @@ __all__ = ["Registry"]
 
 
 class Registry:
-    """Maps names to classes or functions, so that a config can choose one by name.
+    """Maps names to classes or functions, so that a config can select one by name.
 
     Args:
-        name (str): what the registry holds, for its error messages.
+        name (str): kind of the objects, for error messages.
 
     Example:
         >>> BACKBONE_REGISTRY = Registry("BACKBONE")
@@ -27,11 +27,11 @@ class Registry:
         return name in self._obj_map
 
     def register(self, obj=None, force=False):
-        """Register ``obj`` under its ``__name__``; without ``obj``, return a decorator that does.
+        """Register ``obj`` under its ``__name__``; without ``obj``, return a decorator.
 
         Args:
-            obj (class or function, optional): what to register.
-            force (bool): replace what has that name already.
+            obj (class or function, optional): the object to register.
+            force (bool): replace an object with the same name.
 
         Raises:
             KeyError: the name is taken and ``force`` is False.
@@ -50,7 +50,7 @@ class Registry:
         """The object registered under ``name``.
 
         Raises:
-            UnknownNameError: (a UsageError and a KeyError) nothing has that name.
+            UnknownNameError: (a UsageError and a KeyError) no object has that name.
         """
         if name not in self._obj_map:
             hint = nearest(name, self._obj_map)

@@ -33,12 +33,12 @@ __all__ = [
 
 
 def mkdir_if_missing(dirname):
-    """Create the folder and its parents unless it is there."""
+    """Create the folder and its parents if they are missing."""
     Path(dirname).mkdir(parents=True, exist_ok=True)
 
 
 def check_isfile(fpath):
-    """Whether ``fpath`` is a file; warns when it is not."""
+    """Return whether ``fpath`` is a file; warn if it is not."""
     isfile = os.path.isfile(fpath)
     if not isfile:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
@@ -52,7 +52,7 @@ def read_json(fpath):
 
 
 def write_json(obj, fpath):
-    """Write ``obj`` as indented JSON, creating the folder if needed."""
+    """Write ``obj`` as indented JSON; create the folder if it is missing."""
     mkdir_if_missing(Path(fpath).parent)
     with open(fpath, "w", encoding="utf-8") as f:
         json.dump(obj, f, indent=4, separators=(",", ": "))
@@ -67,7 +67,7 @@ def set_random_seed(seed):
 
 
 def download_url(url, dst):
-    """Download ``url`` to the file ``dst``, with a progress bar; a broken download leaves no file behind."""
+    """Download ``url`` to the file ``dst``, with a progress bar; a failed download leaves no file."""
     print(f'* url="{url}"\n* destination="{dst}"')
     torch.hub.download_url_to_file(url, os.fspath(dst))
 
@@ -82,33 +82,33 @@ def read_image(path):
         PIL.Image.Image: the image in RGB, decoded.
 
     Raises:
-        ImageError: (a UsageError and an OSError) no such file, not an image, or truncated; names the path.
+        ImageError: (a UsageError and an OSError) the file is missing, truncated or not an image; names the path.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise ImageError(
-            f'there is no image at "{path}": check DATASET.ROOT and that the data set is complete'
+            f'there is no image at "{path}": check DATASET.ROOT and that the dataset is complete'
         ) from None
     except PIL.UnidentifiedImageError:
         raise ImageError(f'"{path}" is not an image file that Pillow knows: replace or remove it') from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        # Pillow's decoders each have their own way to fail on truncated or corrupt data.
+        # Pillow's decoders raise different errors for truncated or damaged data.
         reason = " ".join(str(error).split())
         raise ImageError(f'cannot read the image "{path}" ({reason}): replace or remove it') from error
 
 
-@functools.cache  # it asks pip and lscpu, which takes seconds
+@functools.cache  # it runs pip and lscpu, which takes seconds
 def collect_env_info():
-    """A description of the machine and its software, as ``python -m torch.utils.collect_env`` prints it, and Pillow."""
+    """Describe the machine and its software, as ``python -m torch.utils.collect_env`` does, and Pillow."""
     from torch.utils.collect_env import get_pretty_env_info  # noqa: PLC0415 - slow, and rarely needed
 
     return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
 
 
 def listdir_nohidden(path, sort=False):
-    """Names in a folder, without those that begin with a dot.
+    """Names of the files and folders in a folder, except those that begin with a dot.
 
     Args:
         path (str): the folder.
@@ -124,7 +124,7 @@ def get_file_extension(path):
 
 
 def nearest(name, available):
-    """``"; did you mean X?"`` for the name in ``available`` closest to ``name``; ``""`` if there are none."""
+    """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none."""
     by_lower = {str(candidate).lower(): candidate for candidate in available}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
@@ -135,10 +135,10 @@ def check_availability(requested, available):
 
     Args:
         requested (str): the name.
-        available (list of str): the names there are.
+        available (list of str): the accepted names.
 
     Raises:
-        UsageError: it is not; names the nearest and all available ones.
+        UsageError: it is not; the message lists the available names and the closest one.
     """
     if requested in available:
         return
@@ -147,5 +147,5 @@ def check_availability(requested, available):
 
 
 def tolist_if_not(x):
-    """``x`` itself if it is a list, else ``[x]``."""
+    """Return ``x`` if it is a list, else ``[x]``."""
     return x if isinstance(x, list) else [x]

@@ -1,4 +1,4 @@
-"""Parameters and layers of a model; the checkpoint functions are here too, as in the published package."""
+"""Parameters and layers of a model; re-exports the checkpoint functions, as the published package does."""
 
 import torch.nn as nn
 
@@ -18,17 +18,17 @@ __all__ = [
 
 
 def open_all_layers(model):
-    """Put the model in training mode and let every parameter learn."""
+    """Put the model in training mode and make all parameters trainable."""
     model.train()
     model.requires_grad_(True)
 
 
 def open_specified_layers(model, open_layers):
-    """Let only the named children learn; the others are frozen and put in evaluation mode.
+    """Make only the named children trainable; freeze the others and put them in evaluation mode.
 
     Args:
         model (nn.Module): may be wrapped in ``nn.DataParallel``.
-        open_layers (str or list of str): names of children, such as ``"fc"``.
+        open_layers (str or list of str): names of children, for example ``"fc"``.
 
     Raises:
         UsageError: the model has no such attribute.
@@ -48,11 +48,11 @@ def open_specified_layers(model, open_layers):
 
 
 def count_num_param(model=None, params=None):
-    """How many numbers a model, or a list of parameters or of parameter groups, holds.
+    """Count the numbers in a model, or in a list of parameters or of parameter groups.
 
     Args:
         model (nn.Module, optional): the model.
-        params (iterable, optional): tensors, or dicts with tensors under ``"params"``; used when there is no model.
+        params (iterable, optional): tensors, or dicts with tensors under ``"params"``; used if no model is given.
 
     Raises:
         ValueError: neither is given.
@@ -77,10 +77,10 @@ def init_network_weights(model, init_type="normal", gain=0.02):
     Args:
         model (nn.Module): the model.
         init_type (str): ``normal``, ``xavier``, ``kaiming`` or ``orthogonal``; for convolutional and linear weights.
-        gain (float): standard deviation (normal) or gain (xavier, orthogonal); kaiming takes none.
+        gain (float): standard deviation (normal) or gain (xavier, orthogonal); unused by kaiming.
 
     Raises:
-        UsageError: an unknown ``init_type``.
+        UsageError: ``init_type`` is unknown.
     """
     fillers = {
         "normal": lambda w: nn.init.normal_(w, 0.0, gain),

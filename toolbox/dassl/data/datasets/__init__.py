@@ -1,4 +1,4 @@
-"""The dataset registry and the classes a dataset is written with."""
+"""The dataset registry and the base classes of datasets."""
 
 from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset

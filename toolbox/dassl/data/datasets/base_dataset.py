@@ -1,4 +1,4 @@
-"""What a dataset is: lists of `Datum`, one for every split."""
+"""Datasets: a list of `Datum` for each split."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ class Datum:
         impath (str): path of the image file.
         label (int): class index, from 0.
         domain (int): domain index, from 0.
-        classname (str): the class in words.
+        classname (str): class name.
     """
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
@@ -54,17 +54,17 @@ class DatasetBase:
     Subclasses read their files and call this constructor with lists of `Datum`.
 
     Args:
-        train_x: labelled training data; classes are counted and named from it.
+        train_x: labelled training data, from which the classes are counted and named.
         train_u: unlabelled training data (optional).
         val: validation data (optional).
         test: test data.
 
     Raises:
-        UsageError: `train_x` holds no images, or a label has two class names.
+        UsageError: `train_x` has no images, or a label has two class names.
     """
 
     dataset_dir = ""  # the dataset's folder under DATASET.ROOT
-    domains = []  # the names of all its domains
+    domains = []  # names of all domains
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         if not train_x:
@@ -116,7 +116,7 @@ class DatasetBase:
     def get_lab2cname(data_source):
         """Return `({label: class name}, [class names in order of label])`.
 
-        Labels may have gaps; the list then has fewer entries than there are classes.
+        If labels are missing in between, the list is shorter than the number of classes.
         """
         mapping = {}
         for item in data_source:
@@ -126,10 +126,10 @@ class DatasetBase:
 
     @staticmethod
     def _check_name(item, name):
-        if item.classname not in (name, ""):  # test images may do without
+        if item.classname not in (name, ""):  # test images may lack a class name
             raise UsageError(
                 f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath}); '
-                "give every class one label and one name"
+                "give each class one label and one name"
             )
 
     def check_input_domains(self, source_domains, target_domains):
@@ -144,20 +144,20 @@ class DatasetBase:
             self.is_input_domain_valid(names)
 
     def is_input_domain_valid(self, input_domains):
-        """Raise UsageError unless every name is one of `self.domains`."""
+        """Raise UsageError unless each name is one of `self.domains`."""
         for domain in input_domains:
             check_availability(domain, self.domains)
 
     def download_data(self, url, dst, from_gdrive=True):
-        """Download an archive and unpack it beside itself.
+        """Download an archive and extract it into its own folder.
 
         Args:
-            url (str): where it is.
-            dst (str): file to write; its suffix says what kind of archive it is.
-            from_gdrive (bool): `url` is a Google Drive link; otherwise plain http(s).
+            url (str): address of the archive.
+            dst (str): file to write; its suffix is the kind of archive.
+            from_gdrive (bool): whether `url` is a Google Drive link; if not, it is plain http(s).
 
         Raises:
-            UsageError: the download failed or what came is not an archive.
+            UsageError: the download failed, or the downloaded file is not an archive.
         """
         folder = os.path.dirname(os.path.abspath(dst))
         mkdir_if_missing(folder)
@@ -168,24 +168,24 @@ class DatasetBase:
                 download_url(url, dst)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
-            raise UsageError(f"cannot download {url} ({reason}); fetch it by hand and save it as {dst}") from error
+            raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
         print(f"Extracting {dst}")
         try:
             extract_archive(dst, folder)
         except Exception as error:
-            raise UsageError(f"cannot unpack {dst} ({error}); delete it and download it again") from error
+            raise UsageError(f"cannot extract {dst} ({error}); delete it and download it again") from error
         print(f"File extracted to {folder}")
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
-        """Sample `num_shots` images of every class with Python's global random generator.
+        """Sample `num_shots` images of each class with Python's global random generator.
 
-        Classes come in order of first appearance, so a generator that was just seeded with the run's seed gives the
-        samples of the literature.
+        Classes are sampled in order of first appearance. If the generator was just seeded with the run's seed, the
+        samples are those of the literature.
 
         Args:
             data_sources: lists of `Datum`, sampled one after the other.
-            num_shots (int): images per class; below 1 the sources come back as they are.
-            repeat (bool): a class with fewer images is drawn with replacement instead of taken whole.
+            num_shots (int): images per class; below 1 the sources are returned unchanged.
+            repeat (bool): a class with fewer images is sampled with replacement; otherwise all its images are used.
 
         Returns:
             A list of `Datum` for one source, a list of such lists for several.

@@ -9,7 +9,7 @@ def build_dataset(cfg):
     """Build the registered dataset named `cfg.DATASET.NAME`.
 
     Raises:
-        UsageError: no dataset of that name is registered.
+        UsageError: no dataset with that name is registered.
     """
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if cfg.VERBOSE:

@@ -1,4 +1,4 @@
-"""The few augmentations that torchvision does not have under these meanings."""
+"""Augmentations that torchvision lacks or defines differently."""
 
 import torch
 from torchvision import transforms as T
@@ -6,7 +6,7 @@ from torchvision.transforms import InterpolationMode
 
 
 class Random2DTranslation(torch.nn.Module):
-    """With probability `p` enlarge an image to 9/8 of the target size and crop at random; otherwise just resize.
+    """With probability `p` enlarge an image to 9/8 of the target size and crop at random; otherwise only resize.
 
     Args:
         height (int), width (int): target size.
@@ -26,7 +26,7 @@ class Random2DTranslation(torch.nn.Module):
 
 
 class InstanceNormalization(torch.nn.Module):
-    """Normalise every channel of an image (C, H, W) with its own mean and standard deviation."""
+    """Normalise each channel of an image (C, H, W) with its own mean and standard deviation."""
 
     def __init__(self, eps=1e-8):
         super().__init__()
@@ -38,11 +38,11 @@ class InstanceNormalization(torch.nn.Module):
 
 
 class Cutout(torch.nn.Module):
-    """Set squares around random pixels of an image (C, H, W) to zero; a square may reach over the border.
+    """Set squares around random pixels of an image (C, H, W) to zero; squares may extend beyond the border.
 
     Args:
         n_holes (int): number of squares.
-        length (int): their side, in pixels.
+        length (int): side of a square in pixels.
     """
 
     def __init__(self, n_holes=1, length=16):
@@ -76,7 +76,7 @@ class GaussianNoise(torch.nn.Module):
 
 
 def random_magnitude_op():
-    """One RandAugment operation at a magnitude drawn anew for every image."""
+    """One RandAugment operation at a random magnitude for each image."""
     return T.RandomChoice([T.RandAugment(num_ops=1, magnitude=m) for m in range(31)])
 
 

@@ -1,6 +1,6 @@
-"""INPUT.TRANSFORMS -> a torchvision transform.
+"""Build a torchvision transform from INPUT.TRANSFORMS.
 
-The order of the choices in the config means nothing; transforms are always applied in the order of this file.
+Transforms are applied in the order of this file; their order in the config has no effect.
 """
 
 from dassl.data.transforms.augmentations import (
@@ -48,14 +48,14 @@ def build_transform(cfg, is_train=True, choices=None):
 
     Args:
         cfg: the config; INPUT.SIZE is (height, width).
-        is_train (bool): training transform, or test transform.
-        choices: names in place of INPUT.TRANSFORMS.
+        is_train (bool): whether to build the training or the test transform.
+        choices: names to use instead of INPUT.TRANSFORMS.
 
     Returns:
         A callable from a PIL image to a float tensor (3, H, W); None with INPUT.NO_TRANSFORM.
 
     Raises:
-        UsageError: an unknown choice or interpolation.
+        UsageError: a choice or the interpolation is unknown.
     """
     if cfg.INPUT.NO_TRANSFORM:
         print("Note: no transform is applied!")
