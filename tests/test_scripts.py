@@ -1,7 +1,8 @@
-"""Every script asks train.py for the right thing, and what it asks for runs.
+"""Every script calls train.py with the right arguments, and these runs finish.
 
-A shell script in place of Python notes what it is asked for and leaves a result; the notes are compared, and then
-given to train.py in this process, which saves starting Python some sixty times. One rehearsal goes through for real.
+A shell script replaces Python: it records its arguments and writes a result. The tests compare the recorded
+arguments, then run train.py with them in this process, to save some sixty starts of Python. One test uses the real
+Python.
 """
 
 import itertools
@@ -29,16 +30,17 @@ CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, c
     "mpl": ("MPL", *[f"vit_b4_c1_add2_rm1{kind}" for kind in ("", "_cross_datasets", "")]),
 }
 KINDS = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
-OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # with arguments of their own
+OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # these take other arguments
+GENERIC = {f"{kind}.sh" for kind in KINDS}  # these take METHOD first
 SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
 
 
 @pytest.fixture
 def asks(script, eurosat, deep, tmp_path):
-    """`asks(name, arguments, variables, *calls)`: a script asks for these runs, (folder, arguments), and reports them.
+    """`asks(name, arguments, variables, *calls)`: a script makes these calls, (folder, arguments), and a report.
 
-    A call without arguments is a run that is reported only. Returns the command lines of train.py.
+    A call without arguments is a run that is only reported. Returns the command lines of train.py.
     """
 
     def asks(name, arguments, variables, *calls):
@@ -59,9 +61,9 @@ def method_arguments(trainer, cfg, dataset="eurosat"):
     return ["--trainer", trainer, "--dataset-config-file", files[0], "--config-file", files[1]]
 
 
-def test_no_script_is_forgotten_here():
-    there = {str(file.relative_to(ROOT / "scripts")) for file in (ROOT / "scripts").glob("*/*.sh")}
-    assert there == SCRIPTS
+def test_every_script_is_tested():
+    files = {str(file.relative_to(ROOT / "scripts")) for file in (ROOT / "scripts").rglob("*.sh")}
+    assert files == SCRIPTS | GENERIC | {"common.sh"}
 
 
 @pytest.mark.parametrize("method", CFG)
@@ -170,6 +172,106 @@ def clone(tmp_path):
     return tmp_path / "clone"
 
 
+@pytest.mark.parametrize("variables", [{}, {"BACKBONE": "small"}, {"CFG": "small"}], ids=["default", "backbone", "cfg"])
+@pytest.mark.parametrize("method", CFG)
+def test_generic_and_method_scripts_make_the_same_calls(method, variables, script):
+    names = {"small": "small_cross_datasets"} if "BACKBONE" in variables else {}
+    for kind in KINDS:  # each training script before its test script
+        for arguments in (["eurosat", 1], ["eurosat", 2, 5, "OPTIM.LR", 0.1]):
+            given = {"SHOTS": 2, "SOURCE": "eurosat"} | variables
+            for name in (CFG[method][0], method):  # `method` is in lower case
+                generic = script(f"{kind}.sh", name, *arguments, **given)
+                own = script(f"{method}/{kind}.sh", *arguments, **given)
+                assert (generic[0].returncode, generic[0].stderr) == (own[0].returncode, own[0].stderr) == (0, "")
+                assert generic[1] == own[1] and generic[0].stdout == own[0].stdout
+            if variables:
+                expected = names.get("small", "small") if kind.startswith("xd") else "small"
+                assert config_files(own[1]) == [f"configs/trainers/{CFG[method][0]}/{expected}.yaml"]
+
+
+def config_files(calls):
+    return [call[call.index("--config-file") + 1] for call in calls if "--config-file" in call]
+
+
+@pytest.fixture
+def chosen(script, clone):
+    """`chosen(defaults, *names)` gives a new method these YAML files and returns `chosen(kind, **variables)`.
+
+    The latter runs a generic script in the clone and returns the name of the YAML, or the line on stderr.
+    """
+
+    def add(defaults, *names):
+        folder = clone / "configs/trainers/Growing"
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.yaml").write_text("_BASE_: ../common.yaml\n")
+        if defaults is not None:
+            (folder / "defaults").write_text(defaults)
+
+        def chosen(kind, name="growing", **variables):
+            ended, calls = script(f"{kind}.sh", name, "eurosat", 1, root=clone, **({"SHOTS": 1} | variables))
+            if ended.returncode == 0:
+                (file,) = config_files(calls)
+                assert calls[0][calls[0].index("--trainer") + 1] == "Growing"
+                assert f"/{Path(file).stem}" in calls[0][calls[0].index("--output-dir") + 1]
+                return Path(file).stem
+            assert (ended.returncode, ended.stdout, calls) == (2, "", [])
+            (line,) = ended.stderr.splitlines()
+            return line
+
+        return chosen
+
+    return add
+
+
+TRAINING = ("base2new_train", "few_shot", "xd_train")
+
+
+def test_new_method_with_one_yaml_needs_no_script(chosen):
+    chosen = chosen(None, "vit_b16")
+    variables = {"SOURCE": "eurosat"}
+    assert [chosen(kind, **variables) for kind in KINDS] == ["vit_b16"] * 5
+    assert [chosen(kind, BACKBONE="small", **variables) for kind in KINDS] == ["vit_b16"] * 5
+    assert chosen("few_shot", name="GROWING") == chosen("few_shot", name="Growing") == "vit_b16"
+
+
+def test_defaults_file_names_the_yaml_of_each_protocol(chosen):
+    defaults = "# a comment\n\n  base2new\ta # b\nfew_shot b\n#few_shot c\ncross_dataset   c"  # no newline at the end
+    chosen = chosen(defaults, "a", "b", "c", "small")
+    assert [chosen(kind) for kind in TRAINING] == ["a", "b", "c"]
+    assert [chosen(kind, BACKBONE="small") for kind in TRAINING] == ["small"] * 3
+    assert [chosen(kind, BACKBONE="small", CFG="b") for kind in TRAINING] == ["b"] * 3
+
+
+def test_method_with_small_yamls_only(chosen):
+    chosen = chosen(None, "small", "small_cross_datasets")
+    for backbone in ("RN50", "small"):
+        assert [chosen(kind, BACKBONE=backbone) for kind in TRAINING] == ["small", "small", "small_cross_datasets"]
+
+
+@pytest.mark.parametrize("defaults", [None, "few_shot a\n", "few_shot a\nbase2new # none\n"])
+def test_several_yamls_without_default_need_cfg(defaults, chosen):
+    chosen = chosen(defaults, "a", "b")
+    expected = "error: Growing has several YAML files and no default for base2new: set CFG to one of: a b"
+    assert chosen("base2new_train") == expected
+    assert chosen("base2new_train", CFG="b") == "b"
+    assert chosen("base2new_train", CFG="d").startswith("error: no configs/trainers/Growing/d.yaml: CFG can be a b")
+
+
+def test_default_without_a_file(chosen):
+    line = chosen("few_shot c\n", "a", "b")("few_shot")
+    assert line == "error: no configs/trainers/Growing/c.yaml: CFG can be a b"
+
+
+def test_exact_name_of_a_method_wins_over_another_case(chosen, clone):
+    chosen = chosen(None, "vit_b16")
+    for name in ("GROWING", "growing"):
+        if not (folder := clone / "configs/trainers" / name).exists():  # a file system may ignore case
+            folder.mkdir()
+            (folder / "other.yaml").touch()
+    assert chosen("few_shot", name="Growing") == "vit_b16"
+
+
 def test_promptsrcs_average_is_the_users_then_the_datasets(script, clone, tmp_path):
     datasets, mean = clone / "configs/datasets", "TRAINER.PROMPTSRC.GPA_MEAN"
     shutil.copy(datasets / "eurosat.yaml", datasets / "ucf101.yaml")  # one of the six that the YAML is made for
@@ -188,7 +290,7 @@ def test_promptsrcs_average_is_the_users_then_the_datasets(script, clone, tmp_pa
         assert [value for key, value in itertools.pairwise(asked[0]) if key == mean] == means
 
 
-def test_what_the_environment_leaves_open_has_defaults(script, clone, tmp_path):
+def test_defaults_of_environment_variables(script, clone, tmp_path):
     stub = clone / ".venv/bin/python"  # as `make setup` leaves one
     stub.parent.mkdir(parents=True)
     shutil.copy(tmp_path / "python", stub)
@@ -202,7 +304,7 @@ def test_what_the_environment_leaves_open_has_defaults(script, clone, tmp_path):
     assert (clone / folder).is_dir()
 
 
-def test_a_rehearsal_with_one_dataset_at_both_ends(script):
+def test_cross_dataset_scripts_with_the_real_python(script):
     variables = {"SHOTS": 1, "SOURCE": "eurosat", "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
     for name in ("mpl/xd_train.sh", "mpl/xd_test.sh"):
         ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
@@ -221,22 +323,42 @@ def last(ended):
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_without_arguments_a_script_says_how_to_call_it(name, script):
-    ended, asked = script(name)
-    assert (ended.returncode, ended.stdout, asked) == (2, "", [])
-    usage = ended.stderr.splitlines()
-    assert usage[0].startswith(f"{name.split('/')[1]} DATASET ") and len(usage) >= 3
-    assert not any(line.startswith(("#", "export")) for line in usage)
+@pytest.mark.parametrize("name", sorted(SCRIPTS | GENERIC))
+def test_usage(name, script):
+    first, too_few = ("METHOD", ["MPL", "eurosat"]) if name in GENERIC else ("DATASET", [])
+    for arguments in ([], too_few):
+        ended, asked = script(name, *arguments)
+        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
+        usage = ended.stderr.splitlines()
+        assert usage[0].startswith(f"{Path(name).name} {first} ") and len(usage) >= 3
+        assert not any(line.startswith(("#", "source", "TRAINER")) for line in usage)
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS))
-def test_an_unknown_dataset_or_setting_is_one_line(name, script, tmp_path):
-    own = name in OWN  # CFG is an argument of theirs, a variable elsewhere
+@pytest.mark.parametrize("name", sorted(GENERIC))
+def test_unknown_method(name, script, tmp_path):
+    for method in ("MPLL", "", "..", "common", "MPL/", "*"):
+        ended, asked = script(name, method, "eurosat", 1)
+        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
+        expected = f"configs/trainers/{method}: METHOD can be CoCoOp CoOp IVLP MPL MaPLe PromptSRC VPT"
+        assert sorted(ended.stderr.split()) == sorted(f"error: no YAML file in {expected}".split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(GENERIC))
+def test_zero_shot_clip_has_its_own_script(name, script):
+    for method in ("ZeroshotCLIP", "zeroshotclip"):
+        ended, asked = script(name, method, "eurosat", 1)
+        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
+        assert ended.stderr == "error: ZeroshotCLIP learns no prompts: use scripts/zsclip/zeroshot.sh DATASET\n"
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS | GENERIC))
+def test_unknown_dataset_or_cfg(name, script, tmp_path):
+    own = name in OWN  # they take CFG as an argument, the others as a variable
     cases = [("eurosatt", "vit_b16", "configs/datasets/eurosatt.yaml: DATASET can be caltech101 dtd eurosat ")]
     cases += [("eurosat", "vit_b61", "/vit_b61.yaml: CFG can be ")]
     for dataset, cfg, words in cases:
-        arguments = [dataset, cfg, "end", 16, 1, "False"] if own else [dataset, 1]
+        arguments = [dataset, cfg, "end", 16, 1, "False"] if own else ["mpl"] * (name in GENERIC) + [dataset, 1]
         ended, asked = script(name, *arguments, **({} if own else {"CFG": cfg}))
         assert (ended.returncode, ended.stdout, asked) == (2, "", [])
         (line,) = ended.stderr.splitlines()
@@ -245,7 +367,7 @@ def test_an_unknown_dataset_or_setting_is_one_line(name, script, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith(("_test.sh", "eval.sh"))))
-def test_prompts_that_were_never_trained_are_asked_for(name, script, tmp_path):
+def test_untrained_prompts_are_an_error(name, script, tmp_path):
     ended, asked = script(name, "eurosat", "vit_b16" if name in OWN else 1)
     assert (ended.returncode, asked) == (2, [])
     (line,) = ended.stderr.splitlines()
@@ -253,7 +375,7 @@ def test_prompts_that_were_never_trained_are_asked_for(name, script, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith("_test.sh")))
-def test_a_training_run_that_was_cut_off_is_not_tested(name, script, tmp_path):
+def test_unfinished_training_is_an_error(name, script, tmp_path):
     trainer, *cfgs = CFG[name.split("/")[0]]
     shots = f"{trainer}/{cfgs[0]}/seed1", f"{trainer}/{cfgs[1]}_16shots/seed1"
     for run in (f"base2new/train_base/eurosat/shots_16/{shots[0]}", f"crossdataset/imagenet/{shots[1]}"):

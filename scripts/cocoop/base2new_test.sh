@@ -2,5 +2,4 @@
 # base2new_test.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
 # Test CoCoOp's prompts, learned by base2new_train.sh, on the new classes of the dataset.
 # Environment: see scripts/common.sh.
-export USAGE=$(realpath "$0") TRAINER=CoCoOp DEFAULT_CFG=vit_b16_c4_ep10_batch1_ctxv1
-exec bash "$(dirname "$0")/../base2new.sh" test "$@"
+source "$(dirname "$0")/../base2new_test.sh" CoCoOp "$@"

@@ -2,5 +2,4 @@
 # few_shot.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
 # Learn CoOp's prompts on all classes from 1, 2, 4, 8 and 16 images of each, and test them.
 # Environment: see scripts/common.sh.
-export USAGE=$(realpath "$0") TRAINER=CoOp DEFAULT_CFG=vit_b16
-exec bash "$(dirname "$0")/../few_shot.sh" "$@"
+source "$(dirname "$0")/../few_shot.sh" CoOp "$@"

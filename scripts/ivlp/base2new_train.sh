@@ -2,5 +2,4 @@
 # base2new_train.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
 # Learn IVLP's prompts on the base classes of a dataset and test them there.
 # Environment: see scripts/common.sh.
-export USAGE=$(realpath "$0") TRAINER=IVLP DEFAULT_CFG=vit_b16_c2_ep5_batch4_2+2ctx
-exec bash "$(dirname "$0")/../base2new.sh" train "$@"
+source "$(dirname "$0")/../base2new_train.sh" IVLP "$@"
