@@ -1,27 +1,39 @@
-# make setup: a .venv with everything; make demo; make test; make lint. PYTHON chooses the interpreter (3.10 or newer).
+# make setup: a .venv with what the project runs on. make demo, test, check, lint, style. PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One thread a process: pytest-xdist has one process for each core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-.PHONY: setup demo test lint style
+.PHONY: setup demo test check lint style
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt toolbox/pyproject.toml
+$(VENV)/.ready: requirements.txt toolbox/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -r requirements-dev.txt -e ./toolbox
+	$(BIN)/python -m pip install -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-cluster.txt
+	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m tools.demo
+	$(BIN)/python tools/demo.py
 
-test: setup
-	$(BIN)/python -m pytest
+test: $(VENV)/.ready-dev
+	$(PYTEST)
 
-lint: setup
+# Before each commit: lint, and the tests that are not marked slow.
+check: lint
+	$(PYTEST) -m "not slow"
+
+lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
-style: setup
+style: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ import re
 import statistics
 from pathlib import Path
 
-# What stands in a log before its results: the last of a training run's, or those of an evaluation.
+# The line of a log before its results: the last results of a training run, or those of an evaluation.
 TRAINED, TESTED = "Finish training", "=> result"
 
 
@@ -26,7 +26,7 @@ def logs(folder: Path) -> list[Path]:
 
 
 def read_log(text: str, signal: str, keyword: str) -> float | None:
-    """The last `* keyword: VALUE%` after a line that is the signal; None where there is none."""
+    """The last `* keyword: VALUE%` after a line that is the signal, or None."""
     start = [match.end() for match in re.finditer(rf"^{re.escape(signal)}\s*$", text, re.MULTILINE)]
     values = re.findall(rf"^\* {re.escape(keyword)}: ([\d.,]+)%?\s*$", text[start[0] :] if start else "", re.MULTILINE)
     return float(values[-1].replace(",", "")) if values else None

@@ -20,29 +20,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+if __name__ == "__main__":  # the project in place of benchmarks/, so that its packages are found first
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-ROOT = Path(__file__).parent.parent
+from common.start import required_packages
 
-SETTINGS = {
-    "ZeroshotCLIP": "CoOp/vit_b16",
-    "CoOp": "CoOp/vit_b16",
-    "CoCoOp": "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1",
-    "VPT": "VPT/vit_b16_c2_ep5_batch4_4",
-    "IVLP": "IVLP/vit_b16_c2_ep5_batch4_2+2ctx",
-    "MaPLe": "MaPLe/vit_b16_c2_ep5_batch4_2ctx",
-    "PromptSRC": "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx",
-    "MPL": "MPL/vit_b4_c1_add2_rm1",
-}
+with required_packages():
+    import torch
+
+    from experiments.configs import config_folder, default_config
+    from trainers import methods
+
 FORMS = ("fast", "plain")
 PASSED_ON = ("names", "batch", "test_batch", "test_batches", "prec", "seconds", "threads")
 STEPS = 3, 15  # at least and at most, in one process
-LONG = 60  # seconds after which fewer will do
+LONG = 60  # seconds after which fewer steps are enough
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trainer", default="MPL", choices=[*SETTINGS, "all"])
+    parser.add_argument("--trainer", default="MPL", choices=[*methods(), "all"])
     parser.add_argument("--classes", type=int, nargs="+", default=[5, 50, 200])
     parser.add_argument("--names", default="imagenet", choices=["imagenet", "equal", "long"], help="see class_names()")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
@@ -60,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def class_names(kind: str, classes: int) -> list[str]:
-    """So many names of ImageNet's; or all of four tokens; or ImageNet's, the first drawn out to 40 tokens."""
+    """Names of ImageNet classes (`imagenet`), these with a first one of 40 tokens (`long`), or names of four tokens."""
     from open_clip import IMAGENET_CLASSNAMES
 
     if kind == "equal":  # each digit is a token
@@ -86,11 +83,11 @@ def build(args: argparse.Namespace, classes: int):
 
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_file(str(ROOT / f"configs/trainers/{SETTINGS[args.trainer]}.yaml"))
+    cfg.merge_from_file(str(config_folder(args.trainer) / f"{default_config(args.trainer, 'few_shot')}.yaml"))
     merge_pairs(cfg, [])
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = args.backbone, args.worker
-    cfg.TRAINER[args.trainer.upper()].PREC = args.prec
+    cfg.TRAINER[methods()[args.trainer].section()].PREC = args.prec
     cfg.DATALOADER.NUM_WORKERS = 0
     trainer = build_trainer(cfg)
     trainer.batch_idx, trainer.num_batches = 0, 10**9
@@ -137,13 +134,13 @@ def work(args: argparse.Namespace) -> dict:
 
 
 def enough(seconds: list[float], least: float) -> bool:
-    """Whether steps of these times will do: three at least and for so long, unless they take more than a minute."""
+    """Whether there are enough steps: three or more that take `least` seconds together, or fewer in a minute."""
     fewest, most = STEPS
     return len(seconds) >= most or (sum(seconds) >= least and (len(seconds) >= fewest or sum(seconds) >= LONG))
 
 
 def operations(step: Callable[[int, int], None], images: int) -> int:
-    """Floating-point operations of a step with so many images in one batch."""
+    """Floating-point operations of a step with one batch of `images` images."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter leaves out
@@ -174,18 +171,23 @@ def matmul_speed(device: torch.device, prec: str) -> float:
     return 2 * 2048**3 / statistics.median(timed(lambda: a @ b, device) for _ in range(15))
 
 
+def start_worker(args: argparse.Namespace, trainer: str, classes: int, what: str, form: str) -> dict:
+    """`work` in a fresh process."""
+    options = {"trainer": trainer, "classes": classes, "what": what, "worker": form, "backbone": args.backbone}
+    options |= {key: getattr(args, key) for key in PASSED_ON}
+    command = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    done = subprocess.run([sys.executable, __file__, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {trainer}, {form}, {classes} classes: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def measure(args: argparse.Namespace, trainer: str, classes: int, what: str) -> dict:
     """Both forms in turn, in fresh processes, as one record."""
     runs = {form: [] for form in FORMS}
     for _ in range(args.rounds):
         for form in FORMS:
-            options = {"trainer": trainer, "classes": classes, "what": what, "worker": form, "backbone": args.backbone}
-            options |= {key: getattr(args, key) for key in PASSED_ON}
-            command = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-            done = subprocess.run([sys.executable, __file__, *command], capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"error: {trainer}, {form}, {classes} classes: {done.stderr.strip().splitlines()[-1]}")
-            runs[form].append(json.loads(done.stdout.splitlines()[-1]))
+            runs[form].append(start_worker(args, trainer, classes, what, form))
     fast, plain = ({key: statistics.median(run[key] for run in runs[form]) for key in runs[form][0]} for form in FORMS)
     return {
         "trainer": trainer,
@@ -207,7 +209,9 @@ def main() -> None:
     if args.worker:
         print(json.dumps(work(args)))
         return
-    trainers = [name for name in SETTINGS if name != "ZeroshotCLIP"] if args.trainer == "all" else [args.trainer]
+    trainers = (
+        [name for name, method in methods().items() if method.learns] if args.trainer == "all" else [args.trainer]
+    )
     with tempfile.TemporaryDirectory() as folder:
         if not args.backbone:
             from clip.random_weights import random_clip
@@ -221,7 +225,7 @@ def main() -> None:
         for trainer in trainers:
             for classes in args.classes:
                 for what in args.what:
-                    if what == "train_step" and trainer == "ZeroshotCLIP":
+                    if what == "train_step" and not methods()[trainer].learns:
                         continue
                     records.append(record := measure(args, trainer, classes, what))
                     print(

@@ -12,8 +12,8 @@ class UsageError(ValueError):
     (`--debug` shows the traceback).
 
     Args:
-        what: what is wrong.
-        remedy: what to do next.
+        what: the fault.
+        remedy: the next step.
         where: the file, folder or setting that is concerned; printed unless `what` names it already.
     """
 

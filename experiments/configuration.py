@@ -100,7 +100,7 @@ def set_key(cfg: CfgNode, key: str, value) -> None:
 
 def flatten(tree: dict, prefix: str = "") -> dict:
     """{"OPTIM": {"LR": 1}} -> {"OPTIM.LR": 1}"""
-    flat = {}
+    flat: dict = {}
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 from dassl.utils import setup_logger
@@ -60,7 +61,8 @@ class OutputFolder:
             raise UsageError(
                 f"cannot write to the output folder {self.path} ({error.strerror})", "choose another --output-dir"
             ) from error
-        self.new_files.append(Path(sys.stdout.file.name))  # the logger's, here and in the published Dassl
+        log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
+        self.new_files.append(Path(log.file.name))
 
     def write_config(self, cfg: CfgNode) -> None:
         file = self.path / CONFIG
@@ -85,7 +87,8 @@ def restored_stdout() -> Iterator[None]:
     try:
         yield
     finally:
-        log, sys.stdout = sys.stdout, before
+        log: Any = sys.stdout
+        sys.stdout = before
         if log is not before:
             log.flush()
             log.file.close()
@@ -106,7 +109,7 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
     Args:
-        finished: whether its results are to be taken as those of this run; results.json is compared too then.
+        finished: whether its results would count as those of this run; results.json is compared too then.
 
     Raises:
         UsageError: some settings differ, or a file is damaged.
@@ -121,7 +124,7 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
             recorded = dict(read_json(file).items())
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError("is damaged", "restore or delete it, or choose another --output-dir", file) from error
+        raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
     now = flatten(yaml.load(cfg.dump(), LOADER)) if before else {}
     may_differ = RESUMABLE_CHANGES
     if cfg.DATASET.NAME == "ImageFolder":

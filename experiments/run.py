@@ -76,7 +76,7 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
-        print(f"{cfg.DATASET.NAME} has only test images: training on them is a rehearsal, its accuracy is no result")
+        print(f"{cfg.DATASET.NAME} has only test images: training on them is a rehearsal, not a result")
     folder.write_config(cfg)
     if not args.no_train:
         (folder.path / RESULTS).unlink(missing_ok=True)

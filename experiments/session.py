@@ -13,8 +13,8 @@ import torch
 
 from common.errors import UsageError
 
-# What is printed as one line; anything else is a bug of this project and shows its traceback. The published Dassl has
-# no error class of its own.
+# Errors that are printed as one line; all others are bugs of this project and show their traceback. The published
+# Dassl does not have an error class of its own.
 ONE_LINE = (UsageError, OSError, FloatingPointError, getattr(dassl.utils, "UsageError", UsageError))
 INTERRUPTED = 130  # exit status, as of a shell
 

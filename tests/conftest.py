@@ -31,8 +31,8 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
-    """Two threads, and caches of the tests' own."""
-    torch.set_num_threads(2)
+    """Caches of the tests' own, and two threads, or one where pytest-xdist has a process for each core."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -85,7 +85,7 @@ def eurosat(tmp_path_factory):
 
 
 class Ended(NamedTuple):
-    """How a program ended: its exit status, what it printed, and its lines on stderr but for progress bars."""
+    """How a program ended: its exit status, what it printed, and its lines on stderr without progress bars."""
 
     status: int
     printed: str

@@ -65,7 +65,7 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
 def arguments(root, backbone, output, *overrides, trainer="MPL", options=()) -> list[str]:
     """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2 epochs.
 
-    `options` come after those given here, and so replace them; likewise `overrides`, which are KEY, VALUE, ...
+    `options` and `overrides` (KEY, VALUE, ...) come after those given here, and so replace them.
     """
     configs = ROOT / "configs"
     yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}[trainer]
@@ -85,7 +85,7 @@ def error_lines(stderr: str) -> list[str]:
 
 
 def clip_config(vision=(), text=(), quick_gelu=True) -> dict:
-    """open_clip's arguments of a CLIP of 32 px, patch 16, two layers and width 64, but for what is given."""
+    """open_clip's arguments of a CLIP of 32 px, patch 16, two layers and width 64; arguments override these."""
     return {
         "embed_dim": 64,
         "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2} | dict(vision),
@@ -103,7 +103,7 @@ def small_clip(vision=(), text=(), quick_gelu=True) -> open_clip.CLIP:
 
 
 def features(model: open_clip.CLIP) -> torch.Tensor:
-    """What a CLIP of 32 px makes of two images and two texts, (4, joint width), fp32."""
+    """Features of two images and two texts from a CLIP of 32 px, (4, joint width), fp32."""
     images = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
     with torch.no_grad():
         image, text = model.encode_image(images), model.encode_text(tokenize(["a photo of a forest.", "a river"]))
@@ -125,7 +125,7 @@ METHODS = tuple(name for name, method in trainers.methods().items() if method.le
 
 
 def run_for_real(launch, calls, monkeypatch):
-    """What the stub was asked for, by train.py itself; returns the results of the runs."""
+    """Give the calls that the stub noted to train.py itself; returns the results of the runs."""
     monkeypatch.chdir(ROOT)
     results = []
     for call in calls:

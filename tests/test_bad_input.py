@@ -1,4 +1,4 @@
-"""What cannot work gets one line that says what is wrong and what to do, exit status 2, and leaves nothing behind.
+"""Bad input gives one line with the fault and the remedy, exit status 2, and leaves nothing behind.
 
 Data and backbones here; settings are in test_bad_settings.py, runs that go wrong on their way in test_runs.py.
 """
@@ -66,7 +66,7 @@ def test_no_split_file(refused, root, tiny, tmp_path):
     ],
     ids=["cut off", "empty", "a list", "a part missing", "a short row", "a wrong row", "not text"],
 )
-def test_split_file_that_is_damaged(damage, refused, root, tiny, tmp_path):
+def test_damaged_split_file(damage, refused, root, tiny, tmp_path):
     file = split_file(root)
     file.write_text(damage(file.read_text()), errors="surrogateescape")
     refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "python tools/prepare.py eurosat --root")
@@ -80,7 +80,7 @@ def test_a_split_without_images(refused, root, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_an_image_that_is_missing(part, refused, root, tiny, tmp_path):
+def test_missing_image(part, refused, root, tiny, tmp_path):
     image = root / f"eurosat/2750/1/{part}_0.png"
     image.unlink()
     every = ["DATASET.NUM_SHOTS", -1]
@@ -94,7 +94,7 @@ def test_an_image_that_is_missing(part, refused, root, tiny, tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda content: b"GIF, so to speak", lambda content: content[: len(content) // 2]], ids=["text", "cut"]
 )
-def test_an_image_that_is_none_is_named(damage, part, workers, launch, root, tiny, tmp_path):
+def test_unreadable_image_is_named(damage, part, workers, launch, root, tiny, tmp_path):
     image = root / f"eurosat/2750/1/{part}_0.png"
     image.write_bytes(damage(image.read_bytes()))
     argv = arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1, "DATALOADER.NUM_WORKERS", workers)
@@ -104,7 +104,7 @@ def test_an_image_that_is_none_is_named(damage, part, workers, launch, root, tin
     assert not (tmp_path / "out/results.json").exists()
 
 
-def test_a_class_of_fewer_images_than_shots_is_said_and_used(launch, root, tiny, tmp_path):
+def test_class_with_fewer_images_than_shots_is_reported_and_used(launch, root, tiny, tmp_path):
     status, printed, errors = launch(*arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", 4))
     assert (status, errors) == (0, [])
     assert 'Class "green field" has 3 of the 4 images asked for: all are used' in printed
@@ -123,7 +123,7 @@ def test_a_dataset_folder_is_only_read(launch, eurosat, tiny, tmp_path):
 # Backbones
 
 
-def test_a_backbone_file_that_does_not_exist(refused, eurosat, tmp_path):
+def test_missing_backbone_file(refused, eurosat, tmp_path):
     missing = tmp_path / "vit.pt"
     refused(arguments(eurosat, missing, tmp_path / "out"), f"{missing} does not exist", "ViT-B/16")
 
@@ -135,7 +135,7 @@ def test_an_unknown_backbone_name(name, refused, eurosat, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.999])
-def test_a_backbone_file_that_is_cut_off(share, suffix, refused, eurosat, tiny, tmp_path):
+def test_truncated_backbone_file(share, suffix, refused, eurosat, tiny, tmp_path):
     from safetensors.torch import save_file
 
     whole, cut = tmp_path / "whole", tmp_path / f"cut{suffix}"
@@ -168,7 +168,7 @@ def test_a_backbone_file_of_something_else(content, words, refused, eurosat, tmp
     assert not os.path.exists("executed")
 
 
-def test_a_backbone_file_that_is_a_bare_pickle(refused, eurosat, tmp_path, monkeypatch):
+def test_pickled_backbone_file(refused, eurosat, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.pt").write_bytes(pickle.dumps(Code(), protocol=2))
     refused(arguments(eurosat, tmp_path / "file.pt", tmp_path / "out"), "file.pt is damaged or holds more than tensors")
@@ -213,7 +213,7 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(published, launch, euro
     assert file.read_bytes() == tiny.read_bytes()
 
 
-def test_a_backbone_that_cannot_be_downloaded(published, refused, eurosat, tmp_path, monkeypatch):
+def test_backbone_download_fails(published, refused, eurosat, tmp_path, monkeypatch):
     published("0" * 64)
     monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", f"file://{tmp_path}/nowhere/{'0' * 64}/ViT-B-16.pt")
     refused(arguments(eurosat, "ViT-B/16", tmp_path / "out"), "cannot download ViT-B/16 from", "or give a file")

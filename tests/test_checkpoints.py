@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from dassl.engine import build_trainer
+from dassl.utils import UsageError as DasslError
 from drawn import arguments, make_cfg
 from torch import nn
 
@@ -61,7 +62,7 @@ def published_model(prompts, backbone, classes, prefix="module."):
 
 
 def published_training(parameters, epoch):
-    """What the published code saves beside: the optimiser's state, and a scheduler with whole objects inside."""
+    """The other content of published checkpoints: the optimiser's state, and a scheduler with whole objects inside."""
     optimizer = torch.optim.SGD(parameters, lr=0.0035, momentum=0.9)
     successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
     sum(parameter.sum() for parameter in parameters).backward()
@@ -227,7 +228,7 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(trained, mpl, tmp_path):
         trainer.load_model(str(folder), epoch=3)
 
 
-def test_the_newest_is_found_without_the_text_file_that_names_it(trained, mpl, tmp_path):
+def test_newest_checkpoint_is_found_without_its_text_file(trained, mpl, tmp_path):
     """Published checkpoints are often passed on as the one file in its folder."""
     shutil.copytree(trained[1] / FOLDER, tmp_path / "bare" / FOLDER)
     bare = tmp_path / "bare" / FOLDER
@@ -266,7 +267,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("place", ["scheduler", "state_dict"])
-def test_a_pickle_that_names_anything_else_is_refused_and_not_run(place, name, mpl, tiny, tmp_path, monkeypatch):
+def test_hostile_pickle_is_refused_and_not_run(place, name, mpl, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state = published_model(mpl("base").model.state_dict(), tiny, 3)
     contents = {"scheduler": {"successor": HOSTILE[name]}} if place == "scheduler" else {}

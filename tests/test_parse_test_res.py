@@ -82,7 +82,7 @@ def test_several_experiments_are_averaged(runs, parse):
     assert printed.endswith("Average performance\n* accuracy: 72.50%\n")
 
 
-def test_other_figures_and_the_newest_log_of_a_run_that_was_started_again(runs, parse):
+def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):
     root = runs(TRAINING, {"seed1": 80.0})
     cut = (root / "seed1/log.txt").read_text()[:100]
     (root / "seed1/log.txt").rename(root / "seed1/log.txt-2026-01-01-00-00-00")
@@ -91,7 +91,7 @@ def test_other_figures_and_the_newest_log_of_a_run_that_was_started_again(runs, 
     assert "* macro_f1: 89.50%" in parse(root, "--keyword", "macro_f1")
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path, parse, capsys):
+def test_missing_folder_is_named(tmp_path, parse, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(tmp_path / "nowhere")
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how one goes on that was killed, interrupted, out of disk or out of numbers."""
+"""The files of a run, and resuming after a kill, an interrupt, a full disk or a diverged loss."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import torch
 from drawn import SMALL, arguments, error_lines
 
 from common.start import ROOT
+from common.version import source
 from experiments.configuration import parse_arguments, setup_cfg
 
 RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
@@ -56,6 +57,7 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
     assert isinstance(found.pop("device"), str)
     assert datetime.fromisoformat(found.pop("date")).utcoffset() is not None
     assert found.pop("versions")["torch"] == torch.__version__
+    assert {key: found.pop(key) for key in ("version", "commit", "dirty")} == source()
     assert found == {
         "trainer": "MPL",
         "dataset": "EuroSAT",
@@ -71,7 +73,7 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
     assert left == {"log.txt", "config.yaml", "results.json", "tensorboard", "MultiModalPromptLearner"}
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(launch, eurosat, tiny, tmp_path):
+def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(launch, eurosat, tiny, tmp_path):
     argv = arguments(eurosat, tiny, tmp_path, "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1e30)  # from the second epoch on
     ended = launch(*argv)
     assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
@@ -154,7 +156,7 @@ def test_a_run_does_not_go_on_under_other_settings(overrides, words, launch, hal
         ("config.yaml", b""),
     ],
 )
-def test_a_half_done_run_that_was_damaged_is_refused(name, content, launch, half_done):
+def test_damaged_unfinished_run_is_refused(name, content, launch, half_done):
     argv, folder = half_done
     (folder / name).write_bytes(content)
     ended = launch(*argv)
@@ -185,14 +187,14 @@ def finish(process):
 
 
 def wait_for_epoch(number, folder, process):
-    """Wait until the checkpoint of this epoch, or a later one, is whole."""
+    """Wait until the checkpoint of this epoch, or a later one, is complete."""
     newest, deadline = folder / "MultiModalPromptLearner/checkpoint", time.time() + 300
     while not (newest.exists() and int(newest.read_text().split("-")[1]) >= number):
         assert process.poll() is None and time.time() < deadline, finish(process)
         time.sleep(0.002)
 
 
-def test_a_killed_run_ends_as_one_that_ran_through(script, launch, eurosat, tiny, tmp_path):
+def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_path):
     """... with augmentation and two workers; and the scripts around it say what was reached."""
     folder = tmp_path / "output/base2new/train_base" / RUN
     command = ("mpl/base2new_train.sh", "eurosat", 1, 5, "DATALOADER.NUM_WORKERS", 2)
@@ -231,7 +233,7 @@ def test_a_killed_run_ends_as_one_that_ran_through(script, launch, eurosat, tiny
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_in_a_line_and_goes_on(number, script, tmp_path):
+def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path):
     folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
     for _ in range(2):
         run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2)
@@ -240,7 +242,7 @@ def test_an_interrupted_run_ends_in_a_line_and_goes_on(number, script, tmp_path)
         status, printed, errors = finish(run)
         # bash waits for the end of what Ctrl-C interrupts, but leaves at once when it is terminated itself.
         assert status == (130 if number == signal.SIGINT else -signal.SIGTERM)
-        assert errors == ["Interrupted: the same command goes on from the last whole epoch"]
+        assert errors == ["Interrupted. Run the same command again to resume from the last complete epoch."]
         assert not (folder / "results.json").exists()
         assert (f"Previous epoch: {epoch}\n" if epoch else "train from scratch") in printed
         epoch = int((folder / "MultiModalPromptLearner/checkpoint").read_text().split("-")[1])

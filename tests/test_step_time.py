@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ KEYS = {"trainer", "classes", "batch", "prec", "what", "plain_s", "fast_s", "rat
 KEYS |= {"plain_peak_mb", "fast_peak_mb", "matmul_share"}
 
 
-def test_a_record_for_each_thing_that_is_timed(backbones, tmp_path):
+def test_one_record_for_each_measurement(backbones, tmp_path):
     options = ["--trainer", "MPL", "--classes", 2, "--batch", 1, "--test-batch", 2, "--seconds", 0, "--threads", 1]
     options += ["--backbone", backbones(224, 16, 12, 12, 64, 64, 256), "--json", tmp_path / "times.json"]
     command = [sys.executable, ROOT / "benchmarks/step_time.py", *map(str, options)]
@@ -26,8 +27,23 @@ def test_a_record_for_each_thing_that_is_timed(backbones, tmp_path):
     assert [step[key] for key in ("trainer", "classes", "batch", "prec", "what")] == ["MPL", 2, 1, "fp32", "train_step"]
     assert (test["batch"], test["what"]) == (2, "test_batch")
     for record in (step, test):
-        assert record["ratio"] == pytest.approx(record["plain_s"] / record["fast_s"]) and record["ratio"] > 0
-        assert 0 < record["matmul_share"] < 2 and min(record["plain_peak_mb"], record["fast_peak_mb"]) > 100
+        assert record["ratio"] == pytest.approx(record["plain_s"] / record["fast_s"])
+        assert record["plain_s"] > 0 and record["fast_s"] > 0
+        assert 0 < record["matmul_share"] < 2
+        assert min(record["plain_peak_mb"], record["fast_peak_mb"]) > 100
+
+
+def test_a_slower_form_has_a_lower_ratio_and_share(monkeypatch):
+    """`measure` divides what the two forms report: the figures are those of the forms, not of the machine."""
+    reports = {
+        "plain": {"seconds": 3.0, "peak_mb": 700, "flop": 9e9, "flop_per_second": 1e10},
+        "fast": {"seconds": 1.5, "peak_mb": 300, "flop": 6e9, "flop_per_second": 1e10},
+    }
+    monkeypatch.setattr(step_time, "start_worker", lambda args, trainer, classes, what, form: reports[form])
+    args = SimpleNamespace(rounds=1, batch=4, test_batch=100, test_batches=1, prec="fp32")
+    record = step_time.measure(args, "MPL", 5, "train_step")
+    assert (record["ratio"], record["matmul_share"]) == (2.0, pytest.approx(0.4))
+    assert (record["plain_peak_mb"], record["fast_peak_mb"]) == (700, 300)
 
 
 def test_attention_counts_on_a_cpu_too():

@@ -1,4 +1,4 @@
-"""PromptSRC's teacher: its text features are computed once, kept on disk, and never taken for another's."""
+"""The teacher: its text features are computed once, kept on disk, and never mixed up with those of another."""
 
 import errno
 
@@ -48,12 +48,12 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
     for number, key in enumerate(["ln_final.bias", "visual.ln_post.bias"]):
         torch.save(state | {key: state[key] + 0.5}, tmp_path / f"{number}.pt")
         features.append(build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher_text)
-    assert len(computed) == 3  # the image tower is no matter
+    assert len(computed) == 3  # the image tower does not matter
     assert torch.equal(features[3], features[0])
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
 
 
-def test_it_does_not_depend_on_the_precision_of_the_run_that_computed_it(build, computed, cache):
+def test_features_do_not_depend_on_the_precision_of_the_run(build, computed, cache):
     """Autocast products are coarse: kept, they would reach a later run in fp32."""
     exact = build("PromptSRC", "base").teacher_text
     next(cache.iterdir()).unlink()
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_replaced(damage, build, computed, cache):
     assert len(computed) == 2 and list(cache.iterdir()) == [file]
 
 
-def test_a_cache_that_cannot_be_written_is_only_slower(build, computed, cache, monkeypatch, capsys):
+def test_run_goes_without_an_unwritable_cache(build, computed, cache, monkeypatch, capsys):
     cache.parent.write_text("a file, where a folder should be")
     build("PromptSRC", "base").train()
     assert "The teacher's text features are not kept for next time" in capsys.readouterr().out

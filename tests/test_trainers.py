@@ -190,7 +190,7 @@ def watched(trainer, cut_at=None):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_was_cut_off_goes_on_bit_for_bit(method, build):
+def test_resume_is_bit_identical(method, build):
     settings = ("GPA_MEAN", 2, "GPA_STD", 1) if method == "PromptSRC" else ()
     whole = build(method, "base", *settings, output="whole")
     epochs = watched(whole)
@@ -202,7 +202,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(method, build):
         cut.train()
     resumed = build(method, "base", *settings, output="cut")
     rest = watched(resumed)
-    set_random_seed(7)  # whatever the state of the generators: the checkpoint has its own
+    set_random_seed(7)  # the state of the generators does not matter: the checkpoint has its own
     resumed.train()
     assert [differing(a, b) for a, b in zip(epochs, [*first, *rest], strict=True)] == [[]] * 3
     assert differing(prompts_of(whole), prompts_of(resumed)) == []

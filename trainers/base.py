@@ -16,7 +16,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import TOWERS, Schedule, TextPrompts, compiled_towers, is_vit, load_backbone
+from clip import CLIP, TOWERS, Schedule, TextPrompts, compiled_towers, is_vit, load_backbone
 from common.errors import UsageError
 from common.version import __version__
 
@@ -31,10 +31,11 @@ class PromptLearner(nn.Module):
     learner, by their names there (`image_encoder`, `text_encoder`).
     """
 
+    ids: Tensor  # a buffer, (classes, context length): the token ids of the texts
     extra_modules: Mapping[str, nn.Module] = {}
 
     def text(self, image_features: Tensor) -> TextPrompts:
-        """What the text tower reads. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
+        """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
         raise NotImplementedError
 
     def vision(self) -> Schedule:
@@ -55,16 +56,16 @@ class PromptedCLIP(nn.Module):
         towers: the form of the towers, a key of `clip.TOWERS`.
     """
 
-    def __init__(self, clip: nn.Module, prompt_learner: PromptLearner, towers: str = "fast"):
+    def __init__(self, clip: CLIP, prompt_learner: PromptLearner, towers: str = "fast"):
         super().__init__()
         self.prompt_learner = prompt_learner
         for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
         self._frozen = (clip,)
-        self.towers = TOWERS[towers]
+        self.towers: Any = TOWERS[towers]
 
     @property
-    def clip(self) -> nn.Module:
+    def clip(self) -> CLIP:
         return self._frozen[0]
 
     def _apply(self, fn: Callable, recurse: bool = True):
@@ -130,7 +131,7 @@ class PromptTrainer(TrainerX):
 
     @classmethod
     def vision_lengths(cls, settings: Any, layers: int) -> list[int] | None:
-        """How many vision prompts each of so many layers sees; None for a method that does not say (plots only)."""
+        """Number of vision prompts in the input of each of `layers` layers, for plots; None if the method does not say."""
         return None
 
     @cached_property
@@ -138,7 +139,7 @@ class PromptTrainer(TrainerX):
         """The method's settings in this run, an instance of `Settings`."""
         return self.settings_of(self.cfg)
 
-    def build_prompts(self, clip: nn.Module, classnames: list[str]) -> PromptLearner:
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
         """The prompts of this method for a backbone (on the CPU) and class names (no underscores)."""
         raise NotImplementedError
 
@@ -152,7 +153,7 @@ class PromptTrainer(TrainerX):
         """The names of the run's classes, in the order of their labels, without underscores.
 
         Raises:
-            UsageError: a label has no name, so that the others would be taken for their neighbours.
+            UsageError: a label has no name, so that other labels would get wrong names.
         """
         names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
         if len(names) != n_classes:
@@ -188,7 +189,7 @@ class PromptTrainer(TrainerX):
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
         clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
-        self._text_features = None
+        self._text_features: tuple[list, Tensor] | None = None
         self.amp = prec == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and not cpu)
         print(f"Learned parameters: {count_num_param(self.model):,}")
@@ -244,7 +245,7 @@ class PromptTrainer(TrainerX):
         self.scaler.scale(loss).backward()
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """What a checkpoint says of itself, beside the learned tensors: plain values only."""
+        """Describes a checkpoint beside its learned tensors: plain values only."""
         return {
             "method": type(self).__name__,
             "settings": asdict(self.settings),
@@ -278,7 +279,7 @@ class PromptTrainer(TrainerX):
 
         Args:
             directory: the output folder of a training run; nothing is loaded if empty (as everywhere in Dassl).
-            epoch: which epoch's; None means the best on validation or, where there is none, the newest.
+            epoch: which epoch's; None means the best on validation or, without validation, the newest.
 
         Raises:
             UsageError: no checkpoint there, or it lacks prompts of these settings, or has more of them.
@@ -299,7 +300,7 @@ class PromptTrainer(TrainerX):
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
 
-def require_vit(clip: nn.Module, method: str, backbone: str) -> None:
+def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
     if not is_vit(clip):
         raise UsageError(
@@ -307,7 +308,7 @@ def require_vit(clip: nn.Module, method: str, backbone: str) -> None:
         )
 
 
-def check_input(cfg: CfgNode, clip: nn.Module) -> None:
+def check_input(cfg: CfgNode, clip: CLIP) -> None:
     """Raise UsageError for images of a size that the backbone cannot read; print when their normalisation differs."""
     side = clip.visual.image_size
     expected = tuple(side) if isinstance(side, tuple | list) else (side, side)

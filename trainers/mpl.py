@@ -1,5 +1,6 @@
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
@@ -31,12 +32,12 @@ class MPLSettings(MethodSettings):
     @property
     def adds(self) -> list[int]:
         """How many times N_CTX prompts each of the layers 1..PROMPT_DEPTH-1 adds."""
-        return self.per_layer("N_ADD_OP", self.PROMPT_DEPTH - 1)
+        return self.per_layer("N_ADD_OP", self.PROMPT_DEPTH - 1, "PROMPT_DEPTH - 1")
 
     @property
     def removes(self) -> list[int]:
         """How many prompts each of these layers removes before that."""
-        return self.per_layer("N_RM_OP", self.PROMPT_DEPTH - 1)
+        return self.per_layer("N_RM_OP", self.PROMPT_DEPTH - 1, "PROMPT_DEPTH - 1")
 
 
 class MPLPrompts(PromptLearner):
@@ -72,9 +73,10 @@ class MPLPrompts(PromptLearner):
         return TextPrompts(self.ids, self.ctx, deep=[Edit(), *deep])
 
     def vision(self) -> Schedule:
+        projections: Any = self.txt2img_proj
         schedule = [Edit(add=self.proj(self.ctx))]
         for layer, (ctx, remove) in enumerate(zip(self.compound_prompts_text, self.removes, strict=True)):
-            new = [proj[str(layer)](ctx) for proj in self.txt2img_proj if str(layer) in proj]
+            new = [proj[str(layer)](ctx) for proj in projections if str(layer) in proj]
             schedule.append(Edit(remove, torch.cat(new) if new else None))
         return schedule
 

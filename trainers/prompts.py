@@ -1,9 +1,11 @@
 """Prompts, and parts of them, that several methods share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from clip import Edit, Schedule, TextPrompts, tokenize
+from clip import CLIP, Edit, Schedule, TextPrompts, tokenize
 from common.errors import UsageError
 
 from .base import PromptLearner, PromptTrainer, require_vit
@@ -14,15 +16,15 @@ def gaussian(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape).normal_(std=0.02))
 
 
-def text_width(clip: nn.Module) -> int:
+def text_width(clip: CLIP) -> int:
     return clip.ln_final.normalized_shape[0]
 
 
-def vision_width(clip: nn.Module) -> int:
+def vision_width(clip: CLIP) -> int:
     return clip.visual.class_embedding.shape[0]
 
 
-def word_embeddings(clip: nn.Module, words: str, n: int) -> nn.Parameter:
+def word_embeddings(clip: CLIP, words: str, n: int) -> nn.Parameter:
     """Learned vectors (n, text width) that start as the token embeddings of the first n tokens of `words`."""
     ids = tokenize(words, clip.context_length)[0]
     if n > int(ids.argmax()) - 1:
@@ -31,7 +33,7 @@ def word_embeddings(clip: nn.Module, words: str, n: int) -> nn.Parameter:
     return nn.Parameter(clip.token_embedding(ids).detach().float().clone())
 
 
-def start_context(clip: nn.Module, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parameter]:
+def start_context(clip: CLIP, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parameter]:
     """The words before the class name, and the ctx that replaces the first n_ctx of their tokens.
 
     The convention of the deep-prompt methods: up to four vectors start from `ctx_init`, and its further words stay as
@@ -43,7 +45,7 @@ def start_context(clip: nn.Module, n_ctx: int, ctx_init: str) -> tuple[str, nn.P
     return " ".join(["X"] * n_ctx), gaussian(n_ctx, text_width(clip))
 
 
-def sentence_context(clip: nn.Module, n_ctx: int, ctx_init: str, *classes: int) -> tuple[list[str], nn.Parameter]:
+def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tuple[list[str], nn.Parameter]:
     """The words before the class name, and the ctx that replaces all of them.
 
     The convention of CoOp and CoCoOp: with `ctx_init` one vector for each word, which it starts from; without, `n_ctx`
@@ -73,6 +75,8 @@ class CoOpPrompts(PromptLearner):
         ids, slots = move_class_tokens(ids, len(words), classnames, position)
         self.register_buffer("ids", ids, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
+
+    slots: Tensor
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids, self.ctx, self.slots)
@@ -118,9 +122,10 @@ class TowerPrompts(nn.Module):
 
     def schedule(self) -> Schedule:
         """Each layer's prompts replace those of the layer before (deep VPT)."""
-        shallow = getattr(self, "VPT", None)
-        deep = [Edit(self.n, block.VPT_shallow) for block in self.transformer.resblocks.values()]
-        return [Edit(add=shallow), *deep] if shallow is not None or deep else ()
+        first = getattr(self, "VPT", None)
+        blocks: Any = self.transformer.resblocks
+        deep = [Edit(self.n, block.VPT_shallow) for block in blocks.values()]  # the published name for *deep* prompts
+        return [Edit(add=first), *deep] if first is not None or deep else ()
 
 
 class IndependentPrompts(PromptLearner):
@@ -136,6 +141,7 @@ class IndependentPrompts(PromptLearner):
 
     def __init__(self, clip, classnames, n_text, depth_text, n_vision, depth_vision, ctx_init):
         super().__init__()
+        self.extra_modules: dict[str, Any]
         words = ctx_init.replace("_", " ")
         if depth_text > 0:
             words, self.ctx = start_context(clip, n_text, ctx_init)
@@ -155,7 +161,7 @@ class IndependentPrompts(PromptLearner):
         return self.extra_modules["image_encoder"].schedule()
 
 
-def two_tower_prompts(trainer: PromptTrainer, clip: nn.Module, classnames: list[str]) -> IndependentPrompts:
+def two_tower_prompts(trainer: PromptTrainer, clip: CLIP, classnames: list[str]) -> IndependentPrompts:
     """The prompts of IVLP's settings: N_CTX_TEXT, N_CTX_VISION, PROMPT_DEPTH_TEXT, PROMPT_DEPTH_VISION, CTX_INIT."""
     s = trainer.settings
     require_vit(clip, type(trainer).__name__, trainer.cfg.MODEL.BACKBONE.NAME)
@@ -167,7 +173,7 @@ def two_tower_prompts(trainer: PromptTrainer, clip: nn.Module, classnames: list[
     )
 
 
-def check_depth(clip: nn.Module, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):
+def check_depth(clip: CLIP, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):
     """Raise UsageError for a prompt depth that one of the towers does not have."""
     layers = {"text": len(clip.transformer.resblocks), "vision": len(clip.visual.transformer.resblocks)}
     most = min(layers[tower] for tower in towers)

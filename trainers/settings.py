@@ -27,8 +27,13 @@ class MethodSettings:
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a field."""
 
-    def per_layer(self, key: str, layers: int) -> list[int]:
-        """A `PerLayer` field as a list with one number for each of so many layers.
+    def per_layer(self, key: str, layers: int, named: str) -> list[int]:
+        """A `PerLayer` field as a list with one number for each layer.
+
+        Args:
+            key: name of the field.
+            layers: how many layers there are.
+            named: the settings that make this number, for the error.
 
         Raises:
             UsageError: negative numbers, or a list of another length.
@@ -36,13 +41,13 @@ class MethodSettings:
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
         if len(numbers) != layers or not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise UsageError(f"{key} is {value}", f"give one number >= 0, or a list of {layers} of them, one a layer")
+            raise UsageError(f"{key} is {value}", f"give one number >= 0, or a list of {named} = {layers} of them")
         return numbers
 
     @classmethod
     def cfg_defaults(cls) -> dict[str, Any]:
-        """The keys for a yacs node. None stands for the default of a field that takes several types, as yacs holds
-        every key to the type of its default, except where that is None."""
+        """The keys for a yacs node. A field of several types is None: yacs accepts any type for a key that is None, and
+        otherwise only the type of the default."""
         return {name: None if name in cls.flexible() else value for name, value in asdict(cls()).items()}
 
     @classmethod

@@ -10,10 +10,10 @@ import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from clip import TextPrompts, encode_text, tokenize
+from clip import CLIP, TextPrompts, encode_text, tokenize
 from common.files import replacing
 
 from .base import PromptedCLIP, normalize
@@ -52,7 +52,7 @@ class Teacher:
 
 @torch.no_grad()
 def teacher_text_features(
-    clip: nn.Module, classnames: Sequence[str], device: torch.device, templates: Sequence[str] = TEMPLATES
+    clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
     """The mean over templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4).
 
@@ -72,14 +72,14 @@ def teacher_text_features(
     try:
         return load_file(file)["text_features"].to(device)
     except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
-        with torch.autocast(device.type, enabled=False):  # whatever the run's precision: other runs will read it
+        with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
             features = encode_texts(clip, texts, device)
     features = normalize(features.unflatten(0, (len(templates), len(classnames))).mean(dim=0))
     store(file, features)
     return features
 
 
-def encode_texts(clip: nn.Module, texts: list[str], device: torch.device) -> Tensor:
+def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     """(texts, joint), fp32, not normalised."""
     features = []
     for start in tqdm(range(0, len(texts), ROWS), desc="Teacher's text features", unit="batch"):
@@ -88,7 +88,7 @@ def encode_texts(clip: nn.Module, texts: list[str], device: torch.device) -> Ten
     return torch.cat(features)
 
 
-def fingerprint(clip: nn.Module, classnames: Sequence[str], templates: Sequence[str]) -> str:
+def fingerprint(clip: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> str:
     """A checksum of everything that the features depend on."""
     digest = hashlib.sha256()
     for key, tensor in clip.state_dict().items():

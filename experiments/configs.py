@@ -1,0 +1,33 @@
+"""The YAML files in configs/, by name."""
+
+from pathlib import Path
+
+import trainers
+from common.errors import UsageError
+from common.start import ROOT
+
+CONFIGS = ROOT / "configs"
+
+
+def config_folder(method: str) -> Path:
+    """Where the YAML files of a method are."""
+    return CONFIGS / "trainers" / trainers.methods()[method].config_folder
+
+
+def default_config(method: str, protocol: str) -> str:
+    """Name of the YAML file that a method's scripts use for `base2new`, `few_shot` or `cross_dataset`.
+
+    It is the one that `defaults`, a text file beside the YAML files, names for the protocol, or the only one there.
+
+    Raises:
+        UsageError: there are several YAML files and no `defaults`, or there is no YAML file.
+    """
+    folder = config_folder(method)
+    file, names = folder / "defaults", sorted(path.stem for path in folder.glob("*.yaml"))
+    if file.is_file():
+        lines = (line.partition("#")[0].split() for line in file.read_text().splitlines())
+        return dict(line for line in lines if line)[protocol]
+    if len(names) != 1:
+        known = f"name one of {', '.join(names)}" if names else f"add one to {folder}"
+        raise UsageError(f"{method} has {len(names)} YAML files and no default one for {protocol}", known)
+    return names[0]
