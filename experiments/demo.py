@@ -38,7 +38,8 @@ def default_config(method: type[trainers.PromptTrainer], wanted: str) -> str:
         return wanted
     file = folder / "defaults"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    defaults = dict(line.split("#")[0].split() for line in lines if line.split("#")[0].strip())
+    words = [word for line in lines for word in line.partition("#")[0].split()]
+    defaults = dict(zip(words[::2], words[1::2], strict=False))
     return defaults.get("base2new", known[0] if len(known) == 1 else wanted)
 
 

@@ -1,4 +1,4 @@
-"""Results of a study's runs, and stand-ins for them."""
+"""Results of a study's runs, real and made up."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ TIMES = ("train_seconds", "test_seconds", "date")
 
 
 def finish(run: Run, accuracy: float, **measured) -> None:
-    """Pretend that a run has been done."""
+    """Write made-up results of a run."""
     run.folder.mkdir(parents=True)
     usual = {"accuracy": accuracy, "n_test": 10, "train_seconds": 2.0, "test_seconds": 1.0, "device": "cpu"}
     backbone = setup_cfg(parse_arguments(list(run.arguments))).MODEL.BACKBONE.NAME
@@ -20,8 +20,8 @@ def finish(run: Run, accuracy: float, **measured) -> None:
 
 
 def finish_all(study: Study, **measured) -> None:
-    """Pretend that all of a study has been done; accuracies differ, and MPL is 5 points better."""
-    for run in (run for chain in study.chains() for run in chain):
+    """Write made-up results of all runs; accuracies differ, and MPL is 5 points better."""
+    for run in study.runs():
         drawn = zlib.crc32(str(run.folder.relative_to(study.output)).encode()) % 1000 / 100
         seconds = {"train_seconds": 10.0 * len(run.variant.name)} if run.variant.learns else {"train_seconds": 0.0}
         finish(run, 60 + drawn + 5 * (run.variant.method == "MPL"), **seconds | measured)
@@ -30,14 +30,14 @@ def finish_all(study: Study, **measured) -> None:
 def figures(study: Study) -> dict[str, dict]:
     """results.json of every run without its times."""
     found = {}
-    for run in (run for chain in study.chains() for run in chain):
+    for run in study.runs():
         results = json.loads((run.folder / "results.json").read_text())
         found[str(run.folder.relative_to(study.output))] = {k: v for k, v in results.items() if k not in TIMES}
     return found
 
 
 def members(session: int) -> list[int]:
-    """Processes of a session that are alive."""
+    """LocalExecutor of a session that are alive."""
     listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False)
     return [int(pid) for pid, state in map(str.split, listed.stdout.splitlines()) if not state.startswith("Z")]
 

@@ -10,8 +10,8 @@ from finished import figures, wait_until
 from common.errors import UsageError
 from experiments.studies import cluster
 from experiments.studies.cluster import Cluster
-from experiments.studies.command import load
 from experiments.studies.progress import Progress
+from experiments.studies.study_file import load
 
 NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 
@@ -34,8 +34,8 @@ def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, stu
     settings = {"seeds": [1, 2]}
     on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
     process = start(study_file("on_ray", **settings), "--address", nodes.address)
-    wait_until(lambda: len(Progress(on_ray).running) == 2 and Progress(on_ray).done, process)
-    done = {run: (run.folder / "results.json").stat().st_mtime_ns for run in Progress(on_ray).done}
+    wait_until(lambda: len(Progress.read(on_ray).running) == 2 and Progress.read(on_ray).done, process)
+    done = {run: (run.folder / "results.json").stat().st_mtime_ns for run in Progress.read(on_ray).done}
     nodes.remove_node(nodes.other, allow_graceful=False)
     assert process.wait(timeout=300) == 0, process.communicate()
     for run, written in done.items():
@@ -43,7 +43,7 @@ def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, stu
     process = start(study_file("serial", **settings), "--workers", "1")
     assert process.wait(timeout=300) == 0, process.communicate()
     assert figures(on_ray) == figures(serial)
-    for run in (run for chain in on_ray.chains() for run in chain):
+    for run in on_ray.runs():
         logs = "".join(log.read_text() for log in run.folder.glob("log.txt*"))  # one that went on has two
         assert logs.count("* accuracy:") == 1, "done twice"
     for one in on_ray.output.rglob("model*.pth.tar-2"):
@@ -58,14 +58,14 @@ def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, stu
 def test_a_study_that_is_stopped_says_how_it_goes_on(nodes, study_file, start, number):
     study = load(study_file("stopped"))
     process = start(study_file("stopped"), "--address", nodes.address)
-    wait_until(lambda: Progress(study).running, process)
+    wait_until(lambda: Progress.read(study).running, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (
         130,
         "Interrupted: the same command goes on from the last whole epoch",
     )
-    assert Progress(study).failed == {}
+    assert Progress.read(study).failed == {}
 
 
 def test_sigterm_while_ray_starts_ends_a_study_too(monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures of a study: what is in them, and that they are there as PNG and SVG."""
+"""The pictures of a study: their content and their files."""
 
 import dataclasses
 from pathlib import Path
@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from experiments.studies import plots
-from experiments.studies.command import load
-from experiments.studies.progress import collect
+from experiments.studies.progress import collect_results
 from experiments.studies.spec import Study, Variant
+from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -35,17 +35,17 @@ def summarised(tmp_path):
         usual = {"seeds": (1, 2), "source": "small_source", "targets": sets, "output": tmp_path}
         study = Study(variants, sets, protocols, **usual | settings)
         finish_all(study, **dict(measured))
-        return Summary(study, collect(study))
+        return Summary(study, collect_results(study))
 
     return summarised
 
 
 def points(ax) -> dict[str, list[tuple[float, float]]]:
-    """What error bars are drawn at, by their label."""
+    """The points of error bars, by label."""
     return {bars.get_label(): [tuple(xy) for xy in bars[0].get_xydata()] for bars in ax.containers}
 
 
-def test_both_protocols_are_drawn_against_training_time_on_the_named_device(summarised):
+def test_accuracy_time_of_both_protocols(summarised):
     summary = summarised("base2new", "cross_dataset")
     new, cross = plots.accuracy_time(summary).axes
     assert (new.get_title(), new.get_ylabel()) == ("base2new", "accuracy on new classes (%)")
@@ -64,7 +64,7 @@ def test_long_times_are_in_minutes(summarised):
     assert points(ax)["MPL"][0][0] == 20
 
 
-def test_points_of_several_devices_are_apart_and_said_to_be(summarised):
+def test_several_devices_have_separate_points(summarised):
     summary = summarised("base2new")
     summary.runs.loc[summary.runs["seed"] == 2, "device"] = "H100"
     (ax,) = plots.accuracy_time(summary).axes
@@ -72,7 +72,7 @@ def test_points_of_several_devices_are_apart_and_said_to_be(summarised):
     assert "2 devices: not comparable" in ax.get_xlabel()
 
 
-def test_few_shot_curves_go_through_every_number_of_shots(summarised):
+def test_few_shot_curves_have_every_number_of_shots(summarised):
     summary = summarised("few_shot", shots=(1, 2, 4))
     average, land, counts = plots.few_shot(summary).axes
     assert [ax.get_title() for ax in (average, land, counts)] == ["average", "small_land", "small_counts"]
@@ -85,7 +85,7 @@ def test_few_shot_curves_go_through_every_number_of_shots(summarised):
 
 
 @pytest.mark.parametrize(("names", "reference"), [(NAMES, "ZeroshotCLIP"), (NAMES[1:], "CoOp")])
-def test_gains_are_over_zero_shot_clip_or_else_coop(summarised, names, reference):
+def test_gains_are_over_the_baseline(summarised, names, reference):
     summary = summarised("cross_dataset", names=names)
     (ax,) = plots.gains(summary).axes
     cells = summary.cells.set_index(["method", "dataset"])["mean"]
@@ -97,12 +97,12 @@ def test_gains_are_over_zero_shot_clip_or_else_coop(summarised, names, reference
     assert ax.get_xlabel() == f"MPL over {reference} (points)"
 
 
-def test_the_ablations_schedules_are_those_of_the_settings(tmp_path):
+def test_prompt_schedules_of_the_ablation(tmp_path):
     study = dataclasses.replace(
         load(ROOT / "studies/mpl_ablation.yaml"), output=tmp_path, seeds=(1,), datasets=("dtd",)
     )
     finish_all(study)
-    (ax,) = plots.prompts(Summary(study, collect(study))).axes
+    (ax,) = plots.prompts(Summary(study, collect_results(study))).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
     assert drawn["add 1 remove 0, MPL"] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]  # the paper's
     assert drawn["add 1 remove 1, depth 1"] == [1] * 12
@@ -111,9 +111,9 @@ def test_the_ablations_schedules_are_those_of_the_settings(tmp_path):
     assert drawn["add 3 remove 0"][8:] == [25] * 4
 
 
-def test_every_picture_is_there_as_png_and_svg_and_nothing_is_cut_off(summarised, tmp_path):
+def test_pictures_are_written_as_png_and_svg_and_not_cut_off(summarised, tmp_path):
     summary = summarised("base2new", "cross_dataset", "few_shot", shots=(1, 16))
-    files = list(plots.draw(summary, tmp_path))
+    files = [file for _, files in plots.draw(summary, tmp_path) for file in files]
     assert [file.name for file in files] == [
         f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains", "prompts") for kind in ("png", "svg")
     ]
@@ -127,19 +127,21 @@ def test_every_picture_is_there_as_png_and_svg_and_nothing_is_cut_off(summarised
             assert all(edge.getextrema() == (255, 255) for edge in edges), file.name
 
 
-def test_methods_differ_without_colours(summarised):
-    styles = plots.looks(summarised("base2new", names=("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL")))
+def test_methods_have_different_grey_styles(summarised):
+    styles = plots.plot_styles(
+        summarised("base2new", names=("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL"))
+    )
     assert len({style["marker"] for style in styles.values()}) == len(styles)
     greys = [style["color"] for style in styles.values()]
     assert all(grey == "black" or 0 <= float(grey) < 0.7 for grey in greys)
 
 
-def test_a_study_without_mpl_or_results_has_fewer_pictures(summarised, tmp_path):
-    files = {file.stem for file in plots.draw(summarised("base2new", names=("VPT",)), tmp_path)}
+def test_study_of_one_method_has_fewer_pictures(summarised, tmp_path):
+    files = {picture.name for picture, _ in plots.draw(summarised("base2new", names=("VPT",)), tmp_path)}
     assert files == {"accuracy_time"}
 
 
-def test_a_schedule_that_cannot_be_and_has_no_results_keeps_no_picture_from_being_drawn(summarised):
+def test_invalid_schedule_without_results_is_not_drawn(summarised):
     summary = summarised("base2new")
     impossible = Variant("deep", "MPL", "small", overrides=("TRAINER.MPL.PROMPT_DEPTH", "99"))
     study = dataclasses.replace(summary.study, variants=(*summary.study.variants, impossible))

@@ -1,4 +1,4 @@
-"""The page of a study: what is on it, that it asks for nothing, and how a browser shows it."""
+"""The page of a study: its content, its isolation, and its look in a browser."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from finished import finish, finish_all
 
 from experiments.configuration import parse_arguments, setup_cfg
 from experiments.session import cli_main
-from experiments.studies import command as study_tool
-from experiments.studies.command import load
-from experiments.studies.progress import collect
-from experiments.studies.render import layout
+from experiments.studies import command
+from experiments.studies.progress import collect_results
+from experiments.studies.render import build_tables
+from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -42,7 +42,7 @@ STUDY = {
 class Element(NamedTuple):
     tag: str
     attributes: dict
-    text: list[str]  # of its own, not of what is in it
+    text: list[str]  # without that of inner elements
 
 
 class Page(HTMLParser):
@@ -80,7 +80,7 @@ class Page(HTMLParser):
         return ["".join(element.text) for element in self.elements if element.tag == tag]
 
     def rows(self, first: str) -> dict[str, list[str]]:
-        """Of the one table whose header begins so: its rows' texts by their first."""
+        """The rows of the only table whose first header is `first`: texts by the first cell."""
         (table,) = (table for table in self.tables if table[0][0][0] == first)
         return {row[0][0]: [text for text, _ in row[1:]] for row in table[1:]}
 
@@ -104,7 +104,7 @@ def report(tmp_path, monkeypatch, capsys):
 
     def report(file):
         monkeypatch.setattr("sys.argv", ["study", "report", str(file)])
-        study_tool.main()
+        command.main()
         written = tmp_path / "out/studies" / file.stem / "report.html"
         assert capsys.readouterr().out == f"Written: {written}\n"
         assert list(written.parent.iterdir()) == [written]
@@ -114,7 +114,7 @@ def report(tmp_path, monkeypatch, capsys):
 
 
 def runs_of(file):
-    return [run for chain in load(file).chains() for run in chain]
+    return load(file).runs()
 
 
 def configure(run, *settings):
@@ -128,12 +128,12 @@ def fail(run, error):
     (run.folder / "error.txt").write_text(error + "\n")
 
 
-def test_every_table_is_there_with_its_marks_and_notes(write, report):
+def test_page_has_every_table_with_marks_and_notes(write, report):
     file = write()
     finish_all(load(file))
     page = report(file)
     study = load(file)
-    tables = layout(Summary(study, collect(study)))
+    tables = build_tables(Summary(study, collect_results(study)))
     assert len(tables) == 9
     marks = ("span", "strong", "u")
     for table, shown in zip(tables, page.tables, strict=False):
@@ -145,31 +145,31 @@ def test_every_table_is_there_with_its_marks_and_notes(write, report):
     assert {mark for table in page.tables for row in table for _, mark in row} == set(marks)
 
 
-def test_the_head_says_what_it_is_and_how_far(write, report):
+def test_head_has_comment_progress_and_warnings(write, report):
     file = write()
     for run in (runs := runs_of(file))[:-3]:
         finish(run, 50.0, device="A40" if run.seed == 1 else "H100")
-    fail(runs[-1], "SettingError: no")
+    fail(runs[-1], "UsageError: no")
     page = report(file)
     assert page.texts("h1") == ["Study a study"]
-    said = page.texts("p")
-    assert said[0] == "Two sets. Three methods."
-    assert said[1].startswith("39 of 42 runs are done, 0 are running, 1 have failed, 2 are left. Page made 20")
-    assert said[2] == "Beware: the runs are from 2 devices (A40, H100): times are averaged for each alone."
+    texts = page.texts("p")
+    assert texts[0] == "Two sets. Three methods."
+    assert texts[1].startswith("39 of 42 runs are done, 0 are running, 1 have failed, 2 are left. Written 20")
+    assert texts[2] == "Note: the runs are from 2 devices (A40, H100): each has its own average times."
 
 
-def test_contents_lead_to_what_is_there_and_no_name_is_given_twice(write, report):
+def test_contents_link_to_unique_ids(write, report):
     file = write()
     finish_all(load(file))
     page = report(file)
     names = [element.attributes["id"] for element in page.elements if "id" in element.attributes]
     assert len(set(names)) == len(names)
-    leads = [element.attributes["href"] for element in page.elements if element.tag == "a"]
-    assert len(leads) == 9 + 5
-    assert {lead.removeprefix("#") for lead in leads} <= set(names)
+    links = [element.attributes["href"] for element in page.elements if element.tag == "a"]
+    assert len(links) == 9 + 5
+    assert {link.removeprefix("#") for link in links} <= set(names)
 
 
-def test_a_failed_run_is_told_with_its_error_and_the_command_that_starts_it_again(write, report, tmp_path):
+def test_failed_run_shows_error_and_restart_command(write, report, tmp_path):
     file = write(output=str(tmp_path / "out"), root="my data")
     *finished, counts, failed = runs_of(file)
     for run in finished:
@@ -186,7 +186,7 @@ def test_a_failed_run_is_told_with_its_error_and_the_command_that_starts_it_agai
     assert command.startswith("python train.py --skip-finished --root 'my data' --output-dir ")
 
 
-def test_missing_runs_are_counted_by_protocol_and_method(write, report):
+def test_unfinished_runs_are_counted_by_protocol_and_method(write, report):
     file = write()
     for run in runs_of(file):
         if run.variant.name == "CoOp" and run.protocol == "base2new":
@@ -201,7 +201,7 @@ def test_missing_runs_are_counted_by_protocol_and_method(write, report):
     ]
 
 
-def test_settings_are_those_of_the_runs_and_say_where_they_differ(write, report):
+def test_settings_of_the_runs_and_their_differences(write, report):
     file = write()
     for run in runs_of(file):
         finish(run, 50.0)
@@ -223,16 +223,19 @@ def test_settings_are_those_of_the_runs_and_say_where_they_differ(write, report)
     assert not {"SEED", "OUTPUT_DIR", "DATASET.NAME"} & (shared.keys() | own.keys())
     notes = [text.partition(" Runs of one method differ in ")[2] for text in page.texts("p") if "config.yaml" in text]
     assert "From the config.yaml of 30 finished runs." in page.html
-    assert notes == ["OPTIM.MAX_EPOCH: where is in brackets.", "OPTIM.LR, TRAIN.PRINT_FREQ: where is in brackets."]
+    assert notes == [
+        f"{keys}; the runs with each value are in brackets."
+        for keys in ("OPTIM.MAX_EPOCH", "OPTIM.LR, TRAIN.PRINT_FREQ")
+    ]
     assert file.read_text() in page.texts("code")
 
 
-def test_versions_are_counted_where_they_differ(write, report):
+def test_differing_versions_are_counted(write, report):
     file = write(protocols="base2new", trainers={"MPL": "small"}, datasets=["small_land"])
     for run, torch in zip(runs_of(file), ("2.6", "2.7", "2.7", "2.7"), strict=True):
         date = f"2026-11-0{run.seed}T10:00:00+00:00"
         finish(run, 50.0, device="A40", date=date, versions={"python": "3.11", "torch": torch})
-    assert report(file).rows("what") == {
+    assert report(file).rows("name") == {
         "device": ["A40"],
         "python": ["3.11"],
         "torch": ["2.7 (n=3); 2.6 (n=1)"],
@@ -240,7 +243,7 @@ def test_versions_are_counted_where_they_differ(write, report):
     }
 
 
-def test_names_and_errors_are_text_whatever_is_in_them(write, report):
+def test_names_and_errors_are_escaped(write, report):
     name = HOSTILE.replace("/", "")
     mpl = {"trainer": "MPL", "config": "small", "overrides": {"OPTIM.LR": 0.5}}
     file = write(HOSTILE, protocols="base2new", trainers={"CoOp": "small", name: mpl})
@@ -255,7 +258,7 @@ def test_names_and_errors_are_text_whatever_is_in_them(write, report):
     assert not [key for element in page.elements for key in element.attributes if key.startswith("on")]
 
 
-def test_nothing_is_loaded_and_every_picture_has_words(write, report):
+def test_page_loads_nothing_and_pictures_have_alternative_text(write, report):
     file = write()
     finish_all(load(file))
     page = report(file)
@@ -271,17 +274,17 @@ def test_nothing_is_loaded_and_every_picture_has_words(write, report):
     assert policy.startswith("default-src 'none';")
 
 
-def test_without_a_result_there_is_one_line_and_no_page(write, ended, monkeypatch, tmp_path):
+def test_no_page_without_results(write, ended, monkeypatch, tmp_path):
     file = write()
     fail(runs_of(file)[0], "no")
     monkeypatch.setattr("sys.argv", ["study", "report", str(file)])
-    status, _, errors = ended(lambda: cli_main(study_tool.main))
+    status, _, errors = ended(lambda: cli_main(command.main))
     assert (status, len(errors)) == (2, 1)
-    assert "no run of this study is done yet" in errors[0]
+    assert "no run of this study is finished" in errors[0]
     assert not (tmp_path / "out/studies").exists()
 
 
-# The page in frames, one as narrow as no window is; what is measured there is written where it can be read.
+# The page in a narrow and a wide frame; the script writes its measurements to <output>.
 MEASURE = """<!doctype html>
 <iframe src="report.html" width="360" height="740"></iframe>
 <iframe src="report.html" width="1280" height="740"></iframe>
@@ -306,7 +309,7 @@ onload = () => {
 </script>"""
 
 
-def test_a_browser_shows_all_of_it_without_network(write, report):
+def test_browser_shows_the_page_without_network(write, report):
     if not CHROME:
         pytest.skip("no chromium or google-chrome here (Debian: chromium)")
     long = {"trainer": "MPL", "config": "small", "overrides": {"OPTIM.LR": 0.5}}

@@ -1,4 +1,4 @@
-"""The figures of a study's tables, and how they are written."""
+"""The numbers in a study's tables, and their formats."""
 
 import dataclasses
 import json
@@ -12,11 +12,11 @@ import pytest
 from finished import finish, finish_all
 from scipy import stats
 
-from experiments.studies.command import load
-from experiments.studies.progress import collect
-from experiments.studies.render import Cell, Table, latex, layout, markdown
+from experiments.studies.progress import collect_results
+from experiments.studies.render import Cell, Table, build_tables, latex, markdown
 from experiments.studies.reported import FIGURES
 from experiments.studies.spec import Study, Variant
+from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ KEYS = ["protocol", "part", "method", "dataset"]
 def study(tmp_path):
     """Two methods, two datasets, two seeds; MPL lacks the new classes of the second dataset."""
     study = Study(VARIANTS, ("small_land", "small_counts"), seeds=(1, 2), output=tmp_path)
-    for base, new in study.chains():
+    for base, new in study.sequences():
         finish(base, 60 + 10 * base.seed)
         if (new.variant.name, new.dataset) != ("MPL", "small_counts"):
             finish(new, (40 if new.variant.name == "CoOp" else 50) + 2 * new.seed)
@@ -42,7 +42,7 @@ def of_the_paper(tmp_path):
     def of_the_paper(name, **changed):
         study = dataclasses.replace(load(ROOT / f"studies/{name}.yaml"), output=tmp_path, seeds=(1, 2), **changed)
         finish_all(study)
-        return Summary(study, collect(study))
+        return Summary(study, collect_results(study))
 
     return of_the_paper
 
@@ -51,33 +51,33 @@ def cell(summary, *names):
     return summary.cells.set_index(KEYS).loc[names]
 
 
-def test_means_and_spreads_are_over_seeds(study):
-    summary, narrow = (Summary(study, collect(study), ci95) for ci95 in (False, True))
+def test_means_and_spreads_over_seeds(study):
+    summary, narrow = (Summary(study, collect_results(study), ci95) for ci95 in (False, True))
     names = ("base2new", "base", "MPL", "small_land")
     assert tuple(cell(summary, *names)[["mean", "spread", "runs"]]) == (75, 5, 2)
     assert cell(narrow, *names)["spread"] == pytest.approx(1.96 * 5 / 2**0.5)
 
 
-def test_h_is_of_the_means_and_its_spread_of_the_seeds(study):
-    h = cell(Summary(study, collect(study)), "base2new", "H", "CoOp", "small_land")
+def test_h_uses_means_and_its_spread_uses_seeds(study):
+    h = cell(Summary(study, collect_results(study)), "base2new", "H", "CoOp", "small_land")
     assert h["mean"] == pytest.approx(2 * 75 * 43 / (75 + 43))
     seeds = [2 * 70 * 42 / 112, 2 * 80 * 44 / 124]
     assert h["spread"] == pytest.approx(abs(seeds[1] - seeds[0]) / 2)
 
 
-def test_the_average_is_over_datasets_and_its_h_of_the_two_averages(tmp_path):
+def test_average_over_datasets_and_its_h(tmp_path):
     study = Study(VARIANTS[1:], ("small_land", "small_counts"), seeds=(1,), output=tmp_path)
-    (land, land_new), (counts, counts_new) = study.chains()
+    (land, land_new), (counts, counts_new) = study.sequences()
     for run, accuracy in ((land, 80), (land_new, 40), (counts, 60), (counts_new, 60)):
         finish(run, accuracy)
-    summary = Summary(study, collect(study))
+    summary = Summary(study, collect_results(study))
     means = [cell(summary, "base2new", part, "MPL", "average")["mean"] for part in ("base", "new", "H")]
     assert means == pytest.approx([70, 50, 2 * 70 * 50 / 120])
 
 
-def test_what_is_missing_is_shown_and_in_no_average(study):
-    shutil.rmtree(study.chains()[1][0].folder)  # MPL, small_land, seed 1, base
-    text = markdown(layout(Summary(study, collect(study))))
+def test_missing_runs_are_shown_and_not_averaged(study):
+    shutil.rmtree(study.sequences()[1][0].folder)  # MPL, small_land, seed 1, base
+    text = markdown(build_tables(Summary(study, collect_results(study))))
     base, new, h = (re.search(rf"## base2new, {part}\n(.*?)\n## ", text, re.S)[1] for part in ("base", "new", "H"))
     assert "| MPL | **80.00 (n=1)** | **75.00 ± 5.00** | **77.50 (n=1)** |" in base
     assert "| MPL | **53.00 ± 1.00** | - | - |" in new
@@ -87,14 +87,14 @@ def test_what_is_missing_is_shown_and_in_no_average(study):
 def test_the_best_and_the_second_best_are_marked_and_equals_alike(tmp_path):
     variants = tuple(Variant(name, "MPL", "small", overrides=("OPTIM.LR", "1.0")) for name in "abcd")
     study = Study(variants, ("small_land",), protocols=("few_shot",), seeds=(1,), output=tmp_path)
-    for (run,), accuracy in zip(study.chains(), (50, 70.001, 70, 60), strict=True):
+    for (run,), accuracy in zip(study.sequences(), (50, 70.001, 70, 60), strict=True):
         finish(run, accuracy)
-    text = markdown(layout(Summary(study, collect(study))))
+    text = markdown(build_tables(Summary(study, collect_results(study))))
     rows = re.findall(r"^\| ([abcd]) \| (.*?) \|", text, re.M)[:4]
     assert rows == [("a", "50.00"), ("b", "**70.00**"), ("c", "**70.00**"), ("d", "_60.00_")]
 
 
-def test_the_source_is_in_no_average(of_the_paper):
+def test_source_is_not_in_the_average(of_the_paper):
     summary = of_the_paper("domain_generalisation")
     row = summary.cells[summary.cells["method"] == "CoOp"].set_index("dataset")["mean"]
     targets = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
@@ -103,20 +103,20 @@ def test_the_source_is_in_no_average(of_the_paper):
 
 
 @pytest.mark.parametrize(("name", "part"), [("base2new", "new"), ("cross_dataset", "all classes")])
-def test_the_papers_figures_stand_beside_ours(of_the_paper, name, part):
+def test_paper_figures_are_beside_the_results(of_the_paper, name, part):
     summary = of_the_paper(name)
     for dataset, figure in FIGURES[name][part]["MPL"].items():
         ours = cell(summary, name, part, "MPL", dataset)
         assert ours["paper"] == figure
         assert ours["difference"] == pytest.approx(ours["mean"] - figure)
     eurosat = cell(summary, name, part, "MPL", "eurosat")
-    text = markdown(layout(summary))
+    text = markdown(build_tables(summary))
     assert f"## {name}, {part}: the paper" in text
     assert f"| {eurosat['paper']:.2f} ({eurosat['difference']:+.2f}) |" in text
 
 
-def test_the_papers_figures_are_its_own():
-    """Each average is that of its row, as printed."""
+def test_paper_figures_are_consistent():
+    """Each average is the mean of its row, as printed."""
     rows = [row for parts in FIGURES.values() for methods in parts.values() for row in methods.values()]
     assert len(rows) == 10
     for row in rows:
@@ -126,16 +126,16 @@ def test_the_papers_figures_are_its_own():
     assert FIGURES["cross_dataset"]["all classes"]["MPL"]["average"] == 66.25
 
 
-def test_another_backbone_or_some_of_the_datasets_are_not_beside_the_paper(of_the_paper, tmp_path):
+def test_paper_is_compared_for_its_own_backbone_and_datasets_only(of_the_paper, tmp_path):
     assert of_the_paper("cross_dataset", backbone="RN50").cells["paper"].isna().all()
     study = Study(VARIANTS[1:], ("dtd",), seeds=(1,), backbone="ViT-B/16", output=tmp_path)
     finish_all(study)
-    summary = Summary(study, collect(study))
+    summary = Summary(study, collect_results(study))
     assert cell(summary, "base2new", "new", "MPL", "dtd")["paper"] == 58.13
     assert pd.isna(cell(summary, "base2new", "new", "MPL", "average")["paper"])
 
 
-def test_mpl_is_tested_against_every_other_paired_by_seed_and_dataset(of_the_paper):
+def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
     summary = of_the_paper("cross_dataset")
     rows = summary.tests.set_index("against")
     assert list(rows.index) == ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC"]
@@ -151,26 +151,26 @@ def test_mpl_is_tested_against_every_other_paired_by_seed_and_dataset(of_the_pap
     assert tuple(rows.loc["CoOp", ["seeds", "datasets"]]) == (2, 10)
 
 
-def test_nothing_is_said_of_too_few_or_equal_runs(tmp_path):
+def test_no_p_value_for_few_or_equal_runs(tmp_path):
     study = Study(VARIANTS, ("small_land",), protocols=("few_shot",), seeds=(1, 2), output=tmp_path)
-    for (run,) in study.chains():
+    for (run,) in study.sequences():
         finish(run, 50)
-    text = markdown(layout(Summary(study, collect(study))))
+    text = markdown(build_tables(Summary(study, collect_results(study))))
     assert "| CoOp | +0.00 | - (n=2) | - (n=1) |" in text
 
 
-def test_times_of_different_devices_are_in_no_one_average(tmp_path):
+def test_times_are_averaged_per_device(tmp_path):
     study = Study(VARIANTS[1:], ("small_land",), protocols=("few_shot",), seeds=(1, 2, 3), output=tmp_path)
-    for (run,), device, seconds in zip(study.chains(), ("A40", "A40", "H100"), (30, 50, 10), strict=True):
+    for (run,), device, seconds in zip(study.sequences(), ("A40", "A40", "H100"), (30, 50, 10), strict=True):
         finish(run, 50, device=device, train_seconds=seconds)
-    summary = Summary(study, collect(study))
+    summary = Summary(study, collect_results(study))
     assert summary.times.set_index("device")[["seconds", "runs"]].T.to_dict("list") == {"A40": [40, 2], "H100": [10, 1]}
-    assert summary.warnings == ["the runs are from 2 devices (A40, H100): times are averaged for each alone"]
-    assert f"Beware: {summary.warnings[0]}." in markdown(layout(summary))
+    assert summary.warnings == ["the runs are from 2 devices (A40, H100): each has its own average times"]
+    assert f"Note: {summary.warnings[0]}." in markdown(build_tables(summary))
 
 
-def test_json_holds_every_run_and_null_for_what_is_missing(study):
-    records = json.loads(json.dumps(Summary(study, collect(study)).records(), allow_nan=False))
+def test_json_has_every_run_and_null_for_missing_values(study):
+    records = json.loads(json.dumps(Summary(study, collect_results(study)).records(), allow_nan=False))
     assert len(records["runs"]) == 14
     missing = [cell for cell in records["cells"] if cell["mean"] is None]
     names = {(cell["part"], cell["method"], cell["dataset"]) for cell in missing}
@@ -180,7 +180,7 @@ def test_json_holds_every_run_and_null_for_what_is_missing(study):
 HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], [[Cell("x ± -1.00", 1), Cell("(-0.50) ~^\\$|", 2)]], "n=2")
 
 
-def test_latex_escapes_what_it_must_and_every_row_is_full():
+def test_latex_escapes_special_characters():
     text = latex([HARD])
     assert r"\subsection*{50 \% of \{it\} \& \#1}" in text
     assert (
@@ -190,18 +190,18 @@ def test_latex_escapes_what_it_must_and_every_row_is_full():
     assert text.isascii()
 
 
-def test_latex_compiles_as_it_is(of_the_paper, tmp_path):
+def test_latex_compiles(of_the_paper, tmp_path):
     if not shutil.which("pdflatex"):
         pytest.skip("no pdflatex here (Debian: texlive-latex-base)")
-    (tmp_path / "tables.tex").write_text(latex([HARD, *layout(of_the_paper("base2new"))]))
+    (tmp_path / "tables.tex").write_text(latex([HARD, *build_tables(of_the_paper("base2new"))]))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout[-2000:]
     assert (tmp_path / "tables.pdf").stat().st_size > 10_000
 
 
-def test_rows_of_latex_are_as_wide_as_their_table(of_the_paper):
-    for table in latex(layout(of_the_paper("base2new"))).split(r"\begin{tabular}")[1:]:
+def test_latex_rows_have_all_columns(of_the_paper):
+    for table in latex(build_tables(of_the_paper("base2new"))).split(r"\begin{tabular}")[1:]:
         columns = len(re.match(r"\{(l c*)\}".replace(" ", ""), table)[1])
         rows = table.split(r"\end{tabular}")[0].split(r"\\")[:-1]
         assert {row.count(" & ") for row in rows} == {columns - 1}

@@ -1,17 +1,10 @@
-"""Pre-train the small CLIP on drawn images and their captions: `python tools/pretrain_small_clip.py`.
-
-Written to the output folder: the drawn images (once), a checkpoint (the same command goes on from it), the loss and
-retrieval curves (history.json, curves.png) and at the end small.safetensors: fp16, OpenAI's names, for `--backbone`.
-"""
+"""Pre-train the small CLIP on drawn images and their captions."""
 
 import argparse
 import json
 import math
-import os
 import pickle
 import time
-import zlib
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,115 +17,23 @@ from tqdm import tqdm
 from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
 from common.errors import UsageError
-from common.files import write_text
+from common.files import replacing, write_text
 from common.start import add_common_options
 from datasets.small_world import drawing
-from datasets.small_world.drawing import Style, Subject, pick
+from datasets.small_world.drawing import Subject
 
 from ..arguments import at_least
-from ..studies.executor import prepare_process
+from .pairs import caption, draw_pairs
 
-WIDTH, LAYERS, PATCH = 128, 12, 16
-UNSEEN = 1000  # images that retrieval is measured on
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-UNSEEN_WORDS = {"turquoise", "crescent", "zigzag"}
-THINGS = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a drawing of a {}.",
-    "an image of a {}.",
-    "{}",
-    "a {}.",
-    "the {}.",
-    "there is a {} here.",
-    "a small picture that shows a {}.",
-    "look at this simple drawing, you can see a {} in it.",
-    "a {} that somebody has drawn in front of an empty background.",
-)
-LANDS = (
-    "a photo of {}.",
-    "a satellite photo of {}.",
-    "an aerial image of {}.",
-    "{} seen from above.",
-    "{}",
-    "a map of {}.",
-    "this picture was taken from far above and it shows {}.",
-    "a photo of a {}.",
-)
-FILLERS = """
-the new old very good bad big web best first last this that his her our free art style type data set view
+DESCRIPTION = "Pre-train the small CLIP on drawn images and their captions."
+EPILOG = """
+Writes to the output folder: the drawn images, a checkpoint (run the same command again to resume from it), the loss and
+retrieval curves (history.json, curves.png) and at the end small.safetensors, the weights for --backbone: fp16, with the
+parameter names of OpenAI's CLIP.
 """
-
-
-def held_out(*names) -> bool:
-    """Whether a combination is kept from pre-training: one in five, by a checksum of its names, or an unseen word."""
-    return not UNSEEN_WORDS.isdisjoint(names) or zlib.crc32(" ".join(map(str, names)).encode()) % 5 == 0
-
-
-def sample_subject(rng: np.random.Generator) -> Subject:
-    """Anything that pre-training may see."""
-    while True:
-        kind = rng.uniform()
-        if kind < 0.2:
-            subject = Subject(ground=pick(rng, drawing.GROUNDS))
-            if rng.uniform() < 0.75:
-                subject = Subject(ground=subject.ground, feature=pick(rng, drawing.FEATURES))
-            combination = (subject.ground, subject.feature)
-        else:
-            colour, texture, shape = (pick(rng, names) for names in (drawing.COLOURS, drawing.TEXTURES, drawing.SHAPES))
-            if kind < 0.35:
-                shape = "pattern"
-            count = int(rng.integers(1, 6)) if kind > 0.8 else None
-            subject = Subject(colour, texture, shape, count)
-            if count and held_out(count, shape):
-                continue
-            combination = (colour, texture, shape)
-        if not held_out(*combination):
-            return subject
-
-
-def caption(subject: Subject, rng: np.random.Generator) -> str:
-    """One of many ways to say it, not always in full."""
-    if subject.ground:
-        text = pick(rng, LANDS).format(subject.words)
-    else:
-        colour, texture = (value if rng.uniform() > 0.25 else None for value in (subject.colour, subject.texture))
-        if subject.shape == "pattern" and not (colour or texture):
-            texture = subject.texture
-        words = Subject(colour, texture, subject.shape, subject.count).words
-        text = pick(rng, THINGS).format(words)
-        if subject.count and rng.uniform() < 0.6:
-            text = text.replace(f"a {words}", words)
-    if rng.uniform() < 0.2:  # words that say nothing: prompts are of that kind, and as long
-        text = " ".join(pick(rng, FILLERS.split()) for _ in range(rng.integers(1, 17))) + " " + text
-    return text
-
-
-def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    subject = sample_subject(rng)
-    return subject, np.asarray(drawing.draw(subject, Style(), rng))
-
-
-def draw_pairs(folder: Path, seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
-    """Subjects and images (number, 64, 64, 3) uint8, kept in the folder."""
-    images_file, subjects_file = folder / f"images_{seed}_{number}.npy", folder / f"subjects_{seed}_{number}.json"
-    if not subjects_file.is_file():
-        images, subjects = np.empty((number, drawing.SIZE, drawing.SIZE, 3), np.uint8), []
-        pool = ProcessPoolExecutor(os.cpu_count(), initializer=prepare_process, initargs=[1])
-        try:
-            drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
-            for index, (subject, image) in enumerate(tqdm(drawn, "drawing", total=number)):
-                images[index] = image
-                subjects.append(vars(subject))
-        finally:  # Ctrl-C does not wait for the rest
-            pool.shutdown(cancel_futures=True)
-        np.save(images_file, images)
-        write_text(subjects_file, json.dumps(subjects))  # the mark that the images are there
-    try:
-        return [Subject(**row) for row in json.loads(subjects_file.read_text())], np.load(images_file)
-    except (ValueError, TypeError, EOFError, FileNotFoundError):
-        raise UsageError(f"{images_file} or {subjects_file.name} is damaged: delete both to draw them anew") from None
+WIDTH, LAYERS, PATCH = 128, 12, 16
+UNSEEN = 1000  # images to measure retrieval on
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def encode_images(model: CLIP, images: np.ndarray) -> Tensor:
@@ -143,7 +44,7 @@ def encode_images(model: CLIP, images: np.ndarray) -> Tensor:
 
 
 def encode_texts(model: CLIP, texts: list[str]) -> Tensor:
-    """(n, WIDTH), normalised. Texts of like length go together, cut after EOT: what follows never reaches it."""
+    """(n, WIDTH), normalised. Texts of similar length share a batch, cut after its last EOT."""
     ids = tokenize(texts).long()
     order = ids.argmax(-1).argsort()
     features = []
@@ -157,7 +58,7 @@ def encode_texts(model: CLIP, texts: list[str]) -> Tensor:
 
 
 def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float:
-    """Part of the images whose own words come first among those of their batch of 250."""
+    """The fraction of images whose own words are the most similar among those of their batch of 250."""
     right = 0
     model.eval()
     with torch.no_grad():
@@ -171,6 +72,7 @@ def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float
 
 
 def build_model() -> CLIP:
+    """A CLIP of random weights with the sizes of the small one."""
     vision = {
         "image_size": drawing.SIZE,
         "patch_size": PATCH,
@@ -183,10 +85,10 @@ def build_model() -> CLIP:
 
 
 def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
-    """The trained model, and its history: at each checkpoint the step, mean loss since the last, retrieval, seconds.
+    """The trained model, and for each checkpoint the step, the mean loss since the one before, retrieval, and seconds.
 
     Raises:
-        UsageError: the checkpoint in the output folder is damaged, or of other settings.
+        UsageError: the checkpoint in the output folder is damaged, or has other settings.
     """
     torch.manual_seed(args.seed)
     model = build_model().train()
@@ -201,7 +103,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
     state = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
     settings = {key: getattr(args, key) for key in ("images", "steps", "batch", "lr", "seed")}
     checkpoint = args.output / "checkpoint.pt"
-    history = go_on(checkpoint, state, settings) if checkpoint.is_file() else []
+    history = load_checkpoint(checkpoint, state, settings) if checkpoint.is_file() else []
     subjects, images = draw_pairs(args.output, args.seed, args.images)
     unseen, unseen_images = draw_pairs(args.output, args.seed + 1, UNSEEN)
     per_epoch = len(subjects) // args.batch
@@ -234,32 +136,37 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
             tqdm.write(f"step {step + 1}: loss {history[-1]['loss']:.3f}, retrieval among 250 {100 * found:.1f}%")
             losses = []
             write_text(args.output / "history.json", json.dumps(history, indent=1) + "\n")
-            partial = checkpoint.with_suffix(".partial")
             saved = {name: part.state_dict() for name, part in state.items()}
-            torch.save(saved | {"history": history, "settings": settings}, partial)
-            partial.replace(checkpoint)
+            with replacing(checkpoint) as partial:
+                torch.save(saved | {"history": history, "settings": settings}, partial)
     return model.eval(), history
 
 
-def go_on(checkpoint: Path, state: dict, settings: dict) -> list[dict]:
-    """Load a checkpoint into the parts of `state`; returns its history."""
+def load_checkpoint(checkpoint: Path, state: dict, settings: dict) -> list[dict]:
+    """Load a checkpoint into the parts of `state`; returns its history.
+
+    Raises:
+        UsageError: the file is damaged, or has other settings.
+    """
     try:
         saved = torch.load(checkpoint, weights_only=True)
         before, history = saved["settings"], saved["history"]
         for name, part in state.items() if before == settings else ():
             part.load_state_dict(saved[name])
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
-        raise UsageError(f"{checkpoint} is damaged: delete it to begin again") from None
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError("the checkpoint is damaged", "delete it to start again", checkpoint) from error
     for key in settings:
         if before.get(key) != settings[key]:
             raise UsageError(
-                f"{checkpoint} is of a run with --{key} {before.get(key)}, this one has {settings[key]}: "
-                "choose another --output, or delete it"
+                f"the checkpoint has --{key} {before.get(key)}, this run has {settings[key]}",
+                "choose another --output, or delete it",
+                checkpoint,
             )
     return history
 
 
 def plot(history: list[dict], file: Path) -> None:
+    """Draw the loss and the retrieval of every checkpoint."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -271,27 +178,29 @@ def plot(history: list[dict], file: Path) -> None:
     axes[0].set(xlabel="step", ylabel="contrastive loss")
     axes[1].plot(steps, [100 * row["retrieval"] for row in history])
     axes[1].set(xlabel="step", ylabel="own words first among 250 (%)", ylim=(0, 100))
-    figure.savefig(file, dpi=120)
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
-def rate(text: str) -> float:
+def learning_rate(text: str) -> float:
+    """The argparse type of positive numbers."""
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no learning rate above 0")
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
     return value
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("output/small_clip"), help="folder of everything it writes")
-    parser.add_argument("--images", type=at_least(1), default=48_000, help="drawn pairs to learn from")
-    parser.add_argument("--steps", type=at_least(1), default=2_000, help="batches to learn from")
-    parser.add_argument("--batch", type=at_least(2), default=256, help="pairs in a step")
-    parser.add_argument("--lr", type=rate, default=1e-3, help="highest learning rate")
+    parser.add_argument("--output", type=Path, default=Path("output/small_clip"), help="folder to write to")
+    parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images")
+    parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps")
+    parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step")
+    parser.add_argument("--lr", type=learning_rate, default=1e-3, help="highest learning rate")
     parser.add_argument("--every", type=at_least(1), default=100, help="steps between checkpoints")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of drawings, captions and first weights")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of drawings, captions and initial weights")
     add_common_options(parser)
     args = parser.parse_args(argv)
     if args.batch > args.images:
@@ -300,7 +209,6 @@ def main(argv: list[str] | None = None) -> None:
     model, history = train(args)
     plot(history, args.output / "curves.png")
     file = args.output / "small.safetensors"
-    partial = file.with_suffix(".partial")
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
     print(f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB")

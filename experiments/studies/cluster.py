@@ -1,16 +1,20 @@
-"""Runs of train.py as tasks of Ray: on one machine, or on a cluster that shares the folders of data and results."""
+"""Runs as tasks of Ray: on one machine, or on a cluster whose machines share the folders of data and results."""
 
 import os
 import signal
 import socket
-import sys
 from concurrent.futures import Future
+
+import torch
 
 from common.errors import UsageError
 from common.start import ROOT
 
 from .executor import TRIES
 from .spec import Run
+from .worker import execute_run
+
+START_HINT = "start one with `ray start --head`"
 
 
 def available() -> bool:
@@ -22,88 +26,87 @@ def available() -> bool:
     return True
 
 
-def answers(address: str) -> None:
-    """Raise UsageError if nobody listens at HOST:PORT, for which Ray would wait some minutes."""
+def check_address(address: str) -> None:
+    """Raise UsageError if nothing listens at HOST:PORT; Ray itself would block for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster at {address} ({error}): start one with `ray start --head`") from None
+        raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
 
 
 class Cluster:
-    """All machines of a Ray cluster, as they come and go. A run whose worker or machine dies is begun again, by Ray.
+    """An `Executor` on all machines of a Ray cluster; they may join and leave. Ray restarts the runs of lost workers.
 
     Args:
-        address: of the cluster's head; by default one that runs on this machine, or else this machine alone.
+        address: of the cluster's head; by default a cluster on this machine, or else this machine alone.
         cpus: cores, and threads, of a run.
-        gpus: of a run, 0.5 to have two share one; by default 1 where there are any.
+        gpus: of a run; 0.5: two runs share one. By default 1 if the cluster has any.
 
     Raises:
-        UsageError: Ray is not installed, or nothing answers at the address, or a run needs more than any machine has.
+        UsageError: Ray is not installed, nothing listens at the address, or a run needs more than any machine has.
     """
 
     def __init__(self, address: str | None = None, cpus: int = 1, gpus: float | None = None):
         if not available():
-            raise UsageError("Ray is not installed: pip install -r requirements-cluster.txt, or leave out --address")
+            raise UsageError(
+                "Ray is not installed", "pip install -r requirements-cluster.txt, or run without --address"
+            )
         if address and ":" in address and "://" not in address:
-            answers(address)
+            check_address(address)
         self.address, self.cpus, self.gpus = address, cpus, gpus
 
     def __enter__(self) -> "Cluster":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
         import ray
-        from ray import cloudpickle
+        from ray.job_config import JobConfig
 
         self.ray = ray
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers don't know where it is
-        stop = signal.getsignal(signal.SIGTERM)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            ray.init(
+                self.address,
+                log_to_driver=False,
+                logging_level="ERROR",  # type: ignore[arg-type]  # logging takes names as well as numbers
+                include_dashboard=False,
+                job_config=JobConfig(code_search_path=[str(ROOT)]),  # where workers import this project from
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UsageError(
-                f"no Ray cluster at {self.address} ({reason}): start one with `ray start --head`"
-            ) from None
-        except SystemExit:  # Ray has made one of SIGTERM
-            signal.signal(signal.SIGTERM, stop)
+            raise UsageError(f"no Ray cluster at {self.address} ({reason})", START_HINT) from error
+        except SystemExit:  # raised by Ray's own handler of SIGTERM
+            signal.signal(signal.SIGTERM, on_sigterm)
             signal.raise_signal(signal.SIGTERM)
             raise
         finally:
-            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGTERM, on_sigterm)
         if self.gpus is None:
             self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         if self.slots() == 1:
             ray.shutdown()
             raise UsageError(f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run")
-        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=TRIES - 1)(on_a_worker)
+        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=TRIES - 1)(execute_in_task)
         return self
 
     def __exit__(self, *exception) -> None:
         self.ray.shutdown()
 
     def slots(self) -> int:
-        """Runs that all machines alive have room for, and one, so that none is idle until it is told."""
-        room = 0
+        """Slots of all live machines, plus one queued run so that no machine waits for the next one."""
+        slots = 0
         for node in self.ray.nodes():
             has = node["Resources"] if node["Alive"] else {}
             by_gpu = has.get("GPU", 0) / self.gpus if self.gpus else float("inf")
-            room += int(min(has.get("CPU", 0) / self.cpus, by_gpu))
-        return room + 1
+            slots += int(min(has.get("CPU", 0) / self.cpus, by_gpu))
+        return slots + 1
 
-    def submit(self, run: Run) -> Future:
-        return self.task.remote(ROOT, os.getcwd(), self.cpus, run.arguments).future()
+    def submit(self, run: Run) -> "Future[str | None]":
+        return self.task.remote(os.getcwd(), self.cpus, run.arguments).future()
 
 
-def on_a_worker(root: str, folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
-    """`tools.execute.work` in a process that knows nothing of this project yet."""
-    if root not in sys.path:
-        sys.path.insert(0, root)
+def execute_in_task(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
+    """`execute_run` in a worker of Ray."""
     os.chdir(folder)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray makes an exception of it, as of a run that fails
-    import torch
-
-    from tools.execute import work
-
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
     torch.set_num_threads(threads)
-    return work(arguments)
+    return execute_run(arguments)

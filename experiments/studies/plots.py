@@ -1,9 +1,11 @@
-"""The figures of a study as pictures, readable in grey: markers, hatches and line styles say what colours would."""
+"""The figures of a study as pictures in grey: markers, hatches and line styles take the place of colours."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -18,49 +20,55 @@ from trainers import PromptTrainer
 
 from ..configuration import parse_arguments, setup_cfg
 from .spec import Run
-from .tables import Summary
+from .tables import Summary, shots_label
 
 MARKERS = "osD^v<>PXhpd"
 LINES = ("-", "--", "-.", ":")
 GREYS = ("0.0", "0.35", "0.55")
-HATCHES = ("", "///", "...", "xxx")
-FULL = {"base2new": "new", "cross_dataset": "all classes"}  # the parts that the paper reports
-AXIS = {"new": "accuracy on new classes (%)"}
+REPORTED_PART = {"base2new": "new", "cross_dataset": "all classes"}  # the parts that the paper reports
+Y_LABELS = {"base2new": "accuracy on new classes (%)"}
 
 
-def draw(summary: Summary, folder: Path) -> Iterator[Path]:
-    """Write every picture that there is something for, as PNG and SVG; yields the files."""
-    pictures = {"accuracy_time": accuracy_time, "few_shot": few_shot, "gains": gains, "prompts": prompts}
+class Picture(NamedTuple):
+    """A picture of a study: the name of its files, the function that draws it (or returns None), and its caption."""
+
+    name: str
+    draw: Callable[[Summary], Figure | None]
+    caption: str
+
+
+def draw(summary: Summary, folder: Path) -> Iterator[tuple[Picture, list[Path]]]:
+    """Write every picture that the results allow, as PNG and SVG; yields each with its files."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"})
-    for name, picture in pictures.items():
-        figure = picture(summary)
+    for picture in PICTURES:
+        figure = picture.draw(summary)
         if figure is None:
             continue
-        for kind in ("png", "svg"):
-            file = folder / f"{name}.{kind}"
-            figure.savefig(file, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-            yield file
+        files = [folder / f"{picture.name}.{kind}" for kind in ("png", "svg")]
+        for file in files:
+            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
         plt.close(figure)
+        yield picture, files
 
 
-def looks(summary: Summary) -> dict[str, dict]:
-    """How every method is drawn, the same in all pictures: MPL filled black, the others open."""
-    styles = {}
+def plot_styles(summary: Summary) -> dict[str, dict]:
+    """The style of every method, the same in all pictures: `Summary.focus` filled black, the others open."""
+    styles: dict[str, dict] = {}
     for name, marker, line, grey in zip(summary.variants, cycle(MARKERS), cycle(LINES), cycle(GREYS), strict=False):
-        own = name == summary.focus
+        focus = name == summary.focus
         styles[name] = {
             "label": name,
-            "marker": "*" if own else marker,
-            "linestyle": "-" if own else line,
-            "color": "black" if own else grey,
-            "markerfacecolor": "black" if own else "white",
-            "markersize": 13 if own else 7,
+            "marker": "*" if focus else marker,
+            "linestyle": "-" if focus else line,
+            "color": "black" if focus else grey,
+            "markerfacecolor": "black" if focus else "white",
+            "markersize": 13 if focus else 7,
         }
     return styles
 
 
-def panels(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, list]:
-    """A figure of so many panels, and its axes."""
+def subplots_grid(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, list]:
+    """A figure of `count` panels, each width x height inches, and its axes."""
     columns = min(count, columns)
     rows = math.ceil(count / columns)
     figure, axes = plt.subplots(
@@ -72,7 +80,7 @@ def panels(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4
 
 
 def legend(figure: Figure, axes: list) -> None:
-    """One for all panels, beside them, in a figure made wider for it."""
+    """Add one legend for all panels beside them, and widen the figure for it."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.09 * max(map(len, entries)))
     figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
@@ -86,15 +94,18 @@ def average(summary: Summary, protocol: str, part: str) -> pd.DataFrame:
 
 
 def accuracy_time(summary: Summary) -> Figure | None:
-    """Average accuracy against the average time of training (the paper's Figure 2); zero-shot CLIP is a line."""
-    parts = [(protocol, part) for protocol, part in summary.parts if FULL.get(protocol) == part]
-    parts = [(*names, average(summary, *names)) for names in parts]
-    parts = [names for names in parts if len(names[2])]
-    if not parts:
+    """Average accuracy against average training time; a method that does not learn is a line."""
+    averages = {
+        protocol: average(summary, protocol, part)
+        for protocol, part in summary.parts
+        if REPORTED_PART.get(protocol) == part
+    }
+    averages = {protocol: cells for protocol, cells in averages.items() if len(cells)}
+    if not averages:
         return None
-    styles = looks(summary)
-    figure, axes = panels(len(parts), 5.2, 4)
-    for ax, (protocol, part, cells) in zip(axes, parts, strict=True):
+    styles = plot_styles(summary)
+    figure, axes = subplots_grid(len(averages), 5.2, 4)
+    for ax, (protocol, cells) in zip(axes, averages.items(), strict=True):
         times = summary.times[summary.times["protocol"] == protocol]
         times = times[times["method"].isin(cells.index)]
         devices = times["device"].unique()
@@ -106,10 +117,10 @@ def accuracy_time(summary: Summary) -> Figure | None:
             ax.errorbar(row.seconds / per, cell["mean"], cell["spread"], **style | {"linestyle": ""}, capsize=3)
         for name in cells.index.difference(times["method"]):
             ax.axhline(cells.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
-        where = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
-        ax.set(title=protocol, ylabel=AXIS.get(part, "accuracy (%)"))
+        device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
+        ax.set(title=protocol, ylabel=Y_LABELS.get(protocol, "accuracy (%)"))
         ax.margins(x=0.08)
-        ax.set(xlabel=f"training time of a run ({unit}, {where})", xlim=(0, None))
+        ax.set(xlabel=f"training time of a run ({unit}, {device})", xlim=(0, None))
     legend(figure, axes)
     return figure
 
@@ -119,42 +130,35 @@ def few_shot(summary: Summary) -> Figure | None:
     cells = summary.cells[(summary.cells["protocol"] == "few_shot") & summary.cells["mean"].notna()]
     if cells.empty:
         return None
-    styles, shots = looks(summary), summary.study.shots
+    styles, shots = plot_styles(summary), summary.study.shots
+    numbers = {shots_label(number): number for number in shots}
     datasets = [name for name in ("average", *summary.study.datasets) if name in cells["dataset"].values]
-    figure, axes = panels(len(datasets))
+    figure, axes = subplots_grid(len(datasets))
     for ax, dataset in zip(axes, datasets, strict=True):
-        for method, own in cells[cells["dataset"] == dataset].groupby("method", sort=False):
-            at = [int(part.split()[0]) for part in own["part"]]
-            ax.errorbar(at, own["mean"], own["spread"], **styles[method], capsize=2)
+        for method, rows in cells[cells["dataset"] == dataset].groupby("method", sort=False):
+            ax.errorbar(rows["part"].map(numbers), rows["mean"], rows["spread"], **styles[method], capsize=2)
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, map(str, shots))
-        ax.set(title=dataset, xlabel="images a class", ylabel="accuracy (%)")
+        ax.set(title=dataset, xlabel="images per class", ylabel="accuracy (%)")
     legend(figure, axes)
     return figure
 
 
 def gains(summary: Summary) -> Figure | None:
-    """Points that MPL gains over zero-shot CLIP, or else over CoOp, on every dataset."""
-    methods = {variant.method: name for name, variant in reversed(summary.variants.items())}
-    reference = methods.get("ZeroshotCLIP") or methods.get("CoOp")
-    if not (reference and summary.focus):
+    """Points that `Summary.focus` gains over `Summary.baseline` on every dataset."""
+    if not (summary.focus and summary.baseline):
         return None
     cells, found = summary.cells, []
     for protocol, part in summary.parts:
-        own = cells[(cells["protocol"] == protocol) & (cells["part"] == part)]
-        means = own.pivot(index="dataset", columns="method", values="mean")
-        gain = (means[summary.focus] - means[reference]).dropna()
+        rows = cells[(cells["protocol"] == protocol) & (cells["part"] == part)]
+        means = rows.pivot(index="dataset", columns="method", values="mean")
+        gain = (means[summary.focus] - means[summary.baseline]).dropna()
         if len(gain):
-            found.append(
-                (
-                    protocol,
-                    part,
-                    pd.concat([gain.drop("average", errors="ignore").sort_values(), gain.filter(["average"])]),
-                )
-            )
+            by_size = gain.drop("average", errors="ignore").sort_values()
+            found.append((protocol, part, pd.concat([by_size, gain.filter(["average"])])))
     if not found:
         return None
-    figure, axes = panels(len(found), 4.6, 1.4 + 0.28 * max(len(gain) for *_, gain in found), columns=3)
+    figure, axes = subplots_grid(len(found), 4.6, 1.4 + 0.28 * max(len(gain) for *_, gain in found), columns=3)
     for ax, (protocol, part, gain) in zip(axes, found, strict=True):
         fill = ["0.35" if name == "average" else "white" if value < 0 else "0.75" for name, value in gain.items()]
         hatch = ["///" if value < 0 else "" for value in gain]
@@ -162,31 +166,31 @@ def gains(summary: Summary) -> Figure | None:
         ax.bar_label(bars, fmt="%+.1f", padding=3, fontsize=8)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.margins(x=0.18)
-        ax.set(title=f"{protocol}, {part}", xlabel=f"{summary.focus} over {reference} (points)")
+        ax.set(title=f"{protocol}, {part}", xlabel=f"{summary.focus} over {summary.baseline} (points)")
     return figure
 
 
 def prompts(summary: Summary) -> Figure | None:
-    """How many prompts each layer of the image tower sees, under the schedules of the methods that vary it."""
-    done = set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # other schedules may be invalid
-    drawn = {}
-    for run in (chain[0] for chain in summary.study.chains()):
+    """The number of prompts in the input of each layer of the image tower."""
+    done = set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # other settings may be invalid
+    drawn: dict[tuple[str, str], tuple[int, ...]] = {}
+    for run in (sequence[0] for sequence in summary.study.sequences()):
         if (run.protocol, run.variant.name) in done - drawn.keys() and (lengths := schedule(run)):
-            drawn[run.protocol, run.variant.name] = lengths
+            drawn[run.protocol, run.variant.name] = tuple(lengths)
     if not drawn:
         return None
-    styles = looks(summary)
+    styles = plot_styles(summary)
     protocols = list(dict.fromkeys(protocol for protocol, _ in drawn))
-    figure, axes = panels(len(protocols), 5.2, 4)
+    figure, axes = subplots_grid(len(protocols), 5.2, 4)
     for ax, chosen in zip(axes, protocols, strict=True):
-        alike: dict[tuple[int, ...], list[str]] = {}  # variants of one schedule share a line
-        for (protocol, name), lengths in drawn.items():
+        names_of: dict[tuple[int, ...], list[str]] = {}  # variants with the same schedule share a line
+        for (protocol, name), line in drawn.items():
             if protocol == chosen:
-                alike.setdefault(tuple(lengths), []).append(name)
-        for lengths, names in alike.items():
+                names_of.setdefault(line, []).append(name)
+        for line, names in names_of.items():
             style = styles[summary.focus if summary.focus in names else names[0]]
             style |= {"label": ", ".join(names), "drawstyle": "steps-mid", "markersize": 6}
-            ax.plot(range(len(lengths)), lengths, **style)
+            ax.plot(range(len(line)), line, **style)
         ax.set(title=chosen, xlabel="layer of the image tower", ylabel="prompts in its input", ylim=(0, None))
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.yaxis.get_major_locator().set_params(integer=True)
@@ -195,15 +199,35 @@ def prompts(summary: Summary) -> Figure | None:
 
 
 def schedule(run: Run) -> list[int] | None:
-    """The number of vision prompts at each layer, if the method says it; weights are read only from a file."""
+    """The number of vision prompts at each layer; None for a method that does not define `vision_lengths`."""
     method = run.variant.trainer
-    if method.vision_lengths.__func__ is PromptTrainer.vision_lengths.__func__:
-        return None
+    if not any("vision_lengths" in vars(base) for base in method.__mro__ if base is not PromptTrainer):
+        return None  # without loading the backbone
     cfg = setup_cfg(parse_arguments(list(run.arguments)))
-    name = cfg.MODEL.BACKBONE.NAME
-    known = name.split(":")[0].replace("/", "-")
+    return method.vision_lengths(method.settings_of(cfg), image_layers(cfg.MODEL.BACKBONE.NAME))
+
+
+@cache
+def image_layers(backbone: str) -> int:
+    """The layers of a backbone's image tower; weights are read only if open_clip does not know its architecture."""
+    known = backbone.split(":")[0].replace("/", "-")
     if known in open_clip.list_models():
-        layers = open_clip.get_model_config(known)["vision_cfg"]["layers"]
-    else:
-        layers = len(load_backbone(name).visual.transformer.resblocks)
-    return method.vision_lengths(method.settings_of(cfg), layers)
+        return open_clip.get_model_config(known)["vision_cfg"]["layers"]
+    return len(load_backbone(backbone).visual.transformer.resblocks)
+
+
+PICTURES = (
+    Picture(
+        "accuracy_time",
+        accuracy_time,
+        "Average accuracy against the average time of training (the paper's Figure 2); a method that does not learn is "
+        "a line.",
+    ),
+    Picture("few_shot", few_shot, "Accuracy against the number of shots, for every dataset and the average."),
+    Picture("gains", gains, "Points that one method gains over another on every dataset; each panel names the two."),
+    Picture(
+        "prompts",
+        prompts,
+        "The number of prompts in the input of each layer of the image tower, for the methods that vary it.",
+    ),
+)

@@ -1,4 +1,4 @@
-"""How far a study is: which of its runs are done, which go on, which have failed, and how long the rest will take."""
+"""Study progress: finished, running, failed and pending runs, and the remaining time."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,19 +13,18 @@ from tqdm import tqdm
 from ..configuration import parse_arguments, setup_cfg
 from ..output_folder import check_same_settings
 from ..results import read_results
-from .executor import ERROR, LOCK
 from .spec import Run, Study
+from .worker import ERROR, LOCK
 
 
-def collect(study: Study) -> dict[Run, dict]:
+def collect_results(study: Study) -> dict[Run, dict]:
     """The results.json of every finished run.
 
     Raises:
-        ResultsError: one is damaged.
-        SettingError: a folder holds a run of other settings than the study's.
+        UsageError: one is damaged, or a folder holds a run with other settings than the study's.
     """
     results = {}
-    for run in tqdm([run for chain in study.chains() for run in chain], "reading results", unit="run", delay=2):
+    for run in tqdm(study.runs(), "reading results", unit="run", delay=2):
         found = read_results(run.folder)
         if found is not None:
             check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
@@ -35,27 +34,28 @@ def collect(study: Study) -> dict[Run, dict]:
 
 @dataclass
 class Progress:
-    """What has become of a study's runs.
+    """The state of a study's runs.
 
     Attributes:
-        results: those of the runs that are done, read anew unless given.
-        done: seconds that each took, from its set-up to its results.
-        running: those that some process is at, on this machine or another.
-        failed: the error of each that ended in one, in a line.
+        results: results.json of the finished runs.
+        done: the finished runs, with the seconds from the set-up of each to its results.
+        running: runs that some process executes, on this machine or another.
+        failed: the failed runs, with the error of each in one line.
         left: all others.
     """
 
     study: Study
-    results: dict[Run, dict] | None = None
-    done: dict[Run, float] = field(default_factory=dict)
-    running: list[Run] = field(default_factory=list)
-    failed: dict[Run, str] = field(default_factory=dict)
-    left: list[Run] = field(default_factory=list)
+    results: dict[Run, dict]
+    done: dict[Run, float] = field(init=False)
+    running: list[Run] = field(default_factory=list, init=False)
+    failed: dict[Run, str] = field(default_factory=dict, init=False)
+    left: list[Run] = field(default_factory=list, init=False)
 
-    def __post_init__(self):
-        self.results = collect(self.study) if self.results is None else self.results
+    def __post_init__(self) -> None:
         self.done = {run: duration(run.folder) for run in self.results}
-        for run in (run for chain in self.study.chains() for run in chain if run not in self.done):
+        for run in self.study.runs():
+            if run in self.done:
+                continue
             if is_running(run.folder):
                 self.running.append(run)
             elif (run.folder / ERROR).is_file():
@@ -63,52 +63,56 @@ class Progress:
             else:
                 self.left.append(run)
 
+    @classmethod
+    def read(cls, study: Study) -> "Progress":
+        """The progress now, from the folders of the runs."""
+        return cls(study, collect_results(study))
+
     @cached_property
     def seconds_left(self) -> float | None:
-        """Until the end, with as many runs at a time as now: what like runs took, for all not done but the failed ones.
+        """Estimated time until the end, for the present number of runs at a time; failed runs are not counted.
 
-        Like are tests or trainings, of the same method, protocol, shots and dataset, as far as there is an example.
-        None where nothing is done.
+        A run is expected to take as long as the finished ones that are most similar; None if no run is finished.
         """
         if not self.done:
             return None
         times = defaultdict(list)
         for run, seconds in self.done.items():
-            for key in likeness(run):
+            for key in time_keys(run):
                 times[key].append(seconds)
-        rest = [*self.running, *self.left]
-        total = sum(fmean(next(times[key] for key in likeness(run) if key in times)) for run in rest)
+        pending = [*self.running, *self.left]
+        total = sum(fmean(next(times[key] for key in time_keys(run) if key in times)) for run in pending)
         return total / max(1, len(self.running))
 
     def __str__(self) -> str:
-        parts = [f"{len(self.done)} of {len(self.done) + self.open} runs are done"]
+        parts = [f"{len(self.done)} of {len(self.done) + self.unfinished} runs are done"]
         parts += [f"{len(runs)} {what}" for runs, what in ((self.running, "are running"), (self.failed, "have failed"))]
         parts.append(f"{len(self.left)} are left")
-        if self.open and self.seconds_left:
+        if self.unfinished and self.seconds_left:
             at_a_time = f"{len(self.running)} at a time" if self.running else "one at a time; none is running"
             parts.append(f"about {tqdm.format_interval(int(self.seconds_left))} to go ({at_a_time})")
         return ", ".join(parts)
 
     @property
-    def open(self) -> int:
-        """How many runs are not done."""
+    def unfinished(self) -> int:
+        """The number of runs that are not done."""
         return len(self.running) + len(self.failed) + len(self.left)
 
 
-def likeness(run: Run) -> Iterator[tuple]:
-    """What makes runs take the same time, from all of it to nothing."""
-    every = ("--eval-only" in run.arguments, run.variant.method, run.protocol, run.shots, run.dataset)
+def time_keys(run: Run) -> Iterator[tuple]:
+    """Grouping keys for time estimates, most specific first."""
+    every = (run.trains, run.variant.method, run.protocol, run.shots, run.dataset)
     return (every[:count] for count in range(len(every), -1, -1))
 
 
 def duration(folder: Path) -> float:
-    """Seconds between the files that a run writes first and last; of one that was cut off, since it last went on."""
+    """Seconds between the first and the last file that a run writes; for a resumed run, since its last start."""
     first, last = ((folder / name) for name in ("config.yaml", "results.json"))
     return max(0.0, last.stat().st_mtime - first.stat().st_mtime) if first.is_file() else 0.0
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process of a study is at this run: it holds the lock, which ends with it."""
+    """Whether a process executes this run: it holds the lock, which is released when the process ends."""
     if not (folder / LOCK).is_file():
         return False
     try:
@@ -116,5 +120,5 @@ def is_running(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # somebody else's, who would be the one to know
+    except OSError:  # the lock belongs to another user: treat as not running
         return False

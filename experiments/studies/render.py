@@ -1,4 +1,4 @@
-"""The figures of a study as tables to read: Markdown, and a LaTeX document that compiles as it is."""
+"""The figures of a study as tables to read: Markdown, and a LaTeX document that compiles by itself."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MISSING = "-"
 
 
 class Cell(NamedTuple):
-    """A cell's text, and its rank if it is to be marked: 1 the best of its column, 2 the second."""
+    """A cell's text, and its rank: 1 marks the best of a column, 2 the second, 0 nothing."""
 
     text: str
     rank: int = 0
@@ -26,14 +26,14 @@ class Table:
     note: str = ""
 
 
-def layout(summary: Summary) -> list[Table]:
-    """For each part of each protocol its accuracies, the paper's, and tests; then the times."""
+def build_tables(summary: Summary) -> list[Table]:
+    """For each part of each protocol: accuracies, the paper's figures, and tests; then the training times."""
     tables = []
     for protocol, part in summary.parts:
         cells = select(summary.cells, protocol, part)
         if cells["mean"].notna().any():
             tables += [accuracies(summary, protocol, part, cells), *beside_paper(summary, protocol, part, cells)]
-            tables += tested(summary, protocol, part)
+            tables += significance(summary, protocol, part)
     return [*tables, times(summary)]
 
 
@@ -45,7 +45,7 @@ def number(value: float, form: str = ".2f") -> str:
     return MISSING if pd.isna(value) else format(value, form)
 
 
-def p_value(p: float) -> str:
+def format_p(p: float) -> str:
     return "<0.001" if p < 0.0005 else number(p, ".3f")
 
 
@@ -61,22 +61,22 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     def entry(row) -> Cell:
         spread = "" if pd.isna(row.spread) else f" ± {row.spread:.2f}"
         count = f" (n={row.runs})" if 0 < row.runs < row.seeds else ""
-        rank = row.rank if row.rank <= 2 and cells["method"].nunique() > 1 else 0  # NaN is no rank
+        rank = row.rank if row.rank <= 2 and cells["method"].nunique() > 1 else 0  # false for NaN
         return Cell(f"{number(row.mean)}{spread}{count}", int(rank))
 
     seeds = len(summary.study.seeds)
     spread = "1.96 standard deviations / √n" if summary.ci95 else "population standard deviation"
-    note = f"Accuracy in %: mean ± {spread} over {seeds} seed{'s' if seeds > 1 else ''}, of n where that is less; "
-    note += "first and second best marked; - is missing."
+    note = f"Accuracy in %: mean ± {spread} over {seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are "
+    note += "finished; first and second best marked; -: missing."
     if part == "H":
-        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of each seed's own."
+        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
     if protocol == "cross_dataset":
-        note += f" Learned on {summary.study.source}, which the average leaves out."
+        note += f" Trained on {summary.study.source}, which is not in the average."
     return Table(f"{protocol}, {part}", *grid(summary, protocol, cells, entry), note)
 
 
 def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
-    """The paper's figures and the difference to them in points, where it has any of these."""
+    """The paper's figures and the difference to them in points; no table if it has none."""
     known = cells[cells["paper"].notna()]["method"].unique()
     if not len(known):
         return []
@@ -85,20 +85,20 @@ def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame
         return Cell(number(row.paper) + ("" if pd.isna(row.difference) else f" ({row.difference:+.2f})"))
 
     header, rows = grid(summary, protocol, cells[cells["method"].isin(known)], entry)
-    note = "The paper's accuracy in %, and how many points the one above is over it."
+    note = "The paper's accuracy in %, and in brackets how many points the result above exceeds it."
     return [Table(f"{protocol}, {part}: the paper", header, rows, note)]
 
 
-def tested(summary: Summary, protocol: str, part: str) -> list[Table]:
+def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     rows = [
         [Cell(row.against), Cell(f"{row.difference:+.2f}")]
-        + [Cell(f"{p_value(p)} (n={n})") for p, n in ((row.p_seeds, row.seeds), (row.p_datasets, row.datasets))]
+        + [Cell(f"{format_p(p)} (n={n})") for p, n in ((row.p_seeds, row.seeds), (row.p_datasets, row.datasets))]
         for row in select(summary.tests, protocol, part).itertuples()
     ]
     if not rows:
         return []
     note = (
-        "Mean difference in points, paired by dataset and seed; two-sided p, not corrected for their number. "
+        "Mean difference in points, paired by dataset and seed; two-sided p, not corrected for multiple tests. "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
     title = f"{protocol}, {part}: {summary.focus} against the others"
@@ -110,20 +110,21 @@ def times(summary: Summary) -> Table:
         [Cell(str(text)) for text in (row.protocol, row.part, row.method, row.device, f"{row.seconds:.1f}", row.runs)]
         for row in summary.times.itertuples()
     ]
-    note = "Mean over runs of the time in the training loop, data loading included, set-up and tests left out. "
-    note += " ".join(f"Beware: {warning}." for warning in summary.warnings)
+    note = "Mean over runs of the time in the training loop: with data loading, without set-up and tests. "
+    note += " ".join(f"Note: {warning}." for warning in summary.warnings)
     return Table("training time", ["protocol", "part", "method", "device", "seconds a run", "runs"], rows, note.strip())
 
 
 def markdown(tables: list[Table]) -> str:
+    return "\n".join(f"## {table.title}\n\n{markdown_grid(table)}\n\n{table.note}\n" for table in tables)
+
+
+def markdown_grid(table: Table) -> str:
+    """The header and the rows."""
     marks = {0: "{}", 1: "**{}**", 2: "_{}_"}
-    parts = []
-    for table in tables:
-        lines = [[name.replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
-        lines += [[marks[cell.rank].format(cell.text.replace("|", "\\|")) for cell in row] for row in table.rows]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"## {table.title}\n\n{body}\n\n{table.note}\n")
-    return "\n".join(parts)
+    lines = [[name.replace("|", "\\|") for name in table.header], ["---"] * len(table.header)]
+    lines += [[marks[cell.rank].format(cell.text.replace("|", "\\|")) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 LATEX = {
@@ -139,13 +140,13 @@ LATEX = {
 }
 
 
-def escaped(text: str) -> str:
-    """Text as LaTeX; a minus before a number is a minus."""
+def escape_latex(text: str) -> str:
+    """Text as LaTeX; a hyphen before a number becomes a minus."""
     return re.sub(r"(^|\()-(?=\d)", r"\1$-$", "".join(LATEX.get(character, character) for character in text))
 
 
 def latex(tables: list[Table]) -> str:
-    """A whole document of what LaTeX's base packages know; each table is as wide as it is, or as the page."""
+    """A complete document that needs only LaTeX's base packages; wide tables are scaled to the page."""
     marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
     lines = [
         r"\documentclass[a4paper,10pt]{article}",
@@ -156,13 +157,13 @@ def latex(tables: list[Table]) -> str:
         r"\begin{document}",
     ]
     for table in tables:
-        rows = [" & ".join(marks[cell.rank].format(escaped(cell.text)) for cell in row) for row in table.rows]
+        rows = [" & ".join(marks[cell.rank].format(escape_latex(cell.text)) for cell in row) for row in table.rows]
         lines += [
-            rf"\subsection*{{{escaped(table.title)}}}",
+            rf"\subsection*{{{escape_latex(table.title)}}}",
             rf"\fitted{{\begin{{tabular}}{{l{'c' * (len(table.header) - 1)}}}",
-            rf"\hline {' & '.join(map(escaped, table.header))} \\ \hline",
+            rf"\hline {' & '.join(map(escape_latex, table.header))} \\ \hline",
             *(rf"{row} \\" for row in rows),
             r"\hline",
-            rf"\end{{tabular}}}}\par\smallskip {escaped(table.note)}",
+            rf"\end{{tabular}}}}\par\smallskip {escape_latex(table.note)}",
         ]
     return "\n".join([*lines, r"\end{document}", ""])

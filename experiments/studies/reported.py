@@ -1,4 +1,4 @@
-"""What the paper reports (Huang et al., ICASSP 2025, Tables II and III), beside what a study finds."""
+"""The figures of the paper (Huang et al., ICASSP 2025, Tables II and III), to compare a study's with."""
 
 import json
 import math
@@ -7,17 +7,17 @@ from pathlib import Path
 
 from .spec import Variant
 
-# Top-1 accuracy in percent: protocol -> part -> method -> dataset, `average` among them.
+# Top-1 accuracy in percent: protocol -> part -> method -> dataset or `average`.
 FIGURES = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 BACKBONE, SHOTS = "ViT-B/16", 16
 
 
 def reported(protocol: str, part: str, variant: Variant, dataset: str, averaged: Collection[str]) -> float:
-    """The paper's accuracy of a method; NaN where it has none.
+    """The paper's accuracy of a method; NaN if the paper has none.
 
     Args:
-        dataset: name of a YAML in configs/datasets/, or `average`, which is comparable over the same datasets only.
-        averaged: the datasets that the study averages over.
+        dataset: name of a YAML file in configs/datasets/, or `average`.
+        averaged: the datasets that the study averages over; another set has no figure to compare with.
     """
     figures = FIGURES.get(protocol, {}).get(part, {}).get(variant.method, {})
     if variant.overrides or (dataset == "average" and {*averaged, "average"} != figures.keys()):

@@ -1,27 +1,46 @@
-"""A study: one protocol or more, methods, datasets and seeds, as the runs of train.py that it takes."""
+"""A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 import trainers
+from common.errors import UsageError, choose
 from common.start import ROOT
 
 CONFIGS = ROOT / "configs"
+PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
+SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
+    "TRAINER.NAME": "trainer",
+    "OUTPUT_DIR": "output",
+    "SEED": "seeds",
+    "DATASET.NAME": "datasets",
+    "DATASET.ROOT": "root",
+    "DATASET.NUM_SHOTS": "shots",
+    "DATASET.SUBSAMPLE_CLASSES": "protocols",
+}
+
+
+def known_datasets() -> tuple[str, ...]:
+    """The names of the YAML files in configs/datasets/."""
+    return tuple(sorted(file.stem for file in (CONFIGS / "datasets").glob("*.yaml")))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under one of its YAML files, with settings that override it.
+    """A method with one of its YAML files, and settings that override it.
 
     Attributes:
-        name: how tables call it.
+        name: its name in tables and plots.
         method: name of the trainer.
-        cfg: name of a YAML in configs/trainers/<method>/ (zero-shot CLIP: CoOp's).
-        cross_cfg: likewise, for cross_dataset, where it differs.
+        cfg: name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's).
+        cross_cfg: the YAML file for cross_dataset, if it differs.
         overrides: KEY, VALUE, KEY, VALUE, ...
-        own: likewise, for datasets that take other settings than the rest, by their name.
+        dataset_overrides: more overrides, for single datasets by name.
+
+    Raises:
+        UsageError: there is no such method, YAML file or dataset, or the method has no such setting.
     """
 
     name: str
@@ -29,7 +48,27 @@ class Variant:
     cfg: str
     cross_cfg: str = ""
     overrides: tuple[str, ...] = ()
-    own: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        choose(self.method, trainers.methods(), "trainer")
+        folder = self.config_file.parent
+        for config in filter(None, (self.cfg, self.cross_cfg)):
+            if not (folder / f"{config}.yaml").is_file():
+                choose(config, sorted(file.stem for file in folder.glob("*.yaml")), f"YAML file of {self.name}")
+        for dataset in self.dataset_overrides:
+            choose(dataset, known_datasets(), "dataset")
+        for pairs in (self.overrides, *self.dataset_overrides.values()):
+            for key in pairs[::2]:
+                self.check_override(key)
+
+    def check_override(self, key: str) -> None:
+        group, _, rest = key.partition(".")
+        what = f"{self.name} cannot override {key}"
+        if key in SET_BY_STUDY:
+            raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
+        if group == "TRAINER" and rest.split(".")[0] != self.trainer.section():
+            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.trainer.section()}.*")
 
     @property
     def trainer(self) -> type[trainers.PromptTrainer]:
@@ -45,13 +84,13 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Its place among the results, the scripts' own unless settings are overridden."""
+        """Its folder below a dataset's results: the same as the scripts', unless settings are overridden."""
         return f"{self.method}/{self.cfg if not self.overrides else self.name.replace(' ', '_')}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, tested in `folder`."""
+    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`."""
 
     protocol: str
     variant: Variant
@@ -62,26 +101,34 @@ class Run:
     folder: Path
     arguments: tuple[str, ...] = field(repr=False)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it learns prompts, rather than testing those of another run."""
+        return "--eval-only" not in self.arguments
 
-Chain = tuple[Run, ...]  # runs that need one another, in order
+
+RunSequence = tuple[Run, ...]  # each run needs the ones before it
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, where the datasets are, and where results go (the scripts' folders below `output`).
+    """The runs to compare, the folder of the datasets, and the folder of the results (laid out as by the scripts).
 
     Attributes:
-        protocols: of `base2new`, `cross_dataset` and `few_shot`.
-        datasets: of base2new and few_shot; names of YAMLs in configs/datasets/.
-        source, targets: of cross_dataset.
-        shots: images a class; only few_shot takes more than the last of them.
-        backbone: overrides the YAML's.
-        cpus, gpus: what a run gets of a machine, as a task of Ray: cores, which are its threads, and GPUs, 0.5 to have
-            two runs share one; without gpus, one if there are any.
+        protocols: some of `base2new`, `cross_dataset` and `few_shot`.
+        datasets: for base2new and few_shot; names of YAML files in configs/datasets/.
+        source, targets: for cross_dataset.
+        shots: images per class; only few_shot uses more than the last number.
+        backbone: replaces the one of the YAML files.
+        cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
+            runs share one). Without `gpus`, one if the cluster has any.
+
+    Raises:
+        UsageError: a value is unknown, missing or out of range.
     """
 
     variants: tuple[Variant, ...]
-    datasets: tuple[str, ...]
+    datasets: tuple[str, ...] = ()
     protocols: tuple[str, ...] = ("base2new",)
     seeds: tuple[int, ...] = (1, 2, 3)
     source: str = ""
@@ -93,55 +140,82 @@ class Study:
     root: Path = Path("data")
     output: Path = Path("output")
 
-    def chains(self) -> list[Chain]:
-        """Everything the study takes, seed by seed, so that early results are of all methods."""
-        return [chain for protocol in self.protocols for chain in getattr(self, protocol)()]
+    def __post_init__(self) -> None:
+        check_numbers("seeds", self.seeds, int, 0)
+        check_numbers("shots", self.shots, int, 1)
+        check_numbers("cpus", [self.cpus], int, 1)
+        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0)
+        for protocol in self.protocols:
+            choose(protocol, PROTOCOLS, "protocol")
+        for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
+            if not values:
+                raise UsageError(f"the study has no {key}", "see studies/small.yaml")
+        if not self.shots:
+            raise UsageError("the study has no shots", "leave the key out for 16")
+        if not any(self.datasets) and self.protocols != ("cross_dataset",):
+            raise UsageError("the study has no datasets", "see studies/small.yaml")
+        if "cross_dataset" in self.protocols and not (self.source and self.targets):
+            raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
+        for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
+            choose(dataset, known_datasets(), "dataset")
+
+    def sequences(self) -> list[RunSequence]:
+        """All runs, seed by seed, so that early results cover all methods."""
+        return [sequence for protocol in self.protocols for sequence in getattr(self, protocol)()]
+
+    def runs(self) -> list[Run]:
+        return [run for sequence in self.sequences() for run in sequence]
 
     def run(
         self, protocol: str, variant: Variant, dataset: str, seed: int, shots: int, classes: str, folder: str, *options
     ) -> Run:
-        place = self.output / folder
+        results = self.output / folder
         arguments = (
-            *("--skip-finished", "--root", self.root, "--output-dir", place, "--seed", seed),
+            *("--skip-finished", "--root", self.root, "--output-dir", results, "--seed", seed),
             *("--trainer", variant.method, "--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"),
             *("--config-file", variant.config_file, *(("--backbone", self.backbone) if self.backbone else ())),
             *(*options, "DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes),
-            *(*variant.overrides, *variant.own.get(dataset, ())),
+            *(*variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
-        return Run(protocol, variant, dataset, seed, shots, classes, place, tuple(map(str, arguments)))
+        return Run(protocol, variant, dataset, seed, shots, classes, results, tuple(map(str, arguments)))
 
-    def base2new(self) -> Iterator[Chain]:
+    def base2new(self) -> Iterator[RunSequence]:
         """Train and test on base classes, then test on new ones (CoCoOp's protocol)."""
         for seed, dataset, variant in product(self.seeds, self.datasets, self.variants):
-            place = f"{dataset}/shots_{self.shots[-1]}/{variant.folder}/seed{seed}"
+            folder = f"{dataset}/shots_{self.shots[-1]}/{variant.folder}/seed{seed}"
             common = ("base2new", variant, dataset, seed, self.shots[-1])
-            base = self.run(*common, "base", f"base2new/train_base/{place}", *test_only(variant))
-            new = self.run(*common, "new", f"base2new/test_new/{place}", "--eval-only", "--model-dir", base.folder)
+            base = self.run(*common, "base", f"base2new/train_base/{folder}", *test_only(variant))
+            new = self.run(*common, "new", f"base2new/test_new/{folder}", "--eval-only", "--model-dir", base.folder)
             yield base, new
 
-    def cross_dataset(self) -> Iterator[Chain]:
+    def cross_dataset(self) -> Iterator[RunSequence]:
         """Train on all classes of the source, then test on every target."""
         variants = [replace(variant, cfg=variant.cross_cfg or variant.cfg) for variant in self.variants]
         for seed, variant in product(self.seeds, variants):
             shots = self.shots[-1]
-            place = f"{variant.folder}_{shots}shots/seed{seed}"
-            common = ("cross_dataset", variant)
-            own = (seed, shots, "all")
-            trained = self.run(*common, self.source, *own, f"crossdataset/{self.source}/{place}", *test_only(variant))
+            folder = f"{variant.folder}_{shots}shots/seed{seed}"
+            rest = (seed, shots, "all")
+            to = f"crossdataset/{self.source}/{folder}"
+            trained = self.run("cross_dataset", variant, self.source, *rest, to, *test_only(variant))
+            use = ("--eval-only", "--model-dir", trained.folder)
             tests = (
-                self.run(
-                    *(*common, target, *own, f"crossdataset/evaluation/{target}/{place}"),
-                    *("--eval-only", "--model-dir", trained.folder),
-                )
+                self.run("cross_dataset", variant, target, *rest, f"crossdataset/evaluation/{target}/{folder}", *use)
                 for target in self.targets
             )
             yield trained, *tests
 
-    def few_shot(self) -> Iterator[Chain]:
+    def few_shot(self) -> Iterator[RunSequence]:
         """Train and test on all classes, for every number of shots."""
         for seed, dataset, shots, variant in product(self.seeds, self.datasets, self.shots, self.variants):
-            place = f"{dataset}/{variant.folder}_{shots}shots/seed{seed}"
-            yield (self.run("few_shot", variant, dataset, seed, shots, "all", place, *test_only(variant)),)
+            folder = f"{dataset}/{variant.folder}_{shots}shots/seed{seed}"
+            yield (self.run("few_shot", variant, dataset, seed, shots, "all", folder, *test_only(variant)),)
+
+
+def check_numbers(key: str, values: Iterable, kind, least: int) -> None:
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool) or value < least:
+            numbers = "integers" if kind is int else "numbers"
+            raise UsageError(f"{key} has the value {value!r}", f"give {numbers} >= {least}")
 
 
 def test_only(variant: Variant) -> tuple[str, ...]:

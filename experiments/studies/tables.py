@@ -1,4 +1,4 @@
-"""The figures of a study, whatever of it is there: as data, which tools.render prints and tools.plots draws."""
+"""The figures of a study's finished runs as data frames, which `render` prints and `plots` draws."""
 
 import json
 import math
@@ -15,49 +15,53 @@ from .spec import Run, Study, Variant
 
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
 Z95 = 1.96
+CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 
 
-def part(run: Run) -> str:
-    """Which of its protocol's tables a run belongs to."""
-    return {"base2new": run.classes, "cross_dataset": "all classes", "few_shot": counted(run.shots)}[run.protocol]
+def part_of(run: Run) -> str:
+    """The table of its protocol that a run belongs to."""
+    return {"base2new": run.classes, "cross_dataset": "all classes", "few_shot": shots_label(run.shots)}[run.protocol]
 
 
-def counted(shots: int) -> str:
+def shots_label(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
 def frame(results: dict[Run, dict]) -> pd.DataFrame:
-    """A row for every finished run: what it was and what results.json says of it."""
+    """A row for every finished run: its settings and the measurements of its results.json."""
     rows = []
     for run, measured in results.items():
-        names = {"protocol": run.protocol, "part": part(run), "method": run.variant.name, "dataset": run.dataset}
-        what = {"shots": run.shots, "seed": run.seed, "trained": "--eval-only" not in run.arguments}
-        rows.append(names | what | {key: measured.get(key) for key in MEASURED})
+        names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
+        settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+        rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
     return pd.DataFrame(rows)
 
 
 class Summary:
-    """What the finished runs of a study amount to.
+    """The figures of a study's finished runs.
+
+    Args:
+        study: the study.
+        results: from `collect_results`; at least one run.
+        ci95: let `spread` be 1.96 standard deviations divided by the root of their number, not one standard deviation.
 
     Attributes:
-        study, results: what was given, as from `tools.progress.collect`; at least one run.
-        runs: the same, a row for each.
-        ci95: whether `spread` is 1.96 standard deviations over the root of their number instead of one of them.
-        values: an accuracy in percent for every (protocol, part, method, dataset, seed): of its run, and H of two.
+        runs: `results` as a data frame with a row for each run.
+        values: an accuracy in percent for every (protocol, part, method, dataset, seed): that of a run, or H of two.
     """
 
     def __init__(self, study: Study, results: dict[Run, dict], ci95: bool = False):
         self.study, self.results, self.ci95 = study, results, ci95
         self.runs = runs = frame(results)
         self.variants = {variant.name: variant for variant in study.variants}
-        names = ["protocol", "part", "method", "dataset", "seed"]
+        columns = [*CELL, "seed", "accuracy"]
         halves = runs[runs["protocol"] == "base2new"].pivot(
             index=["protocol", "method", "dataset", "seed"], columns="part", values="accuracy"
         )
         halves = halves.reindex(columns=["base", "new"]).dropna()
         means = [harmonic_mean(*pair) for pair in halves.itertuples(index=False)]
-        both = halves.assign(accuracy=means, part="H").reset_index()[[*names, "accuracy"]]
-        self.values = pd.concat([runs[[*names, "accuracy"]], both] if len(both) else [runs[[*names, "accuracy"]]])
+        both = halves.assign(accuracy=means, part="H").reset_index()[columns]
+        self.values = pd.concat([runs[columns], both] if len(both) else [runs[columns]])
 
     @property
     def parts(self) -> list[tuple[str, str]]:
@@ -65,12 +69,12 @@ class Summary:
         several = {
             "base2new": ["base", "new", "H"],
             "cross_dataset": ["all classes"],
-            "few_shot": list(map(counted, self.study.shots)),
+            "few_shot": list(map(shots_label, self.study.shots)),
         }
         return [(protocol, part) for protocol in self.study.protocols for part in several[protocol]]
 
     def averaged(self, protocol: str) -> list[str]:
-        """The datasets that an average is over: the source of cross_dataset is not among them."""
+        """The datasets of the average, which leaves out the source of cross_dataset."""
         return list(self.study.targets if protocol == "cross_dataset" else self.study.datasets)
 
     def datasets(self, protocol: str) -> list[str]:
@@ -80,118 +84,129 @@ class Summary:
     def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
         """Accuracies, seeds x datasets (the source among them); NaN where a run is missing."""
         values = self.values
-        own = values[(values["protocol"] == protocol) & (values["part"] == part) & (values["method"] == method)]
-        return own.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
+        rows = values[(values["protocol"] == protocol) & (values["part"] == part) & (values["method"] == method)]
+        return rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """A row for every cell of the tables, missing ones too: protocol, part, method, dataset or `average`, its mean
-        and spread over so many runs of so many seeds, its rank (1 is best), the paper's figure, and the difference."""
-        rows = []
-        for (protocol, part), variant in product(self.parts, self.study.variants):
-            accuracies = self.by_seed(protocol, part, variant.name)
-            averaged = self.averaged(protocol)
-            columns = {dataset: accuracies[dataset].dropna() for dataset in accuracies}
-            # The spread of an average is that of whole seeds; its mean is of all runs, where no dataset is missing.
-            columns["average"] = accuracies[averaged].dropna().mean(axis="columns")
-            means = {dataset: column.mean() for dataset, column in columns.items()}
-            means["average"] = pd.Series([means[dataset] for dataset in averaged]).mean(skipna=False)
-            counts = {dataset: len(column) for dataset, column in columns.items()}
-            counts["average"] = min(counts[dataset] for dataset in averaged)
-            for dataset, column in columns.items():
-                rows.append(
-                    {
-                        "protocol": protocol,
-                        "part": part,
-                        "method": variant.name,
-                        "dataset": dataset,
-                        "mean": means[dataset],
-                        "spread": self.spread(column),
-                        "runs": counts[dataset],
-                        "seeds": len(self.study.seeds),
-                        "paper": self.paper(protocol, part, variant, dataset),
-                    }
-                )
-        cells = self.with_harmonic_means(pd.DataFrame(rows))
-        shown = cells["mean"].round(2)  # what looks equal is equal
+        """A row for every cell of the tables, missing ones too.
+
+        Columns: protocol, part, method, dataset (or `average`), mean, spread, number of runs, number of seeds of the
+        study, the paper's figure, rank (1 is best), and the difference from the paper.
+        """
+        of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
+        cells = pd.concat(of_methods, ignore_index=True)
+        # H is of the mean base and the mean new accuracy, not the mean of H over seeds.
+        halves = cells[cells["protocol"] == "base2new"].pivot(
+            index=["protocol", "method", "dataset"], columns="part", values="mean"
+        )
+        for index, cell in cells[cells["part"] == "H"].iterrows():
+            pair = halves.loc[(cell["protocol"], cell["method"], cell["dataset"]), ["base", "new"]]
+            cells.loc[index, "mean"] = harmonic_mean(*pair)
+        shown = cells["mean"].round(2)  # numbers that look equal have the same rank
         cells["rank"] = shown.groupby([cells[key] for key in ("protocol", "part", "dataset")]).rank(
             "dense", ascending=False
         )
         cells["difference"] = cells["mean"] - cells["paper"]
         return cells
 
-    def spread(self, column: pd.Series) -> float:
-        """Of accuracies over seeds; NaN of fewer than two."""
-        if len(column) < 2:
-            return math.nan
-        return column.std(ddof=0) * (Z95 / math.sqrt(len(column)) if self.ci95 else 1)
+    def cells_of(self, protocol: str, part: str, variant: Variant) -> pd.DataFrame:
+        """The cells of one method in one table: every dataset, and the average."""
+        accuracies, averaged = self.by_seed(protocol, part, variant.name), self.averaged(protocol)
+        # The spread of an average is that of complete seeds; its mean is that of all runs, if no dataset is missing.
+        accuracies["average"] = accuracies[averaged].mean(axis="columns", skipna=False)
+        means, runs = accuracies.mean(), accuracies.count()
+        means["average"], runs["average"] = means[averaged].mean(skipna=False), runs[averaged].min()
+        return pd.DataFrame(
+            {
+                "protocol": protocol,
+                "part": part,
+                "method": variant.name,
+                "dataset": accuracies.columns,
+                "mean": means.array,
+                "spread": [self.spread(accuracies[dataset].dropna()) for dataset in accuracies],
+                "runs": runs.array,
+                "seeds": len(self.study.seeds),
+                "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
+            }
+        )
 
-    def with_harmonic_means(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """H of the mean base and the mean new accuracy, in place of the mean of H over seeds."""
-        keys = ["protocol", "method", "dataset"]
-        means = cells[cells["part"].isin(["base", "new"])].pivot(index=keys, columns="part", values="mean")
-        for index, cell in cells[cells["part"] == "H"].iterrows():
-            cells.loc[index, "mean"] = harmonic_mean(*means.loc[tuple(cell[keys]), ["base", "new"]])
-        return cells
+    def spread(self, accuracies: pd.Series) -> float:
+        """Of accuracies over seeds; NaN for fewer than two."""
+        if len(accuracies) < 2:
+            return math.nan
+        return accuracies.std(ddof=0) * (Z95 / math.sqrt(len(accuracies)) if self.ci95 else 1)
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
         """The paper's figure, if these runs are of its backbone and its number of shots."""
-        alike = (self.runs["backbone"] == BACKBONE).all() and self.study.shots[-1] == SHOTS
-        return reported(protocol, part, variant, dataset, self.averaged(protocol)) if alike else math.nan
+        comparable = (self.runs["backbone"] == BACKBONE).all() and self.study.shots[-1] == SHOTS
+        return reported(protocol, part, variant, dataset, self.averaged(protocol)) if comparable else math.nan
 
     @property
     def focus(self) -> str | None:
-        """The method that the others are compared with: the one called MPL, or the last of MPL's variants."""
-        names = [variant.name for variant in self.study.variants if variant.method == "MPL"]
-        return "MPL" if "MPL" in names else (names or [None])[-1]
+        """The variant that the others are compared with: MPL, else MPL's last variant, else the last that learns."""
+        names = [variant.name for variant in self.study.variants if variant.learns]
+        of_mpl = [name for name in names if self.variants[name].method == "MPL"]
+        last = (of_mpl or names)[-1] if names else None
+        return "MPL" if "MPL" in of_mpl else last
+
+    @property
+    def baseline(self) -> str | None:
+        """The variant that the gains of `focus` are over: the first that does not learn, else the first other one."""
+        others = [variant for variant in self.study.variants if variant.name != self.focus]
+        return next((variant.name for variant in sorted(others, key=lambda variant: variant.learns)), None)
 
     @cached_property
     def tests(self) -> pd.DataFrame:
-        """MPL against every other method, by their differences in accuracy for the same dataset and seed.
+        """`focus` against every other method, by their differences in accuracy for the same dataset and seed.
 
-        Two questions, two tests, both two-sided. Would other seeds say the same of these datasets? A paired t-test of
-        the average over datasets: n is the number of seeds that have all of them. Would other datasets? Wilcoxon's
-        signed-rank test of the datasets' means over seeds, as Demšar (JMLR 2006) advises: n is the number of datasets.
-        Pooling seeds x datasets would count runs of one dataset as independent, which they are not.
+        Two two-sided tests. For other seeds of these datasets: a paired t-test of the average over datasets, where n is
+        the number of seeds that have all of them. For other datasets: Wilcoxon's signed-rank test of the datasets'
+        means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
+        datasets would be wrong: the runs of one dataset are not independent.
         """
         rows = []
-        for (protocol, part), name in product(self.parts, self.variants if self.focus else ()):
-            pair = [self.by_seed(protocol, part, method)[self.averaged(protocol)] for method in (self.focus, name)]
+        focus = self.focus
+        for (protocol, part), name in product(self.parts, self.variants):
+            if focus is None or name == focus:
+                continue
+            pair = [self.by_seed(protocol, part, method)[self.averaged(protocol)] for method in (focus, name)]
             difference = pair[0] - pair[1]
-            if name == self.focus or difference.isna().all(axis=None):
+            if difference.isna().all(axis=None):
                 continue
             seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
             rows.append(
                 {
                     "protocol": protocol,
                     "part": part,
-                    "method": self.focus,
+                    "method": focus,
                     "against": name,
                     "difference": datasets.mean(),
                     "seeds": len(seeds),
                     "datasets": len(datasets),
-                    "p_seeds": p_value(stats.ttest_1samp, seeds, popmean=0),
-                    "p_datasets": p_value(stats.wilcoxon, datasets),
+                    "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
+                    "p_datasets": safe_p_value(stats.wilcoxon, datasets),
                 }
             )
         return pd.DataFrame(rows)
 
     @cached_property
     def times(self) -> pd.DataFrame:
-        """Mean seconds of training a run, never over different devices: a row for each."""
+        """Mean training time of a run in seconds, separately for each device."""
         trained = self.runs[self.runs["trained"]]
         groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)["train_seconds"]
         return groups.agg(["mean", "count"]).rename(columns={"mean": "seconds", "count": "runs"}).reset_index()
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the tables should know."""
+        """Notes for readers of the tables."""
         devices = sorted(self.runs["device"].dropna().unique())
-        several = f"the runs are from {len(devices)} devices ({', '.join(devices)}): times are averaged for each alone"
-        return [several] if len(devices) > 1 else []
+        if len(devices) < 2:
+            return []
+        return [f"the runs are from {len(devices)} devices ({', '.join(devices)}): each has its own average times"]
 
     def records(self) -> dict:
-        """Everything, for JSON; what is missing is null."""
+        """Everything, for JSON; missing values are null."""
         frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
         spread = "1.96 std / sqrt(n)" if self.ci95 else "population std"
         tables = {
@@ -200,10 +215,10 @@ class Summary:
         return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
 
 
-def p_value(test, differences: pd.Series, **options) -> float:
-    """NaN where there is nothing to test: fewer than two differences, or none that is not 0."""
+def safe_p_value(test, differences: pd.Series, **options) -> float:
+    """The p-value of a test; NaN for fewer than two differences, or if all are 0."""
     if len(differences) < 2 or not differences.any():
         return math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few or equal differences: n stands beside the result
+        warnings.simplefilter("ignore")  # about few or equal differences: the tables show n
         return float(test(differences, **options).pvalue)

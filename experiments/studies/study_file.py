@@ -1,0 +1,115 @@
+"""A study file: read it, make a `Study` of it, and check the settings of its runs as train.py would."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import yaml
+
+from common.errors import UsageError, choose
+
+from ..configuration import parse_arguments, setup_cfg
+from .spec import Study, Variant
+
+EXAMPLE = "see studies/small.yaml"
+STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
+TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets")
+
+
+def load(file: Path) -> Study:
+    """The study of a file.
+
+    Raises:
+        UsageError: the file is unreadable, or it has an unknown key or name, or settings that no run can have.
+    """
+    try:
+        study = study_from(read(file))
+        validate_runs(study)
+    except UsageError as error:
+        raise UsageError(error.what, error.remedy, error.where or file) from error
+    return study
+
+
+def read(file: Path) -> dict:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {file} ({error.strerror})", "give one of studies/*.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not valid YAML", " ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise UsageError("the file has no settings", EXAMPLE, file)
+    return content
+
+
+def study_from(content: dict) -> Study:
+    """A `Study` from the content of its file."""
+    for key in content:
+        choose(key, STUDY_KEYS, "key")
+    entries = content.get("trainers")
+    if not isinstance(entries, dict):
+        raise UsageError("the study has no trainers", EXAMPLE)
+    kinds = get_type_hints(Study)
+    values = {key: convert(value, kinds[key]) for key, value in content.items() if key != "trainers"}
+    return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """A value of a YAML file as a field of `Study`: a single value may stand for a list of one."""
+    if get_origin(kind) is tuple:
+        return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+    if kind is Path:
+        return Path(str(value)).expanduser()
+    return str(value or "") if kind is str else value
+
+
+def variant_from(name: str, entry: Any) -> Variant:
+    """A `Variant` from `NAME: CONFIG`, or `NAME: {trainer, config, cross_dataset, overrides, datasets}`."""
+    settings = entry if isinstance(entry, dict) else {"config": entry}
+    for key in settings:
+        choose(key, TRAINER_KEYS, f"key of {name}")
+    if not settings.get("config"):
+        raise UsageError(f"{name} has no config", EXAMPLE)
+    datasets = mapping(settings.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
+    return Variant(
+        name,
+        str(settings.get("trainer", name)),
+        str(settings["config"]),
+        str(settings.get("cross_dataset", "")),
+        pairs(settings.get("overrides", {}), name),
+        {str(dataset): pairs(overrides, name) for dataset, overrides in datasets.items()},
+    )
+
+
+def pairs(overrides: Any, name: str) -> tuple[str, ...]:
+    """KEY, VALUE, KEY, VALUE, ..."""
+    return tuple(
+        str(item) for pair in mapping(overrides, f"overrides of {name}", "KEY: VALUE").items() for item in pair
+    )
+
+
+def mapping(value: Any, what: str, form: str) -> dict:
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} are {value!r}", f"give a mapping of {form}")
+    return value
+
+
+def validate_runs(study: Study) -> None:
+    """Check that no two runs share a folder, and the settings of each variant in each protocol.
+
+    Overrides for a dataset are checked even if the study has no run on it.
+    """
+    folders, examples = set(), {}
+    for run in study.runs():
+        if run.folder in folders:
+            raise UsageError(
+                f"the study has the run of {run.folder} twice", "leave one out, or give one of them overrides"
+            )
+        folders.add(run.folder)
+        examples[run.protocol, run.variant.name] = run
+    for run in examples.values():
+        for overrides in ((), *run.variant.dataset_overrides.values()):
+            try:
+                setup_cfg(parse_arguments([*run.arguments, *overrides]))
+            except ValueError as error:
+                raise UsageError(f"{run.variant.name}: {error}") from error

@@ -1,0 +1,112 @@
+"""A process that executes runs, one after another."""
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
+
+import torch
+from filelock import FileLock
+
+from common.files import write_text
+
+from ..configuration import parse_arguments
+from ..run import main
+
+ERROR, LOCK = "error.txt", ".lock"  # beside a run's results.json
+
+
+class WorkerDied(RuntimeError):
+    """Raised for a run whose process ended during it."""
+
+
+class Worker:
+    """A process of this machine.
+
+    Args:
+        threads: its number of threads.
+    """
+
+    def __init__(self, threads: int):
+        context = get_context("spawn")  # a forked process cannot use CUDA
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, threads))
+        self.process.start()
+        theirs.close()  # so that `recv` raises EOFError when the process ends
+
+    def call(self, arguments: Sequence[str]) -> str | None:
+        """`execute_run` in the process.
+
+        Raises:
+            WorkerDied: the process ended first.
+        """
+        try:
+            self.connection.send(arguments)
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join()
+            raise WorkerDied(
+                f"the process ended with exit code {self.process.exitcode} (-9 usually means: out of memory)"
+            ) from error
+
+    def stop(self, now: bool = False) -> None:
+        """End the process: after its present run, or `now`."""
+        if now:
+            self.process.terminate()
+        with suppress(OSError):
+            self.connection.send(None)
+
+
+def serve(connection: Connection, threads: int) -> None:
+    """Execute the runs whose arguments arrive, until None does."""
+    init_worker(threads)
+    while (arguments := connection.recv()) is not None:
+        connection.send(execute_run(arguments))
+
+
+def init_worker(threads: int) -> None:
+    """Prepare a process that the main process controls: it ignores Ctrl-C and never outlives the main process."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """End this process as soon as the main process ends, even if that was killed."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def execute_run(arguments: Sequence[str]) -> str | None:
+    """Execute train.py with these arguments in this process; its output goes to log.txt only.
+
+    If another process holds the run's lock, wait for it; then skip the run if it is finished, else resume it.
+
+    Returns:
+        None, or the run's error in one line. error.txt in the run's folder holds it until the run succeeds.
+    """
+    folder = Path(parse_arguments(list(arguments)).output_dir)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / LOCK, poll_interval=0.5):
+                main(list(arguments))
+                (folder / ERROR).unlink(missing_ok=True)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - no error of a run stops the others
+            return record_error(folder, error)
+    return None
+
+
+def record_error(folder: Path, error: BaseException) -> str:
+    """Write the error to the run's folder, for `status` and `report`; returns it as one line."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    with suppress(OSError):  # for example the full disk that the error reports
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ERROR, line + "\n")
+    return line
