@@ -1,19 +1,33 @@
-"""CLIP backbones and their two towers under a prompt schedule. Knows nothing of methods or of the toolbox.
+"""CLIP backbones and their two towers under a prompt schedule, independent of methods and of the toolbox.
 
-OpenAI's package of the same name is the model for `load`, `tokenize` and `available_models`; everything else serves
-prompt learning: `load_backbone` finds and builds a frozen CLIP, `TextPrompts` and `Edit` say which vectors enter
-which layer, and `encode_text` and `encode_image` run a tower under them: in `plain` step by step, in `fast` (the
-default) without the work that cannot change the result.
+`load`, `tokenize` and `available_models` are those of OpenAI's package of the same name. The rest serves prompt
+learning: `load_backbone` finds and builds a frozen CLIP, `TextPrompts` and `Edit` describe which vectors enter which
+layer, and `encode_text` and `encode_image` run a tower under them. `TOWERS` has two forms of these: "plain", step by
+step, and "fast" (the default), without the work that cannot change the result.
 """
 
-from . import fast, plain
+from typing import Protocol
+
+import open_clip
+from torch import Tensor
+
+from . import plain
 from .backbone import CLIP, available_models, is_vit, load, load_backbone
 from .errors import ClipError
-from .fast import compiled_towers, encode_image, encode_text
+from .fast import FAST, compiled_towers, encode_image, encode_text
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
 from .tokenizer import tokenize
 
-TOWERS = {"fast": fast, "plain": plain}
+
+class Towers(Protocol):
+    """One form of the two towers: see `plain` for their arguments and results."""
+
+    def encode_image(self, clip: open_clip.CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor: ...
+
+    def encode_text(self, clip: open_clip.CLIP, prompts: TextPrompts) -> Tensor: ...
+
+
+TOWERS: dict[str, Towers] = {"fast": FAST, "plain": plain}
 
 __all__ = [
     "TOWERS",

@@ -1,4 +1,7 @@
-class ClipError(ValueError, RuntimeError):  # OpenAI's package raises RuntimeError
-    """Something the person running can mend: a backbone, a text or a prompt schedule that cannot work (one line)."""
+from common.errors import UsageError
+
+
+class ClipError(UsageError, RuntimeError):  # OpenAI's package raises RuntimeError
+    """Raised for an unknown or unreadable backbone, a text that is too long, or an invalid prompt schedule."""
 
     one_line = True  # train.py and the tools print such an error without a traceback

@@ -1,23 +1,21 @@
 """The two towers under a prompt schedule, without the work that cannot change the result.
 
-Same functions as in `plain`, same results. Why the text tower may skip so much: its attention is causal, so a token's
-state at any layer is a function of the tokens up to it.
+Same functions and results as `plain`. The text tower can skip so much because its attention is causal: the state of
+a token at any layer depends only on the tokens up to it.
 
-1. Nothing behind EOT is read, and nothing up to EOT sees it: those positions are left out.
-2. Rows that agree in their first tokens agree in the states of these tokens at every layer (by induction: deep
-   prompts, too, enter all rows at the same places). What all rows begin with, the prefix, runs through the tower once;
-   so does what only some begin with, as "Audi S4" and "Audi S5" do. Each token attends to the keys and values of its
+1. Only EOT is read, and it does not depend on the positions after it: they are left out.
+2. Rows that begin with the same tokens have the same states of these tokens at every layer (by induction; deep prompts
+   also enter all rows at the same positions). The prefix that all rows share runs through the tower once. So does a
+   beginning that only some rows share, as in "Audi S4" and "Audi S5". Each token attends to the keys and values of its
    own beginning.
-3. All but attention treats each token by itself. So the tokens behind the prefix stand packed, without repetition or
-   padding, and are lined up in rows for attention only, where causality hides the padding behind them.
-4. Of the last layer only EOT is read (CLS, in the image tower): it needs keys and values of all tokens, but queries,
-   output and MLP of that one alone.
+3. Every step except attention treats each token separately. So the tokens after the prefix are packed, without
+   repetition or padding. They are padded to rows for attention only, where causality hides the padding.
+4. Of the last layer only EOT is read (CLS in the image tower): it needs keys and values of all tokens, but queries,
+   output and MLP of that token only.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -25,137 +23,170 @@ from open_clip import CLIP
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from . import plain
 from .backbone import is_vit
 from .schedule import Schedule, TextPrompts, check_edits
 
-# Of texts that differ by image, where no gradient is asked for: bounds the memory. Less on a CPU, to stay in its cache:
-# CoCoOp's tests with the small CLIP are half as fast again.
-TOKENS_AT_A_TIME = {"cpu": 1 << 10, "cuda": 1 << 15}
+# Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
+# cache: evaluating CoCoOp with the small CLIP is 1.5 times as fast.
+TOKENS_PER_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 15}
 
 
-def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), through: Callable | None = None) -> Tensor:
-    """As `plain.encode_image`; `through` stands in for `image_layer`."""
-    through = through or image_layer
-    visual = clip.visual
-    if not is_vit(clip) or not is_standard(visual.transformer):
-        return plain.encode_image(clip, images, schedule)
-    blocks = visual.transformer.resblocks
-    check_edits(schedule, 0, len(blocks))
-    x = plain.embed_image(visual, images)  # (batch, tokens, width)
-    for layer, block in enumerate(blocks):
-        if layer < len(schedule):
-            x = plain.edit(x, schedule[layer], x.shape[1])
-        if layer == 0:
-            x = visual.ln_pre(x)
-        x = through(block, x, layer + 1 == len(blocks))
-    return visual.ln_post(x[:, 0]) @ visual.proj
+@dataclass(frozen=True)
+class Encoder:
+    """The two towers, layer by layer.
 
-
-def encode_text(clip: CLIP, prompts: TextPrompts, through: Callable | None = None) -> Tensor:
-    """As `plain.encode_text`; `through` stands in for `text_layer`."""
-    through = through or text_layer
-    ctx, deep, blocks = prompts.ctx, prompts.deep, clip.transformer.resblocks
-    specific = ctx is not None and ctx.dim() == 3
-    of_a_class = specific or any(edit.add is not None and edit.add.dim() == 3 for edit in deep)
-    moved = of_a_class or prompts.slots is not None
-    if not is_standard(clip.transformer) or (deep and moved):  # then deep prompts enter no common prefix
-        return plain.encode_text(clip, prompts)
-    n_ctx = 0 if ctx is None else ctx.shape[-2]
-    check_edits(deep, n_ctx, len(blocks))
-    rows = layout(prompts.ids, prompts.slots, n_ctx, specific)
-    if ctx is not None and ctx.dim() == 4 and not torch.is_grad_enabled():
-        images = max(1, TOKENS_AT_A_TIME["cpu" if ctx.device.type == "cpu" else "cuda"] // len(rows.token))
-        if images < len(ctx):
-            return torch.cat([encode_text(clip, replace(prompts, ctx=part), through) for part in ctx.split(images)])
-
-    prefix, own = embed(clip, prompts, rows)  # (images, P, width), (images, N tokens of the classes' own, width)
-    end = 1 + n_ctx  # of the prompts
-    for layer, block in enumerate(blocks):
-        if 0 < layer < len(deep):
-            prefix = plain.edit(prefix, deep[layer], end)
-            end += deep[layer].added - deep[layer].remove
-        arguments = block, prefix, own, rows, layer + 1 == len(blocks)
-        if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
-            prefix, own = checkpoint(through, *arguments, use_reentrant=False)
-        else:
-            prefix, own = through(*arguments)
-    x = clip.ln_final(own)  # (images, classes, width)
-    x = clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
-    return x if ctx is not None and ctx.dim() == 4 else x[0]
-
-
-def compiled_towers(backend: str = "inductor") -> SimpleNamespace:
-    """`encode_image` and `encode_text` with their layers through torch.compile: the same but for rounding.
-
-    A tower's layers are one function of different weights, so each is compiled for all of them at once, and anew only
-    where the shapes or what needs a gradient differ.
+    Args:
+        image_layer, text_layer: the functions of these names below, or compiled forms of them.
     """
-    image, text = (torch.compile(layer, backend=backend) for layer in (image_layer, text_layer))
-    return SimpleNamespace(
-        encode_image=partial(encode_image, through=image), encode_text=partial(encode_text, through=text)
-    )
+
+    image_layer: Callable[[ResidualAttentionBlock, Tensor, bool], Tensor]
+    text_layer: Callable[[ResidualAttentionBlock, Tensor, Tensor, "Layout", bool], tuple[Tensor, Tensor]]
+
+    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
+        """Same as `plain.encode_image`."""
+        visual = clip.visual
+        if not is_vit(clip) or not is_standard(visual.transformer):
+            return plain.encode_image(clip, images, schedule)
+        blocks = visual.transformer.resblocks
+        check_edits(schedule, 0, len(blocks))
+        x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
+        for layer, block in enumerate(blocks):
+            if layer < len(schedule):
+                x = plain.edit(x, schedule[layer], x.shape[1])
+            if layer == 0:
+                x = visual.ln_pre(x)
+            x = self.image_layer(block, x, layer + 1 == len(blocks))
+        return visual.ln_post(x[:, 0]) @ visual.proj
+
+    def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
+        """Same as `plain.encode_text`."""
+        path = choose_path(clip, prompts)
+        if path == "reference":
+            return plain.encode_text(clip, prompts)
+        if path == "chunked":
+            return torch.cat([self.encode_text(clip, chunk) for chunk in image_chunks(prompts)])
+        return self._encode_shared(clip, prompts)
+
+    def _encode_shared(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
+        """One pass of the prefix that all classes share and of the packed tokens after it."""
+        blocks, deep = clip.transformer.resblocks, prompts.deep
+        check_edits(deep, prompts.n_ctx, len(blocks))
+        layout = layout_of(prompts)
+        prefix, suffix = embed(clip, prompts, layout)  # (images, P, width), (images, N, width)
+        prompts_end = 1 + prompts.n_ctx
+        for layer, block in enumerate(blocks):
+            if 0 < layer < len(deep):
+                prefix = plain.edit(prefix, deep[layer], prompts_end)
+                prompts_end += deep[layer].added - deep[layer].remove
+            arguments = block, prefix, suffix, layout, layer + 1 == len(blocks)
+            if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
+                prefix, suffix = checkpoint(self.text_layer, *arguments, use_reentrant=False)
+            else:
+                prefix, suffix = self.text_layer(*arguments)
+        x = plain.text_output(clip, suffix)  # the last layer returns EOT only: (images, C, joint width)
+        return x if prompts.by_image else x[0]
+
+
+def choose_path(clip: CLIP, prompts: TextPrompts) -> str:
+    """How to encode texts: "reference" (by `plain`), "chunked" (a few images at a time) or "shared" (in one pass).
+
+    Deep prompts take the shared path only if they enter a prefix that all classes share.
+    """
+    deep_by_class = any(edit.add is not None and edit.add.dim() == 3 for edit in prompts.deep)
+    differs_by_class = prompts.by_class or deep_by_class or prompts.slots is not None
+    if not is_standard(clip.transformer) or (prompts.deep and differs_by_class):
+        return "reference"
+    if prompts.by_image and not torch.is_grad_enabled() and len(image_chunks(prompts)) > 1:
+        return "chunked"
+    return "shared"
+
+
+def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
+    """Prompts with a context for each image, as parts of at most TOKENS_PER_CHUNK tokens (at least one image)."""
+    limit = TOKENS_PER_CHUNK["cpu" if prompts.ids.device.type == "cpu" else "cuda"]
+    size = max(1, limit // len(layout_of(prompts).position))
+    contexts = [] if prompts.ctx is None else prompts.ctx.split(size)
+    return [replace(prompts, ctx=ctx) for ctx in contexts]
 
 
 def image_layer(block: ResidualAttentionBlock, x: Tensor, last: bool) -> Tensor:
-    """One layer of the image tower: (batch, tokens, width) to the same, of the last layer only CLS."""
-    read = x[:, :1] if last else x
-    return finish(block, read, attend(block, *projections(block, x, read)))
+    """One layer of the image tower: (batch, tokens, width) to the same, or to CLS only in the last layer."""
+    queries_from = x[:, :1] if last else x
+    return block_output(block, queries_from, attention(block, *qkv(block, x, queries_from)))
 
 
-def text_layer(block: ResidualAttentionBlock, prefix: Tensor, own: Tensor, rows: "Layout", last: bool):
-    """One layer of the text tower: prefix and own tokens to the same, of the last layer only EOT (images, C, width)."""
-    read = own[:, rows.eot] if last else own
-    prefix_q, *prefix_kv = projections(block, prefix, prefix)
-    own_q, *own_kv = projections(block, own, read)
-    # Each class's keys and values: the prefix's, then its own. (images * classes, P + longest, width)
-    kv = zip(prefix_kv, own_kv, strict=True)
-    k, v = (torch.cat([p.repeat_interleave(rows.classes, 0), rows.pad(o)], 1) for p, o in kv)
+def text_layer(
+    block: ResidualAttentionBlock, prefix: Tensor, suffix: Tensor, layout: "Layout", last: bool
+) -> tuple[Tensor, Tensor]:
+    """One layer of the text tower.
+
+    Args:
+        prefix: (images, P, width), which all classes share; deep prompts may have changed P.
+        suffix: (images, N, width), the packed tokens after it.
+        last: the layer's output is read at EOT only.
+
+    Returns:
+        The new prefix and suffix; in the last layer the unchanged prefix and (images, C, width), EOT of each class.
+    """
+    images, n_prefix = prefix.shape[:2]
+    queries_from = suffix[:, layout.eot] if last else suffix
+    prefix_q, prefix_k, prefix_v = qkv(block, prefix, prefix)
+    suffix_q, suffix_k, suffix_v = qkv(block, suffix, queries_from)
+    # Keys and values of each row: (images * C, P + longest, width)
+    k = torch.cat([prefix_k.repeat_interleave(layout.classes, 0), layout.pad(suffix_k)], 1)
+    v = torch.cat([prefix_v.repeat_interleave(layout.classes, 0), layout.pad(suffix_v)], 1)
     if last:
-        attended = attend(block, own_q.flatten(0, 1)[:, None], k, v, rows.mask(prefix, last=True))
-        return prefix, finish(block, read, attended.view_as(read))
-    attended = attend(block, rows.pad(own_q), k, v, rows.mask(prefix))
-    own = finish(block, own, rows.pack(attended, len(own)))
-    return finish(block, prefix, attend(block, prefix_q, *prefix_kv, causal=True)), own
+        eot_q = suffix_q.flatten(0, 1)[:, None]  # (images * C, 1, width)
+        attended = attention(block, eot_q, k, v, layout.eot_mask(images, n_prefix))
+        return prefix, block_output(block, queries_from, attended.view_as(queries_from))
+    attended = attention(block, layout.pad(suffix_q), k, v, layout.causal_mask(n_prefix))
+    suffix = block_output(block, suffix, layout.pack(attended, images))
+    return block_output(block, prefix, attention(block, prefix_q, prefix_k, prefix_v, causal=True)), suffix
 
 
-# One block, taken apart
+# The steps of one block
 
 
 def is_standard(transformer: Transformer) -> bool:
-    """Whether its blocks are CLIP's own, whose steps are known here."""
+    """Whether all blocks are CLIP's own, which the functions below take apart."""
     return transformer.batch_first and all(
         type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
         for block in transformer.resblocks
     )
 
 
-def projections(block: ResidualAttentionBlock, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the tokens that will be read, keys and values of all."""
+def qkv(block: ResidualAttentionBlock, x: Tensor, queries_from: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the tokens `queries_from`, keys and values of all tokens `x`."""
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
-    if read is x:
-        return F.linear(block.ln_1(x), weight, bias).chunk(3, dim=-1)
+    if queries_from is x:
+        q, k, v = F.linear(block.ln_1(x), weight, bias).chunk(3, dim=-1)
+        return q, k, v
     k, v = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
-    return F.linear(block.ln_1(read), weight[:width], bias[:width]), k, v
+    return F.linear(block.ln_1(queries_from), weight[:width], bias[:width]), k, v
 
 
-def attend(block, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Attention of (batch, tokens, width) by heads, before the output projection."""
+def attention(
+    block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Multi-head attention of (batch, tokens, width), before the output projection."""
     q, k, v = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """The block's output from its input and what attention found."""
+def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """The block's output from its input and the result of attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
     hidden = block.mlp.c_fc(block.ln_2(x))
-    hidden = Gate.apply(hidden) if isinstance(block.mlp.gelu, QuickGELU) else block.mlp.gelu(hidden)
+    quick = isinstance(block.mlp.gelu, QuickGELU)
+    hidden = QuickGELUFunction.apply(hidden) if quick else block.mlp.gelu(hidden)
     return x + block.ls_2(block.mlp.c_proj(hidden))
 
 
-class Gate(torch.autograd.Function):
-    """QuickGELU, x sigmoid(1.702 x) = silu(z) / 1.702 with z = 1.702 x: its derivative is silu'(z), in one pass."""
+class QuickGELUFunction(torch.autograd.Function):
+    """x sigmoid(1.702 x) = silu(z) / 1.702 with z = 1.702 x: its derivative is silu'(z), computed in one pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -168,108 +199,189 @@ class Gate(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
 
 
-# Rows of tokens as a common prefix and, packed, what they go on with
+# The layout of the tokens: a common prefix, and the packed tokens after it
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the tokens of C rows go.
+    """Where the tokens of C rows are computed: P in a prefix that all rows share, N packed after it.
 
     Attributes:
-        ids: (C, longest) rows cut behind the last EOT.
-        prefix: P, the tokens that all rows have in common, learned vectors included.
-        token: (N,) places in `ids` of the N tokens behind the prefix, those of a beginning that rows share once.
-        place: (N,) the same tokens' places in C rows of the longest part behind the prefix.
-        node: (C * longest,) which of the N tokens stands at each place of these rows; EOT again behind it.
-        eot: (C,) which of the N tokens is each row's EOT.
-        lengths: (C,) tokens of each row behind the prefix.
-        inside: whether there are learned vectors among them.
+        prefix: P, learned vectors included.
+        row, position: (N,) a row, and the position in it, of each packed token.
+        packed_index: (N,) the same as an index into C * longest tokens: C rows of the longest part after the prefix.
+        padded_index: (C, longest) the packed token at each of these places; after EOT the same EOT again.
+        eot: (C,) the packed token that is EOT of each row.
+        lengths: (C,) number of tokens of each row after the prefix.
+        has_suffix_ctx: whether some of the packed tokens are learned vectors.
     """
 
-    ids: Tensor
     prefix: int
-    token: Tensor
-    place: Tensor
-    node: Tensor
+    row: Tensor
+    position: Tensor
+    packed_index: Tensor
+    padded_index: Tensor
     eot: Tensor
     lengths: Tensor
-    inside: bool
+    has_suffix_ctx: bool
 
     @property
     def classes(self) -> int:
-        return len(self.ids)
+        return self.padded_index.shape[0]
 
     @property
     def longest(self) -> int:
-        return self.ids.shape[1] - self.prefix
+        return self.padded_index.shape[1]
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest row, up to EOT."""
+        return self.prefix + self.longest
 
     def pad(self, x: Tensor) -> Tensor:
         """(images, N, width) -> (images * C, longest, width)."""
-        # On CUDA the gradient of index_select adds in any order, and that of [] always in the same; here [] is slow.
-        rows = x[:, self.node] if x.is_cuda else x.index_select(1, self.node)
-        return rows.view(-1, self.longest, x.shape[-1])
+        index = self.padded_index.flatten()
+        # On CUDA the gradient of index_select is added up in any order, that of [] always in the same; here [] is slow.
+        padded = x[:, index] if x.is_cuda else x.index_select(1, index)
+        return padded.view(-1, self.longest, x.shape[-1])
 
     def pack(self, x: Tensor, images: int) -> Tensor:
         """(images * C, longest, width) -> (images, N, width)."""
-        return x.reshape(images, -1, x.shape[-1]).index_select(1, self.place)
+        return x.reshape(images, -1, x.shape[-1]).index_select(1, self.packed_index)
 
-    def mask(self, prefix: Tensor, last: bool = False) -> Tensor:
-        """Which of prefix and own an own token may see: (longest, P + longest); for EOT (C, 1, 1, P + longest)."""
-        own = torch.arange(self.longest, device=prefix.device)
-        sees = own < self.lengths[:, None, None, None] if last else own <= own[:, None]
-        if last:
-            sees = sees.repeat(len(prefix), 1, 1, 1)
-        return F.pad(sees, (prefix.shape[1], 0), value=True)
+    def causal_mask(self, n_prefix: int) -> Tensor:
+        """Whether a position of a row attends to another, (longest, P + longest): to the prefix and up to itself."""
+        position = torch.arange(self.longest, device=self.padded_index.device)
+        return F.pad(position <= position[:, None], (n_prefix, 0), value=True)
+
+    def eot_mask(self, images: int, n_prefix: int) -> Tensor:
+        """The positions that EOT of each row attends to, (images * C, 1, 1, P + longest)."""
+        position = torch.arange(self.longest, device=self.padded_index.device)
+        mask = position < self.lengths[:, None, None, None]
+        return F.pad(mask.repeat(images, 1, 1, 1), (n_prefix, 0), value=True)
 
 
-@lru_cache(maxsize=32)
-def layout(ids: Tensor, slots: Tensor | None, n_ctx: int, specific: bool) -> Layout:
-    """The layout of these rows; tensors are told apart by identity, so each text is laid out once."""
-    eot = ids.argmax(dim=-1)
-    ids = ids[:, : int(eot.max()) + 1]
-    # What stands at each place, as a number: a token, or which learned vector.
-    content = ids.clone()
-    if slots is None:
-        slots = torch.arange(1, 1 + n_ctx, device=ids.device).expand(len(ids), -1)
-    vectors = -1 - torch.arange(slots.numel(), dtype=ids.dtype, device=ids.device).view_as(slots)
-    content.scatter_(1, slots, vectors if specific else vectors[:1].expand_as(vectors))
-    differs = (content != content[:1]).any(dim=0).nonzero()
-    prefix = int(torch.cat([differs.flatten(), eot]).min())  # at least EOT is a row's own
-    own = (torch.arange(ids.shape[1], device=ids.device) <= eot[:, None])[:, prefix:]  # (C, longest)
-    lengths = eot + 1 - prefix
-    # A token's beginning, as a number: the same for rows that agree up to this place.
-    paths = [torch.zeros_like(eot)]
-    for column in content[:, prefix:].T:
-        paths.append(torch.unique(torch.stack([paths[-1], column]), dim=1, return_inverse=True)[1])
-    paths = torch.stack(paths[1:], 1) + len(ids) * torch.arange(own.shape[1], device=ids.device)
-    tokens, of = torch.unique(paths[own], return_inverse=True)
-    places = own.flatten().nonzero().flatten()
-    place = places.new_empty(len(tokens)).scatter_reduce(0, of, places, "amin", include_self=False)
-    eot = of[lengths.cumsum(0) - 1]
-    node = eot.repeat_interleave(own.shape[1]).index_copy(0, places, of)
+# Token ids -> (key, layout): see `layout_of`.
+_layouts = WeakTensorKeyDictionary()
+
+
+def layout_of(prompts: TextPrompts) -> Layout:
+    """`token_layout` of these prompts, computed once for each text.
+
+    The cache keeps the latest layout for each tensor of ids, and no tensor alive. A layout is valid for the same
+    slots, as long as neither tensor is edited in place (autograd counts edits in `_version`).
+    """
+    ids, slots = prompts.ids, prompts.slots
+    if ids.is_inference() or (slots is not None and slots.is_inference()):  # their edits are not counted
+        return token_layout(prompts)
+    of_slots = None if slots is None else (WeakIdRef(slots), slots._version)
+    key = (ids._version, of_slots, prompts.n_ctx, prompts.by_class)
+    cached_key, layout = _layouts.get(ids, (None, None))
+    if layout is None or cached_key != key:
+        layout = token_layout(prompts)
+        _layouts[ids] = key, layout
+    return layout
+
+
+def token_layout(prompts: TextPrompts) -> Layout:
+    """Where the tokens of each class are computed.
+
+    For example "Audi S4", "Audi S5" and "BMW", after two context vectors v1 and v2 that all classes share:
+
+        SOS v1 v2 Audi S4 EOT            0  2  5
+        SOS v1 v2 Audi S5 EOT            0  3  6
+        SOS v1 v2 BMW EOT                1  4  4
+        -- P = 3 --                   padded_index
+
+    The suffixes have N = 7 different beginnings, so many tokens are packed: Audi, BMW, S4, S5, EOT of BMW, of S4 and
+    of S5, with packed_index = [0, 6, 1, 4, 7, 2, 5], eot = [5, 6, 4] and lengths = [3, 3, 2].
+    """
+    contents = row_contents(prompts)  # C lists
+    prefix = common_prefix(contents)  # P
+    suffixes = [content[prefix:] for content in contents]  # C lists
+    nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
+
+    longest = max(len(numbers) for numbers in nodes)
+    padded = [numbers + numbers[-1:] * (longest - len(numbers)) for numbers in nodes]  # (C, longest)
+    place_of: dict[int, int] = {}  # the first place of each node in `padded`
+    for place, node in enumerate(node for numbers in padded for node in numbers):
+        place_of.setdefault(node, place)
+    packed_index = torch.tensor([place_of[node] for node in range(len(place_of))])  # (N,)
+
+    device = prompts.ids.device
     return Layout(
-        ids=ids,
         prefix=prefix,
-        token=place // own.shape[1] * ids.shape[1] + prefix + place % own.shape[1],
-        place=place,
-        node=node,
-        eot=eot,
-        lengths=lengths,
-        inside=bool((slots >= prefix).any()),
+        row=(packed_index // longest).to(device),
+        position=(prefix + packed_index % longest).to(device),
+        packed_index=packed_index.to(device),
+        padded_index=torch.tensor(padded, device=device),
+        eot=torch.tensor([numbers[-1] for numbers in nodes], device=device),
+        lengths=torch.tensor([len(numbers) for numbers in nodes], device=device),
+        has_suffix_ctx=any(item < 0 for suffix in suffixes for item in suffix),
     )
 
 
-def embed(clip: CLIP, prompts: TextPrompts, rows: Layout) -> tuple[Tensor, Tensor]:
-    """What layer 0 gets: the prefix (images, P, width) and the own tokens (images, N, width)."""
-    ctx, slots = prompts.ctx, prompts.slots
-    images = ctx if ctx is not None and ctx.dim() == 4 else [ctx]
-    position = clip.positional_embedding.to(clip.transformer.get_cast_dtype())
-    token = position[rows.token % rows.ids.shape[1]]
-    if rows.inside:  # embed all rows, then take them apart
-        x = torch.stack([plain.embed(clip, replace(prompts, ids=rows.ids, ctx=one)) for one in images])
-        return x[:, 0, : rows.prefix] + position[: rows.prefix], x.flatten(1, 2)[:, rows.token] + token
-    first = replace(prompts, ids=rows.ids[:1], slots=None if slots is None else slots[:1])
-    images = [one[:1] if one is not None and one.dim() == 3 else one for one in images]  # of a class's own: none
-    x = torch.cat([plain.embed(clip, replace(first, ctx=one)) for one in images])
-    own = clip.token_embedding(rows.ids.flatten()[rows.token]).to(token.dtype) + token
-    return x[:, : rows.prefix] + position[: rows.prefix], own.expand(len(x), -1, -1)
+def row_contents(prompts: TextPrompts) -> list[list[int]]:
+    """Each row up to EOT as token ids, with a negative number for each learned vector; equal numbers, equal input."""
+    slots = prompts.ctx_positions  # (C, n)
+    vectors = -1 - torch.arange(slots.numel(), dtype=prompts.ids.dtype, device=slots.device).view_as(slots)
+    vectors = vectors if prompts.by_class else vectors[:1].expand_as(vectors)
+    contents = prompts.ids.scatter(1, slots, vectors).tolist()  # (C, context_length)
+    return [row[: eot + 1] for row, eot in zip(contents, prompts.ids.argmax(dim=-1).tolist(), strict=True)]
+
+
+def common_prefix(contents: list[list[int]]) -> int:
+    """The number of tokens that all rows begin with, without EOT: it is read, so each row needs its own."""
+    shortest = min(len(content) for content in contents) - 1
+    return next((i for i in range(shortest) if len({content[i] for content in contents}) > 1), shortest)
+
+
+def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
+    """The node of each token in the trie of the suffixes.
+
+    A node is a different beginning of a suffix. They are numbered from 0, the shortest first, then in order of their
+    contents.
+    """
+    nodes: list[list[int]] = [[] for _ in suffixes]
+    count = 0
+    for depth in range(max(len(suffix) for suffix in suffixes)):
+        # A beginning is its parent's node and one more token. The root has no number.
+        beginnings = {
+            row: (nodes[row][-1] if depth else -1, suffix[depth])
+            for row, suffix in enumerate(suffixes)
+            if depth < len(suffix)
+        }
+        number = {beginning: count + i for i, beginning in enumerate(sorted(set(beginnings.values())))}
+        for row, beginning in beginnings.items():
+            nodes[row].append(number[beginning])
+        count += len(number)
+    return nodes
+
+
+def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The input of layer 0: the prefix (images, P, width) and the packed tokens (images, N, width)."""
+    prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
+    n_prefix, row, position = layout.prefix, layout.row, layout.position
+    embedding = clip.positional_embedding.to(clip.transformer.get_cast_dtype())  # (context_length, width)
+    if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
+        x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx)) for ctx in prompts.contexts])
+        return x[:, 0, :n_prefix] + embedding[:n_prefix], x[:, row, position] + embedding[position]
+    # The prefix is that of row 0: (images, length, width)
+    first = replace(prompts, ids=prompts.ids[:1], slots=None if prompts.slots is None else prompts.slots[:1])
+    contexts = [ctx[:1] if ctx is not None and ctx.dim() == 3 else ctx for ctx in prompts.contexts]
+    x = torch.cat([plain.embed(clip, replace(first, ctx=ctx)) for ctx in contexts])
+    suffix = clip.token_embedding(prompts.ids[row, position]).to(embedding.dtype) + embedding[position]
+    return x[:, :n_prefix] + embedding[:n_prefix], suffix.expand(len(x), -1, -1)
+
+
+FAST = Encoder(image_layer, text_layer)
+encode_image, encode_text = FAST.encode_image, FAST.encode_text
+
+
+def compiled_towers(backend: str | Callable = "inductor") -> Encoder:
+    """The fast towers with their layers compiled by torch.compile: the same results up to rounding.
+
+    The layers of a tower are one function of different weights. So it is compiled once for all of them, and again only
+    if the shapes or the tensors that need a gradient differ.
+    """
+    return Encoder(torch.compile(image_layer, backend=backend), torch.compile(text_layer, backend=backend))

@@ -1,4 +1,8 @@
-"""The fast towers compute what the plain ones do: features and gradients, whatever the texts and the schedule."""
+"""The fast towers give the same features and gradients as the plain ones, for any texts and schedules."""
+
+import gc
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +27,7 @@ def leaf(*shape):
 
 
 def rows(names, n_ctx, words):
-    """Rows of SOS, placeholders, common words, a name of its own, EOT and padding."""
+    """Rows of SOS, placeholders, common words, a different name, EOT and padding."""
     ids = torch.zeros(len(names), POSITIONS, dtype=torch.long)
     for row, name in zip(ids, names, strict=True):
         tokens = [EOT - 1, *[1] * n_ctx, *words, *name, EOT]
@@ -43,7 +47,7 @@ def assert_same(function, arguments, leaves):
 
 @st.composite
 def edits(draw, present, first):
-    """What happens before layers `first` and on, for some of the layers; none removes more than there is."""
+    """Edits before some of the layers from `first`; none removes more prompts than are present."""
     schedule = []
     for layer in range(first, draw(st.integers(first, LAYERS))):
         remove, add = draw(st.integers(0, present)), draw(st.integers(1 if layer == 0 else 0, 4))
@@ -54,7 +58,7 @@ def edits(draw, present, first):
 
 @st.composite
 def texts(draw):
-    token = st.integers(2, 3) | st.integers(2, EOT - 2)  # so that names often begin alike
+    token = st.integers(2, 3) | st.integers(2, EOT - 2)  # so that names often share their beginning
     names = draw(st.lists(st.lists(token, min_size=1, max_size=40), min_size=1, max_size=6))
     n_ctx = draw(st.integers(0, 4))
     return names, n_ctx, rows(names, n_ctx, draw(st.lists(st.integers(2, EOT - 2), max_size=4)))
@@ -73,7 +77,7 @@ def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
 @EXAMPLES
 @given(texts=texts(), of=st.sampled_from(["all", "class", "image"]), ahead=st.integers(0, 4))
 @example(texts=([[2], [3]], 0, None), of="class", ahead=0)
-def test_contexts_of_classes_and_images_before_and_behind_the_name(clip, texts, of, ahead):
+def test_contexts_by_class_and_image_before_and_after_the_name(clip, texts, of, ahead):
     names, n_ctx, _ = texts
     ahead = min(ahead, n_ctx)  # vectors before the name
     ids = torch.stack([rows([name + [1] * (n_ctx - ahead)], ahead, [])[0] for name in names])
@@ -84,41 +88,93 @@ def test_contexts_of_classes_and_images_before_and_behind_the_name(clip, texts, 
 
 
 @pytest.mark.parametrize("names", [[[2]], [[2], [3]], [[2], [2]], [[2, 3], [4, 5], [6, 7]], [[2], [3] * 40]])
-def test_few_equal_and_very_long_names(clip, names):
+def test_few_and_equal_and_very_long_names(clip, names):
     ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
     assert_same("encode_text", (clip, TextPrompts(rows(names, 2, [7]), ctx, deep=[Edit(), Edit(2, deep)])), [ctx, deep])
 
 
-def test_a_beginning_that_names_share_is_computed_once(clip):
+def test_shared_beginning_of_names_is_computed_once(clip):
     names = [[2, 3, 4], [2, 3, 5], [2, 4], [6], [6]]
-    ids = rows(names, 2, [7])
-    layout = fast.layout(ids, None, 2, False)
+    ctx = leaf(2, WIDTH)
+    prompts = TextPrompts(rows(names, 2, [7]), ctx)
+    layout = fast.token_layout(prompts)
     assert layout.prefix == 4  # SOS, two vectors, the word
     beginnings = {tuple([*name, EOT][:length]) for name in names for length in range(1, len(name) + 2)}
-    assert len(layout.token) == len(beginnings) == 10
-    assert sorted(layout.ids.flatten()[layout.token].tolist()) == sorted(beginning[-1] for beginning in beginnings)
-    ctx = leaf(2, WIDTH)
-    assert_same("encode_text", (clip, TextPrompts(ids, ctx)), [ctx])
+    assert len(layout.row) == len(beginnings) == 10
+    packed = prompts.ids[layout.row, layout.position]
+    assert sorted(packed.tolist()) == sorted(beginning[-1] for beginning in beginnings)
+    assert_same("encode_text", (clip, prompts), [ctx])
 
 
-def test_deep_prompts_of_each_class_its_own(clip):
+def test_layout_of_the_example_in_its_documentation():
+    audi, bmw, s4, s5 = range(2, 6)
+    layout = fast.token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
+    assert layout.prefix == 3
+    assert layout.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
+    assert layout.packed_index.tolist() == [0, 6, 1, 4, 7, 2, 5]
+    assert (layout.eot.tolist(), layout.lengths.tolist()) == ([5, 6, 4], [3, 3, 2])
+
+
+def test_layout_is_computed_once_for_each_text():
+    prompts = TextPrompts(rows([[2], [3]], 2, []), torch.zeros(2, WIDTH))
+    layout = fast.layout_of(prompts)
+    assert fast.layout_of(replace(prompts, ctx=torch.ones(2, WIDTH))) is layout
+    assert fast.layout_of(replace(prompts, ids=prompts.ids.clone())) is not layout
+    assert fast.layout_of(replace(prompts, ctx=torch.zeros(1, WIDTH))) is not layout
+
+
+@pytest.mark.parametrize("edited", ["ids", "slots"])
+def test_layout_is_computed_again_after_an_edit_in_place(clip, edited):
+    slots = torch.tensor([[1, 2], [1, 2], [1, 2]])
+    prompts = TextPrompts(rows([[2, 3], [2, 4], [5, 6]], 2, []), leaf(2, WIDTH), slots)
+    before = fast.encode_text(clip, prompts)
+    if edited == "ids":
+        prompts.ids[1, 3:6] = torch.tensor([5, EOT, 0])
+    else:
+        prompts.slots[:, 1] = 3
+    assert not torch.allclose(fast.encode_text(clip, prompts), before)
+    assert_same("encode_text", (clip, prompts), [prompts.ctx])
+
+
+def test_layout_of_edited_inference_tensors_is_computed_again():
+    with torch.inference_mode():
+        prompts = TextPrompts(rows([[2], [3]], 0, []))
+        assert fast.layout_of(prompts).prefix == 1
+        prompts.ids[1, 1] = 2
+        assert fast.layout_of(prompts).prefix == 2
+
+
+def test_cached_layout_keeps_no_tensor_alive():
+    prompts = TextPrompts(rows([[2], [3]], 2, []), torch.zeros(2, WIDTH), torch.tensor([[1, 2], [1, 2]]))
+    layout = weakref.ref(fast.layout_of(prompts))
+    tensors = [weakref.ref(tensor) for tensor in (prompts.ids, prompts.slots, prompts.ctx)]
+    del prompts
+    gc.collect()
+    assert [tensor() for tensor in tensors] == [None] * 3
+    assert layout() is None
+
+
+def test_deep_prompts_by_class(clip):
     ctx, deep = leaf(2, WIDTH), leaf(3, 2, WIDTH)
     prompts = TextPrompts(rows([[2], [3, 4], [5]], 2, []), ctx, deep=[Edit(), Edit(2, deep)])
     assert_same("encode_text", (clip, prompts), [ctx, deep])
 
 
-def test_deep_prompts_with_a_context_that_is_not_at_the_start(clip):
+def test_deep_prompts_with_a_context_after_the_start(clip):
     ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
     slots = torch.tensor([[2, 3], [3, 4]])
     prompts = TextPrompts(rows([[2, 1, 1], [2, 3, 1, 1]], 0, []), ctx, slots, deep=[Edit(), Edit(2, deep)])
     assert_same("encode_text", (clip, prompts), [ctx, deep])
 
 
-def test_many_images_are_taken_in_parts(clip, monkeypatch):
-    monkeypatch.setitem(fast.TOKENS_AT_A_TIME, "cpu", 7)
+def test_many_images_are_encoded_in_chunks(clip, monkeypatch):
+    monkeypatch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 7)
     prompts = TextPrompts(rows([[2], [3, 4]], 2, []), torch.randn(5, 1, 2, WIDTH, dtype=torch.double))
     with torch.no_grad():
+        assert fast.choose_path(clip, prompts) == "chunked"
+        assert len(fast.image_chunks(prompts)) == 5
         assert_same("encode_text", (clip, prompts), [])
+    assert fast.choose_path(clip, prompts) == "shared"
 
 
 @EXAMPLES
@@ -129,13 +185,13 @@ def test_images_under_any_schedule(clip, schedule, batch):
     assert_same("encode_image", (clip, images, schedule), leaves)
 
 
-def test_images_with_prompts_of_their_own(clip):
+def test_vision_prompts_by_image(clip):
     schedule = [Edit(add=leaf(2, 3, WIDTH)), Edit(1, leaf(2, 2, WIDTH))]
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)
     assert_same("encode_image", (clip, images, schedule), [edit.add for edit in schedule])
 
 
-def test_towers_that_are_not_clips_own_run_in_the_plain_form(clip):
+def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
     odd = small_clip({"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}).double()
     assert not fast.is_standard(odd.visual.transformer)
     assert not fast.is_standard(odd.transformer)
@@ -144,7 +200,7 @@ def test_towers_that_are_not_clips_own_run_in_the_plain_form(clip):
     assert_same("encode_image", (odd, torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]), [])
 
 
-def test_gradients_are_the_same_when_the_text_tower_is_computed_anew(clip, monkeypatch):
+def test_gradients_are_the_same_with_checkpointing_of_the_text_tower(clip, monkeypatch):
     monkeypatch.setattr(clip.transformer, "grad_checkpointing", True)
     ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
     assert_same(
