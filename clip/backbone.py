@@ -1,27 +1,36 @@
 """Frozen CLIP backbones by name or file, built by open_clip with the sizes their own weights have."""
 
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.transform import image_transform
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
+from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 
 from .errors import ClipError
 from .weights import URLS, openai_file, read_state_dict, small_file
 
-VOCABULARY = 49408  # byte pairs, SOS and EOT of the one tokeniser there is here
+VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 
 
 class CLIP(open_clip.CLIP):
-    """open_clip's CLIP with the surface of OpenAI's: `dtype`, images of any type, a `forward` that returns logits."""
+    """open_clip's CLIP with OpenAI's interface: `dtype`, images of any type, a `forward` that returns logits.
+
+    Its LayerNorms compute in fp32, whatever the type of their input. Arguments are those of `open_clip.CLIP`, without
+    `cast_dtype`.
+    """
+
+    def __init__(self, embed_dim: int, vision_cfg: dict, text_cfg: dict, quick_gelu: bool = False, **options):
+        # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
+        super().__init__(embed_dim, vision_cfg, text_cfg, quick_gelu, cast_dtype=torch.float16, **options)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type the image tower computes in: that of its first convolution."""
+        """The type that the image tower computes in: that of its first convolution."""
         return next(weight for weight in self.visual.parameters() if weight.dim() == 4).dtype
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
@@ -36,7 +45,7 @@ class CLIP(open_clip.CLIP):
 
 
 def available_models() -> list[str]:
-    """OpenAI's names, as `clip.available_models()` of their package lists them."""
+    """OpenAI's names, in the order of `clip.available_models()` in their package."""
     return list(URLS)
 
 
@@ -45,20 +54,20 @@ def load(
     device: str | torch.device | None = None,
     jit: bool = False,
     download_root: str | None = None,
-):
+) -> tuple[CLIP, Callable]:
     """OpenAI's `clip.load`: a model and the transform of its images.
 
     Args:
         name: as for `load_backbone`.
-        device: by default CUDA where there is one. On CUDA the weights are fp16, on a CPU fp32, as OpenAI's are.
-        jit: only False; the archive's traced graph is fixed to the device and precision it was exported with.
+        device: by default CUDA if available. On CUDA the weights are fp16, on a CPU fp32, as in OpenAI's package.
+        jit: only False; an archive's traced graph is fixed to the device and precision of its export.
         download_root: folder for downloads, by default `~/.cache/clip`.
 
     Returns:
         (model in eval mode, transform from a PIL image to a (3, H, W) tensor).
     """
     if jit:
-        raise ClipError("clip.load(jit=True) is not supported: call it with jit=False")
+        raise ClipError("clip.load(jit=True) is not supported", "call it with jit=False")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_backbone(name, "fp32" if device.type == "cpu" else "fp16", download_root).to(device)
     mean, std = (getattr(model.visual, key, None) for key in ("image_mean", "image_std"))
@@ -69,36 +78,39 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     """A CLIP on the CPU, in eval mode, its parameters frozen.
 
     Args:
-        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded there), `small` (this project's own), a path to
+        name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded to it), `small` (this project's own), a path to
             a weight file (`weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
         precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
 
     Raises:
-        ClipError: no such weights, or they are no CLIP.
+        ClipError: the weights do not exist, cannot be read, or are not those of a CLIP.
     """
     if name in URLS:
         model = build(read_state_dict(openai_file(name, cache)), precision, name)
     elif name == "small":
         model = build(read_state_dict(small_file()), precision, name)
     elif ":" in name and name.split(":")[0] in open_clip.list_models():
-        model = from_open_clip(*name.split(":", 1), precision, cache)
+        arch, tag = name.split(":", 1)
+        model = from_open_clip(arch, tag, precision, cache)
     else:
         path = Path(name).expanduser()
         if not path.exists() and "/" not in name and "." not in name:
-            raise ClipError(
-                f"unknown backbone {name!r}: give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
-            )
+            remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
+            raise ClipError(f"unknown backbone {name!r}", remedy)
         model = build(read_state_dict(path), precision, name, config_beside(path))
     if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":
-        raise ClipError(f"the text tower of {name} reads other tokens than CLIP's, or reads them in another way")
+        raise ClipError(
+            f"the text tower of {name} reads other tokens than CLIP's, or reads them in another way",
+            "choose a backbone with CLIP's tokeniser, causal attention and EOT",
+        )
     size = model.visual.image_size
     model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]  # OpenAI's name
     return model.eval().requires_grad_(False)
 
 
 def config_beside(path: Path) -> dict | None:
-    """The open_clip_config.json in the file's folder, as model hubs lay them out, or None."""
+    """The open_clip_config.json in the file's folder, where model hubs put it, or None."""
     config = path.with_name("open_clip_config.json")
     if not config.is_file():
         return None
@@ -106,59 +118,76 @@ def config_beside(path: Path) -> dict | None:
         content = json.loads(config.read_text())
         return {"preprocess_cfg": {}} | content | {"model_cfg": dict(content["model_cfg"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ClipError(f"{config} is no open_clip configuration ({error!r}): mend or remove it") from None
+        what = f"{config} is not a valid open_clip configuration ({error!r})"
+        raise ClipError(what, "fix or delete it", config) from error
 
 
 def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
-    """A model by open_clip's own names, with the activation its weights were trained with."""
-    table = open_clip.pretrained.get_pretrained_cfg(arch, tag)
-    tag = tag if table else str(Path(tag).expanduser())
-    if not table and not Path(tag).is_file():
+    """A model by open_clip's own names, with the activation that its weights were trained with."""
+    pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
+    file = Path(tag).expanduser()
+    if not pretrained and not file.is_file():
         known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
-        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists; it knows: {known}")
+        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
+    config = open_clip.get_model_config(arch)
+    if config.pop("custom_text", False) or "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
+        raise ClipError(f"{arch} is not built like CLIP: prompts cannot enter its towers", "choose a CLIP architecture")
+    config["quick_gelu"] = config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
+    config["vision_cfg"]["timm_model_pretrained"] = False  # or timm would download weights of its own first
     try:
-        model = open_clip.create_model(
-            arch, tag, precision, force_quick_gelu=table.get("quick_gelu", False), cache_dir=cache
-        )
-    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        model = new_clip(config, precision)
+        open_clip.load_checkpoint(model, open_clip.download_pretrained(pretrained, cache_dir=cache) or str(file))
+    except Exception as error:  # of any library that open_clip downloads or reads with
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ClipError(f"cannot load {arch}:{tag} ({reason}): give another tag or file") from None
-    if not isinstance(model, open_clip.CLIP):
-        raise ClipError(f"{arch} is not built like CLIP ({type(model).__name__}): prompts cannot enter its towers")
-    model.__class__ = CLIP  # which adds no state: the factory takes no class to build
+        raise ClipError(f"cannot load {arch}:{tag} ({reason})", "give another tag or file") from error
+    open_clip.set_model_preprocess_cfg(
+        model, merge_preprocess_dict(PreprocessCfg(), pretrained) | {"size": model.visual.image_size}
+    )
     return model
 
 
 def build(state: Mapping[str, Tensor], precision: str, source: str, config: dict | None = None) -> CLIP:
-    """A CLIP of the sizes its state dict has; without a configuration taken for OpenAI's (QuickGELU, heads of 64).
+    """A CLIP with these weights. Without a configuration it is built like OpenAI's: QuickGELU, heads of width 64.
 
     Args:
         config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
     """
-    beside = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # what archives hold beside weights
-    state = {key: value for key, value in state.items() if key not in beside}
+    not_weights = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # also in OpenAI's archives
+    state = {key: value for key, value in state.items() if key not in not_weights}
+    remedy = "give another file"
     try:
-        arguments = config["model_cfg"] if config else openai_config(state)
-        # cast_dtype only chooses LayerNorm's form: computed in fp32 whatever the precision of its input.
-        model = CLIP(**arguments, cast_dtype=torch.float16)
+        model = new_clip(config["model_cfg"] if config else openai_config(state), precision)
         model.load_state_dict(state)
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
             if key in ("mean", "std"):
                 setattr(model.visual, f"image_{key}", tuple(value))
     except KeyError as error:
-        raise ClipError(f"{source} is not a CLIP: it has no tensor {error}") from None
+        raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         detail = " ".join(str(error).split())[:200]
-        raise ClipError(f"{source} is not a CLIP that open_clip can build: {detail}") from None
-    if precision == "fp16":
-        open_clip.model.convert_weights_to_lp(model)
-    else:
-        model.float()
+        raise ClipError(f"{source} is not a CLIP that open_clip can build ({detail})", remedy) from error
+    return model
+
+
+def new_clip(config: dict, precision: str) -> CLIP:
+    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or fp16 in open_clip's way."""
+    model = CLIP(**config)
+    if precision == "fp16" and isinstance(model.visual, TimmModel):
+        model.half()
+        for module in model.modules():
+            if isinstance(module, LayerNormFp32):
+                module.float()
+    elif precision == "fp16":
+        open_clip.convert_weights_to_lp(model)
     return model
 
 
 def openai_config(state: Mapping[str, Tensor]) -> dict:
-    """Arguments of `open_clip.CLIP`, every size read off the tensors. KeyError names a tensor that is missing."""
+    """Arguments of `open_clip.CLIP`, with all sizes taken from the tensors.
+
+    Raises:
+        KeyError: a tensor is missing; the error is its name.
+    """
 
     def layers(prefix: str) -> int:
         depth = prefix.count(".")
@@ -199,7 +228,7 @@ def openai_config(state: Mapping[str, Tensor]) -> dict:
 
 
 def is_vit(model: nn.Module) -> bool:
-    """Whether the image tower is a vision transformer with a class token, which prompts can be appended to."""
+    """Whether the image tower is a vision transformer with a class token: then prompts can be appended."""
     visual = model.visual
     return isinstance(visual, open_clip.transformer.VisionTransformer) and (
         visual.attn_pool is None and visual.pool_type == "tok"

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokeniser (open_clip carries it), with the padding and the errors of OpenAI's `tokenize`."""
+"""CLIP's byte-pair tokeniser (open_clip's copy), with the padding and the errors of OpenAI's `tokenize`."""
 
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ from .errors import ClipError
 
 @lru_cache(maxsize=1)
 def tokenizer() -> SimpleTokenizer:
-    """The one tokeniser of the process: its vocabulary takes a second to read."""
+    """The tokeniser, built once for each process: reading its vocabulary takes a second."""
     return SimpleTokenizer()
 
 
@@ -21,10 +21,10 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     Args:
         texts: one text or a list of them.
         context_length: positions in a row; 77 for every OpenAI model.
-        truncate: cut longer texts (the last token stays EOT) instead of refusing them.
+        truncate: cut longer texts (the last token is still EOT) instead of raising ClipError.
 
     Returns:
-        (texts, context_length) int32, as OpenAI's.
+        (texts, context_length) int32, as in OpenAI's package.
 
     Raises:
         ClipError: a text has more tokens than fit; the message quotes it.
@@ -36,7 +36,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
         if len(ids) > context_length:
             if not truncate:
                 raise ClipError(
-                    f"{text!r} has {len(ids)} tokens, the text tower has {context_length} positions: shorten it"
+                    f"{text!r} has {len(ids)} tokens, the text tower has {context_length} positions", "shorten it"
                 )
             ids = [*ids[: context_length - 1], bpe.eot_token_id]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int)

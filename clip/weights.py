@@ -1,6 +1,5 @@
-"""Where backbone weights are: OpenAI's names and their verified download, and the forms a file may have."""
+"""Files of backbone weights: OpenAI's names and their verified download, and the forms of a weight file."""
 
-import hashlib
 import os
 import pickle
 import zipfile
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from common.files import checksum, replacing
 
 from .errors import ClipError
 
@@ -31,7 +32,7 @@ OPENAI_NAMES = {
 }
 URLS = {name: open_clip.get_pretrained_url(arch, "openai") for name, arch in OPENAI_NAMES.items()}
 
-# The small CLIP of this project, for 64 x 64 pixels: see small.md beside it.
+# The small CLIP of this project, for images of 64 x 64 pixels: see small.md.
 SMALL = Path(__file__).with_name("small.safetensors")
 SMALL_SHA256 = "38960b9b0791fc9d197707415e072283c59360db4bdaa2b2ff2ec434923956f9"
 
@@ -40,62 +41,69 @@ def small_file() -> Path:
     """The verified weight file of the backbone `small`.
 
     Raises:
-        ClipError: it is missing or not what was published.
+        ClipError: the file is missing, or its SHA-256 is wrong.
     """
-    if not SMALL.is_file() or sha256(SMALL) != SMALL_SHA256:
+    if not SMALL.is_file() or checksum(SMALL) != SMALL_SHA256:
         what = "is damaged (its SHA-256 differs)" if SMALL.is_file() else "is missing"
-        raise ClipError(f"{SMALL} {what}: restore it with `git checkout -- {SMALL.parent.name}/{SMALL.name}`")
+        remedy = f"restore it with `git checkout -- {SMALL.parent.name}/{SMALL.name}`"
+        raise ClipError(f"{SMALL} {what}", remedy, SMALL)
     return SMALL
 
 
 def openai_file(name: str, cache: str | None = None) -> Path:
-    """The verified weight file of an OpenAI name: the cached one, or a fresh download.
+    """The verified weight file of an OpenAI name: the cached one, or a new download.
 
     Args:
         name: a key of `URLS`.
-        cache: folder of the files; by default the one OpenAI's package uses, `~/.cache/clip`.
+        cache: folder of the files; by default that of OpenAI's package, `~/.cache/clip`.
 
     Raises:
-        ClipError: it can't be downloaded, or what came has another SHA-256. Nothing is left behind then.
+        ClipError: the download fails or has another SHA-256; no file is left behind.
     """
     url = URLS[name]
     path = Path(cache or CACHE).expanduser() / os.path.basename(url)
     expected = url.split("/")[-2]
     if path.is_file():
-        if sha256(path) == expected:
+        if checksum(path) == expected:
             return path
         print(f"{path} is not the published file (its SHA-256 differs): downloading it again")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # torch.hub writes beside the target, verifies, and only then renames.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
-    except (OSError, HTTPException, RuntimeError) as error:
-        why = "its SHA-256 is wrong" if "invalid hash value" in str(error) else f"{error}"
-        raise ClipError(
-            f"cannot download {name} from {url} ({why}): put a verified copy at {path}, or give a file as the backbone"
-        ) from None
+        with replacing(path) as partial:
+            download(url, partial, expected)
+    except (OSError, ClipError) as error:
+        remedy = f"put a verified copy at {path}, or give a file as the backbone"
+        raise ClipError(f"cannot download {name} from {url} ({error})", remedy) from error
     return path
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def download(url: str, path: Path, sha256: str) -> None:
+    """Download a file and verify it.
+
+    Raises:
+        ClipError: the connection failed, the file cannot be written, or its SHA-256 is wrong.
+    """
+    try:
+        torch.hub.download_url_to_file(url, str(path))
+    except (OSError, HTTPException) as error:
+        raise ClipError(str(error) or type(error).__name__) from error
+    if checksum(path) != sha256:
+        raise ClipError("its SHA-256 is wrong")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a backbone file, by OpenAI's names.
 
-    Read are OpenAI's TorchScript archives, plain state dicts (also inside a training checkpoint's `state_dict`, also
-    with `module.` before the names) and `.safetensors`. No code of the file is run.
+    Accepted are OpenAI's TorchScript archives, plain state dicts (also in a training checkpoint's `state_dict`, also
+    with `module.` before the names) and `.safetensors`. No code in the file is run.
 
     Raises:
-        ClipError: the file is missing, cut off, or none of these.
+        ClipError: the file is missing, damaged, or of another form.
     """
     if not path.is_file():
-        raise ClipError(f"backbone file {path} does not exist: give a weight file, small, or one of {', '.join(URLS)}")
+        remedy = f"give a weight file, small, or one of {', '.join(URLS)}"
+        raise ClipError(f"backbone file {path} does not exist", remedy, path)
+    state: object
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -105,14 +113,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "unreadable")
-        raise ClipError(f"backbone file {path} is damaged or no weight file ({reason}): get it again") from None
-    except pickle.UnpicklingError:  # its text is a page of advice
-        raise ClipError(
-            f"backbone file {path} is damaged or holds more than tensors: save its state dict alone"
-        ) from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+        what = f"backbone file {path} is damaged or not a weight file ({reason})"
+        raise ClipError(what, "download or copy it again", path) from error
+    except pickle.UnpicklingError as error:  # its text is a page of advice
+        what = f"backbone file {path} is damaged or holds more than tensors"
+        raise ClipError(what, "save only its state dict", path) from error
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ClipError(f"backbone file {path} holds no state dict: save `model.state_dict()` there")
+        raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""Backbones by name and by file give the same model, as OpenAI's package has it, or one line that says why not."""
+"""Backbones by name and by file give the same model as OpenAI's package, or a one-line error."""
 
 import json
 import os
@@ -32,12 +32,12 @@ def source():
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["text"].strip())
-def test_token_ids_are_openais(case):
+def test_token_ids_equal_openais(case):
     row = clip.tokenize(case["text"])[0].tolist()
     assert row == case["ids"] + [0] * (77 - len(case["ids"]))
 
 
-def test_tokenize_takes_a_text_or_a_list_and_any_context_length():
+def test_tokenize_accepts_a_text_or_a_list_and_any_context_length():
     one, two = clip.tokenize("a cat"), clip.tokenize(["a cat", "x"], context_length=9)
     assert one.shape == (1, 77) and two.shape == (2, 9)
     assert one.dtype == two.dtype == torch.int32  # OpenAI's since torch 1.8
@@ -45,7 +45,7 @@ def test_tokenize_takes_a_text_or_a_list_and_any_context_length():
     assert clip.tokenize([]).shape == (0, 77)
 
 
-def test_a_text_too_long_is_quoted_or_truncated():
+def test_too_long_text_is_quoted_or_truncated():
     assert clip.tokenize("cat " * 75).shape == (1, 77)
     with pytest.raises(clip.ClipError, match="'cat cat .* has 78 tokens.* 77 positions"):
         clip.tokenize("cat " * 76)
@@ -53,10 +53,10 @@ def test_a_text_too_long_is_quoted_or_truncated():
     assert torch.equal(full, cut) and cut[0, -1] == 49407
 
 
-# ---------------------------------------------------------------- OpenAI's surface
+# ---------------------------------------------------------------- OpenAI's interface
 
 
-def test_available_models_are_openais():
+def test_available_models_equal_openais():
     assert {"RN50", "RN101", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"} <= set(clip.available_models())
     assert clip.available_models() == list(weights.URLS)
 
@@ -68,7 +68,7 @@ def loaded(request, source, tmp_path, tiny_arch):
     return clip.load(str(path) if request.param == "file" else f"{tiny_arch}-quickgelu:{path}", device="cpu")
 
 
-def test_a_loaded_model_has_openais_surface(loaded, source):
+def test_loaded_model_has_openais_interface(loaded, source):
     model, _ = loaded
     assert model.dtype == torch.float32 and not model.training
     assert (model.visual.input_resolution, model.context_length, model.vocab_size) == (32, 77, 49408)
@@ -82,7 +82,7 @@ def test_a_loaded_model_has_openais_surface(loaded, source):
     assert torch.equal(features(model), features(source))
 
 
-def test_the_transform_resizes_crops_and_normalises_as_openais(loaded):
+def test_transform_resizes_crops_and_normalises_like_openais(loaded):
     _, preprocess = loaded
     image = Image.new("L", (64, 32), 0)
     image.paste(255, (16, 0, 48, 32))  # the centre is white, both sides are black
@@ -94,7 +94,7 @@ def test_the_transform_resizes_crops_and_normalises_as_openais(loaded):
     assert preprocess(Image.new("RGBA", (50, 333))).shape == (3, 32, 32)
 
 
-def test_load_refuses_jit_and_unknown_names():
+def test_load_rejects_jit_and_unknown_names():
     with pytest.raises(clip.ClipError, match="jit=False"):
         clip.load("ViT-B/16", jit=True)
     with pytest.raises(clip.ClipError, match="unknown backbone 'ViT-B-17'.*ViT-B/16"):
@@ -107,7 +107,7 @@ def test_load_refuses_jit_and_unknown_names():
 
 
 def torchscript(model, path):
-    """OpenAI's archive: traced, and its sizes are among the tensors."""
+    """OpenAI's form of archive: traced, with its sizes among the tensors."""
     plain = open_clip.CLIP(**clip_config())
     plain.load_state_dict(model.state_dict())
     for name, size in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
@@ -132,7 +132,7 @@ FORMS = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_file_gives_the_same_weights_bit_for_bit(form, source, tmp_path):
+def test_every_file_form_gives_bit_identical_weights(form, source, tmp_path):
     FORMS[form](source, tmp_path / form)
     model = clip.load_backbone(str(tmp_path / form))
     state = model.state_dict()
@@ -142,7 +142,7 @@ def test_every_form_of_a_file_gives_the_same_weights_bit_for_bit(form, source, t
     assert torch.equal(features(model), features(source))
 
 
-def test_a_half_file_gives_an_fp32_model_of_the_rounded_weights(source, tmp_path):
+def test_half_file_gives_an_fp32_model_of_the_rounded_weights(source, tmp_path):
     state = {key: value.half() for key, value in source.state_dict().items()}
     torch.save(state, tmp_path / "half.pt")
     model = clip.load_backbone(str(tmp_path / "half.pt"))
@@ -164,7 +164,7 @@ def test_fp16_is_half_weights_with_layer_norm_in_fp32(source, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_arch(tmp_path_factory):
-    """Architectures of open_clip's table with the sizes of `source`: this name, and with -quickgelu behind it."""
+    """New architectures in open_clip's table with the sizes of `source`: this name, and the same with -quickgelu."""
     folder = tmp_path_factory.mktemp("archs")
     for name, quick_gelu in (("ViT-tiny-32", False), ("ViT-tiny-32-quickgelu", True)):
         config = clip_config() | {"quick_gelu": quick_gelu}
@@ -173,7 +173,7 @@ def tiny_arch(tmp_path_factory):
     return "ViT-tiny-32"
 
 
-def test_the_activation_is_the_configurations(source, tiny_arch, tmp_path):
+def test_activation_follows_the_configuration(source, tiny_arch, tmp_path):
     path = tmp_path / "hub.safetensors"
     save_file(source.state_dict(), path)
     gelu = features(small_clip(quick_gelu=False))
@@ -194,12 +194,40 @@ def test_the_activation_is_the_configurations(source, tiny_arch, tmp_path):
     [{"vocab_size": 1000}, {"pool_type": "last"}, {"no_causal_mask": True}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_text_tower_of_another_tokeniser_is_refused(change, tmp_path):
+def test_text_tower_of_another_tokeniser_is_rejected(change, tmp_path):
     config = clip_config(text=change)
     save_file(open_clip.CLIP(**config).state_dict(), tmp_path / "hub.safetensors")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with pytest.raises(clip.ClipError, match="hub.safetensors reads other tokens than CLIP's"):
         clip.load_backbone(str(tmp_path / "hub.safetensors"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_open_clip_pair_equals_open_clips_own_model(precision, source, tiny_arch, tmp_path):
+    path = str(tmp_path / "weights.pt")
+    torch.save(source.state_dict(), path)
+    expected = open_clip.create_model(tiny_arch, path, precision=precision)
+    model = clip.load_backbone(f"{tiny_arch}:{path}", precision)
+    assert type(model) is clip.CLIP and type(expected) is open_clip.CLIP
+    assert model.visual.preprocess_cfg == expected.visual.preprocess_cfg
+    assert (model.visual.image_mean, model.visual.image_std) == (expected.visual.image_mean, expected.visual.image_std)
+    state = model.state_dict()
+    assert state.keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        assert value.dtype == state[key].dtype and torch.equal(value, state[key]), key
+    if precision == "fp32":
+        assert torch.equal(features(model), features(expected.eval().requires_grad_(False)))
+
+
+def test_architecture_unlike_clip_is_rejected_before_its_download():
+    with pytest.raises(clip.ClipError, match="coca_ViT-B-32 is not built like CLIP"):
+        clip.load_backbone("coca_ViT-B-32:laion2b_s13b_b90k")
+
+
+def test_damaged_file_of_an_open_clip_pair_is_rejected(tiny_arch, tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(clip.ClipError, match=f"cannot load {tiny_arch}:.*cut.safetensors .*: give another tag or file"):
+        clip.load_backbone(f"{tiny_arch}:{tmp_path / 'cut.safetensors'}")
 
 
 class Hostile:
@@ -230,11 +258,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_is_no_clip_is_refused_in_a_line_that_names_it(name, source, tmp_path, monkeypatch):
+def test_invalid_file_gives_a_one_line_error_with_its_name(name, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reason, write = BROKEN[name]
     write(source, tmp_path / name)
-    with pytest.raises(clip.ClipError, match=reason) as refusal:
+    with pytest.raises(clip.ClipError, match=reason) as caught:
         clip.load_backbone(str(tmp_path / name))
-    assert str(tmp_path / name) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
     assert not Path("executed").exists()

@@ -1,4 +1,4 @@
-"""OpenAI's names: weights are downloaded once, verified, and never half there."""
+"""OpenAI's names: weights are downloaded once and verified, and a failed download leaves no file."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def source():
 
 @pytest.fixture
 def published(source, tmp_path, monkeypatch):
-    """A server of weight files under `/<SHA-256>/`, which ViT-B/16 is to be had from; its `fault` can be set."""
+    """A server with the weights of ViT-B/16 under `/<SHA-256>/`; its `fault` can be set."""
     torch.save(source.state_dict(), tmp_path / "served.pt")
     content = (tmp_path / "served.pt").read_bytes()
 
@@ -45,7 +45,7 @@ def published(source, tmp_path, monkeypatch):
             return self.wfile.write(body[: len(body) // 2] if server.fault == "cut off" else body)
 
         def log_message(self, *args):
-            """Nothing on stderr."""
+            """Keep stderr empty."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.requests, server.fault = 0, None
@@ -59,7 +59,7 @@ def published(source, tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_an_openai_name_is_downloaded_once_into_the_cache(published, source, tmp_path, monkeypatch):
+def test_openai_name_is_downloaded_once_into_the_cache(published, source, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for _ in range(2):
         model, _ = clip.load("ViT-B/16", "cpu")
@@ -71,25 +71,25 @@ def test_an_openai_name_is_downloaded_once_into_the_cache(published, source, tmp
     assert os.listdir(tmp_path / "elsewhere") == ["ViT-B-16.pt"] and published.requests == 2
 
 
-def test_a_damaged_cached_file_is_downloaded_again(published, source, tmp_path, capsys):
+def test_damaged_cached_file_is_downloaded_again(published, source, tmp_path, capsys):
     (tmp_path / "ViT-B-16.pt").write_bytes(b"half of it")
     assert torch.equal(features(clip.load_backbone("ViT-B/16", cache=str(tmp_path))), features(source))
     assert "ViT-B-16.pt is not the published file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "cut off", "cut off in a chunk", "not found", "no server"])
-def test_a_failed_download_is_one_line_and_leaves_nothing(fault, published, tmp_path):
+def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, published, tmp_path):
     published.fault = fault
     if fault == "no server":
         published.server_close()
-    with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as refusal:
+    with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as caught:
         clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
-    assert "\n" not in str(refusal.value)
-    assert ("SHA-256 is wrong" in str(refusal.value)) == (fault in ("other bytes", "cut off"))
+    assert "\n" not in str(caught.value)
+    assert ("SHA-256 is wrong" in str(caught.value)) == (fault in ("other bytes", "cut off"))
     assert os.listdir(tmp_path / "cache") == []
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(published, tmp_path):
+def test_unwritable_cache_gives_a_one_line_error(published, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 .*file"):
         clip.load_backbone("ViT-B/16", cache=str(tmp_path / "file"))
