@@ -1,4 +1,4 @@
-"""MODEL.COMPILE changes how the towers' layers run, not what they compute. On a CPU, and without generated code."""
+"""MODEL.COMPILE changes how the towers' layers run, not their results. On a CPU, and without generated code."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from clip import TOWERS, compiled_towers
 
 @pytest.fixture
 def graphs():
-    """A torch.compile backend that keeps and runs the graphs as they are; too many graphs of a layer are an error."""
+    """A torch.compile backend that records and runs the graphs unchanged; too many graphs of a layer are an error."""
 
     def backend(graph, inputs):
         backend.kept.append(graph)
@@ -24,7 +24,7 @@ def graphs():
 
 
 def learned(trainer, batches=2):
-    """Losses of so many steps, the prompts after them, and logits of a test batch."""
+    """Losses of the first steps, the prompts after them, and logits of a test batch."""
     trainer.num_batches, losses = len(trainer.train_loader_x), []
     for index, batch in zip(range(batches), trainer.train_loader_x, strict=False):
         trainer.batch_idx = index
@@ -34,7 +34,7 @@ def learned(trainer, batches=2):
 
 
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "PromptSRC", "MPL"])
-def test_compiled_towers_learn_and_predict_the_same(build, graphs, method):
+def test_compiled_towers_train_and_predict_the_same(build, graphs, method):
     expected = learned(build(method))
     trainer = build(method)
     trainer.model.towers = compiled_towers(graphs)
@@ -42,14 +42,14 @@ def test_compiled_towers_learn_and_predict_the_same(build, graphs, method):
     assert graphs.kept
 
 
-def test_where_it_cannot_be_the_log_says_so_and_the_run_goes_on(build, capsys):
+def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
     trainer = build("CoOp", options=("MODEL.COMPILE", True))
     assert "MODEL.COMPILE is ignored: it takes a GPU, Triton and the fast towers\n" in capsys.readouterr().out
     assert trainer.model.towers is TOWERS["fast"]
 
 
 @pytest.mark.parametrize(("device", "towers", "compiles"), [("cuda", "fast", True), ("cuda", "plain", False)])
-def test_on_a_gpu_the_fast_towers_are_compiled(build, monkeypatch, device, towers, compiles):
+def test_only_fast_towers_are_compiled_on_a_gpu(build, monkeypatch, device, towers, compiles):
     trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))
     monkeypatch.setattr(trainers.base, "find_spec", lambda name: name == "triton")
     trainer.device = torch.device(device)

@@ -1,4 +1,4 @@
-"""The prompt schedule: how many prompts each layer sees, and MPL with the methods that it contains."""
+"""The prompt schedule: the number of prompts in each layer, and the methods that are special cases of MPL."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def mpl(model, n_ctx, adds, removes):
 
 
 def seen(blocks, run):
-    """The length of the sequence that each block was given: its ln_1 is the first to meet it, in either tower."""
+    """The length of each block's input sequence, observed at its ln_1, where it enters first in either tower."""
     lengths = {}
 
     def note(ln_1, x):
@@ -33,7 +33,7 @@ def seen(blocks, run):
     return list(lengths.values())
 
 
-def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after(encode_image):
+def test_setting_of_the_paper_has_one_to_nine_prompts_and_nine_after(encode_image):
     model = small_clip({"layers": 12}, {"layers": 12})
     prompts = mpl(model, 1, [2] * 8, [1] * 8)
     paper = [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
@@ -48,12 +48,12 @@ def test_the_papers_setting_has_one_to_nine_prompts_and_nine_after(encode_image)
 @pytest.mark.parametrize(
     ("n", "a", "r", "depth"), [(1, 2, 1, 9), (2, 2, 1, 5), (2, 1, 2, 4), (4, 3, 4, 2), (3, 0, 1, 4)]
 )
-def test_layer_l_has_n_plus_l_times_what_a_layer_gains(n, a, r, depth):
+def test_number_of_prompts_grows_linearly_up_to_the_depth(n, a, r, depth):
     lengths = prompt_lengths([n, *[a * n] * (depth - 1)], [0, *[r] * (depth - 1)], 12)
     assert lengths == [n + min(layer, depth - 1) * (a * n - r) for layer in range(12)]
 
 
-def test_every_layer_may_have_its_own_add_and_remove(encode_image):
+def test_add_and_remove_can_differ_by_layer(encode_image):
     model = small_clip({"layers": 6}, {"layers": 6})
     prompts = mpl(model, 2, [0, 3, 1, 0], [1, 0, 7, 2])
     lengths = seen(
@@ -61,7 +61,7 @@ def test_every_layer_may_have_its_own_add_and_remove(encode_image):
         lambda: encode_image(model, torch.zeros(1, 3, 32, 32), prompts.vision()),
     )
     assert [length - 5 for length in lengths] == [2, 1, 7, 2, 0, 0]
-    # A coupling for each addition, and none where nothing is added.
+    # A coupling for each layer with additions, and none for the others.
     names = {name.rsplit(".", 1)[0] for name, _ in prompts.txt2img_proj.named_parameters()}
     assert names == {"0.1", "0.2", "1.1", "2.1"}
 
@@ -75,7 +75,7 @@ def test_every_layer_may_have_its_own_add_and_remove(encode_image):
         ([1] * 5, [0] * 5, "prompts for 5 layers, but the tower has 4"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_by_the_layer(adds, removes, message):
+def test_invalid_schedule_is_rejected_with_the_layer(adds, removes, message):
     with pytest.raises(ClipError, match=message):
         prompt_lengths(adds, removes, 4)
 
@@ -84,7 +84,7 @@ def test_a_schedule_that_cannot_be_is_refused_by_the_layer(adds, removes, messag
 
 
 def with_replaced_prompts(model, images, prompts):
-    """open_clip's own tower with deep prompts forced on it from outside: appended before ln_pre, then overwritten."""
+    """open_clip's own tower with deep prompts added by hooks: appended before ln_pre, then overwritten."""
     visual, n = model.visual, len(prompts[0])
 
     def with_new(x, new):

@@ -48,7 +48,7 @@ def token_rows(*lengths):
         ({"image_size": (32, 64)}, {"proj_bias": True}),
     ],
 )
-def test_without_prompts_both_towers_are_open_clips(vision, text, quick_gelu):
+def test_without_prompts_both_towers_equal_open_clips(vision, text, quick_gelu):
     model = small_clip(vision, text, quick_gelu)
     images = torch.randn(2, 3, *model.visual.image_size, generator=torch.manual_seed(0))
     ids = tokenize(["a photo of a river.", "x"], model.context_length)
@@ -56,7 +56,7 @@ def test_without_prompts_both_towers_are_open_clips(vision, text, quick_gelu):
     torch.testing.assert_close(encode_text(model, TextPrompts(ids)), model.encode_text(ids))
 
 
-def test_a_resnet_encodes_images_but_takes_no_prompts():
+def test_resnet_encodes_images_but_rejects_prompts():
     model = small_clip({"layers": (1, 1, 1, 1), "width": 16, "patch_size": None, "image_size": 64})
     images = torch.randn(1, 3, 64, 64, generator=torch.manual_seed(0))
     assert torch.equal(encode_image(model, images), model.encode_image(images))
@@ -77,7 +77,7 @@ def oracle_block(block, tokens, causal):
 
 
 def oracle_edit(tokens, change, sequence, place):
-    """Drop the last prompts and put the new ones behind those that stay; where there are none, at `place`."""
+    """Drop the last prompts and put the new ones after the remaining ones, or at `place` if none are present."""
     prompts = [i for i, (kind, _) in enumerate(tokens) if kind == "prompt"]
     end = prompts[-1] + 1 if prompts else place
     start = end - change.remove
@@ -117,7 +117,7 @@ def oracle_text(model, ids, ctx, slots, deep):
 
 @st.composite
 def schedules(draw, width, present=0, first=0, per_sequence=0):
-    """Edits before layers `first` to 2, none removing more than there is; vectors shared, or each sequence its own."""
+    """Edits before layers `first` to 2, removing at most the prompts present; vectors shared or by sequence."""
     edits = []
     for layer in range(first, 3):
         remove, add = draw(st.integers(0, present)), draw(st.integers(0, 3))
@@ -144,7 +144,7 @@ def assert_same(got, expected, leaves):
 
 @EXAMPLES
 @given(schedule=schedules(width=128, per_sequence=2))
-def test_any_vision_schedule_is_the_oracles(small, schedule):
+def test_any_vision_schedule_equals_the_oracle(small, schedule):
     images = random(2, 3, 32, 32)
     expected = torch.stack([oracle_image(small, image, schedule, i) for i, image in enumerate(images)])
     assert_same(encode_image(small, images, schedule), expected, [images, *added(schedule)])
@@ -153,7 +153,7 @@ def test_any_vision_schedule_is_the_oracles(small, schedule):
 CTX = {"shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
 
 
-def assert_text_is_the_oracles(model, form, slots=None, deep=()):
+def assert_text_equals_the_oracle(model, form, slots=None, deep=()):
     """For three classes of 5, 4 and 7 words, two of which are learned."""
     ids, ctx = token_rows(5, 4, 7), random(*CTX[form])
     places = slots or [[1, 2]] * 3
@@ -167,20 +167,20 @@ def assert_text_is_the_oracles(model, form, slots=None, deep=()):
 
 @EXAMPLES
 @given(deep=schedules(width=64, present=2, first=1), form=st.sampled_from(list(CTX)))
-def test_any_deep_text_prompts_are_the_oracles(small, deep, form):
-    assert_text_is_the_oracles(small, form, deep=[Edit(), *deep])
+def test_any_deep_text_prompts_equal_the_oracle(small, deep, form):
+    assert_text_equals_the_oracle(small, form, deep=[Edit(), *deep])
 
 
 @pytest.mark.parametrize("form", CTX)
-def test_context_vectors_may_stand_anywhere_in_each_class(small, form):
-    assert_text_is_the_oracles(small, form, slots=[[1, 4], [2, 3], [3, 6]])  # as in CoOp's `middle` and `front`
+def test_context_vectors_can_be_anywhere_in_each_class(small, form):
+    assert_text_equals_the_oracle(small, form, slots=[[1, 4], [2, 3], [3, 6]])  # as in CoOp's `middle` and `front`
 
 
-# ---------------------------------------------------------------- CLIP stays as it is
+# ---------------------------------------------------------------- CLIP is frozen
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_training_changes_prompts_and_nothing_else(precision, eurosat, tiny, tmp_path):
+def test_training_changes_only_prompts(precision, eurosat, tiny, tmp_path):
     options = ["TRAINER.MPL.PROMPT_DEPTH", 3, "TRAINER.MPL.PREC", precision, "OPTIM.MAX_EPOCH", 1]
     trainer = build_trainer(make_cfg("MPL", eurosat, tiny, tmp_path, *options, "DATASET.NUM_SHOTS", 2))
     frozen = {key: value.clone() for key, value in trainer.model.clip.state_dict().items()}
