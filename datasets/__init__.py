@@ -1,4 +1,4 @@
-"""The datasets of the field. Importing this package puts every one of them into Dassl's DATASET_REGISTRY."""
+"""Datasets: one file each. Importing this package registers them in Dassl's DATASET_REGISTRY."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -11,7 +11,8 @@ from .base import DatasetError
 def extend_cfg(cfg: CfgNode) -> None:
     """Add the settings of this package to a Dassl configuration."""
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, or new
-    cfg.DATASET.SPLIT_SEED = -1  # ImageFolder: 0 or more has images split that are not
+    cfg.DATASET.SPLIT_SEED = -1  # ImageFolder: from 0, split images that are not split yet
+    cfg.DATASET.TEMPLATE = ""  # sentence for zero-shot CLIP, instead of the dataset's own
 
 
 for module in iter_modules(__path__):

@@ -1,4 +1,4 @@
-"""What every dataset shares: where its files are, its fixed split, the few-shot choice, base and new classes."""
+"""Shared by all datasets: their folders, their fixed split, few-shot sampling, base and new classes."""
 
 import gc
 import json
@@ -13,74 +13,63 @@ from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
 
+from .files import File
+
 Items = list[Datum]
+Split = tuple[Items, Items, Items]  # for training, validation and testing
 
 
 class DatasetError(UsageError):
-    """Raised for files of a dataset that are missing or damaged; the remedy says how to get them."""
+    """Raised for files of a dataset that are missing or damaged; `remedy` tells how to get them."""
 
 
 class FewShotDataset(DatasetBase):
-    """A dataset in CoOp's layout, as a run sees it.
+    """A dataset in CoOp's folder layout, as a run uses it.
 
-    A subclass names its places (`dataset_dir` under DATASET.ROOT, `image_dir` and `split_file` within it), the Google
-    Drive id of its split, and what is published of its size. One without a split file overrides `read_split`.
+    A subclass sets the attributes below; one without a split file overrides `read_split`. Registered in
+    DATASET_REGISTRY and named in a YAML file of configs/datasets, it works everywhere; with `files`,
+    tools/prepare.py can also download it.
 
     Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (below 1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
-    `new`) and SEED.
+    `new`), DATASET.TEMPLATE (replaces `template`) and SEED.
 
     Args:
         cfg: the configuration.
-        images (bool): refuse to start when an image is missing. Without, the split alone is read.
+        images (bool): check that every image exists. If False, only the split must exist.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or the split has no images for the chosen classes.
     """
 
-    config_name = ""  # its YAML in configs/datasets, unless named as the module
-    dataset_dir = ""
-    image_dir = ""
-    split_file = ""
-    split_id = ""
-    counts: tuple[int, int, int] | None = None  # images for training, validation and test
+    # Where its images are
+    config_name = ""  # name of its YAML file in configs/datasets; default: the module's name
+    dataset_dir = ""  # under DATASET.ROOT
+    image_dir = ""  # in dataset_dir
+    split_file = ""  # in dataset_dir
+    counts: tuple[int, int, int] | None = None  # published numbers of training, validation and test images
     n_classes: int | None = None
-    test_only = False  # it serves to test what was learned elsewhere
-    val_is_test = False  # its test images are called its validation set
-    template = "a photo of a {}."  # zero-shot CLIP's sentence (CoOp, appendix A)
+    test_only = False  # there are no training images: it tests prompts that were learned on another dataset
+    val_is_test = False  # the images called its validation set are its test set
+    template = "a photo of a {}."  # for zero-shot CLIP (CoOp, appendix A)
+
+    # How to get it
+    files: tuple[File, ...] = ()  # to download: text files first
+    licence = ""  # summary of its terms
+    page = ""  # address where the terms are published
+    by_hand = ""  # what to do, if its files must be downloaded manually
 
     def __init_subclass__(cls):
         cls.config_name = vars(cls).get("config_name", cls.__module__.rpartition(".")[2])
 
     def __init__(self, cfg, images: bool = True):
         self.cfg = cfg
+        self.template = cfg.DATASET.get("TEMPLATE", "") or type(self).template
+        if "{}" not in self.template:
+            raise UsageError(f"DATASET.TEMPLATE is {self.template!r}", "put {} where the class name goes")
         self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
-        if not self.root.is_dir():
-            missing = self.root if self.data.is_dir() else self.data
-            raise DatasetError(f"no folder {missing}: set --root (DATA for scripts) to its place, or {self.remedy}")
-        with garbage_collection_paused():
-            train, val, test = self.read_split()
-        problem = label_problem(train, val, test)
-        if problem:
-            raise DatasetError(f"{self.root / self.split_file}: {problem}; {self.remedy}")
-        size = (len(train), len(val), len(test))
-        if self.counts not in (None, size):
-            print(
-                f"{type(self).__name__} has {size} images for training, validation and test here, {self.counts} as "
-                "published: results do not compare"
-            )
-
-        shots = cfg.DATASET.NUM_SHOTS
-        if shots >= 1:
-            # The literature's choice: Python's generator, freshly seeded, training classes first (CoOp, MaPLe, ...).
-            random.seed(cfg.SEED if cfg.SEED >= 0 else None)
-            train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
-            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
-        which = cfg.DATASET.SUBSAMPLE_CLASSES
-        train, val, test = select_classes(which, train, val, test)
-        if not test or not (train or self.test_only):
-            part = "testing" if train else "training"
-            raise DatasetError(
-                f"{type(self).__name__} has no images for {part} with SUBSAMPLE_CLASSES {which}: {self.remedy}"
-            )
+        train, val, test = self.load()
         if images:
             self.check_images([*train, *val, *test])
         super().__init__(
@@ -91,69 +80,126 @@ class FewShotDataset(DatasetBase):
 
     @property
     def remedy(self) -> str:
-        """What to do about files that are missing."""
+        """How to get missing files."""
         return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
 
     @property
-    def renewal(self) -> str:
-        """What to do about a file that is damaged."""
+    def how_to_replace(self) -> str:
+        """How to replace a damaged file."""
         return f"delete it, then {self.remedy}"
 
-    def read_split(self) -> tuple[Items, Items, Items]:
-        """Training, validation and test items; here those of the fixed split file."""
+    def load(self) -> Split:
+        """The images of this run: the split, reduced to the configured shots and classes."""
+        if not self.root.is_dir():
+            missing = self.root if self.data.is_dir() else self.data
+            raise DatasetError(
+                f"no folder {missing}", f"set --root (DATA for scripts) to its location, or {self.remedy}", missing
+            )
+        with gc_disabled():
+            split = self.read_split()
+        self.validate_labels(*split)
+        self.compare_counts(*split)
+        train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
+        if not test or not (train or self.test_only):
+            part = "testing" if train else "training"
+            classes = f"SUBSAMPLE_CLASSES {self.cfg.DATASET.SUBSAMPLE_CLASSES}"
+            raise DatasetError(f"{type(self).__name__} has no images for {part} with {classes}", self.remedy)
+        return train, val, test
+
+    def read_split(self) -> Split:
+        """Training, validation and test images; here from the split file."""
         path = self.root / self.split_file
         if not path.is_file():
-            raise DatasetError(f"split file {path} is missing: {self.remedy}")
+            raise DatasetError(f"split file {path} is missing", self.remedy, path)
         try:
             split = json.loads(path.read_text(encoding="utf-8-sig"))
-            parts = {part: [self.read_item(*row) for row in split[part]] for part in ("train", "val", "test")}
-            if not parts["test"] or not (parts["train"] or self.test_only):
+            train, val, test = ([self.read_item(*row) for row in split[part]] for part in ("train", "val", "test"))
+            if not test or not (train or self.test_only):
                 raise ValueError("no images to learn from, or none to test on")
-            return tuple(parts.values())
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(
-                f"split file {path} is damaged ({type(error).__name__}: {error}): {self.renewal}"
+                f"split file {path} is damaged ({type(error).__name__}: {error})", self.how_to_replace, path
             ) from None
+        return train, val, test
 
     def read_lines(self, path: Path) -> list[str]:
-        """The lines of a text file, without those that are empty."""
+        """The lines of a text file that are not empty."""
         if not path.is_file():
-            raise DatasetError(f"{path} is missing: {self.remedy}")
+            raise DatasetError(f"{path} is missing", self.remedy, path)
         try:
-            text = path.read_text(encoding="utf-8-sig")  # Windows' editors may mark the beginning
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            text = path.read_text(encoding="utf-8-sig")  # editors on Windows may write a byte order mark
         except UnicodeDecodeError:
-            raise DatasetError(f"{path} is no text: {self.renewal}") from None
+            raise DatasetError(f"{path} is not a text file", self.how_to_replace, path) from None
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
     def read_item(self, path: str, label: int, classname: str) -> Datum:
-        """A row of a split file, its path below `image_dir`, as a Datum.
+        """A row of a split file, its path relative to `image_dir`, as a Datum.
 
         Raises:
-            TypeError: not a path, a label from 0 and a name.
+            TypeError: it is not a path, a label from 0 and a name.
         """
         named = all(isinstance(text, str) and text.strip() for text in (path, classname))
         if type(label) is not int or label < 0 or not named:
             raise TypeError(f"{[path, label, classname]} is not [path, label from 0, class name]")
         return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 
+    def validate_labels(self, train: Items, val: Items, test: Items) -> None:
+        """Check that each label has one class name, and that each class has training images if any class has.
+
+        Two labels may have the same class name (they are two classes), and labels may have gaps (closed later).
+        """
+        problem = ""
+        names: dict[int, str] = {}
+        for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
+            if names.setdefault(label, name) != name:
+                problem = problem or f"label {label} is both {names[label]!r} and {name!r}"
+        learned = {item.label for item in train}
+        unlearned = {item.label for part in (val, test) for item in part} - learned
+        if learned and unlearned:
+            label = min(unlearned)
+            name = f"class {names[label]!r} (label {label})"
+            problem = problem or f"{name} has images for validation or test, and none for training"
+        if problem:
+            raise DatasetError(problem, self.remedy, self.root / self.split_file)
+
+    def compare_counts(self, train: Items, val: Items, test: Items) -> None:
+        """Print a warning if the numbers of images are not the published ones."""
+        counts = (len(train), len(val), len(test))
+        if self.counts not in (None, counts):
+            print(
+                f"{type(self).__name__} has {counts} images for training, validation and test here, {self.counts} as "
+                "published: results do not compare"
+            )
+
+    def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
+        """The few-shot images, the same as in the literature: CoOp, MaPLe, ..."""
+        shots = self.cfg.DATASET.NUM_SHOTS
+        if shots >= 1:
+            # Python's generator, freshly seeded; training images first.
+            random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
+            train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
+            val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
+        return train, val, test
+
     def check_images(self, items: Items) -> None:
-        """Refuse to start when an image of the run is missing: each folder is listed once, no image is opened."""
+        """Check that every image exists: each folder is listed once, no image is opened."""
         folders = defaultdict(set)
         for item in items:
             folder, name = os.path.split(item.impath)
             folders[folder].add(name)
-        missing = []
+        missing: list[str] = []
         for folder, names in folders.items():
-            missing += sorted(f"{folder}/{name}" for name in names - names_in(folder))
+            missing += sorted(f"{folder}/{name}" for name in names - list_dir(folder))
         if missing:
             raise DatasetError(
-                f"{len(missing)} of {len(items)} images of {type(self).__name__} are missing, the first {missing[0]}: "
-                f"{self.remedy}"
+                f"{len(missing)} of {len(items)} images of {type(self).__name__} are missing, the first {missing[0]}",
+                self.remedy,
+                missing[0],
             )
 
 
-def names_in(folder: str | Path) -> set[str]:
-    """What a folder holds, without links that lead nowhere; nothing if there is no such folder."""
+def list_dir(folder: str | Path) -> set[str]:
+    """Names in a folder, without broken links; empty if there is no such folder."""
     if not os.path.isdir(folder):
         return set()
     with os.scandir(folder) as entries:
@@ -161,8 +207,8 @@ def names_in(folder: str | Path) -> set[str]:
 
 
 @contextmanager
-def garbage_collection_paused():
-    """Python looks for cycles among all objects time and again as a million of them are made: half of the time."""
+def gc_disabled():
+    """Create many objects faster: Python's garbage collector takes half of the time for a million of them."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -172,25 +218,8 @@ def garbage_collection_paused():
             gc.enable()
 
 
-def label_problem(train: Items, val: Items, test: Items) -> str | None:
-    """What is wrong with the labels of a split, if anything is.
-
-    Two labels may have one class name (they are two classes), and labels may have gaps (they are closed later).
-    """
-    names = {}
-    for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
-        if names.setdefault(label, name) != name:
-            return f"label {label} is both {names[label]!r} and {name!r}"
-    learned = {item.label for item in train}
-    unlearned = {item.label for part in (val, test) for item in part} - learned if learned else None
-    if unlearned:
-        label = min(unlearned)
-        return f"class {names[label]!r} (label {label}) has images for validation or test, and none for training"
-    return None
-
-
 def select_classes(which: str, *parts: Items) -> list[Items]:
-    """Items of `all` classes, or of the `base` or `new` half of them, their labels counted anew from 0 without gaps.
+    """Images of `all` classes, or of the `base` or `new` half of them, with labels from 0 without gaps.
 
     Base classes are the first ceil(n / 2) labels (CoCoOp's protocol).
     """
@@ -198,7 +227,7 @@ def select_classes(which: str, *parts: Items) -> list[Items]:
     half = (len(labels) + 1) // 2
     halves = {"all": labels, "base": labels[:half], "new": labels[half:]}
     if which not in halves:
-        raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}: it can be all, base or new")
+        raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}", "use all, base or new")
     relabel = {label: new for new, label in enumerate(halves[which])}
 
     def relabelled(item: Datum) -> Datum:

@@ -12,57 +12,60 @@ Classes = dict[str, tuple[int, str]]  # label and class name by folder
 
 
 class FolderDataset(FewShotDataset):
-    """A dataset whose split is what its class folders hold."""
+    """A dataset that is split by its folders instead of a split file."""
 
     def class_folders(self, parent: Path) -> list[str]:
-        """Names of the folders in a folder, sorted; README.txt and what is hidden do not count."""
+        """Sorted names of the class folders; files and hidden folders are ignored."""
         if not parent.is_dir():
-            raise DatasetError(f"no folder {parent}: {self.remedy}")
+            raise DatasetError(f"no folder {parent}", self.remedy, parent)
         with os.scandir(parent) as entries:
             folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         if not folders:
-            raise DatasetError(f"no class folders in {parent}: {self.remedy}")
+            raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
         for folder in folders:
-            if any("\ud800" <= letter <= "\udfff" for letter in folder):  # bytes that are no UTF-8
-                raise DatasetError(f"{parent} has a folder {folder!r}, which is no name of a class: rename it")
+            if any("\ud800" <= letter <= "\udfff" for letter in folder):  # bytes that are not UTF-8
+                raise DatasetError(f"folder {folder!r} in {parent} is not a valid class name", "rename it", parent)
         return folders
 
     def read_classes(self, parent: Path, classes: Classes) -> Items:
-        """The images in the class folders of a folder, by class and name: so a seed chooses the same ones everywhere.
+        """The images in class folders, sorted by class and name, so that a seed selects the same ones everywhere.
 
         Raises:
-            DatasetError: a folder is no class, or holds no image.
+            DatasetError: a folder is not a class, or has no images.
         """
         items, ignored = [], []
         for folder in self.class_folders(parent):
+            path = parent / folder
             if folder not in classes:
                 raise DatasetError(
-                    f"{parent / folder} is no class of the training images: move it elsewhere, or {self.remedy}"
+                    f"{path} is not a class of the training images", f"move it elsewhere, or {self.remedy}", path
                 )
-            files = [name for name in os.listdir(parent / folder) if not name.startswith(".")]
+            files = [name for name in os.listdir(path) if not name.startswith(".")]
             names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
             if len(names) < len(files):
-                ignored += [f"{parent}/{folder}/{name}" for name in set(files).difference(names)]
+                ignored += [f"{path}/{name}" for name in set(files).difference(names)]
             if not names:
-                raise DatasetError(f"no images in {parent / folder} ({' '.join(IMG_EXTENSIONS)}): {self.remedy}")
+                raise DatasetError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", self.remedy, path)
             label, classname = classes[folder]
-            items += [Datum(impath=f"{parent}/{folder}/{name}", label=label, classname=classname) for name in names]
+            items += [Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names]
         if ignored:
-            print(f"Files in {parent} that are no images: {len(ignored):,}, such as {min(ignored)}")
+            print(f"Files in {parent} that are not images: {len(ignored):,}, such as {min(ignored)}")
         return items
 
-    def name_folders(self, folders: list[str], words: dict[str, str], source: str) -> Classes:
-        """Number the folders and look up their names."""
-        nameless = [folder for folder in folders if folder not in words]
+    def name_folders(self, folders: list[str], names: dict[str, str], source: str) -> Classes:
+        """Number the folders and look up their class names."""
+        nameless = [folder for folder in folders if folder not in names]
         if nameless:
-            raise DatasetError(f"{source} has no name for the folder {nameless[0]}: add one, or remove the folder")
-        return {folder: (label, words[folder]) for label, folder in enumerate(folders)}
+            raise DatasetError(
+                f"{source} has no name for the folder {nameless[0]}", "add one, or remove the folder", source
+            )
+        return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
     def read_classnames(self, file: Path) -> dict[str, str]:
         """Class names by folder, from lines of `<folder> <name>` as in ImageNet's classnames.txt."""
         rows = [line.split(None, 1) for line in self.read_lines(file)]
         if any(len(row) < 2 for row in rows):
             raise DatasetError(
-                f"{file} is damaged: its lines are to be FOLDER NAME, with no name empty; mend or delete it"
+                f"{file} is damaged: expected lines of `FOLDER NAME` with a non-empty name", "fix or delete it", file
             )
-        return dict(rows)
+        return {row[0]: row[1] for row in rows}

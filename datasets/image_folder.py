@@ -1,12 +1,13 @@
 import json
 import os
 import random
-from contextlib import suppress
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .base import DatasetError, Items
+from common.files import write_text
+
+from .base import DatasetError, Items, Split
 from .folders import Classes, FolderDataset
 
 PARTS = ("train", "val", "test")
@@ -14,32 +15,37 @@ PARTS = ("train", "val", "test")
 
 @DATASET_REGISTRY.register()
 class ImageFolder(FolderDataset):
-    """Images of one's own: DATASET.ROOT is their folder itself (docs/your_own_data.md).
+    """The user's own images: DATASET.ROOT is their folder (docs/your_own_data.md).
 
-    It holds `train/<class>/*`, `test/<class>/*` and perhaps `val/<class>/*`; or `<class>/*`, and then
-    DATASET.SPLIT_SEED (0 or more) asks for a split, which is saved there and taken from then on. Class names are those
-    of the folders, or what classnames.txt or classnames.json says of them.
+    It contains `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`. Or it contains `<class>/*`: then
+    DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there for later runs. Class names are the
+    folder names, or those in classnames.txt or classnames.json.
     """
 
     remedy = "see docs/your_own_data.md"
 
-    def read_split(self) -> tuple[Items, Items, Items]:
-        seed, there = self.cfg.DATASET.get("SPLIT_SEED", -1), [part for part in PARTS if (self.root / part).is_dir()]
-        if not {"train", "test"} <= set(there):
+    def read_split(self) -> Split:
+        seed = self.cfg.DATASET.get("SPLIT_SEED", -1)
+        found = [part for part in PARTS if (self.root / part).is_dir()]
+        if not {"train", "test"} <= set(found):
             if seed >= 0:
-                return self.made_split(seed)
+                return self.seeded_split(seed)
             raise DatasetError(
-                f"no folders train and test in {self.root}: move images to train/CLASS and test/CLASS in it, or have "
-                f"those in its CLASS folders split by DATASET.SPLIT_SEED 1 ({self.remedy})"
+                f"no folders train and test in {self.root}",
+                "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS folders with "
+                f"DATASET.SPLIT_SEED 1 ({self.remedy})",
+                self.root,
             )
         if seed >= 0:
-            raise DatasetError(f"{self.root} has folders train and test already: leave out DATASET.SPLIT_SEED")
-        folders = {folder for part in there for folder in self.class_folders(self.root / part)}
-        classes = self.classes(sorted(folders))
-        return tuple(self.read_classes(self.root / part, classes) if part in there else [] for part in PARTS)
+            raise DatasetError(
+                f"{self.root} already has folders train and test", "remove DATASET.SPLIT_SEED", self.root
+            )
+        classes = self.classes(sorted({name for part in found for name in self.class_folders(self.root / part)}))
+        train, val, test = (self.read_classes(self.root / part, classes) if part in found else [] for part in PARTS)
+        return train, val, test
 
-    def made_split(self, seed: int) -> tuple[Items, Items, Items]:
-        """The split that was made with this seed; it is made now if it was not yet."""
+    def seeded_split(self, seed: int) -> Split:
+        """The saved split of this seed; it is made if there is none yet."""
         self.split_file = f"split_seed{seed}.json"
         file, classes = self.root / self.split_file, self.classes(self.class_folders(self.root))
         if not file.is_file():
@@ -47,58 +53,61 @@ class ImageFolder(FolderDataset):
         split = super().read_split()
         found = {Path(item.impath).parent.name: (item.label, item.classname) for part in split for item in part}
         if found != classes:
-            raise DatasetError(f"{file} was made of other classes or class names: delete it to split the images anew")
+            raise DatasetError(
+                f"{file} was made from other classes or class names", "delete it to split the images again", file
+            )
         return split
 
-    def make_split(self, file: Path, seed: int, classes: Classes) -> tuple[Items, Items, Items]:
+    def make_split(self, file: Path, seed: int, classes: Classes) -> Split:
         """Of each class 20% for validation (rounded down), 30% for testing (rounded up), the rest for training."""
-        rng, split = random.Random(seed), {part: [] for part in PARTS}
+        rng = random.Random(seed)
+        train: Items = []
+        val: Items = []
+        test: Items = []
         for images in self.split_dataset_by_label(self.read_classes(self.root, classes)).values():
             n_val, n_test = len(images) // 5, (3 * len(images) + 9) // 10
             n_train = len(images) - n_val - n_test
             if n_train < 1:
-                raise DatasetError(f"{images[0].impath} is the only image of its class: a split takes two")
+                raise DatasetError(f"{images[0].impath} is the only image of its class", "a split needs two")
             rng.shuffle(images)
-            split["train"] += images[:n_train]
-            split["val"] += images[n_train : n_train + n_val]
-            split["test"] += images[n_train + n_val :]
+            train += images[:n_train]
+            val += images[n_train : n_train + n_val]
+            test += images[n_train + n_val :]
         print(
-            f"Split {self.root} with seed {seed}: {' / '.join(f'{len(split[part]):,} {part}' for part in PARTS)} images"
+            f"Split {self.root} with seed {seed}: {len(train):,} train / {len(val):,} val / {len(test):,} test images"
         )
-        self.save_split(file, split)
-        return tuple(split.values())
+        self.save_split(file, train, val, test)
+        return train, val, test
 
-    def save_split(self, file: Path, split: dict[str, Items]) -> None:
-        """Write a split whole or not at all; where the folder is read-only, say so."""
+    def save_split(self, file: Path, *split: Items) -> None:
+        """Save a split; if the folder is read-only, print a warning."""
         rows = {
             part: [[os.path.relpath(item.impath, self.root), item.label, item.classname] for item in items]
-            for part, items in split.items()
+            for part, items in zip(PARTS, split, strict=True)
         }
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            partial.write_text(json.dumps(rows), encoding="utf-8")
-            partial.replace(file)
-            print(f"Saved as {file}, which is taken from now on")
+            write_text(file, json.dumps(rows))
+            print(f"Saved as {file}; later runs use it")
         except OSError as error:
-            print(f"Cannot save {file} ({error.strerror}): split anew by each run, alike while the images are the same")
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+            print(
+                f"Split not saved in {file}: {error.strerror}. Each run will split the images again (identically, as "
+                "long as they do not change)"
+            )
 
     def classes(self, folders: list[str]) -> Classes:
         """Label and class name by folder."""
         for file in (self.root / "classnames.json", self.root / "classnames.txt"):
             if file.is_file():
                 print(f"Class names: {file}")
-                words = self.read_classnames(file) if file.suffix == ".txt" else self.read_json(file)
-                return self.name_folders(folders, words, str(file))
+                names = self.read_classnames(file) if file.suffix == ".txt" else self.read_json(file)
+                return self.name_folders(folders, names, str(file))
         return self.name_folders(folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root))
 
     def read_json(self, file: Path) -> dict[str, str]:
         try:
-            words = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise DatasetError(f"{file} is no JSON ({error}): mend or delete it") from None
-        if not isinstance(words, dict) or not all(isinstance(name, str) and name.strip() for name in words.values()):
-            raise DatasetError(f'{file} is to be {{"FOLDER": "NAME", ...}}: mend or delete it')
-        return words
+            names = json.loads(file.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{file} is not JSON ({error})", "fix or delete it", file) from None
+        if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
+            raise DatasetError(f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file)
+        return names

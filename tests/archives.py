@@ -1,4 +1,4 @@
-"""Archives as others pack them, or as nobody should."""
+"""Writes archives, valid and invalid ones."""
 
 import io
 import tarfile

@@ -1,9 +1,10 @@
-"""What is published of datasets, in miniature: archives of the original names and folders, on a server."""
+"""Miniatures of the published datasets on a server: archives with the original names and folders."""
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from serving import serving
 from trees import WNIDS, build_tree
 
 from datasets.preparing import fetch
-from datasets.preparing.sources import dataset_class, named_images, read_quietly, table
+from datasets.preparing.sources import downloadable, images_by_split
 
 V2 = "imagenetv2-matched-frequency-format-val"
 PACKED = {  # the archive of each dataset: {folder of the dataset: its path in there}
@@ -46,7 +47,7 @@ def listing(folder: Path, places) -> list[tuple[str, bytes]]:
 
 
 def packed(name: str, made: Path, folder: Path) -> dict[str, bytes]:
-    """The files that are published of a dataset which `build_tree` made, by name."""
+    """The published files, by name, of a dataset made by `build_tree`."""
     folder.mkdir(exist_ok=True)
     if name == "imagenet":
         return packed_imagenet(made, folder)
@@ -64,7 +65,7 @@ def packed(name: str, made: Path, folder: Path) -> dict[str, bytes]:
 
 
 def packed_imagenet(made: Path, folder: Path) -> dict[str, bytes]:
-    """Tars of tars, a flat tar, and the development kit, whose classes have other numbers than here."""
+    """Tars of tars, a flat tar, and the development kit with other class numbers than here."""
     train_images = {}
     for wnid in WNIDS:
         path = tar(folder / wnid, files_below(made / "images/train" / wnid), "w")
@@ -88,9 +89,9 @@ def packed_imagenet(made: Path, folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
-    """`publish(name)` makes a miniature, has its files on a server, and their sizes and checksums in the table.
+    """`publish(name)` builds a miniature, serves its files, and sets their sizes and checksums in the dataset's class.
 
-    It returns the folder that they were packed from. The server is `publish.server`; the disk is large.
+    It returns the folder that was packed. The server is `publish.server`; the disk is large.
     """
     monkeypatch.setattr(fetch, "PAUSE", 0)
     room = shutil.disk_usage(tmp_path)._replace(free=10**13)
@@ -100,20 +101,26 @@ def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         def publish(name):
             made = build_tree(name, tmp_path / "made")
             contents = packed(name, made, tmp_path / "packed")
-            for file in table()[name].files:
+            source = downloadable()[name]
+            for file in source.files:
                 content = contents.get(file.name, b"")
                 server.files[f"/{name}/{file.name}"] = content
-                monkeypatch.setattr(file, "bytes", len(content))
-                monkeypatch.setattr(file, "md5", hashlib.md5(content).hexdigest())
-                monkeypatch.setattr(file, "sha256", "")
-            dataset = read_quietly(table()[name], tmp_path / "made")
-            counts = tuple(len(items) for items in named_images(dataset).values())
-            monkeypatch.setattr(dataset_class(name), "counts", counts)
-            monkeypatch.setattr(dataset_class(name), "n_classes", 4)
+                checksum = hashlib.md5(content).hexdigest()
+                change_file(monkeypatch, name, file.name, bytes=len(content), md5=checksum, sha256="")
+            parts = images_by_split(source.read_quietly(tmp_path / "made"))
+            monkeypatch.setattr(source.dataset, "counts", tuple(len(items) for items in parts.values()))
+            monkeypatch.setattr(source.dataset, "n_classes", 4)
             return made
 
         publish.server = server
         yield publish
+
+
+def change_file(monkeypatch: pytest.MonkeyPatch, dataset: str, name: str, **facts) -> None:
+    """Change what a dataset's class states about one of its files."""
+    kind = downloadable()[dataset].dataset
+    files = tuple(replace(file, **facts) if file.name == name else file for file in kind.files)
+    monkeypatch.setattr(kind, "files", files)
 
 
 def all_below(folder: Path) -> set[str]:

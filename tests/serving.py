@@ -1,4 +1,4 @@
-"""A web server on the loopback address that can do what servers do to a download."""
+"""A web server on the loopback address with the faults that real servers have."""
 
 import threading
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[ThreadingHTTPServer]:
-    """Serve `files` by path; the server has their `address`, `faults` for the next requests, and past `requests`."""
+    """Serve `files` by path. The server has attributes `address`, `faults` (of the next requests) and `requests`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.faults, server.requests = files, [], []
     server.address = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""The fifteen datasets: each is read from its original layout and learned on; the real splits are those published."""
+"""The fifteen datasets: original folder layouts, labels and names, and the published splits."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def load(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tree_in_the_original_layout_is_read_and_learned_on(name, tiny, one_thread, tmp_path, capsys):
+def test_original_layout_is_read_and_trained_on(name, tiny, one_thread, tmp_path, capsys):
     build_tree(name, tmp_path)
     few = ["DATASET.NAME", class_of(name).__name__, "DATASET.NUM_SHOTS", 2, "TRAINER.COOP.N_CTX", 4]
     trainer = build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", *few))
@@ -56,11 +56,11 @@ def test_a_tree_in_the_original_layout_is_read_and_learned_on(name, tiny, one_th
     losses = [trainer.forward_backward(batch)["loss"] for trainer.batch_idx, batch in enumerate(trainer.train_loader_x)]
     assert len(losses) == 2 and all(loss > 0 for loss in losses)
     assert not before.equal(trainer.model.prompt_learner.ctx)
-    assert "results do not compare" in capsys.readouterr().out  # a miniature is no dataset
+    assert "results do not compare" in capsys.readouterr().out  # the counts of a miniature differ
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_half_of_the_classes_is_relabelled_from_0(name, load, tmp_path):
+def test_labels_of_base_and_new_classes_start_at_0(name, load, tmp_path):
     build_tree(name, tmp_path)
     names = CLASSES.get(name, list(WNIDS.values()))
     for which, expected in (("base", names[:2]), ("new", names[2:])):
@@ -71,7 +71,7 @@ def test_half_of_the_classes_is_relabelled_from_0(name, load, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_missing_is_named_with_the_command_that_gets_it(name, load, tmp_path):
+def test_missing_folders_are_reported_with_the_command_to_get_them(name, load, tmp_path):
     command = f"python tools/prepare.py {name} --root {tmp_path}"
     with pytest.raises(DatasetError, match=f"no folder {tmp_path / class_of(name).dataset_dir}: .*{command}$"):
         load(name)
@@ -87,7 +87,7 @@ def test_what_is_missing_is_named_with_the_command_that_gets_it(name, load, tmp_
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*TEST_ONLY, "imagenet"}))
-def test_a_split_or_an_image_that_is_missing_is_named(name, load, tmp_path):
+def test_missing_split_or_image_is_reported(name, load, tmp_path):
     folder = build_tree(name, tmp_path)
     last = Path(load(name).test[-1].impath)
     last.unlink()
@@ -99,7 +99,7 @@ def test_a_split_or_an_image_that_is_missing_is_named(name, load, tmp_path):
             load(name)
 
 
-# What is published
+# Published numbers
 
 SIZES = """
 caltech101 4128 1649 2465 100
@@ -142,7 +142,7 @@ REAL = {  # classes: first, last of base, first of new, last; test images of bas
 
 @pytest.fixture
 def real(tmp_path, request):
-    """The name of a dataset, its real split file, and empty files in place of its images below `tmp_path`."""
+    """The name of a dataset, its real split, and empty files instead of its images under `tmp_path`."""
     name = request.param
     kind = class_of(name)
     file = SHARED / ("eurosat" if name == "eurosat" else "splits") / kind.split_file
@@ -160,7 +160,7 @@ def real(tmp_path, request):
 
 
 @pytest.mark.parametrize("real", REAL, indirect=True)
-def test_real_splits_have_the_published_sizes_classes_and_few_shot_choices(real, load, capsys):
+def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(real, load, capsys):
     (name, split), kind = real, class_of(real[0])
     whole = load(name)
     assert (len(whole.train_x), len(whole.val), len(whole.test), whole.num_classes) == (*kind.counts, kind.n_classes)
@@ -176,7 +176,7 @@ def test_real_splits_have_the_published_sizes_classes_and_few_shot_choices(real,
 
     for seed, shots in [(seed, shots) for seed in (1, 2, 3) for shots in (1, 2, 4, 8, 16)]:
         few = load(name, "SEED", seed, "DATASET.NUM_SHOTS", shots)
-        random.seed(seed)  # the literature's choice, in so many words
+        random.seed(seed)  # as in CoOp
         for part, items, n in (("train", few.train_x, shots), ("val", few.val, min(shots, 4))):
             by_label = {}
             for row in split[part]:
@@ -242,7 +242,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_labels_that_cannot_be_are_refused(mistake, load, tmp_path):
+def test_invalid_labels_are_rejected(mistake, load, tmp_path):
     change, words = MISTAKES[mistake]
     file = rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [path, *change(part, label, name)])
     with pytest.raises(DatasetError) as error:
@@ -251,7 +251,7 @@ def test_labels_that_cannot_be_are_refused(mistake, load, tmp_path):
     assert str(error.value).endswith(f"python tools/prepare.py dtd --root {tmp_path}")
 
 
-def test_a_split_that_an_editor_marked_as_utf_8_is_read(load, tmp_path):
+def test_split_with_a_byte_order_mark(load, tmp_path):
     (file,) = build_tree("dtd", tmp_path).glob("split_zhou_*.json")
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert load("dtd").classnames == CLASSES["dtd"]
@@ -261,14 +261,14 @@ def test_a_split_that_an_editor_marked_as_utf_8_is_read(load, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["0000001 unheard of", "0000001", "\xff"])
-def test_a_damaged_list_of_aircraft(line, load, tmp_path):
+def test_damaged_list_of_aircraft(line, load, tmp_path):
     file = build_tree("fgvc_aircraft", tmp_path) / "images_variant_train.txt"
     file.write_bytes(file.read_bytes() + line.encode("latin-1"))
     with pytest.raises(DatasetError, match=f"{file} is .*python tools/prepare.py fgvc_aircraft"):
         load("fgvc_aircraft")
 
 
-def test_gaps_between_the_labels_of_anybodys_dataset_are_refused(tiny, tmp_path):
+def test_gaps_between_labels_of_other_datasets_are_rejected(tiny, tmp_path):
     class Gaps(DatasetBase):
         def __init__(self, cfg):
             folder = build_tree("dtd", tmp_path)

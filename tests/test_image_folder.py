@@ -1,4 +1,4 @@
-"""Images of one's own: layouts, names, splits on request, and the example of docs/your_own_data.md."""
+"""The user's own images: layouts, names, seeded splits, and the examples of docs/your_own_data.md."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def sizes(data):
     return len(data.train_x), data.val and len(data.val), len(data.test)
 
 
-def test_two_sets_of_folders(birds):
+def test_train_and_test_folders(birds):
     data = load(birds)
     assert (sizes(data), data.classnames) == ((9, None, 6), ["blue tit", "house sparrow", "robin"])
     assert data.test[2].impath == f"{birds}/test/house_sparrow/0.jpg" and data.test[2].label == 1
@@ -55,20 +55,20 @@ def test_two_sets_of_folders(birds):
     assert (sizes(new), new.classnames) == ((2, None, 2), ["robin"])
 
 
-def test_a_third_set_validates(birds):
+def test_val_folders(birds):
     folders(birds / "val", 1, ["robin"])
     data = load(birds)
     assert (sizes(data), data.val[0].label, data.val[0].classname) == ((9, 1, 6), 2, "robin")
 
 
-def test_images_have_many_suffixes_and_other_files_are_named(birds, capsys):
+def test_image_suffixes_and_other_files(birds, capsys):
     write_image(birds / "train/robin/A.JPEG", 0)
     write_image(birds / "train/robin/b.webp", 0)
     (birds / "train/robin/raw.heic").touch()
     (birds / "train/.DS_Store").touch()
     assert sizes(load(birds))[0] == 11
     said = capsys.readouterr().out
-    assert f"Files in {birds}/train that are no images: 1, such as {birds}/train/robin/raw.heic" in said
+    assert f"Files in {birds}/train that are not images: 1, such as {birds}/train/robin/raw.heic" in said
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_images_have_many_suffixes_and_other_files_are_named(birds, capsys):
         ("classnames.json", '\ufeff{"robin": "European robin", "blue_tit": "blue tit", "house_sparrow": "sparrow"}'),
     ],
 )
-def test_a_file_names_the_classes(file, text, birds, capsys):
+def test_file_of_class_names(file, text, birds, capsys):
     (birds / file).write_text(text, encoding="utf-8")
     assert load(birds).classnames == ["blue tit", "sparrow", "European robin"]
     assert f"Class names: {birds / file}" in capsys.readouterr().out
 
 
-def test_two_folders_of_one_name_are_two_classes(birds):
+def test_two_folders_with_one_name_are_two_classes(birds):
     (birds / "classnames.json").write_text(json.dumps(dict.fromkeys(BIRDS, "bird")))
     data = load(birds)
     assert (data.num_classes, data.classnames) == (3, ["bird"] * 3)
@@ -97,29 +97,27 @@ def test_two_folders_of_one_name_are_two_classes(birds):
     [
         ("classnames.txt", "robin European robin\n", "has no name for the folder blue_tit"),
         ("classnames.txt", "blue_tit\n", "is damaged"),
-        ("classnames.json", '{"robin": ', "is no JSON"),
-        ("classnames.json", '["robin"]', 'is to be {"FOLDER": "NAME", ...}'),
-        ("classnames.json", '{"robin": 3}', 'is to be {"FOLDER": "NAME", ...}'),
+        ("classnames.json", '{"robin": ', "is not JSON"),
+        ("classnames.json", '["robin"]', 'is invalid: expected {"FOLDER": "NAME", ...}'),
+        ("classnames.json", '{"robin": 3}', 'is invalid: expected {"FOLDER": "NAME", ...}'),
     ],
 )
-def test_names_that_cannot_be_are_refused(file, text, words, birds):
+def test_invalid_class_names_are_rejected(file, text, words, birds):
     (birds / file).write_text(text)
     with pytest.raises(DatasetError, match=re.escape(words)):
         load(birds)
 
 
-def test_names_that_are_no_text(birds, capsys):
+def test_undecodable_names(birds, capsys):
     byte = os.fsdecode(b"\xe9")
     write_image(birds / f"train/robin/{byte}.jpg", 0)
     assert sizes(load(birds)) == (10, None, 6)
     (birds / "train/robin").rename(birds / f"train/robin{byte}")
-    with pytest.raises(
-        DatasetError, match=r"train has a folder 'robin\\udce9', which is no name of a class: rename it"
-    ):
+    with pytest.raises(DatasetError, match=r"folder 'robin\\udce9' in .*/train is not a valid class name: rename it"):
         load(birds)
 
 
-def test_a_link_that_leads_nowhere_is_a_missing_image(birds):
+def test_broken_link_is_a_missing_image(birds):
     image = birds / "train/robin/1.jpg"
     image.rename(birds / "elsewhere.jpg")
     image.symlink_to(birds / "elsewhere.jpg")
@@ -129,7 +127,7 @@ def test_a_link_that_leads_nowhere_is_a_missing_image(birds):
         load(birds)
 
 
-def test_half_of_the_classes_without_images_is_refused(birds):
+def test_base_and_new_classes_need_images(birds):
     shutil.rmtree(birds / "test/robin")
     assert sizes(load(birds)) == (9, None, 4)
     with pytest.raises(DatasetError, match="no images for testing with SUBSAMPLE_CLASSES new: see docs"):
@@ -140,7 +138,7 @@ def test_half_of_the_classes_without_images_is_refused(birds):
         load(birds, "DATASET.SUBSAMPLE_CLASSES", "new")
 
 
-def test_folders_that_do_not_fit_are_refused(birds, tmp_path):
+def test_inconsistent_folders_are_rejected(birds, tmp_path):
     with pytest.raises(DatasetError, match=f"no folder {tmp_path}/nowhere: .*docs/your_own_data.md"):
         load(tmp_path / "nowhere")
     folders(birds / "test", 1, ["wren"])
@@ -149,14 +147,14 @@ def test_folders_that_do_not_fit_are_refused(birds, tmp_path):
     (birds / "train/wren").mkdir()
     with pytest.raises(DatasetError, match=f"no images in {birds}/train/wren"):
         load(birds)
-    with pytest.raises(DatasetError, match="has folders train and test already: leave out DATASET.SPLIT_SEED"):
+    with pytest.raises(DatasetError, match="already has folders train and test: remove DATASET.SPLIT_SEED"):
         load(birds, "DATASET.SPLIT_SEED", 1)
     shutil.rmtree(birds / "test")
     with pytest.raises(DatasetError, match=f"no folders train and test in {birds}: .* DATASET.SPLIT_SEED 1"):
         load(birds)
 
 
-def test_a_split_is_made_on_request_saved_and_kept(unsplit, capsys):
+def test_seeded_split_is_saved_and_reused(unsplit, capsys):
     with pytest.raises(DatasetError, match="DATASET.SPLIT_SEED 1"):
         load(unsplit)
     first = load(unsplit, "DATASET.SPLIT_SEED", 1)
@@ -165,7 +163,7 @@ def test_a_split_is_made_on_request_saved_and_kept(unsplit, capsys):
     paths = {item.impath for part in (first.train_x, first.val, first.test) for item in part}
     assert paths == set(map(str, unsplit.rglob("*.jpg")))
     file = unsplit / "split_seed1.json"
-    assert f"Saved as {file}" in capsys.readouterr().out
+    assert f"Saved as {file}; later runs use it" in capsys.readouterr().out
     assert [path for path in unsplit.iterdir() if path.is_file()] == [file]
 
     write_image(unsplit / "robin/later.jpg", 0)  # is not in the split
@@ -174,14 +172,14 @@ def test_a_split_is_made_on_request_saved_and_kept(unsplit, capsys):
     assert {item.impath for item in other.test} != {item.impath for item in first.test}
 
 
-def test_a_saved_split_of_other_classes_is_refused(unsplit):
+def test_saved_split_of_other_classes_is_rejected(unsplit):
     load(unsplit, "DATASET.SPLIT_SEED", 1)
     file = unsplit / "split_seed1.json"
     (unsplit / "robin/0.jpg").unlink()
     with pytest.raises(DatasetError, match=f"1 of 30 images .* the first {unsplit}/robin/0.jpg"):
         load(unsplit, "DATASET.SPLIT_SEED", 1)
     folders(unsplit, 2, ["wren"])
-    with pytest.raises(DatasetError, match=f"{file} was made of other classes or class names: delete it"):
+    with pytest.raises(DatasetError, match=f"{file} was made from other classes or class names: delete it"):
         load(unsplit, "DATASET.SPLIT_SEED", 1)
     file.write_text("{")
     with pytest.raises(DatasetError, match=f"{file} is damaged"):
@@ -194,14 +192,14 @@ def test_a_saved_split_of_other_classes_is_refused(unsplit):
         load(unsplit, "DATASET.SPLIT_SEED", 1)
 
 
-def test_where_a_split_cannot_be_saved_it_is_made_again_and_alike(unsplit, monkeypatch, capsys):
+def test_split_without_a_writable_folder_is_the_same_in_each_run(unsplit, monkeypatch, capsys):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", refuse)  # whoever runs this may be root
+    monkeypatch.setattr(Path, "write_text", refuse)  # the user may be root
     first, again = (load(unsplit, "DATASET.SPLIT_SEED", 1) for _ in range(2))
     assert [item.impath for item in first.train_x] == [item.impath for item in again.train_x]
-    assert f"Cannot save {unsplit}/split_seed1.json (Permission denied)" in capsys.readouterr().out
+    assert f"Split not saved in {unsplit}/split_seed1.json: cannot write: Permission denied" in capsys.readouterr().out
 
 
 # docs/your_own_data.md
@@ -234,7 +232,7 @@ def example(birds, tiny, script, launch, tmp_path, monkeypatch):
     return example
 
 
-def test_the_example_of_the_document_runs(example, capsys):
+def test_example_of_the_docs(example, capsys):
     _, *commands = blocks("bash")[0].splitlines()
     runs = [run for line in commands for run in example(line)]
     assert [(run["trainer"], run["dataset"], run["classes"], run["n_test"]) for run in runs] == [
@@ -245,7 +243,7 @@ def test_the_example_of_the_document_runs(example, capsys):
     ]
 
 
-def test_the_documents_template_is_zero_shot_clips(birds, tiny, tmp_path, launch, capsys):
+def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, launch, capsys):
     yaml = tmp_path / "birds.yaml"
     yaml.write_text(blocks("yaml")[0])
     argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--dataset-config-file", yaml, "--eval-only"]
@@ -267,7 +265,7 @@ def test_the_documents_template_is_zero_shot_clips(birds, tiny, tmp_path, launch
     assert ended.status == 2 and "TEMPLATE is 'a photo of a bird.'" in ended.errors[0]
 
 
-def test_the_documents_split_on_request_runs(example, birds, unsplit):
+def test_seeded_split_of_the_docs(example, birds, unsplit):
     for part in ("train", "test"):
         shutil.rmtree(birds / part)
     (line,) = blocks("bash")[1].splitlines()
@@ -275,7 +273,7 @@ def test_the_documents_split_on_request_runs(example, birds, unsplit):
     assert (birds / "split_seed1.json").is_file()
 
 
-def test_the_documents_dataset_class_is_read(tmp_path):
+def test_dataset_class_of_the_docs(tmp_path):
     try:
         exec(blocks("python")[0], {"__name__": "datasets.mushrooms"})
         cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms")

@@ -1,4 +1,4 @@
-"""ImageNet and the four test sets of its classes: names, labels, transfer from one to the others, start-up time."""
+"""ImageNet and the four test sets of its classes: names, labels, cross-dataset transfer, start-up time."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def load(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_are_the_folders_then_imagenets_then_open_clips(name, load, tmp_path, capsys):
+def test_sources_of_class_names(name, load, tmp_path, capsys):
     file = build_tree(name, tmp_path) / "classnames.txt"
     text = file.read_text()
     file.write_text(text.replace("tench", "a fish, tench"))
@@ -56,7 +56,7 @@ def test_names_are_the_folders_then_imagenets_then_open_clips(name, load, tmp_pa
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"imagenetv2"}))
-def test_a_folder_without_a_name_is_an_error(name, load, tmp_path):
+def test_folder_without_a_class_name(name, load, tmp_path):
     file = build_tree(name, tmp_path) / "classnames.txt"
     file.write_text("n01440764 tench\n")
     with pytest.raises(DatasetError, match=f"{file} has no name for the folder n02012849"):
@@ -66,7 +66,7 @@ def test_a_folder_without_a_name_is_an_error(name, load, tmp_path):
         load(name)
 
 
-def test_folders_of_v2_are_labels_not_to_be_sorted(load, tmp_path):
+def test_folders_of_v2_are_labels(load, tmp_path):
     folder = build_tree("imagenetv2", tmp_path)
     wnids = ImageNetInfo().label_names()[:12]
     (folder / "classnames.txt").write_text("".join(f"{wnid} class {label}\n" for label, wnid in enumerate(wnids)))
@@ -77,7 +77,7 @@ def test_folders_of_v2_are_labels_not_to_be_sorted(load, tmp_path):
     assert data.classnames == [f"class {label}" for label in range(12)]
     assert all(Path(item.impath).parent.name == str(item.label) for item in data.test)
     write_image(images / "n01440764/image.jpeg", 0)
-    with pytest.raises(DatasetError, match="n01440764 is none of the 12 classes in .*classnames.txt"):
+    with pytest.raises(DatasetError, match="n01440764 is not one of the 12 classes in .*classnames.txt"):
         load("imagenetv2")
 
 
@@ -91,18 +91,18 @@ def test_labels_of_imagenet_are_those_of_its_training_folders(load, tmp_path):
     assert data.val == data.test
     (images / "val/n00000000").mkdir()
     with pytest.raises(
-        DatasetError, match="val/n00000000 is no class of the training images: move it elsewhere, or get it"
+        DatasetError, match="val/n00000000 is not a class of the training images: move it elsewhere, or get it"
     ):
         load("imagenet")
 
 
-def test_what_is_no_image_is_not_taken_for_one(load, tmp_path, capsys):
+def test_other_files_are_not_images(load, tmp_path, capsys):
     images = build_tree("imagenet_a", tmp_path) / "imagenet-a"
     (images / "n01440764/.hidden.jpg").touch()
     (images / "n01440764/notes.txt").touch()
     (images / ".cache").mkdir()
     assert len(load("imagenet_a").test) == 8
-    assert f"no images: 1, such as {images}/n01440764/notes.txt" in capsys.readouterr().out
+    assert f"not images: 1, such as {images}/n01440764/notes.txt" in capsys.readouterr().out
     for image in (images / "n02012849").iterdir():
         image.unlink()
     with pytest.raises(DatasetError, match=f"no images in {images}/n02012849 .*python tools/prepare.py imagenet_a"):
@@ -122,7 +122,7 @@ def asked(script, tiny, tmp_path):
     return asked
 
 
-def test_prompts_learned_on_imagenet_are_tested_on_the_other_four(asked, launch, tmp_path, monkeypatch):
+def test_transfer_from_imagenet_to_the_other_four(asked, launch, tmp_path, monkeypatch):
     for name in NAMES:
         build_tree(name, tmp_path)
         (run,) = run_for_real(launch, [asked("train" if name == "imagenet" else "test", name)], monkeypatch)
@@ -131,7 +131,7 @@ def test_prompts_learned_on_imagenet_are_tested_on_the_other_four(asked, launch,
     assert tested == sorted(FOLDERS)
 
 
-def test_learning_on_a_test_set_is_called_a_rehearsal(asked, launch, tmp_path):
+def test_training_on_a_test_set_is_reported(asked, launch, tmp_path):
     build_tree("imagenet_r", tmp_path)
     call = [argument for argument in asked("train", "imagenet_r") if argument != "--skip-finished"]
     ended = launch(*call)
@@ -154,7 +154,7 @@ def fifty_thousand(tmp_path_factory):
 
 
 def seconds(construct):
-    """The dataset and the processor time it took: what a busy machine does meanwhile is not its fault."""
+    """The dataset and the processor time, which does not depend on other processes."""
     started = time.process_time()
     return construct(), time.process_time() - started
 
@@ -166,7 +166,7 @@ def test_a_test_set_of_50_000_images_is_read_in_less_than_5_seconds(fifty_thousa
     assert took < 5
 
 
-def test_a_missing_image_among_50_000_is_named(fifty_thousand):
+def test_missing_image_among_50_000_is_reported(fifty_thousand):
     class Listed(FewShotDataset):
         dataset_dir, image_dir, split_file = "imagenet", "images", "split.json"
 

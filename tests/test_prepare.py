@@ -1,6 +1,6 @@
-"""tools/prepare.py: from files as they are published to datasets that a run can read.
+"""tools/prepare.py: from published files to datasets that a run can read.
 
-A server on the loopback address stands for the network; tests/published.py says what it has.
+The published files come from a server on the loopback address: tests/published.py.
 """
 
 import hashlib
@@ -16,22 +16,21 @@ import pytest
 import torchvision.datasets
 from archives import tar
 from PIL import Image
-from published import PACKED, all_below, files_below, listing
+from published import PACKED, all_below, change_file, files_below, listing
 from trees import NAMES, write_image
 
 from datasets.preparing import command as program
 from datasets.preparing import fetch, sources
-from datasets.preparing.check import unreadable
-from datasets.preparing.sources import table
+from datasets.preparing.check import Difference, inspect, report, unreadable_images
+from datasets.preparing.sources import downloadable, find
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/datasets.md").read_text()
 SHARED = ROOT.parent / "shared/data"
-# What goes well
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_dataset_comes_from_its_archives_and_is_sound(name, prepare, publish, capsys, tmp_path):
+def test_each_dataset_is_prepared_from_its_archives(name, prepare, publish, capsys, tmp_path):
     made = publish(name)
     status, printed, errors = prepare(name)
     assert (status, errors) == (0, []), errors
@@ -45,28 +44,27 @@ def test_each_dataset_comes_from_its_archives_and_is_sound(name, prepare, publis
     status, printed, errors = prepare("--check", name)
     assert (status, errors) == (0, []), printed
     assert "4 classes, as published" in printed and "nothing is wrong" in printed
-    assert table()[name].read(tmp_path / "data", images=True).num_classes == 4  # as a run reads it
+    assert downloadable()[name].read(tmp_path / "data", images=True).num_classes == 4  # as a run reads it
     capsys.readouterr()
 
     publish.server.requests.clear()
     assert prepare(name) == (0, f"{name}: ready\n", []) and publish.server.requests == []
 
 
-def test_files_come_from_their_own_addresses_without_a_mirror(prepare, publish, monkeypatch, tmp_path):
+def test_files_come_from_their_addresses_without_a_mirror(prepare, publish, monkeypatch, tmp_path):
     publish("eurosat")
-    split, archive = table()["eurosat"].files
-    monkeypatch.setattr(archive, "url", f"{publish.server.address}/eurosat/EuroSAT.zip")
+    change_file(monkeypatch, "eurosat", "EuroSAT.zip", url=f"{publish.server.address}/eurosat/EuroSAT.zip")
 
     def download(id, output, resume):
         assert id == "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"
-        Path(output).write_bytes(publish.server.files[f"/eurosat/{split.name}"])
+        Path(output).write_bytes(publish.server.files["/eurosat/split_zhou_EuroSAT.json"])
 
     monkeypatch.setattr(fetch.gdown, "download", download)
     assert prepare("eurosat", mirror="").status == 0
     assert prepare("--check", "eurosat").status == 0
 
 
-def test_the_table_agrees_with_torchvision():
+def test_files_agree_with_torchvision():
     known = {
         "oxford_pets": torchvision.datasets.OxfordIIITPet._RESOURCES[0],
         "food101": (torchvision.datasets.Food101._URL, torchvision.datasets.Food101._MD5),
@@ -75,15 +73,17 @@ def test_the_table_agrees_with_torchvision():
         "dtd": (torchvision.datasets.DTD._URL, torchvision.datasets.DTD._MD5),
     }
     for name, pair in known.items():
-        assert (table()[name].files[-1].url, table()[name].files[-1].md5) == pair
-    imagenet = {file.name: file.md5 for file in table()["imagenet"].files}
+        assert (downloadable()[name].files[-1].url, downloadable()[name].files[-1].md5) == pair
+    imagenet = {file.name: file.md5 for file in downloadable()["imagenet"].files}
     assert imagenet.items() >= dict(torchvision.datasets.imagenet.ARCHIVE_META.values()).items()
-    assert set(table()) == set(NAMES)
-    assert all(file.size > 0 and file.link or source.by_hand or "cars" in file.name
-               for source in table().values() for file in source.files)  # fmt: skip
+    assert set(downloadable()) == set(NAMES)
+    for source in downloadable().values():
+        dataset = source.dataset
+        assert dataset.licence and dataset.page.startswith("https://")
+        assert all(file.size and (file.link or dataset.by_hand or "cars" in file.name) for file in source.files)
 
 
-def test_images_that_are_missing_are_added_and_nothing_else_is_touched(prepare, publish, tmp_path):
+def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp_path):
     made = publish("dtd")
     folder = tmp_path / "data/dtd"
     shutil.copytree(made, folder)
@@ -93,8 +93,8 @@ def test_images_that_are_missing_are_added_and_nothing_else_is_touched(prepare, 
     (folder / "images/mine.jpg").write_bytes(b"extra")
     split = (folder / "split_zhou_DescribableTextures.json").stat().st_mtime_ns
     status, printed, errors = prepare("--check", "dtd", "--quick")
-    assert status == 2 and "1 of 1 datasets not as they should be" in errors[0]
-    assert f"1 images are missing, the first {images[0]}" in printed and "mine.jpg (harmless)" in printed
+    assert status == 2 and "1 of 1 datasets are incomplete or wrong" in errors[0]
+    assert f"1 images are missing, the first {images[0]}" in printed and "not in its split (harmless)" in printed
     assert printed.rstrip().endswith(f"-> python tools/prepare.py dtd --root {tmp_path}/data")
 
     assert prepare("dtd").status == 0
@@ -103,7 +103,7 @@ def test_images_that_are_missing_are_added_and_nothing_else_is_touched(prepare, 
     assert (folder / "split_zhou_DescribableTextures.json").stat().st_mtime_ns == split
 
 
-def test_unreadable_images_are_named_and_replaced_by_repair(prepare, publish, tmp_path):
+def test_repair_replaces_unreadable_images(prepare, publish, tmp_path):
     made = publish("eurosat")
     shutil.copytree(made, tmp_path / "data/eurosat")
     image = tmp_path / "data/eurosat/2750/Forest/Forest_2.jpg"
@@ -117,7 +117,7 @@ def test_unreadable_images_are_named_and_replaced_by_repair(prepare, publish, tm
     assert image.read_bytes() == whole and prepare("--check", "eurosat").status == 0
 
 
-def test_check_says_when_counts_are_not_the_published_ones(prepare, publish, tmp_path):
+def test_check_reports_counts_that_differ_from_the_published_ones(prepare, publish, tmp_path):
     shutil.copytree(publish("imagenet_a"), tmp_path / "data/imagenet-adversarial")
     next((tmp_path / "data").rglob("*.jpg")).unlink()
     status, printed, _ = prepare("--check", "imagenet_a")
@@ -127,39 +127,64 @@ def test_check_says_when_counts_are_not_the_published_ones(prepare, publish, tmp
     shutil.copy(
         next((tmp_path / "data").rglob("*.jpg")), tmp_path / "data/imagenet-adversarial/imagenet-a/n01440764/mine.jpg"
     )
-    status, printed, _ = prepare("--check", "imagenet_a")  # which of them is too many, nobody knows
+    status, printed, _ = prepare("--check", "imagenet_a")  # --repair would not delete it
     command = f"move {tmp_path}/data/imagenet-adversarial elsewhere, then: python tools/prepare.py imagenet_a"
     assert status == 2 and "9 images for test instead of 8" in printed and f"-> {command} --root" in printed
 
 
-def test_the_list_says_what_there_is(prepare, publish, tmp_path):
+def test_findings(publish, tmp_path):
+    root, source = publish("eurosat").parent, downloadable()["eurosat"]
+    assert inspect(source, root).ok
+    missing, unreadable = "2750/Forest/Forest_1.jpg", "2750/Forest/Forest_2.jpg"
+    (root / "eurosat" / missing).rename(root / "eurosat/2750/extra.jpg")
+    (root / "eurosat" / unreadable).write_bytes(b"not an image")
+    findings = inspect(source, root)
+    assert (findings.missing, findings.unreadable, findings.extra) == ([missing], [unreadable], ["2750/extra.jpg"])
+    assert not findings.ok and findings.suggestion() == f"python tools/prepare.py eurosat --root {root} --repair"
+    assert inspect(source, root, read=False).suggestion() == f"python tools/prepare.py eurosat --root {root}"
+
+    split = root / "eurosat/split_zhou_EuroSAT.json"
+    rows = json.loads(split.read_text())
+    split.write_text(json.dumps(rows | {"test": rows["test"][1:]}))
+    findings = inspect(source, root)
+    assert findings.differences == [Difference("images for test", 7, 8)]
+    assert findings.suggestion() == f"move {split} elsewhere, then: python tools/prepare.py eurosat --root {root}"
+    assert report(findings)[-1] == f"  -> {findings.suggestion()}"
+    split.write_text("{")
+    findings = inspect(source, root)
+    assert findings.dataset is None and findings.error.where == split
+    assert findings.suggestion() == f"move {split} elsewhere, then: python tools/prepare.py eurosat --root {root}"
+
+
+def test_list_reports_the_state_of_each_dataset(prepare, publish, tmp_path):
     shutil.copytree(publish("ucf101"), tmp_path / "data/ucf101")
     (tmp_path / "data/dtd").mkdir()
     status, printed, _ = prepare("--list")
     lines = {line.split()[0]: line for line in printed.splitlines()}
     assert status == 0 and set(NAMES) <= set(lines)
     assert " ready " in lines["ucf101"] and " incomplete " in lines["dtd"] and " not there " in lines["sun397"]
-    assert "39.1 GB, downloaded; none stated" in lines["sun397"] and "154.6 GB, by hand" in lines["imagenet"]
+    assert "39.1 GB, downloaded; none stated" in lines["sun397"] and "154.6 GB, manually" in lines["imagenet"]
 
 
-def test_what_needs_no_files_is_passed_over(prepare):
+def test_datasets_without_files_are_skipped(prepare):
     assert prepare("image_folder", "small_shapes").printed.splitlines() == [
         "image_folder: nothing to prepare",
         "small_shapes: nothing to prepare",
     ]
 
 
-def test_a_dataset_of_ones_own_configuration(prepare, publish, monkeypatch, tmp_path):
+def test_configuration_file_of_the_user(prepare, publish, monkeypatch, tmp_path):
     folder = tmp_path / "repository/configs/datasets"
     shutil.copytree(ROOT / "configs/datasets", folder)
     (folder / "birds.yaml").write_text("_BASE_: image_folder.yaml\n")
     (folder / "satellites.yaml").write_text("_BASE_: eurosat.yaml\n")
     monkeypatch.setattr(sources, "ROOT", tmp_path / "repository")
     publish("eurosat")
+    assert find("satellites").name == "eurosat"
     assert prepare("birds", "satellites").printed.startswith("birds: nothing to prepare\neurosat: ready: ")
 
 
-def test_what_is_wrong_with_images_of_ones_own_names_no_command_that_cannot_help(prepare, tmp_path):
+def test_check_of_the_users_images_suggests_no_download(prepare, tmp_path):
     image = tmp_path / "data/train/robin/1.jpg"
     write_image(image, 1)
     printed = prepare("--check", "image_folder").printed
@@ -171,13 +196,13 @@ def test_what_is_wrong_with_images_of_ones_own_names_no_command_that_cannot_help
     image.write_bytes(image.read_bytes()[:200])
     ended = prepare("--check", "image_folder")
     assert ended.status == 2 and f"1 images are unreadable, the first {image}" in ended.printed
-    assert ended.printed.endswith("  -> put good ones in their place, or see docs/your_own_data.md\n")
+    assert ended.printed.endswith("  -> replace these images, or see docs/your_own_data.md\n")
 
 
 # Few-shot choices
 
 
-def test_the_reader_of_a_few_shot_choice_may_have_seen_enough(publish, monkeypatch):
+def test_fewshot_accepts_a_closed_pipe(publish, monkeypatch):
     arguments = ["fewshot", "caltech101", "--root", publish("caltech101").parent]
     reader, writer = os.pipe()
     os.close(reader)
@@ -186,13 +211,13 @@ def test_the_reader_of_a_few_shot_choice_may_have_seen_enough(publish, monkeypat
         program.main([str(argument) for argument in arguments])
 
 
-def test_the_few_shot_choice_needs_only_the_split(prepare, publish, capsys, tmp_path):
+def test_fewshot_needs_only_the_split(prepare, publish, capsys, tmp_path):
     (tmp_path / "data/caltech-101").mkdir(parents=True)
     shutil.copy(publish("caltech101") / "split_zhou_Caltech101.json", tmp_path / "data/caltech-101")
     status, printed, _ = prepare("fewshot", "caltech101", "--seed", 2, "--shots", 2)
     lines = printed.splitlines()
     assert status == 0 and len(lines) == 4 * 2 + 4 * 1
-    data = table()["caltech101"].read(tmp_path / "data", "DATASET.NUM_SHOTS", "2", seed=2)
+    data = downloadable()["caltech101"].read(tmp_path / "data", "DATASET.NUM_SHOTS", "2", seed=2)
     capsys.readouterr()
     assert lines == [
         *(f"train {item.impath.split('101_ObjectCategories/')[1]}" for item in data.train_x),
@@ -203,7 +228,7 @@ def test_the_few_shot_choice_needs_only_the_split(prepare, publish, capsys, tmp_
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs EuroSAT's real split beside the checkout")
-def test_the_few_shot_choice_is_the_published_one(prepare):
+def test_fewshot_selects_the_published_images(prepare):
     golden = json.loads((ROOT.parent / "shared/golden/fewshot_eurosat.json").read_text())
     for key, expected in list(golden.items())[:4]:
         seed, shots = (int(part) for part in re.findall(r"\d+", key))
@@ -217,10 +242,10 @@ def test_the_few_shot_choice_is_the_published_one(prepare):
             assert hashlib.sha256("\n".join(images).encode()).hexdigest() == expected[f"{part}_sha256"]
 
 
-# By hand
+# Manual downloads
 
 
-def test_imagenet_says_what_to_get_and_arranges_it(prepare_fails, prepare, publish, monkeypatch, tmp_path):
+def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeypatch, tmp_path):
     publish("imagenet")
     said = prepare_fails(
         ["imagenet"],
@@ -242,26 +267,27 @@ def test_imagenet_says_what_to_get_and_arranges_it(prepare_fails, prepare, publi
     assert prepare("--check", "imagenet").status == 0 and all_below(given) == before
 
 
-def test_a_file_got_by_hand_is_verified(prepare_fails, publish, tmp_path):
+def test_local_files_are_verified(prepare_fails, publish, tmp_path):
     made = publish("eurosat")
     folder = tmp_path / "data/eurosat"
     folder.mkdir(parents=True)
     shutil.copy(made / "split_zhou_EuroSAT.json", folder)
     (folder / "EuroSAT.zip").write_bytes(b"half of it")
     prepare_fails(
-        ["eurosat"], f"{folder}/EuroSAT.zip is not the published file (it has 10 bytes", "get it again, or delete it"
+        ["eurosat"],
+        f"{folder}/EuroSAT.zip is not the published file (it has 10 bytes",
+        "download it again, or delete it",
     )
     assert all_below(folder) == {"split_zhou_EuroSAT.json", "EuroSAT.zip"}
 
 
-def test_the_original_archives_of_the_cars_do_as_well(prepare, publish, monkeypatch, tmp_path):
+def test_original_archives_of_stanford_cars_are_accepted(prepare, publish, monkeypatch, tmp_path):
     made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
     folder.mkdir(parents=True)
-    for file in table()["stanford_cars"].files[1:3]:
+    for file in downloadable()["stanford_cars"].files[1:3]:
         place = file.name.removesuffix(".tgz")
         path = tar(folder / file.name, {f"{place}/{name}": data for name, data in files_below(made / place).items()})
-        monkeypatch.setattr(file, "bytes", path.stat().st_size)
-        monkeypatch.setattr(file, "md5", "")
+        change_file(monkeypatch, "stanford_cars", file.name, bytes=path.stat().st_size, md5="")
     assert prepare("stanford_cars").status == 0 and prepare("--check", "stanford_cars").status == 0
     assert [path for path, _ in publish.server.requests] == ["/stanford_cars/split_zhou_StanfordCars.json"]
 
@@ -270,7 +296,7 @@ def test_the_original_archives_of_the_cars_do_as_well(prepare, publish, monkeypa
 
 
 @pytest.mark.parametrize("wanted", ["1", ""])
-def test_scripts_prepare_their_dataset_when_asked_to(wanted, tmp_path):
+def test_scripts_prepare_their_dataset_on_request(wanted, tmp_path):
     stub = tmp_path / "python"
     stub.write_text('#!/usr/bin/env bash\necho "$@" >> "$NOTES"\n')
     stub.chmod(0o755)
@@ -285,19 +311,19 @@ def test_scripts_prepare_their_dataset_when_asked_to(wanted, tmp_path):
         assert sum(call.startswith("train.py") for call in calls) == 1
 
 
-def test_a_readable_image_is_read(tmp_path):
+def test_unreadable_images_are_found(tmp_path):
     Image.new("P", (5, 5)).save(tmp_path / "palette.png")
     Image.new("CMYK", (5, 5)).save(tmp_path / "cmyk.jpg")
     (tmp_path / "none.jpg").write_bytes(b"")
-    assert unreadable(tmp_path, ["palette.png", "cmyk.jpg", "none.jpg"]) == ["none.jpg"]
+    assert unreadable_images(tmp_path, ["palette.png", "cmyk.jpg", "none.jpg"]) == ["none.jpg"]
 
 
-def test_the_page_about_the_datasets_agrees_with_their_classes():
+def test_docs_agree_with_the_dataset_classes():
     rows = re.findall(
         r"^\| `(\w+)` \| `([\w-]+)/` \| ([\d,–]+) / ([\d,–]+) / ([\d,–]+) \| ([\d,]+) \|", PAGE, re.MULTILINE
     )
     numbers = {
         name: (folder, tuple(int(n.replace(",", "").replace("–", "0")) for n in rest)) for name, folder, *rest in rows
     }
-    classes = {name: source.dataset for name, source in table().items()}
+    classes = {name: source.dataset for name, source in downloadable().items()}
     assert numbers == {name: (kind.dataset_dir, (*kind.counts, kind.n_classes)) for name, kind in classes.items()}

@@ -1,4 +1,4 @@
-"""The drawn datasets, and the small CLIP that comes with the project."""
+"""The drawn datasets and the small CLIP."""
 
 import json
 import re
@@ -34,7 +34,7 @@ TARGETS = ("SmallObjects", "SmallShapes", "SmallTextures", "SmallCounts", "Small
 
 @pytest.fixture
 def few(monkeypatch):
-    """A set of three classes of a few images, to be drawn in no time."""
+    """A set of three classes of a few images, drawn quickly."""
 
     class Few(SmallObjects):
         dataset_dir = "few"
@@ -55,7 +55,7 @@ def pixels(subject, style, *seed) -> np.ndarray:
     return np.asarray(draw(subject, style, np.random.default_rng(seed)))
 
 
-def test_a_picture_depends_on_its_seed_alone():
+def test_drawing_depends_only_on_its_seed():
     subject = Subject("red", "striped", "triangle")
     assert np.array_equal(pixels(subject, Style(), 1), pixels(subject, Style(), 1))
     assert not np.array_equal(pixels(subject, Style(), 1), pixels(subject, Style(), 2))
@@ -64,7 +64,7 @@ def test_a_picture_depends_on_its_seed_alone():
 @pytest.mark.parametrize(
     "name", ["red striped triangle", "three stars", "two crosses", "one ring", "river in forest", "sea"]
 )
-def test_subjects_have_plain_names(name):
+def test_class_names_of_subjects(name):
     subjects = {
         "red striped triangle": Subject("red", "striped", "triangle"),
         "three stars": Subject(shape="star", count=3),
@@ -77,8 +77,8 @@ def test_subjects_have_plain_names(name):
     assert pixels(subjects[name], Style(), 0).shape == (SIZE, SIZE, 3)
 
 
-def test_colour_texture_and_shape_can_be_seen():
-    """Each attribute alone changes the picture where the object is."""
+def test_colour_texture_and_shape_are_visible():
+    """Each attribute changes the image where the object is."""
     plain = Style(noise=(0, 0), blur=(0, 0), hue=0, rough=0, turn=0, shift=0, contrast=(1, 1))
     red = pixels(Subject("red", "plain", "square"), plain, 3)
     assert red[SIZE // 2, SIZE // 2, 0] > 2 * red[SIZE // 2, SIZE // 2, 1]
@@ -90,7 +90,7 @@ def test_colour_texture_and_shape_can_be_seen():
         assert np.abs(red.astype(int) - pixels(other, plain, 3)).mean() > 5
 
 
-def test_there_are_a_source_its_variants_and_five_targets():
+def test_source_variants_and_targets():
     assert {kind.__name__ for kind in SETS} >= {"SmallSource", "SmallSourceNoisy", "SmallSourceOutline", *TARGETS}
     assert len(SmallSource.subjects) == 72
     for kind in SETS:
@@ -104,7 +104,7 @@ def test_there_are_a_source_its_variants_and_five_targets():
             assert names == [subject.words for subject in SmallSource.subjects]
 
 
-def test_a_set_is_drawn_in_the_ordinary_layout_and_read_like_any_other(drawn):
+def test_drawn_set_has_the_common_layout(drawn):
     dataset = SmallObjects(cfg_of("SmallObjects", drawn))
     split = json.loads((drawn / "small_objects/split.json").read_text())
     assert {part: len(rows) for part, rows in split.items()} == {"train": 256, "val": 64, "test": 640}
@@ -124,7 +124,7 @@ def test_base_and_new_classes_are_the_halves(drawn):
     ]
 
 
-def test_a_set_is_drawn_once_and_anew_for_another_version(few, tmp_path, monkeypatch):
+def test_set_is_drawn_once_per_version(few, tmp_path, monkeypatch):
     folder = tmp_path / "few"
     few.prepare(folder)
     image = next(folder.glob("images/*/*.png"))
@@ -138,14 +138,14 @@ def test_a_set_is_drawn_once_and_anew_for_another_version(few, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["few"]
 
 
-def test_what_was_cut_off_while_drawing_leaves_nothing_behind(few, tmp_path, monkeypatch):
+def test_failed_drawing_leaves_nothing_behind(few, tmp_path, monkeypatch):
     monkeypatch.setattr(few, "style", replace(few.style, periods=None))  # fails at the first image
     with pytest.raises(TypeError):
         few.prepare(tmp_path / "few")
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_what_a_killed_process_has_left_is_no_set_and_goes(few, tmp_path):
+def test_files_of_a_killed_process_are_replaced(few, tmp_path):
     for rest in (".few.partial", ".few.old", "few"):
         (tmp_path / rest).mkdir()
     (tmp_path / ".few.partial/split.json").write_text("{")
@@ -154,7 +154,7 @@ def test_what_a_killed_process_has_left_is_no_set_and_goes(few, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "few"]
 
 
-def test_of_several_that_want_a_set_one_draws_it(few, tmp_path, monkeypatch):
+def test_set_is_drawn_by_one_of_several_threads(few, tmp_path, monkeypatch):
     drawn, draw_all = [], few.draw_all
     monkeypatch.setattr(few, "draw_all", lambda folder: (draw_all(folder), drawn.append(folder)))
     with ThreadPoolExecutor(4) as pool:
@@ -163,43 +163,43 @@ def test_of_several_that_want_a_set_one_draws_it(few, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("few/images/*/*.png"))) == 12
 
 
-def test_a_set_drawn_again_is_the_same_to_the_byte(few, tmp_path):
+def test_drawing_again_is_byte_identical(few, tmp_path):
     contents = []
     for name in ("one", "other"):
-        np.random.seed(len(contents))  # none of its business
+        np.random.seed(len(contents))  # must have no influence
         few.prepare(tmp_path / name)
         files = [path for path in sorted((tmp_path / name).rglob("*")) if path.is_file()]
         contents.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
     assert contents[0] == contents[1]
 
 
-def test_a_damaged_split_is_had_again_by_one_deletion(drawn, tmp_path):
+def test_damaged_split_is_drawn_again_after_deletion(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "data")
     (tmp_path / "data/small_objects/split.json").write_text("{")
     with pytest.raises(DatasetError, match="is damaged") as caught:
         SmallObjects(cfg_of("SmallObjects", tmp_path / "data"))
-    assert str(caught.value).endswith(f": delete {tmp_path}/data/small_objects, and it is drawn anew")
+    assert str(caught.value).endswith(f": delete {tmp_path}/data/small_objects, then it is drawn again")
 
 
-def test_an_image_that_is_missing_is_named_and_how_to_have_it_again(drawn, tmp_path):
+def test_missing_image_is_reported_with_its_remedy(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "data")
     image = next(tmp_path.glob("data/small_objects/images/*/test_00.png"))
     image.unlink()
     with pytest.raises(DatasetError) as caught:
         SmallObjects(cfg_of("SmallObjects", tmp_path / "data"))
     assert str(image) in str(caught.value)
-    assert f"delete {tmp_path}/data/small_objects, and it is drawn anew" in str(caught.value)
+    assert f"delete {tmp_path}/data/small_objects, then it is drawn again" in str(caught.value)
 
 
-def test_a_folder_of_something_else_is_left_alone(few, tmp_path):
+def test_folder_with_other_files_is_not_changed(few, tmp_path):
     (tmp_path / "few").mkdir()
     (tmp_path / "few/mine.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="something else"):
+    with pytest.raises(DatasetError, match="other files"):
         few.prepare(tmp_path / "few")
     assert (tmp_path / "few/mine.txt").read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+def test_root_is_not_writable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="cannot draw SmallObjects"):
         SmallObjects(cfg_of("SmallObjects", tmp_path / "file"))
@@ -208,7 +208,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
 # --- the small CLIP
 
 
-def test_small_is_a_backbone_of_twelve_layers_for_64_pixels():
+def test_small_backbone_has_twelve_layers_and_64_pixels():
     model = load_backbone("small")
     assert model.visual.input_resolution == SIZE
     assert len(model.visual.transformer.resblocks) == len(model.transformer.resblocks) == 12
@@ -217,14 +217,14 @@ def test_small_is_a_backbone_of_twelve_layers_for_64_pixels():
     assert {value.dtype for value in state.values()} == {torch.float16}
 
 
-def test_clip_load_knows_it():
+def test_clip_load_of_small():
     model, transform = load("small", device="cpu")
     image = transform(draw(Subject("red", "plain", "star"), Style(), np.random.default_rng(0)))
     assert model.encode_image(image[None]).shape == (1, 128)
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
-def test_a_damaged_weights_file_is_noticed_and_says_how_to_restore_it(harm, tmp_path, monkeypatch):
+def test_damaged_weights_are_reported_with_the_way_to_restore_them(harm, tmp_path, monkeypatch):
     copy = tmp_path / "clip/small.safetensors"
     copy.parent.mkdir()
     content = bytearray(weights.SMALL.read_bytes())
@@ -237,7 +237,7 @@ def test_a_damaged_weights_file_is_noticed_and_says_how_to_restore_it(harm, tmp_
     assert "git checkout -- clip/small.safetensors" in str(caught.value)
 
 
-def test_its_zero_shot_accuracy_is_what_the_card_says(drawn, tmp_path):
+def test_zero_shot_accuracy_agrees_with_the_card(drawn, tmp_path):
     stated = card("SmallObjects")
     for half, expected in zip(("all", "base", "new"), stated, strict=True):
         variant = Variant("ZeroshotCLIP", "ZeroshotCLIP", "small")
@@ -247,11 +247,11 @@ def test_its_zero_shot_accuracy_is_what_the_card_says(drawn, tmp_path):
         assert read_results(run.folder)["accuracy"] == pytest.approx(expected, abs=0.7)
 
 
-def test_the_card_states_every_set():
+def test_card_has_every_set():
     for kind in SETS:
         assert len(card(kind.__name__)) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_settings_for_it(method):
+def test_every_method_has_small_settings(method):
     assert Variant(method, method, "small").config_file.is_file()

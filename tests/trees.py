@@ -13,7 +13,7 @@ Split = dict[str, list[list]]  # rows of path, label and class name by part
 
 
 class Layout(NamedTuple):
-    """A dataset with a split file: its folders, its classes as {folder: name}, and how its images are called.
+    """A dataset with a split file: its folders, its classes as {folder: name}, and its image names.
 
     `image` may contain {folder}, {part} (train, also for validation, or test), {n} (number in the class) and {i}
     (number in the dataset).
@@ -91,8 +91,8 @@ LAYOUTS = {
         "{folder}/v_g{n:02}_c01.jpg",
     ),
 }
-WNIDS = {"n01440764": "tench", "n02012849": "crane", "n03126707": "crane", "n03710637": "maillot"}  # two called crane
-FOLDERS = {  # test sets of ImageNet's classes: their images' folder, and how an image is called
+WNIDS = {"n01440764": "tench", "n02012849": "crane", "n03126707": "crane", "n03710637": "maillot"}  # two named crane
+FOLDERS = {  # test sets of ImageNet's classes: folder of the images, and image name
     "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", "{n:040x}.jpeg"),
     "imagenet_sketch": ("imagenet-sketch/images", "sketch_{n}.JPEG"),
     "imagenet_a": ("imagenet-adversarial/imagenet-a", "0.00{n} _ digital clock _ 0.86.jpg"),
@@ -156,7 +156,7 @@ def fgvc_aircraft(root: Path) -> Path:
 
 
 def class_folders(parent: Path, folders, image: str, size: int) -> None:
-    """`size` images in each of these folders; a number of the name is unlike in all of them."""
+    """Write `size` images into each folder, with different numbers in their names."""
     for index, folder in enumerate(folders):
         for n in range(index * size, (index + 1) * size):
             write_image(parent / str(folder) / image.format(folder=folder, n=n), n)
@@ -173,11 +173,11 @@ def write_lines(path: Path, lines) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-# What the archives hold beside the images: the annotations of the original authors, (folder, split, class folders).
+# Other files of the archives: the original annotations. Arguments: folder, split, class folders.
 
 
 def halves(split: Split) -> dict[str, list]:
-    """The original parts: there, validation images are among those for training."""
+    """The original split, with the validation images in the training set."""
     return {"train": split["train"] + split["val"], "test": split["test"]}
 
 

@@ -1,1 +1,1 @@
-"""What tools/prepare.py does: download, verify, unpack, arrange and check datasets."""
+"""Behind tools/prepare.py: download, verify, unpack, arrange and check datasets."""

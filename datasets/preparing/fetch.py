@@ -1,59 +1,62 @@
-"""Downloads that go on where they broke off and are verified before they count."""
+"""Resumable downloads, verified by size and checksum."""
 
-import hashlib
+import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import gdown
 import requests
+import urllib3.exceptions
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
-from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
 from common.errors import UsageError
+from common.files import checksum
 
-from .files import File
+from ..files import File
 
-TRIES = 5  # in a row without a byte
-PAUSE = 1.0  # seconds before the second try, twice as long before each further one
+TRIES = 5  # of a request; of a transfer that breaks off without progress
+PAUSE = 1.0  # seconds before a further try, twice as long before each one after it
 BLOCK = 1 << 20
 
 
-class Broken(Exception):
-    """A transfer that ended early, and may be gone on with."""
+class TransferError(Exception):
+    """Raised when the server cannot be reached or does not send the file; resuming later may help."""
 
 
-class Refused(Exception):
-    """What is at an address is not the file."""
+class WrongFile(Exception):
+    """Raised when an address has something else than the published file."""
 
 
 def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
-    """Download a file into a folder and verify it, going on with what an earlier try left in NAME.partial.
+    """Download a file into a folder and verify it. NAME.partial of an earlier try is resumed.
 
     Args:
-        file: its name, address or Google Drive id, and what is published of its size and checksum.
-        folder: where to; it exists.
-        remedy: what to do when the file can't be had from there.
-        mirror: address of a folder that has the file under its name, instead of its own address.
+        file: its name, address or Google Drive id, published size and checksum.
+        folder: an existing folder.
+        remedy: what to do if the file is not available.
+        mirror: address of a folder to download NAME from, instead of the file's own address.
 
     Raises:
-        UsageError: it can't be had, or is not the published file.
+        UsageError: it is not available, or is not the published file.
     """
     target = folder / file.name
-    address = f"{mirror.rstrip('/')}/{file.dataset}/{file.name}" if mirror else file.url
+    address = f"{mirror}/{file.name}" if mirror else file.url
     try:
         if address:
             download(address, target, file)
         else:
             download_from_drive(file, target)
-    except Broken as error:
+    except TransferError as error:
         kept = size_of(partial_of(target))
-        again = "give the same command again to go on from there" if kept else "try again later"
-        came = f" ({kept:,} bytes came)" if kept else ""
-        raise UsageError(f"cannot get {file.name} from {address}: {error}{came}; {again}, or {remedy}") from None
-    except Refused as error:
-        raise UsageError(f"cannot get {file.name} from {address or file.link} ({error}): {remedy}") from None
+        received, again = f" ({kept:,} bytes received)" if kept else "", "to resume" if kept else "later"
+        raise UsageError(
+            f"cannot download {file.name} from {address}: {error}{received}",
+            f"run the same command again {again}, or {remedy}",
+        ) from error
+    except WrongFile as error:
+        raise UsageError(f"cannot download {file.name} from {address or file.link} ({error})", remedy) from error
     return target
 
 
@@ -65,142 +68,158 @@ def download(url: str, target: Path, file: File) -> None:
     """Download from http(s) to a file, by way of NAME.partial.
 
     Raises:
-        Broken: after some tries; what came stays in NAME.partial.
-        Refused: it is not the file.
+        TransferError: the tries are used up; received bytes stay in NAME.partial.
+        WrongFile: it is not the published file.
     """
     partial = partial_of(target)
     resumed = size_of(partial) > 0
-    failures = 0
     while True:
-        before = size_of(partial)
+        transfer(url, partial, file)
         try:
-            transfer(url, partial, file)
+            verify(partial, file)
             break
-        except Broken as error:
-            failures = failures + 1 if size_of(partial) <= before else 1
-            if failures == TRIES:
+        except WrongFile:
+            partial.unlink()
+            if not resumed:
                 raise
-            print(f"{file.name}: {error}: trying again")
-            time.sleep(PAUSE * 2 ** (failures - 1))
-    try:
-        verify(partial, file)
-    except Refused:
-        partial.unlink()
-        if not resumed:
-            raise
-        print(f"{file.name} is not the published file: its beginning came earlier, so all of it is downloaded again")
-        download(url, target, file)
-    else:
-        partial.replace(target)
+            print(f"{file.name} is not the published file: downloading all of it again, as it was resumed")
+            resumed = False
+    partial.replace(target)
 
 
 def transfer(url: str, partial: Path, file: File) -> None:
-    """One request: append what is not there yet."""
+    """Request the missing bytes until `partial` is complete."""
+    retry = Retry(
+        TRIES - 1,
+        backoff_factor=PAUSE,
+        status_forcelist=(429, *range(500, 600)),
+        raise_on_status=False,
+        respect_retry_after_header=False,  # it may be hours
+    )
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        stalled = 0
+        while stalled < TRIES:
+            before = size_of(partial)
+            if (before and before == file.bytes) or receive(session, url, partial, file):
+                return
+            stalled = 0 if size_of(partial) > before else stalled + 1
+            print(f"{file.name}: the transfer broke off: trying again")
+            time.sleep(PAUSE * 2**stalled)
+    raise TransferError(f"the transfer broke off {TRIES} times without progress")
+
+
+def receive(session: requests.Session, url: str, partial: Path, file: File) -> bool:
+    """Send one request and append its bytes to `partial`; whether that is complete then."""
     have = size_of(partial)
-    if have and have == file.bytes:  # killed before it was verified
-        return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with network_errors(), requests.get(url, headers=headers, stream=True, timeout=30) as reply:
-        if reply.status_code == 416:  # there is nothing after what we have
-            total = reply.headers.get("Content-Range", "").rpartition("/")[2]
-            if total != str(have):
-                partial.unlink()
-                raise Broken("it is shorter there than what was downloaded of it")
-            return
-        if reply.status_code == 429 or reply.status_code >= 500:
-            raise Broken(f"the server answers {reply.status_code} {reply.reason}")
-        if reply.status_code not in (200, 206):
-            raise Refused(f"{reply.status_code} {reply.reason}")
-        if reply.headers.get("Content-Type", "").startswith("text/html"):
-            raise Refused("a web page instead of the file")
-        if reply.status_code == 206:
-            part, _, length = reply.headers.get("Content-Range", "").partition("/")
-            if not part.startswith(f"bytes {have}-"):
-                partial.unlink(missing_ok=True)
-                raise Broken("the server sends another part than was asked for")
-        else:
-            have, length = 0, reply.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else file.bytes
-        if total > file.limit or file.bytes not in (0, total):
-            raise Refused(f"it has {total:,} bytes there, {file.size:,} as published")
-        bar = tqdm(initial=have, total=total or None, unit="B", unit_scale=True, desc=file.name)
-        with open(partial, "ab" if have else "wb") as out, bar:
-            for block in reply.raw.stream(BLOCK, decode_content=False):
-                have += len(block)
-                if have > (total or file.limit):
-                    partial.unlink()
-                    raise Refused(f"it does not end after {total or file.limit:,} bytes")
-                out.write(block)
-                bar.update(len(block))
-        if have < total:
-            raise Broken(f"the transfer ended after {have:,} of {total:,} bytes")
-
-
-@contextmanager
-def network_errors() -> Iterator[None]:
     try:
-        yield
+        response = session.get(url, headers=headers, stream=True, timeout=30)
     except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema):
-        raise Refused("no such kind of address") from None
-    except (requests.RequestException, HTTPError) as error:
-        raise Broken(f"the transfer failed ({short(error)})") from None
+        raise WrongFile("not an address of http or https") from None
+    except requests.RequestException as error:
+        raise TransferError(f"the connection failed ({one_line(root_cause(error))})") from error
+    with response:
+        start, total = validate_response(response, have, file)
+        if start not in (0, have):
+            partial.unlink()  # the server has another file now: begin again
+            return False
+        if response.status_code == 416:  # complete
+            partial.touch()
+            return True
+        bar = tqdm(initial=start, total=total or None, unit="B", unit_scale=True, desc=file.name)
+        with open(partial, "ab" if start else "wb") as out, bar:
+            have = start
+            try:
+                for block in response.raw.stream(BLOCK, decode_content=False):
+                    have += len(block)
+                    if have > (total or file.max_bytes):
+                        partial.unlink()
+                        raise WrongFile(f"it does not end after {total or file.max_bytes:,} bytes")
+                    out.write(block)
+                    bar.update(len(block))
+            except urllib3.exceptions.HTTPError:
+                return False
+    return have >= total
+
+
+def validate_response(response: requests.Response, have: int, file: File) -> tuple[int, int]:
+    """Check a response's status, kind and size before its body is read.
+
+    Args:
+        response: of a request for the bytes from `have` on.
+        have: number of bytes that were received before.
+        file: the published file.
+
+    Returns:
+        The first byte in its body (negative if it does not continue these bytes), and the size of the file (0 if
+        unknown).
+    """
+    part, _, length = response.headers.get("Content-Range", "").partition("/")
+    if response.status_code == 416:  # no bytes after those
+        return (have, have) if length == str(have) else (-1, 0)
+    status = f"{response.status_code} {response.reason}"
+    if response.status_code == 429 or response.status_code >= 500:
+        raise TransferError(f"the server answers {status}")
+    if response.status_code not in (200, 206):
+        raise WrongFile(status)
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise WrongFile("a web page instead of the file")
+    start = 0
+    if response.status_code == 206:
+        match = re.fullmatch(r"bytes (\d+)-.*", part)
+        start = int(match[1]) if match else -1
+    else:
+        length = response.headers.get("Content-Length", "")
+    total = int(length) if length.isdigit() else file.bytes
+    if total > file.max_bytes or file.bytes not in (0, total):
+        raise WrongFile(f"it has {total:,} bytes there, {file.size:,} as published")
+    return start, total
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The system's error, such as "Connection refused", which requests and urllib3 wrap several times."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def download_from_drive(file: File, target: Path) -> None:
-    """Likewise from Google Drive by gdown, which keeps what came in a .part file of its own."""
+    """Download from Google Drive with gdown, which resumes from a .part file of its own."""
     try:
         gdown.download(id=file.drive, output=str(target), resume=True)
     except Exception as error:  # its exceptions changed with its versions
-        raise Refused(short(error)) from None
+        raise WrongFile(one_line(error)) from error
     if not target.is_file():
-        raise Refused("gdown got nothing")
+        raise WrongFile("gdown received nothing")
     try:
         verify(target, file)
-    except Refused:
+    except WrongFile:
         target.unlink()
         raise
 
 
 def verify(path: Path, file: File) -> None:
-    """Raise Refused unless a file can be the published one by its kind, its size and its checksum."""
+    """Raise WrongFile unless a file can be the published one by its kind, size and checksum."""
     with open(path, "rb") as content:
         head = content.read(200).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html")):
-        raise Refused("a web page instead of the file")
+        raise WrongFile("a web page instead of the file")
     size = size_of(path)
     if file.bytes and size != file.bytes:
-        raise Refused(f"it has {size:,} bytes, {file.bytes:,} as published")
+        raise WrongFile(f"it has {size:,} bytes, {file.bytes:,} as published")
     if file.checksum:
         kind, expected = file.checksum
-        if digest(path, kind) != expected:
-            raise Refused(f"its {kind} is wrong")
-
-
-def digest(path: Path, kind: str) -> str:
-    """The md5 or sha256 of a file, in hexadecimal."""
-    checksum = hashlib.new(kind, usedforsecurity=False)
-    size = size_of(path)
-    with open(path, "rb") as content, tqdm(total=size, unit="B", unit_scale=True, desc=f"{kind} of {path.name}") as bar:
-        while block := content.read(BLOCK):
-            checksum.update(block)
-            bar.update(len(block))
-    return checksum.hexdigest()
+        with tqdm(total=size, unit="B", unit_scale=True, desc=f"{kind} of {path.name}") as bar:
+            if checksum(path, kind, bar.update) != expected:
+                raise WrongFile(f"its {kind} is wrong")
 
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def short(error: Exception) -> str:
-    """An error's text in one line, without the addresses of objects and what libraries wrap around it."""
+def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    for cause, words in {
-        "NameResolutionError": "no such host, or no network",
-        "Connection refused": "the server refuses connections",
-        "timed out": "the server does not answer",
-        "Too many users": "too many people have downloaded it today: try again tomorrow",
-        "Cannot retrieve the public link": "too many downloads today, or no permission",
-    }.items():
-        if cause in text:
-            return words
     return text if len(text) < 200 else text[:200] + "..."

@@ -1,93 +1,97 @@
-"""The table of sources.yaml, and the datasets that it is about."""
+"""The datasets that can be prepared or checked, by the name of their YAML file in configs/datasets."""
 
-import difflib
 import io
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
-from common.errors import UsageError
+from common.errors import UsageError, closest
 from common.start import ROOT
 
 from .. import extend_cfg
-from ..base import DatasetError, FewShotDataset, Items, names_in
-from .files import File
-
-TABLE = Path(__file__).with_name("sources.yaml")
+from ..base import FewShotDataset, Items, list_dir
+from ..files import File
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
-    """A dataset that can be prepared: its class, its terms and its files, the split first."""
+    """A dataset class under the name that users type."""
 
     name: str
     dataset: type[FewShotDataset]
-    licence: str = ""
-    page: str = ""
-    by_hand: str = ""
-    files: list[File] = field(default_factory=list)
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Files to download; none for a dataset of the user's own or a drawn one."""
+        return getattr(self.dataset, "files", ())
 
     @property
     def size(self) -> int:
-        """Bytes to get in all; of several ways to the same images the one that can be downloaded."""
-        return sum(file.size for file in self.files if file.link or self.by_hand)
+        """Bytes of all files; if the images have several sources, of the one that can be downloaded."""
+        return sum(file.size for file in self.files if file.link or self.dataset.by_hand)
 
     def folder(self, root: Path) -> Path:
         return root / self.dataset.dataset_dir
 
     def command(self, root: Path) -> str:
-        """What to type to prepare it."""
+        """The command that prepares it."""
         return f"python tools/prepare.py {self.name} --root {shlex.quote(str(root))}"
 
     def read(self, root: Path, *options: str, images: bool = False, seed: int = 1) -> FewShotDataset:
-        """The dataset as a run under this root sees it; its images need not be there unless its split is folders.
+        """The dataset as a run sees it. Its images need not exist, unless it is split by folders.
 
         Raises:
-            DatasetError: its split can't be read.
-            UsageError: it is somebody's own kind of dataset, which can't be looked into.
+            DatasetError: its split cannot be read.
+            UsageError: it is not a FewShotDataset.
         """
         if not issubclass(self.dataset, FewShotDataset):
-            raise UsageError(f"{self.dataset.__name__} is no FewShotDataset (datasets/base.py): only those are checked")
+            raise UsageError(
+                f"{self.dataset.__name__} is not a FewShotDataset (datasets/base.py)", "only those can be checked"
+            )
         return self.dataset(load_cfg(self.name, root, seed, options), images=images)
 
-
-def named_images(dataset: FewShotDataset) -> dict[str, Items]:
-    """The images of each part of a split: a validation set that is the test set counts once."""
-    parts = {"train": dataset.train_x, "val": dataset.val or [], "test": dataset.test}
-    if dataset.test_only:
-        parts["train"] = []
-    if dataset.val_is_test:
-        parts["val"] = []
-    return parts
+    def read_quietly(self, root: Path) -> FewShotDataset:
+        """`read` without the messages that a dataset prints."""
+        with redirect_stdout(io.StringIO()):
+            return self.read(root)
 
 
-@cache
-def table() -> dict[str, Source]:
-    """Every dataset of sources.yaml, by its config name."""
-    sources = {}
-    for name, row in yaml.safe_load(TABLE.read_text()).items():
-        dataset = dataset_class(name)
-        files = [File(dataset=name, **file) for file in row.pop("files")]
-        if dataset.split_id:
-            files.insert(0, File(dataset.split_file, name, drive=dataset.split_id, about=2_000_000))
-        sources[name] = Source(name, dataset, files=files, **row)
-    return sources
+def downloadable() -> dict[str, Source]:
+    """Every dataset with files to download, by name."""
+    datasets = [DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()]
+    found = [Source(dataset.config_name, dataset) for dataset in datasets if getattr(dataset, "files", ())]
+    return {source.name: source for source in sorted(found, key=lambda source: source.name)}
+
+
+def find(name: str) -> Source:
+    """A dataset by the name of its YAML file.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    names = [file.stem for file in sorted((ROOT / "configs/datasets").glob("*.yaml"))]
+    if name not in names:
+        known = {source.dataset.__name__: source.name for source in downloadable().values()}  # DATASET.NAME
+        known |= {name: name for name in names}
+        near = known.get(closest(name, known))
+        raise UsageError(
+            f"there is no dataset {name!r}", f"did you mean {near}?" if near else f"known are {', '.join(names)}"
+        )
+    dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
+    return next((source for source in downloadable().values() if source.dataset is dataset), Source(name, dataset))
 
 
 def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a dataset: Dassl's defaults, its YAML of configs/datasets, and KEY, VALUE, ... pairs.
+    """The configuration of a dataset: Dassl's defaults, its YAML file, then KEY, VALUE, ... pairs.
 
-    Keys of trainers, which such a YAML may have, are accepted as they are.
+    Keys of trainers in the YAML file are accepted without a check.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -98,62 +102,29 @@ def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequen
     return cfg
 
 
-def dataset_class(name: str) -> type[FewShotDataset]:
-    """The class behind a YAML of configs/datasets."""
-    return DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
+def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
+    """Its images for `train`, `val` and `test`; a validation set that is the test set counts once."""
+    return {
+        "train": [] if dataset.test_only else dataset.train_x,
+        "val": [] if dataset.val_is_test else dataset.val or [],
+        "test": dataset.test,
+    }
 
 
-def find(name: str) -> Source:
-    """A dataset by its config name; one that is in no table, such as ImageFolder, has no files to get.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    names = [file.stem for file in sorted((ROOT / "configs/datasets").glob("*.yaml"))]
-    if name not in names:
-        called = {source.dataset.__name__.lower(): source.name for source in table().values()}  # DATASET.NAME
-        called |= {name: name for name in names}
-        near = difflib.get_close_matches(name.lower(), called, 1)
-        hint = f"did you mean {called[near[0]]}? " if near else ""
-        raise UsageError(f"no dataset {name!r}: {hint}there are {' '.join(names)}")
-    kind = dataset_class(name)
-    return next((source for source in table().values() if source.dataset is kind), Source(name, kind))
-
-
-def read_quietly(source: Source, root: Path) -> FewShotDataset:
-    """`source.read` without what a dataset prints."""
-    with redirect_stdout(io.StringIO()):
-        return source.read(root)
-
-
-def reason(error: DatasetError) -> str:
-    """What is wrong, without the command that mends it."""
-    return re.sub(r"[:;,]*( delete it, then| or)? get it by: .*", "", str(error))
-
-
-def problem(source: Source, root: Path) -> tuple[str, list[str]]:
-    """What keeps a dataset from being used, if anything does, and its missing images, relative to its folder."""
-    try:
-        dataset = read_quietly(source, root)
-    except DatasetError as error:
-        return reason(error), []
-    missing = missing_images(dataset)
-    return (f"{len(missing)} images are missing, the first {missing[0]}" if missing else ""), missing
-
-
-def split_images(dataset: FewShotDataset) -> list[str]:
-    """Paths of all images of a split, relative to the dataset's folder."""
+def image_paths(dataset: FewShotDataset) -> list[str]:
+    """Paths of all images, relative to the dataset's folder."""
     start = len(str(dataset.root)) + 1
-    return [item.impath[start:] for items in named_images(dataset).values() for item in items]
+    return [item.impath[start:] for items in images_by_split(dataset).values() for item in items]
 
 
 def missing_images(dataset: FewShotDataset) -> list[str]:
-    """Those of `split_images` that are not there; each folder is listed once."""
-    listed, missing = {}, []
-    for image in split_images(dataset):
+    """Those of `image_paths` that do not exist; each folder is listed once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for image in image_paths(dataset):
         parent, name = os.path.split(image)
         if parent not in listed:
-            listed[parent] = names_in(dataset.root / parent)
+            listed[parent] = list_dir(dataset.root / parent)
         if name not in listed[parent]:
             missing.append(image)
     return missing

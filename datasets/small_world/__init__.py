@@ -1,7 +1,7 @@
-"""Small datasets that draw themselves: a source of many classes, shifted variants of it, and five targets.
+"""Small drawn datasets: a source of many classes, shifted variants of it, and five targets.
 
-A set is drawn once, as image files and a split file in the layout of every other dataset here, and read like them. The
-small CLIP (`--backbone small`) was pre-trained on drawings of the same kind, in a plainer style.
+A set is drawn once, when it is first used, as image files and a split file in the same layout as every other dataset.
+The small CLIP (`--backbone small`) was pre-trained on similar drawings in a plainer style.
 """
 
 import json
@@ -21,16 +21,16 @@ from tqdm import tqdm
 from ..base import DatasetError, FewShotDataset
 from .drawing import SHAPES, TEXTURES, Style, Subject, draw
 
-VERSION = 1  # of the drawings: a set drawn by another one is drawn anew
+VERSION = 1  # of the drawings: sets of another version are drawn again
 
 
 class SmallWorldSet(FewShotDataset):
-    """A set of drawings: a subclass says its subjects, a class each, and its style.
+    """A set of drawings: a subclass sets its subjects (one class each) and its style.
 
-    A missing set is drawn under DATASET.ROOT, which is made if need be.
+    A missing set is drawn under DATASET.ROOT.
 
     Raises:
-        DatasetError: it can't be written there.
+        DatasetError: that folder is not writable.
     """
 
     image_dir = "images"
@@ -48,20 +48,21 @@ class SmallWorldSet(FewShotDataset):
             self.prepare(folder)
         except OSError as error:
             raise DatasetError(
-                f"cannot draw {type(self).__name__} in {folder} ({error.strerror or error}): "
-                "set --root (DATA for scripts) to a folder that can be written to"
+                f"cannot draw {type(self).__name__} in {folder} ({error.strerror or error})",
+                "set --root (DATA for scripts) to a writable folder",
+                folder,
             ) from None
         super().__init__(cfg, images)
 
     @property
     def remedy(self) -> str:
-        return f"delete {self.root}, and it is drawn anew"
+        return f"delete {self.root}, then it is drawn again"
 
-    renewal = remedy
+    how_to_replace = remedy
 
     @classmethod
     def prepare(cls, folder: Path) -> None:
-        """Draw the set, unless it is there: beside its place, then moved there whole. One process does, others wait."""
+        """Draw the set if it is missing: beside its folder, then renamed. One process draws it, others wait."""
         marker, mark = folder / "drawn.json", json.dumps({"version": VERSION}).encode()
 
         def is_drawn() -> bool:
@@ -71,10 +72,11 @@ class SmallWorldSet(FewShotDataset):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if is_drawn():  # by another process, meanwhile
+            if is_drawn():  # by another process
                 return
             if folder.exists() and not marker.is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-                raise DatasetError(f"{folder} holds something else than drawings of this project: move it elsewhere")
+                what = f"{folder} has other files than this project's drawings"
+                raise DatasetError(what, "move it elsewhere", folder)
             fresh, old = (folder.with_name(f".{folder.name}.{part}") for part in ("partial", "old"))
             try:
                 shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
@@ -89,8 +91,8 @@ class SmallWorldSet(FewShotDataset):
 
     @classmethod
     def draw_all(cls, folder: Path) -> None:
-        """Every image, named after its class and number, from a seed of its own; and the split."""
-        split = {part: [] for part in cls.per_class}
+        """Draw every image, each from its own seed, and write the split."""
+        split: dict[str, list] = {part: [] for part in cls.per_class}
         numbers = [(part, number) for part, size in cls.per_class.items() for number in range(size)]
         for label, subject in enumerate(tqdm(cls.subjects, f"drawing {cls.__name__}", leave=False)):
             place = folder / cls.image_dir / subject.words.replace(" ", "_")
@@ -104,13 +106,13 @@ class SmallWorldSet(FewShotDataset):
 
 
 def shuffled(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
-    """In an order without meaning, so that base and new classes are alike; the same one each time."""
+    """In a fixed random order, so that base and new classes have the same distribution."""
     subjects = sorted(subjects, key=lambda subject: subject.words)
     return tuple(subjects[index] for index in np.random.default_rng(0).permutation(len(subjects)))
 
 
 def objects(colours: tuple[str, ...], textures: tuple[str, ...], shapes: tuple[str, ...]) -> tuple[Subject, ...]:
-    """As many as two of the attributes have combinations; any two of an object's attributes tell which it is."""
+    """One object per combination of colour and texture; any two of its three attributes identify it."""
     pairs = product(enumerate(colours), enumerate(textures))
     return shuffled(Subject(colour, texture, shapes[(i + j) % len(shapes)]) for (i, colour), (j, texture) in pairs)
 
@@ -155,7 +157,7 @@ class SmallSourceOutline(SmallSource):
 
 @DATASET_REGISTRY.register()
 class SmallObjects(SmallWorldSet):
-    """16 things, each a colour, a texture and a shape, before cluttered ground. The demo's."""
+    """16 objects, each a colour, a texture and a shape, on a cluttered background. Used by the demo."""
 
     dataset_dir = "small_objects"
     subjects = objects(
@@ -168,7 +170,7 @@ class SmallObjects(SmallWorldSet):
 
 @DATASET_REGISTRY.register()
 class SmallShapes(SmallWorldSet):
-    """16 shapes of any colour and texture. Pre-training has never seen the word crescent."""
+    """16 shapes of any colour and texture. The word crescent is not in the pre-training data."""
 
     dataset_dir = "small_shapes"
     subjects = shuffled(Subject(shape=shape) for shape in SHAPES)
@@ -177,7 +179,7 @@ class SmallShapes(SmallWorldSet):
 
 @DATASET_REGISTRY.register()
 class SmallTextures(SmallWorldSet):
-    """10 textures of any colour that fill the image. Pre-training has never seen the word zigzag."""
+    """10 textures of any colour that fill the image. The word zigzag is not in the pre-training data."""
 
     dataset_dir = "small_textures"
     subjects = shuffled(Subject(texture=texture, shape="pattern") for texture in TEXTURES if texture != "plain")
@@ -210,7 +212,7 @@ class SmallLand(SmallWorldSet):
 
 @DATASET_REGISTRY.register()
 class SmallTuning(SmallWorldSet):
-    """16 things like SmallObjects', of other attributes: the set on which the small settings were chosen."""
+    """16 objects like SmallObjects with other attributes: the settings for the small CLIP were chosen on it."""
 
     dataset_dir = "small_tuning"
     subjects = objects(

@@ -1,7 +1,7 @@
-"""Drawn images: subjects in plain words (`red striped triangle`, `three stars`, `river in a forest`) and how they look.
+"""Drawn images of subjects such as `red striped triangle`, `three stars` or `river in forest`.
 
-A `Subject` says what is to be seen, a `Style` how: sizes, angles, noise, and so on, each drawn at random from a range.
-The same generator state gives the same picture.
+A `Subject` is the content of an image. A `Style` is its appearance: ranges of sizes, angles, noise and so on, for
+random values. The same generator state gives the same image.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ FEATURES = ("river", "road", "lake", "village")
 
 @dataclass(frozen=True)
 class Subject:
-    """What an image shows. What is None is unsaid: it isn't named, and is drawn at random.
+    """The content of an image. Attributes that are None are not in its name and are drawn at random.
 
     Attributes:
         colour, texture, shape: of an object, or of a whole image where the shape is `pattern`.
         count: number of objects, 1 to 5.
-        ground, feature: of a land seen from above; the rest is None then.
+        ground, feature: of a landscape seen from above; the others are None then.
     """
 
     colour: str | None = None
@@ -54,7 +54,7 @@ class Subject:
         if self.ground:
             return f"{self.feature} in {self.ground}" if self.feature else self.ground
         number = NUMBERS[self.count] if self.count else None
-        things = plural(self.shape) if (self.count or 1) > 1 else self.shape
+        things = plural(self.shape) if self.shape and (self.count or 1) > 1 else self.shape
         return " ".join(word for word in (number, self.colour, self.texture, things) if word)
 
 
@@ -77,8 +77,8 @@ class Style:
         contrast: 1 keeps it, 0 is grey.
         haze: strongest cover of white clouds, 0 to 1.
         clutter: number of stray marks behind the subject.
-        rough: how uneven the background is, of 255.
-        outline: edges alone, in the subject's colour on white.
+        rough: variation of the background, of 255.
+        outline: draw only edges, in the subject's colour on white.
     """
 
     scale: tuple[float, float] = (0.6, 0.95)
@@ -274,9 +274,9 @@ def draw(subject: Subject, style: Style, rng: np.random.Generator) -> Image.Imag
 
 
 def draw_objects(subject: Subject, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """(FINE, FINE, 3): objects of one kind before a background, or a pattern that fills the image."""
+    """(FINE, FINE, 3): equal objects on a background, or a pattern that fills the image."""
     colour = np.array(COLOURS[subject.colour or pick(rng, COLOURS)]) + rng.normal(0, style.hue, 3)
-    paper = 250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour  # of the colour's own kind
+    paper = 250 - 0.45 * (250 - colour) if colour.mean() < 150 else 0.45 * colour  # a shade of the colour
     texture = subject.texture or pick(rng, TEXTURES)
     ink = TEXTURES[texture](*grid(rng, rng.uniform(*style.periods), style.turn), rng).astype(np.float32)
     if subject.shape == "pattern":
@@ -296,7 +296,7 @@ def pick(rng: np.random.Generator, names) -> str:
 
 
 def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """(FINE, FINE): where one object or several (each in a cell of its own) are."""
+    """(FINE, FINE), true inside the objects, each of which is in its own cell."""
     cells = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2), 5: (3, 2)}[count]
     places = rng.permutation(cells[0] * cells[1])[:count]
     size = 1 / max(cells)
@@ -317,7 +317,7 @@ def edges(mask: np.ndarray) -> np.ndarray:
 
 
 def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """(FINE, FINE, 3): a pale or dark, slightly uneven ground that is far from the object's colour; stray marks."""
+    """(FINE, FINE, 3): a slightly uneven background in another colour than the object's, and stray marks."""
     base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
     while np.abs(base - colour).max() < 70:
         base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
