@@ -1,4 +1,4 @@
-"""Studies as tasks of Ray, on two machines that are two nodes of this one."""
+"""Studies as tasks of Ray, on a simulated cluster of two machines."""
 
 import signal
 import sys
@@ -8,8 +8,10 @@ import torch
 from finished import figures, wait_until
 
 from common.errors import UsageError
-from experiments.studies import cluster
+from common.start import ROOT
+from experiments.studies import command
 from experiments.studies.cluster import Cluster
+from experiments.studies.executor import LocalExecutor
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 
@@ -18,7 +20,7 @@ NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """A cluster of two machines with a core each."""
+    """A cluster of two nodes with one core each."""
     pytest.importorskip("ray", reason=NO_RAY)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster as Nodes
@@ -30,10 +32,13 @@ def nodes(monkeypatch):
     nodes.shutdown()
 
 
-def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, study_file, start):
+def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, study_file, start, begin, tmp_path):
+    """It is started in another folder than the project's, so that workers do not find the project by chance."""
     settings = {"seeds": [1, 2]}
     on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
-    process = start(study_file("on_ray", **settings), "--address", nodes.address)
+    file = study_file("on_ray", **settings)
+    arguments = [sys.executable, str(ROOT / "tools/study.py"), "run", str(file), "--address", nodes.address]
+    process = begin(arguments, cwd=tmp_path)
     wait_until(lambda: len(Progress.read(on_ray).running) == 2 and Progress.read(on_ray).done, process)
     done = {run: (run.folder / "results.json").stat().st_mtime_ns for run in Progress.read(on_ray).done}
     nodes.remove_node(nodes.other, allow_graceful=False)
@@ -44,7 +49,7 @@ def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, stu
     assert process.wait(timeout=300) == 0, process.communicate()
     assert figures(on_ray) == figures(serial)
     for run in on_ray.runs():
-        logs = "".join(log.read_text() for log in run.folder.glob("log.txt*"))  # one that went on has two
+        logs = "".join(log.read_text() for log in run.folder.glob("log.txt*"))  # a resumed run has two
         assert logs.count("* accuracy:") == 1, "done twice"
     for one in on_ray.output.rglob("model*.pth.tar-2"):
         weights = [
@@ -55,7 +60,7 @@ def test_a_study_outlives_one_of_two_machines_and_equals_a_serial_one(nodes, stu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_study_that_is_stopped_says_how_it_goes_on(nodes, study_file, start, number):
+def test_stopped_study_can_be_resumed(nodes, study_file, start, number):
     study = load(study_file("stopped"))
     process = start(study_file("stopped"), "--address", nodes.address)
     wait_until(lambda: Progress.read(study).running, process)
@@ -63,16 +68,16 @@ def test_a_study_that_is_stopped_says_how_it_goes_on(nodes, study_file, start, n
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.splitlines()[-1]) == (
         130,
-        "Interrupted: the same command goes on from the last whole epoch",
+        "Interrupted. Run the same command again to resume from the last complete epoch.",
     )
     assert Progress.read(study).failed == {}
 
 
-def test_sigterm_while_ray_starts_ends_a_study_too(monkeypatch):
+def test_sigterm_while_ray_starts(monkeypatch):
     ray = pytest.importorskip("ray", reason=NO_RAY)
 
     def init(*args, **settings):
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray's own begins
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray itself does
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(ray, "init", init)
@@ -85,7 +90,7 @@ def test_sigterm_while_ray_starts_ends_a_study_too(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_run_that_no_machine_has_room_for_is_refused(nodes):
+def test_run_larger_than_any_machine_is_refused(nodes):
     with (
         pytest.raises(UsageError, match="no machine of this cluster has 2 cores and 0 GPUs"),
         Cluster(nodes.address, 2),
@@ -99,19 +104,24 @@ def test_two_runs_may_share_a_gpu(nodes):
     nodes.add_node(num_cpus=4, num_gpus=1)
     for gpus, runs in ((0.5, 2), (None, 1)):
         with Cluster(nodes.address, gpus=gpus) as cluster:
-            assert cluster.slots() == runs + 1  # which waits
+            assert cluster.slots() == runs + 1  # one run is queued
 
 
-def test_no_cluster_at_the_address_is_one_line(study_file, start):
+def test_wrong_address_has_a_one_line_error(study_file, start):
     pytest.importorskip("ray", reason=NO_RAY)
     process = start(study_file("nowhere"), "--address", "127.0.0.1:1")
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2 and errors.strip().splitlines()[-1].startswith(
-        "error: no Ray cluster at 127.0.0.1:1"
-    )
+    assert process.returncode == 2
+    assert errors.strip().splitlines()[-1].startswith("error: no Ray cluster at 127.0.0.1:1 (")
 
 
-def test_without_ray_an_address_is_refused_and_a_study_goes_on(study_file, monkeypatch, ended):
-    monkeypatch.setattr(cluster, "available", lambda: False)
+def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # makes `import ray` fail
+    used = []
+    monkeypatch.setattr(command, "execute_runs", lambda sequences, executor, title: used.append(executor))
+    file = str(study_file("local"))
+    command.main(["run", file])
+    assert [type(executor) for executor in used] == [LocalExecutor]
     with pytest.raises(UsageError, match="pip install -r requirements-cluster.txt"):
-        Cluster("auto")
+        command.main(["run", file, "--address", "auto"])
+    assert len(used) == 1

@@ -9,9 +9,10 @@ from PIL import Image
 
 from common.errors import UsageError
 from experiments import demo
+from experiments.session import cli_main
 
 
-def test_the_demo_ends_with_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
+def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
     output = tmp_path / "demo"
     root = tmp_path / "data"
     shutil.copytree(drawn, root)
@@ -41,7 +42,7 @@ def test_the_demo_ends_with_a_table_a_file_and_a_picture(drawn, tmp_path, monkey
     assert "all 4 runs are done" in again and again.endswith(printed[-200:])
 
 
-def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):
+def test_failed_runs_are_reported(drawn, tmp_path, monkeypatch, capsys):
     image = tmp_path / "data/small_objects/images"
     shutil.copytree(drawn, tmp_path / "data")
     for file in image.glob("*/train_00.png"):
@@ -50,7 +51,7 @@ def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*argv, "--seeds", "1", "--workers", "1"])
     with pytest.raises(SystemExit) as caught:
         demo.main()
-    assert "1 runs have failed" in str(caught.value.code)
+    assert "1 run failed, see above" in str(caught.value.code)
     assert "train_00.png" in capsys.readouterr().err
     assert not (tmp_path / "demo/summary.json").exists()
 
@@ -58,22 +59,42 @@ def test_a_demo_whose_runs_fail_says_so(drawn, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--workers", "0"], "0 is no whole number from 1"),
-        (["--seeds", "-1"], "-1 is no whole number from 0"),
+        (["--workers", "0"], "expected an integer >= 1, got '0'"),
+        (["--seeds", "-1"], "expected an integer >= 0, got '-1'"),
         (["--dataset", "small_lands"], "small_lands"),
-        (["--cfg", "smal"], "configs/trainers/CoOp/smal.yaml: give the name of one beside it"),
+        (["--cfg", "smal"], "there is no YAML file of ZeroshotCLIP 'smal': did you mean small?"),
     ],
 )
-def test_a_demo_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, options, words):
-    monkeypatch.setattr("sys.argv", ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path), *options])
-    with pytest.raises(SystemExit) as caught:
-        demo.main()
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+def test_invalid_options_are_refused(tmp_path, ended, options, words):
+    argv = ["--output", str(tmp_path / "demo"), "--root", str(tmp_path), *options]
+    status, _, errors = ended(lambda: cli_main(lambda: demo.main(argv)))
+    assert status == 2
+    assert words in errors[-1]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_demo_does_not_take_results_of_other_settings_for_its_own(drawn, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("files", "wanted", "found"),
+    [
+        (["small.yaml", "other.yaml"], "other", "other"),
+        (["mine.yaml"], "small", "mine"),
+        (["mine.yaml", "other.yaml"], "small", "small"),  # which Variant refuses
+        (["mine.yaml", "other.yaml", "defaults"], "small", "other"),
+    ],
+)
+def test_default_config_of_a_method(tmp_path, monkeypatch, files, wanted, found):
+    class Own:
+        config_folder = "Own"
+
+    folder = tmp_path / "trainers/Own"
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("# few_shot no\nfew_shot mine\nbase2new other # yes\n" if name == "defaults" else "")
+    monkeypatch.setattr(demo, "CONFIGS", tmp_path)
+    assert demo.default_config(Own, wanted) == found
+
+
+def test_results_with_other_settings_are_refused(drawn, tmp_path, monkeypatch):
     argv = ["demo", "--output", str(tmp_path), "--root", str(drawn), "--methods", "CoOp", "--seeds", "1"]
     monkeypatch.setattr("sys.argv", argv)
     run = tmp_path / "base2new/train_base/small_objects/shots_16/CoOp/small/seed1"

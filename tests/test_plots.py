@@ -5,7 +5,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from finished import finish_all
+from dassl.engine import TRAINER_REGISTRY
+from finished import finish, finish_all
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -14,6 +15,7 @@ from experiments.studies.progress import collect_results
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
+from trainers import PromptTrainer
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("ZeroshotCLIP", "CoOp", "MPL")
@@ -95,6 +97,39 @@ def test_gains_are_over_the_baseline(summarised, names, reference):
     }
     assert bars == pytest.approx(expected)
     assert ax.get_xlabel() == f"MPL over {reference} (points)"
+
+
+def test_method_that_no_code_names_is_in_every_picture(summarised, monkeypatch):
+    class Own(PromptTrainer):
+        config_folder = "CoOp"
+
+        @classmethod
+        def vision_lengths(cls, settings, layers):
+            return [1] * layers
+
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Own", Own)
+    summary = summarised("base2new", names=("CoOp", "Own", "ZeroshotCLIP"))
+    assert (summary.focus, summary.baseline) == ("Own", "ZeroshotCLIP")
+    assert set(summary.tests["against"]) == {"CoOp", "ZeroshotCLIP"}
+    assert plots.gains(summary).axes[0].get_xlabel() == "Own over ZeroshotCLIP (points)"
+    assert "Own" in points(plots.accuracy_time(summary).axes[0])
+    assert [line.get_label() for line in plots.prompts(summary).axes[0].lines] == ["Own"]
+
+
+@pytest.mark.parametrize(
+    ("names", "focus"),
+    [
+        ({"a": "MPL", "MPL": "MPL", "b": "MPL", "c": "VPT"}, "MPL"),
+        ({"a": "MPL", "b": "MPL", "c": "VPT"}, "b"),
+        ({"a": "CoOp", "b": "VPT", "c": "ZeroshotCLIP"}, "b"),
+        ({"c": "ZeroshotCLIP"}, None),
+    ],
+)
+def test_focus_is_mpl_or_the_last_method_that_learns(names, focus, tmp_path):
+    variants = tuple(Variant(name, method, "small") for name, method in names.items())
+    study = Study(variants, ("small_land",), seeds=(1,), output=tmp_path)
+    finish(study.runs()[0], 50.0)
+    assert Summary(study, collect_results(study)).focus == focus
 
 
 def test_prompt_schedules_of_the_ablation(tmp_path):

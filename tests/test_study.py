@@ -45,26 +45,34 @@ def write(tmp_path):
         ),
         (
             {"trainers": {"MPL": {"config": "small", "overrides": {"TRAINER.MPL.N_ADD_OPS": 1}}}},
-            "TRAINER.MPL.N_ADD_OPS",
+            "MPL: unknown config key TRAINER.MPL.N_ADD_OPS in the given options; did you mean TRAINER.MPL.N_ADD_OP?",
         ),
         (
             {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"small_land": {"OPTIM.LR": 1}}}}},
-            "OPTIM.LR",
+            "x: OPTIM.LR in the given options takes a float, not an int",
         ),
         (
             {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"eurosat": {"OPTIM.LRR": 0.1}}}}},
-            "OPTIM.LRR",  # the study has no run on eurosat
+            # the study has no run on eurosat
+            "x: unknown config key OPTIM.LRR in the given options; did you mean OPTIM.LR?",
         ),
         *(
             ({"trainers": {"x": {"trainer": "MPL", "config": "small"} | wrong}}, message)
             for wrong, message in (
-                ({"overrides": None}, "overrides of x are None: give a mapping of KEY: VALUE"),
-                ({"overrides": ["OPTIM.LR", 0.1]}, "overrides of x are ['OPTIM.LR', 0.1]"),
+                ({"overrides": None}, "overrides of x must be a mapping of KEY: VALUE, not None"),
+                (
+                    {"overrides": ["OPTIM.LR", 0.1]},
+                    "overrides of x must be a mapping of KEY: VALUE, not ['OPTIM.LR', 0.1]",
+                ),
                 (
                     {"datasets": ["small_land"]},
-                    "datasets of x are ['small_land']: give a mapping of DATASET: OVERRIDES",
+                    "datasets of x must be a mapping of DATASET: OVERRIDES, not ['small_land']",
                 ),
-                ({"datasets": {"small_land": None}}, "overrides of x are None"),
+                ({"datasets": {"small_land": None}}, "overrides of x must be a mapping of KEY: VALUE, not None"),
+                (
+                    {"overrides": {"TRAINER.MPL.PREC": "fp8"}},
+                    "x: TRAINER.MPL.PREC is 'fp8', not one of fp16, fp32, amp",
+                ),
                 ({"overrides": {"SEED": 4}}, "x cannot override SEED: use the study's own key seeds"),
                 ({"overrides": {"OUTPUT_DIR": "there"}}, "use the study's own key output"),
                 (
@@ -92,7 +100,7 @@ def write(tmp_path):
         ({"trainers": {"MPL": "small", "x": {"trainer": "MPL", "config": "small"}}}, "MPL/small/seed1 twice"),
     ],
 )
-def test_invalid_study_is_one_line(write, settings, message):
+def test_invalid_study_has_a_one_line_error(write, settings, message):
     file = write(**settings)
     with pytest.raises(UsageError) as caught:
         load(file)
@@ -102,7 +110,7 @@ def test_invalid_study_is_one_line(write, settings, message):
 
 
 @pytest.mark.parametrize("content", ["a: [", "", "text"])
-def test_damaged_study_file_is_one_line(tmp_path, content):
+def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
     (tmp_path / "study.yaml").write_text(content)
     with pytest.raises(UsageError, match="not valid YAML|no settings"):
         load(tmp_path / "study.yaml")
@@ -246,7 +254,7 @@ def refused(ended, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", '{"accuracy": 5', "[]", "{}", "3"])
-def test_damaged_result_is_one_line(one_run, refused, content):
+def test_damaged_result_has_a_one_line_error(one_run, refused, content):
     file, run = one_run
     (run.folder / "results.json").write_text(content)
     assert f"{run.folder}/results.json is damaged: delete it" in refused("tables", file)
@@ -269,7 +277,7 @@ def test_result_copied_from_another_run_is_refused(one_run, refused, name):
     assert "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)" in refused(name, file)
 
 
-def test_full_disk_is_one_line_and_keeps_the_old_tables(one_run, refused):
+def test_full_disk_has_a_one_line_error_and_keeps_the_old_tables(one_run, refused):
     file, _ = one_run
     tables = load(file).output / "studies/study/tables.md"
     tables.parent.mkdir(parents=True)

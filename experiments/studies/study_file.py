@@ -55,7 +55,7 @@ def study_from(content: dict) -> Study:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """A value of a YAML file as a field of `Study`: a single value may stand for a list of one."""
+    """A value of a YAML file as a field of `Study`: a single value becomes a list of one."""
     if get_origin(kind) is tuple:
         return tuple(value) if isinstance(value, list) else () if value is None else (value,)
     if kind is Path:
@@ -90,7 +90,7 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 
 def mapping(value: Any, what: str, form: str) -> dict:
     if not isinstance(value, dict):
-        raise UsageError(f"{what} are {value!r}", f"give a mapping of {form}")
+        raise UsageError(f"{what} must be a mapping of {form}, not {value!r}")
     return value
 
 
@@ -110,6 +110,7 @@ def validate_runs(study: Study) -> None:
     for run in examples.values():
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
-                setup_cfg(parse_arguments([*run.arguments, *overrides]))
+                cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
+                run.variant.trainer.settings_of(cfg)
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
