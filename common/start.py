@@ -4,9 +4,10 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+from .version import ROOT, __version__
+
+__all__ = ["ROOT", "add_common_options", "required_packages"]
 
 
 @contextmanager
@@ -30,4 +31,5 @@ def required_packages() -> Iterator[None]:
 
 def add_common_options(parser: ArgumentParser) -> None:
     """The options that every command has."""
+    parser.add_argument("--version", action="version", version=f"Modular Prompt Learning {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")

@@ -2,10 +2,10 @@
 
 import subprocess
 from functools import cache
-
-from .start import ROOT
+from pathlib import Path
 
 __version__ = "1.0.0"
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 
 @cache

@@ -6,16 +6,9 @@ import platform
 from datetime import datetime, timezone
 from pathlib import Path
 
-import open_clip
-import torch
-import torchvision
-from yacs.config import CfgNode
-
 from common.errors import UsageError
 from common.files import write_text
 from common.version import source
-
-from .configuration import flatten
 
 FILE = "results.json"
 # The settings that results.json holds, under names of its own.
@@ -29,8 +22,20 @@ RECORDED = {
 }
 
 
-def write_results(cfg: CfgNode, trainer, epochs: int | None) -> None:
-    """Write results.json of a run that has ended; figures that were not measured are null."""
+def write_results(cfg, trainer, epochs: int | None) -> None:
+    """Write results.json of a run that has ended; figures that were not measured are null.
+
+    Args:
+        cfg: the run's configuration.
+        trainer: after its test.
+        epochs: the epochs behind the prompts that were tested.
+    """
+    import open_clip  # here, as readers of results do without them
+    import torch
+    import torchvision
+
+    from .configuration import flatten
+
     measured = getattr(trainer, "test_results", None) or {}
     device, settings = trainer.device, flatten(cfg)
     content = {

@@ -8,14 +8,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import dassl.utils
-import torch
-
 from common.errors import UsageError
 
-# Errors that are printed as one line; all others are bugs of this project and show their traceback. The published
-# Dassl does not have an error class of its own.
-ONE_LINE = (UsageError, OSError, FloatingPointError, getattr(dassl.utils, "UsageError", UsageError))
 INTERRUPTED = 130  # exit status, as of a shell
 
 
@@ -38,14 +32,22 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
             if interrupt.received:  # whatever else came of it first, such as workers that ended too early
                 print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
                 sys.exit(INTERRUPTED)
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, loaded("torch", "OutOfMemoryError")):
                 error = UsageError("the memory of the GPU is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")
-            if not isinstance(error, ONE_LINE):
+            # Anything else is a bug of this project. The published Dassl does not have an error class of its own.
+            one_line = (UsageError, OSError, FloatingPointError, *loaded("dassl.utils", "UsageError"))
+            if not isinstance(error, one_line):
                 raise
             if debug:
                 print_traceback(error)
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
+
+
+def loaded(module: str, name: str) -> tuple[type, ...]:
+    """A class of a module, if that has been imported: not every command needs torch, which takes seconds to import."""
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)
 
 
 def print_traceback(error: BaseException) -> None:

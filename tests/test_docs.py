@@ -1,46 +1,187 @@
-"""What the documentation shows, works."""
+"""The examples of the documentation, in a fresh copy of the project, as a reader would use them."""
 
+import json
+import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from dassl.engine import TRAINER_REGISTRY, build_trainer
-from drawn import make_cfg
+import yaml
 
-from trainers import PromptTrainer
+from common.start import ROOT
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def own_method(tmp_path, monkeypatch):
-    """The method of docs/methods.md, as a module; forgotten afterwards."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/methods.md").read_text(), re.DOTALL)
-    (tmp_path / "growing.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    __import__("growing")
-    yield
-    del sys.modules["growing"]
-    del TRAINER_REGISTRY._obj_map["Growing"]
-    PromptTrainer.methods[:] = [method for method in PromptTrainer.methods if method.__name__ != "Growing"]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
 
-def test_the_method_of_ones_own_trains_and_is_evaluated(own_method, eurosat, tiny, tmp_path):
-    cfg = make_cfg("Growing", eurosat, tiny, tmp_path / "out", "TRAINER.GROWING.DEPTH", 4, "OPTIM.MAX_EPOCH", 1)
-    trainer = build_trainer(cfg)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.train()
-    assert before.keys() == {"prompt_learner.ctx", *(f"prompt_learner.vision_prompts.{layer}" for layer in range(4))}
-    assert not any(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
-    assert trainer.n_test == 24
+def blocks(file: str) -> dict[str, str]:
+    """The code blocks of a page that start with a comment naming their file."""
+    found = re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    return dict(found)
 
 
-def test_every_file_and_script_that_the_readme_names_is_there():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/methods.md").read_text()
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the project with the method of docs/methods.md in it, and nothing else changed."""
+    root = tmp_path_factory.mktemp("fresh") / "project"
+    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    example = blocks("docs/methods.md")
+    assert list(example) == ["trainers/growing.py", "configs/trainers/Growing/small.yaml"]
+    for name, text in example.items():
+        assert not (root / name).exists()
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def call(copy: Path, *command: object, **variables: object) -> subprocess.CompletedProcess:
+    """A command in the copy; it must succeed."""
+    env = os.environ | {"PYTHON": sys.executable, "BACKBONE": "small", "SHOTS": "2"}
+    env |= {key: str(value) for key, value in variables.items()}
+    program = [sys.executable] if str(command[0]).endswith(".py") else ["bash"]
+    done = subprocess.run([*program, *map(str, command)], cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def train(copy: Path, output: str, *options: object) -> list[str]:
+    arguments = ["--root", "data", "--seed", 1, "--output-dir", output, "--trainer", "Growing"]
+    arguments += ["--dataset-config-file", "configs/datasets/small_land.yaml"]
+    arguments += ["--config-file", "configs/trainers/Growing/small.yaml", *options]
+    return ["train.py", *map(str, arguments)]
+
+
+def results(copy: Path, output: str) -> dict:
+    return json.loads((copy / output / "results.json").read_text())
+
+
+QUICK = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
+
+
+def test_method_is_in_help(copy):
+    assert "Growing" in call(copy, "train.py", "--help").stdout
+    assert "Growing" in call(copy, "tools/demo.py", "--help").stdout
+
+
+def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(copy):
+    base = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
+    call(copy, *train(copy, "out/whole", *base))
+    killed = subprocess.Popen(
+        [sys.executable, *train(copy, "out/killed", *base, "OPTIM.MAX_EPOCH", 3)], cwd=copy, stdout=subprocess.DEVNULL
+    )
+    first = copy / "out/killed/prompt_learner/model.pth.tar-1"
+    deadline = time.time() + 120
+    while not first.is_file() and time.time() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    call(copy, *train(copy, "out/killed", *base))
+    prompts = [
+        torch.load(copy / f"out/{run}/prompt_learner/model.pth.tar-3", weights_only=True)["state_dict"]
+        for run in ("whole", "killed")
+    ]
+    assert prompts[0].keys() == {"prompt_learner.ctx", *(f"prompt_learner.vision_prompts.{n}" for n in range(3))}
+    assert all(torch.equal(prompts[0][key], prompts[1][key]) for key in prompts[0])
+    new = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new")
+    call(copy, *train(copy, "out/new", "--eval-only", "--model-dir", "out/whole", *new))
+    assert results(copy, "out/new")["n_test"] == 8 * 40
+    assert results(copy, "out/new")["epochs"] == 3
+
+
+def test_method_tests_its_best_epoch_on_validation(copy):
+    call(copy, *train(copy, "out/best", *QUICK, "TEST.FINAL_MODEL", "best_val"))
+    assert (copy / "out/best/prompt_learner/model-best.pth.tar").is_file()
+    assert results(copy, "out/best")["trainer"] == "Growing"
+
+
+def test_checkpoint_names_its_method(copy):
+    call(copy, *train(copy, "out/named", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1))
+    metadata = torch.load(copy / "out/named/prompt_learner/model.pth.tar-1", weights_only=True)["metadata"]
+    assert (metadata["method"], metadata["backbone"]) == ("Growing", "small")
+    assert metadata["settings"] == {"PREC": "fp32", "N_CTX": 4, "DEPTH": 3}
+    assert len(metadata["class_names"]) == 16
+    command = train(copy, "out/foreign", "--eval-only", "--model-dir", "out/named")
+    command[command.index("Growing")] = "CoOp"
+    command[command.index("configs/trainers/Growing/small.yaml")] = "configs/trainers/CoOp/small.yaml"
+    refused = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "is a checkpoint of Growing, not of CoOp: test it with --trainer Growing" in line
+
+
+def test_generic_scripts_run_the_method(copy):
+    out = {"OUT": "out/scripts"}
+    call(copy, "scripts/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
+    done = call(copy, "scripts/base2new_test.sh", "Growing", "small_land", 1, **out)
+    assert "Harmonic mean" in done.stdout
+    call(copy, "scripts/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1 2", **out)
+    call(copy, "scripts/xd_train.sh", "Growing", "small_land", 1, 1, **out)
+    call(copy, "scripts/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
+    assert len(list((copy / "out/scripts").rglob("results.json"))) == 6
+
+
+def test_study_tables_plots_and_report_have_the_method(copy):
+    quick = {"OPTIM.MAX_EPOCH": 1}
+    study = {
+        "protocols": ["base2new"],
+        "trainers": {name: {"config": "small", "overrides": quick} for name in ("Growing", "MPL")},
+        "datasets": ["small_land"],
+        "seeds": [1],
+        "shots": 2,
+        "output": "out/study",
+    }
+    (copy / "studies/own.yaml").write_text(yaml.safe_dump(study))
+    call(copy, "tools/study.py", "run", "studies/own.yaml", "--workers", 1)
+    assert "4 of 4 runs" in call(copy, "tools/study.py", "status", "studies/own.yaml").stdout
+    for command in ("tables", "plots", "report"):
+        call(copy, "tools/study.py", command, "studies/own.yaml")
+    made = copy / "out/study/studies/own"
+    assert "Growing" in (made / "tables.md").read_text()
+    assert "Growing" in (made / "report.html").read_text()
+    assert (made / "accuracy_time.png").is_file()
+
+
+def test_demo_runs_the_method(copy):
+    done = call(copy, "tools/demo.py", "--methods", "Growing", "--seeds", 1, "--output", "out/demo", "--workers", 1)
+    assert "| Growing |" in done.stdout
+
+
+def test_dataset_of_your_own_needs_one_file_and_one_yaml(copy):
+    """The class of docs/your_own_data.md, on images and a split made here."""
+    page = (ROOT / "docs/your_own_data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    name = re.search(r"class (\w+)\(", code)[1]
+    folder = re.search(r'dataset_dir = "(.*?)"', code)[1]
+    images = re.search(r'image_dir = "(.*?)"', code)[1]
+    split = re.search(r'split_file = "(.*?)"', code)[1]
+    (copy / f"datasets/{name.lower()}.py").write_text(code)
+    (copy / f"configs/datasets/{name.lower()}.yaml").write_text(yaml.safe_dump({"DATASET": {"NAME": name}}))
+    call(copy, "tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)
+    source = copy / "data/small_land"
+    shutil.copytree(source / "images", copy / "data" / folder / images)
+    shutil.copy(source / "split.json", copy / "data" / folder / split)
+    variables = {"OUT": "out/dataset"}
+    call(copy, "scripts/base2new_train.sh", "MPL", name.lower(), 1, 1, **variables)
+    call(copy, "scripts/base2new_test.sh", "MPL", name.lower(), 1, **variables)
+    assert "nothing is wrong" in call(copy, "tools/prepare.py", "--check", name.lower(), "--root", "data").stdout
+    found = next((copy / "out/dataset").rglob("results.json"))
+    assert json.loads(found.read_text())["dataset"] == name
+
+
+def test_every_file_and_script_named_in_the_docs_exists():
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "CONTRIBUTING.md"))
     named = set(
         re.findall(r"\b(?:scripts|configs|trainers|clip|datasets|docs|tests)/[\w/+.-]+\.(?:sh|py|yaml|md)", text)
     )
     assert len(named) > 10
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+    own = set(blocks("docs/methods.md"))
+    assert [name for name in sorted(named - own) if not (ROOT / name).is_file()] == []

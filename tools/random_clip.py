@@ -7,15 +7,22 @@ Its predictions are noise. The weights depend only on the sizes and on the name 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-import open_clip
-import torch
-from safetensors.torch import save_file
+if __name__ == "__main__":  # the project in place of tools/, so that its packages are found first
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from clip.random_weights import random_clip, random_tensor
+from common.start import add_common_options, required_packages
 
-__all__ = ["random_clip", "random_tensor"]
+with required_packages():
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    from clip.random_weights import random_clip
+    from common.files import replacing
+    from experiments.session import cli_main
 
 
 def main() -> None:
@@ -32,6 +39,7 @@ def main() -> None:
         "--text-layers": "text.layers",
     }.items():
         parser.add_argument(flag, type=int, dest=size)
+    add_common_options(parser)
     args = vars(parser.parse_args())
     towers = {
         tower: {k.split(".")[1]: v for k, v in args.items() if k.startswith(f"{tower}.") and v}
@@ -40,9 +48,10 @@ def main() -> None:
     torch.manual_seed(0)
     state = random_clip(args["arch"], towers["vision"], towers["text"], args["embed_dim"]).state_dict()
     args["file"].parent.mkdir(parents=True, exist_ok=True)
-    (save_file if args["file"].suffix == ".safetensors" else torch.save)(state, args["file"])
+    with replacing(args["file"]) as partial:
+        (save_file if args["file"].suffix == ".safetensors" else torch.save)(state, partial)
     print(f"{args['file']}: {sum(tensor.numel() for tensor in state.values()):,} random numbers")
 
 
 if __name__ == "__main__":
-    main()
+    cli_main(main)

@@ -1,0 +1,166 @@
+"""The layout of the project: floors, the registry, and what trainers and datasets may use of Dassl."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from yacs.config import CfgNode
+
+import experiments.configuration
+import trainers
+from common.start import ROOT
+from common.version import __version__
+from experiments.configs import default_config
+from experiments.configuration import parse_arguments, setup_cfg
+
+# The public API of the published Dassl 0.6.3, as far as plugins use it.
+PUBLISHED = {
+    "dassl.config": {"clean_cfg", "get_cfg_default"},
+    "dassl.data": {"DataManager"},
+    "dassl.data.datasets": {"DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"},
+    "dassl.engine": {"TRAINER_REGISTRY", "TrainerX", "build_trainer"},
+    "dassl.metrics": {"compute_accuracy"},
+    "dassl.optim": {"build_lr_scheduler", "build_optimizer"},
+    "dassl.utils": {
+        "collect_env_info",
+        "count_num_param",
+        "load_checkpoint",
+        "load_pretrained_weights",
+        "set_random_seed",
+        "setup_logger",
+    },
+}
+
+
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of everything that a file imports from elsewhere."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def files(*rooms: str) -> list[Path]:
+    return [file for room in rooms for file in (ROOT / room).rglob("*.py")]
+
+
+def test_plugins_import_only_the_published_api_of_dassl():
+    used = [
+        (file.name, module, name)
+        for file in [ROOT / "train.py", *files("trainers", "datasets", "experiments")]
+        for module, name in imports(file)
+        if module.partition(".")[0] == "dassl"
+    ]
+    assert used
+    assert [entry for entry in used if entry[2] not in PUBLISHED.get(entry[1], ())] == []
+
+
+def test_methods_do_not_import_one_another():
+    own = {Path(sys.modules[method.__module__].__file__) for method in trainers.methods().values()}
+    names = {file.stem for file in own}
+    for file in own:
+        tree = ast.parse(file.read_text())
+        near = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+        assert near.isdisjoint(names), file
+
+
+def test_commands_are_short_and_do_not_change_the_search_path():
+    for file in [ROOT / "train.py", *(ROOT / "tools").glob("*.py")]:
+        assert len(file.read_text().splitlines()) < 120, file
+    for file in [ROOT / "train.py", *files("benchmarks", "clip", "common", "datasets", "experiments", "tools")]:
+        assert "sys.path.insert" not in file.read_text(), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [("clip/intruder.py", "import dassl.utils"), ("experiments/intruder.py", "import train")],
+)
+def test_lint_fails_when_an_import_goes_up(file, line, tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.split("\0"):
+        if name.endswith((".py", ".toml")) and (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text((ROOT / name).read_text())
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    clean = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert clean.returncode == 0, clean.stdout
+    (tmp_path / file).write_text(line + "\n")
+    broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert broken.returncode == 1
+    module = file.removesuffix(".py").replace("/", ".")
+    assert f"{module} -> {line.split()[1].partition('.')[0]}" in broken.stdout
+
+
+def test_every_method_has_a_yaml_for_each_protocol():
+    for method in (name for name, found in trainers.methods().items() if found.learns):
+        for protocol in ("base2new", "few_shot", "cross_dataset"):
+            folder = ROOT / "configs/trainers" / method
+            assert (folder / f"{default_config(method, protocol)}.yaml").is_file()
+
+
+# Configuration on the published Dassl, whose nodes are those of yacs
+
+
+def plain(node: CfgNode) -> CfgNode:
+    return CfgNode({key: plain(value) if isinstance(value, CfgNode) else value for key, value in node.items()})
+
+
+@pytest.mark.parametrize("value", [[2, 0], 3])
+def test_per_layer_settings_on_plain_yacs_nodes(value, monkeypatch):
+    default = experiments.configuration.get_cfg_default
+    monkeypatch.setattr(experiments.configuration, "get_cfg_default", lambda: plain(default()))
+    config = ROOT / "configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml"
+    options = ["TRAINER.MPL.PROMPT_DEPTH", "3", "TRAINER.MPL.N_ADD_OP", str(value)]
+    cfg = setup_cfg(parse_arguments(["--trainer", "MPL", "--config-file", str(config), *options]))
+    assert value == cfg.TRAINER.MPL.N_ADD_OP
+    assert trainers.methods()["MPL"].settings_of(cfg).adds == (value if isinstance(value, list) else [3, 3])
+
+
+def test_per_layer_settings_have_their_defaults_in_the_configuration():
+    cfg = setup_cfg(parse_arguments(["--trainer", "MPL"]))
+    assert (cfg.TRAINER.MPL.N_ADD_OP, cfg.TRAINER.MPL.N_RM_OP) == (2, 1)
+
+
+# Commands
+
+
+@pytest.mark.parametrize("tool", ["study", "prepare", "demo", "base2new", "random_clip", "pretrain_small_clip"])
+def test_tool_without_its_packages_names_the_command_that_installs_them(tool, tmp_path):
+    """An interpreter without site-packages stands for one outside the environment."""
+    done = subprocess.run(
+        [sys.executable, "-S", ROOT / f"tools/{tool}.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    if tool == "base2new":  # needs nothing but Python
+        assert "usage:" in done.stderr
+        return
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the package ") and "`make setup`" in line
+
+
+def test_train_without_its_packages_names_the_command_that_installs_them(tmp_path):
+    done = subprocess.run([sys.executable, "-S", ROOT / "train.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "pip install -r requirements.txt" in done.stderr
+
+
+def test_version_is_in_one_place():
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"Modular Prompt Learning {__version__}\n"
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_shows_the_traceback_of_a_one_line_error(debug):
+    options = ["--trainer", "MPL", "--config-file", "missing.yaml", *(["--debug"] if debug else [])]
+    done = subprocess.run([sys.executable, ROOT / "train.py", *options], capture_output=True, text=True)
+    assert done.returncode == 2
+    *traceback, line = done.stderr.splitlines()
+    assert line.startswith("error: ") and "missing.yaml" in line
+    assert bool(traceback) == debug
+    assert not debug or "FileNotFoundError" in done.stderr  # the cause too
