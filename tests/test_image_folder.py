@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from drawn import make_cfg, run_for_real
-from trees import write_image
+from trees import build_tree, write_image
 
 from datasets import DatasetError
+from datasets.files import File
+from datasets.preparing.sources import downloadable
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
@@ -261,8 +263,16 @@ def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, l
     assert (ended.status, ended.errors) == (0, [])
     assert "Template: a photo of a {}, a type of bird.\n" in ended.printed
 
-    ended = launch(*argv, "TRAINER.ZEROSHOTCLIP.TEMPLATE", "a photo of a bird.", "OUTPUT_DIR", tmp_path / "none")
-    assert ended.status == 2 and "TEMPLATE is 'a photo of a bird.'" in ended.errors[0]
+    for key in ("DATASET.TEMPLATE", "TRAINER.ZEROSHOTCLIP.TEMPLATE"):
+        ended = launch(*argv, key, "a photo of a bird.", "OUTPUT_DIR", tmp_path / "none")
+        assert ended.status == 2 and "TEMPLATE is 'a photo of a bird.': put {} where" in ended.errors[0]
+
+
+def test_template_of_the_configuration_replaces_the_datasets(tmp_path):
+    build_tree("dtd", tmp_path)
+    name = ["DATASET.NAME", "DescribableTextures"]
+    assert build_dataset(make_cfg("CoOp", tmp_path, "", "", *name)).template == "{} texture."
+    assert build_dataset(make_cfg("CoOp", tmp_path, "", "", *name, "DATASET.TEMPLATE", "a {}")).template == "a {}"
 
 
 def test_seeded_split_of_the_docs(example, birds, unsplit):
@@ -283,6 +293,19 @@ def test_dataset_class_of_the_docs(tmp_path):
         split = dict.fromkeys(("train", "val", "test"), [["1.jpg", 0, "death cap"]])
         (tmp_path / "mushrooms/split.json").write_text(json.dumps(split))
         assert build_dataset(cfg).classnames == ["death cap"]
+    finally:
+        DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
+
+
+def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path):
+    attributes, files = blocks("python")
+    code = re.sub(r"    remedy = .*\n", files, attributes)
+    try:
+        exec(code, {"__name__": "datasets.mushrooms", "File": File})
+        assert [file.name for file in downloadable()["mushrooms"].files] == ["split.json", "photos.zip"]
+        command = f"get it by: python tools/prepare.py mushrooms --root {tmp_path}"
+        with pytest.raises(DatasetError, match=f"no folder .*mushrooms: .* or {command}"):
+            build_dataset(make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms"))
     finally:
         DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
 

@@ -136,7 +136,7 @@ def test_training_on_a_test_set_is_reported(asked, launch, tmp_path):
     call = [argument for argument in asked("train", "imagenet_r") if argument != "--skip-finished"]
     ended = launch(*call)
     assert ended.status == 0
-    assert "ImageNetR has test images only: learning on them is a rehearsal" in ended.printed
+    assert "ImageNetR has only test images: training on them is a rehearsal" in ended.printed
 
 
 @pytest.fixture(scope="module")

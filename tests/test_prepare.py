@@ -117,7 +117,7 @@ def test_repair_replaces_unreadable_images(prepare, publish, tmp_path):
     assert image.read_bytes() == whole and prepare("--check", "eurosat").status == 0
 
 
-def test_check_reports_counts_that_differ_from_the_published_ones(prepare, publish, tmp_path):
+def test_check_compares_counts_with_the_published_ones(prepare, publish, tmp_path):
     shutil.copytree(publish("imagenet_a"), tmp_path / "data/imagenet-adversarial")
     next((tmp_path / "data").rglob("*.jpg")).unlink()
     status, printed, _ = prepare("--check", "imagenet_a")

@@ -70,7 +70,7 @@ class Findings:
 
 
 def inspect(source: Source, root: Path, read: bool = True) -> Findings:
-    """Find out what is missing or wrong.
+    """Compare a dataset with its split.
 
     Args:
         source: the dataset.

@@ -99,12 +99,11 @@ def transfer(url: str, partial: Path, file: File) -> None:
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
-        stalled = 0
+        stalled, most = 0, size_of(partial)
         while stalled < TRIES:
-            before = size_of(partial)
-            if (before and before == file.bytes) or receive(session, url, partial, file):
+            if (most and most == file.bytes) or receive(session, url, partial, file):
                 return
-            stalled = 0 if size_of(partial) > before else stalled + 1
+            stalled, most = (0, size_of(partial)) if size_of(partial) > most else (stalled + 1, most)
             print(f"{file.name}: the transfer broke off: trying again")
             time.sleep(PAUSE * 2**stalled)
     raise TransferError(f"the transfer broke off {TRIES} times without progress")
@@ -123,7 +122,7 @@ def receive(session: requests.Session, url: str, partial: Path, file: File) -> b
     with response:
         start, total = validate_response(response, have, file)
         if start not in (0, have):
-            partial.unlink()  # the server has another file now: begin again
+            partial.unlink(missing_ok=True)  # the server has another file now: begin again
             return False
         if response.status_code == 416:  # complete
             partial.touch()
@@ -145,16 +144,10 @@ def receive(session: requests.Session, url: str, partial: Path, file: File) -> b
 
 
 def validate_response(response: requests.Response, have: int, file: File) -> tuple[int, int]:
-    """Check a response's status, kind and size before its body is read.
-
-    Args:
-        response: of a request for the bytes from `have` on.
-        have: number of bytes that were received before.
-        file: the published file.
+    """Check the response to a request for the bytes from `have`, before its body is read.
 
     Returns:
-        The first byte in its body (negative if it does not continue these bytes), and the size of the file (0 if
-        unknown).
+        The position of its body in the file (negative if unknown), and the size of the file (0 if unknown).
     """
     part, _, length = response.headers.get("Content-Range", "").partition("/")
     if response.status_code == 416:  # no bytes after those
