@@ -30,17 +30,17 @@ writes it to OUTPUT/summary.json and as a picture to OUTPUT/summary.png. Run the
 PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their names in summary.json
 
 
-def default_config(method: type[trainers.PromptTrainer], wanted: str) -> str:
-    """A method's YAML file: `wanted`; else the one in its file `defaults`; else its only one."""
+def choose_config(method: type[trainers.PromptTrainer], wanted: str | None) -> str:
+    """The name of a method's YAML file: the only one; else `wanted`; else `small` or, without that, its default."""
     folder = CONFIGS / "trainers" / method.config_folder
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if wanted in known:
-        return wanted
-    file = folder / "defaults"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    known = [file.stem for file in folder.glob("*.yaml")]
+    if len(known) == 1:
+        return known[0]
+    if wanted or "small" in known or not (folder / "defaults").is_file():
+        return wanted or "small"
+    lines = (folder / "defaults").read_text(encoding="utf-8").splitlines()
     words = [word for line in lines for word in line.partition("#")[0].split()]
-    defaults = dict(zip(words[::2], words[1::2], strict=False))
-    return defaults.get("base2new", known[0] if len(known) == 1 else wanted)
+    return dict(zip(words[::2], words[1::2], strict=False)).get("base2new", "small")
 
 
 def summarize(study: Study) -> dict:
@@ -92,15 +92,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="small_objects", choices=known_datasets(), metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=["CoOp", "MaPLe", "MPL"], choices=known, metavar="NAME")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3])
-    parser.add_argument("--cfg", default="small", help="YAML file of each method, in configs/trainers/METHOD/")
+    parser.add_argument("--cfg", help="YAML file of each method, in configs/trainers/METHOD/ (default: small)")
     parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="runs at a time")
     add_common_options(parser)
     args = parser.parse_args(argv)
     names = dict.fromkeys((*baselines, *args.methods))
-    variants = tuple(Variant(name, name, default_config(known[name], args.cfg)) for name in names)
+    variants = tuple(Variant(name, name, choose_config(known[name], args.cfg)) for name in names)
     for variant in variants:
-        if variant.cfg != args.cfg:
-            print(f"{variant.name} has no {args.cfg}.yaml: using {variant.config_file}")
+        if variant.cfg != (args.cfg or "small"):
+            print(f"{variant.name} uses {variant.config_file}")
     seeds = tuple(dict.fromkeys(args.seeds))
     study = Study(variants, (args.dataset,), seeds=seeds, root=args.root, output=args.output)
     check_datasets(study)

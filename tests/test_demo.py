@@ -76,13 +76,16 @@ def test_invalid_options_are_refused(tmp_path, ended, options, words):
 @pytest.mark.parametrize(
     ("files", "wanted", "found"),
     [
+        (["small.yaml", "other.yaml"], None, "small"),
         (["small.yaml", "other.yaml"], "other", "other"),
-        (["mine.yaml"], "small", "mine"),
-        (["mine.yaml", "other.yaml"], "small", "small"),  # which Variant refuses
-        (["mine.yaml", "other.yaml", "defaults"], "small", "other"),
+        (["mine.yaml"], None, "mine"),
+        (["mine.yaml"], "other", "mine"),
+        (["mine.yaml", "other.yaml"], None, "small"),  # which Variant refuses
+        (["mine.yaml", "other.yaml", "defaults"], None, "other"),
+        (["mine.yaml", "other.yaml", "defaults"], "smal", "smal"),
     ],
 )
-def test_default_config_of_a_method(tmp_path, monkeypatch, files, wanted, found):
+def test_config_of_a_method(tmp_path, monkeypatch, files, wanted, found):
     class Own:
         config_folder = "Own"
 
@@ -91,7 +94,7 @@ def test_default_config_of_a_method(tmp_path, monkeypatch, files, wanted, found)
     for name in files:
         (folder / name).write_text("# few_shot no\nfew_shot mine\nbase2new other # yes\n" if name == "defaults" else "")
     monkeypatch.setattr(demo, "CONFIGS", tmp_path)
-    assert demo.default_config(Own, wanted) == found
+    assert demo.choose_config(Own, wanted) == found
 
 
 def test_results_with_other_settings_are_refused(drawn, tmp_path, monkeypatch):

@@ -43,8 +43,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
             print(shlex.join(["python", "train.py", *each.arguments]))
         return
     executor = choose_executor(study, args)
+    print(Progress.read(study))  # raises for damaged or foreign results
     check_datasets(study)
-    print(Progress.read(study))  # raises for damaged or foreign results, before anything is started
     failed = execute_runs(study.sequences(), executor, args.file.stem)
     if failed:
         count = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
