@@ -273,7 +273,7 @@ def test_hostile_pickle_is_refused_and_not_run(place, name, mpl, tiny, tmp_path,
     contents = {"scheduler": {"successor": HOSTILE[name]}} if place == "scheduler" else {}
     save_published(tmp_path, state if contents else state | {"module.x": HOSTILE[name]}, **contents)
     trainer = mpl("base")
-    with pytest.raises(DasslError, match=rf"names (builtins\.)?{name}, which is neither .* not loaded") as refusal:
+    with pytest.raises(DasslError, match=rf"contains (builtins\.)?{name}, which is neither .* not loaded") as refusal:
         trainer.load_model(str(tmp_path), epoch=5)
     assert "\n" not in str(refusal.value)
     assert not os.path.exists("executed")

@@ -6,8 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
+import common.files
 import trainers.teacher
-from clip import load_backbone
+from clip import load_backbone, tokenize
+from trainers.base import normalize
+from trainers.teacher import Teacher
 
 
 @pytest.fixture
@@ -19,35 +22,36 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(cache, monkeypatch):
-    """The class names of each time that features are computed."""
-    calls, compute = [], trainers.teacher.compute
+    """The texts of each time that features are computed."""
+    calls, encode = [], trainers.teacher.encode_texts
 
-    def counted(clip, classnames, device):
-        calls.append(classnames)
-        return compute(clip, classnames, device)
+    def counted(clip, texts, device):
+        calls.append(texts)
+        return encode(clip, texts, device)
 
-    monkeypatch.setattr(trainers.teacher, "compute", counted)
+    monkeypatch.setattr(trainers.teacher, "encode_texts", counted)
     return calls
 
 
 def test_training_computes_it_once_and_the_next_run_reads_it(build, computed, cache):
     first = build("PromptSRC", "base", output="first")
     first.test()
-    assert computed == []  # who only tests needs no teacher
+    assert computed == []  # a test alone needs no teacher
     first.train()
     second = build("PromptSRC", "base", output="second")
     second.train()
-    assert computed == [["red", "green field", "blue lake"]]
-    assert torch.equal(first.teacher_text, second.teacher_text)
+    ((*texts,),) = computed
+    assert len(texts) == 60 * 3 and texts[:2] == ["a bad photo of a red.", "a bad photo of a green field."]
+    assert torch.equal(first.teacher.text_features, second.teacher.text_features)
     assert len(list(cache.iterdir())) == 1
 
 
 def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, deep, tmp_path):
-    features = [build("PromptSRC", classes).teacher_text for classes in ("base", "new")]
+    features = [build("PromptSRC", classes).teacher.text_features for classes in ("base", "new")]
     state = load_backbone(str(deep)).state_dict()
     for number, key in enumerate(["ln_final.bias", "visual.ln_post.bias"]):
         torch.save(state | {key: state[key] + 0.5}, tmp_path / f"{number}.pt")
-        features.append(build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher_text)
+        features.append(build("PromptSRC", "base", backbone=tmp_path / f"{number}.pt").teacher.text_features)
     assert len(computed) == 3  # the image tower does not matter
     assert torch.equal(features[3], features[0])
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
@@ -55,23 +59,37 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
 
 def test_features_do_not_depend_on_the_precision_of_the_run(build, computed, cache):
     """Autocast products are coarse: kept, they would reach a later run in fp32."""
-    exact = build("PromptSRC", "base").teacher_text
+    exact = build("PromptSRC", "base").teacher.text_features
     next(cache.iterdir()).unlink()
     trainer = build("PromptSRC", "base", "PREC", "amp")
     trainer.batch_idx, trainer.num_batches = 0, 9
     trainer.forward_backward(next(iter(trainer.train_loader_x)))
-    assert len(computed) == 2 and torch.equal(trainer.teacher_text, exact)
+    assert len(computed) == 2 and torch.equal(trainer.teacher.text_features, exact)
+
+
+def test_any_templates_have_features_of_their_own(build, computed, cache):
+    trainer = build("IVLP", "base")
+    templates = ("{} texture.", "a photo of {}.")
+    features = [
+        Teacher(trainer.model, trainer.class_names, chosen).text_features for chosen in (templates, templates[:1])
+    ]
+    assert [len(texts) for texts in computed] == [6, 3] and len(list(cache.iterdir())) == 2
+    clip, names = trainer.model.clip, trainer.class_names
+    with torch.no_grad():
+        texts = [clip.encode_text(tokenize([t.replace("{}", name) for name in names]).long()) for t in templates]
+    assert torch.allclose(features[0], normalize(sum(texts) / 2), atol=1e-5)
+    assert torch.allclose(features[1], normalize(texts[0]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "damage", [b"", b"no tensors", save({"other": torch.zeros(1)}), None], ids=["empty", "text", "other", "cut off"]
 )
 def test_a_damaged_file_is_replaced(damage, build, computed, cache):
-    expected = build("PromptSRC", "base").teacher_text
+    expected = build("PromptSRC", "base").teacher.text_features
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
     for _ in range(2):
-        assert torch.equal(build("PromptSRC", "base").teacher_text, expected)
+        assert torch.equal(build("PromptSRC", "base").teacher.text_features, expected)
     assert len(computed) == 2 and list(cache.iterdir()) == [file]
 
 
@@ -85,8 +103,9 @@ def test_run_goes_without_an_unwritable_cache(build, computed, cache, monkeypatc
     def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trainers.teacher.os, "replace", full)
+    monkeypatch.setattr(common.files.os, "replace", full)
     trainer = build("PromptSRC", "base", output="other")
-    assert trainer.teacher_text.shape == (3, 256)
-    assert "not kept for next time ([Errno 28] No space left on device)" in capsys.readouterr().out
+    assert trainer.teacher.text_features.shape == (3, 256)
+    printed = capsys.readouterr().out
+    assert "not kept for next time ([Errno 28] cannot write: No space left on device" in printed
     assert list(cache.iterdir()) == [] and len(computed) == 2  # nothing half-written
