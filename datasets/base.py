@@ -23,6 +23,10 @@ class DatasetError(UsageError):
     """Raised for files of a dataset that are missing or damaged; `remedy` tells how to get them."""
 
 
+class UnknownClassError(DatasetError):
+    """Raised for a folder, `where`, that is not one of the classes and must be moved elsewhere."""
+
+
 class FewShotDataset(DatasetBase):
     """A dataset in CoOp's folder layout, as a run uses it.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dassl.data.datasets import Datum
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .base import DatasetError, FewShotDataset, Items
+from .base import DatasetError, FewShotDataset, Items, UnknownClassError
 
 Classes = dict[str, tuple[int, str]]  # label and class name by folder
 
@@ -37,7 +37,7 @@ class FolderDataset(FewShotDataset):
         for folder in self.class_folders(parent):
             path = parent / folder
             if folder not in classes:
-                raise DatasetError(
+                raise UnknownClassError(
                     f"{path} is not a class of the training images", f"move it elsewhere, or {self.remedy}", path
                 )
             files = [name for name in os.listdir(path) if not name.startswith(".")]

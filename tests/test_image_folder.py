@@ -13,7 +13,7 @@ from trees import build_tree, write_image
 
 from datasets import DatasetError
 from datasets.files import File
-from datasets.preparing.sources import downloadable
+from datasets.preparing import sources
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
@@ -297,12 +297,16 @@ def test_dataset_class_of_the_docs(tmp_path):
         DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
 
 
-def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path):
+def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path, monkeypatch):
+    configs = tmp_path / "repository/configs/datasets"
+    configs.mkdir(parents=True)
+    (configs / "mushrooms.yaml").write_text("DATASET: {NAME: Mushrooms}\n")
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "repository")
     attributes, files = blocks("python")
     code = re.sub(r"    remedy = .*\n", files, attributes)
     try:
         exec(code, {"__name__": "datasets.mushrooms", "File": File})
-        assert [file.name for file in downloadable()["mushrooms"].files] == ["split.json", "photos.zip"]
+        assert [file.name for file in sources.downloadable()["mushrooms"].files] == ["split.json", "photos.zip"]
         command = f"get it by: python tools/prepare.py mushrooms --root {tmp_path}"
         with pytest.raises(DatasetError, match=f"no folder .*mushrooms: .* or {command}"):
             build_dataset(make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms"))

@@ -133,6 +133,15 @@ def test_suggestion_of_check_fills_an_empty_class_folder(prepare, prepare_fails,
     assert prepare("imagenet_r", "--repair").status == 0 and prepare("--check", "imagenet_r").status == 0
 
 
+def test_folder_that_is_not_a_class_blocks_the_preparation(prepare_fails, publish, tmp_path):
+    shutil.copytree(publish("imagenetv2"), tmp_path / "data/imagenetv2")
+    folder = tmp_path / "data/imagenetv2/imagenetv2-matched-frequency-format-val/cats"
+    folder.mkdir()
+    suggestion = f"move {folder} elsewhere, then: python tools/prepare.py imagenetv2"
+    prepare_fails(["imagenetv2"], f"{folder} is not one of the 4 classes in", suggestion)
+    assert f"-> {suggestion}" in prepare_fails(["--check", "imagenetv2"], "datasets are incomplete or wrong")
+
+
 @pytest.mark.parametrize("place", ["dtd/images", "dtd"])
 def test_broken_link_blocks_the_preparation(place, prepare_fails, publish, tmp_path):
     publish("dtd")

@@ -11,14 +11,14 @@ from filelock import FileLock, Timeout
 
 from common.errors import UsageError
 
-from ..base import DatasetError, FewShotDataset
+from ..base import DatasetError, FewShotDataset, UnknownClassError
 from ..files import File
 from .fetch import WrongFile, fetch, size_of, verify
 from .labels import validation_labels
 from .sources import Source, image_paths, missing_images
 from .unpack import unpack
 
-WORK, LOCK = ".preparing", ".preparing.lock"  # in the dataset's folder: unfinished files; exists while a process works
+WORK, LOCK = ".preparing", ".preparing.lock"  # in the dataset's folder: unfinished files, lock of a running process
 
 
 class Preparation:
@@ -99,9 +99,10 @@ class Preparation:
         if manual:
             manual.sort(key=archives.index)
             names, size = ", ".join(file.name for file in manual), sum(file.size for file in manual) / 1e9
+            put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
             raise UsageError(
                 f"{self.source.name} needs files that must be downloaded manually",
-                f"{self.source.dataset.by_hand}; put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}",
+                "; ".join(filter(None, (self.source.dataset.by_hand, put))),
             )
         return needed
 
@@ -165,9 +166,11 @@ class Preparation:
     def blocking_path(self) -> Path | None:
         """First path that blocks the preparation, as existing files are never overwritten.
 
-        That is an invalid split or list, or a file or broken link in place of a folder.
+        That is an invalid split or list, a folder that is not a class, or a file or broken link in place of a folder.
         """
         where = Path(self.problem.where or "") if self.problem else Path()
+        if isinstance(self.problem, UnknownClassError):
+            return where
         if where.is_file() and where.absolute().parent == self.folder.absolute():
             return self.folder / where.name
         targets = [self.folder / target for file in self.source.files if file.extract for target in file.targets]
@@ -272,7 +275,7 @@ class Preparation:
             return self.source.read_quietly(self.unpacked)
 
     def wrong_archive(self, names: str, what: str) -> UsageError:
-        """Delete the unpacked and downloaded files, and describe why."""
+        """Delete the unpacked and downloaded files; the error says why."""
         shutil.rmtree(self.work)
         return UsageError(what, "download it from elsewhere", names)
 

@@ -63,11 +63,16 @@ class Source:
             return self.read(root)
 
 
+def names() -> list[str]:
+    """Names of the YAML files in configs/datasets, sorted."""
+    return sorted(file.stem for file in (ROOT / "configs/datasets").glob("*.yaml"))
+
+
 def downloadable() -> dict[str, Source]:
     """Every dataset with files to download, by name."""
     datasets = [DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()]
-    found = [Source(dataset.config_name, dataset) for dataset in datasets if getattr(dataset, "files", ())]
-    return {source.name: source for source in sorted(found, key=lambda source: source.name)}
+    by_name = {dataset.config_name: dataset for dataset in datasets if getattr(dataset, "files", ())}
+    return {name: Source(name, by_name[name]) for name in names() if name in by_name}
 
 
 def find(name: str) -> Source:
@@ -76,13 +81,12 @@ def find(name: str) -> Source:
     Raises:
         UsageError: there is no such file.
     """
-    names = [file.stem for file in sorted((ROOT / "configs/datasets").glob("*.yaml"))]
-    if name not in names:
+    if name not in names():
         known = {source.dataset.__name__: source.name for source in downloadable().values()}  # DATASET.NAME
-        known |= {name: name for name in names}
+        known |= {name: name for name in names()}
         near = known.get(closest(name, known))
         raise UsageError(
-            f"there is no dataset {name!r}", f"did you mean {near}?" if near else f"known are {', '.join(names)}"
+            f"there is no dataset {name!r}", f"did you mean {near}?" if near else f"known are {', '.join(names())}"
         )
     dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
     return next((source for source in downloadable().values() if source.dataset is dataset), Source(name, dataset))
