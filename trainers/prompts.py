@@ -139,7 +139,16 @@ class IndependentPrompts(PromptLearner):
         ctx_init: words before the class name.
     """
 
-    def __init__(self, clip, classnames, n_text, depth_text, n_vision, depth_vision, ctx_init):
+    def __init__(
+        self,
+        clip: CLIP,
+        classnames: list[str],
+        n_text: int,
+        depth_text: int,
+        n_vision: int,
+        depth_vision: int,
+        ctx_init: str,
+    ):
         super().__init__()
         self.extra_modules: dict[str, Any]
         words = ctx_init.replace("_", " ")

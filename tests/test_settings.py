@@ -1,0 +1,96 @@
+"""Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
+
+from dataclasses import dataclass
+
+import pytest
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+
+import trainers
+from common.errors import UsageError
+from experiments.configuration import extend_cfg, merge_pairs
+from trainers.compat import other_methods
+from trainers.settings import MethodSettings, PerLayer, settings_from
+
+
+@dataclass(frozen=True)
+class Example(MethodSettings):
+    DEPTH: int = 3
+    COUNTS: PerLayer = 1
+
+    def check(self):
+        if self.DEPTH < 1:
+            raise UsageError(f"DEPTH is {self.DEPTH}", "start at 1")
+        self.per_layer("COUNTS", self.DEPTH, "DEPTH")
+
+
+def test_settings_are_read_from_a_node():
+    settings = Example.from_cfg({"DEPTH": 2, "COUNTS": [0, 5], "OTHER": 1}, "EXAMPLE")
+    assert (settings.PREC, settings.DEPTH, settings.COUNTS) == ("fp16", 2, [0, 5])
+    assert settings.per_layer("COUNTS", 2, "DEPTH") == [0, 5]
+    assert Example().per_layer("COUNTS", 3, "DEPTH") == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"PREC": "half"}, "TRAINER.EXAMPLE.PREC is 'half', not one of fp16, fp32, amp"),
+        ({"DEPTH": 0}, "TRAINER.EXAMPLE.DEPTH is 0: start at 1"),
+        ({"COUNTS": [1]}, r"TRAINER.EXAMPLE.COUNTS is \[1\]: give one number >= 0, or a list of DEPTH = 3 of them"),
+        ({"COUNTS": -1}, "TRAINER.EXAMPLE.COUNTS is -1"),
+    ],
+)
+def test_invalid_values_are_named_with_their_key(values, text):
+    with pytest.raises(UsageError, match=text):
+        Example.from_cfg(values, "EXAMPLE")
+
+
+def test_short_form_has_the_keys_and_types_of_its_defaults():
+    settings = settings_from({"DEPTH": 3, "PREC": "fp32", "WORDS": "a photo"})
+    assert settings.cfg_defaults() == {"PREC": "fp32", "DEPTH": 3, "WORDS": "a photo"}
+    assert settings.from_cfg({"DEPTH": 5}, "SHORT").DEPTH == 5
+
+
+@pytest.fixture
+def short():
+    """A method in the short form, registered during the test."""
+
+    @TRAINER_REGISTRY.register()
+    class Short(trainers.PromptTrainer):
+        defaults = {"DEPTH": 3}
+
+    yield Short
+    del TRAINER_REGISTRY._obj_map["Short"]
+
+
+def test_registered_method_is_known_at_once(short):
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    merge_pairs(cfg, ["TRAINER.SHORT.DEPTH", "5"])
+    assert short.settings_of(cfg).DEPTH == 5
+    assert trainers.methods()["Short"] is short
+    assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
+
+
+def test_list_may_follow_on_a_number_and_back():
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for value in ("3", "[1,2]", "4"):
+        merge_pairs(cfg, ["TRAINER.MPL.N_ADD_OP", value])
+    assert cfg.TRAINER.MPL.N_ADD_OP == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "method", "expected", "others"),
+    [
+        (["ctx", "token_prefix"], "CoOp", ["ctx"], []),
+        (["ctx", "meta_net.linear1.weight"], "CoOp", ["ctx"], ["CoCoOp"]),
+        (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp"]),
+        (["prompt_learner.ctx", "image_encoder.VPT"], "PromptSRC", ["prompt_learner.ctx", "image_encoder.VPT"], []),
+        (["ctx"], "Unpublished", ["ctx"], []),
+        (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp"]),
+        (["something"], "CoOp", ["ctx"], []),
+    ],
+)
+def test_method_of_a_published_checkpoint_is_guessed_from_its_keys(keys, method, expected, others):
+    assert other_methods(keys, method, expected) == others
