@@ -45,7 +45,7 @@ class ImageFolder(FolderDataset):
         return train, val, test
 
     def seeded_split(self, seed: int) -> Split:
-        """The saved split of this seed; it is made if there is none yet."""
+        """The saved split of this seed; it is made if it does not exist."""
         self.split_file = f"split_seed{seed}.json"
         file, classes = self.root / self.split_file, self.classes(self.class_folders(self.root))
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""From downloaded or user-supplied files to CoOp's folder layout: unpacked beside it, then moved there."""
+"""From downloaded or user-supplied files to CoOp's folder layout: unpacked in a temporary folder, then moved."""
 
 import errno
 import os
@@ -275,7 +275,7 @@ class Preparation:
             return self.source.read_quietly(self.unpacked)
 
     def wrong_archive(self, names: str, what: str) -> UsageError:
-        """Delete the unpacked and downloaded files; the error says why."""
+        """Delete the unpacked and downloaded files; the error has the reason."""
         shutil.rmtree(self.work)
         return UsageError(what, "download it from elsewhere", names)
 

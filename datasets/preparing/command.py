@@ -107,7 +107,7 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
 
 
 def as_usage_error(error: UsageError | OSError) -> UsageError:
-    """Say what to do about a full disk, or a folder that cannot be read or written."""
+    """Add a remedy to the error of a full disk, or of a folder that cannot be read or written."""
     if isinstance(error, UsageError):
         return error
     remedy = "fix this or choose another --root, then run the same command again"

@@ -1,7 +1,6 @@
 """Unpack archives safely: nothing is written outside a folder, and no more than images can take.
 
-tarfile's filter="data" is not used: it came in the middle of Python 3.10, lets links inside the folder pass, and does
-not limit sizes.
+tarfile's filter="data" is not used: it needs Python 3.10.12, accepts links inside the folder and does not limit sizes.
 """
 
 import errno

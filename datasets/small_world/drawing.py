@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 64  # pixels of a finished image
-FINE = 128  # pixels while drawing: averaged down, edges come out smooth
+FINE = 128  # pixels while drawing; averaging them makes edges smooth
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -36,7 +36,7 @@ class Subject:
     """The content of an image. Attributes that are None are not in its name and are drawn at random.
 
     Attributes:
-        colour, texture, shape: of an object, or of a whole image where the shape is `pattern`.
+        colour, texture, shape: of an object, or of the complete image if the shape is `pattern`.
         count: number of objects, 1 to 5.
         ground, feature: of a landscape seen from above; the others are None then.
     """
