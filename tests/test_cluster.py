@@ -60,7 +60,7 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_study_can_be_resumed(nodes, study_file, start, number):
+def test_stopped_study_exits_with_the_resume_message(nodes, study_file, start, number):
     study = load(study_file("stopped"))
     process = start(study_file("stopped"), "--address", nodes.address)
     wait_until(lambda: Progress.read(study).running, process)

@@ -99,7 +99,7 @@ def test_gains_are_over_the_baseline(summarised, names, reference):
     assert ax.get_xlabel() == f"MPL over {reference} (points)"
 
 
-def test_method_that_no_code_names_is_in_every_picture(summarised, monkeypatch):
+def test_new_method_is_in_every_picture(summarised, monkeypatch):
     class Own(PromptTrainer):
         config_folder = "CoOp"
 
@@ -125,7 +125,7 @@ def test_method_that_no_code_names_is_in_every_picture(summarised, monkeypatch):
         ({"c": "ZeroshotCLIP"}, None),
     ],
 )
-def test_focus_is_mpl_or_the_last_method_that_learns(names, focus, tmp_path):
+def test_focus_is_mpl_or_the_last_learning_method(names, focus, tmp_path):
     variants = tuple(Variant(name, method, "small") for name, method in names.items())
     study = Study(variants, ("small_land",), seeds=(1,), output=tmp_path)
     finish(study.runs()[0], 50.0)

@@ -84,7 +84,7 @@ def test_missing_runs_are_shown_and_not_averaged(study):
     assert "| MPL | **63.76 (n=1)** | - | - |" in h
 
 
-def test_the_best_and_the_second_best_are_marked_and_equals_alike(tmp_path):
+def test_best_and_second_best_are_marked_and_ties_are_equal(tmp_path):
     variants = tuple(Variant(name, "MPL", "small", overrides=("OPTIM.LR", "1.0")) for name in "abcd")
     study = Study(variants, ("small_land",), protocols=("few_shot",), seeds=(1,), output=tmp_path)
     for (run,), accuracy in zip(study.sequences(), (50, 70.001, 70, 60), strict=True):
