@@ -133,7 +133,7 @@ def test_suggestion_of_check_fills_an_empty_class_folder(prepare, prepare_fails,
     assert prepare("imagenet_r", "--repair").status == 0 and prepare("--check", "imagenet_r").status == 0
 
 
-def test_folder_that_is_not_a_class_blocks_the_preparation(prepare_fails, publish, tmp_path):
+def test_unknown_class_folder_blocks_the_preparation(prepare_fails, publish, tmp_path):
     shutil.copytree(publish("imagenetv2"), tmp_path / "data/imagenetv2")
     folder = tmp_path / "data/imagenetv2/imagenetv2-matched-frequency-format-val/cats"
     folder.mkdir()
