@@ -30,6 +30,6 @@ def required_packages() -> Iterator[None]:
 
 
 def add_common_options(parser: ArgumentParser) -> None:
-    """The options that every command has."""
+    """The options of all commands."""
     parser.add_argument("--version", action="version", version=f"Modular Prompt Learning {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")

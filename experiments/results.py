@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.files import write_text
+from common.start import add_common_options
 from common.version import source
 
 FILE = "results.json"
@@ -92,11 +93,9 @@ def main(argv: list[str] | None = None) -> None:
         description="Print one line of results for each run, and the harmonic mean after a base and a new one."
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
+    add_common_options(parser)
     args = parser.parse_args(argv)
-    try:
-        runs = [run for run in map(read_results, args.runs) if run]
-    except UsageError as error:
-        parser.error(str(error))
+    runs = [run for run in map(read_results, args.runs) if run]
     for run in runs:
         shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
         seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
