@@ -16,10 +16,11 @@ from common.files import replacing, write_text
 from common.start import add_common_options
 
 from .arguments import at_least
+from .configs import config_folder, default_config
 from .studies.executor import LocalExecutor, check_datasets, execute_runs
 from .studies.progress import collect_results
 from .studies.render import Cell, Table, markdown_grid
-from .studies.spec import CONFIGS, Study, Variant, known_datasets
+from .studies.spec import Study, Variant, known_datasets
 from .studies.tables import Summary
 
 DESCRIPTION = "Train methods on the base classes of a synthetic dataset and test them on its base and new classes."
@@ -30,17 +31,12 @@ writes it to OUTPUT/summary.json and as a picture to OUTPUT/summary.png. Run the
 PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their names in summary.json
 
 
-def choose_config(method: type[trainers.PromptTrainer], wanted: str | None) -> str:
+def choose_config(method: str, wanted: str | None) -> str:
     """The name of a method's YAML file: the only one; else `wanted`; else `small` or, without that, its default."""
-    folder = CONFIGS / "trainers" / method.config_folder
-    known = [file.stem for file in folder.glob("*.yaml")]
+    known = [file.stem for file in config_folder(method).glob("*.yaml")]
     if len(known) == 1:
         return known[0]
-    if wanted or "small" in known or not (folder / "defaults").is_file():
-        return wanted or "small"
-    lines = (folder / "defaults").read_text(encoding="utf-8").splitlines()
-    words = [word for line in lines for word in line.partition("#")[0].split()]
-    return dict(zip(words[::2], words[1::2], strict=False)).get("base2new", "small")
+    return wanted or ("small" if "small" in known else default_config(method, "base2new"))
 
 
 def summarize(study: Study) -> dict:
@@ -97,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     add_common_options(parser)
     args = parser.parse_args(argv)
     names = dict.fromkeys((*baselines, *args.methods))
-    variants = tuple(Variant(name, name, choose_config(known[name], args.cfg)) for name in names)
+    variants = tuple(Variant(name, name, choose_config(name, args.cfg)) for name in names)
     for variant in variants:
         if variant.cfg != (args.cfg or "small"):
             print(f"{variant.name} uses {variant.config_file}")

@@ -37,7 +37,7 @@ def figures(study: Study) -> dict[str, dict]:
 
 
 def members(session: int) -> list[int]:
-    """LocalExecutor of a session that are alive."""
+    """The live processes of a session."""
     listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False)
     return [int(pid) for pid, state in map(str.split, listed.stdout.splitlines()) if not state.startswith("Z")]
 

@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+from dassl.engine import TRAINER_REGISTRY
 from drawn import card
 from PIL import Image
 
 from common.errors import UsageError
-from experiments import demo
+from experiments import configs, demo
 from experiments.session import cli_main
+from trainers import PromptTrainer
 
 
 def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
@@ -80,21 +82,24 @@ def test_invalid_options_are_refused(tmp_path, ended, options, words):
         (["small.yaml", "other.yaml"], "other", "other"),
         (["mine.yaml"], None, "mine"),
         (["mine.yaml"], "other", "mine"),
-        (["mine.yaml", "other.yaml"], None, "small"),  # which Variant refuses
+        (["mine.yaml", "other.yaml"], "smal", "smal"),  # refused by Variant
         (["mine.yaml", "other.yaml", "defaults"], None, "other"),
         (["mine.yaml", "other.yaml", "defaults"], "smal", "smal"),
     ],
 )
 def test_config_of_a_method(tmp_path, monkeypatch, files, wanted, found):
-    class Own:
-        config_folder = "Own"
+    class Own(PromptTrainer):
+        pass
 
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Own", Own)
+    monkeypatch.setattr(configs, "CONFIGS", tmp_path)
     folder = tmp_path / "trainers/Own"
     folder.mkdir(parents=True)
     for name in files:
-        (folder / name).write_text("# few_shot no\nfew_shot mine\nbase2new other # yes\n" if name == "defaults" else "")
-    monkeypatch.setattr(demo, "CONFIGS", tmp_path)
-    assert demo.choose_config(Own, wanted) == found
+        (folder / name).write_text(
+            "# a comment\nfew_shot mine\nbase2new other # another\n" if name == "defaults" else ""
+        )
+    assert demo.choose_config("Own", wanted) == found
 
 
 def test_results_with_other_settings_are_refused(drawn, tmp_path, monkeypatch):

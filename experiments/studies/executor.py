@@ -10,9 +10,10 @@ from typing import Protocol
 from dassl.data.datasets import build_dataset
 from tqdm import tqdm
 
+from ..configs import CONFIGS
 from ..configuration import parse_arguments, setup_cfg
 from ..results import read_results
-from .spec import CONFIGS, Run, RunSequence, Study
+from .spec import Run, RunSequence, Study
 from .worker import Worker, WorkerDied, record_error
 
 TRIES = 3  # for a run whose process or machine dies

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import trainers
 from common.errors import UsageError, choose
-from common.start import ROOT
 
-CONFIGS = ROOT / "configs"
+from ..configs import CONFIGS, config_folder
+
 PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -80,7 +80,7 @@ class Variant:
 
     @property
     def config_file(self) -> Path:
-        return CONFIGS / "trainers" / self.trainer.config_folder / f"{self.cfg}.yaml"
+        return config_folder(self.method) / f"{self.cfg}.yaml"
 
     @property
     def folder(self) -> str:
