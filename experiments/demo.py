@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the dataset")
     parser.add_argument("--dataset", default="small_objects", choices=known_datasets(), metavar="NAME")
-    parser.add_argument("--methods", nargs="+", default=["CoOp", "MaPLe", "MPL"], choices=known, metavar="NAME")
+    default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
+    parser.add_argument("--methods", nargs="+", default=default, choices=known, metavar="NAME", help=described)
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3])
     parser.add_argument("--cfg", help="YAML file of each method, in configs/trainers/METHOD/ (default: small)")
     parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="runs at a time")
