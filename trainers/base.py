@@ -131,7 +131,7 @@ class PromptTrainer(TrainerX):
 
     @classmethod
     def vision_lengths(cls, settings: Any, layers: int) -> list[int] | None:
-        """Number of vision prompts in the input of each of `layers` layers, for plots; None if the method does not say."""
+        """Number of vision prompts in the input of each layer, for plots; None if the method does not say."""
         return None
 
     @cached_property
