@@ -1,5 +1,6 @@
 """Prompts, and parts of them, that several methods share."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from clip import CLIP, Edit, Schedule, TextPrompts, tokenize
 from common.errors import UsageError
 
 from .base import PromptLearner, PromptTrainer, require_vit
+from .settings import MethodSettings
 
 
 def gaussian(*shape: int) -> nn.Parameter:
@@ -170,8 +172,19 @@ class IndependentPrompts(PromptLearner):
         return self.extra_modules["image_encoder"].schedule()
 
 
+@dataclass(frozen=True)
+class TwoTowerSettings(MethodSettings):
+    """The settings of `two_tower_prompts`. A depth of 0 means no prompts in that tower."""
+
+    N_CTX_VISION: int = 2
+    N_CTX_TEXT: int = 2
+    CTX_INIT: str = "a photo of a"
+    PROMPT_DEPTH_VISION: int = 9
+    PROMPT_DEPTH_TEXT: int = 9
+
+
 def two_tower_prompts(trainer: PromptTrainer, clip: CLIP, classnames: list[str]) -> IndependentPrompts:
-    """The prompts of IVLP's settings: N_CTX_TEXT, N_CTX_VISION, PROMPT_DEPTH_TEXT, PROMPT_DEPTH_VISION, CTX_INIT."""
+    """Independent prompts of both towers, by a trainer's `TwoTowerSettings`."""
     s = trainer.settings
     require_vit(clip, type(trainer).__name__, trainer.cfg.MODEL.BACKBONE.NAME)
     for tower in ("vision", "text"):

@@ -6,20 +6,16 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer
-from .prompts import two_tower_prompts
-from .settings import MethodSettings
+from .prompts import TwoTowerSettings, two_tower_prompts
 from .teacher import Teacher
 
 
 @dataclass(frozen=True)
-class PromptSRCSettings(MethodSettings):
-    """A depth of 0 means no prompts in that tower; GPA_MEAN and GPA_STD are epochs."""
+class PromptSRCSettings(TwoTowerSettings):
+    """GPA_MEAN and GPA_STD are epochs."""
 
     N_CTX_VISION: int = 4
     N_CTX_TEXT: int = 4
-    CTX_INIT: str = "a photo of a"
-    PROMPT_DEPTH_VISION: int = 9
-    PROMPT_DEPTH_TEXT: int = 9
     TEXT_LOSS_WEIGHT: int = 25
     IMAGE_LOSS_WEIGHT: int = 10
     GPA_MEAN: int = 15
