@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,25 @@ def pytest_addoption(parser):
     parser.addoption(
         "--golden", type=Path, default=ROOT / "tests/golden", help="folder of the published implementations' figures"
     )
+
+    parser.addoption("--random-seed", type=int, help="seed of the random tests (default: another one each time)")
+
+
+def pytest_configure(config):
+    if config.option.random_seed is None:  # before pytest-xdist hands its options to its processes
+        config.option.random_seed = time.time_ns() % 2**32
+
+
+def pytest_report_header(config):
+    return f"random seed: {config.option.random_seed} (--random-seed repeats it)"
+
+
+@pytest.fixture
+def random_seed(request):
+    """The seed of a random test; pytest shows it with a failure."""
+    seed = request.config.option.random_seed
+    print(f"random seed: {seed}")
+    return seed
 
 
 @pytest.fixture(scope="session", autouse=True)

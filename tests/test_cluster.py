@@ -18,6 +18,9 @@ from experiments.studies.study_file import load
 NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+
 @pytest.fixture
 def nodes(monkeypatch):
     """A cluster of two nodes with one core each."""

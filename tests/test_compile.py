@@ -33,6 +33,7 @@ def learned(trainer, batches=2):
     return losses, prompts_of(trainer), trainer.model_inference(next(iter(trainer.test_loader))["img"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "PromptSRC", "MPL"])
 def test_compiled_towers_train_and_predict_the_same(build, graphs, method):
     expected = learned(build(method))

@@ -14,6 +14,7 @@ from experiments.session import cli_main
 from trainers import PromptTrainer
 
 
+@pytest.mark.slow
 def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
     output = tmp_path / "demo"
     root = tmp_path / "data"
@@ -44,6 +45,7 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     assert "all 4 runs are done" in again and again.endswith(printed[-200:])
 
 
+@pytest.mark.slow
 def test_failed_runs_are_reported(drawn, tmp_path, monkeypatch, capsys):
     image = tmp_path / "data/small_objects/images"
     shutil.copytree(drawn, tmp_path / "data")

@@ -44,6 +44,7 @@ def test_contexts_of_other_classes_are_refused(build, deep, tmp_path):
         build("CoOp", "base").load_model(str(tmp_path / "published"), epoch=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", METHODS)
 def test_a_checkpoint_of_another_method_is_refused_by_its_name(given, build, deep, tmp_path):
     same = {"IVLP", "PromptSRC"}  # the same prompts under the same names

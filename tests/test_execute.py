@@ -17,7 +17,8 @@ from experiments.studies.study_file import load
 from experiments.studies.worker import ERROR, LOCK, Worker, WorkerDied, execute_run
 
 
-def test_study_killed_at_random_moments_has_the_same_results(study_file, start):
+@pytest.mark.slow
+def test_study_killed_at_random_moments_has_the_same_results(study_file, start, random_seed):
     """KILLS=10 takes some minutes."""
     kills = int(os.environ.get("KILLS", 2))
     seeds = list(range(1, 1 + kills))  # enough runs for every kill
@@ -25,7 +26,7 @@ def test_study_killed_at_random_moments_has_the_same_results(study_file, start):
     through, killed = load(study_file("through", seeds=seeds)), load(file)
     check_datasets(through)
     assert execute_runs(through.sequences(), LocalExecutor(2), "through") == {}
-    chance = random.Random(time.time_ns())
+    chance = random.Random(random_seed)
     for _ in range(kills):
         process = start(file, "--workers", "2")
         wait_until(lambda: Progress.read(killed).running, process)
@@ -43,6 +44,7 @@ def test_study_killed_at_random_moments_has_the_same_results(study_file, start):
     assert (len(progress.done), progress.unfinished) == (4 * kills, 0)
 
 
+@pytest.mark.slow
 def test_dead_process_fails_only_its_run(study_file, monkeypatch):
     """The process of one run is killed each time, as by a full memory."""
     study = load(study_file("deaths", trainers={"ZeroshotCLIP": "small"}))
@@ -66,6 +68,7 @@ def test_dead_process_fails_only_its_run(study_file, monkeypatch):
     assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress.read(study).failed == {}
 
 
+@pytest.mark.slow
 def test_interrupt_ends_all_processes(study_file, monkeypatch):
     """Also a process that is started while the executor stops."""
     study = load(study_file("interrupted"))
@@ -93,6 +96,7 @@ def test_interrupt_ends_all_processes(study_file, monkeypatch):
     assert Progress.read(study).done == {}
 
 
+@pytest.mark.slow
 def test_run_of_another_process_is_waited_for(study_file):
     study = load(study_file("locked", trainers={"ZeroshotCLIP": "small"}))
     run = study.sequences()[0][0]

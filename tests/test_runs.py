@@ -194,6 +194,7 @@ def wait_for_epoch(number, folder, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_path):
     """... with augmentation and two workers; and the scripts around it say what was reached."""
     folder = tmp_path / "output/base2new/train_base" / RUN
@@ -232,6 +233,7 @@ def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_p
     assert printed.splitlines()[-1] == f"Harmonic mean: {2 * b * n / (b + n) if b + n else 0:.2f}%"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path):
     folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
@@ -248,6 +250,7 @@ def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path
         epoch = int((folder / "MultiModalPromptLearner/checkpoint").read_text().split("-")[1])
 
 
+@pytest.mark.slow
 def test_zero_shot(script, tiny, tmp_path):
     command = ("zsclip/zeroshot.sh", "eurosat", "DATALOADER.NUM_WORKERS", 0, "DATASET.SUBSAMPLE_CLASSES", "new")
     status, printed, errors = finish(script(*command))
@@ -257,6 +260,7 @@ def test_zero_shot(script, tiny, tmp_path):
     assert printed.splitlines()[-1].startswith(f"ZeroshotCLIP on EuroSAT: {found['accuracy']:.2f}% on 12 test images")
 
 
+@pytest.mark.slow
 def test_scripts_pass_on_what_is_wrong(script, tmp_path):
     no_dataset = script("mpl/base2new_train.sh", "eurosta", 1)
     no_prompts = script("mpl/base2new_test.sh", "eurosat", 1)

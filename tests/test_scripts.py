@@ -304,6 +304,7 @@ def test_defaults_of_environment_variables(script, clone, tmp_path):
     assert (clone / folder).is_dir()
 
 
+@pytest.mark.slow
 def test_cross_dataset_scripts_with_the_real_python(script):
     variables = {"SHOTS": 1, "SOURCE": "eurosat", "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
     for name in ("mpl/xd_train.sh", "mpl/xd_test.sh"):

@@ -202,6 +202,7 @@ def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, 
     assert capsys.readouterr().out == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left\n"
 
 
+@pytest.mark.slow
 def test_failed_run_does_not_stop_the_others(write, tmp_path, monkeypatch, capsys):
     """The prompts of one method are missing; zero-shot CLIP needs none."""
     file = write(
