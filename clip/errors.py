@@ -3,5 +3,3 @@ from common.errors import UsageError
 
 class ClipError(UsageError, RuntimeError):  # OpenAI's package raises RuntimeError
     """Raised for an unknown or unreadable backbone, a text that is too long, or an invalid prompt schedule."""
-
-    one_line = True  # train.py and the tools print such an error without a traceback

@@ -24,9 +24,10 @@ def default_config(method: str, protocol: str) -> str:
     """
     folder = config_folder(method)
     file, names = folder / "defaults", sorted(path.stem for path in folder.glob("*.yaml"))
-    if file.is_file():
-        lines = (line.partition("#")[0].split() for line in file.read_text().splitlines())
-        return dict(line for line in lines if line)[protocol]
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        words = line.partition("#")[0].split()
+        if words[:1] == [protocol] and len(words) > 1:
+            return words[1]
     if len(names) != 1:
         known = f"name one of {', '.join(names)}" if names else f"add one to {folder}"
         raise UsageError(f"{method} has {len(names)} YAML files and no default one for {protocol}", known)

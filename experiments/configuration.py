@@ -42,13 +42,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def extend_cfg(cfg: CfgNode) -> None:
-    """Add this project's keys to Dassl's: which images, the form of the towers, and TRAINER.<METHOD>.*"""
+def extend_cfg(cfg: CfgNode, method: str = "") -> None:
+    """Add this project's keys to Dassl's: which images, the form of the towers, and TRAINER.<METHOD>.*
+
+    Args:
+        cfg: changed in place.
+        method: the method of the run, whose keys a section has that several methods share.
+    """
     cfg.MODEL.COMPILE = False  # put the layers of the towers through torch.compile (CUDA)
     cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
     cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # recompute the text tower in the backward pass: less memory
     datasets.extend_cfg(cfg)
-    trainers.extend_cfg(cfg)
+    trainers.extend_cfg(cfg, method)
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
@@ -58,7 +63,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type.
     """
     cfg = get_cfg_default()
-    extend_cfg(cfg)
+    extend_cfg(cfg, args.trainer or dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("TRAINER.NAME", ""))
     for file in (args.dataset_config_file, args.config_file):
         if file:
             cfg.merge_from_file(file)
@@ -86,11 +91,14 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 def merge_pairs(cfg: CfgNode, pairs: list) -> None:
     """Merge KEY, VALUE, KEY, VALUE, ...; then give settings that no file or pair has set their defaults."""
     if len(pairs) % 2:
-        raise UsageError(f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE")
+        remedy = "what follows the options are pairs of KEY VALUE"
+        if any(str(item).startswith("--") for item in pairs):
+            remedy = "options come before the KEY VALUE pairs (for scripts: MPL_DEBUG=1 instead of --debug)"
+        raise UsageError(f"{pairs[-1]!r} has no value", remedy)
     for key in trainers.per_layer_keys().intersection(pairs[::2]):
         set_key(cfg, key, None)  # yacs holds a key to the type of its value: a list may follow on a number here
     cfg.merge_from_list(pairs)
-    trainers.fill_defaults(cfg)
+    trainers.fill_defaults(cfg, cfg.TRAINER.NAME)
 
 
 def set_key(cfg: CfgNode, key: str, value) -> None:

@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{variant.name} uses {variant.config_file}")
     seeds = tuple(dict.fromkeys(args.seeds))
     study = Study(variants, (args.dataset,), seeds=seeds, root=args.root, output=args.output)
+    args.output.mkdir(parents=True, exist_ok=True)
     check_datasets(study)
     done, total = len(collect_results(study)), len(study.runs())
     title = f"{len(variants)} methods x {len(seeds)} seeds"

@@ -87,6 +87,16 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
+def describe(run: dict) -> str:
+    """The result of a run in one line."""
+    shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
+    seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
+    return (
+        f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
+        f"on {run['n_test']:,} test images of {run['classes']} classes"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command `python -m tools.base2new RUN ...`."""
     parser = argparse.ArgumentParser(
@@ -95,13 +105,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    runs = [run for run in map(read_results, args.runs) if run]
-    for run in runs:
-        shots = f" {run['shots']} shots" if run["shots"] > 0 else ""
-        seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
-        print(
-            f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
-            f"on {run['n_test']:,} test images of {run['classes']} classes"
-        )
+    for folder in args.runs:
+        if not (folder / FILE).is_file():
+            raise UsageError(f"there is no {folder / FILE}", "give the output folder of a finished run", folder)
+    found = {folder: run for folder in args.runs if (run := read_results(folder))}
+    for folder, run in found.items():
+        try:
+            print(describe(run))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{folder / FILE} is damaged", "delete it and start its run again", folder) from error
+    runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
         print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%")

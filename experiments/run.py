@@ -10,6 +10,7 @@ from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed
 from yacs.config import CfgNode
 
+import trainers
 from common.errors import UsageError
 
 from .configuration import parse_arguments, setup_cfg
@@ -49,15 +50,19 @@ def run(args: Namespace, cfg: CfgNode, trainer) -> int | None:
 
 
 def check_arguments(args: Namespace, cfg: CfgNode) -> None:
-    """Check that a method, its settings and a dataset are given."""
+    """Check that a method, its settings and a dataset are given, and that a run to resume exists."""
     given = {
         "--trainer": cfg.TRAINER.NAME,
         "--dataset-config-file": cfg.DATASET.NAME,
-        "--config-file": args.config_file or cfg.MODEL.BACKBONE.NAME,  # whose keys may all be given one by one
+        "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
     }
     for option, value in given.items():
         if not value:
             raise UsageError(f"{option} is missing", "see python train.py --help")
+    if cfg.TRAINER.NAME in trainers.methods() and not cfg.MODEL.BACKBONE.NAME:
+        raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
+    if args.resume and not Path(args.resume).is_dir():
+        raise UsageError(f"there is no folder {args.resume}", "check --resume", args.resume)
 
 
 def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):

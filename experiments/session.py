@@ -28,6 +28,7 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
     with interrupts() as interrupt:
         try:
             main()
+            sys.stdout.flush()
         except BaseException as error:
             if interrupt.received:  # whatever else came of it first, such as workers that ended too early
                 print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
@@ -36,6 +37,9 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
                 error = UsageError("the memory of the GPU is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")
             # Anything else is a bug of this project. The published Dassl does not have an error class of its own.
             one_line = (UsageError, OSError, FloatingPointError, *loaded("dassl.utils", "UsageError"))
+            if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(0)
             if not isinstance(error, one_line):
                 raise
             if debug:

@@ -1,6 +1,7 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
 from dataclasses import dataclass
+from typing import Optional, Union
 
 import pytest
 from dassl.config import get_cfg_default
@@ -8,7 +9,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 import trainers
 from common.errors import UsageError
-from experiments.configuration import extend_cfg, merge_pairs
+from experiments.configuration import extend_cfg, merge_pairs, parse_arguments, setup_cfg
 from trainers.compat import other_methods
 from trainers.settings import MethodSettings, PerLayer, settings_from
 
@@ -94,3 +95,41 @@ def test_list_may_follow_on_a_number_and_back():
 )
 def test_method_of_a_published_checkpoint_is_guessed_from_its_keys(keys, method, expected, others):
     assert other_methods(keys, method, expected) == others
+
+
+def test_short_form_takes_lists_and_extends_an_inherited_one():
+    first = settings_from({"DEPTH": 3, "STEPS": [1, 2]})
+    second = settings_from({"MORE": 1}, first)
+    assert second.cfg_defaults() == {"PREC": "fp16", "DEPTH": 3, "STEPS": [1, 2], "MORE": 1}
+    assert second().STEPS is not second().STEPS
+
+
+def test_fields_of_union_types_take_any_of_them():
+    @dataclass(frozen=True)
+    class Unions(MethodSettings):
+        A: Optional[int] = 1  # noqa: UP045 - the older spelling
+        B: Union[int, list] = 2  # noqa: UP007
+
+    assert Unions.flexible() == ["A", "B"]
+
+
+def test_methods_may_share_a_section():
+    """As KgCoOp, whose published YAML files set TRAINER.COOP.*"""
+
+    @TRAINER_REGISTRY.register()
+    class Sharing(trainers.PromptTrainer):
+        defaults = {"W": 8.0, "N_CTX": 4}
+
+        @classmethod
+        def section(cls):
+            return "COOP"
+
+    try:
+        cfg = setup_cfg(parse_arguments(["--trainer", "Sharing", "TRAINER.COOP.W", "2.0"]))
+        assert dict(cfg.TRAINER.COOP) == {"PREC": "fp16", "W": 2.0, "N_CTX": 4}
+        cfg = setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CSC", "True"]))
+        assert cfg.TRAINER.COOP.CSC and "W" not in cfg.TRAINER.COOP
+        with pytest.raises(ValueError, match="unknown config key TRAINER.COOP.W"):
+            setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.W", "2.0"]))
+    finally:
+        del TRAINER_REGISTRY._obj_map["Sharing"]

@@ -22,6 +22,7 @@ with required_packages():
 
     from clip.random_weights import random_clip
     from common.files import replacing
+    from experiments.arguments import at_least
     from experiments.session import cli_main
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="where to write it: .pt, or .safetensors")
     parser.add_argument("--arch", default="ViT-B-16", choices=open_clip.list_models(), metavar="ARCH")
-    parser.add_argument("--embed-dim", type=int)
+    parser.add_argument("--embed-dim", type=at_least(1))
     for flag, size in {
         "--image-size": "vision.image_size",
         "--patch-size": "vision.patch_size",
@@ -38,7 +39,7 @@ def main() -> None:
         "--text-width": "text.width",
         "--text-layers": "text.layers",
     }.items():
-        parser.add_argument(flag, type=int, dest=size)
+        parser.add_argument(flag, type=at_least(1), dest=size)
     add_common_options(parser)
     args = vars(parser.parse_args())
     towers = {

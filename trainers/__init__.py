@@ -22,10 +22,17 @@ def methods() -> dict[str, type[PromptTrainer]]:
     return {name: method for name, method in found if isinstance(method, type) and issubclass(method, PromptTrainer)}
 
 
-def extend_cfg(cfg: CfgNode) -> None:
-    """Add the settings of every method to a Dassl configuration, as TRAINER.<NAME IN CAPITALS>."""
-    for method in methods().values():
-        cfg.TRAINER[method.section()] = CfgNode(method.Settings.cfg_defaults())
+def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
+    """Add the settings of every method to a Dassl configuration, as TRAINER.<NAME IN CAPITALS>.
+
+    Args:
+        cfg: changed in place.
+        chosen: the method that will read it. Where several methods share a section, it has this one's keys.
+    """
+    found = methods()
+    for method in sorted(found.values(), key=lambda method: method.__name__ != chosen):
+        if method.section() not in cfg.TRAINER:
+            cfg.TRAINER[method.section()] = CfgNode(method.Settings.cfg_defaults())
 
 
 def per_layer_keys() -> set[str]:
@@ -33,13 +40,13 @@ def per_layer_keys() -> set[str]:
     return {f"TRAINER.{m.section()}.{key}" for m in methods().values() for key in m.Settings.flexible()}
 
 
-def fill_defaults(cfg: CfgNode) -> None:
+def fill_defaults(cfg: CfgNode, chosen: str = "") -> None:
     """Give the keys of `per_layer_keys` their defaults where nothing has set them."""
-    for method in methods().values():
-        node = cfg.TRAINER.get(method.section(), {})
-        node.update(
-            {key: getattr(method.Settings(), key) for key in method.Settings.flexible() if node.get(key) is None}
-        )
+    for method in sorted(methods().values(), key=lambda method: method.__name__ != chosen):
+        node, defaults = cfg.TRAINER.get(method.section(), {}), method.Settings()
+        for key in method.Settings.flexible():
+            if key in node and node[key] is None:
+                node[key] = getattr(defaults, key)
 
 
 __all__ = ["PromptTrainer", "extend_cfg", "fill_defaults", "methods", "per_layer_keys"]

@@ -20,7 +20,7 @@ from clip import CLIP, TOWERS, Schedule, TextPrompts, compiled_towers, is_vit, l
 from common.errors import UsageError
 from common.version import __version__
 
-from .checkpoints import find_checkpoint, select_prompts
+from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .settings import MethodSettings, settings_from
 
 
@@ -112,7 +112,9 @@ class PromptTrainer(TrainerX):
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
-            cls.Settings = settings_from(cls.defaults)
+            if "Settings" in vars(cls):
+                raise TypeError(f"{cls.__name__} has both Settings and defaults: define one of them")
+            cls.Settings = settings_from(cls.defaults, cls.Settings)
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
     @classmethod
@@ -201,9 +203,9 @@ class PromptTrainer(TrainerX):
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
 
     def compile_towers(self) -> None:
-        """MODEL.COMPILE: put the towers' layers through torch.compile, or say why not."""
+        """MODEL.COMPILE: put the towers' layers through torch.compile, or print why not."""
         if self.device.type != "cuda" or self.model.towers is not TOWERS["fast"] or find_spec("triton") is None:
-            print("MODEL.COMPILE is ignored: it takes a GPU, Triton and the fast towers")
+            print("MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers")
         else:
             self.model.towers = compiled_towers()
 
@@ -289,7 +291,7 @@ class PromptTrainer(TrainerX):
             return
         path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__)
         checkpoint = load_checkpoint(path)
-        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"state_dict", "epoch"}:
+        if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
         module, metadata = self.saved_module(), self.checkpoint_metadata()
         module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))

@@ -32,6 +32,8 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str)
         for name in checkpoint_names(place, epoch):
             if os.path.isfile(os.path.join(place, name)):
                 return os.path.join(place, name)
+    if not os.path.isdir(directory):
+        raise UsageError(f"there is no folder {directory}", "check --model-dir", directory)
     expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
     raise UsageError(f"no {method} checkpoint {expected}", "check --model-dir and --load-epoch", expected)
 
@@ -48,6 +50,16 @@ def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
         numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
         names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
     return names
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether a file's content has the form of a checkpoint: tensors by name, an epoch, and perhaps metadata."""
+    if not isinstance(content, dict) or not content.keys() >= {"state_dict", "epoch"}:
+        return False
+    state, metadata = content["state_dict"], content.get("metadata") or {}
+    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+    settings = metadata.get("settings") if isinstance(metadata, dict) else 0
+    return tensors and all(isinstance(key, str) for key in state) and isinstance(settings, dict | None)
 
 
 def select_prompts(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import partial
 from types import UnionType
-from typing import Any, get_type_hints
+from typing import Any, Union, get_origin, get_type_hints
 
 from common.errors import UsageError
 
@@ -38,10 +40,12 @@ class MethodSettings:
         Raises:
             UsageError: negative numbers, or a list of another length.
         """
+        if layers < 0:
+            raise UsageError(f"{named} is {layers}", "it must be 0 or more")
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
         if len(numbers) != layers or not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise UsageError(f"{key} is {value}", f"give one number >= 0, or a list of {named} = {layers} of them")
+            raise UsageError(f"{key} is {value!r}", f"give one number >= 0, or a list of {named} = {layers} of them")
         return numbers
 
     @classmethod
@@ -53,7 +57,7 @@ class MethodSettings:
     @classmethod
     def flexible(cls) -> list[str]:
         """Names of the fields that take values of several types."""
-        return [name for name, kind in get_type_hints(cls).items() if isinstance(kind, UnionType)]
+        return [name for name, kind in get_type_hints(cls).items() if get_origin(kind) in (Union, UnionType)]
 
     @classmethod
     def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
@@ -69,11 +73,7 @@ class MethodSettings:
             raise UsageError(f"TRAINER.{section}.{error.what}", error.remedy) from error
 
 
-def settings_from(defaults: Mapping[str, Any]) -> type[MethodSettings]:
-    """A settings class from a mapping of defaults, for a method whose settings need no checks."""
-    return make_dataclass(
-        "ShortSettings",
-        [(key, type(value), field(default=value)) for key, value in defaults.items()],
-        bases=(MethodSettings,),
-        frozen=True,
-    )
+def settings_from(defaults: Mapping[str, Any], base: type[MethodSettings] = MethodSettings) -> type[MethodSettings]:
+    """A settings class from a mapping of defaults, added to those of `base`; no checks of its own."""
+    items = [(key, type(value), field(default_factory=partial(deepcopy, value))) for key, value in defaults.items()]
+    return make_dataclass("ShortSettings", items, bases=(base,), frozen=True)

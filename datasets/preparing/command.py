@@ -185,7 +185,7 @@ def check(names: list[str], args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    every = args.names == ["all"] or (not args.names and (args.list or args.check))
+    every = "all" in args.names[:1] or (not args.names and (args.list or args.check))
     names = list(dict.fromkeys(downloadable() if every else args.names))
     if not names:
         raise UsageError("no dataset is given", "python tools/prepare.py --list shows their names")
@@ -198,8 +198,7 @@ def main(argv: list[str] | None = None) -> None:
             check(names, args)
         else:
             prepare(names, args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `head` has read enough; Python would flush once more at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `head` has read enough
+        raise
     except OSError as error:
         raise as_usage_error(error) from None

@@ -104,9 +104,9 @@ class LocalExecutor:
 
     def call(self, run: Run) -> str | None:
         """Execute the run in an idle process, or in a new one; a process that died is not used again."""
-        if self.idle:
+        try:
             worker = self.idle.pop()
-        else:
+        except IndexError:  # no process is idle: another thread may have taken the last one just now
             worker = Worker(self.threads)
             self.started.append(worker)
             if self.stopping:  # since before the process was in the list

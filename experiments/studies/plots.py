@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from clip import load_backbone
+from common.files import replacing
 from trainers import PromptTrainer
 
 from ..configuration import parse_arguments, setup_cfg
@@ -46,7 +47,9 @@ def draw(summary: Summary, folder: Path) -> Iterator[tuple[Picture, list[Path]]]
             continue
         files = [folder / f"{picture.name}.{kind}" for kind in ("png", "svg")]
         for file in files:
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+            kind = file.suffix[1:]
+            with replacing(file) as partial:
+                figure.savefig(partial, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
         plt.close(figure)
         yield picture, files
 

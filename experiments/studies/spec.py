@@ -1,5 +1,6 @@
 """A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up to."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -52,6 +53,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         choose(self.method, trainers.methods(), "trainer")
+        if "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
+            raise UsageError(f"the name {self.name!r} has a slash or starts with a dot", "use another one")
         folder = self.config_file.parent
         for config in filter(None, (self.cfg, self.cross_cfg)):
             if not (folder / f"{config}.yaml").is_file():
@@ -213,7 +216,7 @@ class Study:
 
 def check_numbers(key: str, values: Iterable, kind, least: int) -> None:
     for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool) or value < least:
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
             numbers = "integers" if kind is int else "numbers"
             raise UsageError(f"{key} has the value {value!r}", f"give {numbers} >= {least}")
 

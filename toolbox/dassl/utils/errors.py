@@ -9,12 +9,7 @@ class UsageError(ValueError):
     Args:
         message (str): one line. When a ``DataLoader`` worker raises a UsageError, torch raises it again in the main
             process with the worker's traceback as its message; only the original line is kept then.
-
-    Attributes:
-        one_line (bool): True; a program can print the error without a traceback.
     """
-
-    one_line = True
 
     def __init__(self, message):
         super().__init__(self._own_line(str(message)))
