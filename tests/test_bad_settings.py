@@ -31,7 +31,7 @@ CASES = {
     "negative in a list": (["TRAINER.MPL.N_ADD_OP", "[1, -1]"], ["TRAINER.MPL.N_ADD_OP is [1, -1]", "number >= 0"]),
     "too short a list": (["TRAINER.MPL.N_ADD_OP", "[1]"], ["TRAINER.MPL.N_ADD_OP is [1]", "PROMPT_DEPTH - 1 = 2"]),
     "too long a list": (["TRAINER.MPL.N_RM_OP", "[1, 1, 1]"], ["TRAINER.MPL.N_RM_OP is [1, 1, 1]", "PROMPT_DEPTH - 1"]),
-    "no list of numbers": (["TRAINER.MPL.N_ADD_OP", "two"], ["TRAINER.MPL.N_ADD_OP is two", "list"]),
+    "no list of numbers": (["TRAINER.MPL.N_ADD_OP", "two"], ["TRAINER.MPL.N_ADD_OP is 'two'", "list"]),
     "half a prompt": (["TRAINER.MPL.N_ADD_OP", 1.5], ["TRAINER.MPL.N_ADD_OP is 1.5", "list"]),
     "too deep": (["TRAINER.MPL.PROMPT_DEPTH", 5], ["TRAINER.MPL.PROMPT_DEPTH is 5", "4 layers"]),
     "depth 0": (["TRAINER.MPL.PROMPT_DEPTH", 0], ["PROMPT_DEPTH 0", "start at 1"]),

@@ -50,9 +50,9 @@ def study_from(content: dict) -> Study:
     if not isinstance(entries, dict):
         raise UsageError("the study has no trainers", EXAMPLE)
     kinds = get_type_hints(Study)
-    values = {
-        key: convert(value, kinds[key]) for key, value in content.items() if key != "trainers" and value is not None
-    }
+    given = {key: value for key, value in content.items() if key != "trainers"}
+    empty_paths = [key for key, value in given.items() if value is None and kinds.get(key) is Path]  # the default
+    values = {key: convert(value, kinds[key]) for key, value in given.items() if key not in empty_paths}
     return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
 
 
