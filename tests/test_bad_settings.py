@@ -95,7 +95,10 @@ def evaluate(eurosat, backbone, tmp_path, model_dir, *overrides, options=()):
 
 
 def test_missing_model_dir(refused, eurosat, tiny, tmp_path):
-    refused(evaluate(eurosat, tiny, tmp_path, tmp_path / "nowhere"), f"no MPL checkpoint {tmp_path}/nowhere/")
+    refused(
+        evaluate(eurosat, tiny, tmp_path, tmp_path / "nowhere"),
+        f"there is no folder {tmp_path}/nowhere: check --model-dir",
+    )
 
 
 def test_nothing_to_evaluate(refused, eurosat, tiny, tmp_path):

@@ -45,7 +45,7 @@ def test_compiled_towers_train_and_predict_the_same(build, graphs, method):
 
 def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
     trainer = build("CoOp", options=("MODEL.COMPILE", True))
-    assert "MODEL.COMPILE is ignored: it takes a GPU, Triton and the fast towers\n" in capsys.readouterr().out
+    assert "MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers\n" in capsys.readouterr().out
     assert trainer.model.towers is TOWERS["fast"]
 
 

@@ -27,7 +27,7 @@ def blocks(file: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the project with the method of docs/methods.md in it, and nothing else changed."""
+    """A copy of the project with the method of docs/methods.md in it; nothing else changes but the number of epochs."""
     root = tmp_path_factory.mktemp("fresh") / "project"
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -42,6 +42,9 @@ def copy(tmp_path_factory):
         assert not (root / name).exists()
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    settings = root / "configs/trainers/small.yaml"
+    assert "MAX_EPOCH: 20" in settings.read_text()
+    settings.write_text(settings.read_text().replace("MAX_EPOCH: 20", "MAX_EPOCH: 1"))  # to save time
     return root
 
 

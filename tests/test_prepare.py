@@ -23,6 +23,7 @@ from datasets.preparing import command as program
 from datasets.preparing import fetch, sources
 from datasets.preparing.check import Difference, inspect, report, unreadable_images
 from datasets.preparing.sources import downloadable, find
+from experiments.session import cli_main
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/datasets.md").read_text()
@@ -208,7 +209,10 @@ def test_fewshot_accepts_a_closed_pipe(publish, monkeypatch):
     os.close(reader)
     with open(writer, "w") as closed, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", closed)
-        program.main([str(argument) for argument in arguments])
+        patch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli_main(program.main)
+    assert end.value.code == 0
 
 
 def test_fewshot_needs_only_the_split(prepare, publish, capsys, tmp_path):

@@ -89,6 +89,7 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("workers", "final", "prec"), [(2, "best_val", "fp32"), (0, "last_step", "fp32"), (0, "last_step", "amp")]
 )
+@pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final, prec):
     opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", final)
     opts = (*opts, "OPTIM.LR", 0.02, "TRAINER.TINYPROMPT.PREC", prec)
