@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 
 __version__ = "1.0.0"
+# The files that a result depends on; a virtual environment beside them is not a change.
+COMPUTING = ("train.py", "clip", "common", "configs", "datasets", "experiments", "toolbox", "trainers")
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 
@@ -12,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 def source() -> dict:
     """`version`, `commit` (None outside a git checkout), and `dirty`: whether code or settings differ from it."""
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", "*.py", "*.yaml") if commit else None
+    changed = git("status", "--porcelain", "--", *COMPUTING) if commit else None
     return {"version": __version__, "commit": commit, "dirty": None if changed is None else bool(changed)}
 
 
