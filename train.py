@@ -10,11 +10,16 @@ folder. The same command resumes a run that was cut off from its last complete e
 from common.start import required_packages
 
 with required_packages():
-    from experiments.configuration import extend_cfg, parse_arguments, setup_cfg
-    from experiments.run import main
+    from experiments.arguments import parse_arguments
     from experiments.session import cli_main
 
-__all__ = ["extend_cfg", "main", "parse_arguments", "setup_cfg"]
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)  # first, as help and wrong options do not need to wait for torch
+    with required_packages():
+        from experiments.run import train_and_test
+    train_and_test(args)
+
 
 if __name__ == "__main__":
     cli_main(main)

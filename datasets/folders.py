@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 from dassl.data.datasets import Datum
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .base import DatasetError, FewShotDataset, Items, UnknownClassError
+
+# As torchvision's datasets.ImageFolder
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Classes = dict[str, tuple[int, str]]  # label and class name by folder
 

@@ -31,11 +31,10 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
         trainer: after its test.
         epochs: the epochs behind the prompts that were tested.
     """
-    import open_clip  # here, as readers of results do without them
-    import torch
-    import torchvision
+    import torch  # here, as readers of results do without it
 
     from .configuration import flatten
+    from .environment import versions
 
     measured = getattr(trainer, "test_results", None) or {}
     device, settings = trainer.device, flatten(cfg)
@@ -52,12 +51,7 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **source(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "open_clip": open_clip.__version__,
-        },
+        "versions": versions(),
     }
     write_text(Path(cfg.OUTPUT_DIR, FILE), json.dumps(content, indent=1) + "\n")
 

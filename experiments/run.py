@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from dassl.engine import build_trainer
-from dassl.utils import collect_env_info, set_random_seed
+from dassl.utils import set_random_seed
 from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError
 
-from .configuration import parse_arguments, setup_cfg
+from .arguments import parse_arguments
+from .configuration import setup_cfg
+from .environment import environment
 from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
 from .results import FILE as RESULTS
 from .results import write_results
@@ -21,9 +23,13 @@ from .results import write_results
 
 def main(argv: list[str] | None = None) -> None:
     """Arguments -> configuration -> trainer -> results.json, which is written last."""
+    train_and_test(parse_arguments(argv))
+
+
+def train_and_test(args: Namespace) -> None:
+    """`main` with its arguments parsed."""
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    args = parse_arguments(argv)
     cfg = setup_cfg(args)
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
     check_same_settings(cfg, finished)
@@ -74,7 +80,8 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print("Arguments:", *(f"  {key}: {value}" for key, value in sorted(vars(args).items())), sep="\n")
-    print(f"Configuration:\n{cfg}\nEnvironment:\n{collect_env_info()}\n")
+    print(f"Configuration:\n{cfg}\n\nEnvironment:")
+    print(*(f"  {key}: {value}" for key, value in environment().items()), sep="\n")
     trainer = build_trainer(cfg)
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:

@@ -167,11 +167,9 @@ def ended(capsys):
 @pytest.fixture
 def launch(ended, monkeypatch, one_thread):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
-    import experiments.run
     from experiments.run import main
     from experiments.session import cli_main
 
-    monkeypatch.setattr(experiments.run, "collect_env_info", str)  # the real one takes seconds
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
     return lambda *arguments: ended(lambda: cli_main(lambda: main([str(argument) for argument in arguments])))
 

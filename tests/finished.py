@@ -5,7 +5,8 @@ import subprocess
 import time
 import zlib
 
-from experiments.configuration import parse_arguments, setup_cfg
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
 from experiments.studies.spec import Run, Study
 
 TIMES = ("train_seconds", "test_seconds", "date")

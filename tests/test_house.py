@@ -13,8 +13,9 @@ import experiments.configuration
 import trainers
 from common.start import ROOT
 from common.version import __version__
+from experiments.arguments import parse_arguments
 from experiments.configs import default_config
-from experiments.configuration import parse_arguments, setup_cfg
+from experiments.configuration import setup_cfg
 
 # The public API of the published Dassl 0.6.3, as far as plugins use it.
 PUBLISHED = {

@@ -20,7 +20,7 @@ from published import PACKED, all_below, change_file, files_below, listing
 from trees import NAMES, write_image
 
 from datasets.preparing import command as program
-from datasets.preparing import fetch, sources
+from datasets.preparing import sources
 from datasets.preparing.check import Difference, inspect, report, unreadable_images
 from datasets.preparing.sources import downloadable, find
 from experiments.session import cli_main
@@ -60,7 +60,7 @@ def test_files_come_from_their_addresses_without_a_mirror(prepare, publish, monk
         assert id == "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"
         Path(output).write_bytes(publish.server.files["/eurosat/split_zhou_EuroSAT.json"])
 
-    monkeypatch.setattr(fetch.gdown, "download", download)
+    monkeypatch.setattr("gdown.download", download)
     assert prepare("eurosat", mirror="").status == 0
     assert prepare("--check", "eurosat").status == 0
 

@@ -164,6 +164,6 @@ def test_files_from_gdown_are_verified(content, drive, monkeypatch, tmp_path):
         if content:
             (tmp_path / "data" / NAME).write_bytes(content)
 
-    monkeypatch.setattr(fetch.gdown, "download", download)
+    monkeypatch.setattr("gdown.download", download)
     refused(drive, tmp_path / "data", "a web page" if content else "gdown received nothing")
     assert os.listdir(tmp_path / "data") == []

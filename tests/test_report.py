@@ -12,7 +12,8 @@ import pytest
 import yaml
 from finished import finish, finish_all
 
-from experiments.configuration import parse_arguments, setup_cfg
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
 from experiments.session import cli_main
 from experiments.studies import command
 from experiments.studies.progress import collect_results

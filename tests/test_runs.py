@@ -14,7 +14,8 @@ from drawn import SMALL, arguments, error_lines
 
 from common.start import ROOT
 from common.version import source
-from experiments.configuration import parse_arguments, setup_cfg
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
 
 RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
 

@@ -9,7 +9,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 import trainers
 from common.errors import UsageError
-from experiments.configuration import extend_cfg, merge_pairs, parse_arguments, setup_cfg
+from experiments.arguments import parse_arguments
+from experiments.configuration import extend_cfg, merge_pairs, setup_cfg
 from trainers.compat import other_methods
 from trainers.settings import MethodSettings, PerLayer, settings_from
 

@@ -9,7 +9,8 @@ import yaml
 from finished import finish, finish_all
 
 from common.errors import UsageError
-from experiments.configuration import parse_arguments, setup_cfg
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
 from experiments.session import cli_main
 from experiments.studies import command
 from experiments.studies.study_file import load

@@ -17,7 +17,8 @@ from clip import tokenize
 from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.configuration import parse_arguments, setup_cfg
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
 from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.prompts import move_class_tokens

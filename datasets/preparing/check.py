@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from common.errors import UsageError
 
 from ..base import DatasetError, FewShotDataset
+from ..folders import IMG_EXTENSIONS
 from .arrange import WORK, Preparation
 from .sources import Source, image_paths, images_by_split, missing_images
 

@@ -4,7 +4,6 @@ import re
 import time
 from pathlib import Path
 
-import gdown
 import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
@@ -180,6 +179,8 @@ def root_cause(error: BaseException) -> BaseException:
 
 def download_from_drive(file: File, target: Path) -> None:
     """Download from Google Drive with gdown, which resumes from a .part file of its own."""
+    import gdown  # slow to import, and few files need it
+
     try:
         gdown.download(id=file.drive, output=str(target), resume=True)
     except Exception as error:  # its exceptions changed with its versions

@@ -10,8 +10,9 @@ from typing import Protocol
 from dassl.data.datasets import build_dataset
 from tqdm import tqdm
 
+from ..arguments import parse_arguments
 from ..configs import CONFIGS
-from ..configuration import parse_arguments, setup_cfg
+from ..configuration import setup_cfg
 from ..results import read_results
 from .spec import Run, RunSequence, Study
 from .worker import Worker, WorkerDied, record_error

@@ -19,7 +19,8 @@ from clip import load_backbone
 from common.files import replacing
 from trainers import PromptTrainer
 
-from ..configuration import parse_arguments, setup_cfg
+from ..arguments import parse_arguments
+from ..configuration import setup_cfg
 from .spec import Run
 from .tables import Summary, shots_label
 

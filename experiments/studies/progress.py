@@ -10,7 +10,8 @@ from statistics import fmean
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..configuration import parse_arguments, setup_cfg
+from ..arguments import parse_arguments
+from ..configuration import setup_cfg
 from ..output_folder import check_same_settings
 from ..results import read_results
 from .spec import Run, Study

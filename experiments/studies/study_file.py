@@ -8,7 +8,8 @@ import yaml
 
 from common.errors import UsageError, choose
 
-from ..configuration import parse_arguments, setup_cfg
+from ..arguments import parse_arguments
+from ..configuration import setup_cfg
 from .spec import Study, Variant
 
 EXAMPLE = "see studies/small.yaml"

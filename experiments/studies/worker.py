@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from common.files import write_text
 
-from ..configuration import parse_arguments
+from ..arguments import parse_arguments
 from ..run import main
 
 ERROR, LOCK = "error.txt", ".lock"  # beside a run's results.json

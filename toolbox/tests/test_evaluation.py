@@ -8,6 +8,7 @@ from dassl.config import get_cfg_default
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.utils import UsageError
+from sklearn.metrics import f1_score
 
 # 5 images of class 0, 3 of class 1, 2 of class 3; class 2 does not occur but is predicted once.
 TRUE = [0, 0, 0, 0, 0, 1, 1, 1, 3, 3]
@@ -18,10 +19,10 @@ def logits(pred, n_classes=4):
     return torch.nn.functional.one_hot(torch.tensor(pred), n_classes).float()
 
 
-def evaluate(cfg, true=TRUE, pred=PRED, **kwargs):
+def evaluate(cfg, true=TRUE, pred=PRED, n_classes=4, **kwargs):
     evaluator = build_evaluator(cfg, **kwargs)
     for start in range(0, len(true), 4):
-        evaluator.process(logits(pred[start : start + 4]), torch.tensor(true[start : start + 4]))
+        evaluator.process(logits(pred[start : start + 4], n_classes), torch.tensor(true[start : start + 4]))
     return evaluator.evaluate()
 
 
@@ -98,3 +99,10 @@ def test_compute_accuracy():
     assert [top.item() for top in (top1, top2, top3)] == [25.0, 50.0, 100.0]
     assert top1.shape == (1,)
     assert compute_accuracy((output, None), target)[0].item() == 25.0
+
+
+def test_macro_f1_is_that_of_scikit_learn(cfg):
+    true, noise = (torch.randint(1, 7, (300,), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    pred = torch.where(noise > 3, true, noise)  # label 0 does not occur
+    expected = f1_score(true, pred, average="macro", labels=true.unique(), zero_division=0)
+    assert evaluate(cfg, true.tolist(), pred.tolist(), 7)["macro_f1"] == pytest.approx(100 * expected, abs=1e-10)

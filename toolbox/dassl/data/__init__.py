@@ -1,5 +1,5 @@
 """Datasets, transforms, samplers, and the `DataManager` that builds data loaders from them."""
 
-from dassl.data.data_manager import DataManager, DatasetWrapper, build_data_loader
+from dassl.utils.lazy import lazy_names
 
-__all__ = ["DataManager", "DatasetWrapper", "build_data_loader"]
+__getattr__, __all__ = lazy_names(__name__, {"data_manager": "DataManager DatasetWrapper build_data_loader"})

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from dassl.utils import UsageError, mkdir_if_missing
-from sklearn.metrics import confusion_matrix, f1_score
 
 from .build import EVALUATOR_REGISTRY
 
@@ -87,8 +86,7 @@ class Classification(EvaluatorBase):
         accuracy = 100.0 * self._correct / self._total
         error = 100.0 - accuracy
         labels = sorted(set(self._y_true))
-        # A class without predictions has F1 = 0, without a warning.
-        macro_f1 = 100.0 * float(f1_score(self._y_true, self._y_pred, average="macro", labels=labels, zero_division=0))
+        macro_f1 = 100.0 * sum(self._f1(labels)) / len(labels)
         results = OrderedDict(accuracy=accuracy, error_rate=error, macro_f1=macro_f1)
         print(
             "=> result\n"
@@ -106,8 +104,7 @@ class Classification(EvaluatorBase):
 
     def _report_classes(self, labels):
         """Print the accuracy of each class; return their mean in percent."""
-        totals = Counter(self._y_true)
-        corrects = Counter(true for true, pred in zip(self._y_true, self._y_pred, strict=True) if true == pred)
+        totals, corrects = Counter(self._y_true), self._count_correct()
         print("=> per-class result")
         accuracies = []
         for label in labels:
@@ -123,7 +120,20 @@ class Classification(EvaluatorBase):
         print(f"* average: {mean:.1f}%")
         return mean
 
+    def _f1(self, labels):
+        """F1 of each label, 2 TP / (true + predicted); 0 for a class without correct predictions.
+
+        Counted here, because every run would wait a second for the import of scikit-learn.
+        """
+        true, predicted, correct = Counter(self._y_true), Counter(self._y_pred), self._count_correct()
+        return [2 * correct[label] / (true[label] + predicted[label]) for label in labels]
+
+    def _count_correct(self):
+        return Counter(true for true, pred in zip(self._y_true, self._y_pred, strict=True) if true == pred)
+
     def _save_confusion_matrix(self):
+        from sklearn.metrics import confusion_matrix  # takes a second, and is rarely needed
+
         matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         mkdir_if_missing(path.parent)

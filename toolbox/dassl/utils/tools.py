@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import torch
 from PIL import Image
 
 from .errors import ImageError, UsageError
@@ -60,6 +59,8 @@ def write_json(obj, fpath):
 
 def set_random_seed(seed):
     """Seed the generators of random, numpy, torch and torch.cuda (all devices)."""
+    import torch  # takes a second, and not every command needs it
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -68,6 +69,8 @@ def set_random_seed(seed):
 
 def download_url(url, dst):
     """Download ``url`` to the file ``dst``, with a progress bar; a failed download leaves no file."""
+    import torch
+
     print(f'* url="{url}"\n* destination="{dst}"')
     torch.hub.download_url_to_file(url, os.fspath(dst))
 

@@ -5,9 +5,7 @@ import os
 import random
 from collections import defaultdict
 
-import gdown
 from dassl.utils import UsageError, check_availability, download_url, mkdir_if_missing
-from torchvision.datasets.utils import extract_archive
 
 
 class Datum:
@@ -163,6 +161,8 @@ class DatasetBase:
         mkdir_if_missing(folder)
         try:
             if from_gdrive:
+                import gdown  # as torchvision, slow to import and rarely needed
+
                 gdown.download(url, dst, quiet=False)
             else:
                 download_url(url, dst)
@@ -170,6 +170,8 @@ class DatasetBase:
             reason = str(error).strip().split("\n")[0]
             raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
         print(f"Extracting {dst}")
+        from torchvision.datasets.utils import extract_archive
+
         try:
             extract_archive(dst, folder)
         except Exception as error:

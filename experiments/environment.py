@@ -1,0 +1,36 @@
+"""The machine and the software of a run, for its log and its results."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = {"torchvision": "torchvision", "open_clip": "open_clip_torch"}  # importing them takes time
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that the figures depend on."""
+    libraries = {name: version(package) for name, package in PACKAGES.items()}
+    return {"python": platform.python_version(), "torch": torch.__version__, **libraries}
+
+
+def environment() -> dict[str, str]:
+    """What a bug report needs."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        **versions(),
+        "numpy": version("numpy"),
+        "Pillow": version("pillow"),
+        "system": platform.platform(),
+        "processor": f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})",
+    }
+
+
+def processor() -> str:
+    """Its name, from Linux where `platform` does not know it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
