@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clip import Edit, TextPrompts, fast, plain
+from clip.blocks import is_standard
+from clip.layout import layout_of, token_layout
 
 LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -97,7 +99,7 @@ def test_shared_beginning_of_names_is_computed_once(clip):
     names = [[2, 3, 4], [2, 3, 5], [2, 4], [6], [6]]
     ctx = leaf(2, WIDTH)
     prompts = TextPrompts(rows(names, 2, [7]), ctx)
-    layout = fast.token_layout(prompts)
+    layout = token_layout(prompts)
     assert layout.prefix == 4  # SOS, two vectors, the word
     beginnings = {tuple([*name, EOT][:length]) for name in names for length in range(1, len(name) + 2)}
     assert len(layout.row) == len(beginnings) == 10
@@ -108,7 +110,7 @@ def test_shared_beginning_of_names_is_computed_once(clip):
 
 def test_layout_of_the_example_in_its_documentation():
     audi, bmw, s4, s5 = range(2, 6)
-    layout = fast.token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
+    layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
     assert layout.prefix == 3
     assert layout.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
     assert layout.packed_index.tolist() == [0, 6, 1, 4, 7, 2, 5]
@@ -117,10 +119,10 @@ def test_layout_of_the_example_in_its_documentation():
 
 def test_layout_is_computed_once_for_each_text():
     prompts = TextPrompts(rows([[2], [3]], 2, []), torch.zeros(2, WIDTH))
-    layout = fast.layout_of(prompts)
-    assert fast.layout_of(replace(prompts, ctx=torch.ones(2, WIDTH))) is layout
-    assert fast.layout_of(replace(prompts, ids=prompts.ids.clone())) is not layout
-    assert fast.layout_of(replace(prompts, ctx=torch.zeros(1, WIDTH))) is not layout
+    layout = layout_of(prompts)
+    assert layout_of(replace(prompts, ctx=torch.ones(2, WIDTH))) is layout
+    assert layout_of(replace(prompts, ids=prompts.ids.clone())) is not layout
+    assert layout_of(replace(prompts, ctx=torch.zeros(1, WIDTH))) is not layout
 
 
 @pytest.mark.parametrize("edited", ["ids", "slots"])
@@ -139,14 +141,14 @@ def test_layout_is_computed_again_after_an_edit_in_place(clip, edited):
 def test_layout_of_edited_inference_tensors_is_computed_again():
     with torch.inference_mode():
         prompts = TextPrompts(rows([[2], [3]], 0, []))
-        assert fast.layout_of(prompts).prefix == 1
+        assert layout_of(prompts).prefix == 1
         prompts.ids[1, 1] = 2
-        assert fast.layout_of(prompts).prefix == 2
+        assert layout_of(prompts).prefix == 2
 
 
 def test_cached_layout_keeps_no_tensor_alive():
     prompts = TextPrompts(rows([[2], [3]], 2, []), torch.zeros(2, WIDTH), torch.tensor([[1, 2], [1, 2]]))
-    layout = weakref.ref(fast.layout_of(prompts))
+    layout = weakref.ref(layout_of(prompts))
     tensors = [weakref.ref(tensor) for tensor in (prompts.ids, prompts.slots, prompts.ctx)]
     del prompts
     gc.collect()
@@ -193,8 +195,8 @@ def test_vision_prompts_by_image(clip):
 
 def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
     odd = small_clip({"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}).double()
-    assert not fast.is_standard(odd.visual.transformer)
-    assert not fast.is_standard(odd.transformer)
+    assert not is_standard(odd.visual.transformer)
+    assert not is_standard(odd.transformer)
     ids = torch.tensor([[1, 2, 49407, *[0] * 74]])
     assert_same("encode_text", (odd, TextPrompts(ids)), [])
     assert_same("encode_image", (odd, torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]), [])

@@ -1,0 +1,55 @@
+"""The steps of one of CLIP's transformer blocks, so that a tower can leave out those that it does not need."""
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
+from torch import Tensor, nn
+
+
+def is_standard(transformer: Transformer) -> bool:
+    """Whether all blocks are CLIP's own, which the functions below take apart."""
+    return transformer.batch_first and all(
+        type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
+        for block in transformer.resblocks
+    )
+
+
+def qkv(block: ResidualAttentionBlock, x: Tensor, queries_from: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the tokens `queries_from`, keys and values of all tokens `x`."""
+    weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
+    if queries_from is x:
+        q, k, v = F.linear(block.ln_1(x), weight, bias).chunk(3, dim=-1)
+        return q, k, v
+    k, v = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
+    return F.linear(block.ln_1(queries_from), weight[:width], bias[:width]), k, v
+
+
+def attention(
+    block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Multi-head attention of (batch, tokens, width), before the output projection."""
+    q, k, v = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """The block's output from its input and the result of attention."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    hidden = block.mlp.c_fc(block.ln_2(x))
+    quick = isinstance(block.mlp.gelu, QuickGELU)
+    hidden = QuickGELUFunction.apply(hidden) if quick else block.mlp.gelu(hidden)
+    return x + block.ls_2(block.mlp.c_proj(hidden))
+
+
+class QuickGELUFunction(torch.autograd.Function):
+    """x sigmoid(1.702 x) = silu(z) / 1.702 with z = 1.702 x: its derivative is silu'(z), computed in one pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        z = 1.702 * x
+        ctx.save_for_backward(z)
+        return F.silu(z).div_(1.702)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
