@@ -117,6 +117,23 @@ class PromptTrainer(TrainerX):
             cls.Settings = settings_from(cls.defaults, cls.Settings)
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
+    def __init__(self, cfg: CfgNode, data: Any = None, clip: CLIP | None = None):
+        """
+        Args:
+            cfg: the configuration.
+            data: takes the place of Dassl's data manager, where there are no images (`classifier.ClassNames`).
+            clip: the backbone, if it is loaded already.
+        """
+        self.given_data, self.given_clip = data, clip
+        super().__init__(cfg)
+
+    def build_data_loader(self) -> None:
+        if self.given_data is None:
+            super().build_data_loader()
+        else:
+            self.dm = self.given_data
+            self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
+
     @classmethod
     def section(cls) -> str:
         """The method's key under TRAINER."""
@@ -180,8 +197,10 @@ class PromptTrainer(TrainerX):
         if prec == "fp16" and cpu:
             print("PREC fp16 needs a GPU: computing in fp32")
             prec = "fp32"
-        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp16" if prec == "fp16" else "fp32")
+        clip = self.given_clip
+        if clip is None:
+            print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+            clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp16" if prec == "fp16" else "fp32")
         check_input(cfg, clip)
 
         towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
@@ -293,13 +312,25 @@ class PromptTrainer(TrainerX):
         checkpoint = load_checkpoint(path)
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
+        self.load_prompts(checkpoint, path)
+        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
+
+    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """Load the learned prompts among everything that a checkpoint holds.
+
+        Args:
+            checkpoint: its content.
+            path: where it is from, for errors.
+
+        Raises:
+            UsageError: as for `load_model`.
+        """
         module, metadata = self.saved_module(), self.checkpoint_metadata()
         module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         learned_on = (checkpoint.get("metadata") or {}).get("backbone", metadata["backbone"])
         if learned_on != metadata["backbone"]:
             print(f"These prompts were learned on the backbone {learned_on}, this run uses {metadata['backbone']}")
-        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
 
 def require_vit(clip: CLIP, method: str, backbone: str) -> None:
