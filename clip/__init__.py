@@ -12,7 +12,7 @@ import open_clip
 from torch import Tensor
 
 from . import plain
-from .backbone import CLIP, available_models, is_vit, load, load_backbone
+from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
@@ -40,9 +40,11 @@ __all__ = [
     "compiled_towers",
     "encode_image",
     "encode_text",
+    "is_published",
     "is_vit",
     "load",
     "load_backbone",
     "prompt_lengths",
     "tokenize",
+    "weights_sha256",
 ]

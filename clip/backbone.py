@@ -11,8 +11,10 @@ from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess
 from open_clip.transformer import LayerNormFp32
 from torch import Tensor, nn
 
+from common.files import checksum
+
 from .errors import ClipError
-from .weights import URLS, openai_file, read_state_dict, small_file
+from .weights import SMALL_SHA256, URLS, openai_file, read_state_dict, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 
@@ -109,6 +111,40 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     return model.eval().requires_grad_(False)
 
 
+def is_published(name: str) -> bool:
+    """Whether a name stands for published weights, and not for a file of this machine."""
+    return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
+
+
+def weights_sha256(name: str, cache: str | None = None) -> str:
+    """The SHA-256 of the weight file that `load_backbone` reads, in hexadecimal.
+
+    Args:
+        name, cache: as for `load_backbone`. Weights that are not there are downloaded, except OpenAI's.
+
+    Raises:
+        ClipError: the file does not exist, or the download fails.
+    """
+    if name in URLS:
+        return URLS[name].split("/")[-2]  # `openai_file` reads no other
+    if name == "small":
+        return SMALL_SHA256
+    arch, _, tag = name.partition(":")
+    path = Path(tag if arch in open_clip.list_models() else name).expanduser()
+    if pretrained := open_clip.get_pretrained_cfg(arch, tag):
+        try:
+            path = Path(open_clip.download_pretrained(pretrained, cache_dir=cache))
+        except Exception as error:  # of any library that open_clip downloads with
+            raise ClipError(f"cannot download {name} ({first_line(error)})", "give a file") from error
+    if not path.is_file():
+        raise ClipError(f"backbone file {path} does not exist", "check its path", path)
+    return checksum(path)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def config_beside(path: Path) -> dict | None:
     """The open_clip_config.json in the file's folder, where model hubs put it, or None."""
     config = path.with_name("open_clip_config.json")
@@ -138,8 +174,7 @@ def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CL
         model = new_clip(config, precision)
         open_clip.load_checkpoint(model, open_clip.download_pretrained(pretrained, cache_dir=cache) or str(file))
     except Exception as error:  # of any library that open_clip downloads or reads with
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ClipError(f"cannot load {arch}:{tag} ({reason})", "give another tag or file") from error
+        raise ClipError(f"cannot load {arch}:{tag} ({first_line(error)})", "give another tag or file") from error
     open_clip.set_model_preprocess_cfg(
         model, merge_preprocess_dict(PreprocessCfg(), pretrained) | {"size": model.visual.image_size}
     )
