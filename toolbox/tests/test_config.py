@@ -34,7 +34,7 @@ def test_defaults_are_the_published_ones():
     assert cfg.DATALOADER.TRAIN_X == {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     assert (cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == ("adam", 0.0003, 5e-4)
     assert (cfg.OPTIM.STEPSIZE, cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.WARMUP_TYPE) == ((-1,), -1, "linear")
-    assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (21, 11, 21, 6)
+    assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (23, 11, 21, 6)
 
 
 def test_defaults_are_copied():
@@ -133,8 +133,8 @@ def test_wrong_values_in_a_list_are_refused(cfg, options, message):
         ("OPTIM:\n  LR: [0.1]\n", "OPTIM.LR in {path} takes a float, not a list"),
         ("OPTIM: 5\n", "OPTIM in {path} takes a group of keys, not an int"),
         ("OPTIM:\n  LR: {{A: 1}}\n".replace("{{", "{").replace("}}", "}"), "OPTIM.LR in {path} takes a float"),
-        ("OPTIM:\n  LR: 0.1\n NAME: sgd\n", "{path} line 3 is not YAML"),
-        ("OPTIM: [1, 2\n", "is not YAML"),
+        ("OPTIM:\n  LR: 0.1\n NAME: sgd\n", "{path} line 3 is invalid YAML"),
+        ("OPTIM: [1, 2\n", "is invalid YAML"),
         ("- a\n- b\n", "{path} is not a config"),
         ("just words", "{path} is not a config"),
         ("1: 2\n", "{path} is not a config"),
@@ -152,8 +152,8 @@ def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
 def test_missing_and_unreadable_files_are_errors(tmp_path, cfg):
     with pytest.raises(MissingFileError, match="nowhere.yaml"):
         cfg.merge_from_file(str(tmp_path / "nowhere.yaml"))
-    for path in ("", " "):
-        with pytest.raises(UsageError, match="the path of the config file is empty"):
+    for path in ("", " ", "a\0b"):
+        with pytest.raises(UsageError, match="is not the path of a config file"):
             cfg.merge_from_file(path)
     with pytest.raises(UsageError, match=f"cannot read the config file {tmp_path}: it is a folder"):
         cfg.merge_from_file(str(tmp_path))

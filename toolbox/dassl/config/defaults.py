@@ -3,13 +3,14 @@
 A project adds its own options before it merges a YAML file: ``cfg.TRAINER.MINE = CfgNode({"DEPTH": 9})``.
 """
 
+from .limits import Choice, Flag, Integer, Number, Several, Text
 from .node import CfgNode as CN
 
 _C = CN()
 _C.VERSION = 1
 _C.OUTPUT_DIR = "./output"  # log, checkpoints and TensorBoard events
 _C.RESUME = ""  # folder of the run to resume; empty: the run in OUTPUT_DIR, if there is one
-_C.SEED = -1  # negative: not seeded
+_C.SEED = -1  # -1: not seeded
 _C.USE_CUDA = True
 _C.VERBOSE = True
 
@@ -18,6 +19,8 @@ _C.INPUT.SIZE = (224, 224)  # height, width
 _C.INPUT.INTERPOLATION = "bilinear"
 _C.INPUT.TRANSFORMS = ()  # names, see dassl.data.transforms
 _C.INPUT.NO_TRANSFORM = False
+_C.INPUT.MAX_PIXELS = 89_478_485  # width times height; larger images are refused. The default is Pillow's
+_C.INPUT.EXIF_ORIENTATION = True  # turn images as their EXIF data says; False: as stored, as the published Dassl
 _C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
 _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
 _C.INPUT.CROP_PADDING = 4
@@ -42,7 +45,7 @@ _C.DATASET.NAME = ""
 _C.DATASET.SOURCE_DOMAINS = ()
 _C.DATASET.TARGET_DOMAINS = ()
 _C.DATASET.NUM_LABELED = -1
-_C.DATASET.NUM_SHOTS = -1  # images per class; below 1: all of them
+_C.DATASET.NUM_SHOTS = -1  # images per class; -1: all of them
 _C.DATASET.VAL_PERCENT = 0.1
 _C.DATASET.STL10_FOLD = -1
 _C.DATASET.CIFAR_C_TYPE = ""
@@ -120,3 +123,102 @@ _C.TEST.FINAL_MODEL = "last_step"  # or best_val
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""
+
+# What each option accepts; `cfg.freeze()` checks it. The largest values are far above those that make sense, and keep
+# a typing error from filling the memory. An option that is not listed accepts any text, or True and False, as its
+# default is: names that a project registers (datasets, trainers, ...) are checked when they are used.
+RATE = Number(0, 1000)
+PROBABILITY = Number(0, 1)
+COUNT = Integer(1, 1_000_000)
+EPOCHS = 100_000
+SAMPLER = Choice("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler")
+TRANSFORMS = (
+    *("random_flip", "random_resized_crop", "normalize", "instance_norm", "random_crop", "random_translation"),
+    *("center_crop", "cutout", "imagenet_policy", "cifar10_policy", "svhn_policy", "randaugment"),
+    *("randaugment_fixmatch", "randaugment2", "gaussian_noise", "colorjitter", "randomgrayscale", "gaussian_blur"),
+)
+
+OF_TYPE = {bool: Flag(), str: Text()}
+LIMITS = {
+    "VERSION": COUNT,
+    "SEED": Integer(-1, 2**32 - 1, "-1: not seeded"),
+    "INPUT.SIZE": Several(Integer(1, 4096), 2, 2),
+    "INPUT.INTERPOLATION": Choice("bilinear", "bicubic", "nearest"),
+    "INPUT.TRANSFORMS": Several(Choice(*TRANSFORMS)),
+    "INPUT.MAX_PIXELS": Integer(1, 1_000_000_000),
+    "INPUT.PIXEL_MEAN": Several(Number(-1000, 1000), 3, 3),
+    "INPUT.PIXEL_STD": Several(Number(0.001, 1000), 3, 3),
+    "INPUT.CROP_PADDING": Integer(0, 1024),
+    "INPUT.RRCROP_SCALE": Several(Number(0.0001, 1), 2, 2, ascending=True),
+    "INPUT.CUTOUT_N": Integer(0, 1000),
+    "INPUT.CUTOUT_LEN": Integer(0, 4096),
+    "INPUT.GN_MEAN": Number(-1000, 1000),
+    "INPUT.GN_STD": Number(0, 1000),
+    "INPUT.RANDAUGMENT_N": Integer(0, 100),
+    "INPUT.RANDAUGMENT_M": Integer(0, 30),
+    "INPUT.COLORJITTER_B": Number(0, 1000),
+    "INPUT.COLORJITTER_C": Number(0, 1000),
+    "INPUT.COLORJITTER_S": Number(0, 1000),
+    "INPUT.COLORJITTER_H": Number(0, 0.5),
+    "INPUT.RGS_P": PROBABILITY,
+    "INPUT.GB_P": PROBABILITY,
+    "INPUT.GB_K": Integer(1, 999, "odd", range(0, 1000, 2)),
+    "DATASET.SOURCE_DOMAINS": Several(Text()),
+    "DATASET.TARGET_DOMAINS": Several(Text()),
+    "DATASET.NUM_LABELED": Integer(-1, 1_000_000_000),
+    "DATASET.NUM_SHOTS": Integer(-1, 1_000_000, "-1 for all images, not 0", (0,)),
+    "DATASET.VAL_PERCENT": PROBABILITY,
+    "DATASET.STL10_FOLD": Integer(-1, 9),
+    "DATASET.CIFAR_C_LEVEL": Integer(1, 5),
+    "DATALOADER.NUM_WORKERS": Integer(0, 256),
+    "DATALOADER.CACHE_GB": Number(0, 100_000),
+    "DATALOADER.K_TRANSFORMS": Integer(1, 100),
+    "DATALOADER.TRAIN_X.SAMPLER": SAMPLER,
+    "DATALOADER.TRAIN_X.BATCH_SIZE": COUNT,
+    "DATALOADER.TRAIN_X.N_DOMAIN": Integer(0, 1_000_000),
+    "DATALOADER.TRAIN_X.N_INS": COUNT,
+    "DATALOADER.TRAIN_U.SAMPLER": SAMPLER,
+    "DATALOADER.TRAIN_U.BATCH_SIZE": COUNT,
+    "DATALOADER.TRAIN_U.N_DOMAIN": Integer(0, 1_000_000),
+    "DATALOADER.TRAIN_U.N_INS": COUNT,
+    "DATALOADER.TEST.SAMPLER": SAMPLER,
+    "DATALOADER.TEST.BATCH_SIZE": COUNT,
+    "MODEL.HEAD.HIDDEN_LAYERS": Several(Integer(1, 16_384), most=100),
+    "MODEL.HEAD.ACTIVATION": Choice("relu", "leaky_relu", "elu", "gelu", "tanh"),
+    "MODEL.HEAD.DROPOUT": PROBABILITY,
+    "OPTIM.NAME": Choice("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"),
+    "OPTIM.LR": RATE,
+    "OPTIM.WEIGHT_DECAY": RATE,
+    "OPTIM.MOMENTUM": PROBABILITY,
+    "OPTIM.SGD_DAMPNING": PROBABILITY,
+    "OPTIM.RMSPROP_ALPHA": PROBABILITY,
+    "OPTIM.ADAM_BETA1": Number(0, 0.999999),
+    "OPTIM.ADAM_BETA2": Number(0, 0.999999),
+    "OPTIM.NEW_LAYERS": Several(Text()),
+    "OPTIM.BASE_LR_MULT": RATE,
+    "OPTIM.LR_SCHEDULER": Choice("single_step", "multi_step", "cosine"),
+    "OPTIM.STEPSIZE": Several(Integer(-1, EPOCHS), least=1),
+    "OPTIM.GAMMA": Number(0, 1000),
+    "OPTIM.MAX_EPOCH": Integer(1, EPOCHS),
+    "OPTIM.WARMUP_EPOCH": Integer(-1, EPOCHS),
+    "OPTIM.WARMUP_TYPE": Choice("constant", "linear"),
+    "OPTIM.WARMUP_CONS_LR": RATE,
+    "OPTIM.WARMUP_MIN_LR": RATE,
+    "TRAIN.CHECKPOINT_FREQ": Integer(0, EPOCHS),
+    "TRAIN.PRINT_FREQ": COUNT,
+    "TRAIN.COUNT_ITER": Choice("train_x", "train_u", "smaller_one"),
+    "TEST.SPLIT": Choice("test", "val"),
+    "TEST.FINAL_MODEL": Choice("last_step", "best_val"),
+}
+
+
+def _register_limits(node, prefix=""):
+    for key, default in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(default, CN):
+            _register_limits(default, f"{name}.")
+        else:
+            _C.register_limit(name, LIMITS.get(name, OF_TYPE.get(type(default))))
+
+
+_register_limits(_C)

@@ -1,16 +1,21 @@
 """A yacs node whose errors fit on one line and name the key and the file."""
 
+import os
 from ast import literal_eval
 from contextlib import suppress
 from copy import deepcopy
 from difflib import SequenceMatcher
-from pathlib import Path
 
-import yaml
-from dassl.utils.errors import MissingFileError, UnknownNameError, UsageError
+from dassl.utils.errors import UnknownNameError, UsageError
 from yacs.config import CfgNode as YacsNode
 
+from .limits import Text, check_limits, shown
+from .yaml_text import parse_yaml, read_text
+
 BASE_KEY = "_BASE_"
+MAX_FILES = 100  # that a config file includes, directly or by others
+MAX_LITERAL = 2000  # characters of a text that may be a Python literal: no list or number in a config is longer
+LIMITS = "__limits__"
 LEAF_TYPES = {tuple, list, str, int, float, bool, type(None)}  # of values, as in yacs
 
 
@@ -25,7 +30,49 @@ class CfgNode(YacsNode):
     As in yacs, a new value must have the type of the old one, with three exceptions: lists and tuples are converted to
     each other, None can replace any value, and any value can replace None. After ``set_new_allowed(True)``, files and
     other nodes may add keys; ``merge_from_list`` accepts known keys only.
+
+    ``freeze()`` checks each value against the limit that is registered for its key. ``load_cfg`` reads YAML only, and
+    within bounds: yacs would also execute a Python file.
     """
+
+    def register_limit(self, name, limit):
+        """Set what a key accepts, checked by :meth:`freeze`.
+
+        Args:
+            name (str): the key, such as ``TRAINER.MINE.DEPTH``.
+            limit: an object of :mod:`dassl.config.limits`, or None: everything of the right type.
+        """
+        limits = self.__dict__.setdefault(LIMITS, {})
+        limits[name] = limit
+        if limit is None:
+            del limits[name]
+
+    def freeze(self):
+        """Check the values, then make this node and those below immutable.
+
+        Raises:
+            UsageError: a value is not accepted; the message names the key, the value and what is accepted.
+        """
+        check_limits(self, self.__dict__.get(LIMITS, {}))
+        super().freeze()
+
+    @classmethod
+    def load_cfg(cls, cfg_file_obj_or_str):
+        """A node from YAML.
+
+        Args:
+            cfg_file_obj_or_str (str or file): the text, or an open file.
+
+        Raises:
+            UsageError: it is malformed, not a mapping, too large, or has values of other types.
+        """
+        text = cfg_file_obj_or_str if isinstance(cfg_file_obj_or_str, str) else cfg_file_obj_or_str.read()
+        name = getattr(cfg_file_obj_or_str, "name", "the text")
+        tree = _mapping(text, name)
+        try:
+            return cls(tree)
+        except AssertionError as error:  # yacs' check of types
+            raise UsageError(f"{name} is not a config: {error}") from None
 
     def merge_from_file(self, cfg_filename):
         """Merge a YAML file over the files it names under ``_BASE_``.
@@ -36,9 +83,10 @@ class CfgNode(YacsNode):
         Raises:
             UsageError: the file is missing or malformed, has an unknown key or a value of the wrong type.
         """
-        if not str(cfg_filename).strip():
-            raise UsageError("the path of the config file is empty: give the path of a YAML file")
-        tree, sources = _read_config(Path(cfg_filename))
+        path = os.fspath(cfg_filename)
+        if not path.strip() or not Text().accepts(path):
+            raise UsageError(f"{path!r} is not the path of a config file: give the path of a YAML file")
+        tree, sources = _read_config(path)
         _apply(self._changes(self, tree, sources))
 
     def merge_from_other_cfg(self, cfg_other):
@@ -115,7 +163,7 @@ def _fit(value, old, name, source):
     Raises:
         UsageError: ``value`` has another type than ``old``.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= MAX_LITERAL:
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # any other string
             value = literal_eval(value)
     kinds = type(old), type(value)
@@ -146,26 +194,35 @@ def _flatten(tree, prefix=""):
             yield from _flatten(value, f"{prefix}{key}.")
 
 
-def _read_config(path, parents=()):
+def _read_config(path, parents=(), files=None):
     """Read a YAML file and the files it names under ``_BASE_``.
 
     Args:
-        path (Path): the file.
-        parents (tuple of Path): the files whose ``_BASE_`` led here.
+        path (str): the file.
+        parents (tuple of str): the files whose ``_BASE_`` led here.
+        files (list of str): all files that were read so far.
 
     Returns:
         tree (dict): the values of the file over those of its bases, nested.
         sources (dict): for each key, by its full name, the file that set it last.
     """
-    chain = (*parents, path.resolve())
+    files = [] if files is None else files
+    files.append(path)
+    chain = (*parents, os.path.realpath(path))
     if chain[-1] in parents:
-        raise UsageError(f"config files include each other ({' -> '.join(p.name for p in chain)}): drop a {BASE_KEY}")
-    own, tree, sources = _read_yaml(path), {}, {}
+        names = " -> ".join(map(os.path.basename, chain))
+        raise UsageError(f"config files include each other ({names}): drop a {BASE_KEY}")
+    if len(files) > MAX_FILES:
+        raise UsageError(f"{files[0]} includes more than {MAX_FILES} files: drop some of {BASE_KEY}")
+    own, tree, sources = _mapping(read_text(path), path), {}, {}
     bases = own.pop(BASE_KEY, None) or []
     for base in bases if isinstance(bases, list) else [bases]:
-        base_tree, base_sources = _read_config(path.parent / Path(str(base)).expanduser(), chain)
+        if not Text().accepts(base):
+            raise UsageError(f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths")
+        base_path = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        base_tree, base_sources = _read_config(base_path, chain, files)
         tree, sources = _overlay(base_tree, tree), sources | base_sources
-    return _overlay(own, tree), sources | dict.fromkeys(_flatten(own), str(path))
+    return _overlay(own, tree), sources | dict.fromkeys(_flatten(own), path)
 
 
 def _overlay(tree, base):
@@ -177,21 +234,11 @@ def _overlay(tree, base):
     return merged
 
 
-def _read_yaml(path):
-    """The mapping in a YAML file ({} when the file is empty)."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no config file {path}: check the path") from None
-    except IsADirectoryError:
-        raise UsageError(f"cannot read the config file {path}: it is a folder; give the path of a YAML file") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line} is not YAML ({error.problem}): fix it") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read the config file {path} ({' '.join(str(error).split())})") from None
+def _mapping(text, name):
+    """The mapping of a YAML text; {} if it is empty."""
+    tree = parse_yaml(text, name)
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UsageError(f"{path} is not a config: it must contain lines such as `OPTIM:` and, indented, `LR: 0.002`")
+        raise UsageError(f"{name} is not a config: it must contain lines such as `OPTIM:` and, indented, `LR: 0.002`")
     return tree

@@ -302,10 +302,7 @@ class TrainerXU(SimpleTrainer):
             raise UsageError(f"{type(self).__name__} needs unlabelled data, but the dataset has no train_u")
         lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
         lengths["smaller_one"] = min(lengths.values())
-        count_iter = self.cfg.TRAIN.COUNT_ITER
-        if count_iter not in lengths:
-            raise UsageError(f'TRAIN.COUNT_ITER is "{count_iter}"; choose one of {", ".join(lengths)}')
-        self.num_batches = lengths[count_iter]
+        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
         pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
         self._run_batches(islice(pairs, self.num_batches))
 

@@ -25,7 +25,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         torch.optim.Optimizer
 
     Raises:
-        UsageError: NAME is unknown, or STAGED_LR is used with something other than an ``nn.Module``.
+        UsageError: NAME is unknown, STAGED_LR is used with something other than an ``nn.Module``, or SGD_NESTEROV with
+            a momentum of 0 or with damping.
     """
     name = optim_cfg.NAME
     check_availability(name, AVAI_OPTIMS)
@@ -41,6 +42,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
     if name == "sgd":
+        if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
+            raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
         return torch.optim.SGD(
             param_groups,
             momentum=optim_cfg.MOMENTUM,
