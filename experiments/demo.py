@@ -6,11 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 import trainers
 from common.files import replacing, write_text
 from common.start import add_common_options
@@ -63,8 +58,11 @@ def to_markdown(summary: dict) -> str:
 
 def plot(summary: dict, file: Path) -> None:
     """Draw bars of base, new and H for each method, in grey."""
+    from matplotlib.figure import Figure
+
     methods = summary["methods"]
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
     labels = zip(PARTS.values(), ("base classes", "new classes", "harmonic mean"), ("0.85", "0.6", "0.3"), strict=True)
     for index, (key, label, grey) in enumerate(labels):
         x = [position + 0.27 * (index - 1) for position in range(len(methods))]
@@ -77,7 +75,6 @@ def plot(summary: dict, file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(file) as partial:
         figure.savefig(partial, dpi=120, format="png")
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,8 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files import write_text
@@ -16,13 +15,12 @@ from common.start import add_common_options
 from ..arguments import at_least
 from .cluster import Cluster, available
 from .executor import Executor, LocalExecutor, check_datasets, execute_runs
-from .plots import draw
 from .progress import Progress, collect_results
-from .render import build_tables, latex, markdown
-from .report import page
 from .spec import Study
 from .study_file import load
-from .tables import Summary
+
+if TYPE_CHECKING:
+    from .tables import Summary  # imports pandas, which `run` and `status` do without
 
 DESCRIPTION = "Compare methods side by side: python tools/study.py run studies/small.yaml"
 EPILOG = """
@@ -59,6 +57,8 @@ def choose_executor(study: Study, args: argparse.Namespace) -> Executor:
         raise UsageError("--workers is for this machine only, --address for a cluster", "give one of them")
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)
+    import torch
+
     by_default = 1 if torch.cuda.is_available() else min(4, (os.cpu_count() or 1) // study.cpus or 1)
     return LocalExecutor(args.workers or by_default, study.cpus)
 
@@ -72,8 +72,10 @@ def status(study: Study, args: argparse.Namespace) -> None:
         print(f"failed: {each.folder}: {error}")
 
 
-def summarize(study: Study, args: argparse.Namespace) -> tuple[Summary, Path]:
+def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     """The figures of the finished runs, and the folder to write to."""
+    from .tables import Summary
+
     results = collect_results(study)
     if not results:
         raise UsageError("no run of this study is finished", f"python tools/study.py run {args.file}")
@@ -86,6 +88,8 @@ def summarize(study: Study, args: argparse.Namespace) -> tuple[Summary, Path]:
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
+    from .render import build_tables, latex, markdown
+
     summary, folder = summarize(study, args)
     made = build_tables(summary)
     texts = {
@@ -101,6 +105,8 @@ def tables(study: Study, args: argparse.Namespace) -> None:
 
 
 def plots(study: Study, args: argparse.Namespace) -> None:
+    from .plots import draw
+
     summary, folder = summarize(study, args)
     for _, files in draw(summary, folder):
         for file in files:
@@ -108,6 +114,8 @@ def plots(study: Study, args: argparse.Namespace) -> None:
 
 
 def report(study: Study, args: argparse.Namespace) -> None:
+    from .report import page
+
     summary, folder = summarize(study, args)
     file = folder / "report.html"
     write_text(file, page(summary, Progress(study, summary.results), args.file))

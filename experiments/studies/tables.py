@@ -7,7 +7,6 @@ from functools import cached_property
 from itertools import product
 
 import pandas as pd
-from scipy import stats
 
 from ..results import harmonic_mean
 from .reported import BACKBONE, SHOTS, reported
@@ -165,6 +164,8 @@ class Summary:
         means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
         datasets would be wrong: the runs of one dataset are not independent.
         """
+        from scipy import stats  # slow to import
+
         rows = []
         focus = self.focus
         for (protocol, part), name in product(self.parts, self.variants):
