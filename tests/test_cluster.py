@@ -21,30 +21,30 @@ NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
-@pytest.fixture
-def nodes(monkeypatch):
-    """A cluster of two nodes with one core each."""
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster, of one node with one core; a test that adds a node removes it."""
     pytest.importorskip("ray", reason=NO_RAY)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster as Nodes
 
-    nodes = Nodes()
-    nodes.add_node(num_cpus=1, include_dashboard=False)
-    nodes.other = nodes.add_node(num_cpus=1)
-    yield nodes
-    nodes.shutdown()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        nodes = Nodes()
+        nodes.add_node(num_cpus=1, include_dashboard=False)
+        yield nodes
+        nodes.shutdown()
 
 
 def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, study_file, start, begin, tmp_path):
     """It is started in another folder than the project's, so that workers do not find the project by chance."""
-    settings = {"seeds": [1, 2]}
+    settings, other = {"seeds": [1, 2]}, nodes.add_node(num_cpus=1)
     on_ray, serial = (load(study_file(name, **settings)) for name in ("on_ray", "serial"))
     file = study_file("on_ray", **settings)
     arguments = [sys.executable, str(ROOT / "tools/study.py"), "run", str(file), "--address", nodes.address]
     process = begin(arguments, cwd=tmp_path)
     wait_until(lambda: len(Progress.read(on_ray).running) == 2 and Progress.read(on_ray).done, process)
     done = {run: (run.folder / "results.json").stat().st_mtime_ns for run in Progress.read(on_ray).done}
-    nodes.remove_node(nodes.other, allow_graceful=False)
+    nodes.remove_node(other, allow_graceful=False)
     assert process.wait(timeout=300) == 0, process.communicate()
     for run, written in done.items():
         assert (run.folder / "results.json").stat().st_mtime_ns == written, "done again"
@@ -104,10 +104,11 @@ def test_run_larger_than_any_machine_is_refused(nodes):
 
 
 def test_two_runs_may_share_a_gpu(nodes):
-    nodes.add_node(num_cpus=4, num_gpus=1)
+    other = nodes.add_node(num_cpus=4, num_gpus=1)
     for gpus, runs in ((0.5, 2), (None, 1)):
         with Cluster(nodes.address, gpus=gpus) as cluster:
             assert cluster.slots() == runs + 1  # one run is queued
+    nodes.remove_node(other)
 
 
 def test_wrong_address_has_a_one_line_error(study_file, start):

@@ -69,34 +69,38 @@ def results(copy: Path, output: str) -> dict:
     return json.loads((copy / output / "results.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def whole(copy):
+    """The folder of a run on base classes that nothing interrupts."""
+    call(copy, *train(copy, "out/whole", *BASE))
+    return "out/whole"
+
+
 QUICK = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
+BASE = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
 def test_method_is_in_help(copy):
     assert "Growing" in call(copy, "train.py", "--help").stdout
 
 
-def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(copy):
-    base = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
-    call(copy, *train(copy, "out/whole", *base))
-    killed = subprocess.Popen(
-        [sys.executable, *train(copy, "out/killed", *base, "OPTIM.MAX_EPOCH", 3)], cwd=copy, stdout=subprocess.DEVNULL
-    )
+def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(copy, whole):
+    killed = subprocess.Popen([sys.executable, *train(copy, "out/killed", *BASE)], cwd=copy, stdout=subprocess.DEVNULL)
     first = copy / "out/killed/prompt_learner/model.pth.tar-1"
     deadline = time.time() + 120
     while not first.is_file() and time.time() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    call(copy, *train(copy, "out/killed", *base))
+    call(copy, *train(copy, "out/killed", *BASE))
     prompts = [
-        torch.load(copy / f"out/{run}/prompt_learner/model.pth.tar-3", weights_only=True)["state_dict"]
-        for run in ("whole", "killed")
+        torch.load(copy / run / "prompt_learner/model.pth.tar-3", weights_only=True)["state_dict"]
+        for run in (whole, "out/killed")
     ]
     assert prompts[0].keys() == {"prompt_learner.ctx", *(f"prompt_learner.vision_prompts.{n}" for n in range(3))}
     assert all(torch.equal(prompts[0][key], prompts[1][key]) for key in prompts[0])
     new = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new")
-    call(copy, *train(copy, "out/new", "--eval-only", "--model-dir", "out/whole", *new))
+    call(copy, *train(copy, "out/new", "--eval-only", "--model-dir", whole, *new))
     assert results(copy, "out/new")["n_test"] == 8 * 40
     assert results(copy, "out/new")["epochs"] == 3
 
@@ -107,13 +111,12 @@ def test_method_tests_its_best_epoch_on_validation(copy):
     assert results(copy, "out/best")["trainer"] == "Growing"
 
 
-def test_checkpoint_names_its_method(copy):
-    call(copy, *train(copy, "out/named", "DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1))
-    metadata = torch.load(copy / "out/named/prompt_learner/model.pth.tar-1", weights_only=True)["metadata"]
+def test_checkpoint_names_its_method(copy, whole):
+    metadata = torch.load(copy / whole / "prompt_learner/model.pth.tar-3", weights_only=True)["metadata"]
     assert (metadata["method"], metadata["backbone"]) == ("Growing", "small")
     assert metadata["settings"] == {"PREC": "fp32", "N_CTX": 4, "DEPTH": 3}
-    assert len(metadata["class_names"]) == 16
-    command = train(copy, "out/foreign", "--eval-only", "--model-dir", "out/named")
+    assert len(metadata["class_names"]) == 8
+    command = train(copy, "out/foreign", "--eval-only", "--model-dir", whole)
     command[command.index("Growing")] = "CoOp"
     command[command.index("configs/trainers/Growing/small.yaml")] = "configs/trainers/CoOp/small.yaml"
     refused = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True)
