@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BLOCK = 1 << 20
+PARTIAL = r"\..+\.\d+\.partial"  # name of an unfinished file; the number is that of the process that writes it
 
 
 @contextmanager
@@ -18,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.unlink(missing_ok=True)  # of a killed process, or a link that somebody has put there
         yield partial
         os.replace(partial, path)
     except OSError as error:

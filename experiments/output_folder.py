@@ -1,5 +1,6 @@
-"""The output folder of a run: made at its start, and removed with what the start made if that fails."""
+"""The output folder of a run: what its start puts there, which is deleted again if the start fails."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
 from common.errors import UsageError
-from common.files import write_text
+from common.files import PARTIAL, write_text
 
 from .configuration import flatten
 from .results import FILE as RESULTS
@@ -41,13 +42,15 @@ class OutputFolder:
     """The files that a run has made in its folder so far.
 
     Args:
-        path: the folder; it is made if it is missing.
+        path: the folder, locked by this process.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.new_folders = [folder for folder in (path, *path.parents) if not folder.exists()]
         self.new_files: list[Path] = []
+        for file in path.glob(".*.partial"):
+            if re.fullmatch(PARTIAL, file.name) and file.is_file():  # of a run that was killed while it wrote
+                file.unlink()
 
     def start_log(self) -> None:
         """Send everything printed to log.txt as well; an earlier log is kept.
@@ -71,13 +74,10 @@ class OutputFolder:
         write_text(file, cfg.dump())
 
     def discard(self) -> None:
-        """Delete what this run has made, and nothing that another process has put there meanwhile."""
+        """Delete the files that this run has made."""
         for file in self.new_files:
             with suppress(OSError):
                 file.unlink()
-        with suppress(OSError):  # not empty: another run has started there
-            for folder in self.new_folders:
-                folder.rmdir()
 
 
 @contextmanager

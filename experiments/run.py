@@ -16,6 +16,7 @@ from common.errors import UsageError
 from .arguments import parse_arguments
 from .configuration import setup_cfg
 from .environment import environment
+from .lock import locked
 from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
 from .results import FILE as RESULTS
 from .results import write_results
@@ -26,22 +27,40 @@ def main(argv: list[str] | None = None) -> None:
     train_and_test(parse_arguments(argv))
 
 
-def train_and_test(args: Namespace) -> None:
-    """`main` with its arguments parsed."""
+def train_and_test(args: Namespace, wait: bool = False) -> None:
+    """`main` with its arguments parsed.
+
+    Args:
+        args: of the command line.
+        wait: wait for another run in the same output folder, instead of raising UsageError.
+    """
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     cfg = setup_cfg(args)
+    if already_done(args, cfg):
+        return
+    check_arguments(args, cfg)
+    path = Path(cfg.OUTPUT_DIR)
+    with restored_stdout(), locked(path, wait):
+        if already_done(args, cfg):  # by now, by another process
+            return
+        with output_folder(path) as folder:
+            trainer = start(args, cfg, folder)
+        if not args.no_train:
+            write_results(cfg, trainer, run(args, cfg, trainer))
+
+
+def already_done(args: Namespace, cfg: CfgNode) -> bool:
+    """Whether there is nothing to do, as --skip-finished asks for.
+
+    Raises:
+        UsageError: the output folder holds a run with other settings.
+    """
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
     check_same_settings(cfg, finished)
     if finished:
         print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
-        return
-    check_arguments(args, cfg)
-    with restored_stdout():
-        with output_folder(Path(cfg.OUTPUT_DIR)) as folder:
-            trainer = start(args, cfg, folder)
-        if not args.no_train:
-            write_results(cfg, trainer, run(args, cfg, trainer))
+    return finished
 
 
 def run(args: Namespace, cfg: CfgNode, trainer) -> int | None:

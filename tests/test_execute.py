@@ -10,11 +10,12 @@ import pytest
 from filelock import FileLock
 from finished import figures, finish, members, wait_until
 
+from experiments.lock import LOCK
 from experiments.studies import executor
 from experiments.studies.executor import TRIES, LocalExecutor, check_datasets, execute_runs
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
-from experiments.studies.worker import ERROR, LOCK, Worker, WorkerDied, execute_run
+from experiments.studies.worker import ERROR, Worker, WorkerDied, execute_run
 
 
 @pytest.mark.slow

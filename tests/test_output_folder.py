@@ -1,7 +1,11 @@
-"""The output folder while a run starts: a failing start removes its own files and nothing else."""
+"""The output folder while a run starts: a failing start removes its own files and nothing else.
+
+What a second run in the same folder meets is in test_lock.py.
+"""
 
 import pytest
 
+from experiments.lock import locked
 from experiments.output_folder import output_folder, restored_stdout
 
 
@@ -12,7 +16,7 @@ def _stdout():
 
 
 def fail(folder, meanwhile=lambda: None):
-    with pytest.raises(RuntimeError), output_folder(folder) as started:
+    with pytest.raises(RuntimeError), locked(folder), output_folder(folder) as started:
         started.start_log()
         meanwhile()
         raise RuntimeError

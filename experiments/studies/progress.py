@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..arguments import parse_arguments
 from ..configuration import setup_cfg
+from ..lock import is_locked
 from ..output_folder import check_same_settings
 from ..results import read_results
 from .spec import Run, Study
-from .worker import ERROR, LOCK
+from .worker import ERROR
 
 
 def collect_results(study: Study) -> dict[Run, dict]:
@@ -57,7 +57,7 @@ class Progress:
         for run in self.study.runs():
             if run in self.done:
                 continue
-            if is_running(run.folder):
+            if is_locked(run.folder):
                 self.running.append(run)
             elif (run.folder / ERROR).is_file():
                 self.failed[run] = (run.folder / ERROR).read_text(errors="replace").strip()
@@ -110,16 +110,3 @@ def duration(folder: Path) -> float:
     """Seconds between the first and the last file that a run writes; for a resumed run, since its last start."""
     first, last = ((folder / name) for name in ("config.yaml", "results.json"))
     return max(0.0, last.stat().st_mtime - first.stat().st_mtime) if first.is_file() else 0.0
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process executes this run: it holds the lock, which is released when the process ends."""
-    if not (folder / LOCK).is_file():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # the lock belongs to another user: treat as not running
-        return False

@@ -10,14 +10,13 @@ from pathlib import Path
 from threading import Thread
 
 import torch
-from filelock import FileLock
 
 from common.files import write_text
 
 from ..arguments import parse_arguments
-from ..run import main
+from ..run import train_and_test
 
-ERROR, LOCK = "error.txt", ".lock"  # beside a run's results.json
+ERROR = "error.txt"  # beside a run's results.json
 
 
 class WorkerDied(RuntimeError):
@@ -86,18 +85,17 @@ def exit_with_parent() -> None:
 def execute_run(arguments: Sequence[str]) -> str | None:
     """Execute train.py with these arguments in this process; its output goes to log.txt only.
 
-    If another process holds the run's lock, wait for it; then skip the run if it is finished, else resume it.
+    If another process executes the run, wait for it; then skip the run if it is finished, else resume it.
 
     Returns:
         None, or the run's error in one line. error.txt in the run's folder holds it until the run succeeds.
     """
-    folder = Path(parse_arguments(list(arguments)).output_dir)
+    args = parse_arguments(list(arguments))
+    folder = Path(args.output_dir)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / LOCK, poll_interval=0.5):
-                main(list(arguments))
-                (folder / ERROR).unlink(missing_ok=True)
+            train_and_test(args, wait=True)
+            (folder / ERROR).unlink(missing_ok=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - no error of a run stops the others
             return record_error(folder, error)
     return None

@@ -1,0 +1,100 @@
+"""One folder, one run: the lock of an output folder, and who holds it.
+
+The lock is the kernel's (flock), so it ends with its process, however that ends; a shared file system passes it on to
+other machines. Its two files are deleted at the end of the run. A killed process leaves them; the next run takes them
+over.
+"""
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from common.errors import UsageError
+from common.files import write_text
+
+LOCK, HOLDER = ".lock", ".lock.json"
+PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
+WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+ATTEMPTS = 10  # a run that ends removes its folder if it is empty, perhaps just before this one puts its lock there
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other runs out of an output folder. It is made if it is missing, and removed at the end if it is empty.
+
+    On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
+
+    Args:
+        folder: the folder.
+        wait: wait for a run that is there already.
+
+    Raises:
+        UsageError: another run is there, or the folder is not writable.
+    """
+    lock, made = acquire(folder, wait)
+    try:
+        write_text(folder / HOLDER, json.dumps(this_process()))
+        yield
+    finally:
+        for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            for path in sorted(made, reverse=True):  # the innermost first
+                path.rmdir()
+        lock.release()
+
+
+def acquire(folder: Path, wait: bool) -> tuple[FileLock, set[Path]]:
+    """The lock of the folder, acquired, and the folders made for it: see `locked`."""
+    lock, made = FileLock(folder / LOCK, poll_interval=0.5), set()
+    for attempt in range(ATTEMPTS):
+        try:
+            made |= {path for path in (folder, *folder.parents) if not path.exists()}
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else PATIENCE)
+            break
+        except Timeout:
+            remedy = "wait until it has ended, or choose another --output-dir"
+            raise UsageError(f"another run is in {folder}: {holder(folder)}", remedy, folder) from None
+        except OSError as error:
+            if error.errno in WITHOUT_LOCKS:
+                print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
+                break
+            if error.errno != errno.ENOENT or attempt + 1 == ATTEMPTS:
+                raise UsageError(
+                    f"cannot write to the output folder {folder} ({error.strerror})", "choose another --output-dir"
+                ) from error
+    return lock, made
+
+
+def this_process() -> dict:
+    began = datetime.now().astimezone().isoformat(" ", "seconds")
+    return {"process": os.getpid(), "host": socket.gethostname(), "began": began}
+
+
+def holder(folder: Path) -> str:
+    """Who holds the lock of a folder, for messages."""
+    try:
+        return "process {process} on {host}, since {began}".format(**json.loads((folder / HOLDER).read_text()))
+    except (OSError, ValueError, LookupError, TypeError):  # not written yet
+        return "it has just begun"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a run is in the folder now."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # the lock belongs to another user: treat as not running
+        return False
