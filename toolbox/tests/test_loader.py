@@ -119,7 +119,7 @@ def test_cache_reads_images_once_up_to_its_limit(cfg_of, workers, monkeypatch, c
 
     loader = steady(limit(12 * image))
     epoch(loader)
-    monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(Image, "open", lambda file, **options: pytest.fail(f"{file.name} is read again"))
     epoch(loader)
     assert "12 of 12 training images are kept in memory (0.00 GB)\n" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ from dassl.data.loader import SeededIndex, SteadyLoader, decode_images, seed_wor
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 from dassl.utils import UsageError, read_image
+from dassl.utils.images import report_16_bit_again
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -77,6 +78,7 @@ class DataManager:
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
+        report_16_bit_again()
 
         if custom_tfm_train is None:
             custom_tfm_train = build_transform(cfg, is_train=True)
@@ -177,7 +179,7 @@ class DatasetWrapper(TorchDataset):
 
     Raises:
         UsageError: K_TRANSFORMS > 1 without a transform.
-        ImageError: (when an item is read) the image is missing or damaged.
+        ImageError: (when an item is read) the image is missing or damaged: see `read_image`.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
@@ -204,7 +206,7 @@ class DatasetWrapper(TorchDataset):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         pixels = (self.decoded or {}).get(item.impath)
-        img0 = read_image(item.impath) if pixels is None else Image.fromarray(pixels)  # the caller's own copy
+        img0 = self.read(item.impath) if pixels is None else Image.fromarray(pixels)  # the caller's own copy
 
         if self.transform is None:
             output["img"] = img0
@@ -234,7 +236,12 @@ class DatasetWrapper(TorchDataset):
         """Decode the images that DATALOADER.CACHE keeps in memory, unless they are decoded already."""
         loader = self.cfg.DATALOADER
         if self.is_train and loader.CACHE and self.decoded is None:
-            self.decoded = decode_images([item.impath for item in self.data_source], loader.CACHE_GB, threads)
+            paths = [item.impath for item in self.data_source]
+            self.decoded = decode_images(paths, self.read, loader.CACHE_GB, threads)
+
+    def read(self, path):
+        """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""
+        return read_image(path, self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION)
 
     def _transform_image(self, tfm, img0):
         images = [tfm(img0) for _ in range(self.k_tfm)]

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from dassl.utils import read_image
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from tqdm import tqdm
 
@@ -86,11 +85,12 @@ def seed_worker(seed):
     np.random.seed(np.random.SeedSequence([worker, seed & 0xFFFFFFFF, seed >> 32, 0]).generate_state(4))
 
 
-def decode_images(paths, limit, threads=1):
+def decode_images(paths, read, limit, threads=1):
     """Read image files into memory in the given order until the limit is reached.
 
     Args:
         paths: the files; duplicates are read once.
+        read: path -> PIL image in RGB.
         limit (float): size limit in gigabytes.
         threads (int): number of files to decode at the same time.
 
@@ -103,7 +103,7 @@ def decode_images(paths, limit, threads=1):
     paths = list(dict.fromkeys(paths))
     pixels, size = {}, 0
     with ThreadPool(max(1, threads)) as pool:
-        decoded = pool.imap(lambda path: np.asarray(read_image(path)), paths)
+        decoded = pool.imap(lambda path: np.asarray(read(path)), paths)
         for path, image in zip(paths, tqdm(decoded, desc="Decoding", total=len(paths), unit="image"), strict=True):
             if size + image.nbytes > 1e9 * limit:
                 break

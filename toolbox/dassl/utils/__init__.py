@@ -7,11 +7,12 @@ __getattr__, __all__ = lazy_names(
     {
         "checkpoint": "load_checkpoint load_pretrained_weights resume_from_checkpoint save_checkpoint",
         "errors": "ImageError MissingFileError UnknownNameError UsageError",
+        "images": "read_image",
         "logger": "Logger setup_logger",
         "meters": "AverageMeter MetricMeter",
         "registry": "Registry",
         "tools": "check_availability check_isfile collect_env_info download_url get_file_extension listdir_nohidden "
-        "mkdir_if_missing read_image read_json set_random_seed tolist_if_not write_json",
+        "mkdir_if_missing read_json set_random_seed tolist_if_not write_json",
         "torchtools": "count_num_param init_network_weights open_all_layers open_specified_layers",
     },
 )

@@ -1,19 +1,18 @@
-"""Files, seeds, images and the environment."""
+"""Files, seeds and the environment."""
 
 import difflib
 import functools
 import json
 import os
 import random
-import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image
 
-from .errors import ImageError, UsageError
+from .errors import UsageError
+from .images import read_image
 
 __all__ = [
     "check_availability",
@@ -73,33 +72,6 @@ def download_url(url, dst):
 
     print(f'* url="{url}"\n* destination="{dst}"')
     torch.hub.download_url_to_file(url, os.fspath(dst))
-
-
-def read_image(path):
-    """Read an image file.
-
-    Args:
-        path (str): the file.
-
-    Returns:
-        PIL.Image.Image: the image in RGB, decoded.
-
-    Raises:
-        ImageError: (a UsageError and an OSError) the file is missing, truncated or not an image; names the path.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise ImageError(
-            f'there is no image at "{path}": check DATASET.ROOT and that the dataset is complete'
-        ) from None
-    except PIL.UnidentifiedImageError:
-        raise ImageError(f'"{path}" is not an image file that Pillow knows: replace or remove it') from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise different errors for truncated or damaged data.
-        reason = " ".join(str(error).split())
-        raise ImageError(f'cannot read the image "{path}" ({reason}): replace or remove it') from error
 
 
 @functools.cache  # it runs pip and lscpu, which takes seconds

@@ -1,0 +1,95 @@
+"""Reading image files: any content in a file with any name ends in an RGB image or in one line."""
+
+import mmap
+import os
+import re
+import stat
+import warnings
+from contextlib import suppress
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import ImageError
+
+__all__ = ["read_image", "report_16_bit_again"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
+
+_reported_16_bit = mmap.mmap(-1, 1)  # a byte that the workers of a data loader share with the process that forked them
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` raises an error instead
+
+
+def read_image(path, max_pixels=None, exif_orientation=True):
+    """Read an image file. Its content decides what it is, not its name; of an animation, the first frame is read.
+
+    Greyscale with 16 bits is reduced to its upper 8 bits, as Pillow does for colours; this is printed once. All else is
+    Pillow's conversion to RGB, which ignores transparency.
+
+    Args:
+        path (str): a regular file in one of FORMATS.
+        max_pixels (int): limit on width times height; by default Pillow's, 89,478,485.
+        exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
+
+    Returns:
+        PIL.Image.Image: the image in RGB, decoded.
+
+    Raises:
+        ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, or not such an image; the
+            error names it.
+    """
+    name = repr(os.fspath(path))  # in one line and printable
+    limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for its writer
+            raise ImageError(f"{name} is not a regular file: replace or remove it")
+        with open(path, "rb") as file:
+            return _decode(file, limit, exif_orientation)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"there is no image at {name}: check DATASET.ROOT and that the dataset is complete") from None
+    except UnidentifiedImageError:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ImageError(f"{name} is damaged or not a {known} image: convert, replace or remove it") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        remedy = "make it smaller or remove it, or raise INPUT.MAX_PIXELS"
+        raise ImageError(f"{name} has more than {limit:,} pixels: {remedy}") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
+
+
+def _decode(file, limit, exif_orientation):
+    if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow has one for the whole process
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > limit:
+            raise Image.DecompressionBombError
+        layout = str(image.tile)  # how the pixels are packed; empty after loading
+        image.load()
+        if exif_orientation:
+            with suppress(Exception):  # damaged EXIF data of a good image
+                ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+            pixels = np.asarray(image) >> (4 if "I;12" in layout else 8)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            _report_16_bit(file.name)
+        elif image.mode not in RGB_SOURCES:
+            raise ValueError(f"its pixels have the mode {image.mode}; convert it to 8 bits per channel")
+        elif re.search(r";16[BLN]", layout):
+            _report_16_bit(file.name)
+        image.info.pop("transparency", None)  # it has no effect but a warning
+        return image.convert("RGB")
+
+
+def _report_16_bit(name):
+    if not _reported_16_bit[0]:
+        _reported_16_bit[0] = 1
+        print(f"Images with 16 bits per channel, such as {name}, are reduced to their upper 8 bits")
+
+
+def report_16_bit_again():
+    """Report the next 16-bit image, as the log of a new run needs it."""
+    _reported_16_bit[0] = 0

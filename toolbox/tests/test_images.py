@@ -1,0 +1,221 @@
+"""Image files: what they are is read from their content, and everything else ends in one line that names the file."""
+
+import io
+import os
+import struct
+import traceback
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dassl.data import DataManager
+from dassl.utils import ImageError, images, read_image
+from PIL import Image
+from tiny_project import make_cfg, make_images
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+IN_THE_FORM = "not a JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM image: convert, replace or remove it"
+
+
+@pytest.fixture(autouse=True)
+def _new_run():
+    images.report_16_bit_again()
+
+
+def refused(path, *words, **options):
+    with pytest.raises(ImageError) as caught:
+        read_image(str(path), **options)
+    message = str(caught.value)
+    assert repr(str(path)) in message and "\n" not in message
+    assert [word for word in words if word not in message] == [], message
+
+
+def written(path, image, kind, **options):
+    image.save(path, kind, **options)
+    return str(path)
+
+
+def test_every_mode_is_read_as_rgb(tmp_path):
+    for mode, name in [("RGB", "a.png"), ("L", "b.png"), ("P", "c.gif"), ("RGBA", "d.png"), ("CMYK", "e.jpg")]:
+        Image.new(mode, (5, 4)).save(tmp_path / name)
+        image = read_image(str(tmp_path / name))
+        assert image.mode == "RGB" and image.size == (5, 4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_pixels_are_those_of_pillow(mode, tmp_path):
+    image = Image.fromarray(NOISE).convert(mode)
+    options = {"transparency": b"\0\1\2"} if mode == "P" else {}
+    path = written(tmp_path / "a.png", image, "TIFF" if mode == "CMYK" else "PNG", **options)
+    assert np.array_equal(np.asarray(read_image(path)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO"])
+def test_the_content_decides_the_kind(kind, tmp_path):
+    path = written(tmp_path / "name.jpg", Image.fromarray(NOISE), kind)
+    assert np.array_equal(np.asarray(read_image(path)), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["DDS", "EPS", "ICO", "JPEG2000", "TGA"])
+def test_other_kinds_are_refused_by_name(kind, tmp_path):
+    refused(written(tmp_path / "a.png", Image.fromarray(NOISE), kind), IN_THE_FORM)
+
+
+def test_dds_with_pixels_that_pillow_lacks_is_refused_by_name(tmp_path):
+    header = struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 4, 4, 16, 0, 0, 32, 0x4, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(header + bytes(1000))
+    refused(tmp_path / "a.png", IN_THE_FORM)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})])
+def test_16_bit_greyscale_keeps_its_upper_8_bits(kind, options, tmp_path, capsys):
+    path = written(tmp_path / "a.png", Image.fromarray(RAMP), kind, **options)
+    for _ in range(2):
+        pixels = np.asarray(read_image(path))
+        assert np.array_equal(pixels, np.repeat((RAMP >> 8)[..., None], 3, axis=2))
+    said = f"Images with 16 bits per channel, such as {path}, are reduced to their upper 8 bits\n"
+    assert capsys.readouterr().out == said
+
+
+def test_16_bit_netpbm_and_png_in_colour(tmp_path, capsys):
+    (tmp_path / "grey.pgm").write_bytes(b"P5 256 256 65535\n" + RAMP.astype(">u2").tobytes())
+    assert np.array_equal(np.asarray(read_image(tmp_path / "grey.pgm"))[..., 0], RAMP >> 8)
+    assert "grey.pgm" in capsys.readouterr().out
+    images.report_16_bit_again()
+    colours = np.stack([RAMP, RAMP.T, RAMP[::-1]], axis=2)[:8]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    (tmp_path / "colour.png").write_bytes(png(256, 8, 16, rows))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "colour.png")), colours >> 8)
+    assert "colour.png" in capsys.readouterr().out
+
+
+def test_workers_report_16_bit_images_once(tmp_path, capfd):
+    make_images(tmp_path)
+    dm = DataManager(make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", 2))
+    for item in dm.dataset.train_x:
+        Image.fromarray(RAMP).save(item.impath)
+    for _ in range(2):
+        list(dm.train_loader_x)
+    assert capfd.readouterr().out.count("Images with 16 bits per channel") == 1
+
+
+@pytest.mark.parametrize("pixels", [RAMP.astype(np.int32), RAMP.astype(np.float32)], ids=["I", "F"])
+def test_pixels_of_unknown_range_are_refused(pixels, tmp_path):
+    path = written(tmp_path / "a.tif", Image.fromarray(pixels), "TIFF")
+    refused(path, f"its pixels have the mode {'I' if pixels.dtype.kind == 'i' else 'F'}; convert it to 8 bits")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_of_exif_data(kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    path = written(tmp_path / "a.jpg", Image.fromarray(NOISE), kind, exif=exif)
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(path)), np.rot90(stored, -1))
+    assert np.array_equal(np.asarray(read_image(path, exif_orientation=False)), stored)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\1" * 30])
+def test_damaged_exif_data_is_ignored(exif, tmp_path):
+    path = written(tmp_path / "a.jpg", Image.fromarray(NOISE), "JPEG", exif=exif)
+    assert read_image(path).size == (30, 40)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_settings_of_a_run_reach_the_reader(cache, tmp_path):
+    make_images(tmp_path)
+    options = ["INPUT.MAX_PIXELS", 16 * 16, "INPUT.EXIF_ORIENTATION", False, "DATALOADER.CACHE", cache]
+    loader = DataManager(make_cfg(tmp_path, tmp_path, *options), custom_tfm_train=np.asarray).train_loader_x
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for item in loader.dataset.data_source:
+        Image.fromarray(NOISE[:16, :8]).save(item.impath, exif=exif)
+    assert {tuple(batch["img"].shape) for batch in loader} == {(4, 16, 8, 3)}
+    large = loader.dataset.data_source[0].impath
+    Image.new("RGB", (16, 17)).save(large)
+    loader.dataset.decoded = None
+    with pytest.raises(ImageError, match=f"{large}' has more than 256 pixels: .* or raise INPUT.MAX_PIXELS"):
+        list(loader)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, bits=8, data=b""):
+    """A PNG file in RGB; `data` are its rows, each after a byte 0."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(9460, 9460), (65535, 65535), (2**31 - 1, 2**31 - 1)])
+def test_decompression_bomb_is_an_error(size, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(*size))
+    refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
+
+
+def test_the_limit_on_pixels_can_be_raised_above_pillows(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = written(tmp_path / "a.png", Image.fromarray(NOISE), "PNG")
+    refused(path, "has more than 100 pixels")
+    refused(path, "has more than 1,199 pixels", max_pixels=1199)
+    assert read_image(path, max_pixels=1200).size == (30, 40)
+
+
+def test_named_pipe_device_and_folder_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", "/dev/zero", tmp_path):
+        refused(path, "is not a regular file: replace or remove it")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_named_pipe_met_by_a_loader_gives_one_line(workers, tmp_path):
+    make_images(tmp_path)
+    dm = DataManager(make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers))
+    path = dm.dataset.test[2].impath
+    os.unlink(path)
+    os.mkfifo(path)
+    with pytest.raises(ImageError) as caught:
+        list(dm.test_loader)
+    traceback.clear_frames(caught.tb)  # releases the workers; otherwise the garbage collector waits 5 s for them
+    assert str(caught.value) == f"'{path}' is not a regular file: replace or remove it"
+
+
+def test_name_with_control_characters_is_escaped(tmp_path):
+    (tmp_path / "a\n\x1b.png").write_bytes(b"")
+    refused(tmp_path / "a\n\x1b.png", r"a\n\x1b.png", IN_THE_FORM)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tiff", "bmp", "gif", "ppm"])
+def test_truncated_images_are_refused_by_name(kind, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(NOISE).save(path)
+    content = path.read_bytes()
+    for broken in (content[: len(content) // 2], content[:20], b"", b"<html></html>"):
+        path.write_bytes(broken)
+        refused(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_images_never_end_in_another_error(tmp_path):
+    """Each format with random bytes changed: a sample of `make fuzz`."""
+    rng = np.random.default_rng(0)
+    for kind in images.FORMATS:
+        content = io.BytesIO()
+        Image.fromarray(NOISE).save(content, kind)
+        for _ in range(40):
+            damaged = np.frombuffer(content.getvalue(), np.uint8).copy()
+            damaged[rng.integers(0, min(200, len(damaged)), 4)] = rng.integers(0, 256, 4)
+            path = Path(tmp_path / "a.png")
+            path.write_bytes(damaged.tobytes())
+            try:
+                assert read_image(str(path)).mode == "RGB"
+            except ImageError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
