@@ -82,7 +82,7 @@ def build(args: argparse.Namespace, classes: int):
             super().__init__(train_x=items * args.batch, test=items)
 
     cfg = get_cfg_default()
-    extend_cfg(cfg)
+    extend_cfg(cfg, args.trainer)
     cfg.merge_from_file(str(config_folder(args.trainer) / f"{default_config(args.trainer, 'few_shot')}.yaml"))
     merge_pairs(cfg, [])
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"

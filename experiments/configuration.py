@@ -54,6 +54,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     merge_pairs(cfg, args.opts)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else cfg.TRAINER.NAME)
+    for name in method.published_sections if method else ():
+        cfg.pop(name, None)  # those beside TRAINER; the section has their values
     cfg.freeze()
     return cfg
 
@@ -65,8 +67,8 @@ def merge_pairs(cfg: CfgNode, pairs: list) -> None:
         if any(str(item).startswith("--") for item in pairs):
             remedy = "options come before the KEY VALUE pairs (for scripts: MPL_DEBUG=1 instead of --debug)"
         raise UsageError(f"{pairs[-1]!r} has no value", remedy)
-    for key in trainers.per_layer_keys().intersection(pairs[::2]):
-        set_key(cfg, key, None)  # yacs holds a key to the type of its value: a list may follow on a number here
+    for key in pairs[::2]:
+        trainers.accept_any_type(cfg, str(key))
     cfg.merge_from_list(pairs)
     trainers.fill_defaults(cfg, cfg.TRAINER.NAME)
 

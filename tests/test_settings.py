@@ -114,6 +114,44 @@ def test_fields_of_union_types_take_any_of_them():
     assert Unions.flexible() == ["A", "B"]
 
 
+@pytest.fixture
+def renamed():
+    """A method whose published YAML files have its settings under other names, as KgCoOp's and ProGrad's do."""
+
+    @TRAINER_REGISTRY.register()
+    class Renamed(trainers.PromptTrainer):
+        @dataclass(frozen=True)
+        class Settings(MethodSettings):
+            W: float = 8.0
+            START: bool | str = ""
+
+        published_sections = ("TRAINER.COOP", "LOSS")
+
+    yield Renamed
+    del TRAINER_REGISTRY._obj_map["Renamed"]
+
+
+def test_section_is_read_under_its_published_names(renamed, tmp_path):
+    (tmp_path / "theirs.yaml").write_text("TRAINER:\n  COOP:\n    W: 2.0\n    START: True\nLOSS:\n  PREC: fp32\n")
+    argv = ["--trainer", "Renamed", "--config-file", str(tmp_path / "theirs.yaml")]
+    cfg = setup_cfg(parse_arguments([*argv, "TRAINER.COOP.START", "words"]))
+    assert dict(cfg.TRAINER.RENAMED) == {"PREC": "fp32", "W": 2.0, "START": "words"}
+    assert set(cfg.TRAINER) == {"NAME", "RENAMED"} and "LOSS" not in cfg
+    for later in ("TRAINER.COOP.W", "TRAINER.RENAMED.W", "LOSS.W"):  # the last one counts, under whatever name
+        cfg = setup_cfg(parse_arguments([*argv, "TRAINER.RENAMED.W", "3.0", "TRAINER.COOP.W", "4.0", later, "5.0"]))
+        assert renamed.settings_of(cfg).W == 5.0
+    with pytest.raises(ValueError, match="TRAINER.COOP.W .* takes a float, not a str"):
+        setup_cfg(parse_arguments([*argv, "TRAINER.COOP.W", "much"]))
+    for key in ("TRAINER.COOP.W", "LOSS.W"):  # of another method
+        with pytest.raises(ValueError, match=f"unknown config key {key}"):
+            setup_cfg(parse_arguments(["--trainer", "CoOp", key, "2.0"]))
+
+
+def test_key_of_several_types_of_one_method_does_not_loosen_those_of_others(renamed):
+    with pytest.raises(ValueError, match="TRAINER.COOP.CTX_INIT .* takes a str, not a bool"):
+        setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CTX_INIT", "True"]))
+
+
 def test_methods_may_share_a_section():
     """As KgCoOp, whose published YAML files set TRAINER.COOP.*"""
 

@@ -4,6 +4,7 @@ A new method is a file here, with a `PromptTrainer` (docs/methods.md), and a YAM
 Nothing else names the methods: `methods()` reads the registry.
 """
 
+from functools import reduce
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -27,21 +28,28 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
 
     Args:
         cfg: changed in place.
-        chosen: the method that will read it. Where several methods share a section, it has this one's keys.
+        chosen: the method that will read it. Where several methods share a section, it has this one's keys; its section
+            is also there under the names that its published YAML files use, as the same node.
     """
-    found = methods()
-    for method in sorted(found.values(), key=lambda method: method.__name__ != chosen):
-        if method.section() not in cfg.TRAINER:
-            cfg.TRAINER[method.section()] = CfgNode(method.Settings.cfg_defaults())
+    for name, method in sorted(methods().items(), key=lambda item: item[0] != chosen):
+        section = cfg.TRAINER.setdefault(method.section(), CfgNode(method.Settings.cfg_defaults()))
+        for published in method.published_sections if name == chosen else ():
+            group, _, key = published.rpartition(".")
+            (cfg.TRAINER if group else cfg)[key] = section
 
 
-def per_layer_keys() -> set[str]:
-    """The keys that may be one number or a list of numbers."""
-    return {f"TRAINER.{m.section()}.{key}" for m in methods().values() for key in m.Settings.flexible()}
+def accept_any_type(cfg: CfgNode, key: str) -> None:
+    """Forget the value of a key that takes values of several types: yacs holds a key to the type of its value."""
+    *groups, name = key.split(".")
+    node = reduce(lambda node, group: node.get(group) if isinstance(node, CfgNode) else None, groups, cfg)
+    for method in methods().values():
+        own = cfg.TRAINER.get(method.section())
+        if own is not None and own is node and name in method.Settings.flexible():
+            own[name] = None
 
 
 def fill_defaults(cfg: CfgNode, chosen: str = "") -> None:
-    """Give the keys of `per_layer_keys` their defaults where nothing has set them."""
+    """Give the keys of `accept_any_type` their defaults where nothing has set them."""
     for method in sorted(methods().values(), key=lambda method: method.__name__ != chosen):
         node, defaults = cfg.TRAINER.get(method.section(), {}), method.Settings()
         for key in method.Settings.flexible():
@@ -49,4 +57,4 @@ def fill_defaults(cfg: CfgNode, chosen: str = "") -> None:
                 node[key] = getattr(defaults, key)
 
 
-__all__ = ["PromptTrainer", "extend_cfg", "fill_defaults", "methods", "per_layer_keys"]
+__all__ = ["PromptTrainer", "accept_any_type", "extend_cfg", "fill_defaults", "methods"]

@@ -23,6 +23,8 @@ from common.version import __version__
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .settings import MethodSettings, settings_from
 
+TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
+
 
 class PromptLearner(nn.Module):
     """The learned vectors of a method and where they go.
@@ -105,7 +107,10 @@ class PromptTrainer(TrainerX):
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     defaults: ClassVar[dict[str, Any]] = {}  # a short form of `Settings`, for settings that need no checks
+    published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
+    published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
+    published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
     learns: ClassVar[bool] = True  # False: there is nothing to train
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
@@ -181,6 +186,15 @@ class PromptTrainer(TrainerX):
                 "number its classes without gaps",
             )
         return [name.replace("_", " ") for name in names]
+
+    def template(self, published: Mapping[str, str] | None = None) -> str:
+        """The sentence with {} for a class name: the user's, else the method's, else the dataset's.
+
+        Args:
+            published: the method's own sentences for some datasets, by their registered names.
+        """
+        own = "" if self.cfg.DATASET.get("TEMPLATE", "") else (published or {}).get(self.cfg.DATASET.NAME, "")
+        return own or getattr(self.dm.dataset, "template", TEMPLATE)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check the settings; Dassl calls this first.
@@ -261,7 +275,8 @@ class PromptTrainer(TrainerX):
 
         Args:
             loss, parts: as `loss()` returned them. A method that combines gradients of several losses overrides this;
-                zeroing, unscaling, the step and the scaler's update stay where they are.
+                zeroing, unscaling, the step and the scaler's update stay where they are. What it adds to `parts` is
+                logged.
         """
         self.scaler.scale(loss).backward()
 

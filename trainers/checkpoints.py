@@ -82,7 +82,7 @@ def select_prompts(
     if "method" in written:
         others, learned = [written["method"]] if written["method"] != method else [], list(state)
     else:
-        others, learned = compat.other_methods(state, method, expected), compat.learned(state)
+        others, learned = compat.other_methods(state, method, expected), compat.learned(state, method)
     if others:
         names = " or ".join(others)
         raise UsageError(f"{path} is a checkpoint of {names}, not of {method}", f"test it with --trainer {names}", path)

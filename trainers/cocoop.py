@@ -39,6 +39,7 @@ class CoCoOp(PromptTrainer):
     """Conditional Context Optimization (Zhou et al., CVPR 2022)."""
 
     Settings = CoCoOpSettings
+    published = ("ctx", "meta_net.*")
 
     def build_prompts(self, clip, classnames):
         return CoCoOpPrompts(clip, classnames, self.settings.N_CTX, self.settings.CTX_INIT)

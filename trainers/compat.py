@@ -1,30 +1,36 @@
 """Checkpoints that do not say which method made them: those of the published projects, and ours before version 1.0.
 
-Which method it was is guessed from the names of the learned tensors. Checkpoints of this version say it themselves
-(`checkpoints.py`), so a new method needs no entry here.
+Which method it was is guessed from the names of the learned tensors, which each published method states (`published`).
+Checkpoints of this version say it themselves (`checkpoints.py`).
 """
 
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 
-# Names of the learned tensors in the published checkpoints; * is any text.
+from dassl.engine import TRAINER_REGISTRY
+
+# Names of the learned tensors in published checkpoints, of methods that share them.
 VISION = ("image_encoder.VPT", "image_encoder.transformer.resblocks.*.VPT_shallow")
 TWO_TOWERS = ("prompt_learner.ctx", *VISION, "text_encoder.transformer.resblocks.*.VPT_shallow")
 COUPLED = ("prompt_learner.ctx", "prompt_learner.proj.*", "prompt_learner.compound_prompts_text.*")
-PUBLISHED = {
-    "CoOp": ("ctx",),
-    "CoCoOp": ("ctx", "meta_net.*"),
-    "VPT": VISION,
-    "IVLP": TWO_TOWERS,
-    "PromptSRC": TWO_TOWERS,
-    "MaPLe": (*COUPLED, "prompt_learner.compound_prompt_projections.*"),
-    "MPL": (*COUPLED, "prompt_learner.txt2img_proj.*"),
-}
 
 
-def learned(keys: Collection[str]) -> list[str]:
-    """Those of the names that some published method has learned; the others are the frozen CLIP and buffers."""
-    return [key for key in keys if any(matches(key, patterns) for patterns in PUBLISHED.values())]
+def stated(attribute: str) -> dict[str, tuple[str, ...]]:
+    """What each method with published checkpoints states in `published` or `published_unused`, by its name."""
+    found = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
+    return {name: getattr(method, attribute) for name, method in found if getattr(method, "published", ())}
+
+
+def learned(keys: Collection[str], method: str = "") -> list[str]:
+    """Those of the names that some published method has learned; the others are the frozen CLIP and buffers.
+
+    Args:
+        keys: names of all tensors of the checkpoint.
+        method: the method that loads them, whose published code leaves some of these names unused.
+    """
+    unused = stated("published_unused").get(method, ())
+    patterns = [pattern for patterns in stated("published").values() for pattern in patterns]
+    return [key for key in keys if matches(key, patterns) and not matches(key, unused)]
 
 
 def other_methods(keys: Collection[str], method: str, expected: Collection[str]) -> list[str]:
@@ -37,11 +43,12 @@ def other_methods(keys: Collection[str], method: str, expected: Collection[str])
     """
     prompts = learned(keys)
     complete = set(expected) <= set(keys)
-    fitting = [name for name, patterns in PUBLISHED.items() if all(matches(key, patterns) for key in prompts)]
-    fewest = min((len(PUBLISHED[name]) for name in fitting), default=0)
+    published, unused = stated("published"), stated("published_unused")
+    fitting = [name for name in published if all(matches(key, published[name] + unused[name]) for key in prompts)]
+    fewest = min((len(published[name]) for name in fitting), default=0)
     # One method's prompts can be part of another's, as CoOp's ctx is of CoCoOp's: fewer patterns fit more closely.
-    likely = [name for name in fitting if len(PUBLISHED[name]) == fewest]
-    own = (method in likely or complete) if method in fitting else (complete and method not in PUBLISHED)
+    likely = [name for name in fitting if len(published[name]) == fewest]
+    own = (method in likely or complete) if method in fitting else (complete and method not in published)
     return [] if own or not prompts else likely or ["another method"]
 
 

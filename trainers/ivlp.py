@@ -1,6 +1,7 @@
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer
+from .compat import TWO_TOWERS
 from .prompts import TwoTowerSettings, two_tower_prompts
 
 
@@ -10,6 +11,7 @@ class IVLP(PromptTrainer):
 
     Settings = TwoTowerSettings
     saved_as = "VLPromptLearner"
+    published = TWO_TOWERS
 
     def build_prompts(self, clip, classnames):
         return two_tower_prompts(self, clip, classnames)

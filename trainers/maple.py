@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer, require_vit
+from .compat import COUPLED
 from .prompts import check_depth, gaussian, start_context, text_width, vision_width
 from .settings import MethodSettings
 
@@ -52,6 +53,7 @@ class MaPLe(PromptTrainer):
 
     Settings = MaPLeSettings
     saved_as = "MultiModalPromptLearner"
+    published = (*COUPLED, "prompt_learner.compound_prompt_projections.*")
 
     def build_prompts(self, clip, classnames):
         maple = self.settings

@@ -10,6 +10,7 @@ from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
 from common.errors import UsageError
 
 from .base import PromptLearner, PromptTrainer, require_vit
+from .compat import COUPLED
 from .prompts import check_depth, gaussian, text_width, vision_width, word_embeddings
 from .settings import MethodSettings, PerLayer
 
@@ -87,6 +88,7 @@ class MPL(PromptTrainer):
 
     Settings = MPLSettings
     saved_as = "MultiModalPromptLearner"
+    published = (*COUPLED, "prompt_learner.txt2img_proj.*")
 
     def build_prompts(self, clip, classnames):
         mpl = self.settings

@@ -12,6 +12,8 @@ from common.errors import UsageError
 from .base import PromptLearner, PromptTrainer, require_vit
 from .settings import MethodSettings
 
+POSITIONS = ("end", "middle", "front")  # of the class name among context vectors
+
 
 def gaussian(*shape: int) -> nn.Parameter:
     """Learned vectors with the initial values that every method uses: normal, std 0.02."""
@@ -65,16 +67,16 @@ class CoOpPrompts(PromptLearner):
     Args:
         clip: the frozen backbone.
         classnames: C names.
-        n_ctx: context vectors; with `ctx_init` as many as it has words, which they start from.
-        csc: class-specific contexts, C x n_ctx vectors, random at the start.
+        words: the words before the class name; the context replaces their first n tokens.
+        ctx: (n, text width), or (C, n, text width) for contexts that differ by class.
         position: of the class name, `end`, `middle` or `front`.
     """
 
-    def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, csc: bool, position: str):
+    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str):
         super().__init__()
-        words, self.ctx = sentence_context(clip, n_ctx, ctx_init, *([len(classnames)] if csc else []))
+        self.ctx = ctx
         ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
-        ids, slots = move_class_tokens(ids, len(words), classnames, position)
+        ids, slots = move_class_tokens(ids, ctx.shape[-2], classnames, position)
         self.register_buffer("ids", ids, persistent=False)
         self.register_buffer("slots", slots, persistent=False)
 
@@ -82,6 +84,38 @@ class CoOpPrompts(PromptLearner):
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids, self.ctx, self.slots)
+
+
+@dataclass(frozen=True)
+class ContextSettings(MethodSettings):
+    """The settings of CoOp's context vectors. CSC asks for class-specific ones."""
+
+    N_CTX: int = 16
+    CSC: bool = False
+    CLASS_TOKEN_POSITION: str = "end"
+
+    def check(self):
+        if self.CLASS_TOKEN_POSITION not in POSITIONS:
+            raise UsageError(
+                f"CLASS_TOKEN_POSITION is {self.CLASS_TOKEN_POSITION!r}", f"it can be {', '.join(POSITIONS)}"
+            )
+
+
+class ContextTrainer(PromptTrainer):
+    """A method that learns CoOp's context vectors; its `Settings` are `ContextSettings`."""
+
+    published = ("ctx",)
+
+    def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
+        """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
+        raise NotImplementedError
+
+    def build_prompts(self, clip, classnames):
+        words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
+        return CoOpPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
+
+    def saved_module(self) -> nn.Module:
+        return self.model.prompt_learner
 
 
 def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer
+from .compat import TWO_TOWERS
 from .prompts import TwoTowerSettings, two_tower_prompts
 from .teacher import Teacher
 
@@ -34,6 +35,7 @@ class PromptSRC(PromptTrainer):
 
     Settings = PromptSRCSettings
     saved_as = "VLPromptLearner"
+    published = TWO_TOWERS
 
     def build_prompts(self, clip, classnames):
         return two_tower_prompts(self, clip, classnames)

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer, require_vit
+from .compat import VISION
 from .prompts import IndependentPrompts, check_depth
 from .settings import MethodSettings
 
@@ -23,6 +24,7 @@ class VPT(PromptTrainer):
     """Visual Prompt Tuning of CLIP's image tower (Jia et al., ECCV 2022); the text is `a photo of a {class}.`"""
 
     Settings = VPTSettings
+    published = VISION
 
     def build_prompts(self, clip, classnames):
         vpt = self.settings

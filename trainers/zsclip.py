@@ -9,8 +9,6 @@ from common.errors import UsageError
 from .base import PromptLearner, PromptTrainer
 from .settings import MethodSettings
 
-TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
-
 
 class TemplatePrompts(PromptLearner):
     """A fixed sentence for each class; nothing is learned."""
@@ -44,7 +42,7 @@ class ZeroshotCLIP(PromptTrainer):
     config_folder = "CoOp"
 
     def build_prompts(self, clip, classnames):
-        template = self.settings.TEMPLATE or getattr(self.dm.dataset, "template", TEMPLATE)
+        template = self.settings.TEMPLATE or self.template()
         print(f"Template: {template}")
         return TemplatePrompts(template, classnames, clip.context_length)
 
