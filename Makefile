@@ -1,11 +1,12 @@
-# make setup: a .venv with what the project runs on. make demo, test, check, lint, style. PYTHON chooses the interpreter.
+# make setup: a .venv with what the project runs on. make demo, test, check, lint, style, fuzz, kill. PYTHON chooses the
+# interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one process for each core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-.PHONY: setup demo test check lint style
+.PHONY: setup demo test check lint style fuzz kill
 
 setup: $(VENV)/.ready
 
@@ -33,6 +34,12 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# Inputs that are damaged or made to do harm; ONLY=1234 runs one again: SECURITY.md.
+FUZZ ?= 10000
+SEED ?= 1
+fuzz: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m fuzz --seed $(SEED) --count $(FUZZ) $(if $(ONLY),--only $(ONLY))
 
 style: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

@@ -19,6 +19,8 @@ class Handler(BaseHTTPRequestHandler):
         server.requests.append((path, asked))
         fault = server.faults.pop(0) if server.faults else ""
         self.close_connection = True
+        if isinstance(fault, bytes):  # a whole answer
+            return self.wfile.write(fault)
         if path not in server.files or fault == "not found":
             return self.send_error(404)
         if fault == "busy":

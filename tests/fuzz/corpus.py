@@ -1,0 +1,131 @@
+"""The valid files that are changed: backbones, checkpoints of several methods, drawn data, archives of datasets."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import open_clip
+import torch
+from dassl.utils import load_checkpoint
+from drawn import clip_config, write_eurosat
+from published import packed
+from safetensors.torch import save_file
+from torch import nn
+from trees import build_tree
+
+from clip.random_weights import random_tensor
+from common.start import ROOT
+from experiments.run import main
+
+BASE = "../../base"  # from the folder of a case
+BOTH = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2}
+METHODS = {"CoOp": {"N_CTX": 4}, "MPL": {"PROMPT_DEPTH": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}, "PromptSRC": BOTH}
+OTHERS = {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH, "CoCoOp": {}, "ZeroshotCLIP": {}}  # without checkpoints here
+PACKED = ("eurosat", "dtd", "imagenet_r", "caltech101", "imagenet")  # zip, tar.gz, tar, nested archives, MATLAB's files
+SETTINGS = {  # for the tiny backbone
+    "DATALOADER": {"NUM_WORKERS": 0, "TRAIN_X": {"BATCH_SIZE": 4}, "TEST": {"BATCH_SIZE": 4}},
+    "DATASET": {"NUM_SHOTS": 1},
+    "INPUT": {"SIZE": [32, 32], "TRANSFORMS": ["random_resized_crop", "random_flip", "normalize"]},
+    "OPTIM": {"NAME": "sgd", "LR": 0.002, "MAX_EPOCH": 2, "LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1},
+}
+
+
+def train(method: str, *overrides, output: str = "out", root: str = f"{BASE}/data", options=()) -> list[str]:
+    """A command line of train.py, from the folder of a case, for the tiny backbone and drawn data."""
+    argv = ["--root", root, "--backbone", f"{BASE}/tiny.pt", "--output-dir", output, "--seed", 1, "--trainer", method]
+    argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml", "--config-file", f"{BASE}/config.yaml"]
+    settings = (METHODS | OTHERS)[method]
+    own = [item for key, value in settings.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
+    return [str(argument) for argument in (*argv, *options, *own, *overrides)]
+
+
+def backbone() -> OrderedDict[str, torch.Tensor]:
+    """Random half-precision weights of a CLIP of 32 px, two layers and width 64, by OpenAI's names."""
+    shapes = open_clip.CLIP(**clip_config()).state_dict()
+    return OrderedDict((key, random_tensor(key, tuple(value.shape)).half()) for key, value in shapes.items())
+
+
+class WritingModule(nn.Module):
+    """A module whose saved code overwrites a file while it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> int:
+        return 1
+
+    @torch.jit.export
+    def __setstate__(self, state: int) -> None:
+        torch.from_file("../outside/kept", True, 4).fill_(0.0)
+
+
+def archive(state: dict[str, torch.Tensor]) -> bytes:
+    """OpenAI's form: a traced module, with its sizes among the tensors."""
+    model = open_clip.CLIP(**clip_config())
+    model.load_state_dict(state)
+    for name, size in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
+        vars(model).pop(name, None)
+        model.register_buffer(name, torch.tensor(size))
+    traced = torch.jit.trace(model.eval(), (torch.zeros(1, 3, 32, 32), torch.ones(1, 77).long()), check_trace=False)
+    return script_bytes(traced.half())
+
+
+def script_bytes(module: torch.jit.ScriptModule) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    return buffer.getvalue()
+
+
+def saved(tree, legacy: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tree, buffer, pickle_module=pickle, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def published(state: dict[str, torch.Tensor]) -> dict:
+    """A checkpoint as the published code writes it: with the classes' tokens, the optimiser, a pickled scheduler."""
+    tensors = OrderedDict((f"module.{key}", value) for key, value in state.items())
+    tensors["module.prompt_learner.token_prefix"] = torch.randn(3, 1, 64)
+    parameters = [nn.Parameter(value.clone()) for value in state.values()]
+    optimizer = torch.optim.SGD(parameters, lr=0.0035, momentum=0.9)
+    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
+    scheduler = {"successor": successor, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.0035], "last_epoch": 2}
+    return {"state_dict": tensors, "epoch": 2, "optimizer": optimizer.state_dict(), "scheduler": scheduler}
+
+
+def build(base: Path, case: Path) -> None:
+    """Write the corpus to `base`, the same each time; runs start in a folder like a case's, by relative paths."""
+    torch.manual_seed(1)
+    base.mkdir()
+    state = backbone()
+    torch.save(state, base / "tiny.pt")
+    save_file(state, base / "tiny.safetensors")
+    (base / "legacy.pt").write_bytes(saved({"state_dict": state, "epoch": 3}, legacy=True))
+    (base / "archive.pt").write_bytes(archive(state))
+    (base / "writing.pt").write_bytes(script_bytes(torch.jit.script(WritingModule())))
+    (base / "config.yaml").write_text(json.dumps(SETTINGS, indent=1))
+    (base / "ViT-tiny.json").write_text(json.dumps(clip_config()))
+    write_eurosat(base / "data", ["red", "green field"], train=2, val=1, test=2)
+    os.chdir(case)
+    time.time = lambda: 1e9  # the seconds in a checkpoint
+    for method in METHODS:
+        with contextlib.redirect_stderr(io.StringIO()):
+            main(train(method, output=f"{BASE}/runs/{method}"))
+        (file,) = (base / "runs" / method).glob("*/model.pth.tar-2")
+        prompts = load_checkpoint(str(file))["state_dict"]
+        (base / "published" / method / file.parent.name).mkdir(parents=True)
+        torch.save(published(prompts), base / "published" / method / file.parent.name / file.name)
+    for name in PACKED:
+        for file, content in packed(name, build_tree(name, base / "trees"), base / f"packing_{name}").items():
+            (base / "packed" / name).mkdir(parents=True, exist_ok=True)
+            (base / "packed" / name / file).write_bytes(content)

@@ -1,0 +1,118 @@
+"""Runs cases, two at a time, each in a process of its own with limits, and counts how they end."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from . import worker
+from .cases import KINDS, Case, kind_of
+
+SECONDS = 20.0
+MEGABYTES = worker.GIGABYTES * 1024
+
+
+class Slot:
+    """A place where one case at a time runs.
+
+    Attributes:
+        folder: the case's own folder; `../outside` is beside it, `../../base` is the corpus.
+    """
+
+    def __init__(self, scratch: Path, index: int):
+        self.place, self.folder = scratch / f"slot{index}", scratch / f"slot{index}/case"
+        self.output = self.place / "verdict"
+        self.process = 0
+
+    def begin(self, number: int, make: Callable[[], Case]) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.number, self.started = number, time.monotonic()
+        self.process = worker.start(make, self.folder, self.output)
+
+    def poll(self) -> tuple[str, str] | None:
+        """The verdict, once the process has ended or was killed."""
+        late = time.monotonic() - self.started > SECONDS
+        if late:
+            os.killpg(self.process, signal.SIGKILL)
+        ended, status, usage = os.wait4(self.process, 0 if late else os.WNOHANG)
+        if not ended:
+            return None
+        with suppress(ProcessLookupError):  # what it started
+            os.killpg(self.process, signal.SIGKILL)
+        self.process = 0
+        if late:
+            return "failure", f"hangs: killed after {SECONDS:.0f} seconds"
+        if status:
+            return "failure", f"crashes with signal {status & 127}"
+        if usage.ru_maxrss > MEGABYTES * 1024:
+            return "failure", f"takes {usage.ru_maxrss >> 10} MB of memory"
+        verdicts = [json.loads(line) for line in self.output.read_text().splitlines()]
+        worst = [verdict for verdict in verdicts if verdict[0] in ("failure", "harness")]
+        return tuple((worst or verdicts or [["failure", "ends without a verdict"]])[0])
+
+
+class Failure(NamedTuple):
+    number: int
+    what: str
+
+
+def fuzz(
+    make: Callable[[int], Case], numbers: Iterable[int], scratch: Path, keep: Path, slots: int = 2
+) -> tuple[Counter[tuple[str, str]], list[Failure]]:
+    """Run the inputs of these numbers, two at a time; failing ones are moved to `keep`.
+
+    Returns:
+        the number of inputs by (kind, verdict), and the failures.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    failures: list[Failure] = []
+    waiting, begun = iter(numbers), [Slot(scratch, index) for index in range(slots)]
+    idle, busy = list(begun), []
+    more = True
+    while more or busy:
+        while idle and more:
+            number = next(waiting, None)
+            more = number is not None
+            if more:
+                busy.append(idle.pop())
+                busy[-1].begin(number, partial(make, number))
+        for slot in list(busy):
+            ended = slot.poll()
+            if ended:
+                busy.remove(slot)
+                idle.append(slot)
+                counts[kind_of(slot.number), ended[0]] += 1
+                if ended[0] not in ("accepted", "refused"):
+                    failures.append(Failure(slot.number, ended[1]))
+                    keep_input(slot, ended[1], keep)
+        time.sleep(0.004)
+    return counts, failures
+
+
+def keep_input(slot: Slot, what: str, keep: Path) -> None:
+    """Move the files of a case to `keep/NUMBER`, with what it printed, and with the verdict."""
+    folder = keep / str(slot.number)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path in (slot.folder, slot.output.with_suffix(".log"), slot.output.with_suffix(".argv")):
+        with suppress(OSError):
+            shutil.move(path, folder / path.name)
+    (folder / "failure.txt").write_text(what, errors="backslashreplace")
+
+
+def table(counts: Counter[tuple[str, str]]) -> str:
+    lines = [f"{'kind':22}{'inputs':>8}{'refused':>9}{'accepted':>10}{'failures':>10}"]
+    for kind in [*KINDS, "all"]:
+        found = {verdict: sum(n for (k, v), n in counts.items() if v == verdict and kind in (k, "all"))
+                 for verdict in ("refused", "accepted", "failure", "harness")}  # fmt: skip
+        failed = found["failure"] + found["harness"]
+        lines.append(f"{kind:22}{sum(found.values()):8}{found['refused']:9}{found['accepted']:10}{failed:10}")
+    return "\n".join(lines)

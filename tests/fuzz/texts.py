@@ -1,0 +1,225 @@
+"""Cases of text files: YAML, study files, JSON."""
+
+import json
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+from drawn import clip_config
+
+from common.start import ROOT
+
+from .cases import Case, kind, sometimes_special
+from .changes import change_bytes, change_tree
+from .corpus import BASE, METHODS, SETTINGS, train
+from .weights import as_json
+
+SNIPPETS = [
+    "a: !!python/object/apply:os.system ['touch ../outside/made']",
+    "!!python/object/new:type {args: ['z', [], {}], state: !!python/name:exec }",
+    "a: &a [x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: [*d, *d, *d, *d]",
+    "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(10)),
+    "OPTIM: &a\n  LR: *a",
+    "? [a, b]\n: c",
+    "? {a: b}\n: c",
+    "OPTIM: {<<: {LR: 0.1}, <<: [1]}",
+    "!!int x",
+    "OPTIM: {LR: !!int x}",
+    "OPTIM: {LR: !!float x}",
+    "OPTIM: {LR: !!timestamp x}",
+    "OPTIM: {LR: !!binary x}",
+    "OPTIM: !!omap [a]",
+    "OPTIM: !!set {LR}",
+    "OPTIM: {LR: " + "9" * 5000 + "}",
+    "OPTIM: {LR: 1:99:99.9e99}",
+    "OPTIM: {LR: 2024-13-45}",
+    "OPTIM: {LR: 0x}",
+    "OPTIM: {LR: .inf}",
+    "[" * 2000,
+    "{a: " * 900 + "1" + "}" * 900,
+    "- " * 2000,
+    "--- a\n--- b",
+    "%YAML 9.9\n---\na: b",
+    "a: |\n\tb",
+    "\tOPTIM: 1",
+    "'",
+    "&",
+    "*a",
+    "\x00",
+    "\ufeffOPTIM: {LR: 0.1}",
+    "\ud800",
+]
+SNIPPETS += [
+    f"_BASE_: {name}" for name in ("/dev/zero", "/dev/full", "'a\\0b'", '"a\\0b"', "~nosuchuser/x", "[]", "[[a]]")
+]
+SNIPPETS += [f"_BASE_: {name}" for name in ("config.yaml", "{a: b}", "1", "null", ".", "x" * 5000, "[config.yaml]")]
+
+
+def as_yaml(tree: Any) -> str:
+    try:
+        return yaml.dump(tree)
+    except (ValueError, RecursionError):  # a number of too many digits, or too deep
+        return "[" * 2000
+
+
+def text_bytes(rng: Random, text: str) -> bytes:
+    """The text in some encoding."""
+    encoding = rng.choice(("utf-8",) * 20 + ("utf-16", "utf-32", "latin-1"))
+    return text.encode(encoding, errors="replace" if encoding == "latin-1" else "surrogatepass")
+
+
+def changed_yaml(rng: Random, tree: dict) -> bytes | str:
+    how = rng.random()
+    if how < 0.6:
+        data = text_bytes(rng, as_yaml(change_tree(rng, tree)))
+    elif how < 0.85:
+        before, after = as_yaml(tree), rng.choice(SNIPPETS)
+        data = text_bytes(rng, rng.choice((after, f"{before}\n{after}", f"{after}\n{before}")))
+    else:
+        data = change_bytes(rng, as_yaml(tree).encode())
+    return sometimes_special(rng, data)
+
+
+def changed_json(rng: Random, tree: Any) -> bytes | str:
+    how = rng.random()
+    if how < 0.7:
+        data = text_bytes(rng, as_json(change_tree(rng, tree)))
+    elif how < 0.8:
+        wrong = ("", "[" * 9000, '{"a":' * 3000, "NaN", "1" * 5000, "null", '"\\ud800"', '{"train": [1e999]}', "\x00")
+        data = text_bytes(rng, rng.choice(wrong))
+    else:
+        data = change_bytes(rng, as_json(tree).encode())
+    return sometimes_special(rng, data)
+
+
+# YAML
+
+
+@kind("YAML", share=10)
+def config(rng: Random) -> Case:
+    """The file of a method or a dataset, a base of it, or the config.yaml of an output folder."""
+    method = rng.choice([*METHODS, "ZeroshotCLIP"])
+    tree = SETTINGS | {"TRAINER": {method.upper(): {"PREC": "fp32"}}}
+    argv = train(method, options=["--no-train", "--config-file", "config.yaml"])
+    use = rng.randrange(6)
+    case = Case("train", argv, {"config.yaml": as_yaml(tree).encode()})
+    if use < 3:
+        case.files["config.yaml"] = changed_yaml(rng, tree)
+    elif use == 3:
+        case.files["config.yaml"] = b"_BASE_: [base.yaml]\n" + case.files["config.yaml"]
+        case.files["base.yaml"] = changed_yaml(rng, tree | {"_BASE_": []})
+    elif use == 4:
+        case.argv += ["SEED", "1"]
+        case.argv[argv.index("--dataset-config-file") + 1] = "dataset.yaml"
+        case.files["dataset.yaml"] = changed_yaml(rng, {"DATASET": {"NAME": "EuroSAT", "TEMPLATE": "a photo of a {}."}})
+    else:
+        done = yaml.safe_load(Path(BASE, "runs/CoOp/config.yaml").read_text())
+        case = Case("train", train("CoOp", output="run", options=["--skip-finished"]))
+        case.files = {"run/config.yaml": changed_yaml(rng, done)}
+        case.files["run/results.json"] = Path(BASE, "runs/CoOp/results.json").read_bytes()
+    return case
+
+
+STUDY = {
+    "protocols": ["base2new", "cross_dataset", "few_shot"],
+    "trainers": {
+        "ZeroshotCLIP": "small",
+        "CoOp": {"config": "small", "cross_dataset": "small_cross_datasets", "overrides": {"OPTIM.MAX_EPOCH": 1}},
+        "Deep": {"trainer": "MPL", "config": "small", "datasets": {"eurosat": {"OPTIM.LR": 0.01}}},
+    },
+    "datasets": ["eurosat", "dtd"],
+    "source": "imagenet",
+    "targets": ["eurosat"],
+    "seeds": [1, 2],
+    "shots": [1, 2],
+    "backbone": "small",
+    "cpus": 1,
+    "root": "data",
+    "output": "studied",
+}
+
+
+@kind("study file", share=4)
+def study(rng: Random) -> Case:
+    how = rng.choice((["status"], ["run", "--dry-run"], ["tables"]))
+    return Case("study", [how[0], "study.yaml", *how[1:]], {"study.yaml": changed_yaml(rng, STUDY)})
+
+
+# JSON
+
+
+@cache
+def finished() -> dict:
+    return json.loads(Path(BASE, "runs/CoOp/results.json").read_text())
+
+
+@kind("JSON", share=7)
+def json_file(rng: Random) -> Case:
+    return rng.choice((split, results, class_names, seeded_split, backbone_config))(rng)
+
+
+def split(rng: Random) -> Case:
+    """The split file of a dataset."""
+    data = Path(BASE, "data/eurosat")
+    case = Case("train", train(rng.choice(("ZeroshotCLIP", "CoOp")), root="data", options=["--no-train"]))
+    case.files = {f"data/eurosat/{path.relative_to(data)}": path.read_bytes() for path in data.rglob("*.png")}
+    rows = json.loads((data / "split_zhou_EuroSAT.json").read_text())
+    case.files["data/eurosat/split_zhou_EuroSAT.json"] = changed_json(rng, rows)
+    return case
+
+
+def results(rng: Random) -> Case:
+    """results.json, read by three commands."""
+    file = {"run/results.json": changed_json(rng, finished())}
+    if rng.random() < 0.4:
+        return Case("base2new", ["run", "run"], file)
+    if rng.random() < 0.5:
+        return Case("train", train("CoOp", output="run", options=["--skip-finished"]), file)
+    folder = "studied/base2new/train_base/eurosat/shots_16/ZeroshotCLIP/small/seed1"
+    one = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
+    tree = {
+        key: item
+        for key, item in finished().items()
+        if key in ("accuracy", "n_test", "train_seconds", "device", "date")
+    }
+    files = {f"{folder}/results.json": changed_json(rng, tree), "study.yaml": as_yaml(one).encode()}
+    return Case("study", [rng.choice(("tables", "status")), "study.yaml"], files)
+
+
+def image_folder(rng: Random, place: str, files: dict[str, bytes | str], *options: Any) -> Case:
+    """Images of the user's own, in one folder for each class below each of `place`."""
+    case = Case("train", train("ZeroshotCLIP", *options, root="data", options=["--no-train"]), files)
+    case.argv[case.argv.index("--dataset-config-file") + 1] = str(ROOT / "configs/datasets/image_folder.yaml")
+    image = Path(BASE, "data/eurosat/2750/0/train_0.png").read_bytes()
+    for part in place.split():
+        for name in ("red", "green", "blue"):
+            case.files |= {f"data/{part}/{name}/{number}.png": image for number in range(3)}
+    return case
+
+
+def class_names(rng: Random) -> Case:
+    if rng.random() < 0.2:
+        text = change_bytes(rng, b"red bright red\ngreen green field\nblue sea\n")
+        return image_folder(rng, "train test", {"data/classnames.txt": sometimes_special(rng, text)})
+    names = {"red": "bright red", "green": "green field", "blue": "sea"}
+    return image_folder(rng, "train test", {"data/classnames.json": changed_json(rng, names)})
+
+
+def seeded_split(rng: Random) -> Case:
+    rows = [
+        [f"{name}/{number}.png", label, name]
+        for label, name in enumerate(("blue", "green", "red"))
+        for number in range(3)
+    ]
+    tree = {"train": rows[::3], "val": rows[1::3], "test": rows[2::3]}
+    return image_folder(rng, ".", {"data/split_seed1.json": changed_json(rng, tree)}, "DATASET.SPLIT_SEED", 1)
+
+
+def backbone_config(rng: Random) -> Case:
+    """open_clip_config.json beside a backbone."""
+    tree = {"model_cfg": clip_config(), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.3] * 3}}
+    files = {"hub/open_clip_config.json": changed_json(rng, tree)}
+    files["hub/weights.safetensors"] = Path(BASE, "tiny.safetensors").read_bytes()
+    return Case("train", train("CoOp", options=["--no-train", "--backbone", "hub/weights.safetensors"]), files)

@@ -1,0 +1,201 @@
+"""Cases of files with tensors: checkpoints of this project and the published ones, backbones in all their forms."""
+
+import io
+import json
+import struct
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from dassl.utils import load_checkpoint, save_checkpoint
+
+from .cases import Case, kind, sometimes_special
+from .changes import change_bytes, change_tree, hostile
+from .corpus import BASE, METHODS, saved, train
+from .pickles import CODE, change_zip
+
+
+@cache
+def content(file: str) -> bytes:
+    return Path(BASE, file).read_bytes()
+
+
+def only(folder: str) -> Path:
+    """The one checkpoint of a run of two epochs in the corpus."""
+    (found,) = Path(BASE, folder).glob("*/model.pth.tar-2")
+    return found
+
+
+class Calling:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def tensor(rng: Random, like: torch.Tensor | None = None) -> Any:
+    """A tensor, or something that pretends to be one."""
+    like = torch.zeros(3, 2) if like is None else like
+    number = rng.choice((float("nan"), float("inf"), 1e30, 0.0))
+    return rng.choice(
+        [
+            lambda: like.to(rng.choice((torch.int64, torch.bool, torch.complex64, torch.float64, torch.bfloat16))),
+            lambda: torch.full_like(like, number, dtype=torch.float32),
+            lambda: like.reshape(-1),
+            lambda: like[None],
+            lambda: like[:0],
+            lambda: torch.zeros(1).expand(2 ** rng.choice((20, 40, 50)), 1),
+            lambda: torch.zeros(1).expand(*like.shape),
+            lambda: like.to_sparse(),
+            lambda: torch.nn.Parameter(like.float()),
+            lambda: torch.quantize_per_tensor(like.float(), 0.1, 0, torch.qint8),
+            lambda: torch.empty(like.shape, device="meta"),
+            lambda: like.tolist(),
+            lambda: like.numpy(),
+            lambda: like.numpy().astype(">f4"),
+            lambda: torch.FloatStorage(4),
+            lambda: torch.Generator(),
+            lambda: Calling(exec, "open('../outside/made', 'w')"),
+            lambda: Calling(torch.from_file, "../outside/kept", True, 4),
+            lambda: Calling(torch.load, f"{BASE}/tiny.pt"),
+        ]
+    )()
+
+
+def value(rng: Random) -> Any:
+    return hostile(rng) if rng.random() < 0.6 else tensor(rng)
+
+
+def changed_state(rng: Random, tree: Any) -> Any:
+    """A checkpoint or a state dict with changes; half of them concern its tensors."""
+    holder = tree.get("state_dict", tree)
+    if rng.random() < 0.5 or not isinstance(holder, dict):
+        return change_tree(rng, tree, value)
+    key = rng.choice(list(holder))
+    state = OrderedDict(holder)
+    state[key] = tensor(rng, holder[key].float()) if rng.random() < 0.7 else value(rng)
+    return {**tree, "state_dict": state} if "state_dict" in tree else state
+
+
+def as_bytes(rng: Random, tree: Any) -> bytes:
+    """The tree in a file: a checkpoint of this project (with its checksum), or torch's own form or its old one."""
+    try:
+        if isinstance(tree, dict) and rng.random() < 0.6:
+            save_checkpoint(tree, ".saving", model_name="file")
+            return Path(".saving/file").read_bytes()
+        return saved(tree, legacy=rng.random() < 0.3)
+    except Exception:  # not everything can be saved: lambdas, numbers of too many digits, nests without an end
+        return saved({"state_dict": {}, "epoch": rng.choice((0, -1, None, 2**70))})
+
+
+def foreign(rng: Random) -> bytes:
+    """A file of another kind, or a pickle that is nothing but a call."""
+    name = rng.choice(("tiny.pt", "tiny.safetensors", "archive.pt", "writing.pt", "legacy.pt", "config.yaml", ""))
+    return content(name) if name else b"\x80\x02" + rng.choice(CODE) + b"."
+
+
+def changed_file(rng: Random, file: Path) -> bytes:
+    """A changed copy of a file that torch.save wrote."""
+    before, how = file.read_bytes(), rng.random()
+    if how < 0.45:
+        return as_bytes(rng, changed_state(rng, load_checkpoint(str(file))))
+    if how < 0.65 and before[:2] == b"PK":
+        return change_zip(rng, before)
+    return change_bytes(rng, before) if how < 0.95 else foreign(rng)
+
+
+def unnoticed(before: bytes, after: bytes) -> str:
+    """What is wrong with accepting a damaged checkpoint: it holds other tensors than before."""
+    one, other = (torch.load(io.BytesIO(data), weights_only=True)["state_dict"] for data in (before, after))
+    same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return "" if same else "a damaged checkpoint gives other numbers, and nothing says so"
+
+
+@kind("checkpoint", share=8)
+def checkpoint(rng: Random) -> Case:
+    """Of this project: evaluated, resumed, or given as MODEL.INIT_WEIGHTS."""
+    method = rng.choice(list(METHODS))
+    file = only(f"runs/{method}")
+    before = file.read_bytes()
+    damaged = rng.random() < 0.3
+    after = sometimes_special(rng, change_bytes(rng, before) if damaged else changed_file(rng, file))
+    pointer = b"model.pth.tar-2\n"
+    if rng.random() < 0.1:
+        pointer = rng.choice(
+            (b"../../outside/kept", b"/dev/zero", b"\xff\xfe", b"", b"\0", b"model.pth.tar-9", b"." * 5000)
+        )
+    case = Case("train", [], {f"run/{file.parent.name}/{file.name}": after})
+    case.files[f"run/{file.parent.name}/checkpoint"] = sometimes_special(rng, pointer)
+    if damaged and isinstance(after, bytes) and after != before:
+        case.check = lambda: unnoticed(before, after)
+    use = rng.randrange(5)
+    if use < 2:
+        case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * (use == 1))])
+    elif use < 4:
+        if rng.random() < 0.5:
+            case.files["run/config.yaml"] = Path(BASE, "runs", method, "config.yaml").read_bytes()
+        case.argv = train(method, "OPTIM.MAX_EPOCH", 2 + use % 2, output="run")
+    else:
+        case.argv = train(method, "MODEL.INIT_WEIGHTS", f"run/{file.parent.name}/{file.name}", options=["--no-train"])
+        case.check = str
+    return case
+
+
+@kind("published checkpoint", share=5)
+def published_checkpoint(rng: Random) -> Case:
+    method = rng.choice(list(METHODS))
+    file = only(f"published/{method}")
+    folder = f"run/{file.parent.name}"
+    case = Case("train", [], {f"{folder}/{file.name}": sometimes_special(rng, changed_file(rng, file))})
+    case.files[f"{folder}/checkpoint"] = b"model.pth.tar-2\n"
+    case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * rng.randrange(2))])
+    return case
+
+
+def with_backbone(rng: Random, name: str, data: bytes, **files: bytes) -> Case:
+    argv = train(rng.choice(("ZeroshotCLIP", "CoOp", "MPL")), options=["--no-train", "--backbone", name])
+    if rng.random() < 0.1:
+        argv[argv.index(name, argv.index("--no-train"))] = f"ViT-tiny:{name}"
+    return Case("train", argv, {name: sometimes_special(rng, data), **files})
+
+
+@kind("backbone", share=4)
+def backbone(rng: Random) -> Case:
+    """A state dict, also with configuration of open_clip beside it."""
+    return with_backbone(rng, "weights.pt", changed_file(rng, Path(BASE, rng.choice(("tiny.pt", "legacy.pt")))))
+
+
+@kind("safetensors", share=4)
+def safetensors(rng: Random) -> Case:
+    before, how = content("tiny.safetensors"), rng.random()
+    if how < 0.6:
+        (length,) = struct.unpack("<Q", before[:8])
+        header = change_tree(rng, json.loads(before[8 : 8 + length]))
+        written = as_json(header).encode(errors="surrogatepass")
+        length = rng.choice((len(written), len(written), len(written), 0, 2**62, len(written) + 10**6))
+        data = struct.pack("<Q", length) + written + before[8 + length :]
+    else:
+        data = change_bytes(rng, before) if how < 0.95 else foreign(rng)
+    return with_backbone(rng, "weights.safetensors", data)
+
+
+def as_json(tree: Any) -> str:
+    """JSON of nearly anything."""
+    try:
+        return json.dumps(tree, default=str, skipkeys=True)
+    except (ValueError, RecursionError):  # a number of too many digits, or too deep
+        return "[" * 5000 + "1" * 5000
+
+
+@kind("archive", share=4)
+def archive(rng: Random) -> Case:
+    """OpenAI's TorchScript archives."""
+    before, how = content("archive.pt"), rng.random()
+    data = change_zip(rng, before) if how < 0.6 else change_bytes(rng, before) if how < 0.9 else foreign(rng)
+    return with_backbone(rng, "weights.pt", data)

@@ -1,0 +1,156 @@
+"""The process of one case: it runs a command on the case's files under a witness, and says how that ended."""
+
+import json
+import math
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from published import change_file
+from serving import serving
+
+import experiments.results
+import experiments.run
+import experiments.studies.command
+from datasets.preparing import command as preparing
+from datasets.preparing import fetch
+from datasets.preparing.sources import downloadable
+from experiments.session import cli_main
+
+from .cases import Case
+from .witness import Witness
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+    "train": experiments.run.main,
+    "study": experiments.studies.command.main,
+    "prepare": preparing.main,
+    "base2new": experiments.results.main,
+}
+GIGABYTES = 4
+KEPT = b"This file stays as it is.\n"  # ../outside/kept
+
+
+@contextmanager
+def server_of(case: Case) -> Iterator[str]:
+    """The address of a server with the case's files and answers, which are those of no published checksum or count."""
+    patch = pytest.MonkeyPatch()
+    fetch.PAUSE = 0
+    for name, source in downloadable().items() if case.program == "prepare" else ():
+        patch.setattr(source.dataset, "counts", None)
+        patch.setattr(source.dataset, "n_classes", None)
+        for file in source.files:
+            change_file(patch, name, file.name, bytes=0, about=10**6, md5="", sha256="")
+    if not case.served:
+        yield ""
+        return
+    with serving(dict(case.served)) as server:
+        address = server.address.encode()
+        server.faults = [
+            answer.replace(b"{server}", address) if isinstance(answer, bytes) else answer for answer in case.answers
+        ]
+        yield server.address
+
+
+def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
+    """Run a case in this process, which has no other use. `report(verdict, what)` is called at least once."""
+    os.environ |= {"HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder)}
+    outside = folder.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / "kept").write_bytes(KEPT)
+    case.write(folder)
+    resource.setrlimit(resource.RLIMIT_AS, ((address_space() + (GIGABYTES << 30)),) * 2)
+    with server_of(case) as address:
+        argv = [argument.replace("{server}", address) for argument in case.argv]
+        witness = Witness(
+            folder, lambda line: report("failure", line), (int(address.rpartition(":")[2]),) if address else ()
+        )
+        witness.start()
+        verdict, what = ended(PROGRAMS[case.program], argv)
+    if verdict == "accepted":
+        what = case.check() or nonsense(folder)
+        verdict = "failure" if what else verdict
+    if not all(item.name == "kept" and item.read_bytes() == KEPT for item in outside.iterdir()):
+        verdict, what = "failure", f"changes {sorted(item.name for item in outside.iterdir())} outside its folder"
+    report(verdict, what)
+
+
+def ended(program: Callable[[list[str]], None], argv: list[str]) -> tuple[str, str]:
+    """How a command ended; its error is the last line on stderr."""
+    try:
+        cli_main(lambda: program(argv))
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        return "failure", traceback.format_exc()
+    else:
+        status = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 0:
+        return "accepted", ""
+    lines = [line for line in Path("/proc/self/fd/2").read_text(errors="replace").splitlines() if line.strip()]
+    if status != 2 or not lines or ": error: " not in f": {lines[-1]}" or any("Traceback" in line for line in lines):
+        return "failure", f"exit status {status}: " + "\n".join(lines[-20:])
+    if not lines[-1].isprintable():  # a terminal would obey it
+        return "failure", f"control characters in the error {lines[-1]!r}"
+    return "refused", lines[-1]
+
+
+def nonsense(folder: Path) -> str:
+    """What is wrong with the results that a run has left."""
+    for file in (folder / place / "results.json" for place in ("out", "run")):
+        accuracy = json.loads(file.read_text()).get("accuracy") if file.exists() else None
+        if isinstance(accuracy, float) and not (math.isfinite(accuracy) and 0 <= accuracy <= 100):
+            return f"the accuracy is {accuracy}"
+    return ""
+
+
+def address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def start(make: Callable[[], Case], folder: Path, output: Path) -> int:
+    """Begin a process that makes and runs a case; returns its id. Its verdicts are lines of `output`."""
+
+    def work() -> None:
+        verdicts = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def report(verdict: str, what: str) -> None:
+            os.write(verdicts, json.dumps([verdict, what]).encode() + b"\n")
+
+        try:
+            os.chdir(folder)
+            case = make()
+            output.with_suffix(".argv").write_text(f"{case.program} {case.argv!r}\n")
+            run(case, folder, report)
+        except BaseException:
+            report("harness", traceback.format_exc())
+
+    return in_process(work, output.with_suffix(".log"))
+
+
+def in_process(work: Callable[[], object], log: Path) -> int:
+    """Fork a process in a session of its own, with its output in a file; it ends after `work`. Returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.setsid()
+        sys.argv = ["command"]
+        streams = os.open(os.devnull, os.O_RDONLY), *[os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)] * 2
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
