@@ -24,6 +24,10 @@ class Towers(Protocol):
 
     def encode_image(self, clip: open_clip.CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor: ...
 
+    def encode_image_and_prompts(
+        self, clip: open_clip.CLIP, images: Tensor, schedule: Schedule
+    ) -> tuple[Tensor, Tensor]: ...
+
     def encode_text(self, clip: open_clip.CLIP, prompts: TextPrompts) -> Tensor: ...
 
 

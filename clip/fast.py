@@ -7,11 +7,12 @@ a token at any layer depends only on the tokens up to it.
 2. Rows that begin with the same tokens have the same states of these tokens at every layer (by induction; deep prompts
    also enter all rows at the same positions). The prefix that all rows share runs through the tower once. So does a
    beginning that only some rows share, as in "Audi S4" and "Audi S5". Each token attends to the keys and values of its
-   own beginning.
+   own beginning. This ends at a layer where deep prompts differ by class or follow what differs: from there on, rows
+   share only the tokens before these prompts.
 3. Every step except attention treats each token separately. So the tokens after the prefix are packed, without
    repetition or padding. They are padded to rows for attention only, where causality hides the padding.
-4. Of the last layer only EOT is read (CLS in the image tower): it needs keys and values of all tokens, but queries,
-   output and MLP of that token only.
+4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
+   values of all tokens, but queries, output and MLP of these tokens only.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from . import plain
 from .backbone import is_vit
 from .blocks import attention, block_output, is_standard, qkv
-from .layout import Layout, layout_of
-from .schedule import Schedule, TextPrompts, check_edits
+from .layout import Layout, Packing, layout_of
+from .schedule import Edit, Schedule, TextPrompts, check_edits
 
 # Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
 # cache: evaluating CoCoOp with the small CLIP is 1.5 times as fast.
@@ -42,24 +43,32 @@ class Encoder:
         image_layer, text_layer: the functions of these names below, or compiled forms of them.
     """
 
-    image_layer: Callable[[ResidualAttentionBlock, Tensor, bool], Tensor]
-    text_layer: Callable[[ResidualAttentionBlock, Tensor, Tensor, Layout, bool], tuple[Tensor, Tensor]]
+    image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
+    text_layer: Callable[[ResidualAttentionBlock, Tensor, Tensor, Packing, bool], tuple[Tensor, Tensor]]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
         """Same as `plain.encode_image`."""
-        visual = clip.visual
-        if not is_vit(clip) or not is_standard(visual.transformer):
+        if not is_vit(clip) or not is_standard(clip.visual.transformer):
             return plain.encode_image(clip, images, schedule)
-        blocks = visual.transformer.resblocks
-        check_edits(schedule, 0, len(blocks))
+        return self._encode_image(clip, images, schedule, 0)[0]
+
+    def encode_image_and_prompts(self, clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        """Same as `plain.encode_image_and_prompts`."""
+        if not is_vit(clip) or not is_standard(clip.visual.transformer):
+            return plain.encode_image_and_prompts(clip, images, schedule)
+        return self._encode_image(clip, images, schedule, None)
+
+    def _encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule, read: int | None) -> tuple[Tensor, Tensor]:
+        """The features, and the outputs of the last `read` prompts (None: all)."""
+        visual, blocks = clip.visual, clip.visual.transformer.resblocks
+        present = check_edits(schedule, 0, len(blocks))
         x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
         for layer, block in enumerate(blocks):
-            if layer < len(schedule):
-                x = plain.edit(x, schedule[layer], x.shape[1])
-            if layer == 0:
-                x = visual.ln_pre(x)
-            x = self.image_layer(block, x, layer + 1 == len(blocks))
-        return visual.ln_post(x[:, 0]) @ visual.proj
+            last = layer + 1 == len(blocks)
+            x = plain.image_input(visual, x, schedule, layer)
+            x = self.image_layer(block, x, (present if read is None else read) if last else None)
+        x = visual.ln_post(x)
+        return x[:, 0] @ visual.proj, x[:, 1:]
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""
@@ -76,12 +85,12 @@ class Encoder:
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
         prefix, suffix = embed(clip, prompts, layout)  # (images, P, width), (images, N, width)
-        prompts_end = 1 + prompts.n_ctx
+        packing, prompts_end = layout.packing, 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if 0 < layer < len(deep):
-                prefix = plain.edit(prefix, deep[layer], prompts_end)
+                prefix, suffix, packing = edit(prefix, suffix, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            arguments = block, prefix, suffix, layout, layer + 1 == len(blocks)
+            arguments = block, prefix, suffix, packing, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
                 prefix, suffix = checkpoint(self.text_layer, *arguments, use_reentrant=False)
             else:
@@ -91,13 +100,8 @@ class Encoder:
 
 
 def choose_path(clip: CLIP, prompts: TextPrompts) -> str:
-    """How to encode texts: "reference" (by `plain`), "chunked" (a few images at a time) or "shared" (in one pass).
-
-    Deep prompts take the shared path only if they enter a prefix that all classes share.
-    """
-    deep_by_class = any(edit.add is not None and edit.add.dim() == 3 for edit in prompts.deep)
-    differs_by_class = prompts.by_class or deep_by_class or prompts.slots is not None
-    if not is_standard(clip.transformer) or (prompts.deep and differs_by_class):
+    """How to encode texts: "reference" (by `plain`), "chunked" (a few images at a time) or "shared" (in one pass)."""
+    if not is_standard(clip.transformer):
         return "reference"
     if prompts.by_image and not torch.is_grad_enabled() and len(image_chunks(prompts)) > 1:
         return "chunked"
@@ -112,14 +116,14 @@ def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
     return [replace(prompts, ctx=ctx) for ctx in contexts]
 
 
-def image_layer(block: ResidualAttentionBlock, x: Tensor, last: bool) -> Tensor:
-    """One layer of the image tower: (batch, tokens, width) to the same, or to CLS only in the last layer."""
-    queries_from = x[:, :1] if last else x
+def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
+    """One layer of the image tower: (batch, tokens, width) to the same or, with `read`, to CLS and the last `read`."""
+    queries_from = x if read is None else torch.cat([x[:, :1], x[:, x.shape[1] - read :]], dim=1)
     return block_output(block, queries_from, attention(block, *qkv(block, x, queries_from)))
 
 
 def text_layer(
-    block: ResidualAttentionBlock, prefix: Tensor, suffix: Tensor, layout: Layout, last: bool
+    block: ResidualAttentionBlock, prefix: Tensor, suffix: Tensor, packing: Packing, last: bool
 ) -> tuple[Tensor, Tensor]:
     """One layer of the text tower.
 
@@ -132,19 +136,42 @@ def text_layer(
         The new prefix and suffix; in the last layer the unchanged prefix and (images, C, width), EOT of each class.
     """
     images, n_prefix = prefix.shape[:2]
-    queries_from = suffix[:, layout.eot] if last else suffix
+    queries_from = suffix[:, packing.eot] if last else suffix
     prefix_q, prefix_k, prefix_v = qkv(block, prefix, prefix)
     suffix_q, suffix_k, suffix_v = qkv(block, suffix, queries_from)
     # Keys and values of each row: (images * C, P + longest, width)
-    k = torch.cat([prefix_k.repeat_interleave(layout.classes, 0), layout.pad(suffix_k)], 1)
-    v = torch.cat([prefix_v.repeat_interleave(layout.classes, 0), layout.pad(suffix_v)], 1)
+    k = torch.cat([prefix_k.repeat_interleave(packing.classes, 0), packing.pad(suffix_k)], 1)
+    v = torch.cat([prefix_v.repeat_interleave(packing.classes, 0), packing.pad(suffix_v)], 1)
     if last:
         eot_q = suffix_q.flatten(0, 1)[:, None]  # (images * C, 1, width)
-        attended = attention(block, eot_q, k, v, layout.eot_mask(images, n_prefix))
+        attended = attention(block, eot_q, k, v, packing.eot_mask(images, n_prefix))
         return prefix, block_output(block, queries_from, attended.view_as(queries_from))
-    attended = attention(block, layout.pad(suffix_q), k, v, layout.causal_mask(n_prefix))
-    suffix = block_output(block, suffix, layout.pack(attended, images))
+    attended = attention(block, packing.pad(suffix_q), k, v, packing.causal_mask(n_prefix))
+    suffix = block_output(block, suffix, packing.pack(attended, images))
     return block_output(block, prefix, attention(block, prefix_q, prefix_k, prefix_v, causal=True)), suffix
+
+
+def edit(prefix: Tensor, suffix: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Tensor, Packing]:
+    """Remove prompts before position `end` of every row, and add new ones there.
+
+    Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
+    row, and becomes a part of the packed tokens.
+
+    Returns:
+        The new prefix (images, P', width), packed tokens (images, N', width) and their places.
+    """
+    images, n_prefix = prefix.shape[:2]
+    if end <= n_prefix and not change.by_sequence:
+        return plain.edit(prefix, change, end), suffix, packing
+    if not change.remove and not change.added:
+        return prefix, suffix, packing
+    kept = min(n_prefix, end - change.remove)
+    rest = prefix[:, kept:].repeat_interleave(packing.classes, 0)  # (images * C, P - P', width)
+    if change.add is not None and change.by_sequence:
+        change = replace(change, add=change.add.repeat(images, 1, 1))  # (images * C, n, width)
+    rows = plain.edit(torch.cat([rest, packing.pad(suffix)], 1), change, end - kept)
+    packing = packing.without_sharing(rest.shape[1] + change.added - change.remove)
+    return prefix[:, :kept], packing.pack(rows, images), packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -164,7 +191,11 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> tuple[Tensor, Ten
 
 
 FAST = Encoder(image_layer, text_layer)
-encode_image, encode_text = FAST.encode_image, FAST.encode_text
+encode_image, encode_image_and_prompts, encode_text = (
+    FAST.encode_image,
+    FAST.encode_image_and_prompts,
+    FAST.encode_text,
+)
 
 
 def compiled_towers(backend: str | Callable = "inductor") -> Encoder:

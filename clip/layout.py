@@ -1,6 +1,7 @@
 """The layout of the text tower's tokens: a prefix that all rows share, and the packed tokens after it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -11,27 +12,44 @@ from .schedule import TextPrompts
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the tokens of C rows are computed: P in a prefix that all rows share, N packed after it.
+class Packing:
+    """Which of N packed tokens stand where in C rows, padded to the longest of them.
 
     Attributes:
-        prefix: P, learned vectors included.
-        row, position: (N,) a row, and the position in it, of each packed token.
-        packed_index: (N,) the same as an index into C * longest tokens: C rows of the longest part after the prefix.
+        packed_index: (N,) the first place of each packed token, an index into C * longest places.
         padded_index: (C, longest) the packed token at each of these places; after EOT the same EOT again.
         eot: (C,) the packed token that is EOT of each row.
-        lengths: (C,) number of tokens of each row after the prefix.
-        has_suffix_ctx: whether some of the packed tokens are learned vectors.
+        lengths: (C,) number of tokens of each row.
     """
 
-    prefix: int
-    row: Tensor
-    position: Tensor
     packed_index: Tensor
     padded_index: Tensor
     eot: Tensor
     lengths: Tensor
-    has_suffix_ctx: bool
+    _others: dict[int, "Packing"] = field(default_factory=dict, repr=False)  # of `without_sharing`
+
+    @classmethod
+    def of_rows(cls, rows: list[list[int]], device: torch.device) -> "Packing":
+        """From the packed tokens of each row; the numbers from 0 to N - 1 all occur."""
+        longest = max(len(row) for row in rows)
+        padded = [row + row[-1:] * (longest - len(row)) for row in rows]  # (C, longest)
+        place_of: dict[int, int] = {}
+        for place, token in enumerate(token for row in padded for token in row):
+            place_of.setdefault(token, place)
+        return cls(
+            packed_index=torch.tensor([place_of[token] for token in range(len(place_of))], device=device),
+            padded_index=torch.tensor(padded, device=device),
+            eot=torch.tensor([row[-1] for row in rows], device=device),
+            lengths=torch.tensor([len(row) for row in rows], device=device),
+        )
+
+    def without_sharing(self, more: int) -> "Packing":
+        """Rows that are each `more` tokens longer and have no packed token in common; computed once."""
+        if more not in self._others:
+            token = count()
+            rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
+            self._others[more] = self.of_rows(rows, self.lengths.device)
+        return self._others[more]
 
     @property
     def classes(self) -> int:
@@ -40,11 +58,6 @@ class Layout:
     @property
     def longest(self) -> int:
         return self.padded_index.shape[1]
-
-    @property
-    def length(self) -> int:
-        """Positions of the longest row, up to EOT."""
-        return self.prefix + self.longest
 
     def pad(self, x: Tensor) -> Tensor:
         """(images, N, width) -> (images * C, longest, width)."""
@@ -67,6 +80,29 @@ class Layout:
         position = torch.arange(self.longest, device=self.padded_index.device)
         mask = position < self.lengths[:, None, None, None]
         return F.pad(mask.repeat(images, 1, 1, 1), (n_prefix, 0), value=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the tokens of C rows are computed: P in a prefix that all rows share, N packed after it.
+
+    Attributes:
+        prefix: P, learned vectors included.
+        row, position: (N,) a row, and the position in it, of each packed token.
+        packing: where the packed tokens are in the rows' parts after the prefix.
+        has_suffix_ctx: whether some of the packed tokens are learned vectors.
+    """
+
+    prefix: int
+    row: Tensor
+    position: Tensor
+    packing: Packing
+    has_suffix_ctx: bool
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest row, up to EOT."""
+        return self.prefix + self.packing.longest
 
 
 # Token ids -> (key, layout): see `layout_of`.
@@ -109,22 +145,12 @@ def token_layout(prompts: TextPrompts) -> Layout:
     suffixes = [content[prefix:] for content in contents]  # C lists
     nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
 
-    longest = max(len(numbers) for numbers in nodes)
-    padded = [numbers + numbers[-1:] * (longest - len(numbers)) for numbers in nodes]  # (C, longest)
-    place_of: dict[int, int] = {}  # the first place of each node in `padded`
-    for place, node in enumerate(node for numbers in padded for node in numbers):
-        place_of.setdefault(node, place)
-    packed_index = torch.tensor([place_of[node] for node in range(len(place_of))])  # (N,)
-
-    device = prompts.ids.device
+    packing = Packing.of_rows(nodes, prompts.ids.device)
     return Layout(
         prefix=prefix,
-        row=(packed_index // longest).to(device),
-        position=(prefix + packed_index % longest).to(device),
-        packed_index=packed_index.to(device),
-        padded_index=torch.tensor(padded, device=device),
-        eot=torch.tensor([numbers[-1] for numbers in nodes], device=device),
-        lengths=torch.tensor([len(numbers) for numbers in nodes], device=device),
+        row=packing.packed_index // packing.longest,
+        position=prefix + packing.packed_index % packing.longest,
+        packing=packing,
         has_suffix_ctx=any(item < 0 for suffix in suffixes for item in suffix),
     )
 

@@ -21,7 +21,7 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
     Args:
         clip: the frozen backbone.
         images: (batch, 3, H, W), normalised.
-        schedule: entry 0 enters after the positional embedding and before `ln_pre`.
+        schedule: entry 0 enters after the positional embedding, before `ln_pre` (or after it: `Edit.after_norm`).
 
     Returns:
         (batch, joint width), not normalised.
@@ -29,20 +29,29 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
     Raises:
         ClipError: the schedule is invalid, or the image tower is not a vision transformer and there are prompts.
     """
-    visual = clip.visual
     if not schedule and not is_vit(clip):
-        return visual(images.to(next(visual.parameters()).dtype))
+        return clip.visual(images.to(next(clip.visual.parameters()).dtype))
+    return encode_image_and_prompts(clip, images, schedule)[0]
+
+
+def encode_image_and_prompts(clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Image features, and what the last layer made of the prompts.
+
+    Args and errors are those of `encode_image`.
+
+    Returns:
+        the features (batch, joint width), not normalised, and the prompts (batch, n, width) after `ln_post`, not
+        projected; n is the number of prompts in the last layer.
+    """
+    visual = clip.visual
     if not is_vit(clip):
         raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
-    check_edits(schedule, 0, len(visual.transformer.resblocks))
+    present = check_edits(schedule, 0, len(visual.transformer.resblocks))
     x = embed_image(visual, images)  # (batch, 1 + patches, width)
     for layer, block in enumerate(visual.transformer.resblocks):
-        if layer < len(schedule):
-            x = edit(x, schedule[layer], x.shape[1])
-        if layer == 0:
-            x = visual.ln_pre(x)
-        x = block(x)
-    return visual.ln_post(x[:, 0]) @ visual.proj
+        x = block(image_input(visual, x, schedule, layer))
+    x = visual.ln_post(x)
+    return x[:, 0] @ visual.proj, x[:, x.shape[1] - present :]
 
 
 def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
@@ -83,6 +92,15 @@ def embed_image(visual: VisionTransformer, images: Tensor) -> Tensor:
     return x + visual.positional_embedding.to(x.dtype)
 
 
+def image_input(visual: VisionTransformer, x: Tensor, schedule: Schedule, layer: int) -> Tensor:
+    """The input of a layer: the output of the one before, edited. That of layer 0 also goes through `ln_pre`."""
+    change = schedule[layer] if layer < len(schedule) else Edit()
+    if layer == 0 and change.after_norm:
+        x = visual.ln_pre(x)
+    x = edit(x, change, x.shape[1])
+    return visual.ln_pre(x) if layer == 0 and not change.after_norm else x
+
+
 def embed(clip: CLIP, prompts: TextPrompts) -> Tensor:
     """Token embeddings with the learned vectors at their positions, (classes, positions, width)."""
     x = clip.token_embedding(prompts.ids).to(clip.transformer.get_cast_dtype())
@@ -100,6 +118,8 @@ def text_output(clip: CLIP, eot: Tensor) -> Tensor:
 
 def edit(x: Tensor, change: Edit, end: int) -> Tensor:
     """Remove `change.remove` tokens before position `end` of (batch, positions, width) and put the new ones there."""
+    if not change.remove and not change.added:
+        return x
     kept = x[:, : end - change.remove]
     new = [] if change.add is None else [change.add.to(x.dtype).expand(len(x), -1, -1)]
     return torch.cat([kept, *new, x[:, end:]], dim=1)

@@ -22,17 +22,25 @@ class Edit:
     Args:
         remove: number of prompts to take off the end of those present.
         add: vectors to append then: (n, width), or (batch, n, width) for each sequence its own; None adds nothing.
+        after_norm: in layer 0 of the image tower, whether the vectors enter after `ln_pre` rather than before it.
     """
 
     remove: int = 0
     add: Tensor | None = None
+    after_norm: bool = False
 
     @property
     def added(self) -> int:
         return 0 if self.add is None else self.add.shape[-2]
 
+    @property
+    def by_sequence(self) -> bool:
+        """Whether each sequence (a class, in the text tower) gets vectors of its own."""
+        return self.add is not None and self.add.dim() == 3
 
-# Entry l is applied before layer l; layers beyond the last entry carry all prompts.
+
+# Entry l is applied before layer l; layers beyond the last entry carry all prompts. Empty entries at the start let the
+# first prompts enter at a later layer.
 Schedule = Sequence[Edit]
 
 
@@ -45,7 +53,8 @@ class TextPrompts:
         ctx: learned vectors, (n, width) for all classes, (classes, n, width) for each its own, or
             (images, 1, n, width) for each image its own; None for plain text.
         slots: (classes, n) positions of the learned vectors; None means 1..n, directly after SOS.
-        deep: edits of the prompts at positions 1..n. Its entry 0 must be empty: layer 0 has `ctx`.
+        deep: edits of the prompts at positions 1..n; with n = 0 the first ones enter directly after SOS, and EOT moves.
+            Its entry 0 must be empty: layer 0 has `ctx`.
     """
 
     ids: Tensor
@@ -103,11 +112,14 @@ def prompt_lengths(adds: Sequence[int], removes: Sequence[int], layers: int) -> 
     return lengths
 
 
-def check_edits(schedule: Schedule, present: int, layers: int) -> None:
+def check_edits(schedule: Schedule, present: int, layers: int) -> int:
     """Check a schedule for a tower of `layers` layers whose input has `present` prompts.
+
+    Returns:
+        the number of prompts in the last layer.
 
     Raises:
         ClipError: as for `prompt_lengths`.
     """
     adds, removes = [edit.added for edit in schedule], [edit.remove for edit in schedule]
-    prompt_lengths([present + sum(adds[:1]), *adds[1:]], removes, layers)
+    return prompt_lengths([present + sum(adds[:1]), *adds[1:]], removes, layers)[-1]

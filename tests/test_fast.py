@@ -40,6 +40,9 @@ def rows(names, n_ctx, words):
 def assert_same(function, arguments, leaves):
     """Outputs and gradients of the two forms agree to 1e-8 of their size."""
     outputs = [getattr(form, function)(*arguments) for form in (plain, fast)]
+    if isinstance(outputs[0], tuple):  # (batch, joint) and (batch, prompts, width)
+        assert [x.shape for x in outputs[0]] == [x.shape for x in outputs[1]]
+        outputs = [torch.cat([x.flatten() for x in form]) for form in outputs]
     weights = torch.randn(outputs[0].shape, dtype=torch.double)
     gradients = [torch.autograd.grad((out * weights).sum(), leaves) if leaves else () for out in outputs]
     for expected, got in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1]), strict=True):
@@ -48,14 +51,23 @@ def assert_same(function, arguments, leaves):
 
 
 @st.composite
-def edits(draw, present, first):
-    """Edits before some of the layers from `first`; none removes more prompts than are present."""
+def edits(draw, present, first, sequences=0):
+    """Edits before some of the layers from `first`; none removes more prompts than are present.
+
+    With `sequences`, some add vectors that differ by sequence. Those before layer 0 may enter after `ln_pre`.
+    """
     schedule = []
     for layer in range(first, draw(st.integers(first, LAYERS))):
-        remove, add = draw(st.integers(0, present)), draw(st.integers(1 if layer == 0 else 0, 4))
-        schedule.append(Edit(remove, leaf(add, WIDTH) if add else None))
+        remove, add = draw(st.integers(0, present)), draw(st.integers(0, 4))
+        own = [sequences] if sequences and draw(st.booleans()) else []
+        after_norm = layer == 0 and draw(st.booleans())
+        schedule.append(Edit(remove, leaf(*own, add, WIDTH) if add else None, after_norm))
         present += add - remove
     return schedule
+
+
+def added(schedule):
+    return [edit.add for edit in schedule if edit.add is not None]
 
 
 @st.composite
@@ -71,22 +83,40 @@ def texts(draw):
 def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
     _, n_ctx, ids = texts
     ctx = leaf(n_ctx, WIDTH) if n_ctx else None
-    deep = [Edit(), *data.draw(edits(n_ctx, first=1))] if n_ctx else []
-    leaves = [vectors for vectors in (ctx, *(edit.add for edit in deep)) if vectors is not None]
+    deep = [Edit(), *data.draw(edits(n_ctx, first=1))]
+    leaves = [*([ctx] if n_ctx else []), *added(deep)]
     assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), leaves)
 
 
 @EXAMPLES
-@given(texts=texts(), of=st.sampled_from(["all", "class", "image"]), ahead=st.integers(0, 4))
-@example(texts=([[2], [3]], 0, None), of="class", ahead=0)
-def test_contexts_by_class_and_image_before_and_after_the_name(clip, texts, of, ahead):
+@given(texts=texts(), of=st.sampled_from(["all", "class", "image"]), data=st.data())
+def test_deep_prompts_that_differ_by_class(clip, texts, of, data):
+    names, n_ctx, ids = texts
+    ctx = leaf(*{"all": (), "class": (len(names),), "image": (2, 1)}[of], n_ctx, WIDTH)
+    deep = [Edit(), *data.draw(edits(n_ctx, first=1, sequences=len(names)))]
+    leaves = [*([ctx] if n_ctx else []), *added(deep)]
+    assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), leaves)
+
+
+@EXAMPLES
+@given(
+    texts=texts(),
+    of=st.sampled_from(["all", "class", "image"]),
+    ahead=st.integers(0, 4),
+    deeper=st.booleans(),
+    data=st.data(),
+)
+@example(texts=([[2], [3]], 0, None), of="class", ahead=0, deeper=False, data=None)
+def test_contexts_by_class_and_image_before_and_after_the_name(clip, texts, of, ahead, deeper, data):
     names, n_ctx, _ = texts
     ahead = min(ahead, n_ctx)  # vectors before the name
     ids = torch.stack([rows([name + [1] * (n_ctx - ahead)], ahead, [])[0] for name in names])
     slots = torch.arange(1, 1 + n_ctx).repeat(len(names), 1)
     slots[:, ahead:] += torch.tensor([len(name) for name in names])[:, None]
     ctx = leaf(*{"all": (), "class": (len(names),), "image": (2, 1)}[of], n_ctx, WIDTH)
-    assert_same("encode_text", (clip, TextPrompts(ids, ctx, slots)), [ctx] if n_ctx else [])
+    deep = [Edit(), *data.draw(edits(n_ctx, first=1, sequences=len(names)))] if deeper else []
+    leaves = [*([ctx] if n_ctx else []), *added(deep)]
+    assert_same("encode_text", (clip, TextPrompts(ids, ctx, slots, deep)), leaves)
 
 
 @pytest.mark.parametrize("names", [[[2]], [[2], [3]], [[2], [2]], [[2, 3], [4, 5], [6, 7]], [[2], [3] * 40]])
@@ -111,10 +141,31 @@ def test_shared_beginning_of_names_is_computed_once(clip):
 def test_layout_of_the_example_in_its_documentation():
     audi, bmw, s4, s5 = range(2, 6)
     layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
+    packing = layout.packing
     assert layout.prefix == 3
-    assert layout.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
-    assert layout.packed_index.tolist() == [0, 6, 1, 4, 7, 2, 5]
-    assert (layout.eot.tolist(), layout.lengths.tolist()) == ([5, 6, 4], [3, 3, 2])
+    assert packing.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
+    assert packing.packed_index.tolist() == [0, 6, 1, 4, 7, 2, 5]
+    assert (packing.eot.tolist(), packing.lengths.tolist()) == ([5, 6, 4], [3, 3, 2])
+
+
+def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(clip):
+    """Each layer's number of tokens, observed where they enter its MLP."""
+    names = [[2, 3], [2, 4], [5]]  # the suffixes' beginnings are 2, 5, 2 3, 2 4 and EOT of each
+    prompts = TextPrompts(rows(names, 2, [7]), leaf(2, WIDTH), deep=[Edit(), Edit(), Edit(2, leaf(3, 3, WIDTH))])
+    seen = []
+    handles = [
+        block.mlp.c_fc.register_forward_hook(lambda module, x, y: seen.append(x[0].shape[1]))
+        for block in clip.transformer.resblocks
+    ]
+    fast.encode_text(clip, prompts)
+    for handle in handles:
+        handle.remove()
+    shared = [7, 4]  # the packed tokens; SOS, two vectors, the word
+    assert seen == [*shared, *shared, 3]  # EOT of each row
+    layout = layout_of(prompts)
+    # SOS stays shared. Each row has three vectors, the word, its name and EOT.
+    assert layout.packing.without_sharing(4).lengths.tolist() == [7, 7, 6]
+    assert layout.packing.without_sharing(4) is layout.packing.without_sharing(4)
 
 
 def test_layout_is_computed_once_for_each_text():
@@ -156,19 +207,6 @@ def test_cached_layout_keeps_no_tensor_alive():
     assert layout() is None
 
 
-def test_deep_prompts_by_class(clip):
-    ctx, deep = leaf(2, WIDTH), leaf(3, 2, WIDTH)
-    prompts = TextPrompts(rows([[2], [3, 4], [5]], 2, []), ctx, deep=[Edit(), Edit(2, deep)])
-    assert_same("encode_text", (clip, prompts), [ctx, deep])
-
-
-def test_deep_prompts_with_a_context_after_the_start(clip):
-    ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
-    slots = torch.tensor([[2, 3], [3, 4]])
-    prompts = TextPrompts(rows([[2, 1, 1], [2, 3, 1, 1]], 0, []), ctx, slots, deep=[Edit(), Edit(2, deep)])
-    assert_same("encode_text", (clip, prompts), [ctx, deep])
-
-
 def test_many_images_are_encoded_in_chunks(clip, monkeypatch):
     monkeypatch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 7)
     prompts = TextPrompts(rows([[2], [3, 4]], 2, []), torch.randn(5, 1, 2, WIDTH, dtype=torch.double))
@@ -180,17 +218,12 @@ def test_many_images_are_encoded_in_chunks(clip, monkeypatch):
 
 
 @EXAMPLES
-@given(schedule=edits(present=0, first=0), batch=st.integers(1, 3))
-def test_images_under_any_schedule(clip, schedule, batch):
-    images = torch.randn(batch, 3, 32, 32, dtype=torch.double)
-    leaves = [edit.add for edit in schedule if edit.add is not None]
-    assert_same("encode_image", (clip, images, schedule), leaves)
-
-
-def test_vision_prompts_by_image(clip):
-    schedule = [Edit(add=leaf(2, 3, WIDTH)), Edit(1, leaf(2, 2, WIDTH))]
-    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
-    assert_same("encode_image", (clip, images, schedule), [edit.add for edit in schedule])
+@given(
+    schedule=edits(present=0, first=0, sequences=2),
+    function=st.sampled_from(["encode_image", "encode_image_and_prompts"]),
+)
+def test_images_under_any_schedule(clip, schedule, function):
+    assert_same(function, (clip, torch.randn(2, 3, 32, 32, dtype=torch.double), schedule), added(schedule))
 
 
 def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
@@ -199,7 +232,9 @@ def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
     assert not is_standard(odd.transformer)
     ids = torch.tensor([[1, 2, 49407, *[0] * 74]])
     assert_same("encode_text", (odd, TextPrompts(ids)), [])
-    assert_same("encode_image", (odd, torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]), [])
+    images, schedule = torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]
+    assert_same("encode_image", (odd, images, schedule), [])
+    assert_same("encode_image_and_prompts", (odd, images, schedule), [])
 
 
 def test_gradients_are_the_same_with_checkpointing_of_the_text_tower(clip, monkeypatch):

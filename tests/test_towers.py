@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clip import ClipError, Edit, TextPrompts, tokenize
-from clip.plain import encode_image, encode_text
+from clip.plain import encode_image, encode_image_and_prompts, encode_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,15 +94,18 @@ def oracle_image(model, image, schedule, sequence):
             patch = (visual.conv1.weight * image[:, row : row + p, column : column + p]).sum((1, 2, 3))
             tokens.append(("patch", patch + positions[len(tokens)]))
     for layer, block in enumerate(visual.transformer.resblocks):
-        if layer < len(schedule):
-            tokens = oracle_edit(tokens, schedule[layer], sequence, len(tokens))
-        if layer == 0:
+        change = schedule[layer] if layer < len(schedule) else Edit()
+        if layer == 0 and change.after_norm:
+            tokens = [(kind, visual.ln_pre(vector)) for kind, vector in tokens]
+        tokens = oracle_edit(tokens, change, sequence, len(tokens))
+        if layer == 0 and not change.after_norm:
             tokens = [(kind, visual.ln_pre(vector)) for kind, vector in tokens]
         tokens = oracle_block(block, tokens, causal=False)
-    return visual.ln_post(tokens[0][1]) @ visual.proj
+    prompts = [visual.ln_post(vector) for kind, vector in tokens if kind == "prompt"]
+    return visual.ln_post(tokens[0][1]) @ visual.proj, torch.stack(prompts) if prompts else torch.zeros(0, 128)
 
 
-def oracle_text(model, ids, ctx, slots, deep):
+def oracle_text(model, ids, ctx, slots, deep, sequence):
     tokens, learned = [], dict(zip(slots, ctx, strict=True))
     for position, token in enumerate(ids.tolist()):
         kind = "eot" if token == EOT else "prompt" if position in learned else "word" if position else "sos"
@@ -110,7 +113,7 @@ def oracle_text(model, ids, ctx, slots, deep):
         tokens.append((kind, vector + model.positional_embedding[position]))
     for layer, block in enumerate(model.transformer.resblocks):
         if 0 < layer < len(deep):
-            tokens = oracle_edit(tokens, deep[layer], None, 1)
+            tokens = oracle_edit(tokens, deep[layer], sequence, 1)
         tokens = oracle_block(block, tokens, causal=True)
     return model.ln_final(dict(tokens)["eot"]) @ model.text_projection
 
@@ -122,7 +125,8 @@ def schedules(draw, width, present=0, first=0, per_sequence=0):
     for layer in range(first, 3):
         remove, add = draw(st.integers(0, present)), draw(st.integers(0, 3))
         own = [per_sequence] if per_sequence and draw(st.booleans()) else []
-        edits.append(Edit(remove, random(*own, add, width, seed=layer + 1) if add else None))
+        after_norm = layer == 0 and draw(st.booleans())
+        edits.append(Edit(remove, random(*own, add, width, seed=layer + 1) if add else None, after_norm))
         present += add - remove
     return edits
 
@@ -146,8 +150,13 @@ def assert_same(got, expected, leaves):
 @given(schedule=schedules(width=128, per_sequence=2))
 def test_any_vision_schedule_equals_the_oracle(small, schedule):
     images = random(2, 3, 32, 32)
-    expected = torch.stack([oracle_image(small, image, schedule, i) for i, image in enumerate(images)])
-    assert_same(encode_image(small, images, schedule), expected, [images, *added(schedule)])
+    oracle = [oracle_image(small, image, schedule, i) for i, image in enumerate(images)]
+    expected = [torch.stack(outputs) for outputs in zip(*oracle, strict=True)]
+    got = encode_image_and_prompts(small, images, schedule)
+    assert [x.shape for x in got] == [x.shape for x in expected]
+    assert torch.equal(got[0], encode_image(small, images, schedule))
+    leaves = [images, *added(schedule)]
+    assert_same(*(torch.cat([x.flatten() for x in outputs]) for outputs in (got, expected)), leaves)
 
 
 CTX = {"shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
@@ -159,16 +168,27 @@ def assert_text_equals_the_oracle(model, form, slots=None, deep=()):
     places = slots or [[1, 2]] * 3
     got = encode_text(model, TextPrompts(ids, ctx, torch.tensor(slots) if slots else None, deep))
     expected = [
-        torch.stack([oracle_text(model, ids[c], own.expand(3, 2, 64)[c], places[c], deep) for c in range(3)])
+        torch.stack([oracle_text(model, ids[c], own.expand(3, 2, 64)[c], places[c], deep, c) for c in range(3)])
         for own in (ctx if form == "per image" else [ctx])
     ]
     assert_same(got, torch.stack(expected) if form == "per image" else expected[0], [ctx, *added(deep)])
 
 
 @EXAMPLES
-@given(deep=schedules(width=64, present=2, first=1), form=st.sampled_from(list(CTX)))
+@given(deep=schedules(width=64, present=2, first=1, per_sequence=3), form=st.sampled_from(list(CTX)))
 def test_any_deep_text_prompts_equal_the_oracle(small, deep, form):
     assert_text_equals_the_oracle(small, form, deep=[Edit(), *deep])
+
+
+@EXAMPLES
+@given(deep=schedules(width=64, present=0, first=1, per_sequence=3))
+def test_text_prompts_that_enter_at_a_later_layer_equal_the_oracle(small, deep):
+    ids, deep = token_rows(5, 4, 7), [Edit(), *deep]
+    expected = torch.stack([oracle_text(small, ids[c], [], [], deep, c) for c in range(3)])
+    got = encode_text(small, TextPrompts(ids, deep=deep))
+    torch.testing.assert_close(got, expected)
+    if added(deep):
+        assert_same(got, expected, added(deep))
 
 
 @pytest.mark.parametrize("form", CTX)
