@@ -1,48 +1,20 @@
-"""Runs in other processes: killed, locked, counted."""
+"""Runs in other processes: dying, locked, counted. tests/kills/ kills a study at random moments."""
 
 import os
-import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Timer
 
 import pytest
 from filelock import FileLock
-from finished import figures, finish, members, wait_until
+from finished import finish
 
 from experiments.lock import LOCK
 from experiments.studies import executor
-from experiments.studies.executor import TRIES, LocalExecutor, check_datasets, execute_runs
+from experiments.studies.executor import TRIES, LocalExecutor, execute_runs
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.worker import ERROR, Worker, WorkerDied, execute_run
-
-
-@pytest.mark.slow
-def test_study_killed_at_random_moments_has_the_same_results(study_file, start, random_seed):
-    """KILLS=10 takes some minutes."""
-    kills = int(os.environ.get("KILLS", 1))
-    seeds = list(range(1, 1 + kills))  # enough runs for every kill
-    file = study_file("killed", seeds=seeds)
-    through, killed = load(study_file("through", seeds=seeds)), load(file)
-    check_datasets(through)
-    assert execute_runs(through.sequences(), LocalExecutor(2), "through") == {}
-    chance = random.Random(random_seed)
-    for _ in range(kills):
-        process = start(file, "--workers", "2")
-        wait_until(lambda: Progress.read(killed).running, process)
-        time.sleep(chance.uniform(0, 3))
-        process.kill()  # the main process alone
-        process.communicate()
-        deadline = time.time() + 20
-        while members(process.pid):
-            assert time.time() < deadline, "its processes outlive it"
-            time.sleep(0.1)
-    process = start(file, "--workers", "2")
-    assert process.wait(timeout=300) == 0, process.communicate()
-    assert figures(killed) == figures(through)
-    progress = Progress.read(killed)
-    assert (len(progress.done), progress.unfinished) == (4 * kills, 0)
 
 
 @pytest.mark.slow

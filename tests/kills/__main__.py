@@ -1,0 +1,77 @@
+"""Kill runs, a study and a download at random moments, and run them again: `make kill SEED=1`.
+
+In the end, prompts (bit for bit), results and tables must be those of an unbroken run, and no temporary file, stale
+epoch, lock or staging folder may be left. Folders in which that is not so are kept.
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from serving import serving
+
+from .chains import Tally, kill_at_random
+from .subjects import subjects
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """A number as a sum of nearly equal ones."""
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make kill", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kill", type=int, default=100, help="number of SIGKILL")
+    parser.add_argument("--term", type=int, default=50, help="number of SIGTERM")
+    parser.add_argument("--only", nargs="+", default=[], help="names of subjects")
+    parser.add_argument("--keep", type=Path, default=Path("output/kill"))
+    args = parser.parse_args()
+    place = args.keep.absolute() / f"seed{args.seed}"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "shared").mkdir(parents=True)
+    begun = time.monotonic()
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+
+        def serve(files: dict[str, bytes]) -> str:
+            return stack.enter_context(serving(files)).address
+
+        chosen = [one for one in subjects(place / "shared", serve) if not args.only or one.name in args.only]
+        kills = [
+            {signal.SIGKILL: killed, signal.SIGTERM: ended}
+            for killed, ended in zip(shares(args.kill, len(chosen)), shares(args.term, len(chosen)), strict=True)
+        ]
+        work = partial(pool.submit, kill_at_random)
+        futures = {
+            one.name: work(one, count, place / one.name, args.seed)
+            for one, count in reversed(list(zip(chosen, kills, strict=True)))  # the study takes longest
+        }
+        tallies = {name: futures[name].result() for name in (one.name for one in chosen)}
+    print(table(tallies))
+    print(f"{time.monotonic() - begun:.0f} seconds, seed {args.seed}")
+    wrong = [line for tally in tallies.values() for line in tally.wrong]
+    print("\n".join(wrong))
+    return 1 if wrong else 0
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    lines = [f"{'command':12}{'SIGKILL':>9}{'SIGTERM':>9}{'finished':>10}{'identical':>11}"]
+    total = Tally()
+    for name, tally in [*tallies.items(), ("all", total)]:
+        killed, ended = (tally.kills[number] for number in (signal.SIGKILL, signal.SIGTERM))
+        lines.append(f"{name:12}{killed:9}{ended:9}{tally.chains:10}{tally.chains - len(tally.wrong):11}")
+        if tally is not total:
+            total.kills += tally.kills
+            total.chains += tally.chains
+            total.wrong += tally.wrong
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Run a command, kill it at a random moment, run it again, and compare what is left with an unbroken run's."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from finished import members
+
+from .subjects import Subject, content, differences
+
+PATIENCE = 300  # seconds for a command, of which none takes a tenth
+
+
+@dataclass
+class Course:
+    """How an unbroken run goes: its seconds, how often the names in its folder change, and what it leaves."""
+
+    seconds: float
+    changes: int
+    content: dict[str, object]
+
+
+@dataclass
+class Tally:
+    """Of a subject: kills by signal, finished chains of kills, and what went wrong."""
+
+    kills: Counter[int] = field(default_factory=Counter)
+    chains: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def start(subject: Subject, folder: Path) -> subprocess.Popen:
+    """Begin the command in a session of its own, with its output in files beside its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in subject.files.items():
+        (folder / name).write_text(text)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with open(folder / "printed.txt", "a") as printed:
+        return subprocess.Popen(
+            subject.command, cwd=folder, env=environment, stdout=printed, stderr=printed, start_new_session=True
+        )
+
+
+def changes(folder: Path) -> Iterator[int]:
+    """How often the names of the files below a folder have changed; every item is a look at it."""
+    before, count = None, 0
+    while True:
+        names = {os.path.join(parent, name) for parent, _, files in os.walk(folder) for name in files}
+        count += names != before and before is not None
+        before = names
+        yield count
+
+
+def wait(process: subprocess.Popen, folder: Path, moment: Callable[[float, int], bool]) -> tuple[bool, int]:
+    """Wait until the moment comes or the process ends; returns whether it has ended, and the changes so far."""
+    begun = time.monotonic()
+    for count in changes(folder):
+        if process.poll() is not None:
+            return True, count
+        elapsed = time.monotonic() - begun
+        if elapsed > PATIENCE:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"{process.args} has not ended after {PATIENCE} seconds")
+        if moment(elapsed, count):
+            return False, count
+        time.sleep(0.001)
+    raise AssertionError
+
+
+def unbroken(subject: Subject, folder: Path) -> Course:
+    begun = time.monotonic()
+    process = start(subject, folder)
+    _, count = wait(process, folder / subject.place, lambda elapsed, count: False)
+    assert process.returncode == 0, (folder / "printed.txt").read_text()
+    seconds = time.monotonic() - begun
+    return Course(seconds, count, final(subject, folder))
+
+
+def final(subject: Subject, folder: Path) -> dict[str, object]:
+    """What the command has left, after the command that comes after it."""
+    if subject.after:
+        subprocess.run(subject.after, cwd=folder, check=True, capture_output=True)
+    return content(folder / subject.place)
+
+
+def random_moment(rng: Random, course: Course) -> Callable[[float, int], bool]:
+    """A third by the clock; the others just after a file appears or goes, when there is most to leave behind."""
+    if rng.random() < 1 / 3:
+        seconds = rng.uniform(0, course.seconds)
+        return lambda elapsed, count: elapsed >= seconds
+    turn = rng.randrange(course.changes + 1)
+    return lambda elapsed, count: count >= turn
+
+
+def kill(process: subprocess.Popen, number: int, every: bool) -> str:
+    """Send a signal to the process, or to all of its session; returns what is wrong with the end of it."""
+    (os.killpg if every else os.kill)(process.pid, number)
+    process.wait(60)
+    deadline = time.monotonic() + 20
+    while members(process.pid):
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            return "its processes outlive it"
+        time.sleep(0.05)
+    # SIGTERM while Python starts, before the command can handle it, ends the process as it does any other.
+    allowed = {signal.SIGKILL: (-9,), signal.SIGTERM: (130, -15, 0)}[signal.Signals(number)]
+    return "" if process.returncode in allowed else f"exit status {process.returncode} after signal {number}"
+
+
+def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rng: Random, tally: Tally) -> None:
+    """Kill runs in one folder by these signals, which are removed from the list, then let one finish."""
+    wrong, ended = [], False
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        if not signals or ended:
+            break
+        process = start(subject, folder)
+        ended, _ = wait(process, folder / subject.place, random_moment(rng, course))
+        if not ended:
+            number = signals.pop()
+            wrong.append(kill(process, number, every=rng.random() < 0.5))
+            tally.kills[number] += 1
+    process = start(subject, folder)
+    wait(process, folder / subject.place, lambda elapsed, count: False)
+    if process.returncode:
+        wrong.append(f"exit status {process.returncode} in the end")
+    else:
+        wrong += differences(course.content, final(subject, folder))
+    if "Traceback" in (folder / "printed.txt").read_text():
+        wrong.append("a traceback")
+    tally.chains += 1
+    if found := list(filter(None, wrong)):
+        tally.wrong.append(f"{folder}: {'; '.join(found)}")
+    else:
+        shutil.rmtree(folder)
+
+
+def kill_at_random(subject: Subject, kills: dict[int, int], folder: Path, seed: int) -> Tally:
+    """Kill a subject so many times by each signal; chains of one to three kills each end with a finished run."""
+    rng = Random(f"{seed} {subject.name}")
+    signals = [number for number, count in kills.items() for _ in range(count)]
+    rng.shuffle(signals)
+    tally, course = Tally(), unbroken(subject, folder / "unbroken")
+    while signals:
+        chain(subject, course, signals, folder / f"chain{tally.chains}", rng, tally)
+    return tally

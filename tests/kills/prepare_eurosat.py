@@ -1,0 +1,19 @@
+"""tools/prepare.py, with other sizes and checksums for EuroSAT's files: those of the JSON file that comes first."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from datasets.preparing import command  # noqa: E402
+from datasets.preparing.sources import downloadable  # noqa: E402
+from experiments.session import cli_main  # noqa: E402
+
+facts = json.loads(Path(sys.argv.pop(1)).read_text())
+kind = downloadable()["eurosat"].dataset
+kind.files = tuple(replace(file, **facts[file.name], sha256="") for file in kind.files)
+
+if __name__ == "__main__":
+    cli_main(command.main, "where it stopped")

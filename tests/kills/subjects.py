@@ -1,0 +1,161 @@
+"""The commands that are killed, and what each must have left at its end."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from archives import zipped
+from dassl.utils import load_checkpoint
+from drawn import write_eurosat
+from finished import TIMES
+from PIL import Image
+from safetensors.torch import save_file
+
+from clip.random_weights import random_clip
+from common.start import ROOT
+from datasets.small_world import SmallLand
+
+
+@dataclass
+class Subject:
+    """A command that resumes.
+
+    Attributes:
+        command: its words; it runs in a folder of its own, which has `files` at first.
+        place: where in that folder it writes.
+        after: a command that comes after it; what this one writes counts as well.
+    """
+
+    name: str
+    command: list[str]
+    place: str = "out"
+    after: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def content(folder: Path) -> dict[str, object]:
+    """What must not depend on kills: the names of all files below a folder, and the content of each.
+
+    Of checkpoints it is every tensor and number, of results all but times and dates; of logs and TensorBoard's events
+    only that there are some.
+    """
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if re.search(r"(^|/)log\.txt", name):
+            found[re.sub(r"log\.txt.*", "log.txt", name)] = "a log"
+        elif "tensorboard/" in name:
+            found[name.partition("tensorboard/")[0] + "tensorboard/"] = "events"
+        elif path.is_dir():
+            found[f"{name}/"] = "a folder"
+        elif ".pth.tar" in name:
+            found[name] = digest(load_checkpoint(str(path)))
+        elif path.name == "results.json":
+            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMES}
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def digest(tree: object, into=None) -> str:
+    """A checksum of nested values and tensors; times, and the list of files to delete, are left out."""
+    into = into or hashlib.sha256()
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key not in ("train_seconds", "transient_epochs"):
+                into.update(str(key).encode())
+                digest(value, into)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            digest(value, into)
+    elif hasattr(tree, "numpy"):
+        into.update(tree.numpy().tobytes())
+    else:
+        into.update(repr(tree).encode())
+    return into.hexdigest()
+
+
+def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+    """What is left over, missing or different; empty if all is the same."""
+    return [
+        *(f"left over: {name}" for name in found.keys() - expected.keys()),
+        *(f"missing: {name}" for name in expected.keys() - found.keys()),
+        *(f"different: {name}" for name in expected.keys() & found.keys() if expected[name] != found[name]),
+    ]
+
+
+# The commands
+
+
+def training(method: str, shared: Path, *settings: object) -> Subject:
+    configs = ROOT / "configs"
+    argv = [ROOT / "train.py", "--root", shared / "data", "--backbone", shared / "tiny.safetensors", "--seed", 1]
+    argv += ["--output-dir", "out", "--trainer", method, "--config-file", configs / "trainers/common.yaml"]
+    argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml", "INPUT.SIZE", "(32, 32)"]
+    argv += ["DATASET.NUM_SHOTS", 8, "DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.MAX_EPOCH", 5, *settings]
+    return Subject(method, [sys.executable, *map(str, argv)])
+
+
+def study(shared: Path) -> Subject:
+    quick = {"OPTIM.MAX_EPOCH": 2, "DATALOADER.NUM_WORKERS": 0}
+    content = {
+        "trainers": {name: {"config": "small", "overrides": quick} for name in ("CoOp", "MPL")},
+        "datasets": ["small_land"],
+        "seeds": [1],
+        "shots": 4,
+        "root": str(shared / "drawn"),
+        "output": "out",
+    }
+    tool = [sys.executable, str(ROOT / "tools/study.py")]
+    return Subject(
+        "study",
+        [*tool, "run", "study.yaml", "--workers", "2"],
+        after=[*tool, "tables", "study.yaml"],
+        files={"study.yaml": yaml.safe_dump(content)},
+    )
+
+
+def preparation(shared: Path, serve: Callable[[dict[str, bytes]], str]) -> Subject:
+    """tools/prepare.py with a set of 1,200 images in place of EuroSAT, whose sizes and checksums they replace."""
+    split: dict[str, list] = {"train": [], "val": [], "test": []}
+    image = shared / "image.png"
+    Image.new("RGB", (64, 64)).save(image)
+    members = {}
+    for part in split:
+        for number in range(400):
+            label = number % 4
+            split[part].append([f"class{label}/{part}_{number}.png", label, f"class {label}"])
+            members[f"2750/{split[part][-1][0]}"] = image.read_bytes() + bytes(number)
+    files = {"split_zhou_EuroSAT.json": json.dumps(split).encode()}
+    files["EuroSAT.zip"] = zipped(shared / "EuroSAT.zip", members).read_bytes()
+    facts = {name: {"bytes": len(data), "md5": hashlib.md5(data).hexdigest()} for name, data in files.items()}
+    (shared / "facts.json").write_text(json.dumps(facts))
+    address = serve({f"/eurosat/{name}": data for name, data in files.items()})
+    launcher = [sys.executable, str(Path(__file__).with_name("prepare_eurosat.py")), str(shared / "facts.json")]
+    return Subject("prepare", [*launcher, "eurosat", "--root", "out", "--mirror", address])
+
+
+def subjects(shared: Path, serve: Callable[[dict[str, bytes]], str]) -> list[Subject]:
+    """All of them; `shared` is a folder for their data, `serve` returns the address of a server with these files."""
+    write_eurosat(shared / "data", ["red", "green field", "blue_lake", "grey"], train=8, val=4, test=8)
+    vision = {"image_size": 32, "patch_size": 16, "layers": 4, "width": 64}
+    model = random_clip("ViT-B-16", vision, {"width": 64, "layers": 4}, 64)
+    save_file(model.state_dict(), shared / "tiny.safetensors")
+    SmallLand.prepare(shared / "drawn/small_land")
+    return [
+        training("MPL", shared, "TRAINER.MPL.PROMPT_DEPTH", 3, "TRAIN.CHECKPOINT_FREQ", 2, "DATALOADER.NUM_WORKERS", 0),
+        training("CoOp", shared, "TEST.FINAL_MODEL", "best_val", "DATALOADER.NUM_WORKERS", 2),
+        training(
+            "PromptSRC",
+            shared,
+            *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 3),
+            *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3, "DATALOADER.NUM_WORKERS", 0),
+        ),  # fmt: skip
+        preparation(shared, serve),
+        study(shared),
+    ]

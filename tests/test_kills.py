@@ -1,0 +1,72 @@
+"""`make kill`: a few of its kills, and what its comparison reports."""
+
+import json
+import signal
+
+import pytest
+import torch
+from dassl.utils import load_checkpoint
+from drawn import arguments
+from kills.__main__ import table
+from kills.chains import Tally, kill_at_random
+from kills.subjects import content, differences, subjects
+from serving import serving
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CoOp", "prepare", "study"])
+def test_commands_killed_at_random_moments_have_the_same_results(name, tmp_path, random_seed):
+    (tmp_path / "shared").mkdir()
+    with serving({}) as server:
+
+        def serve(files):
+            server.files.update(files)
+            return server.address
+
+        (subject,) = (one for one in subjects(tmp_path / "shared", serve) if one.name == name)
+        tally = kill_at_random(subject, {signal.SIGKILL: 1, signal.SIGTERM: 1}, tmp_path, random_seed)
+    assert tally.wrong == [] and tally.kills.total() == 2 and tally.chains in (1, 2)
+
+
+@pytest.fixture
+def finished(launch, eurosat, tiny, tmp_path):
+    """The folder of a finished run."""
+    assert launch(*arguments(eurosat, tiny, tmp_path / "out")).status == 0
+    return tmp_path / "out"
+
+
+def test_every_difference_is_reported(finished):
+    before = content(finished)
+    assert differences(before, content(finished)) == []
+    folder = finished / "MultiModalPromptLearner"
+    checkpoint = load_checkpoint(str(folder / "model.pth.tar-2"))
+    checkpoint["state_dict"]["prompt_learner.ctx"][0, 0] += 1e-6
+    torch.save(checkpoint, folder / "model.pth.tar-2")
+    results = json.loads((finished / "results.json").read_text())
+    (finished / "results.json").write_text(
+        json.dumps(results | {"accuracy": results["accuracy"] + 0.01, "date": "later"})
+    )
+    leftovers = ["MultiModalPromptLearner/model.pth.tar-1", ".config.yaml.99.partial", ".lock"]
+    for name in leftovers:
+        (finished / name).touch()
+    (finished / "empty").mkdir()
+    (finished / "config.yaml").unlink()
+    (finished / "log.txt-2024-01-01-00-00-00").touch()  # of a killed run
+    with pytest.raises(ValueError, match="model.pth.tar-1"):  # it is not a checkpoint
+        content(finished)
+    torch.save(checkpoint, folder / "model.pth.tar-1")
+    assert set(differences(before, content(finished))) == {
+        "different: MultiModalPromptLearner/model.pth.tar-2",
+        "different: results.json",
+        *(f"left over: {name}" for name in leftovers),
+        "left over: empty/",
+        "missing: config.yaml",
+    }
+
+
+def test_table_counts_kills_and_chains():
+    one, other = Tally(), Tally()
+    one.kills.update({signal.SIGKILL: 3, signal.SIGTERM: 1})
+    one.chains, other.chains, other.wrong = 2, 1, ["folder: left over: .lock"]
+    *_, last = table({"train": one, "study": other}).splitlines()
+    assert last.split() == ["all", "3", "1", "3", "2"]
