@@ -3,7 +3,6 @@
 import os
 import pickle
 import zipfile
-from http.client import HTTPException
 from pathlib import Path
 
 import open_clip
@@ -12,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from common.download import TransferError, WrongFile, transfer
 from common.files import checksum, replacing
 
 from .errors import ClipError
 
 CACHE = "~/.cache/clip"
+MAX_BYTES = 1 << 31  # of OpenAI's files, the largest of which has 1.3 GB
 
 # OpenAI's names -> open_clip's. The address, with the file's SHA-256 as its last folder, is in open_clip's table.
 OPENAI_NAMES = {
@@ -84,9 +85,9 @@ def download(url: str, path: Path, sha256: str) -> None:
         ClipError: the connection failed, the file cannot be written, or its SHA-256 is wrong.
     """
     try:
-        torch.hub.download_url_to_file(url, str(path))
-    except (OSError, HTTPException) as error:
-        raise ClipError(str(error) or type(error).__name__) from error
+        transfer(url, path, os.path.basename(url), 0, MAX_BYTES)
+    except (TransferError, WrongFile) as error:
+        raise ClipError(str(error)) from error
     if checksum(path) != sha256:
         raise ClipError("its SHA-256 is wrong")
 

@@ -14,7 +14,7 @@ from scipy.io import savemat
 from serving import serving
 from trees import WNIDS, build_tree
 
-from datasets.preparing import fetch
+from common import download
 from datasets.preparing.sources import downloadable, images_by_split
 
 V2 = "imagenetv2-matched-frequency-format-val"
@@ -93,7 +93,7 @@ def publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
     It returns the folder that was packed. The server is `publish.server`; the disk is large.
     """
-    monkeypatch.setattr(fetch, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     room = shutil.disk_usage(tmp_path)._replace(free=10**13)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
     with serving({}) as server:

@@ -21,6 +21,8 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if isinstance(fault, bytes):  # a whole answer
             return self.wfile.write(fault)
+        if callable(fault):
+            return fault(self)
         if path not in server.files or fault == "not found":
             return self.send_error(404)
         if fault == "busy":
