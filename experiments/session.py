@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from common.errors import UsageError
 
 INTERRUPTED = 130  # exit status, as of a shell
+LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 
 
 def cli_main(main: Callable[[], None], resumes: str = "from the last complete epoch") -> None:
@@ -36,16 +37,22 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
             if isinstance(error, loaded("torch", "OutOfMemoryError")):
                 error = UsageError("the memory of the GPU is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")
             # Anything else is a bug of this project. The published Dassl does not have an error class of its own.
-            one_line = (UsageError, OSError, FloatingPointError, *loaded("dassl.utils", "UsageError"))
+            known = (UsageError, OSError, FloatingPointError, *loaded("dassl.utils", "UsageError"))
             if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(0)
-            if not isinstance(error, one_line):
+            if not isinstance(error, known):
                 raise
             if debug:
                 print_traceback(error)
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             sys.exit(2)
+
+
+def one_line(text: str) -> str:
+    """The text in one line that a terminal only shows: names in files may hold control characters, or have no end."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def loaded(module: str, name: str) -> tuple[type, ...]:
