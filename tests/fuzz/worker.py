@@ -17,8 +17,8 @@ from serving import serving
 import experiments.results
 import experiments.run
 import experiments.studies.command
+from common import download
 from datasets.preparing import command as preparing
-from datasets.preparing import fetch
 from datasets.preparing.sources import downloadable
 from experiments.session import cli_main
 
@@ -39,7 +39,7 @@ KEPT = b"This file stays as it is.\n"  # ../outside/kept
 def server_of(case: Case) -> Iterator[str]:
     """The address of a server with the case's files and answers, which are those of no published checksum or count."""
     patch = pytest.MonkeyPatch()
-    fetch.PAUSE = 0
+    download.PAUSE = 0
     for name, source in downloadable().items() if case.program == "prepare" else ():
         patch.setattr(source.dataset, "counts", None)
         patch.setattr(source.dataset, "n_classes", None)
