@@ -122,6 +122,12 @@ def leave_a_wrong_accuracy():
     Path("out/results.json").write_text('{"accuracy": NaN}')
 
 
+def leave_a_temporary_file():
+    Path("run").mkdir()
+    Path("run/.results.json.99.partial").touch()
+    raise UsageError("no such file")
+
+
 FAULTS = {
     hang: "hangs",
     raise_an_error: "KeyError: 'epoch'",
@@ -142,6 +148,7 @@ FAULTS = {
     print_a_traceback_before_the_error: "Traceback",
     print_what_a_terminal_obeys: "control characters",
     leave_a_wrong_accuracy: "the accuracy is nan",
+    leave_a_temporary_file: "leaves run/.results.json.99.partial behind",
 }
 
 

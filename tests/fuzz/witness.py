@@ -6,14 +6,14 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from common.start import ROOT
 
 # Whose code may run: this project, Python and the installed packages.
 CODE = tuple({f"{path}/" for path in (ROOT, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())})
-# Files that make code from texts of their own: namedtuple, dataclasses, torch's wrappers and the like.
-MAKERS = ("collections/__init__.py", "dataclasses.py", "enum.py", "typing.py", "decorator.py", "scipy/_lib/_util.py")
+# Whose texts may become code: those of namedtuple, dataclasses and the like. Never those of readers of files.
+MAKERS = ("/collections/__init__.py", "/dataclasses.py", "/enum.py", "/typing.py", "/decorator.py")
+MAKERS += ("/scipy/", "/numpy/", "/pandas/", "/torch/", "/matplotlib/", "/jinja2/")
+READERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/torch/jit/", "/numpy/lib/", "/scipy/io/")
 CLASSES = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 CLASSES += (
     "torch.multiprocessing.",
@@ -103,6 +103,6 @@ def foreign_code(file: str) -> str:
         return ""
     frame = sys._getframe(3)
     maker = frame.f_code.co_filename
-    if maker.endswith(MAKERS) or maker.startswith(os.path.dirname(torch.__file__)):
+    if any(part in maker for part in MAKERS) and not any(part in maker for part in READERS):
         return ""
     return f"runs code of {file!r}, made in {maker}"

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 import resource
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,7 +60,8 @@ def server_of(case: Case) -> Iterator[str]:
 
 def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
     """Run a case in this process, which has no other use. `report(verdict, what)` is called at least once."""
-    os.environ |= {"HOME": str(folder), "TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder)}
+    os.environ |= {"HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
+    tempfile.tempdir = str(folder)
     outside = folder.parent / "outside"
     outside.mkdir(exist_ok=True)
     (outside / "kept").write_bytes(KEPT)
@@ -71,9 +74,9 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
         )
         witness.start()
         verdict, what = ended(PROGRAMS[case.program], argv)
-    if verdict == "accepted":
-        what = case.check() or nonsense(folder)
-        verdict = "failure" if what else verdict
+    wrong = (case.check() or nonsense(folder)) if verdict == "accepted" else leftovers(case, folder)
+    if wrong and verdict != "failure":
+        verdict, what = "failure", wrong
     if not all(item.name == "kept" and item.read_bytes() == KEPT for item in outside.iterdir()):
         verdict, what = "failure", f"changes {sorted(item.name for item in outside.iterdir())} outside its folder"
     report(verdict, what)
@@ -108,6 +111,15 @@ def nonsense(folder: Path) -> str:
         if isinstance(accuracy, float) and not (math.isfinite(accuracy) and 0 <= accuracy <= 100):
             return f"the accuracy is {accuracy}"
     return ""
+
+
+def leftovers(case: Case, folder: Path) -> str:
+    """What a refused input has left behind, or an empty text. A download may stay, so that it can be resumed."""
+    made = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    left = [name for name in made if re.search(r"/\.[^/]+\.(tmp|partial)$|/\.preparing/.+/", name)]
+    if "--no-train" in case.argv:
+        left += [name for name in made if name == "out"]
+    return f"leaves {left[0]} behind" if left else ""
 
 
 def address_space() -> int:
