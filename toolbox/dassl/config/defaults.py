@@ -95,6 +95,7 @@ _C.OPTIM.SGD_NESTEROV = False
 _C.OPTIM.RMSPROP_ALPHA = 0.99
 _C.OPTIM.ADAM_BETA1 = 0.9
 _C.OPTIM.ADAM_BETA2 = 0.999
+_C.OPTIM.ADAM_EPS = 1e-8  # also of AdamW, AMSGrad and RAdam
 _C.OPTIM.STAGED_LR = False  # a smaller learning rate for all layers except NEW_LAYERS
 _C.OPTIM.NEW_LAYERS = ()
 _C.OPTIM.BASE_LR_MULT = 0.1
@@ -194,6 +195,7 @@ LIMITS = {
     "OPTIM.RMSPROP_ALPHA": PROBABILITY,
     "OPTIM.ADAM_BETA1": Number(0, 0.999999),
     "OPTIM.ADAM_BETA2": Number(0, 0.999999),
+    "OPTIM.ADAM_EPS": Number(0, 1),
     "OPTIM.NEW_LAYERS": Several(Text()),
     "OPTIM.BASE_LR_MULT": RATE,
     "OPTIM.LR_SCHEDULER": Choice("single_step", "multi_step", "cosine"),

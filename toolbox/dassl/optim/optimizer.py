@@ -40,7 +40,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
 
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
-    betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
+    adam = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS, **common}
     if name == "sgd":
         if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
             raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
@@ -54,10 +54,10 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if name == "rmsprop":
         return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     if name == "radam":
-        return torch.optim.RAdam(param_groups, betas=betas, **common)
+        return torch.optim.RAdam(param_groups, **adam)
     if name == "adamw":
-        return torch.optim.AdamW(param_groups, betas=betas, **common)
-    return torch.optim.Adam(param_groups, betas=betas, amsgrad=name == "amsgrad", **common)
+        return torch.optim.AdamW(param_groups, **adam)
+    return torch.optim.Adam(param_groups, amsgrad=name == "amsgrad", **adam)
 
 
 def _staged_groups(model, optim_cfg):
