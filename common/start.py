@@ -11,19 +11,24 @@ __all__ = ["ROOT", "add_common_options", "required_packages"]
 
 
 @contextmanager
-def required_packages() -> Iterator[None]:
-    """Import a command's packages within this: one line and exit status 2 if one is not installed."""
+def required_packages(extra: str = "") -> Iterator[None]:
+    """Import a command's packages within this: one line and exit status 2 if one is not installed.
+
+    Args:
+        extra: the requirements file of packages that not every user needs.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
             raise
-        print(
-            f"error: the package {package} is not installed for {sys.executable}: run `make setup` in {ROOT} and use "
-            "its .venv/bin/python, or run `pip install -r requirements.txt` there",
-            file=sys.stderr,
+        remedy = (
+            f"run `make setup` in {ROOT} and use its .venv/bin/python, or run `pip install -r requirements.txt` there"
         )
+        if extra:
+            remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}"
+        print(f"error: the package {package} is not installed for {sys.executable}: {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

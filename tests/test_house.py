@@ -22,6 +22,7 @@ PUBLISHED = {
     "dassl.config": {"clean_cfg", "get_cfg_default"},
     "dassl.data": {"DataManager"},
     "dassl.data.datasets": {"DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset"},
+    "dassl.data.transforms": {"build_transform"},
     "dassl.engine": {"TRAINER_REGISTRY", "TrainerX", "build_trainer"},
     "dassl.metrics": {"compute_accuracy"},
     "dassl.optim": {"build_lr_scheduler", "build_optimizer"},
@@ -30,6 +31,7 @@ PUBLISHED = {
         "count_num_param",
         "load_checkpoint",
         "load_pretrained_weights",
+        "read_image",
         "set_random_seed",
         "setup_logger",
     },
@@ -130,12 +132,16 @@ def test_per_layer_settings_have_their_defaults_in_the_configuration():
 # Commands
 
 
-@pytest.mark.parametrize("tool", ["study", "prepare", "demo", "base2new", "random_clip", "pretrain_small_clip"])
+TOOLS = ["study", "prepare", "demo", "base2new", "random_clip", "pretrain_small_clip"]
+AFTER_PARSING = ["predict photo.jpg", "export run --to folder"]  # help and wrong options need nothing but Python
+
+
+@pytest.mark.parametrize("tool", [*TOOLS, *AFTER_PARSING])
 def test_tool_without_its_packages_names_the_command_that_installs_them(tool, tmp_path):
     """An interpreter without site-packages stands for one outside the environment."""
-    done = subprocess.run(
-        [sys.executable, "-S", ROOT / f"tools/{tool}.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+    name, *arguments = tool.split()
+    command = [sys.executable, "-S", ROOT / f"tools/{name}.py", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     if tool == "base2new":  # needs nothing but Python
         assert "usage:" in done.stderr
         return

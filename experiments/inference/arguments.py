@@ -1,0 +1,55 @@
+"""The options of all commands that take models. Nothing here waits for torch."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UsageError
+
+LARGEST = 8 << 20  # bytes of a file of class names
+MODELS = (
+    "A MODEL is the output folder of a finished run, a folder that tools/export.py wrote, or a published checkpoint "
+    "(its file or its run's folder), which needs --config-file and --classes."
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser, device: str | None = None) -> None:
+    """Args:
+    parser: changed in place.
+    device: where the command computes; None lets the user choose.
+    """
+    parser.set_defaults(device=device)
+    if device is None:
+        parser.add_argument("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
+    parser.add_argument("--backbone", default="", help="ViT-B/16, small, a weight file, ...; default: the model's own")
+    parser.add_argument("--config-file", default="", help="YAML file of the method, for a published checkpoint")
+    parser.add_argument("--trainer", default="", help="its method (default: the name of the YAML file's folder)")
+    parser.add_argument("--load-epoch", type=int, help="the epoch to load (default: the best, else the newest)")
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names in place of the model's")
+    names.add_argument(
+        "--classes-file", type=Path, metavar="FILE", help="the same from a text file, a name on each line"
+    )
+    parser.add_argument("--template", default="", help="zero-shot CLIP's sentence, with {} for the class name")
+
+
+def given_class_names(args: argparse.Namespace) -> Sequence[str]:
+    """The names of --classes or --classes-file; empty if neither is given.
+
+    Raises:
+        UsageError: the file is missing, empty, too large, or not text.
+    """
+    file = args.classes_file
+    if file is None:
+        return args.classes
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file", "give a text file with a class name on each line", file)
+    if file.stat().st_size > LARGEST:
+        raise UsageError(f"{file} has more than {LARGEST >> 20} MB", "give a text file with a class name on each line")
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is not a text file (UTF-8)", "give a class name on each line", file) from None
+    if not any(names):
+        raise UsageError(f"{file} has no class names", "give one on each line", file)
+    return [name for name in names if name]

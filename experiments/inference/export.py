@@ -1,0 +1,112 @@
+"""The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from string import Template
+
+from common.errors import UsageError
+from common.files import write_text
+from common.start import add_common_options, required_packages
+
+from .arguments import MODELS, add_model_options, given_class_names
+
+CARD = Path(__file__).with_name("model_card.md")
+MOST_IMAGES = 100  # of --images
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write the learned prompts of a model, and what is needed to use them, to a folder of their own.",
+        epilog=f"{MODELS} --onnx, --torch and --weights are for the class names of the model or, if given, of "
+        "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
+        "an error.",
+    )
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="without it: zero-shot CLIP on --backbone")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
+    parser.add_argument("--onnx", action="store_true", help="also model.onnx: images -> logits")
+    parser.add_argument("--torch", action="store_true", help="also model.pt2, a torch.export program: images -> logits")
+    parser.add_argument("--weights", action="store_true", help="also class_matrix.safetensors, for users of open_clip")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", default=[], metavar="PATH", help="images to compare on (default: noise)"
+    )
+    add_model_options(parser, device="cpu")
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    given = tuple(given_class_names(args))
+    names = given or None
+    if args.model is None and not args.backbone:
+        raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
+    with required_packages():
+        import torch
+
+        from . import images, models, programs
+    files = images.find_images(args.images)[:MOST_IMAGES] if args.images else []
+    with staged(args.to) as folder:
+        ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
+        description = classifier.save(folder)
+        forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
+        written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
+        pixels = programs.example(classifier, 16)
+        if files:
+            pixels = torch.stack([classifier.transform(classifier.read(file)) for file in files])
+        for form in forms:
+            form.write(classifier, names, folder / form.file)
+            largest = programs.largest_difference(form, classifier, names, folder, pixels)
+            kind = "images" if files else "images of noise"
+            print(f"{form.file}: largest difference of a logit on {len(pixels)} {kind}: {largest:.1e}")
+            written[form.file] = f"{form.about}; logits within {largest:.1e} of the model's"
+        write_text(folder / "README.md", card(description, written, given))
+    print(f"Written: {', '.join([*written, 'README.md'])} to {args.to}")
+
+
+def card(description, written: dict[str, str], names: Sequence[str]) -> str:
+    """The model card: README.md of the folder."""
+    training, image = description.training, description.input
+    rows = {
+        "method": description.method,
+        "settings": ", ".join(f"{key} {value}" for key, value in description.settings.items()),
+        "backbone": f"{description.backbone} (SHA-256 {description.backbone_sha256})",
+        "images": f"{' x '.join(map(str, image['SIZE']))}, {image['INTERPOLATION']}, mean {image['PIXEL_MEAN']}, "
+        f"std {image['PIXEL_STD']}",
+        "learned on": description.dataset or "unknown",
+        **{key: value for key, value in training.items() if value is not None and key not in ("accuracy", "n_test")},
+    }
+    if training.get("accuracy") is not None:
+        rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images"
+    return Template(CARD.read_text(encoding="utf-8")).substitute(
+        method=description.method,
+        backbone=description.backbone,
+        dataset=description.dataset or "images of its user",
+        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+        files="\n".join(f"| `{file}` | {about} |" for file, about in written.items()),
+        classes=", ".join(description.class_names),
+        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {', '.join(names)}.\n" if names else "",
+    )
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write to. At the end it becomes `folder`; after an error it is deleted.
+
+    Raises:
+        UsageError: `folder` exists already, and is not an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
+    present = next(parent for parent in folder.absolute().parents if parent.exists())
+    stage = present / f".{folder.name}.{os.getpid()}.partial"
+    try:
+        stage.mkdir()
+        yield stage
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""The command `python tools/predict.py`: the most probable classes of images."""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TextIO
+
+from common.errors import UsageError
+from common.start import add_common_options, required_packages
+
+from ..arguments import at_least
+from .arguments import MODELS, add_model_options, given_class_names
+
+Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Print the most probable classes of images.",
+        usage="predict.py [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
+        epilog=f"{MODELS} Several models stand side by side. Without a MODEL, --backbone and --classes give "
+        "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are reported and skipped), "
+        "and 2 after another error.",
+    )
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="models first, then images or folders")
+    add_model_options(parser)
+    parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="classes for each image (default: 5)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)"
+    )
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_const", dest="form", const=json_list, help="print JSON and nothing else")
+    forms.add_argument(
+        "--csv", action="store_const", dest="form", const=csv_rows, help="print CSV, a row for each class"
+    )
+    parser.set_defaults(form=table)
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    names, stdout = given_class_names(args), sys.stdout
+    with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
+        with required_packages():
+            from tqdm import tqdm
+
+            from . import images, models
+        number = next((n for n, path in enumerate(args.paths) if not models.is_model(path)), len(args.paths))
+        if not number and not args.backbone:
+            models.read_model(args.paths[0], args)  # which says why it is not a model
+        files = images.find_images(args.paths[number:])
+        opened = models.open_models(args.paths[:number], args, names)
+        batches = images.read_batches(files, [model.classifier for model in opened], args.batch_size)
+        done = 0
+        with (
+            args.form(stdout, files, opened, names) as write,
+            tqdm(total=len(files), unit="image", disable=None) as bar,
+        ):
+            for batch in batches:
+                if batch.errors and len(files) == 1:
+                    raise UsageError(batch.errors[0])
+                with bar.external_write_mode(stdout):
+                    for error in batch.errors:
+                        print(f"skipped: {error}", file=sys.stderr)
+                    for row in predictions(batch, opened, names, args.topk):
+                        write(row)
+                    stdout.flush()
+                bar.update(len(batch.files) + len(batch.errors))
+                done += len(batch.files)
+            if not done:
+                raise UsageError(f"none of the {len(files)} images could be read", "see above")
+    if done < len(files):
+        sys.exit(1)
+
+
+def predictions(batch, models, names: Sequence[str], k: int) -> Iterator[Row]:
+    """The most probable classes of each image by each model; `names` replace the models' own, if there are any."""
+    tops = []
+    for model, inputs in zip(models, batch.inputs, strict=bool(batch.files)):
+        classes = list(names) or model.classifier.class_names
+        top = model.classifier.probabilities(inputs, names or None).topk(min(k, len(classes)))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        tops.append([[(classes[index], value) for index, value in zip(*pair, strict=True)] for pair in pairs])
+    for number, file in enumerate(batch.files):
+        for model, rows in zip(models, tops, strict=True):
+            yield str(file), model.name, rows[number]
+
+
+# How rows are printed: contexts that give a function for one row
+
+
+@contextmanager
+def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
+    before = "[\n"
+
+    def write(row: Row) -> None:
+        nonlocal before
+        image, model, top = row
+        classes = [{"class": name, "probability": value} for name, value in top]
+        out.write(f"{before} {json.dumps({'image': image, 'model': model, 'top': classes})}")
+        before = ",\n"
+
+    yield write
+    out.write("\n]\n")
+
+
+@contextmanager
+def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("image", "model", "rank", "class", "probability"))
+
+    def write(row: Row) -> None:
+        image, model, top = row
+        writer.writerows((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
+
+    yield write
+
+
+@contextmanager
+def table(out: TextIO, files: Sequence[Path], models, names: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    known = names or [name for model in models for name in model.classifier.class_names]
+    image_width = max(len(str(file)) for file in files)
+    model_width, class_width = max(len(model.name) for model in models), max(map(len, known))
+
+    def write(row: Row) -> None:
+        image, model, top = row
+        classes = (f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in top)
+        out.write(f"{image:<{image_width}}  {model:<{model_width}}  {'   '.join(classes)}\n")
+
+    yield write
