@@ -9,7 +9,7 @@ from safetensors.torch import save
 import common.files
 import trainers.teacher
 from clip import load_backbone, tokenize
-from trainers.base import normalize
+from trainers.prompted import normalize
 from trainers.teacher import Teacher
 
 

@@ -1,6 +1,6 @@
-"""What every prompt trainer shares: the frozen CLIP, precision, the training step, learned-prompts-only checkpoints."""
+"""What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -16,86 +16,15 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, TOWERS, Schedule, TextPrompts, compiled_towers, is_vit, load_backbone
+from clip import CLIP, TOWERS, compiled_towers, is_vit, load_backbone
 from common.errors import UsageError
 from common.version import __version__
 
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
+from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
-
-
-class PromptLearner(nn.Module):
-    """The learned vectors of a method and where they go.
-
-    Its parameters are learned, and those of `extra_modules`: modules that published checkpoints keep beside the prompt
-    learner, by their names there (`image_encoder`, `text_encoder`).
-    """
-
-    ids: Tensor  # a buffer, (classes, context length): the token ids of the texts
-    extra_modules: Mapping[str, nn.Module] = {}
-
-    def text(self, image_features: Tensor) -> TextPrompts:
-        """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
-        raise NotImplementedError
-
-    def vision(self) -> Schedule:
-        """The prompts of the image tower."""
-        return ()
-
-
-class PromptedCLIP(nn.Module):
-    """Images -> logits through a frozen CLIP under learned prompts.
-
-    The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have the learned prompts
-    and nothing else, under the names of the published checkpoints (`prompt_learner.ctx`, ...). `to()`, `half()` and
-    the like reach it all the same.
-
-    Args:
-        clip: the frozen backbone.
-        prompt_learner: the prompts.
-        towers: the form of the towers, a key of `clip.TOWERS`.
-    """
-
-    def __init__(self, clip: CLIP, prompt_learner: PromptLearner, towers: str = "fast"):
-        super().__init__()
-        self.prompt_learner = prompt_learner
-        for name, tower in prompt_learner.extra_modules.items():
-            self.add_module(name, tower)
-        self._frozen = (clip,)
-        self.towers: Any = TOWERS[towers]
-
-    @property
-    def clip(self) -> CLIP:
-        return self._frozen[0]
-
-    def _apply(self, fn: Callable, recurse: bool = True):
-        self.clip._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """(batch, 3, H, W) -> (batch, joint), normalised, fp32."""
-        return normalize(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
-
-    def text_features(self, image_features: Tensor) -> Tensor:
-        """(classes, joint), or (batch, classes, joint) where the text depends on the image; normalised, fp32."""
-        return normalize(self.towers.encode_text(self.clip, self.prompt_learner.text(image_features)))
-
-    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """(batch, classes): scaled cosine similarities, always in fp32."""
-        with torch.autocast(image_features.device.type, enabled=False):
-            similarity = (text_features @ image_features.unsqueeze(-1)).squeeze(-1)
-            return self.clip.logit_scale.exp().float() * similarity
-
-    def forward(self, images: Tensor) -> Tensor:
-        image_features = self.image_features(images)
-        return self.logits(image_features, self.text_features(image_features))
-
-
-def normalize(features: Tensor) -> Tensor:
-    """To fp32 and unit length."""
-    return F.normalize(features.float(), dim=-1)
 
 
 class PromptTrainer(TrainerX):
@@ -112,6 +41,7 @@ class PromptTrainer(TrainerX):
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
     learns: ClassVar[bool] = True  # False: there is nothing to train
+    caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from clip import CLIP, TextPrompts, encode_text, tokenize
 from common.files import replacing
 
-from .base import PromptedCLIP, normalize
+from .prompted import PromptedCLIP, normalize
 
 TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
 ROWS = 256  # texts at a time
