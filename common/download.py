@@ -14,6 +14,7 @@ from typing import TypeVar
 from urllib.parse import quote, urljoin
 from urllib.request import HTTPErrorProcessor, HTTPSHandler, OpenerDirector, Request, build_opener
 
+from .errors import one_line
 from .version import __version__
 
 TRIES, MOST_TRIES = 5, 50  # requests in a row that bring nothing new; requests in all
@@ -239,9 +240,3 @@ def number(text: str, otherwise: int) -> int:
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def one_line(text: object) -> str:
-    """At most 200 printable characters of a text, or of an error."""
-    line = " ".join(str(text).split()) or type(text).__name__
-    return "".join(letter if letter.isprintable() else "?" for letter in line[:200])

@@ -26,6 +26,12 @@ class UsageError(ValueError):
         return ": ".join(part for part in (where, self.what, self.remedy) if part)
 
 
+def one_line(text: object) -> str:
+    """At most 200 printable characters of a text, or of an error; the name of its class if it has no text."""
+    line = " ".join(str(text).split()) or type(text).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in line[:200])
+
+
 def closest(name: object, known: Iterable[object]) -> str:
     """The one of the known names that `name` is most likely a misspelling of, or an empty string."""
     by_lower = {str(candidate).lower(): str(candidate) for candidate in known}

@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from archives import zipped
+from archives import tar, zipped
 from filelock import FileLock
 from published import all_below, change_file, files_below
 
@@ -39,7 +39,7 @@ def test_a_failed_download_leaves_no_folders(prepare_fails, publish, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fault", ["wrong checksum", "truncated", "unsafe", "quota page", "images missing", "no folder"]
+    "fault", ["wrong checksum", "truncated", "unsafe", "no name", "quota page", "images missing", "no folder"]
 )
 def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, publish, monkeypatch, tmp_path):
     made = publish("eurosat")
@@ -51,7 +51,9 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
         members.popitem()
     elif fault == "no folder":
         members = {path.replace("2750", "images"): content for path, content in members.items()}
-    content = zipped(tmp_path / "bad.zip", members).read_bytes()
+    elif fault == "no name":
+        members["unnamed"] = b"x"
+    content = zipped(tmp_path / "bad.zip", members).read_bytes().replace(b"unnamed", b"\0nnamed")  # that ends a name
     content = {"wrong checksum": good[:-1] + b"x", "truncated": good[:-5]}.get(fault, content)
     publish.server.files["/eurosat/EuroSAT.zip"] = content
     if fault != "wrong checksum":  # no checksum is published
@@ -61,6 +63,7 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
         "wrong checksum": "md5 is wrong",
         "truncated": "incomplete, or not an archive",
         "unsafe": "outside",
+        "no name": "it has a file with the name ''",
         "quota page": "a web page",
     }
     words |= {"images missing": "1 images of the split are not in it", "no folder": "no folder 2750 in it"}
@@ -70,6 +73,31 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
 
     publish.server.files["/eurosat/EuroSAT.zip"] = good
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
+
+
+def test_unpacked_images_are_removed_when_a_later_archive_is_refused(prepare_fails, publish, monkeypatch, tmp_path):
+    made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
+    folder.mkdir(parents=True)
+    images = {f"cars_train/{name}": data for name, data in files_below(made / "cars_train").items()}
+    size = tar(folder / "cars_train.tgz", images).stat().st_size
+    change_file(monkeypatch, "stanford_cars", "cars_train.tgz", bytes=size, md5="")
+    (folder / "cars_test.tgz").write_bytes(b"another file")
+    prepare_fails(["stanford_cars"], f"{folder}/cars_test.tgz is not the published file")
+    assert all_below(folder) == {"cars_train.tgz", "cars_test.tgz", "split_zhou_StanfordCars.json"}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["named pipe", "folder"])
+def test_image_that_is_not_a_regular_file_blocks_the_preparation(make, prepare, prepare_fails, publish, tmp_path):
+    shutil.copytree(publish("dtd"), tmp_path / "data/dtd")
+    image = sorted((tmp_path / "data/dtd/images").rglob("*.jpg"))[0]
+    image.unlink()
+    make(image)
+    suggestion = f"move {image} elsewhere, then: python tools/prepare.py dtd --root {tmp_path}/data"
+    prepare_fails(["dtd"], suggestion)
+    assert f"-> {suggestion}" in prepare_fails(["--check", "dtd"], "datasets are incomplete or wrong")
+    assert publish.server.requests == []
+    image.rename(tmp_path / "elsewhere")
+    assert prepare("dtd").status == 0 and prepare("--check", "dtd").status == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>"])

@@ -1,6 +1,7 @@
 """Unpacking by tools/prepare.py: nothing is written outside the folder, and sizes are limited."""
 
 import gzip
+import io
 import os
 import shutil
 import stat
@@ -91,6 +92,64 @@ def test_unsafe_nested_archive_is_rejected(tmp_path):
     content = tar(tmp_path / "inner", {"../../../outside.jpg": b"x"}, "w").read_bytes()
     os.remove(tmp_path / "inner")
     refused(tar(tmp_path / "archive", {"n01.tar": content}), "outside", inner="n*.tar")
+
+
+@pytest.mark.parametrize("write", [zipped, tar], ids=["zip", "tgz"])
+@pytest.mark.parametrize("name", ["\0empty", "./.", "."])
+def test_files_without_a_name_are_rejected(write, name, tmp_path):
+    archive = write(tmp_path / "archive", IMAGES | {name.replace("\0", "Q"): b"x"})
+    if "\0" in name:  # both end a name there
+        content = archive.read_bytes() if write is zipped else gzip.decompress(archive.read_bytes())
+        content = content.replace(b"Qempty", b"\0empty")
+        archive.write_bytes(content if write is zipped else gzip.compress(with_checksums(content)))
+    refused(archive, f"it has a file with the name {name.partition(chr(0))[0]!r}")
+
+
+def with_checksums(content):
+    """A tar whose headers have the checksums of what is in them now."""
+    blocks = [bytearray(content[at : at + 512]) for at in range(0, len(content), 512)]
+    for block in blocks:
+        if block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return b"".join(blocks)
+
+
+def test_paths_that_occur_twice_stay_inside_the_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "SPARE", 10_000)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "archive", "w", 8) as archive:
+        for number in range(100):
+            archive.writestr("2750/1.jpg", bytes(900 + number % 2))
+    refused(tmp_path / "archive", "it grows to more than")
+
+
+def test_directory_of_a_zip_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "DIRECTORY", 1000)
+    refused(zipped(tmp_path / "archive", {f"{n}.jpg": b"" for n in range(50)}), "directory of its files has more than")
+
+
+@pytest.mark.parametrize("kind", ["folders", "extended headers"])
+def test_headers_of_a_tar_have_a_limit(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "BLOCK", 1 << 14)
+    monkeypatch.setattr(unpack, "HEADERS", 1 << 16)
+    monkeypatch.setattr(unpack, "MOST_FILES", 500)
+    with tarfile.open(tmp_path / "archive", "w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(1000 if kind == "folders" else 1):
+            info = tarfile.TarInfo(f"{number}")
+            info.type = tarfile.DIRTYPE if kind == "folders" else tarfile.REGTYPE
+            info.pax_headers = {} if kind == "folders" else {f"key{n}": "x" for n in range(10_000)}
+            archive.addfile(info)
+    refused(tmp_path / "archive", "or 500 files" if kind == "folders" else "it has headers of more than 65,536 bytes")
+
+
+def test_archives_in_an_archive_share_its_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "SPARE", 100_000)
+    monkeypatch.setattr(unpack, "BLOCK", 1 << 14)
+    inner = gzip.compress(bytes(90_000))  # an empty tar, followed by zeros
+    assert list(unpack.members(io.BufferedReader(io.BytesIO(inner)), "", unpack.Budget(100_000))) == []
+    refused(
+        zipped(tmp_path / "archive", {f"n{n}.tar": inner for n in range(5)}), "it grows to more than", inner="n*.tar"
+    )
 
 
 def test_decompression_bomb_is_rejected_before_writing(tmp_path, monkeypatch):

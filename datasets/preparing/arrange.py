@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
@@ -154,6 +155,9 @@ class Preparation:
                     for target in (target for file in archives for target in file.targets):
                         self.move(self.staged / target, self.folder / target)
                 shutil.rmtree(self.work)
+        except UsageError:
+            shutil.rmtree(self.unpacked, ignore_errors=True)  # downloads stay, to be resumed
+            raise
         finally:
             with suppress(OSError):  # not empty
                 for path in filter(Path.is_dir, (self.staged, self.unpacked, self.work, *created)):
@@ -166,7 +170,8 @@ class Preparation:
     def blocking_path(self) -> Path | None:
         """First path that blocks the preparation, as existing files are never overwritten.
 
-        That is an invalid split or list, a folder that is not a class, or a file or broken link in place of a folder.
+        That is an invalid split or list, a folder that is not a class, a file or broken link in place of a folder, or
+        something else in place of an image.
         """
         where = Path(self.problem.where or "") if self.problem else Path()
         if isinstance(self.problem, UnknownClassError):
@@ -175,7 +180,9 @@ class Preparation:
             return self.folder / where.name
         targets = [self.folder / target for file in self.source.files if file.extract for target in file.targets]
         folders = [path for target in targets for path in (target, target.parent)]
-        return next((path for path in folders if os.path.lexists(path) and not path.is_dir()), None)
+        images = (self.folder / image for image in self.missing)
+        blocking = [path for path in folders if os.path.lexists(path) and not path.is_dir()]
+        return next(chain(blocking, (path for path in images if path.exists())), None)  # those are not regular files
 
     def failure(self) -> UsageError:
         if self.problem:
@@ -233,7 +240,6 @@ class Preparation:
             map_path = path_mapper(file.extract, validation_labels(key) if key else None)
             unpack(path, self.staged, map_path, file.nested_archives)
         except UsageError as error:
-            shutil.rmtree(self.unpacked, ignore_errors=True)  # earlier files of the archive may be damaged too
             remedy = f"download it from elsewhere and put it into {path.parent}"
             if path.parent == self.work:
                 path.unlink()

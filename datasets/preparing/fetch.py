@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.download import TransferError, WrongFile, one_line, size_of, supervise, transfer
-from common.errors import UsageError
+from common.download import TransferError, WrongFile, size_of, supervise, transfer
+from common.errors import UsageError, one_line
 from common.files import checksum
 
 from ..files import File
