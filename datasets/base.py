@@ -186,7 +186,7 @@ class FewShotDataset(DatasetBase):
         return train, val, test
 
     def check_images(self, items: Items) -> None:
-        """Check that every image exists: each folder is listed once, no image is opened."""
+        """Check that every image is a regular file: each folder is listed once, no image is opened."""
         folders = defaultdict(set)
         for item in items:
             folder, name = os.path.split(item.impath)
@@ -195,19 +195,24 @@ class FewShotDataset(DatasetBase):
         for folder, names in folders.items():
             missing += sorted(f"{folder}/{name}" for name in names - list_dir(folder))
         if missing:
+            what = "not regular files" if os.path.exists(missing[0]) else "missing"  # a named pipe would be waited for
             raise DatasetError(
-                f"{len(missing)} of {len(items)} images of {type(self).__name__} are missing, the first {missing[0]}",
+                f"{len(missing)} of {len(items)} images of {type(self).__name__} are {what}, the first {missing[0]}",
                 self.remedy,
                 missing[0],
             )
 
 
 def list_dir(folder: str | Path) -> set[str]:
-    """Names in a folder, without broken links; empty if there is no such folder."""
+    """Names of the regular files in a folder, links to them included; empty if there is no such folder."""
     if not os.path.isdir(folder):
         return set()
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry)}
+        return {
+            entry.name
+            for entry in entries
+            if entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry))
+        }
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The fifteen datasets: original folder layouts, labels and names, and the published splits."""
 
 import json
+import os
 import random
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from trees import LAYOUTS, NAMES, WNIDS, build_tree
 
 from common.errors import UsageError
 from datasets import DatasetError
+from datasets.preparing.sources import load_cfg
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/data"
@@ -84,6 +86,22 @@ def test_missing_folders_are_reported_with_the_command_to_get_them(name, load, t
                 load(name)
         (tmp_path / "elsewhere").rename(images)
     load(name)
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "folder", "device"])
+def test_image_that_is_not_a_regular_file_is_refused_before_training(kind, load, tmp_path):
+    build_tree("dtd", tmp_path)
+    path = Path(load("dtd").train_x[-1].impath)
+    path.unlink()
+    make = {"named pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path)}
+    make[kind](path)
+    with pytest.raises(DatasetError, match=f"1 of 24 images of .* are not regular files, the first {path}: get it by"):
+        load("dtd")
+
+
+def test_orientation_of_images_is_ignored_in_published_datasets():
+    assert all(not load_cfg(name).INPUT.EXIF_ORIENTATION for name in NAMES)
+    assert load_cfg("image_folder").INPUT.EXIF_ORIENTATION
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*TEST_ONLY, "imagenet"}))
