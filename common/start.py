@@ -1,13 +1,15 @@
 """The start of a command: what it needs must be installed."""
 
+import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from .version import ROOT, __version__
 
-__all__ = ["ROOT", "add_common_options", "required_packages"]
+__all__ = ["ROOT", "add_common_options", "folder", "required_packages"]
 
 
 @contextmanager
@@ -38,3 +40,10 @@ def add_common_options(parser: ArgumentParser) -> None:
     """The options of all commands."""
     parser.add_argument("--version", action="version", version=f"Modular Prompt Learning {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")
+
+
+def folder(text: str) -> Path:
+    """The argparse type of a folder's path; the folder may be missing. An empty path would be the current folder."""
+    if not text.strip():
+        raise ArgumentTypeError("expected the path of a folder (. for the current one)")
+    return Path(os.path.expanduser(text))

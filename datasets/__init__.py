@@ -7,6 +7,11 @@ from yacs.config import CfgNode
 
 from .base import DatasetError
 
+ACCEPTED = {  # values of the keys that `extend_cfg` adds; `base.py` checks the template
+    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
+    "DATASET.SPLIT_SEED": range(-1, 1 << 32),
+}
+
 
 def extend_cfg(cfg: CfgNode) -> None:
     """Add the settings of this package to a Dassl configuration."""
@@ -18,4 +23,4 @@ def extend_cfg(cfg: CfgNode) -> None:
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 
-__all__ = ["DatasetError", "extend_cfg"]
+__all__ = ["ACCEPTED", "DatasetError", "extend_cfg"]

@@ -1,7 +1,6 @@
 """Shared by all datasets: their folders, their fixed split, few-shot sampling, base and new classes."""
 
 import gc
-import json
 import os
 import random
 import shlex
@@ -12,6 +11,7 @@ from pathlib import Path
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
+from common.text import read_json, read_text
 
 from .files import File
 
@@ -116,14 +116,13 @@ class FewShotDataset(DatasetBase):
         if not path.is_file():
             raise DatasetError(f"split file {path} is missing", self.remedy, path)
         try:
-            split = json.loads(path.read_text(encoding="utf-8-sig"))
+            split = read_json(path)
             train, val, test = ([self.read_item(*row) for row in split[part]] for part in ("train", "val", "test"))
             if not test or not (train or self.test_only):
                 raise ValueError("no images to learn from, or none to test on")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DatasetError(
-                f"split file {path} is damaged ({type(error).__name__}: {error})", self.how_to_replace, path
-            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            reason = error.what if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+            raise DatasetError(f"split file {path} is damaged ({reason})", self.how_to_replace, path) from None
         return train, val, test
 
     def read_lines(self, path: Path) -> list[str]:
@@ -131,9 +130,9 @@ class FewShotDataset(DatasetBase):
         if not path.is_file():
             raise DatasetError(f"{path} is missing", self.remedy, path)
         try:
-            text = path.read_text(encoding="utf-8-sig")  # editors on Windows may write a byte order mark
-        except UnicodeDecodeError:
-            raise DatasetError(f"{path} is not a text file", self.how_to_replace, path) from None
+            text = read_text(path)
+        except UsageError as error:
+            raise DatasetError(error.what, self.how_to_replace, path) from error
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def read_item(self, path: str, label: int, classname: str) -> Datum:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 
+from common.errors import UsageError
 from common.files import write_text
+from common.text import read_json
 
 from .base import DatasetError, Items, Split
 from .folders import Classes, FolderDataset
@@ -99,15 +101,15 @@ class ImageFolder(FolderDataset):
         for file in (self.root / "classnames.json", self.root / "classnames.txt"):
             if file.is_file():
                 print(f"Class names: {file}")
-                names = self.read_classnames(file) if file.suffix == ".txt" else self.read_json(file)
+                names = self.read_classnames(file) if file.suffix == ".txt" else self.read_names(file)
                 return self.name_folders(folders, names, str(file))
         return self.name_folders(folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root))
 
-    def read_json(self, file: Path) -> dict[str, str]:
+    def read_names(self, file: Path) -> dict[str, str]:
         try:
-            names = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{file} is not JSON ({error})", "fix or delete it", file) from None
+            names = read_json(file)
+        except UsageError as error:
+            raise DatasetError(error.what, "fix or delete it", file) from error
         if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
             raise DatasetError(f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file)
         return names

@@ -1,15 +1,27 @@
 """From arguments and YAML files to the configuration of a run."""
 
 import argparse
+import io
+from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
+from pathlib import Path
 
 from dassl.config import clean_cfg, get_cfg_default
 from yacs.config import CfgNode
 
 import datasets
 import trainers
+from clip import TOWERS
 from common.errors import UsageError
+from common.text import read_text
+
+ACCEPTED: dict[str, Sequence] = {  # values of the keys that are added here
+    "MODEL.COMPILE": (False, True),
+    "MODEL.BACKBONE.TOWERS": tuple(TOWERS),
+    "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, True),
+}
+YAML_BYTES = 1 << 20  # the limit of Dassl's configuration files
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
@@ -30,7 +42,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """Dassl's defaults, then the dataset's YAML, the method's YAML, the arguments and the trailing pairs.
 
     Raises:
-        UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type.
+        UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type or is out of range.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg, args.trainer or dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("TRAINER.NAME", ""))
@@ -41,7 +53,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
-        "SEED": args.seed if args.seed >= 0 else None,
+        "SEED": args.seed if args.seed != -1 else None,
         "DATASET.SOURCE_DOMAINS": args.source_domains,
         "DATASET.TARGET_DOMAINS": args.target_domains,
         "INPUT.TRANSFORMS": args.transforms,
@@ -56,8 +68,26 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     clean_cfg(cfg, method.section() if method else cfg.TRAINER.NAME)
     for name in method.published_sections if method else ():
         cfg.pop(name, None)  # those beside TRAINER; the section has their values
-    cfg.freeze()
+    check_own_keys(cfg)
+    if method:
+        _ = method.settings_of(cfg)
+    cfg.freeze()  # which checks Dassl's keys
     return cfg
+
+
+def check_own_keys(cfg: CfgNode) -> None:
+    """Check the values of the keys that `extend_cfg` adds; methods check their own.
+
+    Raises:
+        UsageError: a value is not possible.
+    """
+    settings = flatten(cfg)
+    for key, accepted in (ACCEPTED | datasets.ACCEPTED).items():
+        value, words = settings[key], f"one of {', '.join(map(str, accepted[:10]))}"
+        if isinstance(accepted, range):
+            words = f"an integer from {accepted[0]:,} to {accepted[-1]:,}"
+        if value is None or value not in accepted:
+            raise UsageError(f"{key} is {value!r}", f"give {words}")
 
 
 def merge_pairs(cfg: CfgNode, pairs: list) -> None:
@@ -71,6 +101,20 @@ def merge_pairs(cfg: CfgNode, pairs: list) -> None:
         trainers.accept_any_type(cfg, str(key))
     cfg.merge_from_list(pairs)
     trainers.fill_defaults(cfg, cfg.TRAINER.NAME)
+
+
+def read_yaml(file: Path) -> dict:
+    """The content of a YAML file, read within the bounds of Dassl's configuration files.
+
+    Raises:
+        UsageError: it cannot be read, or is not YAML with keys and plain values.
+    """
+    stream = io.StringIO(read_text(file, YAML_BYTES))
+    stream.name = str(file)  # type: ignore[misc]  # for messages
+    try:
+        return get_cfg_default().load_cfg(stream)
+    except ValueError as error:
+        raise UsageError(str(error), where=file) from error
 
 
 def set_key(cfg: CfgNode, key: str, value) -> None:

@@ -7,19 +7,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
+from common.text import read_json
 
-from .configuration import flatten
+from .configuration import flatten, read_yaml
 from .results import FILE as RESULTS
-from .results import RECORDED, read_json
+from .results import RECORDED
 
 CONFIG = "config.yaml"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML's faster one, where it was built with it
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {
     "DATASET.ROOT",
@@ -118,14 +117,14 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     file = folder / CONFIG
     try:
         if file.is_file() and (finished or any(folder.glob("*/model*.pth.tar*"))):
-            before = flatten(yaml.load(file.read_text(), LOADER))
+            before = flatten(read_yaml(file))
         if finished:  # the file may have been copied here from another run
             file = folder / RESULTS
             recorded = dict(read_json(file).items())
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
-    now = flatten(yaml.load(cfg.dump(), LOADER)) if before else {}
+    now = flatten(cfg.load_cfg(cfg.dump())) if before else {}
     may_differ = RESUMABLE_CHANGES
     if cfg.DATASET.NAME == "ImageFolder":
         may_differ = may_differ - {"DATASET.ROOT"}  # which says which images these are

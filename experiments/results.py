@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from common.errors import UsageError
 from common.files import write_text
 from common.start import add_common_options
+from common.text import read_json
 from common.version import source
 
 FILE = "results.json"
@@ -21,6 +23,8 @@ RECORDED = {
     "classes": "DATASET.SUBSAMPLE_CLASSES",
     "backbone": "MODEL.BACKBONE.NAME",
 }
+
+NUMBERS = ("accuracy", "n_test", "train_seconds", "test_seconds")  # that tables and plots read
 
 
 def write_results(cfg, trainer, epochs: int | None) -> None:
@@ -56,10 +60,6 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
     write_text(Path(cfg.OUTPUT_DIR, FILE), json.dumps(content, indent=1) + "\n")
 
 
-def read_json(file: Path):
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def read_results(folder: Path) -> dict | None:
     """results.json of a finished run; None if there is none, or the run made no test.
 
@@ -71,8 +71,13 @@ def read_results(folder: Path) -> dict | None:
         if not file.is_file():
             return None
         run = read_json(file)
+        for key in NUMBERS:
+            if run.get(key) is not None and not math.isfinite(run[key]):
+                raise ValueError(f"{key} is {run[key]}")
+        if not all(isinstance(run.get(key), str | None) for key in ("device", "backbone")):
+            raise TypeError("a name is not a text")
         return run if run["accuracy"] is not None else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
 
 

@@ -27,17 +27,112 @@ CASES = {
     "unknown precision": (["TRAINER.MPL.PREC", "fp8"], ["TRAINER.MPL.PREC is 'fp8'", "fp16", "fp32", "amp"]),
     "more removed than there are": (["TRAINER.MPL.N_RM_OP", 2], ["layer 1", "2", "1"]),
     "more removed later": (["TRAINER.MPL.N_ADD_OP", 1, "TRAINER.MPL.N_RM_OP", "[0, 3]"], ["layer 2", "3", "2"]),
-    "negative": (["TRAINER.MPL.N_RM_OP", -1], ["TRAINER.MPL.N_RM_OP is -1", "number >= 0"]),
-    "negative in a list": (["TRAINER.MPL.N_ADD_OP", "[1, -1]"], ["TRAINER.MPL.N_ADD_OP is [1, -1]", "number >= 0"]),
+    "negative": (["TRAINER.MPL.N_RM_OP", -1], ["TRAINER.MPL.N_RM_OP is -1: give a number from 0 to 10,000"]),
+    "negative in a list": (
+        ["TRAINER.MPL.N_ADD_OP", "[1, -1]"],
+        ["TRAINER.MPL.N_ADD_OP is [1, -1]: give a number from 0 to 50"],
+    ),
     "too short a list": (["TRAINER.MPL.N_ADD_OP", "[1]"], ["TRAINER.MPL.N_ADD_OP is [1]", "PROMPT_DEPTH - 1 = 2"]),
     "too long a list": (["TRAINER.MPL.N_RM_OP", "[1, 1, 1]"], ["TRAINER.MPL.N_RM_OP is [1, 1, 1]", "PROMPT_DEPTH - 1"]),
     "no list of numbers": (["TRAINER.MPL.N_ADD_OP", "two"], ["TRAINER.MPL.N_ADD_OP is 'two'", "list"]),
     "half a prompt": (["TRAINER.MPL.N_ADD_OP", 1.5], ["TRAINER.MPL.N_ADD_OP is 1.5", "list"]),
     "too deep": (["TRAINER.MPL.PROMPT_DEPTH", 5], ["TRAINER.MPL.PROMPT_DEPTH is 5", "4 layers"]),
-    "depth 0": (["TRAINER.MPL.PROMPT_DEPTH", 0], ["PROMPT_DEPTH 0", "start at 1"]),
-    "no context": (["TRAINER.MPL.N_CTX", 0], ["TRAINER.MPL.N_CTX is 0", "start at 1"]),
+    "depth 0": (["TRAINER.MPL.PROMPT_DEPTH", 0], ["TRAINER.MPL.PROMPT_DEPTH is 0: give a number from 1 to 100"]),
+    "no context": (["TRAINER.MPL.N_CTX", 0], ["TRAINER.MPL.N_CTX is 0: give a number from 1 to 256"]),
     "a prompt too long to read": (["TRAINER.MPL.N_CTX", 80], ["77"]),
 }
+
+
+RANGES = {
+    "LR": (["OPTIM.LR", -1.0], "OPTIM.LR is -1.0: give a number from 0 to 1,000"),
+    "LR infinite": (["OPTIM.LR", "1e999"], "OPTIM.LR is inf: give a number from 0 to 1,000"),
+    "LR None": (["OPTIM.LR", "None"], "OPTIM.LR is None: give a number from 0 to 1,000"),
+    "momentum": (["OPTIM.MOMENTUM", -5.0], "OPTIM.MOMENTUM is -5.0: give a number from 0 to 1"),
+    "training batch 0": (
+        ["DATALOADER.TRAIN_X.BATCH_SIZE", 0],
+        "DATALOADER.TRAIN_X.BATCH_SIZE is 0: give an integer from 1",
+    ),
+    "training batch -1": (
+        ["DATALOADER.TRAIN_X.BATCH_SIZE", -1],
+        "DATALOADER.TRAIN_X.BATCH_SIZE is -1: give an integer",
+    ),
+    "test batch 0": (["DATALOADER.TEST.BATCH_SIZE", 0], "DATALOADER.TEST.BATCH_SIZE is 0: give an integer from 1"),
+    "test batch -1": (["DATALOADER.TEST.BATCH_SIZE", -1], "DATALOADER.TEST.BATCH_SIZE is -1: give an integer from 1"),
+    "workers": (["DATALOADER.NUM_WORKERS", -1], "DATALOADER.NUM_WORKERS is -1: give an integer from 0 to 256"),
+    "views": (["DATALOADER.K_TRANSFORMS", 0], "DATALOADER.K_TRANSFORMS is 0: give an integer from 1 to 100"),
+    "std": (["INPUT.PIXEL_STD", "[0.0, 0.0, 0.0]"], "INPUT.PIXEL_STD is [0.0, 0.0, 0.0]: give a list of 3 values"),
+    "scale": (
+        ["INPUT.RRCROP_SCALE", "(2, 1)"],
+        "INPUT.RRCROP_SCALE is (2, 1): give a list of 2 values in ascending order",
+    ),
+    "one size": (
+        ["INPUT.SIZE", "(64,)"],
+        "INPUT.SIZE is (64,): give a list of 2 values, each an integer from 1 to 4,096",
+    ),
+    "print": (["TRAIN.PRINT_FREQ", 0], "TRAIN.PRINT_FREQ is 0: give an integer from 1 to 1,000,000"),
+    "seed": (["SEED", 2**33], "SEED is 8589934592: give an integer from -1 to 4,294,967,295 (-1: not seeded)"),
+    "seed -3": (["SEED", -3], "SEED is -3: give an integer from -1 to 4,294,967,295 (-1: not seeded)"),
+    "no epoch": (["OPTIM.MAX_EPOCH", 0], "OPTIM.MAX_EPOCH is 0: give an integer from 1 to 100,000"),
+    "epoch -1": (["OPTIM.MAX_EPOCH", -1], "OPTIM.MAX_EPOCH is -1: give an integer from 1 to 100,000"),
+    "no shot": (
+        ["DATASET.NUM_SHOTS", 0],
+        "DATASET.NUM_SHOTS is 0: give an integer from -1 to 1,000,000 (-1 for all images",
+    ),
+    "split": (["TEST.SPLIT", "foo"], "TEST.SPLIT is 'foo': give one of test, val"),
+    "final model": (["TEST.FINAL_MODEL", "foo"], "TEST.FINAL_MODEL is 'foo': give one of last_step, best_val"),
+    "many prompts": (["TRAINER.MPL.N_ADD_OP", 100_000], "TRAINER.MPL.N_ADD_OP is 100000: give a number from 0 to 50"),
+    "many contexts": (["TRAINER.MPL.N_CTX", 100_000], "TRAINER.MPL.N_CTX is 100000: give a number from 1 to 256"),
+    "many layers": (
+        ["TRAINER.MPL.PROMPT_DEPTH", 10**9],
+        "TRAINER.MPL.PROMPT_DEPTH is 1000000000: give a number from 1",
+    ),
+    "many digits": (["TRAINER.MPL.N_ADD_OP", "0x" + "f" * 5000], "TRAINER.MPL.N_ADD_OP has 5,002 characters"),
+    "a long list": (
+        ["TRAINER.MPL.N_RM_OP", str([1] * 600)],
+        "TRAINER.MPL.N_RM_OP is [1, 1, 1, 1, 1, 1, ...]: give one",
+    ),
+    "towers": (["MODEL.BACKBONE.TOWERS", "fats"], "MODEL.BACKBONE.TOWERS is 'fats': give one of fast, plain"),
+    "flag": (["MODEL.COMPILE", "None"], "MODEL.COMPILE is None: give one of False, True"),
+    "split seed": (["DATASET.SPLIT_SEED", -5], "DATASET.SPLIT_SEED is -5: give an integer from -1 to 4,294,967,295"),
+    "split seed None": (["DATASET.SPLIT_SEED", "None"], "DATASET.SPLIT_SEED is None: give an integer from -1"),
+    "momentum of Nesterov": (
+        ["OPTIM.SGD_NESTEROV", True, "OPTIM.MOMENTUM", 0.0],
+        "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0",
+    ),
+    "averaged epochs": (
+        ["TRAINER.NAME", "PromptSRC", "TRAINER.PROMPTSRC.GPA_MEAN", 1000, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2]
+        + ["TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2],
+        "TRAINER.PROMPTSRC.GPA_MEAN 1000 is far from all 2 epochs: choose one of them",
+    ),
+    "width of the average": (
+        ["TRAINER.NAME", "PromptSRC", "TRAINER.PROMPTSRC.GPA_STD", 0],
+        "TRAINER.PROMPTSRC.GPA_STD is 0: give a number from 1 to 100,000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), RANGES.values(), ids=RANGES)
+def test_setting_out_of_range(overrides, words, refused, eurosat, tiny, tmp_path):
+    refused(arguments(eurosat, tiny, tmp_path / "out", *overrides), words)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--seed", 2**33], "SEED is 8589934592"),
+        (["--seed", -3], "SEED is -3"),
+        (["--root", ""], "--root is missing"),
+    ],
+)
+def test_argument_out_of_range(option, words, refused, eurosat, tiny, tmp_path):
+    refused(arguments(eurosat, tiny, tmp_path / "out", options=option), words)
+
+
+@pytest.mark.parametrize("options", [["--eval-only"], []], ids=["evaluate", "train"])
+def test_no_results_of_untrained_prompts(options, refused, eurosat, tiny, tmp_path):
+    """MAX_EPOCH 0 trained nothing, and wrote results.json."""
+    argv = arguments(eurosat, tiny, tmp_path / "out", "OPTIM.MAX_EPOCH", 0, trainer="ZeroshotCLIP", options=options)
+    refused(argv, "OPTIM.MAX_EPOCH is 0")
 
 
 @pytest.mark.parametrize(("overrides", "words"), CASES.values(), ids=CASES)
@@ -45,23 +140,50 @@ def test_setting(overrides, words, refused, eurosat, tiny, tmp_path):
     refused(arguments(eurosat, tiny, tmp_path / "out", *overrides), *words)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("OPTIM:\n  LRR: 0.1\n", ["unknown config key OPTIM.LRR in", "did you mean OPTIM.LR?"]),
-        ("OPTIMIZER:\n  LR: 0.1\n", ["unknown config key OPTIMIZER", "did you mean OPTIM"]),
-        ("OPTIM:\n  LR: fast\n", ["OPTIM.LR in", "takes a float, not a str"]),
-        ("OPTIM: [\n", ["line", "is not YAML"]),
-        ("fast\n", ["is not a config"]),
-        ("_BASE_: other.yaml\n", ["no config file", "other.yaml"]),
-    ],
-)
+YAML = {
+    "unknown key": ("OPTIM:\n  LRR: 0.1\n", "unknown config key OPTIM.LRR in {file}; did you mean OPTIM.LR?"),
+    "unknown group": ("OPTIMIZER:\n  LR: 0.1\n", "unknown config key OPTIMIZER in {file}; did you mean OPTIM"),
+    "text for a number": ("OPTIM:\n  LR: fast\n", "OPTIM.LR in {file} takes a float, not a str"),
+    "cut off": ("OPTIM: [\n", "{file} line 2 is invalid YAML"),
+    "text": ("fast\n", "{file} is not a config"),
+    "missing base": ("_BASE_: other.yaml\n", "no config file {folder}/other.yaml"),
+    "base without an end": ("_BASE_: /dev/full\n", "cannot read the config file /dev/full: it is not a regular file"),
+    "NUL in a base": ('_BASE_: "a\\0"\n', "_BASE_ in {file} is 'a\\x00': give the path of a file"),
+    "base of nobody": ("_BASE_: ~nosuchuser/a.yaml\n", "no config file {folder}/~nosuchuser/a.yaml"),
+    "mapping as base": ("_BASE_: {a: b}\n", "_BASE_ in {file} is {{'a': 'b'}}: give the path of a file"),
+    "date as base": ("_BASE_: 2024-01-01\n", "_BASE_ in {file} is datetime.date(2024, 1, 1): give the path of a file"),
+    "date as folder": ("OUTPUT_DIR: 2024-01-01\n", "OUTPUT_DIR in {file} takes a str, not a datetime.date"),
+    "no int": ("OPTIM:\n  MAX_EPOCH: !!int x\n", "{file} line 2 is invalid YAML (not a valid int"),
+    "no timestamp": ("OPTIM:\n  MAX_EPOCH: !!timestamp x\n", "{file} line 2 is invalid YAML (not a valid timestamp"),
+    "many digits": (
+        f"SEED: {'1' * 5000}\n",
+        "{file} line 1 is invalid YAML (not a valid int of at most 100 characters)",
+    ),
+    "deep": (f"OPTIM: {'[' * 5000}\n", "{file} line 1 is invalid YAML"),
+    "not UTF-8": ("OPTIM: \udce9", "cannot read the config file {file}: it is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), YAML.values(), ids=YAML)
 def test_yaml(text, words, refused, eurosat, tiny, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text(text)
+    file.write_text(text, errors="surrogateescape")
     for option in ("--config-file", "--dataset-config-file"):
         argv = arguments(eurosat, tiny, tmp_path / "out", options=[option, file])
-        refused(argv, tmp_path if "_BASE_" in text else file, *words)
+        refused(argv, words.format(file=file, folder=tmp_path))
+
+
+def test_yaml_without_a_value(refused, eurosat, tiny, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("OPTIM:\n  LR:\n")
+    argv = arguments(eurosat, tiny, tmp_path / "out", options=["--config-file", file])
+    refused(argv, "OPTIM.LR is None: give a number from 0 to 1,000")
+
+
+@pytest.mark.parametrize("option", ["--config-file", "--dataset-config-file"])
+def test_yaml_without_an_end(option, refused, eurosat, tiny, tmp_path):
+    argv = arguments(eurosat, tiny, tmp_path / "out", options=[option, "/dev/zero"])
+    refused(argv, "cannot read the config file /dev/zero: it is not a regular file")
 
 
 def test_missing_yaml(refused, eurosat, tiny, tmp_path):
@@ -129,7 +251,7 @@ def test_prompts_of_another_method(refused, eurosat, tiny, tmp_path):
     folder.mkdir(parents=True)
     torch.save({"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 2}, folder / "model.pth.tar-2")
     argv = evaluate(eurosat, tiny, tmp_path, folder.parent, options=["--load-epoch", 2])
-    refused(argv, f"{folder}/model.pth.tar-2 is a checkpoint of CoOp, not of MPL")
+    refused(argv, f"{folder}/model.pth.tar-2 is a checkpoint of CoOp", "not of MPL")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", 0.5], ids=["empty", "text", "cut off"])

@@ -21,12 +21,26 @@ def test_invalid_arguments(prepare_fails, tmp_path):
     prepare_fails(["eurosatt"], "there is no dataset 'eurosatt': did you mean eurosat?")
     prepare_fails(["fewshot"], "fewshot DATASET")
     prepare_fails(["fewshot", "dtd", "--seed", -1], "--seed -1 selects other images every time")
+    prepare_fails(["fewshot", "dtd", "--seed", 2**33], "SEED is 8589934592: give an integer from -1 to 4,294,967,295")
+    prepare_fails(["fewshot", "dtd", "--shots", 0], "DATASET.NUM_SHOTS is 0: give an integer from -1 to 1,000,000")
     prepare_fails(["fewshot", "imagenet_a"], "imagenet_a has test images only")
     prepare_fails(["DescribableTextures"], "did you mean dtd?")
     prepare_fails(["--check", "dtd", "--root", "~nobody"], "datasets are incomplete or wrong")
     prepare_fails(["dtd", "--from", tmp_path / "none"], "no folder")
     prepare_fails(["fewshot", "dtd"], f"python tools/prepare.py dtd --root {tmp_path}/data")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("option", ["--root", "--from"])
+def test_an_empty_folder_is_not_the_current_one(option, prepare, monkeypatch, tmp_path):
+    """`--root ""` drew small_land into the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    status, _, errors = prepare("small_land", option, "", root="" if option == "--root" else tmp_path / "data")
+    assert status == 2 and errors[-1].endswith(
+        f"argument {option}: expected the path of a folder (. for the current one)"
+    )
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_a_failed_download_leaves_no_folders(prepare_fails, publish, tmp_path):

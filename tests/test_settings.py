@@ -1,6 +1,6 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Optional, Union
 
 import pytest
@@ -47,6 +47,57 @@ def test_invalid_values_are_named_with_their_key(values, text):
         Example.from_cfg(values, "EXAMPLE")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "accepted"),
+    [
+        ("N_CTX", 0, "a number from 1 to 256"),
+        ("N_CTX", 100_000, "a number from 1 to 256"),
+        ("N_CTX_TEXT", -1, "a number from 1 to 256"),
+        ("N_CTX_VISION", 0, "a number from 1 to 256"),
+        ("PROMPT_DEPTH", 10**9, "a number from 1 to 100"),
+        ("PROMPT_DEPTH_TEXT", -1, "a number from 0 to 100"),
+        ("W", float("nan"), "a number from -1,000,000 to 1,000,000"),
+        ("W", float("inf"), "a number from -1,000,000 to 1,000,000"),
+        ("STEPS", [1, 10**7], "a number from -1,000,000 to 1,000,000"),
+    ],
+)
+def test_numbers_of_a_short_form_have_ranges_too(key, value, accepted):
+    defaults = {"N_CTX": 4, "N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH": 9, "PROMPT_DEPTH_TEXT": 0}
+    settings = settings_from(defaults | {"W": 8.0, "STEPS": [1]})
+    with pytest.raises(UsageError, match=f"^TRAINER.SHORT.{key} is .*: give {accepted}$"):
+        settings.from_cfg({key: value}, "SHORT")
+
+
+def test_long_texts_and_lists_are_refused():
+    settings = settings_from({"WORDS": "a photo", "STEPS": [1]})
+    for values in ({"WORDS": "x" * 5000}, {"STEPS": [1] * 5000}):
+        with pytest.raises(UsageError, match="has 5,000 characters or values: give at most 1,000"):
+            settings.from_cfg(values, "SHORT")
+
+
+def test_a_method_replaces_a_range():
+    @dataclass(frozen=True)
+    class Own(MethodSettings):
+        N_CTX: int = 0
+        SCALE: float = 0.5
+        ranges = {"N_CTX": (0, 4), "SCALE": (0, 1)}
+
+    @dataclass(frozen=True)
+    class Extended(Own):
+        W: float = 1.0
+        ranges = {"W": (0, 2)}
+
+    assert Own.cfg_defaults() == {"PREC": "fp16", "N_CTX": 0, "SCALE": 0.5}
+    for values in ({"N_CTX": 5}, {"SCALE": 1.5}, {"W": 3.0}):
+        with pytest.raises(UsageError, match="give a number from 0 to"):
+            Extended.from_cfg(values, "OWN")
+
+
+def test_ranges_are_those_of_settings():
+    for method in trainers.methods().values():
+        assert set(method.Settings.ranges) <= {item.name for item in fields(method.Settings)}
+
+
 def test_short_form_has_the_keys_and_types_of_its_defaults():
     settings = settings_from({"DEPTH": 3, "PREC": "fp32", "WORDS": "a photo"})
     assert settings.cfg_defaults() == {"PREC": "fp32", "DEPTH": 3, "WORDS": "a photo"}
@@ -86,11 +137,13 @@ def test_list_may_follow_on_a_number_and_back():
     ("keys", "method", "expected", "others"),
     [
         (["ctx", "token_prefix"], "CoOp", ["ctx"], []),
-        (["ctx", "meta_net.linear1.weight"], "CoOp", ["ctx"], ["CoCoOp"]),
-        (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp"]),
+        (["ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"], "CoOp", ["ctx"], ["CoCoOp"]),
+        (["ctx", "meta_net.linear1.weight", "bias_vectors"], "CoOp", ["ctx"], ["KgCoOp"]),
+        (["ctx", "meta_net.linear1.weight", "bias_vectors"], "KgCoOp", ["ctx"], []),
+        (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp", "KgCoOp", "ProGrad"]),
         (["prompt_learner.ctx", "image_encoder.VPT"], "PromptSRC", ["prompt_learner.ctx", "image_encoder.VPT"], []),
         (["ctx"], "Unpublished", ["ctx"], []),
-        (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp"]),
+        (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp", "KgCoOp", "ProGrad"]),
         (["something"], "CoOp", ["ctx"], []),
     ],
 )

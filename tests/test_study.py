@@ -2,6 +2,7 @@
 
 import json
 import resource
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,19 @@ def write(tmp_path):
         ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
         ({"source": None}, "cross_dataset needs a source"),
         ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
-        ({"seeds": ["one"]}, "seeds has the value 'one': give integers >= 0"),
-        ({"shots": [0, 1]}, "shots has the value 0: give integers >= 1"),
+        ({"seeds": ["one"]}, "seeds has the value 'one': give integers from 0 to 4,294,967,295"),
+        ({"shots": [0, 1]}, "shots has the value 0: give integers from 1 to 1,000,000"),
         ({"cpus": 0.5}, "cpus has the value 0.5"),
-        ({"gpus": -1}, "gpus has the value -1: give numbers >= 0"),
+        ({"seeds": [1, 2**33]}, "seeds has the value 8589934592: give integers from 0 to 4,294,967,295"),
+        ({"cpus": 100000}, "cpus has the value 100000: give integers from 1 to 1,024"),
+        ({"backbone": "ViT-B/61"}, "there is no backbone 'ViT-B/61': did you mean ViT-B/16?"),
+        ({"backbone": {"a": 1}}, "backbone is CfgNode({'a': 1}): give a name"),
+        ({"root": ""}, "root is '': give the path of a folder"),
+        ({"output": ["a"]}, "output is ['a']: give the path of a folder"),
+        ({"root": date(2024, 1, 1)}, "Key root with value <class 'datetime.date'> is not a valid type"),
+        ({"root": "a\0b"}, "DATASET.ROOT is 'a\\x00b': give text"),
+        ({"output": "~nosuchuser/\0"}, "OUTPUT_DIR is"),
+        ({"gpus": -1}, "gpus has the value -1: give numbers from 0 to 1,024"),
         ({"seeds": [1, 2, 1]}, "seed1 twice: leave one out"),
         ({"trainers": {"MPL": "small", "x": {"trainer": "MPL", "config": "small"}}}, "MPL/small/seed1 twice"),
     ],
@@ -113,7 +123,7 @@ def test_invalid_study_has_a_one_line_error(write, settings, message):
 @pytest.mark.parametrize("content", ["a: [", "", "text"])
 def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
     (tmp_path / "study.yaml").write_text(content)
-    with pytest.raises(UsageError, match="not valid YAML|no settings"):
+    with pytest.raises(UsageError, match="invalid YAML|no trainers|is not a config"):
         load(tmp_path / "study.yaml")
     with pytest.raises(UsageError, match="cannot read"):
         load(tmp_path / "nowhere.yaml")

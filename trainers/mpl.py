@@ -7,7 +7,6 @@ from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
 from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
-from common.errors import UsageError
 
 from .base import PromptLearner, PromptTrainer, require_vit
 from .compat import COUPLED
@@ -24,10 +23,9 @@ class MPLSettings(MethodSettings):
     N_RM_OP: PerLayer = 1
     CTX_INIT: str = "a photo of a"
     PROMPT_DEPTH: int = 9
+    ranges = {"N_ADD_OP": (0, 50), "N_RM_OP": (0, 10_000)}
 
     def check(self):
-        if self.N_CTX < 1 or self.PROMPT_DEPTH < 1:
-            raise UsageError(f"N_CTX is {self.N_CTX} and PROMPT_DEPTH {self.PROMPT_DEPTH}", "both start at 1")
         _ = self.adds, self.removes
 
     @property

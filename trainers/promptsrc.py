@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 
+from common.errors import UsageError
+
 from .base import PromptTrainer
 from .compat import TWO_TOWERS
 from .prompts import TwoTowerSettings, two_tower_prompts
@@ -21,12 +23,25 @@ class PromptSRCSettings(TwoTowerSettings):
     IMAGE_LOSS_WEIGHT: int = 10
     GPA_MEAN: int = 15
     GPA_STD: int = 1
+    ranges = {
+        "TEXT_LOSS_WEIGHT": (0, 1_000_000),
+        "IMAGE_LOSS_WEIGHT": (0, 1_000_000),
+        "GPA_MEAN": (0, 100_000),
+        "GPA_STD": (1, 100_000),
+    }
 
 
 def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """Weight of each epoch 1..`epochs` in the average of the prompts: a normal density, scaled to sum to 1 (Eq. 8)."""
+    """Weight of each epoch 1..`epochs` in the average of the prompts: a normal density, scaled to sum to 1 (Eq. 8).
+
+    Raises:
+        UsageError: the mean is so far from these epochs that all weights are 0.
+    """
     density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
-    return [value / sum(density) for value in density]
+    total = sum(density)
+    if total == 0:
+        raise UsageError(f"TRAINER.PROMPTSRC.GPA_MEAN {mean} is far from all {epochs} epochs", "choose one of them")
+    return [value / total for value in density]
 
 
 @TRAINER_REGISTRY.register()
@@ -42,6 +57,7 @@ class PromptSRC(PromptTrainer):
 
     def build_model(self):
         super().build_model()
+        self.gpa_weights = gpa_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
         self.gpa_weight = 0.0
         self.gpa_sum = {name: torch.zeros_like(value) for name, value in self.model.state_dict().items()}
         self.teacher = Teacher(self.model, self.class_names)
@@ -65,10 +81,10 @@ class PromptSRC(PromptTrainer):
 
     def after_epoch(self):
         """Add the epoch's prompts to the running average; after the last epoch the average is the model."""
-        weights = gpa_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
-        self.gpa_weight += weights[self.epoch]
+        weight = self.gpa_weights[self.epoch]
+        self.gpa_weight += weight
         for name, value in self.model.state_dict().items():
-            self.gpa_sum[name] += weights[self.epoch] * value
+            self.gpa_sum[name] += weight * value
         if self.epoch + 1 == self.max_epoch:
             if self.gpa_weight < 0.999:  # resumed from a checkpoint that did not hold the sum
                 print(f"GPA: only epochs of a total weight {self.gpa_weight:.3g} are known, averaging those")

@@ -6,25 +6,58 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
+from reprlib import repr as shown  # on one line
 from types import UnionType
-from typing import Any, Union, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_origin, get_type_hints
 
 from common.errors import UsageError
 
 PRECISIONS = ("fp16", "fp32", "amp")
 PerLayer = int | list[int]  # one number for all layers, or a number for each
+Range = tuple[float, float]
+# Least and largest value of numbers by the name of their setting. The largest are far above those that make sense: a
+# typing error shall not fill the memory. Whether prompts fit a backbone is checked when it is loaded.
+RANGES: dict[str, Range] = {
+    "N_CTX": (1, 256),
+    "N_CTX_TEXT": (1, 256),
+    "N_CTX_VISION": (1, 256),
+    "PROMPT_DEPTH": (1, 100),
+    "PROMPT_DEPTH_TEXT": (0, 100),
+    "PROMPT_DEPTH_VISION": (0, 100),
+}
+OTHERS: Range = (-1_000_000, 1_000_000)
+LONGEST = 1000  # characters of a text, values of a list
 
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What every method has. A method adds fields with defaults, and checks them in `check`."""
+    """What every method has. A method adds fields with defaults, the ranges of its numbers, and further checks.
+
+    Attributes:
+        ranges: the least and the largest value of numbers, by field. They replace those of `RANGES` and add to those
+            of the class that this one extends.
+    """
 
     PREC: str = "fp16"
+    ranges: ClassVar[Mapping[str, Range]] = {}
 
     def __post_init__(self) -> None:
         if self.PREC not in PRECISIONS:
             raise UsageError(f"PREC is {self.PREC!r}, not one of {', '.join(PRECISIONS)}")
+        for item in fields(self):
+            self.check_value(item.name, getattr(self, item.name))
         self.check()
+
+    def check_value(self, key: str, value: Any) -> None:
+        """Raise UsageError for a number out of its range, in a list too, and for a very long text or list."""
+        own = (vars(cls)["ranges"] for cls in type(self).__mro__ if key in vars(cls).get("ranges", {}))
+        low, high = next(own, RANGES).get(key, OTHERS)
+        parts = value if isinstance(value, list | tuple) else [value]
+        numbers = [part for part in parts if type(part) in (int, float)]
+        if not all(low <= number <= high for number in numbers):  # and not NaN
+            raise UsageError(f"{key} is {shown(value)}", f"give a number from {low:,} to {high:,}")
+        if isinstance(value, str | list | tuple) and len(value) > LONGEST:
+            raise UsageError(f"{key} has {len(value):,} characters or values", f"give at most {LONGEST:,}")
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a field."""
@@ -45,7 +78,8 @@ class MethodSettings:
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
         if len(numbers) != layers or not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise UsageError(f"{key} is {value!r}", f"give one number >= 0, or a list of {named} = {layers} of them")
+            remedy = f"give one number >= 0, or a list of {named} = {layers} of them"
+            raise UsageError(f"{key} is {shown(value)}", remedy)
         return numbers
 
     @classmethod

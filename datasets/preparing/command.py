@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import UsageError
-from common.start import add_common_options
+from common.start import add_common_options, folder
 
 from ..base import DatasetError
 from .arrange import Preparation
@@ -35,12 +35,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="DATASET", help="names in configs/datasets, or all; or: fewshot DATASET")
-    add("--root", type=Path, default=Path("data"), help="folder of the datasets (default: data)")
+    add("--root", type=folder, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; change nothing")
     add("--quick", action="store_true", help="with --check: do not read the images")
     add("--repair", action="store_true", help="unpack again: add missing images, replace unreadable ones")
-    add("--from", type=Path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
+    add("--from", type=folder, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
     add(
         "--mirror",
         default=os.environ.get("PREPARE_MIRROR", ""),
@@ -52,7 +52,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", choices=("all", "base", "new"), default="all", help="with fewshot: which classes")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
-    args.root = Path(os.path.expanduser(args.root))
     if args.from_dir and not args.from_dir.is_dir():
         raise UsageError(
             f"no folder {args.from_dir}", "--from takes the folder with the files that you downloaded manually"
@@ -120,7 +119,7 @@ def find_broken(source: Source, root: Path) -> list[str]:
         dataset = source.read_quietly(root)
     except DatasetError:
         return []
-    return unreadable_images(dataset.root, [name for name in image_paths(dataset) if (dataset.root / name).is_file()])
+    return unreadable_images(dataset, [name for name in image_paths(dataset) if (dataset.root / name).is_file()])
 
 
 def check_space(sizes: list[tuple[int, int]], root: Path) -> None:

@@ -103,6 +103,7 @@ def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequen
     cfg.merge_from_file(str(ROOT / "configs/datasets" / f"{name}.yaml"))
     cfg.merge_from_list(list(options))
     cfg.DATASET.ROOT, cfg.SEED = "" if root is None else str(root), seed
+    cfg.freeze()
     return cfg
 
 

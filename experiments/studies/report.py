@@ -12,10 +12,11 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..configuration import flatten
+from common.text import read_text
+
+from ..configuration import YAML_BYTES, flatten, read_yaml
 from .plots import draw
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables
@@ -38,7 +39,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     Args:
         file: the study file, which the page quotes.
     """
-    source = file.read_text()
+    source = read_text(file, YAML_BYTES)
     comment = takewhile(lambda line: line.startswith("#"), source.splitlines())
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -124,7 +125,7 @@ def run_settings(run: Run) -> dict[str, str]:
     """A run's settings as text, without those that it does not use; the settings of its method become TRAINER.*.KEY."""
     section = f"TRAINER.{run.variant.trainer.section()}."
     unused = RUN_KEYS + (() if run.variant.learns else TRAIN_ONLY)
-    config = flatten(yaml.safe_load((run.folder / "config.yaml").read_text()))
+    config = flatten(read_yaml(run.folder / "config.yaml"))
     return {
         key.replace(section, "TRAINER.*."): str(value) or "''"
         for key, value in config.items()

@@ -1,6 +1,5 @@
 """A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up to."""
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -144,10 +143,10 @@ class Study:
     output: Path = Path("output")
 
     def __post_init__(self) -> None:
-        check_numbers("seeds", self.seeds, int, 0)
-        check_numbers("shots", self.shots, int, 1)
-        check_numbers("cpus", [self.cpus], int, 1)
-        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0)
+        check_numbers("seeds", self.seeds, int, 0, 2**32 - 1)
+        check_numbers("shots", self.shots, int, 1, 1_000_000)
+        check_numbers("cpus", [self.cpus], int, 1, 1024)
+        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1024)
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
         for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
@@ -214,11 +213,11 @@ class Study:
             yield (self.run("few_shot", variant, dataset, seed, shots, "all", folder, *test_only(variant)),)
 
 
-def check_numbers(key: str, values: Iterable, kind, least: int) -> None:
+def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:
     for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
             numbers = "integers" if kind is int else "numbers"
-            raise UsageError(f"{key} has the value {value!r}", f"give {numbers} >= {least}")
+            raise UsageError(f"{key} has the value {value!r}", f"give {numbers} from {least} to {most:,}")
 
 
 def test_only(variant: Variant) -> tuple[str, ...]:

@@ -1,15 +1,16 @@
 """A study file: read it, make a `Study` of it, and check the settings of its runs as train.py would."""
 
+import os
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-import yaml
-
+from clip import available_models
 from common.errors import UsageError, choose
 
 from ..arguments import parse_arguments
-from ..configuration import setup_cfg
+from ..configuration import read_yaml, setup_cfg
 from .spec import Study, Variant
 
 EXAMPLE = "see studies/small.yaml"
@@ -24,23 +25,11 @@ def load(file: Path) -> Study:
         UsageError: the file is unreadable, or it has an unknown key or name, or settings that no run can have.
     """
     try:
-        study = study_from(read(file))
+        study = study_from(read_yaml(file))
         validate_runs(study)
     except UsageError as error:
         raise UsageError(error.what, error.remedy, error.where or file) from error
     return study
-
-
-def read(file: Path) -> dict:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {file} ({error.strerror})", "give one of studies/*.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not valid YAML", " ".join(str(error).split())) from error
-    if not isinstance(content, dict):
-        raise UsageError("the file has no settings", EXAMPLE, file)
-    return content
 
 
 def study_from(content: dict) -> Study:
@@ -53,17 +42,19 @@ def study_from(content: dict) -> Study:
     kinds = get_type_hints(Study)
     given = {key: value for key, value in content.items() if key != "trainers"}
     empty_paths = [key for key, value in given.items() if value is None and kinds.get(key) is Path]  # the default
-    values = {key: convert(value, kinds[key]) for key, value in given.items() if key not in empty_paths}
+    values = {key: convert(key, value, kinds[key]) for key, value in given.items() if key not in empty_paths}
     return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
 
 
-def convert(value: Any, kind: Any) -> Any:
+def convert(key: str, value: Any, kind: Any) -> Any:
     """A value of a YAML file as a field of `Study`: a single value becomes a list of one."""
     if get_origin(kind) is tuple:
         return tuple(value) if isinstance(value, list) else () if value is None else (value,)
-    if kind is Path:
-        return Path(str(value)).expanduser()
-    return str(value or "") if kind is str else value
+    if kind not in (Path, str):
+        return value
+    if not isinstance(value, str | int | None) or (kind is Path and not str(value).strip()):
+        raise UsageError(f"{key} is {value!r}", "give the path of a folder" if kind is Path else "give a name")
+    return Path(os.path.expanduser(str(value))) if kind is Path else str(value or "")
 
 
 def variant_from(name: str, entry: Any) -> Variant:
@@ -113,7 +104,16 @@ def validate_runs(study: Study) -> None:
     for run in examples.values():
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
-                cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
-                run.variant.trainer.settings_of(cfg)
+                check_backbone(setup_cfg(parse_arguments([*run.arguments, *overrides])).MODEL.BACKBONE.NAME)
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
+
+
+def check_backbone(name: str) -> None:
+    """Check a backbone's name, if it is one: not an open_clip pair or a file, which other machines may have.
+
+    Raises:
+        UsageError: no backbone has that name.
+    """
+    if not re.search("[.:]", name) and not Path(os.path.expanduser(name)).exists():
+        choose(name, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")

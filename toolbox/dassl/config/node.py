@@ -240,5 +240,5 @@ def _mapping(text, name):
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UsageError(f"{name} is not a config: it must contain lines such as `OPTIM:` and, indented, `LR: 0.002`")
+        raise UsageError(f"{name} is not a config: it must contain lines of KEY: VALUE")
     return tree

@@ -1,0 +1,59 @@
+"""Text and JSON files from anyone, read within bounds: no file can hang a command or fill its memory."""
+
+import json
+import os
+import stat
+from typing import Any, NoReturn
+
+from .errors import UsageError
+
+MAX_BYTES = 1 << 24  # of a text: lists of names have some kilobytes
+MAX_JSON = 1 << 28  # of a JSON file: the split of a dataset of two million images
+MAX_MARKS = 10_000_000  # of the characters , : [ { in it, which bound its values and so the memory that it takes
+
+
+def read_text(path: str | os.PathLike, most: int = MAX_BYTES) -> str:
+    """The text of a regular file. It never waits, as opening a named pipe would.
+
+    Args:
+        path: the file, UTF-8 with or without a byte order mark.
+        most: the most bytes that it may have.
+
+    Raises:
+        UsageError: it is missing, larger, not a regular file or not UTF-8.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(f"{path} is not a regular file", "give the path of a text file", path)
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UsageError(f"{path} is larger than {most:,} bytes", "shorten it", path)
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text", "fix or replace it", path) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror})", "check the path", path) from error
+
+
+def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: the file.
+        most: the most bytes that it may have.
+
+    Raises:
+        UsageError: it cannot be read, is not JSON, or has too many values or levels.
+    """
+    text = read_text(path, most)
+    if sum(map(text.count, ",:[{")) > MAX_MARKS:
+        raise UsageError(f"{path} has too many values", "shorten it", path)
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON ({error})", "fix or replace it", path) from error
+
+
+def refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
