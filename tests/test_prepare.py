@@ -17,7 +17,7 @@ import torchvision.datasets
 from archives import tar
 from PIL import Image
 from published import PACKED, all_below, change_file, files_below, listing
-from trees import NAMES, write_image
+from trees import NAMES, build_tree, write_image
 
 from datasets.preparing import command as program
 from datasets.preparing import sources
@@ -315,11 +315,16 @@ def test_scripts_prepare_their_dataset_on_request(wanted, tmp_path):
         assert sum(call.startswith("train.py") for call in calls) == 1
 
 
-def test_unreadable_images_are_found(tmp_path):
-    Image.new("P", (5, 5)).save(tmp_path / "palette.png")
-    Image.new("CMYK", (5, 5)).save(tmp_path / "cmyk.jpg")
-    (tmp_path / "none.jpg").write_bytes(b"")
-    assert unreadable_images(tmp_path, ["palette.png", "cmyk.jpg", "none.jpg"]) == ["none.jpg"]
+def test_images_that_a_run_cannot_read_are_found(tmp_path):
+    dataset = downloadable()["dtd"].read(build_tree("dtd", tmp_path).parent)
+    Image.new("P", (5, 5)).save(dataset.root / "palette.png")
+    Image.new("CMYK", (5, 5)).save(dataset.root / "cmyk.jpg")
+    Image.new("F", (5, 5)).save(dataset.root / "float.png", "TIFF")
+    (dataset.root / "none.jpg").write_bytes(b"")
+    assert unreadable_images(dataset, ["palette.png", "cmyk.jpg", "none.jpg", "float.png"]) == ["none.jpg", "float.png"]
+    dataset.cfg.defrost()
+    dataset.cfg.INPUT.MAX_PIXELS = 24
+    assert unreadable_images(dataset, ["palette.png"]) == ["palette.png"]
 
 
 def test_docs_agree_with_the_dataset_classes():

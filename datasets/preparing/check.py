@@ -7,7 +7,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from dassl.utils import read_image
 from tqdm import tqdm
 
 from common.errors import UsageError
@@ -88,7 +88,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> Findings:
         root,
         dataset=dataset,
         missing=missing,
-        unreadable=unreadable_images(dataset.root, existing) if read else None,
+        unreadable=unreadable_images(dataset, existing) if read else None,
         extra=sorted(images_below(dataset.images, dataset.root) - set(existing)),
         differences=differences(dataset),
     )
@@ -145,20 +145,17 @@ def images_below(folder: Path, root: Path) -> set[str]:
     return found
 
 
-def unreadable_images(root: Path, names: Iterable[str]) -> list[str]:
-    """Those of the images, relative to a folder, that cannot be decoded completely."""
+def unreadable_images(dataset: FewShotDataset, names: Iterable[str]) -> list[str]:
+    """Those of the images, relative to the dataset's folder, that a run cannot read."""
+
+    def can_be_read(name: str) -> bool:
+        try:
+            read_image(str(dataset.root / name), dataset.cfg.INPUT.MAX_PIXELS)
+        except OSError:
+            return False
+        return True
+
     names = list(names)
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
-        read = pool.imap(lambda name: can_be_read(root / name), names, chunksize=16)
-        progress = tqdm(read, total=len(names), desc="reading")
+        progress = tqdm(pool.imap(can_be_read, names, chunksize=16), total=len(names), desc="reading")
         return [name for name, good in zip(names, progress, strict=True) if not good]
-
-
-def can_be_read(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (32, 32))  # reads all of a JPEG, but computes only a small image
-            image.load()
-    except Exception:  # decoders raise many kinds
-        return False
-    return True
