@@ -216,6 +216,7 @@ class PromptTrainer(TrainerX):
             "method": type(self).__name__,
             "settings": asdict(self.settings),
             "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "dataset": self.cfg.DATASET.NAME,
             "class_names": self.class_names,
             "version": __version__,
         }
@@ -273,9 +274,21 @@ class PromptTrainer(TrainerX):
         module, metadata = self.saved_module(), self.checkpoint_metadata()
         module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
+        self.model.classes_learned = self.were_learned(checkpoint.get("metadata") or {})
         learned_on = (checkpoint.get("metadata") or {}).get("backbone", metadata["backbone"])
         if learned_on != metadata["backbone"]:
             print(f"These prompts were learned on the backbone {learned_on}, this run uses {metadata['backbone']}")
+
+    def were_learned(self, written: Mapping[str, Any]) -> bool:
+        """Whether prompts were learned on all classes of this run, by the metadata of their checkpoint.
+
+        Published checkpoints do not say on what they were learned: on these classes, unless they are `new` ones.
+        """
+        names = written.get("class_names")
+        if not isinstance(names, list):
+            return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
+        same_dataset = written.get("dataset", self.cfg.DATASET.NAME) == self.cfg.DATASET.NAME
+        return same_dataset and all(name in names for name in self.class_names)
 
 
 def require_vit(clip: CLIP, method: str, backbone: str) -> None:

@@ -19,6 +19,8 @@ class PromptLearner(nn.Module):
 
     ids: Tensor  # a buffer, (classes, context length): the token ids of the texts
     extra_modules: Mapping[str, nn.Module] = {}
+    name: str = "prompt_learner"  # of this module in published checkpoints
+    logit_scale: float | None = None  # in place of CLIP's own
 
     def text(self, image_features: Tensor) -> TextPrompts:
         """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
@@ -27,6 +29,25 @@ class PromptLearner(nn.Module):
     def vision(self) -> Schedule:
         """The prompts of the image tower."""
         return ()
+
+    def reader(self) -> "Reader | None":
+        """What makes an image's features of both outputs of the image tower; None: they are the image feature."""
+        return None
+
+
+class Reader(nn.Module):
+    """Makes the features of an image from the image feature and what the last layer made of the prompts."""
+
+    def forward(self, image: Tensor, prompts: Tensor, learned: bool) -> Tensor:
+        """
+        Args:
+            image, prompts: as `clip.plain.encode_image_and_prompts` returns them.
+            learned: whether the prompts were learned on the classes that the image is compared with.
+
+        Returns:
+            (batch, joint), fp32: its product with a normalised text feature is the similarity of image and class.
+        """
+        raise NotImplementedError
 
 
 class PromptedCLIP(nn.Module):
@@ -40,15 +61,23 @@ class PromptedCLIP(nn.Module):
         clip: the frozen backbone.
         prompt_learner: the prompts.
         towers: the form of the towers, a key of `clip.TOWERS`.
+
+    Attributes:
+        classes_learned: whether the prompts were learned on the classes of the texts; some methods then read images in
+            another way.
     """
+
+    prompt_learner: PromptLearner
 
     def __init__(self, clip: CLIP, prompt_learner: PromptLearner, towers: str = "fast"):
         super().__init__()
-        self.prompt_learner = prompt_learner
+        self.add_module(prompt_learner.name, prompt_learner)
+        self.__dict__["prompt_learner"] = prompt_learner  # by this name, too, but registered only once
         for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
         self._frozen = (clip,)
         self.towers: Any = TOWERS[towers]
+        self.classes_learned = True
 
     @property
     def clip(self) -> CLIP:
@@ -59,8 +88,11 @@ class PromptedCLIP(nn.Module):
         return super()._apply(fn, recurse)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(batch, 3, H, W) -> (batch, joint), normalised, fp32."""
-        return normalize(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
+        """(batch, 3, H, W) -> (batch, joint), fp32, normalised unless the method has a `reader`."""
+        vision, reader = self.prompt_learner.vision(), self.prompt_learner.reader()
+        if reader is None:
+            return normalize(self.towers.encode_image(self.clip, images, vision))
+        return reader(*self.towers.encode_image_and_prompts(self.clip, images, vision), self.classes_learned)
 
     def text_features(self, image_features: Tensor) -> Tensor:
         """(classes, joint), or (batch, classes, joint) where the text depends on the image; normalised, fp32."""
@@ -70,7 +102,7 @@ class PromptedCLIP(nn.Module):
         """(batch, classes): scaled cosine similarities, always in fp32."""
         with torch.autocast(image_features.device.type, enabled=False):
             similarity = (text_features @ image_features.unsqueeze(-1)).squeeze(-1)
-            return self.clip.logit_scale.exp().float() * similarity
+            return (self.prompt_learner.logit_scale or self.clip.logit_scale.exp().float()) * similarity
 
     def forward(self, images: Tensor) -> Tensor:
         image_features = self.image_features(images)

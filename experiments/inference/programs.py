@@ -30,13 +30,18 @@ class FixedVision(PromptLearner):
 
     def __init__(self, learner: PromptLearner):
         super().__init__()
+        self.reading, self.logit_scale = learner.reader(), learner.logit_scale
         schedule = learner.vision()
-        self.removed = [edit.remove for edit in schedule]
+        self.edits = [(edit.remove, edit.after_norm) for edit in schedule]
         for layer, edit in enumerate(schedule):
             self.register_buffer(f"layer{layer}", None if edit.add is None else edit.add.detach().clone())
 
     def vision(self):
-        return [Edit(remove, getattr(self, f"layer{layer}")) for layer, remove in enumerate(self.removed)]
+        added = [getattr(self, f"layer{layer}") for layer in range(len(self.edits))]
+        return [Edit(remove, add, after) for (remove, after), add in zip(self.edits, added, strict=True)]
+
+    def reader(self):
+        return self.reading
 
 
 class ImageProgram(nn.Module):
@@ -59,6 +64,7 @@ class ImageProgram(nn.Module):
         self.register_buffer("class_features", features)
         self.visual, self.logit_scale = model.clip.visual, model.clip.logit_scale  # so that their tensors are exported
         self.model = PromptedCLIP(model.clip, FixedVision(model.prompt_learner))
+        self.model.classes_learned = model.classes_learned
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.logits(self.model.image_features(images), self.class_features)

@@ -1,0 +1,93 @@
+"""The model of every method: names in checkpoints, its own scale, and images read by what the prompts became."""
+
+import pytest
+import torch
+from drawn import small_clip
+from torch import nn
+
+from clip import Edit, TextPrompts, encode_image, tokenize
+from trainers.prompted import PromptedCLIP, PromptLearner, Reader, normalize
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Mean(Reader):
+    """The mean of the prompts' outputs for learned classes, and the image feature for others."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(64))
+
+    def forward(self, image, prompts, learned):
+        return normalize(prompts.mean(dim=1) @ self.weight if learned else image)
+
+
+class ReadPrompts(PromptLearner):
+    name, logit_scale = "token_learner", 7.0
+
+    def __init__(self):
+        super().__init__()
+        self.prompts = nn.Parameter(torch.randn(2, 64, generator=torch.manual_seed(0)))
+        self.extra_modules = {"image_encoder": Mean()}
+        self.register_buffer("ids", tokenize(["a river", "a forest"]), persistent=False)
+
+    def text(self, image_features):
+        return TextPrompts(self.ids)
+
+    def vision(self):
+        return [Edit(), Edit(add=self.prompts)]
+
+    def reader(self):
+        return self.extra_modules["image_encoder"]
+
+
+@pytest.fixture
+def model():
+    return PromptedCLIP(small_clip(), ReadPrompts())
+
+
+def test_prompt_learner_has_its_own_name_in_checkpoints(model):
+    names = ["token_learner.prompts", "image_encoder.weight"]
+    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()] == names
+    assert model.prompt_learner is model.token_learner
+    assert {parameter.dtype for parameter in model.double().parameters()} == {torch.double}
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
+    images = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(1))
+    model.classes_learned = learned
+    features = model.image_features(images)
+    plain = normalize(encode_image(model.clip, images, model.prompt_learner.vision()))
+    assert torch.allclose(features, plain, atol=1e-6) != learned
+    text = model.text_features(features)
+    torch.testing.assert_close(model.logits(features, text), 7 * features @ text.T)
+    torch.testing.assert_close(model(images), 7 * features @ text.T)
+
+
+@pytest.mark.parametrize(
+    ("written", "classes", "learned"),
+    [
+        ({"class_names": ["a", "blue lake", "red", "green field"], "dataset": "EuroSAT"}, "base", True),
+        ({"class_names": ["blue lake", "red", "green field"]}, "base", True),  # of an exported folder
+        ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "all", False),
+        ({"class_names": ["blue lake", "red", "green field"], "dataset": "EuroSAT"}, "new", False),
+        ({"class_names": ["blue lake", "red", "green field"], "dataset": "ImageNet"}, "base", False),
+        ({}, "base", True),  # a published checkpoint does not say it
+        ({}, "all", True),
+        ({}, "new", False),
+        ({"class_names": 3}, "new", False),
+    ],
+)
+def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, classes, learned, build):
+    trainer = build("CoOp", classes)
+    assert trainer.model.classes_learned
+    assert trainer.were_learned(written) == learned
+    checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
+    trainer.load_prompts(checkpoint | {"metadata": written}, "a file")
+    assert trainer.model.classes_learned == learned
+
+
+def test_checkpoints_say_on_what_they_were_learned(build):
+    metadata = build("CoOp", "base").checkpoint_metadata()
+    assert (metadata["dataset"], metadata["class_names"]) == ("EuroSAT", ["red", "green field", "blue lake"])
