@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import shutil
+import tarfile
 import traceback
 from pathlib import Path
 
@@ -131,16 +132,31 @@ def test_invalid_datasets_are_refused():
 def test_download_data_unpacks_a_local_archive(tmp_path):
     (tmp_path / "content").mkdir()
     (tmp_path / "content" / "a.txt").write_text("hello")
-    archive = shutil.make_archive(tmp_path / "served", "zip", tmp_path / "content")
-    dst = tmp_path / "new" / "data.zip"
-    dataset_of(1).download_data(Path(archive).as_uri(), str(dst), from_gdrive=False)
-    assert (dst.parent / "a.txt").read_text() == "hello"
+    for kind in ("zip", "tar", "gztar"):
+        archive = shutil.make_archive(tmp_path / "served", kind, tmp_path / "content")
+        dst = tmp_path / kind / "data"
+        dataset_of(1).download_data(Path(archive).as_uri(), str(dst), from_gdrive=False)
+        assert (dst.parent / "a.txt").read_text() == "hello"
 
     missing = (tmp_path / "absent.zip").as_uri()
     with pytest.raises(UsageError, match="download it manually") as caught:
         dataset_of(1).download_data(missing, str(tmp_path / "absent" / "data.zip"), from_gdrive=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "absent" / "data.zip").exists()
+
+
+@pytest.mark.parametrize("member", [{"name": "../out.txt"}, {"name": "a", "type": tarfile.SYMTYPE, "linkname": "/tmp"}])
+def test_download_data_refuses_archives_that_lead_out_of_the_folder(member, tmp_path):
+    info = tarfile.TarInfo()
+    for key, value in member.items():
+        setattr(info, key, value)
+    with tarfile.open(tmp_path / "served.tar", "w") as archive:
+        archive.addfile(info)
+    dst = tmp_path / "new" / "data.tar"
+    with pytest.raises(UsageError, match="cannot extract .*data.tar .*; delete it and download it again"):
+        dataset_of(1).download_data((tmp_path / "served.tar").as_uri(), str(dst), from_gdrive=False)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["served.tar", "data.tar"]
+    assert list(dst.parent.iterdir()) == [dst]
 
 
 def test_data_manager_loaders_and_summary(root, tmp_path, capsys):

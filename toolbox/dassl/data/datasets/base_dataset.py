@@ -3,6 +3,8 @@
 import itertools
 import os
 import random
+import tarfile
+import zipfile
 from collections import defaultdict
 
 from dassl.utils import UsageError, check_availability, download_url, mkdir_if_missing
@@ -147,21 +149,21 @@ class DatasetBase:
             check_availability(domain, self.domains)
 
     def download_data(self, url, dst, from_gdrive=True):
-        """Download an archive and extract it into its own folder.
+        """Download a zip or tar archive and extract it into its own folder, and nothing outside that.
 
         Args:
             url (str): address of the archive.
-            dst (str): file to write; its suffix is the kind of archive.
+            dst (str): file to write.
             from_gdrive (bool): whether `url` is a Google Drive link; if not, it is plain http(s).
 
         Raises:
-            UsageError: the download failed, or the downloaded file is not an archive.
+            UsageError: the download failed, or the downloaded file is not an archive, or an unsafe one.
         """
         folder = os.path.dirname(os.path.abspath(dst))
         mkdir_if_missing(folder)
         try:
             if from_gdrive:
-                import gdown  # as torchvision, slow to import and rarely needed
+                import gdown  # slow to import and rarely needed
 
                 gdown.download(url, dst, quiet=False)
             else:
@@ -170,12 +172,17 @@ class DatasetBase:
             reason = str(error).strip().split("\n")[0]
             raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
         print(f"Extracting {dst}")
-        from torchvision.datasets.utils import extract_archive
-
         try:
-            extract_archive(dst, folder)
-        except Exception as error:
-            raise UsageError(f"cannot extract {dst} ({error}); delete it and download it again") from error
+            if zipfile.is_zipfile(dst):
+                with zipfile.ZipFile(dst) as archive:
+                    archive.extractall(folder)
+            else:
+                with tarfile.open(dst) as archive:
+                    archive.extraction_filter = tarfile.data_filter  # no path or link leads out of the folder
+                    archive.extractall(folder)
+        except Exception as error:  # as many kinds as there are ways to damage an archive
+            reason = " ".join(str(error).split())
+            raise UsageError(f"cannot extract {dst} ({reason}); delete it and download it again") from error
         print(f"File extracted to {folder}")
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
