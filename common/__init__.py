@@ -1,1 +1,1 @@
-"""What every room may use and what needs only the standard library: errors, files, starting a command."""
+"""What every room may use: errors, files, downloads, starting a command. It needs only the standard library and tqdm."""
