@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from drawn import make_cfg, run_for_real
+from PIL import Image
 from trees import build_tree, write_image
 
 from datasets import DatasetError
@@ -315,6 +316,20 @@ def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path, monkeypatch):
             build_dataset(make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms"))
     finally:
         DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_cannot_be_read_ends_a_run_in_one_line(workers, birds, tiny, tmp_path, launch):
+    bad = birds / "test/robin/1.jpg"
+    argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--eval-only", "--output-dir", tmp_path / "out"]
+    argv += ["--backbone", tiny, *SMALL, "DATASET.NAME", "ImageFolder", "DATALOADER.NUM_WORKERS", workers]
+    Image.new("RGB", (8, 8)).save(bad, "DDS")
+    ended = launch(*argv)
+    assert (ended.status, len(ended.errors)) == (2, 1) and f"'{bad}' is damaged or not a JPEG" in ended.errors[0]
+    bad.unlink()
+    os.mkfifo(bad)
+    ended = launch(*argv)
+    assert (ended.status, len(ended.errors)) == (2, 1) and f"not regular files, the first {bad}" in ended.errors[0]
 
 
 def test_another_root_is_another_run(birds, tiny, tmp_path, launch):
