@@ -2,18 +2,19 @@
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 
 from dassl.config import clean_cfg, get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
 import datasets
 import trainers
 from clip import TOWERS
-from common.errors import UsageError
+from common.errors import UsageError, choose
 from common.text import read_text
 
 ACCEPTED: dict[str, Sequence] = {  # values of the keys that are added here
@@ -34,12 +35,15 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     cfg.MODEL.COMPILE = False  # put the layers of the towers through torch.compile (CUDA)
     cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
     cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # recompute the text tower in the backward pass: less memory
+    cfg.BY_DATASET = CfgNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """Dassl's defaults, then the dataset's YAML, the method's YAML, the arguments and the trailing pairs.
+
+    The method's YAML may have values for single datasets (`merge_by_dataset`).
 
     Raises:
         UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type or is out of range.
@@ -64,6 +68,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         if value not in (None, ""):
             set_key(cfg, key, value)  # not by yacs, which would take "--output-dir 2024" for a number
     merge_pairs(cfg, args.opts)
+    merge_by_dataset(cfg, args.opts[::2])
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else cfg.TRAINER.NAME)
     for name in method.published_sections if method else ():
@@ -101,6 +106,34 @@ def merge_pairs(cfg: CfgNode, pairs: list) -> None:
         trainers.accept_any_type(cfg, str(key))
     cfg.merge_from_list(pairs)
     trainers.fill_defaults(cfg, cfg.TRAINER.NAME)
+
+
+def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
+    """Merge what a YAML file sets under BY_DATASET for the protocol and the dataset of this run.
+
+    BY_DATASET has the form {protocol: {dataset: {key: value}}}; the only protocol is `base2new`, which is a run on base
+    or new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the log and for config.yaml.
+
+    Args:
+        cfg: changed in place.
+        given: the keys that the command line gives; they keep their values.
+
+    Raises:
+        UsageError: a protocol, a dataset, a key or a value is unknown or malformed.
+    """
+    tables = {key: value for key, value in cfg.BY_DATASET.items() if isinstance(value, dict)}
+    for protocol, table in tables.items():
+        choose(protocol, ["base2new"], "protocol of BY_DATASET")
+        for name, values in table.items():
+            choose(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
+            if not isinstance(values, dict):
+                raise UsageError(f"BY_DATASET.{protocol}.{name} is {values!r}", "give KEY: VALUE")
+    if tables:  # config.yaml of an earlier run has none
+        protocol = "all" if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else "base2new"
+        values = flatten(tables.get(protocol, {}).get(cfg.DATASET.NAME, {}))
+        merged = {key: value for key, value in values.items() if key not in given}
+        merge_pairs(cfg, [item for pair in merged.items() for item in pair])
+        cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
 
 
 def read_yaml(file: Path) -> dict:

@@ -102,6 +102,9 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     print("Arguments:", *(f"  {key}: {value}" for key, value in sorted(vars(args).items())), sep="\n")
     print(f"Configuration:\n{cfg}\n\nEnvironment:")
     print(*(f"  {key}: {value}" for key, value in environment().items()), sep="\n")
+    if cfg.BY_DATASET:
+        values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
+        print(f"The YAML file sets for {cfg.DATASET.NAME} (BY_DATASET): {values}")
     trainer = build_trainer(cfg)
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:

@@ -1,0 +1,80 @@
+"""BY_DATASET in a method's YAML file: values for single datasets in runs on base or new classes."""
+
+import pytest
+import yaml
+from drawn import arguments
+
+from common.start import ROOT
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
+
+MPL = {"_BASE_": str(ROOT / "configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml"), "OPTIM": {"LR": 0.5}}
+VALUES = {"OPTIM.LR": 0.25, "TRAINER": {"MPL": {"N_ADD_OP": [2] * 8}}, "OPTIM.NAME": "adamw"}
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """`configured(table, *options)` -> the configuration of a run on EuroSAT with this table of base2new."""
+
+    def configured(table, *options):
+        file = tmp_path / "method.yaml"
+        file.write_text(yaml.safe_dump(MPL | {"BY_DATASET": table}))
+        dataset = ROOT / "configs/datasets/eurosat.yaml"
+        argv = ["--trainer", "MPL", "--config-file", file, "--dataset-config-file", dataset, *options]
+        return setup_cfg(parse_arguments([str(item) for item in argv]))
+
+    return configured
+
+
+@pytest.mark.parametrize("classes", ["base", "new"])
+def test_values_of_the_dataset_replace_those_of_the_file(classes, configured):
+    table = {"base2new": {"EuroSAT": VALUES, "OxfordPets": {"OPTIM.LR": 3.0}}}
+    cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
+    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.TRAINER.MPL.N_ADD_OP) == (0.25, "adamw", [2] * 8)
+    assert cfg.BY_DATASET == {"OPTIM.LR": 0.25, "TRAINER.MPL.N_ADD_OP": [2] * 8, "OPTIM.NAME": "adamw"}
+
+
+def test_other_datasets_and_all_classes_keep_the_values_of_the_file(configured):
+    for table, classes in (({"OxfordPets": VALUES}, "base"), ({"EuroSAT": VALUES}, "all")):
+        cfg = configured({"base2new": table}, "DATASET.SUBSAMPLE_CLASSES", classes)
+        assert (cfg.OPTIM.LR, cfg.BY_DATASET) == (0.5, {})
+
+
+def test_command_line_goes_before_the_values_of_the_dataset(configured):
+    cfg = configured({"base2new": {"EuroSAT": VALUES}}, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "0.75")
+    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME) == (0.75, "adamw")
+    assert "OPTIM.LR" not in cfg.BY_DATASET
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"base2new": {"EuroSat": VALUES}}, "no dataset of BY_DATASET 'EuroSat': did you mean EuroSAT"),
+        ({"fewshot": {"EuroSAT": VALUES}}, "no protocol of BY_DATASET 'fewshot': known are base2new"),
+        ({"base2new": {"EuroSAT": 3}}, "BY_DATASET.base2new.EuroSAT is 3: give KEY: VALUE"),
+        ({"base2new": {"EuroSAT": {"TRAINER.MPL.N_ADD": 3}}}, "TRAINER.MPL.N_ADD"),
+        ({"base2new": {"EuroSAT": {"OPTIM.LR": -3.0}}}, "OPTIM.LR"),
+    ],
+)
+def test_invalid_table_is_refused(table, words, configured):
+    with pytest.raises(ValueError, match=words):
+        configured(table, "DATASET.SUBSAMPLE_CLASSES", "base")
+
+
+def test_run_logs_them_and_its_config_file_repeats_it(launch, eurosat, tiny, tmp_path):
+    file, out = tmp_path / "method.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(MPL | {"BY_DATASET": {"base2new": {"EuroSAT": {"OPTIM.LR": 0.25}}}}))
+    for folder, config, options in (
+        (out, file, ["OPTIM.WEIGHT_DECAY", 0.1]),
+        (tmp_path / "given", file, ["OPTIM.LR", 0.75]),
+        (tmp_path / "again", tmp_path / "given/config.yaml", []),
+    ):
+        base = ["DATASET.SUBSAMPLE_CLASSES", "base", *options]
+        argv = arguments(eurosat, tiny, folder, *base, options=["--config-file", config, "--no-train"])
+        ended = launch(*argv)
+        assert (ended.status, ended.errors) == (0, [])
+    line = "The YAML file sets for EuroSAT (BY_DATASET): OPTIM.LR 0.25\n"
+    logs = [(folder / "log.txt").read_text() for folder in (out, tmp_path / "given")]
+    assert [line in log for log in logs] == [True, False]
+    rates = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["OPTIM"]["LR"] for name in ("out", "again")]
+    assert rates == [0.25, 0.75]
