@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
 
@@ -40,13 +41,25 @@ def towers(request):
     return request.param
 
 
-def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path):
+@pytest.fixture
+def stand_in(monkeypatch):
+    """`stand_in(name)`: a dataset keeps its name and template, and has images in EuroSAT's layout."""
+
+    def stand_in(name):
+        kind = type(name, (EuroSAT,), {"template": DATASET_REGISTRY.get(name).template})
+        monkeypatch.setitem(DATASET_REGISTRY._obj_map, name, kind)
+
+    return stand_in
+
+
+def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path, dataset="EuroSAT"):
     """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path."""
     size = arch["image_resolution"]
     write_eurosat(tmp_path, classnames)
     backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
     overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
-    overrides["MODEL.BACKBONE.TOWERS"] = towers
+    overrides |= {"MODEL.BACKBONE.TOWERS": towers, "DATASET.NAME": dataset}
+    optimizer = {{"eps": "adam_eps"}.get(key, key): value for key, value in optimizer.items()}
     overrides |= {f"OPTIM.{key.upper()}": value for key, value in optimizer.items()}
     overrides |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
     cfg = make_cfg(trainer, tmp_path, backbone, tmp_path / "out", *(x for pair in overrides.items() for x in pair))
@@ -72,29 +85,34 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
-def test_method(method_file, towers, backbones, tmp_path):
+def test_method(method_file, towers, backbones, stand_in, tmp_path):
     figures = json.loads(method_file.read_text())
     case = figures["case"]
+    dataset = case.get("dataset", "EuroSAT")
+    stand_in(dataset)
     assert case["trainer"] in TRAINER_REGISTRY.registered_names()
     settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]
-    trainer = build(*settings, backbones, tmp_path)
+    trainer = build(*settings, backbones, tmp_path, dataset)
     learned = dict(trainer.model.named_parameters())
     assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures["trainable"]
 
     images = images_of(case["batch"], case["arch"]["image_resolution"])
     batch = {"img": images, "label": torch.tensor(figures["labels"])}
     close(inference(trainer, images), figures["logits_before"], BEFORE)
-    losses, parts = [], []
+    steps = []
     for step in range(len(figures["losses"])):
-        logged = trainer.forward_backward(batch)
-        losses.append(logged["loss"])
-        parts.append([value for name, value in logged.items() if name.startswith("loss_")])
+        steps.append(trainer.forward_backward(batch))
         if step == 0:
             norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
             assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
-    close(losses, figures["losses"], LOSSES)
-    if "loss_parts_ce_text_image_kl" in figures:
-        close(parts, figures["loss_parts_ce_text_image_kl"], LOSSES)
+    close([logged["loss"] for logged in steps], figures["losses"], LOSSES)
+    names = "ce", "text", "image", "kl"
+    parts = [dict(zip(names, values, strict=True)) for values in figures.get("loss_parts_ce_text_image_kl", [])]
+    if parts := parts or figures.get("loss_parts"):
+        for logged, expected in zip(steps, parts, strict=True):
+            close([logged[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
+    if "projected" in figures:
+        assert [bool(logged["projected"]) for logged in steps] == figures["projected"]
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
     assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
     close(inference(trainer, images), figures["logits_after"], AFTER)

@@ -18,6 +18,7 @@ from experiments.studies.reported import FIGURES
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
+from trainers import methods
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))
@@ -49,6 +50,13 @@ def of_the_paper(tmp_path):
 
 def cell(summary, *names):
     return summary.cells.set_index(KEYS).loc[names]
+
+
+def test_what_does_not_compare_is_said_under_the_tables(study, monkeypatch):
+    monkeypatch.setattr(methods()["CoOp"], "caveat", "published with 4 shots")
+    tables = build_tables(Summary(study, collect_results(study)))
+    notes = [table.note for table in tables if table.note.startswith("Accuracy in %")]
+    assert len(notes) == 3 and all(note.endswith(" CoOp: published with 4 shots.") for note in notes)
 
 
 def test_means_and_spreads_over_seeds(study):

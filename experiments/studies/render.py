@@ -72,6 +72,8 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
+    caveats = {name: summary.variants[name].trainer.caveat for name in cells["method"].unique()}
+    note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     return Table(f"{protocol}, {part}", *grid(summary, protocol, cells, entry), note)
 
 
