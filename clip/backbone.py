@@ -1,49 +1,24 @@
 """Frozen CLIP backbones by name or file, built by open_clip with the sizes their own weights have."""
 
-import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess_dict
-from open_clip.transformer import LayerNormFp32
-from torch import Tensor, nn
+from torch import nn
 
+from common.errors import UsageError, one_line
 from common.files import checksum
+from common.text import read_json
 
+from .building import CLIP, build
 from .errors import ClipError
-from .weights import SMALL_SHA256, URLS, openai_file, read_state_dict, small_file
+from .weights import SMALL_SHA256, URLS, openai_file, regular_file, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
-
-
-class CLIP(open_clip.CLIP):
-    """open_clip's CLIP with OpenAI's interface: `dtype`, images of any type, a `forward` that returns logits.
-
-    Its LayerNorms compute in fp32, whatever the type of their input. Arguments are those of `open_clip.CLIP`, without
-    `cast_dtype`.
-    """
-
-    def __init__(self, embed_dim: int, vision_cfg: dict, text_cfg: dict, quick_gelu: bool = False, **options):
-        # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
-        super().__init__(embed_dim, vision_cfg, text_cfg, quick_gelu, cast_dtype=torch.float16, **options)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that the image tower computes in: that of its first convolution."""
-        return next(weight for weight in self.visual.parameters() if weight.dim() == 4).dtype
-
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """(images, 3, H, W) -> (images, joint width)."""
-        return super().encode_image(image.to(self.dtype), normalize)
-
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """(images, 3, H, W) and (texts, 77) -> logits (images, texts) and their transpose."""
-        image = self.encode_image(image, normalize=True)
-        logits = self.logit_scale.exp() * image @ self.encode_text(text, normalize=True).t()
-        return logits, logits.t()
+MAX_CONFIG = 1 << 20  # bytes
 
 
 def available_models() -> list[str]:
@@ -89,18 +64,18 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         ClipError: the weights do not exist, cannot be read, or are not those of a CLIP.
     """
     if name in URLS:
-        model = build(read_state_dict(openai_file(name, cache)), precision, name)
+        model = build(openai_file(name, cache), precision, name)
     elif name == "small":
-        model = build(read_state_dict(small_file()), precision, name)
+        model = build(small_file(), precision, name)
     elif ":" in name and name.split(":")[0] in open_clip.list_models():
         arch, tag = name.split(":", 1)
         model = from_open_clip(arch, tag, precision, cache)
     else:
-        path = Path(name).expanduser()
-        if not path.exists() and "/" not in name and "." not in name:
+        if not os.path.exists(os.path.expanduser(name)) and "/" not in name and "." not in name:
             remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
             raise ClipError(f"unknown backbone {name!r}", remedy)
-        model = build(read_state_dict(path), precision, name, config_beside(path))
+        path = regular_file(name)
+        model = build(path, precision, name, config_beside(path))
     if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":
         raise ClipError(
             f"the text tower of {name} reads other tokens than CLIP's, or reads them in another way",
@@ -130,19 +105,17 @@ def weights_sha256(name: str, cache: str | None = None) -> str:
     if name == "small":
         return SMALL_SHA256
     arch, _, tag = name.partition(":")
-    path = Path(tag if arch in open_clip.list_models() else name).expanduser()
     if pretrained := open_clip.get_pretrained_cfg(arch, tag):
-        try:
-            path = Path(open_clip.download_pretrained(pretrained, cache_dir=cache))
-        except Exception as error:  # of any library that open_clip downloads with
-            raise ClipError(f"cannot download {name} ({first_line(error)})", "give a file") from error
-    if not path.is_file():
-        raise ClipError(f"backbone file {path} does not exist", "check its path", path)
-    return checksum(path)
+        return checksum(open_clip_file(name, pretrained, cache))
+    return checksum(regular_file(tag if arch in open_clip.list_models() else name))
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def open_clip_file(name: str, pretrained: dict, cache: str | None) -> Path:
+    """The downloaded file of one of open_clip's tags."""
+    try:
+        return Path(open_clip.download_pretrained(pretrained, cache_dir=cache))
+    except Exception as error:  # of any library that open_clip downloads with
+        raise ClipError(f"cannot download {name} ({one_line(error)})", "give a file") from error
 
 
 def config_beside(path: Path) -> dict | None:
@@ -151,115 +124,33 @@ def config_beside(path: Path) -> dict | None:
     if not config.is_file():
         return None
     try:
-        content = json.loads(config.read_text())
-        return {"preprocess_cfg": {}} | content | {"model_cfg": dict(content["model_cfg"])}
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"{config} is not a valid open_clip configuration ({error!r})"
+        content = read_json(config, MAX_CONFIG)
+        towers = [content["model_cfg"][key] for key in ("vision_cfg", "text_cfg")]
+        if not all(isinstance(part, dict) for part in (*towers, content.get("preprocess_cfg", {}))):
+            raise TypeError("vision_cfg, text_cfg and preprocess_cfg must be objects")
+        return content
+    except (UsageError, KeyError, TypeError, AttributeError) as error:
+        what = f"{config} is not a valid open_clip configuration ({type(error).__name__}: {one_line(error)})"
         raise ClipError(what, "fix or delete it", config) from error
 
 
 def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
     """A model by open_clip's own names, with the activation that its weights were trained with."""
     pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
-    file = Path(tag).expanduser()
-    if not pretrained and not file.is_file():
+    if not pretrained and not os.path.exists(os.path.expanduser(tag)):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
     config = open_clip.get_model_config(arch)
     if config.pop("custom_text", False) or "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
         raise ClipError(f"{arch} is not built like CLIP: prompts cannot enter its towers", "choose a CLIP architecture")
     config["quick_gelu"] = config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
-    config["vision_cfg"]["timm_model_pretrained"] = False  # or timm would download weights of its own first
-    try:
-        model = new_clip(config, precision)
-        open_clip.load_checkpoint(model, open_clip.download_pretrained(pretrained, cache_dir=cache) or str(file))
-    except Exception as error:  # of any library that open_clip downloads or reads with
-        raise ClipError(f"cannot load {arch}:{tag} ({first_line(error)})", "give another tag or file") from error
+    name = f"{arch}:{tag}"
+    path = open_clip_file(name, pretrained, cache) if pretrained else regular_file(tag)
+    model = build(path, precision, name, {"model_cfg": config}, resize=True)
     open_clip.set_model_preprocess_cfg(
         model, merge_preprocess_dict(PreprocessCfg(), pretrained) | {"size": model.visual.image_size}
     )
     return model
-
-
-def build(state: Mapping[str, Tensor], precision: str, source: str, config: dict | None = None) -> CLIP:
-    """A CLIP with these weights. Without a configuration it is built like OpenAI's: QuickGELU, heads of width 64.
-
-    Args:
-        config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
-    """
-    not_weights = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # also in OpenAI's archives
-    state = {key: value for key, value in state.items() if key not in not_weights}
-    remedy = "give another file"
-    try:
-        model = new_clip(config["model_cfg"] if config else openai_config(state), precision)
-        model.load_state_dict(state)
-        for key, value in (config or {}).get("preprocess_cfg", {}).items():
-            if key in ("mean", "std"):
-                setattr(model.visual, f"image_{key}", tuple(value))
-    except KeyError as error:
-        raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
-    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        detail = " ".join(str(error).split())[:200]
-        raise ClipError(f"{source} is not a CLIP that open_clip can build ({detail})", remedy) from error
-    return model
-
-
-def new_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or fp16 in open_clip's way."""
-    model = CLIP(**config)
-    if precision == "fp16" and isinstance(model.visual, TimmModel):
-        model.half()
-        for module in model.modules():
-            if isinstance(module, LayerNormFp32):
-                module.float()
-    elif precision == "fp16":
-        open_clip.convert_weights_to_lp(model)
-    return model
-
-
-def openai_config(state: Mapping[str, Tensor]) -> dict:
-    """Arguments of `open_clip.CLIP`, with all sizes taken from the tensors.
-
-    Raises:
-        KeyError: a tensor is missing; the error is its name.
-    """
-
-    def layers(prefix: str) -> int:
-        depth = prefix.count(".")
-        return len({key.split(".")[depth] for key in state if key.startswith(prefix)})
-
-    if "visual.proj" in state:
-        patch = state["visual.conv1.weight"].shape[-1]
-        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-        width = state["visual.conv1.weight"].shape[0]
-        vision = {
-            "layers": layers("visual.transformer.resblocks."),
-            "width": width,
-            "patch_size": patch,
-            "image_size": grid * patch,
-        }
-    else:
-        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-        vision = {
-            "layers": tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-            "width": state["visual.layer1.0.conv1.weight"].shape[0],
-            "patch_size": None,
-            "image_size": grid * 32,
-        }
-    width = state["ln_final.weight"].shape[0]
-    text = {
-        "context_length": state["positional_embedding"].shape[0],
-        "vocab_size": state["token_embedding.weight"].shape[0],
-        "width": width,
-        "heads": width // 64,
-        "layers": layers("transformer.resblocks."),
-    }
-    return {
-        "embed_dim": state["text_projection"].shape[1],
-        "vision_cfg": vision,
-        "text_cfg": text,
-        "quick_gelu": True,
-    }
 
 
 def is_vit(model: nn.Module) -> bool:

@@ -1,20 +1,29 @@
 """Files of backbone weights: OpenAI's names and their verified download, and the forms of a weight file."""
 
+import io
 import os
 import pickle
+import stat
 import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.download import TransferError, WrongFile, transfer
+from common.errors import one_line
 from common.files import checksum, replacing
 
+from .archive import MAX_READ, MAX_TENSORS, Archive, WeightFile, converted
 from .errors import ClipError
+from .pickles import StoredTensor, known, operations
 
 CACHE = "~/.cache/clip"
 MAX_BYTES = 1 << 31  # of OpenAI's files, the largest of which has 1.3 GB
@@ -92,43 +101,141 @@ def download(url: str, path: Path, sha256: str) -> None:
         raise ClipError("its SHA-256 is wrong")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def regular_file(name: str | Path) -> Path:
+    """The path of a weight file that exists and is neither a folder nor a pipe, a socket or a device.
+
+    Raises:
+        ClipError: there is no such file.
+    """
+    path = Path(os.path.expanduser(name))
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        remedy = f"give a weight file, small, or one of {', '.join(URLS)}"
+        raise ClipError(f"backbone file {path} does not exist", remedy, path) from error
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, or NUL in it
+        raise ClipError(f"backbone file {str(path)!r} cannot be read ({one_line(error)})", "check its path") from error
+    if not regular:
+        raise ClipError(f"backbone file {path} is not a regular file", "give a weight file", path)
+    return path
+
+
+def read_state_dict(path: Path, types: Mapping[str, torch.dtype] | None = None) -> dict[str, Tensor]:
     """The tensors of a backbone file, by OpenAI's names.
 
     Accepted are OpenAI's TorchScript archives, plain state dicts (also in a training checkpoint's `state_dict`, also
-    with `module.` before the names) and `.safetensors`. No code in the file is run.
+    with `module.` before the names) and `.safetensors`. No code in the file is run. Zip archives have checksums, which
+    are checked. Tensors are read one after another, so that memory is needed only for the result.
+
+    Args:
+        path: the file.
+        types: name -> type that a tensor is converted to.
+
+    Returns:
+        contiguous tensors on the CPU, each with memory of its own.
 
     Raises:
-        ClipError: the file is missing, damaged, or of another form.
+        ClipError: the file is missing, damaged, or of another form, or a tensor in `types` is not finite or not of
+            such a type.
     """
-    if not path.is_file():
-        remedy = f"give a weight file, small, or one of {', '.join(URLS)}"
-        raise ClipError(f"backbone file {path} does not exist", remedy, path)
-    state: object
+    with tensors_in(path) as tensors:
+        state = {name: tensor.read((types or {}).get(name)) for name, tensor in tensors.items()}
+        for name in types or {}:
+            if name in state and not all(limit.isfinite() for limit in state[name].aminmax()):
+                raise ValueError(f"{name} is not finite")
+        return state
+
+
+def read_shapes(path: Path) -> dict[str, Tensor]:
+    """Tensors on the meta device with the names and the shapes of those that `read_state_dict` returns."""
+    with tensors_in(path) as tensors:
+        return {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+
+
+class Readable(NamedTuple):
+    """A tensor in a file; `read` returns it in a type (or its own), contiguous and with memory of its own."""
+
+    shape: Sequence[int]
+    read: Callable[[torch.dtype | None], Tensor]
+
+
+@contextmanager
+def tensors_in(path: Path) -> Iterator[dict[str, Readable]]:
+    """The tensors of a weight file while it is open. Any error meanwhile becomes a ClipError that names the file."""
+    path = regular_file(path)
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        elif is_torchscript(path):
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "unreadable")
+        with WeightFile(path) as file:
+            if path.suffix == ".safetensors":
+                tensors = in_safetensors(path)
+            elif file.peek(4)[:4] == b"PK\3\4":
+                archive = Archive(file)
+                chosen = choose_tensors(archive.value(), path, file.nbytes)
+                uses = Counter(stored.storage.key for stored in chosen.values())
+                tensors = {
+                    name: Readable(stored.size, partial(archive.tensor, stored, uses[stored.storage.key] > 1))
+                    for name, stored in chosen.items()
+                }
+            else:
+                chosen = choose_tensors(read_legacy(file, path), path, file.nbytes)
+                tensors = {name: Readable(tensor.shape, partial(copied, tensor)) for name, tensor in chosen.items()}
+            yield {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    except ClipError:
+        raise
+    except pickle.UnpicklingError as error:
+        what = f"backbone file {path} is damaged or holds more than tensors ({one_line(error)})"
+        raise ClipError(what, "save only its state dict", path) from error
+    except PermissionError as error:
+        raise ClipError(f"backbone file {path} cannot be read", "change its permissions", path) from error
+    except MemoryError as error:
+        raise ClipError(f"backbone file {path} does not fit in memory", "free some memory", path) from error
+    except Exception as error:  # a damaged file makes the readers fail in any way
+        explained = isinstance(error, (ValueError, RuntimeError, zipfile.BadZipFile, SafetensorError))
+        reason = one_line(error) if explained else "unreadable"
         what = f"backbone file {path} is damaged or not a weight file ({reason})"
         raise ClipError(what, "download or copy it again", path) from error
-    except pickle.UnpicklingError as error:  # its text is a page of advice
-        what = f"backbone file {path} is damaged or holds more than tensors"
-        raise ClipError(what, "save only its state dict", path) from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+
+
+def choose_tensors(value: Any, path: Path, nbytes: int) -> dict[str, Any]:
+    """The state dict in what a file of `nbytes` bytes holds: all of it, or the `state_dict` of a training checkpoint.
+
+    Raises:
+        ClipError: there is none.
+        ValueError: its tensors are too many, or larger than the file.
+    """
+    if isinstance(value, dict):
+        value = value.get("state_dict", value)
+    kinds = (Tensor, StoredTensor)
+    if not isinstance(value, dict) or not all(isinstance(k, str) and isinstance(v, kinds) for k, v in value.items()):
         raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    if len(value) > MAX_TENSORS or sum(tensor.nbytes for tensor in value.values()) > nbytes:
+        raise ValueError("its tensors are larger than the file, or too many")
+    return value
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether a zip archive is a TorchScript module (it has a code folder) rather than a saved dict."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+def copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(converted(tensor.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
+
+
+def in_safetensors(path: Path) -> dict[str, Readable]:
+    file = safe_open(path, "pt")  # whose tensors are parts of the file itself
+    names = list(file.keys())
+    if len(names) > MAX_TENSORS:
+        raise ValueError(f"it has {len(names)} tensors")
+
+    def read(name: str, dtype: torch.dtype | None) -> Tensor:
+        return copied(file.get_tensor(name), dtype)
+
+    return {name: Readable(file.get_slice(name).get_shape(), partial(read, name)) for name in names}
+
+
+def read_legacy(file: WeightFile, path: Path) -> Any:
+    """What torch.save wrote before version 1.6: five pickles, then the numbers."""
+    pickles = io.BytesIO(file.read(MAX_READ))
+    for _ in range(5):
+        for name, argument in operations(pickles):  # which are limited in number: those that torch.load reads are not
+            if name == "GLOBAL":
+                known(argument)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its text is a page of advice
+        raise pickle.UnpicklingError("torch.load refuses it") from error

@@ -1,0 +1,194 @@
+"""Builds a CLIP from the tensors of a weight file, by open_clip, with the sizes that the tensors have."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import resize_pos_embed, resize_text_pos_embed
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import LayerNormFp32
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.errors import one_line
+
+from .errors import ClipError
+from .weights import read_shapes, read_state_dict
+
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
+
+
+class CLIP(open_clip.CLIP):
+    """open_clip's CLIP with OpenAI's interface: `dtype`, images of any type, a `forward` that returns logits.
+
+    Its LayerNorms compute in fp32, whatever the type of their input. Arguments are those of `open_clip.CLIP`, without
+    `cast_dtype`.
+    """
+
+    def __init__(self, embed_dim: int, vision_cfg: dict, text_cfg: dict, quick_gelu: bool = False, **options):
+        # open_clip chooses its LayerNormFp32 by a half cast_dtype, and uses this argument for nothing else.
+        super().__init__(embed_dim, vision_cfg, text_cfg, quick_gelu, cast_dtype=torch.float16, **options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the image tower computes in: that of its first convolution."""
+        return next(weight for weight in self.visual.parameters() if weight.dim() == 4).dtype
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """(images, 3, H, W) -> (images, joint width)."""
+        return super().encode_image(image.to(self.dtype), normalize)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(images, 3, H, W) and (texts, 77) -> logits (images, texts) and their transpose."""
+        image = self.encode_image(image, normalize=True)
+        logits = self.logit_scale.exp() * image @ self.encode_text(text, normalize=True).t()
+        return logits, logits.t()
+
+
+def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
+    """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
+
+    The generator of random numbers ends where initialising the model would leave it, so that a seed gives the prompts
+    that it always gave.
+
+    Args:
+        path: a file for `read_state_dict`.
+        precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
+        source: name of the weights, for errors.
+        config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
+        resize: whether to fit position embeddings of other lengths to the configuration, as open_clip does.
+
+    Raises:
+        ClipError: the file cannot be read, or a tensor is missing, is one too many, has another shape or is not finite.
+    """
+    shapes, remedy = read_shapes(path), "give another file"
+    try:
+        arguments = checked_sizes(config["model_cfg"] if config else openai_config(shapes), shapes)
+        with torch.device("meta"):  # no memory before its sizes are known to be those of the weights
+            model = new_clip(arguments, precision)
+        model.load_state_dict(fitted(shapes, model, resize))
+        if isinstance(model.visual, TimmModel):  # its constructor computes buffers
+            model = new_clip(arguments, precision)
+        else:
+            with torch.device("meta"), DrawingOnCpu():
+                new_clip(arguments, precision)
+            if model.attn_mask is not None:
+                model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
+        state = read_state_dict(path, {key: value.dtype for key, value in model.state_dict().items()})
+        model.load_state_dict(fitted(state, model, resize), assign=True)
+        for key, value in (config or {}).get("preprocess_cfg", {}).items():
+            if key in ("mean", "std"):
+                setattr(model.visual, f"image_{key}", three_numbers(key, value))
+    except ClipError:
+        raise
+    except KeyError as error:
+        raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
+    except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
+        raise ClipError(f"{source} is not a CLIP that open_clip can build ({one_line(error)})", remedy) from error
+    return model
+
+
+def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Tensor]:
+    """The state dict without what is not a weight, and with the lengths of the model if `resize`."""
+    known = model.state_dict()
+    state = {key: value for key, value in state.items() if key in known or key.split(".")[-1] not in NOT_WEIGHTS}
+    if resize:
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    return state
+
+
+class DrawingOnCpu(TorchDispatchMode):
+    """Under it, a random operation on the meta device also draws the numbers that it would draw on the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            real = [torch.empty_like(arg, device="cpu") if isinstance(arg, Tensor) else arg for arg in args]
+            func(*real, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
+        return func(*args, **kwargs)
+
+
+def new_clip(config: dict, precision: str) -> CLIP:
+    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or fp16 in open_clip's way."""
+    model = CLIP(**config)
+    if precision == "fp16" and isinstance(model.visual, TimmModel):
+        model.half()
+        for module in model.modules():
+            if isinstance(module, LayerNormFp32):
+                module.float()
+    elif precision == "fp16":
+        open_clip.convert_weights_to_lp(model)
+    return model
+
+
+def three_numbers(key: str, value: Any) -> tuple[float, ...]:
+    if len(value) != 3 or not all(math.isfinite(number) for number in value) or (key == "std" and min(value) <= 0):
+        raise ValueError(f"preprocess_cfg has the {key} {value!r}")
+    return tuple(value)
+
+
+def checked_sizes(config: dict, state: Mapping[str, Tensor]) -> dict:
+    """The arguments of `CLIP`, such that building it on the meta device takes little time and nothing is downloaded.
+
+    Raises:
+        ValueError: the configuration names a model hub, or describes far more than the tensors are.
+    """
+    vision, text = config["vision_cfg"] | {"timm_model_pretrained": False}, config["text_cfg"]
+    if "hf_model_name" in text or ":" in (vision.get("timm_model_name") or ""):
+        raise ValueError("its configuration names a model of a hub")
+    depth = sum(vision["layers"]) if isinstance(vision.get("layers"), list | tuple) else vision.get("layers", 0)
+    if max(depth, text.get("layers", 0)) > len(state):
+        raise ValueError(f"its configuration has more layers than it has tensors ({len(state)})")
+    if text.get("context_length", 0) ** 2 > sum(value.numel() for value in state.values()):  # the mask of attention
+        raise ValueError(f"its configuration has a context of {text['context_length']} tokens")
+    return config | {"vision_cfg": vision}
+
+
+def openai_config(state: Mapping[str, Tensor]) -> dict:
+    """Arguments of `open_clip.CLIP`, with all sizes taken from the tensors.
+
+    Raises:
+        KeyError: a tensor is missing; the error is its name.
+    """
+
+    def layers(prefix: str) -> int:
+        depth = prefix.count(".")
+        return len({key.split(".")[depth] for key in state if key.startswith(prefix)})
+
+    if "visual.proj" in state:
+        patch = state["visual.conv1.weight"].shape[-1]
+        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        width = state["visual.conv1.weight"].shape[0]
+        vision = {
+            "layers": layers("visual.transformer.resblocks."),
+            "width": width,
+            "patch_size": patch,
+            "image_size": grid * patch,
+        }
+    else:
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        vision = {
+            "layers": tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+            "width": state["visual.layer1.0.conv1.weight"].shape[0],
+            "patch_size": None,
+            "image_size": grid * 32,
+        }
+    width = state["ln_final.weight"].shape[0]
+    text = {
+        "context_length": state["positional_embedding"].shape[0],
+        "vocab_size": state["token_embedding.weight"].shape[0],
+        "width": width,
+        "heads": width // 64,
+        "layers": layers("transformer.resblocks."),
+    }
+    return {
+        "embed_dim": state["text_projection"].shape[1],
+        "vision_cfg": vision,
+        "text_cfg": text,
+        "quick_gelu": True,
+    }
