@@ -1,8 +1,10 @@
 """An interrupted and resumed run is bit-identical to an uninterrupted one."""
 
+import contextlib
 import os
 import random
 import re
+from pathlib import Path
 
 import dassl.engine.base
 import numpy as np
@@ -324,3 +326,45 @@ def test_run_killed_between_best_and_last_checkpoint_resumes(root, tmp_path, mon
     )
     for name in names[1:]:
         assert_same(*(load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("full", "cut")))
+
+
+@pytest.mark.parametrize("final", ["last_step", "best_val"])
+@pytest.mark.parametrize("calls", range(1, 10))
+def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(root, tmp_path, monkeypatch, final, calls):
+    """It is killed when it renames or deletes a file for the n-th time; the next start completes what is missing."""
+    opts = ("OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", final)
+    make_trainer(root, tmp_path / "full", *opts).train()
+    made = []
+
+    def dying(real):
+        def call(*args):
+            made.append(1)
+            if len(made) >= calls:
+                raise Killed
+            real(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(os, "replace", dying(os.replace))
+        patch.setattr(os, "remove", dying(os.remove))
+        patch.setattr(Path, "unlink", lambda path, missing_ok: None)  # a killed process does not
+        make_trainer(root, tmp_path / "cut", *opts).train()
+    make_trainer(root, tmp_path / "cut", *opts).train()
+    names = sorted(os.listdir(tmp_path / "full/prompt_learner"))
+    assert sorted(os.listdir(tmp_path / "cut/prompt_learner")) == names
+    for name in names[1:]:
+        assert_same(*(load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("full", "cut")))
+
+
+def test_unfinished_files_of_others_are_kept(root, tmp_path):
+    folder = tmp_path / "prompt_learner"
+    folder.mkdir()
+    (folder / ".model.pth.tar-1.4711.tmp").write_bytes(b"half")
+    (folder / ".checkpoint.4711.tmp").symlink_to(tmp_path / "elsewhere")
+    for name in (".model.pth.tar-x.4711.tmp", "checkpoint.4711.tmp", ".notes.1.tmp"):
+        (folder / name).write_text("mine")
+    make_trainer(root, tmp_path).train()
+    kept = [".model.pth.tar-x.4711.tmp", ".notes.1.tmp", "checkpoint", "checkpoint.4711.tmp", "model.pth.tar-3"]
+    assert sorted(os.listdir(folder)) == kept

@@ -5,8 +5,10 @@ import os
 from collections import OrderedDict
 
 import torch
-from dassl.engine.run_state import load_newest, rng_state, set_rng_state
-from dassl.utils import MissingFileError, UsageError, load_checkpoint, save_checkpoint, tolist_if_not
+from dassl.engine.run_state import fitted_run_state, load_newest, rng_state, set_rng_state
+from dassl.utils import MissingFileError, save_checkpoint, tolist_if_not
+from dassl.utils.checkpoint import load_training_state
+from dassl.utils.state_checks import load_part
 
 
 class TrainerBase:
@@ -187,28 +189,15 @@ class TrainerBase:
             parts = {"state_dict": self._models, "optimizer": self._optims, "scheduler": self._scheds}
             for key, targets in parts.items():
                 if targets[name] is not None and checkpoint.get(key) is not None:
-                    self._load_part(targets[name], checkpoint[key], f"{key} of the checkpoint of {name}", directory)
+                    load_part(targets[name], checkpoint[key], f"{key} of the checkpoint of {name} in {directory}")
                     print(f"Loaded {key} of {name}")
         first = next(iter(checkpoints.values()))
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
-            self.load_run_state(first["run"])
+            self.load_run_state(fitted_run_state(self.run_state(), first["run"], first["epoch"]))
         self._saved_epoch = first["epoch"]
         print(f"Previous epoch: {first['epoch']}")
         return first["epoch"]
-
-    @staticmethod
-    def _load_part(target, state, what, directory):
-        if isinstance(target, torch.nn.DataParallel):
-            target = target.module  # save_checkpoint removes its prefix
-        try:
-            target.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(
-                f"the {what} in {directory} does not fit this run ({reason}); "
-                "use the settings that it was trained with, or another OUTPUT_DIR"
-            ) from error
 
     def run_state(self):
         """Everything except the models that a resumed run needs, as plain values and tensors.
@@ -232,7 +221,6 @@ class TrainerBase:
         self.best_result = state["best_result"]
         self.train_seconds = state["train_seconds"]
         self._transient_epochs = set(state["transient_epochs"])
-        # A disabled scaler (no CUDA) saves an empty state, which an enabled one refuses to load.
         if state.get("scaler") and self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -254,11 +242,11 @@ class TrainerBase:
             path = os.path.join(directory, name, model_file)
             if not os.path.exists(path):
                 raise MissingFileError(f"no checkpoint at {path}; check the model directory and the epoch to load")
-            checkpoint = load_checkpoint(path)
+            checkpoint = load_training_state(path)
             val_result = checkpoint.get("val_result")
             shown = f", val_result={val_result:.1f}" if val_result is not None else ""
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{shown})")
-            self._load_part(self._models[name], checkpoint["state_dict"], f"checkpoint of {name}", directory)
+            load_part(self._models[name], checkpoint["state_dict"], f"checkpoint of {name} in {directory}")
 
     # TensorBoard
 

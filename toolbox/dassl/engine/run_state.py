@@ -3,14 +3,16 @@
 It consists of plain values and tensors, so that a checkpoint loads without executing code that it names.
 """
 
+import contextlib
 import os
 import random
 import re
 
 import numpy as np
 import torch
-from dassl.utils import UsageError, load_checkpoint
-from dassl.utils.checkpoint import newest_checkpoint
+from dassl.utils import UsageError
+from dassl.utils.checkpoint import load_training_state, newest_checkpoint
+from dassl.utils.state_checks import MISFITS, fitted
 
 
 def rng_state():
@@ -26,14 +28,56 @@ def rng_state():
 
 
 def set_rng_state(state):
-    """Restore what `rng_state` returned; states of CUDA devices that this machine lacks are ignored."""
-    version, words, gauss_next = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss_next))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state.cpu(), device)
+    """Restore what `rng_state` returned; states of CUDA devices that this machine lacks are ignored.
+
+    Raises:
+        UsageError: it is not the state of these generators.
+    """
+    own = rng_state()
+    # None accepts what is not always there: the second one of a pair of Gaussian numbers, states of other devices.
+    own |= {"python": (*own["python"][:2], None), "numpy": (*own["numpy"][:4], None), "cuda": None}
+    try:
+        cuda = state["cuda"][: torch.cuda.device_count()]
+        state = fitted(own, {**state, "cuda": None}, "rng")
+        version, words, gauss_next = state["python"]
+        random.setstate((version, tuple(words.tolist()), gauss_next))
+        name, keys, position, *rest = state["numpy"]
+        if position > len(keys):
+            raise ValueError("rng.numpy.2 is not a position")
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, *rest))
+        torch.set_rng_state(state["torch"].cpu())
+        for device, cuda_state in enumerate(cuda):
+            torch.cuda.set_rng_state(cuda_state.cpu(), device)
+    except MISFITS as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"the random states of the checkpoint are damaged ({reason}); use another epoch's") from error
+
+
+def fitted_run_state(own, state, epoch):
+    """The run state of a checkpoint, checked; entries that the toolbox does not know stay as they are.
+
+    Args:
+        own (dict): what this run would save now.
+        state (dict): from the checkpoint.
+        epoch (int): of the checkpoint, from 1.
+
+    Raises:
+        UsageError: an entry is missing, or has another form or an impossible value.
+    """
+    own, state = dict(own), dict(state)
+    try:
+        rng, transient = dict(state["rng"]), list(state["transient_epochs"])
+        if not all(type(number) is int and 1 <= number <= epoch for number in transient):
+            raise ValueError("transient_epochs is not a list of epochs")
+        own |= {"transient_epochs": None, "rng": None}
+        # A disabled scaler (no CUDA) saves an empty state, which an enabled one refuses to load.
+        if not (own.get("scaler") and state.get("scaler")):
+            own.pop("scaler", None)
+            state.pop("scaler", None)
+        checked = fitted(own, {**state, "transient_epochs": None, "rng": None})
+    except MISFITS as error:
+        raise UsageError(f"the run state of the checkpoint is damaged ({error}); use another epoch's") from error
+    return {**state, **checked, "transient_epochs": transient, "rng": rng}
 
 
 def load_newest(directory, names):
@@ -55,7 +99,7 @@ def load_newest(directory, names):
     paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():
         return None
-    newest = {name: load_checkpoint(path) for name, path in paths.items()}
+    newest = {name: load_training_state(path) for name, path in paths.items()}
     epochs = {name: checkpoint["epoch"] for name, checkpoint in newest.items()}
     if len(set(epochs.values())) == 1:
         return newest
@@ -70,16 +114,22 @@ def load_newest(directory, names):
         )
     epoch = max(common)
     print(f"The last save was interrupted: the newest epoch that all models have is {epoch}")
-    return {name: load_checkpoint(available[name][epoch]) for name in names}
+    return {name: load_training_state(available[name][epoch]) for name in names}
 
 
 def remove_epochs(directory, names, epochs):
     """Delete the checkpoints of these epochs (counted from 1) of all models, where they exist."""
-    for name in names:
-        for epoch in epochs:
-            path = os.path.join(directory, name, f"model.pth.tar-{epoch}")
-            if os.path.exists(path):
-                os.remove(path)
+    for folder in (os.path.join(directory, name) for name in names):
+        if not os.path.islink(folder):  # it may lead to another run
+            for epoch in epochs:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(folder, f"model.pth.tar-{epoch}"))
+
+
+def is_save_interrupted(directory, names):
+    """Whether a run was killed between saving an epoch as the best one and as the newest one."""
+    newest = (newest_checkpoint(os.path.join(directory, name)) for name in names)
+    return any(path is not None and os.path.basename(path) == "model-best.pth.tar" for path in newest)
 
 
 def _epoch_files(folder):

@@ -9,7 +9,7 @@ import torch
 from dassl.data import DataManager
 from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
-from dassl.engine.run_state import remove_epochs
+from dassl.engine.run_state import is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
 from dassl.modeling import build_backbone, build_head
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -21,6 +21,7 @@ from dassl.utils import (
     load_pretrained_weights,
     mkdir_if_missing,
 )
+from dassl.utils.archive import remove_temporary_files
 from torch import nn
 from tqdm import tqdm
 
@@ -150,9 +151,18 @@ class SimpleTrainer(TrainerBase):
     def before_train(self):
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
-        if os.path.realpath(directory) != os.path.realpath(self.output_dir):
-            self._transient_epochs = set()  # never delete files of another run
+        if self.start_epoch > self.max_epoch:
+            raise UsageError(
+                f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is "
+                f"{self.max_epoch}: use the settings that it was trained with, or another OUTPUT_DIR"
+            )
         self._resumed_seconds = self.train_seconds
+        for name in self.get_model_names():
+            remove_temporary_files(os.path.join(self.output_dir, name))
+        if os.path.realpath(directory) == os.path.realpath(self.output_dir):
+            self._complete_save()
+        else:
+            self._transient_epochs = set()  # never delete files of another run
 
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
@@ -186,15 +196,27 @@ class SimpleTrainer(TrainerBase):
             self.save_model(self.epoch, self.output_dir, val_result=val_result, model_name="model-best.pth.tar")
         self._save_epoch()
 
+    def _complete_save(self):
+        """Do what is left of the save of the epoch to resume from, if the run was killed during it."""
+        if self.start_epoch and is_save_interrupted(self.output_dir, self.get_model_names()):
+            self.epoch = self.start_epoch - 1
+            self._save_epoch()
+        else:
+            self._remove_stale(self.start_epoch)
+
     def _save_epoch(self):
         """Save the epoch, then delete the checkpoints that TRAIN.CHECKPOINT_FREQ does not keep."""
         number = self.epoch + 1
         freq = self.cfg.TRAIN.CHECKPOINT_FREQ
-        stale = self._transient_epochs - {number}
         if number < self.max_epoch and not (freq > 0 and number % freq == 0):
             self._transient_epochs.add(number)
         self.save_model(self.epoch, self.output_dir)
         # Only after all models are saved: a run that is killed at any time then has one epoch with all models.
+        self._remove_stale(number)
+
+    def _remove_stale(self, newest):
+        """Delete the transient checkpoints of the epochs (from 1) before the newest."""
+        stale = self._transient_epochs - {newest}
         remove_epochs(self.output_dir, self.get_model_names(), stale)
         self._transient_epochs -= stale
 

@@ -1,6 +1,5 @@
-"""Checkpoints: written atomically, and read without executing code that a file names."""
+"""Checkpoints: written atomically with a checksum, and read without executing code that a file names."""
 
-import contextlib
 import io
 import os
 import re
@@ -11,26 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn as nn
 
+from .archive import DamagedError, check_whole, seal, write_atomically
 from .errors import MissingFileError, UsageError
+from .state_checks import PickledObject, check_finite, check_tensors, check_training_state, load_part
 from .tools import mkdir_if_missing
 
+LONGEST_NAME = 255  # bytes
+
 __all__ = ["load_checkpoint", "load_pretrained_weights", "resume_from_checkpoint", "save_checkpoint"]
-
-
-class PickledObject:
-    """Replaces a pickled optimiser or scheduler: has its attributes and no behaviour."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        """Ignore the arguments in the pickle."""
-
-    def __setstate__(self, state):
-        if isinstance(state, dict):
-            self.__dict__.update(state)
 
 
 def _plain_dict(factory=None):
@@ -58,39 +46,6 @@ def _safe_globals():
     names.update(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW"))
     inert = ((PickledObject, name) for name in sorted(names))
     return [OrderedDict, dict, list, int, (_plain_dict, "collections.defaultdict"), *inert]
-
-
-def _sync_folder(folder):
-    """Flush a folder's list of files to disk, if the file system supports that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_atomically(path, content):
-    """Write ``content`` (bytes) to a temporary file, then rename it to ``path``.
-
-    Raises:
-        OSError: names ``path``; an earlier file is unchanged and the temporary file is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = f"cannot write: {error.strerror}; an earlier file is unchanged"
-        raise OSError(error.errno, reason, str(path)) from error
-    except BaseException:  # interrupted
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _without_numpy(value):
@@ -141,17 +96,18 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
             stacklevel=2,
         )
 
+    seal(buffer)
     content = buffer.getbuffer()
     mkdir_if_missing(save_dir)
     folder = Path(save_dir)
     fpath = folder / (model_name or f"model.pth.tar-{state['epoch']}")
-    _write_atomically(fpath, content)
+    write_atomically(fpath, content)
     print(f"Checkpoint saved to {fpath}")
     if is_best:
         best = folder / "model-best.pth.tar"
-        _write_atomically(best, content)
+        write_atomically(best, content)
         print(f'Best checkpoint saved to "{best}"')
-    _write_atomically(folder / "checkpoint", f"{fpath.name}\n".encode())
+    write_atomically(folder / "checkpoint", f"{fpath.name}\n".encode())
 
 
 def load_checkpoint(fpath):
@@ -167,46 +123,76 @@ def load_checkpoint(fpath):
         dict: the state that :func:`save_checkpoint` was given.
 
     Raises:
-        UsageError: the file is missing, truncated or not a checkpoint, or contains something other than tensors and
+        UsageError: the file is missing, damaged or not a checkpoint, or contains something other than tensors and
             plain values, which the message names.
     """
     if fpath is None:
         raise UsageError("no checkpoint file given: pass its path")
     if not os.path.exists(fpath):
         raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
-    try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(fpath, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make the unpickler raise nearly anything
-        # Only torch's message says which name was refused: get_unsafe_globals_in_checkpoint reads zip files, but not
-        # the legacy format. If the message changes, the file is still refused, with the text below.
-        named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-        if named:
-            module, dot, name = named[1].rpartition(".")
-            module = IMPORT_MAPPING.get(module, module)  # pickles use the module names of Python 2
-            raise UsageError(
-                f'"{fpath}" contains {module}{dot}{name}, which is neither a tensor nor a plain value, and is not '
-                "loaded: use a checkpoint from a source you trust with only tensors and plain values"
-            ) from error
-        raise UsageError(
-            f'"{fpath}" is not a whole checkpoint ({type(error).__name__}): it is truncated or another kind of file; '
-            "use the checkpoint of another epoch or train again"
-        ) from error
+    if not os.path.isfile(fpath):  # reading a pipe would wait for ever
+        raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
+    with open(fpath, "rb") as file:
+        try:
+            check_whole(file)
+            file.seek(0)
+            with torch.serialization.safe_globals(_safe_globals()):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+            check_tensors(content)
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file can make the unpickler raise nearly anything
+            if "allocate memory" in str(error):  # torch has no class for it
+                raise MemoryError(f'"{fpath}" does not fit into the memory') from error
+            raise UsageError(_refusal(fpath, error)) from error
+    return content
+
+
+def _refusal(fpath, error):
+    """What is wrong with a file whose reading raised this error, and what to do."""
+    # Only torch's message says which name was refused: get_unsafe_globals_in_checkpoint reads zip files, but not the
+    # legacy format. If the message changes, the file is still refused, with the text below.
+    named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+    if named:
+        module, dot, name = named[1].rpartition(".")
+        module = IMPORT_MAPPING.get(module, module)  # pickles use the module names of Python 2
+        return (
+            f'"{fpath}" contains {module}{dot}{name}, which is neither a tensor nor a plain value, and is not '
+            "loaded: use a checkpoint from a source you trust with only tensors and plain values"
+        )
+    reason = error if isinstance(error, DamagedError) else type(error).__name__
+    return (
+        f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
+        "use the checkpoint of another epoch or train again"
+    )
+
+
+def load_training_state(fpath):
+    """:func:`load_checkpoint` for a checkpoint of a training run, not a bare state dict.
+
+    Raises:
+        UsageError: also if the content has another form than that of :func:`save_checkpoint`.
+    """
+    checkpoint = load_checkpoint(fpath)
+    check_training_state(checkpoint, fpath)
+    return checkpoint
 
 
 def newest_checkpoint(folder):
     """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there is no such file.
 
     Raises:
+        UsageError: the text file does not name a file of this folder.
         MissingFileError: the text file names a checkpoint that does not exist.
     """
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
         return None
-    with open(pointer, encoding="utf-8") as file:
-        path = os.path.join(folder, file.readline().strip())
+    with open(pointer, "rb") as file:
+        name = os.fsdecode(file.readline(LONGEST_NAME).strip())
+    if os.path.basename(name) != name or not name.isprintable():
+        raise UsageError(f"{pointer} does not name a file of its folder: delete it, or write the name of a checkpoint")
+    path = os.path.join(folder, name)
     if not os.path.isfile(path):
         raise MissingFileError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
     return path
@@ -231,14 +217,12 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     path = newest_checkpoint(fdir)
     if path is None:
         raise MissingFileError(f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder")
-    checkpoint = load_checkpoint(path)
-    if isinstance(model, nn.DataParallel):
-        model = model.module
-    model.load_state_dict(checkpoint["state_dict"])
+    checkpoint = load_training_state(path)
+    load_part(model, checkpoint["state_dict"], f"checkpoint {path}")
     print("Loaded model weights")
     for target, key in ((optimizer, "optimizer"), (scheduler, "scheduler")):
         if target is not None and checkpoint.get(key) is not None:
-            target.load_state_dict(checkpoint[key])
+            load_part(target, checkpoint[key], f"{key} of {path}")
             print(f"Loaded {key}")
     start_epoch = checkpoint["epoch"]
     print(f"Previous epoch: {start_epoch}")
@@ -256,15 +240,16 @@ def load_pretrained_weights(model, weight_path):
         UsageError: the file cannot be loaded.
     """
     checkpoint = load_checkpoint(weight_path)
-    if not isinstance(checkpoint, dict):
-        raise UsageError(f'"{weight_path}" contains a {type(checkpoint).__name__}, not a state dict')
-    weights = _strip_module(checkpoint.get("state_dict", checkpoint))
-    own = model.state_dict()
+    weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
+    weights, own = _strip_module(weights), model.state_dict()
     matched = {
         key: weight
         for key, weight in weights.items()
         if key in own and isinstance(weight, torch.Tensor) and own[key].shape == weight.shape
     }
+    check_finite(matched, matched, f'file "{weight_path}"')
     discarded = [key for key in weights if key not in matched]
     model.load_state_dict({**own, **matched})
     if not matched:

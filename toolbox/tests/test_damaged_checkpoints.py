@@ -1,0 +1,292 @@
+"""Damaged and hostile checkpoints: every changed bit is noticed, and everything is checked before it is used."""
+
+import contextlib
+import copy
+import os
+import random
+import shutil
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import torch
+from dassl.engine import TrainerX
+from dassl.utils import UsageError, load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
+from tiny_project import make_images, make_trainer
+
+NAN = torch.tensor([float("nan")])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_images(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    """The output folder of a run of three epochs that was stopped after its second one."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = make_trainer(root, folder)
+    trainer.max_epoch = 2
+    trainer.train()
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the folder."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def newest(run):
+    return run / "prompt_learner/model.pth.tar-2"
+
+
+def refuses(path, words="is not a whole checkpoint"):
+    with pytest.raises(UsageError, match=words) as refusal:
+        load_checkpoint(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+# ---------------------------------------------------------------- checksums
+
+
+def test_every_flipped_bit_is_noticed(newest):
+    content = newest.read_bytes()
+    bits = random.Random(13).sample(range(len(content) * 8), 300)
+    bits += [byte * 8 + byte % 8 for byte in range(len(content) - 93, len(content))]  # end of the directory, and seal
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        newest.write_bytes(damaged)
+        refuses(newest)
+    newest.write_bytes(content)
+    assert load_checkpoint(newest)["epoch"] == 2
+
+
+@pytest.mark.parametrize("removed", [1, 22, 64, 71, 93, 1000])
+def test_cut_off_file_is_noticed(newest, removed):
+    newest.write_bytes(newest.read_bytes()[:-removed])
+    refuses(newest)
+
+
+@pytest.mark.parametrize("options", [{"weights_only": True}, {"weights_only": False}, {"mmap": True}], ids=str)
+def test_torch_itself_loads_a_sealed_file(newest, options):
+    ours, theirs = load_checkpoint(newest), torch.load(newest, **options)
+    assert ours.keys() == theirs.keys() and torch.equal(ours["state_dict"]["ctx"], theirs["state_dict"]["ctx"])
+    with zipfile.ZipFile(newest) as archive:
+        assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
+
+
+def test_flipped_bits_of_a_published_file_are_noticed_by_its_crcs(newest):
+    torch.save(load_checkpoint(newest), newest)
+    content = newest.read_bytes()
+    assert load_checkpoint(newest)["epoch"] == 2
+    with zipfile.ZipFile(newest) as archive:
+        members = [(member.header_offset + 100, member.file_size) for member in archive.infolist()]
+    chance = random.Random(13)
+    for start, size in [member for member in members if member[1] > 200]:
+        for _ in range(10):
+            damaged = bytearray(content)
+            damaged[start + chance.randrange(size - 100)] ^= 1 << chance.randrange(8)
+            newest.write_bytes(damaged)
+            refuses(newest)
+
+
+def test_compressed_archive_is_refused(newest, tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(10**6)}, "epoch": 1}, newest)
+    with zipfile.ZipFile(newest) as archive, zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for member in archive.infolist():
+            bomb.writestr(member.filename, archive.read(member))
+    refuses(tmp_path / "a", "it is compressed")
+
+
+def test_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refuses(tmp_path / "pipe", "is not a regular file")
+    with pytest.raises(UsageError, match="is not a regular file"):
+        load_pretrained_weights(torch.nn.Linear(2, 2), tmp_path / "pipe")
+
+
+# ---------------------------------------------------------------- tensors
+
+
+class Subclass(torch.Tensor):
+    """torch saves its class by name."""
+
+
+def with_attribute():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.isfinite = "not a method"
+    return parameter
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        with_attribute,
+        lambda: torch.ones(1).expand(10**12),
+        lambda: torch.ones(2, dtype=torch.complex64),
+        lambda: torch.ones(2, 2).to_sparse(),
+        lambda: torch.ones(2, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        lambda: torch.ones(2).to(torch.float8_e4m3fn),
+        lambda: torch.ones(2).as_subclass(Subclass),
+    ],
+    ids=["attribute", "larger than its data", "complex", "sparse", "meta", "quantized", "float8", "subclass"],
+)
+@pytest.mark.parametrize("place", ["state_dict", "elsewhere"])
+def test_other_kinds_of_tensors_are_refused(tensor, place, tmp_path):
+    content = {"state_dict": {}, "epoch": 1, "elsewhere": [{}, (1, {})]}
+    (content["state_dict"] if place == "state_dict" else content["elsewhere"][1][1])["w"] = tensor()
+    torch.save(content, tmp_path / "a")
+    refuses(tmp_path / "a", "is not a whole checkpoint|neither a tensor nor a plain value")
+
+
+def test_state_dict_with_attributes_loads_without_them(tmp_path):
+    state = OrderedDict(w=torch.ones(2))
+    state.keys = state._metadata = "not a method"
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "a")
+    assert list(load_checkpoint(tmp_path / "a")["state_dict"].keys()) == ["w"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_learned_tensors_that_are_not_finite_are_refused_by_name(value, root, run, newest):
+    checkpoint = load_checkpoint(newest)
+    checkpoint["state_dict"]["ctx"][1, 2] = value
+    torch.save(checkpoint, newest)
+    trainer = make_trainer(root, run)
+    with pytest.raises(UsageError, match="ctx of the checkpoint of prompt_learner in .* is not finite"):
+        TrainerX.load_model(trainer, str(run), epoch=2)
+    with pytest.raises(UsageError, match="ctx of the state_dict of .* is not finite"):
+        trainer.train()
+    with pytest.raises(UsageError, match="ctx of the checkpoint .* is not finite"):
+        resume_from_checkpoint(newest.parent, trainer.model.prompt_learner)
+    with pytest.raises(UsageError, match="ctx of the file .* is not finite"):
+        load_pretrained_weights(trainer.model.prompt_learner, newest)
+
+
+def test_buffers_may_be_infinite(tmp_path):
+    model = torch.nn.Module()
+    model.register_buffer("mask", torch.full((2,), float("-inf")))
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1}, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model) == 1
+
+
+# ---------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"../other/model.pth.tar-1", b"/etc/passwd", b"a\0b", b"\n"])
+def test_file_that_names_the_newest_checkpoint_is_damaged(content, root, run):
+    (run / "prompt_learner/checkpoint").write_bytes(content)
+    with pytest.raises(UsageError, match="prompt_learner/checkpoint (does not name a file|names .* does not exist)"):
+        make_trainer(root, run).train()
+
+
+def test_no_file_elsewhere_is_deleted(root, run, newest):
+    (run / "mine").write_text("kept")
+    checkpoint = load_checkpoint(newest)
+    for transient in ("1/../../mine", "../mine"):
+        checkpoint["run"]["transient_epochs"] = [transient]
+        torch.save(checkpoint, newest)
+        with pytest.raises(UsageError, match="transient_epochs is not a list of epochs"):
+            make_trainer(root, run).train()
+    assert (run / "mine").read_text() == "kept"
+
+
+def test_no_file_behind_a_link_is_deleted(root, run, tmp_path):
+    """A folder of checkpoints that is a link may lead to another run's."""
+    other = tmp_path / "other"
+    (run / "prompt_learner").rename(other)
+    (other / "model.pth.tar-1").write_text("of another run")
+    (run / "prompt_learner").symlink_to(other)
+    make_trainer(root, run).train()
+    assert (other / "model.pth.tar-1").exists()
+
+
+def test_epoch_beyond_the_last_is_refused(root, run):
+    with pytest.raises(UsageError, match="is of epoch 2, but OPTIM.MAX_EPOCH is 1"):
+        make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()
+
+
+# ---------------------------------------------------------------- mutations
+
+LOOP = []
+LOOP.append(LOOP)
+HOSTILE = [None, True, -1, 0, 10**9, 10**400, 0.5, -1e308, "", "../../x", b"\xff", [], {}, (), LOOP, "delete", "swap"]
+HOSTILE += [float("nan"), float("inf"), NAN, torch.ones(3), torch.ones(2, dtype=torch.int64), torch.zeros(())]
+HOSTILE += [torch.ones(2, dtype=torch.complex64), torch.ones(1).expand(10**12), {"x": 1}, [1, 2, 3], {0: {0: 0}}]
+
+
+def places(value, path=()):
+    """The paths of all entries of nested dicts, lists and tuples."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, entry in entries:
+        yield (*path, key)
+        yield from places(entry, (*path, key))
+
+
+def mutated(content, path, change):
+    """A copy of the content with one entry changed."""
+    if not path:
+        if isinstance(change, str) and change == "swap" and isinstance(content, torch.Tensor):
+            return torch.from_numpy(content.numpy().byteswap())
+        return change
+    key, *rest = path
+    result = list(content) if isinstance(content, list | tuple) else copy.copy(content)
+    if not rest and isinstance(change, str) and change == "delete":
+        del result[key]
+    else:
+        result[key] = mutated(content[key], rest, change)
+    return tuple(result) if isinstance(content, tuple) else result
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, monkeypatch, optimizer):
+    """A run that accepts one trains on; a learning rate of 10**9 makes it diverge, which has its own error."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    options = ("OPTIM.NAME", optimizer, "OPTIM.MAX_EPOCH", 4, "OPTIM.LR", 0.01)
+    trainer = make_trainer(root, tmp_path, *options)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.scaler.scale(torch.ones(1))
+    trainer.max_epoch = 2
+    trainer.train()
+    path = tmp_path / "prompt_learner/model.pth.tar-2"
+    content = load_checkpoint(path)
+    batch = next(iter(trainer.train_loader_x))
+    chance = random.Random(13)
+    cases = [(where, change) for where in places(content) for change in HOSTILE]
+    first = [case for case in cases if len(case[0]) == 1]
+    accepted = 0
+    for where, change in first + chance.sample(cases, 100):
+        torch.save(mutated(content, where, change), path)
+        resumed = make_trainer_like(trainer)
+        try:
+            epoch = resumed.resume_model_if_exist(str(tmp_path))
+            TrainerX.load_model(resumed, str(tmp_path), epoch=2)
+        except UsageError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+            continue
+        accepted += 1
+        assert 0 <= epoch, (where, change)
+        resumed.batch_idx, resumed.num_batches = 0, 1
+        with contextlib.suppress(FloatingPointError):
+            resumed.forward_backward(batch)
+        resumed.save_model(epoch, str(tmp_path / "again"))
+    assert 0 < accepted < len(first)
+
+
+def make_trainer_like(trainer):
+    """A copy of a trainer, faster than another one."""
+    loaders = {key: None for key in vars(trainer) if "loader" in key or key in ("dm", "_writer")}
+    memo = {id(getattr(trainer, key)): value for key, value in loaders.items()}
+    return copy.deepcopy(trainer, memo)
