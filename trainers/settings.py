@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
 from reprlib import repr as shown  # on one line
 from types import UnionType
-from typing import Any, ClassVar, Union, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import UsageError
 
@@ -46,6 +46,11 @@ class MethodSettings:
             raise UsageError(f"PREC is {self.PREC!r}, not one of {', '.join(PRECISIONS)}")
         for item in fields(self):
             self.check_value(item.name, getattr(self, item.name))
+        for name in self.flexible():  # yacs holds the others to the type of their default
+            kinds = [get_origin(kind) or kind for kind in get_args(get_type_hints(type(self))[name])]
+            if not isinstance(value := getattr(self, name), (*kinds, *([tuple] if list in kinds else []))):
+                words = " or ".join(kind.__name__ for kind in kinds)
+                raise UsageError(f"{name} is {shown(value)}", f"give a value of the type {words}")
         self.check()
 
     def check_value(self, key: str, value: Any) -> None:
