@@ -45,11 +45,11 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
                 raise
             if debug:
                 print_traceback(error)
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print(f"error: {for_terminal(str(error))}", file=sys.stderr)
             sys.exit(2)
 
 
-def one_line(text: str) -> str:
+def for_terminal(text: str) -> str:
     """The text in one line that a terminal only shows: names in files may hold control characters, or have no end."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

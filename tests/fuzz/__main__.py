@@ -11,6 +11,7 @@ import gc
 import io
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -23,10 +24,11 @@ from pathlib import Path
 import open_clip
 import torch
 
+from clip import tokenize
 from common.version import source
 from experiments.environment import environment
 
-from . import corpus, files, settings, texts, weights  # noqa: F401 - they register their kinds
+from . import corpus, files, models, settings, texts, weights  # noqa: F401 - they register their kinds
 from .cases import kind_of, make
 from .harness import fuzz, table
 from .worker import in_process
@@ -48,7 +50,8 @@ def main() -> int:
         started = time.monotonic()
         counts, failures = fuzz(partial(make, args.seed), args.only or range(args.count), scratch, keep)
     print(table(counts))
-    print(f"{time.monotonic() - started:.0f} seconds, seed {args.seed}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{time.monotonic() - started:.0f} seconds ({used.ru_utime + used.ru_stime:.0f} of a core), seed {args.seed}")
     for number, what in failures:
         print(f"make fuzz SEED={args.seed} ONLY={number}  # {kind_of(number)}: {what.strip().splitlines()[-1][:300]}")
     if failures:
@@ -74,6 +77,7 @@ def set_up(scratch: Path) -> None:
         with suppress(ImportError):
             import_module(name)
     environment(), source()  # they start processes, once
+    tokenize(["a photo"])
     open_clip.add_model_config(scratch / "base/ViT-tiny.json")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about objects in checkpoints and twice the same name in archives

@@ -20,6 +20,7 @@ from trees import build_tree
 
 from clip.random_weights import random_tensor
 from common.start import ROOT
+from experiments.inference import export
 from experiments.run import main
 
 BASE = "../../base"  # from the folder of a case
@@ -125,6 +126,7 @@ def build(base: Path, case: Path) -> None:
         prompts = load_checkpoint(str(file))["state_dict"]
         (base / "published" / method / file.parent.name).mkdir(parents=True)
         torch.save(published(prompts), base / "published" / method / file.parent.name / file.name)
+    export.main([f"{BASE}/runs/CoOp", "--to", f"{BASE}/exported"])
     for name in PACKED:
         for file, content in packed(name, build_tree(name, base / "trees"), base / f"packing_{name}").items():
             (base / "packed" / name).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from random import Random
 
 from .changes import NAMES, OUTSIDE, change_bytes
 
-BOMB = 10**8  # bytes of a member that takes 100 kB in its archive
+BOMB = 2 * 10**7  # bytes of a member that takes 20 kB in its archive
 
 
 def texts(*lines: str) -> bytes:

@@ -171,18 +171,20 @@ def backbone(rng: Random) -> Case:
     return with_backbone(rng, "weights.pt", changed_file(rng, Path(BASE, rng.choice(("tiny.pt", "legacy.pt")))))
 
 
-@kind("safetensors", share=4)
-def safetensors(rng: Random) -> Case:
-    before, how = content("tiny.safetensors"), rng.random()
+def changed_safetensors(rng: Random, before: bytes) -> bytes:
+    how = rng.random()
     if how < 0.6:
         (length,) = struct.unpack("<Q", before[:8])
         header = change_tree(rng, json.loads(before[8 : 8 + length]))
         written = as_json(header).encode(errors="surrogatepass")
         length = rng.choice((len(written), len(written), len(written), 0, 2**62, len(written) + 10**6))
-        data = struct.pack("<Q", length) + written + before[8 + length :]
-    else:
-        data = change_bytes(rng, before) if how < 0.95 else foreign(rng)
-    return with_backbone(rng, "weights.safetensors", data)
+        return struct.pack("<Q", length) + written + before[8 + length :]
+    return change_bytes(rng, before) if how < 0.95 else foreign(rng)
+
+
+@kind("safetensors", share=4)
+def safetensors(rng: Random) -> Case:
+    return with_backbone(rng, "weights.safetensors", changed_safetensors(rng, content("tiny.safetensors")))
 
 
 def as_json(tree: Any) -> str:

@@ -22,6 +22,7 @@ import experiments.studies.command
 from common import download
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
+from experiments.inference import predict
 from experiments.session import cli_main
 
 from .cases import Case
@@ -32,6 +33,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "study": experiments.studies.command.main,
     "prepare": preparing.main,
     "base2new": experiments.results.main,
+    "predict": predict.main,
 }
 GIGABYTES = 4
 KEPT = b"This file stays as it is.\n"  # ../outside/kept
@@ -62,6 +64,7 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
     """Run a case in this process, which has no other use. `report(verdict, what)` is called at least once."""
     os.environ |= {"HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
     tempfile.tempdir = str(folder)
+    os.fsync = lambda file: None  # nobody cuts the power
     outside = folder.parent / "outside"
     outside.mkdir(exist_ok=True)
     (outside / "kept").write_bytes(KEPT)

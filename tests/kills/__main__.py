@@ -16,7 +16,7 @@ from pathlib import Path
 
 from serving import serving
 
-from .chains import Tally, kill_at_random
+from .chains import Tally, kill_at_random, stopping
 from .subjects import subjects
 
 
@@ -52,7 +52,11 @@ def main() -> int:
             one.name: work(one, count, place / one.name, args.seed)
             for one, count in reversed(list(zip(chosen, kills, strict=True)))  # the study takes longest
         }
-        tallies = {name: futures[name].result() for name in (one.name for one in chosen)}
+        try:
+            tallies = {one.name: futures[one.name].result() for one in chosen}
+        finally:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
     print(table(tallies))
     print(f"{time.monotonic() - begun:.0f} seconds, seed {args.seed}")
     wrong = [line for tally in tallies.values() for line in tally.wrong]

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from threading import Event
 
 from finished import members
 
 from .subjects import Subject, content, differences
 
 PATIENCE = 300  # seconds for a command, of which none takes a tenth
+stopping = Event()  # set after Ctrl-C: the threads end
 
 
 @dataclass
@@ -65,9 +67,9 @@ def wait(process: subprocess.Popen, folder: Path, moment: Callable[[float, int],
         if process.poll() is not None:
             return True, count
         elapsed = time.monotonic() - begun
-        if elapsed > PATIENCE:
+        if elapsed > PATIENCE or stopping.is_set():
             os.killpg(process.pid, signal.SIGKILL)
-            raise TimeoutError(f"{process.args} has not ended after {PATIENCE} seconds")
+            raise TimeoutError(f"{process.args} was killed after {elapsed:.0f} seconds")
         if moment(elapsed, count):
             return False, count
         time.sleep(0.001)

@@ -1,0 +1,58 @@
+"""Cases of tools/predict.py: exported models, run folders and images from anybody."""
+
+import hashlib
+import json
+from pathlib import Path
+from random import Random
+
+import yaml
+
+from .cases import Case, kind
+from .changes import change_bytes
+from .corpus import BASE
+from .files import crafted_png, pictures
+from .texts import changed_json, changed_yaml
+from .weights import changed_file, changed_safetensors, only
+
+
+@kind("exported model", share=5)
+def exported(rng: Random) -> Case:
+    """A folder that tools/export.py wrote, with a change in one file; or an image for it."""
+    folder = Path(BASE, "exported")
+    description = json.loads((folder / "config.json").read_text())
+    prompts = (folder / "prompts.safetensors").read_bytes()
+    image = pictures()["0 PNG"]
+    case = Case("predict", ["model", "image.png", "--backbone", f"{BASE}/tiny.pt"])
+    use = rng.randrange(5)
+    if use < 2:
+        case.files["model/config.json"] = changed_json(rng, description)
+    elif use < 4:
+        prompts = changed_safetensors(rng, prompts)
+        if use == 2:  # whoever changes it can write its checksum
+            description["prompts_sha256"] = hashlib.sha256(prompts).hexdigest()
+    else:
+        image = crafted_png(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
+        case.argv.append(rng.choice(("--json", "--csv", "--topk=1")))
+    case.files.setdefault("model/config.json", json.dumps(description).encode())
+    case.files |= {"model/prompts.safetensors": prompts, "image.png": image}
+    return case
+
+
+@kind("run as a model", share=3)
+def run(rng: Random) -> Case:
+    """The folder of a finished run, with a change in one file."""
+    folder, checkpoint = Path(BASE, "runs/CoOp"), only("runs/CoOp")
+    content = checkpoint.read_bytes()
+    config, results = (folder / "config.yaml").read_text(), (folder / "results.json").read_text()
+    changed = rng.randrange(3)
+    return Case(
+        "predict",
+        ["run", "image.png", "--backbone", f"{BASE}/tiny.pt"],
+        {
+            f"run/{checkpoint.relative_to(folder)}": changed_file(rng, checkpoint) if changed == 0 else content,
+            "run/config.yaml": changed_yaml(rng, yaml.safe_load(config)) if changed == 1 else config.encode(),
+            "run/results.json": changed_json(rng, json.loads(results)) if changed == 2 else results.encode(),
+            f"run/{checkpoint.parent.name}/checkpoint": b"model.pth.tar-2\n",
+            "image.png": pictures()["0 PNG"],
+        },
+    )
