@@ -1,6 +1,10 @@
 """Checkpoints cross over to the published code and back, hold prompts only, and run nothing that they name."""
 
+import copy
+import functools
+import operator
 import os
+import random
 import shutil
 from collections import OrderedDict
 
@@ -239,6 +243,64 @@ def test_newest_checkpoint_is_found_without_its_text_file(trained, mpl, tmp_path
     trainer = mpl("all")
     trainer.load_model(str(tmp_path / "bare"))
     assert trainer.loaded_epoch == 10
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe\x00", b"../other/model.pth.tar-1", b"model.pth.tar-7"])
+def test_damaged_text_file_does_not_hide_the_newest_checkpoint(name, trained, mpl, tmp_path):
+    shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
+    (tmp_path / "run" / FOLDER / "checkpoint").write_bytes(name)
+    trainer = mpl("all")
+    trainer.load_model(str(tmp_path / "run"))
+    assert trainer.loaded_epoch == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "integers"])
+def test_prompts_that_are_not_finite_are_refused_by_name(value, trained, mpl, tmp_path):
+    shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
+    file = tmp_path / "run" / FOLDER / "model.pth.tar-1"
+    checkpoint = torch.load(file, weights_only=True)
+    prompt = checkpoint["state_dict"]["prompt_learner.ctx"]
+    if value == "integers":
+        checkpoint["state_dict"]["prompt_learner.ctx"] = prompt.long()
+    else:
+        prompt[0, 3] = value
+    torch.save(checkpoint, file)
+    trainer = mpl("all")
+    before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(
+        UsageError, match=r"prompt_learner.ctx in .*model.pth.tar-1 is not finite: use the checkpoint of"
+    ):
+        trainer.load_model(str(tmp_path / "run"))
+    assert same(trainer.model.state_dict(), before)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_mutated_checkpoints_are_refused_in_one_line_or_sound(trained, mpl, tmp_path):
+    """What a checkpoint says beside its tensors changes at random places; an evaluation that accepts it runs."""
+    shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
+    file = tmp_path / "run" / FOLDER / "model.pth.tar-1"
+    whole = torch.load(file, weights_only=True)
+    trainer, chance, accepted = mpl("all"), random.Random(13), 0
+    parts = [("metadata", key) for key in whole["metadata"]] + [("metadata", "settings", "N_CTX")]
+    parts += [("state_dict", "prompt_learner.ctx"), ("state_dict", "new"), ("state_dict",), ("epoch",), ("metadata",)]
+    values = [None, True, -1, 10**400, 0.5, float("nan"), "x\n" * 3000, b"\xff", [], {}, {"x": 1}, [[1]], (1, "a")]
+    values += [torch.ones(2), torch.ones(1, 64, dtype=torch.complex64), torch.ones(1).expand(1, 64), torch.zeros(0)]
+    cases = [(part, value) for part in parts for value in values]
+    for (*path, key), value in chance.sample(cases, 200):
+        checkpoint = copy.deepcopy(whole)
+        part = functools.reduce(operator.getitem, path, checkpoint)
+        part[key] = value
+        torch.save(checkpoint, file)
+        try:
+            trainer.load_model(str(tmp_path / "run"))
+        except (UsageError, DasslError):
+            continue
+        accepted += 1
+        assert logits(trainer).isfinite().all()
+    assert 0 < accepted < 100
 
 
 # ---------------------------------------------------------------- hostile ones

@@ -11,6 +11,9 @@ from common.errors import UsageError
 
 from . import compat
 
+LARGEST = 2**53  # number in a checkpoint
+METADATA = {"method": str, "backbone": str, "dataset": str, "settings": dict, "class_names": list}
+
 
 def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str) -> str:
     """Path of a run's checkpoint.
@@ -44,8 +47,9 @@ def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
         return [f"model.pth.tar-{epoch}"]
     names = ["model-best.pth.tar"]
     if os.path.isfile(os.path.join(folder, "checkpoint")):
-        with open(os.path.join(folder, "checkpoint")) as file:
-            names.append(file.readline().strip())
+        with open(os.path.join(folder, "checkpoint"), "rb") as file:
+            name = os.fsdecode(file.readline(255).strip())
+        names += [name] if name.isprintable() and os.path.basename(name) == name else []  # a file of this folder
     if os.path.isdir(folder):  # people pass checkpoints on without the file that names the newest
         numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
         names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
@@ -54,12 +58,28 @@ def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
 
 def is_checkpoint(content: Any) -> bool:
     """Whether a file's content has the form of a checkpoint: tensors by name, an epoch, and perhaps metadata."""
-    if not isinstance(content, dict) or not content.keys() >= {"state_dict", "epoch"}:
+    if not isinstance(content, dict):
         return False
-    state, metadata = content["state_dict"], content.get("metadata") or {}
-    tensors = isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
-    settings = metadata.get("settings") if isinstance(metadata, dict) else 0
-    return tensors and all(isinstance(key, str) for key in state) and isinstance(settings, dict | None)
+    state, epoch, metadata = map(content.get, ("state_dict", "epoch", "metadata"))
+    metadata = {} if metadata is None else metadata
+    return (
+        isinstance(state, dict)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+        and type(epoch) is int
+        and 0 <= epoch < LARGEST
+        and isinstance(metadata, dict)
+        and all(isinstance(metadata.get(key, kind()), kind) for key, kind in METADATA.items())
+        and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
+        and all(map(is_setting, metadata.get("settings", {}).values()))
+    )
+
+
+def is_setting(value: Any) -> bool:
+    """Whether it is a text, a flag, a number or a list of these."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(
+        isinstance(item, str | None) or (isinstance(item, int | float) and abs(item) < LARGEST) for item in values
+    )
 
 
 def select_prompts(
@@ -75,7 +95,8 @@ def select_prompts(
         expected: the state dict to fill.
 
     Raises:
-        UsageError: the prompts are another method's, or were learned with other settings or another backbone.
+        UsageError: the prompts are another method's, were learned with other settings or another backbone, or are not
+            finite.
     """
     state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
     method, written = metadata["method"], checkpoint.get("metadata") or {}
@@ -96,6 +117,9 @@ def select_prompts(
         if state[key].shape != tensor.shape:
             shapes = f"{tuple(state[key].shape)}, expected is {tuple(tensor.shape)}"
             raise UsageError(f"{key} in {path} has shape {shapes}", remedy, path)
+        if not state[key].is_floating_point() or not state[key].isfinite().all():
+            remedy = "use the checkpoint of another epoch, or train again"
+            raise UsageError(f"{key} in {path} is not finite", remedy, path)
     more = [key for key in learned if key not in expected]
     if more:
         raise UsageError(f"{path} has prompts beyond these settings, such as {more[0]}", remedy, path)

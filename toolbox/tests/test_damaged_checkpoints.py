@@ -277,7 +277,7 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, mo
             assert "\n" not in str(error) and len(str(error)) < 1000
             continue
         accepted += 1
-        assert 0 <= epoch, (where, change)
+        assert epoch >= 0, (where, change)
         resumed.batch_idx, resumed.num_batches = 0, 1
         with contextlib.suppress(FloatingPointError):
             resumed.forward_backward(batch)
