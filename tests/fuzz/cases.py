@@ -2,7 +2,6 @@
 
 import os
 import socket
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +83,3 @@ def make(seed: int, number: int) -> Case:
 def sometimes_special(rng: Random, content: bytes) -> bytes | str:
     """The content, or now and then something that is no regular file."""
     return rng.choice(SPECIAL) if rng.random() < 0.04 else content
-
-
-def is_regular(path: Path) -> bool:
-    return stat.S_ISREG(path.stat().st_mode)

@@ -92,7 +92,7 @@ def renamed(tree: Any, rng: Random) -> Any:
         return type(tree)([*tree, rng.choice(tree)])
     try:
         return rng.choice([str, bool, lambda value: [value], lambda value: {str(value): value}])(tree)
-    except ValueError:  # a number of too many digits
+    except (ValueError, RuntimeError):  # a number of too many digits, or a tensor
         return None
 
 

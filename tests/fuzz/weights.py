@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from dassl.utils import load_checkpoint, save_checkpoint
 
-from .cases import Case, kind, sometimes_special
+from .cases import SPECIAL, Case, kind, sometimes_special
 from .changes import change_bytes, change_tree, hostile
 from .corpus import BASE, METHODS, saved, train
 from .pickles import CODE, change_zip
@@ -125,15 +125,14 @@ def checkpoint(rng: Random) -> Case:
     before = file.read_bytes()
     damaged = rng.random() < 0.3
     after = sometimes_special(rng, change_bytes(rng, before) if damaged else changed_file(rng, file))
-    pointer = b"model.pth.tar-2\n"
-    if rng.random() < 0.1:
-        pointer = rng.choice(
-            (b"../../outside/kept", b"/dev/zero", b"\xff\xfe", b"", b"\0", b"model.pth.tar-9", b"." * 5000)
-        )
     case = Case("train", [], {f"run/{file.parent.name}/{file.name}": after})
-    case.files[f"run/{file.parent.name}/checkpoint"] = sometimes_special(rng, pointer)
-    if damaged and isinstance(after, bytes) and after != before:
+    pointer: bytes | str = b"model.pth.tar-2\n"
+    if rng.random() < 0.1:
+        wrong = (b"../../outside/kept", b"/dev/zero", b"\xff\xfe", b"", b"\0", b"model.pth.tar-9", b"." * 5000)
+        pointer = rng.choice((*wrong, *SPECIAL))
+    elif damaged and isinstance(after, bytes) and after != before:
         case.check = lambda: unnoticed(before, after)
+    case.files[f"run/{file.parent.name}/checkpoint"] = pointer
     use = rng.randrange(5)
     if use < 2:
         case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * (use == 1))])
@@ -143,7 +142,6 @@ def checkpoint(rng: Random) -> Case:
         case.argv = train(method, "OPTIM.MAX_EPOCH", 2 + use % 2, output="run")
     else:
         case.argv = train(method, "MODEL.INIT_WEIGHTS", f"run/{file.parent.name}/{file.name}", options=["--no-train"])
-        case.check = str
     return case
 
 
