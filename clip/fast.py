@@ -87,7 +87,7 @@ class Encoder:
         prefix, suffix = embed(clip, prompts, layout)  # (images, P, width), (images, N, width)
         packing, prompts_end = layout.packing, 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
-            if 0 < layer < len(deep):
+            if layer < len(deep):
                 prefix, suffix, packing = edit(prefix, suffix, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
             arguments = block, prefix, suffix, packing, layer + 1 == len(blocks)

@@ -77,7 +77,7 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
     check_edits(deep, present, len(clip.transformer.resblocks))
 
     for layer, block in enumerate(clip.transformer.resblocks):
-        if 0 < layer < len(deep):
+        if layer < len(deep):
             x = edit(x, deep[layer], 1 + present)
             grown = deep[layer].added - deep[layer].remove
             present, eot = present + grown, eot + grown

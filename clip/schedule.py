@@ -54,7 +54,7 @@ class TextPrompts:
             (images, 1, n, width) for each image its own; None for plain text.
         slots: (classes, n) positions of the learned vectors; None means 1..n, directly after SOS.
         deep: edits of the prompts at positions 1..n; with n = 0 the first ones enter directly after SOS, and EOT moves.
-            Its entry 0 must be empty: layer 0 has `ctx`.
+            Vectors added here get no positional embedding, unlike `ctx`, also before layer 0.
     """
 
     ids: Tensor
@@ -88,19 +88,20 @@ class TextPrompts:
         return torch.arange(1, 1 + self.n_ctx, device=self.ids.device).expand(len(self.ids), -1)
 
 
-def prompt_lengths(adds: Sequence[int], removes: Sequence[int], layers: int) -> list[int]:
+def prompt_lengths(adds: Sequence[int], removes: Sequence[int], layers: int, present: int = 0) -> list[int]:
     """The number of prompts in each layer's input.
 
     Args:
         adds, removes: how many are added and removed before each layer; layers beyond the last entry carry all.
         layers: the tower's depth.
+        present: the number before any of these changes.
 
     Raises:
         ClipError: more entries than layers, or more removed than present; the message names the layer.
     """
     if len(adds) > layers:
         raise ClipError(f"prompts for {len(adds)} layers, but the tower has {layers}", "lower the prompt depth")
-    lengths, present = [], 0
+    lengths = []
     for layer in range(layers):
         add, remove = (counts[layer] if layer < len(counts) else 0 for counts in (adds, removes))
         if remove > present:
@@ -121,5 +122,4 @@ def check_edits(schedule: Schedule, present: int, layers: int) -> int:
     Raises:
         ClipError: as for `prompt_lengths`.
     """
-    adds, removes = [edit.added for edit in schedule], [edit.remove for edit in schedule]
-    return prompt_lengths([present + sum(adds[:1]), *adds[1:]], removes, layers)[-1]
+    return prompt_lengths([edit.added for edit in schedule], [edit.remove for edit in schedule], layers, present)[-1]

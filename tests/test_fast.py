@@ -51,13 +51,13 @@ def assert_same(function, arguments, leaves):
 
 
 @st.composite
-def edits(draw, present, first, sequences=0):
-    """Edits before some of the layers from `first`; none removes more prompts than are present.
+def edits(draw, present, sequences=0):
+    """Edits before some of the first layers; none removes more prompts than are present.
 
     With `sequences`, some add vectors that differ by sequence. Those before layer 0 may enter after `ln_pre`.
     """
     schedule = []
-    for layer in range(first, draw(st.integers(first, LAYERS))):
+    for layer in range(draw(st.integers(0, LAYERS))):
         remove, add = draw(st.integers(0, present)), draw(st.integers(0, 4))
         own = [sequences] if sequences and draw(st.booleans()) else []
         after_norm = layer == 0 and draw(st.booleans())
@@ -83,7 +83,7 @@ def texts(draw):
 def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
     _, n_ctx, ids = texts
     ctx = leaf(n_ctx, WIDTH) if n_ctx else None
-    deep = [Edit(), *data.draw(edits(n_ctx, first=1))]
+    deep = data.draw(edits(n_ctx))
     leaves = [*([ctx] if n_ctx else []), *added(deep)]
     assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), leaves)
 
@@ -93,7 +93,7 @@ def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
 def test_deep_prompts_that_differ_by_class(clip, texts, of, data):
     names, n_ctx, ids = texts
     ctx = leaf(*{"all": (), "class": (len(names),), "image": (2, 1)}[of], n_ctx, WIDTH)
-    deep = [Edit(), *data.draw(edits(n_ctx, first=1, sequences=len(names)))]
+    deep = data.draw(edits(n_ctx, sequences=len(names)))
     leaves = [*([ctx] if n_ctx else []), *added(deep)]
     assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), leaves)
 
@@ -114,7 +114,7 @@ def test_contexts_by_class_and_image_before_and_after_the_name(clip, texts, of, 
     slots = torch.arange(1, 1 + n_ctx).repeat(len(names), 1)
     slots[:, ahead:] += torch.tensor([len(name) for name in names])[:, None]
     ctx = leaf(*{"all": (), "class": (len(names),), "image": (2, 1)}[of], n_ctx, WIDTH)
-    deep = [Edit(), *data.draw(edits(n_ctx, first=1, sequences=len(names)))] if deeper else []
+    deep = data.draw(edits(n_ctx, sequences=len(names))) if deeper else []
     leaves = [*([ctx] if n_ctx else []), *added(deep)]
     assert_same("encode_text", (clip, TextPrompts(ids, ctx, slots, deep)), leaves)
 
@@ -219,7 +219,7 @@ def test_many_images_are_encoded_in_chunks(clip, monkeypatch):
 
 @EXAMPLES
 @given(
-    schedule=edits(present=0, first=0, sequences=2),
+    schedule=edits(present=0, sequences=2),
     function=st.sampled_from(["encode_image", "encode_image_and_prompts"]),
 )
 def test_images_under_any_schedule(clip, schedule, function):
