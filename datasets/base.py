@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import re
 import shlex
 from collections import defaultdict
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ class FewShotDataset(DatasetBase):
         return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 
     def validate_labels(self, train: Items, val: Items, test: Items) -> None:
-        """Check that each label has one class name, and that each class has training images if any class has.
+        """Check that each label has one printable name, and that each class has training images if any class has.
 
         Two labels may have the same class name (they are two classes), and labels may have gaps (closed later).
         """
@@ -156,6 +157,8 @@ class FewShotDataset(DatasetBase):
         for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
             if names.setdefault(label, name) != name:
                 problem = problem or f"label {label} is both {names[label]!r} and {name!r}"
+            if re.search("[\0-\x1f\x7f\ud800-\udfff]", name):
+                problem = problem or f"the name {name!r} of label {label} cannot be printed on a line"
         learned = {item.label for item in train}
         unlearned = {item.label for part in (val, test) for item in part} - learned
         if learned and unlearned:

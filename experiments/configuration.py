@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import getitem
@@ -70,7 +71,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     merge_pairs(cfg, args.opts)
     merge_by_dataset(cfg, args.opts[::2])
     method = trainers.methods().get(cfg.TRAINER.NAME)
-    clean_cfg(cfg, method.section() if method else cfg.TRAINER.NAME)
+    clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
         cfg.pop(name, None)  # those beside TRAINER; the section has their values
     check_own_keys(cfg)
@@ -81,7 +82,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 
 def check_own_keys(cfg: CfgNode) -> None:
-    """Check the values of the keys that `extend_cfg` adds; methods check their own.
+    """Check the values of the keys that `extend_cfg` adds, and all texts; methods check their own numbers.
 
     Raises:
         UsageError: a value is not possible.
@@ -93,6 +94,9 @@ def check_own_keys(cfg: CfgNode) -> None:
             words = f"an integer from {accepted[0]:,} to {accepted[-1]:,}"
         if value is None or value not in accepted:
             raise UsageError(f"{key} is {value!r}", f"give {words}")
+    for key, value in settings.items():
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise UsageError(f"{key} is {value!r}", "give text without NUL or bytes that are not UTF-8")
 
 
 def merge_pairs(cfg: CfgNode, pairs: list) -> None:

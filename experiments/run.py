@@ -80,6 +80,7 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
         "--trainer": cfg.TRAINER.NAME,
         "--dataset-config-file": cfg.DATASET.NAME,
         "--root": cfg.DATASET.ROOT,
+        "--output-dir": cfg.OUTPUT_DIR,
         "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
     }
     for option, value in given.items():

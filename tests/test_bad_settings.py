@@ -99,6 +99,21 @@ RANGES = {
         ["OPTIM.SGD_NESTEROV", True, "OPTIM.MOMENTUM", 0.0],
         "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0",
     ),
+    "several views": (["DATALOADER.K_TRANSFORMS", 2], "DATALOADER.K_TRANSFORMS is 2: set it to 1 for MPL"),
+    "no transform": (["INPUT.NO_TRANSFORM", True], "INPUT.NO_TRANSFORM leaves images that cannot form a batch"),
+    "a large blur": (
+        ["INPUT.GB_K", 65, "INPUT.TRANSFORMS", "('gaussian_blur',)"],
+        "INPUT.GB_K is 65: for INPUT.SIZE (32, 32) give at most 63",
+    ),
+    "nothing to learn": (
+        ["TRAINER.NAME", "IVLP", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 0, "TRAINER.IVLP.PROMPT_DEPTH_VISION", 0],
+        "TRAINER.IVLP.PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0: raise one of them",
+    ),
+    "no output folder": (["OUTPUT_DIR", ""], "--output-dir is missing"),
+    "no folder to resume": (["RESUME", "nowhere"], "there is no folder nowhere: check --resume"),
+    "no name": (["TRAINER.NAME", "None"], "TRAINER.NAME is None: give text"),
+    "a flag for a number": (["TRAINER.MPL.N_ADD_OP", True], "TRAINER.MPL.N_ADD_OP is True: give one number >= 0"),
+    "not UTF-8": (["TRAINER.MPL.CTX_INIT", "caf\udce9"], "TRAINER.MPL.CTX_INIT is 'caf\\udce9': give text without NUL"),
     "averaged epochs": (
         ["TRAINER.NAME", "PromptSRC", "TRAINER.PROMPTSRC.GPA_MEAN", 1000, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2]
         + ["TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2],

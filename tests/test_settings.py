@@ -9,6 +9,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 import trainers
 from common.errors import UsageError
+from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import extend_cfg, merge_pairs, setup_cfg
 from trainers.compat import other_methods
@@ -91,6 +92,12 @@ def test_a_method_replaces_a_range():
     for values in ({"N_CTX": 5}, {"SCALE": 1.5}, {"W": 3.0}):
         with pytest.raises(UsageError, match="give a number from 0 to"):
             Extended.from_cfg(values, "OWN")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*/**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_yaml_file_keeps_the_limits(file):
+    trainer = ["--trainer", file.parent.name] if file.parent.name in trainers.methods() else []
+    assert setup_cfg(parse_arguments([*trainer, "--config-file", str(file)])).is_frozen()
 
 
 def test_ranges_are_those_of_settings():

@@ -4,9 +4,12 @@ import os
 import time
 
 import pytest
+from drawn import make_cfg, write_eurosat
 
 from common.errors import UsageError
 from common.text import MAX_MARKS, read_json, read_text
+from datasets import DatasetError
+from datasets.eurosat import EuroSAT
 from experiments.results import read_results
 from experiments.studies.study_file import load
 
@@ -61,7 +64,31 @@ def test_hostile_json_is_refused_in_a_line(text, words, tmp_path):
     assert time.monotonic() - start < 10
 
 
-# The readers of results and studies
+# The readers of datasets, results and studies
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0", "caf\udce9", "\ud800", "\x1b[31ma"], ids=ascii)
+def test_a_class_name_is_printable(name, tiny, tmp_path):
+    write_eurosat(tmp_path, ["forest", name])
+    with pytest.raises(DatasetError) as caught:
+        EuroSAT(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out"))
+    assert f"the name {name!r} of label 1 cannot be printed on a line" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "is damaged ("),
+        ('{"train": NaN}', "is not JSON (NaN is not a number of JSON)"),
+        ('{"train": [["1/a.png", ' + "1" * 5000 + ', "b"]]}', "is not JSON (Exceeds the limit"),
+    ],
+    ids=["deep", "NaN", "many digits"],
+)
+def test_hostile_split_file_is_refused_in_a_line(content, words, tiny, tmp_path):
+    write_eurosat(tmp_path, ["forest"]).write_text(content)
+    with pytest.raises(DatasetError, match="python tools/prepare.py eurosat") as caught:
+        EuroSAT(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out"))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

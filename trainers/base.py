@@ -134,6 +134,9 @@ class PromptTrainer(TrainerX):
         """
         self.cfg = cfg  # Dassl sets it only later
         _ = self.settings
+        views = cfg.DATALOADER.K_TRANSFORMS
+        if views > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
+            raise UsageError(f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}")
 
     def build_model(self) -> None:
         cfg = self.cfg

@@ -216,6 +216,10 @@ class TwoTowerSettings(MethodSettings):
     PROMPT_DEPTH_VISION: int = 9
     PROMPT_DEPTH_TEXT: int = 9
 
+    def check(self):
+        if self.PROMPT_DEPTH_VISION == self.PROMPT_DEPTH_TEXT == 0:
+            raise UsageError("PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0", "raise one of them: nothing is learned")
+
 
 def two_tower_prompts(trainer: PromptTrainer, clip: CLIP, classnames: list[str]) -> IndependentPrompts:
     """Independent prompts of both towers, by a trainer's `TwoTowerSettings`."""

@@ -82,7 +82,7 @@ class MethodSettings:
             raise UsageError(f"{named} is {layers}", "it must be 0 or more")
         value = getattr(self, key)
         numbers = list(value) if isinstance(value, list | tuple) else [value] * layers
-        if len(numbers) != layers or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        if len(numbers) != layers or not all(type(number) is int and number >= 0 for number in numbers):
             remedy = f"give one number >= 0, or a list of {named} = {layers} of them"
             raise UsageError(f"{key} is {shown(value)}", remedy)
         return numbers

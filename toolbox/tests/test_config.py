@@ -34,7 +34,7 @@ def test_defaults_are_the_published_ones():
     assert cfg.DATALOADER.TRAIN_X == {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     assert (cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == ("adam", 0.0003, 5e-4)
     assert (cfg.OPTIM.STEPSIZE, cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.WARMUP_TYPE) == ((-1,), -1, "linear")
-    assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (23, 11, 21, 6)
+    assert (len(cfg.INPUT), len(cfg.DATASET), len(cfg.OPTIM), len(cfg.TEST)) == (23, 11, 22, 6)
 
 
 def test_defaults_are_copied():
@@ -117,6 +117,7 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
     [
         (["OPTIM.LR", "fast"], "OPTIM.LR in the given options takes a float, not a str"),
         (["OPTIM.LR", "1"], "OPTIM.LR in the given options takes a float, not an int (write 1.0 for 1)"),
+        (["OPTIM", "{}"], "OPTIM in the given options takes a group of keys, not a str"),
         (["OPTIM", "5"], "OPTIM in the given options takes a group of keys, not an int"),
         (["OPTIM.LR"], "config options come in pairs (KEY value), but these are 1: ['OPTIM.LR']"),
     ],
@@ -160,6 +161,11 @@ def test_missing_and_unreadable_files_are_errors(tmp_path, cfg):
     (tmp_path / "x.yaml").write_bytes(b"OPTIM:\n  NAME: \xff\xfe\n")
     with pytest.raises(UsageError, match="cannot read"):
         cfg.merge_from_file(str(tmp_path / "x.yaml"))
+
+
+def test_braces_are_text(cfg):
+    cfg.merge_from_list(["TRAINER.COOP.CTX_INIT", "{}"])
+    assert cfg.TRAINER.COOP.CTX_INIT == "{}"
 
 
 def test_failed_merge_changes_nothing(tmp_path, cfg):

@@ -165,7 +165,8 @@ def _fit(value, old, name, source):
     """
     if isinstance(value, str) and len(value) <= MAX_LITERAL:
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # any other string
-            value = literal_eval(value)
+            literal = literal_eval(value)
+            value = literal if type(literal) in LEAF_TYPES else value  # not a dict: `{}` may be a template
     kinds = type(old), type(value)
     if type(value) in LEAF_TYPES and not isinstance(old, YacsNode):
         if kinds[0] is kinds[1] or type(None) in kinds:

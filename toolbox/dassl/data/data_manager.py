@@ -40,10 +40,13 @@ def build_data_loader(
         dataset_wrapper: class to use instead of `DatasetWrapper`.
 
     Raises:
-        UsageError: there is no data, the sampler is unknown, or the numbers do not fit the data.
+        UsageError: there is no data, the sampler is unknown, the numbers do not fit the data, or neither a transform
+            nor a dataset wrapper makes tensors of the images.
     """
     if not data_source:
         raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
+    if tfm is None and dataset_wrapper is None:
+        raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
     sampler = build_sampler(
         sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
     )

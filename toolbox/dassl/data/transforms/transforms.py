@@ -11,7 +11,7 @@ from dassl.data.transforms.augmentations import (
     rand_augment2,
     rand_augment_fixmatch,
 )
-from dassl.utils import check_availability
+from dassl.utils import UsageError, check_availability
 from torchvision import transforms as T
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
@@ -55,7 +55,7 @@ def build_transform(cfg, is_train=True, choices=None):
         A callable from a PIL image to a float tensor (3, H, W); None with INPUT.NO_TRANSFORM.
 
     Raises:
-        UsageError: a choice or the interpolation is unknown.
+        UsageError: a choice or the interpolation is unknown, or the kernel of the Gaussian blur is too large.
     """
     if cfg.INPUT.NO_TRANSFORM:
         print("Note: no transform is applied!")
@@ -64,6 +64,9 @@ def build_transform(cfg, is_train=True, choices=None):
     for choice in choices:
         check_availability(choice, AVAI_CHOICES)
     check_availability(cfg.INPUT.INTERPOLATION, list(INTERPOLATION_MODES))
+    size, kernel = tuple(cfg.INPUT.SIZE), cfg.INPUT.GB_K
+    if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
+        raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
 
     print(f"Building transform_{'train' if is_train else 'test'}")
     steps = _train_steps(cfg.INPUT, choices) if is_train else _test_steps(cfg.INPUT, choices)
