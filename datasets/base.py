@@ -35,7 +35,7 @@ class FewShotDataset(DatasetBase):
     DATASET_REGISTRY and named in a YAML file of configs/datasets, it works everywhere; with `files`,
     tools/prepare.py can also download it.
 
-    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (below 1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
+    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
     `new`), DATASET.TEMPLATE (replaces `template`) and SEED.
 
     Args:

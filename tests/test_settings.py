@@ -94,7 +94,9 @@ def test_a_method_replaces_a_range():
             Extended.from_cfg(values, "OWN")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*/**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").glob("*/**/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
 def test_every_yaml_file_keeps_the_limits(file):
     trainer = ["--trainer", file.parent.name] if file.parent.name in trainers.methods() else []
     assert setup_cfg(parse_arguments([*trainer, "--config-file", str(file)])).is_frozen()
