@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -48,6 +49,24 @@ class Teacher:
     def image_features(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, joint), fp32, normalised."""
         return normalize(self.model.towers.encode_image(self.model.clip, images))
+
+
+def loss_near_teacher(
+    model: PromptedCLIP, teacher: Teacher, images: Tensor, labels: Tensor, weight: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Cross-entropy, plus `weight` times one minus the mean cosine of the classes' text features and the teacher's.
+
+    Returns:
+        as `PromptTrainer.loss`.
+    """
+    image = model.image_features(images)
+    text = model.text_features(image)
+    logits = model.logits(image, text)
+    parts = {
+        "loss_ce": F.cross_entropy(logits, labels),
+        "loss_score": 1 - (text * teacher.text_features).sum(dim=-1).mean(),  # both have unit length
+    }
+    return parts["loss_ce"] + weight * parts["loss_score"], logits, parts
 
 
 @torch.no_grad()
