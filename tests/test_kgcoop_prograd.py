@@ -1,0 +1,160 @@
+"""KgCoOp and ProGrad beyond their golden figures: first values, sentences of the teacher, loss scaling."""
+
+import pytest
+import torch
+from drawn import differing, prompts_of
+
+import clip
+from common.errors import UsageError
+from trainers import methods
+from trainers.kgcoop import KgCoOpSettings
+from trainers.prograd import ProGradSettings
+
+BATCH = {"img": torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0)), "label": torch.tensor([0, 1, 2])}
+
+
+def step(trainer):
+    trainer.batch_idx, trainer.num_batches = 0, 9
+    return trainer.forward_backward(BATCH)
+
+
+def words_of(trainer, words):
+    """Token embeddings of words of one token each."""
+    ids = clip.tokenize(words)[0]
+    return trainer.model.clip.token_embedding(ids[1 : 1 + len(words.split())])
+
+
+def test_kgcoop_starts_from_words_or_at_random(build):
+    for words in (True, "a photo of a"):
+        trainer = build("KgCoOp", "base", "CTX_INIT", words)
+        assert torch.equal(trainer.model.prompt_learner.ctx, words_of(trainer, "a photo of a"))
+    for none in (False, ""):
+        assert build("KgCoOp", "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx.shape == (7, 64)
+
+
+@pytest.mark.parametrize("words", [True, "an aerial view"])
+def test_prograd_starts_from_zeros_and_then_words(words, build):
+    trainer = build("ProGrad", "base", "CTX_INIT", words)
+    expected = words_of(trainer, "a centered satellite photo of" if words is True else words)
+    ctx = trainer.model.prompt_learner.ctx
+    assert ctx.shape == (16, 64) and torch.equal(ctx[-len(expected) :], expected)
+    assert not ctx[: -len(expected)].any() and expected.any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "problem"),
+    [
+        ("one two three", (), "CTX_INIT has 3 words .*, and N_CTX is 2: give 1 to N_CTX words, or False"),
+        (True, ("DATASET.TEMPLATE", "{} from above"), "CTX_INIT has 0 words"),
+    ],
+)
+def test_prograd_needs_room_for_its_words(words, options, problem, build):
+    with pytest.raises(UsageError, match=problem):
+        build("ProGrad", "base", "CTX_INIT", words, "N_CTX", 2, options=options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "problem"),
+    [
+        (KgCoOpSettings, {"W": -1}, "W is -1: give a number from 0"),
+        (KgCoOpSettings, {"W": float("nan")}, "W is nan"),
+        (KgCoOpSettings, {"W": "much"}, "W is 'much': give a value of the type int or float"),
+        (KgCoOpSettings, {"CTX_INIT": 5}, "CTX_INIT is 5: give a value of the type bool or str"),
+        (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': it can be end, middle"),
+        (ProGradSettings, {"T": 0}, "T is 0: give a number from 0.001"),
+        (ProGradSettings, {"LAMBDA": -0.5}, "LAMBDA is -0.5: give a number from 0"),
+        (ProGradSettings, {"NAME": "kd"}, "NAME is 'kd': the loss of ProGrad is prograd"),
+    ],
+)
+def test_invalid_settings_are_named(settings, values, problem):
+    with pytest.raises(UsageError, match=problem):
+        settings(**values)
+
+
+@pytest.mark.parametrize(
+    ("method", "template", "sentence"),
+    [
+        ("KgCoOp", "", "a centered satellite photo of {}."),
+        ("ProGrad", "", "a centered satellite photo of {}."),
+        ("KgCoOp", "{} from above.", "{} from above."),  # the user's
+    ],
+)
+def test_sentence_of_the_teacher(method, template, sentence, build):
+    trainer = build(method, "base", options=("DATASET.TEMPLATE", template))
+    assert trainer.teacher.templates == [sentence]
+
+
+def test_methods_have_their_own_sentences_for_textures(build):
+    for method, sentence in {"KgCoOp": "a photo of a {}, a type of texture.", "ProGrad": "a texture of {}."}.items():
+        trainer = build(method, "base")
+        trainer.cfg.defrost()
+        trainer.cfg.DATASET.NAME = "DescribableTextures"
+        assert trainer.teacher.templates == [sentence]
+    assert build("ZeroshotCLIP").template() == "a centered satellite photo of {}."
+
+
+def test_image_tower_runs_once_in_a_step(build):
+    """It has no prompts, so that the teacher sees what the student sees."""
+    for method in ("KgCoOp", "ProGrad"):
+        trainer, calls = build(method, "base"), []
+        trainer.model.clip.visual.conv1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for _ in range(2):
+            step(trainer)
+        assert len(calls) == 2
+
+
+def test_teacher_of_an_amp_run_computes_in_fp32(build):
+    kl = {}
+    for precision in ("fp32", "amp"):
+        trainer = build("ProGrad", "base", "PREC", precision)
+        seen = []
+        logits = trainer.model.logits
+        trainer.model.logits = lambda image, text, logits=logits, seen=seen: seen.append(image) or logits(image, text)
+        step(trainer)
+        kl[precision] = seen
+    student, teacher = kl["amp"]
+    assert torch.equal(teacher, kl["fp32"][1]) and not torch.equal(student, teacher)
+
+
+@pytest.mark.parametrize("method", ["CoOp", "KgCoOp", "ProGrad"])
+def test_loss_scaling_does_not_change_a_step(method, build):
+    after = {}
+    for scale in (0, 1024.0):
+        trainer = build(method, "base")
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=bool(scale))
+        step(trainer)
+        after[scale] = prompts_of(trainer)["prompt_learner.ctx"]
+    assert torch.allclose(after[0], after[1024.0], atol=1e-7)
+
+
+def test_scaler_skips_a_step_whose_second_gradient_overflows(build):
+    trainer = build("ProGrad", "base")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before, loss = prompts_of(trainer), trainer.loss
+
+    def overflowing(images, labels):
+        xe, logits, parts = loss(images, labels)
+        return xe, logits, parts | {"loss_kl": parts["loss_kl"] * 3e38}
+
+    trainer.loss = overflowing
+    step(trainer)
+    assert differing(prompts_of(trainer), before) == [] and trainer.scaler.get_scale() == 512
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
+    """By the formula, on the gradients of the two losses."""
+    trainer = build("ProGrad", "base", "LAMBDA", 0.5)
+    xe, _, parts = trainer.loss(BATCH["img"], BATCH["label"])
+    parts["loss_kl"] = sign * parts["loss_kl"]
+    ctx = trainer.model.prompt_learner.ctx
+    a, b = (torch.autograd.grad(loss, ctx, retain_graph=True)[0] for loss in (xe, parts["loss_kl"]))
+    trainer.backward(xe, parts)
+    product = (a * b).sum()
+    expected = a - 0.5 * min(product, torch.tensor(0.0)) / (b * b).sum() * b
+    assert torch.allclose(ctx.grad, expected, rtol=1e-4, atol=1e-7)
+    assert bool(parts["projected"]) == bool(product < 0) == (not torch.equal(ctx.grad, a))
+
+
+def test_methods_share_the_tensors_of_coop():
+    assert {methods()[name].published for name in ("CoOp", "KgCoOp", "ProGrad")} == {("ctx",)}

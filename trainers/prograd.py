@@ -1,0 +1,94 @@
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+
+from common.errors import UsageError
+
+from .prompts import ContextSettings, ContextTrainer, sentence_context, text_width, word_embeddings
+from .teacher import Teacher
+
+# The teacher's sentences, for datasets whose zero-shot template is another one.
+TEMPLATES = {
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    "Food101": "a type of food, a photo of {}.",
+}
+
+
+@dataclass(frozen=True)
+class ProGradSettings(ContextSettings):
+    """CTX_INIT is words, or True for those of the teacher's sentence. T and LAMBDA: see `loss` and `backward`."""
+
+    CTX_INIT: bool | str = False
+    NAME: str = "prograd"
+    T: int | float = 1.0
+    LAMBDA: int | float = 1.0
+    ranges = {"T": (0.001, 1000), "LAMBDA": (0, 1000)}
+
+    def check(self):
+        super().check()
+        if self.NAME != "prograd":  # the published code has others, and this key to choose one
+            raise UsageError(f"NAME is {self.NAME!r}", "the loss of ProGrad is prograd; for cross-entropy use CoOp")
+
+
+@TRAINER_REGISTRY.register()
+class ProGrad(ContextTrainer):
+    """Prompt-aligned Gradient: no step against the frozen CLIP's predictions (Zhu et al., ICCV 2023)."""
+
+    Settings = ProGradSettings
+    published_sections = ("TRAINER.COOP", "LOSS")
+    caveat = "its published settings are for RN50, and its published base-to-new results have 4 shots"
+
+    def start(self, clip, classes):
+        """With CTX_INIT the last vectors start from its words, one for each, and those before them from zero."""
+        n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
+        if not given:
+            return sentence_context(clip, n_ctx, "", *classes)
+        sentence = self.template(TEMPLATES).partition("{}")[0] if given is True else given.replace("_", " ")
+        words = sentence.split()
+        if not 0 < len(words) <= n_ctx:
+            raise UsageError(
+                f"TRAINER.PROGRAD.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
+                "give 1 to N_CTX words, or False to start at random",
+            )
+        zeros = torch.zeros(n_ctx - len(words), text_width(clip))
+        known = word_embeddings(clip, " ".join(words), len(words)).detach()
+        return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, known]))
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher(self.model, self.class_names, [self.template(TEMPLATES)])
+
+    def loss(self, images, labels):
+        """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions in place of the labels."""
+        model, temperature = self.model, self.settings.T
+        image = model.image_features(images)
+        logits = model.logits(image, model.text_features(image))
+        with torch.autocast(images.device.type, enabled=False):  # the teacher computes in fp32
+            image = self.teacher.image_features(images) if self.amp else image  # else they are the same
+            teacher = F.softmax(model.logits(image, self.teacher.text_features) / temperature, dim=1)
+            kl = temperature**2 * F.cross_entropy(logits / temperature, teacher)
+            xe = F.cross_entropy(logits, labels)
+        return xe, logits, {"loss_xe": xe, "loss_kl": kl}
+
+    def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Take from each gradient the part that opposes the gradient of `loss_kl`.
+
+        Both gradients have the scaler's factor, which cancels in their projection. If it is too large for the second
+        one, the result is not finite, and the scaler skips the step.
+        """
+        learned, opposed = list(self.model.parameters()), []
+        own = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
+        general = torch.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned)
+        for parameter, a, b in zip(learned, own, general, strict=True):
+            product = (a * b).sum()
+            opposed.append(product < 0)
+            share = torch.where(product < 0, product / (b * b).sum(), 0)
+            parameter.grad = a - self.settings.LAMBDA * share * b
+        parts["projected"] = torch.stack(opposed).any().float()
