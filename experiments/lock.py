@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UsageError
 from common.files import write_text
+from common.text import read_json
 
 LOCK, HOLDER = ".lock", ".lock.json"
 PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
@@ -82,8 +83,8 @@ def this_process() -> dict:
 def holder(folder: Path) -> str:
     """Who holds the lock of a folder, for messages."""
     try:
-        return "process {process} on {host}, since {began}".format(**json.loads((folder / HOLDER).read_text()))
-    except (OSError, ValueError, LookupError, TypeError):  # not written yet
+        return "process {process} on {host}, since {began}".format(**read_json(folder / HOLDER, 10_000))
+    except (ValueError, LookupError, TypeError):  # not written yet
         return "it has just begun"
 
 
