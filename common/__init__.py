@@ -1,1 +1,1 @@
-"""What every room may use: errors, files, downloads, starting a command. It needs only the standard library and tqdm."""
+"""What every room may use: errors, files, downloads, starting a command. Only the standard library and tqdm are needed."""
