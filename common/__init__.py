@@ -1,1 +1,1 @@
-"""What every room may use: errors, files, downloads, starting a command. Only the standard library and tqdm are needed."""
+"""What every room may use: errors, files, downloads, the start of a command. It needs the standard library and tqdm."""

@@ -195,7 +195,7 @@ def tar_members(file: BinaryIO, zipped: bool, budget: Budget) -> Iterator[Member
     stream: Any = TarStream(gzip.GzipFile(fileobj=file) if zipped else file, budget)
     with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as archive:
         while info := archive.next():
-            archive.members.clear()  # they would fill the memory
+            archive.members.clear()  # type: ignore[attr-defined]  # they would fill the memory
             budget.spend(files=1)
             if not (info.isreg() or info.isdir()):
                 raise UnsafeArchive(f"{info.name!r} is a link or a device")
