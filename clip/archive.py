@@ -14,7 +14,7 @@ from .pickles import Module, Storage, StoredTensor, unpickle
 
 BLOCK = 1 << 22  # bytes
 MAX_READ = 1 << 25  # bytes of a pickle or of a zip file's list of members: twenty times those of the largest CLIP
-MAX_TENSORS = 10_000  # ten times those of the largest CLIP
+MAX_TENSORS = 4000  # three times those of the largest CLIP
 MAX_NAME = 1000
 
 
@@ -81,14 +81,14 @@ class Archive:
                 raise zipfile.BadZipFile(f"member {name[:80]!r} is cut off")
             crc = zlib.crc32(block.numpy().data, crc)
             yield block
-        if member.crc and crc != member.crc:  # torch can be told to write 0 instead
+        if member.crc and crc != member.crc:  # an option of torch writes 0 instead
             raise zipfile.BadZipFile(f"member {name[:80]!r} is damaged: its CRC-32 is wrong")
 
     def read(self, name: str) -> bytes:
         return b"".join(block.numpy().tobytes() for block in self.blocks(name))
 
     def value(self) -> Any:
-        """What is in `data.pkl`; of a TorchScript module, its tensors by their names in a state dict."""
+        """The content of `data.pkl`; of a TorchScript module, its tensors by their names in a state dict."""
         if "data.pkl" in self.members and self.members["data.pkl"].nbytes > MAX_READ:
             raise zipfile.BadZipFile("its data.pkl is too large")
         value = unpickle(io.BytesIO(self.read("data.pkl")))
@@ -104,7 +104,7 @@ class Archive:
 
         Raises:
             BadZipFile: its bytes are missing, damaged, or not as many as it has numbers.
-            TypeError: `dtype` is for integers and its own is not, or the other way round.
+            ValueError: `dtype` is for integers and its own is not, or the other way round.
         """
         key, dtype = stored.storage.key, converted(stored.storage.dtype, dtype)
         content = self.storages.get(key)
@@ -132,10 +132,10 @@ def converted(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
     """The type that a tensor gets.
 
     Raises:
-        TypeError: the wanted one is for integers and its own is not, or the other way round.
+        ValueError: the wanted one is for integers and its own is not, or the other way round.
     """
     if wanted and own.is_floating_point != wanted.is_floating_point:
-        raise TypeError(f"a tensor has the type {own}, not {wanted}")
+        raise ValueError(f"a tensor has the type {own}, not {wanted}")
     return wanted or own
 
 

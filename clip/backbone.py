@@ -71,7 +71,7 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         arch, tag = name.split(":", 1)
         model = from_open_clip(arch, tag, precision, cache)
     else:
-        if not os.path.exists(os.path.expanduser(name)) and "/" not in name and "." not in name:
+        if not os.path.lexists(os.path.expanduser(name)) and "/" not in name and "." not in name:
             remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
             raise ClipError(f"unknown backbone {name!r}", remedy)
         path = regular_file(name)
@@ -137,7 +137,7 @@ def config_beside(path: Path) -> dict | None:
 def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
     """A model by open_clip's own names, with the activation that its weights were trained with."""
     pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
-    if not pretrained and not os.path.exists(os.path.expanduser(tag)):
+    if not pretrained and not os.path.lexists(os.path.expanduser(tag)):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
     config = open_clip.get_model_config(arch)

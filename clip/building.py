@@ -142,8 +142,9 @@ def checked_sizes(config: dict, state: Mapping[str, Tensor]) -> dict:
     if "hf_model_name" in text or ":" in (vision.get("timm_model_name") or ""):
         raise ValueError("its configuration names a model of a hub")
     depth = sum(vision["layers"]) if isinstance(vision.get("layers"), list | tuple) else vision.get("layers", 0)
-    if max(depth, text.get("layers", 0)) > len(state):
-        raise ValueError(f"its configuration has more layers than it has tensors ({len(state)})")
+    depth += text.get("layers", 0)
+    if 12 * depth > len(state):  # as many are in the smallest kind of layer
+        raise ValueError(f"its {len(state)} tensors are too few for {depth} layers")
     if text.get("context_length", 0) ** 2 > sum(value.numel() for value in state.values()):  # the mask of attention
         raise ValueError(f"its configuration has a context of {text['context_length']} tokens")
     return config | {"vision_cfg": vision}

@@ -75,16 +75,18 @@ def operations(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     """(name, argument) of each opcode of one pickle.
 
     Raises:
-        ValueError: it is not a pickle, or has more than `MAX_OPERATIONS`.
+        ValueError: it is not a pickle of protocol 2, or has more than `MAX_OPERATIONS`.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count == MAX_OPERATIONS:
             raise ValueError(f"its pickle has more than {MAX_OPERATIONS} operations")
+        if opcode.name == "PROTO" and argument != 2:
+            raise ValueError(f"its pickle has protocol {argument}, and torch writes 2")
         yield opcode.name, argument
 
 
 def unpickle(file: BinaryIO) -> Any:
-    """What a pickle holds: plain values, lists, tuples, dictionaries, `StoredTensor` and `Module`.
+    """The content of a pickle: plain values, lists, tuples, dictionaries, `StoredTensor` and `Module`.
 
     Raises:
         UnpicklingError: it needs a class or a function of another kind.
@@ -161,7 +163,7 @@ def known(argument: str) -> Name:
 
 
 def make(function: Any, arguments: Any) -> Any:
-    """What calling `function` stands for."""
+    """The result that a call of `function` would have."""
     if type(function) is not Name or type(arguments) is not tuple:
         raise ValueError("a call of something that is not a function")
     if function in TENSORS:

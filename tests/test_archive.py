@@ -1,0 +1,601 @@
+"""Weight files are read without running code in them and within bounds; every fault is one line with their name."""
+
+import ast
+import io
+import json
+import os
+import pickle
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import open_clip
+import pytest
+import torch
+from drawn import clip_config, features, small_clip
+from fuzz.changes import change_bytes
+from fuzz.pickles import change_zip
+from safetensors.torch import save_file
+from torch import nn
+
+import clip
+from clip import archive, weights
+from clip.pickles import MAX_OPERATIONS
+from clip.random_weights import random_clip
+from common.start import ROOT
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"),
+]
+
+SIZES = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
+SECONDS = 10.0  # for a hostile file; most take milliseconds
+
+
+def save_as_openai(model: open_clip.CLIP, config: dict, path: Path) -> None:
+    """Trace a CLIP in half precision, with its sizes among its tensors and a mask as an attribute of every block."""
+    half = open_clip.CLIP(**config, cast_dtype=torch.float16)
+    open_clip.convert_weights_to_lp(half)
+    half.load_state_dict(model.state_dict())
+    for name, size in SIZES.items():
+        vars(half).pop(name, None)
+        half.register_buffer(name, torch.tensor(size))
+    for block in half.transformer.resblocks:
+        block.attn_mask = half.attn_mask.clone()
+    size = config["vision_cfg"]["image_size"]
+    inputs = torch.zeros(1, 3, size, size).half(), clip.tokenize("a river")
+    torch.jit.trace(half.eval(), inputs, check_trace=False).save(path)
+
+
+def refused(path: Path, *words: str, read: Callable = clip.load_backbone) -> str:
+    """Check that reading a file fails: one line with its name and these words, and soon."""
+    start = time.monotonic()
+    with pytest.raises(clip.ClipError) as caught:
+        read(path if read == weights.read_state_dict else str(path))
+    message = str(caught.value)
+    assert time.monotonic() - start < SECONDS
+    assert str(path) in message and message.isprintable() and len(message) < 1000, message
+    assert [word for word in words if word not in message] == [], message
+    return message
+
+
+# ---------------------------------------------------------------- no code is run
+
+
+class Hostile(nn.Module):
+    """A module whose code runs when TorchScript loads it."""
+
+    def __init__(self, path: str, fill: bool, loop: bool):
+        super().__init__()
+        self.path, self.fill, self.loop = path, fill, loop
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool, bool, bool]:
+        return self.path, self.fill, self.loop, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool, bool, bool]) -> None:
+        self.path, self.fill, self.loop, self.training = state
+        while self.loop:
+            pass
+        file = torch.from_file(self.path, True, 4)
+        if self.fill:
+            file.fill_(0.0)
+
+
+@pytest.mark.parametrize("what", ["new file", "existing file", "loop"])
+def test_setstate_of_a_torchscript_archive_does_not_run(what, tmp_path):
+    written = tmp_path / "written"
+    if what == "existing file":
+        written.write_bytes(b"precious content")
+    torch.jit.script(Hostile(str(written), what == "existing file", what == "loop")).save(tmp_path / "vit.pt")
+    refused(tmp_path / "vit.pt", "more than tensors", "Hostile", "not run")
+    assert not written.exists() or written.read_bytes() == b"precious content"
+
+
+def text(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["os.mkdir", "builtins.eval", "torch.from_file", "torch.load", "torch.jit.load"])
+def test_functions_in_a_pickle_are_not_called(name, legacy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = b"\x80\x02c" + text(*name.rsplit(".", 1)) + b"X\4\0\0\0made\x85R."
+    Path("vit.pt").write_bytes(call * 5) if legacy else write(Path("vit.pt"), call)
+    refused(tmp_path / "vit.pt", "more than tensors", name)
+    assert os.listdir(tmp_path) == ["vit.pt"]
+
+
+def test_nothing_calls_torch_jit_load():
+    for file in ROOT.rglob("*.py"):
+        if file.is_relative_to(ROOT / ".venv"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            loads = isinstance(node, ast.Attribute) and node.attr == "load"
+            assert not (loads and isinstance(node.value, ast.Attribute) and node.value.attr == "jit"), file
+
+
+# ---------------------------------------------------------------- sound files
+
+
+@pytest.fixture(scope="module")
+def half():
+    """A CLIP in OpenAI's half precision."""
+    model = small_clip()
+    open_clip.convert_weights_to_lp(model)
+    return model
+
+
+def test_archive_in_openais_form_gives_its_tensors(half, tmp_path):
+    save_as_openai(half, clip_config(), tmp_path / "ViT-tiny.pt")
+    with zipfile.ZipFile(tmp_path / "ViT-tiny.pt") as file:
+        names = {name.removeprefix("ViT-tiny/").split("/")[0] for name in file.namelist()}
+    assert names > {"data.pkl", "data", "constants.pkl", "constants", "code", "version"}
+    state = weights.read_state_dict(tmp_path / "ViT-tiny.pt")
+    assert {key: state[key].item() for key in SIZES} == SIZES
+    for key, value in half.state_dict().items():
+        assert state[key].dtype == value.dtype and torch.equal(state[key], value), key
+    model = clip.load_backbone(str(tmp_path / "ViT-tiny.pt"))
+    assert all(torch.equal(value, half.state_dict()[key].float()) for key, value in model.state_dict().items())
+    assert torch.equal(features(model), features(half.float()))
+
+
+def test_scripted_archive_gives_its_tensors(half, tmp_path):
+    torch.jit.script(half).save(tmp_path / "vit.pt")
+    state = clip.load_backbone(str(tmp_path / "vit.pt"), "fp16").state_dict()
+    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in half.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["half", "float"])
+def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(precision, tmp_path):
+    config = open_clip.get_model_config("ViT-B-16") | {"quick_gelu": True}
+    model, path = random_clip("ViT-B-16"), tmp_path / "ViT-B-16.pt"
+    if precision == "half":
+        open_clip.convert_weights_to_lp(model)
+        save_as_openai(model, config, path)
+    else:
+        torch.jit.trace(model, (torch.zeros(1, 3, 224, 224), clip.tokenize("a river")), check_trace=False).save(path)
+    code = "import sys, resource, clip; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code += "model = clip.load_backbone(sys.argv[1]).state_dict()\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    code += "import torch; torch.save(model, sys.argv[2])"
+    run = subprocess.run(
+        [sys.executable, "-c", code, path, tmp_path / "state.pt"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) * 1024 < 1.05 * 598.5e6
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(torch.equal(state[key], value.float()) for key, value in model.state_dict().items())
+
+
+def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
+    base = torch.randn(6, 8, generator=torch.manual_seed(0))
+    state = OrderedDict(
+        whole=base,
+        transposed=base.T,
+        part=base[2:4, ::3],
+        again=base,
+        parameter=nn.Parameter(torch.ones(3)),
+        scalar=torch.tensor(4.6),
+        empty=torch.zeros(0),
+        half=base.half(),
+        bfloat=base.bfloat16(),
+        double=base.double(),
+        long=torch.arange(5),
+        bool=base > 0,
+    )
+    module = nn.BatchNorm2d(4)
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters())
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 2])
+    rest = {"optimizer": optimizer.state_dict(), "lr": schedule.state_dict(), "shape": base.shape, "big": 2**70}
+    assert isinstance(rest["lr"]["milestones"], Counter)
+    for content in (state, {"state_dict": state, "epoch": 3, "done": True, "name": None} | rest, module.state_dict()):
+        torch.save(content, tmp_path / "vit.pt")
+        expected = torch.load(tmp_path / "vit.pt", weights_only=True)
+        expected = expected.get("state_dict", expected)
+        read = weights.read_state_dict(tmp_path / "vit.pt")
+        assert list(read) == list(expected)
+        for key, value in expected.items():
+            assert read[key].dtype == value.dtype and torch.equal(read[key], value), key
+            assert read[key].is_contiguous() and read[key].untyped_storage().nbytes() == value.nbytes, key
+
+
+def test_loading_draws_the_random_numbers_of_initialising_the_model(half, tmp_path):
+    torch.save(half.state_dict(), tmp_path / "vit.pt")
+    torch.manual_seed(3)
+    clip.CLIP(**clip_config())
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    clip.load_backbone(str(tmp_path / "vit.pt"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------- faults of the file
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))
+
+
+def sparse(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(1 << 36)
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["file", "pair"])
+@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (pipe, "not a regular file"),
+        (listening, "not a regular file"),
+        (os.mkdir, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot be read"),
+        (sparse, "is damaged"),
+    ],
+    ids=["pipe", "socket", "folder", "device", "loop", "sparse"],
+)
+def test_special_files_are_refused_without_waiting(make, words, name, pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / name)
+    with pytest.raises(clip.ClipError, match=words) as caught:
+        clip.load_backbone(f"ViT-B-16:{tmp_path / name}" if pair else str(tmp_path / name))
+    assert name in str(caught.value) and str(caught.value).isprintable()
+    if "regular" in words and not pair:
+        with pytest.raises(clip.ClipError, match=words):
+            clip.weights_sha256(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
+def test_invalid_paths_are_refused_in_one_line(name):
+    with pytest.raises(clip.ClipError, match="does not exist|cannot be read"):
+        clip.load_backbone(name)
+
+
+STORED = zipfile.ZIP_STORED
+
+
+class Stored:
+    """A tensor as torch pickles it, with any numbers."""
+
+    def __init__(self, key="0", length=4, offset=0, size=(4,), stride=(1,), kind=torch.FloatStorage):
+        self.identity = "storage", kind, key, "cpu", length
+        self.layout = offset, size, stride, False, OrderedDict()
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (Identity(self.identity), *self.layout)
+
+
+class Identity(tuple):
+    """What stands for a storage in a pickle."""
+
+    def __new__(cls, items):
+        return super().__new__(cls, items)
+
+
+def pickled(value: object) -> bytes:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item):
+            return tuple(item) if isinstance(item, Identity) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, 2).dump(value)
+    return buffer.getvalue()
+
+
+NUMBERS = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def write(path: Path, data: bytes | object, *more: tuple[str, bytes], how: int = STORED, folder: str = "vit/") -> None:
+    """Write an archive with a `data.pkl`, four numbers in `data/0` and more members, those with the same name twice."""
+    members = {"data.pkl": data if isinstance(data, bytes) else pickled(data), "data/0": NUMBERS}
+    with zipfile.ZipFile(path, "w", how) as file:
+        for name, content in [*members.items(), *more]:
+            file.writestr(f"{folder}{name}", content)
+
+
+def test_crafted_archive_is_read(tmp_path):
+    for folder in ("", "any name/", "é/"):
+        write(tmp_path / "vit.pt", {"a": Stored(), "b": Stored(offset=1, size=(1, 2), stride=(9, 2))}, folder=folder)
+        state = weights.read_state_dict(tmp_path / "vit.pt")
+        assert state["a"].tolist() == [1, 2, 3, 4] and state["b"].tolist() == [[2, 4]]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Stored(size=(5,)),
+        Stored(size=(2, 2), stride=(3, 1)),
+        Stored(offset=1),
+        Stored(offset=2**62, size=(1,)),
+        Stored(offset=-1, size=(1,)),
+        Stored(stride=(-1,)),
+        Stored(size=(-4,)),
+        Stored(stride=(2**62,)),
+        Stored(stride=(2**63,)),
+        Stored(size=(2**40,), stride=(0,)),
+        Stored(size=(0, 2**60), stride=(1, 1)),
+        Stored(size=(4, 1), stride=(1,)),
+        Stored(size=(1,) * 9, stride=(1,) * 9),
+        Stored(size=(1,) * 100_000, stride=(1,) * 100_000),
+        Stored(size="4"),
+        Stored(size=(4.0,)),
+        Stored(offset=None),
+        Stored(length=5, size=(5,)),
+        Stored(length=3, size=(3,)),
+        Stored(length=-4),
+        Stored(length=2**62),
+        Stored(length="4"),
+        Stored(length=2**70, size=(2**70,)),
+        Stored(key="1"),
+        Stored(key="../0"),
+        Stored(key=0),
+        Stored(key="0" * 100_000),
+        Stored(kind=torch.DoubleStorage),
+        Stored(kind=torch.HalfStorage),
+        Stored(kind=torch.ComplexFloatStorage),
+    ],
+    ids=lambda stored: repr((*stored.identity[1:], *stored.layout[:3]))[:70],
+)
+def test_tensor_outside_its_storage_is_refused(tensor, tmp_path):
+    write(tmp_path / "vit.pt", {"a": tensor})
+    refused(tmp_path / "vit.pt", "is damaged", read=weights.read_state_dict)
+
+
+def test_tensors_larger_than_the_file_are_refused(tmp_path):
+    write(tmp_path / "vit.pt", {f"a{number}": Stored() for number in range(500)} | {"state_dict": {}})
+    assert weights.read_state_dict(tmp_path / "vit.pt") == {}
+    write(tmp_path / "vit.pt", {str(number): Stored(size=(1,)) for number in range(archive.MAX_TENSORS + 1)})
+    refused(tmp_path / "vit.pt", "too many")
+    shared = Stored(length=1 << 20, size=(1 << 20,))
+    write(tmp_path / "vit.pt", {"a": shared, "b": shared}, ("data/1", bytes(1 << 22)))
+    refused(tmp_path / "vit.pt", "larger than the file")
+
+
+def overlapping(path: Path) -> None:
+    """The members data/0 and data/1 are the same bytes."""
+    write(path, {"a": Stored(), "b": Stored(key="1")}, ("data/1", NUMBERS))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"vit/data/1") - 46
+    content[entry + 42 : entry + 46] = content[content.rindex(b"vit/data/0") - 4 :][:4]
+    path.write_bytes(content)
+
+
+def many_members(path: Path) -> None:
+    """Only the end of the archive, which says how long the list of its members is."""
+    length = archive.MAX_READ + 1
+    path.write_bytes(b"PK\3\4" + bytes(length) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, length, 4, 0))
+
+
+def changed(old: bytes, new: bytes) -> Callable[[Path], None]:
+    """A sound archive with other bytes in one place."""
+
+    def make(path: Path) -> None:
+        write(path, {"a": Stored()})
+        content = path.read_bytes()
+        assert content.count(old) == 1 and len(new) == len(old)
+        path.write_bytes(content.replace(old, new))
+
+    return make
+
+
+ARCHIVES = {
+    "bad_crc": (changed(NUMBERS, NUMBERS[::-1]), "CRC-32"),
+    "bad_crc_of_pickle": (changed(b"FloatStorage", b"floatStorage"), "CRC-32"),
+    "repeated_name": (lambda path: write(path, {"a": Stored()}, ("data/0", NUMBERS)), "two members"),
+    "overlap": (overlapping, "overlaps"),
+    "big_endian": (lambda path: write(path, {"a": Stored()}, ("byteorder", b"big")), "not little-endian"),
+    "no_pickle": (lambda path: write(path, {"a": Stored()}, folder="a/b/"), "data.pkl"),
+    "compressed": (lambda path: write(path, {"a": Stored()}, how=zipfile.ZIP_DEFLATED), "compressed"),
+    "bomb": (lambda path: write(path, b"\x80\x02" + b"N0" * 2**24 + b".", how=zipfile.ZIP_DEFLATED), "too large"),
+    "large_pickle": (lambda path: write(path, bytes(archive.MAX_READ + 1)), "too large"),
+    "many_members": (many_members, "list of members"),
+    "empty": (lambda path: zipfile.ZipFile(path, "w").close(), "is damaged"),
+    "header_only": (lambda path: path.write_bytes(b"PK\3\4"), "is damaged"),
+    "cut": (lambda path: (write(path, {"a": Stored()}), path.write_bytes(path.read_bytes()[:-30])), "is damaged"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_damaged_archive_is_refused_in_one_line(name, tmp_path):
+    make, words = ARCHIVES[name]
+    make(tmp_path / "vit.pt")
+    refused(tmp_path / "vit.pt", words, read=weights.read_state_dict)
+
+
+MODULE = b"\x80\x02c" + text("__torch__", "M") + b")\x81q\x00}"  # with an empty dictionary of attributes on top
+PICKLES = {
+    "long_without_sense": b"\x80\x02" + b"N0" * MAX_OPERATIONS + b".",
+    "no_end": b"\x80\x02" + b"]" * 1000,
+    "large_memo_index": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "unknown_memo": b"\x80\x02j\xff\xff\xff\x7f.",
+    "deep": b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
+    "deep_tuples": b"\x80\x02N" + b"\x85" * 50_000 + b".",
+    "long_text": b"\x80\x02X\xff\xff\xff\x7fa.",
+    "long_bytes": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
+    "digits": b"\x80\x02I" + b"9" * 5000 + b"\n.",
+    "big_number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
+    "own_module": MODULE + b"X\1\0\0\0ah\0sb.",
+    "doubling_modules": b"\x80\x02c" + text("__torch__", "M") + b"q\0)\x81"
+    + b"".join(b"q\1h\0)\x81}(X\1\0\0\0ah\1X\1\0\0\0bh\1ub" for _ in range(64)) + b".",
+    "long_name": MODULE + b"X\0\0\x10\0" + b"a" * (1 << 20) + b"h\0sb.",
+    "module_with_a_list": MODULE + b"0]b.",
+    "module_that_is_not_a_class": b"\x80\x02K\1)\x81.",
+    "key_that_is_a_list": b"\x80\x02}]Ns.",
+    "key_that_is_a_module": b"\x80\x02}c" + text("__torch__", "M") + b")\x81Ns.",
+    "key_that_is_a_large_number": b"\x80\x02}\x8a\x09" + b"\1" * 9 + b"Ns.",
+    "extension": b"\x80\x02\x82\1.",
+    "instance": b"\x80\x02(i" + text("os", "getcwd") + b".",
+    "object": b"\x80\x02(c" + text("os", "getcwd") + b"o.",
+    "global_on_stack": b"\x80\x04\x8c\x02os\x8c\x06getcwd\x93)R.",
+    "with_keywords": b"\x80\x04c" + text("os", "getcwd") + b")}\x92.",
+    "dotted": b"\x80\x02c" + text("torch", "os.getcwd") + b")R.",
+    "text_called": b"\x80\x02X\2\0\0\0os)R.",
+    "control_characters": b"\x80\x02c" + text("\x1b[2J", "\r") + b")R.",
+    "surrogates": b"\x80\x02}X\3\0\0\0\xed\xa0\x80Ns.",
+    "text_as_storage": b"\x80\x02X\1\0\0\0aQ.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", PICKLES)
+def test_hostile_pickle_is_refused_in_one_line(name, legacy, tmp_path):
+    if legacy:
+        (tmp_path / "vit.pt").write_bytes(PICKLES[name] * 5)
+    else:
+        write(tmp_path / "vit.pt", PICKLES[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "vit.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_legacy_file_with_a_huge_tensor_is_refused(tmp_path):
+    torch.save({"a": torch.ones(1).expand(2**40)}, tmp_path / "vit.pt", _use_new_zipfile_serialization=False)
+    refused(tmp_path / "vit.pt", "larger than the file")
+
+
+@pytest.fixture(scope="module")
+def archives(half, tmp_path_factory) -> dict[str, bytes]:
+    """An archive and a state dict of a CLIP with a small vocabulary, as mutations need not read 6 MB each."""
+    folder = tmp_path_factory.mktemp("archives")
+    config = clip_config(text={"vocab_size": 100, "context_length": 7, "layers": 1}, vision={"layers": 1})
+    model = open_clip.CLIP(**config).eval()
+    inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 7, dtype=torch.long)
+    torch.jit.trace(model, inputs, check_trace=False).save(folder / "archive.pt")
+    torch.save(model.state_dict(), folder / "state.pt")
+    torch.save(model.state_dict(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    save_file(model.state_dict(), folder / "vit.safetensors")
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning", "ignore:invalid escape:DeprecationWarning")
+@pytest.mark.parametrize("name", ["archive.pt", "state.pt", "legacy.pt", "vit.safetensors"])
+def test_changed_file_is_refused_in_one_line_or_read(name, archives, tmp_path, random_seed):
+    rng, path = Random(f"{random_seed} {name}"), tmp_path / name
+    ends = Counter()
+    for _ in range(100):
+        zipped = archives[name][:2] == b"PK" and rng.random() < 0.6
+        path.write_bytes((change_zip if zipped else change_bytes)(rng, archives[name]))
+        start = time.monotonic()
+        try:
+            clip.load_backbone(str(path))
+        except clip.ClipError as error:
+            message = str(error)
+            assert name in message and message.isprintable() and len(message) < 1000, message
+            ends["other tokens" if "other tokens" in message else "refused"] += 1  # of a file with the small vocabulary
+        assert time.monotonic() - start < SECONDS
+    assert ends["refused"] > 10 and sum(ends.values()) == 100
+
+
+def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(archives, tmp_path, random_seed):
+    rng, path, content = Random(random_seed), tmp_path / "vit.pt", archives["archive.pt"]
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        used = [info for info in file.infolist() if info.filename.split("/", 1)[1].startswith("data")]
+    for _ in range(300):
+        info = rng.choice([info for info in used if info.file_size])
+        start = info.header_offset + 30 + sum(struct.unpack("<2H", content[info.header_offset + 26 :][:4]))
+        changed = bytearray(content)
+        changed[start + rng.randrange(info.file_size)] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(clip.ClipError, match="CRC-32 is wrong"):
+            weights.read_state_dict(path)
+
+
+# ---------------------------------------------------------------- faults of the model
+
+
+def far_too_wide(state):
+    """A text tower of 19 GB, by the shapes of its smallest tensors."""
+    state["ln_final.weight"] = torch.ones(20_480)
+
+
+def long_context(state):
+    """Every tensor fits, but the mask would have 10^10 numbers."""
+    state["positional_embedding"] = torch.zeros(100_000, 64)
+
+
+def many_layers(state):
+    for layer in range(3_000):
+        state[f"transformer.resblocks.{layer}.x"] = torch.ones(1)
+
+
+def replaced(key, value):
+    def change(state):
+        state[key] = value(state[key])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (far_too_wide, "size mismatch"),
+        (long_context, "context of 100000"),
+        (many_layers, "too few for 3002 layers"),
+        (replaced("visual.proj", lambda value: value * float("nan")), "visual.proj is not finite"),
+        (replaced("logit_scale", lambda value: value / 0), "logit_scale is not finite"),
+        (replaced("visual.proj", lambda value: value.long()), "int64"),
+        (replaced("visual.proj", lambda value: value[:0]), "size mismatch"),
+        (replaced("visual.conv1.weight", lambda value: value[0, 0, 0, 0]), "open_clip can build"),
+        (replaced("visual.conv1.weight", lambda value: value[:, :, :0, :0]), "open_clip can build"),
+        (replaced("text_projection", lambda value: value[0]), "open_clip can build"),
+    ],
+    ids=["width", "context", "layers", "nan", "inf", "int", "empty", "scalar", "patch", "dimensions"],
+)
+@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
+def test_invalid_tensors_are_refused_before_a_model_is_built(change, words, name, half, tmp_path):
+    state = {key: value.clone() for key, value in half.state_dict().items()}
+    change(state)
+    state = {key: value.contiguous() for key, value in state.items()}
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    refused(tmp_path / name, words)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "words"),
+    [
+        ("text_cfg", {"layers": 10**9}, "too few for"),
+        ("vision_cfg", {"layers": 10**9}, "too few for"),
+        ("vision_cfg", {"layers": [10**9, 1, 1, 1]}, "too few for"),
+        ("text_cfg", {"context_length": 10**6}, "context"),
+        ("text_cfg", {"width": 10**6}, "open_clip can build"),
+        ("text_cfg", {"layers": "2"}, "open_clip can build"),
+        ("vision_cfg", {"image_size": 10**9}, "open_clip can build"),
+        ("text_cfg", {"hf_model_name": "hub/model"}, "hub"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:owner/model"}, "hub"),
+        ("vision_cfg", {"timm_model_name": "local-dir:/etc"}, "hub"),
+        ("vision_cfg", {"timm_model_name": "eva02_enormous_patch14_clip_224"}, "open_clip can build"),
+        ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
+        ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),
+        ("preprocess_cfg", {"mean": [1, 2]}, "mean"),
+        ("preprocess_cfg", [], "must be objects"),
+        ("text_cfg", None, "must be objects"),
+        ("model_cfg", [], "not a valid open_clip configuration"),
+    ],
+)
+def test_configuration_beside_the_file_is_checked(part, settings, words, half, tmp_path):
+    save_file(half.state_dict(), tmp_path / "vit.safetensors")
+    config = {"model_cfg": clip_config(), "preprocess_cfg": {}}
+    holder = config if part.endswith("ess_cfg") or part == "model_cfg" else config["model_cfg"]
+    holder[part] = holder[part] | settings if isinstance(settings, dict) else settings
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    start = time.monotonic()
+    with pytest.raises(clip.ClipError, match=words) as caught:
+        clip.load_backbone(str(tmp_path / "vit.safetensors"))
+    assert time.monotonic() - start < SECONDS and str(caught.value).isprintable()
