@@ -52,12 +52,11 @@ class Variant:
 
     def __post_init__(self) -> None:
         choose(self.method, trainers.methods(), "trainer")
-        if "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
-            raise UsageError(f"the name {self.name!r} has a slash or starts with a dot", "use another one")
-        folder = self.config_file.parent
+        if not self.name.strip() or "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
+            raise UsageError(f"the name {self.name!r} is empty, has a slash or starts with a dot", "use another one")
+        names = sorted(file.stem for file in self.config_file.parent.glob("*.yaml"))
         for config in filter(None, (self.cfg, self.cross_cfg)):
-            if not (folder / f"{config}.yaml").is_file():
-                choose(config, sorted(file.stem for file in folder.glob("*.yaml")), f"YAML file of {self.name}")
+            choose(config, names, f"YAML file of {self.name}")
         for dataset in self.dataset_overrides:
             choose(dataset, known_datasets(), "dataset")
         for pairs in (self.overrides, *self.dataset_overrides.values()):

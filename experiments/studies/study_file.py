@@ -52,9 +52,11 @@ def convert(key: str, value: Any, kind: Any) -> Any:
         return tuple(value) if isinstance(value, list) else () if value is None else (value,)
     if kind not in (Path, str):
         return value
-    if not isinstance(value, str | int | None) or (kind is Path and not str(value).strip()):
+    text = "" if value is None else str(value)
+    # A dash would begin an option of train.py.
+    if type(value) not in (str, int, type(None)) or text.startswith("-") or (kind is Path and not text.strip()):
         raise UsageError(f"{key} is {value!r}", "give the path of a folder" if kind is Path else "give a name")
-    return Path(os.path.expanduser(str(value))) if kind is Path else str(value or "")
+    return Path(os.path.expanduser(text)) if kind is Path else text
 
 
 def variant_from(name: str, entry: Any) -> Variant:
