@@ -160,6 +160,18 @@ def test_decompression_bomb_is_an_error(size, tmp_path):
     refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
 
 
+def test_jpeg_of_endless_scans_is_refused(tmp_path):
+    """14 kB of repeated scans made an image of 9,000 x 9,000 pixels take 20 seconds instead of 2."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(NOISE).save(path, progressive=True)
+    content = path.read_bytes()
+    scan = content[content.rindex(b"\xff\xc4") : -2]  # the last one, with its table
+    path.write_bytes(content[:-2] + 50 * scan + content[-2:])
+    assert read_image(path).size == (30, 40)
+    path.write_bytes(content[:-2] + 100 * scan + content[-2:])
+    refused(path, "it has 110 scans, at most 64 are expected")
+
+
 def test_the_limit_on_pixels_can_be_raised_above_pillows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = written(tmp_path / "a.png", Image.fromarray(NOISE), "PNG")

@@ -15,6 +15,7 @@ from .errors import ImageError
 __all__ = ["read_image", "report_16_bit_again"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_SCANS = 64  # of a JPEG, each of which goes over all pixels; cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 
 _reported_16_bit = mmap.mmap(-1, 1)  # a byte that the workers of a data loader share with the process that forked them
@@ -67,6 +68,10 @@ def _decode(file, limit, exif_orientation):
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > limit:
             raise Image.DecompressionBombError
+        if image.format in ("JPEG", "MPO"):
+            file.seek(0)
+            if (scans := file.read().count(b"\xff\xda")) > MAX_SCANS:
+                raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
         layout = str(image.tile)  # how the pixels are packed; empty after loading
         image.load()
         if exif_orientation:
