@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -33,6 +34,8 @@ def published(source, tmp_path, monkeypatch):
         def do_GET(self):
             server.requests += 1
             self.close_connection = True
+            if server.fault == "silence":
+                return time.sleep(1)
             if server.fault == "not found":
                 return self.send_error(404)
             self.send_response(200)
@@ -79,9 +82,11 @@ def test_damaged_cached_file_is_downloaded_again(published, source, tmp_path, ca
     assert "ViT-B-16.pt is not the published file" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fault", ["other bytes", "cut off", "cut off in a chunk", "not found", "no server"])
-def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, published, tmp_path):
+@pytest.mark.parametrize("fault", ["other bytes", "cut off", "cut off in a chunk", "not found", "silence", "no server"])
+def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, published, tmp_path, monkeypatch):
     published.fault = fault
+    if fault == "silence":
+        monkeypatch.setattr(download, "WINDOW", 0.2)
     if fault == "no server":
         published.server_close()
     with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as caught:
