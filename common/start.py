@@ -32,6 +32,15 @@ def required_packages(extra: str = "") -> Iterator[None]:
             remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}"
         print(f"error: the package {package} is not installed for {sys.executable}: {remedy}", file=sys.stderr)
         sys.exit(2)
+    except (ImportError, OSError, MemoryError) as error:
+        first: BaseException = error
+        while first.__cause__:
+            first = first.__cause__
+        if isinstance(first, ImportError) and ".so" not in str(first):  # not a library: a bug of this project
+            raise
+        reason = " ".join(str(first).split()) or "the memory is full"
+        print(f"error: cannot load a library ({reason}): is the memory limited (`ulimit -v`)?", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

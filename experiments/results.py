@@ -50,7 +50,7 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
         "macro_f1": measured.get("macro_f1"),
         "n_test": getattr(trainer, "n_test", None),
         "epochs": epochs,
-        "train_seconds": getattr(trainer, "train_seconds", None),
+        "train_seconds": getattr(trainer, "train_seconds", None) or None,  # 0: nothing was trained
         "test_seconds": getattr(trainer, "test_seconds", None),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -20,6 +20,7 @@ from .lock import locked
 from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
 from .results import FILE as RESULTS
 from .results import write_results
+from .shortages import allow_open_files
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,8 +89,9 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
             raise UsageError(f"{option} is missing", "see python train.py --help")
     if cfg.TRAINER.NAME in trainers.methods() and not cfg.MODEL.BACKBONE.NAME:
         raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
-    if args.resume and not Path(args.resume).is_dir():
-        raise UsageError(f"there is no folder {args.resume}", "check --resume", args.resume)
+    if cfg.RESUME and not Path(cfg.RESUME).is_dir():
+        raise UsageError(f"there is no folder {cfg.RESUME}", "check --resume", cfg.RESUME)
+    allow_open_files(cfg.DATALOADER.NUM_WORKERS)
 
 
 def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from common.errors import UsageError
 
+from .shortages import causes, shortage
+
 INTERRUPTED = 130  # exit status, as of a shell
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 
@@ -34,14 +36,14 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
             if interrupt.received:  # whatever else came of it first, such as workers that ended too early
                 print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
                 sys.exit(INTERRUPTED)
-            if isinstance(error, loaded("torch", "OutOfMemoryError")):
-                error = UsageError("the memory of the GPU is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE")
-            # Anything else is a bug of this project. The published Dassl does not have an error class of its own.
-            known = (UsageError, OSError, FloatingPointError, *loaded("dassl.utils", "UsageError"))
             if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(0)
-            if not isinstance(error, known):
+            own = (UsageError, *loaded("dassl.utils", "UsageError"))
+            if isinstance(error, Exception) and not isinstance(error, own):
+                error = shortage(error) or error
+            # Anything else is a bug of this project. The published Dassl does not have an error class of its own.
+            if not isinstance(error, (*own, OSError, FloatingPointError)):
                 raise
             if debug:
                 print_traceback(error)
@@ -63,10 +65,8 @@ def loaded(module: str, name: str) -> tuple[type, ...]:
 
 def print_traceback(error: BaseException) -> None:
     """With the causes that `raise ... from None` hides."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         cause.__suppress_context__ = False
-        cause = cause.__cause__ or cause.__context__
     traceback.print_exception(error)
 
 

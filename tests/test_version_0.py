@@ -51,6 +51,7 @@ def test_checkpoint_is_evaluated(old, launch, arguments, tmp_path):
     assert launch(*arguments(tmp_path / "again", "--eval-only", "--model-dir", old)).status == 0
     assert accuracy(tmp_path / "again") == pytest.approx(accuracy(old), abs=0.7)  # two of 320 images
     assert launch(*arguments(tmp_path / "new", "--eval-only", "--model-dir", old, classes="new")).status == 0
+    assert json.loads((tmp_path / "new/results.json").read_text())["train_seconds"] is None
 
 
 def test_run_is_resumed(old, launch, arguments):
