@@ -41,6 +41,8 @@ class PromptTrainer(TrainerX):
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
     learns: ClassVar[bool] = True  # False: there is nothing to train
+    transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
+    Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
@@ -153,7 +155,7 @@ class PromptTrainer(TrainerX):
         towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
         if towers not in TOWERS:
             raise UsageError(f"MODEL.BACKBONE.TOWERS is {towers!r}", f"it can be {' or '.join(TOWERS)}")
-        self.model = PromptedCLIP(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
+        self.model = self.Model(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
         clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
@@ -278,6 +280,9 @@ class PromptTrainer(TrainerX):
         module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         self.model.classes_learned = self.were_learned(checkpoint.get("metadata") or {})
+        if self.model.prompt_learner.reader() is not None:
+            kind = "learned" if self.model.classes_learned else "new"
+            print(f"Images are read as those of {kind} classes")
         learned_on = (checkpoint.get("metadata") or {}).get("backbone", metadata["backbone"])
         if learned_on != metadata["backbone"]:
             print(f"These prompts were learned on the backbone {learned_on}, this run uses {metadata['backbone']}")

@@ -1,14 +1,11 @@
 from dataclasses import dataclass
-from functools import cached_property
 
 from dassl.engine import TRAINER_REGISTRY
 
 from .prompts import ContextSettings, ContextTrainer, sentence_context
-from .teacher import Teacher, loss_near_teacher
+from .teacher import TaughtTrainer
 
 WORDS = "a photo of a"
-# The teacher's sentences, for datasets whose zero-shot template is another one.
-TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
 
 
 @dataclass(frozen=True)
@@ -22,21 +19,18 @@ class KgCoOpSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class KgCoOp(ContextTrainer):
+class KgCoOp(TaughtTrainer, ContextTrainer):
     """Knowledge-guided Context Optimization: text features held near the frozen CLIP's (Yao et al., CVPR 2023)."""
 
     Settings = KgCoOpSettings
     published_sections = ("TRAINER.COOP",)
     published_unused = ("bias_vectors", "meta_net.linear1.*")
+    teacher_templates = {"DescribableTextures": "a photo of a {}, a type of texture."}
 
     def start(self, clip, classes):
         words = self.settings.CTX_INIT
         return sentence_context(clip, self.settings.N_CTX, WORDS if words is True else words or "", *classes)
 
-    @cached_property
-    def teacher(self) -> Teacher:
-        return Teacher(self.model, self.class_names, [self.template(TEMPLATES)])
-
     def loss(self, images, labels):
         """Cross-entropy, and the distance of the text features from the frozen CLIP's."""
-        return loss_near_teacher(self.model, self.teacher, images, labels, self.settings.W)
+        return self.loss_near_teacher(images, labels, self.settings.W)

@@ -1,5 +1,4 @@
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +8,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .prompts import ContextSettings, ContextTrainer, sentence_context, text_width, word_embeddings
-from .teacher import Teacher
-
-# The teacher's sentences, for datasets whose zero-shot template is another one.
-TEMPLATES = {
-    "OxfordPets": "a type of pet, a photo of a {}.",
-    "OxfordFlowers": "a type of flower, a photo of a {}.",
-    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
-    "DescribableTextures": "a texture of {}.",
-    "Food101": "a type of food, a photo of {}.",
-}
+from .teacher import TaughtTrainer
 
 
 @dataclass(frozen=True)
@@ -38,11 +28,18 @@ class ProGradSettings(ContextSettings):
 
 
 @TRAINER_REGISTRY.register()
-class ProGrad(ContextTrainer):
+class ProGrad(TaughtTrainer, ContextTrainer):
     """Prompt-aligned Gradient: no step against the frozen CLIP's predictions (Zhu et al., ICCV 2023)."""
 
     Settings = ProGradSettings
     published_sections = ("TRAINER.COOP", "LOSS")
+    teacher_templates = {
+        "OxfordPets": "a type of pet, a photo of a {}.",
+        "OxfordFlowers": "a type of flower, a photo of a {}.",
+        "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+        "DescribableTextures": "a texture of {}.",
+        "Food101": "a type of food, a photo of {}.",
+    }
     caveat = "its published settings are for RN50, and its published base-to-new results have 4 shots"
 
     def start(self, clip, classes):
@@ -50,7 +47,9 @@ class ProGrad(ContextTrainer):
         n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
         if not given:
             return sentence_context(clip, n_ctx, "", *classes)
-        sentence = self.template(TEMPLATES).partition("{}")[0] if given is True else given.replace("_", " ")
+        sentence = (
+            self.template(self.teacher_templates).partition("{}")[0] if given is True else given.replace("_", " ")
+        )
         words = sentence.split()
         if not 0 < len(words) <= n_ctx:
             raise UsageError(
@@ -60,10 +59,6 @@ class ProGrad(ContextTrainer):
         zeros = torch.zeros(n_ctx - len(words), text_width(clip))
         known = word_embeddings(clip, " ".join(words), len(words)).detach()
         return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, known]))
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        return Teacher(self.model, self.class_names, [self.template(TEMPLATES)])
 
     def loss(self, images, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions in place of the labels."""

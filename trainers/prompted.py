@@ -89,10 +89,13 @@ class PromptedCLIP(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, joint), fp32, normalised unless the method has a `reader`."""
-        vision, reader = self.prompt_learner.vision(), self.prompt_learner.reader()
-        if reader is None:
-            return normalize(self.towers.encode_image(self.clip, images, vision))
-        return reader(*self.towers.encode_image_and_prompts(self.clip, images, vision), self.classes_learned)
+        if reader := self.prompt_learner.reader():
+            return reader(*self.image_and_prompts(images), self.classes_learned)
+        return normalize(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
+
+    def image_and_prompts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What a `Reader` reads."""
+        return self.towers.encode_image_and_prompts(self.clip, images, self.prompt_learner.vision())
 
     def text_features(self, image_features: Tensor) -> Tensor:
         """(classes, joint), or (batch, classes, joint) where the text depends on the image; normalised, fp32."""

@@ -61,6 +61,24 @@ def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tu
     return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
 
 
+class TemplatePrompts(PromptLearner):
+    """A sentence for each class, in which nothing is learned.
+
+    Args:
+        template: the sentence, with {} for the class name.
+        classnames: C names.
+        context_length: of the text tower.
+    """
+
+    def __init__(self, template: str, classnames: list[str], context_length: int):
+        super().__init__()
+        ids = tokenize([template.replace("{}", name) for name in classnames], context_length)
+        self.register_buffer("ids", ids, persistent=False)
+
+    def text(self, image_features: Tensor) -> TextPrompts:
+        return TextPrompts(self.ids)
+
+
 class CoOpPrompts(PromptLearner):
     """Context vectors in place of the words around the class name (CoOp, Sec. 3.2).
 
@@ -86,6 +104,12 @@ class CoOpPrompts(PromptLearner):
         return TextPrompts(self.ids, self.ctx, self.slots)
 
 
+def check_position(position: str) -> None:
+    """Raise UsageError for another position of the class name than CoOp's."""
+    if position not in POSITIONS:
+        raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"it can be {', '.join(POSITIONS)}")
+
+
 @dataclass(frozen=True)
 class ContextSettings(MethodSettings):
     """The settings of CoOp's context vectors. CSC asks for class-specific ones."""
@@ -95,10 +119,7 @@ class ContextSettings(MethodSettings):
     CLASS_TOKEN_POSITION: str = "end"
 
     def check(self):
-        if self.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise UsageError(
-                f"CLASS_TOKEN_POSITION is {self.CLASS_TOKEN_POSITION!r}", f"it can be {', '.join(POSITIONS)}"
-            )
+        check_position(self.CLASS_TOKEN_POSITION)
 
 
 class ContextTrainer(PromptTrainer):

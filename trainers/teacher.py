@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from clip import CLIP, TextPrompts, encode_text, tokenize
 from common.files import replacing
 
+from .base import PromptTrainer
 from .prompted import PromptedCLIP, normalize
 
 TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
@@ -51,22 +53,32 @@ class Teacher:
         return normalize(self.model.towers.encode_image(self.model.clip, images))
 
 
-def loss_near_teacher(
-    model: PromptedCLIP, teacher: Teacher, images: Tensor, labels: Tensor, weight: float
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Cross-entropy, plus `weight` times one minus the mean cosine of the classes' text features and the teacher's.
+def distance(ours: Tensor, teachers: Tensor) -> Tensor:
+    """One minus the mean cosine of features (n, joint) of unit length."""
+    return 1 - (ours * teachers).sum(dim=-1).mean()
 
-    Returns:
-        as `PromptTrainer.loss`.
-    """
-    image = model.image_features(images)
-    text = model.text_features(image)
-    logits = model.logits(image, text)
-    parts = {
-        "loss_ce": F.cross_entropy(logits, labels),
-        "loss_score": 1 - (text * teacher.text_features).sum(dim=-1).mean(),  # both have unit length
-    }
-    return parts["loss_ce"] + weight * parts["loss_score"], logits, parts
+
+class TaughtTrainer(PromptTrainer):
+    """A method that holds its features near those of the frozen CLIP, which reads one sentence for each class."""
+
+    teacher_templates: ClassVar[Mapping[str, str]] = {}  # for datasets whose zero-shot template is another sentence
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher(self.model, self.class_names, [self.template(self.teacher_templates)])
+
+    def loss_near_teacher(
+        self, images: Tensor, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """A `loss`: cross-entropy, plus `weight` times the `distance` of text features from the teacher's."""
+        image = self.model.image_features(images)
+        text = self.model.text_features(image)
+        logits = self.model.logits(image, text)
+        parts = {
+            "loss_ce": F.cross_entropy(logits, labels),
+            "loss_score": distance(text, self.teacher.text_features),
+        }
+        return parts["loss_ce"] + weight * parts["loss_score"], logits, parts
 
 
 @torch.no_grad()

@@ -1,25 +1,12 @@
 from dataclasses import dataclass
 
-import torch
 from dassl.engine import TRAINER_REGISTRY
 
-from clip import TextPrompts, tokenize
 from common.errors import UsageError
 
-from .base import PromptLearner, PromptTrainer
+from .base import PromptTrainer
+from .prompts import TemplatePrompts
 from .settings import MethodSettings
-
-
-class TemplatePrompts(PromptLearner):
-    """A fixed sentence for each class; nothing is learned."""
-
-    def __init__(self, template: str, classnames: list[str], context_length: int):
-        super().__init__()
-        ids = tokenize([template.replace("{}", name) for name in classnames], context_length)
-        self.register_buffer("ids", ids, persistent=False)
-
-    def text(self, image_features: torch.Tensor) -> TextPrompts:
-        return TextPrompts(self.ids)
 
 
 @dataclass(frozen=True)
