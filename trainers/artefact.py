@@ -6,7 +6,6 @@ kind and range, and no path in it is followed.
 
 import json
 import math
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from yacs.config import CfgNode
 from clip import is_published, weights_sha256
 from common.errors import UsageError, choose
 from common.files import checksum, replacing, write_text
+from common.text import read_json
 
 CONFIG, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
@@ -138,22 +138,21 @@ def read_config(file: Path) -> Description:
     Raises:
         UsageError: the file is missing, too large, or malformed.
     """
-    regular_file(file, LARGEST_CONFIG)
+    content = read_json(file, LARGEST_CONFIG)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+            raise TypeError(f"its format is not {FORMAT}")
         values = {item.name: content[item.name] for item in fields(Description)}
         for name, kind in get_type_hints(Description).items():
             if not isinstance(values[name], get_origin(kind) or kind):
-                raise ValueError(f"{name} is not of the type {getattr(kind, '__name__', kind)}")
+                raise TypeError(f"{name} is not of the type {getattr(kind, '__name__', kind)}")
         if not all(map(plain, (*values["settings"].values(), *values["input"].values(), *values["training"].values()))):
-            raise ValueError("it holds other values than texts, numbers and lists of them")
+            raise TypeError("it holds other values than texts, numbers and lists of them")
         if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in values["class_names"]):
-            raise ValueError("class_names are not all printable texts")
+            raise TypeError("class_names are not all printable texts")
     except KeyError as error:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
-    except (ValueError, RecursionError) as error:
+    except TypeError as error:
         raise UsageError(f"{file} is not a description of prompts ({error})", "export it again", file) from error
     return Description(**values)
 
@@ -165,17 +164,13 @@ def plain(value: object) -> bool:
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def regular_file(file: Path, largest: int | None = None) -> Path:
+def regular_file(file: Path) -> Path:
     """The file, if it is one: a named pipe, for one, would wait for ever.
 
     Raises:
-        UsageError: it is missing, not a regular file, or larger than `largest` bytes.
+        UsageError: it is missing, or not a regular file.
     """
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise UsageError(f"there is no {file}", "give a folder that tools/export.py wrote", file) from error
-    if not stat.S_ISREG(status.st_mode) or (largest is not None and status.st_size > largest):
-        fault = "too large" if stat.S_ISREG(status.st_mode) else "not a regular file"
-        raise UsageError(f"{file} is {fault}", "give a folder that tools/export.py wrote", file)
+    if not file.is_file():
+        what = f"{file} is not a regular file" if file.exists() else f"there is no {file}"
+        raise UsageError(what, "give a folder that tools/export.py wrote", file)
     return file

@@ -116,7 +116,7 @@ class PromptedClassifier:
     def read_folder(folder: Path) -> tuple[Description, dict[str, Any]]:
         """The description and the checkpoint of an artefact, as the class takes them."""
         description, tensors = read_artefact(folder)
-        metadata = {key: getattr(description, key) for key in ("method", "settings", "backbone", "class_names")}
+        metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
         return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
     @classmethod
@@ -186,7 +186,9 @@ class PromptedClassifier:
     def logits(self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None) -> Tensor:
         """The scaled cosine similarities before softmax; arguments and errors are those of `probabilities`."""
         trainer = self._trainer_of(class_names)
-        return torch.cat([trainer.model_inference(batch.to(self.device)).cpu() for batch in self._batches(images)])
+        none = torch.empty(0, len(trainer.class_names))
+        batches = self._batches(images)
+        return torch.cat([none, *(trainer.model_inference(batch.to(self.device)).cpu() for batch in batches)])
 
     def model_for(self, class_names: Sequence[str] | None = None) -> Any:
         """The `PromptedCLIP` that computes the logits of these class names."""
@@ -194,7 +196,7 @@ class PromptedClassifier:
 
     def _batches(self, images: Pixels | Tensor | Sequence[Pixels]) -> Iterator[Tensor]:
         if isinstance(images, Tensor):
-            yield from images.split(BATCH)
+            yield from (images if images.dim() == 4 else images[None]).split(BATCH)
             return
         several = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
         for start in range(0, len(several), BATCH):
@@ -202,8 +204,8 @@ class PromptedClassifier:
 
     def _trainer_of(self, class_names: Sequence[str] | None) -> PromptTrainer:
         """The trainer for these names: the own one, or one on the same backbone with the same prompts."""
-        names = self.class_names if class_names is None else check_names(class_names)
-        if names == self.class_names:
+        names = spoken(self.class_names if class_names is None else check_names(class_names))
+        if names == spoken(self.class_names):
             return self._own
         if self._others is None or self._others[0] != names:
             clip = self._own.model.clip.cpu()  # where a method builds its prompts
@@ -220,7 +222,8 @@ class PromptedClassifier:
         method = methods()[self.method]
         trainer = quietly(method, self.cfg, ClassNames(class_names, template), clip)
         nothing = torch.zeros(1, trainer.model.clip.visual.output_dim, device=trainer.device)
-        if class_names != self.class_names and trainer.model.prompt_learner.text(nothing).by_class:
+        other = class_names is not self.class_names and method.transfers
+        if other and trainer.model.prompt_learner.text(nothing).by_class:
             what = f"{self.source} has a context for each class that it was learned on"
             raise UsageError(what, "leave out the class names", self.source)
         if self.checkpoint is not None:
@@ -242,6 +245,11 @@ def check_names(names: Sequence[str]) -> list[str]:
     if times > 1:
         raise UsageError(f"the class name {name!r} is given {times} times", "give each name once")
     return stripped
+
+
+def spoken(names: Sequence[str]) -> list[str]:
+    """Class names as they stand in a text."""
+    return [name.replace("_", " ") for name in names]
 
 
 def quietly(function, *arguments, **named):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UsageError
+from common.text import read_text
 
-LARGEST = 8 << 20  # bytes of a file of class names
 MODELS = (
     "A MODEL is the output folder of a finished run, a folder that tools/export.py wrote, or a published checkpoint "
     "(its file or its run's folder), which needs --config-file and --classes."
@@ -42,14 +42,7 @@ def given_class_names(args: argparse.Namespace) -> Sequence[str]:
     file = args.classes_file
     if file is None:
         return args.classes
-    if not file.is_file():
-        raise UsageError(f"{file} is not a file", "give a text file with a class name on each line", file)
-    if file.stat().st_size > LARGEST:
-        raise UsageError(f"{file} has more than {LARGEST >> 20} MB", "give a text file with a class name on each line")
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UsageError(f"{file} is not a text file (UTF-8)", "give a class name on each line", file) from None
+    names = [line.strip() for line in read_text(file).splitlines()]
     if not any(names):
         raise UsageError(f"{file} has no class names", "give one on each line", file)
     return [name for name in names if name]
