@@ -210,7 +210,9 @@ def main() -> None:
         print(json.dumps(work(args)))
         return
     trainers = (
-        [name for name, method in methods().items() if method.learns] if args.trainer == "all" else [args.trainer]
+        [name for name, method in methods().items() if method.learns and method.transfers]
+        if args.trainer == "all"
+        else [args.trainer]
     )
     with tempfile.TemporaryDirectory() as folder:
         if not args.backbone:

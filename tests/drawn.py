@@ -121,7 +121,7 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [key for key in a if not torch.equal(a[key], b[key])]
 
 
-METHODS = tuple(name for name, method in trainers.methods().items() if method.learns)
+METHODS = tuple(name for name, method in trainers.methods().items() if method.learns and method.transfers)
 
 
 def run_for_real(launch, calls, monkeypatch):

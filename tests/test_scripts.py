@@ -32,7 +32,7 @@ CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, c
 KINDS = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
 OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # these take other arguments
 GENERIC = {f"{kind}.sh" for kind in KINDS}  # these take METHOD first
-SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN
+SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN | {"lpclip/few_shot.sh"}
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
 
 

@@ -151,6 +151,9 @@ class Study:
         for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
+        if "base2new" in self.protocols and (names := [v.name for v in self.variants if not v.trainer.transfers]):
+            what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes that it has not learned"
+            raise UsageError(what, "leave it out, or use few_shot")
         if not self.shots:
             raise UsageError("the study has no shots", "leave the key out for 16")
         if not any(self.datasets) and self.protocols != ("cross_dataset",):

@@ -1,0 +1,187 @@
+"""The linear probe: CoOp's search, scikit-learn's predictions, its own classes only, results as of every run."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from dassl.engine import build_trainer
+from drawn import make_cfg, prompts_of, write_eurosat
+
+from common.errors import UsageError
+from experiments.inference.arguments import add_model_options
+from experiments.inference.models import open_models
+from experiments.linear_probe import main
+from experiments.studies.spec import Study, Variant
+from trainers.linear_probe import fit, search
+
+ONCE = ["OPTIM.MAX_EPOCH", 1, "TRAINER.LINEARPROBE.PREC", "fp32"]
+SIZE = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def probe(eurosat, tiny, tmp_path):
+    """`probe("DATASET.NUM_SHOTS", 2, ...)` -> a trainer on the stand-in for EuroSAT."""
+
+    def probe(*options, root=eurosat, output="run"):
+        options = [*ONCE, "DATASET.NUM_SHOTS", 4, *options]
+        return build_trainer(make_cfg("LinearProbe", root, tiny, tmp_path / output, *options))
+
+    return probe
+
+
+@pytest.fixture
+def arguments(eurosat, tiny, tmp_path):
+    """`arguments(*options)`: of tools/linear_probe.py, with results in tmp_path/out."""
+    common = ["--root", eurosat, "--output", tmp_path / "out", "--backbone", tiny]
+    return lambda *options: [str(argument) for argument in ("eurosat", 1, *common, *options)]
+
+
+# The search
+
+
+def test_search_is_coarse_and_then_fine():
+    asked = []
+
+    def accuracy(x):
+        asked.append(x)
+        return -abs(x - 0.3)
+
+    found = search(accuracy)
+    assert asked[:9] == [6, 4, 2, 0, -2, -4, -6, -1, 1]  # powers of ten, then the decades around the best
+    assert abs(found - 0.3) < 2 / 2**6 and len(asked) == len(set(asked)) <= 7 + 2 + 8
+
+
+def test_search_prefers_the_weakest_power_and_the_lower_end():
+    assert search(lambda x: 1.0) == 5  # all are equal: 6, then its lower end each time
+    assert search(lambda x: x <= -1.5) < -1
+
+
+# The fit
+
+
+def test_model_predicts_what_scikit_learn_predicts(probe):
+    trainer = probe()
+    trainer.train()
+    features, labels = trainer.features_of(trainer.dm.dataset.train_x)
+    images = [trainer.test_loader.dataset[number]["img"] for number in range(24)]
+    logits = trainer.model_inference(torch.stack(images))
+    tested, truth = trainer.features_of(trainer.dm.dataset.test)
+    expected = fit(features, labels, trainer.choose_c(features, labels))
+    assert features.shape == (24, 64) and not np.allclose(np.linalg.norm(features, axis=1), 1)
+    assert np.allclose(logits.softmax(dim=1), expected.predict_proba(tested), atol=1e-4)
+    assert trainer.test_results["accuracy"] == pytest.approx(100 * np.mean(logits.argmax(1).numpy() == truth))
+
+
+def test_augmentation_and_order_of_training_images_do_not_matter(probe):
+    first = probe()
+    first.train()
+    torch.manual_seed(5)
+    second = probe(output="other")
+    second.train()
+    for key, value in prompts_of(first).items():
+        assert torch.equal(value, prompts_of(second)[key])
+
+
+def test_given_strength_is_used_without_a_search(probe, capsys):
+    trainer = probe("TRAINER.LINEARPROBE.C", 0.25)
+    trainer.dm.dataset._val = None
+    trainer.train()
+    assert "C 0.25: " in capsys.readouterr().out
+
+
+def test_two_classes(probe, tmp_path):
+    write_eurosat(tmp_path, ["red", "blue lake"], train=4)
+    trainer = probe(root=tmp_path)
+    trainer.train()
+    features, labels = trainer.features_of(trainer.dm.dataset.train_x)
+    learner = trainer.model.prompt_learner
+    logits = torch.from_numpy(features) @ learner.weight.T + learner.bias
+    assert logits.argmax(dim=1).tolist() == labels.tolist()
+
+
+def test_one_class_is_nothing_to_choose_from(probe, tmp_path):
+    write_eurosat(tmp_path, ["red"], train=4)
+    with pytest.raises(UsageError, match="LinearProbe has 1 class to choose from"):
+        probe(root=tmp_path)
+
+
+def test_without_validation_images_the_strength_must_be_given(probe, monkeypatch, capsys):
+    trainer = probe()
+    trainer.dm.dataset._val = None
+    with pytest.raises(UsageError, match="has no validation images for the choice of C: set TRAINER.LINEARPROBE.C"):
+        trainer.train()
+    trainer = probe(output="val is test")
+    monkeypatch.setattr(type(trainer.dm.dataset), "val_is_test", True)
+    trainer.train()
+    assert "C is chosen on test images, as in CoOp's code" in capsys.readouterr().out
+
+
+# Runs
+
+
+def test_tool_leaves_results_of_every_number_of_shots(arguments, tmp_path, capsys):
+    main(arguments("--shots", 1, 2, "--cfg", "small", *SIZE))
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("LinearProbe on EuroSAT 1 shots seed 1: ") and " 2 shots " in second
+    run = tmp_path / "out/eurosat/LinearProbe/small_2shots/seed1"
+    result = json.loads((run / "results.json").read_text())
+    assert (result["trainer"], result["shots"], result["epochs"], result["n_test"]) == ("LinearProbe", 2, 1, 24)
+    assert result["train_seconds"] > 0
+    main(arguments("--shots", 2, "--cfg", "small", *SIZE))
+    assert "Already done" in capsys.readouterr().out
+
+
+def test_script_makes_the_calls_of_the_generic_one(script):
+    generic = script("few_shot.sh", "LinearProbe", "eurosat", 1, *SIZE)
+    own = script("lpclip/few_shot.sh", "eurosat", 1, *SIZE)
+    assert own[0].returncode == 0 and own[1] == generic[1] and len(own[1]) == 6
+
+
+def test_weights_are_tested_on_their_own_classes_only(arguments, launch, eurosat, tiny, tmp_path):
+    main(arguments("--shots", 2, "--cfg", "small", *SIZE))
+    folder = tmp_path / "out/eurosat/LinearProbe/small_2shots/seed1"
+    trained = json.loads((folder / "results.json").read_text())
+
+    def evaluate(root, *options):
+        configs = ["--dataset-config-file", "configs/datasets/eurosat.yaml"]
+        configs += ["--config-file", "configs/trainers/LinearProbe/small.yaml"]
+        argv = ["--root", root, "--trainer", "LinearProbe", "--backbone", tiny, *configs, "--eval-only"]
+        argv += ["--model-dir", folder, "--output-dir", tmp_path / "tested", "--seed", 1]
+        return launch(*argv, "DATASET.NUM_SHOTS", 2, *SIZE, *options)
+
+    write_eurosat(tmp_path / "others", ["a", "b", "c", "d", "e", "f"], train=4, val=2)
+    ended = evaluate(tmp_path / "others")
+    assert ended.status == 2 and "has weights for other classes: test a linear probe on its own" in ended.errors[0]
+    ended = evaluate(eurosat, "DATASET.SUBSAMPLE_CLASSES", "new")
+    assert ended.status == 2 and "base-to-new has no meaning for it" in ended.errors[0] and len(ended.errors) == 1
+    assert not (tmp_path / "tested").exists()
+    assert evaluate(eurosat).status == 0
+    assert json.loads((tmp_path / "tested/results.json").read_text())["accuracy"] == trained["accuracy"]
+
+
+def test_images_are_classified_by_a_trained_probe(arguments, eurosat, tmp_path):
+    main(arguments("--shots", 2, "--cfg", "small", *SIZE))
+    parser = argparse.ArgumentParser()
+    add_model_options(parser, device="cpu")
+    run = tmp_path / "out/eurosat/LinearProbe/small_2shots/seed1"
+    ((_, classifier),) = open_models([run], parser.parse_args([]))
+    images = sorted((eurosat / "eurosat/2750/0").glob("test_*"))
+    assert classifier.probabilities(images).shape == (4, 6)
+    with pytest.raises(UsageError, match="has weights for other classes"):
+        classifier.probabilities(images, ["oak", "elm"])
+
+
+def test_epochs_have_no_meaning(arguments):
+    with pytest.raises(UsageError, match="OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1"):
+        main(arguments("--shots", 1, "--cfg", "small", *SIZE, "OPTIM.MAX_EPOCH", 5))
+
+
+def test_studies_have_it_in_few_shot_and_not_in_base2new():
+    variants = (Variant("LinearProbe", "LinearProbe", "small"),)
+    assert len(Study(variants, ("eurosat",), ("few_shot",), shots=(1, 2)).runs()) == 6
+    with pytest.raises(UsageError, match="base2new has no meaning for LinearProbe, which cannot tell classes that"):
+        Study(variants, ("eurosat",), ("few_shot", "base2new"))
