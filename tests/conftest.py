@@ -175,6 +175,50 @@ def launch(ended, monkeypatch, one_thread):
 
 
 @pytest.fixture
+def command(ended, one_thread):
+    """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
+    from experiments.session import cli_main
+
+    return lambda module, *arguments: ended(lambda: cli_main(lambda: module.main([str(item) for item in arguments])))
+
+
+@pytest.fixture(scope="session")
+def finished(eurosat, deep, tmp_path_factory):
+    """`finished("MPL", "base", KEY, VALUE, ...)` -> the output folder of a finished run, made once.
+
+    `tests` is the folder of a run whose prompts it tests, without training.
+    """
+    from learned import train_run
+
+    root, done = tmp_path_factory.mktemp("runs"), {}
+
+    def finished(method, classes="base", *overrides, tests=None):
+        key = str((method, classes, overrides, tests))
+        if key not in done:
+            options = ["--eval-only", "--model-dir", tests] if tests else []
+            done[key] = root / str(len(done))
+            overrides = ("DATASET.SUBSAMPLE_CLASSES", classes, *overrides)
+            train_run(done[key], eurosat, deep, method, *overrides, options=options)
+        return done[key]
+
+    return finished
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder with five images, in a folder below too, and with other files."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "below").mkdir()
+    (folder / ".hidden").mkdir()
+    for number, name in enumerate(["b.png", "a.jpg", "below/c.PNG", "d.webp", "e f.bmp", ".g.png", ".hidden/h.png"]):
+        Image.new("RGB", (40 + number, 50), (40 * number, 100, 0)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
 def refused(launch, tmp_path):
     """`refused(arguments, *words)`: the run to `tmp_path/out` ends in one line with these words, and leaves nothing."""
 

@@ -63,7 +63,8 @@ class ImageProgram(nn.Module):
         features = class_features(classifier, class_names)
         self.register_buffer("class_features", features)
         self.visual, self.logit_scale = model.clip.visual, model.clip.logit_scale  # so that their tensors are exported
-        self.model = PromptedCLIP(model.clip, FixedVision(model.prompt_learner))
+        learner = model.prompt_learner
+        self.model = type(model)(model.clip, FixedVision(learner) if learner.vision() else learner)
         self.model.classes_learned = model.classes_learned
 
     def forward(self, images: Tensor) -> Tensor:
@@ -137,9 +138,9 @@ def write_weights(classifier: PromptedClassifier, class_names: Names, file: Path
     """The class matrix, for the image tower without prompts."""
     features = class_features(classifier, class_names)
     model = classifier.model_for(class_names)
-    if len(model.prompt_learner.vision()):
+    if type(model) is not PromptedCLIP or model.prompt_learner.vision():
         raise UsageError(
-            f"{classifier.method} has vision prompts: a class matrix does not fit the plain image tower",
+            f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower",
             "use --onnx or --torch",
         )
     scale = model.clip.logit_scale.exp().detach().float()

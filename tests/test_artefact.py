@@ -1,0 +1,151 @@
+"""Artefacts: what they hold, that they predict the same elsewhere, and that nothing in them is trusted."""
+
+import io
+import json
+import os
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from learned import images_of, rows_of
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from common.files import checksum
+from experiments.inference import export, predict
+from trainers.classifier import PromptedClassifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def artefact(finished, tmp_path_factory):
+    """A folder that tools/export.py wrote, of CoOp's prompts."""
+    folder = tmp_path_factory.mktemp("artefacts") / "coop"
+    with redirect_stdout(io.StringIO()):
+        export.main([str(finished("CoOp")), "--to", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def copied(artefact, tmp_path):
+    return Path(shutil.copytree(artefact, tmp_path / "moved"))
+
+
+def changed(folder: Path, **values) -> Path:
+    """The artefact with these values in its config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+def test_artefact_holds_the_learned_tensors_and_a_description(finished, artefact, deep):
+    content = json.loads((artefact / "config.json").read_text())
+    tensors = load_file(artefact / "prompts.safetensors")
+    checkpoint = torch.load(finished("CoOp") / "prompt_learner/model.pth.tar-1", weights_only=True)
+    assert tensors.keys() == {"ctx"} and torch.equal(tensors["ctx"], checkpoint["state_dict"]["ctx"])
+    results = json.loads((finished("CoOp") / "results.json").read_text())
+    assert content["backbone"] == deep.name and content["backbone_sha256"] == checksum(deep)
+    assert content["class_names"] == ["red", "green field", "blue lake"]
+    assert content["training"]["accuracy"] == results["accuracy"] and content["training"]["seed"] == 1
+    assert content["input"]["SIZE"] == [32, 32] and content["input"]["TRANSFORMS"] == ["normalize"]
+    card = (artefact / "README.md").read_text()
+    assert f"{results['accuracy']:.2f} % on 12 images" in card and content["backbone_sha256"] in card
+    assert str(deep.parent) not in card + json.dumps(content)  # no path of this machine
+
+
+def test_moved_artefact_predicts_the_same_without_a_dataset(finished, copied, command, deep, eurosat, monkeypatch):
+    images = list(images_of(eurosat, range(6)))
+    expected = rows_of(command, finished("CoOp"), *images)
+    monkeypatch.chdir(copied.parent)
+    rows = rows_of(command, "moved", *images, "--backbone", deep)
+    assert [row | {"model": "CoOp"} for row in rows] == expected
+    classifier = PromptedClassifier.from_folder(copied, backbone=str(deep))
+    tops = classifier.probabilities(images).max(dim=-1)
+    assert [classifier.class_names[index] for index in tops.indices] == [row["top"][0]["class"] for row in rows]
+    assert tops.values.tolist() == pytest.approx([row["top"][0]["probability"] for row in rows])
+
+
+def test_python_call_takes_files_pil_images_and_tensors(copied, deep, eurosat):
+    classifier = PromptedClassifier.from_folder(copied, str(deep))
+    file = next(iter(images_of(eurosat, range(1))))
+    image = Image.open(file).convert("RGB")
+    forms = [file, Path(file), [file], image, [image], classifier.transform(image)[None]]
+    first, *others = [classifier.probabilities(form) for form in forms]
+    assert first.shape == (1, 3) and first.sum().item() == pytest.approx(1)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_exported_artefact_can_be_exported_again(copied, command, deep, tmp_path):
+    done = command(export, copied, "--to", tmp_path / "again", "--backbone", deep)
+    assert done.status == 0, done.errors
+    for name in ("config.json", "prompts.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (copied / name).read_bytes()
+
+
+def replace_prompts(folder: Path) -> None:
+    tensors = load_file(folder / "prompts.safetensors")
+    save_file({key: tensor + 1 for key, tensor in tensors.items()}, folder / "prompts.safetensors")
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+BROKEN = {
+    "tampered prompts": (replace_prompts, "is not the file that config.json describes (its SHA-256 differs)"),
+    "damaged prompts": (lambda folder: (folder / "prompts.safetensors").write_bytes(b"\xff" * 99), "is damaged"),
+    "no prompts": (lambda folder: (folder / "prompts.safetensors").unlink(), "there is no "),
+    "a pipe as prompts": (lambda folder: pipe(folder / "prompts.safetensors"), "is not a regular file"),
+    "a pipe as config": (lambda folder: pipe(folder / "config.json"), "is not a regular file"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[1]"), "its format is not 1"),
+    "deep nesting": (lambda folder: (folder / "config.json").write_text("[" * 10**6), "is not JSON"),
+    "a large config": (lambda folder: (folder / "config.json").write_text(" " * (9 << 20)), "is larger than 8,388,608"),
+    "a later format": (lambda folder: changed(folder, format=2), "its format is not 1"),
+    "no class names": (lambda folder: changed(folder, class_names=[]), "no class names: give them by --classes"),
+    "an escape in a name": (lambda folder: changed(folder, class_names=["\x1b[2J"] * 3), "not all printable"),
+    "other names": (lambda folder: changed(folder, class_names="red"), "class_names is not of the type list"),
+    "an unknown method": (lambda folder: changed(folder, method="CoUp"), "no method 'CoUp': did you mean CoOp?"),
+    "another method": (
+        lambda folder: changed(folder, method="CoCoOp", settings={"N_CTX": 4}),
+        "has no meta_net.linear1.weight",
+    ),
+    "an unknown setting": (lambda folder: changed(folder, settings={"N": 1}), "TRAINER.COOP.N"),
+    "a setting of another type": (lambda folder: changed(folder, settings={"N_CTX": "many"}), "N_CTX"),
+    "a huge setting": (lambda folder: changed(folder, settings={"N_CTX": 10**9}), "N_CTX is 1000000000"),
+    "a nested setting": (lambda folder: changed(folder, settings={"N_CTX": [[1]]}), "other values than texts"),
+    "other settings": (lambda folder: changed(folder, settings={"N_CTX": 2}), "expected is (2, 64)"),
+    "a size of zero": (lambda folder: changed(folder, input={"SIZE": [0, 0]}), "INPUT.SIZE"),
+    "another size": (lambda folder: changed(folder, input={"SIZE": [64, 64]}), "reads (32, 32)"),
+    "a deviation of zero": (
+        lambda folder: changed(folder, input={"SIZE": [32, 32], "PIXEL_STD": [0, 0, 0]}),
+        "PIXEL_STD",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_artefact_is_refused_in_one_line(name, copied, command, deep, eurosat):
+    break_it, reason = BROKEN[name]
+    break_it(copied)
+    done = command(predict, copied, eurosat, "--backbone", deep, "--json")
+    assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done.errors
+    assert done.errors[0].startswith("error: ") and reason in done.errors[0]
+
+
+def test_other_weights_are_refused_by_their_sha256(copied, command, backbones, eurosat):
+    other = backbones(32, 16, 12, 12, 64, 64, 64)
+    done = command(predict, copied, eurosat, "--backbone", other)
+    assert (done.status, len(done.errors)) == (2, 1)
+    assert f"{other} has {checksum(other)[:16]}...: give the same weights by --backbone" in done.errors[0]
+
+
+def test_weight_file_of_another_machine_must_be_given(copied, command, eurosat, deep):
+    changed(copied, backbone="/etc/passwd")  # no path in an artefact is followed
+    done = command(predict, copied, eurosat)
+    assert (done.status, len(done.errors)) == (2, 1)
+    assert "learned on the weight file '/etc/passwd': give it by --backbone" in done.errors[0]

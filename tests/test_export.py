@@ -1,0 +1,95 @@
+"""Exported programs: ONNX, torch.export and the class matrix give the logits of predict."""
+
+import json
+import re
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from learned import images_of, rows_of
+from safetensors.torch import load_file
+
+from clip import load_backbone
+from experiments.inference import export, programs
+from trainers.classifier import PromptedClassifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["MPL", "MaPLe", "CoOp", "PromptSRC", "VPT"])
+def test_onnx_and_torch_export_agree_with_predict(method, finished, command, deep, eurosat, tmp_path):
+    images = list(images_of(eurosat, range(6)))
+    folder = tmp_path / "exported/deeper"
+    done = command(export, finished(method), "--to", folder, "--onnx", "--torch", "--images", *images)
+    assert done.status == 0, done.errors
+    assert len(re.findall(r"largest difference of a logit on 24 images: (\S+)", done.printed)) == 2
+    classifier = PromptedClassifier.from_folder(folder, str(deep))
+    expected = classifier.logits(images)
+    pixels = torch.stack([classifier.transform(classifier.read(image)) for image in images])
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (logits,) = session.finished(None, {"images": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-3)
+    extra = {"class_names": ""}
+    program = torch.export.load(folder / "model.pt2", extra_files=extra).module()
+    torch.testing.assert_close(program(pixels), expected, rtol=0, atol=1e-3)
+    assert json.loads(extra["class_names"]) == classifier.class_names
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
+    assert onnx.load(folder / "model.onnx").opset_import[0].version == programs.OPSET
+    rows = rows_of(command, finished(method), *images, "--topk", 1)
+    top = expected.softmax(dim=1).max(dim=1)
+    assert [row["top"][0]["class"] for row in rows] == [classifier.class_names[index] for index in top.indices]
+    assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.values.tolist(), abs=1e-4)
+
+
+def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, command, deep, eurosat, tmp_path):
+    images = list(images_of(eurosat, range(6)))
+    names = ["grey", "white snow"]
+    done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--weights", "--classes", *names)
+    assert done.status == 0, done.errors
+    tensors = load_file(tmp_path / "out/class_matrix.safetensors")
+    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    pixels = torch.stack([classifier.transform(classifier.read(image)) for image in images])
+    with torch.no_grad():
+        features = load_backbone(str(deep)).encode_image(pixels, normalize=True)
+    logits = tensors["logit_scale"] * features @ tensors["class_matrix"].T
+    torch.testing.assert_close(logits, classifier.logits(images, names), rtol=0, atol=1e-3)
+    assert tensors["class_matrix"].dtype == torch.float32 and tensors["class_matrix"].shape[0] == 2
+
+
+def refused(done, folder: Path, *words: str) -> None:
+    assert (done.status, len(done.errors)) == (2, 1), done.errors
+    assert [word for word in words if word not in done.errors[0]] == []
+    assert list(folder.iterdir()) == []  # nothing half-written
+
+
+@pytest.mark.parametrize("form", ["--onnx", "--torch", "--weights"])
+def test_text_that_depends_on_the_image_is_not_exported(form, finished, command, tmp_path):
+    done = command(export, finished("CoCoOp"), "--to", tmp_path / "out", form)
+    refused(done, tmp_path, "the text features of CoCoOp depend on the image", "tools/predict.py")
+
+
+def test_class_matrix_of_vision_prompts_is_refused(finished, command, tmp_path):
+    refused(
+        command(export, finished("VPT"), "--to", tmp_path / "out", "--weights"),
+        tmp_path,
+        "VPT does not only learn text",
+    )
+
+
+def test_difference_over_the_tolerance_is_an_error(finished, command, tmp_path, monkeypatch):
+    form = programs.FORMS["weights"]
+    wrong = form._replace(run=lambda *arguments: form.finished(*arguments) + 0.002)
+    monkeypatch.setitem(programs.FORMS, "weights", wrong)
+    done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--weights")
+    refused(done, tmp_path, "class_matrix.safetensors gives other logits", "over 0.001")
+
+
+def test_folder_with_files_is_not_overwritten(finished, command, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    done = command(export, finished("CoOp"), "--to", tmp_path)
+    assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+    assert command(export, finished("CoOp"), "--to", tmp_path / "new").status == 0

@@ -1,0 +1,229 @@
+"""Predicting: runs and published checkpoints give the numbers of a run's test, and bad input ends in one line."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import METHODS
+from learned import NAMES, OPTIONS, images_of, own_test, rows_of
+from PIL import Image
+
+from clip import load_backbone, tokenize
+from common.start import ROOT
+from experiments.inference import predict
+from experiments.inference.models import open_models
+from trainers.classifier import PromptedClassifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# The same numbers as a run's test
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in ("MPL", "CoCoOp")]
+
+
+@pytest.mark.parametrize("method", ["MPL", "CoCoOp", *SLOW])
+def test_logits_are_those_of_the_runs_test(method, finished, command):
+    folder = finished(method)
+    files, expected, names = own_test(folder, "base")
+    new_files, new_expected, new_names = own_test(folder, "new")
+    (model,) = open_models([folder], OPTIONS)
+    assert model.classifier.class_names == [name.replace("_", " ") for name in names]
+    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
+
+
+def test_accuracy_is_that_of_results_json(finished, command, eurosat):
+    folder, names = finished("MPL", "base"), images_of(eurosat, range(3))
+    rows = rows_of(command, folder, *names, "--topk", 1)
+    correct = [row["top"][0]["class"] == names[row["image"]].replace("_", " ") for row in rows]
+    results = json.loads((folder / "results.json").read_text())
+    assert (len(rows), 100 * sum(correct) / len(rows)) == (results["n_test"], results["accuracy"])
+
+
+def test_other_class_names_give_the_accuracy_of_the_runs_test_on_new_classes(finished, command, eurosat):
+    names = images_of(eurosat, range(3, 6))
+    results = json.loads((finished("MaPLe", "new", tests=finished("MaPLe")) / "results.json").read_text())
+    rows = rows_of(command, finished("MaPLe"), *names, "--topk", 1, "--classes", *NAMES[3:])
+    correct = [row["top"][0]["class"] == names[row["image"]] for row in rows]
+    assert (len(rows), 100 * sum(correct) / len(rows)) == (results["n_test"], results["accuracy"])
+
+
+# Forms of output and bad input
+
+
+def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
+    rows = rows_of(command, finished("CoOp"), photos, "--topk", 2)
+    files = [str(photos / name) for name in ("a.jpg", "b.png", "below/c.PNG", "d.webp", "e f.bmp")]
+    assert [row["image"] for row in rows] == files
+    assert all(len(row["top"]) == 2 and row["model"] == "CoOp" for row in rows)
+    assert all(row["top"][0]["probability"] >= row["top"][1]["probability"] for row in rows)
+    lines = list(csv.reader(io.StringIO(command(predict, finished("CoOp"), photos, "--topk", 2, "--csv").printed)))
+    assert lines[0] == ["image", "model", "rank", "class", "probability"]
+    flat = [
+        [row["image"], row["model"], str(rank), top["class"], str(top["probability"])]
+        for row in rows
+        for rank, top in enumerate(row["top"], start=1)
+    ]
+    assert lines[1:] == flat
+    printed = command(predict, finished("CoOp"), photos, "--topk", 2).printed.splitlines()
+    for row, line in zip(rows, printed, strict=True):
+        (first, second), image = row["top"], row["image"]
+        expected = f"{first['class']:<11} {100 * first['probability']:5.1f} %"
+        assert line.startswith(image) and expected in line and second["class"] in line
+
+
+def test_several_models_stand_side_by_side_and_zero_shot_takes_their_names(finished, command, photos):
+    models = [finished("CoOp"), finished("VPT"), finished("ZeroshotCLIP")]
+    rows = rows_of(command, *models, photos / "a.jpg", photos / "b.png", "--topk", 9)
+    assert [row["model"] for row in rows] == ["CoOp", "VPT", "ZeroshotCLIP"] * 2
+    assert {len(row["top"]) for row in rows} == {3}
+    alone = rows_of(command, models[2], photos / "a.jpg", "--classes", "red", "green field", "blue lake", "--topk", 9)
+    for row in (*alone, rows[2]):  # both have the dataset's sentence, not that of a backbone alone
+        for top in row["top"]:
+            top["probability"] = pytest.approx(top["probability"], abs=1e-6)
+    assert alone == rows[2:3]
+    rows = rows_of(command, models[0], models[0], photos / "a.jpg")
+    assert [row["model"] for row in rows] == [f"CoOp {models[0]}"] * 2
+
+
+def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
+    names = ["a cat", "a dog"]
+    rows = rows_of(command, photos / "a.jpg", "--backbone", deep, "--classes", *names, "--template", "{} in winter")
+    clip = load_backbone(str(deep))
+    image = PromptedClassifier.zero_shot(str(deep), names).transform(Image.open(photos / "a.jpg").convert("RGB"))
+    logits, _ = clip(image[None], tokenize(["a cat in winter", "a dog in winter"]))
+    expected = dict(zip(names, logits[0].softmax(dim=0).tolist(), strict=True))
+    assert {top["class"]: top["probability"] for top in rows[0]["top"]} == pytest.approx(expected, abs=1e-5)
+
+
+def test_class_names_from_a_file(finished, command, photos, tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffa red lake\r\n\r\n  caf\u00e9 \n".encode())
+    rows = rows_of(command, finished("CoOp"), photos / "a.jpg", "--classes-file", file)
+    assert {top["class"] for top in rows[0]["top"]} == {"a red lake", "café"}
+
+
+def unreadable(folder: Path) -> list[Path]:
+    (folder / "text.jpg").write_text("no image")
+    (folder / "short.png").write_bytes((folder / "good.png").read_bytes()[:60])
+    os.mkfifo(folder / "pipe.png")
+    return [folder / "text.jpg", folder / "short.png", folder / "pipe.png", folder / "missing.png"]
+
+
+def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
+    bad = unreadable(tmp_path)
+    done = command(predict, finished("CoOp"), bad[0], tmp_path / "good.png", *bad[1:], "--json")
+    assert done.status == 1
+    assert [row["image"] for row in json.loads(done.printed)] == [str(tmp_path / "good.png")]
+    assert len(done.errors) == 4
+    assert all(line.startswith("skipped: ") and str(file) in line for line, file in zip(done.errors, bad, strict=True))
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_no_readable_image_at_all_is_an_error(form, finished, command, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
+    bad = unreadable(tmp_path)
+    for file in bad:
+        done = command(predict, finished("CoOp"), file, form)
+        assert (done.status, len(done.errors)) == (2, 1)
+        assert done.errors[0].startswith("error: ") and str(file) in done.errors[0]
+    done = command(predict, finished("CoOp"), *bad, form)
+    assert (done.status, len(done.errors)) == (2, 5)
+    assert "none of the 4 images could be read" in done.errors[-1]
+
+
+LONG = "a very " * 80 + "long name"
+WRONG = {
+    "no model": (["{photos}"], "{photos} is not a model"),
+    "nothing there": (["/nowhere", "{photos}"], "/nowhere is not a model"),
+    "no image": (["{run}"], "no images are given"),
+    "an empty folder": (["{run}", "{empty}"], "no images in {empty}"),
+    "a name of many tokens": (
+        ["{run}", "{photos}", "--classes", "red", LONG],
+        "tokens, the text tower has 77 positions",
+    ),
+    "a name given twice": (["{run}", "{photos}", "--classes", "red", "blue", " red"], "'red' is given 2 times"),
+    "an empty name": (["{run}", "{photos}", "--classes", "red", " "], "a class name is empty"),
+    "zero-shot without names": (["--backbone", "small", "{photos}"], "zero-shot CLIP has no class names"),
+    "an unknown backbone": (["--backbone", "smal", "{photos}", "--classes", "a", "b"], "unknown backbone 'smal'"),
+    "no file of names": (["{run}", "{photos}", "--classes-file", "/nowhere"], "cannot read /nowhere"),
+    "a pipe of names": (["{run}", "{photos}", "--classes-file", "{pipe}"], "is not a regular file"),
+    "an empty file of names": (["{run}", "{photos}", "--classes-file", "/dev/null"], "/dev/null"),
+    "an epoch that is not there": (["{run}", "{photos}", "--load-epoch", "7"], "model.pth.tar-7"),
+    "a test's folder": (["{tested}", "{photos}"], "give the output folder of a training run"),
+    "a device that is not there": (["{run}", "{photos}", "--device", "tpu"], "no device 'tpu'"),
+    "a checkpoint without settings": (
+        ["{checkpoint}", "{photos}"],
+        "name the YAML file of its method by --config-file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_end_in_one_line(name, finished, command, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    places = {"photos": photos, "run": finished("CoOp"), "empty": tmp_path / "empty", "pipe": tmp_path / "pipe"}
+    places |= {
+        "checkpoint": finished("CoOp") / "prompt_learner",
+        "tested": finished("MaPLe", "new", tests=finished("MaPLe")),
+    }
+    arguments, reason = WRONG[name]
+    done = command(predict, *(argument.format(**places) for argument in arguments))
+    assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done.errors
+    assert reason.format(**places) in done.errors[0]
+
+
+def test_run_without_a_finished_training_is_refused(finished, command, photos, tmp_path):
+    folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
+    (folder / "results.json").unlink()
+    done = command(predict, folder, photos)
+    assert (done.status, len(done.errors)) == (2, 1)
+    assert "is not finished: it has no results.json" in done.errors[0] and "--load-epoch" in done.errors[0]
+    assert len(rows_of(command, folder, photos, "--load-epoch", 1)) == 5
+    (folder / "config.yaml").write_text("TRAINER: [")
+    done = command(predict, folder, photos, "--load-epoch", 1)
+    assert (done.status, len(done.errors)) == (2, 1)
+
+
+def test_class_specific_contexts_take_no_other_names(finished, command, photos):
+    folder = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
+    assert len(rows_of(command, folder, photos)) == 5
+    assert len(rows_of(command, folder, photos, "--classes", "red", "green field", "blue_lake")) == 5
+    for names in (["a", "b"], ["a", "b", "c"]):
+        done = command(predict, folder, photos, "--classes", *names)
+        assert (done.status, len(done.errors)) == (2, 1)
+        assert "has a context for each class that it was learned on: leave out the class names" in done.errors[0]
+
+
+# Published checkpoints
+
+
+def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, photos, deep, tmp_path):
+    ours = torch.load(finished("MaPLe") / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
+    state = {f"module.{key}": value for key, value in ours["state_dict"].items()}
+    state["module.prompt_learner.token_prefix"] = torch.zeros(50, 1, 64)
+    (tmp_path / "published/MultiModalPromptLearner").mkdir(parents=True)
+    file = tmp_path / "published/MultiModalPromptLearner/model.pth.tar-5"
+    torch.save({"state_dict": state, "epoch": 5}, file)
+    config = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"
+    settings = tmp_path / "MaPLe/settings.yaml"  # for images of 32 px
+    settings.parent.mkdir()
+    settings.write_text(f"_BASE_: {config}\nINPUT:\n  SIZE: (32, 32)\n")
+    options = ["--config-file", settings, "--backbone", deep, "--classes", "red", "green field", "blue lake"]
+    expected = rows_of(command, finished("MaPLe"), photos)
+    for model in (tmp_path / "published", file.parent, file):
+        assert rows_of(command, model, photos, *options) == expected
+    done = command(predict, file, photos, *options[:4])
+    assert (done.status, len(done.errors)) == (2, 1) and "no class names: give them by --classes" in done.errors[0]
+    done = command(predict, file, photos, *options, "--trainer", "CoOp")
+    assert (done.status, len(done.errors)) == (2, 1) and "is a checkpoint of MaPLe, not of CoOp" in done.errors[0]
