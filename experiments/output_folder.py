@@ -43,11 +43,18 @@ class OutputFolder:
 
     Args:
         path: the folder, locked by this process.
+
+    Raises:
+        UsageError: a folder in it is a link, so that the run would write elsewhere.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.new_files: list[Path] = []
+        for link in (entry for entry in path.iterdir() if entry.is_symlink() and entry.is_dir()):
+            raise UsageError(
+                f"{link} is a link to a folder elsewhere", "replace it, or choose another --output-dir", link
+            )
         for file in path.glob(".*.partial"):
             if re.fullmatch(PARTIAL, file.name) and file.is_file():  # of a run that was killed while it wrote
                 file.unlink()

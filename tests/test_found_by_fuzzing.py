@@ -1,6 +1,7 @@
 """What `make fuzz` has found: each input that failed, as small as it gets. It is refused in one line now."""
 
 import pytest
+from drawn import arguments
 
 
 @pytest.mark.parametrize("key", ["a\0b", "\ufeffOPTIM", "\x1b]0;title\x07", "\x9b2J"])
@@ -15,3 +16,20 @@ def test_error_is_short_and_keeps_its_remedy(launch, tmp_path):
     status, _, errors = launch("--output-dir", tmp_path / "out", name)
     assert (status, len(errors)) == (2, 1) and len(errors[0]) < 2100
     assert errors[0].startswith("error: 'xxx") and errors[0].endswith(" are pairs of KEY VALUE")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "MultiModalPromptLearner"])
+def test_run_does_not_write_through_a_link_to_a_folder(name, launch, eurosat, tiny, tmp_path):
+    for folder in ("out", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    status, _, errors = launch(*arguments(eurosat, tiny, tmp_path / "out"))
+    assert (status, len(errors)) == (2, 1) and f"out/{name} is a link to a folder elsewhere: replace it" in errors[0]
+    assert [path.name for path in tmp_path.rglob("*")].count(name) == 1 and not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_log_is_not_written_through_a_link(launch, eurosat, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/log.txt").symlink_to(tmp_path / "elsewhere")
+    assert launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--no-train"])).status == 0
+    assert not (tmp_path / "elsewhere").exists()

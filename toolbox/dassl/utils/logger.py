@@ -76,10 +76,10 @@ def setup_logger(output=None):
     fpath = Path(output)
     if fpath.suffix not in (".txt", ".log"):
         fpath = fpath / "log.txt"
-    if fpath.exists():
+    if os.path.lexists(fpath):  # also a link to where no file is yet
         fpath = stamped = fpath.with_name(fpath.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
         twin = 2
-        while fpath.exists():  # two runs started within one second
+        while os.path.lexists(fpath):  # two runs started within one second
             fpath = stamped.with_name(f"{stamped.name}-{twin}")
             twin += 1
     sys.stdout = logger = Logger(fpath)
