@@ -30,7 +30,7 @@ from experiments.environment import environment
 
 from . import corpus, files, models, settings, texts, weights  # noqa: F401 - they register their kinds
 from .cases import kind_of, make
-from .harness import fuzz, table
+from .harness import barren, fuzz, table
 from .worker import in_process
 
 
@@ -56,7 +56,9 @@ def main() -> int:
         print(f"make fuzz SEED={args.seed} ONLY={number}  # {kind_of(number)}: {what.strip().splitlines()[-1][:300]}")
     if failures:
         print(f"Failing inputs are in {keep}")
-    return 1 if failures else 0
+    for kind in barren(counts):
+        print(f"None of the inputs of the kind {kind!r} was accepted, not even valid ones")
+    return 1 if failures or barren(counts) else 0
 
 
 def set_up(scratch: Path) -> None:

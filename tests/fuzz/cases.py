@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 SPECIAL = ("fifo", "folder", "loop", "broken", "/dev/zero", "/dev/full", "socket", "empty")
+LINKS = ("../outside", "../outside/kept", "../outside/made")
 
 
 @dataclass
@@ -17,7 +18,7 @@ class Case:
     Attributes:
         program: a key of `worker.PROGRAMS`.
         argv: its arguments; `{server}` is the address of the server.
-        files: content by path in the folder; a key of `SPECIAL` makes another kind of file.
+        files: content by path in the folder; one of `SPECIAL` makes another kind of file, other text a link to it.
         served: files of the server by path; `answers` of its next requests replace theirs (as `faults` of
             tests/serving.py).
         check: called after the command accepted the input; returns what is wrong, or an empty text.
@@ -51,7 +52,7 @@ def make_special(path: Path, kind: str) -> None:
     elif kind == "empty":
         path.touch()
     else:
-        path.symlink_to({"loop": path.name, "broken": "no/such/file"}.get(kind, kind))
+        path.symlink_to({"loop": path.name, "broken": "no/such/file"}.get(kind) or os.path.abspath(kind))
 
 
 Maker = Callable[[Random], Case]

@@ -35,6 +35,7 @@ class Slot:
         shutil.rmtree(self.place, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.number, self.started = number, time.monotonic()
+        self.output.touch()
         self.process = worker.start(make, self.folder, self.output)
 
     def poll(self) -> tuple[str, str] | None:
@@ -48,15 +49,17 @@ class Slot:
         with suppress(ProcessLookupError):  # what it started
             os.killpg(self.process, signal.SIGKILL)
         self.process = 0
+        verdicts = [tuple(json.loads(line)) for line in self.output.read_text().splitlines()]
+        for verdict in verdicts:
+            if verdict[0] in ("failure", "harness"):  # what it has tried counts, whatever came of it
+                return verdict
         if late:
             return "failure", f"hangs: killed after {SECONDS:.0f} seconds"
         if status:
             return "failure", f"crashes with signal {status & 127}"
         if usage.ru_maxrss > MEGABYTES * 1024:
             return "failure", f"takes {usage.ru_maxrss >> 10} MB of memory"
-        verdicts = [json.loads(line) for line in self.output.read_text().splitlines()]
-        worst = [verdict for verdict in verdicts if verdict[0] in ("failure", "harness")]
-        return tuple((worst or verdicts or [["failure", "ends without a verdict"]])[0])
+        return verdicts[-1] if verdicts else ("failure", "ends without a verdict")
 
 
 class Failure(NamedTuple):
@@ -106,6 +109,14 @@ def keep_input(slot: Slot, what: str, keep: Path) -> None:
         with suppress(OSError):
             shutil.move(path, folder / path.name)
     (folder / "failure.txt").write_text(what, errors="backslashreplace")
+
+
+def barren(counts: Counter[tuple[str, str]]) -> list[str]:
+    """The kinds of which none was accepted, although some inputs stay valid: they are refused for another reason."""
+    total: Counter[str] = Counter()
+    for (kind, _), number in counts.items():
+        total[kind] += number
+    return [kind for kind in total if total[kind] >= 200 and not counts[kind, "accepted"]]
 
 
 def table(counts: Counter[tuple[str, str]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from dassl.utils import load_checkpoint, save_checkpoint
 
-from .cases import SPECIAL, Case, kind, sometimes_special
+from .cases import LINKS, SPECIAL, Case, kind, sometimes_special
 from .changes import change_bytes, change_tree, hostile
 from .corpus import BASE, METHODS, saved, train
 from .pickles import CODE, change_zip
@@ -142,6 +142,26 @@ def checkpoint(rng: Random) -> Case:
         case.argv = train(method, "OPTIM.MAX_EPOCH", 2 + use % 2, output="run")
     else:
         case.argv = train(method, "MODEL.INIT_WEIGHTS", f"run/{file.parent.name}/{file.name}", options=["--no-train"])
+    return case
+
+
+@kind("output folder", share=3)
+def output_folder(rng: Random) -> Case:
+    """Of a run to resume, with links in place of one or two of its files or folders."""
+    method = rng.choice(list(METHODS))
+    file = only(f"runs/{method}")
+    folder = file.parent.name
+    case = Case("train", train(method, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val", output="run"))
+    case.files = {f"run/{folder}/{file.name}": file.read_bytes(), f"run/{folder}/checkpoint": b"model.pth.tar-2\n"}
+    names = ["log.txt", "config.yaml", "results.json", "tensorboard", ".lock", ".lock.json", folder, "error.txt"]
+    names += [f"{folder}/{name}" for name in ("checkpoint", "model.pth.tar-2", "model.pth.tar-3", "model-best.pth.tar")]
+    names += [".results.json.9.partial", f"{folder}/.checkpoint.9.tmp", f"{folder}/.model.pth.tar-3.9.tmp"]
+    for name in rng.sample(names, rng.choice((0, 1, 1, 2))):
+        if name == folder:
+            case.files = {key: value for key, value in case.files.items() if not key.startswith(f"run/{folder}/")}
+        if not any(key.startswith(f"run/{folder}/") for key in case.files) and name.startswith(folder):
+            continue
+        case.files[f"run/{name}"] = rng.choice((*LINKS, *LINKS, *SPECIAL))
     return case
 
 

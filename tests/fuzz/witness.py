@@ -12,7 +12,7 @@ from common.start import ROOT
 CODE = tuple({f"{path}/" for path in (ROOT, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())})
 # Whose texts may become code: those of namedtuple, dataclasses and the like. Never those of readers of files.
 MAKERS = ("/collections/__init__.py", "/dataclasses.py", "/enum.py", "/typing.py", "/decorator.py")
-MAKERS += ("/scipy/", "/numpy/", "/pandas/", "/torch/", "/matplotlib/", "/jinja2/")
+MAKERS += ("/scipy/", "/numpy/", "/pandas/", "/torch/", "/matplotlib/", "/jinja2/", "/sklearn/")
 READERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/torch/jit/", "/numpy/lib/", "/scipy/io/")
 CLASSES = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 CLASSES += (
@@ -27,6 +27,7 @@ PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile
 CHANGES = {"os.rename": (0, 1), "os.link": (0, 1), "os.symlink": (1,)}
 CHANGES |= dict.fromkeys(("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown", "os.utime"), (0,))
 CHANGES |= dict.fromkeys(("os.setxattr", "os.removexattr"), (0,))
+FOLLOWING = ("os.truncate", "os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr")
 HARMLESS = ("/dev/null", "/dev/shm/")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -61,9 +62,9 @@ class Witness:
         if event == "open":
             path, mode, flags = arguments
             writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else flags & WRITING
-            return self.outside(path) if writes else ""
+            return self.outside(path, follows=not flags & (os.O_NOFOLLOW | os.O_EXCL)) if writes else ""
         if event in CHANGES:
-            return "".join(self.outside(arguments[index]) for index in CHANGES[event])
+            return "".join(self.outside(arguments[index], event in FOLLOWING) for index in CHANGES[event])
         if event == "exec":
             return foreign_code(arguments[0].co_filename)
         if event == "pickle.find_class":
@@ -79,14 +80,15 @@ class Witness:
             return "" if arguments[0] is None or str(arguments[0]).startswith((*CODE, "lib")) else f"{arguments[0]!r}"
         return ""
 
-    def outside(self, path: object) -> str:
+    def outside(self, path: object, follows: bool) -> str:
+        """What is wrong with changing a path. `follows`: a link is not changed itself, but what it leads to."""
         if isinstance(path, int):  # an open file
             return ""
         text = os.fsdecode(path)  # type: ignore[arg-type]
         parent, name = os.path.split(text.rstrip("/") or "/")
         real = os.path.join(os.path.realpath(parent or "."), name)
         allowed = f"{real}/".startswith(self.folder) or real.startswith(HARMLESS)
-        return "" if allowed and not self.leaves(real) else f"changes {text[:300]!r}"
+        return "" if allowed and not (follows and self.leaves(real)) else f"changes {text[:300]!r}"
 
     def leaves(self, path: str) -> bool:
         """Whether a path in the folder is a link that leads out of it."""

@@ -118,10 +118,10 @@ def nonsense(folder: Path) -> str:
 
 def leftovers(case: Case, folder: Path) -> str:
     """What a refused input has left behind, or an empty text. A download may stay, so that it can be resumed."""
-    made = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - case.files.keys()
     left = [name for name in made if re.search(r"/\.[^/]+\.(tmp|partial)$|/\.preparing/.+/", name)]
-    if "--no-train" in case.argv:
-        left += [name for name in made if name == "out"]
+    if "--no-train" in case.argv and (folder / "out").exists():
+        left.append("out")
     return f"leaves {left[0]} behind" if left else ""
 
 
