@@ -89,7 +89,7 @@ def test_waiting_run_gets_the_folder_that_the_first_one_removes(tmp_path):
         second.start()
         assert not entered.wait(0.7)
     second.join(10)
-    assert entered.is_set() and names(tmp_path) == []
+    assert entered.is_set() and LOCK not in names(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -100,6 +100,17 @@ def test_file_system_without_locks_is_reported(number, tmp_path, monkeypatch, ca
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path / "run"):
         assert "has no locks: start no other run there" in capsys.readouterr().out
+    assert names(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_file_takes_the_place_of_a_missing_flock(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "run"), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
+        locked(tmp_path / "run").__enter__()
     assert names(tmp_path) == []
 
 
