@@ -88,7 +88,7 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
 def embed_image(visual: VisionTransformer, images: Tensor) -> Tensor:
     """CLS and patches with their positions, (batch, 1 + patches, width)."""
     x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
     return x + visual.positional_embedding.to(x.dtype)
 
 
@@ -121,7 +121,7 @@ def edit(x: Tensor, change: Edit, end: int) -> Tensor:
     if not change.remove and not change.added:
         return x
     kept = x[:, : end - change.remove]
-    new = [] if change.add is None else [change.add.to(x.dtype).expand(len(x), -1, -1)]
+    new = [] if change.add is None else [change.add.to(x.dtype).expand(x.shape[0], -1, -1)]
     return torch.cat([kept, *new, x[:, end:]], dim=1)
 
 

@@ -30,7 +30,7 @@ def test_onnx_and_torch_export_agree_with_predict(method, finished, command, dee
     expected = classifier.logits(images)
     pixels = torch.stack([classifier.transform(classifier.read(image)) for image in images])
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    (logits,) = session.finished(None, {"images": pixels.numpy()})
+    (logits,) = session.run(None, {"images": pixels.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-3)
     extra = {"class_names": ""}
     program = torch.export.load(folder / "model.pt2", extra_files=extra).module()
@@ -81,7 +81,7 @@ def test_class_matrix_of_vision_prompts_is_refused(finished, command, tmp_path):
 
 def test_difference_over_the_tolerance_is_an_error(finished, command, tmp_path, monkeypatch):
     form = programs.FORMS["weights"]
-    wrong = form._replace(run=lambda *arguments: form.finished(*arguments) + 0.002)
+    wrong = form._replace(run=lambda *arguments: form.run(*arguments) + 0.002)
     monkeypatch.setitem(programs.FORMS, "weights", wrong)
     done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--weights")
     refused(done, tmp_path, "class_matrix.safetensors gives other logits", "over 0.001")
