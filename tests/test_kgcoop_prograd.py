@@ -60,6 +60,7 @@ def test_prograd_needs_room_for_its_words(words, options, problem, build):
         (KgCoOpSettings, {"W": float("nan")}, "W is nan"),
         (KgCoOpSettings, {"W": "much"}, "W is 'much': give a value of the type int or float"),
         (KgCoOpSettings, {"CTX_INIT": 5}, "CTX_INIT is 5: give a value of the type bool or str"),
+        (KgCoOpSettings, {"CTX_INIT": "true"}, "CTX_INIT is the word 'true': write True or False"),
         (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': it can be end, middle"),
         (ProGradSettings, {"T": 0}, "T is 0: give a number from 0.001"),
         (ProGradSettings, {"LAMBDA": -0.5}, "LAMBDA is -0.5: give a number from 0"),

@@ -112,14 +112,17 @@ def check_position(position: str) -> None:
 
 @dataclass(frozen=True)
 class ContextSettings(MethodSettings):
-    """The settings of CoOp's context vectors. CSC asks for class-specific ones."""
+    """The settings of CoOp's context vectors. CSC asks for class-specific ones; CTX_INIT is words to start from."""
 
     N_CTX: int = 16
     CSC: bool = False
+    CTX_INIT: bool | str = ""
     CLASS_TOKEN_POSITION: str = "end"
 
     def check(self):
         check_position(self.CLASS_TOKEN_POSITION)
+        if self.CTX_INIT in ("true", "false"):
+            raise UsageError(f"CTX_INIT is the word {self.CTX_INIT!r}", "write True or False, or other words")
 
 
 class ContextTrainer(PromptTrainer):
