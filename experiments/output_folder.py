@@ -126,6 +126,8 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     try:
         if file.is_file() and (finished or any(folder.glob("*/model*.pth.tar*"))):
             before = flatten(read_yaml(file))
+            if not before:
+                raise ValueError("no settings")
         if finished:  # the file may have been copied here from another run
             file = folder / RESULTS
             recorded = dict(read_json(file).items())

@@ -26,7 +26,7 @@ def shortage(error: BaseException) -> UsageError | None:
     """The error for the user if this one, or one that it comes of, says that something ran out; else None."""
     gpu_full = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())
     for cause in causes(error):
-        found = NUMBERS.get(getattr(cause, "errno", None))
+        found = NUMBERS.get(getattr(cause, "errno", None) or 0)
         if isinstance(cause, MemoryError):
             found = MEMORY
         elif isinstance(cause, SystemError):  # raised by Python for code in C that found no memory

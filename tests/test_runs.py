@@ -75,10 +75,11 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(launch, eurosat, tiny, tmp_path):
-    argv = arguments(eurosat, tiny, tmp_path, "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 1e30)  # from the second epoch on
+    rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)  # from the second epoch on
+    argv = arguments(eurosat, tiny, tmp_path, "OPTIM.MAX_EPOCH", 3, *rates)
     ended = launch(*argv)
     assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
-    assert ended.errors[0].startswith("error: the loss is NaN at epoch 2, batch 2: lower OPTIM.LR")
+    assert ended.errors[0].startswith("error: the loss is NaN at epoch 2, batch 3: lower OPTIM.LR")
     assert ended.errors[0].endswith("the checkpoint of epoch 1 is kept")
     assert all(tensor.isfinite().all() for tensor in prompts(tmp_path).values())
     assert not (tmp_path / "results.json").exists()
