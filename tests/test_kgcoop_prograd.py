@@ -1,5 +1,7 @@
 """KgCoOp and ProGrad beyond their golden figures: first values, sentences of the teacher, loss scaling."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from drawn import differing, prompts_of
@@ -159,3 +161,38 @@ def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
 
 def test_methods_share_the_tensors_of_coop():
     assert {methods()[name].published for name in ("CoOp", "KgCoOp", "ProGrad")} == {("ctx",)}
+
+
+class PublishedPrompts(torch.nn.Module):
+    """The published KgCoOp's prompt learner by its names, with buffers of its own classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.ctx = torch.nn.Parameter(torch.zeros(4, 64))
+        self.bias_vectors = torch.nn.Parameter(torch.zeros(1, 64))
+        self.meta_net = torch.nn.Sequential(OrderedDict(linear1=torch.nn.Linear(256, 256)))
+        for name, length in {"token_prefix": 1, "token_suffix": 72}.items():
+            self.register_buffer(name, torch.zeros(37, length, 64))
+
+
+def test_ours_loads_in_the_published_module(build, tmp_path):
+    trainer = build("KgCoOp", "base")
+    trainer.train()
+    checkpoint = torch.load(tmp_path / "run/prompt_learner/model.pth.tar-3", weights_only=True)
+    theirs = PublishedPrompts()
+    assert theirs.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys == []
+    assert torch.equal(theirs.ctx, trainer.model.prompt_learner.ctx)
+
+
+@pytest.mark.parametrize("method", ["KgCoOp", "ProGrad"])
+@pytest.mark.parametrize("position", ["middle", "front"])
+def test_contexts_may_be_class_specific_and_around_the_name(position, method, build):
+    """With a recomputed text tower, whose graph ProGrad goes through twice."""
+    steps = {}
+    for recompute in (False, True):
+        options = ("MODEL.BACKBONE.CHECKPOINT_TEXT", recompute)
+        settings = ("CTX_INIT", False, "CSC", True, "CLASS_TOKEN_POSITION", position)
+        trainer = build(method, "base", *settings, options=options)
+        assert trainer.model.prompt_learner.ctx.dim() == 3
+        steps[recompute] = step(trainer), prompts_of(trainer)["prompt_learner.ctx"]
+    assert steps[False][0] == pytest.approx(steps[True][0]) and torch.allclose(steps[False][1], steps[True][1])
