@@ -21,7 +21,7 @@ from common.download import TransferError, WrongFile, transfer
 from common.errors import one_line
 from common.files import checksum, replacing
 
-from .archive import MAX_READ, MAX_TENSORS, Archive, WeightFile, converted
+from .archive import BLOCK, MAX_READ, MAX_TENSORS, Archive, WeightFile, converted
 from .errors import ClipError
 from .pickles import StoredTensor, known, operations
 
@@ -141,9 +141,16 @@ def read_state_dict(path: Path, types: Mapping[str, torch.dtype] | None = None) 
     with tensors_in(path) as tensors:
         state = {name: tensor.read((types or {}).get(name)) for name, tensor in tensors.items()}
         for name in types or {}:
-            if name in state and not all(limit.isfinite() for limit in state[name].aminmax()):
+            if name in state and not is_finite(state[name]):
                 raise ValueError(f"{name} is not finite")
         return state
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: a sum shows one that is not, without memory for the answers to each."""
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None  # whose sums could overflow
+    parts = tensor.flatten().split(BLOCK // 4)
+    return bool(torch.stack([part.sum(dtype=wide) for part in parts]).isfinite().all())
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:

@@ -164,11 +164,17 @@ def test_fp16_is_half_weights_with_layer_norm_in_fp32(source, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_arch(tmp_path_factory):
-    """New architectures in open_clip's table with the sizes of `source`: this name, and the same with -quickgelu."""
+    """New architectures in open_clip's table with the sizes of `source`: this name, and others that begin with it."""
     folder = tmp_path_factory.mktemp("archs")
-    for name, quick_gelu in (("ViT-tiny-32", False), ("ViT-tiny-32-quickgelu", True)):
-        config = clip_config() | {"quick_gelu": quick_gelu}
-        (folder / f"{name}.json").write_text(json.dumps(config))
+    swin = {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"}
+    others = {
+        "": {"quick_gelu": False},
+        "-quickgelu": {"quick_gelu": True},
+        "-of-48": {"vision_cfg": clip_config()["vision_cfg"] | {"image_size": 48}},
+        "-swin": {"vision_cfg": swin | {"image_size": 224, "timm_model_pretrained": True}},
+    }
+    for name, config in others.items():
+        (folder / f"ViT-tiny-32{name}.json").write_text(json.dumps(clip_config() | config))
     open_clip.add_model_config(folder)
     return "ViT-tiny-32"
 
@@ -202,20 +208,22 @@ def test_text_tower_of_another_tokeniser_is_rejected(change, tmp_path):
         clip.load_backbone(str(tmp_path / "hub.safetensors"))
 
 
+@pytest.mark.parametrize("arch", ["", "-of-48", "-swin"], ids=["same sizes", "resized", "timm"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_open_clip_pair_equals_open_clips_own_model(precision, source, tiny_arch, tmp_path):
-    path = str(tmp_path / "weights.pt")
-    torch.save(source.state_dict(), path)
-    expected = open_clip.create_model(tiny_arch, path, precision=precision)
-    model = clip.load_backbone(f"{tiny_arch}:{path}", precision)
+def test_open_clip_pair_equals_open_clips_own_model(arch, precision, source, tiny_arch, tmp_path):
+    path, name = str(tmp_path / "weights.pt"), f"{tiny_arch}{arch}"
+    own = source if arch != "-swin" else open_clip.create_model(name, load_weights=False)
+    torch.save(own.state_dict(), path)
+    expected = open_clip.create_model(name, path, precision=precision)
+    model = clip.load_backbone(f"{name}:{path}", precision)
     assert type(model) is clip.CLIP and type(expected) is open_clip.CLIP
     assert model.visual.preprocess_cfg == expected.visual.preprocess_cfg
     assert (model.visual.image_mean, model.visual.image_std) == (expected.visual.image_mean, expected.visual.image_std)
-    state = model.state_dict()
-    assert state.keys() == expected.state_dict().keys()
-    for key, value in expected.state_dict().items():
+    state = model.state_dict() | dict(model.named_buffers())
+    assert state.keys() == (expected.state_dict() | dict(expected.named_buffers())).keys()
+    for key, value in (expected.state_dict() | dict(expected.named_buffers())).items():
         assert value.dtype == state[key].dtype and torch.equal(value, state[key]), key
-    if precision == "fp32":
+    if precision == "fp32" and not arch:
         assert torch.equal(features(model), features(expected.eval().requires_grad_(False)))
 
 
