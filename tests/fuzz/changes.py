@@ -56,7 +56,17 @@ def near(rng: Random, old: Any) -> Any:
     if isinstance(old, str):
         return rng.choice([*NAMES, old.upper(), old * 2, old[:-1]])
     if isinstance(old, list | tuple):
-        return type(old)(rng.choice([old[:1], old[:-1], old[::-1], [*old, *old], [near(rng, item) for item in old]]))
+        return type(old)(
+            rng.choice(
+                [
+                    old[:1],
+                    old[:-1],
+                    old[::-1],
+                    [*old, *old],
+                    [near(rng, item) for item in old if not isinstance(item, list | tuple)],
+                ]
+            )
+        )
     return old
 
 

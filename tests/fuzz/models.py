@@ -7,10 +7,10 @@ from random import Random
 
 import yaml
 
-from .cases import Case, kind
+from .cases import Case, kind, sometimes_special
 from .changes import change_bytes
 from .corpus import BASE
-from .files import crafted_png, pictures
+from .images import crafted_png, pictures
 from .texts import changed_json, changed_yaml
 from .weights import changed_file, changed_safetensors, only
 
@@ -23,8 +23,12 @@ def exported(rng: Random) -> Case:
     prompts = (folder / "prompts.safetensors").read_bytes()
     image = pictures()["0 PNG"]
     case = Case("predict", ["model", "image.png", "--backbone", f"{BASE}/tiny.pt"])
-    use = rng.randrange(5)
-    if use < 2:
+    use = rng.randrange(6)
+    if use == 5:
+        names = change_bytes(rng, b"red\ngreen field\n" + "blåtime\n".encode())
+        case.files["names.txt"] = sometimes_special(rng, names)
+        case.argv += ["--classes-file", "names.txt"]
+    elif use < 2:
         case.files["model/config.json"] = changed_json(rng, description)
     elif use < 4:
         prompts = changed_safetensors(rng, prompts)

@@ -13,7 +13,7 @@ from common.start import ROOT
 
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes, change_tree
-from .corpus import BASE, METHODS, SETTINGS, train
+from .corpus import BASE, METHODS, SETTINGS, STUDIED, train
 from .weights import as_json
 
 SNIPPETS = [
@@ -157,7 +157,7 @@ def finished() -> dict:
 
 @kind("JSON", share=7)
 def json_file(rng: Random) -> Case:
-    return rng.choice((split, results, class_names, seeded_split, backbone_config))(rng)
+    return rng.choice((split, results, class_names, seeded_split, backbone_config, studied, logs))(rng)
 
 
 def split(rng: Random) -> Case:
@@ -177,15 +177,34 @@ def results(rng: Random) -> Case:
         return Case("base2new", ["run", "run"], file)
     if rng.random() < 0.5:
         return Case("train", train("CoOp", output="run", options=["--skip-finished"]), file)
-    folder = "studied/base2new/train_base/eurosat/shots_16/ZeroshotCLIP/small/seed1"
-    one = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
-    tree = {
-        key: item
-        for key, item in finished().items()
-        if key in ("accuracy", "n_test", "train_seconds", "device", "date")
+    return studied(rng)
+
+
+@cache
+def study_files() -> dict[str, bytes]:
+    """Of a finished study of two runs."""
+    files = [*Path(BASE, "studied").rglob("results.json"), *Path(BASE, "studied").rglob("config.yaml")]
+    return {str(path.relative_to(BASE)): path.read_bytes() for path in files} | {
+        "study.yaml": as_yaml(STUDIED).encode()
     }
-    files = {f"{folder}/results.json": changed_json(rng, tree), "study.yaml": as_yaml(one).encode()}
-    return Case("study", [rng.choice(("tables", "status")), "study.yaml"], files)
+
+
+def studied(rng: Random) -> Case:
+    """The results, or the settings, of a run of a study."""
+    files: dict[str, bytes | str] = dict(study_files())
+    name = rng.choice([name for name in files if name != "study.yaml"])
+    change = changed_json if name.endswith(".json") else changed_yaml
+    files[name] = change(rng, yaml.safe_load(files[name]))
+    return Case("study", [rng.choice(("tables", "status", "report")), "study.yaml"], files)
+
+
+LOG = b"Finish training\n=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n"
+
+
+def logs(rng: Random) -> Case:
+    """Logs for parse_test_res.py."""
+    files = {f"runs/seed{seed}/log.txt": sometimes_special(rng, change_bytes(rng, LOG)) for seed in (1, 2)}
+    return Case("parse_test_res", ["runs", *rng.choice(([], ["--multi-exp"], ["--test-log"], ["--ci95"]))], files)
 
 
 def image_folder(rng: Random, place: str, files: dict[str, bytes | str], *options: Any) -> Case:

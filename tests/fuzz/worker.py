@@ -19,6 +19,7 @@ from serving import serving
 import experiments.results
 import experiments.run
 import experiments.studies.command
+import parse_test_res
 from common import download
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
@@ -28,12 +29,24 @@ from experiments.session import cli_main
 from .cases import Case
 from .witness import Witness
 
+
+def as_script(main: Callable[[], None]) -> Callable[[list[str]], None]:
+    """A command that takes its arguments from `sys.argv`."""
+
+    def run(argv: list[str]) -> None:
+        sys.argv[1:] = argv
+        main()
+
+    return run
+
+
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "train": experiments.run.main,
     "study": experiments.studies.command.main,
     "prepare": preparing.main,
     "base2new": experiments.results.main,
     "predict": predict.main,
+    "parse_test_res": as_script(parse_test_res.main),
 }
 GIGABYTES = 4
 KEPT = b"This file stays as it is.\n"  # ../outside/kept

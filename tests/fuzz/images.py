@@ -1,0 +1,79 @@
+"""Cases of images."""
+
+import io
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+from .cases import SPECIAL, Case, kind
+from .changes import change_bytes
+from .corpus import BASE, train
+
+
+@cache
+def pictures() -> dict[str, bytes]:
+    """Small images in many formats and modes."""
+    pixels = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    deep = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (32, 32)).astype(np.uint16))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    forms = [(mode, "PNG", {}) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")]
+    forms += [
+        ("RGB", name, {}) for name in ("BMP", "GIF", "PPM", "TGA", "WEBP", "ICO", "PCX", "DDS", "SGI", "JPEG2000")
+    ]
+    forms += [(mode, "JPEG", {"exif": turned}) for mode in ("RGB", "L", "CMYK")]
+    forms += [("RGB", "TIFF", {"compression": how}) for how in ("raw", "tiff_lzw", "jpeg")]
+    forms += [("RGB", name, {"save_all": True, "append_images": [pixels] * 3}) for name in ("PNG", "GIF", "WEBP")]
+    made = {}
+    for number, (mode, name, options) in enumerate(forms):
+        made[f"{number} {name}"] = encoded(pixels.convert(mode), name, **options)
+    return made | {"16 bits": encoded(deep, "PNG"), "16 bits TIFF": encoded(deep, "TIFF")}
+
+
+def encoded(image: Image.Image, name: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def crafted_png(rng: Random) -> bytes:
+    """A PNG with valid checksums and an unusual header, such as one of far too many pixels."""
+    width, height = (rng.choice((0, 1, 31, 32, 9999, 65535, 2**31 - 1, 2**32 - 1)) for _ in range(2))
+    header = struct.pack(">IIBBBBB", width, height, rng.choice((0, 1, 3, 8, 16)), rng.choice((0, 2, 3, 6, 7)), 0, 0, 0)
+    text = rng.choice((b"a\0" + b"x" * 99, b"", b"a\0\0" + zlib.compress(bytes(2 * 10**7), 1)))
+    extra = rng.choice(
+        (b"", chunk(b"zTXt", text), chunk(b"iCCP", text), chunk(b"eXIf", text), chunk(b"acTL", b"\xff" * 8))
+    )
+    data = zlib.compress(bytes(rng.choice((0, 9, 3104, 10**6))))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@kind("image", share=10)
+def image(rng: Random) -> Case:
+    """One or two changed images among those of a dataset: tested on, trained on, or checked."""
+    data = Path(BASE, "data/eurosat")
+    files: dict[str, bytes | str] = {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*.png")}
+    for name in rng.sample(sorted(files), 2):
+        picture, how = rng.choice(list(pictures().values())), rng.random()
+        content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else crafted_png(rng)
+        files[name] = rng.choice(SPECIAL) if rng.random() < 0.1 else content
+    files["split_zhou_EuroSAT.json"] = (data / "split_zhou_EuroSAT.json").read_bytes()
+    case = Case("train", [], {f"data/eurosat/{name}": content for name, content in files.items()})
+    use = rng.randrange(4)
+    if use < 2:
+        case.argv = train("ZeroshotCLIP", "DATASET.NUM_SHOTS", -1, root="data")
+    elif use == 2:
+        cached = ("DATALOADER.CACHE", rng.choice((True, False)))
+        case.argv = train("CoOp", "OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 2, *cached, root="data")
+    else:
+        case.program, case.argv = "prepare", ["--check", "eurosat", "--root", "data"]
+    return case
