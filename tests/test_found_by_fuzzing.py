@@ -1,5 +1,7 @@
 """What `make fuzz` has found: each input that failed, as small as it gets. It is refused in one line now."""
 
+import os
+
 import pytest
 from drawn import arguments
 
@@ -33,3 +35,15 @@ def test_log_is_not_written_through_a_link(launch, eurosat, tiny, tmp_path):
     (tmp_path / "out/log.txt").symlink_to(tmp_path / "elsewhere")
     assert launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--no-train"])).status == 0
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["", "unpacked", "EuroSAT.zip.partial", "unpacked/eurosat/2750"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_preparation_does_not_write_through_links_or_wait_for_pipes(kind, name, prepare_fails, publish, tmp_path):
+    publish("eurosat")
+    path = tmp_path / "data/eurosat/.preparing" / name
+    path.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere/unpacked").mkdir(parents=True)
+    path.symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(path)
+    prepare_fails(["eurosat"], f"{path} is a link or not a regular file: delete it, then: python tools/prepare.py")
+    assert [found.name for found in (tmp_path / "elsewhere").rglob("*")] == ["unpacked"]

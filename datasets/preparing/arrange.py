@@ -135,6 +135,9 @@ class Preparation:
         Raises:
             UsageError: a file is not available or not valid; the dataset has not changed then.
         """
+        for path in (self.work, *self.work.rglob("*")):  # an earlier call makes neither links nor pipes
+            if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+                raise UsageError(f"{path} is a link or not a regular file", f"delete it, then: {self.command}", path)
         created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
