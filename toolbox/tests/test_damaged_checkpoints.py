@@ -218,6 +218,15 @@ def test_epoch_beyond_the_last_is_refused(root, run):
         make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()
 
 
+def test_optimizer_whose_step_needs_a_closure_resumes(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    optimizers = [torch.optim.LBFGS(model.parameters(), lr=0.1) for _ in range(2)]
+    optimizers[0].step(lambda: model(torch.ones(1, 2)).square().sum())
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": optimizers[0].state_dict()}, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model, optimizers[1]) == 1
+    assert optimizers[1].state_dict()["state"].keys() == optimizers[0].state_dict()["state"].keys()
+
+
 # ---------------------------------------------------------------- mutations
 
 LOOP = []

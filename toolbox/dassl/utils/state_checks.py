@@ -109,8 +109,6 @@ def load_part(target, state, what):
         else:
             state = fitted(target.state_dict(), state)
         target.load_state_dict(state)
-        if isinstance(target, torch.optim.Optimizer):
-            _after_a_step(target)
     except UsageError:
         raise
     except MISFITS as error:
@@ -182,29 +180,35 @@ def _fitted_dict(own, value, name):
 def _fitted_optimizer(optimizer, value):
     """The same for the state of an optimiser, which has entries only for parameters that had gradients.
 
-    The flags say how steps are computed: they stay as they are.
+    The flags say how steps are computed: they stay as they are. Optimisers whose steps need more than gradients, such
+    as LBFGS, are left to torch's checks.
     """
-    form, state = _after_a_step(optimizer).state_dict(), value.get("state")
+    try:
+        form = _after_a_step(copy.deepcopy(optimizer)).state_dict()
+    except Exception:  # whatever a class that we do not know needs
+        return value
+    state = value.get("state")
     if not isinstance(state, dict) or not state.keys() <= form["state"].keys():
         raise ValueError("its state is not that of these parameters")
     groups = fitted(form["param_groups"], value.get("param_groups"), "param_groups")
     for own, group in zip(form["param_groups"], groups, strict=True):
         group["params"] = own["params"]
         group.update((key, flag) for key, flag in own.items() if flag is None or isinstance(flag, bool))
-    return {
-        "param_groups": groups,
-        "state": {index: fitted(form["state"][index], entry, f"state.{index}") for index, entry in state.items()},
-    }
+    state = {index: fitted(form["state"][index], entry, f"state.{index}") for index, entry in state.items()}
+    trial = copy.deepcopy(optimizer)
+    result = {"param_groups": groups, "state": state}
+    trial.load_state_dict(copy.deepcopy(result))  # a step changes tensors in place
+    _after_a_step(trial)  # shows settings that are not possible together
+    return result
 
 
 def _after_a_step(optimizer):
-    """A copy of an optimiser after a step with zero gradients: it has all entries, and its settings are possible."""
-    trial = copy.deepcopy(optimizer)
-    for group in trial.param_groups:
+    """The optimiser after a step with zero gradients, so that it has all entries."""
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    trial.step()
-    return trial
+    optimizer.step()
+    return optimizer
 
 
 def _is_number(value, kind=numbers.Real):
