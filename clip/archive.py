@@ -13,7 +13,7 @@ from torch import Tensor
 from .pickles import Module, Storage, StoredTensor, unpickle
 
 BLOCK = 1 << 16  # bytes: so few numbers torch converts and adds in one thread, without waiting for others
-MAX_READ = 1 << 25  # bytes of a pickle or of a zip file's list of members: twenty times those of the largest CLIP
+MAX_READ = 1 << 24  # bytes of a pickle or of a zip file's list of members: forty times those of the largest CLIP
 MAX_TENSORS = 4000  # three times those of the largest CLIP
 MAX_NAME = 1000
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-MAX_OPERATIONS = 1_000_000  # some seconds; the largest CLIP with the state of its optimiser needs a tenth of it
+MAX_OPERATIONS = 500_000  # a second; the largest CLIP with the state of its optimiser has 124,000
 
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
