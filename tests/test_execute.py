@@ -95,7 +95,7 @@ def test_progress_and_remaining_time(study_file):
     assert str(Progress.read(study)) == "0 of 8 runs are done, 0 are running, 0 have failed, 8 are left"
     for run, seconds in ((base, 100), (other, 40)):
         finish(run, 50.0)
-        (run.folder / "config.yaml").write_text("{}")
+        (run.folder / "config.yaml").write_text("SEED: 1\n")
         written = (run.folder / "results.json").stat().st_mtime
         os.utime(run.folder / "config.yaml", (written - seconds, written - seconds))
     new.folder.mkdir(parents=True)
