@@ -11,6 +11,7 @@ import pickle
 import pytest
 import torch
 from drawn import arguments, write_eurosat
+from serving import serving
 
 import clip.weights
 from clip.random_weights import random_clip
@@ -184,17 +185,18 @@ def test_a_backbone_of_other_shapes_than_clip_has(refused, eurosat, tiny, tmp_pa
 
 @pytest.fixture
 def published(tiny, tmp_path, monkeypatch):
-    """ViT-B/16 is now published in a folder of this machine, under the SHA-256 given; the cache is empty."""
+    """ViT-B/16 is now published by a server of this machine, under the SHA-256 given; the cache is empty."""
+    with serving({}) as server:
 
-    def publish(sha256):
-        folder = tmp_path / "server" / sha256
-        folder.mkdir(parents=True)
-        (folder / "ViT-B-16.pt").write_bytes(tiny.read_bytes())
-        monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", (folder / "ViT-B-16.pt").as_uri())
-        monkeypatch.setattr(clip.weights, "CACHE", str(tmp_path / "cache"))
-        return tmp_path / "cache/ViT-B-16.pt"
+        def publish(sha256):
+            path = f"/{sha256}/ViT-B-16.pt"
+            server.files[path] = tiny.read_bytes()
+            monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", f"{server.address}{path}")
+            monkeypatch.setattr(clip.weights, "CACHE", str(tmp_path / "cache"))
+            return tmp_path / "cache/ViT-B-16.pt"
 
-    return publish
+        publish.files = server.files
+        yield publish
 
 
 def test_a_download_of_another_sha256_is_not_kept(published, refused, eurosat, tmp_path):
@@ -215,7 +217,8 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(published, launch, euro
 
 def test_backbone_download_fails(published, refused, eurosat, tmp_path, monkeypatch):
     published("0" * 64)
-    monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", f"file://{tmp_path}/nowhere/{'0' * 64}/ViT-B-16.pt")
+    published.files.clear()
+    monkeypatch.setattr("common.download.PAUSE", 0)
     refused(arguments(eurosat, "ViT-B/16", tmp_path / "out"), "cannot download ViT-B/16 from", "or give a file")
 
 
