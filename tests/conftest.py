@@ -139,6 +139,20 @@ def build(one_thread, eurosat, deep, tmp_path):
 
 
 @pytest.fixture
+def stand_in(monkeypatch):
+    """`stand_in(name)`: a dataset keeps its name and template, and has images in EuroSAT's layout."""
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    from datasets.eurosat import EuroSAT
+
+    def stand_in(name):
+        kind = type(name, (EuroSAT,), {"template": DATASET_REGISTRY.get(name).template})
+        monkeypatch.setitem(DATASET_REGISTRY._obj_map, name, kind)
+
+    return stand_in
+
+
+@pytest.fixture
 def ended(capsys):
     """`ended(run)` runs a program by what its file runs at its end, in this process, and returns an `Ended`."""
     from drawn import error_lines

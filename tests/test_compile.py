@@ -34,7 +34,7 @@ def learned(trainer, batches=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "PromptSRC", "MPL"])
+@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "PromptSRC", "MPL", "TCP", "MMRL"])
 def test_compiled_towers_train_and_predict_the_same(build, graphs, method):
     expected = learned(build(method))
     trainer = build(method)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["MPL", "MaPLe", "CoOp", "PromptSRC", "VPT"])
+@pytest.mark.parametrize("method", ["MPL", "MaPLe", "CoOp", "PromptSRC", "VPT", "TCP", "UPT", "MMRL"])
 def test_onnx_and_torch_export_agree_with_predict(method, finished, command, deep, eurosat, tmp_path):
     images = list(images_of(eurosat, range(6)))
     folder = tmp_path / "exported/deeper"

@@ -146,7 +146,7 @@ def test_list_may_follow_on_a_number_and_back():
     ("keys", "method", "expected", "others"),
     [
         (["ctx", "token_prefix"], "CoOp", ["ctx"], []),
-        (["ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"], "CoOp", ["ctx"], ["CoCoOp"]),
+        (["ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"], "CoOp", ["ctx"], ["CoCoOp", "TCP"]),
         (["ctx", "meta_net.linear1.weight", "bias_vectors"], "CoOp", ["ctx"], ["KgCoOp"]),
         (["ctx", "meta_net.linear1.weight", "bias_vectors"], "KgCoOp", ["ctx"], []),
         (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp", "KgCoOp", "ProGrad"]),

@@ -22,6 +22,7 @@ from experiments.configs import default_config
 from experiments.configuration import setup_cfg
 from trainers import methods
 from trainers.base import PromptedCLIP
+from trainers.classifier import ClassNames
 from trainers.prompts import move_class_tokens
 
 CONFIGS = ROOT / "configs"
@@ -40,7 +41,7 @@ def resnet(tmp_path_factory):
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("resnet") / "rn.pt"
     vision = {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64}
-    torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 256).state_dict(), file)
+    torch.save(random_clip("RN50", vision, {"width": 64, "layers": 9}, 256).state_dict(), file)
     return file
 
 
@@ -159,6 +160,7 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     trainer = method.__new__(method)  # without data, which the prompts do not need
     file = YAMLS[f"{name}/{default_config(name, 'few_shot')}"]
     trainer.cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path)
+    trainer.dm = ClassNames(["forest", "annual crop land"], "a photo of a {}.")
     model = PromptedCLIP(clip, trainer.build_prompts(clip, ["forest", "annual crop land"]))
     learned = sum(parameter.numel() for parameter in model.parameters())
     assert DOCUMENTED[name][-1].startswith(f"{learned:,} (")

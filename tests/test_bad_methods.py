@@ -1,0 +1,49 @@
+"""Settings and backbones that TCP, UPT and MMRL cannot use end in one line, and leave nothing."""
+
+import pytest
+
+from common.start import ROOT
+from experiments.configs import default_config
+
+
+@pytest.fixture
+def run_refused(refused, eurosat, deep, tiny, tmp_path):
+    """`run_refused(method, backbone, settings, *words)`: train.py refuses it with these words."""
+
+    def run_refused(method, backbone, settings, *words):
+        config = ROOT / "configs/trainers" / method / f"{default_config(method, 'few_shot')}.yaml"
+        argv = ["--root", eurosat, "--backbone", {"deep": deep, "tiny": tiny}[backbone], "--trainer", method]
+        argv += ["--config-file", config, "--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
+        argv += ["--output-dir", tmp_path / "out", "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]
+        pairs = [(f"TRAINER.{method}.{key}", value) for key, value in settings.items()]
+        refused([*argv, *(item for pair in pairs for item in pair)], *words)
+
+    return run_refused
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "settings", "words"),
+    [
+        ("TCP", "tiny", {}, ["TCP adds prompts before text layer 8", "has 4 layers", "more than 8"]),
+        ("TCP", "deep", {"N_CTX": 5}, ["TRAINER.TCP.N_CTX is 5", "a number from 1 to 4"]),
+        ("TCP", "deep", {"CSC": True}, ["TRAINER.TCP.CSC is True", "one context for all classes"]),
+        ("TCP", "deep", {"CLASS_TOKEN_POSITION": "middle"}, ["CLASS_TOKEN_POSITION is 'middle'", "before their names"]),
+        ("UPT", "deep", {"CLASS_TOKEN_POSITION": "last"}, ["TRAINER.UPT.CLASS_TOKEN_POSITION", "end, middle, front"]),
+        ("UPT", "deep", {"PROJECT_DIM": 0}, ["TRAINER.UPT.PROJECT_DIM is 0", "a number from 1"]),
+        ("UPT", "deep", {"N_CTX_TEXT": 90}, ["has 94 tokens", "77 positions"]),
+        ("MMRL", "tiny", {}, ["the last of TRAINER.MMRL.REP_LAYERS is 12", "has 4 layers"]),
+        ("MMRL", "deep", {"REP_LAYERS": [11, 12, 13]}, ["REP_LAYERS is 13", "has 12 layers", "1 to 12"]),
+        ("MMRL", "deep", {"REP_LAYERS": [6, 8]}, ["TRAINER.MMRL.REP_LAYERS is [6, 8]", "in order and without gaps"]),
+        ("MMRL", "deep", {"REP_LAYERS": [7, 6]}, ["TRAINER.MMRL.REP_LAYERS is [7, 6]", "in order and without gaps"]),
+        ("MMRL", "deep", {"REP_LAYERS": [6, 6]}, ["TRAINER.MMRL.REP_LAYERS is [6, 6]", "in order and without gaps"]),
+        ("MMRL", "deep", {"REP_LAYERS": [0, 1]}, ["TRAINER.MMRL.REP_LAYERS is [0, 1]", "from 1"]),
+        ("MMRL", "deep", {"REP_LAYERS": []}, ["TRAINER.MMRL.REP_LAYERS is []", "from 1"]),
+        ("MMRL", "deep", {"REP_LAYERS": ["a", 7.5]}, ["TRAINER.MMRL.REP_LAYERS is ['a', 7.5]", "from 1"]),
+        ("MMRL", "deep", {"REP_LAYERS": 6}, ["TRAINER.MMRL.REP_LAYERS", "list"]),
+        ("MMRL", "deep", {"ALPHA": 1.5}, ["TRAINER.MMRL.ALPHA is 1.5", "a number from 0 to 1"]),
+        ("MMRL", "deep", {"TASK": "XD"}, ["TRAINER.MMRL.TASK is 'XD'", "B2N, FS, CD"]),
+    ],
+    ids=str,
+)
+def test_refused_in_one_line(method, backbone, settings, words, run_refused):
+    run_refused(method, backbone, settings, *words)
