@@ -75,6 +75,13 @@ def acquire(folder: Path, wait: bool) -> tuple[FileLock, set[Path]]:
     return lock, made
 
 
+def remove_leftover(folder: Path) -> None:
+    """Delete the lock of a finished run, which was killed just before it could do that itself."""
+    if (folder / LOCK).is_file():
+        with suppress(UsageError), locked(folder):
+            pass
+
+
 def this_process() -> dict:
     began = datetime.now().astimezone().isoformat(" ", "seconds")
     return {"process": os.getpid(), "host": socket.gethostname(), "began": began}

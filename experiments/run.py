@@ -16,7 +16,7 @@ from common.errors import UsageError
 from .arguments import parse_arguments
 from .configuration import setup_cfg
 from .environment import environment
-from .lock import locked
+from .lock import locked, remove_leftover
 from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
 from .results import FILE as RESULTS
 from .results import write_results
@@ -38,10 +38,11 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     cfg = setup_cfg(args)
+    path = Path(cfg.OUTPUT_DIR)
     if already_done(args, cfg):
+        remove_leftover(path)
         return
     check_arguments(args, cfg)
-    path = Path(cfg.OUTPUT_DIR)
     with restored_stdout(), locked(path, wait):
         if already_done(args, cfg):  # by now, by another process
             return

@@ -18,7 +18,7 @@ from filelock import FileLock
 import experiments.run
 from common.errors import UsageError
 from experiments import lock
-from experiments.lock import HOLDER, LOCK, is_locked, locked
+from experiments.lock import HOLDER, LOCK, is_locked, locked, remove_leftover
 
 TWO_LINES = "import sys, time; from pathlib import Path; from experiments.lock import locked\n{}"
 
@@ -60,6 +60,16 @@ def test_lock_leaves_nothing_behind(tmp_path):
     with locked(tmp_path / "a/run"):
         (tmp_path / "a/run/log.txt").write_text("log")
     assert names(tmp_path) == ["a", "kept", "log.txt", "run"]
+
+
+def test_leftover_lock_of_a_finished_run_is_removed(tmp_path):
+    for name in (LOCK, HOLDER, "results.json"):
+        (tmp_path / name).touch()
+    with FileLock(tmp_path / LOCK):
+        remove_leftover(tmp_path)  # it is in use
+        assert names(tmp_path) == [LOCK, HOLDER, "results.json"]
+    remove_leftover(tmp_path)
+    assert names(tmp_path) == ["results.json"]
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..arguments import parse_arguments
 from ..configs import CONFIGS
 from ..configuration import setup_cfg
+from ..lock import remove_leftover
 from ..results import read_results
 from .spec import Run, RunSequence, Study
 from .worker import Worker, WorkerDied, record_error
@@ -50,6 +51,9 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
     """
     total, failed = sum(map(len, sequences)), {}
     unfinished = [tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences]
+    for sequence, left in zip(sequences, unfinished, strict=True):
+        for run in set(sequence).difference(left):
+            remove_leftover(run.folder)
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
     running: dict[Future[str | None], RunSequence] = {}
