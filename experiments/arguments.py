@@ -3,6 +3,7 @@
 import argparse
 import ast
 from collections.abc import Callable
+from functools import cache
 
 from common.start import ROOT, add_common_options
 
@@ -36,6 +37,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@cache
 def method_names() -> list[str]:
     """The methods in trainers/, by the decorators in their source: importing them takes seconds."""
     files = sorted((ROOT / "trainers").glob("*.py"))

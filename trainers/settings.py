@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from functools import partial
+from functools import cache, partial
 from reprlib import repr as shown  # on one line
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -29,6 +29,12 @@ OTHERS: Range = (-1_000_000, 1_000_000)
 LONGEST = 1000  # characters of a text, values of a list
 
 
+@cache  # a study asks for the same ones some thousand times
+def types_of(settings: type) -> dict[str, Any]:
+    """The types of the fields of a settings class."""
+    return get_type_hints(settings)
+
+
 @dataclass(frozen=True)
 class MethodSettings:
     """What every method has. A method adds fields with defaults, the ranges of its numbers, and further checks.
@@ -47,7 +53,7 @@ class MethodSettings:
         for item in fields(self):
             self.check_value(item.name, getattr(self, item.name))
         for name in self.flexible():  # yacs holds the others to the type of their default
-            kinds = [get_origin(kind) or kind for kind in get_args(get_type_hints(type(self))[name])]
+            kinds = [get_origin(kind) or kind for kind in get_args(types_of(type(self))[name])]
             if not isinstance(value := getattr(self, name), (*kinds, *([tuple] if list in kinds else []))):
                 words = " or ".join(kind.__name__ for kind in kinds)
                 raise UsageError(f"{name} is {shown(value)}", f"give a value of the type {words}")
@@ -96,7 +102,7 @@ class MethodSettings:
     @classmethod
     def flexible(cls) -> list[str]:
         """Names of the fields that take values of several types."""
-        return [name for name, kind in get_type_hints(cls).items() if get_origin(kind) in (Union, UnionType)]
+        return [name for name, kind in types_of(cls).items() if get_origin(kind) in (Union, UnionType)]
 
     @classmethod
     def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
