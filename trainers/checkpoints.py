@@ -12,6 +12,7 @@ from common.errors import UsageError
 from . import compat
 
 LARGEST = 2**53  # number in a checkpoint
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # letters that a terminal would obey
 METADATA = {"method": str, "backbone": str, "dataset": str, "settings": dict, "class_names": list}
 
 
@@ -70,6 +71,7 @@ def is_checkpoint(content: Any) -> bool:
         and isinstance(metadata, dict)
         and all(isinstance(metadata.get(key, kind()), kind) for key, kind in METADATA.items())
         and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
+        and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)
         and all(map(is_setting, metadata.get("settings", {}).values()))
     )
 
