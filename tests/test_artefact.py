@@ -90,6 +90,12 @@ def replace_prompts(folder: Path) -> None:
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, folder / "prompts.safetensors")
 
 
+def infinite_prompts(folder: Path) -> None:
+    tensors = load_file(folder / "prompts.safetensors")
+    save_file({key: tensor * float("inf") for key, tensor in tensors.items()}, folder / "prompts.safetensors")
+    changed(folder, prompts_sha256=checksum(folder / "prompts.safetensors"))
+
+
 def pipe(file: Path) -> None:
     file.unlink()
     os.mkfifo(file)
@@ -97,6 +103,7 @@ def pipe(file: Path) -> None:
 
 BROKEN = {
     "tampered prompts": (replace_prompts, "is not the file that config.json describes (its SHA-256 differs)"),
+    "prompts that are not finite": (infinite_prompts, "not finite"),
     "damaged prompts": (lambda folder: (folder / "prompts.safetensors").write_bytes(b"\xff" * 99), "is damaged"),
     "no prompts": (lambda folder: (folder / "prompts.safetensors").unlink(), "there is no "),
     "a pipe as prompts": (lambda folder: pipe(folder / "prompts.safetensors"), "is not a regular file"),

@@ -183,6 +183,11 @@ def test_wrong_arguments_end_in_one_line(name, finished, command, photos, tmp_pa
     assert reason.format(**places) in done.errors[0]
 
 
+def test_empty_path_is_not_the_current_folder(finished, command):
+    done = command(predict, finished("CoOp"), "")
+    assert done.status == 2 and "expected a path (. for the current folder)" in done.errors[-1]
+
+
 def test_run_without_a_finished_training_is_refused(finished, command, photos, tmp_path):
     folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
     (folder / "results.json").unlink()

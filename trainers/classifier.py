@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from os import PathLike
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ OPENAI_INPUT = {
     "PIXEL_STD": list(OPENAI_DATASET_STD),
     "TRANSFORMS": ["normalize"],
 }
+
+LOCK = RLock()  # a server calls from several threads, and stdout is one for all
 
 Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
 
@@ -207,13 +210,14 @@ class PromptedClassifier:
         names = spoken(self.class_names if class_names is None else check_names(class_names))
         if names == spoken(self.class_names):
             return self._own
-        if self._others is None or self._others[0] != names:
-            clip = self._own.model.clip.cpu()  # where a method builds its prompts
-            try:
-                self._others = names, self._trainer(names, clip)
-            finally:
-                clip.to(self.device)
-        return self._others[1]
+        with LOCK:
+            if self._others is None or self._others[0] != names:
+                clip = self._own.model.clip.cpu()  # where a method builds its prompts
+                try:
+                    self._others = names, self._trainer(names, clip)
+                finally:
+                    clip.to(self.device)
+            return self._others[1]
 
     def _trainer(self, class_names: list[str], clip: CLIP | None) -> PromptTrainer:
         from . import methods  # the package imports this module
@@ -254,5 +258,5 @@ def spoken(names: Sequence[str]) -> list[str]:
 
 def quietly(function, *arguments, **named):
     """What the function returns; what it prints is for the log of a run."""
-    with redirect_stdout(StringIO()):
+    with LOCK, redirect_stdout(StringIO()):
         return function(*arguments, **named)

@@ -28,9 +28,16 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names in place of the model's")
     names.add_argument(
-        "--classes-file", type=Path, metavar="FILE", help="the same from a text file, a name on each line"
+        "--classes-file", type=path, metavar="FILE", help="the same from a text file, a name on each line"
     )
     parser.add_argument("--template", default="", help="zero-shot CLIP's sentence, with {} for the class name")
+
+
+def path(text: str) -> Path:
+    """The argparse type of a path. An empty one would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path (. for the current folder)")
+    return Path(text)
 
 
 def given_class_names(args: argparse.Namespace) -> Sequence[str]:

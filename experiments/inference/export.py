@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.files import write_text
 from common.start import add_common_options, required_packages
 
-from .arguments import MODELS, add_model_options, given_class_names
+from .arguments import MODELS, add_model_options, given_class_names, path
 
 CARD = Path(__file__).with_name("model_card.md")
 MOST_IMAGES = 100  # of --images
@@ -25,13 +25,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
         "an error.",
     )
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="without it: zero-shot CLIP on --backbone")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
+    parser.add_argument("model", type=path, nargs="?", metavar="MODEL", help="without it: zero-shot CLIP on --backbone")
+    parser.add_argument("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     parser.add_argument("--onnx", action="store_true", help="also model.onnx: images -> logits")
     parser.add_argument("--torch", action="store_true", help="also model.pt2, a torch.export program: images -> logits")
     parser.add_argument("--weights", action="store_true", help="also class_matrix.safetensors, for users of open_clip")
     parser.add_argument(
-        "--images", type=Path, nargs="+", default=[], metavar="PATH", help="images to compare on (default: noise)"
+        "--images", type=path, nargs="+", default=[], metavar="PATH", help="images to compare on (default: noise)"
     )
     add_model_options(parser, device="cpu")
     add_common_options(parser)
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def card(description, written: dict[str, str], names: Sequence[str]) -> str:
     """The model card: README.md of the folder."""
+    import trainers
+    from clip import is_published
+
     training, image = description.training, description.input
     rows = {
         "method": description.method,
@@ -81,10 +84,15 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
     }
     if training.get("accuracy") is not None:
         rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images"
+    arch, colon, name = description.backbone.rpartition(":")
+    file = "" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}"  # of the reader's machine
+    learned = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."
     return Template(CARD.read_text(encoding="utf-8")).substitute(
         method=description.method,
         backbone=description.backbone,
-        dataset=description.dataset or "images of its user",
+        summary=learned if trainers.methods()[description.method].learns else "CLIP as it is, with a template.",
+        option=file and f" --backbone {file}",
+        argument=file and f', backbone="{file}"',
         rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
         files="\n".join(f"| `{file}` | {about} |" for file, about in written.items()),
         classes=", ".join(description.class_names),

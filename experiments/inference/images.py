@@ -82,6 +82,8 @@ def read_batches(files: Sequence[Path], classifiers: Sequence[PromptedClassifier
 
 def read(file: Path, classifiers: Iterable[PromptedClassifier]) -> tuple[Path, list[Tensor] | str]:
     """A file and its tensor for each classifier, or what is wrong with it."""
+    if not file.exists():
+        return file, f"there is no file {str(file)!r}"
     try:
         return file, [classifier.transform(classifier.read(file)) for classifier in classifiers]
     except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError

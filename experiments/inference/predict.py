@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.start import add_common_options, required_packages
 
 from ..arguments import at_least
-from .arguments import MODELS, add_model_options, given_class_names
+from .arguments import MODELS, add_model_options, given_class_names, path
 
 Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
 
@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are reported and skipped), "
         "and 2 after another error.",
     )
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="models first, then images or folders")
+    parser.add_argument("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
     add_model_options(parser)
     parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="classes for each image (default: 5)")
     parser.add_argument(
