@@ -48,7 +48,9 @@ def main() -> int:
         scratch = Path(folder)
         set_up(scratch)
         started = time.monotonic()
-        counts, failures = fuzz(partial(make, args.seed), args.only or range(args.count), scratch, keep)
+        counts, failures = fuzz(
+            partial(make, args.seed), args.only or range(args.count), scratch, keep, bool(args.only)
+        )
     print(table(counts))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{time.monotonic() - started:.0f} seconds ({used.ru_utime + used.ru_stime:.0f} of a core), seed {args.seed}")

@@ -16,6 +16,7 @@ from . import worker
 from .cases import KINDS, Case, kind_of
 
 SECONDS = 20.0
+SLOTS = 2
 MEGABYTES = worker.GIGABYTES * 1024
 
 
@@ -66,6 +67,11 @@ class Slot:
             return "failure", f"takes {usage.ru_maxrss >> 10} MB of memory"
         return verdicts[-1] if verdicts else ("failure", "ends without a verdict")
 
+    def printed(self) -> str:
+        """The command and its output."""
+        files = [self.output.with_suffix(suffix) for suffix in (".argv", ".log")]
+        return "".join(file.read_text(errors="backslashreplace") for file in files if file.exists())
+
 
 class Failure(NamedTuple):
     number: int
@@ -73,35 +79,44 @@ class Failure(NamedTuple):
 
 
 def fuzz(
-    make: Callable[[int], Case], numbers: Iterable[int], scratch: Path, keep: Path, slots: int = 2
+    make: Callable[[int], Case], numbers: Iterable[int], scratch: Path, keep: Path, show: bool = False
 ) -> tuple[Counter[tuple[str, str]], list[Failure]]:
-    """Run the inputs of these numbers, two at a time; failing ones are moved to `keep`.
+    """Run the inputs of these numbers, two at a time.
+
+    Args:
+        make: makes the input of a number.
+        numbers: of the inputs.
+        scratch: a folder for the cases.
+        keep: a folder that failing inputs are moved to.
+        show: print the command, the output and the verdict of each.
 
     Returns:
         the number of inputs by (kind, verdict), and the failures.
     """
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[Failure] = []
-    waiting, begun = iter(numbers), [Slot(scratch, index) for index in range(slots)]
-    idle, busy = list(begun), []
-    more = True
-    while more or busy:
-        while idle and more:
-            number = next(waiting, None)
-            more = number is not None
-            if more:
+    waiting, busy, idle = iter(numbers), [], [Slot(scratch, index) for index in range(SLOTS)]
+    number = next(waiting, None)
+    try:
+        while number is not None or busy:
+            while idle and number is not None:
                 busy.append(idle.pop())
                 busy[-1].begin(number, partial(make, number))
-        for slot in list(busy):
-            ended = slot.poll()
-            if ended:
-                busy.remove(slot)
-                idle.append(slot)
-                counts[kind_of(slot.number), ended[0]] += 1
-                if ended[0] not in ("accepted", "refused"):
-                    failures.append(Failure(slot.number, ended[1]))
-                    keep_input(slot, ended[1], keep)
-        time.sleep(0.004)
+                number = next(waiting, None)
+            for slot in list(busy):
+                if ended := slot.poll():
+                    busy.remove(slot)
+                    idle.append(slot)
+                    counts[kind_of(slot.number), ended[0]] += 1
+                    if show:
+                        print(slot.printed(), *ended, "", sep="\n")
+                    if ended[0] not in ("accepted", "refused"):
+                        failures.append(Failure(slot.number, ended[1]))
+                        keep_input(slot, ended[1], keep)
+            time.sleep(0.004)
+    finally:
+        for slot in busy:  # after Ctrl-C
+            os.killpg(slot.process, signal.SIGKILL)
     return counts, failures
 
 

@@ -14,14 +14,9 @@ CODE = tuple({f"{path}/" for path in (ROOT, sys.prefix, sys.base_prefix, *syscon
 MAKERS = ("/collections/__init__.py", "/dataclasses.py", "/enum.py", "/typing.py", "/decorator.py")
 MAKERS += ("/scipy/", "/numpy/", "/pandas/", "/torch/", "/matplotlib/", "/jinja2/", "/sklearn/")
 READERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/torch/jit/", "/numpy/lib/", "/scipy/io/")
-CLASSES = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-CLASSES += (
-    "torch.multiprocessing.",
-    "torch.storage.",
-    "multiprocessing.",
-    "torch.FloatStorage",
-    "torch.serialization.",
-)
+# Names in pickles: of tensors, and of what the workers of a data loader send.
+CLASSES = ("collections.OrderedDict", "torch._utils._rebuild_tensor", "torch.storage.", "torch.FloatStorage")
+CLASSES += ("torch.serialization.", "torch.multiprocessing.", "multiprocessing.", "dassl.data.loader.")
 PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
 # Events that change files, and which of their arguments are the paths.
 CHANGES = {"os.rename": (0, 1), "os.link": (0, 1), "os.symlink": (1,)}
@@ -103,8 +98,8 @@ def foreign_code(file: str) -> str:
     """What is wrong with running code of this file; code without a file is judged by the file that made it."""
     if file.startswith((*CODE, "<frozen ")):
         return ""
-    frame = sys._getframe(3)
-    maker = frame.f_code.co_filename
-    if any(part in maker for part in MAKERS) and not any(part in maker for part in READERS):
+    maker = sys._getframe(3).f_code.co_filename
+    known = maker.startswith(CODE) and any(part in maker for part in MAKERS)
+    if known and not any(part in maker for part in READERS):
         return ""
     return f"runs code of {file!r}, made in {maker}"

@@ -90,11 +90,14 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
         )
         witness.start()
         verdict, what = ended(PROGRAMS[case.program], argv)
-    wrong = (case.check() or nonsense(folder)) if verdict == "accepted" else leftovers(case, folder)
+    wrong = leftovers(case, folder, verdict) or (case.check() or nonsense(folder) if verdict == "accepted" else "")
     if wrong and verdict != "failure":
         verdict, what = "failure", wrong
-    if not all(item.name == "kept" and item.read_bytes() == KEPT for item in outside.iterdir()):
-        verdict, what = "failure", f"changes {sorted(item.name for item in outside.iterdir())} outside its folder"
+    if {item.name: item.is_file() and item.read_bytes() for item in outside.iterdir()} != {"kept": KEPT}:
+        verdict, what = (
+            "failure",
+            f"changes files outside its folder: {sorted(item.name for item in outside.iterdir())}",
+        )
     report(verdict, what)
 
 
@@ -129,11 +132,11 @@ def nonsense(folder: Path) -> str:
     return ""
 
 
-def leftovers(case: Case, folder: Path) -> str:
-    """What a refused input has left behind, or an empty text. A download may stay, so that it can be resumed."""
+def leftovers(case: Case, folder: Path, verdict: str) -> str:
+    """What an input has left behind, or an empty text. A download may stay, so that it can be resumed."""
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - case.files.keys()
-    left = [name for name in made if re.search(r"/\.[^/]+\.(tmp|partial)$|/\.preparing/.+/", name)]
-    if "--no-train" in case.argv and (folder / "out").exists():
+    left = [name for name in sorted(made) if re.search(r"/\.[^/]+\.(tmp|partial)$|/\.preparing/.+/", name)]
+    if verdict == "refused" and "--no-train" in case.argv and (folder / "out").exists():
         left.append("out")
     return f"leaves {left[0]} behind" if left else ""
 
