@@ -47,14 +47,10 @@ class Slot:
     def poll(self) -> tuple[str, str] | None:
         """The verdict, once the process has ended or was killed."""
         late = time.monotonic() - self.started > SECONDS * slowdown()
-        if late:
-            os.killpg(self.process, signal.SIGKILL)
-        ended, status, usage = os.wait4(self.process, 0 if late else os.WNOHANG)
-        if not ended:
+        if not late and not os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return None
-        with suppress(ProcessLookupError):  # what it started
-            os.killpg(self.process, signal.SIGKILL)
-        self.process = 0
+        self.kill()
+        _, status, usage = os.wait4(self.process, 0)
         verdicts = [tuple(json.loads(line)) for line in self.output.read_text().splitlines()]
         for verdict in verdicts:
             if verdict[0] in ("failure", "harness"):  # what it has tried counts, whatever came of it
@@ -66,6 +62,12 @@ class Slot:
         if usage.ru_maxrss > MEGABYTES * 1024:
             return "failure", f"takes {usage.ru_maxrss >> 10} MB of memory"
         return verdicts[-1] if verdicts else ("failure", "ends without a verdict")
+
+    def kill(self) -> None:
+        """End the process and what it has started; its id is still its own, as nobody has waited for it."""
+        for end in (os.killpg, os.kill):
+            with suppress(ProcessLookupError):
+                end(self.process, signal.SIGKILL)
 
     def printed(self) -> str:
         """The command and its output."""
@@ -116,7 +118,7 @@ def fuzz(
             time.sleep(0.004)
     finally:
         for slot in busy:  # after Ctrl-C
-            os.killpg(slot.process, signal.SIGKILL)
+            slot.kill()
     return counts, failures
 
 
