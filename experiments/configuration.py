@@ -54,7 +54,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     for file in (args.dataset_config_file, args.config_file):
         if file:
             cfg.merge_from_file(file)
-    for key, value in {
+    options = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
         "RESUME": args.resume,
@@ -65,11 +65,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         "TRAINER.NAME": args.trainer,
         "MODEL.BACKBONE.NAME": args.backbone,
         "MODEL.HEAD.NAME": args.head,
-    }.items():
-        if value not in (None, ""):
-            set_key(cfg, key, value)  # not by yacs, which would take "--output-dir 2024" for a number
+    }
+    options = {key: value for key, value in options.items() if value not in (None, "")}
+    for key, value in options.items():
+        set_key(cfg, key, value)  # not by yacs, which would take "--output-dir 2024" for a number
     merge_pairs(cfg, args.opts)
-    merge_by_dataset(cfg, args.opts[::2])
+    merge_by_dataset(cfg, [*options, *args.opts[::2]])
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
@@ -125,14 +126,16 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     Raises:
         UsageError: a protocol, a dataset, a key or a value is unknown or malformed.
     """
-    tables = {key: value for key, value in cfg.BY_DATASET.items() if isinstance(value, dict)}
+    tables = {key: value for key, value in cfg.BY_DATASET.items() if "." not in key}
     for protocol, table in tables.items():
         choose(protocol, ["base2new"], "protocol of BY_DATASET")
+        if not isinstance(table, dict):
+            raise UsageError(f"BY_DATASET.{protocol} is {table!r}", "give DATASET: {KEY: VALUE}")
         for name, values in table.items():
             choose(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
             if not isinstance(values, dict):
                 raise UsageError(f"BY_DATASET.{protocol}.{name} is {values!r}", "give KEY: VALUE")
-    if tables:  # config.yaml of an earlier run has none
+    if tables:  # the config.yaml of an earlier run has keys
         protocol = "all" if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else "base2new"
         values = flatten(tables.get(protocol, {}).get(cfg.DATASET.NAME, {}))
         merged = {key: value for key, value in values.items() if key not in given}

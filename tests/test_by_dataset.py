@@ -41,9 +41,11 @@ def test_other_datasets_and_all_classes_keep_the_values_of_the_file(configured):
 
 
 def test_command_line_goes_before_the_values_of_the_dataset(configured):
-    cfg = configured({"base2new": {"EuroSAT": VALUES}}, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "0.75")
-    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME) == (0.75, "adamw")
-    assert "OPTIM.LR" not in cfg.BY_DATASET
+    table = {"base2new": {"EuroSAT": VALUES | {"MODEL.BACKBONE.NAME": "small", "SEED": 5}}}
+    options = ["--backbone", "RN50", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "0.75"]
+    cfg = configured(table, *options)
+    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.MODEL.BACKBONE.NAME, cfg.SEED) == (0.75, "adamw", "RN50", 5)
+    assert set(cfg.BY_DATASET) == {"TRAINER.MPL.N_ADD_OP", "OPTIM.NAME", "SEED"}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,14 @@ def test_command_line_goes_before_the_values_of_the_dataset(configured):
     [
         ({"base2new": {"EuroSat": VALUES}}, "no dataset of BY_DATASET 'EuroSat': did you mean EuroSAT"),
         ({"fewshot": {"EuroSAT": VALUES}}, "no protocol of BY_DATASET 'fewshot': known are base2new"),
+        ({"base2new": 3}, "BY_DATASET.base2new is 3: give DATASET: {KEY: VALUE}"),
         ({"base2new": {"EuroSAT": 3}}, "BY_DATASET.base2new.EuroSAT is 3: give KEY: VALUE"),
+        (3, "BY_DATASET"),
+        (None, "BY_DATASET"),
+        ({1: {"EuroSAT": VALUES}}, "BY_DATASET.1"),
+        ({"base2new": {"EuroSAT": {1: 2}}}, "1"),
+        ({"base2new": {"EuroSAT": {"OPTIM": {"LR": {"x": 1}}}}}, "OPTIM.LR.x"),
+        ({"base2new": {"EuroSAT": {"BY_DATASET": 3}}}, "BY_DATASET"),
         ({"base2new": {"EuroSAT": {"TRAINER.MPL.N_ADD": 3}}}, "TRAINER.MPL.N_ADD"),
         ({"base2new": {"EuroSAT": {"OPTIM.LR": -3.0}}}, "OPTIM.LR"),
     ],
