@@ -1,6 +1,7 @@
 """Results of a study's runs, real and made up."""
 
 import json
+import os
 import subprocess
 import time
 import zlib
@@ -41,6 +42,11 @@ def members(session: int) -> list[int]:
     """The live processes of a session."""
     listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False)
     return [int(pid) for pid, state in map(str.split, listed.stdout.splitlines()) if not state.startswith("Z")]
+
+
+def slowdown() -> float:
+    """How many times longer a process takes because of others: 1 on a machine with a core for each."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def wait_until(condition, process, seconds: float = 240) -> None:

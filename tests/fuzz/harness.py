@@ -12,17 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from finished import slowdown
+
 from . import worker
 from .cases import KINDS, Case, kind_of
 
 SECONDS = 20.0
 SLOTS = 2
 MEGABYTES = worker.GIGABYTES * 1024
-
-
-def slowdown() -> float:
-    """How many times longer a process takes because of others: 1 on a machine with a core for each."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Slot:

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from threading import Event
 
-from finished import members
+from finished import members, slowdown
 
 from .subjects import Subject, content, differences
 
@@ -67,7 +67,7 @@ def wait(process: subprocess.Popen, folder: Path, moment: Callable[[float, int],
         if process.poll() is not None:
             return True, count
         elapsed = time.monotonic() - begun
-        if elapsed > PATIENCE or stopping.is_set():
+        if elapsed > PATIENCE * slowdown() or stopping.is_set():
             os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"{process.args} was killed after {elapsed:.0f} seconds")
         if moment(elapsed, count):
@@ -104,10 +104,10 @@ def random_moment(rng: Random, course: Course) -> Callable[[float, int], bool]:
 def kill(process: subprocess.Popen, number: int, every: bool) -> str:
     """Send a signal to the process, or to all of its session; returns what is wrong with the end of it."""
     (os.killpg if every else os.kill)(process.pid, number)
-    process.wait(60)
-    deadline = time.monotonic() + 20
+    begun = time.monotonic()
+    process.wait(PATIENCE)
     while members(process.pid):
-        if time.monotonic() > deadline:
+        if time.monotonic() - begun > 20 * slowdown():
             os.killpg(process.pid, signal.SIGKILL)
             return "its processes outlive it"
         time.sleep(0.05)
@@ -139,6 +139,7 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
     tally.chains += 1
     if found := list(filter(None, wrong)):
         tally.wrong.append(f"{folder}: {'; '.join(found)}")
+        print(tally.wrong[-1], flush=True)
     else:
         shutil.rmtree(folder)
 
