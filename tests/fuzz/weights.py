@@ -49,7 +49,7 @@ def tensor(rng: Random, like: torch.Tensor | None = None) -> Any:
             lambda: torch.full_like(like, number, dtype=torch.float32),
             lambda: like.reshape(-1),
             lambda: like[None],
-            lambda: like[:0],
+            lambda: like.reshape(-1)[:0],
             lambda: torch.zeros(1).expand(2 ** rng.choice((20, 40, 50)), 1),
             lambda: torch.zeros(1).expand(*like.shape),
             lambda: like.to_sparse(),
