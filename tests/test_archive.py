@@ -1,18 +1,13 @@
-"""Weight files are read without running code in them and within bounds; every fault is one line with their name."""
+"""Archives are read without running code in them; damaged and hostile ones are refused in one line with their name."""
 
 import ast
 import io
-import json
 import os
-import pickle
 import resource
-import socket
 import struct
-import subprocess
-import sys
 import time
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -20,55 +15,22 @@ from random import Random
 import open_clip
 import pytest
 import torch
-from drawn import clip_config, features, small_clip
+from drawn import clip_config
 from fuzz.changes import change_bytes
 from fuzz.pickles import change_zip
 from safetensors.torch import save_file
 from torch import nn
+from weight_files import NUMBERS, SECONDS, Stored, refused, text, write
 
 import clip
 from clip import archive, weights
 from clip.pickles import MAX_OPERATIONS
-from clip.random_weights import random_clip
 from common.start import ROOT
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"),
 ]
-
-SIZES = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
-SECONDS = 10.0  # for a hostile file; most take milliseconds
-
-
-def save_as_openai(model: open_clip.CLIP, config: dict, path: Path) -> None:
-    """Trace a CLIP in half precision, with its sizes among its tensors and a mask as an attribute of every block."""
-    half = open_clip.CLIP(**config, cast_dtype=torch.float16)
-    open_clip.convert_weights_to_lp(half)
-    half.load_state_dict(model.state_dict())
-    for name, size in SIZES.items():
-        vars(half).pop(name, None)
-        half.register_buffer(name, torch.tensor(size))
-    for block in half.transformer.resblocks:
-        block.attn_mask = half.attn_mask.clone()
-    size = config["vision_cfg"]["image_size"]
-    inputs = torch.zeros(1, 3, size, size).half(), clip.tokenize("a river")
-    torch.jit.trace(half.eval(), inputs, check_trace=False).save(path)
-
-
-def refused(path: Path, *words: str, read: Callable = clip.load_backbone) -> str:
-    """Check that reading a file fails: one line with its name and these words, and soon."""
-    start = time.monotonic()
-    with pytest.raises(clip.ClipError) as caught:
-        read(path if read == weights.read_state_dict else str(path))
-    message = str(caught.value)
-    assert time.monotonic() - start < SECONDS
-    assert str(path) in message and message.isprintable() and len(message) < 1000, message
-    assert [word for word in words if word not in message] == [], message
-    return message
-
-
-# ---------------------------------------------------------------- no code is run
 
 
 class Hostile(nn.Module):
@@ -102,10 +64,6 @@ def test_setstate_of_a_torchscript_archive_does_not_run(what, tmp_path):
     assert not written.exists() or written.read_bytes() == b"precious content"
 
 
-def text(*lines: str) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", ["os.mkdir", "builtins.eval", "torch.from_file", "torch.load", "torch.jit.load"])
 def test_functions_in_a_pickle_are_not_called(name, legacy, tmp_path, monkeypatch):
@@ -122,190 +80,6 @@ def test_nothing_calls_torch_jit_load():
         for node in ast.walk(ast.parse(file.read_text())):
             loads = isinstance(node, ast.Attribute) and node.attr == "load"
             assert not (loads and isinstance(node.value, ast.Attribute) and node.value.attr == "jit"), file
-
-
-# ---------------------------------------------------------------- sound files
-
-
-@pytest.fixture(scope="module")
-def half():
-    """A CLIP in OpenAI's half precision."""
-    model = small_clip()
-    open_clip.convert_weights_to_lp(model)
-    return model
-
-
-def test_archive_in_openais_form_gives_its_tensors(half, tmp_path):
-    save_as_openai(half, clip_config(), tmp_path / "ViT-tiny.pt")
-    with zipfile.ZipFile(tmp_path / "ViT-tiny.pt") as file:
-        names = {name.removeprefix("ViT-tiny/").split("/")[0] for name in file.namelist()}
-    assert names > {"data.pkl", "data", "constants.pkl", "constants", "code", "version"}
-    state = weights.read_state_dict(tmp_path / "ViT-tiny.pt")
-    assert {key: state[key].item() for key in SIZES} == SIZES
-    for key, value in half.state_dict().items():
-        assert state[key].dtype == value.dtype and torch.equal(state[key], value), key
-    model = clip.load_backbone(str(tmp_path / "ViT-tiny.pt"))
-    assert all(torch.equal(value, half.state_dict()[key].float()) for key, value in model.state_dict().items())
-    assert torch.equal(features(model), features(half.float()))
-
-
-def test_scripted_archive_gives_its_tensors(half, tmp_path):
-    torch.jit.script(half).save(tmp_path / "vit.pt")
-    state = clip.load_backbone(str(tmp_path / "vit.pt"), "fp16").state_dict()
-    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in half.state_dict().items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["half", "float"])
-def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(precision, tmp_path):
-    config = open_clip.get_model_config("ViT-B-16") | {"quick_gelu": True}
-    model, path = random_clip("ViT-B-16"), tmp_path / "ViT-B-16.pt"
-    if precision == "half":
-        open_clip.convert_weights_to_lp(model)
-        save_as_openai(model, config, path)
-    else:
-        torch.jit.trace(model, (torch.zeros(1, 3, 224, 224), clip.tokenize("a river")), check_trace=False).save(path)
-    code = "import sys, resource, clip; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    code += "model = clip.load_backbone(sys.argv[1]).state_dict()\n"
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    code += "import torch; torch.save(model, sys.argv[2])"
-    run = subprocess.run(
-        [sys.executable, "-c", code, path, tmp_path / "state.pt"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert int(run.stdout) * 1024 < 1.05 * 598.5e6
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert all(torch.equal(state[key], value.float()) for key, value in model.state_dict().items())
-
-
-def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
-    base = torch.randn(6, 8, generator=torch.manual_seed(0))
-    state = OrderedDict(
-        whole=base,
-        transposed=base.T,
-        part=base[2:4, ::3],
-        again=base,
-        parameter=nn.Parameter(torch.ones(3)),
-        scalar=torch.tensor(4.6),
-        empty=torch.zeros(0),
-        half=base.half(),
-        bfloat=base.bfloat16(),
-        double=base.double(),
-        long=torch.arange(5),
-        bool=base > 0,
-    )
-    module = nn.BatchNorm2d(4)
-    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters())
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 2])
-    rest = {"optimizer": optimizer.state_dict(), "lr": schedule.state_dict(), "shape": base.shape, "big": 2**70}
-    assert isinstance(rest["lr"]["milestones"], Counter)
-    for content in (state, {"state_dict": state, "epoch": 3, "done": True, "name": None} | rest, module.state_dict()):
-        torch.save(content, tmp_path / "vit.pt")
-        expected = torch.load(tmp_path / "vit.pt", weights_only=True)
-        expected = expected.get("state_dict", expected)
-        read = weights.read_state_dict(tmp_path / "vit.pt")
-        assert list(read) == list(expected)
-        for key, value in expected.items():
-            assert read[key].dtype == value.dtype and torch.equal(read[key], value), key
-            assert read[key].is_contiguous() and read[key].untyped_storage().nbytes() == value.nbytes, key
-
-
-def test_loading_draws_the_random_numbers_of_initialising_the_model(half, tmp_path):
-    torch.save(half.state_dict(), tmp_path / "vit.pt")
-    torch.manual_seed(3)
-    clip.CLIP(**clip_config())
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    clip.load_backbone(str(tmp_path / "vit.pt"))
-    assert torch.equal(torch.rand(3), expected)
-
-
-# ---------------------------------------------------------------- faults of the file
-
-
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def listening(path: Path) -> None:
-    socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))
-
-
-def sparse(path: Path) -> None:
-    with open(path, "wb") as file:
-        file.truncate(1 << 36)
-
-
-@pytest.mark.parametrize("pair", [False, True], ids=["file", "pair"])
-@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (pipe, "not a regular file"),
-        (listening, "not a regular file"),
-        (os.mkdir, "not a regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-        (lambda path: path.symlink_to(path), "cannot be read"),
-        (sparse, "is damaged"),
-    ],
-    ids=["pipe", "socket", "folder", "device", "loop", "sparse"],
-)
-def test_special_files_are_refused_without_waiting(make, words, name, pair, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path / name)
-    with pytest.raises(clip.ClipError, match=words) as caught:
-        clip.load_backbone(f"ViT-B-16:{tmp_path / name}" if pair else str(tmp_path / name))
-    assert name in str(caught.value) and str(caught.value).isprintable()
-    if "regular" in words and not pair:
-        with pytest.raises(clip.ClipError, match=words):
-            clip.weights_sha256(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
-def test_invalid_paths_are_refused_in_one_line(name):
-    with pytest.raises(clip.ClipError, match="does not exist|cannot be read"):
-        clip.load_backbone(name)
-
-
-STORED = zipfile.ZIP_STORED
-
-
-class Stored:
-    """A tensor as torch pickles it, with any numbers."""
-
-    def __init__(self, key="0", length=4, offset=0, size=(4,), stride=(1,), kind=torch.FloatStorage):
-        self.identity = "storage", kind, key, "cpu", length
-        self.layout = offset, size, stride, False, OrderedDict()
-
-    def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, (Identity(self.identity), *self.layout)
-
-
-class Identity(tuple):
-    """What stands for a storage in a pickle."""
-
-    def __new__(cls, items):
-        return super().__new__(cls, items)
-
-
-def pickled(value: object) -> bytes:
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, item):
-            return tuple(item) if isinstance(item, Identity) else None
-
-    buffer = io.BytesIO()
-    Pickler(buffer, 2).dump(value)
-    return buffer.getvalue()
-
-
-NUMBERS = struct.pack("<4f", 1, 2, 3, 4)
-
-
-def write(path: Path, data: bytes | object, *more: tuple[str, bytes], how: int = STORED, folder: str = "vit/") -> None:
-    """Write an archive with a `data.pkl`, four numbers in `data/0` and more members, those with the same name twice."""
-    members = {"data.pkl": data if isinstance(data, bytes) else pickled(data), "data/0": NUMBERS}
-    with zipfile.ZipFile(path, "w", how) as file:
-        for name, content in [*members.items(), *more]:
-            file.writestr(f"{folder}{name}", content)
 
 
 def test_crafted_archive_is_read(tmp_path):
@@ -470,7 +244,7 @@ def test_legacy_file_with_a_huge_tensor_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def archives(half, tmp_path_factory) -> dict[str, bytes]:
+def archives(tmp_path_factory) -> dict[str, bytes]:
     """An archive and a state dict of a CLIP with a small vocabulary, as mutations need not read 6 MB each."""
     folder = tmp_path_factory.mktemp("archives")
     config = clip_config(text={"vocab_size": 100, "context_length": 7, "layers": 1}, vision={"layers": 1})
@@ -514,87 +288,3 @@ def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(archives, tmp
         path.write_bytes(changed)
         with pytest.raises(clip.ClipError, match="CRC-32 is wrong"):
             weights.read_state_dict(path)
-
-
-# ---------------------------------------------------------------- faults of the model
-
-
-def far_too_wide(state):
-    """A text tower of 19 GB, by the shapes of its smallest tensors."""
-    state["ln_final.weight"] = torch.ones(20_480)
-
-
-def long_context(state):
-    """Every tensor fits, but the mask would have 10^10 numbers."""
-    state["positional_embedding"] = torch.zeros(100_000, 64)
-
-
-def many_layers(state):
-    for layer in range(3_000):
-        state[f"transformer.resblocks.{layer}.x"] = torch.ones(1)
-
-
-def replaced(key, value):
-    def change(state):
-        state[key] = value(state[key])
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (far_too_wide, "size mismatch"),
-        (long_context, "context of 100000"),
-        (many_layers, "too few for 3002 layers"),
-        (replaced("visual.proj", lambda value: value * float("nan")), "visual.proj is not finite"),
-        (replaced("logit_scale", lambda value: value / 0), "logit_scale is not finite"),
-        (replaced("visual.proj", lambda value: value.long()), "int64"),
-        (replaced("visual.proj", lambda value: value[:0]), "size mismatch"),
-        (replaced("visual.conv1.weight", lambda value: value[0, 0, 0, 0]), "open_clip can build"),
-        (replaced("visual.conv1.weight", lambda value: value[:, :, :0, :0]), "open_clip can build"),
-        (replaced("text_projection", lambda value: value[0]), "open_clip can build"),
-    ],
-    ids=["width", "context", "layers", "nan", "inf", "int", "empty", "scalar", "patch", "dimensions"],
-)
-@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
-def test_invalid_tensors_are_refused_before_a_model_is_built(change, words, name, half, tmp_path):
-    state = {key: value.clone() for key, value in half.state_dict().items()}
-    change(state)
-    state = {key: value.contiguous() for key, value in state.items()}
-    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
-    refused(tmp_path / name, words)
-
-
-@pytest.mark.parametrize(
-    ("part", "settings", "words"),
-    [
-        ("text_cfg", {"layers": 10**9}, "too few for"),
-        ("vision_cfg", {"layers": 10**9}, "too few for"),
-        ("vision_cfg", {"layers": [10**9, 1, 1, 1]}, "too few for"),
-        ("text_cfg", {"context_length": 10**6}, "context"),
-        ("text_cfg", {"width": 10**6}, "open_clip can build"),
-        ("text_cfg", {"layers": "2"}, "open_clip can build"),
-        ("vision_cfg", {"image_size": 10**9}, "open_clip can build"),
-        ("text_cfg", {"hf_model_name": "hub/model"}, "hub"),
-        ("vision_cfg", {"timm_model_name": "hf-hub:owner/model"}, "hub"),
-        ("vision_cfg", {"timm_model_name": "local-dir:/etc"}, "hub"),
-        ("vision_cfg", {"timm_model_name": "eva02_enormous_patch14_clip_224"}, "open_clip can build"),
-        ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
-        ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),
-        ("preprocess_cfg", {"mean": [1, 2]}, "mean"),
-        ("preprocess_cfg", [], "must be objects"),
-        ("text_cfg", None, "must be objects"),
-        ("model_cfg", [], "not a valid open_clip configuration"),
-    ],
-)
-def test_configuration_beside_the_file_is_checked(part, settings, words, half, tmp_path):
-    save_file(half.state_dict(), tmp_path / "vit.safetensors")
-    config = {"model_cfg": clip_config(), "preprocess_cfg": {}}
-    holder = config if part.endswith("ess_cfg") or part == "model_cfg" else config["model_cfg"]
-    holder[part] = holder[part] | settings if isinstance(settings, dict) else settings
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    start = time.monotonic()
-    with pytest.raises(clip.ClipError, match=words) as caught:
-        clip.load_backbone(str(tmp_path / "vit.safetensors"))
-    assert time.monotonic() - start < SECONDS and str(caught.value).isprintable()

@@ -1,0 +1,252 @@
+"""Backbones are read exactly, in little memory; special files and invalid tensors are refused in one line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from drawn import clip_config, features, small_clip
+from safetensors.torch import save_file
+from torch import nn
+from weight_files import SECONDS, SIZES, refused, save_as_openai
+
+import clip
+from clip import weights
+from clip.random_weights import random_clip
+from common.start import ROOT
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"),
+]
+
+
+# ---------------------------------------------------------------- sound files
+
+
+@pytest.fixture(scope="module")
+def half():
+    """A CLIP in OpenAI's half precision."""
+    model = small_clip()
+    open_clip.convert_weights_to_lp(model)
+    return model
+
+
+def test_archive_in_openais_form_gives_its_tensors(half, tmp_path):
+    save_as_openai(half, clip_config(), tmp_path / "ViT-tiny.pt")
+    with zipfile.ZipFile(tmp_path / "ViT-tiny.pt") as file:
+        names = {name.removeprefix("ViT-tiny/").split("/")[0] for name in file.namelist()}
+    assert names > {"data.pkl", "data", "constants.pkl", "constants", "code", "version"}
+    state = weights.read_state_dict(tmp_path / "ViT-tiny.pt")
+    assert {key: state[key].item() for key in SIZES} == SIZES
+    for key, value in half.state_dict().items():
+        assert state[key].dtype == value.dtype and torch.equal(state[key], value), key
+    model = clip.load_backbone(str(tmp_path / "ViT-tiny.pt"))
+    assert all(torch.equal(value, half.state_dict()[key].float()) for key, value in model.state_dict().items())
+    assert torch.equal(features(model), features(half.float()))
+
+
+def test_scripted_archive_gives_its_tensors(half, tmp_path):
+    torch.jit.script(half).save(tmp_path / "vit.pt")
+    state = clip.load_backbone(str(tmp_path / "vit.pt"), "fp16").state_dict()
+    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in half.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["half", "float"])
+def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(precision, tmp_path):
+    config = open_clip.get_model_config("ViT-B-16") | {"quick_gelu": True}
+    model, path = random_clip("ViT-B-16"), tmp_path / "ViT-B-16.pt"
+    if precision == "half":
+        open_clip.convert_weights_to_lp(model)
+        save_as_openai(model, config, path)
+    else:
+        torch.jit.trace(model, (torch.zeros(1, 3, 224, 224), clip.tokenize("a river")), check_trace=False).save(path)
+    code = "import sys, resource, clip; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code += "model = clip.load_backbone(sys.argv[1]).state_dict()\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    code += "import torch; torch.save(model, sys.argv[2])"
+    run = subprocess.run(
+        [sys.executable, "-c", code, path, tmp_path / "state.pt"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) * 1024 < 1.05 * 598.5e6
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(torch.equal(state[key], value.float()) for key, value in model.state_dict().items())
+
+
+def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
+    base = torch.randn(6, 8, generator=torch.manual_seed(0))
+    state = OrderedDict(
+        whole=base,
+        transposed=base.T,
+        part=base[2:4, ::3],
+        again=base,
+        parameter=nn.Parameter(torch.ones(3)),
+        scalar=torch.tensor(4.6),
+        empty=torch.zeros(0),
+        half=base.half(),
+        bfloat=base.bfloat16(),
+        double=base.double(),
+        long=torch.arange(5),
+        bool=base > 0,
+    )
+    module = nn.BatchNorm2d(4)
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters())
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 2])
+    rest = {"optimizer": optimizer.state_dict(), "lr": schedule.state_dict(), "shape": base.shape, "big": 2**70}
+    assert isinstance(rest["lr"]["milestones"], Counter)
+    for content in (state, {"state_dict": state, "epoch": 3, "done": True, "name": None} | rest, module.state_dict()):
+        torch.save(content, tmp_path / "vit.pt")
+        expected = torch.load(tmp_path / "vit.pt", weights_only=True)
+        expected = expected.get("state_dict", expected)
+        read = weights.read_state_dict(tmp_path / "vit.pt")
+        assert list(read) == list(expected)
+        for key, value in expected.items():
+            assert read[key].dtype == value.dtype and torch.equal(read[key], value), key
+            assert read[key].is_contiguous() and read[key].untyped_storage().nbytes() == value.nbytes, key
+
+
+def test_loading_draws_the_random_numbers_of_initialising_the_model(half, tmp_path):
+    torch.save(half.state_dict(), tmp_path / "vit.pt")
+    torch.manual_seed(3)
+    clip.CLIP(**clip_config())
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    clip.load_backbone(str(tmp_path / "vit.pt"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------- faults
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))
+
+
+def sparse(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(1 << 36)
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["file", "pair"])
+@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (pipe, "not a regular file"),
+        (listening, "not a regular file"),
+        (os.mkdir, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot be read"),
+        (sparse, "is damaged"),
+    ],
+    ids=["pipe", "socket", "folder", "device", "loop", "sparse"],
+)
+def test_special_files_are_refused_without_waiting(make, words, name, pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / name)
+    with pytest.raises(clip.ClipError, match=words) as caught:
+        clip.load_backbone(f"ViT-B-16:{tmp_path / name}" if pair else str(tmp_path / name))
+    assert name in str(caught.value) and str(caught.value).isprintable()
+    if "regular" in words and not pair:
+        with pytest.raises(clip.ClipError, match=words):
+            clip.weights_sha256(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
+def test_invalid_paths_are_refused_in_one_line(name):
+    with pytest.raises(clip.ClipError, match="does not exist|cannot be read"):
+        clip.load_backbone(name)
+
+
+def far_too_wide(state):
+    """A text tower of 19 GB, by the shapes of its smallest tensors."""
+    state["ln_final.weight"] = torch.ones(20_480)
+
+
+def long_context(state):
+    """Every tensor fits, but the mask would have 10^10 numbers."""
+    state["positional_embedding"] = torch.zeros(100_000, 64)
+
+
+def many_layers(state):
+    for layer in range(3_000):
+        state[f"transformer.resblocks.{layer}.x"] = torch.ones(1)
+
+
+def replaced(key, value):
+    def change(state):
+        state[key] = value(state[key])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (far_too_wide, "size mismatch"),
+        (long_context, "context of 100000"),
+        (many_layers, "too few for 3002 layers"),
+        (replaced("visual.proj", lambda value: value * float("nan")), "visual.proj is not finite"),
+        (replaced("logit_scale", lambda value: value / 0), "logit_scale is not finite"),
+        (replaced("visual.proj", lambda value: value.long()), "int64"),
+        (replaced("visual.proj", lambda value: value[:0]), "size mismatch"),
+        (replaced("visual.conv1.weight", lambda value: value[0, 0, 0, 0]), "open_clip can build"),
+        (replaced("visual.conv1.weight", lambda value: value[:, :, :0, :0]), "open_clip can build"),
+        (replaced("text_projection", lambda value: value[0]), "open_clip can build"),
+    ],
+    ids=["width", "context", "layers", "nan", "inf", "int", "empty", "scalar", "patch", "dimensions"],
+)
+@pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
+def test_invalid_tensors_are_refused_before_a_model_is_built(change, words, name, half, tmp_path):
+    state = {key: value.clone() for key, value in half.state_dict().items()}
+    change(state)
+    state = {key: value.contiguous() for key, value in state.items()}
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    refused(tmp_path / name, words)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "words"),
+    [
+        ("text_cfg", {"layers": 10**9}, "too few for"),
+        ("vision_cfg", {"layers": 10**9}, "too few for"),
+        ("vision_cfg", {"layers": [10**9, 1, 1, 1]}, "too few for"),
+        ("text_cfg", {"context_length": 10**6}, "context"),
+        ("text_cfg", {"width": 10**6}, "open_clip can build"),
+        ("text_cfg", {"layers": "2"}, "open_clip can build"),
+        ("vision_cfg", {"image_size": 10**9}, "open_clip can build"),
+        ("text_cfg", {"hf_model_name": "hub/model"}, "hub"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:owner/model"}, "hub"),
+        ("vision_cfg", {"timm_model_name": "local-dir:/etc"}, "hub"),
+        ("vision_cfg", {"timm_model_name": "eva02_enormous_patch14_clip_224"}, "open_clip can build"),
+        ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
+        ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),
+        ("preprocess_cfg", {"mean": [1, 2]}, "mean"),
+        ("preprocess_cfg", [], "must be objects"),
+        ("text_cfg", None, "must be objects"),
+        ("model_cfg", [], "not a valid open_clip configuration"),
+    ],
+)
+def test_configuration_beside_the_file_is_checked(part, settings, words, half, tmp_path):
+    save_file(half.state_dict(), tmp_path / "vit.safetensors")
+    config = {"model_cfg": clip_config(), "preprocess_cfg": {}}
+    holder = config if part.endswith("ess_cfg") or part == "model_cfg" else config["model_cfg"]
+    holder[part] = holder[part] | settings if isinstance(settings, dict) else settings
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    start = time.monotonic()
+    with pytest.raises(clip.ClipError, match=words) as caught:
+        clip.load_backbone(str(tmp_path / "vit.safetensors"))
+    assert time.monotonic() - start < SECONDS and str(caught.value).isprintable()

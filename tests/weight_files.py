@@ -1,0 +1,93 @@
+"""Weight files for tests: OpenAI's form, crafted archives, and the check that a file is refused."""
+
+import io
+import pickle
+import struct
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+import clip
+from clip import weights
+
+SIZES = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
+SECONDS = 10.0  # for a hostile file; most take milliseconds
+
+
+def save_as_openai(model: open_clip.CLIP, config: dict, path: Path) -> None:
+    """Trace a CLIP in half precision, with its sizes among its tensors and a mask as an attribute of every block."""
+    half = open_clip.CLIP(**config, cast_dtype=torch.float16)
+    open_clip.convert_weights_to_lp(half)
+    half.load_state_dict(model.state_dict())
+    for name, size in SIZES.items():
+        vars(half).pop(name, None)
+        half.register_buffer(name, torch.tensor(size))
+    for block in half.transformer.resblocks:
+        block.attn_mask = half.attn_mask.clone()
+    size = config["vision_cfg"]["image_size"]
+    inputs = torch.zeros(1, 3, size, size).half(), clip.tokenize("a river")
+    torch.jit.trace(half.eval(), inputs, check_trace=False).save(path)
+
+
+def refused(path: Path, *words: str, read: Callable = clip.load_backbone) -> str:
+    """Check that reading a file fails: one line with its name and these words, and soon."""
+    start = time.monotonic()
+    with pytest.raises(clip.ClipError) as caught:
+        read(path if read == weights.read_state_dict else str(path))
+    message = str(caught.value)
+    assert time.monotonic() - start < SECONDS
+    assert str(path) in message and message.isprintable() and len(message) < 1000, message
+    assert [word for word in words if word not in message] == [], message
+    return message
+
+
+def text(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+STORED = zipfile.ZIP_STORED
+
+
+class Stored:
+    """A tensor as torch pickles it, with any numbers."""
+
+    def __init__(self, key="0", length=4, offset=0, size=(4,), stride=(1,), kind=torch.FloatStorage):
+        self.identity = "storage", kind, key, "cpu", length
+        self.layout = offset, size, stride, False, OrderedDict()
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (Identity(self.identity), *self.layout)
+
+
+class Identity(tuple):
+    """What stands for a storage in a pickle."""
+
+    def __new__(cls, items):
+        return super().__new__(cls, items)
+
+
+def pickled(value: object) -> bytes:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item):
+            return tuple(item) if isinstance(item, Identity) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, 2).dump(value)
+    return buffer.getvalue()
+
+
+NUMBERS = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def write(path: Path, data: bytes | object, *more: tuple[str, bytes], how: int = STORED, folder: str = "vit/") -> None:
+    """Write an archive with a `data.pkl`, four numbers in `data/0` and more members, those with the same name twice."""
+    members = {"data.pkl": data if isinstance(data, bytes) else pickled(data), "data/0": NUMBERS}
+    with zipfile.ZipFile(path, "w", how) as file:
+        for name, content in [*members.items(), *more]:
+            file.writestr(f"{folder}{name}", content)
