@@ -110,8 +110,9 @@ def staged(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
     present = next(parent for parent in folder.absolute().parents if parent.exists())
-    stage = present / f".{folder.name}.{os.getpid()}.partial"
+    stage = present / f".{folder.absolute().name}.partial"
     try:
+        shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
         stage.mkdir()
         yield stage
         folder.parent.mkdir(parents=True, exist_ok=True)

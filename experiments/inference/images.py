@@ -1,11 +1,11 @@
-"""Image files on the command line: found, then decoded ahead by threads."""
+"""Image files on the command line: found, then read and classified by threads."""
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from common.errors import UsageError
 from datasets.folders import IMG_EXTENSIONS
 from trainers.classifier import PromptedClassifier
 
-AHEAD = 2  # batches that are decoded while one is classified
+AHEAD = 2  # batches for each thread that may wait for their turn
+Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
@@ -22,7 +23,7 @@ class Batch(NamedTuple):
 
     Attributes:
         files: N paths.
-        inputs: for each classifier (N, 3, H, W), by its own transform.
+        inputs: for each classifier (N, 3, H, W), by its own transform; empty if N is 0.
         errors: what is wrong with each of the others.
     """
 
@@ -57,34 +58,38 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in IMG_EXTENSIONS and not any(part.startswith(".") for part in file.parts)
 
 
-def read_batches(files: Sequence[Path], classifiers: Sequence[PromptedClassifier], size: int) -> Iterator[Batch]:
-    """The images in batches of `size` files, in their order; threads decode some batches ahead."""
+def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
+    """The images of some files."""
     keys = [str(classifier.cfg.INPUT) for classifier in classifiers]
     distinct = dict(zip(keys, classifiers, strict=True))  # of those that read images alike, one does so
-    waiting: deque[list[Future]] = deque()
+    good, errors = [], []
+    images: dict[str, list[Tensor]] = {key: [] for key in distinct}
+    for file in files:
+        try:
+            if not file.exists():
+                raise UsageError(f"there is no file {str(file)!r}")
+            tensors = [classifier.transform(classifier.read(file)) for classifier in distinct.values()]
+        except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
+            errors.append(str(error))
+            continue
+        good.append(file)
+        for key, tensor in zip(distinct, tensors, strict=True):
+            images[key].append(tensor)
+    inputs = {key: torch.stack(tensors) for key, tensors in images.items() if tensors}
+    return Batch(good, [inputs[key] for key in keys if good], errors)
 
-    def collect(results: list[Future]) -> Batch:
-        done = [future.result() for future in results]
-        good = [(file, tensors) for file, tensors in done if not isinstance(tensors, str)]
-        images = zip(*(tensors for _, tensors in good), strict=True)
-        inputs = dict(zip(distinct, map(torch.stack, images), strict=False))
-        errors = [error for _, error in done if isinstance(error, str)]
-        return Batch([file for file, _ in good], [inputs[key] for key in keys if good], errors)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+def by_threads(work: Callable[[Sequence[Path]], Result], files: Sequence[Path], size: int) -> Iterator[Result]:
+    """The results of `work` for batches of `size` files, in their order.
+
+    There are as many threads as torch has, and each of them computes with one: small layers are twice as fast as with
+    all threads on one batch, and a busy machine slows them down less.
+    """
+    threads, waiting = torch.get_num_threads(), deque[Future[Result]]()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for start in range(0, len(files), size):
-            waiting.append([pool.submit(read, file, distinct.values()) for file in files[start : start + size]])
-            if len(waiting) > AHEAD:
-                yield collect(waiting.popleft())
+            waiting.append(pool.submit(work, files[start : start + size]))
+            if len(waiting) > AHEAD * threads:
+                yield waiting.popleft().result()
         while waiting:
-            yield collect(waiting.popleft())
-
-
-def read(file: Path, classifiers: Iterable[PromptedClassifier]) -> tuple[Path, list[Tensor] | str]:
-    """A file and its tensor for each classifier, or what is wrong with it."""
-    if not file.exists():
-        return file, f"there is no file {str(file)!r}"
-    try:
-        return file, [classifier.transform(classifier.read(file)) for classifier in classifiers]
-    except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
-        return file, str(error)
+            yield waiting.popleft().result()

@@ -50,45 +50,33 @@ def main(argv: list[str] | None = None) -> None:
             from tqdm import tqdm
 
             from . import images, models
+            from .predictor import Predictor
         number = next((n for n, path in enumerate(args.paths) if not models.is_model(path)), len(args.paths))
         if not number and not args.backbone:
             models.read_model(args.paths[0], args)  # which says why it is not a model
         files = images.find_images(args.paths[number:])
         opened = models.open_models(args.paths[:number], args, names)
-        batches = images.read_batches(files, [model.classifier for model in opened], args.batch_size)
+        predict = Predictor(opened, names, args.topk)
         done = 0
         with (
             args.form(stdout, files, opened, names) as write,
             tqdm(total=len(files), unit="image", disable=None) as bar,
         ):
-            for batch in batches:
-                if batch.errors and len(files) == 1:
-                    raise UsageError(batch.errors[0])
+            for rows, errors, read in images.by_threads(predict, files, predict.batch(args.batch_size)):
+                if errors and len(files) == 1:
+                    raise UsageError(errors[0])
                 with bar.external_write_mode(stdout):
-                    for error in batch.errors:
+                    for error in errors:
                         print(f"skipped: {error}", file=sys.stderr)
-                    for row in predictions(batch, opened, names, args.topk):
+                    for row in rows:
                         write(row)
                     stdout.flush()
-                bar.update(len(batch.files) + len(batch.errors))
-                done += len(batch.files)
+                bar.update(read + len(errors))
+                done += read
             if not done:
                 raise UsageError(f"none of the {len(files)} images could be read", "see above")
     if done < len(files):
         sys.exit(1)
-
-
-def predictions(batch, models, names: Sequence[str], k: int) -> Iterator[Row]:
-    """The most probable classes of each image by each model; `names` replace the models' own, if there are any."""
-    tops = []
-    for model, inputs in zip(models, batch.inputs, strict=bool(batch.files)):
-        classes = list(names) or model.classifier.class_names
-        top = model.classifier.probabilities(inputs, names or None).topk(min(k, len(classes)))
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        tops.append([[(classes[index], value) for index, value in zip(*pair, strict=True)] for pair in pairs])
-    for number, file in enumerate(batch.files):
-        for model, rows in zip(models, tops, strict=True):
-            yield str(file), model.name, rows[number]
 
 
 # How rows are printed: contexts that give a function for one row
