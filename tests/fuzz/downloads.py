@@ -6,7 +6,7 @@ from random import Random
 
 from archives import tar, zipped
 
-from .cases import LINKS, SPECIAL, Case, kind
+from .cases import LINKS, SPECIAL, Case, kind, sometimes_special
 from .changes import NAMES, change_bytes
 from .corpus import BASE, PACKED
 from .pickles import change_zip
@@ -43,7 +43,7 @@ def preparation(rng: Random, name: str, files: dict[str, bytes], source: list[st
         names = ("", ".lock", "/unpacked", f"/{file}", f"/{file}.partial", f"/unpacked/{FOLDERS.get(name, name)}")
         case.files[work + rng.choice(names)] = rng.choice((*LINKS, *SPECIAL))
     if source[0] == "--from":
-        case.files |= {f"given/{file}": content for file, content in files.items()}
+        case.files |= {f"given/{file}": sometimes_special(rng, content) for file, content in files.items()}
     else:
         case.served = {f"/{name}/{file}": content for file, content in files.items()}
     return case

@@ -37,8 +37,11 @@ def exported(rng: Random) -> Case:
     else:
         image = crafted_png(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
         case.argv.append(rng.choice(("--json", "--csv", "--topk=1")))
+        if rng.random() < 0.3:
+            case.argv[1] = "images"
+            case.files |= {f"images/{special}.png": special for special in ("fifo", "socket")} | {"images/a.png": image}
     case.files.setdefault("model/config.json", json.dumps(description).encode())
-    case.files |= {"model/prompts.safetensors": prompts, "image.png": image}
+    case.files |= {"model/prompts.safetensors": prompts, "image.png": sometimes_special(rng, image)}
     return case
 
 
