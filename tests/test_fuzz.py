@@ -46,7 +46,7 @@ def raise_an_error():
 
 
 def fill_the_memory():
-    _ = b"x" * (400 << 20)
+    _ = b"x" * (1 << 30)  # more than what a fork leaves out: the pages of mapped files
 
 
 def crash():
