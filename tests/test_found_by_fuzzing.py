@@ -47,3 +47,13 @@ def test_preparation_does_not_write_through_links_or_wait_for_pipes(kind, name, 
     path.symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(path)
     prepare_fails(["eurosat"], f"{path} is a link or not a regular file: delete it, then: python tools/prepare.py")
     assert [found.name for found in (tmp_path / "elsewhere").rglob("*")] == ["unpacked"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_folder_or_pipe_named_like_an_archive_is_refused(kind, prepare_fails, publish, tmp_path):
+    """Without that, the archive was downloaded, as if none were given."""
+    publish("eurosat")
+    path = tmp_path / "given/EuroSAT.zip"
+    path.mkdir(parents=True) if kind == "folder" else (path.parent.mkdir(), os.mkfifo(path))
+    prepare_fails(["eurosat", "--from", path.parent], f"{path} is not a regular file: move it elsewhere, then: python")
+    assert not (tmp_path / "data").exists()

@@ -69,9 +69,17 @@ class Preparation:
         return not (self.problem or self.repair or self.text_files())
 
     def local(self, file: File) -> Path | None:
-        """Local path of a file (user-supplied or already downloaded), or None."""
-        paths = (path / file.name for path in (*self.search_dirs, self.work))
-        return next((path for path in paths if path.is_file()), None)
+        """Local path of a file (user-supplied or already downloaded), or None.
+
+        Raises:
+            UsageError: something else has its name.
+        """
+        for path in (folder / file.name for folder in (*self.search_dirs, self.work)):
+            if path.is_file():
+                return path
+            if os.path.lexists(path):
+                raise UsageError(f"{path} is not a regular file", f"move it elsewhere, then: {self.command}", path)
+        return None
 
     def text_files(self) -> list[File]:
         """Split files and lists that are missing."""
