@@ -27,8 +27,8 @@ def write(folder, name, text):
 def test_defaults_are_the_published_ones():
     cfg = get_cfg_default()
     assert set(cfg) == {
-        *("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "INPUT", "DATASET", "DATALOADER"),
-        *("MODEL", "OPTIM", "TRAIN", "TEST", "TRAINER"),
+        *("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "CACHE", "CACHE_GB", "USE_CUDA", "VERBOSE", "INPUT", "DATASET"),
+        *("DATALOADER", "MODEL", "OPTIM", "TRAIN", "TEST", "TRAINER"),
     }
     assert cfg.DATALOADER.TRAIN_U == {"SAME_AS_X": True, **cfg.DATALOADER.TRAIN_X}
     assert cfg.DATALOADER.TRAIN_X == {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}

@@ -11,6 +11,8 @@ _C.VERSION = 1
 _C.OUTPUT_DIR = "./output"  # log, checkpoints and TensorBoard events
 _C.RESUME = ""  # folder of the run to resume; empty: the run in OUTPUT_DIR, if there is one
 _C.SEED = -1  # -1: not seeded
+_C.CACHE = ""  # folder for what is computed once for many runs; empty: nothing is kept
+_C.CACHE_GB = 20.0  # size limit of each kind of file in it, in gigabytes
 _C.USE_CUDA = True
 _C.VERBOSE = True
 
@@ -56,6 +58,7 @@ _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 4
 _C.DATALOADER.CACHE = False  # keep decoded training images in memory
 _C.DATALOADER.CACHE_GB = 4.0  # size limit of these images in gigabytes
+_C.DATALOADER.CACHE_TEST = False  # keep decoded, resized test images in a file in CACHE (empty: ~/.cache/dassl)
 _C.DATALOADER.K_TRANSFORMS = 1  # augmented views per training image
 _C.DATALOADER.RETURN_IMG0 = False  # also return the image without augmentation
 _C.DATALOADER.TRAIN_X = CN()
@@ -171,6 +174,7 @@ LIMITS = {
     "DATASET.VAL_PERCENT": PROBABILITY,
     "DATASET.STL10_FOLD": Integer(-1, 9),
     "DATASET.CIFAR_C_LEVEL": Integer(1, 5),
+    "CACHE_GB": Number(0, 100_000),
     "DATALOADER.NUM_WORKERS": Integer(0, 256),
     "DATALOADER.CACHE_GB": Number(0, 100_000),
     "DATALOADER.K_TRANSFORMS": Integer(1, 100),

@@ -1,14 +1,17 @@
 """Data loaders from a config."""
 
+from contextlib import suppress
+from functools import cached_property
+
 import torch
 from dassl.data.datasets import build_dataset
+from dassl.data.image_cache import KeepingLoader, content_of, keep_images
 from dassl.data.loader import SeededIndex, SteadyLoader, decode_images, seed_worker
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 from dassl.utils import UsageError, read_image
 from dassl.utils.images import report_16_bit_again
 from PIL import Image
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
 
@@ -53,7 +56,7 @@ def build_data_loader(
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = is_train and isinstance(dataset, DatasetWrapper)
-    return (SteadyLoader if steady else DataLoader)(
+    return (SteadyLoader if steady else KeepingLoader)(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -173,6 +176,8 @@ class DatasetWrapper(TorchDataset):
       results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
     - DATALOADER.CACHE (training only) keeps decoded images in memory; the items stay the same.
+    - DATALOADER.CACHE_TEST (test and validation only) keeps decoded and resized images in a file that all runs on a
+      machine share (`dassl.data.image_cache`); the items stay the same.
 
     Args:
         cfg: the config.
@@ -193,6 +198,7 @@ class DatasetWrapper(TorchDataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.decoded = None  # path -> pixels of the images kept in memory
+        self.kept = None  # the images kept in a file
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
@@ -208,6 +214,8 @@ class DatasetWrapper(TorchDataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        if self.kept is not None:
+            return output | {"img": self.kept[idx]}
         pixels = (self.decoded or {}).get(item.impath)
         img0 = self.read(item.impath) if pixels is None else Image.fromarray(pixels)  # the caller's own copy
 
@@ -241,6 +249,19 @@ class DatasetWrapper(TorchDataset):
         if self.is_train and loader.CACHE and self.decoded is None:
             paths = [item.impath for item in self.data_source]
             self.decoded = decode_images(paths, self.read, loader.CACHE_GB, threads)
+
+    @cached_property
+    def content(self):
+        """A checksum of the image files and of how they are read: see `image_cache.content_of`."""
+        return content_of(self.cfg, [item.impath for item in self.data_source], self.transform)
+
+    def keep_test_images(self, threads):
+        """Decode and resize the images that DATALOADER.CACHE_TEST keeps, unless some run has done it already."""
+        if self.is_train or not self.cfg.DATALOADER.CACHE_TEST or self.return_img0 or self.kept is not None:
+            return
+        paths = [item.impath for item in self.data_source]
+        with suppress(OSError):  # of a missing or damaged image, which the reader of that image reports
+            self.kept = keep_images(self.cfg, self.content, paths, self.read, self.transform, threads)
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""

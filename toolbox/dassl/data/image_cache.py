@@ -1,0 +1,209 @@
+"""Decoded and resized test images in one file, which all runs on a machine map into memory."""
+
+import hashlib
+import os
+import time
+from contextlib import suppress
+from functools import partial
+from importlib.metadata import version
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+from dassl.utils import ImageError
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms as T
+from tqdm import tqdm
+
+__all__ = ["KeepingLoader", "KeptImages", "content_of", "keep_images"]
+
+DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all before it ends a file
+BLOCK = 1 << 20
+ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
+
+
+class KeepingLoader(DataLoader):
+    """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
+
+    def __iter__(self):
+        keep = getattr(self.dataset, "keep_test_images", None)
+        if keep is not None:
+            keep(threads=self.num_workers)
+        return super().__iter__()
+
+
+def content_of(cfg, paths, transform):
+    """A SHA-256, in hexadecimal, of image files and of all that is known to decide what is read from them.
+
+    Args:
+        cfg: the config.
+        paths: the files, in their order.
+        transform: its text counts; what a callable of the user does is not known.
+
+    Raises:
+        OSError: a file cannot be read, or is not a regular file.
+    """
+    versions = [version(package) for package in ("pillow", "torchvision")]
+    digest = hashlib.sha256(f"1 {cfg.INPUT} {transform} {versions}".encode())
+    for path in paths:
+        if not os.path.isfile(path):  # a named pipe would wait for its writer
+            raise FileNotFoundError(path)
+        content = Path(path).read_bytes()
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def split_transform(transform):
+    """A transform as its steps on PIL images and those from `ToTensor` on; None if it does not consist of such."""
+    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
+    return None if first is None else (T.Compose(steps[:first]), T.Compose(steps[first:]))
+
+
+def keep_images(cfg, content, paths, read, transform, threads):
+    """The `KeptImages` of test images, from their file or decoded now; None if they cannot be kept.
+
+    Args:
+        cfg: the config. The folder is CACHE, or `~/.cache/dassl` if that is empty.
+        content (str): `content_of` the files.
+        paths: the image files, in their order.
+        read: path -> PIL image in RGB.
+        transform: the test transform.
+        threads (int): number of files to decode at the same time.
+
+    Raises:
+        ImageError: an image is missing or damaged.
+    """
+    parts = split_transform(transform)
+    if parts is None:
+        print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")
+        return None
+    on_image, on_tensor = parts
+    folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
+    first = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
+    key = hashlib.sha256(f"{content} {first.shape}".encode() + first.tobytes()).hexdigest()[:32]
+    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.npy"), (len(paths), *first.shape), on_tensor)
+    if not kept.open():
+        with ThreadPool(max(1, threads)) as pool:
+            decoded = pool.imap(lambda path: on_image(read(path)), paths)
+            kept.write(tqdm(decoded, "Decoding", len(paths), unit="image"), 1e9 * cfg.CACHE_GB)
+        pool.join()  # before workers are forked
+    return kept if kept.pixels is not None else None
+
+
+class KeptImages:
+    """The pixels of images after the PIL steps of a test transform, uint8 (H, W, 3) each, in a file.
+
+    The file has NumPy's format, and the SHA-256 of all before at its end. It is written under another name and then
+    renamed, so that several processes may make it at once.
+
+    Args:
+        file (Path): its path; the name has a key made of the content of the image files and of the transform.
+        shape (tuple): of the pixels of all images, (images, H, W, 3).
+        on_tensor: the steps of the transform from `ToTensor` on.
+    """
+
+    def __init__(self, file, shape, on_tensor):
+        self.file, self.shape, self.on_tensor = file, shape, on_tensor
+        self.pixels = None
+
+    def __getitem__(self, index):
+        """The image as the transform returns it."""
+        if self.pixels is None:  # in a worker that was not forked
+            self.pixels = np.load(self.file, mmap_mode="r")
+        return self.on_tensor(Image.fromarray(self.pixels[index]))
+
+    def __getstate__(self):
+        return self.__dict__ | {"pixels": None}  # pickle would copy all of them
+
+    def open(self):
+        """Map the file into memory; returns whether it is there and is what was written."""
+        try:
+            if not self.file.is_file():
+                return False
+            if not is_complete(self.file):
+                print(f"{self.file} is damaged: the images are decoded again")
+                return False
+            pixels = np.load(self.file, mmap_mode="r")
+        except (OSError, ValueError):  # deleted meanwhile, or not such a file
+            return False
+        if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
+            return False
+        with suppress(OSError):
+            os.utime(self.file)  # files that were not used for longest are deleted first
+        self.pixels = pixels
+        print(f"Decoded test images: {self.file}")
+        return True
+
+    def write(self, images, limit):
+        """Write the file and map it into memory; if it cannot be written, print why.
+
+        Args:
+            images: yields the PIL images.
+            limit (float): size limit of all such files in bytes.
+
+        Raises:
+            ImageError: an image is missing or damaged.
+        """
+        if np.prod(self.shape) > limit:
+            print(f"{np.prod(self.shape) / 1e9:.1f} GB of decoded test images are not kept: raise CACHE_GB")
+            return
+        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.unlink(missing_ok=True)
+            with open(unfinished, "xb") as file:  # not through a memory map: a full disk would end the process
+                header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for image in images:
+                    pixels = np.asarray(image)
+                    if pixels.shape != self.shape[1:]:
+                        raise ValueError(f"they have the sizes {self.shape[1:]} and {pixels.shape}")
+                    file.write(pixels.tobytes())
+            digest = digest_of(unfinished, unfinished.stat().st_size)
+            with open(unfinished, "ab") as file:
+                file.write(digest)
+            os.replace(unfinished, self.file)
+        except ImageError:
+            raise
+        except (OSError, ValueError) as error:
+            print(f"Decoded test images are not kept: {getattr(error, 'strerror', None) or error}")
+            return
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        self.make_room(limit)
+        self.open()
+
+    def make_room(self, limit):
+        """Delete files that were not used for longest, until all have at most `limit` bytes, and abandoned ones."""
+        with suppress(OSError):  # another process deletes them too
+            for file in self.file.parent.glob(".images-*.tmp"):
+                if time.time() - file.stat().st_mtime > ABANDONED:
+                    file.unlink()
+            files = sorted(self.file.parent.glob("images-*.npy"), key=lambda file: file.stat().st_mtime)
+            excess = sum(file.stat().st_size for file in files) - limit
+            for file in files:
+                if excess > 0 and file != self.file:
+                    excess -= file.stat().st_size
+                    file.unlink()
+
+
+def digest_of(file, size):
+    """The SHA-256 of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        for block in iter(partial(content.read, BLOCK), b""):
+            digest.update(block[: max(0, size)])
+            size -= len(block)
+    return digest.digest()
+
+
+def is_complete(file):
+    """Whether a file ends with the digest of all before it."""
+    size = file.stat().st_size - DIGEST
+    with open(file, "rb") as content:
+        content.seek(max(0, size))
+        return content.read() == digest_of(file, size)
