@@ -166,11 +166,9 @@ class PromptedClassifier:
         """The image in RGB, decoded as for a test.
 
         Raises:
-            ImageError: the file is missing or not an image.
+            ImageError: the file is missing or not an image, or it has too many pixels.
         """
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        return read_image(image, exif_orientation=self.cfg.INPUT.EXIF_ORIENTATION)
+        return read_image(image, self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION)
 
     def probabilities(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None

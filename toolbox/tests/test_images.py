@@ -53,6 +53,22 @@ def test_pixels_are_those_of_pillow(mode, tmp_path):
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("pixels", [NOISE, RAMP], ids=["8 bits", "16 bits"])
+def test_image_in_memory_is_read_like_its_file(pixels, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = written(tmp_path / "a.png", Image.fromarray(pixels), "PNG", exif=exif)
+    image = Image.open(path)
+    before = image.copy()
+    assert np.array_equal(np.asarray(read_image(image)), np.asarray(read_image(path)))
+    assert np.array_equal(np.asarray(image), np.asarray(before)) and image.mode == before.mode  # it has not changed
+    with pytest.raises(ImageError, match="in memory has more than 9 pixels"):
+        read_image(image, 9)
+    with pytest.raises(ImageError, match="the mode F"):
+        read_image(image.convert("F"))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO"])
 def test_the_content_decides_the_kind(kind, tmp_path):
     path = written(tmp_path / "name.jpg", Image.fromarray(NOISE), kind)

@@ -29,7 +29,7 @@ def read_image(path, max_pixels=None, exif_orientation=True):
     Pillow's conversion to RGB, which ignores transparency.
 
     Args:
-        path (str): a regular file in one of FORMATS.
+        path (str): a regular file in one of FORMATS; or an image of Pillow, which is converted in the same way.
         max_pixels (int): limit on width times height; by default Pillow's, 89,478,485.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
 
@@ -40,9 +40,15 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, or not such an image; the
             error names it.
     """
-    name = repr(os.fspath(path))  # in one line and printable
+    loaded = isinstance(path, Image.Image)
+    name = "in memory" if loaded else repr(os.fspath(path))  # in one line and printable
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
+        if loaded:
+            _check_size(path, limit)
+            image = path.copy()
+            image.format = path.format  # which a copy lacks
+            return _convert(image, "one in memory", exif_orientation)
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for its writer
             raise ImageError(f"{name} is not a regular file: replace or remove it")
         with open(path, "rb") as file:
@@ -56,7 +62,7 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         raise ImageError(f"{name} is damaged or not a {known} image: convert, replace or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         remedy = "make it smaller or remove it, or raise INPUT.MAX_PIXELS"
-        raise ImageError(f"{name} has more than {limit:,} pixels: {remedy}") from None
+        raise ImageError(f"the image {name} has more than {limit:,} pixels: {remedy}") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
@@ -66,27 +72,36 @@ def _decode(file, limit, exif_orientation):
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit  # Pillow has one for the whole process
     with Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > limit:
-            raise Image.DecompressionBombError
+        _check_size(image, limit)  # before it is read
         if image.format in ("JPEG", "MPO"):
             file.seek(0)
             if (scans := file.read().count(b"\xff\xda")) > MAX_SCANS:
                 raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
-        layout = str(image.tile)  # how the pixels are packed; empty after loading
-        image.load()
-        if exif_orientation:
-            with suppress(Exception):  # damaged EXIF data of a good image
-                ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-            pixels = np.asarray(image) >> (4 if "I;12" in layout else 8)
-            image = Image.fromarray(pixels.astype(np.uint8))
-            _report_16_bit(file.name)
-        elif image.mode not in RGB_SOURCES:
-            raise ValueError(f"its pixels have the mode {image.mode}; convert it to 8 bits per channel")
-        elif re.search(r";16[BLN]", layout):
-            _report_16_bit(file.name)
-        image.info.pop("transparency", None)  # it has no effect but a warning
-        return image.convert("RGB")
+        return _convert(image, file.name, exif_orientation)
+
+
+def _check_size(image, limit):
+    if image.width * image.height > limit:
+        raise Image.DecompressionBombError
+
+
+def _convert(image, name, exif_orientation):
+    """The image in RGB; `image` may change."""
+    layout = str(getattr(image, "tile", ""))  # how the pixels of a file are packed; empty after loading
+    image.load()
+    if exif_orientation:
+        with suppress(Exception):  # damaged EXIF data of a good image
+            ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        pixels = np.asarray(image) >> (4 if "I;12" in layout else 8)
+        image = Image.fromarray(pixels.astype(np.uint8))
+        _report_16_bit(name)
+    elif image.mode not in RGB_SOURCES:
+        raise ValueError(f"its pixels have the mode {image.mode}; convert it to 8 bits per channel")
+    elif re.search(r";16[BLN]", layout):
+        _report_16_bit(name)
+    image.info.pop("transparency", None)  # it has no effect but a warning
+    return image.convert("RGB")
 
 
 def _report_16_bit(name):
