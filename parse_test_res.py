@@ -32,6 +32,12 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
+def is_test(file: Path) -> bool:
+    """Whether a log is that of a finished test, without training."""
+    text = file.read_text(errors="replace")
+    return read_log(text, TESTED, "accuracy") is not None and "epoch [" not in text
+
+
 def spread(values: list[float], ci95: bool) -> float:
     """Population standard deviation, or half of the 95% interval: 1.96 of them over sqrt(n)."""
     deviation = statistics.pstdev(values)
@@ -76,6 +82,8 @@ def main() -> None:
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
     folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
     means = [mean for folder in folders if (mean := parse(folder, args)) is not None]
+    if not means and not args.test_log and any(map(is_test, args.directory.rglob("log.txt"))):
+        parser.error(f"the logs in {args.directory} are those of tests: give --test-log")
     if not means:
         parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt")
     if args.multi_exp:

@@ -1,6 +1,8 @@
 """The start of a command: what it needs must be installed."""
 
 import os
+import shlex
+import shutil
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from .version import ROOT, __version__
 
-__all__ = ["ROOT", "add_common_options", "folder", "required_packages"]
+__all__ = ["ROOT", "add_common_options", "folder", "interpreter", "required_packages"]
 
 
 @contextmanager
@@ -43,6 +45,15 @@ def required_packages(extra: str = "") -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def interpreter() -> str:
+    """How to call this Python in a command line: `python`, or its path where that is missing or another one."""
+    found = shutil.which("python")
+    if found and os.path.dirname(found) == os.path.dirname(sys.executable):
+        return "python"
+    here = Path(sys.executable)
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
 
 
 def add_common_options(parser: ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
+from common.start import interpreter
 from common.text import read_json, read_text
 
 from .files import File
@@ -54,6 +55,7 @@ class FewShotDataset(DatasetBase):
     counts: tuple[int, int, int] | None = None  # published numbers of training, validation and test images
     n_classes: int | None = None
     test_only = False  # there are no training images: it tests prompts that were learned on another dataset
+    draws_itself = False  # a synthetic one, which its first run makes
     val_is_test = False  # the images called its validation set are its test set
     template = "a photo of a {}."  # for zero-shot CLIP (CoOp, appendix A)
 
@@ -86,7 +88,7 @@ class FewShotDataset(DatasetBase):
     @property
     def remedy(self) -> str:
         """How to get missing files."""
-        return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
+        return f"get it by: {interpreter()} tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
 
     @property
     def how_to_replace(self) -> str:

@@ -12,9 +12,11 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError
+from common.nearest import check_folder
 
 from .arguments import parse_arguments
 from .configuration import setup_cfg
+from .early import check_early
 from .environment import environment
 from .lock import locked, remove_leftover
 from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
@@ -25,7 +27,9 @@ from .shortages import allow_open_files
 
 def main(argv: list[str] | None = None) -> None:
     """Arguments -> configuration -> trainer -> results.json, which is written last."""
-    train_and_test(parse_arguments(argv))
+    args = parse_arguments(argv)
+    check_early(args)
+    train_and_test(args)
 
 
 def train_and_test(args: Namespace, wait: bool = False) -> None:
@@ -90,8 +94,8 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
             raise UsageError(f"{option} is missing", "see python train.py --help")
     if cfg.TRAINER.NAME in trainers.methods() and not cfg.MODEL.BACKBONE.NAME:
         raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
-    if cfg.RESUME and not Path(cfg.RESUME).is_dir():
-        raise UsageError(f"there is no folder {cfg.RESUME}", "check --resume", cfg.RESUME)
+    if cfg.RESUME:
+        check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
     allow_open_files(cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -124,8 +124,7 @@ train() {
 
 # evaluate FOLDER TRAINED_FOLDER KEY VALUE ...: the same, to test the prompts of a training run
 evaluate() {
-    [ -d "$2" ] || fail "no trained prompts in $2: train them first, with the same SEED, SHOTS, CFG and OUT"
-    [ -n "$epochs" ] || [ -f "$2/results.json" ] ||
+    [ ! -d "$2" ] || [ -n "$epochs" ] || [ -f "$2/results.json" ] ||
         fail "the training run in $2 is not finished: finish it first, or give EPOCHS, the epoch to test"
     run_once "$1" "${shared[@]}" --eval-only --model-dir "$2" ${epochs:+--load-epoch "$epochs"} "${@:3}" \
         ${options[@]+"${options[@]}"}

@@ -41,7 +41,7 @@ def test_no_dataset_in_the_data_folder(refused, tiny, tmp_path):
     refused(
         arguments(tmp_path, tiny, tmp_path / "out"),
         f"no folder {tmp_path}/eurosat",
-        "get it by: python tools/prepare.py eurosat --root",
+        "python tools/prepare.py eurosat --root",
     )
 
 
@@ -50,7 +50,7 @@ def test_no_split_file(refused, root, tiny, tmp_path):
     refused(
         arguments(root, tiny, tmp_path / "out"),
         split_file(root),
-        "is missing: get it by: python tools/prepare.py eurosat --root",
+        "python tools/prepare.py eurosat --root",
     )
 
 

@@ -110,7 +110,7 @@ RANGES = {
         "TRAINER.IVLP.PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0: raise one of them",
     ),
     "no output folder": (["OUTPUT_DIR", ""], "--output-dir is missing"),
-    "no folder to resume": (["RESUME", "nowhere"], "there is no folder nowhere: check --resume"),
+    "no folder to resume": (["RESUME", "nowhere"], "there is no folder nowhere: its path exists up to ., which holds "),
     "no name": (["TRAINER.NAME", "None"], "TRAINER.NAME is None: give text"),
     "a flag for a number": (["TRAINER.MPL.N_ADD_OP", True], "TRAINER.MPL.N_ADD_OP is True: give one number >= 0"),
     "not UTF-8": (["TRAINER.MPL.CTX_INIT", "caf\udce9"], "TRAINER.MPL.CTX_INIT is 'caf\\udce9': give text without NUL"),
@@ -234,7 +234,8 @@ def evaluate(eurosat, backbone, tmp_path, model_dir, *overrides, options=()):
 def test_missing_model_dir(refused, eurosat, tiny, tmp_path):
     refused(
         evaluate(eurosat, tiny, tmp_path, tmp_path / "nowhere"),
-        f"there is no folder {tmp_path}/nowhere: check --model-dir",
+        f"no trained prompts in {tmp_path}/nowhere: its path exists up to {tmp_path}, which holds nothing",
+        "train first, or check --model-dir",
     )
 
 

@@ -72,7 +72,7 @@ def test_logs_of_tests_are_asked_for(runs, parse, capsys):
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert "give --test-log for test runs" in printed.out
-    assert "no finished run in" in printed.err
+    assert f"the logs in {root} are those of tests: give --test-log" in printed.err
 
 
 def test_several_experiments_are_averaged(runs, parse):

@@ -368,12 +368,21 @@ def test_unknown_dataset_or_cfg(name, script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith(("_test.sh", "eval.sh"))))
-def test_untrained_prompts_are_an_error(name, script, tmp_path):
-    ended, asked = script(name, "eurosat", "vit_b16" if name in OWN else 1)
-    assert (ended.returncode, asked) == (2, [])
+@pytest.mark.parametrize("name", ["mpl/base2new_test.sh", "mpl/xd_test.sh", "coop/eval.sh"])
+def test_untrained_prompts_are_an_error_that_names_the_nearest_folder(name, script, tmp_path):
+    trained = {
+        "mpl/base2new_test.sh": "base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed2",  # SEED differs
+        "mpl/xd_test.sh": "crossdataset/eurosat/MPL/vit_b4_c1_add2_rm1_cross_datasets_16shots/seed1",  # SOURCE
+        "coop/eval.sh": "eurosat/CoOp/vit_b16_16shots/nctx16_cscFalse_ctpend/seed1",
+    }[name]
+    (tmp_path / "out" / trained).mkdir(parents=True)
+    call = [name, "eurosat", "vit_b16" if name in OWN else 1]
+    ended, _ = script(*call, PYTHON=sys.executable)
+    assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
-    assert re.fullmatch(rf"error: no trained prompts in {tmp_path}/out/\S+: train them first, with the same .*", line)
+    assert line.startswith(f"error: no trained prompts in {tmp_path}/out/")
+    assert f": the nearest is {tmp_path}/out/{trained}; train first, or check --model-dir" in line
+    assert "SOURCE" in line
 
 
 @pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith("_test.sh")))

@@ -67,7 +67,7 @@ def test_config_file_without_a_backbone(refused, eurosat, tiny, tmp_path):
 
 def test_missing_folder_to_resume(refused, eurosat, tiny, tmp_path):
     argv = arguments(eurosat, tiny, tmp_path / "out", options=["--resume", tmp_path / "none"])
-    refused(argv, f"there is no folder {tmp_path}/none: check --resume")
+    refused(argv, f"there is no folder {tmp_path}/none: ", "; check --resume")
 
 
 def test_option_behind_the_pairs(refused, eurosat, tiny, tmp_path):

@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from common.errors import UsageError
+from common.nearest import check_folder
 
 from . import compat
 
@@ -36,10 +38,14 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str)
         for name in checkpoint_names(place, epoch):
             if os.path.isfile(os.path.join(place, name)):
                 return os.path.join(place, name)
-    if not os.path.isdir(directory):
-        raise UsageError(f"there is no folder {directory}", "check --model-dir", directory)
+    check_folder(Path(directory), "there is no folder", "check --model-dir")
     expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
-    raise UsageError(f"no {method} checkpoint {expected}", "check --model-dir and --load-epoch", expected)
+    there = [name.rpartition("-")[2] for name in reversed(checkpoint_names(os.path.dirname(expected), None)[1:])]
+    if epoch is None or not there:
+        names = ", ".join(others[:8]) or "none"
+        raise UsageError(f"no {method} checkpoint {expected}", f"check --model-dir (folders in it: {names})", expected)
+    remedy = f"check --load-epoch (epochs there: {', '.join(dict.fromkeys(there))})"
+    raise UsageError(f"no {method} checkpoint {expected}", remedy, expected)
 
 
 def checkpoint_names(folder: str, epoch: int | None) -> list[str]:

@@ -35,6 +35,7 @@ class SmallWorldSet(FewShotDataset):
 
     image_dir = "images"
     split_file = "split.json"
+    draws_itself = True
     subjects: tuple[Subject, ...] = ()
     style = Style()
     per_class = {"train": 16, "val": 4, "test": 40}

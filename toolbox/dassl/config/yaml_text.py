@@ -5,6 +5,7 @@ import stat
 
 import yaml
 from dassl.utils.errors import MissingFileError, UsageError
+from dassl.utils.tools import nearest
 
 # A config has about 30 lines. These bounds are far above that, and what they admit is read in about a second.
 MAX_BYTES = 1 << 20
@@ -32,7 +33,12 @@ def read_text(path):
             raise UsageError(f"cannot read the config file {path}: it is larger than {MAX_BYTES:,} bytes; shorten it")
         return content.decode("utf-8")
     except FileNotFoundError:
-        raise MissingFileError(f"there is no config file {path}: check the path") from None
+        folder = os.path.dirname(path) or "."
+        there = sorted(name for name in os.listdir(folder) if name.endswith(".yaml")) if os.path.isdir(folder) else []
+        remedy = f"its folder has {', '.join(there)}" if there else "check the path"
+        raise MissingFileError(
+            f"there is no config file {path}: {remedy}{nearest(os.path.basename(path), there)}"
+        ) from None
     except IsADirectoryError:
         raise UsageError(f"cannot read the config file {path}: it is a folder; give the path of a YAML file") from None
     except UnicodeDecodeError:

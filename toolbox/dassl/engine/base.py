@@ -5,7 +5,7 @@ import os
 from collections import OrderedDict
 
 import torch
-from dassl.engine.run_state import fitted_run_state, load_newest, rng_state, set_rng_state
+from dassl.engine.run_state import epoch_files, fitted_run_state, load_newest, rng_state, set_rng_state
 from dassl.utils import MissingFileError, save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import load_training_state
 from dassl.utils.state_checks import load_part
@@ -241,7 +241,10 @@ class TrainerBase:
         for name in self.get_model_names():
             path = os.path.join(directory, name, model_file)
             if not os.path.exists(path):
-                raise MissingFileError(f"no checkpoint at {path}; check the model directory and the epoch to load")
+                there = ", ".join(map(str, sorted(epoch_files(os.path.dirname(path))))) or "none"
+                raise MissingFileError(
+                    f"no checkpoint at {path}; check the model directory and the epoch to load (epochs there: {there})"
+                )
             checkpoint = load_training_state(path)
             val_result = checkpoint.get("val_result")
             shown = f", val_result={val_result:.1f}" if val_result is not None else ""

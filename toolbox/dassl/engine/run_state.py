@@ -104,7 +104,7 @@ def load_newest(directory, names):
     if len(set(epochs.values())) == 1:
         return newest
 
-    available = {name: {epochs[name]: paths[name], **_epoch_files(os.path.dirname(paths[name]))} for name in names}
+    available = {name: {epochs[name]: paths[name], **epoch_files(os.path.dirname(paths[name]))} for name in names}
     common = set.intersection(*(set(files) for files in available.values()))
     common = [epoch for epoch in common if epoch <= max(epochs.values())]
     if not common:
@@ -132,7 +132,8 @@ def is_save_interrupted(directory, names):
     return any(path is not None and os.path.basename(path) == "model-best.pth.tar" for path in newest)
 
 
-def _epoch_files(folder):
-    """`{epoch: path}` of the files `model.pth.tar-<epoch>` in a folder."""
-    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
+def epoch_files(folder):
+    """`{epoch: path}` of the files `model.pth.tar-<epoch>` in a folder; empty if there is no such folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in names)
     return {int(match[1]): os.path.join(folder, match[0]) for match in matches if match}
