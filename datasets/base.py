@@ -55,6 +55,7 @@ class FewShotDataset(DatasetBase):
     counts: tuple[int, int, int] | None = None  # published numbers of training, validation and test images
     n_classes: int | None = None
     test_only = False  # there are no training images: it tests prompts that were learned on another dataset
+    named_by_file = False  # the user's images: their name is that of their YAML file
     draws_itself = False  # a synthetic one, which its first run makes
     val_is_test = False  # the images called its validation set are its test set
     template = "a photo of a {}."  # for zero-shot CLIP (CoOp, appendix A)
@@ -73,6 +74,7 @@ class FewShotDataset(DatasetBase):
         self.template = cfg.DATASET.get("TEMPLATE", "") or type(self).template
         if "{}" not in self.template:
             raise UsageError(f"DATASET.TEMPLATE is {self.template!r}", "put {} where the class name goes")
+        self.title = cfg.DATASET.get("TITLE", "") or type(self).__name__
         self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
@@ -110,7 +112,7 @@ class FewShotDataset(DatasetBase):
         if not test or not (train or self.test_only):
             part = "testing" if train else "training"
             classes = f"SUBSAMPLE_CLASSES {self.cfg.DATASET.SUBSAMPLE_CLASSES}"
-            raise DatasetError(f"{type(self).__name__} has no images for {part} with {classes}", self.remedy)
+            raise DatasetError(f"{self.title} has no images for {part} with {classes}", self.remedy)
         return train, val, test
 
     def read_split(self) -> Split:
@@ -175,7 +177,7 @@ class FewShotDataset(DatasetBase):
         counts = (len(train), len(val), len(test))
         if self.counts not in (None, counts):
             print(
-                f"{type(self).__name__} has {counts} images for training, validation and test here, {self.counts} as "
+                f"{self.title} has {counts} images for training, validation and test here, {self.counts} as "
                 "published: results do not compare"
             )
 
@@ -201,7 +203,7 @@ class FewShotDataset(DatasetBase):
         if missing:
             what = "not regular files" if os.path.exists(missing[0]) else "missing"  # a named pipe would be waited for
             raise DatasetError(
-                f"{len(missing)} of {len(items)} images of {type(self).__name__} are {what}, the first {missing[0]}",
+                f"{len(missing)} of {len(items)} images of {self.title} are {what}, the first {missing[0]}",
                 self.remedy,
                 missing[0],
             )

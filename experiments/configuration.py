@@ -71,6 +71,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         set_key(cfg, key, value)  # not by yacs, which would take "--output-dir 2024" for a number
     merge_pairs(cfg, args.opts)
     merge_by_dataset(cfg, [*options, *args.opts[::2]])
+    datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():

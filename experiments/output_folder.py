@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
 from common.text import read_json
+from datasets import title
 
 from .configuration import flatten, read_yaml
 from .results import FILE as RESULTS
@@ -134,6 +135,8 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
         if finished:  # the file may have been copied here from another run
             file = folder / RESULTS
             recorded = dict(read_json(file).items())
+            if recorded.get("dataset") == title(cfg):
+                recorded["dataset"] = cfg.DATASET.NAME
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error

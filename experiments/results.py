@@ -37,6 +37,8 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
     """
     import torch  # here, as readers of results do without it
 
+    from datasets import title
+
     from .configuration import flatten
     from .environment import versions
 
@@ -44,6 +46,7 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
     device, settings = trainer.device, flatten(cfg)
     content = {
         **{key: settings[setting] for key, setting in RECORDED.items()},
+        "dataset": title(cfg),
         "split": getattr(trainer, "test_split", cfg.TEST.SPLIT),
         "accuracy": measured.get("accuracy"),
         "error_rate": measured.get("error_rate"),

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 import trainers
 from common.errors import UsageError
 from common.nearest import check_folder
+from datasets import title
 
 from .arguments import parse_arguments
 from .configuration import setup_cfg
@@ -112,14 +113,14 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     print(*(f"  {key}: {value}" for key, value in environment().items()), sep="\n")
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
-        print(f"The YAML file sets for {cfg.DATASET.NAME} (BY_DATASET): {values}")
+        print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
     trainer = build_trainer(cfg)
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
     elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
-        print(f"{cfg.DATASET.NAME} has only test images: training on them is a rehearsal, not a result")
+        print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
     folder.write_config(cfg)
     if not args.no_train:
         (folder.path / RESULTS).unlink(missing_ok=True)

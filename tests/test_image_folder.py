@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from drawn import make_cfg, run_for_real
+from drawn import arguments, make_cfg, run_for_real
 from PIL import Image
 from trees import build_tree, write_image
 
 from datasets import DatasetError
 from datasets.files import File
 from datasets.preparing import sources
+from experiments.results import describe
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
@@ -242,10 +244,10 @@ def test_example_of_the_docs(example, capsys):
     _, *commands = blocks("bash")[0].splitlines()
     runs = [run for line in commands for run in example(line)]
     assert [(run["trainer"], run["dataset"], run["classes"], run["n_test"]) for run in runs] == [
-        ("ZeroshotCLIP", "ImageFolder", "all", 6),
-        ("MPL", "ImageFolder", "all", 6),
-        ("MPL", "ImageFolder", "base", 4),
-        ("MPL", "ImageFolder", "new", 2),
+        ("ZeroshotCLIP", "birds", "all", 6),
+        ("MPL", "birds", "all", 6),
+        ("MPL", "birds", "base", 4),
+        ("MPL", "birds", "new", 2),
     ]
 
 
@@ -311,7 +313,7 @@ def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path, monkeypatch):
     try:
         exec(code, {"__name__": "datasets.mushrooms", "File": File})
         assert [file.name for file in sources.downloadable()["mushrooms"].files] == ["split.json", "photos.zip"]
-        command = f"get it by: python tools/prepare.py mushrooms --root {tmp_path}"
+        command = f"get it by: .*python tools/prepare.py mushrooms --root {tmp_path}"
         with pytest.raises(DatasetError, match=f"no folder .*mushrooms: .* or {command}"):
             build_dataset(make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms"))
     finally:
@@ -340,3 +342,22 @@ def test_another_root_is_another_run(birds, tiny, tmp_path, launch):
     assert "Already done" in launch("--root", birds, *argv).printed
     ended = launch("--root", tmp_path / "moved", *argv)
     assert ended.status == 2 and f"holds a run with DATASET.ROOT {birds}" in ended.errors[0]
+
+
+def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, launch):
+    """In results.json, in checkpoints and in messages; a run of before, with "ImageFolder", still counts."""
+    yaml, out = tmp_path / "birds.yaml", tmp_path / "out"
+    yaml.write_text(blocks("yaml")[0])
+    few = ["OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1]
+    argv = arguments(birds, tiny, out, *few, options=["--dataset-config-file", yaml, "--skip-finished"])
+    assert launch(*argv).status == 0
+    found = json.loads((out / "results.json").read_text())
+    assert found["dataset"] == "birds" and describe(found).startswith("MPL on birds 1 shots")
+    checkpoint = torch.load(out / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
+    assert checkpoint["metadata"]["dataset"] == "birds"
+    for recorded, status in (("birds", 0), ("ImageFolder", 0), ("EuroSAT", 2)):
+        (out / "results.json").write_text(json.dumps(found | {"dataset": recorded}))
+        assert launch(*argv).status == status
+    tests = ["--eval-only", "--model-dir", out, "--dataset-config-file", yaml]
+    assert launch(*arguments(birds, tiny, tmp_path / "named", "DATASET.TITLE", "my birds", options=tests)).status == 0
+    assert json.loads((tmp_path / "named/results.json").read_text())["dataset"] == "my birds"

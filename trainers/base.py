@@ -114,10 +114,15 @@ class PromptTrainer(TrainerX):
         names, n_classes = self.dm.dataset.classnames, self.dm.num_classes
         if len(names) != n_classes:
             raise UsageError(
-                f"{self.cfg.DATASET.NAME} has {len(names)} class names for labels 0 to {n_classes - 1}",
+                f"{self.dataset_title} has {len(names)} class names for labels 0 to {n_classes - 1}",
                 "number its classes without gaps",
             )
         return [name.replace("_", " ") for name in names]
+
+    @property
+    def dataset_title(self) -> str:
+        """The name of the dataset, as results and checkpoints have it."""
+        return self.cfg.DATASET.get("TITLE", "") or self.cfg.DATASET.NAME
 
     def template(self, published: Mapping[str, str] | None = None) -> str:
         """The sentence with {} for a class name: the user's, else the method's, else the dataset's.
@@ -221,7 +226,7 @@ class PromptTrainer(TrainerX):
             "method": type(self).__name__,
             "settings": asdict(self.settings),
             "backbone": self.cfg.MODEL.BACKBONE.NAME,
-            "dataset": self.cfg.DATASET.NAME,
+            "dataset": self.dataset_title,
             "class_names": self.class_names,
             "version": __version__,
         }
@@ -295,7 +300,7 @@ class PromptTrainer(TrainerX):
         names = written.get("class_names")
         if not isinstance(names, list):
             return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
-        same_dataset = written.get("dataset", self.cfg.DATASET.NAME) == self.cfg.DATASET.NAME
+        same_dataset = written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
         return same_dataset and all(name in names for name in self.class_names)
 
 

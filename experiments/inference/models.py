@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose
+from datasets import title
 from trainers.artefact import CONFIG as DESCRIPTION
 from trainers.artefact import INPUT, TEST_TRANSFORMS, Description
 from trainers.base import TEMPLATE
@@ -164,7 +165,7 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         input={key: list(value) if isinstance(value, tuple | list) else value for key, value in image.items()},
         backbone=cfg.MODEL.BACKBONE.NAME,
         class_names=metadata.get("class_names", []),
-        dataset=cfg.DATASET.NAME,
+        dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
         training=training,
