@@ -112,8 +112,7 @@ def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
     """Prompts with a context for each image, as parts of at most TOKENS_PER_CHUNK tokens (at least one image)."""
     limit = TOKENS_PER_CHUNK["cpu" if prompts.ids.device.type == "cpu" else "cuda"]
     size = max(1, limit // len(layout_of(prompts).position))
-    contexts = [] if prompts.ctx is None else prompts.ctx.split(size)
-    return [replace(prompts, ctx=ctx) for ctx in contexts]
+    return [prompts.of_images(slice(start, start + size)) for start in range(0, len(prompts.contexts), size)]
 
 
 def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
@@ -161,14 +160,16 @@ def edit(prefix: Tensor, suffix: Tensor, packing: Packing, change: Edit, end: in
         The new prefix (images, P', width), packed tokens (images, N', width) and their places.
     """
     images, n_prefix = prefix.shape[:2]
-    if end <= n_prefix and not change.by_sequence:
+    shared = end <= n_prefix and not change.by_sequence
+    if change.add is not None and change.add.dim() > 2:
+        rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
+        change = replace(change, add=rows.flatten(0, 1))  # (images, n, width) or (images * C, n, width)
+    if shared:
         return plain.edit(prefix, change, end), suffix, packing
     if not change.remove and not change.added:
         return prefix, suffix, packing
     kept = min(n_prefix, end - change.remove)
     rest = prefix[:, kept:].repeat_interleave(packing.classes, 0)  # (images * C, P - P', width)
-    if change.add is not None and change.by_sequence:
-        change = replace(change, add=change.add.repeat(images, 1, 1))  # (images * C, n, width)
     rows = plain.edit(torch.cat([rest, packing.pad(suffix)], 1), change, end - kept)
     packing = packing.without_sharing(rest.shape[1] + change.added - change.remove)
     return prefix[:, :kept], packing.pack(rows, images), packing

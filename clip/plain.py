@@ -3,8 +3,6 @@
 As in the published implementations, every class runs through all 77 positions of every layer.
 """
 
-from dataclasses import replace
-
 import torch
 from open_clip import CLIP
 from open_clip.transformer import VisionTransformer
@@ -68,7 +66,7 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
         ClipError: the schedule is invalid.
     """
     if prompts.by_image:
-        return torch.stack([encode_text(clip, replace(prompts, ctx=ctx)) for ctx in prompts.contexts])
+        return torch.stack([encode_text(clip, prompts.of_images(image)) for image in range(len(prompts.contexts))])
 
     x = embed(clip, prompts)  # (classes, positions, width)
     x = x + clip.positional_embedding.to(x.dtype)

@@ -7,7 +7,7 @@ before layer 0.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class Edit:
 
     Args:
         remove: number of prompts to take off the end of those present.
-        add: vectors to append then: (n, width), or (batch, n, width) for each sequence its own; None adds nothing.
+        add: vectors to append then: (n, width), or (batch, n, width) for each sequence its own; in the text tower also
+            (images, 1, n, width) or (images, classes, n, width); None adds nothing.
         after_norm: in layer 0 of the image tower, whether the vectors enter after `ln_pre` rather than before it.
     """
 
@@ -36,7 +37,7 @@ class Edit:
     @property
     def by_sequence(self) -> bool:
         """Whether each sequence (a class, in the text tower) gets vectors of its own."""
-        return self.add is not None and self.add.dim() == 3
+        return self.add is not None and (self.add.dim() == 3 or (self.add.dim() == 4 and self.add.shape[1] > 1))
 
 
 # Entry l is applied before layer l; layers beyond the last entry carry all prompts. Empty entries at the start let the
@@ -51,10 +52,11 @@ class TextPrompts:
     Args:
         ids: (classes, context_length) token ids; those at `slots` are placeholders.
         ctx: learned vectors, (n, width) for all classes, (classes, n, width) for each its own, or
-            (images, 1, n, width) for each image its own; None for plain text.
+            (images, 1, n, width) or (images, classes, n, width) for each image its own; None for plain text.
         slots: (classes, n) positions of the learned vectors; None means 1..n, directly after SOS.
         deep: edits of the prompts at positions 1..n; with n = 0 the first ones enter directly after SOS, and EOT moves.
-            Vectors added here get no positional embedding, unlike `ctx`, also before layer 0.
+            Vectors added here get no positional embedding, unlike `ctx`, also before layer 0. They may differ by image
+            if `ctx` does, which may have n = 0 for that.
     """
 
     ids: Tensor
@@ -69,7 +71,7 @@ class TextPrompts:
 
     @property
     def by_class(self) -> bool:
-        return self.ctx is not None and self.ctx.dim() == 3
+        return self.ctx is not None and (self.ctx.dim() == 3 or (self.ctx.dim() == 4 and self.ctx.shape[1] > 1))
 
     @property
     def by_image(self) -> bool:
@@ -79,6 +81,15 @@ class TextPrompts:
     def contexts(self) -> list[Tensor | None]:
         """`ctx` of each image; one entry if it is the same for all images."""
         return list(self.ctx) if self.ctx is not None and self.by_image else [self.ctx]
+
+    def of_images(self, which: int | slice) -> "TextPrompts":
+        """The prompts of some of the images, or those of one, if they differ by image."""
+        assert self.ctx is not None
+        deep = [
+            replace(edit, add=edit.add[which]) if edit.add is not None and edit.add.dim() == 4 else edit
+            for edit in self.deep
+        ]
+        return replace(self, ctx=self.ctx[which], deep=deep)
 
     @property
     def ctx_positions(self) -> Tensor:

@@ -99,6 +99,20 @@ def test_deep_prompts_that_differ_by_class(clip, texts, of, data):
 
 
 @EXAMPLES
+@given(texts=texts(), of=st.sampled_from(["image", "image and class"]), data=st.data())
+def test_deep_prompts_that_differ_by_image(clip, texts, of, data):
+    names, n_ctx, ids = texts
+    of = (2, len(names)) if of == "image and class" else (2, 1)
+    ctx, deep = leaf(*of, n_ctx, WIDTH), data.draw(edits(n_ctx, sequences=len(names)))
+    deep = [edit if edit.add is None else replace(edit, add=leaf(*of, *edit.add.shape[-2:])) for edit in deep]
+    leaves = [*([ctx] if n_ctx else []), *added(deep)]
+    assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), leaves)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 1)
+        assert_same("encode_text", (clip, TextPrompts(ids, ctx, deep=deep)), [])
+
+
+@EXAMPLES
 @given(
     texts=texts(),
     of=st.sampled_from(["all", "class", "image"]),
