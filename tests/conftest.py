@@ -266,6 +266,15 @@ def script(eurosat, deep, tmp_path):
     return script
 
 
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """In place of `sys.executable` for scripts of the project that no signal is sent to: they start at once."""
+    from forked import forking_python
+
+    with forking_python(tmp_path_factory.mktemp("python")) as program:
+        yield program
+
+
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
     """`publish(name)` puts a miniature of a dataset on a server, packed as it is published: see tests/published.py."""

@@ -48,17 +48,22 @@ def copy(tmp_path_factory):
     return root
 
 
-def call(copy: Path, *command: object, **variables: object) -> subprocess.CompletedProcess:
-    """A command in the copy; it must succeed."""
-    env = os.environ | {"PYTHON": sys.executable, "BACKBONE": "small", "SHOTS": "2"}
-    env |= {key: str(value) for key, value in variables.items()}
-    program = [sys.executable] if str(command[0]).endswith(".py") else ["bash"]
-    done = subprocess.run([*program, *map(str, command)], cwd=copy, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done
+@pytest.fixture(scope="module")
+def call(copy, python):
+    """`call("train.py", ..., SHOTS=1)` runs a command in the copy; it must succeed."""
+
+    def call(*command: object, **variables: object) -> subprocess.CompletedProcess:
+        env = os.environ | {"PYTHON": python, "BACKBONE": "small", "SHOTS": "2"}
+        env |= {key: str(value) for key, value in variables.items()}
+        program = python if str(command[0]).endswith(".py") else "bash"
+        done = subprocess.run([program, *map(str, command)], cwd=copy, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    return call
 
 
-def train(copy: Path, output: str, *options: object) -> list[str]:
+def train(output: str, *options: object) -> list[str]:
     arguments = ["--root", "data", "--seed", 1, "--output-dir", output, "--trainer", "Growing"]
     arguments += ["--dataset-config-file", "configs/datasets/small_land.yaml"]
     arguments += ["--config-file", "configs/trainers/Growing/small.yaml", *options]
@@ -70,9 +75,9 @@ def results(copy: Path, output: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def whole(copy):
+def whole(call, copy):
     """The folder of a run on base classes that nothing interrupts."""
-    call(copy, *train(copy, "out/whole", *BASE))
+    call(*train("out/whole", *BASE))
     return "out/whole"
 
 
@@ -80,19 +85,19 @@ QUICK = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 BASE = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
-def test_method_is_in_help(copy):
-    assert "Growing" in call(copy, "train.py", "--help").stdout
+def test_method_is_in_help(call, copy):
+    assert "Growing" in call("train.py", "--help").stdout
 
 
-def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(copy, whole):
-    killed = subprocess.Popen([sys.executable, *train(copy, "out/killed", *BASE)], cwd=copy, stdout=subprocess.DEVNULL)
+def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call, copy, whole):
+    killed = subprocess.Popen([sys.executable, *train("out/killed", *BASE)], cwd=copy, stdout=subprocess.DEVNULL)
     first = copy / "out/killed/prompt_learner/model.pth.tar-1"
     deadline = time.time() + 120
     while not first.is_file() and time.time() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    call(copy, *train(copy, "out/killed", *BASE))
+    call(*train("out/killed", *BASE))
     prompts = [
         torch.load(copy / run / "prompt_learner/model.pth.tar-3", weights_only=True)["state_dict"]
         for run in (whole, "out/killed")
@@ -100,13 +105,13 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(copy
     assert prompts[0].keys() == {"prompt_learner.ctx", *(f"prompt_learner.vision_prompts.{n}" for n in range(3))}
     assert all(torch.equal(prompts[0][key], prompts[1][key]) for key in prompts[0])
     new = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new")
-    call(copy, *train(copy, "out/new", "--eval-only", "--model-dir", whole, *new))
+    call(*train("out/new", "--eval-only", "--model-dir", whole, *new))
     assert results(copy, "out/new")["n_test"] == 8 * 40
     assert results(copy, "out/new")["epochs"] == 3
 
 
-def test_method_tests_its_best_epoch_on_validation(copy):
-    call(copy, *train(copy, "out/best", *QUICK, "TEST.FINAL_MODEL", "best_val"))
+def test_method_tests_its_best_epoch_on_validation(call, copy):
+    call(*train("out/best", *QUICK, "TEST.FINAL_MODEL", "best_val"))
     assert (copy / "out/best/prompt_learner/model-best.pth.tar").is_file()
     assert results(copy, "out/best")["trainer"] == "Growing"
 
@@ -116,7 +121,7 @@ def test_checkpoint_names_its_method(copy, whole):
     assert (metadata["method"], metadata["backbone"]) == ("Growing", "small")
     assert metadata["settings"] == {"PREC": "fp32", "N_CTX": 4, "DEPTH": 3}
     assert len(metadata["class_names"]) == 8
-    command = train(copy, "out/foreign", "--eval-only", "--model-dir", whole)
+    command = train("out/foreign", "--eval-only", "--model-dir", whole)
     command[command.index("Growing")] = "CoOp"
     command[command.index("configs/trainers/Growing/small.yaml")] = "configs/trainers/CoOp/small.yaml"
     refused = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True)
@@ -125,18 +130,18 @@ def test_checkpoint_names_its_method(copy, whole):
     assert "is a checkpoint of Growing, not of CoOp: test it with --trainer Growing" in line
 
 
-def test_generic_scripts_run_the_method(copy):
+def test_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/scripts"}
-    call(copy, "scripts/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
-    done = call(copy, "scripts/base2new_test.sh", "Growing", "small_land", 1, **out)
+    call("scripts/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
+    done = call("scripts/base2new_test.sh", "Growing", "small_land", 1, **out)
     assert "Harmonic mean" in done.stdout
-    call(copy, "scripts/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1", **out)
-    call(copy, "scripts/xd_train.sh", "Growing", "small_land", 1, 1, **out)
-    call(copy, "scripts/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
+    call("scripts/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1", **out)
+    call("scripts/xd_train.sh", "Growing", "small_land", 1, 1, **out)
+    call("scripts/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
     assert len(list((copy / "out/scripts").rglob("results.json"))) == 5
 
 
-def test_study_tables_plots_and_report_have_the_method(copy):
+def test_study_tables_plots_and_report_have_the_method(call, copy):
     quick = {"OPTIM.MAX_EPOCH": 1}
     study = {
         "protocols": ["base2new"],
@@ -147,34 +152,34 @@ def test_study_tables_plots_and_report_have_the_method(copy):
         "output": "out/study",
     }
     (copy / "studies/own.yaml").write_text(yaml.safe_dump(study))
-    call(copy, "tools/study.py", "run", "studies/own.yaml", "--workers", 1)
-    assert "4 of 4 runs" in call(copy, "tools/study.py", "status", "studies/own.yaml").stdout
+    call("tools/study.py", "run", "studies/own.yaml", "--workers", 1)
+    assert "4 of 4 runs" in call("tools/study.py", "status", "studies/own.yaml").stdout
     for command in ("tables", "plots", "report"):
-        call(copy, "tools/study.py", command, "studies/own.yaml")
+        call("tools/study.py", command, "studies/own.yaml")
     made = copy / "out/study/studies/own"
     assert "Growing" in (made / "tables.md").read_text()
     assert "Growing" in (made / "report.html").read_text()
     assert (made / "accuracy_time.png").is_file()
 
 
-def test_demo_runs_the_method(copy):
-    done = call(copy, "tools/demo.py", "--methods", "Growing", "--seeds", 1, "--output", "out/demo", "--workers", 2)
+def test_demo_runs_the_method(call, copy):
+    done = call("tools/demo.py", "--methods", "Growing", "--seeds", 1, "--output", "out/demo", "--workers", 2)
     assert "| Growing |" in done.stdout
 
 
-def test_dataset_of_your_own_needs_one_file_and_one_yaml(copy):
+def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     """The class of docs/your_own_data.md, on images and a split made here."""
     ((file, code),) = [item for item in blocks("docs/your_own_data.md").items() if item[0].endswith(".py")]
     name, (class_name,) = Path(file).stem, re.findall(r"class (\w+)\(", code)
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
     (copy / file).write_text(code)
     (copy / f"configs/datasets/{name}.yaml").write_text(yaml.safe_dump({"DATASET": {"NAME": class_name}}))
-    call(copy, "tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)  # draws the images
+    call("tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)  # draws the images
     shutil.copytree(copy / "data/small_land/images", copy / "data" / folder / images)
     shutil.copy(copy / "data/small_land/split.json", copy / "data" / folder / split)
-    call(copy, "scripts/base2new_train.sh", "MPL", name, 1, 1, OUT="out/dataset")
-    call(copy, "scripts/base2new_test.sh", "MPL", name, 1, OUT="out/dataset")
-    assert "nothing is wrong" in call(copy, "tools/prepare.py", "--check", name, "--root", "data").stdout
+    call("scripts/base2new_train.sh", "MPL", name, 1, 1, OUT="out/dataset")
+    call("scripts/base2new_test.sh", "MPL", name, 1, OUT="out/dataset")
+    assert "nothing is wrong" in call("tools/prepare.py", "--check", name, "--root", "data").stdout
     found = sorted((copy / "out/dataset").rglob("results.json"))
     assert [json.loads(file.read_text())["dataset"] for file in found] == [class_name, class_name]
 
