@@ -23,7 +23,7 @@ if sys.argv[1].startswith("-"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    server.sendall(repr((sys.argv[1:], os.getcwd(), dict(os.environ), os.getpid())).encode())
+    server.sendall(repr((sys.argv, os.getcwd(), dict(os.environ), os.getpid())).encode())
     server.shutdown(socket.SHUT_WR)
     status = int(server.recv(10))
 sys.exit(128 - status if status < 0 else status)
@@ -71,7 +71,7 @@ def run_script(command: list[str], folder: str, variables: dict[str, str], clien
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    script = Path(command[0]).absolute()
+    script = Path(command[1]).absolute()
     sys.path[:] = [str(script.parent), *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix)))]
-    sys.argv[:] = command
+    sys.executable, *sys.argv[:] = command
     runpy.run_path(str(script), run_name="__main__")

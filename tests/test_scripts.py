@@ -305,8 +305,8 @@ def test_defaults_of_environment_variables(script, clone, tmp_path):
 
 
 @pytest.mark.slow
-def test_cross_dataset_scripts_with_the_real_python(script):
-    variables = {"SHOTS": 1, "SOURCE": "eurosat", "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
+def test_cross_dataset_scripts_with_the_real_python(script, python):
+    variables = {"SHOTS": 1, "SOURCE": "eurosat", "PYTHON": python, "OMP_NUM_THREADS": 1}
     for name in ("mpl/xd_train.sh", "mpl/xd_test.sh"):
         ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
         assert ended.returncode == 0, ended.stderr

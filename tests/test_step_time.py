@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +17,10 @@ KEYS |= {"plain_peak_mb", "fast_peak_mb", "matmul_share"}
 
 
 @pytest.mark.slow
-def test_one_record_for_each_measurement(backbones, tmp_path):
+def test_one_record_for_each_measurement(python, backbones, tmp_path):
     options = ["--trainer", "MPL", "--classes", 2, "--batch", 1, "--test-batch", 2, "--seconds", 0, "--threads", 1]
     options += ["--backbone", backbones(224, 16, 12, 12, 64, 64, 256), "--json", tmp_path / "times.json"]
-    command = [sys.executable, ROOT / "benchmarks/step_time.py", *map(str, options)]
+    command = [python, ROOT / "benchmarks/step_time.py", *map(str, options)]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     step, test = json.loads((tmp_path / "times.json").read_text())
     assert step.keys() == test.keys() == KEYS
