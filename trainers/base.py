@@ -46,6 +46,7 @@ class PromptTrainer(TrainerX):
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
+    autograd: Any = torch.autograd  # its `backward` and `grad`; runs side by side put their common ones in its place
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
@@ -215,10 +216,10 @@ class PromptTrainer(TrainerX):
 
         Args:
             loss, parts: as `loss()` returned them. A method that combines gradients of several losses overrides this;
-                zeroing, unscaling, the step and the scaler's update stay where they are. What it adds to `parts` is
-                logged.
+                zeroing, unscaling, the step and the scaler's update stay where they are. It differentiates by
+                `self.autograd`. What it adds to `parts` is logged.
         """
-        self.scaler.scale(loss).backward()
+        self.autograd.backward(self.scaler.scale(loss))
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Describes a checkpoint beside its learned tensors: plain values only."""
