@@ -1,0 +1,59 @@
+"""The command `python tools/inspect.py`: what a model has learned, and where it looks."""
+
+import argparse
+import sys
+
+from common.errors import UsageError
+from common.start import add_common_options, required_packages
+
+from ..arguments import at_least
+from ..inference.arguments import MODELS, add_model_options, given_class_names, path
+
+BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Look inside a model: the words nearest to its text vectors, the prompts at each layer, and, over "
+        "images, the attention that CLS pays to patches, new prompts and carried prompts.",
+        epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and SVG.",
+    )
+    parser.add_argument("model", type=path, metavar="MODEL")
+    parser.add_argument("--images", type=path, nargs="+", default=[], metavar="PATH", help="image files, or folders")
+    parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
+    parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="words for a vector (default: 5)")
+    add_model_options(parser)
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    names = given_class_names(args)
+    with required_packages():
+        import torch
+        from tqdm import tqdm
+
+        from ..inference import images, models
+        from ..inference.export import staged
+        from . import page
+        from .measures import Measures
+    files = images.find_images(args.images) if args.images else []
+    with staged(args.output) as folder, torch.no_grad():
+        ((_, classifier),) = models.open_models([args.model], args, names)
+        measures, errors = Measures(classifier, names or None), []
+        with tqdm(total=len(files), unit="image", disable=None) as bar:
+            for start in range(0, len(files), BATCH):
+                batch = images.read_batch(files[start : start + BATCH], [classifier])
+                if batch.files:
+                    measures.add(batch.files, *batch.inputs)
+                for error in batch.errors:
+                    bar.write(f"skipped: {error}", file=sys.stderr)
+                errors += batch.errors
+                bar.update(len(batch.files) + len(batch.errors))
+        if files and not measures.files:
+            raise UsageError(f"none of the {len(files)} images could be read", "see above")
+        page.write(measures.summary(args.topk), folder)
+    print(f"Written: inspect.html, inspect.json and pictures to {args.output}")
+    if errors:
+        sys.exit(1)

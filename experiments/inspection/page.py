@@ -1,0 +1,65 @@
+"""What was found out about a model as files: inspect.json, pictures, and inspect.html with all of it."""
+
+import json
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from common.files import write_text
+
+from .pictures import PICTURES, draw
+
+MOST_WORDS = 300  # rows of the page's table
+# Why a picture is missing, by its name.
+ABSENT = {
+    "schedule": "There are no learned prompts.",
+    "attention": "There are no vision prompts, or no images are given (--images), or no attention in the image tower.",
+    "geometry": "As above.",
+    "added": "There are no vision prompts.",
+    "rollout": "No images are given (--images), or the image tower has no attention.",
+    "features": "Give at least three images (--images).",
+}
+
+
+def write(content: dict[str, Any], folder: Path) -> None:
+    """Write everything to an existing folder."""
+    drawn = {picture.name: file for picture, file in draw(content, folder)}
+    sections = [
+        {
+            "name": picture.name,
+            "title": picture.title,
+            "caption": picture.caption if picture.name in drawn else ABSENT[picture.name],
+            "address": svg(drawn[picture.name]) if picture.name in drawn else "",
+        }
+        for picture in PICTURES
+    ]
+    if content["features"]:
+        sections[-1]["caption"] += f"Marks are {content['features']['marks_are']}."
+    model, words = content["model"], content["words"]
+    facts = {key: model[key] for key in ("source", "backbone", "dataset")}
+    facts |= {"settings": ", ".join(f"{key} {value}" for key, value in model["settings"].items())}
+    facts |= {"classes": ", ".join(model["classes"]), "images": content["images"]}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        model=model,
+        facts={key: value for key, value in facts.items() if value != ""},
+        sections=sections,
+        words=words[:MOST_WORDS],
+        hidden=max(0, len(words) - MOST_WORDS),
+        by_class=any(row["class"] is not None for row in words),
+    )
+    found = [{key: value for key, value in row.items() if key != "pixels"} for row in content["rollout"]]
+    write_text(folder / "inspect.json", json.dumps(content | {"rollout": found}, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "inspect.html", page)
+
+
+def svg(file: Path) -> str:
+    return f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}"

@@ -1,0 +1,356 @@
+"""Looking inside a model: its figures beside a direct computation, what the command writes, and bad input."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from drawn import METHODS
+from learned import OPTIONS
+from PIL import Image
+
+from clip import Edit, TextPrompts, load_backbone, plain, tokenize
+from clip.random_weights import random_clip
+from common.start import ROOT
+from experiments.inference.models import open_models
+from experiments.inspection import command as inspect_command
+from experiments.inspection.measures import Measures, measure_layers
+from experiments.inspection.tower import origins, roll_out
+from experiments.inspection.words import nearest_words
+from trainers.prompted import PromptedCLIP, PromptLearner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WITH_VISION_PROMPTS = {
+    "MPL": ("N_CTX", 2, "N_ADD_OP", [2, 0, 3], "N_RM_OP", [1, 1, 0], "PROMPT_DEPTH", 4),
+    "MaPLe": ("PROMPT_DEPTH", 9),
+    "VPT": ("PROMPT_DEPTH_VISION", 3, "N_CTX_VISION", 3),
+    "UPT": (),
+    "MMRL": (),
+}
+
+
+class Growing(PromptLearner):
+    """A method of a user: prompts enter at layers 1, 2 and 5, and one of them leaves at layer 3."""
+
+    def __init__(self, clip):
+        super().__init__()
+        width = clip.visual.class_embedding.shape[0]
+        self.added = torch.nn.ParameterList(torch.randn(n, width) for n in (2, 1, 3))
+        self.register_buffer("ids", tokenize(["red", "blue"], clip.context_length))
+
+    def text(self, image_features):
+        return TextPrompts(self.ids)
+
+    def vision(self):
+        first, second, last = self.added
+        return [Edit(), Edit(add=first), Edit(add=second), Edit(1), Edit(), Edit(0, last)]
+
+
+@pytest.fixture
+def model_of(build, deep):
+    def model_of(method):
+        if method == "Growing":
+            torch.manual_seed(0)
+            return PromptedCLIP(load_backbone(str(deep)), Growing(load_backbone(str(deep))))
+        return build(method, "base", *WITH_VISION_PROMPTS[method]).model
+
+    return model_of
+
+
+def watched(model, images, monkeypatch):
+    """What the plain tower computes: for each layer the labels of its tokens and the weights of its own attention.
+
+    Labels are -2 for CLS, -1 for patches, and the layer that a prompt entered before; the tower's `edit` moves them.
+    """
+    visual, schedule = model.clip.visual, model.prompt_learner.vision()
+    inputs = []
+    for block in visual.transformer.resblocks:
+        hook = block.attn.register_forward_hook(
+            lambda module, arguments, options, output: inputs.append(
+                options.get("query", arguments[0] if arguments else None)
+            ),
+            with_kwargs=True,
+        )
+        monkeypatch.setattr(block, "seen", hook, raising=False)
+    features = plain.encode_image(model.clip, images, schedule)
+    labels = torch.tensor([-2.0, *[-1.0] * (visual.positional_embedding.shape[0] - 1)])[None, :, None]
+    found = []
+    for layer, (block, x) in enumerate(zip(visual.transformer.resblocks, inputs, strict=True)):
+        block.seen.remove()
+        edit = schedule[layer] if layer < len(schedule) else Edit()
+        add = None if edit.add is None else torch.full((edit.added, 1), float(layer))
+        labels = plain.edit(labels, Edit(edit.remove, add), labels.shape[1])
+        _, weights = block.attn(x, x, x, need_weights=True, average_attn_weights=False)
+        found.append((labels[0, :, 0], weights))
+    return found, features
+
+
+@pytest.mark.parametrize("method", [*WITH_VISION_PROMPTS, "Growing"])
+@torch.no_grad()
+def test_attention_by_age_equals_a_direct_computation(method, model_of, monkeypatch):
+    model, images = model_of(method), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected, features = watched(model, images, monkeypatch)
+    layers = list(measure_layers(model, images))
+    ages = set()
+    for layer, ((labels, weights), groups) in enumerate(zip(expected, layers, strict=True)):
+        torch.testing.assert_close(sum(group.share for group in groups.values()), torch.ones(3, weights.shape[1]))
+        assert sum(group.tokens for group in groups.values()) == len(labels)
+        for name, group in groups.items():
+            age = int(name.split()[1]) if name.startswith("carried") else 0
+            label = {"CLS": -2, "patches": -1}.get(name, layer - age)
+            direct = weights[:, :, 0, labels == label].sum(dim=-1)
+            torch.testing.assert_close(group.share, direct, rtol=0, atol=1e-6)
+            ages.add(age)
+    carries = method in ("MPL", "Growing")
+    assert (max(ages) > 4) == carries or method in ("MaPLe", "VPT")  # the layers above the deepest prompts carry those
+    torch.testing.assert_close(plain.encode_image(model.clip, images, model.prompt_learner.vision()), features)
+
+
+@pytest.mark.parametrize("method", [*WITH_VISION_PROMPTS, "Growing"])
+@torch.no_grad()
+def test_roll_out_equals_the_product_read_backwards(method, model_of, monkeypatch):
+    """From CLS of the last layer down; what reaches a prompt where it enters stays there."""
+    model, images = model_of(method), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected, _ = watched(model, images, monkeypatch)
+    result = roll_out(model.clip, images, model.prompt_learner.vision())
+    row, prompts = torch.eye(expected[-1][1].shape[-1])[:1].repeat(2, 1), {}
+    for layer, (labels, weights) in reversed(list(enumerate(expected))):
+        row = (torch.einsum("bt, bts -> bs", row, weights.mean(dim=1)) + row) / 2
+        if (entering := labels == layer).any():
+            prompts[layer] = row[:, entering].sum(dim=1)
+        row = row[:, ~entering]
+        if layer:  # prompts that were removed reach nothing
+            row = torch.nn.functional.pad(row, (0, len(expected[layer - 1][0]) - row.shape[1]))
+    torch.testing.assert_close(result.patches.flatten(1), row[:, 1:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.cls, row[:, 0], rtol=0, atol=1e-6)
+    assert result.prompts.keys() == prompts.keys()
+    for layer, share in prompts.items():
+        torch.testing.assert_close(result.prompts[layer], share, rtol=0, atol=1e-6)
+    total = result.patches.sum(dim=(1, 2)) + result.cls + sum(result.prompts.values())
+    torch.testing.assert_close(total, torch.ones(2))
+
+
+def test_origins_of_prompts():
+    two = torch.zeros(2, 4)
+    assert origins([Edit(add=two), Edit(1, two), Edit(), Edit(3)], 5) == [[0, 0], [0, 1, 1], [0, 1, 1], [], []]
+    assert origins([Edit(), Edit(1, two)], 3, present=2) == [[0, 0], [0, 1, 1], [0, 1, 1]]
+
+
+@torch.no_grad()
+def test_carried_prompts_are_compared_with_themselves_on_entry(model_of):
+    model, images = model_of("Growing"), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    inputs, visual = [], model.clip.visual
+    x = plain.embed_image(visual, images)
+    for layer, block in enumerate(visual.transformer.resblocks):
+        inputs.append(plain.image_input(visual, x, model.prompt_learner.vision(), layer))
+        x = block(inputs[-1])
+    groups = list(measure_layers(model, images))[6]
+    first, entry = inputs[6][:, 5:7], inputs[1][:, 5:7]  # CLS, four patches, then the two of layer 1
+    cosine = torch.nn.functional.cosine_similarity(first, entry, dim=-1).mean(dim=1)
+    torch.testing.assert_close(groups["carried 5"].to_entry, cosine)
+    torch.testing.assert_close(groups["carried 5"].norm, first.norm(dim=-1).mean(dim=1))
+    groups, new = list(measure_layers(model, images))[5], inputs[5][:, 7:10]
+    cosine = torch.nn.functional.cosine_similarity(inputs[5][:, 5:7, None], new[:, None], dim=-1)
+    torch.testing.assert_close(groups["carried 4"].to_new, cosine.mean(dim=(1, 2)))
+
+
+# Words
+
+
+@torch.no_grad()
+def test_vectors_that_start_from_words_are_nearest_to_these(build):
+    model = build("CoOp", "base", "CTX_INIT", "a photo of a").model
+    rows = nearest_words(model.clip, model.prompt_learner.text(torch.zeros(1, 256)), ["x"] * 3, 3)
+    assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [(0, None, n) for n in range(4)]
+    assert [row["nearest"][0] for row in rows] == [[word, 0.0] for word in ("a", "photo", "of", "a")]
+    assert all(row["nearest"][0][1] <= row["nearest"][1][1] <= row["nearest"][2][1] for row in rows)
+    table, ctx = model.clip.token_embedding.weight, model.prompt_learner.ctx
+    second = (table - ctx[1]).norm(dim=1).sort().values[1].item()
+    assert rows[1]["nearest"][1][1] == pytest.approx(second, abs=1e-5)
+
+
+@torch.no_grad()
+def test_vectors_of_a_class_and_of_an_image(build):
+    zeros, names = torch.zeros(2, 256), ["red", "green field", "blue lake"]
+    model = build("CoOp", "base", "CSC", True, "N_CTX", 2).model
+    rows = nearest_words(model.clip, model.prompt_learner.text(zeros), names, 1)
+    assert [(row["class"], row["vector"]) for row in rows] == [(name, n) for name in names for n in range(2)]
+    model = build("TCP", "base").model
+    rows = nearest_words(model.clip, model.prompt_learner.text(zeros), names, 1)
+    assert [(row["layer"], row["class"]) for row in rows] == [(0, None)] * 4 + [
+        (8, name) for name in names for _ in range(4)
+    ]
+    model = build("CoCoOp", "base", "N_CTX", 3).model
+    text = model.prompt_learner.text(torch.eye(2, 256))
+    rows = nearest_words(model.clip, text, names, 1)
+    mean = text.ctx.mean(dim=(0, 1))
+    assert [row["norm"] for row in rows] == pytest.approx(mean.norm(dim=-1).tolist(), abs=1e-6)
+
+
+# The command
+
+
+@pytest.fixture
+def found(command, tmp_path):
+    """`found(*arguments)` -> the content of inspect.json, from a run of the command that must succeed."""
+
+    def found(*arguments):
+        output = tmp_path / f"inspected{len(list(tmp_path.iterdir()))}"
+        done = command(inspect_command, *arguments, "--output", output)
+        assert done.status == 0, done.errors
+        assert done.printed.startswith("Written: inspect.html") and len(done.printed.splitlines()) == 1
+        return json.loads((output / "inspect.json").read_text()), output
+
+    return found
+
+
+def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
+    content, output = found(finished("MPL"), "--images", photos)
+    names = ["schedule", "attention", "geometry", "added", "rollout", "features"]
+    files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {"inspect.html", "inspect.json"}
+    assert {file.name for file in output.iterdir()} == files
+    page = (output / "inspect.html").read_text()
+    assert len(re.findall(r'<img src="data:image/svg\+xml;base64,', page)) == len(names)
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
+    for name in names:
+        assert Image.open(output / f"{name}.png").width > 300
+        ElementTree.parse(output / f"{name}.svg")
+    assert content["images"] == 5 and len(content["layers"]) == 12
+    for layer in content["layers"]:
+        assert sum(group["share"] for group in layer["groups"].values()) == pytest.approx(1)
+        assert sum(group["tokens"] for group in layer["groups"].values()) == layer["tokens"]
+    assert [row["new"] for row in content["schedule"]["image"]] == [2, *[4] * 8, 0, 0, 0] or content["schedule"][
+        "image"
+    ]
+    assert len(content["words"]) == sum(row["new"] for row in content["schedule"]["text"])
+    for row in content["rollout"]:
+        for shares in row["shares"].values():
+            total = sum(map(sum, shares["patches"])) + sum(shares["prompts"].values()) + shares["cls"]
+            assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_features_are_marked_by_folder_or_by_predicted_class(finished, found, photos):
+    content, _ = found(finished("CoOp"), "--images", photos)
+    assert content["features"]["marks_are"] == "folders" and "below" in content["features"]["marks"]
+    files = [photos / name for name in ("a.jpg", "b.png", "d.webp")]
+    content, _ = found(finished("CoOp"), "--images", *files)
+    assert content["features"]["marks_are"] == "predicted classes"
+    assert set(content["features"]["marks"]) <= set(content["model"]["classes"])
+    without, prompted = (content["features"]["panels"][name]["points"] for name in ("without prompts", "CoOp"))
+    torch.testing.assert_close(torch.tensor(without), torch.tensor(prompted))  # CoOp learns text only
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in ("VPT", "CoCoOp")]
+
+
+@pytest.mark.parametrize("method", ["VPT", "CoCoOp", "ZeroshotCLIP", *SLOW])
+def test_every_method_can_be_inspected(method, finished, found, photos):
+    names = ["--classes", "red", "green field", "blue lake"]
+    content, _ = found(finished(method), "--images", photos / "a.jpg", "--topk", 2, *names)
+    assert content["images"] == 1 and content["features"] is None
+    assert bool(content["layers"]) == ("image" in content["schedule"])
+    assert bool(content["words"]) == ("text" in content["schedule"])
+    assert list(content["rollout"][0]["shares"])[0] == "without prompts"
+    content, output = found(finished(method), *names)
+    assert (content["images"], content["layers"], content["rollout"]) == (0, [], [])
+    assert "give at least three images" in (output / "inspect.html").read_text().lower()
+
+
+def test_images_of_one_colour_give_finite_numbers(finished, found, tmp_path):
+    for number in range(3):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+    content, _ = found(finished("VPT"), "--images", *(tmp_path / f"{number}.png" for number in range(3)))
+    assert content["features"]["panels"]["VPT"]["explained"] == [0, 0]
+
+
+def test_a_resnet_has_words_and_no_attention(tmp_path, photos):
+    vision = {"image_size": 32, "patch_size": None, "layers": [1, 1, 1, 1], "width": 8}
+    torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 64).state_dict(), tmp_path / "rn.pt")
+    options = Namespace(**vars(OPTIONS) | {"backbone": str(tmp_path / "rn.pt")})
+    ((_, classifier),) = open_models([], options, ["red", "blue"])
+    measures = Measures(classifier, None)
+    with torch.no_grad():
+        measures.add([photos / "a.jpg"], torch.randn(1, 3, 32, 32))
+        content = measures.summary(1)
+    assert (content["layers"], content["rollout"], content["images"]) == ([], [], 1)
+
+
+def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_text("no image")
+    os.mkfifo(tmp_path / "pipe.png")
+    output = tmp_path / "output"
+    done = command(inspect_command, finished("VPT"), "--images", tmp_path, "--output", output)
+    assert (done.status, len(done.errors)) == (1, 2)
+    assert all(line.startswith("skipped: ") for line in done.errors)
+    assert json.loads((output / "inspect.json").read_text())["images"] == 1
+
+
+WRONG = {
+    "no model": (["{photos}"], "{photos} is not a model"),
+    "an empty folder": (["{run}", "--images", "{empty}"], "no images in {empty}"),
+    "no image at all": (["{run}", "--images", "{text}"], "none of the 1 images could be read"),
+    "a name given twice": (["{run}", "--classes", "red", "red"], "'red' is given 2 times"),
+    "an unfinished run": (["{unfinished}"], "is not finished"),
+    "a full folder": (["{run}", "--output", "{photos}"], "{photos} is not empty"),
+    "a file in its place": (["{run}", "--output", "{text}"], "{text} is not empty"),
+    "no number of words": (["{run}", "--topk", "0"], "expected an integer >= 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_end_in_one_line_and_leave_nothing(name, finished, command, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no image")
+    shutil.copytree(finished("CoOp"), tmp_path / "unfinished")
+    (tmp_path / "unfinished/results.json").unlink()
+    places = {"photos": photos, "run": finished("CoOp"), "empty": tmp_path / "empty", "text": tmp_path / "text.jpg"}
+    places["unfinished"] = tmp_path / "unfinished"
+    before = sorted(tmp_path.rglob("*"))
+    arguments, reason = WRONG[name]
+    output = tmp_path / "output"
+    done = command(inspect_command, "--output", output, *(argument.format(**places) for argument in arguments))
+    assert done.status == 2 and done.errors[-1].partition("error: ")[2]
+    assert reason.format(**places) in done.errors[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# The name of the command's file is that of a module of Python
+
+
+@pytest.mark.parametrize("version", ["", "3.10", "3.11", "3.12", "3.13"])
+def test_a_file_named_inspect_never_takes_the_place_of_pythons_module(version):
+    python = shutil.which(f"python{version}") if version else sys.executable
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:  # a shim of pyenv
+        pytest.skip(f"Python {version} is not installed")
+    works = "assert inspect.signature(dataclasses.dataclass) and inspect.isclass(inspect.Parameter)"
+    for imports in ("import inspect, dataclasses", "import dataclasses, inspect"):  # dataclasses imports it, too
+        command = [python, "-S", "-c", f"{imports}; assert 'tools' in inspect.__file__; {works}"]
+        done = subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+# Runs a command until it imports the project: by then, its own folder must not have given it any module.
+UNTIL_COMMON = """
+import runpy, sys
+class Stop:
+    find_spec = staticmethod(lambda name, *_: sys.exit("inspect" in sys.modules) if name == "common" else None)
+sys.meta_path.insert(0, Stop)
+sys.path[0] = {folder!r}
+runpy.run_path({file!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("tool", sorted(file.stem for file in (ROOT / "tools").glob("[a-z]*.py")))
+def test_commands_leave_their_folder_before_they_import_anything_that_needs_inspect(tool):
+    file = ROOT / f"tools/{tool}.py"
+    program = UNTIL_COMMON.format(folder=str(file.parent), file=str(file))
+    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
