@@ -57,7 +57,7 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     Args:
         name: an OpenAI name (`ViT-B/16`; found in `cache` or downloaded to it), `small` (this project's own), a path to
             a weight file (`weights.read_state_dict`), or an open_clip pair `architecture:tag` or `architecture:file`.
-        precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
+        precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         cache: folder for downloads, by default `~/.cache/clip` (open_clip's own for its tags).
 
     Raises:
@@ -71,10 +71,7 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
         arch, tag = name.split(":", 1)
         model = from_open_clip(arch, tag, precision, cache)
     else:
-        if not os.path.lexists(os.path.expanduser(name)) and "/" not in name and "." not in name:
-            remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
-            raise ClipError(f"unknown backbone {name!r}", remedy)
-        path = regular_file(name)
+        path = backbone_file(name)
         model = build(path, precision, name, config_beside(path))
     if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":
         raise ClipError(
@@ -84,6 +81,24 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     size = model.visual.image_size
     model.visual.input_resolution = size if isinstance(size, int) or len(set(size)) > 1 else size[0]  # OpenAI's name
     return model.eval().requires_grad_(False)
+
+
+def check_backbone(name: str) -> None:
+    """Check, without reading it, that a backbone's file exists; published ones may still have to be downloaded.
+
+    Raises:
+        ClipError: it does not, or the name is unknown.
+    """
+    if not is_published(name) and name.partition(":")[0] not in open_clip.list_models():
+        backbone_file(name)
+
+
+def backbone_file(name: str) -> Path:
+    """The weight file of a name that is not a published one."""
+    if not os.path.lexists(os.path.expanduser(name)) and "/" not in name and "." not in name:
+        remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
+        raise ClipError(f"unknown backbone {name!r}", remedy)
+    return regular_file(name)
 
 
 def is_published(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import time
 from collections.abc import Callable
 from functools import cache
 
@@ -31,7 +32,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
+    parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    parser.set_defaults(began=time.time())
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(argv)

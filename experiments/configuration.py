@@ -49,11 +49,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type or is out of range.
     """
-    cfg = get_cfg_default()
-    extend_cfg(cfg, args.trainer or dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("TRAINER.NAME", ""))
-    for file in (args.dataset_config_file, args.config_file):
-        if file:
-            cfg.merge_from_file(file)
+    cfg = read_files(args)
     options = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -81,6 +77,25 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         _ = method.settings_of(cfg)
     cfg.freeze()  # which checks Dassl's keys
     return cfg
+
+
+def read_files(args: argparse.Namespace) -> CfgNode:
+    """Dassl's defaults, then the dataset's YAML and the method's YAML."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg, args.trainer or dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("TRAINER.NAME", ""))
+    for file in (args.dataset_config_file, args.config_file):
+        if file:
+            cfg.merge_from_file(file)
+    return cfg
+
+
+def changed_settings(args: argparse.Namespace, cfg: CfgNode) -> dict[str, tuple]:
+    """The settings of a run that its YAML files do not have: {key: (value in the files, value in the run)}."""
+    files = read_files(args)
+    trainers.fill_defaults(files, cfg.TRAINER.NAME)
+    before = flatten(files)
+    now = {key: value for key, value in flatten(cfg).items() if not key.startswith("BY_DATASET.")}
+    return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
 
 
 def check_own_keys(cfg: CfgNode) -> None:

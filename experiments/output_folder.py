@@ -78,6 +78,11 @@ class OutputFolder:
         log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
         self.new_files.append(Path(log.file.name))
 
+    def log(self, *lines: str) -> None:
+        """Write lines to log.txt only."""
+        log: Any = sys.stdout
+        log.file.write("".join(f"{line}\n" for line in lines))
+
     def write_config(self, cfg: CfgNode) -> None:
         file = self.path / CONFIG
         if not file.exists():
@@ -102,7 +107,7 @@ def restored_stdout() -> Iterator[None]:
         sys.stdout = before
         if log is not before:
             log.flush()
-            log.file.close()
+            getattr(log, "file", log).close()
 
 
 @contextmanager

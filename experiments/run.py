@@ -1,28 +1,33 @@
 """One run: train or test one method on one dataset."""
 
+import os
+import sys
 import time
 import warnings
 from argparse import Namespace
 from pathlib import Path
 
 import torch
-from dassl.engine import build_trainer
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from yacs.config import CfgNode
 
 import trainers
-from common.errors import UsageError
+from clip.backbone import check_backbone
+from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
+from trainers.checkpoints import find_checkpoint
 
 from .arguments import parse_arguments
-from .configuration import setup_cfg
+from .configuration import changed_settings, setup_cfg
 from .early import check_early
 from .environment import environment
 from .lock import locked, remove_leftover
-from .output_folder import OutputFolder, check_same_settings, output_folder, restored_stdout
+from .output_folder import CONFIG, OutputFolder, check_same_settings, output_folder, restored_stdout
 from .results import FILE as RESULTS
-from .results import write_results
+from .results import describe, read_results, write_results
 from .shortages import allow_open_files
 
 
@@ -51,10 +56,15 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     with restored_stdout(), locked(path, wait):
         if already_done(args, cfg):  # by now, by another process
             return
+        if args.quiet:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
         with output_folder(path) as folder:
             trainer = start(args, cfg, folder)
+        trainer.time_began = args.began
         if not args.no_train:
             write_results(cfg, trainer, run(args, cfg, trainer))
+    if args.quiet and (found := read_results(path)):
+        print(describe(found))
 
 
 def already_done(args: Namespace, cfg: CfgNode) -> bool:
@@ -82,7 +92,11 @@ def run(args: Namespace, cfg: CfgNode, trainer) -> int | None:
 
 
 def check_arguments(args: Namespace, cfg: CfgNode) -> None:
-    """Check that a method, its settings and a dataset are given, and that a run to resume exists."""
+    """Check what takes no time, before anything that does: names, the weight file, and the prompts to test or resume.
+
+    Raises:
+        UsageError: something is missing or unknown.
+    """
     given = {
         "--trainer": cfg.TRAINER.NAME,
         "--dataset-config-file": cfg.DATASET.NAME,
@@ -95,6 +109,18 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
             raise UsageError(f"{option} is missing", "see python train.py --help")
     if cfg.TRAINER.NAME in trainers.methods() and not cfg.MODEL.BACKBONE.NAME:
         raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
+    for kind, name, registry in (
+        ("trainer", cfg.TRAINER.NAME, TRAINER_REGISTRY),
+        ("dataset", cfg.DATASET.NAME, DATASET_REGISTRY),
+    ):
+        if name not in (known := registry.registered_names()):
+            near = f"did you mean {closest(name, known)}?" if closest(name, known) else "check its name"
+            raise UsageError(f'there is no {kind} "{name}" (there are: {", ".join(sorted(known))})', near)
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    if method:
+        check_backbone(cfg.MODEL.BACKBONE.NAME)
+    if method and args.eval_only and args.model_dir and method.learns:
+        find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
     allow_open_files(cfg.DATALOADER.NUM_WORKERS)
@@ -108,9 +134,14 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     folder.start_log()
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
-    print("Arguments:", *(f"  {key}: {value}" for key, value in sorted(vars(args).items())), sep="\n")
-    print(f"Configuration:\n{cfg}\n\nEnvironment:")
-    print(*(f"  {key}: {value}" for key, value in environment().items()), sep="\n")
+    if cfg.VERBOSE:
+        folder.log(
+            "Arguments:",
+            *(f"  {key}: {value}" for key, value in sorted(vars(args).items()) if key != "began"),
+            f"Configuration:\n{cfg}\n\nEnvironment:",
+            *(f"  {key}: {value}" for key, value in environment().items()),
+        )
+    print_changes(args, cfg)
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
@@ -125,6 +156,16 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     if not args.no_train:
         (folder.path / RESULTS).unlink(missing_ok=True)
     return trainer
+
+
+def print_changes(args: Namespace, cfg: CfgNode) -> None:
+    """A table of the settings that the YAML files do not have."""
+    changes = changed_settings(args, cfg)
+    width = max(map(len, changes), default=0)
+    print(f"{cfg.TRAINER.NAME} on {title(cfg)}. Settings beside {args.config_file or 'the defaults'}:")
+    for key, (before, now) in changes.items():
+        print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
+    print(f"All settings: {Path(cfg.OUTPUT_DIR, CONFIG)}")
 
 
 def is_trainable(trainer) -> bool:

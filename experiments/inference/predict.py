@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         done = 0
         with (
             args.form(stdout, files, opened, names) as write,
-            tqdm(total=len(files), unit="image", disable=None) as bar,
+            tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar,
         ):
             for rows, errors, read in images.by_threads(predict, files, predict.batch(args.batch_size)):
                 if errors and len(files) == 1:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from dassl.utils.logger import on_terminal
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from tqdm import tqdm
 
@@ -104,7 +105,11 @@ def decode_images(paths, read, limit, threads=1):
     pixels, size = {}, 0
     with ThreadPool(max(1, threads)) as pool:
         decoded = pool.imap(lambda path: np.asarray(read(path)), paths)
-        for path, image in zip(paths, tqdm(decoded, desc="Decoding", total=len(paths), unit="image"), strict=True):
+        for path, image in zip(
+            paths,
+            tqdm(decoded, desc="Decoding", total=len(paths), unit="image", disable=not on_terminal()),
+            strict=True,
+        ):
             if size + image.nbytes > 1e9 * limit:
                 break
             pixels[path] = image

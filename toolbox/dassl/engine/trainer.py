@@ -9,12 +9,12 @@ import torch
 from dassl.data import DataManager
 from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
-from dassl.engine.run_state import is_save_interrupted, remove_epochs
+from dassl.engine.display import EpochDisplay, test_bar
+from dassl.engine.run_state import epoch_files, is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
 from dassl.modeling import build_backbone, build_head
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
-    AverageMeter,
     MetricMeter,
     UsageError,
     count_num_param,
@@ -22,8 +22,8 @@ from dassl.utils import (
     mkdir_if_missing,
 )
 from dassl.utils.archive import remove_temporary_files
+from dassl.utils.logger import print_on_terminal
 from torch import nn
-from tqdm import tqdm
 
 __all__ = ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
 
@@ -92,6 +92,7 @@ class SimpleTrainer(TrainerBase):
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
         test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the last call of `test`.
+        time_began (float): start of the run, from which "Elapsed" counts; by default that of the trainer's set-up.
         train_seconds (float): time in the training loop, before resumptions included, the final test excluded.
     """
 
@@ -108,7 +109,7 @@ class SimpleTrainer(TrainerBase):
         self.n_test = 0
         self.test_seconds = 0.0
         self._resumed_seconds = 0.0
-        self.time_start = time.time()
+        self.time_start = self.time_began = time.time()
 
         self.build_data_loader()
         self.build_model()
@@ -182,7 +183,10 @@ class SimpleTrainer(TrainerBase):
             else:
                 print("Deploy the last-epoch model")
             self.test()
-        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
+        for name in self.get_model_names():
+            kept = ", ".join(map(str, sorted(epoch_files(os.path.join(self.output_dir, name)))))
+            print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)} (epoch {kept})")
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_began))}")
         self.close_writer()
 
     def after_epoch(self):
@@ -246,7 +250,7 @@ class SimpleTrainer(TrainerBase):
 
         start = time.time()
         self.n_test = 0
-        for batch in tqdm(data_loader):
+        for batch in test_bar(data_loader, split):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label)
@@ -271,34 +275,19 @@ class SimpleTrainer(TrainerBase):
         cfg = self.cfg
         self.set_model_mode("train")
         losses = MetricMeter()
-        batch_time = AverageMeter()
-        data_time = AverageMeter()
-
-        end = time.time()
-        for batch_idx, batch in enumerate(batches):
-            self.batch_idx = batch_idx
-            data_time.update(time.time() - end)
-            losses.update(self.forward_backward(*batch))
-            batch_time.update(time.time() - end)
-
-            few = self.num_batches < cfg.TRAIN.PRINT_FREQ
-            if few or (batch_idx + 1) % cfg.TRAIN.PRINT_FREQ == 0:
-                left = (self.max_epoch - self.epoch) * self.num_batches - batch_idx - 1
-                print(
-                    f"epoch [{self.epoch + 1}/{self.max_epoch}] "
-                    f"batch [{batch_idx + 1}/{self.num_batches}] "
-                    f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
-                    f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
-                    f"{losses} "
-                    f"lr {self.get_current_lr():.4e} "
-                    f"eta {datetime.timedelta(seconds=int(batch_time.avg * left))}"
-                )
-
-            step = self.epoch * self.num_batches + batch_idx
-            for name, meter in losses.meters.items():
-                self.write_scalar(f"train/{name}", meter.avg, step)
-            self.write_scalar("train/lr", self.get_current_lr(), step)
+        with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, cfg.TRAIN.PRINT_FREQ) as display:
             end = time.time()
+            for batch_idx, batch in enumerate(batches):
+                self.batch_idx = batch_idx
+                data_seconds = time.time() - end
+                losses.update(self.forward_backward(*batch))
+                display.update(losses, self.get_current_lr(), data_seconds, time.time() - end)
+
+                step = self.epoch * self.num_batches + batch_idx
+                for name, meter in losses.meters.items():
+                    self.write_scalar(f"train/{name}", meter.avg, step)
+                self.write_scalar("train/lr", self.get_current_lr(), step)
+                end = time.time()
 
 
 class TrainerX(SimpleTrainer):

@@ -13,6 +13,7 @@ import torch
 
 from .archive import DamagedError, check_whole, seal, write_atomically
 from .errors import MissingFileError, UsageError
+from .logger import print_detail
 from .state_checks import PickledObject, check_finite, check_tensors, check_training_state, load_part
 from .tools import mkdir_if_missing
 
@@ -102,11 +103,11 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     folder = Path(save_dir)
     fpath = folder / (model_name or f"model.pth.tar-{state['epoch']}")
     write_atomically(fpath, content)
-    print(f"Checkpoint saved to {fpath}")
+    print_detail(f"Checkpoint saved to {fpath}")
     if is_best:
         best = folder / "model-best.pth.tar"
         write_atomically(best, content)
-        print(f'Best checkpoint saved to "{best}"')
+        print_detail(f'Best checkpoint saved to "{best}"')
     write_atomically(folder / "checkpoint", f"{fpath.name}\n".encode())
 
 

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["Logger", "setup_logger"]
+__all__ = ["Logger", "on_terminal", "print_detail", "print_on_terminal", "setup_logger"]
 
 
 class Logger:
@@ -58,6 +58,25 @@ class Logger:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def on_terminal():
+    """Whether a person watches: both stdout, or the console of its :class:`Logger`, and stderr are terminals."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def print_detail(text):
+    """Print a line for the log, which a terminal shows in another form or leaves out."""
+    if not on_terminal():
+        print(text)
+    elif getattr(sys.stdout, "file", None) is not None:
+        sys.stdout.file.write(f"{text}\n")
+
+
+def print_on_terminal(text):
+    """Print a line that only a terminal shows; the log does not have it."""
+    if on_terminal():
+        print(text, file=getattr(sys.stdout, "console", sys.stdout), flush=True)
 
 
 def setup_logger(output=None):

@@ -1,0 +1,111 @@
+"""What a person at a terminal sees of a run, and what its log keeps for programs."""
+
+import io
+import re
+import sys
+
+import pytest
+from drawn import arguments
+
+from experiments.run import main
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def watched(monkeypatch, one_thread):
+    """`watched(*arguments)` runs train.py in this process on a terminal, and returns what that shows."""
+
+    def watched(*argv):
+        screen = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", screen)
+            patch.setattr(sys, "stderr", screen)
+            main([str(argument) for argument in argv])
+        return screen.getvalue()
+
+    return watched
+
+
+def published_result(log, signal):
+    """As CoOp's parse_test_res.py reads a log: the results in the lines after one that is the signal."""
+    ready, found = False, []
+    for line in map(str.strip, log.splitlines()):
+        ready = ready or line == signal
+        match = re.search(r"\* accuracy: ([\.\deE+-]+)%", line)
+        if match and ready:
+            found.append(float(match[1]))
+    return found
+
+
+def test_terminal_has_few_lines_and_the_log_has_the_published_ones(watched, eurosat, tiny, tmp_path):
+    shown = watched(*arguments(eurosat, tiny, tmp_path, "OPTIM.LR", 0.002))
+    log = (tmp_path / "log.txt").read_text()
+    lines = re.findall(
+        r"^epoch \[(\d)/2\] batch \[(\d)/(\d)\] time .* loss \S+ \(\S+\) acc .* lr .* eta .*$", log, re.M
+    )
+    assert [(epoch, batch == last) for epoch, batch, last in lines] == [("1", True), ("2", True)]
+    (accuracy,) = published_result(log, "Finish training")
+    assert f"* accuracy: {accuracy}%" in shown
+    assert "epoch [" not in shown and "Configuration:" not in shown and shown.count("\n") < 60
+    assert "Configuration:" in log and "  LR: 0.002" in log and "Environment:" in log
+    assert log.count("Checkpoint saved to ") == 2 and "Checkpoint saved" not in shown
+    assert f"Checkpoints: {tmp_path}/MultiModalPromptLearner (epoch 2)" in shown
+    settings = re.search(r"^MPL on EuroSAT\. Settings beside .*\n((?:  .*\n)+)All settings: ", shown, re.M)[1]
+    changed = {line.split()[0]: line for line in settings.splitlines()}
+    assert changed["OPTIM.LR"].split()[1:] == ["0.002", "(was", "0.0035)"]
+    assert {"DATASET.NUM_SHOTS", "OPTIM.MAX_EPOCH", "TRAINER.MPL.PROMPT_DEPTH", "SEED"} < changed.keys()
+    assert not {"OPTIM.WARMUP_EPOCH", "TRAINER.MPL.N_ADD_OP", "OPTIM.NAME"} & changed.keys()
+
+
+def test_settings_are_not_in_the_log_without_verbose(watched, eurosat, tiny, tmp_path):
+    shown = watched(*arguments(eurosat, tiny, tmp_path, "VERBOSE", False, options=["--no-train"]))
+    log = (tmp_path / "log.txt").read_text()
+    assert "Configuration:" not in log + shown and "Settings beside" in log
+    assert "  LR: 0.0035" in (tmp_path / "config.yaml").read_text()
+
+
+def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
+    one = watched(*arguments(eurosat, tiny, tmp_path / "one", options=["--quiet"]))
+    ended = launch(*arguments(eurosat, tiny, tmp_path / "two", options=["--quiet"]))
+    assert ended.status == 0 and ended.errors == []
+    for printed in (one, ended.printed):
+        assert re.fullmatch(r"MPL on EuroSAT 2 shots seed 1: [\d.]+% on 24 test images of all classes\n", printed)
+    assert len(published_result((tmp_path / "one/log.txt").read_text(), "Finish training")) == 1
+    ended = launch(*arguments(eurosat, tmp_path / "none.pt", tmp_path / "three", options=["--quiet"]))
+    assert (ended.status, ended.printed, len(ended.errors)) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "overrides", "options", "words"),
+    [
+        ("none.pt", [], [], "backbone file none.pt does not exist"),
+        ("ViT-B/61", [], [], "backbone file ViT-B/61 does not exist"),
+        ("small", ["TRAINER.NAME", "MLP"], [], 'there is no trainer "MLP" (there are: '),
+        ("small", [], ["--eval-only", "--model-dir", "tests"], "no MPL checkpoint tests/"),
+    ],
+)
+def test_errors_come_before_settings_and_data(backbone, overrides, options, words, launch, tmp_path):
+    """The split of this dataset cannot be read: no error is about it."""
+    (tmp_path / "data/eurosat").mkdir(parents=True)
+    ended = launch(*arguments(tmp_path / "data", backbone, tmp_path / "out", *overrides, options=options))
+    assert (ended.status, ended.printed, len(ended.errors)) == (2, "", 1)
+    assert words in ended.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_elapsed_counts_from_the_command(watched, eurosat, tiny, tmp_path, monkeypatch):
+    import experiments.arguments as module
+
+    began = module.time.time() - 3600
+    monkeypatch.setattr(module.time, "time", lambda: began)
+    args = module.parse_arguments(arguments(eurosat, tiny, tmp_path))
+    monkeypatch.undo()
+    from experiments.run import train_and_test
+
+    train_and_test(args)
+    elapsed = re.search(r"^Elapsed: (.*)$", (tmp_path / "log.txt").read_text(), re.M)[1]
+    assert elapsed.startswith("1:00:")

@@ -1,0 +1,80 @@
+"""What a training loop shows: the published lines in the log, and one live line where a person watches a terminal."""
+
+import datetime
+
+from dassl.utils import AverageMeter
+from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
+from tqdm import tqdm
+
+__all__ = ["EpochDisplay", "test_bar"]
+
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}"
+
+
+class EpochDisplay:
+    """A context manager for the batches of an epoch.
+
+    Args:
+        epoch (int): number of the epoch, from 1.
+        max_epoch (int): of the last one.
+        num_batches (int): batches of an epoch.
+        print_freq (int): the log has a line for every so many batches; in a shorter epoch, for the last one.
+    """
+
+    def __init__(self, epoch, max_epoch, num_batches, print_freq):
+        self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
+        self.batch_time, self.data_time = AverageMeter(), AverageMeter()
+        self.bar = tqdm(
+            total=num_batches,
+            desc=f"epoch {epoch}/{max_epoch}",
+            bar_format=BAR,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not on_terminal(),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.bar.close()
+
+    def update(self, losses, lr, data_seconds, seconds):
+        """Show one more batch.
+
+        Args:
+            losses (MetricMeter): of the epoch, this batch included.
+            lr (float): the learning rate.
+            data_seconds, seconds (float): the time that the batch took to arrive, and all of its time.
+        """
+        self.data_time.update(data_seconds)
+        self.batch_time.update(seconds)
+        number = self.batch_time.count
+        left = int(self.batch_time.avg * ((self.max_epoch - self.epoch + 1) * self.num_batches - number))
+        eta = datetime.timedelta(seconds=left)
+        if number % self.print_freq == 0 or number == self.num_batches < self.print_freq:
+            print_detail(
+                f"epoch [{self.epoch}/{self.max_epoch}] "
+                f"batch [{number}/{self.num_batches}] "
+                f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
+                f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
+                f"{losses} "
+                f"lr {lr:.4e} "
+                f"eta {eta}"
+            )
+        if self.bar.disable:
+            return
+        means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
+        figures = f"{means} lr {lr:.2e} {1 / max(self.batch_time.avg, 1e-9):.3g} it/s"
+        self.bar.bar_format = f"{BAR} {figures} left {eta}"
+        self.bar.update()
+        if number == self.num_batches:
+            self.bar.close()
+            took = datetime.timedelta(seconds=round(self.batch_time.sum))
+            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {figures}, {took}, left {eta}")
+
+
+def test_bar(loader, split):
+    """The batches of a loader; on a terminal with a bar that names the split ("test" or "val")."""
+    leave = split == "test"  # validation has a bar for every epoch
+    return tqdm(loader, f"{split} set", leave=leave, unit="batch", dynamic_ncols=True, disable=not on_terminal())
