@@ -10,14 +10,15 @@ folder. The same command resumes a run that was cut off from its last complete e
 from common.start import required_packages
 
 with required_packages():
-    from experiments.arguments import parse_arguments
+    from experiments.arguments import parse_arguments, per_seed
     from experiments.early import check_early
     from experiments.session import cli_main
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)  # first, as help and wrong options do not need to wait for torch
-    check_early(args)
+    for each in per_seed(args):
+        check_early(each)
     with required_packages():
         from experiments.run import train_and_test
     train_and_test(args)

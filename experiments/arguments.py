@@ -2,10 +2,14 @@
 
 import argparse
 import ast
+import os
+import re
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
 
+from common.errors import UsageError
 from common.start import ROOT, add_common_options
 
 
@@ -19,7 +23,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", default="", help="folder of the datasets")
     parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")
     parser.add_argument("--resume", default="", help="folder of a run to resume (default: the output folder)")
-    parser.add_argument("--seed", type=int, default=-1, help="chooses the few-shot images and fixes all randomness")
+    parser.add_argument(
+        "--seed",
+        type=seeds,
+        default=-1,
+        metavar="SEED [SEED ...]",
+        help="chooses the few-shot images and fixes all randomness; the runs of several seeds train together, each in "
+        "a folder of its own: --output-dir has {seed} in it, or its last part is seed1",
+    )
     parser.add_argument("--source-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
     parser.add_argument("--target-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
     parser.add_argument("--transforms", nargs="+", help="data augmentation, replaces INPUT.TRANSFORMS")
@@ -37,7 +48,69 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(began=time.time())
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
-    return parser.parse_args(argv)
+    return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
+
+
+def seeds(text: str) -> int | tuple[int, ...]:
+    """The argparse type of one seed, or of several with spaces between them."""
+    numbers = tuple(int(word) for word in text.split())
+    if not numbers:
+        raise ValueError
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def join_seeds(argv: list[str]) -> list[str]:
+    """The arguments with all seeds in one: argparse would take the KEY VALUE pairs after several for seeds, too."""
+    joined: list[str] = []
+    for argument in argv:
+        if len(joined) > 1 and joined[-2] == "--seed" and re.fullmatch("[0-9]+", argument):
+            joined[-1] += f" {argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments of the run of each seed, with folders of its own.
+
+    Raises:
+        UsageError: a seed is given twice, or the runs would share a folder.
+    """
+    several = args.seed if isinstance(args.seed, tuple) else ()
+    if len(set(several)) < len(several):
+        raise UsageError(f"--seed has a seed twice: {' '.join(map(str, several))}", "give each of them once")
+    if several and (shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(args.opts[::2])):
+        raise UsageError(f"{min(shared)} is one value for several seeds", "use --seed, --output-dir and --resume")
+    if several and not args.output_dir:
+        raise UsageError("--output-dir is missing", "several seeds need it, with {seed} in it")
+    folders = {option: getattr(args, option) for option in ("output_dir", "model_dir", "resume")}
+    return [
+        argparse.Namespace(
+            **vars(args)
+            | {"seed": seed}
+            | {option: folder_of(seed, path, option, bool(several)) for option, path in folders.items()}
+        )
+        for seed in several or (args.seed,)
+    ]
+
+
+def folder_of(seed: int, path: str, option: str, several: bool) -> str:
+    """A seed's own folder: `path` with the seed in place of {seed} or, of several, of the number in the last part.
+
+    Raises:
+        UsageError: it has neither, and there are several seeds.
+    """
+    if "{seed}" in path:
+        return path.replace("{seed}", str(seed))
+    head, last = os.path.split(path.rstrip("/"))
+    if not several or not path:
+        return path
+    if not re.fullmatch("seed[0-9]+", last):
+        option = f"--{option.replace('_', '-')}"
+        raise UsageError(
+            f"{option} {path} is one folder for several seeds", "put {seed} in it, as in output/seed{seed}"
+        )
+    return os.path.join(head, f"seed{seed}")
 
 
 @cache

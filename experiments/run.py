@@ -19,8 +19,10 @@ from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
 from trainers.checkpoints import find_checkpoint
+from trainers.together import Member
+from trainers.together_calls import join
 
-from .arguments import parse_arguments
+from .arguments import parse_arguments, per_seed
 from .configuration import changed_settings, setup_cfg
 from .early import check_early
 from .environment import environment
@@ -34,17 +36,26 @@ from .shortages import allow_open_files
 def main(argv: list[str] | None = None) -> None:
     """Arguments -> configuration -> trainer -> results.json, which is written last."""
     args = parse_arguments(argv)
-    check_early(args)
+    for each in per_seed(args):
+        check_early(each)
     train_and_test(args)
 
 
-def train_and_test(args: Namespace, wait: bool = False) -> None:
+def train_and_test(args: Namespace, wait: bool = False, member: Member | None = None) -> None:
     """`main` with its arguments parsed.
 
     Args:
         args: of the command line.
         wait: wait for another run in the same output folder, instead of raising UsageError.
+        member: the place of the run among those of other seeds, if they compute together.
     """
+    runs = per_seed(args)
+    if len(runs) > 1:
+        from .together import train_seeds  # here, as it imports this module
+
+        train_seeds(runs)
+        return
+    (args,) = runs
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     cfg = setup_cfg(args)
@@ -60,6 +71,8 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
         with output_folder(path) as folder:
             trainer = start(args, cfg, folder)
+        if member is not None:
+            join(member, trainer)
         trainer.time_began = args.began
         if not args.no_train:
             write_results(cfg, trainer, run(args, cfg, trainer))
