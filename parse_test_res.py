@@ -11,6 +11,10 @@ import re
 import statistics
 from pathlib import Path
 
+from common.errors import UsageError
+from common.text import read_text
+
+LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an evaluation.
 TRAINED, TESTED = "Finish training", "=> result"
 
@@ -34,7 +38,7 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
 
 def is_test(file: Path) -> bool:
     """Whether a log is that of a finished test, without training."""
-    text = file.read_text(errors="replace")
+    text = read_text(file, LARGEST_LOG, "replace")
     return read_log(text, TESTED, "accuracy") is not None and "epoch [" not in text
 
 
@@ -52,7 +56,7 @@ def parse(directory: Path, args: argparse.Namespace) -> float | None:
         found = [
             (file, value)
             for file in logs(folder)
-            if (value := read_log(file.read_text(errors="replace"), args.signal, args.keyword)) is not None
+            if (value := read_log(read_text(file, LARGEST_LOG, "replace"), args.signal, args.keyword)) is not None
         ]
         if found:
             file, value = found[-1]
@@ -78,6 +82,14 @@ def main() -> None:
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
     args = parser.parse_args()
     args.signal = TESTED if args.test_log else TRAINED
+    try:
+        report(args, parser)
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Print the means of the folders; `parser` reports errors."""
     if not args.directory.is_dir():
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
     folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]

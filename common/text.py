@@ -12,12 +12,13 @@ MAX_JSON = 1 << 28  # of a JSON file: the split of a dataset of two million imag
 MAX_MARKS = 10_000_000  # of the characters , : [ { in it, which bound its values and so the memory that it takes
 
 
-def read_text(path: str | os.PathLike, most: int = MAX_BYTES) -> str:
+def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "strict") -> str:
     """The text of a regular file. It never waits, as opening a named pipe would.
 
     Args:
         path: the file, UTF-8 with or without a byte order mark.
         most: the most bytes that it may have.
+        errors: how bytes that are not UTF-8 are handled: see `bytes.decode`.
 
     Raises:
         UsageError: it is missing, larger, not a regular file or not UTF-8.
@@ -29,7 +30,7 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES) -> str:
             content = file.read(most + 1)
         if len(content) > most:
             raise UsageError(f"{path} is larger than {most:,} bytes", "shorten it", path)
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text", "fix or replace it", path) from error
     except OSError as error:

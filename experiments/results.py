@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +23,9 @@ RECORDED = {
     "backbone": "MODEL.BACKBONE.NAME",
 }
 
-NUMBERS = ("accuracy", "n_test", "train_seconds", "test_seconds")  # that tables and plots read
+# What tables and plots read: numbers with the largest value, and texts.
+NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9, "train_seconds": 10**9, "test_seconds": 10**9}
+TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
 def write_results(cfg, trainer, epochs: int | None) -> None:
@@ -74,11 +75,12 @@ def read_results(folder: Path) -> dict | None:
         if not file.is_file():
             return None
         run = read_json(file)
-        for key in NUMBERS:
-            if run.get(key) is not None and not math.isfinite(run[key]):
+        for key, most in NUMBERS.items():
+            if run.get(key) is not None and not 0 <= run[key] <= most:  # also true of NaN
                 raise ValueError(f"{key} is {run[key]}")
-        if not all(isinstance(run.get(key), str | None) for key in ("device", "backbone")):
-            raise TypeError("a name is not a text")
+        for key in TEXTS:
+            if run.get(key) is not None and not run[key].isprintable():
+                raise ValueError(f"{key} is {run[key]!r}")
         return run if run["accuracy"] is not None else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error

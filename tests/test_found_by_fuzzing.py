@@ -1,9 +1,14 @@
 """What `make fuzz` has found: each input that failed, as small as it gets. It is refused in one line now."""
 
+import json
 import os
 
 import pytest
 from drawn import arguments
+
+import parse_test_res
+from common.errors import UsageError
+from experiments.results import read_results
 
 
 @pytest.mark.parametrize("key", ["a\0b", "\ufeffOPTIM", "\x1b]0;title\x07", "\x9b2J"])
@@ -57,3 +62,25 @@ def test_folder_or_pipe_named_like_an_archive_is_refused(kind, prepare_fails, pu
     path.mkdir(parents=True) if kind == "folder" else (path.parent.mkdir(), os.mkfifo(path))
     prepare_fails(["eurosat", "--from", path.parent], f"{path} is not a regular file: move it elsewhere, then: python")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("accuracy", 1e308), ("accuracy", -1), ("n_test", -5), ("trainer", "\x1b]0;title\x07")]
+)
+def test_results_out_of_range_are_refused(key, value, tmp_path):
+    (tmp_path / "results.json").write_text(
+        json.dumps({"accuracy": 50.0, "n_test": 4, "trainer": "CoOp"} | {key: value})
+    )
+    with pytest.raises(UsageError, match="results.json is damaged: delete it and start its run again"):
+        read_results(tmp_path)
+
+
+def test_log_that_never_ends_is_refused(tmp_path, monkeypatch, capsys):
+    """It filled the memory."""
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1/log.txt").symlink_to("/dev/zero")
+    monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        parse_test_res.main()
+    assert caught.value.code == 2
+    assert "seed1/log.txt is not a regular file" in capsys.readouterr().err.splitlines()[-1]
