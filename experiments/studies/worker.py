@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from multiprocessing import get_context, parent_process
@@ -31,7 +32,9 @@ class Worker:
     """
 
     def __init__(self, threads: int):
-        context = get_context("spawn")  # a forked process cannot use CUDA
+        # Not forked from this process, which may have used CUDA: from one that has only imported what all runs need.
+        context = get_context("forkserver") if sys.platform == "linux" else get_context("spawn")
+        context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision"])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, threads))
         self.process.start()
