@@ -142,8 +142,10 @@ class Download:
             if response.status == 416:  # complete
                 self.partial.touch()
                 return True
-            bar = tqdm(initial=start, total=total or None, unit="B", unit_scale=True, desc=self.name)
-            with open(self.partial, "ab" if start else "wb") as out, bar:
+            with (
+                open(self.partial, "ab" if start else "wb") as out,
+                tqdm(initial=start, total=total or None, unit="B", unit_scale=True, desc=self.name) as bar,
+            ):
                 have, most = start, total or self.size or self.most
                 while have != end:
                     try:

@@ -54,6 +54,15 @@ def test_preparation_does_not_write_through_links_or_wait_for_pipes(kind, name, 
     assert [found.name for found in (tmp_path / "elsewhere").rglob("*")] == ["unpacked"]
 
 
+def test_folder_in_place_of_a_download_is_refused_on_a_line_of_its_own(prepare, publish, tmp_path):
+    """The error stood at the end of a progress bar."""
+    publish("eurosat")
+    (tmp_path / "data/eurosat/.preparing/EuroSAT.zip.partial").mkdir(parents=True)
+    status, _, errors = prepare("eurosat")
+    assert (status, len(errors)) == (2, 1) and errors[0].startswith("error: ")
+    assert "EuroSAT.zip.partial: Is a directory: fix this or choose another --root" in errors[0]
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
 def test_folder_or_pipe_named_like_an_archive_is_refused(kind, prepare_fails, publish, tmp_path):
     """Without that, the archive was downloaded, as if none were given."""
