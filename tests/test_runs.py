@@ -171,11 +171,11 @@ def test_damaged_unfinished_run_is_refused(name, content, launch, half_done):
 
 
 @pytest.fixture
-def script(begin, eurosat, tiny, tmp_path):
+def script(begin, python, eurosat, tiny, tmp_path):
     """`script(path, *arguments)` starts one of scripts/ on the drawn data, in a process group of its own."""
 
-    def start(path, *arguments):
-        env = {"DATA": eurosat, "OUT": tmp_path / "output", "BACKBONE": tiny, "SHOTS": 8, "PYTHON": sys.executable}
+    def start(path, *arguments, python=python):
+        env = {"DATA": eurosat, "OUT": tmp_path / "output", "BACKBONE": tiny, "SHOTS": 8, "PYTHON": python}
         env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in env.items()}
         options = [str(option) for option in (*arguments, *SMALL[:4])]
         return begin(["bash", f"{ROOT}/scripts/{path}", *options], env=env, cwd="/")
@@ -201,7 +201,7 @@ def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_p
     """... with augmentation and two workers; and the scripts around it say what was reached."""
     folder = tmp_path / "output/base2new/train_base" / RUN
     command = ("mpl/base2new_train.sh", "eurosat", 1, 5, "DATALOADER.NUM_WORKERS", 2)
-    killed = script(*command)
+    killed = script(*command, python=sys.executable)
     wait_for_epoch(3, folder, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     assert finish(killed)[0] == -signal.SIGKILL, "it ended before it could be killed"
@@ -240,7 +240,7 @@ def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_p
 def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path):
     folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
     for _ in range(2):
-        run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2)
+        run = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2, python=sys.executable)
         wait_for_epoch(epoch + 1, folder, run)
         os.killpg(run.pid, number)
         status, printed, errors = finish(run)
