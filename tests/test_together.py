@@ -1,24 +1,34 @@
 """Several seeds in one pass of the towers: each computes what it would compute alone."""
 
+import io
+import random
+import re
+import signal
 import sys
+import threading
+import types
 
+import numpy as np
 import pytest
 import torch
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from drawn import METHODS, make_cfg
 from open_clip.transformer import LayerNormFp32
 from torch import nn
 
-from trainers.together import Company
+from common.start import ROOT
+from trainers import methods
+from trainers.together import Company, NotTogether
 from trainers.together_calls import join
 
-SEEDS = 1, 2, 3
+SEEDS = 1, 2
 # A prompt of every kind that differs from the default: by class, in the middle of the words, or by another loss.
 SETTINGS = {
     "CoOp by class": ("CoOp", "CSC", True, "CLASS_TOKEN_POSITION", "middle"),
     "UPT mixed": ("UPT", "UNIFIED", True),
 }
+QUICK = "CoOp", "MPL"
 CASES = {name: (name,) for name in METHODS} | SETTINGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,6 +41,21 @@ def in_double(monkeypatch):
     monkeypatch.setattr(LayerNormFp32, "forward", nn.LayerNorm.forward)
 
 
+class Counted:
+    """Towers that note their calls: the function, whether it is a training step's, and the number of images."""
+
+    def __init__(self, towers, trainer, calls):
+        self.towers, self.trainer, self.calls = towers, trainer, calls
+
+    def __getattr__(self, name):
+        def call(clip, *arguments):
+            images = len(arguments[0]) if name != "encode_text" else 0
+            self.calls.append((name, self.trainer.model.training, images))
+            return getattr(self.towers, name)(clip, *arguments)
+
+        return call
+
+
 class Recorder:
     """Trains a seed for some steps, alone or in a company, and notes what it sees."""
 
@@ -38,15 +63,16 @@ class Recorder:
         self.seed, (method, *settings) = seed, CASES[case]
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
         self.settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
-        few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 0.002, "SEED", seed, *options]
+        few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "SEED", seed, *options]
         self.cfg = make_cfg(method, root, backbone, output / f"seed{seed}", *few, *self.settings)
-        self.paths, self.logits, self.scores = [], [], []
+        self.paths, self.logits, self.scores, self.calls = [], [], [], []
 
     def build(self, member=None, double=False):
         set_random_seed(self.seed)
         self.trainer = trainer = build_trainer(self.cfg)
         if double:
             trainer.model.double()
+        trainer.model.towers = Counted(trainer.model.towers, trainer, self.calls)
         if member is not None:
             join(member, trainer)
         self.start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -87,7 +113,9 @@ def assert_close(a, b, bound):
         assert (value - b[name]).abs().max() <= bound * max(1, value.abs().max()), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_seeds_train_together_as_alone(case, in_double, deep, eurosat, tmp_path):
     alone, beside = ([Recorder(eurosat, deep, tmp_path / name, seed, case) for seed in SEEDS] for name in "ab")
     for each in alone:
@@ -100,4 +128,173 @@ def test_seeds_train_together_as_alone(case, in_double, deep, eurosat, tmp_path)
         assert_close(a.end, b.end, 1e-8)
         assert_close(dict(enumerate(a.scores)), dict(enumerate(b.scores)), 1e-8)
         assert torch.equal(a.rng, b.rng)
-    assert len({path for each in beside for path in map(str, each.paths)}) > 1
+    assert beside[0].paths != beside[1].paths
+    # A step runs the towers once for all; a test without vision prompts runs the image tower once.
+    one, other = [call for each in alone[:1] for call in each.calls], [call for each in beside for call in each.calls]
+    steps = [name for name, trains, _ in one if trains]
+    assert steps and [name for name, trains, _ in other if trains] == steps
+    images = [sum(count for _, trains, count in calls if not trains) for calls in (one, other)]
+    assert images[1] == images[0] * (len(SEEDS) if alone[0].trainer.model.prompt_learner.vision() else 1)
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_seeds_in_fp32_differ_from_those_alone_by_rounding(case, deep, eurosat, tmp_path):
+    alone, beside = ([Recorder(eurosat, deep, tmp_path / name, seed, case) for seed in SEEDS] for name in "ab")
+    for each in alone:
+        each()
+    together(beside)
+    for a, b in zip(alone, beside, strict=True):
+        assert b.paths == a.paths
+        assert_close({"last step": a.logits[-1]}, {"last step": b.logits[-1]}, 1e-3)
+
+
+# ---------------------------------------------------------------- runs that are no trainers
+
+
+class Trainer:
+    """What a company reads of a trainer."""
+
+    def __init__(self):
+        self.start_epoch, self.epoch = 0, 0
+
+
+class Sum:
+    """Asks for the sum of what all that ask at once give."""
+
+    def __init__(self, number, training=True, waits=False):
+        self.number, self.training, self.waits = number, training, waits
+
+    def fits(self, other):
+        return isinstance(other, Sum)
+
+    def answers(self, requests):
+        total = sum(request.number for request in requests)
+        return [total / request.number for request in requests]
+
+    def of_absent(self):
+        return None
+
+
+def company(*functions):
+    return Company(functions, [sys.stdout] * len(functions))
+
+
+def test_random_numbers_and_stdout_are_those_of_each_run(capsys):
+    draws = {}
+
+    def run(seed):
+        def function(member):
+            member.trainer = Trainer()
+            set_random_seed(seed)
+            for _ in range(3):
+                numbers = random.random(), np.random.rand(), torch.rand(1).item()
+                draws.setdefault(seed, []).append(numbers)
+                member.ask(Sum(1))
+            print("of", seed)
+
+        return function
+
+    before, outputs = torch.get_rng_state(), [io.StringIO() for _ in range(3)]
+    assert Company([run(seed) for seed in (1, 2, 3)], outputs).run() == [None] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [output.getvalue() for output in outputs] == ["of 1\n", "of 2\n", "of 3\n"]
+    for seed, drawn in draws.items():
+        set_random_seed(seed)
+        assert drawn == [(random.random(), np.random.rand(), torch.rand(1).item()) for _ in range(3)]
+    assert capsys.readouterr().out == ""
+
+
+def test_requests_of_the_run_that_is_least_far_come_first():
+    order = []
+
+    def run(name, start):
+        def function(member):
+            member.trainer = trainer = Trainer()
+            trainer.start_epoch = trainer.epoch = start
+            for trainer.epoch in range(start, 3):
+                order.append((name, trainer.epoch, member.ask(Sum(1))))
+
+        return function
+
+    assert company(run("a", 0), run("b", 2)).run() == [None, None]
+    assert order == [("a", 0, 1), ("a", 1, 1), ("a", 2, 2), ("b", 2, 2)]
+
+
+def test_an_error_of_one_run_does_not_end_the_others():
+    sums = []
+
+    def good(member):
+        member.trainer = Trainer()
+        sums.extend(member.ask(Sum(1)) for _ in range(2))
+
+    def bad(member):
+        member.trainer = Trainer()
+        member.ask(Sum(1))
+        raise ValueError("bad")
+
+    first, second = company(good, bad).run()
+    assert first is None and str(second) == "bad"
+    assert sums == [2, 1]
+
+
+def test_an_error_of_an_answer_is_that_of_all_who_asked():
+    def divide(member):
+        member.trainer = Trainer()
+        member.ask(Sum(0))
+
+    assert [type(error) for error in company(divide, divide).run()] == [ZeroDivisionError] * 2
+
+
+def test_an_interrupt_ends_all_runs_cleanly():
+    ended, threads = [], threading.active_count()
+
+    def run(number):
+        def function(member):
+            member.trainer = Trainer()
+            try:
+                while True:
+                    member.ask(Sum(1))
+                    if number == 2:
+                        signal.raise_signal(signal.SIGINT)
+            finally:
+                ended.append(number)
+
+        return function
+
+    with pytest.raises(KeyboardInterrupt):
+        company(run(1), run(2), run(3)).run()
+    assert sorted(ended) == [1, 2, 3]
+    assert threading.active_count() == threads
+
+
+# ---------------------------------------------------------------- other trainers
+
+
+def test_the_method_of_the_documentation_trains_together(in_double, monkeypatch, deep, eurosat, tmp_path):
+    code = re.search(r"```python\n# trainers/growing.py\n(.*?)```", (ROOT / "docs/methods.md").read_text(), re.DOTALL)[
+        1
+    ]
+    module = types.ModuleType("trainers.growing")
+    module.__package__ = "trainers"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", dict(TRAINER_REGISTRY._obj_map))
+    exec(code, vars(module))
+    monkeypatch.setitem(CASES, "Growing", ("Growing",))
+    test_seeds_train_together_as_alone("Growing", None, deep, eurosat, tmp_path)
+
+
+def test_a_method_that_differentiates_on_its_own_does_not_train_together(monkeypatch, tiny, eurosat, tmp_path):
+    monkeypatch.setattr(methods()["CoOp"], "backward", lambda self, loss, parts: loss.backward())
+    with pytest.raises(NotTogether):
+        together([Recorder(eurosat, tiny, tmp_path, seed, "CoOp") for seed in SEEDS])
+
+
+def test_a_linear_probe_of_each_seed_is_that_of_the_seed_alone(monkeypatch, tiny, eurosat, tmp_path):
+    monkeypatch.setitem(CASES, "LinearProbe", ("LinearProbe", "C", 1.0))
+    alone, beside = ([Recorder(eurosat, tiny, tmp_path / name, seed, "LinearProbe") for seed in SEEDS] for name in "ab")
+    for each in alone:
+        each()
+    together(beside)
+    for a, b in zip(alone, beside, strict=True):
+        assert_close(a.end, b.end, 1e-3)
+        assert b.trainer.test_results["accuracy"] == a.trainer.test_results["accuracy"]
