@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from drawn import run_for_real
 
+from experiments.studies.reproduce import read_arguments as reproduce_parser
+from tools.forward_scripts import forwards
+
 ROOT = Path(__file__).parent.parent
 CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, cross-dataset and few-shot
     "coop": ("CoOp", "vit_b16_ep50_ctxv1", "vit_b16_ep50_ctxv1", "vit_b16"),
@@ -32,6 +35,8 @@ CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, c
 KINDS = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
 OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # these take other arguments
 GENERIC = {f"{kind}.sh" for kind in KINDS}  # these take METHOD first
+FORWARDS = forwards()  # published names of scripts
+REPRODUCE = {name for name in FORWARDS if "/reproduce" in name}
 SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN | {"lpclip/few_shot.sh"}
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
 
@@ -63,7 +68,41 @@ def method_arguments(trainer, cfg, dataset="eurosat"):
 
 def test_every_script_is_tested():
     files = {str(file.relative_to(ROOT / "scripts")) for file in (ROOT / "scripts").rglob("*.sh")}
-    assert files == SCRIPTS | GENERIC | {"common.sh"}
+    assert files == SCRIPTS | GENERIC | FORWARDS.keys() | {"common.sh", "reproduce.sh"}
+
+
+def test_published_names_forward_as_the_table_says():
+    assert {name: (ROOT / "scripts" / name).read_text() for name in FORWARDS} == FORWARDS
+
+
+@pytest.mark.parametrize("name", sorted(FORWARDS.keys() - REPRODUCE))
+def test_published_name_asks_for_the_same_as_this_projects(name, script):
+    folder, kind = name.split("/")
+    own = {"independent-vlp": "ivlp", "language-prompting": "ivlp"}.get(folder, folder)
+    language = {"CFG": "vit_b16_c2_ep5_batch4_4ctx_language_only"} if folder == "language-prompting" else {}
+    calls = []
+    for path, variables in ((name, {}), (f"{own}/{kind.rpartition('_')[0]}.sh", language)):
+        ended, asked = script(path, "eurosat", 3, 2, "OPTIM.LR", 1, **variables)
+        assert ended.returncode == 0, ended.stderr
+        calls.append(asked)
+    assert calls[0] == calls[1] and "OPTIM.LR" in calls[0][0]
+
+
+@pytest.mark.parametrize("name", sorted(REPRODUCE))
+def test_published_checkpoints_are_tested_by_their_published_command(name, script, eurosat, deep, tmp_path):
+    ended, (call,) = script(name, "eurosat", 2, "weights", "--workers", 3)
+    assert ended.returncode == 0, ended.stderr
+    method = {"maple": "MaPLe", "vpt": "VPT", "promptsrc": "PromptSRC"}.get(name.split("/")[0], "IVLP")
+    protocol = "few_shot" if "few_shot" in name else "cross_dataset" if name.endswith("xd.sh") else "base2new"
+    chosen = ["--seeds", "1", "2", "3", "--shots", "2"] if protocol == "few_shot" else ["--seeds", "2"]
+    cfg = ["--cfg", "vit_b16_c2_ep5_batch4_4ctx_language_only"] if "language" in name else []
+    assert call == [
+        *("tools/reproduce.py", method, "--checkpoints", str(tmp_path / "weights"), "--protocol", protocol),
+        *("--datasets", "eurosat", *chosen, "--root", str(eurosat), "--output", str(tmp_path / "out"), *cfg),
+        *("--backbone", str(deep), "--workers", "3"),
+    ]
+    parser = reproduce_parser(call[1:])
+    assert (parser.method, parser.seeds[0], parser.workers) == (method, 1 if protocol == "few_shot" else 2, 3)
 
 
 @pytest.mark.parametrize("method", CFG)
@@ -324,9 +363,10 @@ def last(ended):
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS | GENERIC))
+@pytest.mark.parametrize("name", sorted(SCRIPTS | GENERIC | FORWARDS.keys() | {"reproduce.sh"}))
 def test_usage(name, script):
-    first, too_few = ("METHOD", ["MPL", "eurosat"]) if name in GENERIC else ("DATASET", [])
+    generic = name in GENERIC | {"reproduce.sh"}
+    first, too_few = ("METHOD", ["MPL", "eurosat"]) if generic else ("DATASET", [])
     for arguments in ([], too_few):
         ended, asked = script(name, *arguments)
         assert (ended.returncode, ended.stdout, asked) == (2, "", [])

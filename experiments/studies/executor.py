@@ -15,6 +15,7 @@ from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
+from .reuse import adopt, evaluated_once
 from .spec import Run, RunSequence, Study
 from .worker import Worker, WorkerDied, record_error
 
@@ -23,8 +24,7 @@ TRIES = 3  # for a run whose process or machine dies
 
 def check_datasets(study: Study) -> None:
     """Build every dataset once, so that missing data is reported before the first run; draws synthetic datasets."""
-    others = [study.source, *study.targets] if "cross_dataset" in study.protocols else []
-    for dataset in dict.fromkeys([*study.datasets, *others]):
+    for dataset in dict.fromkeys(run.dataset for run in study.runs()):
         arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
         build_dataset(setup_cfg(parse_arguments(arguments)))
 
@@ -49,6 +49,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
+    sequences = evaluated_once(sequences)
     total, failed = sum(map(len, sequences)), {}
     unfinished = [tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences]
     for sequence, left in zip(sequences, unfinished, strict=True):
@@ -63,7 +64,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
         while waiting or running:
             while waiting and len(running) < executor.slots():
                 sequence = waiting.popleft()
-                running[executor.submit(sequence[0])] = sequence
+                running[begin(executor, sequence[0])] = sequence
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             bar.refresh()  # its clock
             for future in done:
@@ -84,6 +85,15 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
                 elif rest:
                     waiting.appendleft(tuple(rest))
     return failed
+
+
+def begin(executor: Executor, run: Run) -> "Future[str | None]":
+    """Start a run; one that has the results of another is done at once."""
+    if run.same_as is None:
+        return executor.submit(run)
+    done: Future[str | None] = Future()
+    done.set_result(adopt(run))
+    return done
 
 
 class LocalExecutor:

@@ -1,0 +1,112 @@
+"""Sets of checkpoints in the folders that authors publish them in, as a study that only tests."""
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+from common.errors import UsageError
+
+from .spec import RunSequence, Study
+
+ELEVEN: tuple[str, ...] = (
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+    "fgvc_aircraft",
+)
+ELEVEN += ("sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
+VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+# protocol -> folders of the prompts of a dataset (cross_dataset: of the source) and a seed.
+LAYOUTS = {
+    "base2new": (
+        "{dataset}/base/seed{seed}",  # MaPLe, PromptSRC: an archive for each dataset
+        "base/seed{seed}",  # one of these archives
+        "base2new/train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # output folders: CoCoOp, MPL
+        "train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",
+    ),
+    "cross_dataset": (
+        "{dataset}/seed{seed}",
+        "seed{seed}",
+        "crossdataset/{dataset}/{method}/*/seed{seed}",
+        "{dataset}/{method}/*_{shots}shots/seed{seed}",  # output folders of CoOp, CoCoOp, MaPLe
+    ),
+    "few_shot": (
+        "{dataset}/{shots}shot/seed{seed}",  # PromptSRC
+        "{shots}shot/seed{seed}",
+        "{dataset}/{method}/*_{shots}shots/seed{seed}",
+    ),
+}
+Key = tuple[str, int, int]  # dataset, shots, seed
+
+
+def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool) -> Path | None:
+    """The folder of a training run in a set of checkpoints; None if the set has none.
+
+    Args:
+        folder: of the set.
+        protocol: a key of LAYOUTS.
+        key: dataset, shots and seed of the training run.
+        alone: whether the set may be of this dataset only, without its name.
+
+    Raises:
+        UsageError: several folders fit.
+    """
+    dataset, shots, seed = key
+    for layout in LAYOUTS[protocol]:
+        if "{dataset}" not in layout and not alone:
+            continue
+        pattern = layout.format(dataset=dataset, shots=shots, seed=seed, method=method)
+        found = [path for path in sorted(map(Path, glob.glob(f"{glob.escape(str(folder))}/{pattern}"))) if holds(path)]
+        if len(found) > 1:
+            raise UsageError(
+                f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}", "keep one of them", folder
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def holds(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, in the folder of its method."""
+    return any(folder.glob("*/model*.pth.tar*"))
+
+
+@dataclass(frozen=True)
+class PublishedStudy(Study):
+    """A study whose runs test a set of checkpoints.
+
+    Attributes:
+        prompts: folder of the training run by dataset (cross_dataset: the source), shots and seed.
+        epoch: of the checkpoints; None for the best or newest.
+    """
+
+    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
+    epoch: int | None = None
+
+    def use(self, prompts: Path) -> tuple:
+        return "--eval-only", "--model-dir", prompts, *(() if self.epoch is None else ("--load-epoch", self.epoch))
+
+    def base2new(self) -> Iterator[RunSequence]:
+        (variant,), shots = self.variants, self.shots[-1]
+        for seed, dataset, classes in product(self.seeds, self.datasets, ("base", "new")):
+            if prompts := self.prompts.get((dataset, shots, seed)):
+                folder = f"base2new/test_{classes}/{dataset}/shots_{shots}/{variant.folder}/seed{seed}"
+                yield (self.run("base2new", variant, dataset, seed, shots, classes, folder, *self.use(prompts)),)
+
+    def cross_dataset(self) -> Iterator[RunSequence]:
+        (variant,), shots = self.variants, self.shots[-1]
+        for seed, target in product(self.seeds, self.targets):
+            if prompts := self.prompts.get((self.source, shots, seed)):
+                folder = f"crossdataset/evaluation/{target}/{variant.folder}_{shots}shots/seed{seed}"
+                yield (self.run("cross_dataset", variant, target, seed, shots, "all", folder, *self.use(prompts)),)
+
+    def few_shot(self) -> Iterator[RunSequence]:
+        (variant,) = self.variants
+        for (dataset, shots, seed), prompts in self.prompts.items():
+            folder = f"{dataset}/{variant.folder}_{shots}shots/seed{seed}"
+            yield (self.run("few_shot", variant, dataset, seed, shots, "all", folder, *self.use(prompts)),)

@@ -1,0 +1,162 @@
+"""`python tools/reproduce.py`: test a published set of checkpoints, and print the figures beside the published ones."""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+from itertools import product
+from pathlib import Path
+
+import trainers
+from common.errors import UsageError, choose, closest
+from common.files import write_text
+from common.nearest import check_folder
+from common.start import add_common_options, folder
+from datasets.files import File
+from datasets.preparing.fetch import fetch
+from datasets.preparing.unpack import unpack
+
+from ..arguments import at_least
+from ..configs import default_config
+from .executor import LocalExecutor, check_datasets, execute_runs
+from .progress import collect_results
+from .published import ELEVEN, LAYOUTS, VARIANTS, PublishedStudy, find_prompts
+from .render import Cell, Table, build_tables, markdown
+from .spec import Variant, known_datasets
+from .tables import Summary
+
+AUTHORS = json.loads(Path(__file__).with_name("published_results.json").read_text())["base2new"]
+DOMAINS = "domain_generalisation"
+SHOTS = (1, 2, 4, 8, 16)
+DESCRIPTION = "Test a published set of checkpoints and print the figures beside the published ones."
+EPILOG = """
+CHECKPOINTS is a folder, or the address of a zip or tar archive, in a layout that authors use:
+ DATASET/base/seedN and seedN (MaPLe, PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
+(base2new/train_base/..., crossdataset/imagenet/...). docs/checkpoints.md says where authors publish them.
+"""
+
+
+def local_copy(checkpoints: str, cache: Path) -> Path:
+    """The folder of a set of checkpoints, downloaded and unpacked below `cache` if it is an address.
+
+    Raises:
+        UsageError: there is no such folder, or the address has no archive.
+    """
+    if not re.match("https?://", checkpoints):
+        place = Path(os.path.expanduser(checkpoints))
+        check_folder(place, "there is no folder", "check --checkpoints")
+        return place
+    place = cache / hashlib.sha256(checkpoints.encode()).hexdigest()[:16]
+    if not (place / "complete").is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        drive = re.search(r"drive\.google\.com/(?:file/d/|(?:uc|open)\?(?:.*&)?id=)([\w-]+)", checkpoints)
+        address = {"drive": drive[1]} if drive else {"url": checkpoints}
+        remedy = "download it in a browser, unpack it, and give its folder"
+        archive = fetch(File("archive", about=1 << 32, **address), place, remedy)
+        unpack(archive, place / "files", lambda name: name)
+        archive.unlink()
+        write_text(place / "complete", checkpoints + "\n")
+    entries = [entry for entry in (place / "files").iterdir() if entry.is_dir()]
+    # An archive may have one folder around all of its files, whose name is no part of a layout.
+    named = entries and (entries[0].name in known_datasets() or re.fullmatch(r"base|novel|\w*\d", entries[0].name))
+    return entries[0] if len(entries) == 1 and not named else place / "files"
+
+
+def study_of(args: argparse.Namespace) -> PublishedStudy:
+    """The tests that a set of checkpoints allows.
+
+    Raises:
+        UsageError: the set has no checkpoints of the datasets and seeds in any layout.
+    """
+    place = local_copy(args.checkpoints, args.output / "checkpoints")
+    for protocol in [args.protocol] if args.protocol else LAYOUTS:
+        layout = "cross_dataset" if protocol == DOMAINS else protocol
+        crossing = layout == "cross_dataset"
+        trained = [args.source] if crossing else args.datasets or ELEVEN
+        shots = SHOTS if protocol == "few_shot" else (args.shots,)
+        alone = {trained[0]} if len(trained) == 1 else {place.name}
+        keys = product(trained, shots, args.seeds)
+        found = {key: find_prompts(place, layout, args.method, key, key[0] in alone) for key in keys}
+        prompts = {key: path for key, path in found.items() if path}
+        if prompts:
+            break
+    else:
+        looked = ", ".join(pattern for name in [layout] if args.protocol for pattern in LAYOUTS[name])
+        remedy = f"expected {looked}" if looked else "see docs/checkpoints.md for the layouts; --datasets and --seeds"
+        raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
+    datasets, seen, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
+    targets = args.datasets or (VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source])
+    cfg = args.cfg or default_config(args.method, layout)
+    return PublishedStudy(
+        (Variant(args.method, args.method, cfg),),
+        () if crossing else datasets,
+        (layout,),
+        tuple(sorted(seeds)),
+        source=args.source if crossing else "",
+        targets=tuple(targets) if crossing else (),
+        shots=tuple(sorted(seen)),
+        backbone=args.backbone,
+        root=args.root,
+        output=args.output,
+        prompts=prompts,
+        epoch=args.epoch,
+    )
+
+
+def beside_authors(summary: Summary) -> list[Table]:
+    """The averages of base to new classes, ours and those that the authors publish; none if they publish none."""
+    (variant,) = summary.study.variants
+    published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
+    if summary.study.protocols != ("base2new",) or not published:
+        return []
+    means = summary.cells[summary.cells["dataset"] == "average"].set_index("part")["mean"]
+    parts, complete = ("base", "new", "H"), set(summary.study.datasets) == set(ELEVEN)
+    rows = [[Cell("these checkpoints"), *(Cell(f"{means[part]:.2f}") for part in parts)]]
+    rows += [[Cell("published"), *(Cell(f"{row[part]:.2f}") for part in parts)] for row in published]
+    note = "Averages in %, published over eleven datasets."
+    if not complete:
+        note += f" These are over {len(summary.study.datasets)}, and do not compare."
+    return [Table("base2new, average: the authors' figures", ["", *parts], rows, note)]
+
+
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("method", metavar="METHOD")
+    parser.add_argument("--checkpoints", required=True, metavar="FOLDER|URL")
+    parser.add_argument("--protocol", choices=[*LAYOUTS, DOMAINS], help="default: the first that the folder fits")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="to test (default: the papers')")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6])
+    parser.add_argument("--shots", type=at_least(1), default=16)
+    parser.add_argument("--source", default="imagenet", help="cross_dataset: the dataset of the training")
+    parser.add_argument("--epoch", type=at_least(1), help="of the checkpoints (default: the best, else the newest)")
+    parser.add_argument("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
+    parser.add_argument("--backbone", default="")
+    parser.add_argument("--root", type=folder, default=Path("data"), help="folder of the datasets")
+    parser.add_argument("--output", type=folder, default=Path("output/reproduced"))
+    parser.add_argument("--workers", type=at_least(1), default=1, help="tests at a time")
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = read_arguments(argv)
+    args.method = closest(args.method, trainers.methods()) or args.method
+    choose(args.method, trainers.methods(), "method")
+    for name in args.datasets or ():
+        choose(name, known_datasets(), "dataset")
+    study = study_of(args)
+    for (dataset, shots, seed), path in study.prompts.items():
+        print(f"{dataset}, {shots} shots, seed {seed}: {path}")
+    check_datasets(study)
+    failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
+    summary = Summary(study, collect_results(study)) if len(failed) < len(study.runs()) else None
+    if summary:
+        tables = [*build_tables(summary)[:-1], *beside_authors(summary)]  # without the times of training
+        text = markdown(tables)
+        write_text(args.output / f"{args.method}_{study.protocols[0]}.md", text)
+        print(f"\n{text}")
+    if failed:
+        print(f"{len(failed)} tests failed, see above; run the same command again to retry")
+        sys.exit(1)

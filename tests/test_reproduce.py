@@ -1,0 +1,167 @@
+"""`tools/reproduce.py` on sets of checkpoints in every published layout, beside a direct evaluation."""
+
+import json
+import shutil
+import tarfile
+from concurrent.futures import Future
+
+import pytest
+import torch
+from learned import SHORT
+
+from common.start import ROOT
+from experiments.configs import default_config
+from experiments.studies import reproduce
+from experiments.studies.published import ELEVEN, find_prompts
+from experiments.studies.spec import PROTOCOLS
+from experiments.studies.worker import execute_run
+
+YAML = ("vit_b16_c2_ep5_batch4_2ctx", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets")  # MaPLe's
+CACHE = []
+
+
+class InThisProcess:
+    """An executor that starts no process."""
+
+    def __init__(self, workers):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def slots(self):
+        return 1
+
+    def submit(self, run):
+        done = Future()
+        done.set_result(execute_run([*run.arguments, *map(str, SHORT[4:])]))  # small images, no processes
+        return done
+
+
+@pytest.fixture
+def run(command, monkeypatch, eurosat, deep, tmp_path):
+    """`run(METHOD, CHECKPOINTS, option, ...)` -> how the command ended; its results are in tmp_path/out."""
+    monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(reproduce, "collect_results", lambda study: {r: read(r.folder) for r in study.runs()})
+    common = ["--datasets", "eurosat", "--root", eurosat, "--output", tmp_path / "out", "--backbone", deep]
+    return lambda method, folder, *options: command(reproduce, method, "--checkpoints", folder, *common, *options)
+
+
+def read(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def publish(trained, place, epoch):
+    """A training run's prompts as the published code saves them: all of the model, and no metadata."""
+    (source,) = trained.glob("*/model.pth.tar-1")
+    state = torch.load(source, weights_only=True)["state_dict"]
+    state = {f"prompt_learner.{key}" if "." not in key else key: value for key, value in state.items()} | {
+        "prompt_learner.token_prefix": torch.zeros(3, 1, 8),
+        "image_encoder.conv1.weight": torch.zeros(2),
+        "logit_scale": torch.tensor(4.6),
+    }
+    folder = place / source.parent.name
+    folder.mkdir(parents=True)
+    content = {"state_dict": state, "epoch": epoch, "optimizer": {}, "val_result": None}
+    torch.save(content, folder / f"model.pth.tar-{epoch}")
+    (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
+
+
+def direct(launch, model, eurosat, deep, out, cfg, classes):
+    argv = ["--root", eurosat, "--backbone", deep, "--trainer", "MaPLe", "--seed", 1, "--output-dir", out]
+    argv += ["--config-file", ROOT / f"configs/trainers/MaPLe/{cfg}.yaml", "--eval-only", "--model-dir", model]
+    argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
+    ended = launch(*argv, *SHORT[4:], "DATASET.SUBSAMPLE_CLASSES", classes)
+    assert ended.status == 0, ended.errors
+    return read(out)["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "eurosat/base/seed1",
+        "base/seed1",
+        f"base2new/train_base/eurosat/shots_16/MaPLe/{YAML[0]}/seed1",
+        f"train_base/eurosat/shots_16/MaPLe/{YAML[0]}/seed1",
+    ],
+)
+def test_base_to_new(layout, run, launch, finished, eurosat, deep, tmp_path):
+    """The table has what a direct evaluation gives (once, as it is the same for all layouts)."""
+    publish(finished("MaPLe"), tmp_path / "set" / layout, 5)
+    ended = run("maple", tmp_path / "set")
+    assert ended.status == 0, ended.errors
+    assert f"eurosat, 16 shots, seed 1: {tmp_path}/set/{layout}\n" in ended.printed
+    expected = CACHE[0] if CACHE else {}
+    for classes in () if expected else ("base", "new"):
+        expected[classes] = direct(
+            launch, tmp_path / "set" / layout, eurosat, deep, tmp_path / classes, YAML[0], classes
+        )
+    CACHE[:] = [expected]
+    for classes, accuracy in expected.items():
+        assert f"## base2new, {classes}\n\n| method | eurosat | average |\n| --- | --- | --- |\n" in ended.printed
+        assert f"| MaPLe | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
+    assert "| published | 82.28 | 75.14 | 78.55 |" in ended.printed and "do not compare" in ended.printed
+    assert (tmp_path / "out/MaPLe_base2new.md").read_text() in ended.printed
+
+
+@pytest.mark.parametrize("layout", ["imagenet/seed1", "seed1", f"crossdataset/imagenet/MaPLe/{YAML[1]}_16shots/seed1"])
+def test_cross_dataset(layout, run, finished, eurosat, tmp_path):
+    depth = ["TRAINER.MAPLE.PROMPT_DEPTH", 3]
+    publish(finished("MaPLe", "all", *depth), tmp_path / "set" / layout, 2)
+    ended = run("MaPLe", tmp_path / "set", "--protocol", "cross_dataset", "--epoch", 2)
+    assert ended.status == 0, ended.errors
+    (result,) = (tmp_path / "out").glob("crossdataset/evaluation/eurosat/*/*/seed1")
+    assert read(result)["epochs"] == 2
+    accuracy = read(finished("MaPLe", "all", *depth))["accuracy"]  # the same prompts on the same images
+    assert f"| MaPLe | - | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
+
+
+def test_an_archive_at_an_address(run, finished, tmp_path, monkeypatch):
+    publish(finished("MaPLe"), tmp_path / "zipped/eurosat/base/seed1", 5)
+    with tarfile.open(tmp_path / "weights.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "zipped", "weights")
+
+    def fetch(file, folder, remedy):
+        assert file.url == "https://example.org/weights.tar.gz"
+        return shutil.copy(tmp_path / "weights.tar.gz", folder / file.name) and folder / file.name
+
+    monkeypatch.setattr(reproduce, "fetch", fetch)
+    for _ in range(2):  # the second time without a download
+        ended = run("MaPLe", "https://example.org/weights.tar.gz")
+        assert ended.status == 0, ended.errors
+        assert "## base2new, H" in ended.printed
+        monkeypatch.setattr(reproduce, "fetch", None)
+
+
+def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
+    (tmp_path / "set/eurosat/base/seed1").mkdir(parents=True)  # empty
+    for method, folder, options, words in (
+        ("MaPLe", "set", [], "no checkpoints of MaPLe in"),
+        ("MaPLe", "set", ["--protocol", "cross_dataset"], "expected {dataset}/seed{seed}"),
+        ("MaPLe", "sett", [], "the nearest is"),
+        ("MaPL3", "set", [], "no checkpoints of MaPLe in"),
+        ("xyz", "set", [], "there is no method 'xyz'"),
+    ):
+        ended = run(method, tmp_path / folder, *options)
+        assert (ended.status, len(ended.errors)) == (2, 1)
+        assert words in ended.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_settings_of_one_seed_are_not_guessed(run, finished, tmp_path):
+    for cfg in "ab":
+        publish(finished("MaPLe"), tmp_path / f"set/train_base/eurosat/shots_16/MaPLe/{cfg}/seed1", 5)
+    ended = run("MaPLe", tmp_path / "set")
+    assert (ended.status, len(ended.errors)) == (2, 1) and "keep one of them" in ended.errors[0]
+
+
+def test_layouts_and_figures_fit_the_project(tmp_path):
+    assert set(reproduce.LAYOUTS) == set(PROTOCOLS)
+    assert len(set(ELEVEN)) == 11
+    assert find_prompts(tmp_path, "base2new", "MaPLe", ("eurosat", 16, 1), False) is None
+    for row in reproduce.AUTHORS:
+        assert row["cfg"] == "*" or (ROOT / f"configs/trainers/{row['method']}/{row['cfg']}.yaml").is_file(), row
+    assert default_config("MaPLe", "base2new") == YAML[0]
