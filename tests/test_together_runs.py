@@ -1,13 +1,20 @@
 """train.py with several seeds: folders, logs, results, resumption, and what goes wrong."""
 
 import json
+import math
+import os
 import shutil
+import signal
 
+import dassl.data.data_manager
 import dassl.engine.base
 import pytest
 import torch
 import yaml
 from drawn import arguments
+
+from experiments.arguments import parse_arguments
+from trainers import methods
 
 EPOCHS = 3
 
@@ -87,3 +94,124 @@ def test_resume_after_kill_between_two_saves_is_bit_identical(killed, seeds, sna
         assert same(before, state(tmp_path / f"seed{seed}"))
         again = json.loads((tmp_path / f"seed{seed}/results.json").read_text())
         assert again["accuracy"] == results[seed]["accuracy"]
+
+
+def test_interrupted_seeds_resume_bit_for_bit(seeds, monkeypatch, tmp_path):
+    """Ctrl-C in the second epoch, while one of the seeds runs."""
+    assert seeds(1, 2).status == 0
+    unbroken = {seed: state(tmp_path / f"seed{seed}") for seed in (1, 2)}
+    for seed in unbroken:
+        shutil.rmtree(tmp_path / f"seed{seed}")
+    mpl = methods()["MPL"]
+    loss = mpl.loss
+
+    def interrupted_loss(self, images, labels):
+        if (self.epoch, self.batch_idx, self.cfg.SEED) == (1, 1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mpl, "loss", interrupted_loss)
+        status, _, errors = seeds(1, 2)
+    assert status == 130 and "Interrupted" in errors[-1]
+    assert not list(tmp_path.glob("seed*/.lock*"))
+    assert seeds(1, 2).status == 0
+    for seed, before in unbroken.items():
+        assert same(before, state(tmp_path / f"seed{seed}"))
+
+
+def test_finished_seeds_are_skipped_and_others_resume_from_their_own_epoch(seeds, snapshots, tmp_path):
+    assert seeds(1).status == 0
+    alone = state(tmp_path / "seed1")
+    assert seeds(2).status == 0
+    shutil.rmtree(tmp_path / "seed1")
+    shutil.copytree(snapshots[1] / "seed1", tmp_path / "seed1")  # after two epochs
+    date = json.loads((tmp_path / "seed2/results.json").read_text())["date"]
+    status, printed, errors = seeds(1, 2, 3, options=["--skip-finished"])
+    assert status == 0, errors
+    assert "seed 2 | Already done" in printed and "seed 1 | Previous epoch: 2" in printed
+    assert json.loads((tmp_path / "seed2/results.json").read_text())["date"] == date
+    assert (tmp_path / "seed3/results.json").is_file()
+    now = state(tmp_path / "seed1")["state_dict"]
+    assert all(torch.allclose(now[key], value, atol=1e-4) for key, value in alone["state_dict"].items())
+
+
+def test_a_seed_that_diverges_does_not_stop_the_others(seeds, monkeypatch, tmp_path):
+    mpl = methods()["MPL"]
+    loss = mpl.loss
+
+    def diverging_loss(self, images, labels):
+        value, *others = loss(self, images, labels)
+        return value * (math.nan if self.cfg.SEED == 2 and self.epoch == 1 else 1), *others
+
+    monkeypatch.setattr(mpl, "loss", diverging_loss)
+    status, _, errors = seeds(1, 2, 3)
+    assert status == 2
+    assert errors[-3].startswith("seed 2 failed: the loss is NaN at epoch 2, batch 1")
+    assert errors[-1].startswith("error: the loss is NaN at epoch 2, batch 1")
+    assert [(tmp_path / f"seed{seed}/results.json").is_file() for seed in (1, 2, 3)] == [True, False, True]
+
+
+def test_a_method_with_its_own_gradient_runs_one_seed_after_another(seeds, monkeypatch, tmp_path):
+    assert seeds(1, output="alone/seed1").status == 0
+    monkeypatch.setattr(methods()["MPL"], "backward", lambda self, loss, parts: loss.backward())
+    status, printed, errors = seeds(1, 2)
+    assert status == 0, errors
+    assert "without self.autograd (docs/methods.md): its seeds run one after another" in printed
+    assert same(state(tmp_path / "alone/seed1"), state(tmp_path / "seed1"))
+    assert (tmp_path / "seed2/results.json").is_file()
+
+
+def test_tests_of_several_seeds_decode_each_image_once(seeds, monkeypatch, tmp_path):
+    assert seeds(1, 2, output="seed1").status == 0
+    read, paths = dassl.data.data_manager.read_image, []
+    monkeypatch.setattr(
+        dassl.data.data_manager, "read_image", lambda path, *rest: paths.append(path) or read(path, *rest)
+    )
+    status, _, errors = seeds(1, 2, output="new/seed1", options=["--eval-only", "--model-dir", tmp_path / "seed1"])
+    assert status == 0, errors
+    assert len(paths) == len(set(paths)) == 24
+    for seed in (1, 2):
+        trained, tested = (
+            json.loads((tmp_path / f"{part}seed{seed}/results.json").read_text()) for part in ("", "new/")
+        )
+        assert trained["accuracy"] == tested["accuracy"]
+
+
+def test_the_best_epoch_on_validation_is_each_seeds_own(seeds, eurosat, tmp_path):
+    best = ["TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 0.05]
+    for seed in (1, 2):
+        assert seeds(seed, output="alone/seed{seed}", overrides=best).status == 0
+    assert seeds(1, 2, overrides=best).status == 0
+    for seed in (1, 2):
+        a, b = (
+            torch.load(folder / f"seed{seed}/MultiModalPromptLearner/model-best.pth.tar", weights_only=False)
+            for folder in (tmp_path / "alone", tmp_path)
+        )
+        assert (a["epoch"], a["val_result"]) == (b["epoch"], b["val_result"])
+        assert torch.equal(a["run"]["rng"]["torch"], b["run"]["rng"]["torch"])
+
+
+WRONG = {
+    "twice": ([1, 1], "seed{seed}", [], "--seed has a seed twice: 1 1"),
+    "one folder": ([1, 2], "run", [], "is one folder for several seeds: put {seed} in it, as in output/seed{seed}"),
+    "one seed in pairs": ([1, 2], "seed1", ["SEED", 3], "SEED is one value for several seeds"),
+    "one folder in pairs": ([1, 2], "seed1", ["OUTPUT_DIR", "x"], "OUTPUT_DIR is one value for several seeds"),
+    "unknown setting": ([1, 2], "seed1", ["TRAINER.MPL.PROMPT_DEPTH", 99], "PROMPT_DEPTH is 99"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_seeds_get_one_line_and_leave_nothing(case, seeds, tmp_path):
+    numbers, output, overrides, message = WRONG[case]
+    status, _, errors = seeds(*numbers, output=output, overrides=overrides)
+    assert status == 2 and len(errors) == 1 and message in errors[0]
+    assert not list(tmp_path.glob("*seed*")) and not (tmp_path / "run").exists()
+
+
+def test_seeds_and_pairs_are_told_apart():
+    args = parse_arguments(["--seed", "3", "5", "OPTIM.LR", "0.1"])
+    assert (args.seed, args.opts) == ((3, 5), ["OPTIM.LR", "0.1"])
+    assert parse_arguments(["--seed", "3", "OPTIM.LR", "0.1"]).seed == 3
+    assert parse_arguments(["--seed", "-1"]).seed == -1
+    assert parse_arguments(["--seed", "1 2"]).seed == (1, 2)
