@@ -92,7 +92,7 @@ def begin(executor: Executor, run: Run) -> "Future[str | None]":
     if run.same_as is None:
         return executor.submit(run)
     done: Future[str | None] = Future()
-    done.set_result(adopt(run))
+    done.set_result(adopt(run, run.same_as))
     return done
 
 

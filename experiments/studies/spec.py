@@ -91,7 +91,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`."""
+    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`.
+
+    `same_as` is a run that has the same results: see `reuse`.
+    """
 
     protocol: str
     variant: Variant
@@ -101,6 +104,7 @@ class Run:
     classes: str
     folder: Path
     arguments: tuple[str, ...] = field(repr=False)
+    same_as: "Run | None" = field(default=None, compare=False, repr=False)
 
     @property
     def trains(self) -> bool:
