@@ -133,7 +133,12 @@ def test_per_layer_settings_have_their_defaults_in_the_configuration():
 
 
 TOOLS = ["study", "prepare", "demo", "base2new", "linear_probe", "random_clip", "pretrain_small_clip"]
-AFTER_PARSING = ["predict photo.jpg", "export run --to folder", "inspect run --output folder"]  # help and wrong options need nothing but Python
+AFTER_PARSING = [
+    "predict photo.jpg",
+    "export run --to folder",
+    "inspect run --output folder",
+    "serve",
+]  # help and wrong options need nothing but Python
 
 
 @pytest.mark.parametrize("tool", [*TOOLS, *AFTER_PARSING])

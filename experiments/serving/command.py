@@ -1,0 +1,88 @@
+"""The command `python tools/serve.py`: a page in the browser to try models on."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+
+from common.start import add_common_options, required_packages
+
+from ..inference.arguments import MODELS, add_model_options, given_class_names, path
+
+REQUIREMENTS = "requirements-serve.txt"
+DEMO, DEMO_IMAGES, DEMO_DATASET = Path("output/demo"), Path("data/small_objects"), "SmallObjects"
+RUNS = "base2new/train_base/*/*/*/*/seed*/results.json"
+MOST_EXAMPLES = 8
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Serve a page in the browser: drop an image, compare the probabilities of all models, edit the "
+        "class names, see where the models look.",
+        usage="serve.py [options] [MODEL ...] [--classes NAME ...]",
+        epilog=f"{MODELS} Without a MODEL: those of the demo in {DEMO}, if it has run, else zero-shot CLIP with the "
+        "small CLIP. Ctrl-C ends the server. It has no password: whoever reaches the host and port can use it.",
+    )
+    parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=port, default=7860, help="(default: 7860)")
+    parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
+    add_model_options(parser)
+    add_common_options(parser)
+    return parser.parse_args(argv)
+
+
+def port(text: str) -> int:
+    """The argparse type of a port."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    names: Sequence[str] = given_class_names(args)
+    with TemporaryDirectory(prefix="serve-") as uploads:
+        private(uploads)
+        with required_packages():
+            from trainers.classifier import check_names
+
+            from ..inference import images, models
+        with required_packages(REQUIREMENTS):
+            from .page import Page
+        if not args.models and not args.backbone:
+            args.models, args.examples = demo_runs(), args.examples or [DEMO_IMAGES] * DEMO_IMAGES.is_dir()
+            if not args.models:
+                args.backbone, names = "small", names or demo_names()
+                print(f"There is no demo in {DEMO} (`make demo`): zero-shot CLIP with the small CLIP")
+        names = check_names(names) if names else []
+        files = images.find_images(args.examples) if args.examples else []
+        count = min(MOST_EXAMPLES, len(files))
+        examples = [files[number * len(files) // count] for number in range(count)]
+        opened = models.open_models(args.models, args, names)
+        address = Page(opened, names or opened[0].classifier.class_names, examples).start(args.host, args.port)
+        print(f"Open {address} in a browser. Ctrl-C ends the server.", flush=True)
+        try:
+            Event().wait()
+        except KeyboardInterrupt:
+            print("\nStopped.")
+
+
+def private(uploads: str) -> None:
+    """Settings that Gradio reads when it is imported: nothing is reported to anyone, uploads go to one folder."""
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": uploads}
+
+
+def demo_runs() -> list[Path]:
+    """The first seed's run of each method in the demo, on the base classes."""
+    runs = [file.parent for file in sorted(DEMO.glob(RUNS))]
+    return list({run.parent.parent.name: run for run in reversed(runs)}.values())[::-1]
+
+
+def demo_names() -> list[str]:
+    """The class names of the demo's dataset."""
+    from datasets.small_world import SmallObjects
+
+    return [subject.words for subject in SmallObjects.subjects]

@@ -1,0 +1,175 @@
+"""The page: an image and class names on one side, what every model makes of them on the other."""
+
+import socket
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clip import ClipError
+from common.errors import UsageError
+from trainers.classifier import PromptedClassifier, check_names
+
+from ..inference.models import Model
+from ..inspection.measures import seen
+from ..inspection.tower import RollOut, roll_out, shows_attention
+
+BARS = 5  # classes of each model
+SIDE = 256  # pixels of a roll-out, at least
+LARGEST_UPLOAD = "50mb"
+MOST_NAMES = 1000  # on the page: one could make the server work for hours
+FONTS = ["system-ui", "sans-serif"]  # no font of another server
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+
+
+class Page:
+    """The page of some models.
+
+    Args:
+        models: one or more.
+        names: the class names to begin with.
+        examples: image files to choose from.
+    """
+
+    def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
+        self.models = models
+        with gr.Blocks(title="Prompted CLIP", analytics_enabled=False) as self.blocks:
+            gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
+            with gr.Row():
+                with gr.Column(scale=2, min_width=300):
+                    image = gr.Image(
+                        type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
+                    )
+                    image.preprocess = lambda payload: payload and payload.path  # `read` says what is wrong with it
+                    message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
+                    text = "\n".join(names)
+                    edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")
+                    if examples:
+                        gr.Examples([[str(file)] for file in examples], image, label="Examples", cache_examples=False)
+                with gr.Column(scale=3, min_width=300):
+                    with gr.Row():
+                        bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
+                    looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
+            inputs = [image, edited]
+            gr.on([image.change, edited.change], self.classify, inputs, [message, *bars], **ONE_AT_A_TIME)
+            image.change(lambda file: figures(self.look(file)), image, looks, **ONE_AT_A_TIME)
+
+    def start(self, host: str, port: int) -> str:
+        """Serve in the background; returns the page's address.
+
+        Raises:
+            UsageError: the port is in use, or the host is not this machine's.
+        """
+        try:
+            with socket.create_server((host, port)):  # Gradio would show a traceback
+                pass
+            _, address, _ = self.blocks.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                mcp_server=False,
+                footer_links=[],
+                max_file_size=LARGEST_UPLOAD,
+                theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
+            )
+        except OSError as error:
+            reason = error.strerror or "it is in use"
+            raise UsageError(
+                f"cannot serve at {host}:{port} ({reason})", "choose another --port, or check --host"
+            ) from error
+        return address
+
+    @torch.no_grad()
+    def classify(self, file: str | None, text: str) -> list[Any]:
+        """A message, and the probabilities of each model as the value of its bars."""
+        nothing: list[Any] = [None] * len(self.models)
+        if not file:
+            return [told(""), *nothing]
+        try:
+            names = check_names([line for line in text.splitlines() if line.strip()])
+            if len(names) > MOST_NAMES:
+                raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
+        except UsageError as error:
+            return [told(str(error)), *nothing]
+        found, errors = [], {}
+        for _, classifier in self.models:
+            try:
+                (row,) = classifier.probabilities(file, names).tolist()
+                found.append(dict(zip(names, row, strict=True)))
+            except (UsageError, ClipError, OSError) as error:
+                found.append(None)
+                errors[public(error, file)] = True
+        return [told("\n".join(errors)), *found]
+
+    @torch.no_grad()
+    def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
+        """What CLS consists of: for each backbone without prompts, then with each model's vision prompts."""
+        found: dict[str, tuple[Image.Image, str]] = {}
+        for name, classifier in self.models if file else []:
+            model = classifier.model_for()
+            try:
+                pixels = classifier.transform(classifier.read(Path(str(file))))[None]
+            except OSError:  # the message says so
+                continue
+            if not shows_attention(model.clip):
+                continue
+            for title, schedule in {"without prompts": (), name: model.prompt_learner.vision()}.items():
+                key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
+                if key not in found and (schedule or title != name):
+                    result = roll_out(model.clip, pixels.to(classifier.device), schedule)
+                    found[key] = highlighted(classifier, pixels, result), f"{title}: {shares(result)}"
+        return list(found.values())
+
+
+def told(text: str) -> Any:
+    """The update of the message."""
+    return gr.update(value=text, visible=bool(text))
+
+
+def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
+    """Pictures with their captions as HTML."""
+    found = []
+    for picture, caption in pictures:
+        picture.save(file := BytesIO(), "png")
+        address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+        image = f'<img src="{address}" alt="" style="width: 100%">'
+        found.append(
+            f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+        )
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{"".join(found)}</div>'
+
+
+def public(error: Exception, file: str) -> str:
+    """An error's text without the server's folders."""
+    return str(error).replace(str(Path(file).parent) + "/", "")
+
+
+def shares(result: RollOut) -> str:
+    prompts = sum(float(share) for share in result.prompts.values())
+    return f"patches {100 * result.patches.sum():.0f} %" + (f", prompts {100 * prompts:.0f} %" if prompts else "")
+
+
+def highlighted(classifier: PromptedClassifier, pixels: Tensor, result: RollOut) -> Image.Image:
+    """The image as the model sees it, each patch as bright as its share beside the largest one.
+
+    Args:
+        classifier: whose transform made the pixels.
+        pixels: (1, 3, H, W).
+        result: of this image.
+    """
+    light = torch.nn.functional.interpolate((result.patches / result.patches.max())[None], pixels.shape[2:])
+    image = seen(classifier, pixels)[0]
+    image = image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light[0])  # a dark image as bright as others
+    picture = Image.fromarray(image.mul(255).byte().permute(1, 2, 0).numpy())
+    factor = max(1, SIDE // min(picture.size))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

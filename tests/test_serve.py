@@ -1,0 +1,240 @@
+"""The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
+
+import re
+import shutil
+import socket
+import sys
+
+import pytest
+from learned import OPTIONS
+
+from experiments.inference.models import open_models
+from experiments.serving import command as serve_command
+
+gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
+from experiments.serving.page import MOST_NAMES, Page  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+NAMES = ["red", "green field", "blue lake"]
+
+
+@pytest.fixture
+def page(finished, photos):
+    models = open_models([finished("MPL"), finished("CoOp"), finished("ZeroshotCLIP")], OPTIONS)
+    return Page(models, NAMES, [photos / "a.jpg", photos / "b.png"])
+
+
+@pytest.fixture
+def photo(photos):
+    return str(photos / "a.jpg")
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+# The functions of the page
+
+
+def test_bars_are_the_classifiers_probabilities(page, photo):
+    for names in (NAMES, ["a cat", "a dog"]):
+        message, *bars = page.classify(photo, "\n".join(["", *names, "  "]))
+        assert not message["visible"]
+        for (_, classifier), values in zip(page.models, bars, strict=True):
+            expected = classifier.probabilities(photo, names)[0].tolist()
+            assert values == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-6)
+
+
+LONG = "a very " * 80 + "long name"
+WRONG_NAMES = {
+    "twice": ("red\nblue\nred", "'red' is given 2 times"),
+    "none": (" \n", "there are no class names"),
+    "too long": (f"red\n{LONG}", "tokens, the text tower has 77 positions"),
+    "too many": ("\n".join(map(str, range(MOST_NAMES + 1))), f"give at most {MOST_NAMES}"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_wrong_class_names_give_a_message(name, page, photo):
+    names, reason = WRONG_NAMES[name]
+    message, *bars = page.classify(photo, names)
+    assert message["visible"] and reason in message["value"]
+    assert bars == [None] * 3
+
+
+def test_a_model_that_takes_no_other_names_leaves_the_bars_of_the_others(finished, photo):
+    fixed = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
+    page = Page(open_models([finished("VPT"), fixed], OPTIONS), NAMES, [])
+    message, first, second = page.classify(photo, "a cat\na dog")
+    assert first.keys() == {"a cat", "a dog"} and second is None
+    assert "leave out the class names" in message["value"]
+
+
+def test_a_file_that_is_not_an_image_gives_a_message_without_the_servers_folders(page, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
+    message, *bars = page.classify(str(tmp_path / "bad.jpg"), "red")
+    assert "'bad.jpg' is damaged or not a JPEG" in message["value"] and str(tmp_path) not in message["value"]
+    assert bars == [None] * 3 and page.look(str(tmp_path / "bad.jpg")) == []
+    assert page.classify(None, "red")[1:] == [None] * 3 and page.look(None) == []
+
+
+def test_roll_out_is_shown_once_without_prompts_and_once_for_each_model_with_vision_prompts(page, photo):
+    pictures = page.look(photo)
+    assert [caption.partition(":")[0] for _, caption in pictures] == ["without prompts", "MPL"]
+    assert all(re.search(r"patches \d+ %", caption) for _, caption in pictures)
+    assert all(picture.size == (256, 256) for picture, _ in pictures)
+    assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
+
+
+# Start and end
+
+
+@pytest.fixture
+def serve(command, monkeypatch):
+    """`serve(*arguments)`: the command, which Ctrl-C ends as soon as it serves."""
+
+    class Pressed:
+        def wait(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve_command, "Event", Pressed)
+    started, start = [], Page.start
+    monkeypatch.setattr(Page, "start", lambda page, *where: started.append(page) or start(page, *where))
+    for key in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(key, "")
+    yield lambda *arguments: command(serve_command, *arguments)
+    for page in started:
+        page.blocks.close()
+
+
+def test_ctrl_c_ends_the_server(serve, finished, free_port):
+    done = serve(finished("VPT"), "--port", free_port)
+    assert (done.status, done.errors) == (0, [])
+    assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
+
+
+def test_a_port_in_use_is_one_line(serve, finished):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = serve(finished("VPT"), "--port", taken.getsockname()[1])
+    assert (done.status, len(done.errors)) == (2, 1)
+    assert "choose another --port" in done.errors[0]
+
+
+WRONG = {
+    "no model": (["/nowhere"], "/nowhere is not a model"),
+    "no port": (["--port", "0"], "expected a port from 1 to 65535"),
+    "no examples": (["{run}", "--examples", "{empty}"], "no images in {empty}"),
+    "names given twice": (["{run}", "--classes", "red", "red"], "'red' is given 2 times"),
+    "another machine's address": (["{run}", "--host", "192.0.2.1"], "cannot serve at 192.0.2.1:7860"),
+    "no host": (["{run}", "--host", "nowhere.invalid"], "or check --host"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_end_in_one_line(name, serve, finished, tmp_path):
+    arguments, reason = WRONG[name]
+    places = {"run": finished("VPT"), "empty": tmp_path}
+    done = serve(*(argument.format(**places) for argument in arguments))
+    assert (done.status, done.printed) == (2, "")
+    assert reason.format(**places) in done.errors[-1]
+
+
+def test_gradio_is_asked_for_by_its_requirements_file(serve, finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = serve(finished("VPT"))
+    assert done.status == 2 and "pip install -r requirements-serve.txt" in done.errors[-1]
+
+
+def test_without_arguments_the_demo_is_served_or_zero_shot_clip(serve, finished, free_port, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert serve_command.demo_runs() == []
+    done = serve("--port", free_port)
+    assert done.status == 0 and "zero-shot CLIP with the small CLIP" in done.printed
+    for method, seed in (("MPL", 1), ("MPL", 2), ("CoOp", 1)):
+        run = tmp_path / f"output/demo/base2new/train_base/small_objects/shots_16/{method}/small/seed{seed}"
+        run.parent.mkdir(parents=True, exist_ok=True)
+        run.symlink_to(finished(method))
+    assert [(run.parent.parent.name, run.name) for run in serve_command.demo_runs()] == [
+        ("CoOp", "seed1"),
+        ("MPL", "seed1"),
+    ]
+    assert len(serve_command.demo_names()) == 16
+    opened = []
+    monkeypatch.setattr(
+        Page, "__init__", lambda page, models, names, examples: opened.append((models, names, examples))
+    )
+    monkeypatch.setattr(Page, "start", lambda page, *where: "")
+    assert serve().status == 0
+    models, names, examples = opened[0]
+    assert ([name for name, _ in models], names, examples) == (["CoOp", "MPL"], NAMES, [])
+
+
+# A real browser
+
+
+@pytest.fixture
+def tab(page, free_port):
+    """An open page in headless Chromium, and the servers that it asked for anything."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("there is no Chromium (apt-get install chromium)")
+    address = page.start("127.0.0.1", free_port)
+    try:
+        with playwright.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            tab, servers = browser.new_page(viewport={"width": 1280, "height": 900}), set()
+            tab.on("request", lambda request: servers.add(re.sub(r"^(data|blob):.*|/$", "", request.url.split("?")[0])))
+            tab.goto(address)
+            tab.get_by_label("Class names").wait_for()
+            yield tab, servers, address
+            browser.close()
+    finally:
+        page.blocks.close()
+
+
+@pytest.mark.slow
+def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, page, tmp_path):
+    tab, servers, address = tab
+    tab.set_default_timeout(20_000)
+    tab.set_input_files("input[type=file]", photo)
+    bars = tab.get_by_test_id("label-output-value")
+    bars.nth(2).wait_for()
+    best = {}
+    for number, (_, classifier) in enumerate(page.models):
+        probabilities = classifier.probabilities(photo)[0]
+        best[number] = NAMES[int(probabilities.argmax())]
+        assert bars.nth(number).inner_text() == best[number]
+        shown = tab.locator(".confidence").nth(3 * number).inner_text()
+        assert shown == f"{100 * probabilities.max():.0f}%"
+    tab.locator("figure").nth(1).wait_for()
+    captions = tab.locator("figcaption").all_inner_texts()
+    assert [caption.partition(": patches ")[0] for caption in captions] == ["without prompts", "MPL"]
+
+    tab.get_by_label("Class names").fill("a cat\na dog\na house")
+    tab.get_by_test_id("label-output-value").first.filter(has_text=re.compile("^a (cat|dog|house)$")).wait_for()
+    shown = bars.all_inner_texts()
+    for (_, classifier), name in zip(page.models, shown, strict=True):
+        names = ["a cat", "a dog", "a house"]
+        assert name == names[int(classifier.probabilities(photo, names).argmax())]
+    tab.get_by_label("Class names").fill("a cat\na cat")
+    tab.wait_for_function("document.querySelector('#message textarea')?.value.includes('is given 2 times')")
+
+    tab.get_by_label("Class names").fill("\n".join(NAMES))
+    tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
+    (tmp_path / "bad.jpg").write_text("no image")
+    tab.set_input_files("input[type=file]", str(tmp_path / "bad.jpg"))
+    tab.wait_for_function("document.querySelector('#message textarea')?.value.includes('not a JPEG')")
+    tab.locator(".gallery img, table img").first.click()  # an example
+    bars.nth(2).wait_for()
+    assert bars.nth(0).inner_text() == best[0]
+    assert tab.locator("#message textarea").count() == 0
+    for width in (1280, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert {url for url in servers if url and not url.startswith(address.rstrip("/"))} == set()  # nobody else is told
