@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
     parser.add_argument("--test-batch", type=int, default=100, help="images in a test batch")
     parser.add_argument("--test-batches", type=int, default=1, help="test batches that are timed together")
-    parser.add_argument("--prec", default="fp32", choices=["fp32", "fp16", "amp"])
+    parser.add_argument("--prec", default="fp32", choices=["fp32", "fp16", "bf16", "amp"])
     parser.add_argument("--what", nargs="+", default=["train_step", "test_batch"], choices=["train_step", "test_batch"])
     parser.add_argument("--rounds", type=int, default=1, help="how often the two forms take turns")
     parser.add_argument("--seconds", type=float, default=10, help="least time of measuring in one process")

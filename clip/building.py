@@ -56,7 +56,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
 
     Args:
         path: a file for `read_state_dict`.
-        precision: `fp32`, or `fp16` for half weights with LayerNorm in fp32.
+        precision: `fp32`; `fp16` or `bf16` for weights of that type, with LayerNorm in fp32.
         source: name of the weights, for errors.
         config: `model_cfg` (arguments of `open_clip.CLIP`) and `preprocess_cfg` (`mean` and `std` of the images).
         resize: whether to fit position embeddings of other lengths to the configuration, as open_clip does.
@@ -114,15 +114,16 @@ class DrawingOnCpu(TorchDispatchMode):
 
 
 def new_clip(config: dict, precision: str) -> CLIP:
-    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or fp16 in open_clip's way."""
+    """A CLIP of this configuration (arguments of `CLIP`) with random weights: fp32, or half ones in open_clip's way."""
     model = CLIP(**config)
-    if precision == "fp16" and isinstance(model.visual, TimmModel):
-        model.half()
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    if half and isinstance(model.visual, TimmModel):
+        model.to(half)
         for module in model.modules():
             if isinstance(module, LayerNormFp32):
                 module.float()
-    elif precision == "fp16":
-        open_clip.convert_weights_to_lp(model)
+    elif half:
+        open_clip.convert_weights_to_lp(model, half)
     return model
 
 

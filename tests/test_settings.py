@@ -37,7 +37,7 @@ def test_settings_are_read_from_a_node():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"PREC": "half"}, "TRAINER.EXAMPLE.PREC is 'half', not one of fp16, fp32, amp"),
+        ({"PREC": "half"}, "TRAINER.EXAMPLE.PREC is 'half', not one of fp16, bf16, fp32, amp"),
         ({"DEPTH": 0}, "TRAINER.EXAMPLE.DEPTH is 0: start at 1"),
         ({"COUNTS": [1]}, r"TRAINER.EXAMPLE.COUNTS is \[1\]: give one number >= 0, or a list of DEPTH = 3 of them"),
         ({"COUNTS": -1}, "TRAINER.EXAMPLE.COUNTS is -1"),

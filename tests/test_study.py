@@ -73,7 +73,7 @@ def write(tmp_path):
                 ({"datasets": {"small_land": None}}, "overrides of x must be a mapping of KEY: VALUE, not None"),
                 (
                     {"overrides": {"TRAINER.MPL.PREC": "fp8"}},
-                    "x: TRAINER.MPL.PREC is 'fp8', not one of fp16, fp32, amp",
+                    "x: TRAINER.MPL.PREC is 'fp8', not one of fp16, bf16, fp32, amp",
                 ),
                 ({"overrides": {"SEED": 4}}, "x cannot override SEED: use the study's own key seeds"),
                 ({"overrides": {"OUTPUT_DIR": "there"}}, "use the study's own key output"),

@@ -21,6 +21,8 @@ from common.errors import UsageError
 from common.version import __version__
 
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
+from .features import cache_folder, kept_features
+from .precision import usable
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
 
@@ -141,21 +143,18 @@ class PromptTrainer(TrainerX):
             UsageError: a value cannot work.
         """
         self.cfg = cfg  # Dassl sets it only later
-        _ = self.settings
+        _ = self.settings, cache_folder(cfg)
         views = cfg.DATALOADER.K_TRANSFORMS
         if views > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}")
 
     def build_model(self) -> None:
         cfg = self.cfg
-        prec, cpu = self.settings.PREC, self.device.type == "cpu"
-        if prec == "fp16" and cpu:
-            print("PREC fp16 needs a GPU: computing in fp32")
-            prec = "fp32"
+        prec, cpu = usable(self.settings.PREC, self.device), self.device.type == "cpu"
         clip = self.given_clip
         if clip is None:
             print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-            clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp16" if prec == "fp16" else "fp32")
+            clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32" if prec == "amp" else prec)
         check_input(cfg, clip)
 
         towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
@@ -236,13 +235,28 @@ class PromptTrainer(TrainerX):
         self._text_features = None  # an evaluation computes its own
         super().set_model_mode(mode, names)
 
+    def test(self, split: str | None = None) -> float:
+        """As Dassl's; what a frozen image tower without prompts makes of the images is kept in the folder CACHE."""
+        validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
+        name = "val_loader" if validates else "test_loader"
+        loader, hooks = getattr(self, name), ("build_data_loader", "parse_batch_test", "model_inference")
+        if all(getattr(type(self), hook) is getattr(PromptTrainer, hook) for hook in hooks):  # it reads images as usual
+            setattr(self, name, kept_features(self.cfg, self.model, loader, self.device))
+        try:
+            return super().test(split)
+        finally:
+            setattr(self, name, loader)
+
     @torch.no_grad()
     def model_inference(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, classes), in fp32 also under PREC amp.
 
         Text features are computed once per evaluation; with the plain towers for each batch, as published.
+
+        Args:
+            images: or what the image tower makes of them, (batch, joint width).
         """
-        image_features = self.model.image_features(images)
+        image_features = self.model.of_tower(images) if images.dim() == 2 else self.model.image_features(images)
         prompts = [(prompt.data_ptr(), prompt._version) for prompt in self.model.parameters()]
         if self._text_features and self._text_features[0] == prompts:
             text_features = self._text_features[1]

@@ -41,8 +41,8 @@ class ProbedCLIP(PromptedCLIP):
 
     prompt_learner: ProbeWeights
 
-    def image_features(self, images: Tensor) -> Tensor:
-        return self.towers.encode_image(self.clip, images).float()
+    def of_tower(self, outputs: Tensor) -> Tensor:
+        return outputs.float()
 
     def text_features(self, image_features: Tensor) -> Tensor:
         """(classes, joint): the weights, which have the place of text features here."""

@@ -95,7 +95,11 @@ class PromptedCLIP(nn.Module):
         """(batch, 3, H, W) -> (batch, joint), fp32, normalised unless the method has a `reader`."""
         if reader := self.prompt_learner.reader():
             return reader(*self.image_and_prompts(images), self.classes_learned)
-        return normalize(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
+        return self.of_tower(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
+
+    def of_tower(self, outputs: Tensor) -> Tensor:
+        """Image features of the image tower's outputs (batch, joint), for a method without a `reader`."""
+        return normalize(outputs)
 
     def image_and_prompts(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What a `Reader` reads."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import UsageError
 
-PRECISIONS = ("fp16", "fp32", "amp")
+PRECISIONS = ("fp16", "bf16", "fp32", "amp")
 PerLayer = int | list[int]  # one number for all layers, or a number for each
 Range = tuple[float, float]
 # Least and largest value of numbers by the name of their setting. The largest are far above those that make sense: a

@@ -1,0 +1,375 @@
+"""CACHE: outputs of a frozen, unprompted image tower on disk give the same results, and never those of other images."""
+
+import hashlib
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import set_random_seed
+from drawn import METHODS, differing, make_cfg, prompts_of
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from clip import TOWERS, load_backbone
+from common.errors import UsageError
+from trainers import features, methods
+from trainers.base import PromptTrainer
+from trainers.coop import CoOp
+from trainers.prompted import PromptedCLIP
+
+FRESH = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.TEST.BATCH_SIZE", 5]
+TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
+OWN = {"ZeroshotCLIP", "LinearProbe", *METHODS}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def root(eurosat, tmp_path):
+    """A copy, as tests change it."""
+    return shutil.copytree(eurosat, tmp_path / "data")
+
+
+@pytest.fixture
+def build(root, tiny, tmp_path):
+    """`build("CoOp", KEY, VALUE, ...)` -> a trainer with tmp_path/cache as CACHE."""
+
+    def build(method, *options, backbone=tiny, output="run"):
+        precision = [f"TRAINER.{methods()[method].section()}.PREC", "fp32"]
+        set_random_seed(1)
+        cache = ["CACHE", str(tmp_path / "cache")]
+        return build_trainer(make_cfg(method, root, backbone, tmp_path / output, *FRESH, *precision, *cache, *options))
+
+    return build
+
+
+@pytest.fixture
+def read_images(monkeypatch):
+    """The number of images in each call of the image tower."""
+    counts = []
+    for name, tower in TOWERS.items():
+        encode = tower.encode_image
+
+        def counted(clip, images, schedule=(), encode=encode):
+            counts.append(len(images))
+            return encode(clip, images, schedule)
+
+        if name == "plain":
+            monkeypatch.setattr(tower, "encode_image", counted)
+        else:
+            monkeypatch.setitem(tower.__dict__, "encode_image", counted)
+    return counts
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return lambda: sorted((tmp_path / "cache").glob("*"))
+
+
+def logits_of(trainer) -> torch.Tensor:
+    """The logits of a test pass, as its evaluator receives them."""
+    found, process = [], trainer.evaluator.process
+    trainer.evaluator.process = lambda logits, labels: (found.append(logits.clone()), process(logits, labels))
+    trainer.test()
+    trainer.evaluator.process = process
+    return torch.cat(found)
+
+
+def expected(build, method="CoOp", *options, **how) -> torch.Tensor:
+    """The logits of a test pass without CACHE."""
+    return logits_of(build(method, *options, "CACHE", "", **how))
+
+
+@pytest.mark.parametrize("method", sorted(OWN))
+def test_methods_whose_image_tower_has_no_prompts_read_each_image_once(method, build, deep, read_images, kept):
+    computed = expected(build, method, backbone=deep)
+    assert torch.equal(logits_of(build(method, backbone=deep)), computed)
+    read_images.clear()
+    trainer = build(method, backbone=deep)
+    assert torch.equal(logits_of(trainer), computed)
+    assert trainer.n_test == len(computed) == 24
+    if method in {"ZeroshotCLIP", "LinearProbe", *TEXT_ONLY}:
+        assert read_images == [1]  # the one that shows how the machine computes
+        assert len(kept()) == 1
+    else:
+        assert not kept()
+
+
+def test_all_methods_share_the_file(build, read_images, kept):
+    logits_of(build("ZeroshotCLIP"))
+    read_images.clear()
+    for method in ("CoOp", "LinearProbe", "CoCoOp", "KgCoOp"):
+        logits_of(build(method))
+    assert read_images == [1] * 4 and len(kept()) == 1
+
+
+def test_prompt_learner_decides_not_the_name(build, read_images, kept):
+    """IVLP without vision prompts has none for the image tower."""
+    options = ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0, "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 2]
+    assert torch.equal(logits_of(build("IVLP", *options)), expected(build, "IVLP", *options))
+    read_images.clear()
+    logits_of(build("IVLP", *options))
+    assert read_images == [1] and len(kept()) == 1
+
+
+# The users' own methods
+
+
+@pytest.fixture
+def register(monkeypatch):
+    def register(method):
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
+        return method
+
+    return register
+
+
+def test_new_method_without_vision_prompts_uses_it(register, build, read_images, monkeypatch):
+    register(type("Mine", (CoOp,), {}))
+    logits_of(build("Mine"))
+    read_images.clear()
+    assert torch.equal(logits_of(build("Mine")), expected(build, "Mine"))
+    assert read_images[0] == 1
+
+
+class Adapted(PromptedCLIP):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.shift = nn.Parameter(torch.ones(self.clip.visual.output_dim))
+
+    def of_tower(self, outputs):
+        return super().of_tower(outputs + self.shift)
+
+
+class Flipped(PromptedCLIP):
+    def image_features(self, images):
+        return super().image_features(images.flip(-1))
+
+
+def flipped_inference(self, images):
+    return PromptTrainer.model_inference(self, images.flip(-1))
+
+
+def flipped_batch(self, batch):
+    return batch["img"].flip(-1), batch["label"]
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ({"Model": Adapted}, 1),
+        ({"Model": Flipped}, 0),
+        ({"model_inference": flipped_inference}, 0),
+        ({"parse_batch_test": flipped_batch}, 0),
+    ],
+    ids=["adapter", "model", "inference", "batch"],
+)
+def test_new_method_that_reads_images_in_its_own_way_gets_its_own_features(own, files, register, build, kept):
+    register(type("Mine", (CoOp,), own))
+    logits_of(build("CoOp"))
+    for _ in range(2):
+        assert torch.equal(logits_of(build("Mine")), expected(build, "Mine"))
+    assert len(kept()) == 1
+    kept()[0].unlink()
+    logits_of(build("Mine"))
+    assert len(kept()) == files
+
+
+# What a file depends on
+
+
+def change_an_image(root):
+    file = sorted((root / "eurosat/2750").glob("3/test_*.png"))[1]
+    before = file.stat()
+    image = Image.open(file).copy()
+    image.putpixel((5, 5), (1, 2, 3))
+    image.save(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_changed_image_under_the_same_name_and_time_is_seen(build, root, kept):
+    logits_of(build("CoOp"))
+    change_an_image(root)
+    assert torch.equal(logits_of(build("CoOp")), expected(build))
+    assert len(kept()) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["INPUT.INTERPOLATION", "bicubic"],
+        ["INPUT.PIXEL_MEAN", [0.4, 0.4, 0.4]],
+        ["INPUT.TRANSFORMS", ("random_flip",)],
+        ["INPUT.EXIF_ORIENTATION", False],
+        ["DATASET.SUBSAMPLE_CLASSES", "base"],
+        ["DATALOADER.TEST.BATCH_SIZE", 7],
+        ["MODEL.BACKBONE.TOWERS", "plain"],
+    ],
+)
+def test_other_images_transform_batches_or_towers_have_a_file_of_their_own(options, build, kept):
+    logits_of(build("CoOp"))
+    assert torch.equal(logits_of(build("CoOp", *options)), expected(build, "CoOp", *options))
+    assert len(kept()) == 2
+
+
+def one_weight(trainer):
+    clip = trainer.model.clip
+    clip.visual.transformer.resblocks[3].mlp.c_proj.weight[2, 1] += 1e-7
+
+
+def fp16(trainer):
+    trainer.model._frozen = (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16"),)
+
+
+def bf16(trainer):
+    trainer.model._frozen = (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "bf16"),)
+
+
+def other_activation(trainer):
+    for block in trainer.model.clip.visual.transformer.resblocks:
+        block.mlp.gelu = nn.GELU()
+
+
+def other_heads(trainer):
+    trainer.model.clip.visual.transformer.resblocks[0].attn.num_heads = 2
+
+
+@pytest.mark.parametrize("change", [one_weight, fp16, bf16, other_activation, other_heads])
+def test_other_weights_precision_or_structure_have_a_file_of_their_own(change, build, kept):
+    logits_of(build("CoOp"))
+    found = []
+    for cache in ([], ["CACHE", ""]):
+        trainer = build("CoOp", *cache)
+        change(trainer)
+        found.append(logits_of(trainer))
+    assert torch.equal(*found)
+    assert len(kept()) == 2
+
+
+def test_shuffled_tests_are_not_kept(build, kept):
+    logits_of(build("CoOp", "DATALOADER.TEST.SAMPLER", "RandomSampler"))
+    assert not kept()
+
+
+# Files
+
+
+def flip_a_bit(file, place=-3):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def of_another_key(file):
+    """A good file, copied to this name."""
+    outputs = 2 * load_file(file)["outputs"]
+    facts = {"key": "f" * 32, "sha256": hashlib.sha256(features.as_bytes(outputs)).hexdigest()}
+    save_file({"outputs": outputs}, file, facts)
+
+
+def of_fewer_images(file):
+    outputs = load_file(file)["outputs"][:-1].clone()
+    facts = {"key": file.stem[9:], "sha256": hashlib.sha256(features.as_bytes(outputs)).hexdigest()}
+    save_file({"outputs": outputs}, file, facts)
+
+
+def without_facts(file):
+    save_file(load_file(file), file)
+
+
+def of_another_project(file):
+    save_file({"weights": torch.ones(3)}, file)
+
+
+def not_a_file(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+HARMS = [flip_a_bit, cut, empty, of_another_key, of_fewer_images, without_facts, of_another_project, not_a_file]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_or_foreign_file_is_computed_again(harm, build, read_images, kept):
+    computed = logits_of(build("CoOp"))
+    harm(*kept())
+    read_images.clear()
+    assert torch.equal(logits_of(build("CoOp")), computed)
+    assert sum(read_images) == 1 + 24
+    read_images.clear()
+    assert torch.equal(logits_of(build("CoOp")), computed)
+    assert read_images == [1]
+
+
+def test_training_is_the_same_when_each_epoch_is_validated(build):
+    """A loader that does not run takes its number from the generator of random numbers all the same."""
+    learned = []
+    for output, cache in (("a", ["CACHE", ""]), ("b", []), ("c", [])):
+        trainer = build("CoOp", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, *cache, output=output)
+        trainer.train()
+        learned.append(prompts_of(trainer))
+    assert differing(*learned[:2]) == differing(*learned[1:]) == []
+
+
+def test_workers_load_the_images(build):
+    options = ["DATALOADER.NUM_WORKERS", 2, "DATALOADER.CACHE_TEST", True]
+    assert torch.equal(logits_of(build("CoOp", *options)), expected(build, "CoOp", *options))
+
+
+def test_several_runs_fill_it_at_once(build, tmp_path, kept):
+    computed = expected(build)
+    trainers = [build("CoOp") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(logits_of, trainers))
+    assert all(torch.equal(each, computed) for each in found)
+    assert [file.suffix for file in kept()] == [".safetensors"]
+    assert torch.equal(logits_of(build("CoOp")), computed)
+
+
+def test_limit_deletes_what_was_not_used_for_longest(build, kept):
+    size, made = 24 * 64 * 4, {}
+    for batch in (5, 6, 5, 7):  # 6 is the oldest at the end
+        before = set(kept())
+        logits_of(build("CoOp", "DATALOADER.TEST.BATCH_SIZE", batch, "CACHE_GB", 2.5 * size / 1e9))
+        made |= {batch: file for file in kept() if file not in before}
+        time.sleep(0.02)
+    assert set(kept()) == {made[5], made[7]}
+
+
+def test_features_beyond_the_limit_only_cost_time(build, kept, capsys):
+    assert torch.equal(logits_of(build("CoOp", "CACHE_GB", 1e-6)), expected(build))
+    assert "raise CACHE_GB" in capsys.readouterr().out and not kept()
+
+
+def test_folder_that_cannot_be_written_only_costs_time(build, tmp_path, capsys):
+    folder = tmp_path / "closed/cache"
+    trainer = build("CoOp", "CACHE", str(folder))
+    folder.parent.write_text("a file, since the start of the run")
+    assert torch.equal(logits_of(trainer), expected(build))
+    assert "not kept for other runs" in capsys.readouterr().out
+
+
+def test_file_as_folder_is_refused(build, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="CACHE is .*file, which is not a folder"):
+        build("CoOp", "CACHE", str(tmp_path / "file"))
+
+
+def test_missing_image_is_reported_as_without_it(build, root):
+    trainer = build("CoOp")
+    sorted((root / "eurosat/2750").glob("*/test_*.png"))[7].unlink()
+    with pytest.raises(OSError, match="there is no image"):
+        logits_of(trainer)

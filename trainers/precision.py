@@ -1,0 +1,31 @@
+"""The precision that a run computes in."""
+
+import re
+from pathlib import Path
+
+import torch
+
+UNITS = {"fp16": "a GPU", "bf16": "a CPU or GPU with bf16 units"}
+
+
+def usable(precision: str, device: torch.device) -> str:
+    """The precision of PREC on a device; fp32, which is printed, where the device has no units for another one."""
+    if precision in UNITS and not has_units(precision, device):
+        print(f"PREC {precision} needs {UNITS[precision]}: computing in fp32")
+        return "fp32"
+    if precision in UNITS:
+        print(f"PREC {precision}: training and evaluation compute in {precision}")
+    return precision
+
+
+def has_units(precision: str, device: torch.device) -> bool:
+    """Whether a device multiplies in fp16 or bf16 faster than in fp32."""
+    if device.type == "cpu":
+        return precision == "bf16" and cpu_has_bf16()
+    return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 (AVX512-BF16, AMX or Arm's), as Linux lists them."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and bool(re.search(r"\b(avx512_|amx_)?bf16\b", info.read_text()))
