@@ -147,6 +147,7 @@ def test_wrong_arguments_end_in_one_line(name, serve, finished, tmp_path):
 
 def test_gradio_is_asked_for_by_its_requirements_file(serve, finished, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "experiments.serving.page")
     done = serve(finished("VPT"))
     assert done.status == 2 and "pip install -r requirements-serve.txt" in done.errors[-1]
 

@@ -101,7 +101,8 @@ class Page:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
         except UsageError as error:
             return [told(str(error)), *nothing]
-        found, errors = [], {}
+        found: list[dict[str, float] | None] = []
+        errors: dict[str, bool] = {}  # each once, in their order
         for _, classifier in self.models:
             try:
                 (row,) = classifier.probabilities(file, names).tolist()
