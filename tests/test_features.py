@@ -344,7 +344,8 @@ def test_limit_deletes_what_was_not_used_for_longest(build, kept):
     for batch in (5, 6, 5, 7):  # 6 is the oldest at the end
         before = set(kept())
         logits_of(build("CoOp", "DATALOADER.TEST.BATCH_SIZE", batch, "CACHE_GB", 2.5 * size / 1e9))
-        made |= {batch: file for file in kept() if file not in before}
+        for file in set(kept()) - before:
+            made[batch] = file
         time.sleep(0.02)
     assert set(kept()) == {made[5], made[7]}
 

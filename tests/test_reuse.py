@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from common.errors import UsageError
 from experiments.results import read_results
 from experiments.studies import executor
 from experiments.studies.executor import execute_runs
@@ -26,7 +27,7 @@ class Here:
     def submit(self, run):
         self.executed.append(run)
         done = executor.Future()
-        done.set_result(execute_run(run.arguments))
+        done.set_result([execute_run(run.arguments)])
         return done
 
     def __enter__(self):
@@ -90,3 +91,26 @@ def test_runs_that_learn_stay_as_they_are(study_file):
     study = load(study_file("all", seeds=[1, 2]))
     assert evaluated_once(study.sequences()) == study.sequences()
     assert all(run.same_as is None for sequence in evaluated_once(study.sequences()) for run in sequence)
+
+
+@pytest.mark.slow
+def test_runs_that_share_a_cache_have_the_results_of_runs_without(study_file, tmp_path, one_thread):
+    accuracies = []
+    for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
+        study = load(study_file(output, seeds=[1, 2], **settings))
+        assert execute_runs(study.sequences(), Here(), output) == {}
+        found = Progress.read(study).results
+        accuracies.append([(run.variant.name, run.seed, run.classes, found[run]["accuracy"]) for run in study.runs()])
+    assert accuracies[0] == accuracies[1]
+    # MPL has prompts in the image tower: its runs share images only.
+    kinds = [file.name.partition("-")[0] for file in sorted((tmp_path / "cache").iterdir())]
+    assert kinds == ["features"] * 2 + ["images"] * 2  # of base and of new classes
+
+
+def test_cache_of_a_study_is_a_folder(study_file):
+    assert load(study_file("none", cache=None)).cache is None
+    study = load(study_file("some", cache="~/there"))
+    assert study.cache.is_absolute() and str(study.cache) in study.runs()[0].arguments
+    for value in ("", "-x", 3.5, ["a"]):
+        with pytest.raises(UsageError, match="cache is .*: give the path of a folder"):
+            load(study_file("bad", cache=value))

@@ -93,7 +93,7 @@ class Variant:
 class Run:
     """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`.
 
-    `same_as` is a run that has the same results: see `reuse`.
+    `same_as` is a run that has the same results: see `reuse`. If `together`, it trains beside those of other seeds.
     """
 
     protocol: str
@@ -104,12 +104,19 @@ class Run:
     classes: str
     folder: Path
     arguments: tuple[str, ...] = field(repr=False)
+    together: bool = field(default=False, compare=False, repr=False)
     same_as: "Run | None" = field(default=None, compare=False, repr=False)
 
     @property
     def trains(self) -> bool:
         """Whether it learns prompts, rather than testing those of another run."""
         return "--eval-only" not in self.arguments
+
+    @property
+    def job(self) -> tuple:
+        """What the runs that one process executes together have in common."""
+        every = (self.protocol, self.variant, self.dataset, self.shots, self.classes, self.trains)
+        return every if self.together else (self.folder,)
 
 
 RunSequence = tuple[Run, ...]  # each run needs the ones before it
@@ -125,6 +132,9 @@ class Study:
         source, targets: for cross_dataset.
         shots: images per class; only few_shot uses more than the last number.
         backbone: replaces the one of the YAML files.
+        cache: folder for features of frozen image towers and for decoded test images, which runs share (CACHE and
+            DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
+        together: `seeds` trains the runs that differ by their seeds alone together, in one process.
         cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
             runs share one). Without `gpus`, one if the cluster has any.
 
@@ -140,6 +150,8 @@ class Study:
     targets: tuple[str, ...] = ()
     shots: tuple[int, ...] = (16,)
     backbone: str = ""
+    cache: Path | None = None
+    together: str = ""
     cpus: int = 1
     gpus: float | None = None
     root: Path = Path("data")
@@ -152,6 +164,8 @@ class Study:
         check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1024)
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
+        if self.together:
+            choose(self.together, ("seeds",), "value of the key together")
         for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
@@ -183,9 +197,11 @@ class Study:
             *("--trainer", variant.method, "--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"),
             *("--config-file", variant.config_file, *(("--backbone", self.backbone) if self.backbone else ())),
             *(*options, "DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes),
+            *(("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()),
             *(*variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
-        return Run(protocol, variant, dataset, seed, shots, classes, results, tuple(map(str, arguments)))
+        together = self.together == "seeds"
+        return Run(protocol, variant, dataset, seed, shots, classes, results, tuple(map(str, arguments)), together)
 
     def base2new(self) -> Iterator[RunSequence]:
         """Train and test on base classes, then test on new ones (CoCoOp's protocol)."""

@@ -15,6 +15,7 @@ from .spec import Study, Variant
 
 EXAMPLE = "see studies/small.yaml"
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
+PATHS = Path, Path | None  # types of fields
 TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets")
 
 
@@ -41,7 +42,7 @@ def study_from(content: dict) -> Study:
         raise UsageError("the study has no trainers", EXAMPLE)
     kinds = get_type_hints(Study)
     given = {key: value for key, value in content.items() if key != "trainers"}
-    empty_paths = [key for key, value in given.items() if value is None and kinds.get(key) is Path]  # the default
+    empty_paths = [key for key, value in given.items() if value is None and kinds.get(key) in PATHS]  # the default
     values = {key: convert(key, value, kinds[key]) for key, value in given.items() if key not in empty_paths}
     return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
 
@@ -50,13 +51,13 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     """A value of a YAML file as a field of `Study`: a single value becomes a list of one."""
     if get_origin(kind) is tuple:
         return tuple(value) if isinstance(value, list) else () if value is None else (value,)
-    if kind not in (Path, str):
+    if kind not in (*PATHS, str):
         return value
     text = "" if value is None else str(value)
     # A dash would begin an option of train.py.
-    if type(value) not in (str, int, type(None)) or text.startswith("-") or (kind is Path and not text.strip()):
-        raise UsageError(f"{key} is {value!r}", "give the path of a folder" if kind is Path else "give a name")
-    return Path(os.path.expanduser(text)) if kind is Path else text
+    if type(value) not in (str, int, type(None)) or text.startswith("-") or (kind in PATHS and not text.strip()):
+        raise UsageError(f"{key} is {value!r}", "give the path of a folder" if kind in PATHS else "give a name")
+    return Path(os.path.expanduser(text)) if kind in PATHS else text
 
 
 def variant_from(name: str, entry: Any) -> Variant:
