@@ -62,15 +62,17 @@ def train_together(runs: Sequence[Namespace], wait: bool = False) -> list[BaseEx
     def execute(run: Namespace, member=None) -> None:
         train_and_test(run, wait, member)
 
-    try:
-        stdouts = [Labelled(sys.stdout, f"seed {run.seed} | ") for run in runs]
-        return Company([partial(execute, run) for run in runs], stdouts).run()
-    except NotTogether:
-        print("The method computes gradients without self.autograd (docs/methods.md): its seeds run one after another")
+    if len(runs) > 1:
+        try:
+            stdouts = [Labelled(sys.stdout, f"seed {run.seed} | ") for run in runs]
+            return Company([partial(execute, run) for run in runs], stdouts).run()
+        except NotTogether:
+            print("The method has gradients without self.autograd (docs/methods.md): its seeds run one after another")
     errors: list[BaseException | None] = []
     for run in runs:
         try:
-            errors.append(execute(run))
+            execute(run)
+            errors.append(None)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an error of one run does not stop the others
             errors.append(error)
     return errors

@@ -215,9 +215,10 @@ class SharedLoader:
     """
 
     def __init__(self, member: Member, loader: DataLoader):
-        self.member, self.loader, self.batches = member, loader, None
+        self.member, self.loader = member, loader
+        self.batches: Iterator[dict] | None = None
         dataset: Any = loader.dataset
-        items = [(item.impath, item.label) for item in getattr(dataset, "data_source", [])] or [id(self)]
+        items = [(item.impath, item.label) for item in getattr(dataset, "data_source", [])] or [(id(self), 0)]
         self.content = loader.batch_size, hash(tuple(items))
 
     def __getattr__(self, name: str) -> Any:
@@ -229,7 +230,7 @@ class SharedLoader:
     def __iter__(self) -> Iterator[dict]:
         # What an iterator of its own would draw.
         torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        self.batches: Iterator[dict] | None = None
+        self.batches = None
         for _ in range(len(self)):
             yield self.member.ask(BatchCall(self))
 
@@ -249,7 +250,7 @@ class BatchCall:
 
     def answers(self, calls: Sequence["BatchCall"]) -> Sequence[dict]:
         loader = self.loader
-        batches = iter(loader.loader) if loader.batches is None else loader.batches
+        batches: Iterator[dict] = iter(loader.loader) if loader.batches is None else loader.batches
         for call in calls:
             call.loader.batches = batches
         batch = next(batches)

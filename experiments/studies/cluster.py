@@ -12,7 +12,7 @@ from common.start import ROOT
 
 from .executor import TRIES
 from .spec import Run
-from .worker import execute_run
+from .worker import execute_together
 
 START_HINT = "start one with `ray start --head`"
 
@@ -100,13 +100,13 @@ class Cluster:
             slots += int(min(has.get("CPU", 0) / self.cpus, by_gpu))
         return slots + 1
 
-    def submit(self, run: Run) -> "Future[str | None]":
-        return self.task.remote(os.getcwd(), self.cpus, run.arguments).future()
+    def submit(self, *runs: Run) -> "Future[list[str | None]]":
+        return self.task.remote(os.getcwd(), self.cpus, [run.arguments for run in runs]).future()
 
 
-def execute_in_task(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
-    """`execute_run` in a worker of Ray."""
+def execute_in_task(folder: str, threads: int, runs: list[tuple[str, ...]]) -> list[str | None]:
+    """`execute_together` in a worker of Ray."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
     torch.set_num_threads(threads)
-    return execute_run(arguments)
+    return execute_together(runs)

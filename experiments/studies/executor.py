@@ -35,8 +35,8 @@ class Executor(Protocol):
     def slots(self) -> int:
         """How many runs it can execute at a time, now."""
 
-    def submit(self, run: Run) -> "Future[str | None]":
-        """Start a run: `execute_run` in another process."""
+    def submit(self, *runs: Run) -> "Future[list[str | None]]":
+        """Start a run, or several together: `execute_together` in another process."""
 
     def __enter__(self) -> "Executor": ...
 
@@ -57,42 +57,56 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
             remove_leftover(run.folder)
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
-    running: dict[Future[str | None], RunSequence] = {}
+    running: dict[Future[list[str | None]], list[RunSequence]] = {}
     deaths: Counter[Run] = Counter()
     finished = total - sum(map(len, unfinished))
     with executor, tqdm(total=total, initial=finished, desc=title, unit="run", smoothing=0.05) as bar:
         while waiting or running:
             while waiting and len(running) < executor.slots():
-                sequence = waiting.popleft()
-                running[begin(executor, sequence[0])] = sequence
+                together = take(waiting, deaths)
+                running[begin(executor, [sequence[0] for sequence in together])] = together
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             bar.refresh()  # its clock
             for future in done:
-                sequence = running.pop(future)
-                run, *rest = sequence
+                together = running.pop(future)
                 death = future.exception()
                 if isinstance(death, WorkerDied):
-                    deaths[run] += 1
-                    if deaths[run] < TRIES:
-                        waiting.appendleft(sequence)
+                    deaths.update(sequence[0] for sequence in together)
+                    if deaths[together[0][0]] < TRIES:
+                        waiting.extendleft(together)
                         continue
-                error = record_error(run.folder, death) if death else future.result()
-                bar.update()
-                if error:
-                    failed[run] = error
-                    bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
-                    bar.update(len(rest))
-                elif rest:
-                    waiting.appendleft(tuple(rest))
+                errors = [record_error(run.folder, death) for run, *_ in together] if death else future.result()
+                for (run, *rest), error in zip(together, errors, strict=True):
+                    bar.update()
+                    if error:
+                        failed[run] = error
+                        bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
+                        bar.update(len(rest))
+                    elif rest:
+                        waiting.appendleft(tuple(rest))
     return failed
 
 
-def begin(executor: Executor, run: Run) -> "Future[str | None]":
-    """Start a run; one that has the results of another is done at once."""
-    if run.same_as is None:
-        return executor.submit(run)
-    done: Future[str | None] = Future()
-    done.set_result(adopt(run, run.same_as))
+def take(waiting: deque[RunSequence], deaths: Counter[Run]) -> list[RunSequence]:
+    """Take the next sequence out, and with it those whose first run is executed together with its own.
+
+    The last try of a run whose process died is made alone: another one may have ended it, or filled the memory.
+    """
+    first = waiting[0][0]
+    together = [sequence for sequence in waiting if sequence[0].job == first.job]
+    together = [s for s in together if deaths[s[0]] + 1 < TRIES] if deaths[first] + 1 < TRIES else [waiting[0]]
+    for sequence in together:
+        waiting.remove(sequence)
+    return sorted(together, key=lambda sequence: sequence[0].seed)
+
+
+def begin(executor: Executor, runs: list[Run]) -> "Future[list[str | None]]":
+    """Start runs together; one that has the results of another is done at once."""
+    run, of = runs[0], runs[0].same_as
+    if of is None:
+        return executor.submit(*runs)
+    done: Future[list[str | None]] = Future()
+    done.set_result([adopt(run, of)])
     return done
 
 
@@ -114,11 +128,11 @@ class LocalExecutor:
     def slots(self) -> int:
         return self.workers
 
-    def submit(self, run: Run) -> "Future[str | None]":
-        return self.callers.submit(self.call, run)
+    def submit(self, *runs: Run) -> "Future[list[str | None]]":
+        return self.callers.submit(self.call, runs)
 
-    def call(self, run: Run) -> str | None:
-        """Execute the run in an idle process, or in a new one; a process that died is not used again."""
+    def call(self, runs: Sequence[Run]) -> list[str | None]:
+        """Execute the runs in an idle process, or in a new one; a process that died is not used again."""
         try:
             worker = self.idle.pop()
         except IndexError:  # no process is idle: another thread may have taken the last one just now
@@ -126,9 +140,9 @@ class LocalExecutor:
             self.started.append(worker)
             if self.stopping:  # since before the process was in the list
                 worker.stop(now=True)
-        error = worker.call(run.arguments)
+        errors = worker.call(*(run.arguments for run in runs))
         self.idle.append(worker)
-        return error
+        return errors
 
     def __enter__(self) -> "LocalExecutor":
         self.before = os.environ.get("OMP_NUM_THREADS")

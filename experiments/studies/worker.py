@@ -15,7 +15,7 @@ import torch
 from common.files import write_text
 
 from ..arguments import parse_arguments
-from ..run import train_and_test
+from ..together import train_together
 
 ERROR = "error.txt"  # beside a run's results.json
 
@@ -40,14 +40,14 @@ class Worker:
         self.process.start()
         theirs.close()  # so that `recv` raises EOFError when the process ends
 
-    def call(self, arguments: Sequence[str]) -> str | None:
-        """`execute_run` in the process.
+    def call(self, *runs: Sequence[str]) -> list[str | None]:
+        """`execute_together` in the process.
 
         Raises:
             WorkerDied: the process ended first.
         """
         try:
-            self.connection.send(arguments)
+            self.connection.send(runs)
             return self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
@@ -66,8 +66,8 @@ class Worker:
 def serve(connection: Connection, threads: int) -> None:
     """Execute the runs whose arguments arrive, until None does."""
     init_worker(threads)
-    while (arguments := connection.recv()) is not None:
-        connection.send(execute_run(arguments))
+    while (runs := connection.recv()) is not None:
+        connection.send(execute_together(runs))
 
 
 def init_worker(threads: int) -> None:
@@ -86,21 +86,29 @@ def exit_with_parent() -> None:
 
 
 def execute_run(arguments: Sequence[str]) -> str | None:
-    """Execute train.py with these arguments in this process; its output goes to log.txt only.
+    """`execute_together` of one run."""
+    return execute_together([arguments])[0]
 
-    If another process executes the run, wait for it; then skip the run if it is finished, else resume it.
+
+def execute_together(runs: Sequence[Sequence[str]]) -> list[str | None]:
+    """Execute runs of train.py with these arguments in this process; their output goes to log.txt only.
+
+    If another process executes one of them, wait for it; then skip the run if it is finished, else resume it.
 
     Returns:
-        None, or the run's error in one line. error.txt in the run's folder holds it until the run succeeds.
+        for each run None, or its error in one line. error.txt in its folder holds it until the run succeeds.
     """
-    args = parse_arguments(list(arguments))
-    folder = Path(args.output_dir)
+    parsed = [parse_arguments(list(arguments)) for arguments in runs]
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        try:
-            train_and_test(args, wait=True)
-            (folder / ERROR).unlink(missing_ok=True)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - no error of a run stops the others
-            return record_error(folder, error)
+        errors = train_together(parsed, wait=True)
+    return [settle(Path(args.output_dir), error) for args, error in zip(parsed, errors, strict=True)]
+
+
+def settle(folder: Path, error: BaseException | None) -> str | None:
+    """Write a run's error to its folder, or delete that of an earlier start; returns it as one line."""
+    if error is not None:
+        return record_error(folder, error)
+    (folder / ERROR).unlink(missing_ok=True)
     return None
 
 
