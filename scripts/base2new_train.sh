@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # base2new_train.sh METHOD DATASET SEED [EPOCHS] [KEY VALUE ...]
 # Learn a method's prompts on the base classes of a dataset and test them there.
-# METHOD is the name of a folder in configs/trainers/. Environment: see scripts/common.sh.
+# METHOD is the name of a folder in configs/trainers/, SEED can be several: "1 2 3". Environment: see scripts/common.sh.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_call base2new "$@"
 

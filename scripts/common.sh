@@ -35,6 +35,9 @@ run_once() {
         "$PYTHON" tools/prepare.py "$dataset" --root "$DATA"
         PREPARE= # once a script
     fi
+    local slot="seed${seed:-}"
+    [[ $slot != *" "* ]] || slot="seed{seed}" # train.py trains several seeds together, each in a folder of its own
+    set -- "${@//"seed${seed:-}"/$slot}"
     "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} "${@:2}"
 }
 
@@ -93,6 +96,7 @@ look_up() {
 }
 
 # read_arguments DATASET SEED [EPOCHS] [KEY VALUE ...] -> dataset, seed, epochs, options, shared (by all calls)
+# SEED may be several: "1 2 3".
 read_arguments() {
     [ $# -ge 2 ] || usage
     dataset=$1 seed=$2
@@ -130,6 +134,9 @@ evaluate() {
         ${options[@]+"${options[@]}"}
 }
 
-report() { # one line for the result of each run
-    "$PYTHON" -m tools.base2new "$@"
+report() { # one line for the result of each run, seed by seed
+    local one
+    for one in ${seed:-0}; do
+        "$PYTHON" -m tools.base2new "${@//"seed${seed:-0}"/seed$one}"
+    done
 }

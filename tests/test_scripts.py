@@ -105,6 +105,17 @@ def test_published_checkpoints_are_tested_by_their_published_command(name, scrip
     assert (parser.method, parser.seeds[0], parser.workers) == (method, 1 if protocol == "few_shot" else 2, 3)
 
 
+def test_several_seeds_are_one_call_of_train_and_a_report_each(script, tmp_path):
+    out, run = tmp_path / "out/base2new", "eurosat/shots_16/CoOp/vit_b16_ep50_ctxv1"
+    ended, (call, *reports) = script("base2new_test.sh", "coop", "eurosat", "1 2", 5)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert call[call.index("--seed") + 1] == "1 2"
+    assert call[call.index("--output-dir") + 1] == f"{out}/test_new/{run}/seed{{seed}}"
+    assert call[call.index("--model-dir") + 1] == f"{out}/train_base/{run}/seed{{seed}}"
+    folders = [[f"{out}/{part}/{run}/seed{seed}" for part in ("train_base", "test_new")] for seed in (1, 2)]
+    assert reports == [["-m", "tools.base2new", *pair] for pair in folders]
+
+
 @pytest.mark.parametrize("method", CFG)
 def test_base_to_new_generalisation(method, asks, launch, monkeypatch):
     trainer, cfg = CFG[method][:2]
