@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.studies import plots
 from experiments.studies.progress import collect_results
+from experiments.studies.published import ELEVEN
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
@@ -49,11 +50,11 @@ def points(ax) -> dict[str, list[tuple[float, float]]]:
 
 def test_accuracy_time_of_both_protocols(summarised):
     summary = summarised("base2new", "cross_dataset")
-    new, cross = plots.accuracy_time(summary).axes
-    assert (new.get_title(), new.get_ylabel()) == ("base2new", "accuracy on new classes (%)")
-    assert cross.get_title() == "cross_dataset"
+    base, new, both, cross = plots.accuracy_time(summary).axes
+    assert (new.get_title(), new.get_ylabel()) == ("base2new, new", "accuracy on new classes (%)")
+    assert (both.get_title(), cross.get_title()) == ("base2new, H", "cross_dataset, all classes")
     means = summary.cells.set_index(["part", "dataset", "method"])["mean"]
-    for ax, part in ((new, "new"), (cross, "all classes")):
+    for ax, part in ((base, "base"), (new, "new"), (both, "H"), (cross, "all classes")):
         assert ax.get_xlabel() == "training time of a run (seconds, cpu)"
         assert points(ax) == {name: [(10.0 * len(name), means[part, "average", name])] for name in ("CoOp", "MPL")}
         lines = {line.get_label(): line.get_ydata()[0] for line in ax.lines}
@@ -61,7 +62,7 @@ def test_accuracy_time_of_both_protocols(summarised):
 
 
 def test_long_times_are_in_minutes(summarised):
-    (ax,) = plots.accuracy_time(summarised("base2new", measured={"train_seconds": 1200.0}, names=("MPL",))).axes
+    ax = plots.accuracy_time(summarised("base2new", measured={"train_seconds": 1200.0}, names=("MPL",))).axes[1]
     assert "minutes" in ax.get_xlabel()
     assert points(ax)["MPL"][0][0] == 20
 
@@ -69,7 +70,7 @@ def test_long_times_are_in_minutes(summarised):
 def test_several_devices_have_separate_points(summarised):
     summary = summarised("base2new")
     summary.runs.loc[summary.runs["seed"] == 2, "device"] = "H100"
-    (ax,) = plots.accuracy_time(summary).axes
+    ax = plots.accuracy_time(summary).axes[1]
     assert points(ax).keys() == {f"{name} ({device})" for name in ("CoOp", "MPL") for device in ("cpu", "H100")}
     assert "2 devices: not comparable" in ax.get_xlabel()
 
@@ -146,15 +147,20 @@ def test_prompt_schedules_of_the_ablation(tmp_path):
     assert drawn["add 3 remove 0"][8:] == [25] * 4
 
 
-def test_pictures_are_written_as_png_and_svg_and_not_cut_off(summarised, tmp_path):
+def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
     summary = summarised("base2new", "cross_dataset", "few_shot", shots=(1, 16))
     files = [file for _, files in plots.draw(summary, tmp_path) for file in files]
     assert [file.name for file in files] == [
-        f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains", "prompts") for kind in ("png", "svg")
+        f"{name}.{kind}"
+        for name in ("accuracy_time", "few_shot", "differences", "gains", "prompts")
+        for kind in ("png", "svg", "pdf")
     ]
     for file in files:
         if file.suffix == ".svg":
             assert ElementTree.parse(file).getroot().tag.endswith("svg")
+            continue
+        if file.suffix == ".pdf":
+            assert file.read_bytes().startswith(b"%PDF-")
             continue
         with Image.open(file) as image:
             pixels = image.convert("L")
@@ -182,3 +188,59 @@ def test_invalid_schedule_without_results_is_not_drawn(summarised):
     study = dataclasses.replace(summary.study, variants=(*summary.study.variants, impossible))
     (ax,) = plots.prompts(Summary(study, summary.results)).axes
     assert [line.get_label() for line in ax.lines] == ["MPL"]
+
+
+def test_few_shot_bands_are_the_spread(summarised):
+    summary = summarised("few_shot", shots=(1, 2, 4))
+    land = plots.few_shot(summary).axes[1]
+    cells = summary.cells.set_index(["method", "dataset", "part"]).loc[("MPL", "small_land", "2 shots")]
+    band = land.collections[-1].get_paths()[0].vertices
+    edges = sorted({round(y, 6) for x, y in band if x == 2})
+    assert edges == pytest.approx([cells["mean"] - cells["spread"], cells["mean"] + cells["spread"]])
+
+
+def test_few_shot_grid_of_eleven_datasets_is_that_of_coop(summarised, tmp_path):
+    variants = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))
+    study = Study(variants, ELEVEN, ("few_shot",), seeds=(1,), shots=(1, 2), output=tmp_path / "eleven")
+    finish_all(study)
+    axes = plots.few_shot(Summary(study, collect_results(study))).axes
+    assert [ax.get_title() for ax in axes] == ["average", *ELEVEN]
+    assert axes[0].get_gridspec().get_geometry() == (3, 4)
+
+
+def test_paired_differences_have_n_and_the_corrected_p(summarised, tmp_path):
+    summary = summarised("base2new", seeds=(1, 2, 3))
+    (_, new, _) = plots.paired_differences(summary).axes
+    assert [label.get_text() for label in new.get_yticklabels()] == ["ZeroshotCLIP", "CoOp"]
+    assert [text.get_text() for text in new.texts] == ["n=2", "n=2"]  # two datasets: no p
+    test = summary.tests.set_index(["part", "against"]).loc[("new", "CoOp")]
+    dots, mean = new.lines[2], new.lines[3]
+    assert mean.get_xdata()[0] == pytest.approx(sum(dots.get_xdata()) / 2) == pytest.approx(test["difference"])
+    one = Study(summary.study.variants, ("small_land",), seeds=(1, 2, 3), output=tmp_path / "one")
+    finish_all(one)
+    summary = Summary(one, collect_results(one))
+    texts = [text.get_text() for text in plots.paired_differences(summary).axes[1].texts]
+    corrected = summary.tests[summary.tests["part"] == "new"]["holm_seeds"]
+    assert texts == [f"n=3, p {p:.3f}" for p in corrected]
+
+
+def test_learning_curves_of_all_seeds(summarised):
+    summary = summarised("base2new")
+    for run in summary.results:
+        if run.trains:
+            epochs = [
+                f"epoch [{epoch}/2] batch [{batch}/5] time 0.1 (0.1) data 0.0 (0.0) loss 9 ({loss / run.seed}) acc 1"
+                for epoch, batch, loss in ((1, 4, 9), (1, 5, 2.5), (2, 5, 1.5))
+            ]
+            validated = ["Evaluate on the *val* set", "* accuracy: 61.5%"]
+            tested = ["Finish training", "Evaluate on the *test* set", "* accuracy: 99.0%"]
+            (run.folder / "log.txt").write_text("\n".join([*epochs[:2], *validated, epochs[2], *validated, *tested]))
+    axes = plots.learning_curves(summary).axes
+    assert [(ax.get_title(), ax.get_ylabel()) for ax in axes[:2]] == [
+        ("base2new, small_land", "loss"),
+        ("base2new, small_land", "validation accuracy (%)"),
+    ]
+    assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [4] * 4  # two methods, two seeds
+    lines = sorted((list(line.get_xdata()), list(line.get_ydata())) for line in axes[0].lines)
+    assert lines == [([1, 2], [1.25, 0.75])] * 2 + [([1, 2], [2.5, 1.5])] * 2
+    assert list(axes[1].lines[0].get_ydata()) == [61.5, 61.5]

@@ -17,7 +17,7 @@ from experiments.configuration import setup_cfg
 from experiments.session import cli_main
 from experiments.studies import command
 from experiments.studies.progress import collect_results
-from experiments.studies.render import build_tables
+from experiments.studies.render import build_tables, overview
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 
@@ -136,6 +136,8 @@ def test_page_has_every_table_with_marks_and_notes(write, report):
     study = load(file)
     tables = build_tables(Summary(study, collect_results(study)))
     assert len(tables) == 9
+    tables = [*overview(Summary(study, collect_results(study))), *tables]
+    assert [table.title for table in tables[:2]] == ["Summary: base2new", "Summary: cross_dataset"]
     marks = ("span", "strong", "u")
     for table, shown in zip(tables, page.tables, strict=False):
         expected = [[(name, "span") for name in table.header]]
@@ -159,6 +161,18 @@ def test_head_has_comment_progress_and_warnings(write, report):
     assert texts[2] == "Note: the runs are from 2 devices (A40, H100): each has its own average times."
 
 
+def test_page_opens_with_summary_and_accuracy_time_and_folds_the_rest(write, report):
+    file = write()
+    finish_all(load(file))
+    page = report(file)
+    kinds = [element.tag for element in page.elements]
+    first = kinds.index("details")
+    assert kinds[:first].count("table") == 2 and kinds[:first].count("img") == 1
+    assert page.elements[kinds.index("img")].attributes["alt"].startswith("Average accuracy against the average time")
+    assert kinds.count("details") == kinds.count("summary") == 5
+    assert not any("open" in element.attributes for element in page.elements if element.tag == "details")
+
+
 def test_contents_link_to_unique_ids(write, report):
     file = write()
     finish_all(load(file))
@@ -166,7 +180,7 @@ def test_contents_link_to_unique_ids(write, report):
     names = [element.attributes["id"] for element in page.elements if "id" in element.attributes]
     assert len(set(names)) == len(names)
     links = [element.attributes["href"] for element in page.elements if element.tag == "a"]
-    assert len(links) == 9 + 5
+    assert len(links) == 9
     assert {link.removeprefix("#") for link in links} <= set(names)
 
 
@@ -269,7 +283,7 @@ def test_page_loads_nothing_and_pictures_have_alternative_text(write, report):
     assert {re.match("#|data:image/svg\\+xml;base64,", address) is not None for address in addresses} == {True}
     assert not re.search(r"http:|https:|//\w|@import|url\(", re.sub(r"base64,[^\"]+", "", page.html))
     images = [element.attributes for element in page.elements if element.tag == "img"]
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(len(image["alt"]) > 40 for image in images)
     (policy,) = (e.attributes["content"] for e in page.elements if "http-equiv" in e.attributes)
     assert policy.startswith("default-src 'none';")
@@ -291,7 +305,9 @@ MEASURE = """<!doctype html>
 <iframe src="report.html" width="1280" height="740"></iframe>
 <output></output><script>
 const measure = frame => {
-  const page = frame.contentDocument, root = page.documentElement, left = node => node.getBoundingClientRect().left;
+  const page = frame.contentDocument;
+  page.querySelectorAll("details").forEach(part => part.open = true);
+  const root = page.documentElement, left = node => node.getBoundingClientRect().left;
   const wide = [...page.querySelectorAll(".scroll")].filter(box => box.scrollWidth > box.clientWidth);
   wide.forEach(box => box.scrollLeft = 100);
   return {
@@ -331,8 +347,9 @@ def test_browser_shows_the_page_without_network(write, report):
     measured = json.loads(re.search("<output>(.*)</output>", ended.stdout)[1])
     for width, frame in zip((360, 1280), measured, strict=True):
         assert frame["overflow"] == 0
-        assert len(frame["images"]) == 3
-        assert all(natural > 0 and 0 < shown <= width for natural, shown in frame["images"])
+        assert len(frame["images"]) == 4
+        assert all(natural > 0 and (width == 360 or 0 < shown <= width) for natural, shown in frame["images"])
+        assert all(shown >= 0.99 * natural for natural, shown in frame["images"] if width == 360)  # legible, to scroll
         assert frame["cells"] == sum(len(row) for table in page.tables for row in table) > 200
         assert frame["stuck"]
     assert measured[0]["wide"] > measured[1]["wide"]

@@ -27,8 +27,8 @@ EPILOG = """
 `run` executes the unfinished runs of a study, several at a time: as tasks of Ray if that is installed, on this machine
 or on a cluster (docs/cluster.md), else in processes of this machine. `status` prints how many runs are finished,
 running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
-OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG and SVG in the same folder; `report` writes
-everything to one page there, report.html.
+OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
+writes everything to one page there, report.html.
 The keys of a study file are the fields of `Study` in experiments/studies/spec.py. Its `trainers` map names to YAML
 files in configs/trainers/, or to {trainer, config, cross_dataset, overrides, datasets}: cross_dataset is the YAML file
 for that protocol, if it differs; datasets maps dataset names to further overrides.
@@ -88,10 +88,10 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
-    from .render import build_tables, latex, markdown
+    from .render import build_tables, latex, markdown, overview
 
     summary, folder = summarize(study, args)
-    made = build_tables(summary)
+    made = [*overview(summary), *build_tables(summary)]
     texts = {
         "md": markdown(made),
         "tex": latex(made),

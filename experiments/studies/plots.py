@@ -1,15 +1,10 @@
-"""The figures of a study as pictures in grey: markers, hatches and line styles take the place of colours."""
+"""The figures of a study as pictures: accuracy, time, gains and schedules; see `curves` for those of single runs."""
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 import open_clip
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -21,14 +16,19 @@ from trainers import PromptTrainer
 
 from ..arguments import parse_arguments
 from ..configuration import setup_cfg
+from .curves import learning_curves
+from .differences import paired_differences
 from .spec import Run
+from .style import average, legend, plot_styles, subplots_grid
 from .tables import Summary, shots_label
 
-MARKERS = "osD^v<>PXhpd"
-LINES = ("-", "--", "-.", ":")
-GREYS = ("0.0", "0.35", "0.55")
-REPORTED_PART = {"base2new": "new", "cross_dataset": "all classes"}  # the parts that the paper reports
-Y_LABELS = {"base2new": "accuracy on new classes (%)"}
+Y_LABELS = {
+    "base": "accuracy on base classes (%)",
+    "new": "accuracy on new classes (%)",
+    "H": "harmonic mean (%)",
+}
+KINDS = ("png", "svg", "pdf")
+UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same picture is the same file
 
 
 class Picture(NamedTuple):
@@ -40,76 +40,30 @@ class Picture(NamedTuple):
 
 
 def draw(summary: Summary, folder: Path) -> Iterator[tuple[Picture, list[Path]]]:
-    """Write every picture that the results allow, as PNG and SVG; yields each with its files."""
+    """Write every picture that the results allow, as PNG, SVG and PDF; yields each with its files."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"})
     for picture in PICTURES:
         figure = picture.draw(summary)
         if figure is None:
             continue
-        files = [folder / f"{picture.name}.{kind}" for kind in ("png", "svg")]
+        files = [folder / f"{picture.name}.{kind}" for kind in KINDS]
         for file in files:
             kind = file.suffix[1:]
             with replacing(file) as partial:
-                figure.savefig(partial, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+                figure.savefig(partial, format=kind, dpi=150, metadata=UNDATED.get(kind))
         plt.close(figure)
         yield picture, files
 
 
-def plot_styles(summary: Summary) -> dict[str, dict]:
-    """The style of every method, the same in all pictures: `Summary.focus` filled black, the others open."""
-    styles: dict[str, dict] = {}
-    for name, marker, line, grey in zip(summary.variants, cycle(MARKERS), cycle(LINES), cycle(GREYS), strict=False):
-        focus = name == summary.focus
-        styles[name] = {
-            "label": name,
-            "marker": "*" if focus else marker,
-            "linestyle": "-" if focus else line,
-            "color": "black" if focus else grey,
-            "markerfacecolor": "black" if focus else "white",
-            "markersize": 13 if focus else 7,
-        }
-    return styles
-
-
-def subplots_grid(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, list]:
-    """A figure of `count` panels, each width x height inches, and its axes."""
-    columns = min(count, columns)
-    rows = math.ceil(count / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
-    )
-    for empty in axes.flat[count:]:
-        empty.remove()
-    return figure, list(axes.flat[:count])
-
-
-def legend(figure: Figure, axes: list) -> None:
-    """Add one legend for all panels beside them, and widen the figure for it."""
-    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.09 * max(map(len, entries)))
-    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
-
-
-def average(summary: Summary, protocol: str, part: str) -> pd.DataFrame:
-    """The cells of the average over datasets, by method."""
-    cells = summary.cells
-    chosen = (cells["protocol"] == protocol) & (cells["part"] == part) & (cells["dataset"] == "average")
-    return cells[chosen & cells["mean"].notna()].set_index("method")
-
-
 def accuracy_time(summary: Summary) -> Figure | None:
-    """Average accuracy against average training time; a method that does not learn is a line."""
-    averages = {
-        protocol: average(summary, protocol, part)
-        for protocol, part in summary.parts
-        if REPORTED_PART.get(protocol) == part
-    }
-    averages = {protocol: cells for protocol, cells in averages.items() if len(cells)}
+    """Average accuracy (base, new and H) against average training time; a method that does not learn is a line."""
+    averages = {names: average(summary, *names) for names in summary.parts if names[0] != "few_shot"}
+    averages = {names: cells for names, cells in averages.items() if len(cells)}
     if not averages:
         return None
     styles = plot_styles(summary)
-    figure, axes = subplots_grid(len(averages), 5.2, 4)
-    for ax, (protocol, cells) in zip(axes, averages.items(), strict=True):
+    figure, axes = subplots_grid(len(averages), 4.4, 3.8, columns=3)
+    for ax, ((protocol, part), cells) in zip(axes, averages.items(), strict=True):
         times = summary.times[summary.times["protocol"] == protocol]
         times = times[times["method"].isin(cells.index)]
         devices = times["device"].unique()
@@ -122,7 +76,7 @@ def accuracy_time(summary: Summary) -> Figure | None:
         for name in cells.index.difference(times["method"]):
             ax.axhline(cells.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
         device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
-        ax.set(title=protocol, ylabel=Y_LABELS.get(protocol, "accuracy (%)"))
+        ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
         ax.margins(x=0.08)
         ax.set(xlabel=f"training time of a run ({unit}, {device})", xlim=(0, None))
     legend(figure, axes)
@@ -130,7 +84,7 @@ def accuracy_time(summary: Summary) -> Figure | None:
 
 
 def few_shot(summary: Summary) -> Figure | None:
-    """Accuracy against the number of shots, for every dataset and the average."""
+    """Accuracy against the number of shots, with bands: the average, then every dataset (CoOp's Figure 3)."""
     cells = summary.cells[(summary.cells["protocol"] == "few_shot") & summary.cells["mean"].notna()]
     if cells.empty:
         return None
@@ -140,7 +94,11 @@ def few_shot(summary: Summary) -> Figure | None:
     figure, axes = subplots_grid(len(datasets))
     for ax, dataset in zip(axes, datasets, strict=True):
         for method, rows in cells[cells["dataset"] == dataset].groupby("method", sort=False):
-            ax.errorbar(rows["part"].map(numbers), rows["mean"], rows["spread"], **styles[method], capsize=2)
+            x, spread = rows["part"].map(numbers), rows["spread"].fillna(0)
+            ax.errorbar(x, rows["mean"], **styles[method])
+            ax.fill_between(
+                x, rows["mean"] - spread, rows["mean"] + spread, color=styles[method]["color"], alpha=0.15, linewidth=0
+            )
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, map(str, shots))
         ax.set(title=dataset, xlabel="images per class", ylabel="accuracy (%)")
@@ -167,7 +125,7 @@ def gains(summary: Summary) -> Figure | None:
         fill = ["0.35" if name == "average" else "white" if value < 0 else "0.75" for name, value in gain.items()]
         hatch = ["///" if value < 0 else "" for value in gain]
         bars = ax.barh(gain.index, gain, color=fill, hatch=hatch, edgecolor="black")
-        ax.bar_label(bars, fmt="%+.1f", padding=3, fontsize=8)
+        ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.margins(x=0.18)
         ax.set(title=f"{protocol}, {part}", xlabel=f"{summary.focus} over {summary.baseline} (points)")
@@ -227,7 +185,20 @@ PICTURES = (
         "Average accuracy against the average time of training (the paper's Figure 2); a method that does not learn is "
         "a line.",
     ),
-    Picture("few_shot", few_shot, "Accuracy against the number of shots, for every dataset and the average."),
+    Picture(
+        "few_shot",
+        few_shot,
+        "Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3), with the spread.",
+    ),
+    Picture(
+        "differences",
+        paired_differences,
+        "Differences of one method to each other one, paired: dots are datasets (with one dataset: seeds), diamonds "
+        "their mean, n their number, p that of the tables, corrected by Holm's method.",
+    ),
+    Picture(
+        "learning_curves", learning_curves, "Training loss and validation accuracy by epoch; a line for each seed."
+    ),
     Picture("gains", gains, "Points that one method gains over another on every dataset; each panel names the two."),
     Picture(
         "prompts",

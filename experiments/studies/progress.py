@@ -25,7 +25,7 @@ def collect_results(study: Study) -> dict[Run, dict]:
         UsageError: one is damaged, or a folder holds a run with other settings than the study's.
     """
     results = {}
-    for run in tqdm(study.runs(), "reading results", unit="run", delay=2):
+    for run in tqdm(study.runs(), "reading results", unit="run", delay=2, disable=None):
         found = read_results(run.folder)
         if found is not None:
             check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)

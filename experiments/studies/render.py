@@ -37,6 +37,32 @@ def build_tables(summary: Summary) -> list[Table]:
     return [*tables, times(summary)]
 
 
+def overview(summary: Summary) -> list[Table]:
+    """For each protocol: the averages over datasets and the training time of every method."""
+    tables = []
+    for protocol in summary.study.protocols:
+        parts = [part for name, part in summary.parts if name == protocol]
+        cells = summary.cells[(summary.cells["protocol"] == protocol) & (summary.cells["dataset"] == "average")]
+        shown = cells[cells["mean"].notna()]["method"].unique()
+        at = {(row.method, row.part): row for row in cells.itertuples()}
+        times = summary.times[summary.times["protocol"] == protocol]
+        rows = []
+        for method in shown:
+            seconds = [(row.seconds, row.device) for row in times[times["method"] == method].itertuples()]
+            several = times["device"].nunique() > 1
+            taken = ", ".join(f"{value:.1f}" + f" ({device})" * several for value, device in seconds)
+            ranks = [at[method, part].rank * (len(shown) > 1) for part in parts]
+            texts = [accuracy(at[method, part]) for part in parts]
+            marked = [Cell(text, int(rank) if rank <= 2 else 0) for text, rank in zip(texts, ranks, strict=True)]
+            rows.append([Cell(method), *marked, Cell(taken or MISSING)])
+        devices = ", ".join(times["device"].dropna().unique())
+        note = f"{describe_spread(summary)} Averages over {', '.join(summary.averaged(protocol))}. "
+        note += f"Training time: mean of a run{f' on {devices}' if devices else ''}."
+        if rows:
+            tables.append(Table(f"Summary: {protocol}", ["method", *parts, "training time (s)"], rows, note))
+    return tables
+
+
 def select(frame: pd.DataFrame, protocol: str, part: str) -> pd.DataFrame:
     return frame[(frame["protocol"] == protocol) & (frame["part"] == part)] if len(frame) else frame
 
@@ -57,17 +83,27 @@ def grid(summary: Summary, protocol: str, cells: pd.DataFrame, entry) -> tuple[l
     return ["method", *columns], [[Cell(name), *(at[name, column] for column in columns)] for name in methods]
 
 
-def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
-    def entry(row) -> Cell:
-        spread = "" if pd.isna(row.spread) else f" ± {row.spread:.2f}"
-        count = f" (n={row.runs})" if 0 < row.runs < row.seeds else ""
-        rank = row.rank if row.rank <= 2 and cells["method"].nunique() > 1 else 0  # false for NaN
-        return Cell(f"{number(row.mean)}{spread}{count}", int(rank))
+def accuracy(cell) -> str:
+    """The mean of a row of `Summary.cells`, its spread, and n if runs are missing."""
+    spread = "" if pd.isna(cell.spread) else f" ± {cell.spread:.2f}"
+    return f"{number(cell.mean)}{spread}" + (f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else "")
 
+
+def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
     spread = "1.96 standard deviations / √n" if summary.ci95 else "population standard deviation"
-    note = f"Accuracy in %: mean ± {spread} over {seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are "
-    note += "finished; first and second best marked; -: missing."
+    return (
+        f"Accuracy in %: mean ± {spread} over {seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are finished; "
+        "first and second best marked; -: missing."
+    )
+
+
+def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
+    def entry(row) -> Cell:
+        rank = row.rank if row.rank <= 2 and cells["method"].nunique() > 1 else 0  # false for NaN
+        return Cell(accuracy(row), int(rank))
+
+    note = describe_spread(summary)
     if part == "H":
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
     if protocol == "cross_dataset":
@@ -92,15 +128,25 @@ def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame
 
 
 def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
+    def entry(p: float, corrected: float, n: int) -> Cell:
+        return Cell(f"{MISSING} (n={n})" if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})")
+
+    tests = select(summary.tests, protocol, part)
     rows = [
-        [Cell(row.against), Cell(f"{row.difference:+.2f}")]
-        + [Cell(f"{format_p(p)} (n={n})") for p, n in ((row.p_seeds, row.seeds), (row.p_datasets, row.datasets))]
-        for row in select(summary.tests, protocol, part).itertuples()
+        [
+            Cell(row.against),
+            Cell(f"{row.difference:+.2f}"),
+            entry(row.p_seeds, row.holm_seeds, row.seeds),
+            entry(row.p_datasets, row.holm_datasets, row.datasets),
+        ]
+        for row in tests.itertuples()
     ]
     if not rows:
         return []
+    counts = [int(tests[f"tests_{kind}"].max()) for kind in ("seeds", "datasets")]
     note = (
-        "Mean difference in points, paired by dataset and seed; two-sided p, not corrected for multiple tests. "
+        "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
+        f"the number of tests in the column, {counts[0]} and {counts[1]}. "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
     title = f"{protocol}, {part}: {summary.focus} against the others"

@@ -1,4 +1,4 @@
-"""A study as one HTML page: tables, pictures, settings, versions and failed runs.
+"""A study as one HTML page: a summary, then folded tables, pictures, settings, versions and failed runs.
 
 The page is one file without scripts or links to other files. Its template is report.html.
 """
@@ -16,13 +16,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.text import read_text
 
-from ..configuration import YAML_BYTES, flatten, read_yaml
+from ..configs import YAML_BYTES, read_yaml
+from ..configuration import flatten
 from .plots import draw
 from .progress import Progress
-from .render import MISSING, Cell, Table, build_tables
+from .render import MISSING, Cell, Table, build_tables, overview
 from .spec import Run
 from .tables import Summary
 
+LEAD = "accuracy_time"  # the picture beside the summary
 # Settings that always have a row; others have one if they differ between the runs of a method.
 ALWAYS_SHOWN = (
     *("TRAINER.", "OPTIM.", "DATALOADER.TRAIN_X.BATCH_SIZE", "MODEL.BACKBONE.NAME", "INPUT.SIZE"),
@@ -39,7 +41,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     Args:
         file: the study file, which the page quotes.
     """
-    source = read_text(file, YAML_BYTES)
+    source, drawn = read_text(file, YAML_BYTES), pictures(summary)
     comment = takewhile(lambda line: line.startswith("#"), source.splitlines())
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -54,8 +56,10 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         progress=progress,
         warnings=summary.warnings,
+        overview=overview(summary),
+        lead=[picture for picture in drawn if picture[0] == LEAD],
         results=build_tables(summary),
-        pictures=pictures(summary),
+        pictures=[picture for picture in drawn if picture[0] != LEAD],
         commands={run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed},
         unfinished=unfinished(progress),
         settings=settings_tables(progress),
@@ -64,11 +68,11 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     )
 
 
-def pictures(summary: Summary) -> list[tuple[str, str]]:
-    """The caption of each picture, and the picture itself as a data: address."""
+def pictures(summary: Summary) -> list[tuple[str, str, str]]:
+    """The name of each picture, its caption, and the picture itself as a data: address."""
     with TemporaryDirectory() as folder:
         return [
-            (picture.caption, f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
+            (picture.name, picture.caption, f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
             for picture, files in draw(summary, Path(folder))
             for file in files
             if file.suffix == ".svg"

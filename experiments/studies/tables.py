@@ -162,7 +162,8 @@ class Summary:
         Two two-sided tests. For other seeds of these datasets: a paired t-test of the average over datasets, where n is
         the number of seeds that have all of them. For other datasets: Wilcoxon's signed-rank test of the datasets'
         means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
-        datasets would be wrong: the runs of one dataset are not independent.
+        datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; those
+        corrected by Holm's method for the comparisons of one table are beside them.
         """
         from scipy import stats  # slow to import
 
@@ -189,7 +190,12 @@ class Summary:
                     "p_datasets": safe_p_value(stats.wilcoxon, datasets),
                 }
             )
-        return pd.DataFrame(rows)
+        tests = pd.DataFrame(rows)
+        for kind in ("seeds", "datasets") if rows else ():
+            family = tests.groupby(["protocol", "part"])[f"p_{kind}"]
+            tests[f"holm_{kind}"] = family.transform(holm)
+            tests[f"tests_{kind}"] = family.transform("count")
+        return tests
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -216,9 +222,16 @@ class Summary:
         return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
 
 
+def holm(p: pd.Series) -> pd.Series:
+    """p-values corrected for their number (Holm, 1979): p in ascending order times m, m - 1, ...; NaN stays NaN."""
+    ordered = p.dropna().sort_values()
+    factors = range(len(ordered), 0, -1)
+    return (ordered * factors).cummax().clip(upper=1).reindex(p.index)
+
+
 def safe_p_value(test, differences: pd.Series, **options) -> float:
-    """The p-value of a test; NaN for fewer than two differences, or if all are 0."""
-    if len(differences) < 2 or not differences.any():
+    """The p-value of a test; NaN for fewer than three differences, or if all are 0."""
+    if len(differences) < 3 or not differences.any():
         return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about few or equal differences: the tables show n

@@ -1,0 +1,59 @@
+"""The look of a study's pictures: grey, with markers, hatches and line styles in place of colours."""
+
+import math
+from itertools import cycle
+
+import matplotlib
+
+matplotlib.use("Agg")
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from .tables import Summary
+
+MARKERS = "osD^v<>PXhpd"
+LINES = ("-", "--", "-.", ":")
+GREYS = ("0.0", "0.35", "0.55")
+
+
+def plot_styles(summary: Summary) -> dict[str, dict]:
+    """The style of every method, the same in all pictures: `Summary.focus` filled black, the others open."""
+    styles: dict[str, dict] = {}
+    for name, marker, line, grey in zip(summary.variants, cycle(MARKERS), cycle(LINES), cycle(GREYS), strict=False):
+        focus = name == summary.focus
+        styles[name] = {
+            "label": name,
+            "marker": "*" if focus else marker,
+            "linestyle": "-" if focus else line,
+            "color": "black" if focus else grey,
+            "markerfacecolor": "black" if focus else "white",
+            "markersize": 13 if focus else 7,
+        }
+    return styles
+
+
+def subplots_grid(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, list]:
+    """A figure of `count` panels, each width x height inches, and its axes."""
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for empty in axes.flat[count:]:
+        empty.remove()
+    return figure, list(axes.flat[:count])
+
+
+def legend(figure: Figure, axes: list) -> None:
+    """Add one legend for all panels beside them, and widen the figure for it."""
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.09 * max(map(len, entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
+
+
+def average(summary: Summary, protocol: str, part: str) -> pd.DataFrame:
+    """The cells of the average over datasets, by method."""
+    cells = summary.cells
+    chosen = (cells["protocol"] == protocol) & (cells["part"] == part) & (cells["dataset"] == "average")
+    return cells[chosen & cells["mean"].notna()].set_index("method")
