@@ -1,16 +1,16 @@
 """The command line of train.py, and argument types that several commands share. Nothing here waits for torch."""
 
 import argparse
-import ast
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
 
 from common.errors import UsageError
-from common.start import ROOT, add_common_options
+from common.start import add_common_options
+
+from .methods import method_names
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -111,14 +111,6 @@ def folder_of(seed: int, path: str, option: str, several: bool) -> str:
             f"{option} {path} is one folder for several seeds", "put {seed} in it, as in output/seed{seed}"
         )
     return os.path.join(head, f"seed{seed}")
-
-
-@cache
-def method_names() -> list[str]:
-    """The methods in trainers/, by the decorators in their source: importing them takes seconds."""
-    files = sorted((ROOT / "trainers").glob("*.py"))
-    classes = (node for file in files for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef))
-    return [node.name for node in classes if "TRAINER_REGISTRY.register()" in map(ast.unparse, node.decorator_list)]
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -1,17 +1,23 @@
-"""The YAML files in configs/, by name."""
+"""YAML files: those in configs/ by name, and how they are read."""
 
+import io
 from pathlib import Path
 
-import trainers
+from dassl.config import get_cfg_default
+
 from common.errors import UsageError
 from common.start import ROOT
+from common.text import read_text
+
+from .methods import methods
 
 CONFIGS = ROOT / "configs"
+YAML_BYTES = 1 << 20  # the limit of Dassl's configuration files
 
 
 def config_folder(method: str) -> Path:
     """Where the YAML files of a method are."""
-    return CONFIGS / "trainers" / trainers.methods()[method].config_folder
+    return CONFIGS / "trainers" / methods()[method].config_folder
 
 
 def default_config(method: str, protocol: str) -> str:
@@ -32,3 +38,17 @@ def default_config(method: str, protocol: str) -> str:
         known = f"name one of {', '.join(names)}" if names else f"add one to {folder}"
         raise UsageError(f"{method} has {len(names)} YAML files and no default one for {protocol}", known)
     return names[0]
+
+
+def read_yaml(file: Path) -> dict:
+    """The content of a YAML file, read within the bounds of Dassl's configuration files.
+
+    Raises:
+        UsageError: it cannot be read, or is not YAML with keys and plain values.
+    """
+    stream = io.StringIO(read_text(file, YAML_BYTES))
+    stream.name = str(file)  # type: ignore[misc]  # for messages
+    try:
+        return get_cfg_default().load_cfg(stream)
+    except ValueError as error:
+        raise UsageError(str(error), where=file) from error

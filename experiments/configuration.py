@@ -1,12 +1,10 @@
 """From arguments and YAML files to the configuration of a run."""
 
 import argparse
-import io
 import re
 from collections.abc import Collection, Sequence
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 
 from dassl.config import clean_cfg, get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -16,14 +14,12 @@ import datasets
 import trainers
 from clip import TOWERS
 from common.errors import UsageError, choose
-from common.text import read_text
 
 ACCEPTED: dict[str, Sequence] = {  # values of the keys that are added here
     "MODEL.COMPILE": (False, True),
     "MODEL.BACKBONE.TOWERS": tuple(TOWERS),
     "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, True),
 }
-YAML_BYTES = 1 << 20  # the limit of Dassl's configuration files
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
@@ -157,20 +153,6 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
         merged = {key: value for key, value in values.items() if key not in given}
         merge_pairs(cfg, [item for pair in merged.items() for item in pair])
         cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
-
-
-def read_yaml(file: Path) -> dict:
-    """The content of a YAML file, read within the bounds of Dassl's configuration files.
-
-    Raises:
-        UsageError: it cannot be read, or is not YAML with keys and plain values.
-    """
-    stream = io.StringIO(read_text(file, YAML_BYTES))
-    stream.name = str(file)  # type: ignore[misc]  # for messages
-    try:
-        return get_cfg_default().load_cfg(stream)
-    except ValueError as error:
-        raise UsageError(str(error), where=file) from error
 
 
 def set_key(cfg: CfgNode, key: str, value) -> None:

@@ -15,7 +15,8 @@ from common.files import PARTIAL, write_text
 from common.text import read_json
 from datasets import title
 
-from .configuration import flatten, read_yaml
+from .configs import read_yaml
+from .configuration import flatten
 from .results import FILE as RESULTS
 from .results import RECORDED
 

@@ -13,6 +13,7 @@ from common.text import read_json
 from common.version import source
 
 FILE = "results.json"
+ERROR = "error.txt"  # beside it: the error of a run of a study
 # The settings that results.json holds, under names of its own.
 RECORDED = {
     "trainer": "TRAINER.NAME",

@@ -20,7 +20,8 @@ from trainers.checkpoints import find_checkpoint, is_checkpoint
 from trainers.classifier import PromptedClassifier, check_names
 
 from ..arguments import parse_arguments
-from ..configuration import read_yaml, setup_cfg
+from ..configs import read_yaml
+from ..configuration import setup_cfg
 from ..output_folder import CONFIG
 from ..results import FILE as RESULTS
 from ..results import read_results

@@ -13,14 +13,13 @@ from common.files import write_text
 from common.start import add_common_options
 
 from ..arguments import at_least
-from .cluster import Cluster, available
-from .executor import Executor, LocalExecutor, check_datasets, execute_runs
-from .progress import Progress, collect_results
+from .progress import Progress, collect_results, recorded_results
 from .spec import Study
 from .study_file import load
 
-if TYPE_CHECKING:
-    from .tables import Summary  # imports pandas, which `run` and `status` do without
+if TYPE_CHECKING:  # what a command needs is imported when it runs: torch and pandas take seconds
+    from .executor import Executor
+    from .tables import Summary
 
 DESCRIPTION = "Compare methods side by side: python tools/study.py run studies/small.yaml"
 EPILOG = """
@@ -40,6 +39,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
         for each in study.runs():
             print(shlex.join(["python", "train.py", *each.arguments]))
         return
+    from .executor import check_datasets, execute_runs
+
     executor = choose_executor(study, args)
     print(Progress.read(study))  # raises for damaged or foreign results
     check_datasets(study)
@@ -51,8 +52,11 @@ def run(study: Study, args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def choose_executor(study: Study, args: argparse.Namespace) -> Executor:
+def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
     """Ray if it is installed or --address is given; local processes if it is not, or --workers is given."""
+    from .cluster import Cluster, available
+    from .executor import LocalExecutor
+
     if args.address and args.workers:
         raise UsageError("--workers is for this machine only, --address for a cluster", "give one of them")
     if args.address or (available() and not args.workers):
@@ -64,7 +68,7 @@ def choose_executor(study: Study, args: argparse.Namespace) -> Executor:
 
 
 def status(study: Study, args: argparse.Namespace) -> None:
-    progress = Progress.read(study)
+    progress = Progress(study, recorded_results(study))
     print(progress)
     for each in progress.running:
         print(f"running: {each.folder}")
@@ -137,4 +141,4 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_common_options(parser)
     args = parser.parse_args(argv)
-    COMMANDS[args.command](load(args.file), args)
+    COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

@@ -9,13 +9,12 @@ from statistics import fmean
 
 from tqdm import tqdm
 
+from common.errors import UsageError
+
 from ..arguments import parse_arguments
-from ..configuration import setup_cfg
 from ..lock import is_locked
-from ..output_folder import check_same_settings
-from ..results import read_results
+from ..results import ERROR, RECORDED, read_results
 from .spec import Run, Study
-from .worker import ERROR
 
 
 def collect_results(study: Study) -> dict[Run, dict]:
@@ -24,12 +23,31 @@ def collect_results(study: Study) -> dict[Run, dict]:
     Raises:
         UsageError: one is damaged, or a folder holds a run with other settings than the study's.
     """
+    from ..configuration import setup_cfg  # here, as `status` does not wait for the methods
+    from ..output_folder import check_same_settings
+
     results = {}
     for run in tqdm(study.runs(), "reading results", unit="run", delay=2, disable=None):
         found = read_results(run.folder)
         if found is not None:
             check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
             results[run] = found
+    return results
+
+
+def recorded_results(study: Study) -> dict[Run, dict]:
+    """The results.json of every finished run, compared with the study's runs by no more than it records.
+
+    Raises:
+        UsageError: as for `collect_results`.
+    """
+    results = {run: found for run in study.runs() if (found := read_results(run.folder)) is not None}
+    for run, found in results.items():
+        ours = {"trainer": run.variant.method, "seed": run.seed, "shots": run.shots, "classes": run.classes}
+        for key, value in ours.items():
+            if found.get(key, value) != value:
+                what = f"{run.folder} holds a run with {RECORDED[key]} {found[key]}, this one has {value}"
+                raise UsageError(what, "choose another output folder, or delete that one", run.folder)
     return results
 
 

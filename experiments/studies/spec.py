@@ -4,11 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import trainers
 from common.errors import UsageError, choose
 
 from ..configs import CONFIGS, config_folder
+from ..methods import Method, methods
+
+if TYPE_CHECKING:
+    import trainers  # takes seconds
 
 PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
@@ -51,7 +55,7 @@ class Variant:
     dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        choose(self.method, trainers.methods(), "trainer")
+        choose(self.method, methods(), "trainer")
         if not self.name.strip() or "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
             raise UsageError(f"the name {self.name!r} is empty, has a slash or starts with a dot", "use another one")
         names = sorted(file.stem for file in self.config_file.parent.glob("*.yaml"))
@@ -68,16 +72,22 @@ class Variant:
         what = f"{self.name} cannot override {key}"
         if key in SET_BY_STUDY:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
-        if group == "TRAINER" and rest.split(".")[0] != self.trainer.section():
-            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.trainer.section()}.*")
+        if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
+            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
 
     @property
-    def trainer(self) -> type[trainers.PromptTrainer]:
+    def trainer(self) -> "type[trainers.PromptTrainer]":
+        import trainers
+
         return trainers.methods()[self.method]
 
     @property
+    def facts(self) -> Method:
+        return methods()[self.method]
+
+    @property
     def learns(self) -> bool:
-        return self.trainer.learns
+        return self.facts.learns
 
     @property
     def config_file(self) -> Path:
@@ -169,7 +179,7 @@ class Study:
         for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
-        if "base2new" in self.protocols and (names := [v.name for v in self.variants if not v.trainer.transfers]):
+        if "base2new" in self.protocols and (names := [v.name for v in self.variants if not v.facts.transfers]):
             what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes that it has not learned"
             raise UsageError(what, "leave it out, or use few_shot")
         if not self.shots:
@@ -196,8 +206,8 @@ class Study:
             *("--skip-finished", "--root", self.root, "--output-dir", results, "--seed", seed),
             *("--trainer", variant.method, "--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"),
             *("--config-file", variant.config_file, *(("--backbone", self.backbone) if self.backbone else ())),
-            *(*options, "DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes),
-            *(("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()),
+            *(*options, *(("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ())),
+            *("DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes),
             *(*variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
         together = self.together == "seeds"

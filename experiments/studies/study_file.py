@@ -6,12 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from clip import available_models
 from common.errors import UsageError, choose
 
 from ..arguments import parse_arguments
-from ..configuration import read_yaml, setup_cfg
-from .spec import Study, Variant
+from ..configs import read_yaml
+from .spec import Run, Study, Variant
 
 EXAMPLE = "see studies/small.yaml"
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
@@ -19,15 +18,21 @@ PATHS = Path, Path | None  # types of fields
 TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets")
 
 
-def load(file: Path) -> Study:
+def load(file: Path, settings: bool = True) -> Study:
     """The study of a file.
+
+    Args:
+        file: its path.
+        settings: also check the settings of its runs, which takes seconds.
 
     Raises:
         UsageError: the file is unreadable, or it has an unknown key or name, or settings that no run can have.
     """
     try:
         study = study_from(read_yaml(file))
-        validate_runs(study)
+        examples = distinct_runs(study)
+        if settings:
+            check_settings(examples)
     except UsageError as error:
         raise UsageError(error.what, error.remedy, error.where or file) from error
     return study
@@ -91,11 +96,8 @@ def mapping(value: Any, what: str, form: str) -> dict:
     return value
 
 
-def validate_runs(study: Study) -> None:
-    """Check that no two runs share a folder, and the settings of each variant in each protocol.
-
-    Overrides for a dataset are checked even if the study has no run on it.
-    """
+def distinct_runs(study: Study) -> list[Run]:
+    """A run of each variant in each protocol; UsageError if two runs share a folder."""
     folders, examples = set(), {}
     for run in study.runs():
         if run.folder in folders:
@@ -104,7 +106,14 @@ def validate_runs(study: Study) -> None:
             )
         folders.add(run.folder)
         examples[run.protocol, run.variant.name] = run
-    for run in examples.values():
+    return list(examples.values())
+
+
+def check_settings(runs: list[Run]) -> None:
+    """Check the settings of runs; overrides for a dataset are checked even if the study has no run on it."""
+    from ..configuration import setup_cfg  # here, as it imports the methods
+
+    for run in runs:
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
                 check_backbone(setup_cfg(parse_arguments([*run.arguments, *overrides])).MODEL.BACKBONE.NAME)
@@ -119,4 +128,6 @@ def check_backbone(name: str) -> None:
         UsageError: no backbone has that name.
     """
     if not re.search("[.:]", name) and not Path(os.path.expanduser(name)).exists():
+        from clip import available_models
+
         choose(name, ["small", *available_models()], "backbone", "MODEL.BACKBONE.NAME")

@@ -15,9 +15,8 @@ import torch
 from common.files import write_text
 
 from ..arguments import parse_arguments
+from ..results import ERROR
 from ..together import train_together
-
-ERROR = "error.txt"  # beside a run's results.json
 
 
 class WorkerDied(RuntimeError):
