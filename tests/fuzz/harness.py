@@ -6,13 +6,14 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from finished import slowdown
+from tqdm import tqdm
 
 from . import worker
 from .cases import KINDS, Case, kind_of
@@ -78,7 +79,7 @@ class Failure(NamedTuple):
 
 
 def fuzz(
-    make: Callable[[int], Case], numbers: Iterable[int], scratch: Path, keep: Path, show: bool = False
+    make: Callable[[int], Case], numbers: Collection[int], scratch: Path, keep: Path, show: bool = False
 ) -> tuple[Counter[tuple[str, str]], list[Failure]]:
     """Run the inputs of these numbers, two at a time.
 
@@ -96,6 +97,7 @@ def fuzz(
     failures: list[Failure] = []
     waiting, busy, idle = iter(numbers), [], [Slot(scratch, index) for index in range(SLOTS)]
     number = next(waiting, None)
+    bar = tqdm(total=len(numbers), unit="input", disable=None)
     try:
         while number is not None or busy:
             while idle and number is not None:
@@ -107,13 +109,16 @@ def fuzz(
                     busy.remove(slot)
                     idle.append(slot)
                     counts[kind_of(slot.number), ended[0]] += 1
+                    bar.update()
                     if show:
                         print(slot.printed(), *ended, "", sep="\n")
                     if ended[0] not in ("accepted", "refused"):
                         failures.append(Failure(slot.number, ended[1]))
+                        bar.set_postfix(failures=len(failures))
                         keep_input(slot, ended[1], keep)
             time.sleep(0.004)
     finally:
+        bar.close()
         for slot in busy:  # after Ctrl-C
             slot.kill()
     return counts, failures

@@ -13,6 +13,7 @@ from random import Random
 from threading import Event
 
 from finished import members, slowdown
+from tqdm import tqdm
 
 from .subjects import Subject, content, differences
 
@@ -36,6 +37,7 @@ class Tally:
     kills: Counter[int] = field(default_factory=Counter)
     chains: int = 0
     wrong: list[str] = field(default_factory=list)
+    bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
 
 
 def start(subject: Subject, folder: Path) -> subprocess.Popen:
@@ -128,6 +130,7 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
             number = signals.pop()
             wrong.append(kill(process, number, every=rng.random() < 0.5))
             tally.kills[number] += 1
+            tally.bar.update()
     process = start(subject, folder)
     wait(process, folder / subject.place, lambda elapsed, count: False)
     if process.returncode:
@@ -144,12 +147,16 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
         shutil.rmtree(folder)
 
 
-def kill_at_random(subject: Subject, kills: dict[int, int], folder: Path, seed: int) -> Tally:
-    """Kill a subject so many times by each signal; chains of one to three kills each end with a finished run."""
+def kill_at_random(subject: Subject, kills: dict[int, int], folder: Path, seed: int, position: int = 0) -> Tally:
+    """Kill a subject so many times by each signal; chains of one to three kills each end with a finished run.
+
+    `position` is that of its progress bar among others.
+    """
     rng = Random(f"{seed} {subject.name}")
     signals = [number for number, count in kills.items() for _ in range(count)]
     rng.shuffle(signals)
-    tally, course = Tally(), unbroken(subject, folder / "unbroken")
-    while signals:
-        chain(subject, course, signals, folder / f"chain{tally.chains}", rng, tally)
+    with tqdm(total=len(signals), unit="kill", desc=subject.name, position=position, disable=None) as bar:
+        tally, course = Tally(bar=bar), unbroken(subject, folder / "unbroken")
+        while signals:
+            chain(subject, course, signals, folder / f"chain{tally.chains}", rng, tally)
     return tally
