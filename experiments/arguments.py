@@ -45,10 +45,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
     parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
+    parser.add_argument(
+        "--report-to", type=trackers, default=[], metavar="A,B", help="of tensorboard,wandb,mlflow (default: the first)"
+    )
     parser.set_defaults(began=time.time())
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
+
+
+def trackers(text: str) -> list[str]:
+    """The argparse type of `tensorboard,wandb`."""
+    names, known = [name.strip() for name in text.split(",") if name.strip()], ("tensorboard", "wandb", "mlflow")
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def seeds(text: str) -> int | tuple[int, ...]:

@@ -31,6 +31,7 @@ from .output_folder import CONFIG, OutputFolder, check_same_settings, output_fol
 from .results import FILE as RESULTS
 from .results import describe, read_results, write_results
 from .shortages import allow_open_files
+from .trackers import check_trackers, reporting
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,7 +76,8 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
             join(member, trainer)
         trainer.time_began = args.began
         if not args.no_train:
-            write_results(cfg, trainer, run(args, cfg, trainer))
+            with reporting(args.report_to, cfg, trainer):
+                write_results(cfg, trainer, run(args, cfg, trainer))
     if args.quiet and (found := read_results(path)):
         print(describe(found))
 
@@ -136,6 +138,7 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
         find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
+    check_trackers(args.report_to)
     allow_open_files(cfg.DATALOADER.NUM_WORKERS)
 
 

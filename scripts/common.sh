@@ -38,7 +38,8 @@ run_once() {
     local slot="seed${seed:-}"
     [[ $slot != *" "* ]] || slot="seed{seed}" # train.py trains several seeds together, each in a folder of its own
     set -- "${@//"seed${seed:-}"/$slot}"
-    "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} "${@:2}"
+    "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} \
+        ${REPORT_TO:+--report-to "$REPORT_TO"} "${@:2}"
 }
 
 # read_call PROTOCOL METHOD DATASET SEED ... -> TRAINER, CFG and the variables of read_arguments

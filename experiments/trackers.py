@@ -1,0 +1,162 @@
+"""Experiment trackers of `--report-to`: metrics, settings and the learned prompts go to TensorBoard, wandb or MLflow.
+
+Their packages are imported only if they are asked for (requirements-trackers.txt). Each reads its own environment
+variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+
+from .configuration import flatten
+from .results import FILE as RESULTS
+
+PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
+FILES = ("config.yaml", RESULTS)  # beside the checkpoints
+PARAMS = 100  # settings in a request to MLflow
+
+
+class Tracker(Protocol):
+    """Where the figures of a run go. `add_scalar` and `close` are those of TensorBoard's writer."""
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+    def finish(self, results: dict | None, files: list[Path]) -> None:
+        """End the run: its results (None: it failed), and its files."""
+
+
+class TensorBoard:
+    def __init__(self, cfg: CfgNode):
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(Path(cfg.OUTPUT_DIR, "tensorboard"))
+        print(f"Initialize tensorboard (log_dir={folder})")
+        self.writer = SummaryWriter(log_dir=folder)
+        self.add_scalar, self.close = self.writer.add_scalar, self.writer.close
+
+    def finish(self, results: dict | None, files: list[Path]) -> None:
+        self.close()
+
+
+class Wandb:
+    def __init__(self, cfg: CfgNode):
+        import wandb
+
+        self.wandb = wandb
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        self.run = wandb.init(project=project, name=cfg.OUTPUT_DIR, dir=cfg.OUTPUT_DIR, config=flatten(cfg))
+        # Losses are by batch, accuracies by epoch, and wandb's own steps never fall.
+        self.run.define_metric("train/*", step_metric="batch")
+        for split in ("val", "test"):
+            self.run.define_metric(f"{split}/*", step_metric="epoch")
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        self.run.log({tag: value, "batch" if tag.startswith("train/") else "epoch": global_step})
+
+    def close(self) -> None:
+        """The run goes on until `finish`."""
+
+    def finish(self, results: dict | None, files: list[Path]) -> None:
+        if results is not None:
+            self.run.summary.update({f"results/{key}": value for key, value in results.items()})
+            artefact = self.wandb.Artifact(f"prompts-{self.run.id}", type="model")
+            for file in files:
+                inside = f"{file.parent.name}/" if is_checkpoint(file) else ""
+                artefact.add_file(str(file), name=inside + file.name)
+            self.run.log_artifact(artefact)
+        self.run.finish(exit_code=0 if results is not None else 1)
+
+
+class MLflow:
+    def __init__(self, cfg: CfgNode):
+        import mlflow
+        from mlflow.entities import Param
+
+        self.client = mlflow.MlflowClient()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self.client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self.client.create_experiment(name)
+        self.run = self.client.create_run(experiment, run_name=cfg.OUTPUT_DIR).info.run_id
+        params = [Param(key, str(value)[:500]) for key, value in flatten(cfg).items()]
+        for start in range(0, len(params), PARAMS):
+            self.client.log_batch(self.run, params=params[start : start + PARAMS])
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        self.client.log_metric(self.run, tag, float(value), step=global_step)
+
+    def close(self) -> None:
+        """The run goes on until `finish`."""
+
+    def finish(self, results: dict | None, files: list[Path]) -> None:
+        for key, value in (results or {}).items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                self.client.log_metric(self.run, f"results/{key}", float(value))
+        for file in files if results is not None else ():
+            self.client.log_artifact(self.run, str(file), file.parent.name if is_checkpoint(file) else None)
+        self.client.set_terminated(self.run, "FINISHED" if results is not None else "FAILED")
+
+
+TRACKERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+
+
+class Several:
+    """Trackers in place of the one writer that a trainer of Dassl has."""
+
+    def __init__(self, trackers: list[Tracker]):
+        self.trackers = trackers
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        for tracker in self.trackers:
+            tracker.add_scalar(tag, value, global_step)
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def is_checkpoint(file: Path) -> bool:
+    return file.name not in FILES
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise UsageError for a tracker whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UsageError(
+                f"--report-to {name}: the package {name} is not installed",
+                "run `pip install -r requirements-trackers.txt`",
+            )
+
+
+@contextmanager
+def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
+    """Send the scalars of a trainer to trackers and, at the end, what the run has left in its folder.
+
+    Args:
+        names: keys of TRACKERS. Nothing changes if they are empty: the trainer opens TensorBoard itself.
+        cfg: the run's configuration.
+        trainer: ready to train or to test.
+    """
+    trackers = [TRACKERS[name](cfg) for name in names]
+    if trackers:
+        trainer._writer = Several(trackers)  # `init_writer` then opens no other
+    folder, results = Path(cfg.OUTPUT_DIR), None
+    try:
+        yield
+        if trackers:
+            results = json.loads((folder / RESULTS).read_text())
+    finally:
+        checkpoints = [file for name in trainer.get_model_names() for file in sorted((folder / name).glob("model*"))]
+        files = [file for file in (*(folder / name for name in FILES), *checkpoints) if file.is_file()]
+        for tracker in trackers:
+            tracker.finish(results, files)

@@ -1,0 +1,143 @@
+"""`--report-to`: what trackers get is what results.json has. wandb and MLflow run offline, where they are installed."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from drawn import arguments
+
+from common.start import ROOT
+from experiments import trackers
+
+
+class Recorder:
+    """A tracker that notes what it gets."""
+
+    made = []
+
+    def __init__(self, cfg):
+        self.cfg, self.scalars, self.ended = cfg, [], None
+        self.made.append(self)
+
+    def add_scalar(self, tag, value, global_step):
+        self.scalars.append((tag, float(value), global_step))
+
+    def close(self):
+        pass
+
+    def finish(self, results, files):
+        self.ended = results, [str(file) for file in files]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """wandb is a `Recorder`; returns those that are made."""
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", Recorder)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace())
+    Recorder.made = []
+    return Recorder.made
+
+
+def test_tracker_gets_metrics_settings_and_files(recorded, launch, eurosat, tiny, tmp_path):
+    run = tmp_path / "run"
+    ended = launch(*arguments(eurosat, tiny, run, options=["--report-to", "wandb,tensorboard"]))
+    assert (ended.status, ended.errors) == (0, [])
+    (tracker,) = recorded
+    results = json.loads((run / "results.json").read_text())
+    assert tracker.ended[0] == results
+    assert tracker.ended[1] == [f"{run}/{name}" for name in ("config.yaml", "results.json")] + [
+        f"{run}/MultiModalPromptLearner/model.pth.tar-2"
+    ]
+    steps = [step for tag, _, step in tracker.scalars if tag == "train/loss"]
+    assert steps == list(range(len(steps))) and len(steps) >= 2
+    assert ("test/accuracy", results["accuracy"], 1) in tracker.scalars
+    assert tracker.cfg.OPTIM.MAX_EPOCH == 2
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
+    rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)
+    ended = launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"]))
+    assert ended.status == 2 and recorded[0].ended[0] is None
+    assert not list((tmp_path / "run/tensorboard").glob("events.*"))
+
+
+def test_unknown_tracker_and_missing_package(launch, refused, eurosat, tiny, tmp_path, monkeypatch):
+    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", "wandb,comet"]))
+    assert ended.status == 2
+    assert "there is no tracker 'comet': give some of tensorboard,wandb,mlflow" in ended.errors[-1]
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    argv = arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", "mlflow"])
+    refused(argv, "the package mlflow is not installed", "pip install -r requirements-trackers.txt")
+
+
+def test_trackers_are_not_imported_unless_asked_for():
+    code = "import sys, experiments.run; print([name for name in ('wandb', 'mlflow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def offline(name, eurosat, tiny, tmp_path, **variables):
+    """A run in a process of its own that reports to a tracker; returns its folder and results."""
+    argv = arguments(eurosat, tiny, tmp_path / "run", options=["--report-to", name])
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in variables.items()}
+    done = subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "run", json.loads((tmp_path / "run/results.json").read_text())
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="not installed: requirements-trackers.txt")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    os.chdir(tmp_path)
+    run, results = offline("mlflow", eurosat, tiny, tmp_path, MLFLOW_TRACKING_URI=uri)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(trackers.PROJECT)
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["results/accuracy"] == results["accuracy"] == found.data.metrics["test/accuracy"]
+    assert found.data.metrics["results/train_seconds"] == results["train_seconds"]
+    assert found.data.params["OPTIM.MAX_EPOCH"] == "2"
+    assert len(client.get_metric_history(found.info.run_id, "train/loss")) >= 2
+    names = {item.path for item in client.list_artifacts(found.info.run_id)}
+    assert {"config.yaml", "results.json", "MultiModalPromptLearner"} <= names
+
+
+def wandb_records(content):
+    """The records of a .wandb file, LevelDB's log format: blocks of 32 KiB with parts: a checksum, a size and a kind."""
+    at, record = 7, b""
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack("<IHB", content[at : at + 7])
+        record += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # all of a record, or its last part
+            yield record
+            record = b""
+
+
+@pytest.mark.slow
+def test_wandb_offline_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path):
+    pytest.importorskip("wandb", reason="not installed: requirements-trackers.txt")
+    from wandb.proto import wandb_internal_pb2
+
+    run, results = offline("wandb", eurosat, tiny, tmp_path, WANDB_MODE="offline")
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    summary, losses = {}, 0
+    for data in wandb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.summary.update:
+            summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        losses += any((item.key or "/".join(item.nested_key)) == "train/loss" for item in record.history.item)
+    assert summary["results/accuracy"] == results["accuracy"]
+    assert summary["results/train_seconds"] == results["train_seconds"]
+    assert losses >= 2
