@@ -145,7 +145,7 @@ def added(content: Content) -> Figure | None:
     first = [n for n, layer in enumerate(layers) if n == 0 or layers[n - 1] != layer]
     axes.set_xticks(first, [layers[n] for n in first])
     axes.set_yticks(first, [layers[n] for n in first])
-    axes.set(xlabel="layer that the prompt enters before", ylabel="layer that the prompt enters before")
+    axes.set(xlabel="enters before layer", ylabel="enters before layer")
     figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
     return figure
 

@@ -1,0 +1,41 @@
+"""The notebook runs from its first cell to its last."""
+
+import json
+import sys
+
+import pytest
+
+from common.start import ROOT
+
+NOTEBOOK = ROOT / "docs/tour.ipynb"
+
+
+@pytest.mark.slow
+def test_notebook_runs_and_prints_what_it_promises(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (requirements-dev.txt)")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (requirements-dev.txt)")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed (requirements-dev.txt)")
+    for variable in ("TMPDIR", "IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    kernels = tmp_path / "JUPYTER_DATA_DIR/kernels/python3"  # that of this interpreter
+    kernels.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernels / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    printed = "".join(
+        output.text for cell in book.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"
+    )
+    for promised in ("% of 320 test images", "layer 11: patches", "Written: prompts.safetensors", "new classes"):
+        assert promised in printed, printed
+    assert sum("image/png" in output.get("data", {}) for cell in book.cells for output in cell.get("outputs", ())) == 3
+    assert [folder.name for folder in (tmp_path / "TMPDIR").glob("tour-*/*")]  # it writes there, and nowhere else
+
+
+def test_notebook_has_the_output_of_a_complete_run():
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert str(ROOT) not in json.dumps(outputs)
