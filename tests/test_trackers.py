@@ -109,7 +109,7 @@ def test_mlflow_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path):
 
 
 def wandb_records(content):
-    """The records of a .wandb file, LevelDB's log format: blocks of 32 KiB with parts: a checksum, a size and a kind."""
+    """The records of a .wandb file, in the log format of LevelDB: blocks of 32 KiB with parts."""
     at, record = 7, b""
     while at + 7 <= len(content):
         left = 32768 - at % 32768
