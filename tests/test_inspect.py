@@ -263,6 +263,18 @@ def test_every_method_can_be_inspected(method, finished, found, photos):
     assert "give at least three images" in (output / "inspect.html").read_text().lower()
 
 
+def test_names_of_any_letters(finished, found, tmp_path):
+    names = ["a$b$c$", "<script>", "\u6e56", os.fsdecode(b"\xff"), "x" * 200, "_hidden", "a\nb"]
+    for name in names:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "photos" / name / "$\\frac$.png")
+    content, output = found(
+        finished("VPT"), "--images", tmp_path / "photos", "--classes", "<script>", "$x^$", "--topk", 1
+    )
+    assert content["images"] == len(names) and "a b" in content["features"]["marks"]
+    assert "<script" not in (output / "inspect.html").read_text()
+
+
 def test_images_of_one_colour_give_finite_numbers(finished, found, tmp_path):
     for number in range(3):
         Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")

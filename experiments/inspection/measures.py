@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip import Schedule, TextPrompts
+from common.errors import one_line
 from trainers.classifier import PromptedClassifier
 from trainers.prompted import PromptedCLIP, PromptLearner
 
@@ -151,7 +152,7 @@ class Measures:
             schedules["image"] = tower_schedule(origins(self.schedule, vision_depth), removed)
         return {
             "model": {
-                "source": self.classifier.source,
+                "source": one_line(self.classifier.source),
                 "method": description.method,
                 "settings": description.settings,
                 "backbone": description.backbone,
@@ -174,7 +175,7 @@ class Measures:
             return None
         from sklearn.decomposition import PCA
 
-        folders = [file.parent.name for file in self.files]
+        folders = [one_line(file.parent.name) for file in self.files]
         by_folder = len(set(folders)) > 1
         marks = folders if by_folder else [self.names[index] for index in self.predicted]
         content: Content = {"marks": marks, "marks_are": "folders" if by_folder else "predicted classes", "panels": {}}
@@ -201,7 +202,7 @@ class Measures:
         grey = torch.einsum("bchw, c -> bhw", seen(self.classifier, images), torch.tensor(LUMINANCE))
         return [
             {
-                "image": str(file),
+                "image": one_line(file.name),
                 "pixels": grey[number].mul(255).round().div(255).tolist(),
                 "shares": {
                     name: {

@@ -1,5 +1,6 @@
 """The content of inspect.json as pictures in grey, for screen and print."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from .tower import NEW
 
 Content = dict[str, Any]
 MARKS = list(product("osD^v<>PXph*", ("0.0", "0.55", "none")))  # marker and fill of a group of points
+LONGEST = 32  # characters of a name
 RASTERIZED = 2000  # points; more would make a large SVG
 
 
@@ -31,8 +33,9 @@ class Picture(NamedTuple):
 
 def draw(content: Content, folder: Path) -> list[tuple[Picture, Path]]:
     """Write every picture that the content allows, as PNG and SVG; returns each with its SVG."""
-    drawn = []
-    with matplotlib.rc_context({"svg.hashsalt": "inspect", "font.size": 9}):
+    drawn, style = [], {"svg.hashsalt": "inspect", "font.size": 9, "text.parse_math": False}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
         for picture in PICTURES:
             figure = picture.draw(content)
             if figure is None:
@@ -160,7 +163,7 @@ def rollout(content: Content) -> Figure | None:
     for axes, row in zip(figure.subplots(len(rows), 1 + len(panels), squeeze=False), rows, strict=True):
         image = np.array(row["pixels"])
         axes[0].imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes[0].set_title(Path(row["image"]).name[-32:], fontsize=8)
+        axes[0].set_title(row["image"][-LONGEST:], fontsize=8)
         shares = {name: np.array(row["shares"][name]["patches"]) for name in panels}
         maps = {name: share / share.sum() for name, share in shares.items()}
         largest = max(light.max() for light in maps.values())
@@ -190,7 +193,9 @@ def features(content: Content) -> Figure | None:
             own = points[[other == mark for other in marks]]
             marker, fill = MARKS[number % len(MARKS)]
             style = {"marker": marker, "facecolors": fill, "edgecolors": "0.0" if fill == "none" else fill}
-            axes.scatter(*own.T, s=18, linewidths=0.7, label=mark, rasterized=len(points) > RASTERIZED, **style)
+            axes.scatter(
+                *own.T, s=18, linewidths=0.7, label=mark[:LONGEST], rasterized=len(points) > RASTERIZED, **style
+            )
         x, y = (f"component {n} ({100 * part:.0f} %)" for n, part in enumerate(panel["explained"], start=1))
         axes.set(title=name, xlabel=x, ylabel=y, xticks=[], yticks=[])
         axes.spines[["top", "right"]].set_visible(False)
