@@ -66,15 +66,21 @@ def class_names(kind: str, classes: int) -> list[str]:
     return ["very " * 39 + "long", *names[1:]] if kind == "long" else names
 
 
-def build(args: argparse.Namespace, classes: int):
-    """The trainer, as train.py makes it, on a dataset of nothing but class names."""
+def build(args: argparse.Namespace, classes: int, clip=None, compiled: bool = False):
+    """The trainer, as train.py makes it, on a dataset of nothing but class names.
+
+    Args:
+        args: `trainer`, `worker` (the form of the towers), `backbone`, `prec`, `batch` and `names`.
+        classes: how many.
+        clip: the backbone, if it is loaded already.
+        compiled: MODEL.COMPILE.
+    """
     from dassl.config import get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-    from dassl.engine import build_trainer
 
     from experiments.configuration import extend_cfg, merge_pairs
 
-    @DATASET_REGISTRY.register()
+    @DATASET_REGISTRY.register(force=True)
     class Names(DatasetBase):
         def __init__(self, cfg):
             names = class_names(args.names, classes)
@@ -88,8 +94,8 @@ def build(args: argparse.Namespace, classes: int):
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = args.backbone, args.worker
     cfg.TRAINER[methods()[args.trainer].section()].PREC = args.prec
-    cfg.DATALOADER.NUM_WORKERS = 0
-    trainer = build_trainer(cfg)
+    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE = 0, compiled
+    trainer = methods()[args.trainer](cfg, clip=clip)
     trainer.batch_idx, trainer.num_batches = 0, 10**9
     return trainer
 
