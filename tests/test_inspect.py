@@ -308,7 +308,8 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
 WRONG = {
     "no model": (["{photos}"], "{photos} is not a model"),
     "an empty folder": (["{run}", "--images", "{empty}"], "no images in {empty}"),
-    "no image at all": (["{run}", "--images", "{text}"], "none of the 1 images could be read"),
+    "no image at all": (["{run}", "--images", "{text}"], "'{text}' is damaged or not a JPEG"),
+    "no images at all": (["{run}", "--images", "{text}", "{text}"], "none of the 2 images could be read"),
     "a name given twice": (["{run}", "--classes", "red", "red"], "'red' is given 2 times"),
     "an unfinished run": (["{unfinished}"], "is not finished"),
     "a full folder": (["{run}", "--output", "{photos}"], "{photos} is not empty"),

@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
                 batch = images.read_batch(files[start : start + BATCH], [classifier])
                 if batch.files:
                     measures.add(batch.files, *batch.inputs)
+                if batch.errors and len(files) == 1:
+                    raise UsageError(batch.errors[0])
                 for error in batch.errors:
                     bar.write(f"skipped: {error}", file=sys.stderr)
                 errors += batch.errors

@@ -33,18 +33,23 @@ class Picture(NamedTuple):
 
 def draw(content: Content, folder: Path) -> list[tuple[Picture, Path]]:
     """Write every picture that the content allows, as PNG and SVG; returns each with its SVG."""
-    drawn, style = [], {"svg.hashsalt": "inspect", "font.size": 9, "text.parse_math": False}
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+    drawn = []
+    with matplotlib.rc_context({"svg.hashsalt": "inspect", "font.size": 9, "text.parse_math": False}):
         for picture in PICTURES:
             figure = picture.draw(content)
             if figure is None:
                 continue
             for kind in ("png", "svg"):
                 with replacing(folder / f"{picture.name}.{kind}") as partial:
-                    figure.savefig(partial, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+                    save(figure, partial, kind)
             drawn.append((picture, folder / f"{picture.name}.svg"))
     return drawn
+
+
+def save(figure: Figure, file: Path, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+        figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def grey_map(axes: Axes, values: np.ndarray, form: str, rows: Sequence[str], columns: Sequence[Any]) -> None:
