@@ -1,4 +1,4 @@
-# make setup: a .venv with what the project runs on. make demo, test, check, lint, style, fuzz, kill. PYTHON chooses the
+# make setup: a .venv with what the project runs on. make demo, test, check, lint, style, docs, fuzz, kill. PYTHON chooses the
 # interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one process for each core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-.PHONY: setup demo test check lint style fuzz kill
+.PHONY: setup demo test check lint style docs fuzz kill
 
 setup: $(VENV)/.ready
 
@@ -15,7 +15,7 @@ $(VENV)/.ready: requirements.txt toolbox/pyproject.toml
 	$(BIN)/python -m pip install -r requirements.txt
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-cluster.txt requirements-export.txt
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-serve.txt
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
@@ -34,6 +34,11 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The documentation as a site, in site/
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Inputs that are damaged or made to do harm; ONLY=1234 runs one again: SECURITY.md.
 FUZZ ?= 10000
