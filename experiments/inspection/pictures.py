@@ -220,7 +220,7 @@ PICTURES = (
         "attention",
         attention,
         "Attention of CLS",
-        "Mean over images and heads. `carried 3` are prompts that entered three layers before.",
+        "Mean over images and heads. Prompts that entered three layers before are carried 3.",
     ),
     Picture(
         "geometry",
