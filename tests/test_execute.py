@@ -105,3 +105,11 @@ def test_progress_and_remaining_time(study_file):
     # The second training of each method is estimated by its first, the three tests by all runs.
     assert progress.seconds_left == pytest.approx(100 + 40 + 3 * 70)
     assert "about 05:50 to go (one at a time; none is running)" in str(progress)
+
+
+def test_interrupted_study_ends_without_warnings_of_semaphores(monkeypatch):
+    """Ctrl-C ended in "leaked semaphore objects"; the tracker of multiprocessing takes filters from its environment."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
+    with LocalExecutor(1):
+        assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning,ignore:resource_tracker:UserWarning"
+    assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning"

@@ -85,16 +85,17 @@ def offline(name, eurosat, tiny, tmp_path, **variables):
     """A run in a process of its own that reports to a tracker; returns its folder and results."""
     argv = arguments(eurosat, tiny, tmp_path / "run", options=["--report-to", name])
     env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in variables.items()}
-    done = subprocess.run([sys.executable, "train.py", *argv], cwd=ROOT, env=env, capture_output=True, text=True)
+    command = [sys.executable, str(ROOT / "train.py"), *argv]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return tmp_path / "run", json.loads((tmp_path / "run/results.json").read_text())
 
 
 @pytest.mark.slow
-def test_mlflow_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path):
+def test_mlflow_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="not installed: requirements-trackers.txt")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # where its artefacts are
     run, results = offline("mlflow", eurosat, tiny, tmp_path, MLFLOW_TRACKING_URI=uri)
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(trackers.PROJECT)

@@ -66,7 +66,8 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
                 together = take(waiting, deaths)
                 running[begin(executor, [sequence[0] for sequence in together])] = together
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            bar.refresh()  # its clock
+            if sys.stderr.isatty():
+                bar.refresh()  # its clock
             for future in done:
                 together = running.pop(future)
                 death = future.exception()
@@ -145,8 +146,11 @@ class LocalExecutor:
         return errors
 
     def __enter__(self) -> "LocalExecutor":
-        self.before = os.environ.get("OMP_NUM_THREADS")
+        self.before = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "PYTHONWARNINGS")}
         os.environ["OMP_NUM_THREADS"] = str(self.threads)  # inherited by the processes
+        # One of them, multiprocessing's, removes what killed ones leave behind; it need not warn of that.
+        warnings = [self.before["PYTHONWARNINGS"], "ignore:resource_tracker:UserWarning"]
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
         return self
 
     def __exit__(self, kind, *exception) -> None:
@@ -156,6 +160,7 @@ class LocalExecutor:
         self.callers.shutdown(cancel_futures=True)
         for worker in self.started:
             worker.process.join()
-        os.environ.pop("OMP_NUM_THREADS", None)
-        if self.before is not None:
-            os.environ["OMP_NUM_THREADS"] = self.before
+        for key, value in self.before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
