@@ -44,7 +44,7 @@ class Page:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
-                    image = gr.Image(
+                    image: Any = gr.Image(
                         type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
                     )
                     image.preprocess = lambda payload: payload and payload.path  # `read` says what is wrong with it
