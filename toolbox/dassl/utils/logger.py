@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 __all__ = ["Logger", "on_terminal", "print_detail", "print_on_terminal", "setup_logger"]
 
 
@@ -76,7 +78,8 @@ def print_detail(text):
 def print_on_terminal(text):
     """Print a line that only a terminal shows; the log does not have it."""
     if on_terminal():
-        print(text, file=getattr(sys.stdout, "console", sys.stdout), flush=True)
+        with tqdm.external_write_mode(file=sys.stderr):  # without the bars of others meanwhile
+            print(text, file=getattr(sys.stdout, "console", sys.stdout), flush=True)
 
 
 def setup_logger(output=None):
