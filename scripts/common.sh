@@ -39,7 +39,7 @@ run_once() {
     [[ $slot != *" "* ]] || slot="seed{seed}" # train.py trains several seeds together, each in a folder of its own
     set -- "${@//"seed${seed:-}"/$slot}"
     "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} \
-        ${REPORT_TO:+--report-to "$REPORT_TO"} "${@:2}"
+        ${REPORT_TO:+--report-to "$REPORT_TO"} ${QUIET:+--quiet} "${@:2}"
 }
 
 # read_call PROTOCOL METHOD DATASET SEED ... -> TRAINER, CFG and the variables of read_arguments

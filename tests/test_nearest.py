@@ -1,5 +1,10 @@
 """Errors about missing folders say what there is."""
 
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +12,7 @@ from drawn import arguments
 
 from common.errors import UsageError
 from common.nearest import check_folder, nearest_folder, what_exists
+from common.start import ROOT
 
 
 @pytest.fixture
@@ -63,3 +69,18 @@ def test_missing_yaml_lists_those_there(refused, eurosat, tiny, tmp_path):
         ("--dataset-config-file", "configs/datasets/eurosatt.yaml", "did you mean eurosat.yaml?"),
     ):
         refused(arguments(eurosat, tiny, tmp_path / "out", options=[option, name]), f"no config file {name}: ", near)
+
+
+def test_missing_data_is_reported_without_torch_by_a_command_that_can_be_typed(script, tmp_path):
+    """It took 13 s and 200 lines of settings."""
+    ended, _ = script("mpl/base2new_train.sh", "eurosat", 1, DATA=tmp_path / "none", PYTHON=sys.executable, BACKBONE="")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    named = shlex.split(line.partition("get it by: ")[2])
+    assert shutil.which(named[0], path=f"{os.environ['PATH']}:{ROOT}") or (ROOT / named[0]).exists()
+    helped = subprocess.run([*named[:2], "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert helped.returncode == 0 and named[1:] == ["tools/prepare.py", "eurosat", "--root", str(tmp_path / "none")]
+    argv = ["train.py", *arguments(tmp_path / "none", "small", tmp_path / "out")]
+    code = f"import sys, train\nsys.argv = {argv}\ntry: train.main()\nexcept ValueError: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -55,14 +55,14 @@ def read(folder):
 
 
 def publish(trained, place, epoch):
-    """A training run's prompts as the published code saves them: all of the model, and no metadata."""
+    """A training run's prompts as the published code saves them: MaPLe's with all of the model, and no metadata."""
     (source,) = trained.glob("*/model.pth.tar-1")
     state = torch.load(source, weights_only=True)["state_dict"]
-    state = {f"prompt_learner.{key}" if "." not in key else key: value for key, value in state.items()} | {
-        "prompt_learner.token_prefix": torch.zeros(3, 1, 8),
-        "image_encoder.conv1.weight": torch.zeros(2),
-        "logit_scale": torch.tensor(4.6),
-    }
+    if source.parent.name == "prompt_learner":  # CoOp's is of the prompts alone
+        state["token_prefix"] = torch.zeros(3, 1, 8)
+    else:
+        state |= {"image_encoder.conv1.weight": torch.zeros(2), "logit_scale": torch.tensor(4.6)}
+        state["prompt_learner.token_prefix"] = torch.zeros(3, 1, 8)
     folder = place / source.parent.name
     folder.mkdir(parents=True)
     content = {"state_dict": state, "epoch": epoch, "optimizer": {}, "val_result": None}
@@ -117,6 +117,34 @@ def test_cross_dataset(layout, run, finished, eurosat, tmp_path):
     assert read(result)["epochs"] == 2
     accuracy = read(finished("MaPLe", "all", *depth))["accuracy"]  # the same prompts on the same images
     assert f"| MaPLe | - | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
+
+
+def test_few_shot(run, finished, tmp_path):
+    publish(finished("MaPLe", "all"), tmp_path / "set/eurosat/2shot/seed1", 50)
+    ended = run("MaPLe", tmp_path / "set", "--protocol", "few_shot", "--epoch", 50)
+    assert ended.status == 0, ended.errors
+    accuracy = read(finished("MaPLe", "all"))["accuracy"]
+    assert (
+        f"## few_shot, 2 shots\n\n| method | eurosat | average |\n| --- | --- | --- |\n| MaPLe | {accuracy:.2f}"
+        in ended.printed
+    )
+
+
+def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_path, eurosat, monkeypatch):
+    names = {
+        "imagenetv2": "ImageNetV2",
+        "imagenet_sketch": "ImageNetSketch",
+        "imagenet_a": "ImageNetA",
+        "imagenet_r": "ImageNetR",
+    }
+    for name in names.values():
+        stand_in(name)
+    publish(finished("CoOp", "all"), tmp_path / "set/imagenet/seed1", 50)
+    ended = run("CoOp", tmp_path / "set", "--protocol", "domain_generalisation", "--datasets", *names)
+    assert ended.status == 0, ended.errors
+    accuracy = f"{read(finished('CoOp', 'all'))['accuracy']:.2f}"
+    assert "| published | 64.20 | 47.99 | 49.71 | 75.21 | 59.28 |" in ended.printed
+    assert f"| these checkpoints | {' | '.join([accuracy] * 5)} |" in ended.printed
 
 
 def test_an_archive_at_an_address(run, finished, tmp_path, monkeypatch):

@@ -27,8 +27,9 @@ from .render import Cell, Table, build_tables, markdown
 from .spec import Variant, known_datasets
 from .tables import Summary
 
-AUTHORS = json.loads(Path(__file__).with_name("published_results.json").read_text())["base2new"]
 DOMAINS = "domain_generalisation"
+PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
+AUTHORS = PUBLISHED["base2new"]
 SHOTS = (1, 2, 4, 8, 16)
 DESCRIPTION = "Test a published set of checkpoints and print the figures beside the published ones."
 EPILOG = """
@@ -106,8 +107,16 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
 
 
 def beside_authors(summary: Summary) -> list[Table]:
-    """The averages of base to new classes, ours and those that the authors publish; none if they publish none."""
+    """Our averages and those that are published: of base to new classes and of ImageNet's variants, where there are."""
     (variant,) = summary.study.variants
+    if set(summary.study.targets) == set(VARIANTS) and variant.method in PUBLISHED[DOMAINS]:
+        columns = [*VARIANTS, "average"]
+        means, theirs = summary.cells.set_index("dataset")["mean"], PUBLISHED[DOMAINS][variant.method]
+        rows = [
+            [Cell(name), *(Cell(f"{figures[column]:.2f}") for column in columns)]
+            for name, figures in (("these checkpoints", means), ("published", theirs))
+        ]
+        return [Table(f"{DOMAINS}: published figures", ["", *columns], rows, "Accuracy in %, trained on ImageNet.")]
     published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
     if summary.study.protocols != ("base2new",) or not published:
         return []
