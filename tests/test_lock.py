@@ -193,6 +193,8 @@ def test_seeds_1_and_2_in_one_new_folder(launch, meanwhile, eurosat, tiny, tmp_p
 
 @pytest.mark.parametrize("option", ["--eval-only", "--no-train", "--skip-finished"])
 def test_all_kinds_of_runs_are_refused(option, launch, eurosat, tiny, tmp_path):
+    (tmp_path / "MultiModalPromptLearner").mkdir()
+    (tmp_path / "MultiModalPromptLearner/model-best.pth.tar").touch()  # is looked for before the lock
     options = [option, "--model-dir", tmp_path]
     argv = arguments(eurosat, tiny, tmp_path / "run", options=options)
     with locked(tmp_path / "run"):

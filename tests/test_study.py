@@ -247,7 +247,10 @@ def test_plots_are_written_beside_the_tables_and_listed(write, tmp_path, monkeyp
     monkeypatch.setattr("sys.argv", ["study", "plots", str(file)])
     command.main()
     written = [Path(line.removeprefix("Written: ")) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in written] == ["accuracy_time.png", "accuracy_time.svg", "prompts.png", "prompts.svg"]
+    kinds = ("png", "svg", "pdf")
+    assert [path.name for path in written] == [
+        f"{name}.{kind}" for name in ("accuracy_time", "prompts") for kind in kinds
+    ]
     assert all(path.parent == tmp_path / "studies/study" and path.stat().st_size > 1000 for path in written)
 
 
