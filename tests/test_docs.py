@@ -130,6 +130,14 @@ def test_checkpoint_names_its_method(copy, whole):
     assert "is a checkpoint of Growing, not of CoOp: test it with --trainer Growing" in line
 
 
+def test_method_is_inspected(call, copy, whole):
+    images = sorted((copy / "data/small_land/images").glob("*/test_00.png"))
+    call("tools/inspect.py", whole, "--images", *images, "--output", "out/inside")
+    found = json.loads((copy / "out/inside/inspect.json").read_text())
+    assert found["images"] == 16 and len(found["words"]) == 4
+    assert list(found["layers"][2]["groups"]) == ["CLS", "patches", "new", "carried 1", "carried 2"]
+
+
 def test_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/scripts"}
     call("scripts/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
