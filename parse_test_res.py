@@ -94,7 +94,8 @@ def report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
     folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
     means = [mean for folder in folders if (mean := parse(folder, args)) is not None]
-    if not means and not args.test_log and any(map(is_test, args.directory.rglob("log.txt"))):
+    runs = [file for folder in folders for file in folder.glob("*/log.txt")] if not means else []
+    if not args.test_log and any(map(is_test, runs)):
         parser.error(f"the logs in {args.directory} are those of tests: give --test-log")
     if not means:
         parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt")

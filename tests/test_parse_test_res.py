@@ -73,6 +73,9 @@ def test_logs_of_tests_are_asked_for(runs, parse, capsys):
     printed = capsys.readouterr()
     assert "give --test-log for test runs" in printed.out
     assert f"the logs in {root} are those of tests: give --test-log" in printed.err
+    with pytest.raises(SystemExit):
+        parse(root.parent)  # not the folder of the seeds
+    assert "no finished run in" in capsys.readouterr().err
 
 
 def test_several_experiments_are_averaged(runs, parse):
