@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import step_time
+from benchmarks import precision_time, step_time
+from clip.random_weights import random_clip
+from trainers import precision
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"trainer", "classes", "batch", "prec", "what", "plain_s", "fast_s", "ratio"}
@@ -54,3 +56,25 @@ def test_attention_counts_on_a_cpu_too():
         F.scaled_dot_product_attention(q, k, v).sum().backward()
 
     assert step_time.operations(step, 3) == 3 * 2 * (7 * 7 * 4 * 2) * (2 + 5)
+
+
+def test_precisions_take_turns_and_are_compared_with_the_first(monkeypatch, tmp_path, capsys, one_thread):
+    order, seconds = [], {"fp32": 1.2, "bf16": 0.6}
+
+    def timed(function, device):
+        function()
+        order.append(("fp32", "bf16")[len(order) % 2])
+        return seconds[order[-1]] * (1 + len(order) // 2)  # a machine that gets slower
+
+    monkeypatch.setattr(step_time, "timed", timed)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    build, built = step_time.build, {}
+    monkeypatch.setattr(step_time, "build", lambda args, classes: built.setdefault(args.prec, build(args, classes)))
+    options = ["--rounds", "2", "--classes", "3", "--backbone", str(tmp_path / "clip.pt")]
+    torch.save(random_clip("ViT-B-16", {"patch_size": 32, "width": 64}, {"width": 64}, 64).state_dict(), options[-1])
+    precision_time.main([*options, "--trainer", "CoOp", "--threads", "1", "--json", str(tmp_path / "times.json")])
+    records = json.loads((tmp_path / "times.json").read_text())
+    assert order == ["fp32", "bf16"] * 3 and [each["prec"] for each in records] == ["fp32", "bf16"]
+    assert records[0]["ratio"] == 1 and 1 < records[1]["ratio"] < 2
+    assert built["bf16"].model.clip.visual.conv1.weight.dtype == torch.bfloat16
+    assert capsys.readouterr().out.splitlines()[2].startswith("| CoOp | 3 | fp32 |")
