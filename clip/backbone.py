@@ -15,7 +15,7 @@ from common.text import read_json
 
 from .building import CLIP, build
 from .errors import ClipError
-from .weights import SMALL_SHA256, URLS, openai_file, regular_file, small_file
+from .weights import CACHE, SMALL_SHA256, URLS, openai_file, regular_file, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 MAX_CONFIG = 1 << 20  # bytes
@@ -84,11 +84,13 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
 
 
 def check_backbone(name: str) -> None:
-    """Check, without reading it, that a backbone's file exists; published ones may still have to be downloaded.
+    """Check that a backbone's file exists, without reading it; one of OpenAI's that is missing is downloaded.
 
     Raises:
-        ClipError: it does not, or the name is unknown.
+        ClipError: it does not exist, the download fails, or the name is unknown.
     """
+    if name in URLS and not Path(CACHE, os.path.basename(URLS[name])).expanduser().is_file():
+        openai_file(name)
     if not is_published(name) and name.partition(":")[0] not in open_clip.list_models():
         backbone_file(name)
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 from drawn import arguments
 
+from clip import ClipError
 from experiments.run import main
 
 
@@ -95,6 +96,18 @@ def test_errors_come_before_settings_and_data(backbone, overrides, options, word
     assert (ended.status, ended.printed, len(ended.errors)) == (2, "", 1)
     assert words in ended.errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_downloaded_are_the_first_error(launch, tmp_path, monkeypatch):
+    def openai_file(name):
+        raise ClipError(f"cannot download {name}", "try again")
+
+    monkeypatch.setattr("clip.backbone.openai_file", openai_file)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data/eurosat").mkdir(parents=True)  # without a split
+    ended = launch(*arguments(tmp_path / "data", "ViT-B/16", tmp_path / "out"))
+    assert (ended.status, ended.printed) == (2, "")
+    assert ended.errors == ["error: cannot download ViT-B/16: try again"]
 
 
 def test_elapsed_counts_from_the_command(watched, eurosat, tiny, tmp_path, monkeypatch):
