@@ -36,9 +36,15 @@ def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> 
     """The block's output from its input and the result of attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
     hidden = block.mlp.c_fc(block.ln_2(x))
-    quick = isinstance(block.mlp.gelu, QuickGELU)
-    hidden = QuickGELUFunction.apply(hidden) if quick else block.mlp.gelu(hidden)
+    hidden = quick_gelu(hidden) if isinstance(block.mlp.gelu, QuickGELU) else block.mlp.gelu(hidden)
     return x + block.ls_2(block.mlp.c_proj(hidden))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """`QuickGELU`, in the memory of its argument unless that is needed for a gradient."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return QuickGELUFunction.apply(x)
+    return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
 class QuickGELUFunction(torch.autograd.Function):
