@@ -21,6 +21,7 @@ from common.start import ROOT
 from experiments.inference.models import open_models
 from experiments.inspection import command as inspect_command
 from experiments.inspection.measures import Measures, measure_layers
+from experiments.inspection.pictures import features
 from experiments.inspection.tower import origins, roll_out
 from experiments.inspection.words import nearest_words
 from trainers.prompted import PromptedCLIP, PromptLearner
@@ -273,6 +274,14 @@ def test_names_of_any_letters(finished, found, tmp_path):
     )
     assert content["images"] == len(names) and "a b" in content["features"]["marks"]
     assert "<script" not in (output / "inspect.html").read_text()
+
+
+@pytest.mark.parametrize(("folders", "kinds"), [(36, 36), (37, 1)])
+def test_more_folders_than_marks_are_drawn_alike(folders, kinds):
+    panel = {"points": [[n, n] for n in range(folders)], "explained": [1, 0]}
+    figure = features({"features": {"marks": [f"_{n}" for n in range(folders)], "panels": {"MPL": panel}}})
+    assert len(figure.axes[0].collections) == kinds
+    assert [len(legend.texts) for legend in figure.legends] == ([36] if kinds > 1 else [])
 
 
 def test_images_of_one_colour_give_finite_numbers(finished, found, tmp_path):

@@ -189,7 +189,8 @@ def features(content: Content) -> Figure | None:
     found = content["features"]
     if not found:
         return None
-    marks = found["marks"]
+    many = len(set(found["marks"])) > len(MARKS)
+    marks = [""] * len(found["marks"]) if many else found["marks"]
     figure = Figure(figsize=(4.2 * len(found["panels"]) + 1.8, 4), layout="constrained")
     panels = figure.subplots(1, len(found["panels"]), squeeze=False)[0]
     for axes, (name, panel) in zip(panels, found["panels"].items(), strict=True):
@@ -198,13 +199,12 @@ def features(content: Content) -> Figure | None:
             own = points[[other == mark for other in marks]]
             marker, fill = MARKS[number % len(MARKS)]
             style = {"marker": marker, "facecolors": fill, "edgecolors": "0.0" if fill == "none" else fill}
-            axes.scatter(
-                *own.T, s=18, linewidths=0.7, label=mark[:LONGEST], rasterized=len(points) > RASTERIZED, **style
-            )
+            label = f" {mark[:LONGEST]}"  # a legend leaves out what begins with _
+            axes.scatter(*own.T, s=18, linewidths=0.7, label=label, rasterized=len(points) > RASTERIZED, **style)
         x, y = (f"component {n} ({100 * part:.0f} %)" for n, part in enumerate(panel["explained"], start=1))
         axes.set(title=name, xlabel=x, ylabel=y, xticks=[], yticks=[])
         axes.spines[["top", "right"]].set_visible(False)
-    if len(set(marks)) <= len(MARKS):
+    if not many:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure
 
