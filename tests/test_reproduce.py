@@ -9,6 +9,7 @@ import pytest
 import torch
 from learned import SHORT
 
+from common.errors import UsageError
 from common.start import ROOT
 from experiments.configs import default_config
 from experiments.studies import reproduce
@@ -162,6 +163,17 @@ def test_an_archive_at_an_address(run, finished, tmp_path, monkeypatch):
         assert ended.status == 0, ended.errors
         assert "## base2new, H" in ended.printed
         monkeypatch.setattr(reproduce, "fetch", None)
+
+
+def test_failed_download_leaves_nothing(run, tmp_path, monkeypatch):
+    def fetch(file, folder, remedy):
+        assert (file.drive, file.url) == ("1a-B_c", "")
+        raise UsageError("no", remedy)
+
+    monkeypatch.setattr(reproduce, "fetch", fetch)
+    ended = run("MaPLe", "https://drive.google.com/file/d/1a-B_c/view?usp=sharing")
+    assert ended.errors == ["error: no: download it in a browser, unpack it, and give its folder"]
+    assert not (tmp_path / "out/checkpoints").exists()
 
 
 def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):

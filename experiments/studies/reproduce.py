@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -55,7 +56,13 @@ def local_copy(checkpoints: str, cache: Path) -> Path:
         drive = re.search(r"drive\.google\.com/(?:file/d/|(?:uc|open)\?(?:.*&)?id=)([\w-]+)", checkpoints)
         address = {"drive": drive[1]} if drive else {"url": checkpoints}
         remedy = "download it in a browser, unpack it, and give its folder"
-        archive = fetch(File("archive", about=1 << 32, **address), place, remedy)
+        try:
+            archive = fetch(File("archive", about=1 << 32, **address), place, remedy)
+        except UsageError:
+            for made in (place, cache):  # if nothing was received
+                with suppress(OSError):
+                    made.rmdir()
+            raise
         unpack(archive, place / "files", lambda name: name)
         archive.unlink()
         write_text(place / "complete", checkpoints + "\n")
