@@ -90,6 +90,8 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     several = args.seed if isinstance(args.seed, tuple) else ()
     if len(set(several)) < len(several):
         raise UsageError(f"--seed has a seed twice: {' '.join(map(str, several))}", "give each of them once")
+    if several and min(several) < 0:
+        raise UsageError(f"--seed has {min(several)}", "give several seeds from 0 on")
     if several and (shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(args.opts[::2])):
         raise UsageError(f"{min(shared)} is one value for several seeds", "use --seed, --output-dir and --resume")
     if several and not args.output_dir:

@@ -53,7 +53,8 @@ def test_each_seed_has_a_folder_log_and_results_of_its_own(seeds, tmp_path):
     assert status == 0, errors
     for seed in (1, 2, 3):
         folder = tmp_path / f"seed{seed}"
-        assert json.loads((folder / "results.json").read_text())["seed"] == seed
+        results = json.loads((folder / "results.json").read_text())
+        assert (results["seed"], results["runs_together"]) == (seed, 3)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert (config["SEED"], config["OUTPUT_DIR"]) == (seed, str(folder))
         log = (folder / "log.txt").read_text()
@@ -194,6 +195,7 @@ def test_the_best_epoch_on_validation_is_each_seeds_own(seeds, eurosat, tmp_path
 
 WRONG = {
     "twice": ([1, 1], "seed{seed}", [], "--seed has a seed twice: 1 1"),
+    "negative": (["1 -1"], "seed{seed}", [], "--seed has -1: give several seeds from 0 on"),
     "one folder": ([1, 2], "run", [], "is one folder for several seeds: put {seed} in it, as in output/seed{seed}"),
     "one seed in pairs": ([1, 2], "seed1", ["SEED", 3], "SEED is one value for several seeds"),
     "one folder in pairs": ([1, 2], "seed1", ["OUTPUT_DIR", "x"], "OUTPUT_DIR is one value for several seeds"),

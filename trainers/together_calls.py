@@ -23,6 +23,7 @@ def join(member: Member, trainer: Any) -> None:
         trainer: built, and not yet trained. It shares the backbone of the first one.
     """
     member.trainer, company = trainer, member.company
+    trainer.runs_together = len(company.members)  # for results: they share its times
     for name in ("val_loader", "test_loader"):
         loader = getattr(trainer, name, None)
         if isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler):
