@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .render import select
 from .style import subplots_grid
 from .tables import Summary
 
@@ -14,7 +15,7 @@ def paired_differences(summary: Summary) -> Figure | None:
     """
     panels = {}
     for names in summary.parts if len(summary.tests) else ():
-        tests = summary.tests[(summary.tests[["protocol", "part"]] == names).all(axis="columns")]
+        tests = select(summary.tests, *names)
         if len(tests):
             panels[names] = tests
     if not panels:

@@ -225,7 +225,7 @@ class Summary:
 def holm(p: pd.Series) -> pd.Series:
     """p-values corrected for their number (Holm, 1979): p in ascending order times m, m - 1, ...; NaN stays NaN."""
     ordered = p.dropna().sort_values()
-    factors = range(len(ordered), 0, -1)
+    factors = pd.Series(range(len(ordered), 0, -1), index=ordered.index)
     return (ordered * factors).cummax().clip(upper=1).reindex(p.index)
 
 
