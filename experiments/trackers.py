@@ -54,7 +54,8 @@ class Wandb:
 
         self.wandb = wandb
         project = os.environ.get("WANDB_PROJECT", PROJECT)
-        self.run = wandb.init(project=project, name=cfg.OUTPUT_DIR, dir=cfg.OUTPUT_DIR, config=flatten(cfg))
+        options = {"name": cfg.OUTPUT_DIR, "dir": cfg.OUTPUT_DIR, "config": flatten(cfg)}
+        self.run = wandb.init(project=project, reinit="create_new", **options)  # beside those of other seeds
         # Losses are by batch, accuracies by epoch, and wandb's own steps never fall.
         self.run.define_metric("train/*", step_metric="batch")
         for split in ("val", "test"):
