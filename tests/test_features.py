@@ -350,6 +350,16 @@ def test_limit_deletes_what_was_not_used_for_longest(build, kept):
     assert set(kept()) == {made[5], made[7]}
 
 
+def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(build, tmp_path):
+    (tmp_path / "cache").mkdir()
+    writing, abandoned = (tmp_path / f"cache/.features-{name}.safetensors.1.partial" for name in "ab")
+    for file in (writing, abandoned):
+        file.touch()
+    os.utime(abandoned, (0, 0))
+    logits_of(build("CoOp"))
+    assert writing.exists() and not abandoned.exists()
+
+
 def test_features_beyond_the_limit_only_cost_time(build, kept, capsys):
     assert torch.equal(logits_of(build("CoOp", "CACHE_GB", 1e-6)), expected(build))
     assert "raise CACHE_GB" in capsys.readouterr().out and not kept()

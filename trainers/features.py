@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.files import replacing
 from .prompted import PromptedCLIP
 
 PATTERN = "features-*.safetensors"
+ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
 class KeptFeatures:
@@ -159,6 +161,9 @@ def store(file: Path, key: str, outputs: Tensor, limit: float) -> None:
         return
     print(f"Image features are kept in {file}")
     with suppress(OSError):  # another process deletes them too
+        for each in file.parent.glob(f".{PATTERN}.*.partial"):
+            if time.time() - each.stat().st_mtime > ABANDONED:
+                each.unlink()
         files = sorted(file.parent.glob(PATTERN), key=lambda each: each.stat().st_mtime)
         excess = sum(each.stat().st_size for each in files) - limit
         for each in files:
