@@ -50,9 +50,7 @@ def main() -> int:
         work = partial(pool.submit, kill_at_random)
         futures = {
             one.name: work(one, count, place / one.name, args.seed, position)
-            for position, (one, count) in reversed(
-                list(enumerate(zip(chosen, kills, strict=True)))
-            )  # a study is long
+            for position, (one, count) in reversed(list(enumerate(zip(chosen, kills, strict=True))))  # a study is long
         }
         try:
             tallies = {one.name: futures[one.name].result() for one in chosen}
