@@ -4,12 +4,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from common.errors import one_line
-from trainers.together import Company, NotTogether
+from trainers.together import Company, Member, NotTogether
 
-from .run import train_and_test
+from .configuration import setup_cfg
+from .output_folder import check_same_settings
+from .results import FILE as RESULTS
+from .run import check_arguments, train_and_test
 
 
 class Labelled:
@@ -35,8 +39,13 @@ def train_seeds(runs: Sequence[Namespace]) -> None:
         runs: the arguments of each, as `arguments.per_seed` returns them.
 
     Raises:
+        UsageError: a run has a missing or wrong argument, or its folder holds another one; none of them has started.
         Exception: that of the first run that failed, after the others have ended.
     """
+    for run in runs:
+        cfg = setup_cfg(run)
+        check_same_settings(cfg, run.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file())
+        check_arguments(run, cfg)
     errors = train_together(runs)
     failed = {run.seed: error for run, error in zip(runs, errors, strict=True) if error is not None}
     if not failed:
@@ -59,8 +68,12 @@ def train_together(runs: Sequence[Namespace], wait: bool = False) -> list[BaseEx
         what each run raised, or None.
     """
 
-    def execute(run: Namespace, member=None) -> None:
-        train_and_test(run, wait, member)
+    def execute(run: Namespace, member: Member | None = None) -> None:
+        try:
+            train_and_test(run, wait, member)
+        except Exception as error:
+            print(f"Failed: {one_line(error)}")  # now, as the runs of other seeds may continue for hours
+            raise
 
     if len(runs) > 1:
         try:

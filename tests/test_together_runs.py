@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from drawn import arguments
+from filelock import FileLock
 
 from experiments.arguments import parse_arguments
 from trainers import methods
@@ -135,6 +136,22 @@ def test_finished_seeds_are_skipped_and_others_resume_from_their_own_epoch(seeds
     assert (tmp_path / "seed3/results.json").is_file()
     now = state(tmp_path / "seed1")["state_dict"]
     assert all(torch.allclose(now[key], value, atol=1e-4) for key, value in alone["state_dict"].items())
+
+
+def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
+    assert seeds(2).status == 0
+    status, _, errors = seeds(1, 2, overrides=["OPTIM.LR", 0.5])
+    assert status == 2 and len(errors) == 1 and "seed2 holds a run with OPTIM.LR" in errors[0]
+    assert not (tmp_path / "seed1").exists()
+
+
+def test_a_seed_whose_folder_is_in_use_does_not_stop_the_others(seeds, tmp_path):
+    (tmp_path / "seed2").mkdir()
+    with FileLock(tmp_path / "seed2/.lock"):
+        status, printed, errors = seeds(1, 2)
+    assert status == 2 and "seed 2 | Failed: another run is in" in printed
+    assert errors[-1].startswith("error: another run is in")
+    assert (tmp_path / "seed1/results.json").is_file() and not (tmp_path / "seed2/results.json").exists()
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(seeds, monkeypatch, tmp_path):

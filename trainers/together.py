@@ -128,8 +128,10 @@ class Member:
         """Let the run continue until its next request, or its end."""
         if not self.thread.is_alive():
             self.thread.start()
+        self.company.running = self
         self.turn.release()
         self.company.back.acquire()
+        self.company.running = None
 
     def cancel(self) -> None:
         """End the run at its next request, or now if it waits for an answer."""
@@ -154,6 +156,7 @@ class Company:
     def __init__(self, functions: Sequence[Callable[[Member], None]], stdouts: Sequence[Any]):
         self.back = Semaphore(0)
         self.members = [Member(self, *each) for each in zip(functions, stdouts, strict=True)]
+        self.running: Member | None = None
         self.clip: CLIP | None = None
         self.differentiating = False
 
@@ -176,7 +179,8 @@ class Company:
                         raise member.error
                 self.answer()
         finally:
-            for member in self.members:
+            # The run that an interrupt has overtaken comes first: until it stops, no other may.
+            for member in sorted(self.members, key=lambda member: member is not self.running):
                 member.cancel()
             world.enter()
         return [member.error for member in self.members]
