@@ -15,7 +15,7 @@ $(VENV)/.ready: requirements.txt toolbox/pyproject.toml
 	$(BIN)/python -m pip install -r requirements.txt
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-serve.txt
+$(VENV)/.ready-dev: $(VENV)/.ready $(wildcard requirements-*.txt)
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
