@@ -90,7 +90,10 @@ class Witness:
         return os.path.islink(path) and not os.path.realpath(path).startswith((self.folder, *HARMLESS, "/dev/"))
 
     def connection(self, address: object) -> str:
-        local = isinstance(address, tuple) and address[0] == "127.0.0.1" and address[1] in self.ports
+        if isinstance(address, str):  # a Unix socket, over which the workers of a data loader pass their files
+            local = address.startswith(self.folder)
+        else:
+            local = isinstance(address, tuple) and address[0] == "127.0.0.1" and address[1] in self.ports
         return "" if local else f"connects to {address!r}"
 
 
