@@ -6,6 +6,8 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from common.start import ROOT
 
 # Whose code may run: this project, Python and the installed packages.
@@ -16,7 +18,15 @@ MAKERS += ("/scipy/", "/numpy/", "/pandas/", "/torch/", "/matplotlib/", "/jinja2
 READERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/torch/jit/", "/numpy/lib/", "/scipy/io/")
 # Names in pickles: of tensors, and of what the workers of a data loader send.
 CLASSES = ("collections.OrderedDict", "torch._utils._rebuild_tensor", "torch.storage.", "torch.FloatStorage")
-CLASSES += ("torch.Tensor", "torch.serialization.", "torch.multiprocessing.", "multiprocessing.", "dassl.data.loader.")
+CLASSES += tuple(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype))
+CLASSES += (
+    "torch.Tensor",
+    "torch.Size",
+    "torch.serialization.",
+    "torch.multiprocessing.",
+    "multiprocessing.",
+    "dassl.data.loader.",
+)
 PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
 # Events that change files, and which of their arguments are the paths.
 CHANGES = {"os.rename": (0, 1), "os.link": (0, 1), "os.symlink": (1,)}
