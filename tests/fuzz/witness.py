@@ -22,6 +22,7 @@ CLASSES += tuple(str(value) for value in vars(torch).values() if isinstance(valu
 CLASSES += (
     "torch.Tensor",
     "torch.Size",
+    "torch.utils.data.",
     "torch.serialization.",
     "torch.multiprocessing.",
     "multiprocessing.",
