@@ -135,8 +135,10 @@ def test_seeds_train_together_as_alone(case, in_double, deep, eurosat, tmp_path)
     one, other = [call for each in alone[:1] for call in each.calls], [call for each in beside for call in each.calls]
     steps = [name for name, trains, _ in one if trains]
     assert steps and [name for name, trains, _ in other if trains] == steps
-    images = [sum(count for _, trains, count in calls if not trains) for calls in (one, other)]
-    assert images[1] == images[0] * (len(SEEDS) if alone[0].trainer.model.prompt_learner.vision() else 1)
+    tested, beside_tested = ([count for _, trains, count in calls if not trains] for calls in (one, other))
+    assert sum(tested) == len(alone[0].trainer.test_loader.dataset) and set(beside_tested) == set(tested)
+    passes = len(SEEDS) if alone[0].trainer.model.prompt_learner.vision() else 1
+    assert sum(beside_tested) == sum(tested) * passes
 
 
 @pytest.mark.parametrize("case", QUICK)

@@ -233,6 +233,7 @@ class PromptTrainer(TrainerX):
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self._text_features = None  # an evaluation computes its own
+        self.model.train(mode == "train")  # also where a part of it is saved, or nothing
         super().set_model_mode(mode, names)
 
     def test(self, split: str | None = None) -> float:
