@@ -25,12 +25,12 @@ class Method:
 
 def methods() -> dict[str, Method]:
     """The registered methods by name: from their classes if these are imported, else from their source."""
-    if hasattr(sys.modules.get("trainers"), "methods") or not all(map(is_plain, method_names())):
-        import trainers
+    if not hasattr(sys.modules.get("trainers"), "methods") and (found := from_sources()):
+        return found
+    import trainers
 
-        known = trainers.methods()
-        return {name: Method(name, m.learns, m.transfers, m.config_folder, m.section()) for name, m in known.items()}
-    return {name: from_source(name) for name in method_names()}
+    known = trainers.methods()
+    return {name: Method(name, m.learns, m.transfers, m.config_folder, m.section()) for name, m in known.items()}
 
 
 @cache
@@ -75,6 +75,12 @@ def assigned(node: ast.ClassDef) -> dict[str, ast.expr | None]:
         elif isinstance(each, ast.AnnAssign):
             found[ast.unparse(each.target)] = each.value
     return found
+
+
+@cache
+def from_sources() -> dict[str, Method]:
+    """All methods; none if one of them is not plain. Read once, as a study asks for them for each of its runs."""
+    return {name: from_source(name) for name in method_names()} if all(map(is_plain, method_names())) else {}
 
 
 def from_source(name: str) -> Method:

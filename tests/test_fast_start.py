@@ -30,6 +30,15 @@ def test_source_has_the_facts_of_the_classes():
         assert methods.from_source(name) == known
 
 
+def test_source_of_a_method_is_read_once_for_all_runs_of_a_study(study_file, monkeypatch):
+    read, from_source = [], methods.from_source
+    monkeypatch.setattr(methods, "from_source", lambda name: read.append(name) or from_source(name))
+    monkeypatch.setitem(sys.modules, "trainers", None)  # as if it were not imported
+    methods.from_sources.cache_clear()
+    load(study_file("once"), settings=False).runs()
+    assert sorted(read) == sorted(methods.method_names())
+
+
 @pytest.mark.parametrize(
     "body",
     ["learns = not True", "config_folder = 'A' + 'B'", "@classmethod\n    def section(cls): return 'X'"],
