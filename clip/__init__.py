@@ -8,10 +8,9 @@ step, and "fast" (the default), without the work that cannot change the result.
 
 from typing import Protocol
 
-import open_clip
 from torch import Tensor
 
-from . import plain
+from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
@@ -22,13 +21,11 @@ from .tokenizer import tokenize
 class Towers(Protocol):
     """One form of the two towers: see `plain` for their arguments and results."""
 
-    def encode_image(self, clip: open_clip.CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor: ...
+    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor: ...
 
-    def encode_image_and_prompts(
-        self, clip: open_clip.CLIP, images: Tensor, schedule: Schedule
-    ) -> tuple[Tensor, Tensor]: ...
+    def encode_image_and_prompts(self, clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]: ...
 
-    def encode_text(self, clip: open_clip.CLIP, prompts: TextPrompts) -> Tensor: ...
+    def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor: ...
 
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": plain}
