@@ -1,4 +1,4 @@
-"""Imports open_clip alone: timm, which it needs, imports wandb where that is installed, which takes a second or more."""
+"""Imports open_clip alone: timm, which it needs, imports wandb where that is installed, and this takes seconds."""
 
 import sys
 
