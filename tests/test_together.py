@@ -152,6 +152,19 @@ def test_seeds_in_fp32_differ_from_those_alone_by_rounding(case, deep, eurosat, 
         assert_close({"last step": a.logits[-1]}, {"last step": b.logits[-1]}, 1e-3)
 
 
+def test_seeds_together_share_kept_image_features_with_one_alone(tiny, eurosat, tmp_path):
+    options = "CACHE", str(tmp_path / "cache")
+    alone = Recorder(eurosat, tiny, tmp_path / "a", 1, "CoOp", options)
+    alone()
+    kept = list((tmp_path / "cache").iterdir())
+    beside = [Recorder(eurosat, tiny, tmp_path / "b", seed, "CoOp", options) for seed in SEEDS]
+    together(beside)
+    assert len(kept) == 1 and list((tmp_path / "cache").iterdir()) == kept
+    # Of the test images each seed reads one, which shows how the machine computes.
+    calls = [call for each in beside for call in each.calls]
+    assert [images for name, trains, images in calls if name == "encode_image" and not trains] == [1] * len(SEEDS)
+
+
 # ---------------------------------------------------------------- runs that are no trainers
 
 
