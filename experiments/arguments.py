@@ -64,9 +64,10 @@ def trackers(text: str) -> list[str]:
 
 def seeds(text: str) -> int | tuple[int, ...]:
     """The argparse type of one seed, or of several with spaces between them."""
-    numbers = tuple(int(word) for word in text.split())
-    if not numbers:
-        raise ValueError
+    words = text.split()
+    if not words or not all(re.fullmatch("-?[0-9]+", word) for word in words):
+        raise argparse.ArgumentTypeError(f"expected integers with spaces between them, got {text!r}")
+    numbers = tuple(map(int, words))
     return numbers if len(numbers) > 1 else numbers[0]
 
 

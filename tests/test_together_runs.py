@@ -234,3 +234,10 @@ def test_seeds_and_pairs_are_told_apart():
     assert parse_arguments(["--seed", "3", "OPTIM.LR", "0.1"]).seed == 3
     assert parse_arguments(["--seed", "-1"]).seed == -1
     assert parse_arguments(["--seed", "1 2"]).seed == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["1,2", "", "1.0", "all"])
+def test_what_is_not_a_seed_is_refused_with_the_form_to_use(text, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--seed", text])
+    assert f"expected integers with spaces between them, got {text!r}" in capsys.readouterr().err
