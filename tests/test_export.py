@@ -93,3 +93,27 @@ def test_folder_with_files_is_not_overwritten(finished, command, tmp_path):
     assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
     assert command(export, finished("CoOp"), "--to", tmp_path / "new").status == 0
+
+
+def test_an_empty_current_folder_is_filled(finished, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # which cannot be replaced by another one, nor can a mount
+    done = command(export, finished("CoOp"), "--to", ".")
+    assert done.status == 0, done.errors
+    assert {file.name for file in tmp_path.iterdir()} == {"prompts.safetensors", "config.json", "README.md"}
+
+
+USELESS = {
+    "images": (["--images", "{missing}"], "--images has no use here"),
+    "names": (["--classes", "a", "b"], "has class names of its own, which the folder keeps"),
+    "no name twice": (["--classes", "a", "a"], "'a' is given 2 times"),
+    "a missing image": (["--torch", "--images", "{missing}"], "there is no file"),
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_options_without_a_use_are_refused(name, finished, command, tmp_path):
+    options, reason = USELESS[name]
+    options = [option.format(missing=tmp_path / "missing.png") for option in options]
+    done = command(export, finished("CoOp"), "--to", tmp_path / "out", *options)
+    refused(done, tmp_path, reason)
+    assert "DATASET.ROOT" not in done.errors[0]

@@ -322,7 +322,8 @@ WRONG = {
     "a name given twice": (["{run}", "--classes", "red", "red"], "'red' is given 2 times"),
     "an unfinished run": (["{unfinished}"], "is not finished"),
     "a full folder": (["{run}", "--output", "{photos}"], "{photos} is not empty"),
-    "a file in its place": (["{run}", "--output", "{text}"], "{text} is not empty"),
+    "a file in its place": (["{run}", "--output", "{text}"], "{text} is not a folder"),
+    "a file on its way": (["{run}", "--output", "{text}/a/b"], "cannot write to {text}/a/b (Not a directory)"),
     "no number of words": (["{run}", "--topk", "0"], "expected an integer >= 1"),
 }
 

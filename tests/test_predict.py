@@ -144,7 +144,7 @@ def test_no_readable_image_at_all_is_an_error(form, finished, command, tmp_path)
 LONG = "a very " * 80 + "long name"
 WRONG = {
     "no model": (["{photos}"], "{photos} is not a model"),
-    "nothing there": (["/nowhere", "{photos}"], "/nowhere is not a model"),
+    "nothing there": (["/nowhere", "{photos}"], "there is no model /nowhere"),
     "no image": (["{run}"], "no images are given"),
     "an empty folder": (["{run}", "{empty}"], "no images in {empty}"),
     "a name of many tokens": (
@@ -158,9 +158,18 @@ WRONG = {
     "no file of names": (["{run}", "{photos}", "--classes-file", "/nowhere"], "cannot read /nowhere"),
     "a pipe of names": (["{run}", "{photos}", "--classes-file", "{pipe}"], "is not a regular file"),
     "an empty file of names": (["{run}", "{photos}", "--classes-file", "/dev/null"], "/dev/null"),
-    "an epoch that is not there": (["{run}", "{photos}", "--load-epoch", "7"], "model.pth.tar-7"),
+    "an epoch that is not there": (
+        ["{run}", "{photos}", "--load-epoch", "7"],
+        "model.pth.tar-7: check --load-epoch (epochs there: 1)",
+    ),
     "a test's folder": (["{tested}", "{photos}"], "give the output folder of a training run"),
     "a device that is not there": (["{run}", "{photos}", "--device", "tpu"], "no device 'tpu'"),
+    "a sentence for learned prompts": (["{run}", "{photos}", "--template", "a {}."], "--template has no use here"),
+    "a sentence without a class": (
+        ["--backbone", "small", "{photos}", "--classes", "a", "b", "--template", "a {x}."],
+        "'a {{x}}.' has no place for the class name: write {{}} there",
+    ),
+    "a YAML file for a run": (["{run}", "{photos}", "--config-file", "/nowhere"], "--config-file has no use here"),
     "a checkpoint without settings": (
         ["{checkpoint}", "{photos}"],
         "name the YAML file of its method by --config-file",
@@ -178,7 +187,7 @@ def test_wrong_arguments_end_in_one_line(name, finished, command, photos, tmp_pa
         "tested": finished("MaPLe", "new", tests=finished("MaPLe")),
     }
     arguments, reason = WRONG[name]
-    done = command(predict, *(argument.format(**places) for argument in arguments))
+    done = command(predict, *(item.format(**places) if item[1:-1] in places else item for item in arguments))
     assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done.errors
     assert reason.format(**places) in done.errors[0]
 

@@ -90,7 +90,8 @@ class PromptedClassifier:
         device: str = "",
         clip: CLIP | None = None,
     ):
-        choose(device, ("", "cpu", *(["cuda"] if torch.cuda.is_available() else [])), "device")
+        if device:
+            choose(device, ("cpu", *(["cuda"] if torch.cuda.is_available() else [])), "device")
         if not description.class_names:
             raise UsageError(f"{source} holds no class names", "give them by --classes or --classes-file", source)
         self.description, self.checkpoint, self.source = description, checkpoint, source
@@ -166,8 +167,10 @@ class PromptedClassifier:
         """The image in RGB, decoded as for a test.
 
         Raises:
-            ImageError: the file is missing or not an image, or it has too many pixels.
+            UsageError: the file is missing or not an image, or it has too many pixels.
         """
+        if isinstance(image, str | PathLike) and not Path(image).exists():
+            raise UsageError(f"there is no file {str(image)!r}", "check its path")
         return read_image(image, self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION)
 
     def probabilities(

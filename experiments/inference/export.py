@@ -47,12 +47,19 @@ def main(argv: list[str] | None = None) -> None:
     with required_packages():
         import torch
 
+        from trainers.classifier import check_names
+
         from . import images, models, programs
+    forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
+    if args.images and not forms:
+        raise UsageError("--images has no use here", "add --onnx, --torch or --weights, or leave it out")
     files = images.find_images(args.images)[:MOST_IMAGES] if args.images else []
     with staged(args.to) as folder:
         ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
+        if names and not forms and classifier.class_names != check_names(names):
+            what = f"{args.model} has class names of its own, which the folder keeps"
+            raise UsageError(what, "add --onnx, --torch or --weights, or leave out the class names", args.model)
         description = classifier.save(folder)
-        forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
         written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
         pixels = programs.example(classifier, 16)
         if files:
@@ -96,26 +103,38 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
         files="\n".join(f"| `{file}` | {about} |" for file, about in written.items()),
         classes=", ".join(description.class_names),
-        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {', '.join(names)}.\n" if names else "",
+        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {', '.join(names)}.\n"
+        if names and list(names) != description.class_names
+        else "",
     )
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write to. At the end it becomes `folder`; after an error it is deleted.
+    """A folder to write to. At the end its files are in `folder`; after an error it is deleted.
 
     Raises:
-        UsageError: `folder` exists already, and is not an empty folder.
+        UsageError: `folder` exists already, and is not an empty folder; or nothing can be written there.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
+    parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
+    stage = parent / f".{folder.absolute().name}.partial"
+    if there and any(entry != stage for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
-    present = next(parent for parent in folder.absolute().parents if parent.exists())
-    stage = present / f".{folder.absolute().name}.partial"
+    if not there and os.path.lexists(folder):
+        raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
     try:
         shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
-        stage.mkdir()
+        try:
+            stage.mkdir()
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder} ({error.strerror})", "choose another folder", folder) from error
         yield stage
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage, folder)
+        if there:
+            for file in stage.iterdir():
+                os.replace(file, folder / file.name)
+        else:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage, folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

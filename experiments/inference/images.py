@@ -66,8 +66,6 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
     images: dict[str, list[Tensor]] = {key: [] for key in distinct}
     for file in files:
         try:
-            if not file.exists():
-                raise UsageError(f"there is no file {str(file)!r}")
             tensors = [classifier.transform(classifier.read(file)) for classifier in distinct.values()]
         except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
             errors.append(str(error))

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose
+from common.nearest import what_exists
 from datasets import title
 from trainers.artefact import CONFIG as DESCRIPTION
 from trainers.artefact import INPUT, TEST_TRANSFORMS, Description
@@ -62,10 +63,13 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     if not paths:
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
+        if options.template and "{}" not in options.template:
+            raise UsageError(f"--template {options.template!r} has no place for the class name", "write {} there")
         classifier = PromptedClassifier.zero_shot(
             options.backbone, class_names, options.template or TEMPLATE, options.device
         )
         return [Model(classifier.method, classifier)]
+    check_options(paths, options)
     found = [read_model(path, options) for path in paths]
     names = list(class_names) or next((known.class_names for known, _, _ in found if known.class_names), [])
     classifiers = []
@@ -80,6 +84,24 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     ]
 
 
+def check_options(paths: Sequence[Path], options: Namespace) -> None:
+    """Check that each option has a model that reads it.
+
+    Raises:
+        UsageError: none of the models does.
+    """
+    published = any(not any((path / name).exists() for name in (DESCRIPTION, CONFIG)) for path in paths)
+    read_by = {
+        "template": (False, "zero-shot CLIP without a MODEL"),
+        "load_epoch": (any(not (path / DESCRIPTION).exists() for path in paths), "runs and published checkpoints"),
+        "config_file": (published, "published checkpoints"),
+        "trainer": (published, "published checkpoints"),
+    }
+    for name, (used, kind) in read_by.items():
+        if getattr(options, name) not in ("", None) and not used:
+            raise UsageError(f"--{name.replace('_', '-')} has no use here: it is for {kind}", "leave it out")
+
+
 Found = tuple[Description, dict[str, Any] | None, str]
 
 
@@ -91,6 +113,8 @@ def read_model(path: Path, options: Namespace) -> Found:
     if (path / CONFIG).exists():
         return read_run(path, options)
     if not is_model(path):
+        if not path.exists():
+            raise UsageError(f"there is no model {path}", what_exists(path), path)
         raise UsageError(
             f"{path} is not a model", "give a run's output folder, or one that tools/export.py wrote", path
         )
@@ -138,7 +162,8 @@ def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any
         try:
             file = Path(find_checkpoint(str(folder), saved_as, epoch, method))
         except UsageError as error:
-            raise UsageError(error.what, "give the output folder of a training run", error.where) from error
+            remedy = error.remedy.replace("check --model-dir", "give the output folder of a training run")
+            raise UsageError(error.what, remedy, error.where) from error
     checkpoint = load_checkpoint(str(file))
     if not is_checkpoint(checkpoint):
         raise UsageError(f"{file} is not a checkpoint of a training run", "give another", file)

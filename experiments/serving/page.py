@@ -120,7 +120,7 @@ class Page:
             model = classifier.model_for()
             try:
                 pixels = classifier.transform(classifier.read(Path(str(file))))[None]
-            except OSError:  # the message says so
+            except (OSError, UsageError):  # the message says so
                 continue
             if not shows_attention(model.clip):
                 continue
