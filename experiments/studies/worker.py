@@ -65,8 +65,9 @@ class Worker:
 def serve(connection: Connection, threads: int) -> None:
     """Execute the runs whose arguments arrive, until None does."""
     init_worker(threads)
-    while (runs := connection.recv()) is not None:
-        connection.send(execute_together(runs))
+    with suppress(EOFError):  # the main process was killed
+        while (runs := connection.recv()) is not None:
+            connection.send(execute_together(runs))
 
 
 def init_worker(threads: int) -> None:
