@@ -9,7 +9,7 @@ from finished import figures, wait_until
 
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.studies import command
+from experiments.studies import command, executor
 from experiments.studies.cluster import Cluster
 from experiments.studies.executor import LocalExecutor
 from experiments.studies.progress import Progress
@@ -122,7 +122,7 @@ def test_wrong_address_has_a_one_line_error(study_file, start):
 def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # makes `import ray` fail
     used = []
-    monkeypatch.setattr(command, "execute_runs", lambda sequences, executor, title: used.append(executor))
+    monkeypatch.setattr(executor, "execute_runs", lambda sequences, chosen, title: used.append(chosen))
     file = str(study_file("local"))
     command.main(["run", file])
     assert [type(executor) for executor in used] == [LocalExecutor]

@@ -65,7 +65,7 @@ def test_the_interval_is_of_95_percent(runs, parse):
 
 
 def test_logs_of_tests_are_asked_for(runs, parse, capsys):
-    root = runs(TEST, {"seed1": 80.0, "seed2": 82.0})
+    root = runs(TEST, {"own/seed1": 80.0, "own/seed2": 82.0}) / "own"
     assert "* accuracy: 81.00% +- 1.00%" in parse(root, "--test-log")
     with pytest.raises(SystemExit) as caught:
         parse(root)

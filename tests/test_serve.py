@@ -127,7 +127,7 @@ def test_a_port_in_use_is_one_line(serve, finished):
 
 
 WRONG = {
-    "no model": (["/nowhere"], "/nowhere is not a model"),
+    "no model": (["/nowhere"], "there is no model /nowhere"),
     "no port": (["--port", "0"], "expected a port from 1 to 65535"),
     "no examples": (["{run}", "--examples", "{empty}"], "no images in {empty}"),
     "names given twice": (["{run}", "--classes", "red", "red"], "'red' is given 2 times"),
