@@ -241,3 +241,10 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, 
     assert (done.status, len(done.errors)) == (2, 1) and "no class names: give them by --classes" in done.errors[0]
     done = command(predict, file, photos, *options, "--trainer", "CoOp")
     assert (done.status, len(done.errors)) == (2, 1) and "is a checkpoint of MaPLe, not of CoOp" in done.errors[0]
+
+
+def test_options_may_stand_between_the_model_and_the_images(finished, command, eurosat):
+    images = list(images_of(eurosat, range(2)))
+    done = command(predict, finished("CoOp"), "--topk", 1, "--csv", *images)
+    assert done.status == 0, done.errors
+    assert len(done.printed.splitlines()) == 1 + len(images)

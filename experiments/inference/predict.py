@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.set_defaults(form=table)
     add_common_options(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
 def main(argv: list[str] | None = None) -> None:
