@@ -5,10 +5,9 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from common.files import write_text
 
+from ..pages import render
 from .pictures import PICTURES, draw
 
 MOST_WORDS = 300  # rows of the page's table
@@ -41,14 +40,8 @@ def write(content: dict[str, Any], folder: Path) -> None:
     facts = {key: model[key] for key in ("source", "backbone", "dataset")}
     facts |= {"settings": ", ".join(f"{key} {value}" for key, value in model["settings"].items())}
     facts |= {"classes": ", ".join(model["classes"]), "images": content["images"]}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html").render(
+    page = render(
+        Path(__file__).with_name("page.html"),
         model=model,
         facts={key: value for key, value in facts.items() if value != ""},
         sections=sections,

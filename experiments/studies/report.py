@@ -12,12 +12,11 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from common.text import read_text
 
 from ..configs import YAML_BYTES, read_yaml
 from ..configuration import flatten
+from ..pages import render
 from .plots import draw
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables, overview
@@ -43,14 +42,8 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     """
     source, drawn = read_text(file, YAML_BYTES), pictures(summary)
     comment = takewhile(lambda line: line.startswith("#"), source.splitlines())
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return render(
+        Path(__file__).with_name("report.html"),
         name=file.stem,
         about=" ".join(line.strip("# ") for line in comment),
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",

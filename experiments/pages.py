@@ -1,0 +1,22 @@
+"""Pages as HTML from the template beside the module that fills it."""
+
+from pathlib import Path
+from typing import Any
+
+
+def render(template: Path, **values: Any) -> str:
+    """The page: `values` are escaped, and a missing one is an error.
+
+    Args:
+        template: a file of Jinja; it may include others of its folder.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only pages need it
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**values)
