@@ -36,7 +36,7 @@ def nearest_folder(path: Path) -> Path | None:
         for more in combinations(range(first + 1, len(parts)), others):
             pattern = ["*" if index in (first, *more) else glob.escape(part) for index, part in enumerate(parts)]
             found = [name for name in islice(glob.iglob(str(Path(*pattern))), MOST) if Path(name).is_dir()]
-            if first == len(parts) - 1:  # nothing else of the path shows that it is meant
+            if first + others == len(parts) - 1:  # no other part of the path shows that it is meant
                 found = [name for name in found if Path(name).name == closest(path.name, [Path(name).name])]
             if found:
                 return Path(closest(path, found) or found[0])
@@ -53,6 +53,8 @@ def what_exists(path: Path) -> str:
     if near := nearest_folder(path):
         return f"the nearest is {near}"
     folder = existing(path)
+    if str(folder) == folder.anchor:  # what the root of a file system holds is no help
+        return f"its path exists up to {folder}"
     names = sorted(entry.name for entry in islice(folder.iterdir(), MOST) if not entry.name.startswith("."))
     more = ", ..." if len(names) > SHOWN else ""
     return f"its path exists up to {folder}, which holds {', '.join(names[:SHOWN]) or 'nothing'}{more}"

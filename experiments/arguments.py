@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def trackers(text: str) -> list[str]:
     """The argparse type of `tensorboard,wandb`."""
     names, known = [name.strip() for name in text.split(",") if name.strip()], ("tensorboard", "wandb", "mlflow")
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names or [text] if name not in known]:
         raise argparse.ArgumentTypeError(f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}")
     return list(dict.fromkeys(names))
 

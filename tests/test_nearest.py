@@ -49,7 +49,7 @@ def test_without_a_near_folder_the_existing_part_is_named(tree):
     with pytest.raises(UsageError, match=f"no folder {asked}: its path exists up to {tree}, .*; check it"):
         check_folder(asked, "no folder", "check it")
     assert what_exists(tree / "elsewhere") == f"its path exists up to {tree}, which holds evaluation, imagenet"
-    assert what_exists(Path("/nope/*/[")).startswith("its path exists up to /, which holds ")
+    assert what_exists(Path("/nope/*/[")) == "its path exists up to /"
 
 
 def test_folder_with_pattern_characters(tmp_path):

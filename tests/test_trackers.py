@@ -67,9 +67,10 @@ def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
 
 
 def test_unknown_tracker_and_missing_package(launch, refused, eurosat, tiny, tmp_path, monkeypatch):
-    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", "wandb,comet"]))
-    assert ended.status == 2
-    assert "there is no tracker 'comet': give some of tensorboard,wandb,mlflow" in ended.errors[-1]
+    for given, unknown in (("wandb,comet", "comet"), ("", "")):
+        ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", given]))
+        assert ended.status == 2
+        assert f"there is no tracker {unknown!r}: give some of tensorboard,wandb,mlflow" in ended.errors[-1]
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     argv = arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", "mlflow"])
     refused(argv, "the package mlflow is not installed", "pip install -r requirements-trackers.txt")
