@@ -43,11 +43,11 @@ BATCH, SIDE = 4, 224
 VISION = {"image_size": SIDE, "patch_size": 32, "layers": 12, "width": 64}  # of the reduced form
 TEXT = {"layers": 12, "width": 64}
 
-Items = Iterator[tuple[dict, Callable[[], dict]]]  # what is measured, and how
+Items = Iterator[tuple[dict, Callable[[], dict]]]  # facts of a measurement, and the function that measures
 
 
 class Check:
-    """What is measured, on which device and until when.
+    """The measurements to make, their device and their time limit.
 
     Args:
         minutes: after them nothing more begins.
@@ -273,7 +273,7 @@ PARTS: dict[str, Callable[[Check], Items]] = {
 
 
 def report(check: Check) -> str:
-    """The records as a Markdown table for each part, and what was left out."""
+    """The records as a Markdown table for each part, and a list of the parts that did not run."""
     lines = [study_time.machine(torch.get_num_threads())]
     if not check.full:
         lines.append("Reduced form: it shows that the check runs; its figures mean nothing.")
