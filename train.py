@@ -12,6 +12,7 @@ from common.start import required_packages
 with required_packages():
     from experiments.arguments import parse_arguments, per_seed
     from experiments.early import check_early
+    from experiments.ranks import joined
     from experiments.session import cli_main
 
 
@@ -21,8 +22,9 @@ def main(argv: list[str] | None = None) -> None:
         check_early(each)
     with required_packages():
         from experiments.run import train_and_test
-    train_and_test(args)
+    with joined():
+        train_and_test(args)
 
 
 if __name__ == "__main__":
-    cli_main(main)
+    cli_main(main, several_ranks=True)

@@ -6,27 +6,15 @@ layer, and `encode_text` and `encode_image` run a tower under them. `TOWERS` has
 step, and "fast" (the default), without the work that cannot change the result.
 """
 
-from typing import Protocol
-
-from torch import Tensor
-
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
+from .ranks import Ranks, current_ranks
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
+from .split import SplitTowers
 from .tokenizer import tokenize
-
-
-class Towers(Protocol):
-    """One form of the two towers: see `plain` for their arguments and results."""
-
-    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor: ...
-
-    def encode_image_and_prompts(self, clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]: ...
-
-    def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor: ...
-
+from .towers import Towers
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": plain}
 
@@ -35,10 +23,14 @@ __all__ = [
     "CLIP",
     "ClipError",
     "Edit",
+    "Ranks",
     "Schedule",
+    "SplitTowers",
     "TextPrompts",
+    "Towers",
     "available_models",
     "compiled_towers",
+    "current_ranks",
     "encode_image",
     "encode_text",
     "is_published",

@@ -39,13 +39,14 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
     """
     import torch  # here, as readers of results do without it
 
+    from clip import current_ranks
     from datasets import title
 
     from .configuration import flatten
     from .environment import versions
 
     measured = getattr(trainer, "test_results", None) or {}
-    device, settings = trainer.device, flatten(cfg)
+    device, settings, ranks = trainer.device, flatten(cfg), current_ranks().count
     content = {
         **{key: settings[setting] for key, setting in RECORDED.items()},
         "dataset": title(cfg),
@@ -58,6 +59,7 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
         "train_seconds": getattr(trainer, "train_seconds", None) or None,  # 0: nothing was trained
         "test_seconds": getattr(trainer, "test_seconds", None),
         **({"runs_together": trainer.runs_together} if hasattr(trainer, "runs_together") else {}),
+        **({"ranks": ranks} if ranks > 1 else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **source(),

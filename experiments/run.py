@@ -1,6 +1,7 @@
 """One run: train or test one method on one dataset."""
 
 import os
+import secrets
 import sys
 import time
 import warnings
@@ -14,11 +15,13 @@ from dassl.utils import set_random_seed
 from yacs.config import CfgNode
 
 import trainers
+from clip import current_ranks
 from clip.backbone import check_backbone
 from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
 from trainers.checkpoints import find_checkpoint
+from trainers.ranks import split
 from trainers.together import Member
 from trainers.together_calls import join
 
@@ -28,6 +31,7 @@ from .early import check_early
 from .environment import environment
 from .lock import locked, remove_leftover
 from .output_folder import CONFIG, OutputFolder, check_same_settings, output_folder, restored_stdout
+from .ranks import facts_of, own_folder
 from .results import FILE as RESULTS
 from .results import describe, read_results, write_results
 from .shortages import allow_open_files
@@ -60,13 +64,14 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     cfg = setup_cfg(args)
-    path = Path(cfg.OUTPUT_DIR)
-    if already_done(args, cfg):
-        remove_leftover(path)
+    ranks = current_ranks()
+    if ranks.from_first(lambda: already_done(args, cfg)):
+        if ranks.first:
+            remove_leftover(Path(cfg.OUTPUT_DIR))
         return
     check_arguments(args, cfg)
-    with restored_stdout(), locked(path, wait):
-        if already_done(args, cfg):  # by now, by another process
+    with own_folder(cfg, ranks) as path, restored_stdout(), locked(path, wait):
+        if ranks.from_first(lambda: already_done(args, cfg)):  # by now, by another process
             return
         if args.quiet:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
@@ -76,7 +81,7 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
             join(member, trainer)
         trainer.time_began = args.began
         if not args.no_train:
-            with reporting(args.report_to, cfg, trainer):
+            with reporting(args.report_to if ranks.first else [], cfg, trainer):
                 write_results(cfg, trainer, run(args, cfg, trainer))
     if args.quiet and (found := read_results(path)):
         print(describe(found))
@@ -144,9 +149,12 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
 
 def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     """Build the trainer, ready to train or to test, with its log and config.yaml in the folder."""
+    ranks = current_ranks()
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
+    elif ranks.count > 1:
+        set_random_seed(ranks.from_first(lambda: secrets.randbelow(1 << 31)))
     folder.start_log()
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
@@ -162,6 +170,10 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
     trainer = build_trainer(cfg)
+    if ranks.count > 1:
+        split(trainer, ranks)
+        ranks.agree(facts_of(cfg, trainer))
+        print(f"{ranks.count} ranks: each computes a part of the classes and of the images")
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 
 from common.errors import UsageError
 
+from .ranks import INTERRUPTED, rank_count, silence
 from .shortages import causes, shortage
+from .watch import OtherRankFailed
 
-INTERRUPTED = 130  # exit status, as of a shell
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 
 
-def cli_main(main: Callable[[], None], resumes: str = "from the last complete epoch") -> None:
+def cli_main(
+    main: Callable[[], None], resumes: str = "from the last complete epoch", several_ranks: bool = False
+) -> None:
     """Run `main`. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
 
     `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
@@ -24,16 +27,23 @@ def cli_main(main: Callable[[], None], resumes: str = "from the last complete ep
     Args:
         main: the command.
         resumes: where the same command resumes after an interrupt.
+        several_ranks: whether torchrun may start it on several devices; the first rank of a machine prints.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
+    if rank_count() > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+        silence()
     with interrupts() as interrupt:
         try:
+            if rank_count() > 1 and not several_ranks:
+                raise UsageError("this command does not run on several devices", "start it without torchrun")
             main()
             sys.stdout.flush()
         except BaseException as error:
-            if interrupt.received:  # whatever else came of it first, such as workers that ended too early
+            if interrupt.received and not isinstance(
+                error, OtherRankFailed
+            ):  # whatever else came of it first, such as workers that ended too early
                 print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
                 sys.exit(INTERRUPTED)
             if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clip import current_ranks
 from common.errors import one_line
 from trainers.together import Company, Member, NotTogether
 
@@ -46,6 +47,11 @@ def train_seeds(runs: Sequence[Namespace]) -> None:
         cfg = setup_cfg(run)
         check_same_settings(cfg, run.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file())
         check_arguments(run, cfg)
+    if current_ranks().count > 1:
+        print("Several ranks train the seeds one after another")
+        for run in runs:
+            train_and_test(run)
+        return
     errors = train_together(runs)
     failed = {run.seed: error for run, error in zip(runs, errors, strict=True) if error is not None}
     if not failed:

@@ -29,6 +29,7 @@ def pytest_addoption(parser):
         "--golden", type=Path, default=ROOT / "tests/golden", help="folder of the published implementations' figures"
     )
 
+    parser.addoption("--ranks", type=int, default=1, help="number of ranks of the golden cases")
     parser.addoption("--random-seed", type=int, help="seed of the random tests (default: another one each time)")
 
 
@@ -51,8 +52,8 @@ def random_seed(request):
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
-    """Caches of the tests' own, and two threads, or one where pytest-xdist has a process for each core."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    """Caches of the tests' own, and one thread: small models gain nothing from more, and forks need it."""
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -113,16 +114,16 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture
-def one_thread():
-    """So small a model gains nothing from more, and loses much beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def in_double(monkeypatch):
+    """Everything in fp64, also LayerNorm and the features, which are cast to fp32 otherwise."""
+    from open_clip.transformer import LayerNormFp32
+
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double())
+    monkeypatch.setattr(LayerNormFp32, "forward", torch.nn.LayerNorm.forward)
 
 
 @pytest.fixture
-def build(one_thread, eurosat, deep, tmp_path):
+def build(eurosat, deep, tmp_path):
     """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are those of its method."""
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
@@ -179,7 +180,7 @@ def ended(capsys):
 
 
 @pytest.fixture
-def launch(ended, monkeypatch, one_thread):
+def launch(ended, monkeypatch):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
     from experiments.run import main
     from experiments.session import cli_main
@@ -189,7 +190,7 @@ def launch(ended, monkeypatch, one_thread):
 
 
 @pytest.fixture
-def command(ended, one_thread):
+def command(ended):
     """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
     from experiments.session import cli_main
 

@@ -28,7 +28,6 @@ from clip.pickles import MAX_OPERATIONS
 from common.start import ROOT
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"),
 ]
 

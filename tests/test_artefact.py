@@ -17,8 +17,6 @@ from common.files import checksum
 from experiments.inference import export, predict
 from trainers.classifier import PromptedClassifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def artefact(finished, tmp_path_factory):

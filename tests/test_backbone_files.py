@@ -24,7 +24,6 @@ from clip.random_weights import random_clip
 from common.start import ROOT
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"),
 ]
 

@@ -16,8 +16,6 @@ from torch import nn
 import clip
 from clip import weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GOLDEN = json.loads((Path(__file__).parent / "golden/tokenizer.json").read_text())
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 TEXTS = clip.tokenize(["a photo of a forest.", "a river"])

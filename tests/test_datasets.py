@@ -44,7 +44,7 @@ def load(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_original_layout_is_read_and_trained_on(name, tiny, one_thread, tmp_path, capsys):
+def test_original_layout_is_read_and_trained_on(name, tiny, tmp_path, capsys):
     build_tree(name, tmp_path)
     few = ["DATASET.NAME", class_of(name).__name__, "DATASET.NUM_SHOTS", 2, "TRAINER.COOP.N_CTX", 4]
     trainer = build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", *few))

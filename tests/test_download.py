@@ -14,8 +14,6 @@ import clip
 from clip import weights
 from common import download
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def source():

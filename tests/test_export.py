@@ -15,8 +15,6 @@ from clip import load_backbone
 from experiments.inference import export, programs
 from trainers.classifier import PromptedClassifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["MPL", "MaPLe", "CoOp", "PromptSRC", "VPT", "TCP", "UPT", "MMRL"])

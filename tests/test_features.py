@@ -26,8 +26,6 @@ FRESH = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.TEST.BATCH_SI
 TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
 OWN = {"ZeroshotCLIP", "LinearProbe", *METHODS}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def root(eurosat, tmp_path):

@@ -1,7 +1,7 @@
 """Every trainer computes what the published implementation of its method computes (logits, gradients, training steps).
 
-`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published with: the published
-code itself differs by up to 2e-5 between instruction sets and thread counts.
+`--golden DIR` runs other figures of the same form, `--ranks N` runs all of them on N ranks. Tolerances are those the
+figures were published with: the published code itself differs by up to 2e-5 between instruction sets and thread counts.
 """
 
 import json
@@ -11,10 +11,13 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
+from in_ranks import in_ranks
 
 import trainers.promptsrc
+from clip import current_ranks
 from clip.random_weights import random_tensor
 from datasets.eurosat import EuroSAT
+from trainers.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 
@@ -40,11 +43,17 @@ def towers(request):
     return request.param
 
 
+@pytest.fixture
+def ranks(request):
+    return request.config.getoption("ranks")
+
+
 def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path, dataset="EuroSAT"):
     """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path."""
-    size = arch["image_resolution"]
+    size, ranks = arch["image_resolution"], current_ranks()
+    tmp_path = tmp_path / f"rank{ranks.rank}"
     write_eurosat(tmp_path, classnames)
-    backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
+    backbone = backbone_of(arch, backbones)
     overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
     overrides |= {"MODEL.BACKBONE.TOWERS": towers, "DATASET.NAME": dataset}
     optimizer = {{"eps": "adam_eps"}.get(key, key): value for key, value in optimizer.items()}
@@ -55,7 +64,12 @@ def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp
     for name, parameter in trainer.model.named_parameters():
         parameter.data = random_tensor(name, tuple(parameter.shape))
     trainer.batch_idx, trainer.num_batches = 0, 10**9  # the learning rate stays
+    split(trainer, ranks)
     return trainer
+
+
+def backbone_of(arch, backbones):
+    return backbones(arch["image_resolution"], arch["patch_size"], arch["vision_layers"], arch["text_layers"])
 
 
 def images_of(batch, size):
@@ -81,14 +95,18 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
-def test_method(method_file, towers, backbones, stand_in, tmp_path):
+def test_method(method_file, towers, backbones, stand_in, tmp_path, ranks):
     figures = json.loads(method_file.read_text())
+    stand_in(figures["case"].get("dataset", "EuroSAT"))
+    backbone_of(figures["case"]["arch"], backbones)  # once for all ranks
+    in_ranks(ranks, lambda: check_method(figures, towers, backbones, tmp_path))
+
+
+def check_method(figures, towers, backbones, tmp_path):
     case = figures["case"]
-    dataset = case.get("dataset", "EuroSAT")
-    stand_in(dataset)
     assert case["trainer"] in TRAINER_REGISTRY.registered_names()
     settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]
-    trainer = build(*settings, backbones, tmp_path, dataset)
+    trainer = build(*settings, backbones, tmp_path, case.get("dataset", "EuroSAT"))
     learned = dict(trainer.model.named_parameters())
     assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures["trainable"]
 
@@ -114,10 +132,15 @@ def test_method(method_file, towers, backbones, stand_in, tmp_path):
     check_logits(trainer, images, figures, "after", AFTER)
 
 
-def test_zeroshot(zeroshot_file, towers, backbones, tmp_path, monkeypatch):
+def test_zeroshot(zeroshot_file, towers, backbones, tmp_path, monkeypatch, ranks):
     figures = json.loads(zeroshot_file.read_text())
     arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | figures.get("arch", {})
     monkeypatch.setattr(EuroSAT, "template", figures["template"])
+    backbone_of(arch, backbones)  # once for all ranks
+    in_ranks(ranks, lambda: check_zeroshot(figures, arch, towers, backbones, tmp_path))
+
+
+def check_zeroshot(figures, arch, towers, backbones, tmp_path):
     trainer = build("ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path)
     images = images_of(len(figures["logits"]), arch["image_resolution"])
     close(inference(trainer, images), figures["logits"], BEFORE)

@@ -10,7 +10,7 @@ from benchmarks import gpu_check
 
 
 @pytest.fixture
-def check(monkeypatch, drawn, tmp_path, one_thread, capsys):
+def check(monkeypatch, drawn, tmp_path, capsys):
     """`check(*options)` -> (exit status, what it printed, its JSON), without a GPU; the golden case is not started."""
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
     done = gpu_check.subprocess.CompletedProcess([], 0, "1 passed in 1 s\n", "")

@@ -19,8 +19,6 @@ from trainers.linear_probe import fit, search
 ONCE = ["OPTIM.MAX_EPOCH", 1, "TRAINER.LINEARPROBE.PREC", "fp32"]
 SIZE = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def probe(eurosat, tiny, tmp_path):

@@ -19,9 +19,6 @@ from experiments.inference import predict
 from experiments.inference.models import open_models
 from trainers.classifier import PromptedClassifier
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # The same numbers as a run's test
 
 

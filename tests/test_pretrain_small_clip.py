@@ -32,7 +32,7 @@ def test_captions_describe_the_image_partly_or_fully():
 
 
 @pytest.fixture
-def pretrain(tmp_path, monkeypatch, one_thread, ended):
+def pretrain(tmp_path, monkeypatch, ended):
     """`pretrain(folder, *options)`: four steps of a model of one layer in `tmp_path/folder`, and an `Ended`."""
     monkeypatch.setattr(pretraining, "LAYERS", 1)
     monkeypatch.setattr(pretraining, "UNSEEN", 50)

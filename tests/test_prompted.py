@@ -9,8 +9,6 @@ from clip import Edit, TextPrompts, encode_image, tokenize
 from common.start import ROOT
 from trainers.prompted import PromptedCLIP, PromptLearner, Reader, normalize
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Mean(Reader):
     """The mean of the prompts' outputs for learned classes, and the image feature for others."""

@@ -38,7 +38,7 @@ class Here:
 
 
 @pytest.fixture
-def zero_shot(study_file, one_thread):
+def zero_shot(study_file):
     quick = {"DATALOADER.NUM_WORKERS": 0}
     trainers = {"ZeroshotCLIP": {"config": "small", "overrides": quick}}
     return load(study_file("zero", trainers=trainers, seeds=[1, 2, 3]))
@@ -94,7 +94,7 @@ def test_runs_that_learn_stay_as_they_are(study_file):
 
 
 @pytest.mark.slow
-def test_runs_that_share_a_cache_have_the_results_of_runs_without(study_file, tmp_path, one_thread):
+def test_runs_that_share_a_cache_have_the_results_of_runs_without(study_file, tmp_path):
     accuracies = []
     for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
         study = load(study_file(output, seeds=[1, 2], **settings))

@@ -7,8 +7,6 @@ from drawn import small_clip
 from clip import TOWERS, ClipError, plain, prompt_lengths
 from trainers.mpl import MPLPrompts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(params=TOWERS)
 def encode_image(request):

@@ -14,7 +14,6 @@ from experiments.serving import command as serve_command
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
 from experiments.serving.page import MOST_NAMES, Page  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAMES = ["red", "green field", "blue lake"]
 

@@ -58,7 +58,7 @@ def test_attention_counts_on_a_cpu_too():
     assert step_time.operations(step, 3) == 3 * 2 * (7 * 7 * 4 * 2) * (2 + 5)
 
 
-def test_precisions_take_turns_and_are_compared_with_the_first(monkeypatch, tmp_path, capsys, one_thread):
+def test_precisions_take_turns_and_are_compared_with_the_first(monkeypatch, tmp_path, capsys):
     order, seconds = [], {"fp32": 1.2, "bf16": 0.6}
 
     def timed(function, device):

@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def watched(monkeypatch, one_thread):
+def watched(monkeypatch):
     """`watched(*arguments)` runs train.py in this process on a terminal, and returns what that shows."""
 
     def watched(*argv):

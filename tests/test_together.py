@@ -13,93 +13,16 @@ import types
 import numpy as np
 import pytest
 import torch
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import set_random_seed
-from drawn import METHODS, make_cfg
-from open_clip.transformer import LayerNormFp32
-from torch import nn
+from recorder import CASES, Recorder, assert_close
 
 from common.start import ROOT
 from trainers import methods
 from trainers.together import Company, NotTogether
-from trainers.together_calls import join
 
 SEEDS = 1, 2
-# A prompt of every kind that differs from the default: by class, in the middle of the words, or by another loss.
-SETTINGS = {
-    "CoOp by class": ("CoOp", "CSC", True, "CLASS_TOKEN_POSITION", "middle"),
-    "UPT mixed": ("UPT", "UNIFIED", True),
-}
 QUICK = "CoOp", "MPL"
-CASES = {name: (name,) for name in METHODS} | SETTINGS
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def in_double(monkeypatch):
-    """Everything in fp64, also LayerNorm and the features, which are cast to fp32 otherwise."""
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double())
-    monkeypatch.setattr(LayerNormFp32, "forward", nn.LayerNorm.forward)
-
-
-class Counted:
-    """Towers that note their calls: the function, whether it is a training step's, and the number of images."""
-
-    def __init__(self, towers, trainer, calls):
-        self.towers, self.trainer, self.calls = towers, trainer, calls
-
-    def __getattr__(self, name):
-        def call(clip, *arguments):
-            images = len(arguments[0]) if name != "encode_text" else 0
-            self.calls.append((name, self.trainer.model.training, images))
-            return getattr(self.towers, name)(clip, *arguments)
-
-        return call
-
-
-class Recorder:
-    """Trains a seed for some steps, alone or in a company, and notes what it sees."""
-
-    def __init__(self, root, backbone, output, seed, case, options=()):
-        self.seed, (method, *settings) = seed, CASES[case]
-        pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
-        self.settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
-        few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "SEED", seed, *options]
-        self.cfg = make_cfg(method, root, backbone, output / f"seed{seed}", *few, *self.settings)
-        self.paths, self.logits, self.scores, self.calls = [], [], [], []
-
-    def build(self, member=None, double=False):
-        set_random_seed(self.seed)
-        self.trainer = trainer = build_trainer(self.cfg)
-        if double:
-            trainer.model.double()
-        trainer.model.towers = Counted(trainer.model.towers, trainer, self.calls)
-        if member is not None:
-            join(member, trainer)
-        self.start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        loss, step, inference = trainer.loss, trainer.forward_backward, trainer.model_inference
-
-        def noted_loss(images, labels):
-            result = loss(images, labels)
-            self.logits.append(result[1].detach().clone())
-            return result
-
-        def noted_step(batch):
-            self.paths.append(batch["impath"])
-            return step(batch)
-
-        def noted_inference(images):
-            self.scores.append(inference(images))
-            return self.scores[-1]
-
-        trainer.loss, trainer.forward_backward, trainer.model_inference = noted_loss, noted_step, noted_inference
-
-    def __call__(self, member=None, double=False):
-        self.build(member, double)
-        self.trainer.train()
-        self.end = self.trainer.model.state_dict()
-        self.rng = torch.get_rng_state()
 
 
 def together(recorders, **options):
@@ -107,12 +30,6 @@ def together(recorders, **options):
     errors = Company(work, [sys.stdout] * len(work)).run()
     for error in filter(None, errors):
         raise error
-
-
-def assert_close(a, b, bound):
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert (value - b[name]).abs().max() <= bound * max(1, value.abs().max()), name
 
 
 @pytest.mark.parametrize(

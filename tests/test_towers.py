@@ -11,8 +11,6 @@ from torch import nn
 from clip import ClipError, Edit, TextPrompts, tokenize
 from clip.plain import encode_image, encode_image_and_prompts, encode_text
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SMALL_TEXT = {"context_length": 12, "vocab_size": 30, "layers": 3}
 EOT = 29
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -32,8 +32,6 @@ DOCUMENTED = {row[0].strip("`"): row[1:] for row in ROWS if len(row) == 6 and ro
 DEEP = [name for name, (_, vision, *_) in DOCUMENTED.items() if vision != "–"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):

@@ -16,7 +16,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, TOWERS, compiled_towers, is_vit, load_backbone
+from clip import CLIP, TOWERS, compiled_towers, current_ranks, is_vit, load_backbone
 from common.errors import UsageError
 from common.version import __version__
 
@@ -230,6 +230,12 @@ class PromptTrainer(TrainerX):
             "class_names": self.class_names,
             "version": __version__,
         }
+
+    def before_train(self) -> None:
+        ranks = current_ranks()
+        with ranks.first_goes_last():  # rank 0 deletes checkpoints that it does not need any more
+            super().before_train()
+        ranks.agree({"checkpoint to resume from": self.start_epoch})
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self._text_features = None  # an evaluation computes its own

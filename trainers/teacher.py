@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from clip import CLIP, TextPrompts, encode_text, tokenize
+from clip import CLIP, TextPrompts, current_ranks, encode_text, tokenize
 from common.files import replacing
 
 from .base import PromptTrainer
@@ -100,14 +100,23 @@ def teacher_text_features(
     """
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     file = cache_folder() / f"teacher-{fingerprint(clip, classnames, templates)}.safetensors"
-    try:
-        return load_file(file)["text_features"].to(device)
-    except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
-        with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
-            features = encode_texts(clip, texts, device)
+    ranks = current_ranks()
+    if (kept := ranks.from_first(lambda: load(file))) is not None:
+        return kept.to(device)
+    with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
+        features = ranks.gather(encode_texts(clip, texts[ranks.share(len(texts))], device), ranks.sizes(len(texts)))
     features = normalize(features.unflatten(0, (len(templates), len(classnames))).mean(dim=0))
-    store(file, features)
+    if ranks.first:
+        store(file, features)
     return features
+
+
+def load(file: Path) -> Tensor | None:
+    """The features (C, joint) in a file; None if it is missing or damaged."""
+    try:
+        return load_file(file)["text_features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:

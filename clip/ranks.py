@@ -1,0 +1,117 @@
+"""The processes that compute one run together (torch.distributed calls them ranks), and what they exchange."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among those of its run.
+
+    Each of the functions that exchange something is called by all ranks, in the same order.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are; alone, it exchanges nothing.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes what the run leaves behind."""
+        return self.rank == 0
+
+    def sizes(self, things: int) -> list[int]:
+        """How many of some things are each rank's: equal numbers, or one more for the first ones."""
+        return [things // self.count + (rank < things % self.count) for rank in range(self.count)]
+
+    def share(self, things: int) -> slice:
+        """Which of some things are this rank's."""
+        sizes = self.sizes(things)
+        start = sum(sizes[: self.rank])
+        return slice(start, start + sizes[self.rank])
+
+    def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all ranks in the order of the ranks, bit for bit.
+
+        Args:
+            rows: this rank's; those after the first `sizes[rank]` are left out.
+            sizes: how many rows each rank has.
+        """
+        if self.count == 1:
+            return rows[: sizes[0]]
+        shape = rows.shape[1:]
+        if not sum(sizes) * shape.numel():
+            return rows.new_empty(sum(sizes), *shape)
+        own = rows.new_zeros(max(sizes), *shape)
+        own[: sizes[self.rank]] = rows[: sizes[self.rank]]
+        # As bytes, since not every backend knows every type.
+        sent = own.view(-1).view(torch.uint8)
+        parts = [torch.empty_like(sent) for _ in sizes]
+        dist.all_gather(parts, sent)
+        every = [part.view(rows.dtype).view_as(own)[:size] for part, size in zip(parts, sizes, strict=True)]
+        return torch.cat(every)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, added up in the order of the ranks: the same bits on each of them."""
+        first, *others = self.gather(x[None], [1] * self.count)
+        for other in others:
+            first = first + other
+        return first
+
+    def objects(self, value: T) -> list[T]:
+        """A small value of each rank."""
+        values: list[Any] = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """What a function returns on rank 0, which alone calls it."""
+        values: list[Any] = [function() if self.first else None]
+        if self.count > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    @contextmanager
+    def first_goes_last(self) -> Iterator[None]:
+        """Rank 0 does what is within after all others have done it."""
+        if self.first:
+            self.objects(None)
+        yield
+        if not self.first:
+            self.objects(None)
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """Check that small facts are the same on all ranks.
+
+        Raises:
+            UsageError: one is not, on all ranks alike; it names the fact and a rank.
+        """
+        first, *others = self.objects(dict(facts))
+        for rank, other in enumerate(others, 1):
+            for name in first:
+                if other[name] != first[name]:
+                    raise UsageError(
+                        f"rank {rank} has another {name} than rank 0",
+                        "give all ranks the same project, data, files and command line",
+                    )
+
+
+def current_ranks() -> Ranks:
+    """Those of this process's group; one rank alone if it has joined none."""
+    if dist.is_available() and dist.is_initialized():
+        return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks()
