@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError, one_line
 
-from .shortages import shortage
+from .known_errors import known_error
 from .watch import ARRIVAL, REMEDY, OtherRankFailed, Watch
 
 if TYPE_CHECKING:
@@ -130,14 +130,13 @@ def end_by(error: BaseException, watch: Watch) -> None:
     """
     watch.deaf = True
     interrupted = isinstance(error, KeyboardInterrupt)
-    if not isinstance(error, (UsageError, SystemExit, FloatingPointError)):
+    known = known_error(error)
+    if interrupted or not isinstance(error, (UsageError, SystemExit, FloatingPointError)):
         # A broken connection, or a launcher that ends all ranks: if another has failed first, that shows in a moment.
         watch.lost.wait(1)
-    known = isinstance(error, (UsageError, OSError, FloatingPointError, SystemExit, KeyboardInterrupt))
-    if isinstance(error, Exception) and (cause := shortage(error)):
-        error, known = cause, True
-    line = f"rank {watch.rank} was interrupted: {REMEDY}" if interrupted else f"rank {watch.rank}: {one_line(error)}"
-    watch.leave(line, "" if known or watch.lost.is_set() else "".join(traceback.format_exception(error)))
+    is_bug = not (known or interrupted or watch.lost.is_set() or isinstance(error, SystemExit))
+    what = f"was interrupted: {REMEDY}" if interrupted else f"failed: {known or type(error).__name__}"
+    watch.leave(f"rank {watch.rank} {what}", "".join(traceback.format_exception(error)) if is_bug else "")
     if watch.lost.is_set() and watch.speaks:
         sys.stderr = sys.__stderr__
         raise OtherRankFailed(watch.reason) from error

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 from common.errors import UsageError
 
+from .known_errors import known_error
 from .ranks import INTERRUPTED, rank_count, silence
-from .shortages import causes, shortage
+from .shortages import causes
 from .watch import OtherRankFailed
 
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
@@ -41,23 +42,19 @@ def cli_main(
             main()
             sys.stdout.flush()
         except BaseException as error:
-            if interrupt.received and not isinstance(
-                error, OtherRankFailed
-            ):  # whatever else came of it first, such as workers that ended too early
+            # Whatever else came of it first, such as workers that ended too early.
+            if interrupt.received and not isinstance(error, OtherRankFailed):
                 print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
                 sys.exit(INTERRUPTED)
             if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(0)
-            own = (UsageError, *loaded("dassl.utils", "UsageError"))
-            if isinstance(error, Exception) and not isinstance(error, own):
-                error = shortage(error) or error
-            # Anything else is a bug of this project. The published Dassl does not have an error class of its own.
-            if not isinstance(error, (*own, OSError, FloatingPointError)):
+            known = known_error(error)
+            if known is None:
                 raise
             if debug:
-                print_traceback(error)
-            print(f"error: {for_terminal(str(error))}", file=sys.stderr)
+                print_traceback(known)
+            print(f"error: {for_terminal(str(known))}", file=sys.stderr)
             sys.exit(2)
 
 
@@ -65,12 +62,6 @@ def for_terminal(text: str) -> str:
     """The text in one line that a terminal only shows: names in files may hold control characters, or have no end."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-
-
-def loaded(module: str, name: str) -> tuple[type, ...]:
-    """A class of a module, if that has been imported: not every command needs torch, which takes seconds to import."""
-    found = getattr(sys.modules.get(module), name, None)
-    return () if found is None else (found,)
 
 
 def print_traceback(error: BaseException) -> None:

@@ -111,6 +111,15 @@ def test_two_runs_may_share_a_gpu(nodes):
     nodes.remove_node(other)
 
 
+def test_runs_on_two_gpus_have_two_ranks(nodes, study_file, start):
+    other = nodes.add_node(num_cpus=2, num_gpus=2)
+    file = study_file("two_gpus", gpus=2, cpus=2)
+    process = start(file, "--address", nodes.address)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    assert [results["ranks"] for results in figures(load(file)).values()] == [2] * 4
+    nodes.remove_node(other)
+
+
 def test_wrong_address_has_a_one_line_error(study_file, start):
     pytest.importorskip("ray", reason=NO_RAY)
     process = start(study_file("nowhere"), "--address", "127.0.0.1:1")
@@ -128,4 +137,6 @@ def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_f
     assert [type(executor) for executor in used] == [LocalExecutor]
     with pytest.raises(UsageError, match="pip install -r requirements-cluster.txt"):
         command.main(["run", file, "--address", "auto"])
+    with pytest.raises(UsageError, match="runs on 2 GPUs are tasks of Ray: pip install"):
+        command.main(["run", str(study_file("two_gpus", gpus=2))])
     assert len(used) == 1

@@ -7,8 +7,10 @@ import torch
 from in_ranks import in_ranks
 from recorder import CASES, Recorder, assert_close
 
-from clip import current_ranks
-from experiments.ranks import own_folder
+from clip import Ranks, current_ranks
+from common.errors import UsageError
+from experiments.ranks import facts_of, own_folder
+from trainers.ranks import split
 
 QUICK = "CoCoOp", "MPL", "TCP"
 STEPS = "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.TEST.BATCH_SIZE", 5  # 24 test images: the last batch has 4
@@ -69,3 +71,68 @@ def test_a_run_resumes_on_another_number_of_ranks(method, count, in_double, deep
         assert 2 * len(each.paths) < len(alone.paths) and each.paths == alone.paths[-len(each.paths) :]
         assert_close(alone.end, each.end, 1e-10)
         assert each.results == alone.results
+
+
+def test_ranks_with_other_images_or_settings_are_refused_on_all_alike(deep, eurosat, tmp_path):
+    def refused(*options, seed=1):
+        each = Recorder(eurosat, deep, tmp_path / str(current_ranks().rank), seed, "CoOp", options)
+        each.build()
+        try:
+            current_ranks().agree(facts_of(each.cfg, each.trainer))
+        except UsageError as error:
+            return error.what
+        return None
+
+    def differing():
+        last = current_ranks().rank == 2
+        return [refused(), refused("OPTIM.LR", 0.5 if last else 0.002), refused(seed=2 if last else 1)]
+
+    for agreed, settings, seed in in_ranks(3, differing):
+        assert (agreed, settings) == (None, "rank 2 has another OPTIM.LR (a setting) than rank 0")
+        assert seed == "rank 2 has another SEED (a setting) than rank 0"
+
+
+def test_the_images_of_a_split_count_in_their_order(deep, eurosat, tmp_path):
+    each = Recorder(eurosat, deep, tmp_path, 1, "CoOp")
+    each.build()
+    before = facts_of(each.cfg, each.trainer)
+    each.trainer.dm.dataset.train_x.reverse()
+    after = facts_of(each.cfg, each.trainer)
+    assert [name for name in before if before[name] != after[name]] == ["choice of images"]
+
+
+def test_a_trainer_that_is_not_a_prompt_method_is_refused():
+    with pytest.raises(UsageError, match="is not a prompt method"):
+        split(object(), Ranks(0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_rows_of_all_ranks_arrive_bit_for_bit(dtype):
+    sizes = [3, 0, 2]
+    every = (torch.arange(20).view(5, 2, 2) % 7).to(dtype)
+    own = every.split(sizes)
+
+    def gathered():
+        ranks = current_ranks()
+        return ranks.gather(own[ranks.rank], sizes), ranks.gather(every[:, :0], sizes)
+
+    for rows, nothing in in_ranks(3, gathered):
+        assert torch.equal(rows, every) and rows.dtype == dtype and nothing.shape == (5, 0, 2)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
+def test_every_precision_is_that_of_one_rank(precision, deep, eurosat, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.base.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
+    steps = *STEPS, "TRAINER.MPL.PREC", precision
+
+    def losses():
+        each = Recorder(eurosat, deep, tmp_path / str(current_ranks().rank), 1, "MPL", steps)
+        each.build()
+        each.trainer.model.train()
+        batch = next(iter(each.trainer.train_loader_x))
+        each.trainer.batch_idx, each.trainer.num_batches = 0, 2
+        return [each.trainer.forward_backward(batch)["loss"] for _ in range(2)]
+
+    (alone,) = in_ranks(1, losses)
+    first, second = in_ranks(2, losses)
+    assert first == second == pytest.approx(alone, rel=0.02)

@@ -115,6 +115,8 @@ def write(tmp_path):
             "the name '' is empty, has a slash or starts with a dot",
         ),
         ({"gpus": -1}, "gpus has the value -1: give numbers from 0 to 1,024"),
+        ({"gpus": 1.5}, "gpus has the value 1.5: give a fraction up to 1, or an integer"),
+        ({"gpus": 2, "together": "seeds"}, "runs on several GPUs do not train together: leave out together"),
         ({"seeds": [1, 2, 1]}, "seed1 twice: leave one out"),
         ({"trainers": {"MPL": "small", "x": {"trainer": "MPL", "config": "small"}}}, "MPL/small/seed1 twice"),
     ],

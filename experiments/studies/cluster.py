@@ -11,8 +11,9 @@ from common.errors import UsageError
 from common.start import ROOT
 
 from .executor import TRIES
+from .group import execute_in_group
 from .spec import Run
-from .worker import execute_together
+from .worker import WorkerDied, execute_together
 
 START_HINT = "start one with `ray start --head`"
 
@@ -41,7 +42,7 @@ class Cluster:
     Args:
         address: of the cluster's head; by default a cluster on this machine, or else this machine alone.
         cpus: cores, and threads, of a run.
-        gpus: of a run; 0.5: two runs share one. By default 1 if the cluster has any.
+        gpus: of a run; 0.5: two runs share one; 2: a run has two ranks. By default 1 if the cluster has any.
 
     Raises:
         UsageError: Ray is not installed, nothing listens at the address, or a run needs more than any machine has.
@@ -101,12 +102,18 @@ class Cluster:
         return slots + 1
 
     def submit(self, *runs: Run) -> "Future[list[str | None]]":
-        return self.task.remote(os.getcwd(), self.cpus, [run.arguments for run in runs]).future()
+        ranks = max(1, int(self.gpus or 0))
+        return self.task.remote(os.getcwd(), self.cpus, ranks, [run.arguments for run in runs]).future()
 
 
-def execute_in_task(folder: str, threads: int, runs: list[tuple[str, ...]]) -> list[str | None]:
-    """`execute_together` in a worker of Ray."""
+def execute_in_task(folder: str, threads: int, ranks: int, runs: list[tuple[str, ...]]) -> list[str | None]:
+    """`execute_together` in a worker of Ray, or each run on several ranks."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
-    torch.set_num_threads(threads)
-    return execute_together(runs)
+    if ranks == 1:
+        torch.set_num_threads(threads)
+        return execute_together(runs)
+    try:
+        return [execute_in_group(run, ranks, max(1, threads // ranks)) for run in runs]
+    except WorkerDied:
+        os._exit(1)  # as if this process had died: Ray tries again

@@ -146,7 +146,7 @@ class Study:
             DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
         together: `seeds` trains the runs that differ by their seeds alone together, in one process.
         cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
-            runs share one). Without `gpus`, one if the cluster has any.
+            runs share one; 2: a run has a rank on each of two). Without `gpus`, one if the cluster has any.
 
     Raises:
         UsageError: a value is unknown, missing or out of range.
@@ -172,6 +172,11 @@ class Study:
         check_numbers("shots", self.shots, int, 1, 1_000_000)
         check_numbers("cpus", [self.cpus], int, 1, 1024)
         check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1024)
+        if self.gpus is not None and self.gpus > 1:
+            if self.gpus != int(self.gpus):
+                raise UsageError(f"gpus has the value {self.gpus!r}", "give a fraction up to 1, or an integer")
+            if self.together:
+                raise UsageError("runs on several GPUs do not train together", "leave out together, or set gpus to 1")
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
         if self.together:

@@ -9,6 +9,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 
@@ -23,6 +24,14 @@ class WorkerDied(RuntimeError):
     """Raised for a run whose process ended during it."""
 
 
+def process_context() -> Any:
+    """How processes start: not forked from this one, which may have used CUDA, but from one that has only imported what
+    all runs need."""
+    context = get_context("forkserver") if sys.platform == "linux" else get_context("spawn")
+    context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision"])
+    return context
+
+
 class Worker:
     """A process of this machine.
 
@@ -31,9 +40,7 @@ class Worker:
     """
 
     def __init__(self, threads: int):
-        # Not forked from this process, which may have used CUDA: from one that has only imported what all runs need.
-        context = get_context("forkserver") if sys.platform == "linux" else get_context("spawn")
-        context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision"])
+        context = process_context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, threads))
         self.process.start()

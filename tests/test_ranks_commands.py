@@ -1,0 +1,185 @@
+"""train.py on several ranks, as commands: what they print and leave behind, and how they end."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from finished import slowdown, wait_until
+
+from common.start import ROOT
+from experiments.studies.group import execute_in_group, free_port
+
+pytestmark = pytest.mark.slow
+
+TORCHRUN = Path(sys.executable).with_name("torchrun")
+KILLED = "was killed: run the same command again to resume from the last complete epoch"
+
+
+@pytest.fixture
+def arguments(eurosat, deep, tmp_path):
+    """`arguments("MPL", KEY, VALUE, ..., options=[...])` of train.py: 3 epochs, with 3 images in a step."""
+
+    def arguments(method, *overrides, options=(), config="vit_b4_c1_add2_rm1"):
+        configs = ROOT / "configs"
+        argv = [
+            "--root",
+            eurosat,
+            "--backbone",
+            deep,
+            "--trainer",
+            method,
+            "--seed",
+            1,
+            "--output-dir",
+            tmp_path / "out",
+        ]
+        argv += ["--config-file", configs / f"trainers/{method}/{config}.yaml", *options]
+        argv += [
+            "--dataset-config-file",
+            configs / "datasets/eurosat.yaml",
+            "DATASET.NUM_SHOTS",
+            2,
+            "OPTIM.MAX_EPOCH",
+            3,
+        ]
+        argv += ["DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE", "(32, 32)", "DATALOADER.TRAIN_X.BATCH_SIZE", 3, *overrides]
+        return list(map(str, argv))
+
+    return arguments
+
+
+@pytest.fixture
+def ranks(begin):
+    """`ranks(2, arguments, more_of_rank_1)` begins train.py on two ranks."""
+
+    def ranks(count, argv, *more, port=None):
+        port, processes = port or free_port(), []
+        for rank in range(count):
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+            env = os.environ | {name: str(value) for name, value in variables.items()}
+            own = [*argv, *(more[rank - 1] if 0 < rank <= len(more) else ())]
+            env |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+            processes.append(begin([sys.executable, "train.py", *own], cwd=ROOT, env=env))
+        return processes
+
+    return ranks
+
+
+def ended(processes):
+    """The exit status, and what is printed to stdout and stderr, of each."""
+    printed = [process.communicate(timeout=200) for process in processes]
+    return [(process.returncode, *each) for process, each in zip(processes, printed, strict=True)]
+
+
+def ended_in_one_line(processes, *words, speaker=0, status=2):
+    """One rank prints one line with these words; nothing more is printed."""
+    for rank, (code, _, errors) in enumerate(ended(processes)):
+        if rank == speaker:
+            assert (code, errors.count("\n")) == (status, 1), errors
+            assert errors.startswith("error: ") and all(word in errors for word in words), errors
+        else:
+            assert (code != 0, errors) == (True, "")
+
+
+def results(folder):
+    read = json.loads((folder / "results.json").read_text())
+    return [read[key] for key in ("accuracy", "macro_f1", "n_test", "epochs")], read.get("ranks")
+
+
+def prompts(folder):
+    (file,) = folder.glob("*/model.pth.tar-3")
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin, tmp_path):
+    launch(*arguments("MPL"))
+    alone, written = tmp_path / "alone", tmp_path / "out"
+    written.rename(alone)
+    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "train.py", *arguments("MPL")]
+    (code, printed, errors) = ended([begin(list(map(str, command)), cwd=ROOT)])[0]
+    assert (code, "Traceback" in errors) == (0, False), errors
+    assert printed.count("* accuracy:") == 1
+    assert results(written) == (results(alone)[0], 2)
+    for name, value in prompts(alone).items():
+        assert torch.allclose(value, prompts(written)[name], rtol=1e-3, atol=1e-5), name
+    made = [{path.name for path in folder.iterdir()} for folder in (alone, written)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
+    argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 40, config="vit_b16_ep50_ctxv1")
+    processes = ranks(2, argv)
+    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
+    processes[victim].send_signal(signal.SIGKILL)
+    killed = time.time()
+    ended_in_one_line([processes[1 - victim]], f"rank {victim} {KILLED}")
+    assert time.time() - killed < 10 * slowdown()
+    resumed = launch(*argv)
+    assert resumed.status == 0 and "Found checkpoint" in resumed.printed
+    assert (tmp_path / "out/results.json").is_file()
+
+
+def test_an_interrupt_of_one_rank_ends_all(arguments, ranks, tmp_path):
+    processes = ranks(2, arguments("MPL", "OPTIM.MAX_EPOCH", 300))
+    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    ended_in_one_line(processes, "rank 1 was interrupted: run the same command again")
+
+
+def test_an_interrupt_of_all_ranks_prints_one_line(arguments, ranks, tmp_path):
+    processes = ranks(2, arguments("MPL", "OPTIM.MAX_EPOCH", 300))
+    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
+    for process in processes:  # as Ctrl-C reaches them
+        process.send_signal(signal.SIGINT)
+    first, second = ended(processes)
+    assert first[0] == 130 and first[2].splitlines()[-1].startswith("Interrupted. Run the same command again")
+    assert second[2] == ""
+
+
+def test_an_error_of_one_rank_is_printed_once(arguments, ranks, tmp_path):
+    processes = ranks(2, arguments("MPL"), ["OPTIM.LRR", "0.5"])
+    ended_in_one_line(processes, "rank 1 failed: unknown config key OPTIM.LRR", "did you mean OPTIM.LR?")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_port_in_use_and_a_missing_variable_are_one_line(arguments, ranks, begin):
+    with socket.create_server(("", 0)) as server:
+        (first, _) = ranks(2, arguments("MPL"), port=server.getsockname()[1])
+        ended_in_one_line([first], "cannot meet the other ranks at 127.0.0.1:", "choose another --master-port")
+    env = os.environ | {"WORLD_SIZE": "2"}
+    process = begin([sys.executable, "train.py", *arguments("MPL")], cwd=ROOT, env=env)
+    ended_in_one_line([process], "WORLD_SIZE is 2, but RANK is not set", "start several ranks by torchrun")
+
+
+def test_zero_shot_runs_on_more_ranks_than_batches(arguments, ranks, launch, tmp_path):
+    argv = arguments("CoOp", "TRAINER.ZEROSHOTCLIP.PREC", "fp32", config="vit_b16_ep50_ctxv1")
+    argv[argv.index("--trainer") + 1] = "ZeroshotCLIP"
+    assert launch(*argv).status == 0
+    alone = results(tmp_path / "out")[0]
+    assert [code for code, *_ in ended(ranks(3, argv))] == [0, 0, 0]
+    assert results(tmp_path / "out") == (alone, 3)
+
+
+@pytest.mark.parametrize("tool", ["predict", "study"])
+def test_other_commands_refuse_to_run_on_several_ranks(tool, command, monkeypatch):
+    from experiments.inference import predict
+    from experiments.studies import command as study
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    status, _, errors = command({"predict": predict, "study": study}[tool])
+    assert (status, errors) == (2, ["error: this command does not run on several devices: start it without torchrun"])
+
+
+def test_a_group_of_a_study_executes_a_run_and_reports_its_error(arguments, tmp_path):
+    assert execute_in_group(arguments("MPL"), 2, 1) is None
+    assert results(tmp_path / "out")[1] == 2
+    error = execute_in_group(arguments("MPL", "TRAINER.MPL.N_CTX", -3), 2, 1)
+    assert error and "N_CTX" in error and (tmp_path / "out/error.txt").is_file()
