@@ -1,4 +1,4 @@
-# make setup: a .venv with what the project runs on. make demo, test, check, lint, style, docs, fuzz, kill. PYTHON chooses the
+# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill. PYTHON chooses the
 # interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one process for each core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
-.PHONY: setup demo test check lint style docs fuzz kill
+.PHONY: setup demo test test-all check lint style docs fuzz kill
 
 setup: $(VENV)/.ready
 
@@ -23,11 +23,15 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/.ready-dev
+	$(PYTEST) -m "not thorough"
+
+# With the checks that repeat others for one more method or form; a quarter of an hour on two cores.
+test-all: $(VENV)/.ready-dev
 	$(PYTEST)
 
 # Before each commit: lint, and the tests that are not marked slow.
 check: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not thorough"
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from .known_errors import known_error
 from .watch import ARRIVAL, REMEDY, OtherRankFailed, Watch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from yacs.config import CfgNode
 
     from clip import Ranks  # takes seconds
@@ -183,13 +184,11 @@ def facts_of(cfg: "CfgNode", trainer: Any) -> dict[str, object]:
     }
 
 
-def digest_of(tensors: dict[str, Any]) -> str:
-    import torch
+def digest_of(tensors: "dict[str, Tensor]") -> str:
+    from clip.digest import add_tensors
 
     digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    add_tensors(digest, tensors)
     return digest.hexdigest()
 
 

@@ -34,7 +34,15 @@ def learned(trainer, batches=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "PromptSRC", "MPL", "TCP", "MMRL"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "CoCoOp",
+        "MPL",
+        "MMRL",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("CoOp", "PromptSRC", "TCP")),
+    ],
+)
 def test_compiled_towers_train_and_predict_the_same(build, graphs, method):
     expected = learned(build(method))
     trainer = build(method)

@@ -47,25 +47,30 @@ def test_contexts_of_other_classes_are_refused(build, deep, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", METHODS)
-def test_a_checkpoint_of_another_method_is_refused_by_its_name(given, build, deep, tmp_path):
+def test_a_checkpoint_of_another_method_is_refused_by_its_name(build, deep, tmp_path):
     settings = {"IVLP": ("N_CTX_TEXT", 4, "N_CTX_VISION", 4)}  # as many as PromptSRC's
-    prompts = publish(build(given, "base", *settings.get(given, ())), tmp_path / "published", deep)
+    trainers = {name: build(name, "base", *settings.get(name, ())) for name in METHODS}
+    for given in METHODS:
+        prompts = publish(build(given, "base", *settings.get(given, ())), tmp_path / given, deep)
+        check_refusals(given, prompts, trainers, tmp_path / given)
+
+
+def check_refusals(given, prompts, trainers, folder):
+    """Of all methods, only those with the same prompts load what `given` has published in the folder."""
     source = methods()[given]  # unused tensors tell its checkpoint from those with the same learned ones
     alike = [name for name in METHODS if methods()[name].published == source.published and not source.published_unused]
     alike = alike or [given]
     names = " or ".join(alike)
-    for method in METHODS:
-        trainer = build(method, "base", *settings.get(method, ()))
+    for method, trainer in trainers.items():
         before = prompts_of(trainer)
         refusal = f"is a checkpoint of {names}, not of {method}: .*--trainer {names}"
         if method in alike:  # the same prompts under the same names, perhaps of another size
             if all(value.shape == prompts[key].shape for key, value in before.items()):
-                trainer.load_model(str(tmp_path / "published"), epoch=5)
+                trainer.load_model(str(folder), epoch=5)
                 assert differing(prompts_of(trainer), prompts) == []
                 continue
             refusal = "has shape .*, expected is"
         for epoch in (5, None):
             with pytest.raises(UsageError, match=refusal):
-                trainer.load_model(str(tmp_path / "published"), epoch=epoch)
+                trainer.load_model(str(folder), epoch=epoch)
         assert differing(prompts_of(trainer), before) == []

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clip import TOWERS, load_backbone
+from clip.digest import as_bytes
 from common.errors import UsageError
-from trainers import features, methods
+from trainers import methods
 from trainers.base import PromptTrainer
 from trainers.coop import CoOp
 from trainers.prompted import PromptedCLIP
@@ -274,13 +275,13 @@ def empty(file):
 def of_another_key(file):
     """A good file, copied to this name."""
     outputs = 2 * load_file(file)["outputs"]
-    facts = {"key": "f" * 32, "sha256": hashlib.sha256(features.as_bytes(outputs)).hexdigest()}
+    facts = {"key": "f" * 32, "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
     save_file({"outputs": outputs}, file, facts)
 
 
 def of_fewer_images(file):
     outputs = load_file(file)["outputs"][:-1].clone()
-    facts = {"key": file.stem[9:], "sha256": hashlib.sha256(features.as_bytes(outputs)).hexdigest()}
+    facts = {"key": file.stem[9:], "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
     save_file({"outputs": outputs}, file, facts)
 
 

@@ -246,7 +246,11 @@ def test_features_are_marked_by_folder_or_by_predicted_class(finished, found, ph
     torch.testing.assert_close(torch.tensor(without), torch.tensor(prompted))  # CoOp learns text only
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in ("VPT", "CoCoOp")]
+SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow, *([] if name in ("MPL", "MMRL") else [pytest.mark.thorough])])
+    for name in METHODS
+    if name not in ("VPT", "CoCoOp")
+]
 
 
 @pytest.mark.parametrize("method", ["VPT", "CoCoOp", "ZeroshotCLIP", *SLOW])

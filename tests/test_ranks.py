@@ -1,6 +1,7 @@
 """One run on several ranks: the same numbers as on one, at any number of them."""
 
 from contextlib import suppress
+from itertools import product
 
 import pytest
 import torch
@@ -44,10 +45,18 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize(
-    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+def cases():
+    for case, count in product(CASES, (2, 4)):
+        mark = {
+            (True, 2): (),
+            (True, 4): pytest.mark.slow,
+            (False, 2): pytest.mark.slow,
+            (False, 4): pytest.mark.thorough,
+        }
+        yield pytest.param(case, count, marks=mark[case in QUICK, count])
+
+
+@pytest.mark.parametrize(("case", "count"), list(cases()))
 def test_all_ranks_compute_what_one_computes(case, count, in_double, deep, eurosat, tmp_path):
     arguments = eurosat, deep, tmp_path, 1, case, STEPS
     alone = OnRanks(eurosat, deep, tmp_path / "alone", 1, case, STEPS)

@@ -58,9 +58,9 @@ def arguments(eurosat, deep, tmp_path):
 def ranks(begin):
     """`ranks(2, arguments, more_of_rank_1)` begins train.py on two ranks."""
 
-    def ranks(count, argv, *more, port=None):
+    def ranks(count, argv, *more, port=None, started=None):
         port, processes = port or free_port(), []
-        for rank in range(count):
+        for rank in range(started or count):
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
             env = os.environ | {name: str(value) for name, value in variables.items()}
             own = [*argv, *(more[rank - 1] if 0 < rank <= len(more) else ())]
@@ -151,8 +151,11 @@ def test_an_error_of_one_rank_is_printed_once(arguments, ranks, tmp_path):
 
 def test_a_port_in_use_and_a_missing_variable_are_one_line(arguments, ranks, begin):
     with socket.create_server(("", 0)) as server:
-        (first, _) = ranks(2, arguments("MPL"), port=server.getsockname()[1])
-        ended_in_one_line([first], "cannot meet the other ranks at 127.0.0.1:", "choose another --master-port")
+        ended_in_one_line(
+            ranks(2, arguments("MPL"), port=server.getsockname()[1], started=1),
+            "cannot meet the other ranks at 127.0.0.1:",
+            "choose another --master-port",
+        )
     env = os.environ | {"WORLD_SIZE": "2"}
     process = begin([sys.executable, "train.py", *arguments("MPL")], cwd=ROOT, env=env)
     ended_in_one_line([process], "WORLD_SIZE is 2, but RANK is not set", "start several ranks by torchrun")

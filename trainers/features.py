@@ -16,6 +16,7 @@ from torch.utils.data import SequentialSampler
 from yacs.config import CfgNode
 
 from clip import current_ranks
+from clip.digest import add_tensors, as_bytes
 from common.errors import UsageError
 from common.files import replacing
 
@@ -82,9 +83,7 @@ class KeptFeatures:
         dataset, visual = self.loader.dataset, self.model.clip.visual
         facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
         digest = hashlib.sha256(f"1 {facts}".encode())
-        for name, tensor in visual.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(as_bytes(tensor))
+        add_tensors(digest, visual.state_dict())
         # One output shows all else: the activation, the heads, the form of the towers, how this machine rounds.
         digest.update(as_bytes(self.encode(dataset[0]["img"][None].to(self.device))))
         return digest.hexdigest()[:32]
@@ -129,10 +128,6 @@ def cache_folder(cfg: CfgNode) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"CACHE is {cfg.CACHE}, which is not a folder", "give the path of a folder", folder)
     return folder
-
-
-def as_bytes(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def read(file: Path, key: str, images: int) -> Tensor | None:

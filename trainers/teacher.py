@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clip import CLIP, TextPrompts, current_ranks, encode_text, tokenize
+from clip.digest import add_tensors
 from common.files import replacing
 
 from .base import PromptTrainer
@@ -131,10 +132,7 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
 def fingerprint(clip: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> str:
     """A checksum of everything that the features depend on."""
     digest = hashlib.sha256()
-    for key, tensor in clip.state_dict().items():
-        if not key.startswith("visual."):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    add_tensors(digest, {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")})
     for text in (*classnames, *templates):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]
