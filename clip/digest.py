@@ -1,5 +1,6 @@
 """Checksums of tensors."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,13 @@ from torch import Tensor
 def as_bytes(tensor: Tensor) -> Any:
     """Its content, as an array of bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and contents of tensors, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    add_tensors(sha256, tensors)
+    return sha256.hexdigest()
 
 
 def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:

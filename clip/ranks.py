@@ -1,4 +1,4 @@
-"""The processes that compute one run together (torch.distributed calls them ranks), and what they exchange."""
+"""The processes that compute one run together (torch.distributed calls them ranks), and how they communicate."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ T = TypeVar("T")
 class Ranks:
     """The place of this process among those of its run.
 
-    Each of the functions that exchange something is called by all ranks, in the same order.
+    All ranks call each function that communicates, in the same order.
 
     Attributes:
         rank: its number, from 0.
-        count: how many there are; alone, it exchanges nothing.
+        count: how many there are; a rank alone does not communicate.
     """
 
     rank: int = 0
@@ -86,8 +86,8 @@ class Ranks:
         return values[0]
 
     @contextmanager
-    def first_goes_last(self) -> Iterator[None]:
-        """Rank 0 does what is within after all others have done it."""
+    def first_last(self) -> Iterator[None]:
+        """Rank 0 executes what is within after all others have."""
         if self.first:
             self.objects(None)
         yield
@@ -102,10 +102,13 @@ class Ranks:
         """
         first, *others = self.objects(dict(facts))
         for rank, other in enumerate(others, 1):
-            for name in first:
-                if other[name] != first[name]:
+            for name in [*first, *(name for name in other if name not in first)]:
+                a, b = first.get(name), other.get(name)
+                if a != b:
+                    short = max(len(str(a)), len(str(b))) <= 40  # not a checksum
+                    values = f" ({b}) from rank 0 ({a})" if short else " from rank 0"
                     raise UsageError(
-                        f"rank {rank} has another {name} than rank 0",
+                        f"{name} of rank {rank} differs{values}",
                         "give all ranks the same project, data, files and command line",
                     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from open_clip import CLIP
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .ranks import Ranks
@@ -47,6 +48,8 @@ class SplitTowers:
         encode, split = getattr(self.towers, function), self.model.training and len(images) >= self.ranks.count
         if split:
             own, sizes = self.ranks.share(len(images)), self.ranks.sizes(len(images))
+            if images.requires_grad and torch.is_grad_enabled():
+                (images,) = Summed.apply(self.ranks, images)
             images, schedule = images[own], of_sequences(self._summed(schedule), own)
         outputs = encode(clip, images, schedule)
         outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
@@ -84,7 +87,7 @@ class SplitTowers:
         """This rank's rows; the same tensor each time, since the fast towers keep what they know about it."""
         version, rows = self._rows.get(x, (None, None))
         if version != x._version:
-            rows = x[self.ranks.share(len(x))]
+            rows = x[self.ranks.share(len(x))].clone()  # a view would keep x alive, its key here
             self._rows[x] = x._version, rows
         return rows
 
@@ -106,6 +109,7 @@ class Gathered(torch.autograd.Function):
         return ranks.gather(rows, sizes)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         return None, gradient[ctx.own], None
 
@@ -119,6 +123,7 @@ class Summed(torch.autograd.Function):
         return tuple(tensor.view_as(tensor) for tensor in tensors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         summed = ctx.ranks.sum(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = summed.split([gradient.numel() for gradient in gradients])

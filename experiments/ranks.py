@@ -3,7 +3,6 @@
 Rank 0 writes what the run leaves behind, and prints. The others work in temporary folders.
 """
 
-import hashlib
 import os
 import shutil
 import sys
@@ -21,14 +20,18 @@ from .known_errors import known_error
 from .watch import ARRIVAL, REMEDY, OtherRankFailed, Watch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from argparse import Namespace
+
     from yacs.config import CfgNode
 
     from clip import Ranks  # takes seconds
 
-PATIENCE = timedelta(hours=2)  # for what other ranks still compute
+PATIENCE = timedelta(hours=24)  # for what other ranks still compute
 INTERRUPTED = 130  # exit status, as of a shell
-OWN = {"OUTPUT_DIR", "RESUME", "DATASET.ROOT", "CACHE"}  # settings that may differ between machines
+# Settings and options that may differ between machines. Trailing pairs are compared as settings.
+MAY_DIFFER = {"OUTPUT_DIR", "RESUME", "DATASET.ROOT", "CACHE"} | {"output_dir", "resume", "root", "model_dir"}
+MAY_DIFFER |= {"began", "debug", "opts", "config_file", "dataset_config_file"}
+temporary_folders: list[str] = []  # of this process
 
 
 def rank_count() -> int:
@@ -46,18 +49,24 @@ def silence() -> None:
 def joined() -> Iterator[None]:
     """Be one of the ranks that a launcher has started; without a launcher, do nothing.
 
-    When a rank fails, all end: rank 0 with its error, the others without a word.
+    When a rank fails, all end: rank 0 with its error, the others silently.
 
     Raises:
-        UsageError: the ranks do not find together, there are more ranks than GPUs, or another rank has failed.
+        UsageError: the ranks do not connect, there are more ranks than GPUs, or another rank has failed.
     """
     if rank_count() == 1:
         yield
         return
-    watch = join()
-    if watch.rank:
-        silence()
+    has_gpu = take_own_gpu()
+    store, watch = connect()
     try:
+        import torch.distributed as dist
+
+        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+        group = dist.PrefixStore("run", store)
+        dist.init_process_group(backend, store=group, rank=watch.rank, world_size=rank_count(), timeout=PATIENCE)
+        if watch.rank:
+            silence()
         yield
         finish()
     except BaseException as error:
@@ -66,46 +75,49 @@ def joined() -> Iterator[None]:
     watch.leave(None)
 
 
-def join() -> Watch:
-    """Find the other ranks."""
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+def connect() -> tuple[Any, Watch]:
+    """The store of the ranks, by which they find one another, and the watch over them.
+
+    Raises:
+        UsageError: a variable of the launcher is missing, or another rank.
+    """
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         what = f"WORLD_SIZE is {rank_count()}, but {missing[0]} is not set"
         raise UsageError(what, "start several ranks by torchrun, or unset WORLD_SIZE for one")
     import torch.distributed as dist
 
-    gpu = take_own_gpu()
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))
-        watch = Watch(store, rank, count)
-        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        # torchrun keeps the store when it starts all ranks again (--max-restarts).
+        own = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        watch = Watch(own, rank, count, remove_temporary_folders)
         store.set_timeout(PATIENCE)
-        group: Any = dist.PrefixStore("run", store)
-        dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(
-            f"cannot meet the other ranks at {address} ({one_line(error)})",
+            f"cannot connect to the other ranks at {address} ({one_line(error)})",
             "check that all are started and that the port is free, or choose another --master-port",
         ) from error
-    return watch
+    return own, watch
 
 
 def take_own_gpu() -> bool:
     """Let this process see one GPU only, that of its place among the ranks of the machine; returns whether it has any.
 
     Raises:
-        UsageError: the machine has GPUs, but not as many.
+        UsageError: the machine has GPUs, but not as many as ranks.
     """
     import torch
 
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK") or 0)
+    ranks = max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
     if not count:
         return False
-    if local >= count:
+    if ranks > count:
         raise UsageError(
-            f"rank {os.environ['RANK']} has no GPU of its own: this machine has {count}",
-            "start fewer ranks (--nproc-per-node)",
+            f"{ranks} ranks are on a machine with {count} GPUs",
+            "start one for each (--nproc-per-node), or hide the GPUs by CUDA_VISIBLE_DEVICES=",
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local]
@@ -113,7 +125,7 @@ def take_own_gpu() -> bool:
 
 
 def finish() -> None:
-    """Leave the group, when all ranks have come to their end."""
+    """Leave the group, when all ranks have finished."""
     import torch.distributed as dist
 
     from clip import current_ranks
@@ -123,13 +135,13 @@ def finish() -> None:
 
 
 def end_by(error: BaseException, watch: Watch) -> None:
-    """Tell the other ranks of an error, and end this one, silently unless it speaks for all.
+    """Tell the other ranks of an error, and end this one, silently unless it prints for all.
 
     Raises:
         OtherRankFailed: another rank has.
         SystemExit: this rank does not print.
     """
-    watch.deaf = True
+    watch.ignores_signal = True
     interrupted = isinstance(error, KeyboardInterrupt)
     known = known_error(error)
     if interrupted or not isinstance(error, (UsageError, SystemExit, FloatingPointError)):
@@ -138,7 +150,7 @@ def end_by(error: BaseException, watch: Watch) -> None:
     is_bug = not (known or interrupted or watch.lost.is_set() or isinstance(error, SystemExit))
     what = f"was interrupted: {REMEDY}" if interrupted else f"failed: {known or type(error).__name__}"
     watch.leave(f"rank {watch.rank} {what}", "".join(traceback.format_exception(error)) if is_bug else "")
-    if watch.lost.is_set() and watch.speaks:
+    if watch.lost.is_set() and watch.prints:
         sys.stderr = sys.__stderr__
         raise OtherRankFailed(watch.reason) from error
     if watch.rank:
@@ -153,51 +165,54 @@ def own_folder(cfg: "CfgNode", ranks: "Ranks") -> Iterator[Path]:
         cfg: of the run; changed.
         ranks: of the run.
     """
-    real = Path(cfg.OUTPUT_DIR)
     if ranks.first:
-        yield real
+        yield Path(cfg.OUTPUT_DIR)
         return
     with TemporaryDirectory(prefix="rank-") as folder:
-        for best in real.glob("*/model-best.pth.tar"):  # the resumed run may find no better one
-            copy = Path(folder, best.parent.name, best.name)
-            copy.parent.mkdir()
-            shutil.copyfile(best, copy)
+        temporary_folders.append(folder)
         cfg.defrost()
         cfg.RESUME, cfg.OUTPUT_DIR = cfg.RESUME or cfg.OUTPUT_DIR, folder
         cfg.freeze()
         yield Path(folder)
 
 
-def facts_of(cfg: "CfgNode", trainer: Any) -> dict[str, object]:
-    """What all ranks of a run must have in common: names, and checksums."""
+def copy_best(cfg: "CfgNode", ranks: "Ranks") -> None:
+    """Give a rank's own folder the best epoch so far of the run that it resumes, which may remain the best."""
+    if ranks.first:
+        return
+    for best in Path(cfg.RESUME).glob("*/model-best.pth.tar"):
+        copy = Path(cfg.OUTPUT_DIR, best.parent.name, best.name)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(best, copy)
+
+
+def remove_temporary_folders() -> None:
+    """Before a process ends at once."""
+    for folder in temporary_folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def options_of(args: "Namespace") -> dict[str, object]:
+    """What all ranks must have in common before they read a file."""
     from common.version import source
 
+    given = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
+    return {"version of the project": source(), **given}
+
+
+def settings_of(cfg: "CfgNode") -> dict[str, object]:
+    """The configuration that all ranks must have in common."""
     from .configuration import flatten
 
-    settings = {key: value for key, value in flatten(cfg).items() if key not in OWN}
+    return {key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER}
+
+
+def facts_of(trainer: Any) -> dict[str, object]:
+    """What all ranks must have built alike."""
+    from clip.digest import digest
+
     return {
-        "version of the project": source(),
-        **{f"{key} (a setting)": str(value) for key, value in settings.items()},
-        "choice of images": digest_of_images(trainer),
-        "backbone": digest_of(trainer.model.clip.state_dict()),
-        "start of its prompts": digest_of(trainer.model.state_dict()),
+        "device": trainer.device.type,
+        "backbone": digest(trainer.model.clip.state_dict()),
+        "start of the prompts": digest(trainer.model.state_dict()),
     }
-
-
-def digest_of(tensors: "dict[str, Tensor]") -> str:
-    from clip.digest import add_tensors
-
-    digest = hashlib.sha256()
-    add_tensors(digest, tensors)
-    return digest.hexdigest()
-
-
-def digest_of_images(trainer: Any) -> str:
-    """A checksum of the paths below the dataset's root, the labels and the class names of all splits."""
-    dataset, digest = trainer.dm.dataset, hashlib.sha256()
-    for split in (dataset.train_x, dataset.val, dataset.test):
-        for item in split or ():
-            path = os.path.relpath(item.impath, trainer.cfg.DATASET.ROOT)
-            digest.update(f"{path}\0{item.label}\0{item.classname}\n".encode(errors="surrogateescape"))
-        digest.update(b"\0")
-    return digest.hexdigest()

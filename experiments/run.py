@@ -1,7 +1,6 @@
 """One run: train or test one method on one dataset."""
 
 import os
-import secrets
 import sys
 import time
 import warnings
@@ -17,6 +16,7 @@ from yacs.config import CfgNode
 import trainers
 from clip import current_ranks
 from clip.backbone import check_backbone
+from clip.digest import digest
 from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
@@ -31,7 +31,7 @@ from .early import check_early
 from .environment import environment
 from .lock import locked, remove_leftover
 from .output_folder import CONFIG, OutputFolder, check_same_settings, output_folder, restored_stdout
-from .ranks import facts_of, own_folder
+from .ranks import copy_best, facts_of, options_of, own_folder, settings_of
 from .results import FILE as RESULTS
 from .results import describe, read_results, write_results
 from .shortages import allow_open_files
@@ -63,8 +63,12 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
     (args,) = runs
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    cfg = setup_cfg(args)
     ranks = current_ranks()
+    ranks.agree(options_of(args) if ranks.count > 1 else {})
+    cfg = setup_cfg(args)
+    ranks.agree(settings_of(cfg) if ranks.count > 1 else {})
+    if ranks.count > 1 and cfg.SEED < 0:
+        raise UsageError("--seed is missing", "several ranks need it, to draw the same images")
     if ranks.from_first(lambda: already_done(args, cfg)):
         if ranks.first:
             remove_leftover(Path(cfg.OUTPUT_DIR))
@@ -73,6 +77,7 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
     with own_folder(cfg, ranks) as path, restored_stdout(), locked(path, wait):
         if ranks.from_first(lambda: already_done(args, cfg)):  # by now, by another process
             return
+        copy_best(cfg, ranks)
         if args.quiet:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
         with output_folder(path) as folder:
@@ -153,8 +158,6 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    elif ranks.count > 1:
-        set_random_seed(ranks.from_first(lambda: secrets.randbelow(1 << 31)))
     folder.start_log()
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
@@ -172,12 +175,14 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
     trainer = build_trainer(cfg)
     if ranks.count > 1:
         split(trainer, ranks)
-        ranks.agree(facts_of(cfg, trainer))
+        ranks.agree(facts_of(trainer))
         print(f"{ranks.count} ranks: each computes a part of the classes and of the images")
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        if ranks.count > 1:
+            ranks.agree({"prompts to test": digest(trainer.model.state_dict())})
     elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
     folder.write_config(cfg)

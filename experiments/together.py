@@ -43,11 +43,13 @@ def train_seeds(runs: Sequence[Namespace]) -> None:
         UsageError: a run has a missing or wrong argument, or its folder holds another one; none of them has started.
         Exception: that of the first run that failed, after the others have ended.
     """
+    ranks = current_ranks()
+    ranks.agree({"--seed": [run.seed for run in runs]})
     for run in runs:
         cfg = setup_cfg(run)
         check_same_settings(cfg, run.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file())
         check_arguments(run, cfg)
-    if current_ranks().count > 1:
+    if ranks.count > 1:
         print("Several ranks train the seeds one after another")
         for run in runs:
             train_and_test(run)

@@ -8,9 +8,11 @@ import torch
 from in_ranks import in_ranks
 from recorder import CASES, Recorder, assert_close
 
-from clip import Ranks, current_ranks
+from clip import Ranks, SplitTowers, current_ranks
+from clip.fast import FAST
 from common.errors import UsageError
-from experiments.ranks import facts_of, own_folder
+from experiments.ranks import own_folder
+from trainers.agreement import digest_of_images
 from trainers.ranks import split
 
 QUICK = "CoCoOp", "MPL", "TCP"
@@ -82,32 +84,106 @@ def test_a_run_resumes_on_another_number_of_ranks(method, count, in_double, deep
         assert each.results == alone.results
 
 
-def test_ranks_with_other_images_or_settings_are_refused_on_all_alike(deep, eurosat, tmp_path):
-    def refused(*options, seed=1):
-        each = Recorder(eurosat, deep, tmp_path / str(current_ranks().rank), seed, "CoOp", options)
-        each.build()
+def test_facts_that_differ_are_refused_on_all_ranks_alike():
+    def refused(*facts):
         try:
-            current_ranks().agree(facts_of(each.cfg, each.trainer))
+            current_ranks().agree(facts[current_ranks().rank])
         except UsageError as error:
             return error.what
         return None
 
-    def differing():
-        last = current_ranks().rank == 2
-        return [refused(), refused("OPTIM.LR", 0.5 if last else 0.002), refused(seed=2 if last else 1)]
+    def tried():
+        checksum = "x" * 64
+        return [
+            refused({"LR": 1}, {"LR": 1}, {"LR": 1}),
+            refused({"LR": 1}, {"LR": 1}, {"LR": 2}),
+            refused({"a": 1, "b": None, "c": 5}, {"a": 1}, {}),
+            refused({"images": checksum}, {"images": checksum}, {"images": "y"}),
+        ]
 
-    for agreed, settings, seed in in_ranks(3, differing):
-        assert (agreed, settings) == (None, "rank 2 has another OPTIM.LR (a setting) than rank 0")
-        assert seed == "rank 2 has another SEED (a setting) than rank 0"
+    for found in in_ranks(3, tried):
+        assert found == [
+            None,
+            "LR of rank 2 differs (2) from rank 0 (1)",
+            "c of rank 1 differs (None) from rank 0 (5)",
+            "images of rank 2 differs from rank 0",
+        ]
+
+
+def test_ranks_with_other_images_are_refused_before_anything_is_computed(deep, eurosat, tmp_path):
+    def build():
+        rank = current_ranks().rank
+        each = Recorder(eurosat, deep, tmp_path / str(rank), 1 + rank, "TCP")
+        with pytest.raises(UsageError, match="choice of images of rank 1 differs from rank 0"):
+            each.build()
+
+    in_ranks(2, build)
 
 
 def test_the_images_of_a_split_count_in_their_order(deep, eurosat, tmp_path):
     each = Recorder(eurosat, deep, tmp_path, 1, "CoOp")
     each.build()
-    before = facts_of(each.cfg, each.trainer)
-    each.trainer.dm.dataset.train_x.reverse()
-    after = facts_of(each.cfg, each.trainer)
-    assert [name for name in before if before[name] != after[name]] == ["choice of images"]
+    dataset = each.trainer.dm.dataset
+    before = digest_of_images(dataset, str(eurosat))
+    dataset.train_x.reverse()
+    assert digest_of_images(dataset, str(eurosat)) != before
+
+
+@pytest.mark.parametrize("method", ["KgCoOp", pytest.param("MMRL", marks=pytest.mark.slow)])
+def test_more_ranks_than_classes(method, in_double, deep, eurosat, tmp_path):
+    """And than images in a step."""
+    few = "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", 2
+    alone = OnRanks(eurosat, deep, tmp_path / "alone", 1, method, few)
+    for each in in_ranks(4, lambda: OnRanks(eurosat, deep, tmp_path, 1, method, few)):
+        assert_close(alone.end, each.end, 1e-8)
+        assert each.results == alone.results
+
+
+def test_learned_pixels_have_their_gradient(deep, eurosat, tmp_path):
+    def gradient():
+        each = Recorder(eurosat, deep, tmp_path / str(current_ranks().rank), 1, "MPL")
+        each.build()
+        model = each.trainer.model
+        model.train()
+        torch.manual_seed(0)
+        images = torch.randn(4, 3, 32, 32, requires_grad=True)
+        model(images).logsumexp(dim=1).sum().backward()
+        return images.grad
+
+    (alone,) = in_ranks(1, gradient)
+    for each in in_ranks(2, gradient):
+        torch.testing.assert_close(each, alone, rtol=1e-3, atol=1e-5)
+
+
+def test_token_ids_are_forgotten_with_their_prompts():
+    towers = SplitTowers(FAST, Ranks(0, 2), torch.nn.Module())
+    ids = torch.arange(8).view(4, 2)
+    assert torch.equal(towers._own_rows(ids), ids[:2]) and towers._own_rows(ids) is towers._own_rows(ids)
+    del ids
+    assert len(towers._rows) == 0
+
+
+def test_trained_towers_are_refused(deep, eurosat, tmp_path):
+    each = Recorder(eurosat, deep, tmp_path, 1, "CoOp")
+    each.build()
+    each.trainer.model.clip.ln_final.weight.requires_grad_(True)
+    with pytest.raises(UsageError, match="CoOp trains weights of the towers"):
+        split(each.trainer, Ranks(0, 2))
+
+
+@pytest.mark.slow
+def test_a_linear_probe_is_fitted_on_every_rank_alike(deep, eurosat, tmp_path, monkeypatch):
+    monkeypatch.setitem(CASES, "LinearProbe", ("LinearProbe", "C", 1.0))
+
+    def fitted():
+        each = Recorder(eurosat, deep, tmp_path / str(current_ranks()), 1, "LinearProbe", STEPS)
+        each()
+        return each.end, each.trainer.test_results
+
+    (alone,) = in_ranks(1, fitted)
+    for end, results in in_ranks(2, fitted):
+        assert_close(alone[0], end, 1e-3)
+        assert results == alone[1]
 
 
 def test_a_trainer_that_is_not_a_prompt_method_is_refused():

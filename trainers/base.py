@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP, TOWERS, compiled_towers, current_ranks, is_vit, load_backbone
+from clip.digest import digest
 from common.errors import UsageError
 from common.version import __version__
 
+from .agreement import digest_of_images
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .features import cache_folder, kept_features
 from .precision import usable
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
+from .split_test import split_test
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
@@ -48,6 +51,8 @@ class PromptTrainer(TrainerX):
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
+    dm: Any
+    evaluator: Any
     autograd: Any = torch.autograd  # its `backward` and `grad`; runs side by side put their common ones in its place
 
     def __init_subclass__(cls) -> None:
@@ -70,6 +75,8 @@ class PromptTrainer(TrainerX):
     def build_data_loader(self) -> None:
         if self.given_data is None:
             super().build_data_loader()
+            if (ranks := current_ranks()).count > 1:  # before anything is computed for these classes
+                ranks.agree({"choice of images": digest_of_images(self.dm.dataset, self.cfg.DATASET.ROOT)})
         else:
             self.dm = self.given_data
             self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
@@ -233,9 +240,10 @@ class PromptTrainer(TrainerX):
 
     def before_train(self) -> None:
         ranks = current_ranks()
-        with ranks.first_goes_last():  # rank 0 deletes checkpoints that it does not need any more
+        with ranks.first_last():  # rank 0 deletes checkpoints that it does not need any more
             super().before_train()
-        ranks.agree({"checkpoint to resume from": self.start_epoch})
+        if ranks.count > 1:
+            ranks.agree({"first epoch": self.start_epoch, "start of the prompts": digest(self.model.state_dict())})
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self._text_features = None  # an evaluation computes its own
@@ -243,16 +251,25 @@ class PromptTrainer(TrainerX):
         super().set_model_mode(mode, names)
 
     def test(self, split: str | None = None) -> float:
-        """As Dassl's; what a frozen image tower without prompts makes of the images is kept in the folder CACHE."""
+        """As Dassl's; what a frozen image tower without prompts makes of the images is kept in the folder CACHE.
+
+        Several ranks divide the images instead.
+        """
         validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
         name = "val_loader" if validates else "test_loader"
-        loader, hooks = getattr(self, name), ("build_data_loader", "parse_batch_test", "model_inference")
+        loader, evaluator, ranks = getattr(self, name), self.evaluator, current_ranks()
+        hooks = ("build_data_loader", "parse_batch_test", "model_inference")
         if all(getattr(type(self), hook) is getattr(PromptTrainer, hook) for hook in hooks):  # it reads images as usual
-            setattr(self, name, kept_features(self.cfg, self.model, loader, self.device))
+            if ranks.count > 1:
+                test_loader, self.evaluator = split_test(loader, evaluator, ranks)
+            else:
+                test_loader = kept_features(self.cfg, self.model, loader, self.device)
+            setattr(self, name, test_loader)
         try:
             return super().test(split)
         finally:
             setattr(self, name, loader)
+            self.evaluator = evaluator
 
     @torch.no_grad()
     def model_inference(self, images: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from yacs.config import CfgNode
 
-from clip import current_ranks
 from clip.digest import add_tensors, as_bytes
 from common.errors import UsageError
 from common.files import replacing
@@ -92,8 +91,6 @@ class KeptFeatures:
 def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any, device: torch.device) -> Any:
     """A loader of test images as `KeptFeatures`; or as it is, without CACHE or where they do not fit the model.
 
-    Nothing is kept where each of several ranks has only a part of the images.
-
     Args:
         cfg: of the run.
         model: its image tower counts as frozen and unprompted if the prompt learner has no prompts for it.
@@ -103,13 +100,7 @@ def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any, device: torch.
     folder, learner = cache_folder(cfg), model.prompt_learner
     in_order = isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
     own = type(model).image_features is PromptedCLIP.image_features
-    if (
-        not folder
-        or current_ranks().count > 1
-        or not in_order
-        or not own
-        or not hasattr(type(loader.dataset), "content")
-    ):
+    if not folder or not in_order or not own or not hasattr(type(loader.dataset), "content"):
         return loader
     if learner.vision() or learner.reader() is not None:
         return loader

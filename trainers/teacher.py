@@ -105,7 +105,11 @@ def teacher_text_features(
     if (kept := ranks.from_first(lambda: load(file))) is not None:
         return kept.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
-        features = ranks.gather(encode_texts(clip, texts[ranks.share(len(texts))], device), ranks.sizes(len(texts)))
+        if len(texts) < ranks.count:
+            features = encode_texts(clip, texts, device)
+        else:
+            own = encode_texts(clip, texts[ranks.share(len(texts))], device)
+            features = ranks.gather(own, ranks.sizes(len(texts)))
     features = normalize(features.unflatten(0, (len(templates), len(classnames))).mean(dim=0))
     if ranks.first:
         store(file, features)

@@ -55,7 +55,8 @@ class Cluster:
             )
         if address and ":" in address and "://" not in address:
             check_address(address)
-        self.address, self.cpus, self.gpus = address, cpus, gpus
+        self.address, self.gpus = address, gpus
+        self.cpus = max(cpus, int(gpus or 0))  # each rank needs one
 
     def __enter__(self) -> "Cluster":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent

@@ -29,7 +29,7 @@ def execute_in_group(run: Sequence[str], count: int, threads: int) -> str | None
     """
     context = process_context()
     ours, theirs = context.Pipe(duplex=False)
-    common = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # those of this task; the processes have another one's environment
     gpus = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     ranks = []
@@ -40,16 +40,17 @@ def execute_in_group(run: Sequence[str], count: int, threads: int) -> str | None
         ranks[-1].start()
     theirs.close()  # so that `recv` raises EOFError when the processes end
     try:
-        error = ours.recv()
+        answer = ours.recv()
     except EOFError:
-        error = None
+        answer = WorkerDied("rank 0 ended without a result")
     for process in ranks:
         process.join()
     if killed := [rank for rank, process in enumerate(ranks) if (process.exitcode or 0) < 0]:
-        raise WorkerDied(
-            f"rank {killed[0]} ended with exit code {ranks[killed[0]].exitcode} (-9 usually means: out of memory)"
-        )
-    return error
+        code = ranks[killed[0]].exitcode
+        raise WorkerDied(f"rank {killed[0]} ended with exit code {code} (-9 usually means: out of memory)")
+    if isinstance(answer, WorkerDied):
+        raise answer
+    return answer
 
 
 def free_port() -> int:
@@ -67,7 +68,7 @@ def execute_as_rank(answer: Connection, threads: int, variables: dict[str, str],
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), joined():
             train_and_test(args, wait=True)
-    except (Exception, SystemExit) as caught:  # noqa: BLE001 - it is the run's
+    except BaseException as caught:  # noqa: BLE001 - it is the run's
         error = caught
     if variables["RANK"] == "0":
         answer.send(settle(Path(args.output_dir), error))
