@@ -182,7 +182,7 @@ def test_a_linear_probe_is_fitted_on_every_rank_alike(deep, eurosat, tmp_path, m
 
     (alone,) = in_ranks(1, fitted)
     for end, results in in_ranks(2, fitted):
-        assert_close(alone[0], end, 1e-3)
+        assert_close(alone[0], end, 2e-2)  # L-BFGS stops at a gradient of 1e-4
         assert results == alone[1]
 
 
