@@ -25,7 +25,8 @@ def test_commands_killed_at_random_moments_have_the_same_results(name, tmp_path,
 
         (subject,) = (one for one in subjects(tmp_path / "shared", serve) if one.name == name)
         tally = kill_at_random(subject, {signal.SIGKILL: 1, signal.SIGTERM: 1}, tmp_path, random_seed)
-    assert tally.wrong == [] and tally.kills.total() == 2 and tally.chains in (1, 2)
+    # A command that ends before it is killed is another chain.
+    assert tally.wrong == [] and tally.kills.total() == 2 and tally.chains >= 1
 
 
 @pytest.fixture

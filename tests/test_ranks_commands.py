@@ -113,7 +113,7 @@ def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
     argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 40, config="vit_b16_ep50_ctxv1")
     processes = ranks(2, argv)
@@ -134,6 +134,7 @@ def test_an_interrupt_of_one_rank_ends_all(arguments, ranks, tmp_path):
     ended_in_one_line(processes, "rank 1 was interrupted: run the same command again")
 
 
+@pytest.mark.thorough
 def test_an_interrupt_of_all_ranks_prints_one_line(arguments, ranks, tmp_path):
     processes = ranks(2, arguments("MPL", "OPTIM.MAX_EPOCH", 300))
     wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
@@ -162,6 +163,7 @@ def test_without_a_seed_several_ranks_are_refused(arguments, ranks):
     ended_in_one_line(ranks(2, argv[:at] + argv[at + 2 :]), "--seed is missing: several ranks need it")
 
 
+@pytest.mark.thorough
 def test_torchrun_starts_all_ranks_again(arguments, begin, tmp_path):
     """With --max-restarts, after one is killed; and workers of a data loader do not hide its end."""
     argv = arguments("MPL", "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1)
@@ -191,6 +193,7 @@ def test_a_port_in_use_and_a_missing_variable_are_one_line(arguments, ranks, beg
     ended_in_one_line([process], "WORLD_SIZE is 2, but RANK is not set", "start several ranks by torchrun")
 
 
+@pytest.mark.thorough
 def test_zero_shot_is_tested_by_all_ranks(arguments, ranks, launch, tmp_path):
     argv = arguments("CoOp", "TRAINER.ZEROSHOTCLIP.PREC", "fp32", config="vit_b16_ep50_ctxv1")
     argv[argv.index("--trainer") + 1] = "ZeroshotCLIP"
