@@ -173,7 +173,7 @@ def test_failed_download_leaves_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "fetch", fetch)
     ended = run("MaPLe", "https://drive.google.com/file/d/1a-B_c/view?usp=sharing")
     assert ended.errors == ["error: no: download it in a browser, unpack it, and give its folder"]
-    assert not (tmp_path / "out/checkpoints").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):

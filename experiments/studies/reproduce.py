@@ -52,6 +52,7 @@ def local_copy(checkpoints: str, cache: Path) -> Path:
         return place
     place = cache / hashlib.sha256(checkpoints.encode()).hexdigest()[:16]
     if not (place / "complete").is_file():
+        made = [path for path in (place, *place.parents) if not path.exists()]
         place.mkdir(parents=True, exist_ok=True)
         drive = re.search(r"drive\.google\.com/(?:file/d/|(?:uc|open)\?(?:.*&)?id=)([\w-]+)", checkpoints)
         address = {"drive": drive[1]} if drive else {"url": checkpoints}
@@ -59,9 +60,9 @@ def local_copy(checkpoints: str, cache: Path) -> Path:
         try:
             archive = fetch(File("archive", about=1 << 32, **address), place, remedy)
         except UsageError:
-            for made in (place, cache):  # if nothing was received
-                with suppress(OSError):
-                    made.rmdir()
+            for path in made:
+                with suppress(OSError):  # something was received
+                    path.rmdir()
             raise
         unpack(archive, place / "files", lambda name: name)
         archive.unlink()
