@@ -79,7 +79,7 @@ class Ranks:
         return values
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """What a function returns on rank 0, which alone calls it."""
+        """The result of a function that only rank 0 calls."""
         values: list[Any] = [function() if self.first else None]
         if self.count > 1:
             dist.broadcast_object_list(values)
@@ -98,7 +98,7 @@ class Ranks:
         """Check that small facts are the same on all ranks.
 
         Raises:
-            UsageError: one is not, on all ranks alike; it names the fact and a rank.
+            UsageError: a fact differs. All ranks raise it; it names the fact and a rank.
         """
         first, *others = self.objects(dict(facts))
         for rank, other in enumerate(others, 1):

@@ -37,7 +37,12 @@ class Edit:
     @property
     def by_sequence(self) -> bool:
         """Whether each sequence (a class, in the text tower) gets vectors of its own."""
-        return self.add is not None and (self.add.dim() == 3 or (self.add.dim() == 4 and self.add.shape[1] > 1))
+        return by_row(self.add)
+
+
+def by_row(vectors: Tensor | None) -> bool:
+    """Whether vectors (n, width), (rows, n, width) or (images, 1 or rows, n, width) differ by row."""
+    return vectors is not None and (vectors.dim() == 3 or (vectors.dim() == 4 and vectors.shape[1] > 1))
 
 
 # Entry l is applied before layer l; layers beyond the last entry carry all prompts. Empty entries at the start let the
@@ -71,7 +76,7 @@ class TextPrompts:
 
     @property
     def by_class(self) -> bool:
-        return self.ctx is not None and (self.ctx.dim() == 3 or (self.ctx.dim() == 4 and self.ctx.shape[1] > 1))
+        return by_row(self.ctx)
 
     @property
     def by_image(self) -> bool:
@@ -95,8 +100,7 @@ class TextPrompts:
         """The prompts of some of the classes."""
 
         def rows(vectors: Tensor | None) -> Tensor | None:
-            own = vectors is not None and (vectors.dim() == 3 or (vectors.dim() == 4 and vectors.shape[1] > 1))
-            return vectors[..., which, :, :] if own and vectors is not None else vectors
+            return vectors[..., which, :, :] if vectors is not None and by_row(vectors) else vectors
 
         slots = None if self.slots is None else self.slots[which]
         deep = [replace(edit, add=rows(edit.add)) for edit in self.deep]

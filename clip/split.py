@@ -1,6 +1,6 @@
 """The two towers with their work split over ranks: each computes a part of the images and of the classes.
 
-What is computed outside the towers (couplings of prompts, logits, losses, optimiser steps) is small, and every rank
+Everything outside the towers (couplings of prompts, logits, losses, optimiser steps) is small, and every rank
 computes all of it. So all ranks have the same loss and the same prompts at any time, and nothing of a method has to be
 rewritten. Two functions connect both worlds. `Gathered` returns the outputs of all ranks; its gradient is the rank's
 own part, since each rank has that of the complete loss. `Summed` returns the learned vectors that enter a tower; their

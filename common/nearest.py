@@ -49,11 +49,11 @@ def existing(path: Path) -> Path:
 
 
 def what_exists(path: Path) -> str:
-    """In place of a missing folder: the nearest one, or how much of its path exists and what is there."""
+    """For a missing folder: the nearest one, or how far its path exists and what that folder holds."""
     if near := nearest_folder(path):
         return f"the nearest is {near}"
     folder = existing(path)
-    if str(folder) == folder.anchor:  # what the root of a file system holds is no help
+    if str(folder) == folder.anchor:  # the content of the file system's root does not help
         return f"its path exists up to {folder}"
     names = sorted(entry.name for entry in islice(folder.iterdir(), MOST) if not entry.name.startswith("."))
     more = ", ..." if len(names) > SHOWN else ""

@@ -57,6 +57,7 @@ def joined() -> Iterator[None]:
     if rank_count() == 1:
         yield
         return
+    check_variables()
     has_gpu = take_own_gpu()
     store, watch = connect()
     try:
@@ -75,16 +76,24 @@ def joined() -> Iterator[None]:
     watch.leave(None)
 
 
+def check_variables() -> None:
+    """Raise UsageError for a variable of the launcher that is missing or not such a number."""
+    remedy = "start several ranks by torchrun, or unset WORLD_SIZE for one"
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not value:
+            raise UsageError(f"WORLD_SIZE is {rank_count()}, but {name} is not set", remedy)
+        most = 65_535 if name == "MASTER_PORT" else rank_count() - 1
+        if name != "MASTER_ADDR" and not (value.isdecimal() and int(value) <= most):
+            raise UsageError(f"{name} is {value!r}, which is not a number from 0 to {most}", remedy)
+
+
 def connect() -> tuple[Any, Watch]:
     """The store of the ranks, by which they find one another, and the watch over them.
 
     Raises:
-        UsageError: a variable of the launcher is missing, or another rank.
+        UsageError: a rank is missing.
     """
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        what = f"WORLD_SIZE is {rank_count()}, but {missing[0]} is not set"
-        raise UsageError(what, "start several ranks by torchrun, or unset WORLD_SIZE for one")
     import torch.distributed as dist
 
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

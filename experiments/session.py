@@ -33,7 +33,8 @@ def cli_main(
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
-    if rank_count() > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+    local_rank = os.environ.get("LOCAL_RANK", "")
+    if rank_count() > 1 and local_rank.isdecimal() and int(local_rank):
         silence()
     with interrupts() as interrupt:
         try:

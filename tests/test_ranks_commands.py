@@ -12,7 +12,9 @@ import pytest
 import torch
 from finished import slowdown, wait_until
 
+from common.errors import UsageError
 from common.start import ROOT
+from experiments.ranks import joined
 from experiments.studies.group import execute_in_group, free_port
 from experiments.studies.worker import WorkerDied
 
@@ -181,16 +183,13 @@ def children(process):
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_port_in_use_and_a_missing_variable_are_one_line(arguments, ranks, begin):
+def test_a_port_in_use_is_one_line(arguments, ranks):
     with socket.create_server(("", 0)) as server:
         ended_in_one_line(
             ranks(2, arguments("MPL"), port=server.getsockname()[1], started=1),
             "cannot connect to the other ranks at 127.0.0.1:",
             "choose another --master-port",
         )
-    env = os.environ | {"WORLD_SIZE": "2"}
-    process = begin([sys.executable, "train.py", *arguments("MPL")], cwd=ROOT, env=env)
-    ended_in_one_line([process], "WORLD_SIZE is 2, but RANK is not set", "start several ranks by torchrun")
 
 
 @pytest.mark.thorough
@@ -201,6 +200,24 @@ def test_zero_shot_is_tested_by_all_ranks(arguments, ranks, launch, tmp_path):
     alone = results(tmp_path / "out")[0]
     assert [code for code, *_ in ended(ranks(2, argv))] == [0, 0]
     assert results(tmp_path / "out") == (alone, 2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        ({}, "WORLD_SIZE is 2, but RANK is not set"),
+        ({"RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK is 'x', which is not a number from 0 to 1"),
+        ({"RANK": "2"}, "RANK is '2', which is not a number from 0 to 1"),
+        ({"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "MASTER_PORT is '70000'"),
+    ],
+)
+def test_variables_of_the_launcher_are_checked(variables, fault, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{fault}.*: start several ranks by torchrun"), joined():
+        pass
 
 
 @pytest.mark.parametrize("tool", ["predict", "study"])
