@@ -1,6 +1,7 @@
 """Which errors have a cause that the person running a command can fix, or that is the machine's; others are bugs."""
 
 import sys
+from typing import Any
 
 from common.errors import UsageError
 
@@ -16,7 +17,7 @@ def known_error(error: BaseException) -> Exception | None:
     return error if isinstance(error, Exception) and isinstance(error, (*own, OSError, FloatingPointError)) else None
 
 
-def loaded(module: str, name: str) -> tuple[type, ...]:
-    """A class of a module, if that has been imported: not every command needs torch, which takes seconds to import."""
+def loaded(module: str, name: str) -> tuple[Any, ...]:
+    """A class or function of a module, if that has been imported: not every command needs torch, which takes seconds to import."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)

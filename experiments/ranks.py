@@ -3,20 +3,21 @@
 Rank 0 writes what the run leaves behind, and prints. The others work in temporary folders.
 """
 
+import multiprocessing
 import os
 import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.errors import UsageError, one_line
 
-from .known_errors import known_error
+from .known_errors import known_error, loaded
 from .watch import ARRIVAL, REMEDY, OtherRankFailed, Watch
 
 if TYPE_CHECKING:
@@ -193,6 +194,25 @@ def copy_best(cfg: "CfgNode", ranks: "Ranks") -> None:
         copy = Path(cfg.OUTPUT_DIR, best.parent.name, best.name)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(best, copy)
+
+
+def in_group() -> bool:
+    """Whether this process is still one of several ranks."""
+    return any(is_initialized() for is_initialized in loaded("torch.distributed", "is_initialized"))
+
+
+def end_process(error: BaseException) -> NoReturn:
+    """End a rank after an error as Python would, but at once: threads of its group would abort Python's own end."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    with suppress(OSError):
+        sys.stdout.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
+    remove_temporary_folders()
+    os._exit(int(error.code or 0) if isinstance(error, SystemExit) else 1)
 
 
 def remove_temporary_folders() -> None:

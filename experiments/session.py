@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from common.errors import UsageError
 
 from .known_errors import known_error
-from .ranks import INTERRUPTED, rank_count, silence
+from .ranks import INTERRUPTED, end_process, in_group, rank_count, silence
 from .shortages import causes
 from .watch import OtherRankFailed
 
@@ -36,27 +36,40 @@ def cli_main(
     local_rank = os.environ.get("LOCAL_RANK", "")
     if rank_count() > 1 and local_rank.isdecimal() and int(local_rank):
         silence()
-    with interrupts() as interrupt:
-        try:
-            if rank_count() > 1 and not several_ranks:
-                raise UsageError("this command does not run on several devices", "start it without torchrun")
-            main()
-            sys.stdout.flush()
-        except BaseException as error:
-            # Whatever else came of it first, such as workers that ended too early.
-            if interrupt.received and not isinstance(error, OtherRankFailed):
-                print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
-                sys.exit(INTERRUPTED)
-            if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(0)
-            known = known_error(error)
-            if known is None:
-                raise
-            if debug:
-                print_traceback(known)
-            print(f"error: {for_terminal(str(known))}", file=sys.stderr)
-            sys.exit(2)
+    try:
+        with interrupts() as interrupt:
+            try:
+                if rank_count() > 1 and not several_ranks:
+                    raise UsageError("this command does not run on several devices", "start it without torchrun")
+                main()
+                sys.stdout.flush()
+            except BaseException as error:
+                status = exit_status(error, interrupt, resumes, debug)
+                if status is None:
+                    raise
+                sys.exit(status)
+    except BaseException as error:
+        if in_group():
+            end_process(error)
+        raise
+
+
+def exit_status(error: BaseException, interrupt: "Interrupt", resumes: str, debug: bool) -> int | None:
+    """Print what there is to say of an error; returns the exit status, None for a bug and for `sys.exit`."""
+    # Whatever else came of it first, such as workers that ended too early.
+    if interrupt.received and not isinstance(error, OtherRankFailed):
+        print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    known = known_error(error)
+    if known is None:
+        return None
+    if debug:
+        print_traceback(known)
+    print(f"error: {for_terminal(str(known))}", file=sys.stderr)
+    return 2
 
 
 def for_terminal(text: str) -> str:

@@ -159,6 +159,21 @@ def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rank_that_fails_skips_pythons_own_end(begin):
+    """Threads of the group would abort it there, now and then: exit status -6 and a line of the C++ library."""
+    code = """
+import atexit, os, torch.distributed as dist
+from common.errors import UsageError
+from experiments.session import cli_main
+def fail():
+    atexit.register(os.abort)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    raise UsageError("wrong", "do this")
+cli_main(fail)
+"""
+    assert ended([begin([sys.executable, "-c", code], cwd=ROOT)]) == [(2, "", "error: wrong: do this\n")]
+
+
 def test_without_a_seed_several_ranks_are_refused(arguments, ranks):
     argv = arguments("MPL")
     at = argv.index("--seed")
