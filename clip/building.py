@@ -67,13 +67,13 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     shapes, remedy = read_shapes(path), "give another file"
     try:
         arguments = checked_sizes(config["model_cfg"] if config else openai_config(shapes), shapes)
-        with torch.device("meta"):  # no memory before its sizes are known to be those of the weights
+        with torch.device("meta"), Initialising(draw=False):  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
         model.load_state_dict(fitted(shapes, model, resize))
         if isinstance(model.visual, TimmModel):  # its constructor computes buffers
             model = new_clip(arguments, precision)
         else:
-            with torch.device("meta"), DrawingOnCpu():
+            with torch.device("meta"), Initialising(draw=True):
                 new_clip(arguments, precision)
             if model.attn_mask is not None:
                 model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
@@ -102,15 +102,25 @@ def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Ten
     return state
 
 
-class DrawingOnCpu(TorchDispatchMode):
-    """Under it, a random operation on the meta device also draws the numbers that it would draw on the CPU."""
+class Initialising(TorchDispatchMode):
+    """Within it, random operations on the meta device, whose own ones are slow, leave their tensor as it is.
+
+    Args:
+        draw: whether they draw the numbers that they would draw on the CPU, and so move its generator on.
+    """
+
+    def __init__(self, draw: bool):
+        super().__init__()
+        self.draw = draw
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        if self.draw:
             real = [torch.empty_like(arg, device="cpu") if isinstance(arg, Tensor) else arg for arg in args]
             func(*real, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
-        return func(*args, **kwargs)
+        return args[0] if func._schema.is_mutable else func(*args, **kwargs)
 
 
 def new_clip(config: dict, precision: str) -> CLIP:
