@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             args.form(stdout, files, opened, names) as write,
             tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar,
         ):
-            for rows, errors, read in images.by_threads(predict, files, predict.batch(args.batch_size)):
+            for rows, errors, read in images.by_threads(predict, files, predict.batch(args.batch_size, len(files))):
                 if errors and len(files) == 1:
                     raise UsageError(errors[0])
                 with bar.external_write_mode(stdout):

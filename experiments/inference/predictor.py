@@ -1,5 +1,6 @@
 """The most probable classes of image files by some models."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -32,9 +33,9 @@ class Predictor:
             height, width = model.classifier.cfg.INPUT.SIZE
             model.classifier.logits(torch.zeros(1, 3, height, width), self.names)
 
-    def batch(self, size: int) -> int:
-        """The images of one call: on a CPU, the threads together have `size` images at a time."""
-        return size if self.on_gpu else max(FEWEST, size // torch.get_num_threads())
+    def batch(self, size: int, files: int) -> int:
+        """The images of one call: on a CPU, the threads together have `size` at a time, and each an equal share."""
+        return size if self.on_gpu else max(FEWEST, math.ceil(min(size, files) / torch.get_num_threads()))
 
     def __call__(self, files: Sequence[Path]) -> tuple[list[Row], list[str], int]:
         batch, tops = read_batch(files, [model.classifier for model in self.models]), []

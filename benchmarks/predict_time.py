@@ -1,0 +1,130 @@
+"""Images per second of `tools/predict.py`, beside the bare forward pass of open_clip's image tower.
+
+    python benchmarks/predict_time.py --method ZeroshotCLIP MPL --images 100
+
+open_clip's own model, with the same weights, encodes images that are in memory; predict decodes drawn image files of
+256 x 256 pixels, transforms, encodes and compares them with the classes, and sorts. They take turns, so that what else
+the machine does meets both; the ratio is the median over the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+if __name__ == "__main__":  # the project in place of benchmarks/, so that its packages are found first
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from common.start import required_packages
+
+with required_packages():
+    import numpy as np
+    import open_clip
+    import torch
+    from PIL import Image
+
+    from benchmarks.step_time import build, class_names, timed
+    from clip import load_backbone
+    from clip.random_weights import random_clip
+    from experiments.inference.images import by_threads
+    from experiments.inference.models import Model, describe
+    from experiments.inference.predictor import Predictor
+    from trainers import methods
+    from trainers.classifier import PromptedClassifier
+
+PIXELS = 256  # of a side of an image file
+BATCH = 100  # predict's default
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", nargs="+", default=["ZeroshotCLIP", "MPL"], choices=["ZeroshotCLIP", *methods()])
+    parser.add_argument("--classes", type=int, default=5)
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=20, help="images in a batch of open_clip's pass")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--arch", default="ViT-B-16", help="an architecture of open_clip, with random weights")
+    parser.add_argument("--json", type=Path, help="write the records there as well")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        records = measure(args, Path(folder))
+    print("| pass | images/s | ratio |\n| --- | --- | --- |")
+    for record in records:
+        print("| {pass} | {images_per_s:.1f} | {ratio:.2f} |".format(**record), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
+    """A record for open_clip and each method: images per second, and how many times open_clip's."""
+    backbone = f"{folder}/random.pt"
+    torch.save(random_clip(args.arch).state_dict(), backbone)
+    files = [folder / f"{number}.png" for number in range(args.images)]
+    for number, file in enumerate(files):
+        pixels = np.random.default_rng(number).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    passes = {"open_clip": bare(args, backbone)}
+    with redirect_stdout(sys.stderr):
+        for method in args.method:
+            passes[method] = predicting(classifier(args, method, backbone), files)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for count in range(1 + args.rounds):
+        for name, each in passes.items():
+            took = timed(each, device)
+            if count:  # the first round warms up
+                seconds[name].append(took)
+    return [
+        {"pass": name, "images_per_s": args.images / statistics.median(measured)}
+        | {"ratio": statistics.median(a / b for a, b in zip(seconds["open_clip"], measured, strict=True))}
+        for name, measured in seconds.items()
+    ]
+
+
+def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
+    """open_clip's `encode_image` of the images, which are on the device already."""
+    model = open_clip.create_model(f"{args.arch}-quickgelu").eval()
+    model.load_state_dict(load_backbone(backbone).state_dict())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = model.visual.image_size
+    pixels = torch.randn(args.images, 3, *(size if isinstance(size, tuple) else (size, size)), device=device)
+    model.to(device)
+
+    @torch.no_grad()
+    def encode() -> None:
+        for batch in pixels.split(args.batch):
+            model.encode_image(batch)
+
+    return encode
+
+
+def classifier(args: argparse.Namespace, method: str, backbone: str) -> PromptedClassifier:
+    """A method with the prompts that it starts from, under the paper's settings."""
+    names = class_names("imagenet", args.classes)
+    if method == "ZeroshotCLIP":
+        return PromptedClassifier.zero_shot(backbone, names)
+    how = {"trainer": method, "worker": "fast", "backbone": backbone, "prec": "fp32", "batch": 1, "names": "imagenet"}
+    trainer = build(argparse.Namespace(**how), args.classes)
+    metadata = {"class_names": names}
+    return PromptedClassifier(describe(trainer.cfg, {"metadata": metadata}, {}), None, method, backbone)
+
+
+def predicting(classifier: PromptedClassifier, files: list[Path]) -> Callable[[], None]:
+    """What `tools/predict.py` does once it has started."""
+    predict = Predictor([Model(classifier.method, classifier)], [], 5)
+
+    def run() -> None:
+        for _, errors, _ in by_threads(predict, files, predict.batch(BATCH, len(files))):
+            assert not errors
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
