@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
 
 def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
     """open_clip's `encode_image` of the images, which are on the device already."""
-    model = open_clip.create_model(f"{args.arch}-quickgelu").eval()
+    model = open_clip.create_model(args.arch, force_quick_gelu=True).eval()
     model.load_state_dict(load_backbone(backbone).state_dict())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = model.visual.image_size
