@@ -4,6 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -91,7 +92,7 @@ class Archive:
         """The content of `data.pkl`; of a TorchScript module, its tensors by their names in a state dict."""
         if "data.pkl" in self.members and self.members["data.pkl"].nbytes > MAX_READ:
             raise zipfile.BadZipFile("its data.pkl is too large")
-        value = unpickle(io.BytesIO(self.read("data.pkl")))
+        value = unpickled(self.read("data.pkl"))
         return tensors_of(value) if isinstance(value, Module) else value
 
     def tensor(self, stored: StoredTensor, shared: bool, dtype: torch.dtype | None = None) -> Tensor:
@@ -126,6 +127,12 @@ class Archive:
             start = index * BLOCK // itemsize
             content[start : start + len(block) // itemsize] = block.view(storage.dtype)
         return content
+
+
+@lru_cache(maxsize=2)
+def unpickled(content: bytes) -> Any:
+    """`unpickle`, once for a file whose shapes are read before its tensors. Nobody changes the result."""
+    return unpickle(io.BytesIO(content))
 
 
 def converted(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

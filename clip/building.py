@@ -67,14 +67,13 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     shapes, remedy = read_shapes(path), "give another file"
     try:
         arguments = checked_sizes(config["model_cfg"] if config else openai_config(shapes), shapes)
-        with torch.device("meta"), Initialising(draw=False):  # no memory before its sizes are those of the weights
+        with torch.device("meta"), Recorded() as draws:  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
         model.load_state_dict(fitted(shapes, model, resize))
         if isinstance(model.visual, TimmModel):  # its constructor computes buffers
             model = new_clip(arguments, precision)
         else:
-            with torch.device("meta"), Initialising(draw=True):
-                new_clip(arguments, precision)
+            draws.repeat()
             if model.attn_mask is not None:
                 model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
         state = read_state_dict(path, {key: value.dtype for key, value in model.state_dict().items()})
@@ -102,25 +101,26 @@ def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Ten
     return state
 
 
-class Initialising(TorchDispatchMode):
-    """Within it, random operations on the meta device, whose own ones are slow, leave their tensor as it is.
+class Recorded(TorchDispatchMode):
+    """Within it, random operations on the meta device are recorded, and leave their tensor as it is."""
 
-    Args:
-        draw: whether they draw the numbers that they would draw on the CPU, and so move its generator on.
-    """
-
-    def __init__(self, draw: bool):
+    def __init__(self) -> None:
         super().__init__()
-        self.draw = draw
+        self.calls: list[tuple[Any, list, dict]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        if self.draw:
-            real = [torch.empty_like(arg, device="cpu") if isinstance(arg, Tensor) else arg for arg in args]
-            func(*real, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
+        copies = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]  # whose type stays
+        self.calls.append((func, copies, kwargs))
         return args[0] if func._schema.is_mutable else func(*args, **kwargs)
+
+    def repeat(self) -> None:
+        """Draw the numbers that the operations would have drawn on the CPU, so that its generator moves on."""
+        for func, args, kwargs in self.calls:
+            real = [torch.empty(arg.shape, dtype=arg.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+            func(*real, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
 
 
 def new_clip(config: dict, precision: str) -> CLIP:
