@@ -18,6 +18,6 @@ def known_error(error: BaseException) -> Exception | None:
 
 
 def loaded(module: str, name: str) -> tuple[Any, ...]:
-    """A class or function of a module, if that has been imported: not every command needs torch, which takes seconds to import."""
+    """A class or function of a module, if that is imported: not every command needs torch, which takes seconds."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)

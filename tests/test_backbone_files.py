@@ -60,7 +60,8 @@ def test_scripted_archive_gives_its_tensors(half, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["half", pytest.param("float", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("precision", ["half", "float"])
 def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(precision, tmp_path):
     config = open_clip.get_model_config("ViT-B-16") | {"quick_gelu": True}
     model, path = random_clip("ViT-B-16"), tmp_path / "ViT-B-16.pt"

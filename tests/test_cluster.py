@@ -62,7 +62,7 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.thorough), signal.SIGTERM])
 def test_stopped_study_exits_with_the_resume_message(nodes, study_file, start, number):
     study = load(study_file("stopped"))
     process = start(study_file("stopped"), "--address", nodes.address)
@@ -111,6 +111,7 @@ def test_two_runs_may_share_a_gpu(nodes):
     nodes.remove_node(other)
 
 
+@pytest.mark.thorough
 def test_runs_on_two_gpus_have_two_ranks(nodes, study_file, start):
     other = nodes.add_node(num_cpus=2, num_gpus=2)
     trainers = {"CoOp": {"config": "small", "overrides": {"OPTIM.MAX_EPOCH": 1, "DATALOADER.NUM_WORKERS": 0}}}

@@ -37,10 +37,8 @@ def learned(trainer, batches=2):
 @pytest.mark.parametrize(
     "method",
     [
-        "CoCoOp",
         "MPL",
-        "MMRL",
-        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("CoOp", "PromptSRC", "TCP")),
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("CoCoOp", "CoOp", "MMRL", "PromptSRC", "TCP")),
     ],
 )
 def test_compiled_towers_train_and_predict_the_same(build, graphs, method):

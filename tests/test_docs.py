@@ -110,6 +110,7 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     assert results(copy, "out/new")["epochs"] == 3
 
 
+@pytest.mark.thorough
 def test_method_tests_its_best_epoch_on_validation(call, copy):
     call(*train("out/best", *QUICK, "TEST.FINAL_MODEL", "best_val"))
     assert (copy / "out/best/prompt_learner/model-best.pth.tar").is_file()
@@ -130,6 +131,7 @@ def test_checkpoint_names_its_method(copy, whole):
     assert "is a checkpoint of Growing, not of CoOp: test it with --trainer Growing" in line
 
 
+@pytest.mark.thorough
 def test_method_is_inspected(call, copy, whole):
     images = sorted((copy / "data/small_land/images").glob("*/test_00.png"))
     call("tools/inspect.py", whole, "--images", *images, "--output", "out/inside")
@@ -170,6 +172,7 @@ def test_study_tables_plots_and_report_have_the_method(call, copy):
     assert (made / "accuracy_time.png").is_file()
 
 
+@pytest.mark.thorough
 def test_demo_runs_the_method(call, copy):
     done = call("tools/demo.py", "--methods", "Growing", "--seeds", 1, "--output", "out/demo", "--workers", 2)
     assert "| Growing |" in done.stdout

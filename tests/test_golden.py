@@ -37,7 +37,7 @@ def first(figures):
     return figures[0] if isinstance(figures, list) else figures
 
 
-@pytest.fixture(params=["fast", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.fixture(params=["fast", pytest.param("plain", marks=pytest.mark.thorough)])
 def towers(request):
     """The form of the towers: both must give the published numbers."""
     return request.param

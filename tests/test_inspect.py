@@ -247,7 +247,7 @@ def test_features_are_marked_by_folder_or_by_predicted_class(finished, found, ph
 
 
 SLOW = [
-    pytest.param(name, marks=[pytest.mark.slow, *([] if name in ("MPL", "MMRL") else [pytest.mark.thorough])])
+    pytest.param(name, marks=[pytest.mark.slow, *([] if name == "MPL" else [pytest.mark.thorough])])
     for name in METHODS
     if name not in ("VPT", "CoCoOp")
 ]

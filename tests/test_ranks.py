@@ -15,7 +15,7 @@ from experiments.ranks import own_folder
 from trainers.agreement import digest_of_images
 from trainers.ranks import split
 
-QUICK = "CoCoOp", "MPL", "TCP"
+QUICK = "CoCoOp", "MPL", "PromptSRC"
 STEPS = "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.TEST.BATCH_SIZE", 5  # 24 test images: the last batch has 4
 
 
@@ -52,7 +52,7 @@ def cases():
         mark = {
             (True, 2): (),
             (True, 4): pytest.mark.slow,
-            (False, 2): pytest.mark.slow,
+            (False, 2): pytest.mark.thorough,
             (False, 4): pytest.mark.thorough,
         }
         yield pytest.param(case, count, marks=mark[case in QUICK, count])
@@ -73,7 +73,7 @@ def test_all_ranks_compute_what_one_computes(case, count, in_double, deep, euros
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("method", ["CoOp", pytest.param("PromptSRC", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["CoOp", pytest.param("PromptSRC", marks=pytest.mark.thorough)])
 def test_a_run_resumes_on_another_number_of_ranks(method, count, in_double, deep, eurosat, tmp_path):
     steps = *STEPS, "OPTIM.MAX_EPOCH", 3
     alone = OnRanks(eurosat, deep, tmp_path / "alone", 1, method, steps)

@@ -222,7 +222,11 @@ def clone(tmp_path):
     return tmp_path / "clone"
 
 
-@pytest.mark.parametrize("variables", [{}, {"BACKBONE": "small"}, {"CFG": "small"}], ids=["default", "backbone", "cfg"])
+@pytest.mark.parametrize(
+    "variables",
+    [{}, *(pytest.param({key: "small"}, marks=pytest.mark.thorough) for key in ("BACKBONE", "CFG"))],
+    ids=["default", "backbone", "cfg"],
+)
 @pytest.mark.parametrize("method", CFG)
 def test_generic_and_method_scripts_make_the_same_calls(method, variables, script):
     names = {"small": "small_cross_datasets"} if "BACKBONE" in variables else {}

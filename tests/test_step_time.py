@@ -18,7 +18,7 @@ KEYS = {"trainer", "classes", "batch", "prec", "what", "plain_s", "fast_s", "rat
 KEYS |= {"plain_peak_mb", "fast_peak_mb", "matmul_share"}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_record_for_each_measurement(python, backbones, tmp_path):
     options = ["--trainer", "MPL", "--classes", 2, "--batch", 1, "--test-batch", 2, "--seconds", 0, "--threads", 1]
     options += ["--backbone", backbones(224, 16, 12, 12, 64, 64, 256), "--json", tmp_path / "times.json"]

@@ -13,7 +13,7 @@ from experiments.studies.study_file import load
 KEYS = {"what", "method", "backbone", "seeds", "alone_s", "together_s", "ratio"}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_record_for_each_number_of_seeds(tmp_path, drawn, capsys):
     options = ["--methods", "CoOp", "--seeds", 1, 2, "--epochs", 1, "--shots", 1, "--rounds", 1, "--root", drawn]
     study_time.main([str(option) for option in (*options, "--json", tmp_path / "times.json")])

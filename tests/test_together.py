@@ -32,9 +32,13 @@ def together(recorders, **options):
         raise error
 
 
-@pytest.mark.parametrize(
-    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+def cases():
+    for case in CASES:
+        mark = pytest.mark.slow if case in ("CoCoOp", "PromptSRC") else pytest.mark.thorough
+        yield case if case in QUICK else pytest.param(case, marks=mark)
+
+
+@pytest.mark.parametrize("case", list(cases()))
 def test_seeds_train_together_as_alone(case, in_double, deep, eurosat, tmp_path):
     alone, beside = ([Recorder(eurosat, deep, tmp_path / name, seed, case) for seed in SEEDS] for name in "ab")
     for each in alone:

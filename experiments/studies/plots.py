@@ -1,6 +1,6 @@
 """The figures of a study as pictures: accuracy, time, gains and schedules; see `curves` for those of single runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -39,14 +39,14 @@ class Picture(NamedTuple):
     caption: str
 
 
-def draw(summary: Summary, folder: Path) -> Iterator[tuple[Picture, list[Path]]]:
+def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[Picture, list[Path]]]:
     """Write every picture that the results allow, as PNG, SVG and PDF; yields each with its files."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"})
     for picture in PICTURES:
         figure = picture.draw(summary)
         if figure is None:
             continue
-        files = [folder / f"{picture.name}.{kind}" for kind in KINDS]
+        files = [folder / f"{picture.name}.{kind}" for kind in kinds]
         for file in files:
             kind = file.suffix[1:]
             with replacing(file) as partial:

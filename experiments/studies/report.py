@@ -66,9 +66,7 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
     with TemporaryDirectory() as folder:
         return [
             (picture.name, picture.caption, f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
-            for picture, files in draw(summary, Path(folder))
-            for file in files
-            if file.suffix == ".svg"
+            for picture, (file,) in draw(summary, Path(folder), ["svg"])
         ]
 
 
