@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 # In place of Python for a script: notes what it is asked for, and leaves a result.
@@ -22,6 +24,13 @@ while [ $# -gt 0 ]; do
 done
 """
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+gc.disable()  # while the tests are imported, with libraries of a million objects
+
+
+def pytest_collection_finish(session):
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser):
@@ -36,6 +45,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.random_seed is None:  # before pytest-xdist hands its options to its processes
         config.option.random_seed = time.time_ns() % 2**32
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: some tests wait for other processes."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_report_header(config):
@@ -63,22 +78,23 @@ def _surroundings(tmp_path_factory):
 def backbones(tmp_path_factory):
     """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written once for each size."""
     from clip.random_weights import random_clip
+    from common.files import replacing
 
-    folder, files = tmp_path_factory.mktemp("backbones"), {}
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "backbones"  # one for all processes
+    folder.mkdir(exist_ok=True)
 
     def file(image_size=64, patch_size=16, vision_layers=4, text_layers=4, vision_width=768, text_width=512, embed=512):
         key = (image_size, patch_size, vision_layers, text_layers, vision_width, text_width, embed)
-        if key not in files:
-            vision = {
-                "image_size": image_size,
-                "patch_size": patch_size,
-                "layers": vision_layers,
-                "width": vision_width,
-            }
-            model = random_clip("ViT-B-16", vision, {"width": text_width, "layers": text_layers}, embed)
-            files[key] = folder / f"{len(files)}.pt"
-            torch.save(model.state_dict(), files[key])
-        return files[key]
+        path = folder / f"{'-'.join(map(str, key))}.pt"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                vision = {"image_size": image_size, "patch_size": patch_size}
+                vision |= {"layers": vision_layers, "width": vision_width}
+                model = random_clip("ViT-B-16", vision, {"width": text_width, "layers": text_layers}, embed)
+                with replacing(path) as partial:
+                    torch.save(model.state_dict(), partial)
+        return path
 
     return file
 

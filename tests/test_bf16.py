@@ -6,6 +6,8 @@ from drawn import METHODS, prompts_of
 
 from trainers import precision
 
+pytestmark = pytest.mark.slow
+
 # Absolute; relative to the norm in fp32. Measured 0.29 and 0.09 at most; bf16 has three bits less than fp16, whose
 # limits in test_half_precision.py are an eighth of these.
 LOGITS, GRADIENT = 0.4, 0.16

@@ -18,6 +18,8 @@ from torch import nn
 from clip import load_backbone
 from common.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
 SHORT = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1]
 FOLDER = "MultiModalPromptLearner"  # MPL's registered name in the published code

@@ -206,6 +206,7 @@ def test_text_tower_of_another_tokeniser_is_rejected(change, tmp_path):
         clip.load_backbone(str(tmp_path / "hub.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["", "-of-48", "-swin"], ids=["same sizes", "resized", "timm"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_open_clip_pair_equals_open_clips_own_model(arch, precision, source, tiny_arch, tmp_path):

@@ -62,7 +62,8 @@ def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, stud
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.thorough), signal.SIGTERM])
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_study_exits_with_the_resume_message(nodes, study_file, start, number):
     study = load(study_file("stopped"))
     process = start(study_file("stopped"), "--address", nodes.address)

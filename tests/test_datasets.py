@@ -177,6 +177,7 @@ def real(tmp_path, request):
     return name, split
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", REAL, indirect=True)
 def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(real, load, capsys):
     (name, split), kind = real, class_of(real[0])

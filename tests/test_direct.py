@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from clip import tokenize
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(0))
 LABELS = torch.tensor([1, 4])
 NAMES = ["red", "green field", "blue lake", "grey", "white snow", "black"]

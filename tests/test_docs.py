@@ -117,6 +117,7 @@ def test_method_tests_its_best_epoch_on_validation(call, copy):
     assert results(copy, "out/best")["trainer"] == "Growing"
 
 
+@pytest.mark.thorough
 def test_checkpoint_names_its_method(copy, whole):
     metadata = torch.load(copy / whole / "prompt_learner/model.pth.tar-3", weights_only=True)["metadata"]
     assert (metadata["method"], metadata["backbone"]) == ("Growing", "small")

@@ -10,6 +10,8 @@ from test_checkpoints import logits, published_model, randomised
 from common.errors import UsageError
 from trainers import methods
 
+pytestmark = pytest.mark.slow
+
 
 def publish(trainer, folder, backbone):
     """Write a trainer's prompts as the published code of its method saves them; returns them."""
@@ -46,7 +48,7 @@ def test_contexts_of_other_classes_are_refused(build, deep, tmp_path):
         build("CoOp", "base").load_model(str(tmp_path / "published"), epoch=5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_checkpoint_of_another_method_is_refused_by_its_name(build, deep, tmp_path):
     settings = {"IVLP": ("N_CTX_TEXT", 4, "N_CTX_VISION", 4)}  # as many as PromptSRC's
     trainers = {name: build(name, "base", *settings.get(name, ())) for name in METHODS}

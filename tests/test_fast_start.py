@@ -30,6 +30,7 @@ def test_source_has_the_facts_of_the_classes():
         assert methods.from_source(name) == known
 
 
+@pytest.mark.slow
 def test_source_of_a_method_is_read_once_for_all_runs_of_a_study(study_file, monkeypatch):
     read, from_source = [], methods.from_source
     monkeypatch.setattr(methods, "from_source", lambda name: read.append(name) or from_source(name))

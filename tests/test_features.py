@@ -23,6 +23,8 @@ from trainers.base import PromptTrainer
 from trainers.coop import CoOp
 from trainers.prompted import PromptedCLIP
 
+pytestmark = pytest.mark.slow
+
 FRESH = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.TEST.BATCH_SIZE", 5]
 TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
 OWN = {"ZeroshotCLIP", "LinearProbe", *METHODS}

@@ -170,6 +170,7 @@ def write_in_its_folder():
     Path("d").unlink()
 
 
+@pytest.mark.slow
 def test_faults_of_a_command_are_failures(monkeypatch, tmp_path):
     commands = [*FAULTS, refuse, write_in_its_folder]
     for command in commands:

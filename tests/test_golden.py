@@ -20,6 +20,7 @@ from datasets.eurosat import EuroSAT
 from trainers.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
+SLOW = pytest.mark.slow
 
 
 def pytest_generate_tests(metafunc):
@@ -30,7 +31,9 @@ def pytest_generate_tests(metafunc):
     for name, key in kinds.items():
         if name in metafunc.fixturenames:
             chosen = [file for file in files if key in first(json.loads(file.read_text()))]
-            metafunc.parametrize(name, chosen, ids=[file.stem for file in chosen])
+            quick = [file for file in chosen if file.stem.startswith(("mpl_add2_rm1", "zeroshot"))]
+            params = [pytest.param(file, id=file.stem, marks=() if file in quick else SLOW) for file in chosen]
+            metafunc.parametrize(name, params)
 
 
 def first(figures):

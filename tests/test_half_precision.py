@@ -6,6 +6,8 @@ from drawn import METHODS
 
 from clip import load_backbone
 
+pytestmark = pytest.mark.slow
+
 LOGITS, GRADIENT = 0.05, 0.02  # absolute; relative to the norm in fp32
 
 

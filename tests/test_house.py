@@ -167,6 +167,7 @@ def test_version_is_in_one_place():
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", [True, False])
 def test_debug_shows_the_traceback_of_a_one_line_error(debug):
     options = ["--trainer", "MPL", "--config-file", "missing.yaml", *(["--debug"] if debug else [])]

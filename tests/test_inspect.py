@@ -26,6 +26,8 @@ from experiments.inspection.tower import origins, roll_out
 from experiments.inspection.words import nearest_words
 from trainers.prompted import PromptedCLIP, PromptLearner
 
+pytestmark = pytest.mark.slow
+
 WITH_VISION_PROMPTS = {
     "MPL": ("N_CTX", 2, "N_ADD_OP", [2, 0, 3], "N_RM_OP", [1, 1, 0], "PROMPT_DEPTH", 4),
     "MaPLe": ("PROMPT_DEPTH", 9),

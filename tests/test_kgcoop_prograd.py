@@ -12,6 +12,8 @@ from trainers import methods
 from trainers.kgcoop import KgCoOpSettings
 from trainers.prograd import ProGradSettings
 
+pytestmark = pytest.mark.slow
+
 BATCH = {"img": torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0)), "label": torch.tensor([0, 1, 2])}
 
 

@@ -18,6 +18,8 @@ from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 from trainers import PromptTrainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 NAMES = ("ZeroshotCLIP", "CoOp", "MPL")
 

@@ -19,13 +19,16 @@ from experiments.inference import predict
 from experiments.inference.models import open_models
 from trainers.classifier import PromptedClassifier
 
+pytestmark = pytest.mark.slow
+
 # The same numbers as a run's test
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in ("MPL", "CoCoOp")]
+QUICK = "MPL", "CoCoOp", "VPT"
+THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in METHODS if name not in QUICK]
 
 
-@pytest.mark.parametrize("method", ["MPL", "CoCoOp", *SLOW])
+@pytest.mark.parametrize("method", [*QUICK, *THOROUGH])
 def test_logits_are_those_of_the_runs_test(method, finished, command):
     folder = finished(method)
     files, expected, names = own_test(folder, "base")

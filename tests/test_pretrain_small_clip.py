@@ -12,6 +12,8 @@ from datasets.small_world.drawing import Subject
 from experiments.session import cli_main
 from experiments.small_clip import pairs, pretraining
 
+pytestmark = pytest.mark.slow
+
 
 def test_pretraining_data_has_nothing_held_out():
     rng = np.random.default_rng(0)

@@ -15,6 +15,8 @@ from experiments.ranks import own_folder
 from trainers.agreement import digest_of_images
 from trainers.ranks import split
 
+pytestmark = pytest.mark.slow
+
 QUICK = "CoCoOp", "MPL", "PromptSRC"
 STEPS = "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.TEST.BATCH_SIZE", 5  # 24 test images: the last batch has 4
 
@@ -51,7 +53,7 @@ def cases():
     for case, count in product(CASES, (2, 4)):
         mark = {
             (True, 2): (),
-            (True, 4): pytest.mark.slow,
+            (True, 4): pytest.mark.thorough,
             (False, 2): pytest.mark.thorough,
             (False, 4): pytest.mark.thorough,
         }

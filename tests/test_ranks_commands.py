@@ -150,7 +150,11 @@ def test_an_interrupt_of_all_ranks_prints_one_line(arguments, ranks, tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (["OPTIM.LRR", "0.5"], ["rank 1 failed: unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"]),
+        pytest.param(
+            ["OPTIM.LRR", "0.5"],
+            ["rank 1 failed: unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"],
+            marks=pytest.mark.thorough,
+        ),
         (["OPTIM.LR", "0.5"], ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"]),
     ],
 )

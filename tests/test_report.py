@@ -21,6 +21,8 @@ from experiments.studies.render import build_tables, overview
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 
+pytestmark = pytest.mark.slow
+
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 HOSTILE = "<img src=x onerror=alert(1)> 'it' & \"that\"</pre><script>alert(1)</script>"
 STUDY = {

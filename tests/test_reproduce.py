@@ -17,6 +17,8 @@ from experiments.studies.published import ELEVEN, find_prompts
 from experiments.studies.spec import PROTOCOLS
 from experiments.studies.worker import execute_run
 
+pytestmark = pytest.mark.slow
+
 YAML = ("vit_b16_c2_ep5_batch4_2ctx", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets")  # MaPLe's
 CACHE = []
 

@@ -14,6 +14,8 @@ from experiments.studies.reuse import adopt, evaluated_once
 from experiments.studies.study_file import load
 from experiments.studies.worker import execute_run
 
+pytestmark = pytest.mark.slow
+
 
 class Here:
     """Runs in this process, one at a time."""
@@ -93,7 +95,7 @@ def test_runs_that_learn_stay_as_they_are(study_file):
     assert all(run.same_as is None for sequence in evaluated_once(study.sequences()) for run in sequence)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_runs_that_share_a_cache_have_the_results_of_runs_without(study_file, tmp_path):
     accuracies = []
     for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):

@@ -236,7 +236,7 @@ def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path):
     folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
     for _ in range(2):

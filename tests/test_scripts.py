@@ -17,6 +17,8 @@ from drawn import run_for_real
 from experiments.studies.reproduce import read_arguments as reproduce_parser
 from tools.forward_scripts import forwards
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, cross-dataset and few-shot
     "coop": ("CoOp", "vit_b16_ep50_ctxv1", "vit_b16_ep50_ctxv1", "vit_b16"),

@@ -14,6 +14,8 @@ from experiments.serving import command as serve_command
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
 from experiments.serving.page import MOST_NAMES, Page  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAMES = ["red", "green field", "blue lake"]
 

@@ -14,6 +14,8 @@ from common.start import ROOT, required_packages
 from experiments.session import cli_main
 from experiments.shortages import allow_open_files
 
+pytestmark = pytest.mark.slow
+
 
 def out_of_memory():
     torch.empty(2**60, dtype=torch.uint8)

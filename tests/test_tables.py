@@ -20,6 +20,8 @@ from experiments.studies.study_file import load
 from experiments.studies.tables import Summary, holm
 from trainers import methods
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 VARIANTS = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))
 KEYS = ["protocol", "part", "method", "dataset"]

@@ -12,6 +12,8 @@ from clip import load_backbone, tokenize
 from trainers.prompted import normalize
 from trainers.teacher import Teacher
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ from common.start import ROOT
 from trainers import methods
 from trainers.together import Company, NotTogether
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 1, 2
 QUICK = "CoOp", "MPL"
 

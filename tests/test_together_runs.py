@@ -17,6 +17,8 @@ from filelock import FileLock
 from experiments.arguments import parse_arguments
 from trainers import methods
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 
 
@@ -79,7 +81,7 @@ def snapshots(monkeypatch, tmp_path):
     return copies
 
 
-@pytest.mark.parametrize("killed", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("killed", [*(pytest.param(k, marks=pytest.mark.thorough) for k in (1, 2, 4)), 3, 7])
 def test_resume_after_kill_between_two_saves_is_bit_identical(killed, seeds, snapshots, tmp_path):
     """Of three seeds, one or two may have saved an epoch that the others have not."""
     assert seeds(1, 2, 3).status == 0

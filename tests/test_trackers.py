@@ -13,6 +13,8 @@ from drawn import arguments
 from common.start import ROOT
 from experiments import trackers
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder:
     """A tracker that notes what it gets."""

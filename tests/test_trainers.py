@@ -53,7 +53,8 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
     return setup_cfg(parse_arguments([str(argument) for argument in argv]))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "amp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("amp", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", YAMLS)
 def test_every_published_setting_learns_and_is_tested(name, precision, deep, resnet, eurosat, tmp_path):
     file = YAMLS[name]
@@ -76,6 +77,7 @@ def test_every_published_setting_learns_and_is_tested(name, precision, deep, res
     assert len(labels) == 24 and scores.shape == (3, 6) and scores.dtype == torch.float32 and scores.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
     losses, types = {}, {}
@@ -185,6 +187,7 @@ def watched(trainer, cut_at=None):
     return epochs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_resume_is_bit_identical(method, build):
     settings = ("GPA_MEAN", 2, "GPA_STD", 1) if method == "PromptSRC" else ()
@@ -219,6 +222,7 @@ def test_resume_is_bit_identical(method, build):
 # ---------------------------------------------------------------- ResNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in DOCUMENTED if name not in DEEP])
 def test_methods_without_vision_prompts_run_on_a_resnet(method, build, resnet):
     trainer = build(method, "base", backbone=resnet, options=["INPUT.SIZE", (64, 64), "OPTIM.MAX_EPOCH", 1])

@@ -47,6 +47,7 @@ def test_finished_run_is_taken_as_finished(old, launch, arguments):
     assert {file: file.read_bytes() for file in old.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_checkpoint_is_evaluated(old, launch, arguments, tmp_path):
     assert launch(*arguments(tmp_path / "again", "--eval-only", "--model-dir", old)).status == 0
     assert accuracy(tmp_path / "again") == pytest.approx(accuracy(old), abs=0.7)  # two of 320 images
@@ -54,6 +55,7 @@ def test_checkpoint_is_evaluated(old, launch, arguments, tmp_path):
     assert json.loads((tmp_path / "new/results.json").read_text())["train_seconds"] is None
 
 
+@pytest.mark.slow
 def test_run_is_resumed(old, launch, arguments):
     prompts = torch.load(old / "prompt_learner/model.pth.tar-2", weights_only=True)["state_dict"]["ctx"]
     for name in ("results.json", "prompt_learner/model.pth.tar-2"):

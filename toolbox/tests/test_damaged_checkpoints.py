@@ -259,6 +259,7 @@ def mutated(content, path, change):
     return tuple(result) if isinstance(content, tuple) else result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, monkeypatch, optimizer):
     """A run that accepts one trains on; a learning rate of 10**9 makes it diverge, which has its own error."""

@@ -89,7 +89,12 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "final", "prec"), [(2, "best_val", "fp32"), (0, "last_step", "fp32"), (0, "last_step", "amp")]
+    ("workers", "final", "prec"),
+    [
+        (2, "best_val", "fp32"),
+        pytest.param(0, "last_step", "fp32", marks=pytest.mark.thorough),
+        pytest.param(0, "last_step", "amp", marks=pytest.mark.thorough),
+    ],
 )
 @pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final, prec):
