@@ -52,6 +52,8 @@ def cut_off(trainer, epoch, batch_idx):
     with pytest.raises(Killed):
         trainer.train()
     trainer.close_writer()
+    if iterator := getattr(trainer.train_loader_x, "_iterator", None):
+        iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
 
 
 def flat(value, prefix=""):

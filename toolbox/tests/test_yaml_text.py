@@ -48,12 +48,12 @@ def merge(file):
 def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UsageError) as caught:
         merge(file)
     assert words in str(caught.value) and str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_anchors_that_repeat_some_lines_are_read(tmp_path):
