@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One thread a process: pytest-xdist has one process for each core.
+# One thread a process: pytest-xdist has one process more than cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 .PHONY: setup demo test test-all check lint style docs fuzz kill

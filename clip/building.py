@@ -119,7 +119,7 @@ class Recorded(TorchDispatchMode):
     def repeat(self) -> None:
         """Draw the numbers that the operations would have drawn on the CPU, so that its generator moves on."""
         for func, args, kwargs in self.calls:
-            real = [torch.empty(arg.shape, dtype=arg.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+            real = [torch.empty_like(arg, device="cpu") if isinstance(arg, Tensor) else arg for arg in args]
             func(*real, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
 
 

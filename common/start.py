@@ -55,18 +55,13 @@ def required_packages(extra: str = "") -> Iterator[None]:
 def fast_imports() -> Iterator[None]:
     """Import large libraries in less time within this, and end the process faster.
 
-    The garbage collector would search their objects, which stay anyway, again and again, and once more at the end. And
-    timm imports wandb wherever that is installed.
+    The garbage collector would search their objects, which stay anyway, again and again, and once more at the end.
     """
-    collects, hides, before = gc.isenabled(), "wandb" not in sys.modules, len(sys.modules)
+    collects, before = gc.isenabled(), len(sys.modules)
     gc.disable()
-    if hides:
-        sys.modules["wandb"] = None  # type: ignore[assignment]  # importing it fails
     try:
         yield
     finally:
-        if hides:
-            sys.modules.pop("wandb", None)
         if len(sys.modules) > before + MANY:
             gc.freeze()
         if collects:

@@ -205,14 +205,19 @@ def end_process(error: BaseException) -> NoReturn:
     """End a rank after an error as Python would, but at once: threads of its group would abort Python's own end."""
     for child in multiprocessing.active_children():
         child.terminate()
-    if not isinstance(error, SystemExit):
+    status = 1
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        status = error.code or 0
+    elif isinstance(error, SystemExit):
+        print(error.code, file=sys.stderr)
+    else:
         sys.excepthook(type(error), error, error.__traceback__)
     with suppress(OSError):
         sys.stdout.flush()
     with suppress(OSError):
         sys.stderr.flush()
     remove_temporary_folders()
-    os._exit(int(error.code or 0) if isinstance(error, SystemExit) else 1)
+    os._exit(status)
 
 
 def remove_temporary_folders() -> None:

@@ -1,9 +1,7 @@
 """Errors of one line, and files that are written completely or not at all."""
 
 import gc
-import importlib
 import pickle
-import sys
 
 import pytest
 
@@ -77,21 +75,7 @@ def test_missing_module_of_the_project_is_a_bug():
         import clip.no_such_module  # noqa: F401
 
 
-def test_imports_of_a_command_leave_the_garbage_collector_on_and_wandb_available(monkeypatch, tmp_path):
-    (tmp_path / "wandb.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+def test_imports_of_a_command_leave_the_garbage_collector_on():
     with required_packages():
-        assert not gc.isenabled() and not importable("wandb")
-    assert gc.isenabled() and importable("wandb")
-    with required_packages():  # what is imported already remains
-        assert importable("wandb")
-    del sys.modules["wandb"]
-
-
-def importable(module):
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return False
-    return True
+        assert not gc.isenabled()
+    assert gc.isenabled()
