@@ -152,7 +152,7 @@ def end_by(error: BaseException, watch: Watch) -> None:
         SystemExit: this rank does not print.
     """
     watch.ignores_signal = True
-    interrupted = isinstance(error, KeyboardInterrupt)
+    interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
     known = known_error(error)
     if interrupted or not isinstance(error, (UsageError, SystemExit, FloatingPointError)):
         # A broken connection, or a launcher that ends all ranks: if another has failed first, that shows in a moment.
@@ -160,6 +160,9 @@ def end_by(error: BaseException, watch: Watch) -> None:
     is_bug = not (known or interrupted or watch.lost.is_set() or isinstance(error, SystemExit))
     what = f"was interrupted: {REMEDY}" if interrupted else f"failed: {known or type(error).__name__}"
     watch.leave(f"rank {watch.rank} {what}", "".join(traceback.format_exception(error)) if is_bug else "")
+    all_interrupted = interrupted and "was interrupted" in watch.reason  # Ctrl-C reaches every rank
+    if all_interrupted and not watch.rank:
+        raise KeyboardInterrupt from error
     if watch.lost.is_set() and watch.prints:
         sys.stderr = sys.__stderr__
         raise OtherRankFailed(watch.reason) from error
