@@ -8,7 +8,6 @@ machine does meets all of them.
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -66,16 +65,10 @@ def measure(args: argparse.Namespace, trainer: str, classes: int) -> list[dict]:
     first = built[args.prec[0]]
     images = torch.randn(args.batch, 3, *first.cfg.INPUT.SIZE, device=first.device)
     batch = {"img": images, "label": torch.randint(classes, (args.batch,), device=first.device)}
-    seconds: dict[str, list[float]] = {prec: [] for prec in args.prec}
-    for count in range(1 + args.rounds):
-        for prec, method in built.items():
-            took = step_time.timed(lambda method=method: method.forward_backward(batch), method.device)
-            if count:  # the first round also computes what is computed once in a run
-                seconds[prec].append(took)
+    steps = {prec: lambda method=method: method.forward_backward(batch) for prec, method in built.items()}
     return [
-        {"trainer": trainer, "classes": classes, "prec": prec, "s": statistics.median(measured)}
-        | {"ratio": statistics.median(a / b for a, b in zip(seconds[args.prec[0]], measured, strict=True))}
-        for prec, measured in seconds.items()
+        {"trainer": trainer, "classes": classes, "prec": prec, "s": seconds, "ratio": ratio}
+        for prec, (seconds, ratio) in step_time.compared(steps, args.rounds, first.device).items()
     ]
 
 

@@ -9,7 +9,6 @@ the machine does meets both; the ratio is the median over the rounds.
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +26,7 @@ with required_packages():
     import torch
     from PIL import Image
 
-    from benchmarks.step_time import build, class_names, timed
+    from benchmarks.step_time import build, class_names, compared
     from clip import load_backbone
     from clip.random_weights import random_clip
     from experiments.inference.images import by_threads
@@ -74,16 +73,9 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
         for method in args.method:
             passes[method] = predicting(classifier(args, method, backbone), files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for count in range(1 + args.rounds):
-        for name, each in passes.items():
-            took = timed(each, device)
-            if count:  # the first round warms up
-                seconds[name].append(took)
     return [
-        {"pass": name, "images_per_s": args.images / statistics.median(measured)}
-        | {"ratio": statistics.median(a / b for a, b in zip(seconds["open_clip"], measured, strict=True))}
-        for name, measured in seconds.items()
+        {"pass": name, "images_per_s": args.images / seconds, "ratio": ratio}
+        for name, (seconds, ratio) in compared(passes, args.rounds, device).items()
     ]
 
 

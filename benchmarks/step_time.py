@@ -168,6 +168,22 @@ def timed(function, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def compared(
+    ways: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, tuple[float, float]]:
+    """The median seconds of each way, and the median ratio of the first one's to its own.
+
+    They take turns, so that what else the machine does meets all of them. One more round, at the start, warms up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + rounds):
+        for name, way in ways.items():
+            seconds[name].append(timed(way, device))
+    first, *_ = seconds.values()
+    ratios = {name: [a / b for a, b in zip(first[1:], own[1:], strict=True)] for name, own in seconds.items()}
+    return {name: (statistics.median(own[1:]), statistics.median(ratios[name])) for name, own in seconds.items()}
+
+
 def matmul_speed(device: torch.device, prec: str) -> float:
     """Floating-point operations a second of a 2048 x 2048 product in the type that `prec` multiplies in."""
     half = torch.float16 if device.type == "cuda" else torch.bfloat16

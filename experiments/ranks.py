@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from common.errors import UsageError, one_line
 
 from .known_errors import known_error, loaded
+from .shortages import causes
 from .watch import ARRIVAL, REMEDY, OtherRankFailed, Watch
 
 if TYPE_CHECKING:
@@ -152,16 +153,16 @@ def end_by(error: BaseException, watch: Watch) -> None:
         SystemExit: this rank does not print.
     """
     watch.ignores_signal = True
-    interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+    interrupted = any(isinstance(each, KeyboardInterrupt) for each in causes(error))
     known = known_error(error)
     if interrupted or not isinstance(error, (UsageError, SystemExit, FloatingPointError)):
         # A broken connection, or a launcher that ends all ranks: if another has failed first, that shows in a moment.
         watch.lost.wait(1)
     is_bug = not (known or interrupted or watch.lost.is_set() or isinstance(error, SystemExit))
     what = f"was interrupted: {REMEDY}" if interrupted else f"failed: {known or type(error).__name__}"
-    watch.leave(f"rank {watch.rank} {what}", "".join(traceback.format_exception(error)) if is_bug else "")
-    all_interrupted = interrupted and "was interrupted" in watch.reason  # Ctrl-C reaches every rank
-    if all_interrupted and not watch.rank:
+    trace = "".join(traceback.format_exception(error)) if is_bug else ""
+    watch.leave(f"rank {watch.rank} {what}", trace, interrupted)
+    if interrupted and watch.interrupted and not watch.rank:  # Ctrl-C reaches every rank
         raise KeyboardInterrupt from error
     if watch.lost.is_set() and watch.prints:
         sys.stderr = sys.__stderr__

@@ -42,7 +42,8 @@ class Watch:
 
     Attributes:
         ending: set when this process leaves by itself.
-        lost: set when another rank has failed; `reason` then says which one, and why.
+        lost: set when another rank has failed; `reason` then says which one, and why, and `interrupted` whether by an
+            interrupt.
         prints: whether this rank prints that.
         ignores_signal: whether the signal of the watch does nothing now.
 
@@ -52,7 +53,7 @@ class Watch:
 
     def __init__(self, store: Any, rank: int, count: int, clean: Callable[[], None]):
         self.clean, self.rank, self.ending, self.lost = clean, rank, Event(), Event()
-        self.reason, self.prints, self.ignores_signal = "", rank == 0, False
+        self.reason, self.interrupted, self.prints, self.ignores_signal = "", False, rank == 0, False
         self.peers = self.wait_for_others(store, count) if rank == 0 else {0: self.connect(store)}
         for connection in self.peers.values():
             keep_alive(connection)
@@ -127,7 +128,7 @@ class Watch:
         self.prints = self.prints or (self.rank == 1 and not message)
         if trace := said.get("trace"):
             print(trace, end="", file=sys.__stderr__)
-        self.reason = said["error"]
+        self.reason, self.interrupted = said["error"], said.get("interrupted", False)
         self.lost.set()
         os.kill(os.getpid(), SIGNAL)
         if self.ending.wait(GRACE):
@@ -142,16 +143,17 @@ class Watch:
         if self.lost.is_set() and not self.ignores_signal:
             raise RankLost
 
-    def leave(self, error: str | None, trace: str = "") -> None:
+    def leave(self, error: str | None, trace: str = "", interrupted: bool = False) -> None:
         """End the watch of this rank.
 
         Args:
             error: why it fails, in one line for another rank to print; None if all is well.
             trace: the traceback, if that is a bug.
+            interrupted: whether it fails by an interrupt.
         """
         self.ignores_signal = True
         self.ending.set()
-        self.send({} if error is None else {"error": error, "trace": trace})
+        self.send({} if error is None else {"error": error, "trace": trace, "interrupted": interrupted})
         if not self.lost.is_set():
             signal.signal(SIGNAL, self.before)
 

@@ -93,7 +93,7 @@ def test_without_units_it_is_fp32_and_says_so_once(build, monkeypatch, capsys):
         (None, False),
     ],
 )
-def test_units_of_a_cpu_are_those_that_linux_lists(flags, found, tmp_path, monkeypatch):
+def test_units_of_a_cpu_are_read_from_linux(flags, found, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if flags:
         file.write_text(f"processor : 0\n{flags}\n")

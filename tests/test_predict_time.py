@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import predict_time
+from benchmarks import predict_time, step_time
 
 SMALL = {"vision_cfg": {"width": 64, "patch_size": 112}, "text_cfg": {"width": 64, "heads": 1}, "embed_dim": 64}
 
@@ -28,7 +28,7 @@ def test_predict_and_open_clip_take_turns(arch, tmp_path, monkeypatch, capsys):
         order.append(list(seconds)[len(order) % 3])
         return seconds[order[-1]] * (1 + len(order) // 3)  # a machine that gets slower
 
-    monkeypatch.setattr(predict_time, "timed", timed)
+    monkeypatch.setattr(step_time, "timed", timed)
     options = ["--arch", arch, "--images", "3", "--rounds", "2", "--threads", "1", "--classes", "2", "--batch", "2"]
     predict_time.main([*options, "--json", str(tmp_path / "times.json")])
     assert order == list(seconds) * 3

@@ -68,7 +68,7 @@ def local_copy(checkpoints: str, cache: Path) -> Path:
         archive.unlink()
         write_text(place / "complete", checkpoints + "\n")
     entries = [entry for entry in (place / "files").iterdir() if entry.is_dir()]
-    # An archive may have one folder around all of its files, whose name is no part of a layout.
+    # An archive may have one folder around all of its files. Its name does not belong to a layout.
     named = entries and (entries[0].name in known_datasets() or re.fullmatch(r"base|novel|\w*\d", entries[0].name))
     return entries[0] if len(entries) == 1 and not named else place / "files"
 
