@@ -14,21 +14,24 @@ def is_standard(transformer: Transformer) -> bool:
     )
 
 
-def qkv(block: ResidualAttentionBlock, x: Tensor, queries_from: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the tokens `queries_from`, keys and values of all tokens `x`."""
+PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3)}
+
+
+def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
+    """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width)."""
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
-    if queries_from is x:
-        q, k, v = F.linear(block.ln_1(x), weight, bias).chunk(3, dim=-1)
-        return q, k, v
-    k, v = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
-    return F.linear(block.ln_1(queries_from), weight[:width], bias[:width]), k, v
+    first, end = (part * width for part in PARTS[which])
+    return F.linear(block.ln_1(x), weight[first:end], bias[first:end])
 
 
-def attention(
-    block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
-) -> Tensor:
-    """Multi-head attention of (batch, tokens, width), before the output projection."""
-    q, k, v = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
+    """What `qkv` returned, (batch, tokens, n * width), as n tensors (batch, heads, tokens, width / heads)."""
+    count, size = block.attn.num_heads, block.attn.head_dim
+    return parts.unflatten(-1, (-1, count, size)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Multi-head attention, before the output projection: (batch, heads, tokens, ...) -> (batch, tokens, width)."""
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
 
 

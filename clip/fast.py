@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, is_standard, qkv
-from .layout import Layout, Packing, layout_of
+from .blocks import attention, block_output, heads, is_standard, qkv
+from .layout import Layout, Places, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 
 # Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
@@ -44,7 +44,7 @@ class Encoder:
     """
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
-    text_layer: Callable[[ResidualAttentionBlock, Tensor, Tensor, Packing, bool], tuple[Tensor, Tensor]]
+    text_layer: Callable[[ResidualAttentionBlock, Tensor, Places, bool], Tensor]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
         """Same as `plain.encode_image`."""
@@ -84,18 +84,18 @@ class Encoder:
         blocks, deep = clip.transformer.resblocks, prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
-        prefix, suffix = embed(clip, prompts, layout)  # (images, P, width), (images, N, width)
-        packing, prompts_end = layout.packing, 1 + prompts.n_ctx
+        x, places = embed(clip, prompts, layout), layout.packing.after(layout.prefix)  # (images, P + N, width)
+        prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
-                prefix, suffix, packing = edit(prefix, suffix, packing, deep[layer], prompts_end)
+                x, places = edit(x, places, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            arguments = block, prefix, suffix, packing, layer + 1 == len(blocks)
+            arguments = block, x, places, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
-                prefix, suffix = checkpoint(self.text_layer, *arguments, use_reentrant=False)
+                x = checkpoint(self.text_layer, *arguments, use_reentrant=False)
             else:
-                prefix, suffix = self.text_layer(*arguments)
-        x = plain.text_output(clip, suffix)  # the last layer returns EOT only: (images, C, joint width)
+                x = self.text_layer(*arguments)
+        x = plain.text_output(clip, x)  # the last layer returns EOT only: (images, C, joint width)
         return x if prompts.by_image else x[0]
 
 
@@ -117,78 +117,81 @@ def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
 
 def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
     """One layer of the image tower: (batch, tokens, width) to the same or, with `read`, to CLS and the last `read`."""
-    queries_from = x if read is None else torch.cat([x[:, :1], x[:, x.shape[1] - read :]], dim=1)
-    return block_output(block, queries_from, attention(block, *qkv(block, x, queries_from)))
+    if read is None:
+        return block_output(block, x, attention(*heads(block, qkv(block, x))))
+    queries_from = torch.cat([x[:, :1], x[:, x.shape[1] - read :]], dim=1)
+    (q,), (k, v) = heads(block, qkv(block, queries_from, "q")), heads(block, qkv(block, x, "kv"))
+    return block_output(block, queries_from, attention(q, k, v))
 
 
-def text_layer(
-    block: ResidualAttentionBlock, prefix: Tensor, suffix: Tensor, packing: Packing, last: bool
-) -> tuple[Tensor, Tensor]:
+def text_layer(block: ResidualAttentionBlock, x: Tensor, places: Places, last: bool) -> Tensor:
     """One layer of the text tower.
 
     Args:
-        prefix: (images, P, width), which all classes share; deep prompts may have changed P.
-        suffix: (images, N, width), the packed tokens after it.
+        x: (images, P + N, width), the prefix that all classes share and the packed tokens after it; deep prompts may
+            have changed P.
+        places: of these tokens in the rows.
         last: the layer's output is read at EOT only.
 
     Returns:
-        The new prefix and suffix; in the last layer the unchanged prefix and (images, C, width), EOT of each class.
+        The new x; in the last layer (images, C, width), EOT of each class.
     """
-    images, n_prefix = prefix.shape[:2]
-    queries_from = suffix[:, packing.eot] if last else suffix
-    prefix_q, prefix_k, prefix_v = qkv(block, prefix, prefix)
-    suffix_q, suffix_k, suffix_v = qkv(block, suffix, queries_from)
-    # Keys and values of each row: (images * C, P + longest, width)
-    k = torch.cat([prefix_k.repeat_interleave(packing.classes, 0), packing.pad(suffix_k)], 1)
-    v = torch.cat([prefix_v.repeat_interleave(packing.classes, 0), packing.pad(suffix_v)], 1)
+    images, n_prefix, width = len(x), places.prefix, x.shape[-1]
     if last:
-        eot_q = suffix_q.flatten(0, 1)[:, None]  # (images * C, 1, width)
-        attended = attention(block, eot_q, k, v, packing.eot_mask(images, n_prefix))
-        return prefix, block_output(block, queries_from, attended.view_as(queries_from))
-    attended = attention(block, packing.pad(suffix_q), k, v, packing.causal_mask(n_prefix))
-    suffix = block_output(block, suffix, packing.pack(attended, images))
-    return block_output(block, prefix, attention(block, prefix_q, prefix_k, prefix_v, causal=True)), suffix
+        k, v = heads(block, places.rows(qkv(block, x, "kv")))
+        x = places.eots(x)
+        (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
+        return block_output(block, x, attention(q, k, v, places.eot_mask(images)).view_as(x))
+    parts = qkv(block, x)
+    k, v = heads(block, places.rows(parts[..., width:]))
+    (q,) = heads(block, places.suffixes(parts[..., :width]))
+    of_prefix = attention(*heads(block, parts[:, :n_prefix]), causal=True)
+    of_suffixes = places.packing.pack(attention(q, k, v, places.causal_mask), images)
+    return block_output(block, x, torch.cat([of_prefix, of_suffixes], 1))
 
 
-def edit(prefix: Tensor, suffix: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Tensor, Packing]:
+def edit(x: Tensor, places: Places, change: Edit, end: int) -> tuple[Tensor, Places]:
     """Remove prompts before position `end` of every row, and add new ones there.
 
     Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
     row, and becomes a part of the packed tokens.
 
+    Args:
+        x: (images, P + N, width).
+        places: of these tokens in the rows.
+
     Returns:
-        The new prefix (images, P', width), packed tokens (images, N', width) and their places.
+        The new tokens and their places.
     """
-    images, n_prefix = prefix.shape[:2]
+    if not change.remove and not change.added:
+        return x, places
+    images, packing, n_prefix = len(x), places.packing, places.prefix
     shared = end <= n_prefix and not change.by_sequence
     if change.add is not None and change.add.dim() > 2:
         rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
         change = replace(change, add=rows.flatten(0, 1))  # (images, n, width) or (images * C, n, width)
     if shared:
-        return plain.edit(prefix, change, end), suffix, packing
-    if not change.remove and not change.added:
-        return prefix, suffix, packing
+        return plain.edit(x, change, end), packing.after(n_prefix + change.added - change.remove)
     kept = min(n_prefix, end - change.remove)
-    rest = prefix[:, kept:].repeat_interleave(packing.classes, 0)  # (images * C, P - P', width)
-    rows = plain.edit(torch.cat([rest, packing.pad(suffix)], 1), change, end - kept)
-    packing = packing.without_sharing(rest.shape[1] + change.added - change.remove)
-    return prefix[:, :kept], packing.pack(rows, images), packing
+    rows = plain.edit(places.rows(x)[:, kept:], change, end - kept)
+    packing = packing.without_sharing(n_prefix - kept + change.added - change.remove)
+    return torch.cat([x[:, :kept], packing.pack(rows, images)], 1), packing.after(kept)
 
 
-def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The input of layer 0: the prefix (images, P, width) and the packed tokens (images, N, width)."""
+def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
+    """The input of layer 0, (images, P + N, width): the prefix and the packed tokens."""
     prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
     n_prefix, row, position = layout.prefix, layout.row, layout.position
     embedding = clip.positional_embedding.to(clip.transformer.get_cast_dtype())  # (context_length, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
         x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx)) for ctx in prompts.contexts])
-        return x[:, 0, :n_prefix] + embedding[:n_prefix], x[:, row, position] + embedding[position]
+        return torch.cat([x[:, 0, :n_prefix] + embedding[:n_prefix], x[:, row, position] + embedding[position]], 1)
     # The prefix is that of row 0: (images, length, width)
     first = replace(prompts, ids=prompts.ids[:1], slots=None if prompts.slots is None else prompts.slots[:1])
     contexts = [ctx[:1] if ctx is not None and ctx.dim() == 3 else ctx for ctx in prompts.contexts]
     x = torch.cat([plain.embed(clip, replace(first, ctx=ctx)) for ctx in contexts])
     suffix = clip.token_embedding(prompts.ids[row, position]).to(embedding.dtype) + embedding[position]
-    return x[:, :n_prefix] + embedding[:n_prefix], suffix.expand(len(x), -1, -1)
+    return torch.cat([x[:, :n_prefix] + embedding[:n_prefix], suffix.expand(len(x), -1, -1)], 1)
 
 
 FAST = Encoder(image_layer, text_layer)

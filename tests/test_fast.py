@@ -174,8 +174,8 @@ def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(c
     fast.encode_text(clip, prompts)
     for handle in handles:
         handle.remove()
-    shared = [7, 4]  # the packed tokens; SOS, two vectors, the word
-    assert seen == [*shared, *shared, 3]  # EOT of each row
+    shared = 4 + 7  # SOS, two vectors, the word; the packed tokens
+    assert seen == [shared, shared, 3]  # EOT of each row
     layout = layout_of(prompts)
     # SOS stays shared. Each row has three vectors, the word, its name and EOT.
     assert layout.packing.without_sharing(4).lengths.tolist() == [7, 7, 6]

@@ -9,7 +9,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from clip import CLIP, Edit, Schedule, is_vit
-from clip.blocks import is_standard, qkv
+from clip.blocks import heads, is_standard, qkv
 from clip.plain import embed_image, image_input
 from common.errors import UsageError
 
@@ -40,7 +40,7 @@ def layer_states(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[Lay
 
 def attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) of (batch, T, width): (batch, heads, T, T), fp32."""
-    q, k, _ = (part.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2).float() for part in qkv(block, x, x))
+    q, k, _ = (part.float() for part in heads(block, qkv(block, x)))
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
