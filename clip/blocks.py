@@ -26,8 +26,8 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
     """What `qkv` returned, (batch, tokens, n * width), as n tensors (batch, heads, tokens, width / heads)."""
-    count, size = block.attn.num_heads, block.attn.head_dim
-    return parts.unflatten(-1, (-1, count, size)).permute(2, 0, 3, 1, 4).unbind()
+    shape = parts.shape[-1] // block.attn.embed_dim, block.attn.num_heads, -1
+    return tuple(part.transpose(1, 2) for part in parts.unflatten(-1, shape).unbind(2))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -13,6 +13,9 @@ a token at any layer depends only on the tokens up to it.
    repetition or padding. They are padded to rows for attention only, where causality hides the padding.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.
+
+Tensors are taken apart by `split`, not by slices: the gradient of a split is one concatenation, but each slice's is a
+tensor filled with zeros, of the size of the whole.
 """
 
 from collections.abc import Callable
@@ -118,10 +121,13 @@ def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
 def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
     """One layer of the image tower: (batch, tokens, width) to the same or, with `read`, to CLS and the last `read`."""
     if read is None:
-        return block_output(block, x, attention(*heads(block, qkv(block, x))))
-    queries_from = torch.cat([x[:, :1], x[:, x.shape[1] - read :]], dim=1)
-    (q,), (k, v) = heads(block, qkv(block, queries_from, "q")), heads(block, qkv(block, x, "kv"))
-    return block_output(block, queries_from, attention(q, k, v))
+        q, k, v = heads(block, qkv(block, x))
+        return block_output(block, x, attention(q, k, v))
+    k, v = heads(block, qkv(block, x, "kv"))
+    cls, _, prompts = x.split([1, x.shape[1] - 1 - read, read], dim=1)
+    x = torch.cat([cls, prompts], dim=1)
+    (q,) = heads(block, qkv(block, x, "q"))
+    return block_output(block, x, attention(q, k, v))
 
 
 def text_layer(block: ResidualAttentionBlock, x: Tensor, places: Places, last: bool) -> Tensor:
@@ -136,18 +142,18 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, places: Places, last: b
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    images, n_prefix, width = len(x), places.prefix, x.shape[-1]
+    images, width = len(x), x.shape[-1]
     if last:
         k, v = heads(block, places.rows(qkv(block, x, "kv")))
         x = places.eots(x)
         (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
         return block_output(block, x, attention(q, k, v, places.eot_mask(images)).view_as(x))
-    parts = qkv(block, x)
-    k, v = heads(block, places.rows(parts[..., width:]))
-    (q,) = heads(block, places.suffixes(parts[..., :width]))
-    of_prefix = attention(*heads(block, parts[:, :n_prefix]), causal=True)
-    of_suffixes = places.packing.pack(attention(q, k, v, places.causal_mask), images)
-    return block_output(block, x, torch.cat([of_prefix, of_suffixes], 1))
+    queries, others = qkv(block, x).split([width, 2 * width], dim=-1)
+    (q,), (k, v) = heads(block, places.prefixes(queries)), heads(block, places.prefixes(others))
+    prefix = attention(q, k, v, causal=True)
+    (q,), (k, v) = heads(block, places.suffixes(queries)), heads(block, places.rows(others))
+    suffixes = places.packing.pack(attention(q, k, v, places.causal_mask), images)
+    return block_output(block, x, torch.cat([prefix, suffixes], 1))
 
 
 def edit(x: Tensor, places: Places, change: Edit, end: int) -> tuple[Tensor, Places]:

@@ -106,6 +106,10 @@ class Places:
         """(images, P + N, width) -> (images * C, P + longest, width)."""
         return select(x, self.row_index).view(-1, self.prefix + self.packing.longest, x.shape[-1])
 
+    def prefixes(self, x: Tensor) -> Tensor:
+        """(images, P + N, width) -> (images, P, width)."""
+        return x.split([self.prefix, x.shape[1] - self.prefix], dim=1)[0]
+
     def suffixes(self, x: Tensor) -> Tensor:
         """(images, P + N, width) -> (images * C, longest, width)."""
         return select(x, self.suffix_index).view(-1, self.packing.longest, x.shape[-1])

@@ -84,7 +84,9 @@ def test_any_templates_have_features_of_their_own(build, computed, cache):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"no tensors", save({"other": torch.zeros(1)}), None], ids=["empty", "text", "other", "cut off"]
+    "damage",
+    [b"", b"no tensors", save({"other": torch.zeros(1)}), save({"text_features": torch.zeros(1, 8)}), None],
+    ids=["empty", "text", "other", "fewer classes", "cut off"],
 )
 def test_a_damaged_file_is_replaced(damage, build, computed, cache):
     expected = build("PromptSRC", "base").teacher.text_features

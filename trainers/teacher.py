@@ -102,7 +102,7 @@ def teacher_text_features(
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     file = cache_folder() / f"teacher-{fingerprint(clip, classnames, templates)}.safetensors"
     ranks = current_ranks()
-    if (kept := ranks.from_first(lambda: load(file))) is not None:
+    if (kept := ranks.from_first(lambda: load(file, len(classnames)))) is not None:
         return kept.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
         if len(texts) < ranks.count:
@@ -116,12 +116,13 @@ def teacher_text_features(
     return features
 
 
-def load(file: Path) -> Tensor | None:
-    """The features (C, joint) in a file; None if it is missing or damaged."""
+def load(file: Path, classes: int) -> Tensor | None:
+    """The features (C, joint), fp32, in a file; None if it is missing or damaged."""
     try:
-        return load_file(file)["text_features"]
+        features = load_file(file)["text_features"].float()
     except (OSError, SafetensorError, KeyError):
         return None
+    return features if features.dim() == 2 and len(features) == classes else None
 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
