@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -101,26 +102,63 @@ def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Ten
     return state
 
 
+class Like(NamedTuple):
+    """What a random operation is told of a tensor that it fills."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
+
+
+class Draw(NamedTuple):
+    """One random operation."""
+
+    function: Any
+    arguments: tuple
+    named: tuple[tuple[str, Any], ...]
+
+    def repeat(self) -> None:
+        named = {key: "cpu" if key == "device" else value for key, value in self.named}
+        self.function(*(arg.empty() if isinstance(arg, Like) else arg for arg in self.arguments), **named)
+
+
 class Recorded(TorchDispatchMode):
     """Within it, random operations on the meta device are recorded, and leave their tensor as it is."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, list, dict]] = []
+        self.draws: list[Draw] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        copies = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]  # whose type stays
-        self.calls.append((func, copies, kwargs))
+        self.draws.append(Draw(func, tuple(map(plain_value, args)), tuple(kwargs.items())))
         return args[0] if func._schema.is_mutable else func(*args, **kwargs)
 
     def repeat(self) -> None:
         """Draw the numbers that the operations would have drawn on the CPU, so that its generator moves on."""
-        for func, args, kwargs in self.calls:
-            real = [torch.empty_like(arg, device="cpu") if isinstance(arg, Tensor) else arg for arg in args]
-            func(*real, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
+        before = torch.get_rng_state().numpy().tobytes()
+        torch.set_rng_state(state_after(tuple(self.draws), before))
+
+
+def plain_value(value: Any) -> Any:
+    """An argument as a value that can be compared and kept."""
+    if isinstance(value, Tensor):
+        return Like(value.shape, value.stride(), value.dtype)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=64)  # runs in one process, or tests, often start with the same seed
+def state_after(draws: tuple[Draw, ...], before: bytes) -> Tensor:
+    """The generator's state after these draws from the state `before`."""
+    torch.set_rng_state(torch.frombuffer(bytearray(before), dtype=torch.uint8))
+    for draw in draws:
+        draw.repeat()
+    return torch.get_rng_state()
 
 
 def new_clip(config: dict, precision: str) -> CLIP:

@@ -146,7 +146,7 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
-    now = flatten(cfg.load_cfg(cfg.dump())) if before else {}
+    now = {key: as_read(value) for key, value in flatten(cfg).items()}
     may_differ = RESUMABLE_CHANGES
     if cfg.DATASET.NAME == "ImageFolder":
         may_differ = may_differ - {"DATASET.ROOT"}  # which says which images these are
@@ -158,3 +158,8 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
             "choose another --output-dir, or delete that folder",
             folder,
         )
+
+
+def as_read(value: Any) -> Any:
+    """A setting as YAML gives it back: tuples are lists there."""
+    return [as_read(item) for item in value] if isinstance(value, list | tuple) else value

@@ -20,6 +20,7 @@ from weight_files import SECONDS, SIZES, refused, save_as_openai
 
 import clip
 from clip import weights
+from clip.building import Draw, state_after
 from clip.random_weights import random_clip
 from common.start import ROOT
 
@@ -119,9 +120,23 @@ def test_loading_draws_the_random_numbers_of_initialising_the_model(half, tmp_pa
     torch.manual_seed(3)
     clip.CLIP(**clip_config())
     expected = torch.rand(3)
-    torch.manual_seed(3)
-    clip.load_backbone(str(tmp_path / "vit.pt"))
-    assert torch.equal(torch.rand(3), expected)
+    for _ in range(2):
+        torch.manual_seed(3)
+        clip.load_backbone(str(tmp_path / "vit.pt"))
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_second_loading_from_the_same_seed_draws_nothing(half, tmp_path, monkeypatch):
+    torch.save(half.state_dict(), tmp_path / "vit.pt")
+    counts, repeat = [], Draw.repeat
+    monkeypatch.setattr(Draw, "repeat", lambda draw: (counts.append(1), repeat(draw)))
+    state_after.cache_clear()
+    drawn = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        clip.load_backbone(str(tmp_path / "vit.pt"))
+        drawn.append(len(counts))
+    assert drawn == [drawn[0], drawn[0], 2 * drawn[0]] and drawn[0] > 0
 
 
 # ---------------------------------------------------------------- faults

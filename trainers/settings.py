@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from functools import partial
+from functools import cache, partial
 from reprlib import repr as shown  # on one line
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -29,14 +29,15 @@ OTHERS: Range = (-1_000_000, 1_000_000)
 LONGEST = 1000  # characters of a text, values of a list
 
 
-TYPES: dict[type, dict[str, Any]] = {}  # a study asks for the same ones some thousand times
-
-
+@cache  # a study asks for the same ones some thousand times
 def types_of(settings: type) -> dict[str, Any]:
     """The types of the fields of a settings class."""
-    if settings not in TYPES:
-        TYPES[settings] = get_type_hints(settings)
-    return TYPES[settings]
+    return get_type_hints(settings)
+
+
+@cache
+def flexible_fields(settings: type) -> list[str]:
+    return [name for name, kind in types_of(settings).items() if get_origin(kind) in (Union, UnionType)]
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,13 @@ class MethodSettings:
     def cfg_defaults(cls) -> dict[str, Any]:
         """The keys for a yacs node. A field of several types is None: yacs accepts any type for a key that is None, and
         otherwise only the type of the default."""
-        return {name: None if name in cls.flexible() else value for name, value in asdict(cls()).items()}
+        flexible = cls.flexible()
+        return {name: None if name in flexible else value for name, value in asdict(cls()).items()}
 
     @classmethod
     def flexible(cls) -> list[str]:
         """Names of the fields that take values of several types."""
-        return [name for name, kind in types_of(cls).items() if get_origin(kind) in (Union, UnionType)]
+        return flexible_fields(cls)
 
     @classmethod
     def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
