@@ -131,7 +131,7 @@ def test_the_images_of_a_split_count_in_their_order(deep, eurosat, tmp_path):
     assert digest_of_images(dataset, str(eurosat)) != before
 
 
-@pytest.mark.parametrize("method", ["KgCoOp", pytest.param("MMRL", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["KgCoOp", pytest.param("MMRL", marks=[pytest.mark.slow, pytest.mark.thorough])])
 def test_more_ranks_than_classes(method, in_double, deep, eurosat, tmp_path):
     """And than images in a step."""
     few = "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", 2

@@ -129,6 +129,7 @@ def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments,
     assert (tmp_path / "out/results.json").is_file()
 
 
+@pytest.mark.thorough
 def test_an_interrupt_of_one_rank_ends_all(arguments, ranks, tmp_path):
     processes = ranks(2, arguments("MPL", "OPTIM.MAX_EPOCH", 300))
     wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
@@ -178,6 +179,7 @@ cli_main(fail)
     assert ended([begin([sys.executable, "-c", code], cwd=ROOT)]) == [(2, "", "error: wrong: do this\n")]
 
 
+@pytest.mark.thorough
 def test_without_a_seed_several_ranks_are_refused(arguments, ranks):
     argv = arguments("MPL")
     at = argv.index("--seed")

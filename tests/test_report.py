@@ -116,6 +116,12 @@ def report(tmp_path, monkeypatch, capsys):
     return report
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Reports take a tenth of the time."""
+    monkeypatch.setattr("experiments.studies.report.pictures", lambda summary: [])
+
+
 def runs_of(file):
     return load(file).runs()
 
@@ -131,7 +137,7 @@ def fail(run, error):
     (run.folder / "error.txt").write_text(error + "\n")
 
 
-def test_page_has_every_table_with_marks_and_notes(write, report):
+def test_page_has_every_table_with_marks_and_notes(write, without_pictures, report):
     file = write()
     finish_all(load(file))
     page = report(file)
@@ -150,7 +156,7 @@ def test_page_has_every_table_with_marks_and_notes(write, report):
     assert {mark for table in page.tables for row in table for _, mark in row} == set(marks)
 
 
-def test_head_has_comment_progress_and_warnings(write, report):
+def test_head_has_comment_progress_and_warnings(write, without_pictures, report):
     file = write()
     for run in (runs := runs_of(file))[:-3]:
         finish(run, 50.0, device="A40" if run.seed == 1 else "H100")
@@ -186,7 +192,7 @@ def test_contents_link_to_unique_ids(write, report):
     assert {link.removeprefix("#") for link in links} <= set(names)
 
 
-def test_failed_run_shows_error_and_restart_command(write, report, tmp_path):
+def test_failed_run_shows_error_and_restart_command(write, without_pictures, report, tmp_path):
     file = write(output=str(tmp_path / "out"), root="my data")
     *finished, counts, failed = runs_of(file)
     for run in finished:
@@ -203,7 +209,7 @@ def test_failed_run_shows_error_and_restart_command(write, report, tmp_path):
     assert command.startswith("python train.py --skip-finished --root 'my data' --output-dir ")
 
 
-def test_unfinished_runs_are_counted_by_protocol_and_method(write, report):
+def test_unfinished_runs_are_counted_by_protocol_and_method(write, without_pictures, report):
     file = write()
     for run in runs_of(file):
         if run.variant.name == "CoOp" and run.protocol == "base2new":
@@ -218,7 +224,7 @@ def test_unfinished_runs_are_counted_by_protocol_and_method(write, report):
     ]
 
 
-def test_settings_of_the_runs_and_their_differences(write, report):
+def test_settings_of_the_runs_and_their_differences(write, without_pictures, report):
     file = write()
     for run in runs_of(file):
         finish(run, 50.0)
@@ -247,7 +253,7 @@ def test_settings_of_the_runs_and_their_differences(write, report):
     assert file.read_text() in page.texts("code")
 
 
-def test_differing_versions_are_counted(write, report):
+def test_differing_versions_are_counted(write, without_pictures, report):
     file = write(protocols="base2new", trainers={"MPL": "small"}, datasets=["small_land"])
     for run, torch in zip(runs_of(file), ("2.6", "2.7", "2.7", "2.7"), strict=True):
         date = f"2026-11-0{run.seed}T10:00:00+00:00"

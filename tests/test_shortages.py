@@ -101,7 +101,9 @@ def test_library_that_cannot_be_loaded(error, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", ["-n 20", "-v 300000", "-v 800000"])
+@pytest.mark.parametrize(
+    "limit", ["-n 20", *(pytest.param(limit, marks=pytest.mark.thorough) for limit in ("-v 300000", "-v 800000"))]
+)
 def test_limits_of_the_shell(limit, eurosat, tiny, tmp_path):
     argv = arguments(eurosat, tiny, tmp_path / "out", "DATALOADER.NUM_WORKERS", 2)
     command = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, f"{ROOT}/train.py", *argv]

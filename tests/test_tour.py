@@ -11,6 +11,7 @@ NOTEBOOK = ROOT / "docs/tour.ipynb"
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_notebook_runs_and_prints_what_it_promises(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed (requirements-dev.txt)")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (requirements-dev.txt)")

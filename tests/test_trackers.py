@@ -96,6 +96,7 @@ def offline(name, eurosat, tiny, tmp_path, **variables):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_mlflow_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="not installed: requirements-trackers.txt")
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from functools import cache, partial
+from functools import partial
 from reprlib import repr as shown  # on one line
 from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -29,15 +29,14 @@ OTHERS: Range = (-1_000_000, 1_000_000)
 LONGEST = 1000  # characters of a text, values of a list
 
 
-@cache  # a study asks for the same ones some thousand times
+TYPES: dict[type, dict[str, Any]] = {}  # a study asks for the same ones some thousand times
+
+
 def types_of(settings: type) -> dict[str, Any]:
     """The types of the fields of a settings class."""
-    return get_type_hints(settings)
-
-
-@cache
-def flexible_fields(settings: type) -> list[str]:
-    return [name for name, kind in types_of(settings).items() if get_origin(kind) in (Union, UnionType)]
+    if settings not in TYPES:
+        TYPES[settings] = get_type_hints(settings)
+    return TYPES[settings]
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class MethodSettings:
     @classmethod
     def flexible(cls) -> list[str]:
         """Names of the fields that take values of several types."""
-        return flexible_fields(cls)
+        return [name for name, kind in types_of(cls).items() if get_origin(kind) in (Union, UnionType)]
 
     @classmethod
     def from_cfg(cls, values: Mapping[str, Any], section: str) -> MethodSettings:
