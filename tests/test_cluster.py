@@ -35,6 +35,7 @@ def nodes():
         nodes.shutdown()
 
 
+@pytest.mark.thorough
 def test_study_survives_the_loss_of_a_machine_with_identical_results(nodes, study_file, start, begin, tmp_path):
     """It is started in another folder than the project's, so that workers do not find the project by chance."""
     settings, other = {"seeds": [1, 2]}, nodes.add_node(num_cpus=1)
@@ -123,6 +124,7 @@ def test_runs_on_two_gpus_have_two_ranks(nodes, study_file, start):
     nodes.remove_node(other)
 
 
+@pytest.mark.thorough
 def test_wrong_address_has_a_one_line_error(study_file, start):
     pytest.importorskip("ray", reason=NO_RAY)
     process = start(study_file("nowhere"), "--address", "127.0.0.1:1")
