@@ -25,7 +25,7 @@ demo: setup
 test: $(VENV)/.ready-dev
 	$(PYTEST) -m "not thorough"
 
-# With the checks that repeat others for one more method or form; a quarter of an hour on two cores.
+# With the longest checks, and those that repeat others for one more method or form; a quarter of an hour on two cores.
 test-all: $(VENV)/.ready-dev
 	$(PYTEST)
 

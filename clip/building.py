@@ -74,7 +74,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         if isinstance(model.visual, TimmModel):  # its constructor computes buffers
             model = new_clip(arguments, precision)
         else:
-            draws.repeat()
+            draws.advance()
             if model.attn_mask is not None:
                 model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
         state = read_state_dict(path, {key: value.dtype for key, value in model.state_dict().items()})
@@ -139,10 +139,10 @@ class Recorded(TorchDispatchMode):
         self.draws.append(Draw(func, tuple(map(plain_value, args)), tuple(kwargs.items())))
         return args[0] if func._schema.is_mutable else func(*args, **kwargs)
 
-    def repeat(self) -> None:
-        """Draw the numbers that the operations would have drawn on the CPU, so that its generator moves on."""
+    def advance(self) -> None:
+        """Leave the CPU's generator where these operations would have left it."""
         before = torch.get_rng_state().numpy().tobytes()
-        torch.set_rng_state(state_after(tuple(self.draws), before))
+        torch.set_rng_state(state_after(tuple(self.draws), before, torch.get_default_dtype()))
 
 
 def plain_value(value: Any) -> Any:
@@ -153,8 +153,11 @@ def plain_value(value: Any) -> Any:
 
 
 @lru_cache(maxsize=64)  # runs in one process, or tests, often start with the same seed
-def state_after(draws: tuple[Draw, ...], before: bytes) -> Tensor:
-    """The generator's state after these draws from the state `before`."""
+def state_after(draws: tuple[Draw, ...], before: bytes, default: torch.dtype) -> Tensor:
+    """The generator's state after these draws from the state `before`, with this default type of numbers.
+
+    It draws from the global generator, so no other thread may draw meanwhile.
+    """
     torch.set_rng_state(torch.frombuffer(bytearray(before), dtype=torch.uint8))
     for draw in draws:
         draw.repeat()

@@ -14,8 +14,8 @@ a token at any layer depends only on the tokens up to it.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.
 
-Tensors are taken apart by `split`, not by slices: the gradient of a split is one concatenation, but each slice's is a
-tensor filled with zeros, of the size of the whole.
+A layer takes tensors apart by `split`, not by slices: the gradient of a split is one concatenation, but that of each
+slice is a tensor of the size of the whole, filled with zeros.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from . import plain
 from .backbone import is_vit
 from .blocks import attention, block_output, heads, is_standard, qkv
-from .layout import Layout, Places, layout_of
+from .layout import Layout, Packing, layout_of, select
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 
 # Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
@@ -47,7 +47,7 @@ class Encoder:
     """
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
-    text_layer: Callable[[ResidualAttentionBlock, Tensor, Places, bool], Tensor]
+    text_layer: Callable[[ResidualAttentionBlock, Tensor, int, Packing, bool], Tensor]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
         """Same as `plain.encode_image`."""
@@ -87,13 +87,13 @@ class Encoder:
         blocks, deep = clip.transformer.resblocks, prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
-        x, places = embed(clip, prompts, layout), layout.packing.after(layout.prefix)  # (images, P + N, width)
+        x, n_prefix, packing = embed(clip, prompts, layout), layout.prefix, layout.packing  # (images, P + N, width)
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
-                x, places = edit(x, places, deep[layer], prompts_end)
+                x, n_prefix, packing = edit(x, n_prefix, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            arguments = block, x, places, layer + 1 == len(blocks)
+            arguments = block, x, n_prefix, packing, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.text_layer, *arguments, use_reentrant=False)
             else:
@@ -130,58 +130,60 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
     return block_output(block, x, attention(q, k, v))
 
 
-def text_layer(block: ResidualAttentionBlock, x: Tensor, places: Places, last: bool) -> Tensor:
+def text_layer(block: ResidualAttentionBlock, x: Tensor, n_prefix: int, packing: Packing, last: bool) -> Tensor:
     """One layer of the text tower.
 
     Args:
-        x: (images, P + N, width), the prefix that all classes share and the packed tokens after it; deep prompts may
-            have changed P.
-        places: of these tokens in the rows.
+        x: (images, P + N, width), the prefix that all classes share and the packed tokens after it.
+        n_prefix: P; deep prompts may have changed it.
+        packing: of the packed tokens.
         last: the layer's output is read at EOT only.
 
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    images, width = len(x), x.shape[-1]
+    images, tokens, width = x.shape
+    parts = [n_prefix, tokens - n_prefix]
     if last:
-        k, v = heads(block, places.rows(qkv(block, x, "kv")))
-        x = places.eots(x)
+        k, v = heads(block, packing.rows(*qkv(block, x, "kv").split(parts, dim=1)))
+        x = select(x, n_prefix + packing.eot)
         (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
-        return block_output(block, x, attention(q, k, v, places.eot_mask(images)).view_as(x))
-    queries, others = qkv(block, x).split([width, 2 * width], dim=-1)
-    (q,), (k, v) = heads(block, places.prefixes(queries)), heads(block, places.prefixes(others))
+        return block_output(block, x, attention(q, k, v, packing.eot_mask(images, n_prefix)).view_as(x))
+    of_prefix, of_packed = qkv(block, x).split(parts, dim=1)
+    q, k, v = heads(block, of_prefix)
     prefix = attention(q, k, v, causal=True)
-    (q,), (k, v) = heads(block, places.suffixes(queries)), heads(block, places.rows(others))
-    suffixes = places.packing.pack(attention(q, k, v, places.causal_mask), images)
-    return block_output(block, x, torch.cat([prefix, suffixes], 1))
+    (_, kv), (packed_q, packed_kv) = (part.split([width, 2 * width], dim=-1) for part in (of_prefix, of_packed))
+    (q,), (k, v) = heads(block, packing.pad(packed_q)), heads(block, packing.rows(kv, packed_kv))
+    packed = packing.pack(attention(q, k, v, packing.causal_mask(n_prefix)), images)
+    return block_output(block, x, torch.cat([prefix, packed], dim=1))
 
 
-def edit(x: Tensor, places: Places, change: Edit, end: int) -> tuple[Tensor, Places]:
+def edit(x: Tensor, n_prefix: int, packing: Packing, change: Edit, end: int) -> tuple[Tensor, int, Packing]:
     """Remove prompts before position `end` of every row, and add new ones there.
 
     Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
     row, and becomes a part of the packed tokens.
 
     Args:
-        x: (images, P + N, width).
-        places: of these tokens in the rows.
+        x, n_prefix, packing: as for `text_layer`.
 
     Returns:
-        The new tokens and their places.
+        The new x (images, P' + N', width), P' and the packing of the new packed tokens.
     """
     if not change.remove and not change.added:
-        return x, places
-    images, packing, n_prefix = len(x), places.packing, places.prefix
+        return x, n_prefix, packing
+    images, tokens = x.shape[:2]
     shared = end <= n_prefix and not change.by_sequence
     if change.add is not None and change.add.dim() > 2:
         rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
         change = replace(change, add=rows.flatten(0, 1))  # (images, n, width) or (images * C, n, width)
     if shared:
-        return plain.edit(x, change, end), packing.after(n_prefix + change.added - change.remove)
+        return plain.edit(x, change, end), n_prefix + change.added - change.remove, packing
     kept = min(n_prefix, end - change.remove)
-    rows = plain.edit(places.rows(x)[:, kept:], change, end - kept)
+    prefix, rest, packed = x.split([kept, n_prefix - kept, tokens - n_prefix], dim=1)
+    rows = plain.edit(packing.rows(rest, packed), change, end - kept)
     packing = packing.without_sharing(n_prefix - kept + change.added - change.remove)
-    return torch.cat([x[:, :kept], packing.pack(rows, images)], 1), packing.after(kept)
+    return torch.cat([prefix, packing.pack(rows, images)], dim=1), kept, packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:

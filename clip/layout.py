@@ -27,7 +27,6 @@ class Packing:
     eot: Tensor
     lengths: Tensor
     _others: dict[int, "Packing"] = field(default_factory=dict, repr=False)  # of `without_sharing`
-    _places: dict[int, "Places"] = field(default_factory=dict, repr=False)  # of `after`
 
     @classmethod
     def of_rows(cls, rows: list[list[int]], device: torch.device) -> "Packing":
@@ -60,69 +59,28 @@ class Packing:
     def longest(self) -> int:
         return self.padded_index.shape[1]
 
-    def after(self, prefix: int) -> "Places":
-        """The places of the tokens of a prefix and of the packed ones after it; computed once."""
-        if prefix not in self._places:
-            self._places[prefix] = Places.of(prefix, self)
-        return self._places[prefix]
+    def pad(self, x: Tensor) -> Tensor:
+        """(images, N, width) -> (images * C, longest, width)."""
+        return select(x, self.padded_index.flatten()).view(-1, self.longest, x.shape[-1])
+
+    def rows(self, prefix: Tensor, x: Tensor) -> Tensor:
+        """(images, P, width) and (images, N, width) -> (images * C, P + longest, width)."""
+        return torch.cat([prefix.repeat_interleave(self.classes, 0), self.pad(x)], 1)
 
     def pack(self, x: Tensor, images: int) -> Tensor:
         """(images * C, longest, width) -> (images, N, width)."""
         return x.reshape(images, -1, x.shape[-1]).index_select(1, self.packed_index)
 
+    def causal_mask(self, n_prefix: int) -> Tensor:
+        """Whether a position of a row attends to another, (longest, P + longest): to the prefix and up to itself."""
+        position = torch.arange(self.longest, device=self.padded_index.device)
+        return F.pad(position <= position[:, None], (n_prefix, 0), value=True)
 
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where P + N tokens stand in C rows: those of a prefix in all of them, N packed ones after it.
-
-    Attributes:
-        prefix: P.
-        packing: of the tokens after it.
-        row_index: (C * (P + longest),) the token at each place of the rows.
-        suffix_index: (C * longest,) the same without the prefix.
-        causal_mask: (longest, P + longest) whether a position of a row attends to another: to the prefix and up to
-            itself.
-    """
-
-    prefix: int
-    packing: Packing
-    row_index: Tensor
-    suffix_index: Tensor
-    causal_mask: Tensor
-
-    @classmethod
-    def of(cls, prefix: int, packing: Packing) -> "Places":
-        device, suffixes = packing.padded_index.device, prefix + packing.padded_index
-        position = torch.arange(packing.longest, device=device)
-        return cls(
-            prefix,
-            packing,
-            torch.cat([torch.arange(prefix, device=device).expand(packing.classes, -1), suffixes], 1).flatten(),
-            suffixes.flatten(),
-            F.pad(position <= position[:, None], (prefix, 0), value=True),
-        )
-
-    def rows(self, x: Tensor) -> Tensor:
-        """(images, P + N, width) -> (images * C, P + longest, width)."""
-        return select(x, self.row_index).view(-1, self.prefix + self.packing.longest, x.shape[-1])
-
-    def prefixes(self, x: Tensor) -> Tensor:
-        """(images, P + N, width) -> (images, P, width)."""
-        return x.split([self.prefix, x.shape[1] - self.prefix], dim=1)[0]
-
-    def suffixes(self, x: Tensor) -> Tensor:
-        """(images, P + N, width) -> (images * C, longest, width)."""
-        return select(x, self.suffix_index).view(-1, self.packing.longest, x.shape[-1])
-
-    def eots(self, x: Tensor) -> Tensor:
-        """(images, P + N, width) -> (images, C, width)."""
-        return select(x, self.prefix + self.packing.eot)
-
-    def eot_mask(self, images: int) -> Tensor:
+    def eot_mask(self, images: int, n_prefix: int) -> Tensor:
         """The positions that EOT of each row attends to, (images * C, 1, 1, P + longest)."""
-        position = torch.arange(self.packing.longest, device=self.row_index.device)
-        mask = position < self.packing.lengths[:, None, None, None]
-        return F.pad(mask.repeat(images, 1, 1, 1), (self.prefix, 0), value=True)
+        position = torch.arange(self.longest, device=self.padded_index.device)
+        mask = position < self.lengths[:, None, None, None]
+        return F.pad(mask.repeat(images, 1, 1, 1), (n_prefix, 0), value=True)
 
 
 def select(x: Tensor, index: Tensor) -> Tensor:

@@ -162,4 +162,6 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
 
 def as_read(value: Any) -> Any:
     """A setting as YAML gives it back: tuples are lists there."""
+    if isinstance(value, dict):
+        return {key: as_read(item) for key, item in value.items()}
     return [as_read(item) for item in value] if isinstance(value, list | tuple) else value

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -374,10 +373,8 @@ def begin():
     begun = []
 
     def begin(command: list[str], **options) -> subprocess.Popen:
-        # A suite that is started in the background ignores Ctrl-C, and so would what it starts.
-        options |= {"start_new_session": True, "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        begun.append(subprocess.Popen(command, **pipes, **options))
+        begun.append(subprocess.Popen(command, start_new_session=True, **pipes, **options))
         return begun[-1]
 
     yield begin

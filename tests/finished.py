@@ -24,9 +24,8 @@ BACKBONES: dict[tuple, str] = {}  # made-up studies have hundreds of runs
 
 
 def backbone_of(run: Run) -> str:
-    if "--backbone" in run.arguments:
-        return run.arguments[run.arguments.index("--backbone") + 1]
-    key = run.variant, run.protocol, run.dataset
+    given = run.arguments[run.arguments.index("--backbone") + 1] if "--backbone" in run.arguments else ""
+    key = run.variant, run.protocol, run.dataset, given
     if key not in BACKBONES:
         BACKBONES[key] = setup_cfg(parse_arguments(list(run.arguments))).MODEL.BACKBONE.NAME
     return BACKBONES[key]

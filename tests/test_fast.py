@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from drawn import small_clip
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from open_clip.transformer import LayerNormFp32
 
 from clip import Edit, TextPrompts, fast, plain
 from clip.blocks import is_standard
@@ -188,6 +190,24 @@ def test_layout_is_computed_once_for_each_text():
     assert layout_of(replace(prompts, ctx=torch.ones(2, WIDTH))) is layout
     assert layout_of(replace(prompts, ids=prompts.ids.clone())) is not layout
     assert layout_of(replace(prompts, ctx=torch.zeros(1, WIDTH))) is not layout
+
+
+def test_gradients_of_a_prefix_that_many_classes_share_are_added_up_precisely(clip):
+    """In bf16, adding 1,000 classes one by one stops when the sum is some hundred times what is added."""
+    half = deepcopy(clip).to(torch.bfloat16)
+    for module in half.modules():
+        if isinstance(module, LayerNormFp32):
+            module.float()
+    ids = rows([[2 + number // 46, 2 + number % 46] for number in range(1000)], 2, [])
+    ctx, weights = torch.randn(2, WIDTH), torch.randn(clip.text_projection.shape[-1], dtype=torch.double)
+
+    def gradient(model, dtype):
+        own = ctx.to(dtype).requires_grad_()
+        features = fast.encode_text(model, TextPrompts(ids, own)).double()
+        return torch.autograd.grad((features * weights).sum(), own)[0].double()
+
+    exact = gradient(clip, torch.double)
+    assert (gradient(half, torch.float32) - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("edited", ["ids", "slots"])

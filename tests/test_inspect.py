@@ -268,7 +268,6 @@ def test_every_method_can_be_inspected(method, finished, found, photos):
     assert "give at least three images" in (output / "inspect.html").read_text().lower()
 
 
-@pytest.mark.thorough
 def test_names_of_any_letters(finished, found, tmp_path):
     names = ["a$b$c$", "<script>", "\u6e56", os.fsdecode(b"\xff"), "x" * 200, "_hidden", "a\nb"]
     for name in names:
@@ -289,7 +288,6 @@ def test_more_folders_than_marks_are_drawn_alike(folders, kinds):
     assert [len(legend.texts) for legend in figure.legends] == ([36] if kinds > 1 else [])
 
 
-@pytest.mark.thorough
 def test_images_of_one_colour_give_finite_numbers(finished, found, tmp_path):
     for number in range(3):
         Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")

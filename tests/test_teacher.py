@@ -14,6 +14,12 @@ from trainers.teacher import Teacher
 
 pytestmark = pytest.mark.slow
 
+OTHERS = [
+    ("other", torch.zeros(1)),
+    ("text_features", torch.zeros(1, 8)),
+    ("text_features", torch.full((3, 8), torch.nan)),
+]
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
@@ -85,8 +91,8 @@ def test_any_templates_have_features_of_their_own(build, computed, cache):
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"no tensors", save({"other": torch.zeros(1)}), save({"text_features": torch.zeros(1, 8)}), None],
-    ids=["empty", "text", "other", "fewer classes", "cut off"],
+    [b"", b"no tensors", *(save({name: values}) for name, values in OTHERS), None],
+    ids=["empty", "text", "other", "fewer classes", "not finite", "cut off"],
 )
 def test_a_damaged_file_is_replaced(damage, build, computed, cache):
     expected = build("PromptSRC", "base").teacher.text_features

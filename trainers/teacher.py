@@ -122,7 +122,8 @@ def load(file: Path, classes: int) -> Tensor | None:
         features = load_file(file)["text_features"].float()
     except (OSError, SafetensorError, KeyError):
         return None
-    return features if features.dim() == 2 and len(features) == classes else None
+    fits = features.dim() == 2 and len(features) == classes and bool(features.isfinite().all())
+    return features if fits else None
 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
