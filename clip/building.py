@@ -103,7 +103,7 @@ def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Ten
 
 
 class Like(NamedTuple):
-    """What a random operation is told of a tensor that it fills."""
+    """The form of a tensor that a random operation fills."""
 
     shape: torch.Size
     stride: tuple[int, ...]
