@@ -231,7 +231,7 @@ def remove_temporary_folders() -> None:
 
 
 def options_of(args: "Namespace") -> dict[str, object]:
-    """What all ranks must have in common before they read a file."""
+    """Everything that all ranks must have in common before they read a file."""
     from common.version import source
 
     given = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
@@ -246,7 +246,7 @@ def settings_of(cfg: "CfgNode") -> dict[str, object]:
 
 
 def facts_of(trainer: Any) -> dict[str, object]:
-    """What all ranks must have built alike."""
+    """Everything that all ranks must have built alike."""
     from clip.digest import digest
 
     return {

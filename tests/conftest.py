@@ -137,7 +137,7 @@ def in_double(monkeypatch, tmp_path):
     """Everything in fp64, also LayerNorm and the features, which are cast to fp32 otherwise."""
     from open_clip.transformer import LayerNormFp32
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # what is kept there is fp64, too
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # its files are fp64, too
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self.double())
     monkeypatch.setattr(LayerNormFp32, "forward", torch.nn.LayerNorm.forward)
 

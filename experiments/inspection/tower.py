@@ -17,7 +17,7 @@ CLS, PATCHES, NEW = "CLS", "patches", "new"  # groups of tokens, beside `carried
 
 
 class LayerState(NamedTuple):
-    """What a layer gets.
+    """The input of a layer, and its attention.
 
     Attributes:
         tokens: (batch, T, width): CLS, patches, prompts.
