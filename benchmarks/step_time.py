@@ -89,7 +89,8 @@ def build(args: argparse.Namespace, classes: int, clip=None, compiled: bool = Fa
 
     cfg = get_cfg_default()
     extend_cfg(cfg, args.trainer)
-    cfg.merge_from_file(str(config_folder(args.trainer) / f"{default_config(args.trainer, 'few_shot')}.yaml"))
+    settings = "small" if args.backbone == "small" else default_config(args.trainer, "few_shot")
+    cfg.merge_from_file(str(config_folder(args.trainer) / f"{settings}.yaml"))
     merge_pairs(cfg, [])
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = args.backbone, args.worker

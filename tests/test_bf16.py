@@ -3,7 +3,9 @@
 import pytest
 import torch
 from drawn import METHODS, prompts_of
+from open_clip.transformer import LayerNormFp32
 
+from clip.blocks import attention, layer_norm
 from trainers import precision
 
 pytestmark = pytest.mark.slow
@@ -51,6 +53,33 @@ def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(method, buil
     assert difference < GRADIENT * norm
 
 
+@pytest.mark.parametrize("keys", [5, 40])  # few are computed in fp32
+@pytest.mark.parametrize("kind", ["all", "causal", "masked"])
+def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(keys, kind):
+    generator = torch.Generator().manual_seed(0)
+    queries = keys if kind == "causal" else 3
+    shapes = (2, queries, 4, 16), (2, keys, 4, 16), (2, keys, 4, 16)
+    qkv = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    mask = torch.rand(2, 1, queries, keys, generator=generator) < 0.7 if kind == "masked" else None
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [tensor.to(dtype).transpose(1, 2).requires_grad_() for tensor in qkv]
+        output = attention(*inputs, mask, kind == "causal")
+        assert output.dtype == dtype
+        output.square().sum().backward()
+        found.append([output, *(tensor.grad for tensor in inputs)])
+    for half, whole in zip(*found, strict=True):
+        assert (half.float() - whole).norm() < 0.02 * whole.norm()
+
+
+def test_layer_norm_is_the_modules_within_the_last_bit():
+    norm, x = LayerNormFp32(48), torch.randn(7, 48, generator=torch.manual_seed(0)).bfloat16()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    found = layer_norm(norm, x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, norm(x), rtol=2**-7, atol=1e-3)
+
+
 @pytest.mark.parametrize("method", ["CoOp", "MPL"])
 def test_twenty_steps_learn_as_in_fp32(method, build, units):
     losses = {}
@@ -70,9 +99,9 @@ def test_evaluation_computes_in_it_too(build, units):
     tower, logits = trainer.model.towers, trainer.model_inference(batch()["img"])
     with torch.no_grad():
         text = tower.encode_text(trainer.model.clip, trainer.model.prompt_learner.text(torch.empty(0)))
-    assert text.dtype == tower.encode_image(trainer.model.clip, batch()["img"]).dtype == torch.bfloat16
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, trainer.model(batch()["img"]))
+        assert text.dtype == tower.encode_image(trainer.model.clip, batch()["img"]).dtype == torch.bfloat16
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, trainer.model(batch()["img"]))
 
 
 def test_without_units_it_is_fp32_and_says_so_once(build, monkeypatch, capsys):
