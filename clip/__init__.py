@@ -8,6 +8,7 @@ step, and "fast" (the default), without the work that cannot change the result.
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
+from .building import keep_backbones
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
 from .ranks import Ranks, current_ranks
@@ -35,6 +36,7 @@ __all__ = [
     "encode_text",
     "is_published",
     "is_vit",
+    "keep_backbones",
     "load",
     "load_backbone",
     "prompt_lengths",

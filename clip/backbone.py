@@ -10,12 +10,12 @@ from open_clip.transform import PreprocessCfg, image_transform, merge_preprocess
 from torch import nn
 
 from common.errors import UsageError, one_line
-from common.files import checksum
+from common.files import identity
 from common.text import read_json
 
 from .building import CLIP, build
 from .errors import ClipError
-from .weights import CACHE, SMALL_SHA256, URLS, openai_file, regular_file, small_file
+from .weights import CACHE, SMALL_SHA256, URLS, openai_file, regular_file, sha256, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 MAX_CONFIG = 1 << 20  # bytes
@@ -123,8 +123,8 @@ def weights_sha256(name: str, cache: str | None = None) -> str:
         return SMALL_SHA256
     arch, _, tag = name.partition(":")
     if pretrained := open_clip.get_pretrained_cfg(arch, tag):
-        return checksum(open_clip_file(name, pretrained, cache))
-    return checksum(regular_file(tag if arch in open_clip.list_models() else name))
+        return sha256(identity(open_clip_file(name, pretrained, cache)))
+    return sha256(identity(regular_file(tag if arch in open_clip.list_models() else name)))
 
 
 def open_clip_file(name: str, pretrained: dict, cache: str | None) -> Path:

@@ -1,7 +1,9 @@
 """Builds a CLIP from the tensors of a weight file, by open_clip, with the sizes that the tensors have."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import one_line
+from common.files import identity
 
 from .errors import ClipError
-from .weights import read_shapes, read_state_dict
+from .weights import read_shapes, read_state_dict, regular_file
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
 
@@ -65,13 +68,17 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     Raises:
         ClipError: the file cannot be read, or a tensor is missing, is one too many, has another shape or is not finite.
     """
+    file = (identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype())
+    if kept := KEPT.get(file):
+        return kept
     shapes, remedy = read_shapes(path), "give another file"
     try:
         arguments = checked_sizes(config["model_cfg"] if config else openai_config(shapes), shapes)
         with torch.device("meta"), Recorded() as draws:  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
         model.load_state_dict(fitted(shapes, model, resize))
-        if isinstance(model.visual, TimmModel):  # its constructor computes buffers
+        constructed = isinstance(model.visual, TimmModel)  # its constructor computes buffers
+        if constructed:
             model = new_clip(arguments, precision)
         else:
             draws.advance()
@@ -88,6 +95,8 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
     except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
         raise ClipError(f"{source} is not a CLIP that open_clip can build ({one_line(error)})", remedy) from error
+    if not constructed:
+        KEPT.put(file, model, draws)
     return model
 
 
@@ -162,6 +171,40 @@ def state_after(draws: tuple[Draw, ...], before: bytes, default: torch.dtype) ->
     for draw in draws:
         draw.repeat()
     return torch.get_rng_state()
+
+
+class Keeper:
+    """The backbones that this process built last; another load of one is a copy.
+
+    A process that has many runs does not read, check and build the same file for each of them.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self.models: OrderedDict[tuple, tuple[CLIP, Recorded]] = OrderedDict()
+
+    def get(self, key: tuple) -> CLIP | None:
+        """A copy of a backbone; the generator of random numbers moves as if it had been built."""
+        if key not in self.models:
+            return None
+        self.models.move_to_end(key)
+        model, draws = self.models[key]
+        draws.advance()
+        return deepcopy(model)
+
+    def put(self, key: tuple, model: CLIP, draws: Recorded) -> None:
+        if self.limit:
+            self.models[key] = deepcopy(model), draws
+        while len(self.models) > self.limit:
+            self.models.popitem(last=False)
+
+
+KEPT = Keeper()
+
+
+def keep_backbones(count: int) -> None:
+    """From now on, keep the `count` backbones in memory that this process loads last."""
+    KEPT.limit = count
 
 
 def new_clip(config: dict, precision: str) -> CLIP:

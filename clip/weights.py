@@ -8,7 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.download import TransferError, WrongFile, transfer
 from common.errors import one_line
-from common.files import checksum, replacing
+from common.files import checksum, identity, replacing
 
 from .archive import BLOCK, MAX_READ, MAX_TENSORS, Archive, WeightFile, converted
 from .errors import ClipError
@@ -47,13 +47,19 @@ SMALL = Path(__file__).with_name("small.safetensors")
 SMALL_SHA256 = "38960b9b0791fc9d197707415e072283c59360db4bdaa2b2ff2ec434923956f9"
 
 
+@lru_cache(maxsize=8)
+def sha256(file: tuple) -> str:
+    """The SHA-256 of the file with this `identity`, which is read once in a process."""
+    return checksum(Path(file[0]))
+
+
 def small_file() -> Path:
     """The verified weight file of the backbone `small`.
 
     Raises:
         ClipError: the file is missing, or its SHA-256 is wrong.
     """
-    if not SMALL.is_file() or checksum(SMALL) != SMALL_SHA256:
+    if not SMALL.is_file() or sha256(identity(SMALL)) != SMALL_SHA256:
         what = "is damaged (its SHA-256 differs)" if SMALL.is_file() else "is missing"
         remedy = f"restore it with `git checkout -- {SMALL.parent.name}/{SMALL.name}`"
         raise ClipError(f"{SMALL} {what}", remedy, SMALL)
@@ -74,7 +80,7 @@ def openai_file(name: str, cache: str | None = None) -> Path:
     path = Path(cache or CACHE).expanduser() / os.path.basename(url)
     expected = url.split("/")[-2]
     if path.is_file():
-        if checksum(path) == expected:
+        if sha256(identity(path)) == expected:
             return path
         print(f"{path} is not the published file (its SHA-256 differs): downloading it again")
     try:

@@ -31,6 +31,7 @@ gc.disable()  # while the tests are imported, with libraries of a million object
 
 def pytest_collection_finish(session):
     gc.freeze()
+    gc.set_threshold(10_000)  # collections take seconds of a suite that leaves little garbage
     gc.enable()
 
 
@@ -71,21 +72,35 @@ def random_seed(request):
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
     """Caches of the tests' own, and one thread: small models gain nothing from more, and forks need it."""
+    from clip import keep_backbones
+
     torch.set_num_threads(1)
+    keep_backbones(3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.fixture(scope="session")
-def backbones(tmp_path_factory):
+def shared(tmp_path_factory):
+    """`shared(name)` -> a folder that all processes of the tests have in common."""
+
+    def shared(name: str) -> Path:
+        own = tmp_path_factory.getbasetemp()
+        folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def backbones(shared):
     """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written once for each size."""
     from clip.random_weights import random_clip
     from common.files import replacing
 
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "backbones"  # one for all processes
-    folder.mkdir(exist_ok=True)
+    folder = shared("backbones")
 
     def file(image_size=64, patch_size=16, vision_layers=4, text_layers=4, vision_width=768, text_width=512, embed=512):
         key = (image_size, patch_size, vision_layers, text_layers, vision_width, text_width, embed)
@@ -336,11 +351,11 @@ def prepare_fails(prepare):
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """A data folder with the demo's set in it; others draw themselves there."""
+def drawn(shared):
+    """A data folder with the demo's set in it, `small_objects`; others draw themselves there."""
     from datasets.small_world import SmallObjects
 
-    root = tmp_path_factory.mktemp("data")
+    root = shared("drawn")
     SmallObjects.prepare(root / "small_objects")
     return root
 

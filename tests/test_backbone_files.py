@@ -19,7 +19,7 @@ from torch import nn
 from weight_files import SECONDS, SIZES, refused, save_as_openai
 
 import clip
-from clip import weights
+from clip import building, weights
 from clip.building import Draw, state_after
 from clip.random_weights import random_clip
 from common.start import ROOT
@@ -131,12 +131,60 @@ def test_a_second_loading_from_the_same_seed_draws_nothing(half, tmp_path, monke
     counts, repeat = [], Draw.repeat
     monkeypatch.setattr(Draw, "repeat", lambda draw: (counts.append(1), repeat(draw)))
     state_after.cache_clear()
+    monkeypatch.setattr(building, "KEPT", building.Keeper())
     drawn = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         clip.load_backbone(str(tmp_path / "vit.pt"))
         drawn.append(len(counts))
     assert drawn == [drawn[0], drawn[0], 2 * drawn[0]] and drawn[0] > 0
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """What a process keeps, at first nothing."""
+    monkeypatch.setattr(building, "KEPT", building.Keeper())
+    clip.keep_backbones(1)
+    return building.KEPT.models
+
+
+def test_a_kept_backbone_is_copied_and_not_read_again(half, kept, tmp_path, monkeypatch):
+    file = tmp_path / "vit.pt"
+    torch.save(half.state_dict(), file)
+    torch.manual_seed(3)
+    first, after = clip.load_backbone(str(file)), torch.get_rng_state()
+    expected = features(first)
+    first.visual.proj.data.zero_()  # what a run does with its model
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "read_state_dict", None)
+        for _ in range(2):
+            torch.manual_seed(3)
+            second = clip.load_backbone(str(file))
+            assert torch.equal(torch.get_rng_state(), after)
+            assert not second.training and not any(weight.requires_grad for weight in second.parameters())
+            assert torch.equal(features(second), expected)
+            second.visual.proj.data.zero_()
+    assert clip.load_backbone(str(file), "fp16").dtype == torch.float16  # built, as the precision is another
+    assert len(kept) == 1
+
+
+def test_a_kept_backbone_is_not_used_once_its_file_changes(half, kept, tmp_path):
+    file, state = tmp_path / "vit.pt", half.state_dict()
+    torch.save(state, file)
+    clip.load_backbone(str(file))
+    state["visual.proj"] = state["visual.proj"] + 1
+    torch.save(state, file)
+    assert torch.equal(clip.load_backbone(str(file)).visual.proj, state["visual.proj"].float())
+    file.unlink()
+    with pytest.raises(clip.ClipError, match="does not exist"):
+        clip.load_backbone(str(file))
+
+
+def test_nothing_is_kept_unless_asked_for(half, monkeypatch, tmp_path):
+    monkeypatch.setattr(building, "KEPT", building.Keeper())
+    torch.save(half.state_dict(), tmp_path / "vit.pt")
+    clip.load_backbone(str(tmp_path / "vit.pt"))
+    assert not building.KEPT.models
 
 
 # ---------------------------------------------------------------- faults

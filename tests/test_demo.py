@@ -18,10 +18,10 @@ from trainers import PromptTrainer
 def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, capsys):
     output = tmp_path / "demo"
     root = tmp_path / "data"
-    shutil.copytree(drawn, root)
+    shutil.copytree(drawn / "small_objects", root / "small_objects")
     monkeypatch.setattr(
         "sys.argv",
-        ["demo", "--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "2"],
+        ["demo", "--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "1"],
     )
     demo.main()
     summary = json.loads((output / "summary.json").read_text())
@@ -48,7 +48,7 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_failed_runs_are_reported(drawn, tmp_path, monkeypatch, capsys):
     image = tmp_path / "data/small_objects/images"
-    shutil.copytree(drawn, tmp_path / "data")
+    shutil.copytree(drawn / "small_objects", tmp_path / "data/small_objects")
     for file in image.glob("*/train_00.png"):
         file.write_bytes(b"no image")
     argv = ["demo", "--output", str(tmp_path / "demo"), "--root", str(tmp_path / "data"), "--methods", "CoOp"]

@@ -212,6 +212,12 @@ def found(command, tmp_path):
     return found
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """For tests of figures: the command takes a third of the time."""
+    monkeypatch.setattr("experiments.inspection.page.draw", lambda content, folder: [])
+
+
 def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
     content, output = found(finished("MPL"), "--images", photos)
     names = ["schedule", "attention", "geometry", "added", "rollout", "features"]
@@ -237,7 +243,7 @@ def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
             assert total == pytest.approx(1, abs=1e-5)
 
 
-def test_features_are_marked_by_folder_or_by_predicted_class(finished, found, photos):
+def test_features_are_marked_by_folder_or_by_predicted_class(finished, found, without_pictures, photos):
     content, _ = found(finished("CoOp"), "--images", photos)
     assert content["features"]["marks_are"] == "folders" and "below" in content["features"]["marks"]
     files = [photos / name for name in ("a.jpg", "b.png", "d.webp")]
@@ -256,7 +262,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize("method", ["VPT", "CoCoOp", "ZeroshotCLIP", *SLOW])
-def test_every_method_can_be_inspected(method, finished, found, photos):
+def test_every_method_can_be_inspected(method, finished, found, without_pictures, photos):
     names = ["--classes", "red", "green field", "blue lake"]
     content, _ = found(finished(method), "--images", photos / "a.jpg", "--topk", 2, *names)
     assert content["images"] == 1 and content["features"] is None
@@ -307,7 +313,7 @@ def test_a_resnet_has_words_and_no_attention(tmp_path, photos):
     assert (content["layers"], content["rollout"], content["images"]) == ([], [], 1)
 
 
-def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path):
+def test_unreadable_images_are_reported_and_skipped(finished, command, without_pictures, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
     (tmp_path / "bad.jpg").write_text("no image")
     os.mkfifo(tmp_path / "pipe.png")

@@ -174,7 +174,7 @@ def test_drawing_again_is_byte_identical(few, tmp_path):
 
 
 def test_damaged_split_is_drawn_again_after_deletion(drawn, tmp_path):
-    shutil.copytree(drawn, tmp_path / "data")
+    shutil.copytree(drawn / "small_objects", tmp_path / "data/small_objects")
     (tmp_path / "data/small_objects/split.json").write_text("{")
     with pytest.raises(DatasetError, match="is damaged") as caught:
         SmallObjects(cfg_of("SmallObjects", tmp_path / "data"))
@@ -182,7 +182,7 @@ def test_damaged_split_is_drawn_again_after_deletion(drawn, tmp_path):
 
 
 def test_missing_image_is_reported_with_its_remedy(drawn, tmp_path):
-    shutil.copytree(drawn, tmp_path / "data")
+    shutil.copytree(drawn / "small_objects", tmp_path / "data/small_objects")
     image = next(tmp_path.glob("data/small_objects/images/*/test_00.png"))
     image.unlink()
     with pytest.raises(DatasetError) as caught:

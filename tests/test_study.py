@@ -224,16 +224,16 @@ def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_failed_run_does_not_stop_the_others(write, tmp_path, monkeypatch, capsys):
+def test_failed_run_does_not_stop_the_others(write, drawn, monkeypatch, capsys):
     """The prompts of one method are missing; zero-shot CLIP needs none."""
     file = write(
         trainers={"CoOp": "small", "ZeroshotCLIP": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1],
-        root=str(tmp_path / "data"),
+        root=str(drawn),
     )  # fmt: skip
     coop, zero_shot = load(file).sequences()
     finish(coop[0], 50.0)
     (coop[0].folder / "config.yaml").write_text("DATASET: {NUM_SHOTS: 16}\n")
-    monkeypatch.setattr("sys.argv", ["study", "run", str(file), "--workers", "2"])
+    monkeypatch.setattr("sys.argv", ["study", "run", str(file), "--workers", "1"])
     with pytest.raises(SystemExit) as caught:
         command.main()
     assert caught.value.code == 1

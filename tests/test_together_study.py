@@ -95,8 +95,8 @@ def test_another_value_of_the_key_is_refused(study_file):
 
 @pytest.mark.slow
 def test_a_study_of_seeds_together_has_the_figures_of_one_without(study_file):
-    quick = {"OPTIM.MAX_EPOCH": 2, "DATALOADER.NUM_WORKERS": 0}
-    trainers = {name: {"config": "small", "overrides": quick} for name in ("CoOp", "MPL", "ZeroshotCLIP")}
+    quick = {"OPTIM.MAX_EPOCH": 1, "DATALOADER.NUM_WORKERS": 0}
+    trainers = {name: {"config": "small", "overrides": quick} for name in ("MPL", "ZeroshotCLIP")}
     together, alone = (
         load(study_file(name, trainers=trainers, seeds=[1, 2], **key))
         for name, key in (("together", {"together": "seeds"}), ("alone", {}))
@@ -104,7 +104,7 @@ def test_a_study_of_seeds_together_has_the_figures_of_one_without(study_file):
     for study in (together, alone):
         assert execute_runs(study.sequences(), LocalExecutor(1), "study") == {}
     a, b = figures(together), figures(alone)
-    assert a.keys() == b.keys() and len(a) == 12
+    assert a.keys() == b.keys() and len(a) == 8
     for folder, figure in a.items():
         assert abs(figure["accuracy"] - b[folder]["accuracy"]) <= 1.0, folder  # a prediction or two, of rounding
         assert figure["n_test"] == b[folder]["n_test"]

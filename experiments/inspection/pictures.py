@@ -42,6 +42,7 @@ def draw(content: Content, folder: Path) -> list[tuple[Picture, Path]]:
             for kind in ("png", "svg"):
                 with replacing(folder / f"{picture.name}.{kind}") as partial:
                     save(figure, partial, kind)
+                figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
             drawn.append((picture, folder / f"{picture.name}.svg"))
     return drawn
 

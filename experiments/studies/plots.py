@@ -51,6 +51,7 @@ def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterat
             kind = file.suffix[1:]
             with replacing(file) as partial:
                 figure.savefig(partial, format=kind, dpi=150, metadata=UNDATED.get(kind))
+            figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
         plt.close(figure)
         yield picture, files
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clip import keep_backbones
 from common.files import write_text
 
 from ..arguments import parse_arguments
@@ -80,6 +81,7 @@ def serve(connection: Connection, threads: int) -> None:
 def init_worker(threads: int) -> None:
     """Prepare a process that the main process controls: it ignores Ctrl-C and never outlives the main process."""
     torch.set_num_threads(threads)
+    keep_backbones(1)  # its runs often have the same
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=exit_with_parent, daemon=True).start()

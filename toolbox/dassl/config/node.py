@@ -209,14 +209,14 @@ def _read_config(path, parents=(), files=None):
     """
     files = [] if files is None else files
     files.append(path)
-    chain = (*parents, os.path.realpath(path))
-    if chain[-1] in parents:
+    own, tree, sources = _mapping(read_text(path), path), {}, {}
+    bases = own.pop(BASE_KEY, None) or []
+    chain = (*parents, path)
+    if any(os.path.samefile(path, parent) for parent in parents):
         names = " -> ".join(map(os.path.basename, chain))
         raise UsageError(f"config files include each other ({names}): drop a {BASE_KEY}")
     if len(files) > MAX_FILES:
         raise UsageError(f"{files[0]} includes more than {MAX_FILES} files: drop some of {BASE_KEY}")
-    own, tree, sources = _mapping(read_text(path), path), {}, {}
-    bases = own.pop(BASE_KEY, None) or []
     for base in bases if isinstance(bases, list) else [bases]:
         if not Text().accepts(base):
             raise UsageError(f"{BASE_KEY} in {path} is {shown(base)}: give the path of a file, or a list of paths")
