@@ -51,10 +51,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores for this process: some tests wait for other processes."""
+    """As many as there are cores for this process: with more they wait for each other's memory."""
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(given) if given else cores + 1
+    return int(given) if given else cores
 
 
 def pytest_report_header(config):

@@ -18,7 +18,7 @@ from experiments.studies.study_file import load
 NO_RAY = "Ray is not installed: pip install -r requirements-cluster.txt"
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_f
     monkeypatch.setitem(sys.modules, "ray", None)  # makes `import ray` fail
     used = []
     monkeypatch.setattr(executor, "execute_runs", lambda sequences, chosen, title: used.append(chosen))
-    file = str(study_file("local"))
+    file = str(study_file("local", datasets=["small_objects"]))
     command.main(["run", file])
     assert [type(executor) for executor in used] == [LocalExecutor]
     with pytest.raises(UsageError, match="pip install -r requirements-cluster.txt"):

@@ -16,7 +16,7 @@ import yaml
 
 from common.start import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
+pytestmark = pytest.mark.slow
 
 
 def blocks(file: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from clip import tokenize
+from clip import keep_backbones, load_backbone, tokenize
 from common.version import source
 from experiments.environment import environment
 
@@ -82,6 +82,8 @@ def set_up(scratch: Path) -> None:
             import_module(name)
     environment(), source()  # they start processes, once
     tokenize(["a photo"])
+    keep_backbones(1)
+    load_backbone(str(scratch / "base/tiny.pt"))
     open_clip.add_model_config(scratch / "base/ViT-tiny.json")
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about objects in checkpoints and twice the same name in archives
