@@ -236,19 +236,19 @@ def command(ended):
 def finished(eurosat, deep, tmp_path_factory):
     """`finished("MPL", "base", KEY, VALUE, ...)` -> the output folder of a finished run, made once.
 
-    `tests` is the folder of a run whose prompts it tests, without training.
+    `tests` is the folder of a run whose prompts it tests, without training. `backbone` is by default `deep`.
     """
     from learned import train_run
 
     root, done = tmp_path_factory.mktemp("runs"), {}
 
-    def finished(method, classes="base", *overrides, tests=None):
-        key = str((method, classes, overrides, tests))
+    def finished(method, classes="base", *overrides, tests=None, backbone=deep):
+        key = str((method, classes, overrides, tests, backbone))
         if key not in done:
             options = ["--eval-only", "--model-dir", tests] if tests else []
             done[key] = root / str(len(done))
             overrides = ("DATASET.SUBSAMPLE_CLASSES", classes, *overrides)
-            train_run(done[key], eurosat, deep, method, *overrides, options=options)
+            train_run(done[key], eurosat, backbone, method, *overrides, options=options)
         return done[key]
 
     return finished

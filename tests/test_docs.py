@@ -146,10 +146,16 @@ def test_generic_scripts_run_the_method(call, copy):
     call("scripts/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
     done = call("scripts/base2new_test.sh", "Growing", "small_land", 1, **out)
     assert "Harmonic mean" in done.stdout
+    assert len(list((copy / "out/scripts").rglob("results.json"))) == 2
+
+
+@pytest.mark.thorough
+def test_the_other_generic_scripts_run_the_method(call, copy):
+    out = {"OUT": "out/others"}
     call("scripts/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1", **out)
     call("scripts/xd_train.sh", "Growing", "small_land", 1, 1, **out)
     call("scripts/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
-    assert len(list((copy / "out/scripts").rglob("results.json"))) == 5
+    assert len(list((copy / "out/others").rglob("results.json"))) == 3
 
 
 def test_study_tables_plots_and_report_have_the_method(call, copy):

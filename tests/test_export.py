@@ -15,19 +15,21 @@ from clip import load_backbone
 from experiments.inference import export, programs
 from trainers.classifier import PromptedClassifier
 
-OTHERS = "CoOp", "MMRL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
-THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS]
+METHODS = "CoOp", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
+THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name in METHODS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["MPL", *THOROUGH])
-def test_onnx_and_torch_export_agree_with_predict(method, finished, command, deep, eurosat, tmp_path):
-    images = list(images_of(eurosat, range(6)))
-    folder = tmp_path / "exported/deeper"
-    done = command(export, finished(method), "--to", folder, "--onnx", "--torch", "--images", *images)
+@pytest.mark.parametrize(("size", "method", "settings"), [("tiny", "MPL", ("TRAINER.MPL.PROMPT_DEPTH", 3)), *THOROUGH])
+def test_onnx_and_torch_export_agree_with_predict(
+    size, method, settings, finished, command, request, eurosat, tmp_path
+):
+    images, backbone = list(images_of(eurosat, range(6))), request.getfixturevalue(size)
+    folder, run = tmp_path / "exported/deeper", finished(method, "base", *settings, backbone=backbone)
+    done = command(export, run, "--to", folder, "--onnx", "--torch", "--images", *images)
     assert done.status == 0, done.errors
     assert len(re.findall(r"largest difference of a logit on 24 images: (\S+)", done.printed)) == 2
-    classifier = PromptedClassifier.from_folder(folder, str(deep))
+    classifier = PromptedClassifier.from_folder(folder, str(backbone))
     expected = classifier.logits(images)
     pixels = torch.stack([classifier.transform(classifier.read(image)) for image in images])
     session = onnxruntime.InferenceSession(folder / "model.onnx")
@@ -39,7 +41,7 @@ def test_onnx_and_torch_export_agree_with_predict(method, finished, command, dee
     assert json.loads(extra["class_names"]) == classifier.class_names
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
     assert onnx.load(folder / "model.onnx").opset_import[0].version == programs.OPSET
-    rows = rows_of(command, finished(method), *images, "--topk", 1)
+    rows = rows_of(command, run, *images, "--topk", 1)
     top = expected.softmax(dim=1).max(dim=1)
     assert [row["top"][0]["class"] for row in rows] == [classifier.class_names[index] for index in top.indices]
     assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.values.tolist(), abs=1e-4)

@@ -117,7 +117,7 @@ def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
-    argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 40, config="vit_b16_ep50_ctxv1")
+    argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 10, config="vit_b16_ep50_ctxv1")
     processes = ranks(2, argv)
     wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
     processes[victim].send_signal(signal.SIGKILL)
