@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from dassl.engine import TRAINER_REGISTRY
@@ -11,6 +12,7 @@ from PIL import Image
 from common.errors import UsageError
 from experiments import configs, demo
 from experiments.session import cli_main
+from experiments.studies.spec import Study
 from trainers import PromptTrainer
 
 
@@ -19,6 +21,7 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     output = tmp_path / "demo"
     root = tmp_path / "data"
     shutil.copytree(drawn / "small_objects", root / "small_objects")
+    monkeypatch.setattr(demo, "Study", partial(Study, shots=(4,)))  # to save time
     monkeypatch.setattr(
         "sys.argv",
         ["demo", "--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "1"],

@@ -22,7 +22,7 @@ def out_of_memory():
 
 
 def in_a_worker():
-    list(DataLoader(Killed(), num_workers=1))
+    list(DataLoader(Killed(), num_workers=1, timeout=1))  # it looks for the process after that time
 
 
 class Killed(torch.utils.data.Dataset):
