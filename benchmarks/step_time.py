@@ -3,7 +3,8 @@
     python benchmarks/step_time.py --trainer MPL --classes 5 50 200 --batch 4 --json step_time.json
 
 The two forms run in turn, each time in a fresh process, on random weights of ViT-B/16's size and random images, under
-the paper's settings of the method. Reported is the median of the steps, of which there are fewer the longer they take.
+the paper's settings of the method (with `--backbone small`, those of its small.yaml). Reported is the median of the
+steps, of which there are fewer the longer they take.
 `share` is how much of the machine's own speed the fast form reaches: the floating-point operations that it needs
 (torch's counter), over its time, over the speed of a product of two 2048 x 2048 matrices measured in the same process.
 """

@@ -39,7 +39,7 @@ with required_packages():
     from trainers import methods
 
 DATASET = "small_objects"  # draws itself
-SHARED = {"cache": "cache", "together": "seeds", "bf16": ""}  # what a study's runs can have, and the keys' values
+SHARED = {"cache": "cache", "together": "seeds", "bf16": ""}  # the keys of a study that save time, and their values
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -104,7 +104,7 @@ def backbone_file(name: str) -> Path:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name stands for published weights, and not for a file of this machine."""
+    """Whether the weights of a name are published ones, and not a file of this machine."""
     return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
 
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock, Transformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
 
@@ -42,19 +42,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
 def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """`F.scaled_dot_product_attention`, whose own gradient takes two to five times as long in bf16 on a CPU.
 
-    A mask is True where a query reads a key.
+    A mask is True where a query reads a key. With more than 32 keys the scores are rounded to bf16; in an evaluation,
+    which needs no gradient, they are not.
     """
-    if k.shape[-2] <= 32:  # as fast as products, and more precise
+    if k.shape[-2] <= 32:  # as fast as products
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1) @ v
 
 
-def layer_norm(norm: LayerNorm, x: Tensor) -> Tensor:
+def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """The module's output, in the type of `x`; it computes in fp32."""
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # whose kernel does so without a copy in fp32
         return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(x.dtype)

@@ -193,9 +193,13 @@ class Keeper:
         return deepcopy(model)
 
     def put(self, key: tuple, model: CLIP, draws: Recorded) -> None:
+        self.shrink(self.limit - 1)  # before the copy needs memory
         if self.limit:
             self.models[key] = deepcopy(model), draws
-        while len(self.models) > self.limit:
+
+    def shrink(self, count: int) -> None:
+        """Keep at most `count` of them."""
+        while len(self.models) > max(0, count):
             self.models.popitem(last=False)
 
 
@@ -205,6 +209,7 @@ KEPT = Keeper()
 def keep_backbones(count: int) -> None:
     """From now on, keep the `count` backbones in memory that this process loads last."""
     KEPT.limit = count
+    KEPT.shrink(count)
 
 
 def new_clip(config: dict, precision: str) -> CLIP:

@@ -53,6 +53,6 @@ def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object]
 
 
 def identity(path: Path) -> tuple:
-    """What changes as soon as anybody replaces the file or writes to it."""
+    """Its real path and facts that change as soon as anybody replaces the file or writes to it."""
     status = os.stat(path)
-    return os.path.abspath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

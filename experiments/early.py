@@ -1,4 +1,4 @@
-"""What is checked before torch is imported, which takes seconds: the folders that a run needs."""
+"""Checks before torch is imported, which takes seconds: the folders that a run needs."""
 
 import argparse
 import os

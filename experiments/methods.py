@@ -1,4 +1,4 @@
-"""What a study and the command line ask of a method, without the seconds that importing the methods takes."""
+"""Facts about methods for studies and the command line, without the seconds that importing the methods takes."""
 
 import ast
 import sys

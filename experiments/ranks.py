@@ -246,7 +246,7 @@ def settings_of(cfg: "CfgNode") -> dict[str, object]:
 
 
 def facts_of(trainer: Any) -> dict[str, object]:
-    """Everything that all ranks must have built alike."""
+    """Everything that must be equal on all ranks."""
     from clip.digest import digest
 
     return {

@@ -1,4 +1,4 @@
-"""What a machine can run out of, memory and open files, as errors of one line."""
+"""Shortages of a machine, of memory and open files, as errors of one line."""
 
 import errno
 import re
@@ -52,7 +52,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def allow_open_files(workers: int) -> None:
-    """Raise the limit of open files as far as the data loaders need. A worker that lacks them would wait for ever.
+    """Raise the limit of open files as far as the data loaders need. A worker without them would never end.
 
     Args:
         workers: processes of a data loader.

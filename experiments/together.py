@@ -73,7 +73,7 @@ def train_together(runs: Sequence[Namespace], wait: bool = False) -> list[BaseEx
         wait: wait for another run in the same output folder.
 
     Returns:
-        what each run raised, or None.
+        the error of each run, or None.
     """
 
     def execute(run: Namespace, member: Member | None = None) -> None:

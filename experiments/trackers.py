@@ -65,7 +65,7 @@ class Wandb:
         self.run.log({tag: value, "batch" if tag.startswith("train/") else "epoch": global_step})
 
     def close(self) -> None:
-        """The run goes on until `finish`."""
+        """The run stays open until `finish`."""
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
         if results is not None:
@@ -96,7 +96,7 @@ class MLflow:
         self.client.log_metric(self.run, tag, float(value), step=global_step)
 
     def close(self) -> None:
-        """The run goes on until `finish`."""
+        """The run stays open until `finish`."""
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
         for key, value in (results or {}).items():

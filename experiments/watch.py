@@ -1,4 +1,4 @@
-"""What the ranks of a run know of one another: which of them has ended, and why."""
+"""The facts that ranks of a run know of one another: which of them has ended, and why."""
 
 import json
 import os

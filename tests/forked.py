@@ -32,7 +32,7 @@ sys.exit(128 - status if status < 0 else status)
 
 @contextmanager
 def forking_python(folder: Path) -> Iterator[Path]:
-    """The path of such a `python`; its files lie in an existing folder."""
+    """The path of such a `python`; its files are in an existing folder."""
     address, program = str(folder / "socket"), folder / "python"
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)

@@ -142,7 +142,7 @@ def test_a_second_loading_from_the_same_seed_draws_nothing(half, tmp_path, monke
 
 @pytest.fixture
 def kept(monkeypatch):
-    """What a process keeps, at first nothing."""
+    """The backbones that a process keeps, at first none."""
     monkeypatch.setattr(building, "KEPT", building.Keeper())
     clip.keep_backbones(1)
     return building.KEPT.models
@@ -154,7 +154,7 @@ def test_a_kept_backbone_is_copied_and_not_read_again(half, kept, tmp_path, monk
     torch.manual_seed(3)
     first, after = clip.load_backbone(str(file)), torch.get_rng_state()
     expected = features(first)
-    first.visual.proj.data.zero_()  # what a run does with its model
+    first.visual.proj.data.zero_()  # a run may change its model
     with monkeypatch.context() as patch:
         patch.setattr(building, "read_state_dict", None)
         for _ in range(2):

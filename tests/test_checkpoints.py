@@ -255,7 +255,7 @@ def test_damaged_text_file_does_not_hide_the_newest_checkpoint(name, trained, mp
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "integers"])
-def test_prompts_that_are_not_finite_are_refused_by_name(value, trained, mpl, tmp_path):
+def test_prompts_with_nan_or_infinity_are_refused_by_name(value, trained, mpl, tmp_path):
     shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
     file = tmp_path / "run" / FOLDER / "model.pth.tar-1"
     checkpoint = torch.load(file, weights_only=True)
@@ -279,7 +279,7 @@ def same(one, other):
 
 
 def test_mutated_checkpoints_are_refused_in_one_line_or_sound(trained, mpl, tmp_path):
-    """What a checkpoint says beside its tensors changes at random places; an evaluation that accepts it runs."""
+    """The facts beside the tensors of a checkpoint change at random places; an evaluation that accepts it runs."""
     shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
     file = tmp_path / "run" / FOLDER / "model.pth.tar-1"
     whole = torch.load(file, weights_only=True)

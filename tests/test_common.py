@@ -18,7 +18,7 @@ from common.start import required_packages
         (("is damaged", "delete it", "a/b.yaml"), "a/b.yaml: is damaged: delete it"),
     ],
 )
-def test_usage_error_is_one_line_of_where_what_and_remedy(arguments, text):
+def test_usage_error_prints_where_what_and_remedy_in_a_line(arguments, text):
     error = UsageError(*arguments)
     assert str(error) == text
 
@@ -62,7 +62,7 @@ def test_checksum_is_hexadecimal(tmp_path):
     assert blocks == [3]
 
 
-def test_missing_package_is_one_line_and_status_2(capsys):
+def test_missing_package_ends_in_a_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as stop, required_packages():
         import no_such_package  # noqa: F401
     assert stop.value.code == 2

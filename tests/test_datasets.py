@@ -89,7 +89,7 @@ def test_missing_folders_are_reported_with_the_command_to_get_them(name, load, t
 
 
 @pytest.mark.parametrize("kind", ["named pipe", "folder", "device"])
-def test_image_that_is_not_a_regular_file_is_refused_before_training(kind, load, tmp_path):
+def test_special_file_as_an_image_is_refused_before_training(kind, load, tmp_path):
     build_tree("dtd", tmp_path)
     path = Path(load("dtd").train_x[-1].impath)
     path.unlink()

@@ -69,7 +69,7 @@ def refused(done, folder: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["--onnx", "--torch", "--weights"])
-def test_text_that_depends_on_the_image_is_not_exported(form, finished, command, tmp_path):
+def test_text_depending_on_the_image_is_not_exported(form, finished, command, tmp_path):
     done = command(export, finished("CoCoOp"), "--to", tmp_path / "out", form)
     refused(done, tmp_path, "the text features of CoCoOp depend on the image", "tools/predict.py")
 

@@ -92,7 +92,7 @@ def test_texts_with_shared_context_and_deep_prompts(clip, texts, data):
 
 @EXAMPLES
 @given(texts=texts(), of=st.sampled_from(["all", "class", "image"]), data=st.data())
-def test_deep_prompts_that_differ_by_class(clip, texts, of, data):
+def test_deep_prompts_of_each_class(clip, texts, of, data):
     names, n_ctx, ids = texts
     ctx = leaf(*{"all": (), "class": (len(names),), "image": (2, 1)}[of], n_ctx, WIDTH)
     deep = data.draw(edits(n_ctx, sequences=len(names)))
@@ -102,7 +102,7 @@ def test_deep_prompts_that_differ_by_class(clip, texts, of, data):
 
 @EXAMPLES
 @given(texts=texts(), of=st.sampled_from(["image", "image and class"]), data=st.data())
-def test_deep_prompts_that_differ_by_image(clip, texts, of, data):
+def test_deep_prompts_of_each_image(clip, texts, of, data):
     names, n_ctx, ids = texts
     of = (2, len(names)) if of == "image and class" else (2, 1)
     ctx, deep = leaf(*of, n_ctx, WIDTH), data.draw(edits(n_ctx, sequences=len(names)))
@@ -192,7 +192,7 @@ def test_layout_is_computed_once_for_each_text():
     assert layout_of(replace(prompts, ctx=torch.zeros(1, WIDTH))) is not layout
 
 
-def test_gradients_of_a_prefix_that_many_classes_share_are_added_up_precisely(clip):
+def test_gradients_of_a_prefix_shared_by_many_classes_are_added_up_precisely(clip):
     """In bf16, adding 1,000 classes one by one stops when the sum is some hundred times what is added."""
     half = deepcopy(clip).to(torch.bfloat16)
     for module in half.modules():

@@ -44,19 +44,19 @@ def test_source_of_a_method_is_read_once_for_all_runs_of_a_study(study_file, mon
     "body",
     ["learns = not True", "config_folder = 'A' + 'B'", "@classmethod\n    def section(cls): return 'X'"],
 )
-def test_facts_that_are_computed_are_not_read_from_the_source(body, monkeypatch):
+def test_computed_facts_are_not_read_from_the_source(body, monkeypatch):
     (node,) = ast.parse(f"class Mine(CoOp):\n    {body}").body
     monkeypatch.setitem(methods.classes(), "Mine", node)
     assert not methods.is_plain("Mine")
 
 
-def test_facts_with_types_and_of_the_class_that_a_method_extends(monkeypatch):
+def test_facts_with_types_and_of_an_extended_class(monkeypatch):
     (node,) = ast.parse("class Mine(ZeroshotCLIP):\n    transfers: ClassVar[bool] = False").body
     monkeypatch.setitem(methods.classes(), "Mine", node)
     assert methods.from_source("Mine") == methods.Method("Mine", False, False, "Mine", "MINE")
 
 
-def test_status_imports_nothing_that_takes_seconds(study_file, tmp_path):
+def test_status_imports_nothing_slow(study_file, tmp_path):
     code = QUICK.format(file=str(study_file("status")))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -87,7 +87,7 @@ def expected(build, method="CoOp", *options, **how) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", sorted(OWN))
-def test_methods_whose_image_tower_has_no_prompts_read_each_image_once(method, build, deep, read_images, kept):
+def test_methods_without_vision_prompts_read_each_image_once(method, build, deep, read_images, kept):
     computed = expected(build, method, backbone=deep)
     assert torch.equal(logits_of(build(method, backbone=deep)), computed)
     read_images.clear()
@@ -170,7 +170,7 @@ def flipped_batch(self, batch):
     ],
     ids=["adapter", "model", "inference", "batch"],
 )
-def test_new_method_that_reads_images_in_its_own_way_gets_its_own_features(own, files, register, build, kept):
+def test_new_method_with_its_own_reading_of_images_gets_its_own_features(own, files, register, build, kept):
     register(type("Mine", (CoOp,), own))
     logits_of(build("CoOp"))
     for _ in range(2):
@@ -181,7 +181,7 @@ def test_new_method_that_reads_images_in_its_own_way_gets_its_own_features(own, 
     assert len(kept()) == files
 
 
-# What a file depends on
+# The facts that a file depends on
 
 
 def change_an_image(root):
@@ -366,7 +366,7 @@ def test_features_beyond_the_limit_only_cost_time(build, kept, capsys):
     assert "raise CACHE_GB" in capsys.readouterr().out and not kept()
 
 
-def test_folder_that_cannot_be_written_only_costs_time(build, tmp_path, capsys):
+def test_unusable_folder_only_costs_time(build, tmp_path, capsys):
     folder = tmp_path / "closed/cache"
     trainer = build("CoOp", "CACHE", str(folder))
     folder.parent.write_text("a file, since the start of the run")

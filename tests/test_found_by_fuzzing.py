@@ -84,7 +84,7 @@ def test_results_out_of_range_are_refused(key, value, tmp_path):
         read_results(tmp_path)
 
 
-def test_log_that_never_ends_is_refused(tmp_path, monkeypatch, capsys):
+def test_endless_log_is_refused(tmp_path, monkeypatch, capsys):
     """It filled the memory."""
     (tmp_path / "seed1").mkdir()
     (tmp_path / "seed1/log.txt").symlink_to("/dev/zero")

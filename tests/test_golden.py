@@ -63,7 +63,7 @@ def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp
     overrides |= {f"OPTIM.{key.upper()}": value for key, value in optimizer.items()}
     overrides |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
     cfg = make_cfg(trainer, tmp_path, backbone, tmp_path / "out", *(x for pair in overrides.items() for x in pair))
-    torch.manual_seed(1)  # what a CLIP's constructor draws is drawn once for all cases
+    torch.manual_seed(1)  # so that the numbers of a CLIP's constructor are drawn for the first case only
     trainer = build_trainer(cfg)
     for name, parameter in trainer.model.named_parameters():
         parameter.data = random_tensor(name, tuple(parameter.shape))

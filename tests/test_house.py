@@ -142,8 +142,8 @@ AFTER_PARSING = [
 
 
 @pytest.mark.parametrize("tool", [*TOOLS, *AFTER_PARSING])
-def test_tool_without_its_packages_names_the_command_that_installs_them(tool, tmp_path):
-    """An interpreter without site-packages stands for one outside the environment."""
+def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_path):
+    """An interpreter without site-packages is like one outside the environment."""
     name, *arguments = tool.split()
     command = [sys.executable, "-S", ROOT / f"tools/{name}.py", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -155,7 +155,7 @@ def test_tool_without_its_packages_names_the_command_that_installs_them(tool, tm
     assert line.startswith("error: the package ") and "`make setup`" in line
 
 
-def test_train_without_its_packages_names_the_command_that_installs_them(tmp_path):
+def test_train_without_its_packages_names_the_command_to_install_them(tmp_path):
     done = subprocess.run([sys.executable, "-S", ROOT / "train.py"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "pip install -r requirements.txt" in done.stderr

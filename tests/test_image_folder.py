@@ -321,7 +321,7 @@ def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_image_that_cannot_be_read_ends_a_run_in_one_line(workers, birds, tiny, tmp_path, launch):
+def test_unreadable_image_ends_a_run_in_one_line(workers, birds, tiny, tmp_path, launch):
     bad = birds / "test/robin/1.jpg"
     argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--eval-only", "--output-dir", tmp_path / "out"]
     argv += ["--backbone", tiny, *SMALL, "DATASET.NAME", "ImageFolder", "DATALOADER.NUM_WORKERS", workers]

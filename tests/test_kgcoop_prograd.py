@@ -132,7 +132,7 @@ def test_loss_scaling_does_not_change_a_step(method, build):
     assert torch.allclose(after[0], after[1024.0], atol=1e-7)
 
 
-def test_scaler_skips_a_step_whose_second_gradient_overflows(build):
+def test_scaler_skips_a_step_if_the_second_gradient_overflows(build):
     trainer = build("ProGrad", "base")
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before, loss = prompts_of(trainer), trainer.loss

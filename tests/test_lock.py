@@ -87,7 +87,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_waiting_run_gets_the_folder_that_the_first_one_removes(tmp_path):
+def test_waiting_run_gets_the_folder_removed_by_the_first_one(tmp_path):
     entered = Event()
 
     def wait():
@@ -125,7 +125,7 @@ def test_file_takes_the_place_of_a_missing_flock(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["file", "link"])
-def test_folder_that_cannot_be_locked_is_refused(what, tmp_path):
+def test_invalid_folder_cannot_be_locked(what, tmp_path):
     if what == "file":
         (tmp_path / "run").write_text("not a folder")
     else:  # whose target would be opened for writing
@@ -162,7 +162,7 @@ def refusal_of(argv):
     return str(refusal.value)
 
 
-def test_failing_start_does_not_touch_a_run_that_starts_meanwhile(launch, meanwhile, eurosat, tiny, tmp_path):
+def test_failing_start_does_not_touch_a_run_started_meanwhile(launch, meanwhile, eurosat, tiny, tmp_path):
     """The second would have been sound; the first one's error used to delete its folder."""
     refused = []
     meanwhile(lambda: refused.append(refusal_of(arguments(eurosat, tiny, tmp_path / "a/run"))))
@@ -171,7 +171,7 @@ def test_failing_start_does_not_touch_a_run_that_starts_meanwhile(launch, meanwh
     assert names(tmp_path) == []
 
 
-def test_interrupted_start_does_not_touch_a_run_that_starts_meanwhile(launch, meanwhile, eurosat, tiny, tmp_path):
+def test_interrupted_start_does_not_touch_a_run_started_meanwhile(launch, meanwhile, eurosat, tiny, tmp_path):
     def second():
         refusal_of(arguments(eurosat, tiny, tmp_path / "run"))
         (tmp_path / "run/file of somebody").write_text("kept")
@@ -203,7 +203,7 @@ def test_all_kinds_of_runs_are_refused(option, launch, eurosat, tiny, tmp_path):
         assert names(tmp_path / "run") == [LOCK, HOLDER]
 
 
-def test_run_that_is_finished_by_the_time_it_gets_the_lock_is_skipped(launch, eurosat, tiny, tmp_path, monkeypatch):
+def test_run_finished_while_another_waits_for_the_lock_is_skipped(launch, eurosat, tiny, tmp_path, monkeypatch):
     argv = arguments(eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1)
     assert launch(*argv).status == 0
     results = tmp_path / "run/results.json"

@@ -71,7 +71,7 @@ def test_missing_yaml_lists_those_there(refused, eurosat, tiny, tmp_path):
         refused(arguments(eurosat, tiny, tmp_path / "out", options=[option, name]), f"no config file {name}: ", near)
 
 
-def test_missing_data_is_reported_without_torch_by_a_command_that_can_be_typed(script, tmp_path):
+def test_missing_data_is_reported_without_torch_with_a_command_to_type(script, tmp_path):
     """It took 13 s and 200 lines of settings."""
     ended, _ = script("mpl/base2new_train.sh", "eurosat", 1, DATA=tmp_path / "none", PYTHON=sys.executable, BACKBONE="")
     assert (ended.returncode, ended.stdout) == (2, "")

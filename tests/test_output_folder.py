@@ -1,6 +1,6 @@
 """The output folder while a run starts: a failing start removes its own files and nothing else.
 
-What a second run in the same folder meets is in test_lock.py.
+A second run in the same folder is tested in test_lock.py.
 """
 
 import pytest

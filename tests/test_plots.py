@@ -201,7 +201,7 @@ def test_few_shot_bands_are_the_spread(summarised):
     assert edges == pytest.approx([cells["mean"] - cells["spread"], cells["mean"] + cells["spread"]])
 
 
-def test_few_shot_grid_of_eleven_datasets_is_that_of_coop(summarised, tmp_path):
+def test_few_shot_grid_of_eleven_datasets_is_as_in_coop(summarised, tmp_path):
     variants = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))
     study = Study(variants, ELEVEN, ("few_shot",), seeds=(1,), shots=(1, 2), output=tmp_path / "eleven")
     finish_all(study)

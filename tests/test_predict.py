@@ -40,7 +40,7 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
 
 
-def test_accuracy_is_that_of_results_json(finished, command, eurosat):
+def test_accuracy_equals_results_json(finished, command, eurosat):
     folder, names = finished("MPL", "base"), images_of(eurosat, range(3))
     rows = rows_of(command, folder, *names, "--topk", 1)
     correct = [row["top"][0]["class"] == names[row["image"]].replace("_", " ") for row in rows]

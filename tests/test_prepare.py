@@ -315,7 +315,7 @@ def test_scripts_prepare_their_dataset_on_request(wanted, tmp_path):
         assert sum(call.startswith("train.py") for call in calls) == 1
 
 
-def test_images_that_a_run_cannot_read_are_found(tmp_path):
+def test_images_unreadable_for_a_run_are_found(tmp_path):
     dataset = downloadable()["dtd"].read(build_tree("dtd", tmp_path).parent)
     Image.new("P", (5, 5)).save(dataset.root / "palette.png")
     Image.new("CMYK", (5, 5)).save(dataset.root / "cmyk.jpg")

@@ -101,7 +101,7 @@ def test_unpacked_images_are_removed_when_a_later_archive_is_refused(prepare_fai
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["named pipe", "folder"])
-def test_image_that_is_not_a_regular_file_blocks_the_preparation(make, prepare, prepare_fails, publish, tmp_path):
+def test_special_file_as_an_image_blocks_the_preparation(make, prepare, prepare_fails, publish, tmp_path):
     shutil.copytree(publish("dtd"), tmp_path / "data/dtd")
     image = sorted((tmp_path / "data/dtd/images").rglob("*.jpg"))[0]
     image.unlink()

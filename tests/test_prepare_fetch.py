@@ -164,13 +164,13 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-5", "1_000", "", "0x10", "7, 7"])
-def test_content_length_that_is_not_a_number_is_ignored(length, server, file, tmp_path):
+def test_invalid_content_length_is_ignored(length, server, file, tmp_path):
     server.faults = [HEAD + f"Content-Length: {length}\r\n\r\n".encode("latin-1") + CONTENT]
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("numbers", ["\u00b2-5/9", f"5-9/{'9' * 5000}", "5-9", "x", "bytes 5-9/10", "-5-9/10"])
-def test_content_range_that_is_not_one_begins_again(numbers, server, file, tmp_path):
+def test_invalid_content_range_begins_again(numbers, server, file, tmp_path):
     (tmp_path / f"{NAME}.partial").write_bytes(CONTENT[:5])
     answer = f"HTTP/1.1 206 Partial\r\nContent-Range: bytes {numbers}\r\n\r\n".encode("latin-1")
     server.faults = [answer + CONTENT[5:]]
@@ -233,7 +233,7 @@ def test_slow_server_is_given_up(part, server, file, tmp_path, impatient):
     assert time.monotonic() - began < 2
 
 
-def test_download_that_takes_too_long_is_given_up(impatient):
+def test_too_slow_download_is_given_up(impatient):
     counter = itertools.count(step=1 << 20)
     with pytest.raises(TransferError, match="it takes longer than 0.0 hours"):
         download.supervise(lambda: time.sleep(1), lambda: next(counter), most=100)

@@ -115,7 +115,7 @@ def with_checksums(content):
     return b"".join(blocks)
 
 
-def test_paths_that_occur_twice_stay_inside_the_limits(tmp_path, monkeypatch):
+def test_repeated_paths_stay_inside_the_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "SPARE", 10_000)
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "archive", "w", 8) as archive:
         for number in range(100):

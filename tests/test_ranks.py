@@ -86,7 +86,7 @@ def test_a_run_resumes_on_another_number_of_ranks(method, count, in_double, deep
         assert each.results == alone.results
 
 
-def test_facts_that_differ_are_refused_on_all_ranks_alike():
+def test_different_facts_are_refused_on_all_ranks():
     def refused(*facts):
         try:
             current_ranks().agree(facts[current_ranks().rank])
@@ -188,7 +188,7 @@ def test_a_linear_probe_is_fitted_on_every_rank_alike(deep, eurosat, tmp_path, m
         assert results == alone[1]
 
 
-def test_a_trainer_that_is_not_a_prompt_method_is_refused():
+def test_an_object_other_than_a_prompt_method_is_refused():
     with pytest.raises(UsageError, match="is not a prompt method"):
         split(object(), Ranks(0, 2))
 
@@ -208,7 +208,7 @@ def test_rows_of_all_ranks_arrive_bit_for_bit(dtype):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
-def test_every_precision_is_that_of_one_rank(precision, deep, eurosat, tmp_path, monkeypatch):
+def test_every_precision_computes_as_on_one_rank(precision, deep, eurosat, tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.base.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
     steps = *STEPS, "TRAINER.MPL.PREC", precision
 

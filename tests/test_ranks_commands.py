@@ -117,7 +117,7 @@ def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
-    argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 10, config="vit_b16_ep50_ctxv1")
+    argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
     processes = ranks(2, argv)
     wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
     processes[victim].send_signal(signal.SIGKILL)
@@ -164,7 +164,7 @@ def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_rank_that_fails_skips_pythons_own_end(begin):
+def test_a_failing_rank_skips_pythons_own_end(begin):
     """Threads of the group would abort it there, now and then: exit status -6 and a line of the C++ library."""
     code = """
 import atexit, os, torch.distributed as dist
@@ -204,7 +204,7 @@ def children(process):
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_port_in_use_is_one_line(arguments, ranks):
+def test_a_port_in_use_ends_in_one_line(arguments, ranks):
     with socket.create_server(("", 0)) as server:
         ended_in_one_line(
             ranks(2, arguments("MPL"), port=server.getsockname()[1], started=1),

@@ -89,14 +89,14 @@ def test_results_of_another_study_are_not_given(zero_shot):
     assert {run.seed for run in failed} == {2} and "holds a run with" in next(iter(failed.values()))
 
 
-def test_runs_that_learn_stay_as_they_are(study_file):
+def test_learning_runs_stay_as_they_are(study_file):
     study = load(study_file("all", seeds=[1, 2]))
     assert evaluated_once(study.sequences()) == study.sequences()
     assert all(run.same_as is None for sequence in evaluated_once(study.sequences()) for run in sequence)
 
 
 @pytest.mark.thorough
-def test_runs_that_share_a_cache_have_the_results_of_runs_without(study_file, tmp_path):
+def test_runs_with_a_shared_cache_have_the_results_of_runs_without(study_file, tmp_path):
     accuracies = []
     for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
         study = load(study_file(output, seeds=[1, 2], **settings))

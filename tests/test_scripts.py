@@ -107,7 +107,7 @@ def test_published_checkpoints_are_tested_by_their_published_command(name, scrip
     assert (parser.method, parser.seeds[0], parser.workers) == (method, 1 if protocol == "few_shot" else 2, 3)
 
 
-def test_several_seeds_are_one_call_of_train_and_a_report_each(script, tmp_path):
+def test_several_seeds_need_one_call_of_train_and_a_report_each(script, tmp_path):
     out, run = tmp_path / "out/base2new", "eurosat/shots_16/CoOp/vit_b16_ep50_ctxv1"
     ended, (call, *reports) = script("base2new_test.sh", "coop", "eurosat", "1 2", 5)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -426,7 +426,7 @@ def test_unknown_dataset_or_cfg(name, script, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mpl/base2new_test.sh", "mpl/xd_test.sh", "coop/eval.sh"])
-def test_untrained_prompts_are_an_error_that_names_the_nearest_folder(name, script, tmp_path):
+def test_error_for_untrained_prompts_names_the_nearest_folder(name, script, tmp_path):
     trained = {
         "mpl/base2new_test.sh": "base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed2",  # SEED differs
         "mpl/xd_test.sh": "crossdataset/eurosat/MPL/vit_b4_c1_add2_rm1_cross_datasets_16shots/seed1",  # SOURCE

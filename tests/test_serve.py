@@ -67,7 +67,7 @@ def test_wrong_class_names_give_a_message(name, page, photo):
     assert bars == [None] * 3
 
 
-def test_a_model_that_takes_no_other_names_leaves_the_bars_of_the_others(finished, photo):
+def test_a_model_with_fixed_names_leaves_the_bars_of_the_others(finished, photo):
     fixed = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
     page = Page(open_models([finished("VPT"), fixed], OPTIONS), NAMES, [])
     message, first, second = page.classify(photo, "a cat\na dog")
@@ -75,7 +75,7 @@ def test_a_model_that_takes_no_other_names_leaves_the_bars_of_the_others(finishe
     assert "leave out the class names" in message["value"]
 
 
-def test_a_file_that_is_not_an_image_gives_a_message_without_the_servers_folders(page, tmp_path):
+def test_a_file_without_an_image_gives_a_message_without_the_servers_folders(page, tmp_path):
     (tmp_path / "bad.jpg").write_text("no image")
     message, *bars = page.classify(str(tmp_path / "bad.jpg"), "red")
     assert "'bad.jpg' is damaged or not a JPEG" in message["value"] and str(tmp_path) not in message["value"]
@@ -118,7 +118,7 @@ def test_ctrl_c_ends_the_server(serve, finished, free_port):
     assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
 
 
-def test_a_port_in_use_is_one_line(serve, finished):
+def test_a_port_in_use_ends_in_one_line(serve, finished):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -239,4 +239,4 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
     for width in (1280, 390):
         tab.set_viewport_size({"width": width, "height": 900})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert {url for url in servers if url and not url.startswith(address.rstrip("/"))} == set()  # nobody else is told
+    assert {url for url in servers if url and not url.startswith(address.rstrip("/"))} == set()  # to nobody else

@@ -215,7 +215,7 @@ def test_key_of_several_types_of_one_method_does_not_loosen_those_of_others(rena
 
 
 @pytest.mark.parametrize(("value", "accepted"), [(True, True), ("a photo", True), (5, False), ([1], False)])
-def test_value_of_a_type_that_the_field_does_not_have_is_refused(value, accepted, renamed):
+def test_value_of_another_type_than_the_field_is_refused(value, accepted, renamed):
     if accepted:
         assert value == renamed.Settings(START=value).START
     else:

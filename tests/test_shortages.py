@@ -1,4 +1,4 @@
-"""What a machine runs out of is said in one line."""
+"""A shortage of the machine is an error of one line."""
 
 import errno
 import resource
@@ -22,7 +22,7 @@ def out_of_memory():
 
 
 def in_a_worker():
-    list(DataLoader(Killed(), num_workers=1, timeout=1))  # it looks for the process after that time
+    list(DataLoader(Killed(), num_workers=1, timeout=3))  # it looks for the process after that time
 
 
 class Killed(torch.utils.data.Dataset):
@@ -62,7 +62,7 @@ def raising(error, cause=None):
         (raising(RuntimeError("Communication ..."), OSError(errno.EMFILE, "")), "too many files are open"),
     ],
 )
-def test_shortage_is_one_line(run, words, ended):
+def test_shortage_ends_in_one_line(run, words, ended):
     status, _, errors = ended(lambda: cli_main(run))
     assert (status, len(errors)) == (2, 1), errors
     assert errors[0].startswith(f"error: {words}")
@@ -83,14 +83,14 @@ def test_limit_of_open_files_is_raised_as_far_as_needed(monkeypatch):
 
 
 def test_too_few_open_files_for_the_workers(refused, eurosat, tiny, tmp_path, monkeypatch):
-    """With 20 the workers used to wait for ever."""
+    """With 20 the workers used to hang."""
     monkeypatch.setattr(resource, "getrlimit", lambda what: (20, 20))
     argv = arguments(eurosat, tiny, tmp_path / "out", "DATALOADER.NUM_WORKERS", 2)
     refused(argv, "20 files may be open, 2 workers need 64: raise the limit by `ulimit -n 64`")
 
 
 @pytest.mark.parametrize("error", [ImportError("libtorch_cpu.so: failed to map segment"), MemoryError(), OSError("x")])
-def test_library_that_cannot_be_loaded(error, capsys):
+def test_unloadable_library_ends_in_one_line(error, capsys):
     with pytest.raises(SystemExit) as end, required_packages():
         raise ImportError("a long text about numpy") from error
     assert end.value.code == 2

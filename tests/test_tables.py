@@ -54,7 +54,7 @@ def cell(summary, *names):
     return summary.cells.set_index(KEYS).loc[names]
 
 
-def test_what_does_not_compare_is_said_under_the_tables(study, monkeypatch):
+def test_caveats_of_a_method_are_below_the_tables(study, monkeypatch):
     monkeypatch.setattr(methods()["CoOp"], "caveat", "published with 4 shots")
     tables = build_tables(Summary(study, collect_results(study)))
     notes = [table.note for table in tables if table.note.startswith("Accuracy in %")]

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a run, and what its log keeps for programs."""
+"""The view of a person at a terminal, and the log of a run for programs."""
 
 import io
 import re
@@ -98,7 +98,7 @@ def test_errors_come_before_settings_and_data(backbone, overrides, options, word
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_cannot_be_downloaded_are_the_first_error(launch, tmp_path, monkeypatch):
+def test_failed_download_of_weights_is_the_first_error(launch, tmp_path, monkeypatch):
     def openai_file(name):
         raise ClipError(f"cannot download {name}", "try again")
 

@@ -88,11 +88,11 @@ def test_seeds_together_share_kept_image_features_with_one_alone(tiny, eurosat, 
     assert [images for name, trains, images in calls if name == "encode_image" and not trains] == [1] * len(SEEDS)
 
 
-# ---------------------------------------------------------------- runs that are no trainers
+# ---------------------------------------------------------------- runs without trainers
 
 
 class Trainer:
-    """What a company reads of a trainer."""
+    """The attributes of a trainer that a company reads."""
 
     def __init__(self):
         self.start_epoch, self.epoch = 0, 0
@@ -144,7 +144,7 @@ def test_random_numbers_and_stdout_are_those_of_each_run(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_requests_of_the_run_that_is_least_far_come_first():
+def test_requests_of_the_least_advanced_run_come_first():
     order = []
 
     def run(name, start):
@@ -177,7 +177,7 @@ def test_an_error_of_one_run_does_not_end_the_others():
     assert sums == [2, 1]
 
 
-def test_an_error_of_an_answer_is_that_of_all_who_asked():
+def test_an_error_of_an_answer_reaches_all_who_asked():
     def divide(member):
         member.trainer = Trainer()
         member.ask(Sum(0))
@@ -225,13 +225,13 @@ def test_the_method_of_the_documentation_trains_together(in_double, monkeypatch,
     test_seeds_train_together_as_alone("Growing", None, deep, eurosat, tmp_path)
 
 
-def test_a_method_that_differentiates_on_its_own_does_not_train_together(monkeypatch, tiny, eurosat, tmp_path):
+def test_a_method_with_its_own_gradients_does_not_train_together(monkeypatch, tiny, eurosat, tmp_path):
     monkeypatch.setattr(methods()["CoOp"], "backward", lambda self, loss, parts: loss.backward())
     with pytest.raises(NotTogether):
         together([Recorder(eurosat, tiny, tmp_path, seed, "CoOp") for seed in SEEDS])
 
 
-def test_a_linear_probe_of_each_seed_is_that_of_the_seed_alone(monkeypatch, tiny, eurosat, tmp_path):
+def test_a_linear_probe_of_each_seed_equals_the_seed_alone(monkeypatch, tiny, eurosat, tmp_path):
     monkeypatch.setitem(CASES, "LinearProbe", ("LinearProbe", "C", 1.0))
     alone, beside = ([Recorder(eurosat, tiny, tmp_path / name, seed, "LinearProbe") for seed in SEEDS] for name in "ab")
     for each in alone:

@@ -147,7 +147,7 @@ def test_no_seed_starts_if_the_folder_of_one_holds_another_run(seeds, tmp_path):
     assert not (tmp_path / "seed1").exists()
 
 
-def test_a_seed_whose_folder_is_in_use_does_not_stop_the_others(seeds, tmp_path):
+def test_a_seed_with_a_folder_in_use_does_not_stop_the_others(seeds, tmp_path):
     (tmp_path / "seed2").mkdir()
     with FileLock(tmp_path / "seed2/.lock"):
         status, printed, errors = seeds(1, 2)
@@ -156,7 +156,7 @@ def test_a_seed_whose_folder_is_in_use_does_not_stop_the_others(seeds, tmp_path)
     assert (tmp_path / "seed1/results.json").is_file() and not (tmp_path / "seed2/results.json").exists()
 
 
-def test_a_seed_that_diverges_does_not_stop_the_others(seeds, monkeypatch, tmp_path):
+def test_a_diverging_seed_does_not_stop_the_others(seeds, monkeypatch, tmp_path):
     mpl = methods()["MPL"]
     loss = mpl.loss
 
@@ -230,7 +230,7 @@ def test_wrong_seeds_get_one_line_and_leave_nothing(case, seeds, tmp_path):
     assert not list(tmp_path.glob("*seed*")) and not (tmp_path / "run").exists()
 
 
-def test_seeds_and_pairs_are_told_apart():
+def test_seeds_and_pairs_are_distinguished():
     args = parse_arguments(["--seed", "3", "5", "OPTIM.LR", "0.1"])
     assert (args.seed, args.opts) == ((3, 5), ["OPTIM.LR", "0.1"])
     assert parse_arguments(["--seed", "3", "OPTIM.LR", "0.1"]).seed == 3

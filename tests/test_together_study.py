@@ -95,7 +95,7 @@ def test_another_value_of_the_key_is_refused(study_file):
 
 @pytest.mark.slow
 def test_a_study_of_seeds_together_has_the_figures_of_one_without(study_file):
-    quick = {"OPTIM.MAX_EPOCH": 1, "DATALOADER.NUM_WORKERS": 0}
+    quick = {"OPTIM.MAX_EPOCH": 2, "DATALOADER.NUM_WORKERS": 0}
     trainers = {name: {"config": "small", "overrides": quick} for name in ("MPL", "ZeroshotCLIP")}
     together, alone = (
         load(study_file(name, trainers=trainers, seeds=[1, 2], **key))

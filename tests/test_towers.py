@@ -181,7 +181,7 @@ def test_any_deep_text_prompts_equal_the_oracle(small, deep, form):
 
 @EXAMPLES
 @given(deep=schedules(width=64, per_sequence=3))
-def test_text_prompts_that_enter_at_a_later_layer_equal_the_oracle(small, deep):
+def test_text_prompts_from_a_later_layer_on_equal_the_oracle(small, deep):
     ids = token_rows(5, 4, 7)
     expected = torch.stack([oracle_text(small, ids[c], [], [], deep, c) for c in range(3)])
     got = encode_text(small, TextPrompts(ids, deep=deep))

@@ -66,7 +66,7 @@ class Stored:
 
 
 class Identity(tuple):
-    """What stands for a storage in a pickle."""
+    """The reference to a storage in a pickle."""
 
     def __new__(cls, items):
         return super().__new__(cls, items)

@@ -1,4 +1,4 @@
-"""What the ranks of a run compare."""
+"""The facts that the ranks of a run compare."""
 
 import hashlib
 import os

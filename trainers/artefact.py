@@ -25,14 +25,14 @@ from common.text import read_json
 CONFIG, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
 LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
-# What a test's transform reads of INPUT.
+# The keys of INPUT that a test's transform reads.
 INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
 TEST_TRANSFORMS = ("normalize", "instance_norm")  # of INPUT.TRANSFORMS; the others are for training
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is needed to use learned prompts, beside their tensors: the content of config.json.
+    """All that the use of learned prompts needs beside their tensors: the content of config.json.
 
     Attributes:
         method: name of a registered method.
@@ -165,7 +165,7 @@ def plain(value: object) -> bool:
 
 
 def regular_file(file: Path) -> Path:
-    """The file, if it is one: a named pipe, for one, would wait for ever.
+    """The file, if it is one: reading a named pipe, for one, would never end.
 
     Raises:
         UsageError: it is missing, or not a regular file.

@@ -66,7 +66,7 @@ class PromptTrainer(TrainerX):
         """
         Args:
             cfg: the configuration.
-            data: takes the place of Dassl's data manager, where there are no images (`classifier.ClassNames`).
+            data: takes the place of Dassl's data manager if there are no images (`classifier.ClassNames`).
             clip: the backbone, if it is loaded already.
         """
         self.given_data, self.given_clip = data, clip

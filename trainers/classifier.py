@@ -253,11 +253,11 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 def spoken(names: Sequence[str]) -> list[str]:
-    """Class names as they stand in a text."""
+    """Class names in the form that a text has."""
     return [name.replace("_", " ") for name in names]
 
 
 def quietly(function, *arguments, **named):
-    """What the function returns; what it prints is for the log of a run."""
+    """The result of the function; its output is for the log of a run."""
     with LOCK, redirect_stdout(StringIO()):
         return function(*arguments, **named)

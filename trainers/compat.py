@@ -16,7 +16,7 @@ COUPLED = ("prompt_learner.ctx", "prompt_learner.proj.*", "prompt_learner.compou
 
 
 def stated(attribute: str) -> dict[str, tuple[str, ...]]:
-    """What each method with published checkpoints states in `published` or `published_unused`, by its name."""
+    """The `published` or `published_unused` of each method with published checkpoints, by its name."""
     found = ((name, TRAINER_REGISTRY.get(name)) for name in TRAINER_REGISTRY.registered_names())
     return {name: getattr(method, attribute) for name, method in found if getattr(method, "published", ())}
 

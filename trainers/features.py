@@ -1,4 +1,4 @@
-"""What the frozen image tower makes of test images, kept on disk for every run that would compute the same."""
+"""The features of test images by the frozen image tower, kept on disk for every run that would compute the same."""
 
 import hashlib
 import os

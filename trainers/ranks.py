@@ -9,7 +9,7 @@ from .base import PromptTrainer
 
 
 def split(trainer: Any, ranks: Ranks) -> None:
-    """Let a trainer, which all ranks have built alike, compute its part.
+    """Let a trainer, which is equal on all ranks, compute its part.
 
     Raises:
         UsageError: its work cannot be split.

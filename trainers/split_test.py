@@ -57,7 +57,7 @@ class SplitLoader:
 
     Args:
         loader: reads the images in order.
-        evaluator: is told whose images these are.
+        evaluator: learns which images these are.
         ranks: of the run.
     """
 

@@ -52,7 +52,7 @@ class NotTogether(Exception):
 
 
 class World:
-    """What is global in a process, and a run's own: stdout and the random generators."""
+    """The state that is global in a process, and a run's own: stdout and the random generators."""
 
     def __init__(self) -> None:
         self.stdout = sys.stdout
@@ -164,7 +164,7 @@ class Company:
         """Execute the runs. One that raises an exception ends, and the others continue.
 
         Returns:
-            what each run raised, or None.
+            the error of each run, or None.
 
         Raises:
             NotTogether: one of them cannot take part; all have ended early.

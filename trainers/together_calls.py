@@ -178,7 +178,7 @@ class SharedAutograd:
 class GradientCall:
     """A gradient of a loss: left in the leaves of its graph, or that of `inputs`.
 
-    What a run has no part in adds exact zeros to its gradient, so that of a sum of losses is the own one of each.
+    A loss adds exact zeros to the gradients of other runs, so one backward pass of the sum gives each run its own.
     """
 
     member: Member
@@ -229,7 +229,7 @@ class SharedLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict]:
-        # What an iterator of its own would draw.
+        # As an iterator of its own would draw.
         torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
         self.batches = None
         for _ in range(len(self)):

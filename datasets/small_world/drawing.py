@@ -33,7 +33,7 @@ FEATURES = ("river", "road", "lake", "village")
 
 @dataclass(frozen=True)
 class Subject:
-    """The content of an image. Attributes that are None are not in its name and are drawn at random.
+    """The content of an image. Attributes without a value are not in its name and are drawn at random.
 
     Attributes:
         colour, texture, shape: of an object, or of the complete image if the shape is `pattern`.

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     Attributes:
         files: N paths.
         inputs: for each classifier (N, 3, H, W), by its own transform; empty if N is 0.
-        errors: what is wrong with each of the others.
+        errors: the fault of each of the others.
     """
 
     files: list[Path]
@@ -61,7 +61,7 @@ def is_image(file: Path) -> bool:
 def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
     """The images of some files."""
     keys = [str(classifier.cfg.INPUT) for classifier in classifiers]
-    distinct = dict(zip(keys, classifiers, strict=True))  # of those that read images alike, one does so
+    distinct = dict(zip(keys, classifiers, strict=True))  # those with the same transform read an image once
     good, errors = [], []
     images: dict[str, list[Tensor]] = {key: [] for key in distinct}
     for file in files:

@@ -16,7 +16,7 @@ Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probabil
 
 
 class Predictor:
-    """The most probable classes of the images in some files: their rows, what is wrong with the others, and how many
+    """The most probable classes of the images in some files: their rows, the faults of the others, and how many
     could be read.
 
     Args:

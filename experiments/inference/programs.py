@@ -88,7 +88,7 @@ def class_features(classifier: PromptedClassifier, class_names: Names) -> Tensor
     return features
 
 
-@lru_cache(maxsize=1)  # ONNX and torch.export begin alike
+@lru_cache(maxsize=1)  # ONNX and torch.export both begin with it
 def exported(classifier: PromptedClassifier, class_names: Names) -> torch.export.ExportedProgram:
     """The graph of the image program, for batches of any size."""
     program, shapes = ImageProgram(classifier, class_names).eval(), {"images": {0: torch.export.Dim("batch")}}
@@ -156,7 +156,7 @@ def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> T
 
 
 def metadata(classifier: PromptedClassifier, class_names: Names) -> dict[str, str]:
-    """What a user of the file needs to know, as texts; the class names and INPUT are JSON."""
+    """Facts for the user of the file, as texts; the class names and INPUT are JSON."""
     names = list(class_names or classifier.class_names)
     return {
         "class_names": json.dumps(names),

@@ -1,4 +1,4 @@
-"""What was found out about a model as files: inspect.json, pictures, and inspect.html with all of it."""
+"""The findings about a model as files: inspect.json, pictures, and inspect.html with all of it."""
 
 import json
 from base64 import b64encode

@@ -235,7 +235,7 @@ PICTURES = (
         "rollout",
         rollout,
         "Attention roll-out",
-        "What the final CLS consists of, by the product of all layers' attention (Abnar and Zuidema, 2020). The "
+        "The parts of the final CLS, by the product of all layers' attention (Abnar and Zuidema, 2020). The "
         "brighter a patch, the larger its share among the patches, on one scale for a row. Above each map: the share "
         "of all patches and of all prompts; the rest is CLS itself.",
     ),

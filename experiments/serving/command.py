@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         examples = [files[number * len(files) // count] for number in range(count)]
         opened = models.open_models(args.models, args, names)
         for model in opened if names else ():
-            model.classifier.model_for(names)  # says what is wrong with them, before the page does
+            model.classifier.model_for(names)  # reports their faults before the page does
         address = Page(opened, names or opened[0].classifier.class_names, examples).start(args.host, args.port)
         print(f"Open {address} in a browser. Ctrl-C ends the server.", flush=True)
         try:

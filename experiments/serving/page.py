@@ -47,7 +47,7 @@ class Page:
                     image: Any = gr.Image(
                         type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
                     )
-                    image.preprocess = lambda payload: payload and payload.path  # `read` says what is wrong with it
+                    image.preprocess = lambda payload: payload and payload.path  # `read` reports its fault
                     message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
                     text = "\n".join(names)
                     edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")

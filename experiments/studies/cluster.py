@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 import torch
 
+from clip import keep_backbones
 from common.errors import UsageError
 from common.start import ROOT
 
@@ -113,6 +114,7 @@ def execute_in_task(folder: str, threads: int, ranks: int, runs: list[tuple[str,
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
     if ranks == 1:
         torch.set_num_threads(threads)
+        keep_backbones(1)  # Ray gives further runs to this process
         return execute_together(runs)
     try:
         return [execute_in_group(run, ranks, max(1, threads // ranks)) for run in runs]

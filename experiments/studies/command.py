@@ -17,7 +17,7 @@ from .progress import Progress, collect_results, recorded_results
 from .spec import Study
 from .study_file import load
 
-if TYPE_CHECKING:  # what a command needs is imported when it runs: torch and pandas take seconds
+if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
     from .executor import Executor
     from .tables import Summary
 

@@ -124,7 +124,7 @@ class Run:
 
     @property
     def job(self) -> tuple:
-        """What the runs that one process executes together have in common."""
+        """The common facts of runs that one process executes together."""
         every = (self.protocol, self.variant, self.dataset, self.shots, self.classes, self.trains)
         return every if self.together else (self.folder,)
 

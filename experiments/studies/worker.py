@@ -73,6 +73,7 @@ class Worker:
 def serve(connection: Connection, threads: int) -> None:
     """Execute the runs whose arguments arrive, until None does."""
     init_worker(threads)
+    keep_backbones(1)  # its runs often have the same
     with suppress(EOFError):  # the main process was killed
         while (runs := connection.recv()) is not None:
             connection.send(execute_together(runs))
@@ -81,7 +82,6 @@ def serve(connection: Connection, threads: int) -> None:
 def init_worker(threads: int) -> None:
     """Prepare a process that the main process controls: it ignores Ctrl-C and never outlives the main process."""
     torch.set_num_threads(threads)
-    keep_backbones(1)  # its runs often have the same
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=exit_with_parent, daemon=True).start()

@@ -21,7 +21,7 @@ class Case:
         files: content by path in the folder; one of `SPECIAL` makes another kind of file, other text a link to it.
         served: files of the server by path; `answers` of its next requests replace theirs (as `faults` of
             tests/serving.py).
-        check: called after the command accepted the input; returns what is wrong, or an empty text.
+        check: called after the command accepted the input; returns a fault, or an empty text.
     """
 
     program: str
@@ -82,5 +82,5 @@ def make(seed: int, number: int) -> Case:
 
 
 def sometimes_special(rng: Random, content: bytes) -> bytes | str:
-    """The content, or now and then something that is no regular file."""
+    """The content, or now and then something other than a regular file."""
     return rng.choice(SPECIAL) if rng.random() < 0.04 else content

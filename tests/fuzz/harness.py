@@ -51,7 +51,7 @@ class Slot:
         _, status, usage = os.wait4(self.process, 0)
         verdicts = [tuple(json.loads(line)) for line in self.output.read_text().splitlines()]
         for verdict in verdicts:
-            if verdict[0] in ("failure", "harness"):  # what it has tried counts, whatever came of it
+            if verdict[0] in ("failure", "harness"):  # an attempt counts, whatever came of it
                 return verdict
         if late:
             return "failure", f"hangs: killed after {SECONDS:.0f} seconds"

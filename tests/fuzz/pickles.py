@@ -43,7 +43,7 @@ OPCODES = [
 
 
 def change_pickle(rng: Random, data: bytes) -> bytes:
-    """A pickle with opcodes dropped, repeated, exchanged or put in; its other opcodes stay whole."""
+    """A pickle with opcodes dropped, repeated, exchanged or put in; its other opcodes are unchanged."""
     try:
         starts = [start for _, _, start in pickletools.genops(data)]
     except Exception:  # pickletools raises many kinds for what is not a pickle

@@ -111,7 +111,7 @@ def changed_file(rng: Random, file: Path) -> bytes:
 
 
 def unnoticed(before: bytes, after: bytes) -> str:
-    """What is wrong with accepting a damaged checkpoint: it holds other tensors than before."""
+    """The fault of accepting a damaged checkpoint: it holds other tensors than before."""
     one, other = (torch.load(io.BytesIO(data), weights_only=True)["state_dict"] for data in (before, after))
     same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     return "" if same else "a damaged checkpoint gives other numbers, and nothing says so"

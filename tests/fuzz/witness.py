@@ -64,7 +64,7 @@ class Witness:
             raise Foreign(wrong)
 
     def judge(self, event: str, arguments: tuple) -> str:
-        """What is wrong with an event, or an empty text."""
+        """The fault of an event, or an empty text."""
         if event == "open":
             path, mode, flags = arguments
             writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else flags & WRITING
@@ -87,7 +87,7 @@ class Witness:
         return ""
 
     def outside(self, path: object, follows: bool) -> str:
-        """What is wrong with changing a path. `follows`: a link is not changed itself, but what it leads to."""
+        """The fault of changing a path. `follows`: a link is not changed itself, but what it leads to."""
         if isinstance(path, int):  # an open file
             return ""
         text = os.fsdecode(path)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ class Witness:
 
 
 def foreign_code(file: str) -> str:
-    """What is wrong with running code of this file; code without a file is judged by the file that made it."""
+    """The fault of running code of this file; code without a file is judged by the file that made it."""
     if file.startswith((*CODE, "<frozen ")):
         return ""
     maker = sys._getframe(3).f_code.co_filename

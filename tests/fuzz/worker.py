@@ -126,7 +126,7 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> tuple[str, s
 
 
 def nonsense(folder: Path) -> str:
-    """What is wrong with the results that a run has left."""
+    """The fault in the results that a run has left."""
     for file in (folder / place / "results.json" for place in ("out", "run")):
         accuracy = json.loads(file.read_text()).get("accuracy") if file.exists() else None
         if isinstance(accuracy, float) and not (math.isfinite(accuracy) and 0 <= accuracy <= 100):
@@ -135,7 +135,7 @@ def nonsense(folder: Path) -> str:
 
 
 def leftovers(case: Case, folder: Path, verdict: str) -> str:
-    """What an input has left behind, or an empty text. A download may stay, so that it can be resumed."""
+    """The files that an input has left behind, or an empty text. A download may stay, so that it can be resumed."""
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - case.files.keys()
     left = [name for name in sorted(made) if re.search(r"/\.[^/]+\.(tmp|partial)$|/\.preparing/.+/", name)]
     if verdict == "refused" and "--no-train" in case.argv and (folder / "out").exists():

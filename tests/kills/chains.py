@@ -1,4 +1,4 @@
-"""Run a command, kill it at a random moment, run it again, and compare what is left with an unbroken run's."""
+"""Run a command, kill it at a random moment, run it again, and compare its files with those of an unbroken run."""
 
 import os
 import shutil
@@ -88,7 +88,7 @@ def unbroken(subject: Subject, folder: Path) -> Course:
 
 
 def final(subject: Subject, folder: Path) -> dict[str, object]:
-    """What the command has left, after the command that comes after it."""
+    """The files that the command has left, after the command that follows it."""
     if subject.after:
         subprocess.run(subject.after, cwd=folder, check=True, capture_output=True)
     return content(folder / subject.place)
@@ -104,7 +104,7 @@ def random_moment(rng: Random, course: Course) -> Callable[[float, int], bool]:
 
 
 def kill(process: subprocess.Popen, number: int, every: bool) -> str:
-    """Send a signal to the process, or to all of its session; returns what is wrong with the end of it."""
+    """Send a signal to the process, or to all of its session; returns the fault of its end."""
     (os.killpg if every else os.kill)(process.pid, number)
     begun = time.monotonic()
     process.wait(PATIENCE)

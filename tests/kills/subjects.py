@@ -85,7 +85,7 @@ def digest(tree: object, into=None) -> str:
 
 
 def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
-    """What is left over, missing or different; empty if all is the same."""
+    """The files left over, missing or different; empty if all is the same."""
     return [
         *(f"left over: {name}" for name in found.keys() - expected.keys()),
         *(f"missing: {name}" for name in expected.keys() - found.keys()),

@@ -160,7 +160,7 @@ def test_state_dict_with_attributes_loads_without_them(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_learned_tensors_that_are_not_finite_are_refused_by_name(value, root, run, newest):
+def test_learned_tensors_with_nan_or_infinity_are_refused_by_name(value, root, run, newest):
     checkpoint = load_checkpoint(newest)
     checkpoint["state_dict"]["ctx"][1, 2] = value
     torch.save(checkpoint, newest)
@@ -186,7 +186,7 @@ def test_buffers_may_be_infinite(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"../other/model.pth.tar-1", b"/etc/passwd", b"a\0b", b"\n"])
-def test_file_that_names_the_newest_checkpoint_is_damaged(content, root, run):
+def test_damaged_file_with_the_name_of_the_newest_checkpoint(content, root, run):
     (run / "prompt_learner/checkpoint").write_bytes(content)
     with pytest.raises(UsageError, match="prompt_learner/checkpoint (does not name a file|names .* does not exist)"):
         make_trainer(root, run).train()
@@ -218,7 +218,7 @@ def test_epoch_beyond_the_last_is_refused(root, run):
         make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()
 
 
-def test_optimizer_whose_step_needs_a_closure_resumes(tmp_path):
+def test_optimizer_with_a_closure_resumes(tmp_path):
     model = torch.nn.Linear(2, 1)
     optimizers = [torch.optim.LBFGS(model.parameters(), lr=0.1) for _ in range(2)]
     optimizers[0].step(lambda: model(torch.ones(1, 2)).square().sum())

@@ -146,7 +146,7 @@ def test_download_data_unpacks_a_local_archive(tmp_path):
 
 
 @pytest.mark.parametrize("member", [{"name": "../out.txt"}, {"name": "a", "type": tarfile.SYMTYPE, "linkname": "/tmp"}])
-def test_download_data_refuses_archives_that_lead_out_of_the_folder(member, tmp_path):
+def test_download_data_refuses_archives_with_paths_out_of_the_folder(member, tmp_path):
     info = tarfile.TarInfo()
     for key, value in member.items():
         setattr(info, key, value)

@@ -101,7 +101,7 @@ def test_compute_accuracy():
     assert compute_accuracy((output, None), target)[0].item() == 25.0
 
 
-def test_macro_f1_is_that_of_scikit_learn(cfg):
+def test_macro_f1_equals_scikit_learns(cfg):
     true, noise = (torch.randint(1, 7, (300,), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     pred = torch.where(noise > 3, true, noise)  # label 0 does not occur
     expected = f1_score(true, pred, average="macro", labels=true.unique(), zero_division=0)

@@ -80,7 +80,7 @@ def test_other_kinds_are_refused_by_name(kind, tmp_path):
     refused(written(tmp_path / "a.png", Image.fromarray(NOISE), kind), IN_THE_FORM)
 
 
-def test_dds_with_pixels_that_pillow_lacks_is_refused_by_name(tmp_path):
+def test_dds_with_pixels_unknown_to_pillow_is_refused_by_name(tmp_path):
     header = struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 4, 4, 16, 0, 0, 32, 0x4, 0, 0, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(header + bytes(1000))
     refused(tmp_path / "a.png", IN_THE_FORM)

@@ -1,4 +1,4 @@
-"""What each option accepts: checked when a config is frozen, in one line."""
+"""The limits of each option: checked when a config is frozen, in one line."""
 
 import pickle
 
@@ -34,7 +34,7 @@ OPTIONS = dict(leaves(get_cfg_default()))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_has_a_limit_that_its_default_keeps(name):
+def test_every_option_has_a_limit_and_its_default_is_valid(name):
     limit = get_cfg_default().__dict__["__limits__"][name]
     assert limit.accepts(OPTIONS[name]) and not limit.accepts(None) and not limit.accepts(float("nan"))
 

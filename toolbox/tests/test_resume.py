@@ -338,7 +338,7 @@ def test_run_killed_between_best_and_last_checkpoint_resumes(root, tmp_path, mon
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
 @pytest.mark.parametrize("calls", range(1, 10))
 def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(root, tmp_path, monkeypatch, final, calls):
-    """It is killed when it renames or deletes a file for the n-th time; the next start completes what is missing."""
+    """It is killed when it renames or deletes a file for the n-th time; the next start completes the rest."""
     opts = ("OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", final)
     make_trainer(root, tmp_path / "full", *opts).train()
     made = []

@@ -56,7 +56,7 @@ def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, tmp_path):
     assert time.process_time() - start < 10
 
 
-def test_anchors_that_repeat_some_lines_are_read(tmp_path):
+def test_anchors_of_some_repeated_lines_are_read(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text(
         "DATALOADER:\n  TRAIN_X: &batch {BATCH_SIZE: 4}\n  TEST: {<<: *batch}\n"

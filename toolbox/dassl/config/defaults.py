@@ -128,7 +128,7 @@ _C.TEST.FINAL_MODEL = "last_step"  # or best_val
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""
 
-# What each option accepts; `cfg.freeze()` checks it. The largest values are far above those that make sense, and keep
+# The limits of each option; `cfg.freeze()` checks them. The largest values are far above sensible ones, and keep
 # a typing error from filling the memory. An option that is not listed accepts any text, or True and False, as its
 # default is: names that a project registers (datasets, trainers, ...) are checked when they are used.
 RATE = Number(0, 1000)

@@ -97,7 +97,7 @@ def _check_bounds(text):
         if isinstance(event, yaml.AliasEvent):
             values += sizes.get(event.anchor, 0)
             if event.anchor not in sizes:
-                problem = f"the alias *{event.anchor} is undefined, or part of what it stands for"
+                problem = f"the alias *{event.anchor} is undefined, or part of its own value"
         elif isinstance(event, yaml.NodeEvent):
             values += 1
             sizes[event.anchor] = 1

@@ -1,4 +1,4 @@
-"""What a training loop shows: the published lines in the log, and one live line where a person watches a terminal."""
+"""The display of a training loop: the published lines in the log, and one live line for a person at a terminal."""
 
 import datetime
 import sys

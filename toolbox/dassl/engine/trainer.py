@@ -201,7 +201,7 @@ class SimpleTrainer(TrainerBase):
         self._save_epoch()
 
     def _complete_save(self):
-        """Do what is left of the save of the epoch to resume from, if the run was killed during it."""
+        """Complete the save of the epoch to resume from, if the run was killed during it."""
         if self.start_epoch and is_save_interrupted(self.output_dir, self.get_model_names()):
             self.epoch = self.start_epoch - 1
             self._save_epoch()

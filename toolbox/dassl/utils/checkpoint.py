@@ -131,7 +131,7 @@ def load_checkpoint(fpath):
         raise UsageError("no checkpoint file given: pass its path")
     if not os.path.exists(fpath):
         raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
-    if not os.path.isfile(fpath):  # reading a pipe would wait for ever
+    if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
     with open(fpath, "rb") as file:
         try:
@@ -150,7 +150,7 @@ def load_checkpoint(fpath):
 
 
 def _refusal(fpath, error):
-    """What is wrong with a file whose reading raised this error, and what to do."""
+    """The fault of a file whose reading raised this error, and the remedy."""
     # Only torch's message says which name was refused: get_unsafe_globals_in_checkpoint reads zip files, but not the
     # legacy format. If the message changes, the file is still refused, with the text below.
     named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
