@@ -10,7 +10,8 @@ a token at any layer depends only on the tokens up to it.
    own beginning. This ends at a layer where deep prompts differ by class or follow what differs: from there on, rows
    share only the tokens before these prompts.
 3. Every step except attention treats each token separately. So the tokens after the prefix are packed, without
-   repetition or padding. They are padded to rows for attention only, where causality hides the padding.
+   repetition or padding. Some hundred of them attend at once, under a mask. If there are more, they are padded to rows
+   for attention, where causality hides the padding.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.
 
@@ -47,7 +48,7 @@ class Encoder:
     """
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
-    text_layer: Callable[[ResidualAttentionBlock, Tensor, int, Packing, bool], Tensor]
+    text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
         """Same as `plain.encode_image`."""
@@ -87,13 +88,13 @@ class Encoder:
         blocks, deep = clip.transformer.resblocks, prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
-        x, n_prefix, packing = embed(clip, prompts, layout), layout.prefix, layout.packing  # (images, P + N, width)
+        x, packing = embed(clip, prompts, layout), layout.packing  # (images, P + N, width)
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
-                x, n_prefix, packing = edit(x, n_prefix, packing, deep[layer], prompts_end)
+                x, packing = edit(x, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            arguments = block, x, n_prefix, packing, layer + 1 == len(blocks)
+            arguments = block, x, packing, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.text_layer, *arguments, use_reentrant=False)
             else:
@@ -130,60 +131,73 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
     return block_output(block, x, attention(q, k, v))
 
 
-def text_layer(block: ResidualAttentionBlock, x: Tensor, n_prefix: int, packing: Packing, last: bool) -> Tensor:
+def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
     """One layer of the text tower.
 
     Args:
         x: (images, P + N, width), the prefix that all classes share and the packed tokens after it.
-        n_prefix: P; deep prompts may have changed it.
-        packing: of the packed tokens.
+        packing: of these tokens; deep prompts may have changed it.
         last: the layer's output is read at EOT only.
 
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    images, tokens, width = x.shape
-    parts = [n_prefix, tokens - n_prefix]
-    if last:
-        k, v = heads(block, packing.rows(*qkv(block, x, "kv").split(parts, dim=1)))
-        x = select(x, n_prefix + packing.eot)
-        (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
-        return block_output(block, x, attention(q, k, v, packing.eot_mask(images, n_prefix)).view_as(x))
-    of_prefix, of_packed = qkv(block, x).split(parts, dim=1)
+    if not last:
+        parts = qkv(block, x)
+        if packing.mask is None:
+            return block_output(block, x, attention_by_row(block, parts, packing))
+        q, k, v = heads(block, parts)
+        return block_output(block, x, attention(q, k, v, packing.mask))
+    kv, eot = qkv(block, x, "kv"), packing.prefix + packing.eot
+    x = select(x, eot)
+    q = qkv(block, x, "q")  # (images, C, width)
+    if packing.mask is not None:
+        (q,), (k, v) = heads(block, q), heads(block, kv)
+        return block_output(block, x, attention(q, k, v, packing.mask[eot]))
+    images, tokens, width = kv.shape
+    k, v = heads(block, packing.rows(*kv.split([packing.prefix, tokens - packing.prefix], dim=1)))
+    (q,) = heads(block, q.view(-1, 1, width // 2))  # (images * C, heads, 1, width of a head)
+    return block_output(block, x, attention(q, k, v, packing.eot_mask(images)).view_as(x))
+
+
+def attention_by_row(block: ResidualAttentionBlock, parts: Tensor, packing: Packing) -> Tensor:
+    """Attention of the prefix, and of each row: queries, keys and values (images, P + N, 3 * width) -> (..., width)."""
+    images, tokens, width = *parts.shape[:2], block.attn.embed_dim
+    of_prefix, of_packed = parts.split([packing.prefix, tokens - packing.prefix], dim=1)
     q, k, v = heads(block, of_prefix)
     prefix = attention(q, k, v, causal=True)
     (_, kv), (packed_q, packed_kv) = (part.split([width, 2 * width], dim=-1) for part in (of_prefix, of_packed))
     (q,), (k, v) = heads(block, packing.pad(packed_q)), heads(block, packing.rows(kv, packed_kv))
-    packed = packing.pack(attention(q, k, v, packing.causal_mask(n_prefix)), images)
-    return block_output(block, x, torch.cat([prefix, packed], dim=1))
+    packed = packing.pack(attention(q, k, v, packing.causal_mask()), images)
+    return torch.cat([prefix, packed], dim=1)
 
 
-def edit(x: Tensor, n_prefix: int, packing: Packing, change: Edit, end: int) -> tuple[Tensor, int, Packing]:
+def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:
     """Remove prompts before position `end` of every row, and add new ones there.
 
     Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
     row, and becomes a part of the packed tokens.
 
     Args:
-        x, n_prefix, packing: as for `text_layer`.
+        x, packing: as for `text_layer`.
 
     Returns:
-        The new x (images, P' + N', width), P' and the packing of the new packed tokens.
+        The new x (images, P' + N', width), and the packing of its tokens.
     """
     if not change.remove and not change.added:
-        return x, n_prefix, packing
-    images, tokens = x.shape[:2]
+        return x, packing
+    images, tokens, n_prefix = *x.shape[:2], packing.prefix
     shared = end <= n_prefix and not change.by_sequence
     if change.add is not None and change.add.dim() > 2:
         rows = change.add.expand(images, 1 if shared else packing.classes, -1, -1)
         change = replace(change, add=rows.flatten(0, 1))  # (images, n, width) or (images * C, n, width)
     if shared:
-        return plain.edit(x, change, end), n_prefix + change.added - change.remove, packing
+        return plain.edit(x, change, end), packing.after(n_prefix + change.added - change.remove)
     kept = min(n_prefix, end - change.remove)
     prefix, rest, packed = x.split([kept, n_prefix - kept, tokens - n_prefix], dim=1)
     rows = plain.edit(packing.rows(rest, packed), change, end - kept)
-    packing = packing.without_sharing(n_prefix - kept + change.added - change.remove)
-    return torch.cat([prefix, packing.pack(rows, images)], dim=1), kept, packing
+    packing = packing.without_sharing(kept, n_prefix - kept + change.added - change.remove)
+    return torch.cat([prefix, packing.pack(rows, images)], dim=1), packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:

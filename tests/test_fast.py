@@ -20,10 +20,13 @@ LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture(scope="module")
-def clip():
+@pytest.fixture(scope="module", params=["at once", "by row"])
+def clip(request):
+    """In both forms of the text tower's attention."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
-    return small_clip({"layers": LAYERS, "width": WIDTH}, text).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip.layout.AT_ONCE", {"at once": 10_000, "by row": 0}[request.param])
+        yield small_clip({"layers": LAYERS, "width": WIDTH}, text).double()
 
 
 def leaf(*shape):
@@ -154,7 +157,8 @@ def test_shared_beginning_of_names_is_computed_once(clip):
     assert_same("encode_text", (clip, prompts), [ctx])
 
 
-def test_layout_of_the_example_in_its_documentation():
+def test_layout_of_the_example_in_its_documentation(monkeypatch):
+    monkeypatch.setattr("clip.layout.AT_ONCE", 7)
     audi, bmw, s4, s5 = range(2, 6)
     layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
     packing = layout.packing
@@ -162,15 +166,21 @@ def test_layout_of_the_example_in_its_documentation():
     assert packing.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
     assert packing.packed_index.tolist() == [0, 6, 1, 4, 7, 2, 5]
     assert (packing.eot.tolist(), packing.lengths.tolist()) == ([5, 6, 4], [3, 3, 2])
+    attended = [[0], [1], [0, 2], [0, 3], [1, 4], [0, 2, 5], [0, 3, 6]]  # by each packed token, besides the prefix
+    masks = [layout.packing.mask, layout.packing.after(5).mask]
+    for prefix, mask in zip((3, 5), masks, strict=True):
+        assert mask[:prefix].equal(torch.ones(prefix, prefix + 7, dtype=torch.bool).tril())
+        expected = [[*range(prefix), *(prefix + token for token in own)] for own in attended]
+        assert [row.nonzero().flatten().tolist() for row in mask[prefix:]] == expected
 
 
 def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(clip):
-    """Each layer's number of tokens, observed where they enter its MLP."""
+    """Each layer's number of tokens, observed where attention's output is projected."""
     names = [[2, 3], [2, 4], [5]]  # the suffixes' beginnings are 2, 5, 2 3, 2 4 and EOT of each
     prompts = TextPrompts(rows(names, 2, [7]), leaf(2, WIDTH), deep=[Edit(), Edit(), Edit(2, leaf(3, 3, WIDTH))])
     seen = []
     handles = [
-        block.mlp.c_fc.register_forward_hook(lambda module, x, y: seen.append(x[0].shape[1]))
+        block.attn.out_proj.register_forward_hook(lambda module, x, y: seen.append(x[0].shape[1]))
         for block in clip.transformer.resblocks
     ]
     fast.encode_text(clip, prompts)
@@ -180,8 +190,8 @@ def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(c
     assert seen == [shared, shared, 3]  # EOT of each row
     layout = layout_of(prompts)
     # SOS stays shared. Each row has three vectors, the word, its name and EOT.
-    assert layout.packing.without_sharing(4).lengths.tolist() == [7, 7, 6]
-    assert layout.packing.without_sharing(4) is layout.packing.without_sharing(4)
+    assert layout.packing.without_sharing(2, 4).lengths.tolist() == [7, 7, 6]
+    assert layout.packing.without_sharing(2, 4) is layout.packing.without_sharing(2, 4)
 
 
 def test_layout_is_computed_once_for_each_text():
