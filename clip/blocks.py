@@ -1,5 +1,7 @@
 """The steps of one of CLIP's transformer blocks, so that a tower can leave out those that it does not need."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
@@ -65,27 +67,17 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The block's output from its input and the result of attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
-    hidden = block.mlp.c_fc(layer_norm(block.ln_2, x))
-    hidden = quick_gelu(hidden) if isinstance(block.mlp.gelu, QuickGELU) else block.mlp.gelu(hidden)
-    return x + block.ls_2(block.mlp.c_proj(hidden))
+    hidden, mlp = layer_norm(block.ln_2, x), block.mlp
+    quick = isinstance(mlp.gelu, QuickGELU) and type(mlp.c_fc) is type(mlp.c_proj) is nn.Linear
+    return x + block.ls_2(quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden))
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """`QuickGELU`, in the memory of its argument unless that is needed for a gradient."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return QuickGELUFunction.apply(x)
-    return F.silu(x.mul_(1.702), inplace=True).div_(1.702)
+def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 
-
-class QuickGELUFunction(torch.autograd.Function):
-    """x sigmoid(1.702 x) = silu(z) / 1.702 with z = 1.702 x: its derivative is silu'(z), computed in one pass."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        z = 1.702 * x
-        ctx.save_for_backward(z)
-        return F.silu(z).div_(1.702)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)
+    The products multiply by these numbers, which takes no time of its own.
+    """
+    first, last, scale = mlp.c_fc, mlp.c_proj, 1.702
+    hidden = torch.addmm(first.bias, x.flatten(0, -2), first.weight.T, beta=scale, alpha=scale)
+    hidden = F.silu(hidden, inplace=not hidden.requires_grad)
+    return torch.addmm(last.bias, hidden, last.weight.T, alpha=1 / scale).unflatten(0, x.shape[:-1])
