@@ -44,10 +44,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
 def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """`F.scaled_dot_product_attention`, whose own gradient takes two to five times as long in bf16 on a CPU.
 
-    A mask is True where a query reads a key. With more than 32 keys the scores are rounded to bf16; in an evaluation,
+    A mask is True where a query reads a key. With more than 64 keys the scores are rounded to bf16; in an evaluation,
     which needs no gradient, they are not.
     """
-    if k.shape[-2] <= 32:  # as fast as products
+    if k.shape[-2] <= 64:  # as fast as products
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if causal:
@@ -68,16 +68,23 @@ def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> 
     """The block's output from its input and the result of attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
     hidden, mlp = layer_norm(block.ln_2, x), block.mlp
-    quick = isinstance(mlp.gelu, QuickGELU) and type(mlp.c_fc) is type(mlp.c_proj) is nn.Linear
+    quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     return x + block.ls_2(quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden))
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a module computes what its weight and bias say, and nothing watches it."""
+    return (
+        type(layer) is nn.Linear and layer.bias is not None and not (layer._forward_hooks or layer._forward_pre_hooks)
+    )
 
 
 def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
     """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 
-    The products multiply by these numbers, which takes no time of its own.
+    The products multiply by these numbers, so that no pass over the hidden values does.
     """
     first, last, scale = mlp.c_fc, mlp.c_proj, 1.702
-    hidden = torch.addmm(first.bias, x.flatten(0, -2), first.weight.T, beta=scale, alpha=scale)
+    hidden = torch.addmm(scale * first.bias, x.flatten(0, -2), first.weight.T, alpha=scale)
     hidden = F.silu(hidden, inplace=not hidden.requires_grad)
     return torch.addmm(last.bias, hidden, last.weight.T, alpha=1 / scale).unflatten(0, x.shape[:-1])

@@ -10,7 +10,7 @@ a token at any layer depends only on the tokens up to it.
    own beginning. This ends at a layer where deep prompts differ by class or follow what differs: from there on, rows
    share only the tokens before these prompts.
 3. Every step except attention treats each token separately. So the tokens after the prefix are packed, without
-   repetition or padding. Some hundred of them attend at once, under a mask. If there are more, they are padded to rows
+   repetition or padding. A few hundred of them attend at once, under a mask. If there are more, they are padded to rows
    for attention, where causality hides the padding.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.
@@ -21,6 +21,7 @@ slice is a tensor of the size of the whole, filled with zeros.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from open_clip import CLIP
@@ -44,11 +45,12 @@ class Encoder:
     """The two towers, layer by layer.
 
     Args:
-        image_layer, text_layer: the functions of these names below, or compiled forms of them.
+        image_layer, text_layer, text_layer_by_row: the functions of these names below, or compiled forms of them.
     """
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
+    text_layer_by_row: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
         """Same as `plain.encode_image`."""
@@ -94,11 +96,12 @@ class Encoder:
             if layer < len(deep):
                 x, packing = edit(x, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
+            text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
             arguments = block, x, packing, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.text_layer, *arguments, use_reentrant=False)
+                x = checkpoint(text_layer, *arguments, use_reentrant=False)
             else:
-                x = self.text_layer(*arguments)
+                x = text_layer(*arguments)
         x = plain.text_output(clip, x)  # the last layer returns EOT only: (images, C, joint width)
         return x if prompts.by_image else x[0]
 
@@ -132,7 +135,7 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
 
 
 def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
-    """One layer of the text tower.
+    """One layer of the text tower, for a packing with a mask.
 
     Args:
         x: (images, P + N, width), the prefix that all classes share and the packed tokens after it.
@@ -142,34 +145,33 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    if not last:
-        parts = qkv(block, x)
-        if packing.mask is None:
-            return block_output(block, x, attention_by_row(block, parts, packing))
-        q, k, v = heads(block, parts)
-        return block_output(block, x, attention(q, k, v, packing.mask))
-    kv, eot = qkv(block, x, "kv"), packing.prefix + packing.eot
-    x = select(x, eot)
-    q = qkv(block, x, "q")  # (images, C, width)
-    if packing.mask is not None:
-        (q,), (k, v) = heads(block, q), heads(block, kv)
-        return block_output(block, x, attention(q, k, v, packing.mask[eot]))
-    images, tokens, width = kv.shape
-    k, v = heads(block, packing.rows(*kv.split([packing.prefix, tokens - packing.prefix], dim=1)))
-    (q,) = heads(block, q.view(-1, 1, width // 2))  # (images * C, heads, 1, width of a head)
-    return block_output(block, x, attention(q, k, v, packing.eot_mask(images)).view_as(x))
+    mask: Any = packing.mask
+    if last:
+        k, v = heads(block, qkv(block, x, "kv"))
+        eot = packing.prefix + packing.eot
+        x, mask = select(x, eot), mask[eot]
+        (q,) = heads(block, qkv(block, x, "q"))
+    else:
+        q, k, v = heads(block, qkv(block, x))
+    return block_output(block, x, attention(q, k, v, mask))
 
 
-def attention_by_row(block: ResidualAttentionBlock, parts: Tensor, packing: Packing) -> Tensor:
-    """Attention of the prefix, and of each row: queries, keys and values (images, P + N, 3 * width) -> (..., width)."""
-    images, tokens, width = *parts.shape[:2], block.attn.embed_dim
-    of_prefix, of_packed = parts.split([packing.prefix, tokens - packing.prefix], dim=1)
+def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
+    """Same as `text_layer`, for any packing: attention pads its tokens to rows."""
+    images, tokens, width = x.shape
+    parts = [packing.prefix, tokens - packing.prefix]
+    if last:
+        k, v = heads(block, packing.rows(*qkv(block, x, "kv").split(parts, dim=1)))
+        x = select(x, packing.prefix + packing.eot)
+        (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
+        return block_output(block, x, attention(q, k, v, packing.eot_mask(images)).view_as(x))
+    of_prefix, of_packed = qkv(block, x).split(parts, dim=1)
     q, k, v = heads(block, of_prefix)
     prefix = attention(q, k, v, causal=True)
     (_, kv), (packed_q, packed_kv) = (part.split([width, 2 * width], dim=-1) for part in (of_prefix, of_packed))
     (q,), (k, v) = heads(block, packing.pad(packed_q)), heads(block, packing.rows(kv, packed_kv))
     packed = packing.pack(attention(q, k, v, packing.causal_mask()), images)
-    return torch.cat([prefix, packed], dim=1)
+    return block_output(block, x, torch.cat([prefix, packed], dim=1))
 
 
 def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:
@@ -216,7 +218,7 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     return torch.cat([x[:, :n_prefix] + embedding[:n_prefix], suffix.expand(len(x), -1, -1)], 1)
 
 
-FAST = Encoder(image_layer, text_layer)
+FAST = Encoder(image_layer, text_layer, text_layer_by_row)
 encode_image, encode_image_and_prompts, encode_text = (
     FAST.encode_image,
     FAST.encode_image_and_prompts,
@@ -230,4 +232,5 @@ def compiled_towers(backend: str | Callable = "inductor") -> Encoder:
     The layers of a tower are one function of different weights. So it is compiled once for all of them, and again only
     if the shapes or the tensors that need a gradient differ.
     """
-    return Encoder(torch.compile(image_layer, backend=backend), torch.compile(text_layer, backend=backend))
+    layers = (torch.compile(layer, backend=backend) for layer in (image_layer, text_layer, text_layer_by_row))
+    return Encoder(*layers)

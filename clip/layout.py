@@ -1,7 +1,7 @@
 """The layout of the text tower's tokens: a prefix that all rows share, and the packed tokens after it."""
 
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,9 @@ from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from .schedule import TextPrompts
 
-# Up to so many packed tokens attend at once, under a mask: on a CPU 450 do so faster than row by row, and 900 slower.
-AT_ONCE = 512
+# Up to this many tokens attend at once, under a mask: on a CPU 450 do so faster than row by row, and 900 slower. CUDA's
+# kernel adds up the gradient of up to 64 keys always in the same order.
+AT_ONCE = {"cpu": 512, "cuda": 64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Packing:
         eot: (C,) the packed token that is EOT of each row.
         lengths: (C,) number of packed tokens of each row.
         mask: (P + N, P + N) whether a token attends to another, the prefix first: to those before it in its rows, and
-            to itself. None for more than `AT_ONCE` packed tokens.
+            to itself. None for more than `AT_ONCE` tokens.
     """
 
     prefix: int
@@ -51,9 +52,10 @@ class Packing:
             padded_index=torch.tensor(padded, device=device),
             eot=torch.tensor([row[-1] for row in rows], device=device),
             lengths=torch.tensor([len(row) for row in rows], device=device),
-            mask=with_prefix(ancestors(rows, tokens).to(device), prefix) if tokens <= AT_ONCE else None,
+            mask=with_prefix(ancestors(rows, tokens).to(device), prefix) if at_once(prefix + tokens, device) else None,
         )
 
+    @torch.inference_mode(False)
     def after(self, prefix: int) -> "Packing":
         """The same rows after a prefix of another length; computed once."""
         if prefix == self.prefix:
@@ -63,8 +65,9 @@ class Packing:
             self._others[prefix,] = replace(self, prefix=prefix, mask=mask, _others={})
         return self._others[prefix,]
 
+    @torch.inference_mode(False)
     def without_sharing(self, prefix: int, more: int) -> "Packing":
-        """Rows that are each `more` tokens longer and have no packed token in common; computed once."""
+        """Rows after another prefix, each with `more` packed tokens and none in common; computed once."""
         if (prefix, more) not in self._others:
             token = count()
             rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
@@ -103,12 +106,17 @@ class Packing:
         return F.pad(mask.repeat(images, 1, 1, 1), (self.prefix, 0), value=True)
 
 
+def at_once(tokens: int, device: torch.device) -> bool:
+    """Whether so few tokens attend at once."""
+    return tokens <= AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
+
+
 def ancestors(rows: list[list[int]], tokens: int) -> Tensor:
     """Whether each of N tokens is another one or comes after it in a row, (N, N)."""
-    found = torch.zeros(tokens, tokens, dtype=torch.bool)
+    found = torch.eye(tokens, dtype=torch.bool)
     for row in rows:
-        for place, token in enumerate(row):
-            found[token, row[: place + 1]] = True
+        for before, token in pairwise(row):
+            found[token] |= found[before]
     return found
 
 
@@ -171,6 +179,7 @@ def layout_of(prompts: TextPrompts) -> Layout:
     return layout
 
 
+@torch.inference_mode(False)  # so that training can use it, too
 def token_layout(prompts: TextPrompts) -> Layout:
     """Where the tokens of each class are computed.
 

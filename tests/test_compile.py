@@ -6,6 +6,7 @@ from drawn import prompts_of
 
 import trainers.base
 from clip import TOWERS, compiled_towers
+from clip.layout import AT_ONCE
 
 
 @pytest.fixture
@@ -35,13 +36,21 @@ def learned(trainer, batches=2):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method",
+    ("method", "at_once"),
     [
-        "MPL",
-        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("CoCoOp", "CoOp", "MMRL", "PromptSRC", "TCP")),
+        ("MPL", 512),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in [
+                *((name, 512) for name in ("CoCoOp", "CoOp", "MMRL", "PromptSRC", "TCP")),
+                *((name, 0) for name in ("MPL", "CoCoOp", "PromptSRC")),
+                ("TCP", 32),  # the form of attention changes where prompts differ by class
+            ]
+        ),
     ],
 )
-def test_compiled_towers_train_and_predict_the_same(build, graphs, method):
+def test_compiled_towers_train_and_predict_the_same(build, graphs, monkeypatch, method, at_once):
+    monkeypatch.setitem(AT_ONCE, "cpu", at_once)
     expected = learned(build(method))
     trainer = build(method)
     trainer.model.towers = compiled_towers(graphs)

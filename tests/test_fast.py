@@ -14,18 +14,18 @@ from open_clip.transformer import LayerNormFp32
 
 from clip import Edit, TextPrompts, fast, plain
 from clip.blocks import is_standard
-from clip.layout import layout_of, token_layout
+from clip.layout import AT_ONCE, layout_of, token_layout
 
 LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture(scope="module", params=["at once", "by row"])
+@pytest.fixture(scope="module", params=[10_000, 0, 24], ids=["at once", "by row", "both"])
 def clip(request):
-    """In both forms of the text tower's attention."""
+    """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clip.layout.AT_ONCE", {"at once": 10_000, "by row": 0}[request.param])
+        patch.setitem(AT_ONCE, "cpu", request.param)
         yield small_clip({"layers": LAYERS, "width": WIDTH}, text).double()
 
 
@@ -158,7 +158,7 @@ def test_shared_beginning_of_names_is_computed_once(clip):
 
 
 def test_layout_of_the_example_in_its_documentation(monkeypatch):
-    monkeypatch.setattr("clip.layout.AT_ONCE", 7)
+    monkeypatch.setitem(AT_ONCE, "cpu", 10)
     audi, bmw, s4, s5 = range(2, 6)
     layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
     packing = layout.packing
@@ -166,8 +166,11 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
     assert packing.padded_index.tolist() == [[0, 2, 5], [0, 3, 6], [1, 4, 4]]
     assert packing.packed_index.tolist() == [0, 6, 1, 4, 7, 2, 5]
     assert (packing.eot.tolist(), packing.lengths.tolist()) == ([5, 6, 4], [3, 3, 2])
+    assert packing.after(3) is packing and packing.after(5) is packing.after(5)
     attended = [[0], [1], [0, 2], [0, 3], [1, 4], [0, 2, 5], [0, 3, 6]]  # by each packed token, besides the prefix
-    masks = [layout.packing.mask, layout.packing.after(5).mask]
+    masks = [packing.mask, packing.after(5).mask]
+    monkeypatch.setitem(AT_ONCE, "cpu", 9)
+    assert packing.without_sharing(2, 0).mask is None
     for prefix, mask in zip((3, 5), masks, strict=True):
         assert mask[:prefix].equal(torch.ones(prefix, prefix + 7, dtype=torch.bool).tril())
         expected = [[*range(prefix), *(prefix + token for token in own)] for own in attended]
@@ -239,6 +242,15 @@ def test_layout_of_edited_inference_tensors_is_computed_again():
         assert layout_of(prompts).prefix == 1
         prompts.ids[1, 1] = 2
         assert layout_of(prompts).prefix == 2
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_layout_that_inference_mode_has_used_first_can_train(clip, by_class):
+    ctx, deep = leaf(2, WIDTH), leaf(*([2] if by_class else []), 3, WIDTH)
+    prompts = TextPrompts(rows([[2], [3]], 2, []), ctx, deep=[Edit(), Edit(1, deep)])
+    with torch.inference_mode():
+        fast.encode_text(clip, prompts)
+    assert_same("encode_text", (clip, prompts), [ctx, deep])
 
 
 def test_cached_layout_keeps_no_tensor_alive():

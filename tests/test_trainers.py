@@ -89,7 +89,7 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
             def note(module, args, result, place=(precision, tower)):
                 types.setdefault(place, result.dtype)
 
-            transformer.resblocks[1].mlp.c_fc.register_forward_hook(note)
+            transformer.resblocks[1].attn.out_proj.register_forward_hook(note)
         trainer.batch_idx, trainer.num_batches = 0, 2
         losses[precision] = trainer.forward_backward({"img": IMAGES, "label": torch.tensor([0, 3, 5])})["loss"]
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}

@@ -138,5 +138,9 @@ def test_load_cfg_reads_yaml_and_executes_nothing(tmp_path):
 
 
 def test_a_missing_file_is_a_file_not_found_error(tmp_path):
-    with pytest.raises(MissingFileError, match="there is no config file"):
+    (tmp_path / ".hidden.yaml").touch()
+    with pytest.raises(MissingFileError, match="there is no config file .*nowhere.yaml: check the path"):
+        merge(tmp_path / "nowhere.yaml")
+    (tmp_path / "here.yaml").touch()
+    with pytest.raises(MissingFileError, match="its folder has here.yaml"):
         merge(tmp_path / "nowhere.yaml")

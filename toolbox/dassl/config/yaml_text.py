@@ -34,7 +34,8 @@ def read_text(path):
         return content.decode("utf-8")
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
-        there = sorted(name for name in os.listdir(folder) if name.endswith(".yaml")) if os.path.isdir(folder) else []
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        there = sorted(name for name in names if name.endswith(".yaml") and not name.startswith("."))
         remedy = f"its folder has {', '.join(there)}" if there else "check the path"
         raise MissingFileError(
             f"there is no config file {path}: {remedy}{nearest(os.path.basename(path), there)}"
