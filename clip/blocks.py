@@ -23,7 +23,7 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
     """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width)."""
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
-    return F.linear(layer_norm(block.ln_1, x), weight[first:end], bias[first:end])
+    return F.linear(block.ln_1(x).to(weight.dtype), weight[first:end], bias[first:end])
 
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
@@ -57,17 +57,10 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
     return scores.softmax(dim=-1) @ v
 
 
-def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """The module's output, in the type of `x`; it computes in fp32."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # whose kernel does so without a copy in fp32
-        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(x.dtype)
-    return norm(x)
-
-
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The block's output from its input and the result of attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
-    hidden, mlp = layer_norm(block.ln_2, x), block.mlp
+    hidden, mlp = block.ln_2(x).to(block.attn.in_proj_weight.dtype), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     return x + block.ls_2(quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden))
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import plain
@@ -69,11 +69,12 @@ class Encoder:
         visual, blocks = clip.visual, clip.visual.transformer.resblocks
         present = check_edits(schedule, 0, len(blocks))
         x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
+        x = x.to(state_type(x.dtype, visual.ln_post))
         for layer, block in enumerate(blocks):
             last = layer + 1 == len(blocks)
             x = plain.image_input(visual, x, schedule, layer)
             x = self.image_layer(block, x, (present if read is None else read) if last else None)
-        x = visual.ln_post(x)
+        x = visual.ln_post(x).to(visual.proj.dtype)
         return x[:, 0] @ visual.proj, x[:, 1:]
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
@@ -104,6 +105,14 @@ class Encoder:
                 x = text_layer(*arguments)
         x = plain.text_output(clip, x)  # the last layer returns EOT only: (images, C, joint width)
         return x if prompts.by_image else x[0]
+
+
+def state_type(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
+    """The type of tokens between layers: that of the weights, but fp32 for bf16 with a LayerNorm in fp32.
+
+    In bf16, what a layer adds to them would lose so many digits that some trainings fail.
+    """
+    return norm.weight.dtype if weights == torch.bfloat16 else weights
 
 
 def choose_path(clip: CLIP, prompts: TextPrompts) -> str:
@@ -206,15 +215,16 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     """The input of layer 0, (images, P + N, width): the prefix and the packed tokens."""
     prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
     n_prefix, row, position = layout.prefix, layout.row, layout.position
-    embedding = clip.positional_embedding.to(clip.transformer.get_cast_dtype())  # (context_length, width)
+    dtype = state_type(clip.transformer.get_cast_dtype(), clip.ln_final)
+    embedding = clip.positional_embedding.to(dtype)  # (context_length, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
-        x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx)) for ctx in prompts.contexts])
+        x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx), dtype) for ctx in prompts.contexts])
         return torch.cat([x[:, 0, :n_prefix] + embedding[:n_prefix], x[:, row, position] + embedding[position]], 1)
     # The prefix is that of row 0: (images, length, width)
     first = replace(prompts, ids=prompts.ids[:1], slots=None if prompts.slots is None else prompts.slots[:1])
     contexts = [ctx[:1] if ctx is not None and ctx.dim() == 3 else ctx for ctx in prompts.contexts]
-    x = torch.cat([plain.embed(clip, replace(first, ctx=ctx)) for ctx in contexts])
-    suffix = clip.token_embedding(prompts.ids[row, position]).to(embedding.dtype) + embedding[position]
+    x = torch.cat([plain.embed(clip, replace(first, ctx=ctx), dtype) for ctx in contexts])
+    suffix = clip.token_embedding(prompts.ids[row, position]).to(dtype) + embedding[position]
     return torch.cat([x[:, :n_prefix] + embedding[:n_prefix], suffix.expand(len(x), -1, -1)], 1)
 
 

@@ -99,9 +99,12 @@ def image_input(visual: VisionTransformer, x: Tensor, schedule: Schedule, layer:
     return visual.ln_pre(x) if layer == 0 and not change.after_norm else x
 
 
-def embed(clip: CLIP, prompts: TextPrompts) -> Tensor:
-    """Token embeddings with the learned vectors at their positions, (classes, positions, width)."""
-    x = clip.token_embedding(prompts.ids).to(clip.transformer.get_cast_dtype())
+def embed(clip: CLIP, prompts: TextPrompts, dtype: torch.dtype | None = None) -> Tensor:
+    """Token embeddings with the learned vectors at their positions, (classes, positions, width).
+
+    They are of the given type, by default that of the weights.
+    """
+    x = clip.token_embedding(prompts.ids).to(dtype or clip.transformer.get_cast_dtype())
     if prompts.ctx is None:
         return x
     ctx = prompts.ctx.to(x.dtype).expand(len(x), -1, -1)
@@ -110,7 +113,7 @@ def embed(clip: CLIP, prompts: TextPrompts) -> Tensor:
 
 def text_output(clip: CLIP, eot: Tensor) -> Tensor:
     """Text features from the last layer's output at EOT: (..., width) -> (..., joint width)."""
-    x = clip.ln_final(eot)
+    x = clip.ln_final(eot).to(clip.transformer.get_cast_dtype())
     return clip.text_projection(x) if isinstance(clip.text_projection, nn.Linear) else x @ clip.text_projection
 
 

@@ -3,16 +3,14 @@
 import pytest
 import torch
 from drawn import METHODS, prompts_of
-from open_clip.transformer import LayerNormFp32
 
-from clip.blocks import attention, layer_norm
+from clip.blocks import attention
 from trainers import precision
 
 pytestmark = pytest.mark.slow
 
-# Absolute; relative to the norm in fp32. Measured 0.29 and 0.09 at most; bf16 has three bits less than fp16, whose
-# limits in test_half_precision.py are an eighth of these.
-LOGITS, GRADIENT = 0.4, 0.16
+# Absolute; relative to the norm in fp32. Measured 0.22 and 0.063 at most.
+LOGITS, GRADIENT = 0.35, 0.12
 
 
 @pytest.fixture
@@ -74,12 +72,15 @@ def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(keys,
         assert (half.float() - whole).norm() < limit * whole.norm()
 
 
-def test_layer_norm_is_the_modules_within_the_last_bit():
-    norm, x = LayerNormFp32(48), torch.randn(7, 48, generator=torch.manual_seed(0)).bfloat16()
-    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    found = layer_norm(norm, x)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, norm(x), rtol=2**-7, atol=1e-3)
+def test_tokens_between_layers_are_in_fp32(build, units):
+    """In bf16, CoOp lost 20 points of accuracy on small_land with some seeds."""
+    trainer, types = build("MPL", "all", "PREC", "bf16"), {}
+    clip = trainer.model.clip
+    for tower, transformer in (("image", clip.visual.transformer), ("text", clip.transformer)):
+        block = transformer.resblocks[1]
+        block.ln_1.register_forward_pre_hook(lambda module, args, tower=tower: types.update({tower: args[0].dtype}))
+    step(trainer)
+    assert types == {"image": torch.float32, "text": torch.float32}
 
 
 @pytest.mark.parametrize("method", ["CoOp", "MPL"])
@@ -91,7 +92,7 @@ def test_twenty_steps_learn_as_in_fp32(method, build, units):
         losses[prec] = [trainer.forward_backward(batch())["loss"] for _ in range(20)]
         states = [value for state in trainer.optim.state.values() for value in state.values() if torch.is_tensor(value)]
         assert all(value.dtype == torch.float32 for value in states)
-    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.3)  # of 2.1; measured 0.11
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)  # of 2.1; measured 0.03
     assert losses["bf16"][-1] < losses["bf16"][0]
 
 
