@@ -21,7 +21,6 @@ from common.files import replacing
 
 from .prompted import PromptedCLIP
 
-FORM = 2  # raised when the towers come to compute other numbers
 PATTERN = "features-*.safetensors"
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
@@ -81,7 +80,7 @@ class KeptFeatures:
             OSError: an image cannot be read.
         """
         dataset, visual = self.loader.dataset, self.model.clip.visual
-        facts = FORM, torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
+        facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
         digest = hashlib.sha256(f"1 {facts}".encode())
         add_tensors(digest, visual.state_dict())
         # One output shows all else: the activation, the heads, the form of the towers, how this machine rounds.
