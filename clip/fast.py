@@ -69,7 +69,8 @@ class Encoder:
         visual, blocks = clip.visual, clip.visual.transformer.resblocks
         present = check_edits(schedule, 0, len(blocks))
         x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
-        x = x.to(state_type(x.dtype, visual.ln_post))
+        if x.dtype == visual.conv1.weight.dtype:  # not under amp
+            x = x.to(state_type(x.dtype, visual.ln_post))
         for layer, block in enumerate(blocks):
             last = layer + 1 == len(blocks)
             x = plain.image_input(visual, x, schedule, layer)
