@@ -23,7 +23,7 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
     """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width)."""
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
-    return F.linear(block.ln_1(x).to(weight.dtype), weight[first:end], bias[first:end])
+    return F.linear(normed(block.ln_1, x, weight), weight[first:end], bias[first:end])
 
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
@@ -57,16 +57,22 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
     return scores.softmax(dim=-1) @ v
 
 
+def normed(norm: nn.LayerNorm, x: Tensor, weights: Tensor) -> Tensor:
+    """LayerNorm's output for a product with these weights. If they are bf16, x may be in fp32."""
+    x = norm(x)
+    return x.to(weights.dtype) if weights.dtype == torch.bfloat16 else x
+
+
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The block's output from its input and the result of attention."""
     x = x + block.ls_1(block.attn.out_proj(attended))
-    hidden, mlp = block.ln_2(x).to(block.attn.in_proj_weight.dtype), block.mlp
+    hidden, mlp = normed(block.ln_2, x, block.attn.in_proj_weight), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     return x + block.ls_2(quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden))
 
 
 def is_plain(layer: Any) -> bool:
-    """Whether a module computes what its weight and bias say, and nothing watches it."""
+    """Whether a module computes what its weight and bias say, without forward hooks."""
     return (
         type(layer) is nn.Linear and layer.bias is not None and not (layer._forward_hooks or layer._forward_pre_hooks)
     )

@@ -75,7 +75,9 @@ class Encoder:
             last = layer + 1 == len(blocks)
             x = plain.image_input(visual, x, schedule, layer)
             x = self.image_layer(block, x, (present if read is None else read) if last else None)
-        x = visual.ln_post(x).to(visual.proj.dtype)
+        x = visual.ln_post(x)
+        if visual.proj.dtype == torch.bfloat16:
+            x = x.to(visual.proj.dtype)
         return x[:, 0] @ visual.proj, x[:, 1:]
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:

@@ -61,7 +61,9 @@ class Packing:
         if prefix == self.prefix:
             return self
         if (prefix,) not in self._others:
-            mask = None if self.mask is None else with_prefix(self.mask[self.prefix :, self.prefix :], prefix)
+            mask = None
+            if self.mask is not None and at_once(prefix + len(self.packed_index), self.mask.device):
+                mask = with_prefix(self.mask[self.prefix :, self.prefix :], prefix)
             self._others[prefix,] = replace(self, prefix=prefix, mask=mask, _others={})
         return self._others[prefix,]
 

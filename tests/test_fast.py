@@ -158,7 +158,7 @@ def test_shared_beginning_of_names_is_computed_once(clip):
 
 
 def test_layout_of_the_example_in_its_documentation(monkeypatch):
-    monkeypatch.setitem(AT_ONCE, "cpu", 10)
+    monkeypatch.setitem(AT_ONCE, "cpu", 12)
     audi, bmw, s4, s5 = range(2, 6)
     layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
     packing = layout.packing
@@ -170,7 +170,7 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
     attended = [[0], [1], [0, 2], [0, 3], [1, 4], [0, 2, 5], [0, 3, 6]]  # by each packed token, besides the prefix
     masks = [packing.mask, packing.after(5).mask]
     monkeypatch.setitem(AT_ONCE, "cpu", 9)
-    assert packing.without_sharing(2, 0).mask is None
+    assert packing.without_sharing(2, 0).mask is None and packing.after(4).mask is None
     for prefix, mask in zip((3, 5), masks, strict=True):
         assert mask[:prefix].equal(torch.ones(prefix, prefix + 7, dtype=torch.bool).tril())
         expected = [[*range(prefix), *(prefix + token for token in own)] for own in attended]
