@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, heads, is_standard, qkv
+from .blocks import attention, block_output, heads, is_standard, normed, qkv
 from .layout import Layout, Packing, layout_of, select
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 
@@ -75,9 +75,7 @@ class Encoder:
             last = layer + 1 == len(blocks)
             x = plain.image_input(visual, x, schedule, layer)
             x = self.image_layer(block, x, (present if read is None else read) if last else None)
-        x = visual.ln_post(x)
-        if visual.proj.dtype == torch.bfloat16:
-            x = x.to(visual.proj.dtype)
+        x = normed(visual.ln_post, x, visual.proj)
         return x[:, 0] @ visual.proj, x[:, 1:]
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:

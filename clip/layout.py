@@ -69,7 +69,7 @@ class Packing:
 
     @torch.inference_mode(False)
     def without_sharing(self, prefix: int, more: int) -> "Packing":
-        """Rows after another prefix, each with `more` packed tokens and none in common; computed once."""
+        """Rows after another prefix, each longer by `more` packed tokens, which share none; computed once."""
         if (prefix, more) not in self._others:
             token = count()
             rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]

@@ -245,7 +245,7 @@ def test_layout_of_edited_inference_tensors_is_computed_again():
 
 
 @pytest.mark.parametrize("by_class", [False, True])
-def test_layout_that_inference_mode_has_used_first_can_train(clip, by_class):
+def test_text_that_inference_mode_used_first_can_train_later(clip, by_class):
     ctx, deep = leaf(2, WIDTH), leaf(*([2] if by_class else []), 3, WIDTH)
     prompts = TextPrompts(rows([[2], [3]], 2, []), ctx, deep=[Edit(), Edit(1, deep)])
     with torch.inference_mode():

@@ -102,7 +102,7 @@ class PromptedCLIP(nn.Module):
         return normalize(outputs)
 
     def image_and_prompts(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The result of a `Reader`."""
+        """The outputs of the image tower that a `Reader` reads."""
         return self.towers.encode_image_and_prompts(self.clip, images, self.prompt_learner.vision())
 
     def text_features(self, image_features: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ def _fitted_optimizer(optimizer, value):
     """
     try:
         form = _after_a_step(copy.deepcopy(optimizer)).state_dict()
-    except Exception:  # any attribute of a class that we do not know
+    except Exception:  # the step of an unknown class may need anything
         return value
     state = value.get("state")
     if not isinstance(state, dict) or not state.keys() <= form["state"].keys():
