@@ -305,6 +305,17 @@ def test_slow_google_drive_is_given_up(drive, impatient, monkeypatch, tmp_path):
     refused(drive, tmp_path / "data", "https://drive.google.com/uc?id=1abc: it is slower than 10,000 bytes a second")
 
 
+def test_google_drive_without_a_connection(drive, monkeypatch, tmp_path):
+    def fail(**options):
+        raise requests.ConnectionError("HTTPSConnectionPool(host='drive.google.com', port=443): Max retries exceeded")
+
+    monkeypatch.setattr(gdown, "download", fail)
+    message = (
+        "https://drive.google.com/uc?id=1abc: there is no connection to the server: run the same command again later"
+    )
+    refused(drive, tmp_path / "data", message)
+
+
 def test_google_drive_quota_page(drive, server, tmp_path):
     server.faults = ["quota page"] * 5
     refused(drive, tmp_path / "data", "https://drive.google.com/uc?id=1abc", "Too many users have viewed")

@@ -74,10 +74,11 @@ def download_from_drive(file: File, target: Path) -> None:
     """Download from Google Drive with gdown, which resumes from a .part file of its own.
 
     Raises:
-        TransferError: it is too slow.
+        TransferError: it is too slow, or there is no connection.
         WrongFile: it is not available, or not the published file.
     """
     import gdown  # slow to import, and few files need it
+    import requests  # which gdown uses
 
     def received() -> int:
         return sum(size_of(path) for path in target.parent.glob(f"{escape(target.name)}*"))
@@ -86,6 +87,8 @@ def download_from_drive(file: File, target: Path) -> None:
         supervise(lambda: gdown.download(id=file.drive, output=str(target), resume=True), received, file.max_bytes)
     except TransferError:
         raise
+    except requests.ConnectionError as error:
+        raise TransferError("there is no connection to the server") from error
     except Exception as error:  # its exceptions changed with its versions
         raise WrongFile(one_line(error)) from error
     if not target.is_file():
