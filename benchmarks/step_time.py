@@ -29,7 +29,8 @@ from common.start import required_packages
 with required_packages():
     import torch
 
-    from experiments.configs import config_folder, default_config
+    from experiments.configs import config_folder
+    from experiments.protocols import recipe
     from trainers import methods
 
 FORMS = ("fast", "plain")
@@ -90,7 +91,7 @@ def build(args: argparse.Namespace, classes: int, clip=None, compiled: bool = Fa
 
     cfg = get_cfg_default()
     extend_cfg(cfg, args.trainer)
-    settings = "small" if args.backbone == "small" else default_config(args.trainer, "few_shot")
+    settings = recipe(args.trainer, "few_shot", backbone=args.backbone).cfg
     cfg.merge_from_file(str(config_folder(args.trainer) / f"{settings}.yaml"))
     merge_pairs(cfg, [])
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"

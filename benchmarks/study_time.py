@@ -35,7 +35,8 @@ with required_packages():
 
     from experiments import run
     from experiments.arguments import at_least
-    from experiments.configs import CONFIGS, config_folder, default_config, read_yaml
+    from experiments.configs import CONFIGS, config_folder, read_yaml
+    from experiments.protocols import recipe
     from trainers import methods
 
 DATASET = "small_objects"  # draws itself
@@ -80,7 +81,7 @@ def in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 def arguments_of(method: str, args: argparse.Namespace, backbone: str, folder: Path) -> list[str]:
     """The command line of train.py without seeds; each call has an output folder of its own."""
-    settings = "small" if backbone == "small" else default_config(method, "few_shot")
+    settings = recipe(method, "few_shot", backbone=backbone).cfg
     size = 64 if backbone == "small" else 224
     argv = ["--trainer", method, "--backbone", backbone, "--root", args.root, "--output-dir", folder / "seed{seed}"]
     argv += ["--dataset-config-file", CONFIGS / f"datasets/{DATASET}.yaml"]

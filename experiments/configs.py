@@ -20,24 +20,14 @@ def config_folder(method: str) -> Path:
     return CONFIGS / "trainers" / methods()[method].config_folder
 
 
-def default_config(method: str, protocol: str) -> str:
-    """Name of the YAML file that a method's scripts use for `base2new`, `few_shot` or `cross_dataset`.
+def config_files(method: str) -> list[Path]:
+    """The YAML files of a method, in the order of their names."""
+    return sorted(config_folder(method).glob("*.yaml"))
 
-    It is the one that `defaults`, a text file beside the YAML files, names for the protocol, or the only one there.
 
-    Raises:
-        UsageError: there are several YAML files and no `defaults`, or there is no YAML file.
-    """
-    folder = config_folder(method)
-    file, names = folder / "defaults", sorted(path.stem for path in folder.glob("*.yaml"))
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        words = line.partition("#")[0].split()
-        if words[:1] == [protocol] and len(words) > 1:
-            return words[1]
-    if len(names) != 1:
-        known = f"name one of {', '.join(names)}" if names else f"add one to {folder}"
-        raise UsageError(f"{method} has {len(names)} YAML files and no default one for {protocol}", known)
-    return names[0]
+def known_datasets() -> tuple[str, ...]:
+    """The names of the YAML files in configs/datasets/."""
+    return tuple(sorted(file.stem for file in (CONFIGS / "datasets").glob("*.yaml")))
 
 
 def read_yaml(file: Path) -> dict:

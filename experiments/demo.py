@@ -11,11 +11,12 @@ from common.files import replacing, write_text
 from common.start import add_common_options, folder
 
 from .arguments import at_least
-from .configs import config_folder, default_config
+from .configs import config_files, known_datasets
+from .protocols import recipe
 from .studies.executor import LocalExecutor, check_datasets, execute_runs
 from .studies.progress import collect_results
 from .studies.render import Cell, Table, markdown_grid
-from .studies.spec import Study, Variant, known_datasets
+from .studies.spec import Study, Variant
 from .studies.tables import Summary
 
 DESCRIPTION = "Train methods on the base classes of a synthetic dataset and test them on its base and new classes."
@@ -28,10 +29,10 @@ PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their name
 
 def choose_config(method: str, wanted: str | None) -> str:
     """The name of a method's YAML file: the only one; else `wanted`; else `small` or, without that, its default."""
-    known = [file.stem for file in config_folder(method).glob("*.yaml")]
+    known = [file.stem for file in config_files(method)]
     if len(known) == 1:
         return known[0]
-    return wanted or ("small" if "small" in known else default_config(method, "base2new"))
+    return wanted or ("small" if "small" in known else recipe(method, "base2new").cfg)
 
 
 def summarize(study: Study) -> dict:
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     variants = tuple(Variant(name, name, choose_config(name, args.cfg)) for name in names)
     for variant in variants:
         if variant.cfg != (args.cfg or "small"):
-            print(f"{variant.name} uses {variant.config_file}")
+            print(f"{variant.name} uses {variant.cfg}.yaml")
     seeds = tuple(dict.fromkeys(args.seeds))
     study = Study(variants, (args.dataset,), seeds=seeds, root=args.root, output=args.output)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,9 @@ from common.start import add_common_options
 
 from . import run
 from .arguments import at_least
-from .configs import config_folder, default_config
+from .configs import config_files, known_datasets
 from .results import describe, read_results
-from .studies.spec import Study, Variant, known_datasets
+from .studies.spec import Study, Variant
 
 METHOD = "LinearProbe"
 
@@ -24,14 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("seed", type=at_least(0), metavar="SEED", help="chooses the few-shot images")
     parser.add_argument("--shots", type=at_least(1), nargs="+", default=[1, 2, 4, 8, 16], help="images of each class")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
-    parser.add_argument("--cfg", choices=sorted(file.stem for file in config_folder(METHOD).glob("*.yaml")))
+    parser.add_argument("--cfg", choices=[file.stem for file in config_files(METHOD)])
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--output", type=Path, default=Path("output"))
     add_common_options(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings to override")
     args = parser.parse_intermixed_args(argv)
-    cfg = args.cfg or ("small" if args.backbone == "small" else default_config(METHOD, "few_shot"))
-    variant, shots = Variant(METHOD, METHOD, cfg), tuple(dict.fromkeys(args.shots))
+    variant, shots = Variant(METHOD, METHOD, args.cfg or ""), tuple(dict.fromkeys(args.shots))
     where = {"backbone": args.backbone, "root": args.root, "output": args.output}
     runs = Study((variant,), (args.dataset,), ("few_shot",), (args.seed,), shots=shots, **where).runs()
     for one in runs:

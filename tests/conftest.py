@@ -15,13 +15,6 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 # In place of Python for a script: notes what it is asked for, and leaves a result.
-STUB = r"""#!/usr/bin/env bash
-{ printf '%s\0' "$@"; printf '\n'; } >> "$NOTES"
-while [ $# -gt 0 ]; do
-    if [ "$1" = --output-dir ]; then mkdir -p "$2" && echo '{}' > "$2/results.json"; fi
-    shift
-done
-"""
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # A shell ignores SIGINT in what it starts in the background, and Python then leaves it ignored.
@@ -283,21 +276,37 @@ def refused(launch, tmp_path):
 
 
 @pytest.fixture
-def script(eurosat, deep, tmp_path):
-    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, what Python was asked for)."""
-    stub, notes = tmp_path / "python", tmp_path / "notes"
-    stub.write_text(STUB)
-    stub.chmod(0o755)
-    unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "USAGE", "TRAINER"}
-    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": stub, "NOTES": notes}
+def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
+    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, the programs that it would start).
+
+    It is a dry run, started from another folder: in this process, unless something has to be started. `DRY_RUN=""` is
+    the real one.
+    """
+    import shlex
+
+    from experiments.scripts.command import main
+    from experiments.session import cli_main
+
+    unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "QUIET", "PREPARE", "REPORT_TO"}
+    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": python, "DRY_RUN": 1}
+
+    def here(path, arguments, env):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", env)
+            patch.chdir(tmp_path)
+            done = ended(lambda: cli_main(lambda: main([str(path), *arguments])))
+        return subprocess.CompletedProcess(path, done.status, done.printed, "\n".join(done.errors))
 
     def script(name, *arguments, root=ROOT, **variables):
-        notes.write_text("")
         env = {key: value for key, value in os.environ.items() if key not in unset}
         env |= {key: str(value) for key, value in (given | variables).items()}
-        command = ["bash", str(root / "scripts" / name), *map(str, arguments)]
-        ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        return ended, [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
+        path, words = root / "scripts" / name, list(map(str, arguments))
+        if root == ROOT and env["DRY_RUN"] == "1" and "reproduce" not in name and env["PYTHON"] == str(python):
+            ended = here(path, words, env)
+        else:
+            ended = subprocess.run(["bash", path, *words], env=env, cwd=tmp_path, capture_output=True, text=True)
+        lines = [line for line in ended.stdout.splitlines() if line.startswith("python ")]
+        return ended, [shlex.split(line)[1:] for line in lines]
 
     return script
 

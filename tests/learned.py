@@ -13,9 +13,9 @@ from dassl.engine import build_trainer
 
 import trainers
 from common.start import ROOT
-from experiments.configs import default_config
 from experiments.configuration import extend_cfg
 from experiments.inference import predict
+from experiments.protocols import recipe
 from experiments.run import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT
@@ -26,7 +26,7 @@ SHORT = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS",
 def train_run(output: Path, root: Path, backbone: Path, method: str, *overrides, options=()) -> None:
     """A run of the method's published settings with two shots and one epoch."""
     configs, folder = ROOT / "configs", trainers.methods()[method].config_folder
-    yaml_file = configs / "trainers" / folder / f"{default_config(folder, 'base2new')}.yaml"
+    yaml_file = configs / "trainers" / folder / f"{recipe(folder, 'base2new').cfg}.yaml"
     argv = ["--root", root, "--backbone", backbone, "--trainer", method, "--config-file", yaml_file, "--seed", 1]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml", "--output-dir", output, *options]
     with redirect_stdout(io.StringIO()):

@@ -3,7 +3,7 @@
 import pytest
 
 from common.start import ROOT
-from experiments.configs import default_config
+from experiments.protocols import recipe
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def run_refused(refused, eurosat, deep, tiny, tmp_path):
     """`run_refused(method, backbone, settings, *words)`: train.py refuses it with these words."""
 
     def run_refused(method, backbone, settings, *words):
-        config = ROOT / "configs/trainers" / method / f"{default_config(method, 'few_shot')}.yaml"
+        config = ROOT / "configs/trainers" / method / f"{recipe(method, 'few_shot').cfg}.yaml"
         argv = ["--root", eurosat, "--backbone", {"deep": deep, "tiny": tiny}[backbone], "--trainer", method]
         argv += ["--config-file", config, "--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
         argv += ["--output-dir", tmp_path / "out", "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]

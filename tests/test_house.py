@@ -14,8 +14,8 @@ import trainers
 from common.start import ROOT
 from common.version import __version__
 from experiments.arguments import parse_arguments
-from experiments.configs import default_config
 from experiments.configuration import setup_cfg
+from experiments.protocols import recipe
 
 # The public API of the published Dassl 0.6.3, as far as plugins use it.
 PUBLISHED = {
@@ -103,7 +103,7 @@ def test_every_method_has_a_yaml_for_each_protocol():
     for method in (name for name, found in trainers.methods().items() if found.learns):
         for protocol in ("base2new", "few_shot", "cross_dataset"):
             folder = ROOT / "configs/trainers" / method
-            assert (folder / f"{default_config(method, protocol)}.yaml").is_file()
+            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file()
 
 
 # Configuration on the published Dassl, whose nodes are those of yacs

@@ -223,7 +223,7 @@ def blocks(language):
 def example(birds, tiny, script, launch, tmp_path, monkeypatch):
     """`example(line)` runs a command of the document, with the configuration of the document; returns results."""
     clone = tmp_path / "clone"
-    for folder in ("scripts", "configs"):
+    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
         shutil.copytree(ROOT / folder, clone / folder)
     (yaml,) = blocks("yaml")
     (clone / re.match(r"# (\S+)", yaml)[1]).write_text(yaml)
@@ -234,7 +234,7 @@ def example(birds, tiny, script, launch, tmp_path, monkeypatch):
             arguments.insert(2, 1)  # epochs, after dataset and seed
         ended, asked = script(name, *arguments, *SMALL, root=clone, DATA=birds, BACKBONE=tiny, SHOTS=2)
         assert ended.returncode == 0, ended.stderr
-        calls = [[str(clone / item) if item.startswith("configs/") else item for item in call] for call in asked[:-1]]
+        calls = [[str(clone / item) if item.startswith("configs/") else item for item in call] for call in asked]
         return run_for_real(launch, [call[1:] for call in calls], monkeypatch)
 
     return example

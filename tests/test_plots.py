@@ -10,9 +10,9 @@ from finished import finish, finish_all
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from experiments.protocols import ELEVEN
 from experiments.studies import plots
 from experiments.studies.progress import collect_results
-from experiments.studies.published import ELEVEN
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary

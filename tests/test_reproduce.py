@@ -11,9 +11,9 @@ from learned import SHORT
 
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.configs import default_config
+from experiments.protocols import ELEVEN, recipe
 from experiments.studies import reproduce
-from experiments.studies.published import ELEVEN, find_prompts
+from experiments.studies.published import find_prompts
 from experiments.studies.spec import PROTOCOLS
 from experiments.studies.worker import execute_run
 
@@ -206,4 +206,4 @@ def test_layouts_and_figures_fit_the_project(tmp_path):
     assert find_prompts(tmp_path, "base2new", "MaPLe", ("eurosat", 16, 1), False) is None
     for row in reproduce.AUTHORS:
         assert row["cfg"] == "*" or (ROOT / f"configs/trainers/{row['method']}/{row['cfg']}.yaml").is_file(), row
-    assert default_config("MaPLe", "base2new") == YAML[0]
+    assert recipe("MaPLe", "base2new").cfg == YAML[0]

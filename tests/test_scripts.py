@@ -1,368 +1,284 @@
-"""Every script calls train.py with the right arguments, and these runs finish.
+"""The scripts: which runs they start, what users may give them, and that these runs finish.
 
-A shell script replaces Python: it records its arguments and writes a result. The tests compare the recorded
-arguments, then run train.py with them in this process, to save some sixty starts of Python. One test uses the real
-Python.
+tests/test_published_scripts.py compares the published ones with the facts.
 """
 
 import itertools
+import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from drawn import run_for_real
 
-from experiments.studies.reproduce import read_arguments as reproduce_parser
-from tools.forward_scripts import forwards
+from experiments.protocols import RECIPES
+from experiments.scripts.table import ANY, SCRIPTS
+from experiments.studies.reproduce import read_arguments
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-CFG = {  # by folder under scripts/: the trainer and its settings base-to-new, cross-dataset and few-shot
-    "coop": ("CoOp", "vit_b16_ep50_ctxv1", "vit_b16_ep50_ctxv1", "vit_b16"),
-    "cocoop": ("CoCoOp", *["vit_b16_c4_ep10_batch1_ctxv1"] * 3),
-    "vpt": ("VPT", *["vit_b16_c2_ep5_batch4_4"] * 3),
-    "ivlp": ("IVLP", *["vit_b16_c2_ep5_batch4_2+2ctx"] * 3),
-    "maple": ("MaPLe", *[f"vit_b16_c2_ep5_batch4_2ctx{kind}" for kind in ("", "_cross_datasets", "")]),
-    "promptsrc": (
-        "PromptSRC",
-        "vit_b16_c2_ep20_batch4_4+4ctx",
-        "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
-        "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
-    ),
-    "mpl": ("MPL", *[f"vit_b4_c1_add2_rm1{kind}" for kind in ("", "_cross_datasets", "")]),
-}
-KINDS = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
-OWN = {"coop/main.sh", "coop/eval.sh", "zsclip/zeroshot.sh"}  # these take other arguments
-GENERIC = {f"{kind}.sh" for kind in KINDS}  # these take METHOD first
-FORWARDS = forwards()  # published names of scripts
-REPRODUCE = {name for name in FORWARDS if "/reproduce" in name}
-SCRIPTS = {f"{method}/{kind}.sh" for method in CFG for kind in KINDS} | OWN | {"lpclip/few_shot.sh"}
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
+KINDS = {"base2new_train": "base2new", "base2new_test": "base2new", "xd_train": "cross_dataset"}
+KINDS |= {"xd_test": "cross_dataset", "few_shot": "few_shot"}
+
+
+def wrapper(name):
+    return f'#!/usr/bin/env bash\nexec bash "$(dirname "$0")/{"../" * name.count("/")}run.sh" "$0" "$@"\n'
+
+
+def option(call, key):
+    return call[call.index(key) + 1] if key in call else None
+
+
+def setting(call, key):
+    """The value of the last KEY VALUE pair of a key."""
+    return ([value for name, value in itertools.pairwise(call) if name == key] or [None])[-1]
+
+
+def test_every_script_is_in_the_table_and_has_its_file():
+    files = {file.relative_to(ROOT / "scripts").as_posix()[:-3]: file for file in (ROOT / "scripts").rglob("*.sh")}
+    assert files.keys() == SCRIPTS.keys() | {"run"}
+    assert {name: files[name].read_text() for name in SCRIPTS} == {name: wrapper(name) for name in SCRIPTS}
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    files = sorted(map(str, (ROOT / "scripts").rglob("*.sh")))
+    checked = subprocess.run(["shellcheck", *files], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_scripts_use_nothing_newer_than_bash_3_2():
+    """macOS has that version: no ${name,,}, no associative arrays, no mapfile, no realpath of GNU."""
+    text = (ROOT / "scripts/run.sh").read_text()
+    assert not re.search(r"\$\{\w+(,,|\^\^|@)|declare -A|local -n|mapfile|readarray|&>>|\|&|realpath|readlink", text)
+
+
+@pytest.mark.parametrize("posix", [False, True])
+def test_script_in_a_path_with_a_space_started_from_another_folder(posix, python, tmp_path):
+    place = tmp_path / "my projects/clone"
+    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shell = ["bash", *(["--posix"] if posix else []), "my projects/clone/scripts/mpl/base2new_train.sh"]
+    env = os.environ | {"PYTHON": str(python), "DRY_RUN": "1", "DATA": "my data", "OUT": ""}
+    ended = subprocess.run([*shell, "eurosat", "1"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    start, call = map(shlex.split, ended.stdout.splitlines())
+    assert start == ["cd", str(place)]
+    assert option(call, "--root") == str(tmp_path / "my data")  # the user's path
+    assert option(call, "--output-dir") == "output/base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed1"
+
+
+def test_without_a_python_it_says_what_to_do(script):
+    ended, _ = script("mpl/base2new_train.sh", "eurosat", 1, PYTHON="no-python")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: there is no no-python: run `make setup` in ")
+
+
+# ---------------------------------------------------------------- what they start
+
+
+@pytest.mark.parametrize("method", [method for method in RECIPES if method != "ZeroshotCLIP"])
+def test_any_method_uses_its_recipes(method, script):
+    for kind, protocol in KINDS.items():
+        ended, calls = script(f"any/{kind}.sh", method.lower(), "ucf101", "2 5", 3, "OPTIM.LR", 0.1, BACKBONE="")
+        assert ended.returncode == 0, ended.stderr
+        shots = [1, 2, 4, 8, 16] if protocol == "few_shot" else [16]
+        expected = []
+        for seed, number in itertools.product(["2", "5"], shots):
+            fitting = [each for each in RECIPES[method][protocol] if each.fits("ucf101", number)]
+            source = [each for each in RECIPES[method][protocol] if each.fits("imagenet", number)]
+            recipe = (source if kind == "xd_test" else fitting)[0]
+            expected.append((method, seed, str(number), f"{recipe.cfg}.yaml", recipe.settings))
+        found = []
+        for call, (*_, settings) in zip(calls, expected, strict=True):
+            has = all(setting(call, key) == value for key, value in zip(settings[::2], settings[1::2], strict=True)
+                      if key != "OPTIM.MAX_EPOCH")  # fmt: skip
+            name = Path(option(call, "--config-file")).name
+            facts = (option(call, "--trainer"), option(call, "--seed"), setting(call, "DATASET.NUM_SHOTS"), name)
+            found.append((*facts, settings if has else "others"))
+            assert setting(call, "OPTIM.LR") == "0.1"
+            if kind.endswith("test"):
+                assert option(call, "--load-epoch") == "3" and "--eval-only" in call
+            else:
+                assert setting(call, "OPTIM.MAX_EPOCH") == "3" and "--eval-only" not in call
+        assert found == expected
+
+
+@pytest.mark.parametrize("variables", [{}, {"BACKBONE": "small"}, {"CFG": "small"}], ids=["default", "backbone", "cfg"])
+@pytest.mark.parametrize("folder", ["coop", "vpt", "ivlp", "maple", "promptsrc", "mpl", "growing"])
+def test_methods_scripts_start_what_the_ones_for_any_method_start(folder, variables, script, growing):
+    kinds = [kind for kind in KINDS if folder == "growing" or f"{folder}/{kind}" in SCRIPTS]
+    for kind in kinds:
+        if folder == "promptsrc" and kind == "few_shot":
+            continue  # PromptSRC's own: DATASET SHOTS
+        calls = []
+        for name, method in ((f"any/{kind}.sh", [folder]), (f"{folder}/{kind}.sh", [])):
+            given = {"SHOTS": 2, "SOURCE": "eurosat"} | variables
+            root = growing if folder == "growing" else ROOT
+            ended, found = script(name, *method, "eurosat", 2, 5, "OPTIM.LR", 0.1, root=root, **given)
+            assert ended.returncode == 0, ended.stderr
+            calls.append(found)
+        assert calls[0] == calls[1]
+        if variables and folder != "growing":
+            cross = kind.startswith("xd") and "BACKBONE" in variables
+            name = "small_cross_datasets" if cross else "small"
+            assert {Path(option(call, "--config-file")).stem for call in calls[1]} == {name}
 
 
 @pytest.fixture
-def asks(script, eurosat, deep, tmp_path):
-    """`asks(name, arguments, variables, *calls)`: a script makes these calls, (folder, arguments), and a report.
-
-    A call without arguments is a run that is only reported. Returns the command lines of train.py.
-    """
-
-    def asks(name, arguments, variables, *calls):
-        ended, asked = script(name, *arguments, **variables)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        common = ["train.py", "--skip-finished", "--root", str(eurosat)]
-        backbone = ["--backbone", str(deep)]
-        runs = [(str(tmp_path / "out" / folder), call) for folder, call in calls]
-        expected = [[*common, "--output-dir", folder, *backbone, *call] for folder, call in runs if call]
-        assert asked == [*expected, ["-m", "tools.base2new", *(folder for folder, _ in runs)]]
-        return [call[1:] for call in asked[:-1]]
-
-    return asks
+def growing(tmp_path):
+    """A copy of the project with a method Growing, whose scripts are copies of any/."""
+    place = tmp_path / "clone"
+    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = '@TRAINER_REGISTRY.register()\nclass Growing(PromptTrainer):\n    """Test."""\n'
+    (place / "trainers/growing.py").write_text(source)
+    (place / "configs/trainers/Growing").mkdir()
+    (place / "configs/trainers/Growing/small.yaml").write_text("_BASE_: ../small.yaml\n")
+    shutil.copytree(place / "scripts/mpl", place / "scripts/growing")
+    return place
 
 
-def method_arguments(trainer, cfg, dataset="eurosat"):
-    files = f"configs/datasets/{dataset}.yaml", f"configs/trainers/{trainer}/{cfg}.yaml"
-    return ["--trainer", trainer, "--dataset-config-file", files[0], "--config-file", files[1]]
+def test_yaml_file_of_a_new_method(growing, script):
+    folder = growing / "configs/trainers/Growing"
+
+    def chosen(kind, **variables):
+        ended, calls = script(f"any/{kind}.sh", "GROWING", "eurosat", 1, root=growing, **{"SHOTS": 1} | variables)
+        if ended.returncode == 0:
+            (call,) = calls
+            assert f"/Growing/{Path(option(call, '--config-file')).stem}" in option(call, "--output-dir")
+            return Path(option(call, "--config-file")).stem
+        assert (ended.returncode, calls) == (2, [])
+        (line,) = ended.stderr.splitlines()
+        return line
+
+    train = ("base2new_train", "few_shot", "xd_train")
+    assert [chosen(kind) for kind in train] == ["small"] * 3  # the only one
+    (folder / "vit_b16.yaml").write_text("_BASE_: ../common.yaml\n")
+    assert [chosen(kind) for kind in train] == ["vit_b16"] * 3  # the only one that is not for the small CLIP
+    assert [chosen(kind, BACKBONE="small") for kind in train] == ["small"] * 3
+    assert chosen("few_shot", CFG="small") == "small"
+    (folder / "few_shot.yaml").write_text("_BASE_: ../common.yaml\n")
+    assert chosen("few_shot") == "few_shot"  # named after the protocol
+    line = chosen("base2new_train")
+    assert line.startswith("error: Growing has 3 YAML files and none for base2new by default: choose one with CFG")
+    assert chosen("base2new_train", CFG="vit_b61").startswith("error: there is no YAML file configs/trainers/Growing")
 
 
-def test_every_script_is_tested():
-    files = {str(file.relative_to(ROOT / "scripts")) for file in (ROOT / "scripts").rglob("*.sh")}
-    assert files == SCRIPTS | GENERIC | FORWARDS.keys() | {"common.sh", "reproduce.sh"}
+def test_coops_epochs_depend_on_the_number_of_images(script):
+    for dataset, expected in (
+        ("dtd", ["vit_b16_ep50", "vit_b16_ep100", "vit_b16_ep100", "vit_b16", "vit_b16"]),
+        ("imagenet", ["vit_b16_ep50"] * 5),
+    ):
+        _, calls = script("coop/few_shot.sh", dataset, 1, BACKBONE="")
+        assert [Path(option(call, "--config-file")).stem for call in calls] == expected
 
 
-def test_published_names_forward_as_the_table_says():
-    assert {name: (ROOT / "scripts" / name).read_text() for name in FORWARDS} == FORWARDS
+def test_published_epoch_is_loaded_with_the_published_yaml_file_only(script):
+    name = "maple/base2new_test_maple.sh"
+    for arguments, variables, epoch in (
+        ([], {}, "5"),
+        ([2], {}, "2"),
+        ([], {"CFG": "small"}, None),
+        ([], {"BACKBONE": "small"}, None),
+        ([], {"CFG": "vit_b16_c2_ep5_batch4_2ctx"}, "5"),
+    ):
+        _, (call,) = script(name, "eurosat", 1, *arguments, **({"BACKBONE": ""} | variables))
+        assert option(call, "--load-epoch") == epoch
 
 
-@pytest.mark.parametrize("name", sorted(FORWARDS.keys() - REPRODUCE))
-def test_published_name_asks_for_the_same_as_this_projects(name, script):
-    folder, kind = name.split("/")
-    own = {"independent-vlp": "ivlp", "language-prompting": "ivlp"}.get(folder, folder)
-    language = {"CFG": "vit_b16_c2_ep5_batch4_4ctx_language_only"} if folder == "language-prompting" else {}
-    calls = []
-    for path, variables in ((name, {}), (f"{own}/{kind.rpartition('_')[0]}.sh", language)):
-        ended, asked = script(path, "eurosat", 3, 2, "OPTIM.LR", 1, **variables)
-        assert ended.returncode == 0, ended.stderr
-        calls.append(asked)
-    assert calls[0] == calls[1] and "OPTIM.LR" in calls[0][0]
+def test_mpl_across_datasets_is_the_authors_and_the_other_file_is_one_variable_away(script):
+    other = "vit_b4_c1_add2_rm1_cross_datasets"
+    for variables, cfg, epochs in (({}, "vit_b4_c1_add2_rm1", "2"), ({"CFG": other}, other, None)):
+        for kind in ("xd_train", "xd_test"):
+            _, (call,) = script(f"mpl/{kind}.sh", "imagenet", 1, BACKBONE="", **variables)
+            assert Path(option(call, "--config-file")).stem == cfg
+            assert setting(call, "OPTIM.MAX_EPOCH") == epochs
 
 
-@pytest.mark.parametrize("name", sorted(REPRODUCE))
-def test_published_checkpoints_are_tested_by_their_published_command(name, script, eurosat, deep, tmp_path):
-    ended, (call,) = script(name, "eurosat", 2, "weights", "--workers", 3)
+@pytest.mark.parametrize("name", [name for name, script in SCRIPTS.items() if script.steps == "reproduce"])
+def test_published_prompts_are_tested_by_their_published_command(name, script, eurosat, deep, tmp_path):
+    arguments = ["maple", "base2new"] * (name == "any/reproduce")
+    prompts = {"cross_dataset": "seed2", "few_shot": "2shot/seed1"}.get(SCRIPTS[name].protocol, "base/seed2")
+    (tmp_path / "weights" / prompts / "x").mkdir(parents=True)
+    (tmp_path / "weights" / prompts / "x/model.pth.tar-1").touch()
+    ended, calls = script(f"{name}.sh", *arguments, "eurosat", 2, "weights", "--workers", 3)
     assert ended.returncode == 0, ended.stderr
-    method = {"maple": "MaPLe", "vpt": "VPT", "promptsrc": "PromptSRC"}.get(name.split("/")[0], "IVLP")
-    protocol = "few_shot" if "few_shot" in name else "cross_dataset" if name.endswith("xd.sh") else "base2new"
-    chosen = ["--seeds", "1", "2", "3", "--shots", "2"] if protocol == "few_shot" else ["--seeds", "2"]
-    cfg = ["--cfg", "vit_b16_c2_ep5_batch4_4ctx_language_only"] if "language" in name else []
-    assert call == [
-        *("tools/reproduce.py", method, "--checkpoints", str(tmp_path / "weights"), "--protocol", protocol),
-        *("--datasets", "eurosat", *chosen, "--root", str(eurosat), "--output", str(tmp_path / "out"), *cfg),
-        *("--backbone", str(deep), "--workers", "3"),
-    ]
-    parser = reproduce_parser(call[1:])
-    assert (parser.method, parser.seeds[0], parser.workers) == (method, 1 if protocol == "few_shot" else 2, 3)
+    assert {option(call, "--model-dir") for call in calls} == {str(tmp_path / "weights" / prompts)}
+    assert {option(call, "--root") for call in calls} == {str(eurosat)}
+    assert all("--eval-only" in call and option(call, "--backbone") == str(deep) for call in calls)
 
 
-def test_several_seeds_need_one_call_of_train_and_a_report_each(script, tmp_path):
-    out, run = tmp_path / "out/base2new", "eurosat/shots_16/CoOp/vit_b16_ep50_ctxv1"
-    ended, (call, *reports) = script("base2new_test.sh", "coop", "eurosat", "1 2", 5)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert call[call.index("--seed") + 1] == "1 2"
-    assert call[call.index("--output-dir") + 1] == f"{out}/test_new/{run}/seed{{seed}}"
-    assert call[call.index("--model-dir") + 1] == f"{out}/train_base/{run}/seed{{seed}}"
-    folders = [[f"{out}/{part}/{run}/seed{seed}" for part in ("train_base", "test_new")] for seed in (1, 2)]
-    assert reports == [["-m", "tools.base2new", *pair] for pair in folders]
+def test_reproduce_tests_the_shots_that_are_asked_for():
+    assert read_arguments(["MaPLe", "--checkpoints", "x", "--shots", "4"]).shots == 4
+    assert read_arguments(["MaPLe", "--checkpoints", "x"]).shots is None
 
 
-@pytest.mark.parametrize("method", CFG)
-def test_base_to_new_generalisation(method, asks, launch, monkeypatch):
-    trainer, cfg = CFG[method][:2]
-    given, shots = ["eurosat", 3, 1, *SMALL], ["DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES"]
-    run = f"eurosat/shots_2/{trainer}/{cfg}/seed3"
-    base, new = f"base2new/train_base/{run}", f"base2new/test_new/{run}"
-    shared = ["--seed", "3", *method_arguments(trainer, cfg)]
+# ---------------------------------------------------------------- they finish
 
-    training = [*shared, *shots, "base", "OPTIM.MAX_EPOCH", "1", *SMALL]
-    calls = asks(f"{method}/base2new_train.sh", given, {"SHOTS": 2}, (base, training))
-    (trained,) = run_for_real(launch, calls, monkeypatch)
 
-    folder = calls[0][calls[0].index("--output-dir") + 1]
-    testing = [*shared, "--eval-only", "--model-dir", folder, "--load-epoch", "1", *shots, "new", *SMALL]
-    calls = asks(f"{method}/base2new_test.sh", given, {"SHOTS": 2}, (base, None), (new, testing))
-    (tested,) = run_for_real(launch, calls, monkeypatch)
+def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch, tmp_path):
+    given = ["eurosat", 3, 1, *SMALL]
+    _, calls = script("mpl/base2new_train.sh", *given, SHOTS=2)
+    (trained,) = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
+    _, calls = script("mpl/base2new_test.sh", *given, SHOTS=2)
+    (tested,) = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
     assert [(run["trainer"], run["classes"], run["n_test"], run["epochs"]) for run in (trained, tested)] == [
-        (trainer, "base", 12, 1),
-        (trainer, "new", 12, 1),
+        ("MPL", "base", 12, 1),
+        ("MPL", "new", 12, 1),
     ]
+    ended, _ = script("mpl/base2new_test.sh", *given, SHOTS=2, DRY_RUN="")
+    base, new = trained["accuracy"], tested["accuracy"]
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0].startswith("Already done (delete ") and len(lines) == 4
+    assert lines[1].startswith(f"MPL on EuroSAT 2 shots seed 3: {base:.2f}% on 12 test images of base classes")
+    assert lines[-1] == f"Harmonic mean: {2 * base * new / (base + new) if base + new else 0:.2f}%"
 
 
-@pytest.mark.parametrize("method", CFG)
-def test_cross_dataset_transfer(method, asks, launch, monkeypatch):
-    trainer, _, cfg = CFG[method][:3]
-    given, variables = ["eurosat", 1, 1, *SMALL], {"SHOTS": 1, "SOURCE": "eurosat"}
-    run = f"{trainer}/{cfg}_1shots/seed1"
-    shared, shots = ["--seed", "1", *method_arguments(trainer, cfg)], ["DATASET.NUM_SHOTS", "1"]
-
-    source = f"crossdataset/eurosat/{run}"
-    training = (source, [*shared, *shots, "OPTIM.MAX_EPOCH", "1", *SMALL])
-    calls = asks(f"{method}/xd_train.sh", given, variables, training)
-    (trained,) = run_for_real(launch, calls, monkeypatch)
-
-    folder = calls[0][calls[0].index("--output-dir") + 1]
-    testing = [*shared, "--eval-only", "--model-dir", folder, "--load-epoch", "1", *shots, *SMALL]
-    calls = asks(f"{method}/xd_test.sh", given, variables, (f"crossdataset/evaluation/eurosat/{run}", testing))
-    (tested,) = run_for_real(launch, calls, monkeypatch)
-    assert [(run["classes"], run["n_test"]) for run in (trained, tested)] == [("all", 24)] * 2
-    assert trained["accuracy"] == tested["accuracy"]  # the same prompts on the same images
+def test_pair_of_scripts_that_trains_five_epochs_and_tests_the_second(script, launch, monkeypatch):
+    """As published: xd_train_vpt.sh trains the 5 epochs of its YAML file, xd_test_vpt.sh loads epoch 2."""
+    _, calls = script("vpt/xd_train_vpt.sh", "eurosat", 1, *SMALL, "TRAINER.VPT.PROMPT_DEPTH_VISION", 2, SHOTS=1)
+    (trained,) = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
+    given = {"SHOTS": 1, "SOURCE": "eurosat"}
+    _, calls = script("vpt/xd_test_vpt.sh", "eurosat", 1, *SMALL, "TRAINER.VPT.PROMPT_DEPTH_VISION", 2, **given)
+    (tested,) = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
+    assert (trained["epochs"], tested["epochs"]) == (5, 2)
 
 
-@pytest.mark.parametrize("method", CFG)
-def test_few_shots(method, asks, launch, monkeypatch):
-    trainer, *_, cfg = CFG[method]
-    # EuroSAT is not among the six datasets for which PromptSRC's YAML has the average.
-    average = ["TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5"] * (method == "promptsrc")
-    shared = ["--seed", "1", *method_arguments(trainer, cfg)]
-
-    def runs(numbers):
-        options = ["OPTIM.MAX_EPOCH", "1", *average, *SMALL]
-        return [
-            (shots, f"eurosat/{trainer}/{cfg}_{shots}shots/seed1", [*shared, "DATASET.NUM_SHOTS", str(shots), *options])
-            for shots in numbers
-        ]
-
-    given = ["eurosat", 1, 1, *SMALL]
-    calls = asks(f"{method}/few_shot.sh", given, {"SHOTS": "1 2"}, *(run[1:] for run in runs((1, 2))))
-    assert [run["shots"] for run in run_for_real(launch, calls, monkeypatch)] == [1, 2]
-    asks(f"{method}/few_shot.sh", given, {}, *(run[1:] for run in runs((1, 2, 4, 8, 16))))
-
-
-def test_coops_own_scripts(asks, launch, monkeypatch):
-    main = ["eurosat", "vit_b16_ep50", "middle", 4, 1, "True"]
-    setting = ["TRAINER.COOP.N_CTX", "4", "TRAINER.COOP.CSC", "True", "TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"]
-    shared, options = method_arguments("CoOp", "vit_b16_ep50"), ["OPTIM.MAX_EPOCH", "1", *SMALL]
-    name = "CoOp/vit_b16_ep50_1shots/nctx4_cscTrue_ctpmiddle"
-    training = [
-        (f"eurosat/{name}/seed{seed}", ["--seed", str(seed), *shared, "DATASET.NUM_SHOTS", "1", *setting, *options])
-        for seed in (1, 2, 3)
-    ]
-    calls = asks("coop/main.sh", [*main, *options], {}, *training)
-    trained = run_for_real(launch, calls, monkeypatch)
+def test_coops_own_scripts(script, launch, monkeypatch):
+    main = ["eurosat", "vit_b16_ep50", "middle", 4, 1, "True", "OPTIM.MAX_EPOCH", "1", *SMALL]
+    _, calls = script("coop/main.sh", *main)
+    trained = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
     assert [run["seed"] for run in trained] == [1, 2, 3]
-
-    testing = []
-    for seed, call in zip((1, 2, 3), calls, strict=True):
-        model = ["--eval-only", "--model-dir", call[call.index("--output-dir") + 1]]
-        folder = f"evaluation/{name}/eurosat/seed{seed}"
-        testing.append((folder, ["--seed", str(seed), *shared, *model, "DATASET.NUM_SHOTS", "1", *setting, *SMALL]))
     variables = {"SHOTS": 1, "NCTX": 4, "CSC": "True", "CTP": "middle", "SOURCE": "eurosat"}
-    calls = asks("coop/eval.sh", ["eurosat", "vit_b16_ep50", *SMALL], variables, *testing)
-    tested = run_for_real(launch, calls, monkeypatch)
+    _, calls = script("coop/eval.sh", "eurosat", "vit_b16_ep50", 1, *SMALL, **variables)
+    tested = run_for_real(launch, [call[1:] for call in calls], monkeypatch)
     assert [run["accuracy"] for run in tested] == [run["accuracy"] for run in trained]
 
 
-def test_zero_shot(asks, launch, monkeypatch):
-    shared = method_arguments("ZeroshotCLIP", "vit_b16")[:2]
-    for cfg, classes, folder in (
-        ([], [], "vit_b16/eurosat"),
-        (["vit_b32"], ["DATASET.SUBSAMPLE_CLASSES", "new"], "vit_b32/eurosat/new"),
-    ):
-        files = method_arguments("CoOp", *(cfg or ["vit_b16"]))[2:]
-        expected = (f"ZeroshotCLIP/{folder}", [*shared, *files, "--eval-only", *classes, *SMALL])
-        calls = asks("zsclip/zeroshot.sh", ["eurosat", *cfg, *classes, *SMALL], {}, expected)
-        assert run_for_real(launch, calls, monkeypatch)[0]["n_test"] == (12 if classes else 24)
+@pytest.mark.parametrize("name", ["zsclip", "coop", "mvlpt", "."])
+def test_zero_shot(name, script, launch, monkeypatch):
+    half = ["DATASET.SUBSAMPLE_CLASSES", "new"]
+    _, (call,) = script(f"{name}/zeroshot.sh", "eurosat", "vit_b32", *half, *SMALL)
+    assert option(call, "--output-dir").endswith("/out/ZeroshotCLIP/vit_b32/eurosat/new")
+    assert (option(call, "--trainer"), option(call, "--seed")) == ("ZeroshotCLIP", None)
+    if name == "zsclip":
+        (run,) = run_for_real(launch, [call[1:]], monkeypatch)
+        assert run["n_test"] == 12
 
 
-@pytest.fixture
-def clone(tmp_path):
-    """A copy of the scripts and configurations that a test may write to."""
-    for folder in ("scripts", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / "clone" / folder)
-    return tmp_path / "clone"
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [{}, *(pytest.param({key: "small"}, marks=pytest.mark.thorough) for key in ("BACKBONE", "CFG"))],
-    ids=["default", "backbone", "cfg"],
-)
-@pytest.mark.parametrize("method", CFG)
-def test_generic_and_method_scripts_make_the_same_calls(method, variables, script):
-    names = {"small": "small_cross_datasets"} if "BACKBONE" in variables else {}
-    for kind in KINDS:  # each training script before its test script
-        for arguments in (["eurosat", 1], ["eurosat", 2, 5, "OPTIM.LR", 0.1]):
-            given = {"SHOTS": 2, "SOURCE": "eurosat"} | variables
-            for name in (CFG[method][0], method):  # `method` is in lower case
-                generic = script(f"{kind}.sh", name, *arguments, **given)
-                own = script(f"{method}/{kind}.sh", *arguments, **given)
-                assert (generic[0].returncode, generic[0].stderr) == (own[0].returncode, own[0].stderr) == (0, "")
-                assert generic[1] == own[1] and generic[0].stdout == own[0].stdout
-            if variables:
-                expected = names.get("small", "small") if kind.startswith("xd") else "small"
-                assert config_files(own[1]) == [f"configs/trainers/{CFG[method][0]}/{expected}.yaml"]
-
-
-def config_files(calls):
-    return [call[call.index("--config-file") + 1] for call in calls if "--config-file" in call]
-
-
-@pytest.fixture
-def chosen(script, clone):
-    """`chosen(defaults, *names)` gives a new method these YAML files and returns `chosen(kind, **variables)`.
-
-    The latter runs a generic script in the clone and returns the name of the YAML, or the line on stderr.
-    """
-
-    def add(defaults, *names):
-        folder = clone / "configs/trainers/Growing"
-        folder.mkdir()
-        for name in names:
-            (folder / f"{name}.yaml").write_text("_BASE_: ../common.yaml\n")
-        if defaults is not None:
-            (folder / "defaults").write_text(defaults)
-
-        def chosen(kind, name="growing", **variables):
-            ended, calls = script(f"{kind}.sh", name, "eurosat", 1, root=clone, **({"SHOTS": 1} | variables))
-            if ended.returncode == 0:
-                (file,) = config_files(calls)
-                assert calls[0][calls[0].index("--trainer") + 1] == "Growing"
-                assert f"/{Path(file).stem}" in calls[0][calls[0].index("--output-dir") + 1]
-                return Path(file).stem
-            assert (ended.returncode, ended.stdout, calls) == (2, "", [])
-            (line,) = ended.stderr.splitlines()
-            return line
-
-        return chosen
-
-    return add
-
-
-TRAINING = ("base2new_train", "few_shot", "xd_train")
-
-
-def test_new_method_with_one_yaml_needs_no_script(chosen):
-    chosen = chosen(None, "vit_b16")
-    variables = {"SOURCE": "eurosat"}
-    assert [chosen(kind, **variables) for kind in KINDS] == ["vit_b16"] * 5
-    assert [chosen(kind, BACKBONE="small", **variables) for kind in KINDS] == ["vit_b16"] * 5
-    assert chosen("few_shot", name="GROWING") == chosen("few_shot", name="Growing") == "vit_b16"
-
-
-def test_defaults_file_names_the_yaml_of_each_protocol(chosen):
-    defaults = "# a comment\n\n  base2new\ta # b\nfew_shot b\n#few_shot c\ncross_dataset   c"  # no newline at the end
-    chosen = chosen(defaults, "a", "b", "c", "small")
-    assert [chosen(kind) for kind in TRAINING] == ["a", "b", "c"]
-    assert [chosen(kind, BACKBONE="small") for kind in TRAINING] == ["small"] * 3
-    assert [chosen(kind, BACKBONE="small", CFG="b") for kind in TRAINING] == ["b"] * 3
-
-
-def test_method_with_small_yamls_only(chosen):
-    chosen = chosen(None, "small", "small_cross_datasets")
-    for backbone in ("RN50", "small"):
-        assert [chosen(kind, BACKBONE=backbone) for kind in TRAINING] == ["small", "small", "small_cross_datasets"]
-
-
-@pytest.mark.parametrize("defaults", [None, "few_shot a\n", "few_shot a\nbase2new # none\n"])
-def test_several_yamls_without_default_need_cfg(defaults, chosen):
-    chosen = chosen(defaults, "a", "b")
-    expected = "error: Growing has several YAML files and no default for base2new: set CFG to one of: a b"
-    assert chosen("base2new_train") == expected
-    assert chosen("base2new_train", CFG="b") == "b"
-    assert chosen("base2new_train", CFG="d").startswith("error: no configs/trainers/Growing/d.yaml: CFG can be a b")
-
-
-def test_default_without_a_file(chosen):
-    line = chosen("few_shot c\n", "a", "b")("few_shot")
-    assert line == "error: no configs/trainers/Growing/c.yaml: CFG can be a b"
-
-
-def test_exact_name_of_a_method_wins_over_another_case(chosen, clone):
-    chosen = chosen(None, "vit_b16")
-    for name in ("GROWING", "growing"):
-        if not (folder := clone / "configs/trainers" / name).exists():  # a file system may ignore case
-            folder.mkdir()
-            (folder / "other.yaml").touch()
-    assert chosen("few_shot", name="Growing") == "vit_b16"
-
-
-def test_promptsrcs_average_is_the_users_then_the_datasets(script, clone, tmp_path):
-    datasets, mean = clone / "configs/datasets", "TRAINER.PROMPTSRC.GPA_MEAN"
-    shutil.copy(datasets / "eurosat.yaml", datasets / "ucf101.yaml")  # one of the six that the YAML is made for
-    for number, (arguments, means) in enumerate(
-        [
-            (["ucf101", 1], []),
-            (["ucf101", 1, mean, 20], ["20"]),
-            (["eurosat", 1], ["45"]),
-            (["eurosat", 1, mean, 20], ["45", "20"]),  # the last one counts
-            (["eurosat", 1, 50, mean, 20], ["45", "20"]),
-        ]
-    ):
-        out = tmp_path / f"out{number}"
-        ended, asked = script("promptsrc/few_shot.sh", *arguments, root=clone, SHOTS=1, OUT=out)
-        assert ended.returncode == 0
-        assert [value for key, value in itertools.pairwise(asked[0]) if key == mean] == means
-
-
-def test_defaults_of_environment_variables(script, clone, tmp_path):
-    stub = clone / ".venv/bin/python"  # as `make setup` leaves one
-    stub.parent.mkdir(parents=True)
-    shutil.copy(tmp_path / "python", stub)
-    bare = dict.fromkeys(["DATA", "OUT", "BACKBONE", "PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX"], "")
-    ended, asked = script("vpt/base2new_train.sh", "eurosat", 2, root=clone, **bare)
-    assert ended.returncode == 0
-    folder = "output/base2new/train_base/eurosat/shots_16/VPT/vit_b16_c2_ep5_batch4_4/seed2"
-    arguments = ["--seed", "2", *method_arguments("VPT", "vit_b16_c2_ep5_batch4_4")]
-    options = ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "base"]
-    assert asked[0] == ["train.py", "--skip-finished", "--root", "data", "--output-dir", folder, *arguments, *options]
-    assert (clone / folder).is_dir()
-
-
-@pytest.mark.slow
-def test_cross_dataset_scripts_with_the_real_python(script, python):
-    variables = {"SHOTS": 1, "SOURCE": "eurosat", "PYTHON": python, "OMP_NUM_THREADS": 1}
+def test_cross_dataset_scripts_for_real(script):
+    variables = {"SHOTS": 1, "SOURCE": "eurosat", "OMP_NUM_THREADS": 1, "DRY_RUN": ""}
     for name in ("mpl/xd_train.sh", "mpl/xd_test.sh"):
         ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
         assert ended.returncode == 0, ended.stderr
@@ -377,78 +293,139 @@ def last(ended):
     return ended.stdout.splitlines()[-1]
 
 
+def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
+    ended, _ = script("coop/few_shot.sh", "eurosat", 1, 1, "OPTIM.LRR", 1, DRY_RUN="", SHOTS="1 2")
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to_group", [True, False])
+def test_sigterm_ends_the_run_too(to_group, eurosat, deep, tmp_path):
+    env = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
+    env = os.environ | {key: str(value) for key, value in env.items()}
+    command = ["bash", f"{ROOT}/scripts/mpl/base2new_train.sh", "eurosat", "1", "500", *SMALL]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.time() + 120
+        while not list((tmp_path / "out").rglob("model.pth.tar-*")) and time.time() < deadline:
+            time.sleep(0.01)
+        (os.killpg if to_group else os.kill)(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.split("\n")[-2:] == [
+        "Interrupted. Run the same command again to resume from the last complete epoch.",
+        "",
+    ]
+
+
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("name", sorted(SCRIPTS | GENERIC | FORWARDS.keys() | {"reproduce.sh"}))
-def test_usage(name, script):
-    generic = name in GENERIC | {"reproduce.sh"}
-    first, too_few = ("METHOD", ["MPL", "eurosat"]) if generic else ("DATASET", [])
-    for arguments in ([], too_few):
-        ended, asked = script(name, *arguments)
-        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
-        usage = ended.stderr.splitlines()
-        assert usage[0].startswith(f"{Path(name).name} {first} ") and len(usage) >= 3
-        assert not any(line.startswith(("#", "source", "TRAINER")) for line in usage)
-
-
-@pytest.mark.parametrize("name", sorted(GENERIC))
-def test_unknown_method(name, script, tmp_path):
-    for method in ("MPLL", "", "..", "common", "MPL/", "*"):
-        ended, asked = script(name, method, "eurosat", 1)
-        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
-        known = {file.parent.name for file in ROOT.glob("configs/trainers/*/*.yaml")}
-        expected = f"configs/trainers/{method}: METHOD can be {' '.join(known)}"
-        assert sorted(ended.stderr.split()) == sorted(f"error: no YAML file in {expected}".split())
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", sorted(GENERIC))
-def test_zero_shot_clip_has_its_own_script(name, script):
-    for method in ("ZeroshotCLIP", "zeroshotclip"):
-        ended, asked = script(name, method, "eurosat", 1)
-        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
-        assert ended.stderr == "error: ZeroshotCLIP learns no prompts: use scripts/zsclip/zeroshot.sh DATASET\n"
-
-
-@pytest.mark.parametrize("name", sorted(SCRIPTS | GENERIC))
-def test_unknown_dataset_or_cfg(name, script, tmp_path):
-    own = name in OWN  # they take CFG as an argument, the others as a variable
-    cases = [("eurosatt", "vit_b16", "configs/datasets/eurosatt.yaml: DATASET can be caltech101 dtd eurosat ")]
-    cases += [("eurosat", "vit_b61", "/vit_b61.yaml: CFG can be ")]
-    for dataset, cfg, words in cases:
-        arguments = [dataset, cfg, "end", 16, 1, "False"] if own else ["mpl"] * (name in GENERIC) + [dataset, 1]
-        ended, asked = script(name, *arguments, **({} if own else {"CFG": cfg}))
-        assert (ended.returncode, ended.stdout, asked) == (2, "", [])
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_too_few_arguments(name, script, tmp_path):
+    form = SCRIPTS[name].form.replace("[CFG]", "").split()
+    if not form:
+        return  # the published script takes none
+    for given in ([], ["eurosat", "3", "1", "1", "1"][: len(form) - 1]):
+        ended, calls = script(f"{name}.sh", *given)
+        assert (ended.returncode, ended.stdout, calls) == (2, "", [])
         (line,) = ended.stderr.splitlines()
-        assert line.startswith("error: no configs/") and words in line
+        assert line.startswith(f"error: {name}.sh takes {SCRIPTS[name].form} ")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["mpl/base2new_test.sh", "mpl/xd_test.sh", "coop/eval.sh"])
+def test_help_says_whose_script_it_is(script):
+    ended, _ = script("promptsrc/few_shot.sh", "--help")
+    first, does, whose, note, *_ = ended.stdout.splitlines()
+    assert first == "bash scripts/promptsrc/few_shot.sh DATASET SHOTS [EPOCHS] [KEY VALUE ...]"
+    assert "PromptSRC's repository" in whose and "scripts/any/few_shot.sh PromptSRC" in note
+
+
+WRONG = [  # script, arguments, words of the line
+    ("mpl/base2new_train", ["eurosatt", 1], "there is no dataset 'eurosatt': did you mean eurosat?"),
+    ("mpl/base2new_train", ["eurosat", "one"], "SEED is 'one': give an integer, or several"),
+    ("mpl/base2new_train", ["eurosat", -1], "SEED is '-1'"),
+    ("mpl/base2new_train", ["eurosat", 1, 0], "EPOCHS is '0': give an integer from 1 on"),
+    ("mpl/base2new_train", ["eurosat", 1, "OPTIM.LR"], "'OPTIM.LR' is not KEY VALUE ..."),
+    ("mpl/base2new_train", ["eurosat", 1, "--seed", 3], "'--seed 3' is not KEY VALUE ..."),
+    ("promptsrc/few_shot", ["eurosat", "many"], "SHOTS is 'many': give an integer"),
+    ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CTP is 'top': give end, middle or front"),
+    ("coop/main", ["eurosat", "vit_b16", "end", 16, 1, "no"], "CSC is 'no': give True or False"),
+    ("coop/main", ["eurosat", "vit_b61", "end", 16, 1, "True"], "there is no YAML file configs/trainers/CoOp"),
+    ("base2new_train", ["eurosat", "x"], "WEIGHT is 'x': give a number"),
+    ("base2new_train", ["MPL", "eurosat", 1], "with METHOD DATASET SEED: scripts/any/base2new_train.sh"),
+    ("base2new_train", [], "TCP's: scripts/tcp/base2new_train.sh"),
+    ("xd_train", ["MPL", "imagenet", 1], "with METHOD DATASET SEED: scripts/any/xd_train.sh"),
+    ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
+    ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),
+    ("any/base2new_train", ["zeroshotclip", "eurosat", 1], "use scripts/zsclip/zeroshot.sh DATASET"),
+    ("any/reproduce", ["MaPLe", "xd", "eurosat", 1, "w"], "PROTOCOL is 'xd': give one of base2new"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), WRONG)
+def test_wrong_argument_is_one_line_with_the_usage(name, arguments, words, script, tmp_path):
+    ended, calls = script(f"{name}.sh", *arguments, BACKBONE="")
+    assert (ended.returncode, ended.stdout, calls) == (2, "", [])
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ") and words in line
+    assert f"{name}.sh takes {SCRIPTS[name].form}" in line or "YAML file" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_variables(script):
+    for variables, words in (
+        ({"SHOTS": "few"}, "SHOTS is 'few'"),
+        ({"CFG": "vit_b61"}, "there is no YAML file configs/trainers/MPL"),
+        ({"SOURCE": "imagenett"}, "did you mean imagenet?"),
+    ):
+        ended, _ = script("mpl/xd_test.sh", "eurosat", 1, **variables)
+        (line,) = ended.stderr.splitlines()
+        assert ended.returncode == 2 and words in line
+
+
+@pytest.mark.parametrize("name", ["mpl/base2new_test", "mpl/xd_test", "coop/eval"])
 def test_error_for_untrained_prompts_names_the_nearest_folder(name, script, tmp_path):
     trained = {
-        "mpl/base2new_test.sh": "base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed2",  # SEED differs
-        "mpl/xd_test.sh": "crossdataset/eurosat/MPL/vit_b4_c1_add2_rm1_cross_datasets_16shots/seed1",  # SOURCE
-        "coop/eval.sh": "eurosat/CoOp/vit_b16_16shots/nctx16_cscFalse_ctpend/seed1",
+        "mpl/base2new_test": "base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed2",  # SEED differs
+        "mpl/xd_test": "crossdataset/eurosat/MPL/vit_b4_c1_add2_rm1_16shots/seed1",  # SOURCE
+        "coop/eval": "eurosat/CoOp/vit_b16_16shots/nctx16_cscFalse_ctpend/seed1",
     }[name]
     (tmp_path / "out" / trained).mkdir(parents=True)
-    call = [name, "eurosat", "vit_b16" if name in OWN else 1]
-    ended, _ = script(*call, PYTHON=sys.executable)
+    ended, _ = script(f"{name}.sh", "eurosat", "vit_b16" if name == "coop/eval" else 1, DRY_RUN="")
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"error: no trained prompts in {tmp_path}/out/")
     assert f": the nearest is {tmp_path}/out/{trained}; train first, or check --model-dir" in line
-    assert "SOURCE" in line
 
 
-@pytest.mark.parametrize("name", sorted(name for name in SCRIPTS if name.endswith("_test.sh")))
+@pytest.mark.parametrize("name", ["mpl/base2new_test", "any/xd_test", "maple/base2new_test"])
 def test_unfinished_training_is_an_error(name, script, tmp_path):
-    trainer, *cfgs = CFG[name.split("/")[0]]
-    shots = f"{trainer}/{cfgs[0]}/seed1", f"{trainer}/{cfgs[1]}_16shots/seed1"
-    for run in (f"base2new/train_base/eurosat/shots_16/{shots[0]}", f"crossdataset/imagenet/{shots[1]}"):
-        (tmp_path / "out" / run).mkdir(parents=True)
-    ended, asked = script(name, "eurosat", 1)
-    assert (ended.returncode, asked) == (2, [])
+    method = ["MPL"] * name.startswith("any")
+    _, (call,) = script(f"{name}.sh", *method, "eurosat", 1)
+    Path(option(call, "--model-dir")).mkdir(parents=True)
+    ended, _ = script(f"{name}.sh", *method, "eurosat", 1, DRY_RUN="")
+    assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: the training run in ") and "is not finished: finish it first" in line
+
+
+def test_script_of_no_method(growing, script):
+    shutil.copytree(growing / "scripts/any", growing / "scripts/nothing")
+    ended, _ = script("nothing/few_shot.sh", "eurosat", 1, root=growing)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: scripts/nothing/few_shot.sh is not a script of this project: ")
+
+
+def test_folder_with_other_settings_is_refused_and_says_which(script, launch, monkeypatch):
+    """A run of the time before its YAML file had the published values does not resume with others."""
+    given = ["eurosat", 1, 1, *SMALL]
+    _, calls = script("ivlp/base2new_train.sh", *given, "OPTIM.LR", 0.001, SHOTS=1)
+    run_for_real(launch, [call[1:] for call in calls], monkeypatch)
+    ended, _ = script("ivlp/base2new_train.sh", *given, SHOTS=1, DRY_RUN="")
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2 and " holds a run with OPTIM.LR 0.001, this one has " in line
+
+
+assert set(KINDS) == set(ANY)

@@ -85,7 +85,6 @@ def write(tmp_path):
         ),
         ({"trainers": None}, "the study has no trainers: see studies/small.yaml"),
         ({"trainers": {}}, "the study has no trainers"),
-        ({"trainers": {"MPL": None}}, "MPL has no config"),
         ({"datasets": None, "protocols": "base2new"}, "the study has no datasets"),
         ({"seeds": []}, "the study has no seeds"),
         ({"shots": []}, "the study has no shots"),
@@ -180,9 +179,21 @@ def test_overrides_for_one_dataset(write):
     value = {"config": "small", "overrides": {"OPTIM.LR": 0.1}, "datasets": {"small_land": {"OPTIM.LR": 0.2}}}
     for (run,) in load(write(trainers={"CoOp": value}, protocols="few_shot")).sequences():
         assert run.arguments[-4:][:2] == (
-            ("OPTIM.LR", "0.1") if run.dataset == "small_land" else ("DATASET.SUBSAMPLE_CLASSES", "all")
+            ("OPTIM.LR", "0.1") if run.dataset == "small_land" else ("DATASET.NUM_SHOTS", "16")
         )
         assert run.arguments[-2:] == ("OPTIM.LR", "0.2" if run.dataset == "small_land" else "0.1")
+
+
+def test_method_without_config_runs_as_its_scripts(write, script):
+    trainers = dict.fromkeys(("CoOp", "PromptSRC", "MPL"))
+    study = load(write(trainers=trainers, protocols="few_shot", datasets=["dtd"], shots=[1, 2, 16], seeds=[1]))
+    for (run,) in study.sequences():
+        name = f"any/few_shot.sh {run.variant.method} dtd 1".split()
+        _, (call,) = script(*name, SHOTS=run.shots, BACKBONE="")
+        ours = parse_arguments(list(run.arguments))
+        theirs = parse_arguments(call[1:])
+        assert ours.opts == theirs.opts and ours.config_file.endswith(theirs.config_file)
+        assert str(run.folder).removeprefix(str(study.output)) in theirs.output_dir
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem)

@@ -18,8 +18,8 @@ from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.start import ROOT
 from experiments.arguments import parse_arguments
-from experiments.configs import default_config
 from experiments.configuration import setup_cfg
+from experiments.protocols import recipe
 from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.classifier import ClassNames
@@ -158,7 +158,7 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
     clip.token_embedding = nn.Embedding.from_pretrained(torch.zeros(clip.vocab_size, 512))
     method = TRAINER_REGISTRY.get(name)
     trainer = method.__new__(method)  # without data, which the prompts do not need
-    file = YAMLS[f"{name}/{default_config(name, 'few_shot')}"]
+    file = YAMLS[f"{name}/{recipe(name, 'few_shot').cfg}"]
     trainer.cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path)
     trainer.dm = ClassNames(["forest", "annual crop land"], "a photo of a {}.")
     model = PromptedCLIP(clip, trainer.build_prompts(clip, ["forest", "annual crop land"]))

@@ -8,18 +8,9 @@ from pathlib import Path
 
 from common.errors import UsageError
 
+from ..protocols import BASE2NEW, PROTOCOLS, Step
 from .spec import RunSequence, Study
 
-ELEVEN: tuple[str, ...] = (
-    "imagenet",
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food101",
-    "fgvc_aircraft",
-)
-ELEVEN += ("sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 # protocol -> folders of the prompts of a dataset (cross_dataset: of the source) and a seed.
 LAYOUTS = {
@@ -92,21 +83,25 @@ class PublishedStudy(Study):
         return "--eval-only", "--model-dir", prompts, *(() if self.epoch is None else ("--load-epoch", self.epoch))
 
     def base2new(self) -> Iterator[RunSequence]:
-        (variant,), shots = self.variants, self.shots[-1]
         for seed, dataset, classes in product(self.seeds, self.datasets, ("base", "new")):
-            if prompts := self.prompts.get((dataset, shots, seed)):
-                folder = f"base2new/test_{classes}/{dataset}/shots_{shots}/{variant.folder}/seed{seed}"
-                yield (self.run("base2new", variant, dataset, seed, shots, classes, folder, *self.use(prompts)),)
+            step = Step(classes, BASE2NEW.format(part=f"test_{classes}"))
+            yield from self.test("base2new", step, dataset, dataset, seed, self.shots[-1])
 
     def cross_dataset(self) -> Iterator[RunSequence]:
-        (variant,), shots = self.variants, self.shots[-1]
+        _, step = PROTOCOLS["cross_dataset"].steps
         for seed, target in product(self.seeds, self.targets):
-            if prompts := self.prompts.get((self.source, shots, seed)):
-                folder = f"crossdataset/evaluation/{target}/{variant.folder}_{shots}shots/seed{seed}"
-                yield (self.run("cross_dataset", variant, target, seed, shots, "all", folder, *self.use(prompts)),)
+            yield from self.test("cross_dataset", step, self.source, target, seed, self.shots[-1])
 
     def few_shot(self) -> Iterator[RunSequence]:
+        (step,) = PROTOCOLS["few_shot"].steps
+        for dataset, shots, seed in self.prompts:
+            yield from self.test("few_shot", step, dataset, dataset, seed, shots)
+
+    def test(
+        self, protocol: str, step: Step, trained_on: str, dataset: str, seed: int, shots: int
+    ) -> Iterator[RunSequence]:
+        """The test of the prompts of one training run, if the set has them."""
         (variant,) = self.variants
-        for (dataset, shots, seed), prompts in self.prompts.items():
-            folder = f"{dataset}/{variant.folder}_{shots}shots/seed{seed}"
-            yield (self.run("few_shot", variant, dataset, seed, shots, "all", folder, *self.use(prompts)),)
+        if prompts := self.prompts.get((trained_on, shots, seed)):
+            recipe = variant.recipe(protocol, trained_on, shots, self.backbone)
+            yield (self.run(protocol, step, variant, recipe, dataset, seed, shots, *self.use(prompts)),)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from contextlib import suppress
 from itertools import product
@@ -20,18 +21,18 @@ from datasets.preparing.fetch import fetch
 from datasets.preparing.unpack import unpack
 
 from ..arguments import at_least
-from ..configs import default_config
+from ..configs import known_datasets
+from ..protocols import ELEVEN, PROTOCOLS, recipe
 from .executor import LocalExecutor, check_datasets, execute_runs
 from .progress import collect_results
-from .published import ELEVEN, LAYOUTS, VARIANTS, PublishedStudy, find_prompts
+from .published import LAYOUTS, VARIANTS, PublishedStudy, find_prompts
 from .render import Cell, Table, build_tables, markdown
-from .spec import Variant, known_datasets
+from .spec import Variant
 from .tables import Summary
 
 DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
-SHOTS = (1, 2, 4, 8, 16)
 DESCRIPTION = "Test a published set of checkpoints and print the figures beside the published ones."
 EPILOG = """
 CHECKPOINTS is a folder, or the address of a zip or tar archive, in a layout that authors use:
@@ -79,15 +80,23 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     Raises:
         UsageError: the set has no checkpoints of the datasets and seeds in any layout.
     """
-    place = local_copy(args.checkpoints, args.output / "checkpoints")
+    place = Path(args.checkpoints)
+    if assumed := args.dry_run and not place.is_dir():
+        print(f"note: there is no folder {place}; shown is the layout of one dataset", file=sys.stderr)
+    else:
+        place = local_copy(args.checkpoints, args.output / "checkpoints")
     for protocol in [args.protocol] if args.protocol else LAYOUTS:
         layout = "cross_dataset" if protocol == DOMAINS else protocol
         crossing = layout == "cross_dataset"
         trained = [args.source] if crossing else args.datasets or ELEVEN
-        shots = SHOTS if protocol == "few_shot" else (args.shots,)
+        shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
         alone = {trained[0]} if len(trained) == 1 else {place.name}
         keys = product(trained, shots, args.seeds)
-        found = {key: find_prompts(place, layout, args.method, key, key[0] in alone) for key in keys}
+        if assumed:
+            layouts = [pattern for pattern in LAYOUTS[layout] if "{dataset}" not in pattern]
+            found: dict = {key: place / layouts[0].format(shots=key[1], seed=key[2]) for key in keys}
+        else:
+            found = {key: find_prompts(place, layout, args.method, key, key[0] in alone) for key in keys}
         prompts = {key: path for key, path in found.items() if path}
         if prompts:
             break
@@ -97,7 +106,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
     datasets, seen, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
     targets = args.datasets or (VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source])
-    cfg = args.cfg or default_config(args.method, layout)
+    cfg = args.cfg or recipe(args.method, layout).cfg
     return PublishedStudy(
         (Variant(args.method, args.method, cfg),),
         () if crossing else datasets,
@@ -145,7 +154,9 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--protocol", choices=[*LAYOUTS, DOMAINS], help="default: the first that the folder fits")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="to test (default: the papers')")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6])
-    parser.add_argument("--shots", type=at_least(1), default=16)
+    parser.add_argument(
+        "--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)"
+    )
     parser.add_argument("--source", default="imagenet", help="cross_dataset: the dataset of the training")
     parser.add_argument("--epoch", type=at_least(1), help="of the checkpoints (default: the best, else the newest)")
     parser.add_argument("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
@@ -153,6 +164,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=folder, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--output", type=folder, default=Path("output/reproduced"))
     parser.add_argument("--workers", type=at_least(1), default=1, help="tests at a time")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of train.py and do nothing")
     add_common_options(parser)
     return parser.parse_args(argv)
 
@@ -164,6 +176,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.datasets or ():
         choose(name, known_datasets(), "dataset")
     study = study_of(args)
+    if args.dry_run:
+        print("\n".join(shlex.join(["python", "train.py", *run.arguments]) for run in study.runs()))
+        return
     for (dataset, shots, seed), path in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {path}")
     check_datasets(study)

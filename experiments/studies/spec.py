@@ -1,20 +1,20 @@
 """A study: methods, datasets, seeds and protocols, and the calls of train.py that they add up to."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError, choose
 
-from ..configs import CONFIGS, config_folder
+from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
+from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
 
 if TYPE_CHECKING:
     import trainers  # takes seconds
 
-PROTOCOLS = ("base2new", "cross_dataset", "few_shot")
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
     "OUTPUT_DIR": "output",
@@ -26,19 +26,14 @@ SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study f
 }
 
 
-def known_datasets() -> tuple[str, ...]:
-    """The names of the YAML files in configs/datasets/."""
-    return tuple(sorted(file.stem for file in (CONFIGS / "datasets").glob("*.yaml")))
-
-
 @dataclass(frozen=True)
 class Variant:
-    """A method with one of its YAML files, and settings that override it.
+    """A method, the YAML file that it uses, and settings that override it.
 
     Attributes:
         name: its name in tables and plots.
         method: name of the trainer.
-        cfg: name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's).
+        cfg: name of a YAML file in configs/trainers/<method>/; empty: that of the method's recipe for the protocol.
         cross_cfg: the YAML file for cross_dataset, if it differs.
         overrides: KEY, VALUE, KEY, VALUE, ...
         dataset_overrides: more overrides, for single datasets by name.
@@ -49,7 +44,7 @@ class Variant:
 
     name: str
     method: str
-    cfg: str
+    cfg: str = ""
     cross_cfg: str = ""
     overrides: tuple[str, ...] = ()
     dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
@@ -58,7 +53,7 @@ class Variant:
         choose(self.method, methods(), "trainer")
         if not self.name.strip() or "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
             raise UsageError(f"the name {self.name!r} is empty, has a slash or starts with a dot", "use another one")
-        names = sorted(file.stem for file in self.config_file.parent.glob("*.yaml"))
+        names = [file.stem for file in config_files(self.method)]
         for config in filter(None, (self.cfg, self.cross_cfg)):
             choose(config, names, f"YAML file of {self.name}")
         for dataset in self.dataset_overrides:
@@ -89,14 +84,14 @@ class Variant:
     def learns(self) -> bool:
         return self.facts.learns
 
-    @property
-    def config_file(self) -> Path:
-        return config_folder(self.method) / f"{self.cfg}.yaml"
+    def recipe(self, protocol: str, dataset: str, shots: int, backbone: str = "") -> Recipe:
+        """The settings of a run: see `protocols.recipe`. `dataset` is the one that it trains on."""
+        cfg = (self.cross_cfg if protocol == "cross_dataset" else "") or self.cfg
+        return recipe(self.method, protocol, dataset, shots, cfg, backbone)
 
-    @property
-    def folder(self) -> str:
+    def folder(self, recipe: Recipe) -> str:
         """Its folder below a dataset's results: the same as the scripts', unless settings are overridden."""
-        return f"{self.method}/{self.cfg if not self.overrides else self.name.replace(' ', '_')}"
+        return f"{self.method}/{recipe.cfg if not self.overrides else self.name.replace(' ', '_')}"
 
 
 @dataclass(frozen=True)
@@ -204,50 +199,52 @@ class Study:
         return [run for sequence in self.sequences() for run in sequence]
 
     def run(
-        self, protocol: str, variant: Variant, dataset: str, seed: int, shots: int, classes: str, folder: str, *options
+        self, protocol: str, step: Step, variant: Variant, recipe: Recipe, dataset: str, seed: int, shots: int, *options
     ) -> Run:
-        results = self.output / folder
-        arguments = (
-            *("--skip-finished", "--root", self.root, "--output-dir", results, "--seed", seed),
-            *("--trainer", variant.method, "--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"),
-            *("--config-file", variant.config_file, *(("--backbone", self.backbone) if self.backbone else ())),
-            *(*options, *(("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ())),
-            *("DATASET.NUM_SHOTS", shots, "DATASET.SUBSAMPLE_CLASSES", classes),
-            *(*variant.overrides, *variant.dataset_overrides.get(dataset, ())),
+        """The run of one step of a protocol; `options` are those of train.py."""
+        name = variant.folder(recipe)
+        results = self.output / step.folder.format(dataset=dataset, name=name, shots=shots, seed=seed)
+        cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
+        words = arguments(
+            folder=results,
+            root=self.root,
+            method=variant.method,
+            config_file=config_folder(variant.method) / f"{recipe.cfg}.yaml",
+            dataset=dataset,
+            seed=seed,
+            backbone=self.backbone,
+            options=options,
+            shots=shots,
+            classes=step.classes,
+            settings=(*cache, *recipe.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
         together = self.together == "seeds"
-        return Run(protocol, variant, dataset, seed, shots, classes, results, tuple(map(str, arguments)), together)
+        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(words), together)
 
     def base2new(self) -> Iterator[RunSequence]:
-        """Train and test on base classes, then test on new ones (CoCoOp's protocol)."""
+        """Train and test on base classes, then test on new ones."""
+        (train, test), shots = PROTOCOLS["base2new"].steps, self.shots[-1]
         for seed, dataset, variant in product(self.seeds, self.datasets, self.variants):
-            folder = f"{dataset}/shots_{self.shots[-1]}/{variant.folder}/seed{seed}"
-            common = ("base2new", variant, dataset, seed, self.shots[-1])
-            base = self.run(*common, "base", f"base2new/train_base/{folder}", *test_only(variant))
-            new = self.run(*common, "new", f"base2new/test_new/{folder}", "--eval-only", "--model-dir", base.folder)
-            yield base, new
+            rest = (variant, variant.recipe("base2new", dataset, shots, self.backbone), dataset, seed, shots)
+            base = self.run("base2new", train, *rest, *test_only(variant))
+            yield base, self.run("base2new", test, *rest, "--eval-only", "--model-dir", base.folder)
 
     def cross_dataset(self) -> Iterator[RunSequence]:
         """Train on all classes of the source, then test on every target."""
-        variants = [replace(variant, cfg=variant.cross_cfg or variant.cfg) for variant in self.variants]
-        for seed, variant in product(self.seeds, variants):
-            shots = self.shots[-1]
-            folder = f"{variant.folder}_{shots}shots/seed{seed}"
-            rest = (seed, shots, "all")
-            to = f"crossdataset/{self.source}/{folder}"
-            trained = self.run("cross_dataset", variant, self.source, *rest, to, *test_only(variant))
+        (train, test), shots = PROTOCOLS["cross_dataset"].steps, self.shots[-1]
+        for seed, variant in product(self.seeds, self.variants):
+            used = (variant, variant.recipe("cross_dataset", self.source, shots, self.backbone))
+            trained = self.run("cross_dataset", train, *used, self.source, seed, shots, *test_only(variant))
             use = ("--eval-only", "--model-dir", trained.folder)
-            tests = (
-                self.run("cross_dataset", variant, target, *rest, f"crossdataset/evaluation/{target}/{folder}", *use)
-                for target in self.targets
-            )
+            tests = (self.run("cross_dataset", test, *used, target, seed, shots, *use) for target in self.targets)
             yield trained, *tests
 
     def few_shot(self) -> Iterator[RunSequence]:
         """Train and test on all classes, for every number of shots."""
+        (step,) = PROTOCOLS["few_shot"].steps
         for seed, dataset, shots, variant in product(self.seeds, self.datasets, self.shots, self.variants):
-            folder = f"{dataset}/{variant.folder}_{shots}shots/seed{seed}"
-            yield (self.run("few_shot", variant, dataset, seed, shots, "all", folder, *test_only(variant)),)
+            used = variant.recipe("few_shot", dataset, shots, self.backbone)
+            yield (self.run("few_shot", step, variant, used, dataset, seed, shots, *test_only(variant)),)
 
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:

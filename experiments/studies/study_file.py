@@ -66,18 +66,16 @@ def convert(key: str, value: Any, kind: Any) -> Any:
 
 
 def variant_from(name: str, entry: Any) -> Variant:
-    """A `Variant` from `NAME: CONFIG`, or `NAME: {trainer, config, cross_dataset, overrides, datasets}`."""
+    """A `Variant` from `NAME:`, `NAME: CONFIG`, or `NAME: {trainer, config, cross_dataset, overrides, datasets}`."""
     settings = entry if isinstance(entry, dict) else {"config": entry}
     for key in settings:
         choose(key, TRAINER_KEYS, f"key of {name}")
-    if not settings.get("config"):
-        raise UsageError(f"{name} has no config", EXAMPLE)
     datasets = mapping(settings.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
     return Variant(
         name,
         str(settings.get("trainer", name)),
-        str(settings["config"]),
-        str(settings.get("cross_dataset", "")),
+        str(settings.get("config") or ""),
+        str(settings.get("cross_dataset") or ""),
         pairs(settings.get("overrides", {}), name),
         {str(dataset): pairs(overrides, name) for dataset, overrides in datasets.items()},
     )

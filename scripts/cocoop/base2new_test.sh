@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# base2new_test.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Test CoCoOp's prompts, learned by base2new_train.sh, on the new classes of the dataset.
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../base2new_test.sh" CoCoOp "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# few_shot.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Learn CoOp's prompts on all classes from 1, 2, 4, 8 and 16 images of each, and test them.
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../few_shot.sh" CoOp "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

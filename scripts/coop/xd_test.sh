@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# xd_test.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Test CoOp's prompts, learned by xd_train.sh, on all classes of another dataset.
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../xd_test.sh" CoOp "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# xd_train_ivlp.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# The published name of: scripts/xd_train.sh IVLP DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../xd_train.sh" IVLP "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# base2new_train.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Learn IVLP's prompts on the base classes of a dataset and test them there.
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../base2new_train.sh" IVLP "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

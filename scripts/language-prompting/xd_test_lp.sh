@@ -1,6 +1,2 @@
 #!/usr/bin/env bash
-# xd_test_lp.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# The published name of: scripts/xd_test.sh IVLP DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Environment: see scripts/common.sh.
-CFG=${CFG:-vit_b16_c2_ep5_batch4_4ctx_language_only}
-source "$(dirname "$0")/../xd_test.sh" IVLP "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# xd_test_maple.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# The published name of: scripts/xd_test.sh MaPLe DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../xd_test.sh" MaPLe "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# base2new_train_vpt.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# The published name of: scripts/base2new_train.sh VPT DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../base2new_train.sh" VPT "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

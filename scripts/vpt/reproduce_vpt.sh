@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# reproduce_vpt.sh DATASET SEED WEIGHTS [OPTION ...]
-# The published name of: scripts/reproduce.sh VPT base2new DATASET SEED WEIGHTS [OPTION ...]
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../reproduce.sh" VPT base2new "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

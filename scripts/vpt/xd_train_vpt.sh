@@ -1,5 +1,2 @@
 #!/usr/bin/env bash
-# xd_train_vpt.sh DATASET SEED [EPOCHS] [KEY VALUE ...]
-# The published name of: scripts/xd_train.sh VPT DATASET SEED [EPOCHS] [KEY VALUE ...]
-# Environment: see scripts/common.sh.
-source "$(dirname "$0")/../xd_train.sh" VPT "$@"
+exec bash "$(dirname "$0")/../run.sh" "$0" "$@"

@@ -1,0 +1,200 @@
+"""The protocols, and the settings that each method uses in them. Scripts, studies and the demo read them here.
+
+A protocol is a training run and the tests that follow it: which classes, and which folder below the folder of results.
+Folders are laid out as by the scripts of CoOp, CoCoOp and MPL, so that parsers of their results find ours.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UsageError
+
+from .configs import CONFIGS, config_files
+
+ELEVEN: tuple[str, ...] = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101")
+ELEVEN += ("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # the order of the papers' tables
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a protocol.
+
+    Attributes:
+        classes: `base`, `new` or `all`: DATASET.SUBSAMPLE_CLASSES.
+        folder: of the run, with {dataset}, {name} (METHOD/CFG), {shots} and {seed}.
+    """
+
+    classes: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A training run, which also tests the prompts on its own classes, and the tests that follow it.
+
+    Attributes:
+        steps: the training run, and a test of its prompts on other classes or another dataset, if there is one.
+        shots: images of each class.
+    """
+
+    steps: tuple[Step, ...]
+    shots: tuple[int, ...] = (16,)
+
+
+SEEDS = (1, 2, 3)  # of most papers; MPL's has six
+BASE2NEW = "base2new/{part}/{{dataset}}/shots_{{shots}}/{{name}}/seed{{seed}}"
+FEW_SHOT = "{dataset}/{name}_{shots}shots/seed{seed}"
+PROTOCOLS = {
+    "base2new": Protocol(  # CoCoOp's: trained on the first half of the classes
+        (Step("base", BASE2NEW.format(part="train_base")), Step("new", BASE2NEW.format(part="test_new")))
+    ),
+    "cross_dataset": Protocol(  # trained on a source dataset
+        (Step("all", f"crossdataset/{FEW_SHOT}"), Step("all", f"crossdataset/evaluation/{FEW_SHOT}"))
+    ),
+    "few_shot": Protocol((Step("all", FEW_SHOT),), shots=(1, 2, 4, 8, 16)),  # CoOp's
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a method in a protocol.
+
+    Attributes:
+        cfg: name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's).
+        settings: KEY, VALUE, ... that the authors' script or documentation adds to it.
+        datasets, shots: what it is for; empty: for every dataset, every number of images of each class.
+    """
+
+    cfg: str
+    settings: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    shots: tuple[int, ...] = ()
+
+    def fits(self, dataset: str, shots: int) -> bool:
+        return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
+
+
+# PromptSRC's documentation: the Gaussian average over epochs is later and narrower than in the YAML file, but for six
+# datasets.
+EARLY_AVERAGE = ("imagenet", "caltech101", "oxford_pets", "food101", "ucf101", "sun397")
+LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
+
+SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
+
+# Method -> protocol -> its recipes; the first that fits is used. A method that is not here uses the YAML file that is
+# named after the protocol, or the only one of its folder.
+RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
+    "ZeroshotCLIP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
+    "LinearProbe": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
+    "CoOp": {
+        # 200 epochs, on ImageNet 50: a comment in CoOp's scripts/cocoop/base2new_train.sh
+        "base2new": (Recipe("vit_b16_ep50_ctxv1", datasets=("imagenet",)), Recipe("vit_b16_ctxv1")),
+        "cross_dataset": (Recipe("vit_b16_ep50_ctxv1"),),
+        "few_shot": (  # epochs by the number of images: CoOp's documentation
+            Recipe("vit_b16_ep50", datasets=("imagenet",)),
+            Recipe("vit_b16_ep50", shots=(1,)),
+            Recipe("vit_b16_ep100", shots=(2, 4)),
+            Recipe("vit_b16"),
+        ),
+    },
+    "CoCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)),
+    "KgCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
+    "ProGrad": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ours"),)),  # the published ones are for RN50
+    "TCP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
+    "VPT": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_4"),)),
+    "UPT": {
+        "base2new": (Recipe("vit_b16_ep50"),),
+        "cross_dataset": (Recipe("vit_b16_ep50"),),
+        "few_shot": (Recipe("vit_b16"),),
+    },
+    "IVLP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2+2ctx"),)),
+    "MaPLe": {
+        "base2new": (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
+        "cross_dataset": (Recipe("vit_b16_c2_ep5_batch4_2ctx_cross_datasets"),),
+        "few_shot": (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
+    },
+    "MMRL": {
+        "base2new": (Recipe("vit_b16"),),
+        "cross_dataset": (Recipe("vit_b16_cross_datasets"),),
+        "few_shot": (Recipe("vit_b16_few_shot"),),
+    },
+    "PromptSRC": {
+        "base2new": (Recipe("vit_b16_c2_ep20_batch4_4+4ctx"),),
+        "cross_dataset": (Recipe("vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets"),),
+        "few_shot": (
+            Recipe("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", datasets=EARLY_AVERAGE),
+            Recipe("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", LATE_AVERAGE),
+        ),
+    },
+    "MPL": {
+        "base2new": (Recipe("vit_b4_c1_add2_rm1"),),
+        # The authors' script. Their repository also has vit_b4_c1_add2_rm1_cross_datasets, which no script names.
+        "cross_dataset": (Recipe("vit_b4_c1_add2_rm1", ("OPTIM.MAX_EPOCH", "2")),),
+        "few_shot": (Recipe("vit_b4_c1_add2_rm1"),),
+    },
+}
+
+
+def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: str = "", backbone: str = "") -> Recipe:
+    """The settings of a method in a protocol.
+
+    Args:
+        method: name of the trainer.
+        protocol: a key of PROTOCOLS.
+        dataset: name of a YAML file in configs/datasets/.
+        shots: images of each class.
+        cfg: the YAML file, if the user has chosen one. The settings that belong to it in this protocol stay.
+        backbone: of the run. The small CLIP has YAML files of its own, `small` and `small_cross_datasets`.
+
+    Raises:
+        UsageError: the method has several YAML files, or none, and nothing says which one is for the protocol.
+    """
+    fitting = [each for each in RECIPES.get(method, {}).get(protocol, ()) if each.fits(dataset, shots)]
+    if cfg:
+        return next((each for each in fitting if each.cfg == cfg), Recipe(cfg))
+    names = [file.stem for file in config_files(method)]
+    small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
+    others = [name for name in names if name not in SMALL]
+    if small and (backbone == "small" or not others):
+        return Recipe(small[0])
+    if fitting:
+        return fitting[0]
+    if protocol in names or len(others) == 1:
+        return Recipe(protocol if protocol in names else others[0])
+    remedy = f"choose one with CFG (in a study: config): {', '.join(names)}" if names else "add one"
+    raise UsageError(f"{method} has {len(names)} YAML files and none for {protocol} by default", remedy)
+
+
+def arguments(
+    *,
+    folder: Path,
+    root: Path,
+    method: str,
+    config_file: Path,
+    dataset: str,
+    configs: Path = CONFIGS,
+    seed: int | None = None,
+    backbone: str = "",
+    options: tuple = (),
+    shots: int | None = None,
+    classes: str = "all",
+    settings: tuple = (),
+) -> list[str]:
+    """The arguments of train.py for one run.
+
+    Args:
+        folder: of its results.
+        root: folder of the datasets.
+        config_file: YAML file of the method.
+        dataset: name of a YAML file in `configs`/datasets/.
+        options: of train.py, such as --eval-only.
+        shots: images of each class; None: the dataset's YAML file says it.
+        settings: KEY, VALUE, ...; the last one of a key counts.
+    """
+    words: list = ["--skip-finished", "--root", root, "--output-dir", folder]
+    words += [] if seed is None else ["--seed", seed]
+    words += ["--trainer", method, "--dataset-config-file", configs / f"datasets/{dataset}.yaml"]
+    words += ["--config-file", config_file, *(("--backbone", backbone) if backbone else ()), *options]
+    words += [] if shots is None else ["DATASET.NUM_SHOTS", shots]
+    words += [] if classes == "all" else ["DATASET.SUBSAMPLE_CLASSES", classes]
+    return list(map(str, [*words, *settings]))

@@ -1,0 +1,1 @@
+"""The scripts in scripts/: which runs each of them starts."""

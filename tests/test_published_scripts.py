@@ -1,0 +1,156 @@
+"""Every published script of a method that is here exists under its path and starts the published runs.
+
+The facts are in published_settings.json: positional arguments, variables, loops, and the options of train.py. The tests
+expand them to runs, and compare these with what a dry run of our script prints: method, YAML file, dataset, images of
+each class, seed, classes, the epoch to load, and the settings that the run would have.
+"""
+
+import json
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from experiments.arguments import parse_arguments
+from experiments.configuration import flatten, setup_cfg
+from experiments.scripts.table import SCRIPTS
+
+ROOT = Path(__file__).parent.parent
+FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
+VALUES = {  # positional arguments of the tests
+    "DATASET": "eurosat",
+    "SEED": "3",
+    "CFG": "rn50_ep50",
+    "CTP": "middle",
+    "NCTX": "4",
+    "SHOTS": "2",
+    "CSC": "True",
+    "WEIGHT": "8.0",
+    "MAX_EPOCH": "7",
+    "WEIGHTSPATH": "prompts",
+}
+SCRIPT_FACTS = [
+    (repository, path)
+    for repository, facts in FACTS.items()
+    if repository != "what"
+    for path in facts["scripts"]
+    if not path.startswith("scripts/mmrlpp/")  # MMRL++ is another method, which is not here
+]
+# Where our script differs from a published one, and why.
+OTHER_REPOSITORY = {  # (repository, path): the repository whose script of the same path it is here
+    ("PromptSRC", f"scripts/independent-vlp/{name}_ivlp.sh"): "MaPLe"  # the method's own repository wins
+    for name in ("base2new_train", "base2new_test", "reproduce")
+}
+MOVED = {("TCP", "scripts/base2new_train.sh"): "scripts/tcp/base2new_train.sh"}  # the path is KgCoOp's, with arguments
+OTHER_YAML = {  # the published script names a file that its repository does not have
+    ("PromptSRC", "vit_b16_c2_ep5_batch4_4+4ctx_cross_datasets"): "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+    ("KgCoOp", "${CFG}"): "vit_b16_ep100_ctxv1",  # chosen in the file by the user; its test script has this one
+}
+ADDED = {  # settings that only our runs have
+    "TRAIN.CHECKPOINT_FREQ": "keeps the checkpoint that the published test loads",
+    "TRAINER.PROMPTSRC.GPA_MEAN": "PromptSRC's documentation asks for other values on five datasets",
+    "TRAINER.PROMPTSRC.GPA_STD": "PromptSRC's documentation asks for other values on five datasets",
+}
+DROPPED = {"TASK": "MMRL's checkpoints say here which classes were trained"}
+PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
+
+
+def substitute(text, variables):
+    """The text with $X and ${X} replaced by the script's variables, as often as they stand for one another."""
+    for _ in range(5):
+        text = re.sub(r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], match[0])), str(text))
+    return text
+
+
+def published_runs(repository, path):
+    """The runs of a published script, each as the facts that are compared, and its settings."""
+    facts = FACTS[repository]["scripts"][path]
+    given = {name: VALUES[name] for name in facts["arguments"]}
+    loops = {name: values for name, values in facts["loops"].items() if name not in given}
+    for values in product(*loops.values()):
+        variables = facts["variables"] | given | dict(zip(loops, values, strict=True))
+        for call in facts["runs"]:
+            options = {key: substitute(value, variables) for key, value in call["options"].items()}
+            settings = {key: substitute(value, variables) for key, value in call["settings"].items()}
+            yield run_of(repository, options, {key: settings[key] for key in settings if key not in DROPPED})
+
+
+def run_of(repository, options, settings):
+    method, cfg = options["--config-file"].removesuffix(".yaml").split("/")[-2:]
+    tests = "--eval-only" in options
+    facts = {
+        "method": options["--trainer"],
+        "yaml": f"{method}/{OTHER_YAML.get((repository, cfg), cfg)}",
+        "dataset": Path(options["--dataset-config-file"]).stem,
+        "seed": options.get("--seed"),
+        "classes": settings.get("DATASET.SUBSAMPLE_CLASSES", "all"),
+        "tests": tests,
+        "epoch": options.get("--load-epoch"),
+        "shots": None if tests else settings.get("DATASET.NUM_SHOTS"),  # a test does not depend on it
+    }
+    return facts, settings
+
+
+def our_runs(repository, call):
+    words = iter(call[1:])
+    options, settings = {}, {}
+    for word in words:
+        if word in ("--skip-finished", "--eval-only"):
+            options[word] = True
+        else:
+            (options if word.startswith("--") else settings)[word] = next(words)
+    return run_of(repository, options, settings)
+
+
+def effective(facts, settings):
+    """The settings of a run, without folders."""
+    argv = ["--trainer", facts["method"], "--seed", facts["seed"] or "1"]
+    argv += ["--dataset-config-file", f"{ROOT}/configs/datasets/{facts['dataset']}.yaml"]
+    argv += ["--config-file", f"{ROOT}/configs/trainers/{facts['yaml']}.yaml"]
+    cfg = flatten(setup_cfg(parse_arguments([*argv, *(item for pair in settings.items() for item in pair)])))
+    return {key: value for key, value in cfg.items() if key not in PLACES and not key.startswith("BY_DATASET.")}
+
+
+def script_of(repository, path):
+    return MOVED.get((repository, path), path).removeprefix("scripts/").removesuffix(".sh")
+
+
+@pytest.mark.parametrize(("repository", "path"), SCRIPT_FACTS, ids=lambda value: value.removeprefix("scripts/"))
+def test_script_starts_the_published_runs(repository, path, script):
+    arguments = [VALUES[name] for name in FACTS[repository]["scripts"][path]["arguments"]]
+    name = script_of(repository, path)
+    ended, calls = script(f"{name}.sh", *arguments, BACKBONE="")
+    assert ended.returncode == 0, ended.stderr
+    source = OTHER_REPOSITORY.get((repository, path), repository)
+    theirs = list(published_runs(source, path))
+    ours = [our_runs(repository, call) for call in calls]
+    assert ordered(ours) == ordered(theirs)
+    if "_dev" in theirs[0][0]["yaml"]:  # no such file is published: dev_train.sh cannot run anywhere
+        return
+    mine, published = (effective(*sorted(runs, key=str)[0]) for runs in (ours, theirs))
+    different = {key for key in mine.keys() | published.keys() if mine.get(key) != published.get(key)}
+    assert different <= ADDED.keys() | ({"DATASET.NUM_SHOTS"} if theirs[0][0]["tests"] else set())
+
+
+def ordered(runs):
+    """The facts of runs in some order, each once: some published scripts list a second call, if a folder exists."""
+    return sorted({json.dumps(facts) for facts, _ in runs})
+
+
+def test_every_published_script_is_compared():
+    compared = {script_of(repository, path) for repository, path in SCRIPT_FACTS}
+    claimed = {name for name, script in SCRIPTS.items() if script.repository}
+    assert compared == claimed
+    assert len(SCRIPT_FACTS) == 118 and len(compared) == 61
+
+
+def test_changed_fact_is_noticed(script, monkeypatch):
+    """The comparison can fail: an epoch, a seed, a setting, a YAML file."""
+    path = "scripts/maple/base2new_test_maple.sh"
+    for key, value in {"LOADEP": 4, "CFG": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets", "SUB": "base"}.items():
+        facts = json.loads(json.dumps(FACTS["MaPLe"]["scripts"][path]))
+        facts["variables"][key] = value
+        monkeypatch.setitem(FACTS["MaPLe"]["scripts"], path, facts)
+        with pytest.raises(AssertionError):
+            test_script_starts_the_published_runs("MaPLe", path, script)
