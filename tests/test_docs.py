@@ -143,8 +143,8 @@ def test_method_is_inspected(call, copy, whole):
 
 def test_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/scripts"}
-    call("scripts/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
-    done = call("scripts/base2new_test.sh", "Growing", "small_land", 1, **out)
+    call("scripts/any/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
+    done = call("scripts/any/base2new_test.sh", "Growing", "small_land", 1, **out)
     assert "Harmonic mean" in done.stdout
     assert len(list((copy / "out/scripts").rglob("results.json"))) == 2
 
@@ -152,9 +152,9 @@ def test_generic_scripts_run_the_method(call, copy):
 @pytest.mark.thorough
 def test_the_other_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/others"}
-    call("scripts/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1", **out)
-    call("scripts/xd_train.sh", "Growing", "small_land", 1, 1, **out)
-    call("scripts/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
+    call("scripts/any/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1", **out)
+    call("scripts/any/xd_train.sh", "Growing", "small_land", 1, 1, **out)
+    call("scripts/any/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
     assert len(list((copy / "out/others").rglob("results.json"))) == 3
 
 
@@ -195,15 +195,16 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     call("tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)  # draws the images
     shutil.copytree(copy / "data/small_land/images", copy / "data" / folder / images)
     shutil.copy(copy / "data/small_land/split.json", copy / "data" / folder / split)
-    call("scripts/base2new_train.sh", "MPL", name, 1, 1, OUT="out/dataset")
-    call("scripts/base2new_test.sh", "MPL", name, 1, OUT="out/dataset")
+    call("scripts/any/base2new_train.sh", "MPL", name, 1, 1, OUT="out/dataset")
+    call("scripts/any/base2new_test.sh", "MPL", name, 1, OUT="out/dataset")
     assert "nothing is wrong" in call("tools/prepare.py", "--check", name, "--root", "data").stdout
     found = sorted((copy / "out/dataset").rglob("results.json"))
     assert [json.loads(file.read_text())["dataset"] for file in found] == [class_name, class_name]
 
 
 def test_every_file_and_script_named_in_the_docs_exists():
-    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "CONTRIBUTING.md"))
+    pages = "README.md", "docs/methods.md", "docs/results.md", "docs/running.md", "CONTRIBUTING.md"
+    text = "".join((ROOT / page).read_text() for page in pages)
     named = set(
         re.findall(r"\b(?:scripts|configs|trainers|clip|datasets|docs|tests)/[\w/+.-]+\.(?:sh|py|yaml|md)", text)
     )
