@@ -203,7 +203,8 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
 
 
 def test_every_file_and_script_named_in_the_docs_exists():
-    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "CONTRIBUTING.md"))
+    pages = "README.md", "docs/methods.md", "docs/results.md", "docs/running.md", "CONTRIBUTING.md"
+    text = "".join((ROOT / page).read_text() for page in pages)
     named = set(
         re.findall(r"\b(?:scripts|configs|trainers|clip|datasets|docs|tests)/[\w/+.-]+\.(?:sh|py|yaml|md)", text)
     )

@@ -1,0 +1,209 @@
+"""docs/results.md has the values of the two JSON files, and these fit together: averages and harmonic means."""
+
+import json
+import re
+from statistics import fmean
+
+import pytest
+from dassl.config import get_cfg_default
+from drawn import METHODS
+from recorder import CASES
+
+import trainers
+from common.start import ROOT
+from experiments.configuration import extend_cfg
+from experiments.studies.published import ELEVEN, VARIANTS
+from experiments.studies.reported import FIGURES
+from experiments.studies.reproduce import AUTHORS, PUBLISHED
+
+PAGE = (ROOT / "docs/results.md").read_text()
+OTHERS = PUBLISHED["base2new_others"]
+NEW, CROSS = FIGURES["base2new"]["new"], FIGURES["cross_dataset"]["all classes"]
+ROUNDED = 0.005 + 1e-9  # a printed number has two decimals
+# Their printed H is not the harmonic mean of their printed accuracies.
+DO_NOT_FIT = ["ProDA, another value for new classes", "RPO", "GDA", "HPT"]
+TITLES = {
+    "caltech101": "Caltech101",
+    "dtd": "DTD",
+    "eurosat": "EuroSAT",
+    "fgvc_aircraft": "Aircraft",
+    "food101": "Food101",
+    "oxford_flowers": "Flowers",
+    "oxford_pets": "Pets",
+    "stanford_cars": "Cars",
+    "sun397": "SUN397",
+    "ucf101": "UCF101",
+    "imagenet": "ImageNet",
+    "average": "average",
+}
+
+
+def tables() -> dict[str, list[list[list[str]]]]:
+    """The tables below each heading of the page: rows of cells, the first of them the column names."""
+    found = {}
+    for heading, text in re.findall(r"^#+ (.*)\n((?:(?!#+ ).*\n?)*)", PAGE, re.MULTILINE):
+        blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+        rows = [[line.strip("|\n").split("|") for line in block.splitlines()] for block in blocks]
+        found[heading] = [[[cell.strip() for cell in row] for row in block if "---" not in row[0]] for block in rows]
+    return found
+
+
+TABLES = tables()
+
+
+def printed(*numbers: float) -> list[str]:
+    return [f"{number:.2f}" for number in numbers]
+
+
+def name(row: dict) -> str:
+    return ", ".join(row[key] for key in ("method", "variant") if key in row)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    return 2 * base * new / (base + new)
+
+
+def fits(row: dict) -> bool:
+    """Whether the printed H can be the harmonic mean of accuracies that are printed as base and new."""
+    least, most = (harmonic_mean(row["base"] + step, row["new"] + step) for step in (-ROUNDED, ROUNDED))
+    return least - ROUNDED <= row["H"] <= most + ROUNDED
+
+
+@pytest.mark.parametrize("row", [*AUTHORS, *OTHERS], ids=name)
+def test_harmonic_means_fit_but_for_the_named_rows(row):
+    assert fits(row) == (name(row) not in DO_NOT_FIT), harmonic_mean(row["base"], row["new"])
+
+
+def test_averages_fit():
+    domains = {**PUBLISHED["domain_generalisation"], **PUBLISHED["test_time"]}
+    parts = [(row, ELEVEN) for row in NEW.values()]
+    parts += [(row, [dataset for dataset in ELEVEN if dataset != "imagenet"]) for row in CROSS.values()]
+    parts += [(row, VARIANTS) for row in domains.values()]
+    for row, datasets in parts:
+        assert fmean(row[dataset] for dataset in datasets) == pytest.approx(row["average"], abs=2 * ROUNDED), row
+    assert all(set(row) == {*ELEVEN, "average"} for row in NEW.values())
+    assert all(set(row) == {*ELEVEN, "average"} - {"imagenet"} for row in CROSS.values())
+
+
+@pytest.mark.parametrize(("heading", "rows"), [("Table II: new classes", NEW), ("Table III: cross-dataset", CROSS)])
+def test_tables_of_the_paper(heading, rows):
+    (table,) = TABLES[heading]
+    columns = list(rows["MPL"])
+    assert table[0] == ["method", *(TITLES[column] for column in columns)]
+    assert table[1:] == [[method, *printed(*(row[column] for column in columns))] for method, row in rows.items()]
+
+
+def test_differences_between_the_paper_and_the_authors():
+    (table,) = TABLES["Other methods: the paper's runs and the authors' own"]
+    own = {row["method"]: row["new"] for row in AUTHORS}
+    averages = {method: row["average"] for method, row in NEW.items() if method != "MPL"}
+    assert table[1:] == [
+        [method, *printed(average, own[method]), f"{average - own[method]:+.2f}"]
+        for method, average in averages.items()
+    ]
+
+
+def test_base_to_new_tables():
+    def cells(rows):
+        return [[name(row), *printed(row["base"], row["new"], row["H"]), row["source"]] for row in rows]
+
+    (here,), (others,), (images,), (misfits,) = (
+        TABLES[heading]
+        for heading in (
+            "Methods of this project",
+            "Other methods and other runs",
+            "With unlabelled images",
+            "Rows that do not fit",
+        )
+    )
+    assert [[row[0], *row[3:]] for row in here[1:]] == cells(AUTHORS)
+    for shown, row in zip(here[1:], AUTHORS, strict=True):
+        assert shown[1] == ("–" if row["cfg"] == "*" else f"`{row['cfg']}`")
+        assert shown[2] == str(row.get("epochs", "–"))
+    assert others[1:] == cells(row for row in OTHERS if not row.get("transductive"))
+    assert images[1:] == cells(row for row in OTHERS if row.get("transductive"))
+    assert misfits[1:] == [
+        [name(row), *printed(row["base"], row["new"], row["H"], harmonic_mean(row["base"], row["new"]))]
+        for row in OTHERS
+        if name(row) in DO_NOT_FIT
+    ]
+    assert len(misfits[1:]) == len(DO_NOT_FIT)
+
+
+def test_yaml_files_beside_the_results_have_their_epochs():
+    for row in AUTHORS:
+        if "epochs" in row:
+            cfg = get_cfg_default()
+            extend_cfg(cfg, row["method"])
+            cfg.merge_from_file(ROOT / f"configs/trainers/{row['method']}/{row['cfg']}.yaml")
+            assert row["epochs"] == cfg.OPTIM.MAX_EPOCH, row
+
+
+def test_tables_by_shots_and_domain():
+    few = PUBLISHED["few_shot"]
+    (table,) = TABLES["Few-shot learning"]
+    assert [column.split()[0] for column in table[0][1:]] == [str(shots) for shots in few["shots"]]
+    assert table[1:] == [[method, *printed(*row)] for method, row in few["averages"].items()]
+    assert f"Zero-shot CLIP has {few['zero_shot']:.2f}." in PAGE
+    for heading, part in (
+        ("Domain generalisation", "domain_generalisation"),
+        ("Test-time prompt learning", "test_time"),
+    ):
+        (table,) = TABLES[heading]
+        assert table[0] == ["method", "ImageNet", "ImageNet-V2", "-Sketch", "-A", "-R", "average of four", "source"]
+        columns = ("imagenet", *VARIANTS, "average")
+        rows = PUBLISHED[part].items()
+        assert table[1:] == [[m, *printed(*(row[column] for column in columns)), row["source"]] for m, row in rows]
+
+
+def test_times_and_sources():
+    hours, milliseconds = TABLES["Training times"]
+    assert hours[1:] == [
+        [
+            method,
+            row["hardware"].removesuffix(" GPU"),
+            str(row["epochs"]),
+            f"{row['imagenet_one_seed_hours']} h",
+            f"{row['ten_datasets_three_seeds_hours']} h",
+        ]
+        for method, row in PUBLISHED["training_hours"].items()
+    ]
+    times = PUBLISHED["training_ms_per_image"]
+    assert milliseconds[1:] == [[method, str(time)] for method, time in times.items() if isinstance(time, int)]
+    (sources,) = TABLES["Sources"]
+    assert [row[0] for row in sources[1:]] == list(PUBLISHED["sources"])
+    assert all(source["url"] in row[1] for row, source in zip(sources[1:], PUBLISHED["sources"].values(), strict=True))
+    named = {row["source"] for row in [*AUTHORS, *OTHERS, *PUBLISHED["domain_generalisation"].values()]}
+    assert named <= set(PUBLISHED["sources"])
+
+
+def test_every_number_in_the_text_is_published_or_computed_from_published_ones():
+    text = re.sub(r"(?m)^\|.*$|\]\(.*?\)", "", PAGE)
+    mpl, theirs = NEW["MPL"], NEW["PromptSRC"]
+    (own,) = (row["new"] for row in AUTHORS if row["method"] == "PromptSRC")
+    far, near = CROSS["MPL"]["eurosat"], CROSS["PromptSRC"]["eurosat"]
+    eurosat = mpl["eurosat"] - theirs["eurosat"]
+    computed = printed(mpl["average"] - theirs["average"], own - mpl["average"], eurosat, far - near)
+    computed += [f"{100 * eurosat / theirs['eurosat']:.1f}", f"{100 * (far - near) / near:.1f}"]
+    assert [number for number in computed if number not in text] == []
+    published = map(float, re.findall(r"\d+\.\d+", json.dumps([FIGURES, PUBLISHED])))
+    known = {*published, *map(float, computed), 0.0035, 0.0026}  # the last two are learning rates
+    assert [number for number in re.findall(r"\b\d+\.\d+\b", text) if float(number) not in known] == []
+
+
+def test_the_first_table_counts_what_the_tests_compare():
+    (table,) = TABLES["Verified here"]
+    cases = dict.fromkeys(trainers.methods(), 0)
+    for file in (ROOT / "tests/golden").glob("*.json"):
+        content = json.loads(file.read_text())
+        if "case" in content:
+            cases[content["case"]["trainer"]] += 1
+        elif "template" in content:
+            cases["ZeroshotCLIP"] += 1
+    assert [row[0] for row in table[1:]] == list(cases)
+    for method, code, checkpoint, accuracy, gpu, processes, gpus, half in table[1:]:
+        count = cases[method]
+        assert code == ("none" if count == 0 else f"{count} case{'s' * (count > 1)}"), method
+        assert (checkpoint, "fp16" in half) == (("yes", True) if method in METHODS else ("–", False)), method
+        assert (accuracy, gpu, gpus) == ("not yet",) * 3
+        assert processes == "yes" and (method in CASES or method in ("LinearProbe", "ZeroshotCLIP"))
