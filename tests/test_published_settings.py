@@ -59,7 +59,8 @@ ALLOWED = [
         {"ImageNet": {"OPTIM.MAX_EPOCH": 25}, "SUN397": {"OPTIM.MAX_EPOCH": 25}},
         "TCP's train.py sets it, and its scripts load epoch 25",
     ),
-    ("MMRL/*", "BY_DATASET", NOT_SET, MMRL_WEIGHTS, "MMRL's README gives a weight for each dataset"),
+    ("MMRL/vit_b16_cross_datasets.yaml", "TRAINER.MMRL.TASK", NOT_SET, "CD", SCRIPTS),
+    ("MMRL/*", "BY_DATASET", NOT_SET, MMRL_WEIGHTS, "MMRL's train.py sets a weight for each dataset"),
 ]
 
 # Other values in a copy of a file in another repository: that repository, the file, the values, why they are not ours.
@@ -248,6 +249,9 @@ def test_published_scripts_set_what_the_files_do_not():
     ):
         variables = FACTS[repository]["scripts"][f"scripts/{script}.sh"]["variables"]
         assert values.items() <= variables.items(), (repository, script)
+    for script in ("train", "test"):
+        (run,) = FACTS["MMRL"]["scripts"][f"scripts/mmrl/cross_datasets_{script}.sh"]["runs"]
+        assert run["settings"]["TASK"] == "CD"
 
 
 # A changed value is noticed
