@@ -109,6 +109,10 @@ RANGES = {
         ["TRAINER.NAME", "IVLP", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 0, "TRAINER.IVLP.PROMPT_DEPTH_VISION", 0],
         "TRAINER.IVLP.PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0: raise one of them",
     ),
+    "layers without prompts": (
+        ["TRAINER.NAME", "IVLP", "TRAINER.IVLP.N_CTX_VISION", 0],
+        "TRAINER.IVLP.N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is 9: set both to 0 for no vision prompts",
+    ),
     "no output folder": (["OUTPUT_DIR", ""], "--output-dir is missing"),
     "no folder to resume": (["RESUME", "nowhere"], "there is no folder nowhere: its path exists up to ., which holds "),
     "no name": (["TRAINER.NAME", "None"], "TRAINER.NAME is None: give text"),

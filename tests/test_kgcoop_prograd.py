@@ -1,4 +1,4 @@
-"""KgCoOp and ProGrad beyond their golden figures: first values, sentences of the teacher, loss scaling."""
+"""KgCoOp, ProGrad, CoCoOp beyond their golden figures: first values, sentences of the teacher, loss scaling."""
 
 from collections import OrderedDict
 
@@ -9,6 +9,7 @@ from drawn import differing, prompts_of
 import clip
 from common.errors import UsageError
 from trainers import methods
+from trainers.cocoop import CoCoOpSettings
 from trainers.kgcoop import KgCoOpSettings
 from trainers.prograd import ProGradSettings
 
@@ -36,9 +37,10 @@ def test_kgcoop_starts_from_words_or_at_random(build):
         assert build("KgCoOp", "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx.shape == (7, 64)
 
 
-@pytest.mark.parametrize("words", [True, "an aerial view"])
-def test_prograd_starts_from_zeros_and_then_words(words, build):
-    trainer = build("ProGrad", "base", "CTX_INIT", words)
+@pytest.mark.parametrize(("method", "words"), [("ProGrad", True), ("ProGrad", "an aerial view"), ("CoCoOp", True)])
+def test_context_starts_from_zeros_and_then_words(method, words, build):
+    """CoCoOp's files in ProGrad's repository have CTX_INIT True, with the meaning that it has for ProGrad."""
+    trainer = build(method, "base", "CTX_INIT", words)
     expected = words_of(trainer, "a centered satellite photo of" if words is True else words)
     ctx = trainer.model.prompt_learner.ctx
     assert ctx.shape == (16, 64) and torch.equal(ctx[-len(expected) :], expected)
@@ -46,15 +48,22 @@ def test_prograd_starts_from_zeros_and_then_words(words, build):
 
 
 @pytest.mark.parametrize(
-    ("words", "options", "problem"),
+    ("method", "words", "options", "problem"),
     [
-        ("one two three", (), "CTX_INIT has 3 words .*, and N_CTX is 2: give 1 to N_CTX words, or False"),
-        (True, ("DATASET.TEMPLATE", "{} from above"), "CTX_INIT has 0 words"),
+        ("ProGrad", "one two three", (), "CTX_INIT has 3 words .*, and N_CTX is 2: give 1 to N_CTX words, or False"),
+        ("ProGrad", True, ("DATASET.TEMPLATE", "{} from above"), "CTX_INIT has 0 words"),
+        ("CoCoOp", True, (), "TRAINER.COCOOP.CTX_INIT has 5 words .*, and N_CTX is 2: give 1 to N_CTX words, or False"),
     ],
 )
-def test_prograd_needs_room_for_its_words(words, options, problem, build):
+def test_more_words_than_context_vectors_are_refused(method, words, options, problem, build):
     with pytest.raises(UsageError, match=problem):
-        build("ProGrad", "base", "CTX_INIT", words, "N_CTX", 2, options=options)
+        build(method, "base", "CTX_INIT", words, "N_CTX", 2, options=options)
+
+
+def test_cocoop_starts_at_random_without_words(build):
+    for none in (False, ""):
+        ctx = build("CoCoOp", "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx
+        assert ctx.shape == (7, 64) and ctx.detach().std() == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,7 @@ def test_prograd_needs_room_for_its_words(words, options, problem, build):
         (KgCoOpSettings, {"W": "much"}, "W is 'much': give a value of the type int or float"),
         (KgCoOpSettings, {"CTX_INIT": 5}, "CTX_INIT is 5: give a value of the type bool or str"),
         (KgCoOpSettings, {"CTX_INIT": "true"}, "CTX_INIT is the word 'true': write True or False"),
+        (CoCoOpSettings, {"CTX_INIT": "false"}, "CTX_INIT is the word 'false': write True or False"),
         (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': it can be end, middle"),
         (ProGradSettings, {"T": 0}, "T is 0: give a number from 0.001"),
         (ProGradSettings, {"LAMBDA": -0.5}, "LAMBDA is -0.5: give a number from 0"),

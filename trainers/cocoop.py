@@ -7,23 +7,35 @@ from torch import Tensor, nn
 from clip import TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer
-from .prompts import sentence_context, text_width
+from .prompts import WORDS_FIRST, check_words, sentence_context, text_width, zeros_and_words
 from .settings import MethodSettings
 
 
 @dataclass(frozen=True)
 class CoCoOpSettings(MethodSettings):
+    """CTX_INIT is words, or True for those of the dataset's sentence, as in ProGrad's repository."""
+
     N_CTX: int = 16
-    CTX_INIT: str = ""
+    CTX_INIT: bool | str = ""
+
+    def check(self):
+        check_words(self.CTX_INIT)
 
 
 class CoCoOpPrompts(PromptLearner):
-    """Context vectors shifted by what a small network makes of the image (CoCoOp, Sec. 3.2)."""
+    """Context vectors shifted by what a small network makes of the image (CoCoOp, Sec. 3.2).
 
-    def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str):
+    Args:
+        clip: the frozen backbone.
+        classnames: C names.
+        words: the words before the class name, which `ctx` replaces.
+        ctx: (n, text width).
+    """
+
+    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter):
         super().__init__()
         width, joint = text_width(clip), clip.visual.output_dim
-        words, self.ctx = sentence_context(clip, n_ctx, ctx_init)
+        self.ctx = ctx
         layers = {"linear1": nn.Linear(joint, joint // 16), "relu": nn.ReLU(), "linear2": nn.Linear(joint // 16, width)}
         self.meta_net = nn.Sequential(OrderedDict(layers))
         ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
@@ -42,7 +54,12 @@ class CoCoOp(PromptTrainer):
     published = ("ctx", "meta_net.*")
 
     def build_prompts(self, clip, classnames):
-        return CoCoOpPrompts(clip, classnames, self.settings.N_CTX, self.settings.CTX_INIT)
+        n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
+        if given is True:
+            start = zeros_and_words(clip, n_ctx, self.template(WORDS_FIRST).partition("{}")[0], "COCOOP")
+        else:
+            start = sentence_context(clip, n_ctx, given or "")
+        return CoCoOpPrompts(clip, classnames, *start)
 
     def saved_module(self) -> nn.Module:
         return self.model.prompt_learner

@@ -3,11 +3,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import UsageError
 
-from .prompts import ContextSettings, ContextTrainer, sentence_context, text_width, word_embeddings
+from .prompts import WORDS_FIRST, ContextSettings, ContextTrainer, sentence_context, zeros_and_words
 from .teacher import TaughtTrainer
 
 
@@ -33,13 +33,7 @@ class ProGrad(TaughtTrainer, ContextTrainer):
 
     Settings = ProGradSettings
     published_sections = ("TRAINER.COOP", "LOSS")
-    teacher_templates = {
-        "OxfordPets": "a type of pet, a photo of a {}.",
-        "OxfordFlowers": "a type of flower, a photo of a {}.",
-        "FGVCAircraft": "a type of aircraft, a photo of a {}.",
-        "DescribableTextures": "a texture of {}.",
-        "Food101": "a type of food, a photo of {}.",
-    }
+    teacher_templates = WORDS_FIRST
     caveat = "its published settings are for RN50, and its published base-to-new results have 4 shots"
 
     def start(self, clip, classes):
@@ -47,18 +41,8 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
         if not given:
             return sentence_context(clip, n_ctx, "", *classes)
-        sentence = (
-            self.template(self.teacher_templates).partition("{}")[0] if given is True else given.replace("_", " ")
-        )
-        words = sentence.split()
-        if not 0 < len(words) <= n_ctx:
-            raise UsageError(
-                f"TRAINER.PROGRAD.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
-                "give 1 to N_CTX words, or False to start at random",
-            )
-        zeros = torch.zeros(n_ctx - len(words), text_width(clip))
-        known = word_embeddings(clip, " ".join(words), len(words)).detach()
-        return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, known]))
+        sentence = self.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
+        return zeros_and_words(clip, n_ctx, sentence, "PROGRAD")
 
     def loss(self, images, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions in place of the labels."""

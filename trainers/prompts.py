@@ -61,6 +61,37 @@ def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tu
     return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
 
 
+# The sentences of ProGrad's repository, with the words about the dataset before the class name. The contexts of its
+# ProGrad and of its CoCoOp start from these words.
+WORDS_FIRST = {
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    "Food101": "a type of food, a photo of {}.",
+}
+
+
+def zeros_and_words(clip: CLIP, n_ctx: int, sentence: str, section: str) -> tuple[list[str], nn.Parameter]:
+    """The words before the class name, and the ctx (n_ctx, text width) that replaces all of them.
+
+    The convention of ProGrad's repository: the last vectors start from the words of `sentence`, one for each, and those
+    before them from zero, in place of `X`.
+
+    Raises:
+        UsageError: the sentence has no words, or more than n_ctx. The message names TRAINER.<section>.CTX_INIT.
+    """
+    words = sentence.split()
+    if not 0 < len(words) <= n_ctx:
+        raise UsageError(
+            f"TRAINER.{section}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
+            "give 1 to N_CTX words, or False to start at random",
+        )
+    zeros = torch.zeros(n_ctx - len(words), text_width(clip))
+    known = word_embeddings(clip, " ".join(words), len(words)).detach()
+    return ["X"] * len(zeros) + words, nn.Parameter(torch.cat([zeros, known]))
+
+
 class TemplatePrompts(PromptLearner):
     """A sentence for each class, in which nothing is learned.
 
@@ -110,6 +141,12 @@ def check_position(position: str) -> None:
         raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"it can be {', '.join(POSITIONS)}")
 
 
+def check_words(given: bool | str) -> None:
+    """Raise UsageError for a CTX_INIT that is a word where True or False was meant."""
+    if given in ("true", "false"):
+        raise UsageError(f"CTX_INIT is the word {given!r}", "write True or False, or other words")
+
+
 @dataclass(frozen=True)
 class ContextSettings(MethodSettings):
     """The settings of CoOp's context vectors. CSC asks for class-specific ones; CTX_INIT is words to start from."""
@@ -121,8 +158,7 @@ class ContextSettings(MethodSettings):
 
     def check(self):
         check_position(self.CLASS_TOKEN_POSITION)
-        if self.CTX_INIT in ("true", "false"):
-            raise UsageError(f"CTX_INIT is the word {self.CTX_INIT!r}", "write True or False, or other words")
+        check_words(self.CTX_INIT)
 
 
 class ContextTrainer(PromptTrainer):
@@ -239,8 +275,12 @@ class TwoTowerSettings(MethodSettings):
     CTX_INIT: str = "a photo of a"
     PROMPT_DEPTH_VISION: int = 9
     PROMPT_DEPTH_TEXT: int = 9
+    ranges = {"N_CTX_VISION": (0, 256)}  # 0, as in the published YAML of language-only prompts, only at depth 0
 
     def check(self):
+        if self.N_CTX_VISION == 0 < self.PROMPT_DEPTH_VISION:
+            what = f"N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is {self.PROMPT_DEPTH_VISION}"
+            raise UsageError(what, "set both to 0 for no vision prompts, or raise N_CTX_VISION")
         if self.PROMPT_DEPTH_VISION == self.PROMPT_DEPTH_TEXT == 0:
             raise UsageError("PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0", "raise one of them: nothing is learned")
 

@@ -19,17 +19,22 @@ LAYOUTS = {
         "base/seed{seed}",  # one of these archives
         "base2new/train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # output folders: CoCoOp, MPL
         "train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",
+        "base2new/train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",  # KgCoOp, TCP: with a weight
+        "train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",
     ),
     "cross_dataset": (
         "{dataset}/seed{seed}",
         "seed{seed}",
         "crossdataset/{dataset}/{method}/*/seed{seed}",
-        "{dataset}/{method}/*_{shots}shots/seed{seed}",  # output folders of CoOp, CoCoOp, MaPLe
+        "{dataset}/{method}/*_{shots}shots/seed{seed}",  # output folders of CoCoOp, MaPLe
+        "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp
+        "base2new/train_base/{dataset}/shots_{shots}/{method}/*_cross_datasets/seed{seed}",  # MMRL
     ),
     "few_shot": (
         "{dataset}/{shots}shot/seed{seed}",  # PromptSRC
         "{shots}shot/seed{seed}",
         "{dataset}/{method}/*_{shots}shots/seed{seed}",
+        "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp, ProGrad
     ),
 }
 Key = tuple[str, int, int]  # dataset, shots, seed

@@ -1,0 +1,287 @@
+"""Checkpoints in the shapes, names and folders of the published projects: `tools/reproduce.py` tests them.
+
+The shapes are functions of the published numbers and depths of prompts and of the widths of the backbone. They do not
+come from our YAML files or our modules.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from test_checkpoints import published_training
+from test_reproduce import InThisProcess, read
+
+import trainers
+from experiments.studies import reproduce
+
+pytestmark = pytest.mark.slow
+
+TEXT, VISION, JOINT, CONTEXT, CLASSES = 64, 128, 256, 77, 3  # widths; context length; classes of the training run
+Shapes = dict[str, tuple[int, ...]]
+
+
+def linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def deep(tower: str, n: int, depth: int, width: int) -> Shapes:
+    """Prompts of the layers after the first."""
+    return {f"{tower}.transformer.resblocks.{layer}.VPT_shallow": (n, width) for layer in range(1, depth)}
+
+
+def vision(n: int, depth: int) -> Shapes:
+    return {"image_encoder.VPT": (n, VISION)} | deep("image_encoder", n, depth, VISION)
+
+
+def texts(n: int, depth: int) -> Shapes:
+    return {"prompt_learner.ctx": (n, TEXT)} | deep("text_encoder", n, depth, TEXT)
+
+
+def coupled(n: int, depth: int) -> Shapes:
+    """What MaPLe and MPL share."""
+    shapes = {"prompt_learner.ctx": (n, TEXT)} | linear("prompt_learner.proj", TEXT, VISION)
+    return shapes | {f"prompt_learner.compound_prompts_text.{layer}": (n, TEXT) for layer in range(depth - 1)}
+
+
+def maple(n: int, depth: int) -> Shapes:
+    shapes = coupled(n, depth)
+    for layer in range(depth - 1):
+        shapes |= linear(f"prompt_learner.compound_prompt_projections.{layer}", TEXT, VISION)
+    return shapes
+
+
+def mpl(n: int, adds: int, depth: int) -> Shapes:
+    shapes = coupled(n, depth)
+    for which in range(adds):
+        for layer in range(depth - 1):
+            shapes |= linear(f"prompt_learner.txt2img_proj.{which}.{layer}", TEXT, VISION)
+    return shapes
+
+
+def network(hidden: int, outputs: int) -> Shapes:
+    """The network of CoCoOp and TCP."""
+    return linear("meta_net.linear1", JOINT, hidden) | linear("meta_net.linear2", hidden, outputs)
+
+
+def mmrl(n: int, width: int, layers: int) -> Shapes:
+    shapes = {"representation_learner.compound_rep_tokens": (n, width), "image_encoder.proj_rep": (VISION, JOINT)}
+    for layer in range(layers):
+        shapes |= linear(f"representation_learner.compound_rep_tokens_r2vproj.{layer}", width, VISION)
+        shapes |= linear(f"representation_learner.compound_rep_tokens_r2tproj.{layer}", width, TEXT)
+    return shapes
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint of EuroSAT or ImageNet.
+
+    Attributes:
+        place: its folder in the set, of seed 1.
+        saved_as: the folder of its method in there.
+        learned, unused: shapes of what the method has learned, and of what its checkpoints hold besides.
+        options: of `tools/reproduce.py`.
+    """
+
+    method: str
+    place: str
+    saved_as: str
+    epoch: int
+    learned: Shapes
+    unused: Shapes = field(default_factory=dict)
+    options: tuple = ()
+
+
+BASE = "eurosat/base/seed1"
+OUTPUT = "base2new/train_base/eurosat/shots_16"
+BOTH = "VLPromptLearner"
+COUPLED = "MultiModalPromptLearner"
+REPRESENTATIONS = "MultiModalRepresentationLearner"
+LANGUAGE_ONLY = "vit_b16_c2_ep5_batch4_4ctx_language_only"
+TOWERS_20 = "vit_b16_c2_ep20_batch4_4+4ctx"
+KGCOOP_UNUSED = {"bias_vectors": (1, 512), **linear("meta_net.linear1", 512, 512)}
+CASES = {
+    "CoOp": Published("CoOp", f"{OUTPUT}/CoOp/vit_b16_ep50_ctxv1/seed1", "prompt_learner", 50, {"ctx": (4, TEXT)}),
+    "CoOp, ImageNet": Published(
+        "CoOp",
+        "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1",
+        "prompt_learner",
+        50,
+        {"ctx": (16, TEXT)},
+        options=("--protocol", "cross_dataset", "--cfg", "vit_b16_ep50"),
+    ),
+    "CoCoOp": Published(
+        "CoCoOp",
+        f"{OUTPUT}/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1/seed1",
+        "prompt_learner",
+        10,
+        {"ctx": (4, TEXT)} | network(JOINT // 16, TEXT),
+    ),
+    "KgCoOp": Published(
+        "KgCoOp",
+        f"{OUTPUT}_8.0/KgCoOp/vit_b16_ep100_ctxv1/seed1",
+        "prompt_learner",
+        100,
+        {"ctx": (4, TEXT)},
+        KGCOOP_UNUSED,
+    ),
+    "ProGrad": Published(
+        "ProGrad",
+        "base2new/train_base/eurosat/shots_4/ProGrad/rn50_ep100/seed1",
+        "prompt_learner",
+        100,
+        {"ctx": (16, TEXT)},
+        options=("--shots", 4, "--cfg", "rn50_ep100"),
+    ),
+    "TCP": Published(
+        "TCP",
+        f"{OUTPUT}_1.0/TCP/vit_b16_ep100_ctxv1/seed1",
+        "prompt_learner",
+        50,
+        {"ctx": (4, TEXT)} | network(JOINT // 4, 4 * TEXT),
+    ),
+    "VPT": Published("VPT", BASE, "prompt_learner", 5, vision(8, 12)),
+    "IVLP": Published("IVLP", BASE, BOTH, 5, texts(2, 12) | vision(2, 12)),
+    "IVLP, language only": Published("IVLP", BASE, BOTH, 5, texts(4, 12), options=("--cfg", LANGUAGE_ONLY)),
+    "IVLP, 20 epochs": Published("IVLP", BASE, BOTH, 20, texts(4, 9) | vision(4, 9), options=("--cfg", TOWERS_20)),
+    "MaPLe": Published("MaPLe", BASE, COUPLED, 5, maple(2, 9)),
+    "MaPLe, ImageNet": Published(
+        "MaPLe", "imagenet/seed1", COUPLED, 2, maple(2, 3), options=("--protocol", "cross_dataset")
+    ),
+    "PromptSRC": Published("PromptSRC", BASE, BOTH, 20, texts(4, 9) | vision(4, 9)),
+    "PromptSRC, ImageNet": Published(
+        "PromptSRC", "imagenet/seed1", BOTH, 20, texts(4, 3) | vision(4, 3), options=("--protocol", "cross_dataset")
+    ),
+    "PromptSRC, few shots": Published(
+        "PromptSRC", "eurosat/16shot/seed1", BOTH, 50, texts(4, 9) | vision(4, 9), options=("--protocol", "few_shot")
+    ),
+    "MMRL": Published("MMRL", f"{OUTPUT}/MMRL/vit_b16/seed1", REPRESENTATIONS, 10, mmrl(5, 2048, 7)),
+    "MMRL, ImageNet": Published(
+        "MMRL",
+        "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1",
+        REPRESENTATIONS,
+        1,
+        mmrl(5, 512, 7),
+        options=("--protocol", "cross_dataset"),
+    ),
+    "MPL": Published("MPL", f"{OUTPUT}/MPL/vit_b4_c1_add2_rm1/seed1", COUPLED, 5, mpl(1, 2, 9)),
+    "MPL, ImageNet": Published(
+        "MPL",
+        "crossdataset/imagenet/MPL/vit_b4_c1_add2_rm1_16shots/seed1",
+        COUPLED,
+        2,
+        mpl(1, 2, 9),
+        options=("--protocol", "cross_dataset", "--cfg", "vit_b4_c1_add2_rm1"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(backbones):
+    """As deep as ViT-B/16, with towers of different widths."""
+    return backbones(32, 16, 12, 12, VISION, TEXT, JOINT)
+
+
+def random_tensors(shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
+    """In half precision, as the published code trains."""
+    generator = torch.manual_seed(seed)
+    return {key: 0.1 * torch.randn(shape, generator=generator).half() for key, shape in shapes.items()}
+
+
+def frozen(backbone, teacher: str = "") -> dict[str, torch.Tensor]:
+    """The frozen CLIP by its names in checkpoints of the whole model, or its image tower as `teacher`."""
+    state = torch.load(backbone, weights_only=True)
+    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    if teacher:
+        return {f"{teacher}.{key}": value for key, value in image.items()}
+    text = {f"text_encoder.{key}": value for key, value in state.items() if not key.startswith("visual.")}
+    return text | {f"image_encoder.{key}": value for key, value in image.items()}
+
+
+def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
+    """Write a checkpoint as its project does; returns what the method has learned."""
+    learned = random_tensors(case.learned, seed=1)
+    whole = case.saved_as != "prompt_learner" or case.method == "VPT"
+    state = learned | random_tensors(case.unused, seed=2)
+    tokens = case.learned.get("prompt_learner.ctx" if whole else "ctx")
+    if tokens:
+        ids = {"token_prefix": (CLASSES, 1, TEXT), "token_suffix": (CLASSES, CONTEXT - 1 - tokens[0], TEXT)}
+        state |= random_tensors({f"{'prompt_learner.' if whole else ''}{key}": ids[key] for key in ids}, seed=3)
+    if whole:
+        state |= frozen(backbone)
+    if case.method == "PromptSRC":
+        state |= frozen(backbone, "prompt_learner.ZS_image_encoder")
+    parameters = [torch.nn.Parameter(value.float()) for value in learned.values()]
+    place = folder / case.place / case.saved_as
+    place.mkdir(parents=True)
+    content = {"state_dict": state} | published_training(parameters, case.epoch)
+    torch.save(content, place / f"model.pth.tar-{case.epoch}")
+    (place / "checkpoint").write_text(f"model.pth.tar-{case.epoch}\n")
+    return learned
+
+
+@pytest.fixture
+def tested(command, monkeypatch, eurosat, backbone, tmp_path):
+    """`tested(case)` -> how `tools/reproduce.py` ended, what its tests have loaded, and their results."""
+    loaded, load_prompts = [], trainers.PromptTrainer.load_prompts
+
+    def noted(trainer, checkpoint, path):
+        load_prompts(trainer, checkpoint, path)
+        state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
+        loaded.append((state, trainer.model.classes_learned))
+
+    def collected(study):
+        return {run: read(run.folder) for run in study.runs() if (run.folder / "results.json").is_file()}
+
+    monkeypatch.setattr(trainers.PromptTrainer, "load_prompts", noted)
+    monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(reproduce, "collect_results", collected)
+
+    def tested(case):
+        common = ["--datasets", "eurosat", "--root", eurosat, "--output", tmp_path / "out", "--backbone", backbone]
+        ended = command(reproduce, case.method, "--checkpoints", tmp_path / "set", *common, *case.options)
+        return ended, loaded, [read(file.parent) for file in (tmp_path / "out").rglob("results.json")]
+
+    return tested
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone, tmp_path):
+    case = CASES[name]
+    learned = publish(case, tmp_path / "set", backbone)
+    ended, loaded, results = tested(case)
+    assert ended.status == 0, ended.errors
+    assert f"seed 1: {tmp_path / 'set' / case.place}\n" in ended.printed
+    tests = 1 if "--protocol" in case.options else 2  # base and new classes
+    assert [result["epochs"] for result in results] == [case.epoch] * tests
+    assert len(loaded) == tests
+    for state, _ in loaded:
+        assert state.keys() == learned.keys()
+        assert [key for key in state if not torch.equal(state[key], learned[key].float())] == []
+
+
+@pytest.mark.parametrize(("name", "learned_classes"), [("MMRL", [True, False]), ("MMRL, ImageNet", [False])])
+def test_mmrl_reads_images_of_learned_classes_in_another_way(name, learned_classes, tested, backbone, tmp_path):
+    """Its checkpoints do not say what they have learned: base classes of the dataset, or ImageNet."""
+    publish(CASES[name], tmp_path / "set", backbone)
+    _, loaded, _ = tested(CASES[name])
+    assert [learned for _, learned in loaded] == learned_classes
+
+
+OTHERS = {  # shapes that nobody published for the setting
+    "VPT": (vision(4, 12), r"image_encoder.VPT in .* has shape \(4, 128\), expected is \(8, 128\)"),
+    "IVLP": (texts(2, 9) | vision(2, 9), r"has no .*resblocks.9.VPT_shallow"),
+    "IVLP, language only": (texts(4, 12) | vision(2, 12), "has prompts beyond these settings, such as image_encoder"),
+    "ProGrad": ({"ctx": (4, TEXT)}, r"ctx in .* has shape \(4, 64\), expected is \(16, 64\)"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_prompts_of_other_settings_are_refused(name, tested, backbone, tmp_path):
+    shapes, words = OTHERS[name]
+    case = Published(**(vars(CASES[name]) | {"learned": shapes}))
+    publish(case, tmp_path / "set", backbone)
+    ended, loaded, results = tested(case)
+    assert (ended.status, loaded, results) == (1, [], [])
+    failed = [line for line in ended.errors if line.startswith("failed")]
+    assert len(failed) == 2 and all(re.search(words, line) for line in failed), failed

@@ -1,0 +1,306 @@
+"""The YAML files in configs/trainers have the values that are published under their names, and set nothing besides.
+
+`published_settings.json` has the values of the published files. `ALLOWED` and `COPIES` say what differs, and why.
+"""
+
+import json
+import random
+from ast import literal_eval
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import yaml
+from dassl.config import CfgNode
+
+import trainers
+from common.errors import UsageError
+from common.start import ROOT
+from experiments.arguments import parse_arguments
+from experiments.configuration import flatten, setup_cfg
+
+FACTS = json.loads(Path(__file__).with_name("published_settings.json").read_text())
+REPOSITORIES = [name for name in FACTS if name != "what"]
+AUTHORS = {"CoCoOp": "CoOp", "VPT": "MaPLe", "IVLP": "MaPLe"}  # repositories that have not the name of the method
+CONFIGS = ROOT / "configs/trainers"
+NOT_SET = "not set"
+COMPUTES_THE_SAME = "it changes no result, and takes less memory"
+SCRIPTS = "the published scripts set it: test_published_scripts_set_what_the_files_do_not"
+MMRL_WEIGHTS = {
+    "StanfordCars": {"TRAINER.MMRL.REG_WEIGHT": 7.0},
+    "FGVCAircraft": {"TRAINER.MMRL.REG_WEIGHT": 6.0},
+    "SUN397": {"TRAINER.MMRL.REG_WEIGHT": 6.0},
+    "DescribableTextures": {"TRAINER.MMRL.REG_WEIGHT": 6.0},
+    "Food101": {"TRAINER.MMRL.REG_WEIGHT": 5.0},
+    "OxfordFlowers": {"TRAINER.MMRL.REG_WEIGHT": 4.0},
+    "UCF101": {"TRAINER.MMRL.REG_WEIGHT": 3.0},
+    "ImageNet": {"TRAINER.MMRL.REG_WEIGHT": 0.5, "DATALOADER.TRAIN_X.BATCH_SIZE": 32, "OPTIM.MAX_EPOCH": 5},
+    "Caltech101": {"TRAINER.MMRL.REG_WEIGHT": 0.5},
+    "OxfordPets": {"TRAINER.MMRL.REG_WEIGHT": 0.2},
+    "EuroSAT": {"TRAINER.MMRL.REG_WEIGHT": 0.01, "TRAINER.MMRL.REP_DIM": 2048},
+}
+
+# Differences from the authors' file: the files, with * for any text; the key; the value there; the value here; why.
+ALLOWED = [
+    ("*", "DATALOADER.NUM_WORKERS", 8, 4, COMPUTES_THE_SAME),
+    ("MMRL/*", "DATALOADER.TEST.BATCH_SIZE", 250, 100, COMPUTES_THE_SAME),
+    ("TCP/*", "DATALOADER.TEST.BATCH_SIZE", 500, 100, COMPUTES_THE_SAME),
+    ("KgCoOp/*", "TRAINER.KGCOOP.N_CTX", NOT_SET, 4, SCRIPTS),
+    ("KgCoOp/*", "TRAINER.KGCOOP.W", NOT_SET, 8.0, SCRIPTS),
+    ("ProGrad/*", "TRAINER.PROGRAD.N_CTX", NOT_SET, 16, SCRIPTS),
+    ("ProGrad/*", "TRAINER.PROGRAD.LAMBDA", NOT_SET, 1.0, SCRIPTS),
+    ("TCP/*", "TRAINER.TCP.N_CTX", NOT_SET, 4, SCRIPTS),
+    ("TCP/*", "OPTIM.ADAM_EPS", NOT_SET, 1e-3, "TCP's README says to set it in the toolbox"),
+    ("KgCoOp/*_b*", "OPTIM.ADAM_EPS", NOT_SET, 1e-3, "files of TCP's repository, which uses that toolbox"),
+    (
+        "TCP/*",
+        "BY_DATASET",
+        NOT_SET,
+        {"ImageNet": {"OPTIM.MAX_EPOCH": 25}, "SUN397": {"OPTIM.MAX_EPOCH": 25}},
+        "TCP's train.py sets it, and its scripts load epoch 25",
+    ),
+    ("MMRL/vit_b16_cross_datasets.yaml", "TRAINER.MMRL.TASK", NOT_SET, "CD", SCRIPTS),
+    ("MMRL/*", "BY_DATASET", NOT_SET, MMRL_WEIGHTS, "MMRL's train.py sets a weight for each dataset"),
+]
+
+# Other values in a copy of a file in another repository: that repository, the file, the values, why they are not ours.
+AUTHORS_FIRST = "the file of the method's own repository counts"
+COPIES = [
+    ("PromptSRC", "MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml", {"OPTIM.MAX_EPOCH": 2}, AUTHORS_FIRST),
+    (
+        "TCP",
+        "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1.yaml",
+        {"DATALOADER.TRAIN_X.BATCH_SIZE": 16, "TRAINER.COCOOP.CTX_INIT": NOT_SET},
+        AUTHORS_FIRST,
+    ),
+    (
+        "TCP",
+        "KgCoOp/vit_b16_ep100_ctxv1.yaml",
+        {
+            "DATALOADER.TEST.BATCH_SIZE": 500,
+            "DATALOADER.TRAIN_X.BATCH_SIZE": 32,
+            "OPTIM.MAX_EPOCH": 50,
+            "OPTIM.NAME": "adam",
+            "TRAINER.KGCOOP.CTX_INIT": False,
+        },
+        AUTHORS_FIRST,
+    ),
+    (
+        "TCP",
+        "KgCoOp/rn50_ep100.yaml",
+        {"DATALOADER.TRAIN_X.BATCH_SIZE": 256, "OPTIM.NAME": "adam", "TRAINER.KGCOOP.CTX_INIT": False},
+        AUTHORS_FIRST,
+    ),
+    *(
+        (
+            repository,
+            "CoOp/rn50_val.yaml",
+            {"DATALOADER.TEST.BATCH_SIZE": 32, "DATALOADER.TRAIN_X.BATCH_SIZE": 32},
+            AUTHORS_FIRST,
+        )
+        for repository in ("KgCoOp", "ProGrad", "TCP")
+    ),
+    (
+        "MVLPT",
+        "CoOp/vit_b16.yaml",
+        {
+            "DATASET.CENTER_CROP": False,
+            "DATASET.TEST_SET": "val",
+            "DATASET.TRAIN_SET": "train",
+            "DATASET.VAL_SET": "",
+        },
+        "keys of MVLPT's own datasets",
+    ),
+]
+
+OURS = {  # files that nobody published: their names, and why they are here
+    "*/small.yaml": "for the small CLIP of this project",
+    "*/small_cross_datasets.yaml": "for the small CLIP of this project",
+    "*/*_ours.yaml": "a published method has no file for the backbone of the comparison",
+    "UPT/*.yaml": "UPT's repository has no code",
+    "LinearProbe/*.yaml": "the linear probe was published without Dassl",
+}
+
+
+def named_here(file: str, key: str) -> str:
+    """The name of a published key in a configuration of this project."""
+    section = Path(file).parent.name.upper()
+    group, _, last = key.rpartition(".")
+    return f"TRAINER.{section}.{last}" if group in ("TRAINER.COOP", "LOSS") else key
+
+
+def plain(value):
+    """A value with lists for tuples and for texts such as `(224, 224)`, of which yacs makes tuples."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, str) and value.startswith("("):
+        value = literal_eval(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def published() -> dict[str, dict[str, dict]]:
+    """The values of every published file of our methods: file -> repository -> values; the authors' first."""
+    found: dict = {}
+    for repository in REPOSITORIES:
+        for file, values in FACTS[repository]["yaml"].items():
+            named = {named_here(file, key): plain(value) for key, value in values.items()}
+            found.setdefault(file, {})[repository] = named
+    ours = {file: copies for file, copies in found.items() if Path(file).parent.name in trainers.methods()}
+    for file, copies in ours.items():
+        method = Path(file).parent.name
+        authors = AUTHORS.get(method, method)
+        ours[file] = dict(sorted(copies.items(), key=lambda item: item[0] != authors))
+    return ours
+
+
+PUBLISHED = published()
+
+
+def effective(file: str, configs: Path) -> tuple[dict, set[str]]:
+    """All values of a run with a YAML file, and the keys that this file or its bases set."""
+    set_there, path = CfgNode(new_allowed=True), str(configs / file)
+    set_there.merge_from_file(path)
+    tables = set_there.pop("BY_DATASET", {}).get("base2new", {})
+    values = flatten(setup_cfg(parse_arguments(["--trainer", Path(file).parent.name, "--config-file", path])))
+    keys = {named_here(file, key) for key in flatten(set_there)} | ({"BY_DATASET"} if tables else set())
+    return {key: plain(value) for key, value in (values | {"BY_DATASET": dict(tables)}).items()}, keys
+
+
+def differences(file: str, theirs: dict, configs: Path = CONFIGS) -> dict[str, tuple]:
+    """{key: (value there, value here)} of a file, for all that is set there or here."""
+    values, keys = effective(file, configs)
+    pairs = {key: (theirs.get(key, NOT_SET), values.get(key, NOT_SET)) for key in {*theirs, *keys}}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b or type(a) is not type(b)}
+
+
+def unexplained(file: str, found: dict[str, tuple]) -> dict[str, tuple]:
+    """Those of the differences that `ALLOWED` does not list."""
+    rules = [(key, (there, here)) for pattern, key, there, here, _ in ALLOWED if fnmatchcase(file, pattern)]
+    return {key: pair for key, pair in found.items() if (key, pair) not in rules}
+
+
+def authors_values(file: str) -> dict:
+    return next(iter(PUBLISHED[file].values()))
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_file_has_the_published_values(file):
+    assert unexplained(file, differences(file, authors_values(file))) == {}
+
+
+def test_number_of_files_and_of_values_compared():
+    files = [file for file in PUBLISHED if (CONFIGS / file).is_file()]
+    values = sum(len(authors_values(file)) for file in files)
+    print(f"{len(files)} files with {values:,} published values compared, {len(ALLOWED)} allowed differences")
+    assert files == list(PUBLISHED)
+    assert (len(files), values) == (50, 984)
+
+
+def test_every_allowed_difference_exists():
+    found = {(file, key): pair for file in PUBLISHED for key, pair in differences(file, authors_values(file)).items()}
+    for pattern, key, there, here, reason in ALLOWED:
+        pairs = [pair for (file, name), pair in found.items() if fnmatchcase(file, pattern) and name == key]
+        assert (there, here) in pairs and reason, (pattern, key)
+
+
+def test_copies_of_a_file_differ_as_listed():
+    """Of files that several repositories have; a value there that is ours by another name is not listed."""
+    found = []
+    for file, copies in PUBLISHED.items():
+        first = authors_values(file)
+        for repository, values in copies.items():
+            other = {key for key in {*first, *values} if first.get(key, NOT_SET) != values.get(key, NOT_SET)}
+            if other:
+                found.append((repository, file, {key: values.get(key, NOT_SET) for key in other}))
+    listed = [(repository, file, values) for repository, file, values, _ in COPIES]
+    assert sorted(found, key=str) == sorted(listed, key=str)
+    for _, file, _, reason in COPIES:
+        assert reason != AUTHORS_FIRST or "copies of this file" in head(file) or "copy of this file" in head(file), file
+
+
+def head(file: str) -> str:
+    """The comment at the top of a YAML file."""
+    lines = (CONFIGS / file).read_text().splitlines()
+    return "\n".join(line for line in lines[:5] if line.startswith("#"))
+
+
+def test_other_files_are_ours_by_their_names():
+    files = {str(file.relative_to(CONFIGS)) for file in CONFIGS.glob("*/*.yaml")}
+    assert set(PUBLISHED) <= files
+    for file in files - set(PUBLISHED):
+        assert any(fnmatchcase(file, pattern) for pattern in OURS), f"{file}: is it published? name it ..._ours.yaml"
+        assert "small" in file or "Ours" in head(file), file
+    for pattern, reason in OURS.items():
+        assert reason and any(fnmatchcase(file, pattern) for file in files - set(PUBLISHED)), pattern
+
+
+def test_files_of_other_methods_are_those_of_a_trainer_that_is_not_here():
+    """MVLPT trains on several datasets together; its form of UPT is here, without a published file."""
+    others = {file.split("/")[0] for name in REPOSITORIES for file in FACTS[name]["yaml"]} - set(trainers.methods())
+    assert others == {"MVLPT"}
+
+
+def test_published_scripts_set_what_the_files_do_not():
+    for repository, script, values in (
+        ("KgCoOp", "xd_train", {"NCTX": 4, "WEIGHT": 8.0}),
+        ("KgCoOp", "base2new_train", {"NCTX": 4}),
+        ("ProGrad", "base2new_train_prograd", {"NCTX": 16, "LAMBDA": 1.0}),
+        ("TCP", "base2new_train", {"NCTX": 4, "LOADEP": 25}),
+    ):
+        variables = FACTS[repository]["scripts"][f"scripts/{script}.sh"]["variables"]
+        assert values.items() <= variables.items(), (repository, script)
+    for script in ("train", "test"):
+        (run,) = FACTS["MMRL"]["scripts"][f"scripts/mmrl/cross_datasets_{script}.sh"]["runs"]
+        assert run["settings"]["TASK"] == "CD"
+
+
+# A changed value is noticed
+
+
+def changed(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else value[:-1]
+
+
+def notices(file: str, key: str, folder: Path) -> bool:
+    """Whether the comparison fails when `key` is changed in a YAML file, of which `folder` gets a copy."""
+    tree = CfgNode(new_allowed=True)
+    tree.merge_from_file(str(CONFIGS / file))
+    *groups, last = key.split(".")
+    node = tree
+    for group in groups:
+        node = node[group]
+    value = changed(node[last])
+    copy = folder / file
+    copy.parent.mkdir(exist_ok=True)
+    nested = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    copy.write_text(yaml.safe_dump({"_BASE_": str(CONFIGS / file), **nested}))
+    try:
+        return unexplained(file, differences(file, authors_values(file), folder)) != {}
+    except (UsageError, ValueError):  # such a value cannot be set
+        return True
+
+
+def keys_of(file: str) -> list[str]:
+    tree = CfgNode(new_allowed=True)
+    tree.merge_from_file(str(CONFIGS / file))
+    tree.pop("BY_DATASET", None)
+    return sorted(flatten(tree))
+
+
+def test_one_changed_value_in_any_file_is_noticed(tmp_path, random_seed):
+    chance = random.Random(random_seed)
+    missed = [(file, key) for file in PUBLISHED if not notices(file, key := chance.choice(keys_of(file)), tmp_path)]
+    assert missed == []
+
+
+@pytest.mark.thorough
+def test_every_changed_value_in_every_file_is_noticed(tmp_path):
+    missed = [(file, key) for file in PUBLISHED for key in keys_of(file) if not notices(file, key, tmp_path)]
+    assert missed == []
