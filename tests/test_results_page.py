@@ -12,7 +12,8 @@ from recorder import CASES
 import trainers
 from common.start import ROOT
 from experiments.configuration import extend_cfg
-from experiments.studies.published import ELEVEN, VARIANTS
+from experiments.protocols import ELEVEN
+from experiments.studies.published import VARIANTS
 from experiments.studies.reported import FIGURES
 from experiments.studies.reproduce import AUTHORS, PUBLISHED
 

@@ -178,17 +178,15 @@ def test_dry_run_prints_every_command_only(write, tmp_path, monkeypatch, capsys)
 def test_overrides_for_one_dataset(write):
     value = {"config": "small", "overrides": {"OPTIM.LR": 0.1}, "datasets": {"small_land": {"OPTIM.LR": 0.2}}}
     for (run,) in load(write(trainers={"CoOp": value}, protocols="few_shot")).sequences():
-        assert run.arguments[-4:][:2] == (
-            ("OPTIM.LR", "0.1") if run.dataset == "small_land" else ("DATASET.NUM_SHOTS", "16")
-        )
+        assert run.arguments.count("OPTIM.LR") == (2 if run.dataset == "small_land" else 1)
         assert run.arguments[-2:] == ("OPTIM.LR", "0.2" if run.dataset == "small_land" else "0.1")
 
 
 def test_method_without_config_runs_as_its_scripts(write, script):
     trainers = dict.fromkeys(("CoOp", "PromptSRC", "MPL"))
-    study = load(write(trainers=trainers, protocols="few_shot", datasets=["dtd"], shots=[1, 2, 16], seeds=[1]))
+    study = load(write(trainers=trainers, protocols="few_shot", datasets=["dtd"], shots=[1, 2, 16], cache=None))
     for (run,) in study.sequences():
-        name = f"any/few_shot.sh {run.variant.method} dtd 1".split()
+        name = f"any/few_shot.sh {run.variant.method} dtd {run.seed}".split()
         _, (call,) = script(*name, SHOTS=run.shots, BACKBONE="")
         ours = parse_arguments(list(run.arguments))
         theirs = parse_arguments(call[1:])
