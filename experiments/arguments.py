@@ -10,7 +10,7 @@ from collections.abc import Callable
 from common.errors import UsageError
 from common.start import add_common_options
 
-from .methods import method_names
+from .methods import methods
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -18,7 +18,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train or test one method on one dataset.",
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
-        f"Methods: {', '.join(method_names())}.",
+        f"Methods: {', '.join(methods())}.",
     )
     parser.add_argument("--root", default="", help="folder of the datasets")
     parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")

@@ -1,10 +1,17 @@
-"""Facts about methods for studies and the command line, without the seconds that importing the methods takes."""
+"""Facts about methods for studies and the command line, without the seconds that importing the methods takes.
 
-import ast
+The registry of `trainers` has the facts. A file next to Python's compiled modules keeps them until a file in trainers/
+changes.
+"""
+
+import json
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 
+from common.files import write_text
 from common.start import ROOT
 
 
@@ -24,9 +31,11 @@ class Method:
 
 
 def methods() -> dict[str, Method]:
-    """The registered methods by name: from their classes if these are imported, else from their source."""
-    if not hasattr(sys.modules.get("trainers"), "methods") and (found := from_sources()):
-        return found
+    """The registered methods by name."""
+    return registered() if hasattr(sys.modules.get("trainers"), "methods") else kept_facts()
+
+
+def registered() -> dict[str, Method]:
     import trainers
 
     known = trainers.methods()
@@ -34,64 +43,23 @@ def methods() -> dict[str, Method]:
 
 
 @cache
-def classes() -> dict[str, ast.ClassDef]:
-    """The classes in trainers/ by name."""
-    files = sorted((ROOT / "trainers").glob("*.py"))
-    nodes = (node for file in files for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef))
-    return {node.name: node for node in nodes}
-
-
-@cache
-def method_names() -> list[str]:
-    """The methods in trainers/, by the decorators in their source."""
-    registers = "TRAINER_REGISTRY.register()"
-    return [name for name, node in classes().items() if registers in map(ast.unparse, node.decorator_list)]
-
-
-def ancestry(name: str) -> list[ast.ClassDef]:
-    """A class in trainers/ and those that it extends, but not the class of all methods."""
-    if name == "PromptTrainer" or name not in classes():
-        return []
-    bases = [base for node in classes()[name].bases for base in ancestry(ast.unparse(node).rpartition(".")[2])]
-    return [classes()[name], *bases]
-
-
-def is_plain(name: str) -> bool:
-    """Whether the source of a method has its facts as literals, and its section is its name."""
-    for each in ancestry(name):
-        computed = {key for key, value in assigned(each).items() if not isinstance(value, ast.Constant)}
-        computed |= {node.name for node in each.body if isinstance(node, ast.FunctionDef)}
-        if not computed.isdisjoint(("learns", "transfers", "config_folder", "section")):
-            return False
-    return True
-
-
-def assigned(node: ast.ClassDef) -> dict[str, ast.expr | None]:
-    """The attributes that the body of a class sets, and their values."""
-    found: dict[str, ast.expr | None] = {}
-    for each in node.body:
-        if isinstance(each, ast.Assign):
-            found |= {ast.unparse(target): each.value for target in each.targets}
-        elif isinstance(each, ast.AnnAssign):
-            found[ast.unparse(each.target)] = each.value
+def kept_facts() -> dict[str, Method]:
+    """The facts in the file, which is written again if a source file has changed since."""
+    folder = ROOT / "trainers"
+    file = folder / "__pycache__" / "methods.json"
+    sources = {str(path.relative_to(folder)): stamp(path) for path in sorted(folder.rglob("*.py"))}
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        content = json.loads(file.read_text())
+        if content["sources"] == sources:
+            return {facts["name"]: Method(**facts) for facts in content["methods"]}
+    found = registered()
+    with suppress(OSError):  # a folder that cannot be written to
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, json.dumps({"sources": sources, "methods": [asdict(facts) for facts in found.values()]}))
     return found
 
 
-@cache
-def from_sources() -> dict[str, Method]:
-    """All methods; none if one of them is not plain. Read once, as a study asks for them for each of its runs."""
-    return {name: from_source(name) for name in method_names()} if all(map(is_plain, method_names())) else {}
-
-
-def from_source(name: str) -> Method:
-    found: dict = {}
-    for each in reversed(ancestry(name)):
-        found.pop("config_folder", None)  # of a class alone
-        found |= {key: value.value for key, value in assigned(each).items() if isinstance(value, ast.Constant)}
-    return Method(
-        name,
-        found.get("learns", True),
-        found.get("transfers", True),
-        found.get("config_folder", name),
-        name.upper(),
-    )
+def stamp(path: Path) -> list[int]:
+    """What changes with the content of a source file: Python asks the same of its compiled modules."""
+    status = path.stat()
+    return [status.st_mtime_ns, status.st_size]

@@ -1,7 +1,7 @@
 """What does not wait for torch: the facts of methods from their source, and the status of a study."""
 
-import ast
 import json
+import shutil
 import subprocess
 import sys
 
@@ -23,40 +23,53 @@ sys.exit(f"imported: {{slow}}" if slow else 0)
 """
 
 
-def test_source_has_the_facts_of_the_classes():
-    assert set(methods.method_names()) == set(trainers.methods())
-    for name, known in methods.methods().items():
-        assert methods.is_plain(name)
-        assert methods.from_source(name) == known
+FACTORY = """
+from dassl.engine import TRAINER_REGISTRY
+from .zsclip import ZeroshotCLIP
+
+def make(name, transfers):
+    return type(name, (ZeroshotCLIP,), {"transfers": transfers, "config_folder": "A" + "B", "__module__": __name__})
+
+TRAINER_REGISTRY.register()(make("Made", False))
+"""
+ASK = "from experiments.methods import methods; import sys; print(methods().get('Made'), 'torch' in sys.modules)"
 
 
 @pytest.mark.slow
-def test_source_of_a_method_is_read_once_for_all_runs_of_a_study(study_file, monkeypatch):
-    read, from_source = [], methods.from_source
-    monkeypatch.setattr(methods, "from_source", lambda name: read.append(name) or from_source(name))
+def test_method_of_a_factory_is_known_without_importing_it_again(tmp_path):
+    place = tmp_path / "clone"
+    for folder in ("clip", "common", "configs", "datasets", "experiments", "trainers"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", place)
+    (place / "trainers/made.py").write_text(FACTORY)
+
+    def ask(code=ASK):
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True
+        ).stdout
+
+    facts = "Method(name='Made', learns=False, transfers=False, config_folder='AB', section='MADE')"
+    assert [ask(), ask()] == [f"{facts} True\n", f"{facts} False\n"]
+    helped = subprocess.run([sys.executable, "train.py", "--help"], cwd=place, capture_output=True, text=True)
+    assert "Made" in helped.stdout
+    (place / "trainers/made.py").write_text(FACTORY.replace('"Made", False', '"Made", True'))
+    assert ask() == f"{facts.replace('transfers=False', 'transfers=True')} True\n"
+    (place / "trainers/__pycache__/methods.json").write_text("{")
+    assert ask() == f"{facts.replace('transfers=False', 'transfers=True')} True\n"
+
+
+def test_kept_facts_are_those_of_the_registry(monkeypatch):
+    registered = methods.methods()
+    methods.kept_facts.cache_clear()
+    assert methods.kept_facts() == registered  # now they are in the file
+    methods.kept_facts.cache_clear()
     monkeypatch.setitem(sys.modules, "trainers", None)  # as if it were not imported
-    methods.from_sources.cache_clear()
-    load(study_file("once"), settings=False).runs()
-    assert sorted(read) == sorted(methods.method_names())
-
-
-@pytest.mark.parametrize(
-    "body",
-    ["learns = not True", "config_folder = 'A' + 'B'", "@classmethod\n    def section(cls): return 'X'"],
-)
-def test_computed_facts_are_not_read_from_the_source(body, monkeypatch):
-    (node,) = ast.parse(f"class Mine(CoOp):\n    {body}").body
-    monkeypatch.setitem(methods.classes(), "Mine", node)
-    assert not methods.is_plain("Mine")
-
-
-def test_facts_with_types_and_of_an_extended_class(monkeypatch):
-    (node,) = ast.parse("class Mine(ZeroshotCLIP):\n    transfers: ClassVar[bool] = False").body
-    monkeypatch.setitem(methods.classes(), "Mine", node)
-    assert methods.from_source("Mine") == methods.Method("Mine", False, False, "Mine", "MINE")
+    assert methods.methods() == registered and set(registered) == set(trainers.methods())
 
 
 def test_status_imports_nothing_slow(study_file, tmp_path):
+    methods.kept_facts.cache_clear()
+    methods.kept_facts()
     code = QUICK.format(file=str(study_file("status")))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
