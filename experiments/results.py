@@ -29,13 +29,13 @@ NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9, "train_seconds": 1
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
-def write_results(cfg, trainer, epochs: int | None) -> None:
+def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None) -> None:
     """Write results.json of a run that has ended; figures that were not measured are null.
 
     Args:
         cfg: the run's configuration.
         trainer: after its test.
-        epochs: the epochs behind the prompts that were tested.
+        epochs, tested_epoch: as `run.run` returns them.
     """
     import torch  # here, as readers of results do without it
 
@@ -56,6 +56,7 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
         "macro_f1": measured.get("macro_f1"),
         "n_test": getattr(trainer, "n_test", None),
         "epochs": epochs,
+        "tested_epoch": tested_epoch,
         "train_seconds": getattr(trainer, "train_seconds", None) or None,  # 0: nothing was trained
         "test_seconds": getattr(trainer, "test_seconds", None),
         **({"runs_together": trainer.runs_together} if hasattr(trainer, "runs_together") else {}),

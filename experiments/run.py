@@ -87,7 +87,7 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
         trainer.time_began = args.began
         if not args.no_train:
             with reporting(args.report_to if ranks.first else [], cfg, trainer):
-                write_results(cfg, trainer, run(args, cfg, trainer))
+                write_results(cfg, trainer, *run(args, cfg, trainer))
     if args.quiet and (found := read_results(path)):
         print(describe(found))
 
@@ -105,15 +105,26 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     return finished
 
 
-def run(args: Namespace, cfg: CfgNode, trainer) -> int | None:
-    """Train and test, or test alone; returns the epochs behind the prompts that were tested."""
+def run(args: Namespace, cfg: CfgNode, trainer) -> tuple[int | None, int | None]:
+    """Train and test, or test alone.
+
+    Returns:
+        the number of epochs that were trained (of an evaluation: behind the prompts that it loaded), and the epoch that
+        was tested; None if it is not known, or nothing was tested.
+    """
     if args.eval_only:
         started = time.time()
         trainer.test()
         trainer.test_seconds = time.time() - started
-        return getattr(trainer, "loaded_epoch", args.load_epoch)
+        loaded = getattr(trainer, "loaded_epoch", args.load_epoch)
+        return loaded, loaded
     trainer.train()
-    return cfg.OPTIM.MAX_EPOCH if is_trainable(trainer) else 0
+    if not is_trainable(trainer):
+        return 0, 0
+    epochs = cfg.OPTIM.MAX_EPOCH
+    if cfg.TEST.NO_TEST:
+        return epochs, None
+    return epochs, getattr(trainer, "loaded_epoch", None) if cfg.TEST.FINAL_MODEL == "best_val" else epochs
 
 
 def check_arguments(args: Namespace, cfg: CfgNode) -> None:

@@ -28,7 +28,10 @@ from ..results import FILE as RESULTS
 from ..results import read_results
 
 CHECKPOINTS = "model*.pth.tar*"
-RECORDED = ("classes", "shots", "seed", "epochs", "split", "n_test", "accuracy", "date", "version", "commit", "dirty")
+RECORDED = (  # facts of results.json that an artefact keeps
+    *("classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"),
+    *("date", "version", "commit", "dirty"),
+)
 
 
 class Model(NamedTuple):
