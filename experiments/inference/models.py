@@ -25,7 +25,7 @@ from ..configs import read_yaml
 from ..configuration import setup_cfg
 from ..output_folder import CONFIG
 from ..results import FILE as RESULTS
-from ..results import read_results
+from ..results import read_results, selected_on_test
 
 CHECKPOINTS = "model*.pth.tar*"
 RECORDED = (  # facts of results.json that an artefact keeps
@@ -144,6 +144,8 @@ def read_run(folder: Path, options: Namespace) -> Found:
     if trainers.methods()[cfg.TRAINER.NAME].learns:
         checkpoint = read_checkpoint(folder, cfg.TRAINER.NAME, options.load_epoch)
     training = {key: results[key] for key in RECORDED if key in results} if results else {}
+    if results and selected_on_test(results):
+        training["selected_on_test"] = True
     return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME
 
 
