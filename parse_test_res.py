@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.text import read_text
+from experiments.results import SELECTED
 
 LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an evaluation.
@@ -48,20 +49,25 @@ def spread(values: list[float], ci95: bool) -> float:
     return 1.96 * deviation / len(values) ** 0.5 if ci95 else deviation
 
 
-def parse(directory: Path, args: argparse.Namespace) -> float | None:
-    """Print what the runs in a folder reached and their mean; returns the mean."""
+def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | None:
+    """Print what the runs in a folder reached and their mean.
+
+    Returns:
+        the mean, and whether test images chose the epoch or a setting of a run, by its log.
+    """
     print(f"Parsing files in {directory}")
-    values = []
+    values, selected = [], 0
     for folder in sorted((path for path in directory.iterdir() if path.is_dir()), key=natural):
-        found = [
-            (file, value)
-            for file in logs(folder)
-            if (value := read_log(read_text(file, LARGEST_LOG, "replace"), args.signal, args.keyword)) is not None
-        ]
+        found = []
+        for file in logs(folder):
+            text = read_text(file, LARGEST_LOG, "replace")
+            if (value := read_log(text, args.signal, args.keyword)) is not None:
+                found.append((file, value, re.search(f"^{SELECTED}", text, re.MULTILINE) is not None))
         if found:
-            file, value = found[-1]
-            print(f"file: {file}. {args.keyword}: {value:.2f}%")
+            file, value, marked = found[-1]
+            print(f"file: {file}. {args.keyword}: {value:.2f}%{f' ({SELECTED.lower()})' * marked}")
             values.append(value)
+            selected += marked
         elif logs(folder):
             hint = "leave out --test-log" if args.test_log else "give --test-log for test runs"
             print(f"file: {logs(folder)[-1]}. no result: unfinished, or {hint}")
@@ -69,8 +75,11 @@ def parse(directory: Path, args: argparse.Namespace) -> float | None:
         return None
     mean = statistics.fmean(values)
     print("===\nSummary of directory: " + str(directory))
-    print(f"* {args.keyword}: {mean:.2f}% +- {spread(values, args.ci95):.2f}%\n===")
-    return mean
+    print(f"* {args.keyword}: {mean:.2f}% +- {spread(values, args.ci95):.2f}%")
+    if selected:
+        print(f"* {SELECTED.lower()}: {selected} of {len(values)} runs")
+    print("===")
+    return mean, selected > 0
 
 
 def main() -> None:
@@ -93,14 +102,16 @@ def report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.directory.is_dir():
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
     folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
-    means = [mean for folder in folders if (mean := parse(folder, args)) is not None]
+    means = [found for folder in folders if (found := parse(folder, args)) is not None]
     runs = [file for folder in folders for file in folder.glob("*/log.txt")] if not means else []
     if not args.test_log and any(map(is_test, runs)):
         parser.error(f"the logs in {args.directory} are those of tests: give --test-log")
     if not means:
         parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt")
     if args.multi_exp:
-        print(f"Average performance\n* {args.keyword}: {statistics.fmean(means):.2f}%")
+        print(f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%")
+        if selected := sum(marked for _, marked in means):
+            print(f"* {SELECTED.lower()}: {selected} of {len(means)} folders")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ ACCEPTED: dict[str, Sequence] = {  # values of the keys that are added here
     "MODEL.COMPILE": (False, True),
     "MODEL.BACKBONE.TOWERS": tuple(TOWERS),
     "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, True),
+    "TEST.SELECT_ON_TEST": (False, True),
 }
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
-    """Add this project's keys to Dassl's: which images, the form of the towers, and TRAINER.<METHOD>.*
+    """Add this project's keys to Dassl's: which images, the form of the towers, what may choose, TRAINER.<METHOD>.*
 
     Args:
         cfg: changed in place.
@@ -32,6 +33,7 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     cfg.MODEL.COMPILE = False  # put the layers of the towers through torch.compile (CUDA)
     cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
     cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # recompute the text tower in the backward pass: less memory
+    cfg.TEST.SELECT_ON_TEST = False  # accept an epoch or a setting chosen on test images, and mark the results
     cfg.BY_DATASET = CfgNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)

@@ -14,6 +14,7 @@ from common.version import source
 
 FILE = "results.json"
 ERROR = "error.txt"  # beside it: the error of a run of a study
+SELECTED = "Selected on test images"  # starts the line of a log that says so
 # The settings that results.json holds, under names of its own.
 RECORDED = {
     "trainer": "TRAINER.NAME",
@@ -29,13 +30,14 @@ NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9, "train_seconds": 1
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
-def write_results(cfg, trainer, epochs: int | None) -> None:
+def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, choices: list[dict] | None) -> None:
     """Write results.json of a run that has ended; figures that were not measured are null.
 
     Args:
         cfg: the run's configuration.
         trainer: after its test.
-        epochs: the epochs behind the prompts that were tested.
+        epochs, tested_epoch: as `run.run` returns them.
+        choices: the records (trainers/data_use.py) of what was chosen on images; None if that is not known.
     """
     import torch  # here, as readers of results do without it
 
@@ -56,6 +58,8 @@ def write_results(cfg, trainer, epochs: int | None) -> None:
         "macro_f1": measured.get("macro_f1"),
         "n_test": getattr(trainer, "n_test", None),
         "epochs": epochs,
+        "tested_epoch": tested_epoch,
+        "data_use": {"choose": choices},
         "train_seconds": getattr(trainer, "train_seconds", None) or None,  # 0: nothing was trained
         "test_seconds": getattr(trainer, "test_seconds", None),
         **({"runs_together": trainer.runs_together} if hasattr(trainer, "runs_together") else {}),
@@ -85,9 +89,25 @@ def read_results(folder: Path) -> dict | None:
         for key in TEXTS:
             if run.get(key) is not None and not run[key].isprintable():
                 raise ValueError(f"{key} is {run[key]!r}")
+        selected_on_test(run)
         return run if run["accuracy"] is not None else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
+
+
+def selected_on_test(run: dict) -> bool:
+    """Whether test images chose the epoch or a setting of a run; False for results of versions that did not record it.
+
+    Raises:
+        LookupError, TypeError, AttributeError: the record is damaged.
+    """
+    choices = (run.get("data_use") or {}).get("choose") or ()
+    return max((choice["test_images"] for choice in choices), default=0) > 0
+
+
+def mark_of(run: dict) -> str:
+    """The words behind the accuracy of a run that was selected on test images; else empty."""
+    return f" ({SELECTED.lower()})" if selected_on_test(run) else ""
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -101,7 +121,7 @@ def describe(run: dict) -> str:
     seed = f" seed {run['seed']}" if run["seed"] >= 0 else ""
     return (
         f"{run['trainer']} on {run['dataset']}{shots}{seed}: {run['accuracy']:.2f}% "
-        f"on {run['n_test']:,} test images of {run['classes']} classes"
+        f"on {run['n_test']:,} test images of {run['classes']} classes{mark_of(run)}"
     )
 
 
@@ -124,4 +144,5 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"{folder / FILE} is damaged", "delete it and start its run again", folder) from error
     runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
-        print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%")
+        mark = max(map(mark_of, runs))  # one of them is enough
+        print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%{mark}")

@@ -6,6 +6,7 @@ import time
 import warnings
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
@@ -21,6 +22,7 @@ from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
 from trainers.checkpoints import find_checkpoint
+from trainers.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 from trainers.ranks import split
 from trainers.together import Member
 from trainers.together_calls import join
@@ -33,7 +35,7 @@ from .lock import locked, remove_leftover
 from .output_folder import CONFIG, OutputFolder, check_same_settings, output_folder, restored_stdout
 from .ranks import copy_best, facts_of, options_of, own_folder, settings_of
 from .results import FILE as RESULTS
-from .results import describe, read_results, write_results
+from .results import SELECTED, describe, read_results, write_results
 from .shortages import allow_open_files
 from .trackers import check_trackers, reporting
 
@@ -81,13 +83,13 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
         if args.quiet:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
         with output_folder(path) as folder:
-            trainer = start(args, cfg, folder)
+            trainer, choices = start(args, cfg, folder)
         if member is not None:
             join(member, trainer)
         trainer.time_began = args.began
         if not args.no_train:
             with reporting(args.report_to if ranks.first else [], cfg, trainer):
-                write_results(cfg, trainer, run(args, cfg, trainer))
+                write_results(cfg, trainer, *run(args, cfg, trainer), choices)
     if args.quiet and (found := read_results(path)):
         print(describe(found))
 
@@ -105,15 +107,26 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     return finished
 
 
-def run(args: Namespace, cfg: CfgNode, trainer) -> int | None:
-    """Train and test, or test alone; returns the epochs behind the prompts that were tested."""
+def run(args: Namespace, cfg: CfgNode, trainer) -> tuple[int | None, int | None]:
+    """Train and test, or test alone.
+
+    Returns:
+        the number of epochs that were trained (of an evaluation: behind the prompts that it loaded), and the epoch that
+        was tested; None if it is not known, or nothing was tested.
+    """
     if args.eval_only:
         started = time.time()
         trainer.test()
         trainer.test_seconds = time.time() - started
-        return getattr(trainer, "loaded_epoch", args.load_epoch)
+        loaded = getattr(trainer, "loaded_epoch", args.load_epoch)
+        return loaded, loaded
     trainer.train()
-    return cfg.OPTIM.MAX_EPOCH if is_trainable(trainer) else 0
+    if not is_trainable(trainer):
+        return 0, 0
+    epochs = cfg.OPTIM.MAX_EPOCH
+    if cfg.TEST.NO_TEST:
+        return epochs, None
+    return epochs, getattr(trainer, "loaded_epoch", None) if cfg.TEST.FINAL_MODEL == "best_val" else epochs
 
 
 def check_arguments(args: Namespace, cfg: CfgNode) -> None:
@@ -152,8 +165,12 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
     allow_open_files(cfg.DATALOADER.NUM_WORKERS)
 
 
-def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
-    """Build the trainer, ready to train or to test, with its log and config.yaml in the folder."""
+def start(args: Namespace, cfg: CfgNode, folder: OutputFolder) -> tuple[Any, list[Choice] | None]:
+    """Build the trainer, ready to train or to test, with its log and config.yaml in the folder.
+
+    Returns:
+        the trainer, and what `choices_of` says of it.
+    """
     ranks = current_ranks()
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
@@ -185,10 +202,31 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder):
             ranks.agree({"prompts to test": digest(trainer.model.state_dict())})
     elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
+    choices = choices_of(args, cfg, trainer)
+    if selecting := on_test_images(choices):
+        print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
     folder.write_config(cfg)
     if not args.no_train:
         (folder.path / RESULTS).unlink(missing_ok=True)
-    return trainer
+    return trainer, choices
+
+
+def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | None:
+    """What was, or will be, chosen on images for the prompts that a run tests; None if their checkpoint does not say.
+
+    Raises:
+        UsageError: this run would choose on test images, and TEST.SELECT_ON_TEST is False.
+    """
+    inherited = getattr(trainer, "inherited_choices", None if args.eval_only else [])
+    if args.eval_only or not is_trainable(trainer):
+        return inherited
+    if isinstance(trainer, trainers.PromptTrainer):
+        own = trainer.choices
+    else:  # a trainer of another project
+        own = epoch_choice(cfg, title(cfg), trainer.dm.dataset)
+    if not cfg.TEST.SELECT_ON_TEST:
+        check_choices(own)
+    return [*(inherited or []), *own]
 
 
 def print_changes(args: Namespace, cfg: CfgNode) -> None:

@@ -68,6 +68,8 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
         "split": "test",
         "n_test": 12,
         "epochs": 2,
+        "tested_epoch": 2,
+        "data_use": {"choose": []},
         "backbone": str(tiny),
     }
     left = {path.name for path in tmp_path.iterdir()}

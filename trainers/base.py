@@ -23,6 +23,7 @@ from common.version import __version__
 
 from .agreement import digest_of_images
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
+from .data_use import Choice, epoch_choice, inherited_choices
 from .features import cache_folder, kept_features
 from .precision import usable
 from .prompted import PromptedCLIP, PromptLearner
@@ -70,6 +71,7 @@ class PromptTrainer(TrainerX):
             clip: the backbone, if it is loaded already.
         """
         self.given_data, self.given_clip = data, clip
+        self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
         super().__init__(cfg)
 
     def build_data_loader(self) -> None:
@@ -104,6 +106,11 @@ class PromptTrainer(TrainerX):
     def settings(self) -> Any:
         """The method's settings in this run, an instance of `Settings`."""
         return self.settings_of(self.cfg)
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """What training chooses on images, and on which (data_use.py). A method that chooses a setting adds it."""
+        return epoch_choice(self.cfg, self.dataset_title, self.dm.dataset)
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
         """The prompts of this method for a backbone (on the CPU) and class names (no underscores)."""
@@ -177,6 +184,8 @@ class PromptTrainer(TrainerX):
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
+            start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
+            self.inherited_choices = inherited_choices(start) if is_checkpoint(start) else None
         if any(True for _ in self.model.parameters()):
             self.optim = build_optimizer(self.model, cfg.OPTIM)
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
@@ -229,6 +238,11 @@ class PromptTrainer(TrainerX):
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Describes a checkpoint beside its learned tensors: plain values only."""
+        choices = {"choices": self.choices, "inherited_choices": self.inherited_choices or []}
+        return self.prompts_metadata() | choices
+
+    def prompts_metadata(self) -> dict[str, Any]:
+        """The part of `checkpoint_metadata` that says what the prompts fit."""
         return {
             "method": type(self).__name__,
             "settings": asdict(self.settings),
@@ -320,9 +334,10 @@ class PromptTrainer(TrainerX):
         Raises:
             UsageError: as for `load_model`.
         """
-        module, metadata = self.saved_module(), self.checkpoint_metadata()
+        module, metadata = self.saved_module(), self.prompts_metadata()
         module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
+        self.inherited_choices = inherited_choices(checkpoint)
         self.model.classes_learned = self.were_learned(checkpoint.get("metadata") or {})
         if self.model.prompt_learner.reader() is not None:
             kind = "learned" if self.model.classes_learned else "new"

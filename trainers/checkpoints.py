@@ -12,10 +12,12 @@ from common.errors import UsageError
 from common.nearest import check_folder
 
 from . import compat
+from .data_use import KINDS
 
 LARGEST = 2**53  # number in a checkpoint
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # letters that a terminal would obey
 METADATA = {"method": str, "backbone": str, "dataset": str, "settings": dict, "class_names": list}
+METADATA |= {"choices": list, "inherited_choices": list}
 
 
 def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str) -> str:
@@ -79,6 +81,7 @@ def is_checkpoint(content: Any) -> bool:
         and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
         and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)
         and all(map(is_setting, metadata.get("settings", {}).values()))
+        and all(map(is_choice, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])]))
     )
 
 
@@ -87,6 +90,16 @@ def is_setting(value: Any) -> bool:
     values = value if isinstance(value, list | tuple) else [value]
     return all(
         isinstance(item, str | None) or (isinstance(item, int | float) and abs(item) < LARGEST) for item in values
+    )
+
+
+def is_choice(value: Any) -> bool:
+    """Whether it is the record of a choice (`data_use.record`); it may have further keys."""
+    return (
+        isinstance(value, dict)
+        and all(type(value.get(key)) is kind for key, kind in KINDS.items())
+        and not any(CONTROL.search(value[key]) for key, kind in KINDS.items() if kind is str)
+        and 0 <= value["test_images"] <= value["images"] < LARGEST
     )
 
 
@@ -99,7 +112,7 @@ def select_prompts(
 
     Args:
         checkpoint: what `path` holds: `state_dict`, and `metadata` if this version of the project wrote it.
-        metadata: the same of the run that loads it (`PromptTrainer.checkpoint_metadata`).
+        metadata: the same of the run that loads it (`PromptTrainer.prompts_metadata`).
         expected: the state dict to fill.
 
     Raises:

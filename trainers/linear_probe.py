@@ -1,7 +1,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from common.errors import UsageError
 
 from .base import PromptTrainer
+from .data_use import Choice, record
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings
 
@@ -108,6 +109,28 @@ class LinearProbe(PromptTrainer):
         if cfg.OPTIM.MAX_EPOCH != 1:
             raise UsageError(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}", "LinearProbe is fitted once: set it to 1")
 
+    @cached_property
+    def choices(self) -> list[Choice]:
+        if self.settings.C:
+            return super().choices
+        what, images = "TRAINER.LINEARPROBE.C", self.val_images
+        return [*super().choices, record(what, self.cfg, self.dataset_title, images, self.dm.dataset)]
+
+    @cached_property
+    def val_images(self) -> list:
+        """The images that choose C: the few-shot validation images, of ImageNet as in CoOp's code.
+
+        Raises:
+            UsageError: the dataset has no validation images.
+        """
+        dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
+        if not dataset.val:
+            what = f"{self.dataset_title} has no validation images for the choice of C"
+            raise UsageError(what, "set TRAINER.LINEARPROBE.C, for example to 1.0")
+        if getattr(dataset, "val_is_test", False) and shots >= 1:  # as it is, it has all test images
+            return dataset.generate_fewshot_dataset(dataset.val, num_shots=min(shots, 4))
+        return dataset.val
+
     def build_prompts(self, clip, classnames):
         if len(classnames) < 2:
             raise UsageError(f"LinearProbe has {len(classnames)} class to choose from", "give it two or more")
@@ -125,16 +148,8 @@ class LinearProbe(PromptTrainer):
         print(f"C {c:.4g}: {100 * probe.score(features, labels):.1f}% of the training images")
 
     def choose_c(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """C by `search` on the few-shot validation images."""
-        dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
-        images = dataset.val
-        if not images:
-            what = f"{self.cfg.DATASET.NAME} has no validation images for the choice of C"
-            raise UsageError(what, "set TRAINER.LINEARPROBE.C, for example to 1.0")
-        if getattr(dataset, "val_is_test", False):
-            print(f"{self.cfg.DATASET.NAME} has no validation images: C is chosen on test images, as in CoOp's code")
-            images = dataset.generate_fewshot_dataset(images, num_shots=min(shots, 4)) if shots >= 1 else images
-        val_features, val_labels = self.features_of(images)
+        """C by `search` on the validation images."""
+        val_features, val_labels = self.features_of(self.val_images)
         x = search(lambda x: fit(features, labels, 10**x).score(val_features, val_labels))
         return 10**x
 

@@ -16,6 +16,7 @@ from .arguments import MODELS, add_model_options, given_class_names, path
 
 CARD = Path(__file__).with_name("model_card.md")
 MOST_IMAGES = 100  # of --images
+OF_ACCURACY = ("accuracy", "n_test", "selected_on_test")  # facts of a training in one row of the model card
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -87,10 +88,11 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         "images": f"{' x '.join(map(str, image['SIZE']))}, {image['INTERPOLATION']}, mean {image['PIXEL_MEAN']}, "
         f"std {image['PIXEL_STD']}",
         "learned on": description.dataset or "unknown",
-        **{key: value for key, value in training.items() if value is not None and key not in ("accuracy", "n_test")},
+        **{key: value for key, value in training.items() if value is not None and key not in OF_ACCURACY},
     }
     if training.get("accuracy") is not None:
-        rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images"
+        mark = ", which chose the epoch or a setting" if training.get("selected_on_test") else ""
+        rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images{mark}"
     arch, colon, name = description.backbone.rpartition(":")
     file = "" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}"  # of the reader's machine
     learned = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."

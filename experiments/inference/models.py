@@ -25,10 +25,13 @@ from ..configs import read_yaml
 from ..configuration import setup_cfg
 from ..output_folder import CONFIG
 from ..results import FILE as RESULTS
-from ..results import read_results
+from ..results import read_results, selected_on_test
 
 CHECKPOINTS = "model*.pth.tar*"
-RECORDED = ("classes", "shots", "seed", "epochs", "split", "n_test", "accuracy", "date", "version", "commit", "dirty")
+RECORDED = (  # facts of results.json that an artefact keeps
+    *("classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"),
+    *("date", "version", "commit", "dirty"),
+)
 
 
 class Model(NamedTuple):
@@ -141,6 +144,8 @@ def read_run(folder: Path, options: Namespace) -> Found:
     if trainers.methods()[cfg.TRAINER.NAME].learns:
         checkpoint = read_checkpoint(folder, cfg.TRAINER.NAME, options.load_epoch)
     training = {key: results[key] for key in RECORDED if key in results} if results else {}
+    if results and selected_on_test(results):
+        training["selected_on_test"] = True
     return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME
 
 

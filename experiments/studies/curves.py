@@ -10,9 +10,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from common.errors import UsageError
 from common.text import read_text
 
+from ..results import selected_on_test
 from .spec import Run
 from .style import legend, plot_styles, subplots_grid
-from .tables import Summary
+from .tables import MARK, Summary
 
 LOSS = re.compile(r"epoch \[(\d+)/\d+\] batch .* loss \S+ \(([\d.e+-]+)\)")
 ACCURACY = re.compile(r"\* accuracy: ([\d.]+)%")
@@ -61,6 +62,8 @@ def learning_curves(summary: Summary) -> Figure | None:
     for ax, ((title, what), curves) in zip(axes, panels.items(), strict=True):
         for run, curve in curves.items():
             style = styles[run.variant.name] | {"marker": "" if len(curve) > 1 else "o", "linewidth": 1}
+            if selected_on_test(summary.results[run]):
+                style["label"] += f" {MARK}"
             ax.plot(list(curve), list(curve.values()), **style)
         if what == "loss":
             ax.set_yscale("log")

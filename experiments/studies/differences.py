@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from .render import select
 from .style import subplots_grid
-from .tables import Summary
+from .tables import MARK, Summary
 
 
 def paired_differences(summary: Summary) -> Figure | None:
@@ -31,9 +31,12 @@ def paired_differences(summary: Summary) -> Figure | None:
             p = "" if pd.isna(corrected) else f", p {corrected:.3f}"
             ax.annotate(f"n={len(pairs)}{p}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
         ax.axvline(0, color="black", linewidth=0.8)
-        ax.set_yticks(range(len(tests)), tests["against"])
+        marked = [set(methods) for methods in tests["selected_on_test"]]
+        others = [f"{name} {MARK}" if name in of else name for name, of in zip(tests["against"], marked, strict=True)]
+        ax.set_yticks(range(len(tests)), others)
         ax.set_ylim(len(tests) - 0.5, -0.5)
-        ax.set(title=f"{protocol}, {part}", xlabel=f"{summary.focus} minus the other (points)")
+        focus = f"{summary.focus} {MARK}" if any(summary.focus in of for of in marked) else summary.focus
+        ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} minus the other (points)")
     return figure
 
 

@@ -19,8 +19,8 @@ from ..configuration import setup_cfg
 from .curves import learning_curves
 from .differences import paired_differences
 from .spec import Run
-from .style import average, legend, plot_styles, subplots_grid
-from .tables import Summary, shots_label
+from .style import average, explain_mark, legend, mark, plot_styles, subplots_grid
+from .tables import MARK, Summary, shots_label
 
 Y_LABELS = {
     "base": "accuracy on base classes (%)",
@@ -46,6 +46,7 @@ def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterat
         figure = picture.draw(summary)
         if figure is None:
             continue
+        explain_mark(figure)
         files = [folder / f"{picture.name}.{kind}" for kind in kinds]
         for file in files:
             kind = file.suffix[1:]
@@ -69,6 +70,7 @@ def accuracy_time(summary: Summary) -> Figure | None:
         times = times[times["method"].isin(cells.index)]
         devices = times["device"].unique()
         per, unit = (60, "minutes") if times["seconds"].median() > 600 else (1, "seconds")
+        mark(ax, cells.loc[times["method"]], times["seconds"] / per)
         for row in times.itertuples():
             cell, style = cells.loc[row.method], dict(styles[row.method])
             if len(devices) > 1:
@@ -90,6 +92,8 @@ def few_shot(summary: Summary) -> Figure | None:
     if cells.empty:
         return None
     styles, shots = plot_styles(summary), summary.study.shots
+    for method in cells[cells["selected_on_test"]]["method"].unique():  # curves cross: the legend has the mark, too
+        styles[method]["label"] += f" {MARK}"
     numbers = {shots_label(number): number for number in shots}
     datasets = [name for name in ("average", *summary.study.datasets) if name in cells["dataset"].values]
     figure, axes = subplots_grid(len(datasets))
@@ -97,6 +101,7 @@ def few_shot(summary: Summary) -> Figure | None:
         for method, rows in cells[cells["dataset"] == dataset].groupby("method", sort=False):
             x, spread = rows["part"].map(numbers), rows["spread"].fillna(0)
             ax.errorbar(x, rows["mean"], **styles[method])
+            mark(ax, rows, x)
             ax.fill_between(
                 x, rows["mean"] - spread, rows["mean"] + spread, color=styles[method]["color"], alpha=0.15, linewidth=0
             )
@@ -115,15 +120,18 @@ def gains(summary: Summary) -> Figure | None:
     for protocol, part in summary.parts:
         rows = cells[(cells["protocol"] == protocol) & (cells["part"] == part)]
         means = rows.pivot(index="dataset", columns="method", values="mean")
+        marked = rows[rows["selected_on_test"] & rows["method"].isin([summary.focus, summary.baseline])]["dataset"]
         gain = (means[summary.focus] - means[summary.baseline]).dropna()
         if len(gain):
             by_size = gain.drop("average", errors="ignore").sort_values()
-            found.append((protocol, part, pd.concat([by_size, gain.filter(["average"])])))
+            ordered = pd.concat([by_size, gain.filter(["average"])])
+            found.append((protocol, part, ordered.rename({name: f"{name} {MARK}" for name in marked})))
     if not found:
         return None
     figure, axes = subplots_grid(len(found), 4.6, 1.4 + 0.28 * max(len(gain) for *_, gain in found), columns=3)
     for ax, (protocol, part, gain) in zip(axes, found, strict=True):
-        fill = ["0.35" if name == "average" else "white" if value < 0 else "0.75" for name, value in gain.items()]
+        averages = ("average", f"average {MARK}")
+        fill = ["0.35" if name in averages else "white" if value < 0 else "0.75" for name, value in gain.items()]
         hatch = ["///" if value < 0 else "" for value in gain]
         bars = ax.barh(gain.index, gain, color=fill, hatch=hatch, edgecolor="black")
         ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)

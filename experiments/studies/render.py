@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .tables import Summary
+from .tables import MARK, MARKED, Summary
 
 MISSING = "-"
 
@@ -59,6 +59,7 @@ def overview(summary: Summary) -> list[Table]:
         note = f"{describe_spread(summary)} Averages over {', '.join(summary.averaged(protocol))}. "
         note += f"Training time: mean of a run{f' on {devices}' if devices else ''}."
         if rows:
+            note += about_mark(cells)
             tables.append(Table(f"Summary: {protocol}", ["method", *parts, "training time (s)"], rows, note))
     return tables
 
@@ -84,9 +85,18 @@ def grid(summary: Summary, protocol: str, cells: pd.DataFrame, entry) -> tuple[l
 
 
 def accuracy(cell) -> str:
-    """The mean of a row of `Summary.cells`, its spread, and n if runs are missing."""
+    """The mean of a row of `Summary.cells`, its spread, n if runs are missing, and the mark."""
     spread = "" if pd.isna(cell.spread) else f" ± {cell.spread:.2f}"
-    return f"{number(cell.mean)}{spread}" + (f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else "")
+    missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
+    return f"{number(cell.mean)}{spread}{missing}" + (f" {MARK}" if cell.selected_on_test else "")
+
+
+def about_mark(cells: pd.DataFrame) -> str:
+    """A sentence on the mark, if a cell has it."""
+    marked = cells["selected_on_test"]
+    if not marked.any():
+        return ""
+    return f" {MARKED}." if marked[cells["mean"].notna()].all() else f" {MARKED}; not ranked with the others."
 
 
 def describe_spread(summary: Summary) -> str:
@@ -110,7 +120,7 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
         note += f" Trained on {summary.study.source}, which is not in the average."
     caveats = {name: summary.variants[name].trainer.caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
-    return Table(f"{protocol}, {part}", *grid(summary, protocol, cells, entry), note)
+    return Table(f"{protocol}, {part}", *grid(summary, protocol, cells, entry), note + about_mark(cells))
 
 
 def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
@@ -120,10 +130,14 @@ def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame
         return []
 
     def entry(row) -> Cell:
-        return Cell(number(row.paper) + ("" if pd.isna(row.difference) else f" ({row.difference:+.2f})"))
+        mark = f" {MARK}" if row.selected_on_test else ""
+        return Cell(number(row.paper) + ("" if pd.isna(row.difference) else f" ({row.difference:+.2f}){mark}"))
 
-    header, rows = grid(summary, protocol, cells[cells["method"].isin(known)], entry)
+    compared = cells[cells["method"].isin(known)]
+    header, rows = grid(summary, protocol, compared, entry)
     note = "The paper's accuracy in %, and in brackets how many points the result above exceeds it."
+    if compared["selected_on_test"].any():
+        note += f" {MARKED} of the result above."
     return [Table(f"{protocol}, {part}: the paper", header, rows, note)]
 
 
@@ -132,9 +146,13 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
         return Cell(f"{MISSING} (n={n})" if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})")
 
     tests = select(summary.tests, protocol, part)
+
+    def name(row, method: str | None) -> str:
+        return f"{method} {MARK}" if method in row.selected_on_test else str(method)
+
     rows = [
         [
-            Cell(row.against),
+            Cell(name(row, row.against)),
             Cell(f"{row.difference:+.2f}"),
             entry(row.p_seeds, row.holm_seeds, row.seeds),
             entry(row.p_datasets, row.holm_datasets, row.datasets),
@@ -149,7 +167,9 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
         f"the number of tests in the column, {counts[0]} and {counts[1]}. "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
-    title = f"{protocol}, {part}: {summary.focus} against the others"
+    if marked := dict.fromkeys(method for methods in tests["selected_on_test"] for method in methods):
+        note += f" {MARKED} of {', '.join(marked)}; a comparison with methods without {MARK} is not fair."
+    title = f"{protocol}, {part}: {name(tests.iloc[0], summary.focus)} against the others"
     return [Table(title, ["against", "difference", "p, seeds", "p, datasets"], rows, note)]
 
 
@@ -159,7 +179,7 @@ def times(summary: Summary) -> Table:
         for row in summary.times.itertuples()
     ]
     note = "Mean over runs of the time in the training loop: with data loading, without set-up and tests. "
-    note += " ".join(f"Note: {warning}." for warning in summary.warnings)
+    note += " ".join(f"Note: {warning}." for warning in summary.notes_on_times)
     return Table("training time", ["protocol", "part", "method", "device", "seconds a run", "runs"], rows, note.strip())
 
 
@@ -184,6 +204,7 @@ LATEX = {
     ">": "$>$",
     "±": r"$\pm$",
     "√": r"$\surd$",
+    "†": r"$\dagger$",
     "|": "$|$",
 }
 

@@ -28,7 +28,7 @@ from .progress import collect_results
 from .published import LAYOUTS, VARIANTS, PublishedStudy, find_prompts
 from .render import Cell, Table, build_tables, markdown
 from .spec import Variant
-from .tables import Summary
+from .tables import MARK, MARKED, Summary
 
 DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
@@ -126,25 +126,28 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
 def beside_authors(summary: Summary) -> list[Table]:
     """Our averages and those that are published: of base to new classes and of ImageNet's variants, where there are."""
     (variant,) = summary.study.variants
+    marked = summary.cells["selected_on_test"].any()
+    these, about = (f"these checkpoints {MARK}", f" {MARKED}.") if marked else ("these checkpoints", "")
     if set(summary.study.targets) == set(VARIANTS) and variant.method in PUBLISHED[DOMAINS]:
         columns = [*VARIANTS, "average"]
         means, theirs = summary.cells.set_index("dataset")["mean"], PUBLISHED[DOMAINS][variant.method]
         rows = [
             [Cell(name), *(Cell(f"{figures[column]:.2f}") for column in columns)]
-            for name, figures in (("these checkpoints", means), ("published", theirs))
+            for name, figures in ((these, means), ("published", theirs))
         ]
-        return [Table(f"{DOMAINS}: published figures", ["", *columns], rows, "Accuracy in %, trained on ImageNet.")]
+        note = f"Accuracy in %, trained on ImageNet.{about}"
+        return [Table(f"{DOMAINS}: published figures", ["", *columns], rows, note)]
     published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
     if summary.study.protocols != ("base2new",) or not published:
         return []
     means = summary.cells[summary.cells["dataset"] == "average"].set_index("part")["mean"]
     parts, complete = ("base", "new", "H"), set(summary.study.datasets) == set(ELEVEN)
-    rows = [[Cell("these checkpoints"), *(Cell(f"{means[part]:.2f}") for part in parts)]]
+    rows = [[Cell(these), *(Cell(f"{means[part]:.2f}") for part in parts)]]
     rows += [[Cell("published"), *(Cell(f"{row[part]:.2f}") for part in parts)] for row in published]
     note = "Averages in %, published over eleven datasets."
     if not complete:
         note += f" These are over {len(summary.study.datasets)}, and do not compare."
-    return [Table("base2new, average: the authors' figures", ["", *parts], rows, note)]
+    return [Table("base2new, average: the authors' figures", ["", *parts], rows, note + about)]
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -9,8 +9,9 @@ matplotlib.use("Agg")
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from .tables import Summary
+from .tables import MARK, MARKED, Summary
 
 MARKERS = "osD^v<>PXhpd"
 LINES = ("-", "--", "-.", ":")
@@ -50,6 +51,20 @@ def legend(figure: Figure, axes: list) -> None:
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.09 * max(map(len, entries)))
     figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
+
+
+def mark(ax, cells: pd.DataFrame, x: pd.Series) -> None:
+    """Put the mark beside the points (x, mean) of the cells that were selected on test images."""
+    for at, cell in zip(x, cells.itertuples(), strict=True):
+        if cell.selected_on_test:
+            ax.annotate(MARK, (at, cell.mean), (7, 4), textcoords="offset points")
+
+
+def explain_mark(figure: Figure) -> None:
+    """Add the line that explains the mark, if the figure has it."""
+    labels = [label for ax in figure.axes for label in ax.get_yticklabels()]  # of categories, which have no text yet
+    if any(MARK in text.get_text() for text in [*figure.findobj(Text), *labels]):
+        figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=9)
 
 
 def average(summary: Summary, protocol: str, part: str) -> pd.DataFrame:

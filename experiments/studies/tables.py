@@ -8,13 +8,15 @@ from itertools import product
 
 import pandas as pd
 
-from ..results import harmonic_mean
+from ..results import harmonic_mean, selected_on_test
 from .reported import BACKBONE, SHOTS, reported
 from .spec import Run, Study, Variant
 
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
 Z95 = 1.96
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
+MARK = "†"
+MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
 
 
 def part_of(run: Run) -> str:
@@ -32,6 +34,7 @@ def frame(results: dict[Run, dict]) -> pd.DataFrame:
     for run, measured in results.items():
         names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
         settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+        settings["selected_on_test"] = selected_on_test(measured)
         rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
     return pd.DataFrame(rows)
 
@@ -91,7 +94,8 @@ class Summary:
         """A row for every cell of the tables, missing ones too.
 
         Columns: protocol, part, method, dataset (or `average`), mean, spread, number of runs, number of seeds of the
-        study, the paper's figure, rank (1 is best), and the difference from the paper.
+        study, the paper's figure, whether a run was selected on test images, rank (1 is best), and the difference from
+        the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
@@ -102,10 +106,7 @@ class Summary:
         for index, cell in cells[cells["part"] == "H"].iterrows():
             pair = halves.loc[(cell["protocol"], cell["method"], cell["dataset"]), ["base", "new"]]
             cells.loc[index, "mean"] = harmonic_mean(*pair)
-        shown = cells["mean"].round(2)  # numbers that look equal have the same rank
-        cells["rank"] = shown.groupby([cells[key] for key in ("protocol", "part", "dataset")]).rank(
-            "dense", ascending=False
-        )
+        cells["rank"] = ranks(cells)
         cells["difference"] = cells["mean"] - cells["paper"]
         return cells
 
@@ -116,6 +117,8 @@ class Summary:
         accuracies["average"] = accuracies[averaged].mean(axis="columns", skipna=False)
         means, runs = accuracies.mean(), accuracies.count()
         means["average"], runs["average"] = means[averaged].mean(skipna=False), runs[averaged].min()
+        selected = self.selected(protocol, part, variant.name)
+        marked = [not selected.isdisjoint(averaged if name == "average" else [name]) for name in accuracies]
         return pd.DataFrame(
             {
                 "protocol": protocol,
@@ -127,8 +130,16 @@ class Summary:
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
+                "selected_on_test": means.notna().to_numpy() & marked,
             }
         )
+
+    def selected(self, protocol: str, part: str, method: str) -> set[str]:
+        """The datasets on which a run behind a part of a table was selected on test images."""
+        runs = self.runs[self.runs["selected_on_test"]]
+        parts = ["base", "new"] if part == "H" else [part]
+        chosen = (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)
+        return set(runs[chosen]["dataset"])
 
     def spread(self, accuracies: pd.Series) -> float:
         """Of accuracies over seeds; NaN for fewer than two."""
@@ -163,7 +174,8 @@ class Summary:
         the number of seeds that have all of them. For other datasets: Wilcoxon's signed-rank test of the datasets'
         means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
         datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; those
-        corrected by Holm's method for the comparisons of one table are beside them.
+        corrected by Holm's method for the comparisons of one table are beside them. `selected_on_test` has those of the
+        two methods that were selected on test images.
         """
         from scipy import stats  # slow to import
 
@@ -177,6 +189,7 @@ class Summary:
             if difference.isna().all(axis=None):
                 continue
             seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
+            marked = [method for method in (focus, name) if self.selected(protocol, part, method) & set(datasets.index)]
             rows.append(
                 {
                     "protocol": protocol,
@@ -188,6 +201,7 @@ class Summary:
                     "datasets": len(datasets),
                     "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                     "p_datasets": safe_p_value(stats.wilcoxon, datasets),
+                    "selected_on_test": marked,
                 }
             )
         tests = pd.DataFrame(rows)
@@ -207,6 +221,12 @@ class Summary:
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
+        marked, of = self.runs["selected_on_test"].sum(), len(self.runs)
+        note = f"{marked} of {of} runs were selected on test images, their results have the mark {MARK}"
+        return [*self.notes_on_times, *([note] if marked else [])]
+
+    @property
+    def notes_on_times(self) -> list[str]:
         devices = sorted(self.runs["device"].dropna().unique())
         if len(devices) < 2:
             return []
@@ -220,6 +240,19 @@ class Summary:
             name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
         }
         return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
+
+
+def ranks(cells: pd.DataFrame) -> pd.Series:
+    """The rank of each cell in its column, 1 for the largest mean; numbers that look equal have the same rank.
+
+    Cells that were selected on test images have no rank beside others that were not, nor has a single other one.
+    """
+    column = [cells[key] for key in ("protocol", "part", "dataset")]
+    marked, present = cells["selected_on_test"], cells["mean"].notna()
+    others = (present & ~marked).groupby(column).transform("sum")
+    mixed = marked.groupby(column).transform("any") & (others > 0)
+    ranked = cells["mean"].round(2).mask(mixed & (marked | (others == 1)))
+    return ranked.groupby(column).rank("dense", ascending=False)
 
 
 def holm(p: pd.Series) -> pd.Series:

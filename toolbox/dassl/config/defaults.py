@@ -123,7 +123,7 @@ _C.TEST.PER_CLASS_RESULT = False
 _C.TEST.COMPUTE_CMAT = False
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
-_C.TEST.FINAL_MODEL = "last_step"  # or best_val
+_C.TEST.FINAL_MODEL = "last_step"  # or best_val: the epoch that is best on val, or on test if there is no val
 
 _C.TRAINER = CN()
 _C.TRAINER.NAME = ""

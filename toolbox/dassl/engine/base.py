@@ -16,6 +16,7 @@ class TrainerBase:
 
     Attributes:
         best_result (float): best validation result so far, minus infinity before the first.
+        loaded_epoch (int): the epoch (from 1) of the weights that `load_model` has loaded; unset before.
         train_seconds (float): training time, the time before a resumption included.
         scaler (torch.amp.GradScaler): None by default. A trainer in mixed precision sets it in `build_model`; its
             state is then saved in checkpoints and restored on resuming.
@@ -250,6 +251,7 @@ class TrainerBase:
             shown = f", val_result={val_result:.1f}" if val_result is not None else ""
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{shown})")
             load_part(self._models[name], checkpoint["state_dict"], f"checkpoint of {name} in {directory}")
+            self.loaded_epoch = checkpoint["epoch"]
 
     # TensorBoard
 

@@ -1,0 +1,379 @@
+"""Runs that choose an epoch or a setting on test images: refused, or marked for good; and which epoch was tested."""
+
+import json
+import os
+
+import pytest
+import torch
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from drawn import arguments, write_eurosat
+from torch import nn
+from trees import build_tree, write_image
+
+from common.errors import UsageError
+from common.start import ROOT
+from datasets.eurosat import EuroSAT
+from experiments import results as base2new
+from experiments.results import FILE, SELECTED
+from trainers import methods
+from trainers.data_use import count_common
+
+BEST = ("TEST.FINAL_MODEL", "best_val")
+ACCEPTED = ("TEST.SELECT_ON_TEST", True)
+LOCKED = "MultiModalPromptLearner"
+WHY = "the epoch is chosen on 8 images, all of them test images of ImageNet"
+REMEDY = "set TEST.FINAL_MODEL last_step, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
+
+
+def dataset(name):
+    return ["--dataset-config-file", ROOT / f"configs/datasets/{name}.yaml"]
+
+
+def results(folder):
+    return json.loads((folder / FILE).read_text())
+
+
+def choices(folder):
+    return results(folder)["data_use"]["choose"]
+
+
+def logged(folder):
+    """The lines on the selection in the newest log."""
+    newest = max(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime_ns)
+    return [line for line in newest.read_text().splitlines() if SELECTED in line]
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and 2 for testing."""
+    build_tree("imagenet", tmp_path / "data")
+    build_tree("imagenetv2", tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(launch, tiny, imagenet, tmp_path):
+    """`run(name, KEY, VALUE, ..., root=, options=)` trains MPL two epochs on ImageNet, and returns the folder."""
+
+    def run(name, *overrides, root=imagenet, options=()):
+        argv = arguments(root, tiny, tmp_path / name, *overrides, options=[*dataset("imagenet"), *options])
+        ended = launch(*argv)
+        assert ended.status == 0, ended.errors
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def first_is_best(monkeypatch):
+    """The first epoch is the best on validation images."""
+    for kind in methods().values():
+        if "test" in vars(kind):
+            monkeypatch.setattr(kind, "test", falling(kind.test))
+    monkeypatch.setattr("trainers.base.PromptTrainer.test", falling(methods()["MPL"].test))
+
+
+def falling(test):
+    def falls(self, split=None):
+        accuracy = test(self, split)
+        return 100.0 - self.epoch if split == "val" else accuracy
+
+    return falls
+
+
+# An epoch
+
+
+def test_best_val_on_imagenet_is_refused_with_the_remedy(refused, imagenet, tiny, tmp_path):
+    argv = arguments(imagenet, tiny, tmp_path / "out", *BEST, options=dataset("imagenet"))
+    refused(argv, f"error: {WHY}: {REMEDY}")
+
+
+def test_refusal_comes_before_the_first_step_and_touches_no_other_run(launch, imagenet, tiny, monkeypatch, tmp_path):
+    argv = arguments(imagenet, tiny, tmp_path / "out", options=dataset("imagenet"))
+    assert launch(*argv).status == 0
+    (tmp_path / "out/config.yaml").unlink()  # so that its settings do not differ
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    monkeypatch.setattr(methods()["MPL"], "forward_backward", None)
+    ended = launch(*argv, *BEST)
+    assert (ended.status, len(ended.errors)) == (2, 1) and WHY in ended.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_several_seeds_are_refused_and_leave_nothing(launch, imagenet, tiny, tmp_path):
+    argv = arguments(imagenet, tiny, tmp_path / "out/seed{seed}", *BEST, options=[*dataset("imagenet"), "--seed", 1, 2])
+    ended = launch(*argv)
+    assert (ended.status, ended.errors) == (2, [f"error: {WHY}: {REMEDY}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_last_epoch_on_imagenet_chooses_nothing(run):
+    folder = run("out")
+    assert choices(folder) == [] and results(folder)["tested_epoch"] == 2 and logged(folder) == []
+
+
+def test_accepted_selection_is_in_the_log_the_results_and_the_checkpoint(run):
+    folder = run("out", *BEST, *ACCEPTED)
+    record = {"what": "epoch", "dataset": "ImageNet", "classes": "all", "split": "val", "images": 8, "test_images": 8}
+    assert choices(folder) == [record]
+    assert logged(folder) == [f"{SELECTED}: {WHY} (the results are marked)"]
+    checkpoint = torch.load(folder / LOCKED / "model-best.pth.tar", weights_only=True)
+    assert checkpoint["metadata"]["choices"] == [record]
+
+
+def test_evaluation_keeps_the_mark_unless_it_names_an_epoch(run):
+    trained = run("trained", *BEST, *ACCEPTED)
+    tested = run("tested", options=["--eval-only", "--model-dir", trained])
+    assert choices(tested) == choices(trained) and len(logged(tested)) == 1
+    named = run("named", options=["--eval-only", "--model-dir", trained, "--load-epoch", 2])
+    assert choices(named) == [] and logged(named) == []
+    elsewhere = run("elsewhere", options=[*dataset("imagenetv2"), "--eval-only", "--model-dir", trained])
+    assert results(elsewhere)["dataset"] == "ImageNetV2" and choices(elsewhere) == choices(trained)
+    begun = run("begun", "MODEL.INIT_WEIGHTS", trained / LOCKED / "model-best.pth.tar")
+    assert choices(begun) == choices(trained) and len(logged(begun)) == 1
+    again = run("again", options=["--eval-only", "--model-dir", begun, "--load-epoch", 1 + 1])
+    assert choices(again) == choices(trained)  # its start was selected, whatever its own epoch
+
+
+def test_evaluation_of_a_checkpoint_that_does_not_say_claims_nothing(run):
+    trained = run("trained", *BEST, *ACCEPTED)
+    file = trained / LOCKED / "model-best.pth.tar"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["metadata"]["choices"], checkpoint["metadata"]["inherited_choices"]  # an earlier version's
+    torch.save(checkpoint, file)
+    assert choices(run("tested", options=["--eval-only", "--model-dir", trained])) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record.update(test_images=9),
+        lambda record: record.update(images=-1, test_images=-1),
+        lambda record: record.update(images="8"),
+        lambda record: record.update(dataset="Image\x1b[31mNet"),
+        lambda record: record.pop("what"),
+    ],
+)
+def test_impossible_record_in_a_checkpoint_is_refused(damage, run, launch, imagenet, tiny, tmp_path):
+    trained = run("trained", *BEST, *ACCEPTED)
+    file = trained / LOCKED / "model-best.pth.tar"
+    checkpoint = torch.load(file, weights_only=True)
+    damage(checkpoint["metadata"]["choices"][0])
+    torch.save(checkpoint, file)
+    options = [*dataset("imagenet"), "--eval-only", "--model-dir", trained]
+    ended = launch(*arguments(imagenet, tiny, tmp_path / "out", options=options))
+    assert (ended.status, len(ended.errors)) == (2, 1) and "is not a checkpoint of a training run" in ended.errors[0]
+
+
+def test_resumed_run_keeps_the_mark_and_the_best_epoch(run, first_is_best, monkeypatch, tmp_path):
+    mpl = methods()["MPL"]
+    step, steps = mpl.forward_backward, []
+
+    def stops(self, batch):
+        steps.append(self.epoch)
+        if self.epoch == 1:
+            raise UsageError("cut off")
+        return step(self, batch)
+
+    monkeypatch.setattr(mpl, "forward_backward", stops)
+    with pytest.raises(AssertionError, match="cut off"):
+        run("out", *BEST, *ACCEPTED)
+    assert steps[-1] == 1 and not (tmp_path / "out" / FILE).exists()
+    monkeypatch.setattr(mpl, "forward_backward", step)
+    folder = run("out", *BEST, *ACCEPTED)
+    assert len(list(folder.glob("log.txt*"))) == 2 and len(logged(folder)) == 1
+    assert [choice["test_images"] for choice in choices(folder)] == [8]
+    assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
+
+
+def test_run_of_an_earlier_version_resumes_when_the_selection_is_accepted(run, launch, imagenet, tiny, tmp_path):
+    folder = run("out", *BEST, *ACCEPTED)
+    (folder / FILE).unlink()
+    config = folder / "config.yaml"
+    config.write_text("".join(line for line in config.open() if "SELECT_ON_TEST" not in line))
+    ended = launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet")))
+    assert ended.status == 2 and WHY in ended.errors[0]
+    assert "SELECT_ON_TEST" not in config.read_text()
+    assert len(choices(run("out", *BEST, *ACCEPTED))) == 1
+
+
+# Other datasets
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """The user's own images, a folder for each split; 1 of 4 validation images of each class is a test image."""
+    for label, name in enumerate(("robin", "wren")):
+        for part, size in (("train", 3), ("val", 3), ("test", 2)):
+            for number in range(size):
+                write_image(tmp_path / f"birds/{part}/{name}/{number}.jpg", 100 * label + 10 * size + number)
+        os.symlink(f"../../test/{name}/1.jpg", tmp_path / f"birds/val/{name}/3.jpg")
+    (tmp_path / "birds.yaml").write_text("DATASET: {NAME: ImageFolder}\n")
+    return tmp_path / "birds"
+
+
+def test_partly_common_images_of_folders_are_found(refused, birds, tiny, tmp_path):
+    options = ["--dataset-config-file", tmp_path / "birds.yaml"]
+    argv = arguments(birds, tiny, tmp_path / "out", *BEST, "DATASET.NUM_SHOTS", 3, "SEED", 2, options=options)
+    argv = [*argv, "DATASET.NUM_SHOTS", "-1"]
+    refused(argv, "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step")
+
+
+def test_only_images_that_take_part_count(run, birds, tmp_path):
+    """Few-shot validation may leave the common ones out."""
+    for name in ("robin", "wren"):
+        (birds / f"val/{name}/3.jpg").unlink()
+    folder = run("out", *BEST, root=birds, options=["--dataset-config-file", tmp_path / "birds.yaml"])
+    record = {"what": "epoch", "dataset": "birds", "classes": "all", "split": "val", "images": 4, "test_images": 0}
+    assert choices(folder) == [record] and logged(folder) == []
+
+
+def test_a_dataset_that_gives_the_same_list_twice_is_found(refused, eurosat, tiny, monkeypatch, tmp_path):
+    class Own(EuroSAT):  # without `val_is_test`
+        def read_split(self):
+            train, _, test = super().read_split()
+            return train, list(test), test
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "EuroSAT", Own)
+    argv = arguments(eurosat, tiny, tmp_path / "out", *BEST, "DATASET.SUBSAMPLE_CLASSES", "base")
+    refused(argv, "chosen on 6 images, all of them test images of EuroSAT (base classes): set")
+
+
+def test_without_validation_images_the_test_images_would_choose(refused, tiny, tmp_path):
+    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
+    argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *BEST)
+    refused(argv, "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: set TEST.")
+
+
+def test_common_images_are_counted_by_file(tmp_path):
+    class Image:
+        def __init__(self, path):
+            self.impath = str(path)
+
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "there").symlink_to(".")
+    images = [Image(tmp_path / name) for name in ("link", "there/b", "c", "../" + tmp_path.name + "/a")]
+    assert count_common(images, [Image(tmp_path / "a"), Image(tmp_path / "b")]) == 3
+    assert count_common([Image("")], [Image("")]) == 0  # images that are not files
+
+
+class Foreign(TrainerX):
+    """A trainer of another project: it knows nothing of choices."""
+
+    def build_model(self):
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, self.num_classes))
+        self.optim = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.register_model("own", self.model, self.optim)
+
+    def parse_batch_train(self, batch):
+        return batch["img"], batch["label"]
+
+    def forward_backward(self, batch):
+        images, labels = self.parse_batch_train(batch)
+        loss = nn.functional.cross_entropy(self.model(images), labels)
+        self.model_backward_and_update(loss)
+        return {"loss": loss.item()}
+
+
+def test_trainer_of_another_project_is_refused_and_marked_too(refused, run, imagenet, tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Foreign", Foreign)
+    monkeypatch.setattr(Foreign, "test", falling(TrainerX.test))
+    options = [*dataset("imagenet"), "--trainer", "Foreign"]
+    refused(arguments(imagenet, tiny, tmp_path / "out", *BEST, options=options), WHY)
+    folder = run("marked", *BEST, *ACCEPTED, options=options)
+    assert [choice["what"] for choice in choices(folder)] == ["epoch"] and len(logged(folder)) == 1
+    assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
+    tested = run("tested", options=[*options, "--eval-only", "--model-dir", folder])
+    assert choices(tested) is None and results(tested)["tested_epoch"] == 1
+
+
+# The epoch that was tested
+
+
+def test_results_name_the_epoch_that_was_tested(launch, first_is_best, eurosat, tiny, tmp_path):
+    assert launch(*arguments(eurosat, tiny, tmp_path / "best", *BEST)).status == 0
+    found = results(tmp_path / "best")
+    assert (found["epochs"], found["tested_epoch"]) == (2, 1)
+    assert found["data_use"]["choose"][0] | {"images": 0} == {
+        "what": "epoch", "dataset": "EuroSAT", "classes": "all", "split": "val", "images": 0, "test_images": 0,
+    }  # fmt: skip
+    options = ["--eval-only", "--model-dir", tmp_path / "best"]
+    assert launch(*arguments(eurosat, tiny, tmp_path / "tested", options=options)).status == 0
+    tested = results(tmp_path / "tested")
+    assert tested["tested_epoch"] == 1 and tested["accuracy"] == found["accuracy"]
+    assert launch(*arguments(eurosat, tiny, tmp_path / "none", *BEST, "TEST.NO_TEST", True)).status == 0
+    untested = results(tmp_path / "none")
+    assert (untested["epochs"], untested["tested_epoch"], untested["data_use"]) == (2, None, {"choose": []})
+
+
+# A setting
+
+
+PROBE = ["--trainer", "LinearProbe", "--config-file", ROOT / "configs/trainers/LinearProbe/small.yaml"]
+ONCE = ["OPTIM.MAX_EPOCH", 1]
+C = "TRAINER.LINEARPROBE.C"
+
+
+def test_linear_probe_does_not_choose_on_test_images(refused, run, imagenet, tiny, tmp_path):
+    options = [*dataset("imagenet"), *PROBE]
+    why = f"{C} is chosen on 8 images, all of them test images of ImageNet: set {C}, or accept it by TEST.SELECT_ON"
+    refused(arguments(imagenet, tiny, tmp_path / "out", *ONCE, options=options), why)
+    assert choices(run("given", *ONCE, C, 1.0, options=options)) == []
+    folder = run("accepted", *ONCE, *ACCEPTED, options=options)
+    assert [(choice["what"], choice["test_images"]) for choice in choices(folder)] == [(C, 8)]
+    assert len(logged(folder)) == 1
+    for name, epoch in (("newest", []), ("named", ["--load-epoch", 1])):  # C chose the weights of every epoch
+        tested = run(name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch])
+        assert choices(tested) == choices(folder) and len(logged(tested)) == 1
+
+
+def test_linear_probe_records_the_images_that_chose(run):
+    """Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's code."""
+    folder = run("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
+    assert [(choice["images"], choice["test_images"]) for choice in choices(folder)] == [(4, 4)]
+
+
+def test_linear_probe_without_validation_images_stops_before_the_fit(refused, tiny, tmp_path):
+    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
+    argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *ONCE, *ACCEPTED, options=PROBE)
+    refused(argv, f"EuroSAT has no validation images for the choice of C: set {C}, for example to 1.0")
+
+
+# Lines of results
+
+
+def test_one_line_reports_say_it(run, command):
+    halves = {
+        part: run(part, *BEST, *ACCEPTED, "DATASET.SUBSAMPLE_CLASSES", part, options=["--quiet"])
+        for part in ("base", "new")
+    }
+    clean = run("clean", "DATASET.SUBSAMPLE_CLASSES", "new")
+    for new, marks in ((halves["new"], 2), (clean, 1)):
+        printed = command(base2new, halves["base"], new).printed.splitlines()
+        assert sum(line.endswith(" (selected on test images)") for line in printed[:-1]) == marks
+        assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith("% (selected on test images)")
+    assert "selected" not in command(base2new, clean).printed
+
+
+DAMAGED = (3, {"choose": 3}, {"choose": [3]}, {"choose": [{}]}, {"choose": [{"test_images": "8"}]})
+
+
+def test_damaged_record_in_results_is_one_line(run, command):
+    folder = run("out")
+    whole = results(folder)
+    for record in DAMAGED:
+        (folder / FILE).write_text(json.dumps(whole | {"data_use": record}))
+        ended = command(base2new, folder)
+        assert (ended.status, len(ended.errors)) == (2, 1) and f"{folder / FILE} is damaged" in ended.errors[0]
+
+
+def test_results_without_the_record_are_read(run, command):
+    folder = run("out")
+    old = {key: value for key, value in results(folder).items() if key not in ("data_use", "tested_epoch")}
+    (folder / FILE).write_text(json.dumps(old))
+
+    ended = command(base2new, folder)
+    assert ended.status == 0 and ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed
