@@ -219,7 +219,6 @@ TCP = Script(  # scripts/base2new_train.sh in TCP's repository, a path that is K
     datasets=("sun397", "imagenet"),
     epoch=25,
     settings=f"{COOP} TRAINER.COOP.W 1.0",
-    train_settings="TRAIN.CHECKPOINT_FREQ 25",
     variables={"NCTX": "4", "CSC": "False", "CTP": "end"},
     repository="TCP",
 )
