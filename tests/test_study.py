@@ -324,3 +324,12 @@ def test_invalid_number_of_workers(one_run, monkeypatch, capsys, workers):
     with pytest.raises(SystemExit) as caught:
         command.main()
     assert caught.value.code == 2 and f"expected an integer >= 1, got {workers!r}" in capsys.readouterr().err
+
+
+def test_cache_of_a_study_is_a_folder(study_file):
+    assert load(study_file("none", cache=None)).cache is None
+    study = load(study_file("some", cache="~/there"))
+    assert study.cache.is_absolute() and str(study.cache) in study.runs()[0].arguments
+    for value in ("", "-x", 3.5, ["a"]):
+        with pytest.raises(UsageError, match="cache is .*: give the path of a folder"):
+            load(study_file("bad", cache=value))

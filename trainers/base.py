@@ -45,7 +45,7 @@ class PromptTrainer(TrainerX):
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
-    learns: ClassVar[bool] = True  # False: there is nothing to train, and seeds change nothing
+    learns: ClassVar[bool] = True  # False: there is nothing to train
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop

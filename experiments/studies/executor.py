@@ -15,7 +15,6 @@ from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
-from .reuse import adopt, evaluated_once
 from .spec import Run, RunSequence, Study
 from .worker import Worker, WorkerDied, record_error
 
@@ -49,7 +48,6 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
-    sequences = evaluated_once(sequences)
     total, failed = sum(map(len, sequences)), {}
     unfinished = [tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences]
     for sequence, left in zip(sequences, unfinished, strict=True):
@@ -64,7 +62,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
         while waiting or running:
             while waiting and len(running) < executor.slots():
                 together = take(waiting, deaths)
-                running[begin(executor, [sequence[0] for sequence in together])] = together
+                running[executor.submit(*(sequence[0] for sequence in together))] = together
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             if sys.stderr.isatty():
                 bar.refresh()  # its clock
@@ -99,16 +97,6 @@ def take(waiting: deque[RunSequence], deaths: Counter[Run]) -> list[RunSequence]
     for sequence in together:
         waiting.remove(sequence)
     return sorted(together, key=lambda sequence: sequence[0].seed)
-
-
-def begin(executor: Executor, runs: list[Run]) -> "Future[list[str | None]]":
-    """Start runs together; one that has the results of another is done at once."""
-    run, of = runs[0], runs[0].same_as
-    if of is None:
-        return executor.submit(*runs)
-    done: Future[list[str | None]] = Future()
-    done.set_result([adopt(run, of)])
-    return done
 
 
 class LocalExecutor:

@@ -103,7 +103,7 @@ class Variant:
 class Run:
     """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`.
 
-    `same_as` is a run that has the same results: see `reuse`. If `together`, it trains beside those of other seeds.
+    If `together`, it trains beside those of other seeds.
     """
 
     protocol: str
@@ -115,7 +115,6 @@ class Run:
     folder: Path
     arguments: tuple[str, ...] = field(repr=False)
     together: bool = field(default=False, compare=False, repr=False)
-    same_as: "Run | None" = field(default=None, compare=False, repr=False)
 
     @property
     def trains(self) -> bool:
