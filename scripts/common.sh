@@ -36,7 +36,7 @@ run_once() {
         PREPARE= # once a script
     fi
     local slot="seed${seed:-}"
-    [[ $slot != *" "* ]] || slot="seed{seed}" # train.py trains several seeds together, each in a folder of its own
+    [[ $slot != *" "* ]] || slot="seed{seed}" # train.py puts the run of each seed into a folder of its own
     set -- "${@//"seed${seed:-}"/$slot}"
     "$PYTHON" train.py --skip-finished --root "$DATA" --output-dir "$1" ${BACKBONE:+--backbone "$BACKBONE"} \
         ${REPORT_TO:+--report-to "$REPORT_TO"} ${QUIET:+--quiet} "${@:2}"

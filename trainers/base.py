@@ -53,7 +53,6 @@ class PromptTrainer(TrainerX):
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     dm: Any
     evaluator: Any
-    autograd: Any = torch.autograd  # its `backward` and `grad`; runs side by side put their common ones in its place
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
@@ -222,10 +221,10 @@ class PromptTrainer(TrainerX):
 
         Args:
             loss, parts: as `loss()` returned them. A method that combines gradients of several losses overrides this;
-                zeroing, unscaling, the step and the scaler's update stay where they are. It differentiates by
-                `self.autograd`. What it adds to `parts` is logged.
+                zeroing, unscaling, the step and the scaler's update stay where they are. What it adds to `parts` is
+                logged.
         """
-        self.autograd.backward(self.scaler.scale(loss))
+        self.scaler.scale(loss).backward()
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Describes a checkpoint beside its learned tensors: plain values only."""
