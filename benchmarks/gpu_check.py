@@ -52,7 +52,7 @@ class Check:
     Args:
         minutes: after them nothing more begins.
         full: with random weights of ViT-B/16's size; else the reduced form.
-        root: folder of the drawn dataset.
+        root: folder of the drawn images.
         folder: for temporary files.
     """
 
@@ -229,7 +229,7 @@ def peak(check: Check, classes: int, form: str) -> dict:
 
 def test_passes(check: Check) -> Items:
     """Images a second of a test pass of MPL over photos of 500 x 375 pixels, decoded each time or kept."""
-    rng, photos = np.random.default_rng(0), check.folder / "photos"
+    rng, photos = np.random.default_rng(0), check.root / "photos"
     for part, label, number in product(("train", "test"), ("a", "b"), range(512 if check.full else 3)):
         (photos / part / label).mkdir(parents=True, exist_ok=True)
         pixels = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
@@ -249,25 +249,11 @@ def images_a_second(check: Check, photos: Path, kept: bool) -> dict:
     return {"images a second": trainer.n_test / trainer.test_seconds}
 
 
-def seeds(check: Check) -> Items:
-    """Runs of several seeds one after another and together, with the small CLIP."""
-    options = ["--epochs", "1", "--rounds", "1", "--root", str(check.root), *([] if check.full else ["--shots", "1"])]
-    args = study_time.parse_arguments(options)
-    for method, count in product(check.choose(["MPL", "CoOp"], ["CoOp"]), check.choose([1, 3, 6], [2])):
-        yield {"method": method, "seeds": count}, partial(together, args, method, count)
-
-
-def together(args: argparse.Namespace, method: str, count: int) -> dict:
-    found = study_time.measure(method, count, args, "small")
-    return {"alone s": found["alone_s"], "together s": found["together_s"], "ratio": found["ratio"]}
-
-
 PARTS: dict[str, Callable[[Check], Items]] = {
     "golden cases": golden,
     "against fp32": precisions,
     "peak memory": memory,
     "test pass": test_passes,
-    "seeds": seeds,
     "training step": steps,  # hundreds of them: the last ones may have no time left
 }
 
@@ -296,14 +282,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8, help="after them nothing more begins")
     parser.add_argument("--json", type=Path, help="write the records there as well")
-    parser.add_argument(
-        "--root", type=Path, default=Path("data"), help="folder of the datasets; one draws itself there"
-    )
     parser.add_argument("--reduced", action="store_true", help="the form that runs without a GPU")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         full = torch.cuda.is_available() and not args.reduced
-        check = Check(args.minutes, full, args.root, Path(folder))
+        check = Check(args.minutes, full, Path(folder, "data"), Path(folder))
         for part, items in PARTS.items():
             for what, measure in items(check):
                 check.execute(part, what, measure)

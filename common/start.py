@@ -1,6 +1,5 @@
 """The start of a command: what it needs must be installed."""
 
-import gc
 import os
 import shlex
 import shutil
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .version import ROOT, __version__
-
-MANY = 100  # modules of large libraries
 
 __all__ = ["ROOT", "add_common_options", "folder", "interpreter", "required_packages"]
 
@@ -25,8 +22,7 @@ def required_packages(extra: str = "") -> Iterator[None]:
         extra: the requirements file of packages that not every user needs.
     """
     try:
-        with fast_imports():
-            yield
+        yield
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
@@ -49,23 +45,6 @@ def required_packages(extra: str = "") -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-@contextmanager
-def fast_imports() -> Iterator[None]:
-    """Import large libraries in less time within this, and end the process faster.
-
-    The garbage collector would search their objects, which stay anyway, again and again, and once more at the end.
-    """
-    collects, before = gc.isenabled(), len(sys.modules)
-    gc.disable()
-    try:
-        yield
-    finally:
-        if len(sys.modules) > before + MANY:
-            gc.freeze()
-        if collects:
-            gc.enable()
 
 
 def interpreter() -> str:

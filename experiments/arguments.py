@@ -28,8 +28,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=seeds,
         default=-1,
         metavar="SEED [SEED ...]",
-        help="chooses the few-shot images and fixes all randomness; the runs of several seeds train together, each in "
-        "a folder of its own: --output-dir has {seed} in it, or its last part is seed1",
+        help="chooses the few-shot images and fixes all randomness; several seeds train one after another, each in a "
+        "folder of its own: --output-dir has {seed} in it, or its last part is seed1",
     )
     parser.add_argument("--source-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
     parser.add_argument("--target-domains", nargs="+", help="for trainers of domain adaptation and generalisation")

@@ -62,7 +62,6 @@ def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, ch
         "data_use": {"choose": choices},
         "train_seconds": getattr(trainer, "train_seconds", None) or None,  # 0: nothing was trained
         "test_seconds": getattr(trainer, "test_seconds", None),
-        **({"runs_together": trainer.runs_together} if hasattr(trainer, "runs_together") else {}),
         **({"ranks": ranks} if ranks > 1 else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,5 +1,6 @@
 """One run: train or test one method on one dataset."""
 
+import gc
 import os
 import sys
 import time
@@ -24,8 +25,6 @@ from datasets import title
 from trainers.checkpoints import find_checkpoint
 from trainers.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 from trainers.ranks import split
-from trainers.together import Member
-from trainers.together_calls import join
 
 from .arguments import parse_arguments, per_seed
 from .configuration import changed_settings, setup_cfg
@@ -48,21 +47,32 @@ def main(argv: list[str] | None = None) -> None:
     train_and_test(args)
 
 
-def train_and_test(args: Namespace, wait: bool = False, member: Member | None = None) -> None:
-    """`main` with its arguments parsed.
+def train_and_test(args: Namespace, wait: bool = False) -> None:
+    """`main` with its arguments parsed: the runs of all its seeds, one after another.
+
+    The first run that fails ends the command. With several seeds, the settings and folders of all runs are checked
+    before the first run starts.
 
     Args:
         args: of the command line.
         wait: wait for another run in the same output folder, instead of raising UsageError.
-        member: the place of the run among those of other seeds, if they compute together.
     """
     runs = per_seed(args)
     if len(runs) > 1:
-        from .together import train_seeds  # here, as it imports this module
+        current_ranks().agree({"--seed": list(args.seed)})
+        for each in runs:
+            cfg = setup_cfg(each)
+            check_same_settings(cfg, is_finished(each, cfg))
+            check_arguments(each, cfg)
+    for number, each in enumerate(runs):
+        if number:
+            gc.collect()  # the memory of the run before: a trainer may have reference cycles
+            each.began = time.time()
+        execute(each, wait)
 
-        train_seeds(runs)
-        return
-    (args,) = runs
+
+def execute(args: Namespace, wait: bool) -> None:
+    """The run of one seed."""
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     ranks = current_ranks()
@@ -84,8 +94,6 @@ def train_and_test(args: Namespace, wait: bool = False, member: Member | None = 
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
         with output_folder(path) as folder:
             trainer, choices = start(args, cfg, folder)
-        if member is not None:
-            join(member, trainer)
         trainer.time_began = args.began
         if not args.no_train:
             with reporting(args.report_to if ranks.first else [], cfg, trainer):
@@ -100,11 +108,16 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     Raises:
         UsageError: the output folder holds a run with other settings.
     """
-    finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
+    finished = is_finished(args, cfg)
     check_same_settings(cfg, finished)
     if finished:
         print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
     return finished
+
+
+def is_finished(args: Namespace, cfg: CfgNode) -> bool:
+    """Whether the output folder has results, and the run is to be skipped then."""
+    return args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
 
 
 def run(args: Namespace, cfg: CfgNode, trainer) -> tuple[int | None, int | None]:

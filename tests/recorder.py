@@ -1,13 +1,11 @@
 """A run of some steps that notes what it sees, for comparison with another way to compute the same."""
 
-import torch
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import METHODS, make_cfg
 
 from clip import current_ranks
 from trainers.ranks import split
-from trainers.together_calls import join
 
 # A prompt of every kind that differs from the default: by class, in the middle of the words, or by another loss.
 SETTINGS = {
@@ -33,7 +31,7 @@ class Counted:
 
 
 class Recorder:
-    """Trains a seed for some steps, alone, in a company or on several ranks, and notes what it sees."""
+    """Trains a seed for some steps, alone or on several ranks, and notes what it sees."""
 
     def __init__(self, root, backbone, output, seed, case, options=()):
         self.seed, (method, *settings) = seed, CASES[case]
@@ -41,19 +39,17 @@ class Recorder:
         self.settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
         few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "SEED", seed, *options]
         self.cfg = make_cfg(method, root, backbone, output / f"seed{seed}", *few, *self.settings)
-        self.paths, self.logits, self.scores, self.calls = [], [], [], []
+        self.paths, self.logits, self.calls = [], [], []
 
-    def build(self, member=None, double=False):
+    def build(self, double=False):
         set_random_seed(self.seed)
         self.trainer = trainer = build_trainer(self.cfg)
         if double:
             trainer.model.double()
         trainer.model.towers = Counted(trainer.model.towers, trainer, self.calls)
-        if member is not None:
-            join(member, trainer)
         split(trainer, current_ranks())
         self.start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        loss, step, inference = trainer.loss, trainer.forward_backward, trainer.model_inference
+        loss, step = trainer.loss, trainer.forward_backward
 
         def noted_loss(images, labels):
             result = loss(images, labels)
@@ -64,17 +60,7 @@ class Recorder:
             self.paths.append(batch["impath"])
             return step(batch)
 
-        def noted_inference(images):
-            self.scores.append(inference(images))
-            return self.scores[-1]
-
-        trainer.loss, trainer.forward_backward, trainer.model_inference = noted_loss, noted_step, noted_inference
-
-    def __call__(self, member=None, double=False):
-        self.build(member, double)
-        self.trainer.train()
-        self.end = self.trainer.model.state_dict()
-        self.rng = torch.get_rng_state()
+        trainer.loss, trainer.forward_backward = noted_loss, noted_step
 
 
 def assert_close(a, b, bound):

@@ -1,6 +1,5 @@
 """Errors of one line, and files that are written completely or not at all."""
 
-import gc
 import pickle
 
 import pytest
@@ -73,9 +72,3 @@ def test_missing_package_ends_in_a_line_and_status_2(capsys):
 def test_missing_module_of_the_project_is_a_bug():
     with pytest.raises(ModuleNotFoundError), required_packages():
         import clip.no_such_module  # noqa: F401
-
-
-def test_imports_of_a_command_leave_the_garbage_collector_on():
-    with required_packages():
-        assert not gc.isenabled()
-    assert gc.isenabled()

@@ -1,5 +1,6 @@
 """Runs in other processes: dying, locked, counted. tests/kills/ kills a study at random moments."""
 
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from threading import Event, Timer
 
 import pytest
 from filelock import FileLock
-from finished import finish
+from finished import figures, finish
 
 from experiments.lock import LOCK
 from experiments.studies import executor
@@ -113,3 +114,31 @@ def test_interrupted_study_ends_without_warnings_of_semaphores(monkeypatch):
     with LocalExecutor(1):
         assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning,ignore:resource_tracker:UserWarning"
     assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning"
+
+
+@pytest.mark.slow
+def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_path):
+    """The second one reads the image features that the first one has kept."""
+    trainers = {"ZeroshotCLIP": {"config": "small", "overrides": {"DATALOADER.NUM_WORKERS": 0}}}
+    study = load(study_file("zero", trainers=trainers, seeds=[1, 2], cache=str(tmp_path / "cache")))
+    assert execute_runs(study.sequences(), LocalExecutor(1), "zero") == {}
+    found = {(run.seed, run.classes): json.loads((run.folder / "results.json").read_text()) for run in study.runs()}
+    logs = {(run.seed, run.classes): (run.folder / "log.txt").read_text() for run in study.runs()}
+    for classes in ("base", "new"):
+        first, second = found[1, classes], found[2, classes]
+        assert (first["seed"], second["seed"]) == (1, 2) and first["accuracy"] == second["accuracy"]
+        assert "Image features are kept in" in logs[1, classes] and "Image features: " in logs[2, classes]
+    assert not any("evaluated_in" in each for each in found.values())
+
+
+@pytest.mark.thorough
+def test_runs_with_a_shared_cache_have_the_results_of_runs_without(study_file, tmp_path):
+    accuracies = []
+    for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
+        study = load(study_file(output, seeds=[1, 2], **settings))
+        assert execute_runs(study.sequences(), LocalExecutor(1), output) == {}
+        accuracies.append({folder: results["accuracy"] for folder, results in figures(study).items()})
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 8
+    # MPL has prompts in the image tower: its runs share images only.
+    kinds = [file.name.partition("-")[0] for file in sorted((tmp_path / "cache").iterdir())]
+    assert kinds == ["features"] * 2 + ["images"] * 2  # of base and of new classes

@@ -10,7 +10,7 @@ from benchmarks import gpu_check
 
 
 @pytest.fixture
-def check(monkeypatch, drawn, tmp_path, capsys):
+def check(monkeypatch, tmp_path, capsys):
     """`check(*options)` -> (exit status, what it printed, its JSON), without a GPU; the golden case is not started."""
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
     done = gpu_check.subprocess.CompletedProcess([], 0, "1 passed in 1 s\n", "")
@@ -18,7 +18,7 @@ def check(monkeypatch, drawn, tmp_path, capsys):
 
     def check(*options):
         with pytest.raises(SystemExit) as end:
-            gpu_check.main(["--root", str(drawn), "--json", str(tmp_path / "check.json"), *options])
+            gpu_check.main(["--json", str(tmp_path / "check.json"), *options])
         return end.value.code, capsys.readouterr().out, json.loads((tmp_path / "check.json").read_text())
 
     return check
@@ -29,7 +29,7 @@ def test_reduced_form_measures_each_part(check):
     status, printed, found = check()
     assert status == 0, found["left_out"]
     rows = {part: [each for each in found["records"] if each["part"] == part] for part in titles(found)}
-    assert list(rows) == ["golden cases", "against fp32", "test pass", "seeds", "training step"]
+    assert list(rows) == ["golden cases", "against fp32", "test pass", "training step"]
     assert rows["golden cases"][0]["result"] == "1 passed in 1 s"
     assert {each["prec"] for each in rows["against fp32"]} == {"bf16", "amp"}
     for each in rows["against fp32"]:
@@ -39,11 +39,10 @@ def test_reduced_form_measures_each_part(check):
     }
     assert [each["decoded"] for each in rows["test pass"]] == ["each time", "kept"]
     assert all(each["images a second"] > 0 for each in rows["test pass"])
-    assert rows["seeds"][0]["seeds"] == 2 and rows["seeds"][0]["ratio"] > 0
     reasons = {each["why"] for each in found["left_out"]}
     needs = ("fp16 needs", "MODEL.COMPILE needs", "CUDA graphs need", "it is measured on")
     assert reasons == {f"{need} a GPU{' only' * need.startswith('it')}" for need in needs}
-    assert "Reduced form" in printed and printed.count("\n| --- |") == 5 and "- peak memory: MPL, 5" in printed
+    assert "Reduced form" in printed and printed.count("\n| --- |") == 4 and "- peak memory: MPL, 5" in printed
 
 
 def titles(found) -> list[str]:
@@ -54,7 +53,7 @@ def test_without_time_all_is_left_out_and_named(check):
     status, printed, found = check("--minutes", "0")
     assert status == 0 and found["records"] == []
     assert {each["why"] for each in found["left_out"]} == {"no time left"}
-    assert "- seeds: CoOp, 2: no time left" in printed
+    assert "- training step: CoOp, 5, fp32, fast: no time left" in printed
 
 
 def test_failure_is_named_and_the_rest_is_measured(check, monkeypatch):
@@ -78,8 +77,8 @@ def test_golden_case_of_the_reduced_form_exists():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu(drawn, tmp_path):
+def test_on_a_gpu(tmp_path):
     with pytest.raises(SystemExit) as end:
-        gpu_check.main(["--minutes", "3", "--root", str(drawn), "--json", str(tmp_path / "check.json")])
+        gpu_check.main(["--minutes", "3", "--json", str(tmp_path / "check.json")])
     found = json.loads((tmp_path / "check.json").read_text())
     assert end.value.code == 0, found["left_out"]

@@ -40,7 +40,7 @@ class InThisProcess:
 
     def submit(self, run):
         done = Future()
-        done.set_result([execute_run([*run.arguments, *map(str, SHORT[4:])])])  # small images, no processes
+        done.set_result(execute_run([*run.arguments, *map(str, SHORT[4:])]))  # small images, no processes
         return done
 
 

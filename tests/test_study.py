@@ -2,6 +2,7 @@
 
 import json
 import resource
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -115,7 +116,6 @@ def write(tmp_path):
         ),
         ({"gpus": -1}, "gpus has the value -1: give numbers from 0 to 1,024"),
         ({"gpus": 1.5}, "gpus has the value 1.5: give a fraction up to 1, or an integer"),
-        ({"gpus": 2, "together": "seeds"}, "runs on several GPUs do not train together: leave out together"),
         ({"seeds": [1, 2, 1]}, "seed1 twice: leave one out"),
         ({"trainers": {"MPL": "small", "x": {"trainer": "MPL", "config": "small"}}}, "MPL/small/seed1 twice"),
     ],
@@ -333,3 +333,22 @@ def test_invalid_number_of_workers(one_run, monkeypatch, capsys, workers):
     with pytest.raises(SystemExit) as caught:
         command.main()
     assert caught.value.code == 2 and f"expected an integer >= 1, got {workers!r}" in capsys.readouterr().err
+
+
+def test_cache_of_a_study_is_a_folder(study_file):
+    assert load(study_file("none", cache=None)).cache is None
+    study = load(study_file("some", cache="~/there"))
+    assert study.cache.is_absolute() and str(study.cache) in study.runs()[0].arguments
+    for value in ("", "-x", 3.5, ["a"]):
+        with pytest.raises(UsageError, match="cache is .*: give the path of a folder"):
+            load(study_file("bad", cache=value))
+
+
+@pytest.mark.parametrize("value", ["seeds", None, 3])
+def test_together_has_no_effect_but_a_notice_and_its_old_results_are_read(value, study_file, tmp_path, capsys):
+    study, without = load(study_file("a", together=value)), load(study_file("b"))
+    assert study == replace(without, output=study.output)
+    assert capsys.readouterr().err.startswith("The key together has no effect any more")
+    finish(study.runs()[0], 50.0, runs_together=3, evaluated_in="output/seed1")
+    command.main(["status", str(tmp_path / "a.yaml")])
+    assert capsys.readouterr().out.startswith("1 of 4 runs are done")

@@ -46,7 +46,7 @@ class PromptTrainer(TrainerX):
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
-    learns: ClassVar[bool] = True  # False: there is nothing to train, and seeds change nothing
+    learns: ClassVar[bool] = True  # False: there is nothing to train
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
@@ -54,7 +54,6 @@ class PromptTrainer(TrainerX):
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     dm: Any
     evaluator: Any
-    autograd: Any = torch.autograd  # its `backward` and `grad`; runs side by side put their common ones in its place
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
@@ -231,10 +230,10 @@ class PromptTrainer(TrainerX):
 
         Args:
             loss, parts: as `loss()` returned them. A method that combines gradients of several losses overrides this;
-                zeroing, unscaling, the step and the scaler's update stay where they are. It differentiates by
-                `self.autograd`. What it adds to `parts` is logged.
+                zeroing, unscaling, the step and the scaler's update stay where they are. What it adds to `parts` is
+                logged.
         """
-        self.autograd.backward(self.scaler.scale(loss))
+        self.scaler.scale(loss).backward()
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Describes a checkpoint beside its learned tensors: plain values only."""

@@ -63,8 +63,8 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         one, the result is not finite, and the scaler skips the step.
         """
         learned, opposed = list(self.model.parameters()), []
-        own = self.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
-        general = self.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned)
+        own = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
+        general = torch.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned)
         for parameter, a, b in zip(learned, own, general, strict=True):
             product = (a * b).sum()
             opposed.append(product < 0)

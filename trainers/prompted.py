@@ -83,10 +83,6 @@ class PromptedCLIP(nn.Module):
     def clip(self) -> CLIP:
         return self._frozen[0]
 
-    def share(self, clip: CLIP, towers: Any) -> None:
-        """Compute with another copy of the same frozen CLIP, by these towers."""
-        self._frozen, self.towers = (clip,), towers
-
     def _apply(self, fn: Callable, recurse: bool = True):
         self.clip._apply(fn, recurse)
         return super()._apply(fn, recurse)

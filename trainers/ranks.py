@@ -20,8 +20,7 @@ def split(trainer: Any, ranks: Ranks) -> None:
     if not isinstance(trainer, PromptTrainer):
         what = f"{name} is not a prompt method, and only these run on several devices"
         raise UsageError(what, "start it without torchrun")
-    clip = trainer.model.clip
-    if any(parameter.requires_grad for parameter in clip.parameters()):
+    if any(parameter.requires_grad for parameter in trainer.model.clip.parameters()):
         what = f"{name} trains weights of the towers, whose gradients are not added up over ranks"
         raise UsageError(what, "start it without torchrun")
-    trainer.model.share(clip, SplitTowers(trainer.model.towers, ranks, trainer.model))
+    trainer.model.towers = SplitTowers(trainer.model.towers, ranks, trainer.model)

@@ -14,7 +14,7 @@ from common.start import ROOT
 from .executor import TRIES
 from .group import execute_in_group
 from .spec import Run
-from .worker import WorkerDied, execute_together
+from .worker import WorkerDied, execute_run
 
 START_HINT = "start one with `ray start --head`"
 
@@ -103,20 +103,20 @@ class Cluster:
             slots += int(min(has.get("CPU", 0) / self.cpus, by_gpu))
         return slots + 1
 
-    def submit(self, *runs: Run) -> "Future[list[str | None]]":
+    def submit(self, run: Run) -> "Future[str | None]":
         ranks = max(1, int(self.gpus or 0))
-        return self.task.remote(os.getcwd(), self.cpus, ranks, [run.arguments for run in runs]).future()
+        return self.task.remote(os.getcwd(), self.cpus, ranks, run.arguments).future()
 
 
-def execute_in_task(folder: str, threads: int, ranks: int, runs: list[tuple[str, ...]]) -> list[str | None]:
-    """`execute_together` in a worker of Ray, or each run on several ranks."""
+def execute_in_task(folder: str, threads: int, ranks: int, arguments: tuple[str, ...]) -> str | None:
+    """`execute_run` in a worker of Ray, on one rank or several."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
     if ranks == 1:
         torch.set_num_threads(threads)
         keep_backbones(1)  # Ray gives further runs to this process
-        return execute_together(runs)
+        return execute_run(arguments)
     try:
-        return [execute_in_group(run, ranks, max(1, threads // ranks)) for run in runs]
+        return execute_in_group(arguments, ranks, max(1, threads // ranks))
     except WorkerDied:
         os._exit(1)  # as if this process had died: Ray tries again

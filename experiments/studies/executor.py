@@ -15,7 +15,6 @@ from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
-from .reuse import adopt, evaluated_once
 from .spec import Run, RunSequence, Study
 from .worker import Worker, WorkerDied, record_error
 
@@ -35,8 +34,8 @@ class Executor(Protocol):
     def slots(self) -> int:
         """How many runs it can execute at a time, now."""
 
-    def submit(self, *runs: Run) -> "Future[list[str | None]]":
-        """Start a run, or several together: `execute_together` in another process."""
+    def submit(self, run: Run) -> "Future[str | None]":
+        """Start a run: `execute_run` in another process."""
 
     def __enter__(self) -> "Executor": ...
 
@@ -49,7 +48,6 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
-    sequences = evaluated_once(sequences)
     total, failed = sum(map(len, sequences)), {}
     unfinished = [tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences]
     for sequence, left in zip(sequences, unfinished, strict=True):
@@ -57,58 +55,35 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
             remove_leftover(run.folder)
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
-    running: dict[Future[list[str | None]], list[RunSequence]] = {}
+    running: dict[Future[str | None], RunSequence] = {}
     deaths: Counter[Run] = Counter()
     finished = total - sum(map(len, unfinished))
     with executor, tqdm(total=total, initial=finished, desc=title, unit="run", smoothing=0.05) as bar:
         while waiting or running:
             while waiting and len(running) < executor.slots():
-                together = take(waiting, deaths)
-                running[begin(executor, [sequence[0] for sequence in together])] = together
+                sequence = waiting.popleft()
+                running[executor.submit(sequence[0])] = sequence
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             if sys.stderr.isatty():
                 bar.refresh()  # its clock
             for future in done:
-                together = running.pop(future)
+                sequence = running.pop(future)
+                run, *rest = sequence
                 death = future.exception()
                 if isinstance(death, WorkerDied):
-                    deaths.update(sequence[0] for sequence in together)
-                    if deaths[together[0][0]] < TRIES:
-                        waiting.extendleft(together)
+                    deaths[run] += 1
+                    if deaths[run] < TRIES:
+                        waiting.appendleft(sequence)
                         continue
-                errors = [record_error(run.folder, death) for run, *_ in together] if death else future.result()
-                for (run, *rest), error in zip(together, errors, strict=True):
-                    bar.update()
-                    if error:
-                        failed[run] = error
-                        bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
-                        bar.update(len(rest))
-                    elif rest:
-                        waiting.appendleft(tuple(rest))
+                error = record_error(run.folder, death) if death else future.result()
+                bar.update()
+                if error:
+                    failed[run] = error
+                    bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
+                    bar.update(len(rest))
+                elif rest:
+                    waiting.appendleft(tuple(rest))
     return failed
-
-
-def take(waiting: deque[RunSequence], deaths: Counter[Run]) -> list[RunSequence]:
-    """Take the next sequence out, and with it those whose first run is executed together with its own.
-
-    The last try of a run whose process died is made alone: another one may have ended it, or filled the memory.
-    """
-    first = waiting[0][0]
-    together = [sequence for sequence in waiting if sequence[0].job == first.job]
-    together = [s for s in together if deaths[s[0]] + 1 < TRIES] if deaths[first] + 1 < TRIES else [waiting[0]]
-    for sequence in together:
-        waiting.remove(sequence)
-    return sorted(together, key=lambda sequence: sequence[0].seed)
-
-
-def begin(executor: Executor, runs: list[Run]) -> "Future[list[str | None]]":
-    """Start runs together; one that has the results of another is done at once."""
-    run, of = runs[0], runs[0].same_as
-    if of is None:
-        return executor.submit(*runs)
-    done: Future[list[str | None]] = Future()
-    done.set_result([adopt(run, of)])
-    return done
 
 
 class LocalExecutor:
@@ -129,11 +104,11 @@ class LocalExecutor:
     def slots(self) -> int:
         return self.workers
 
-    def submit(self, *runs: Run) -> "Future[list[str | None]]":
-        return self.callers.submit(self.call, runs)
+    def submit(self, run: Run) -> "Future[str | None]":
+        return self.callers.submit(self.call, run)
 
-    def call(self, runs: Sequence[Run]) -> list[str | None]:
-        """Execute the runs in an idle process, or in a new one; a process that died is not used again."""
+    def call(self, run: Run) -> str | None:
+        """Execute the run in an idle process, or in a new one; a process that died is not used again."""
         try:
             worker = self.idle.pop()
         except IndexError:  # no process is idle: another thread may have taken the last one just now
@@ -141,9 +116,9 @@ class LocalExecutor:
             self.started.append(worker)
             if self.stopping:  # since before the process was in the list
                 worker.stop(now=True)
-        errors = worker.call(*(run.arguments for run in runs))
+        error = worker.call(run.arguments)
         self.idle.append(worker)
-        return errors
+        return error
 
     def __enter__(self) -> "LocalExecutor":
         self.before = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "PYTHONWARNINGS")}

@@ -22,7 +22,7 @@ def execute_in_group(run: Sequence[str], count: int, threads: int) -> str | None
         threads: of each.
 
     Returns:
-        its error in one line, or None: as `execute_together`.
+        its error in one line, or None: as `execute_run`.
 
     Raises:
         WorkerDied: one of the processes was killed.

@@ -96,10 +96,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`.
-
-    `same_as` is a run that has the same results: see `reuse`. If `together`, it trains beside those of other seeds.
-    """
+    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`."""
 
     protocol: str
     variant: Variant
@@ -109,19 +106,11 @@ class Run:
     classes: str
     folder: Path
     arguments: tuple[str, ...] = field(repr=False)
-    together: bool = field(default=False, compare=False, repr=False)
-    same_as: "Run | None" = field(default=None, compare=False, repr=False)
 
     @property
     def trains(self) -> bool:
         """Whether it learns prompts, rather than testing those of another run."""
         return "--eval-only" not in self.arguments
-
-    @property
-    def job(self) -> tuple:
-        """The common facts of runs that one process executes together."""
-        every = (self.protocol, self.variant, self.dataset, self.shots, self.classes, self.trains)
-        return every if self.together else (self.folder,)
 
 
 RunSequence = tuple[Run, ...]  # each run needs the ones before it
@@ -139,7 +128,6 @@ class Study:
         backbone: replaces the one of the YAML files.
         cache: folder for features of frozen image towers and for decoded test images, which runs share (CACHE and
             DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
-        together: `seeds` trains the runs that differ by their seeds alone together, in one process.
         cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
             runs share one; 2: a run has a rank on each of two). Without `gpus`, one if the cluster has any.
 
@@ -156,7 +144,6 @@ class Study:
     shots: tuple[int, ...] = (16,)
     backbone: str = ""
     cache: Path | None = None
-    together: str = ""
     cpus: int = 1
     gpus: float | None = None
     root: Path = Path("data")
@@ -167,15 +154,10 @@ class Study:
         check_numbers("shots", self.shots, int, 1, 1_000_000)
         check_numbers("cpus", [self.cpus], int, 1, 1024)
         check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1024)
-        if self.gpus is not None and self.gpus > 1:
-            if self.gpus != int(self.gpus):
-                raise UsageError(f"gpus has the value {self.gpus!r}", "give a fraction up to 1, or an integer")
-            if self.together:
-                raise UsageError("runs on several GPUs do not train together", "leave out together, or set gpus to 1")
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(f"gpus has the value {self.gpus!r}", "give a fraction up to 1, or an integer")
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
-        if self.together:
-            choose(self.together, ("seeds",), "value of the key together")
         for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
@@ -218,8 +200,7 @@ class Study:
             classes=step.classes,
             settings=(*cache, *recipe.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
-        together = self.together == "seeds"
-        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(words), together)
+        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(words))
 
     def base2new(self) -> Iterator[RunSequence]:
         """Train and test on base classes, then test on new ones."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -40,6 +41,9 @@ def load(file: Path, settings: bool = True) -> Study:
 
 def study_from(content: dict) -> Study:
     """A `Study` from the content of its file."""
+    if "together" in content:
+        del content["together"]
+        print("The key together has no effect any more: each seed is a run of its own", file=sys.stderr)
     for key in content:
         choose(key, STUDY_KEYS, "key")
     entries = content.get("trainers")

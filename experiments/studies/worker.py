@@ -18,7 +18,7 @@ from common.files import write_text
 
 from ..arguments import parse_arguments
 from ..results import ERROR
-from ..together import train_together
+from ..run import train_and_test
 
 
 class WorkerDied(RuntimeError):
@@ -47,14 +47,14 @@ class Worker:
         self.process.start()
         theirs.close()  # so that `recv` raises EOFError when the process ends
 
-    def call(self, *runs: Sequence[str]) -> list[str | None]:
-        """`execute_together` in the process.
+    def call(self, arguments: Sequence[str]) -> str | None:
+        """`execute_run` in the process.
 
         Raises:
             WorkerDied: the process ended first.
         """
         try:
-            self.connection.send(runs)
+            self.connection.send(arguments)
             return self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
@@ -75,8 +75,8 @@ def serve(connection: Connection, threads: int) -> None:
     init_worker(threads)
     keep_backbones(1)  # its runs often have the same
     with suppress(EOFError):  # the main process was killed
-        while (runs := connection.recv()) is not None:
-            connection.send(execute_together(runs))
+        while (arguments := connection.recv()) is not None:
+            connection.send(execute_run(arguments))
 
 
 def init_worker(threads: int) -> None:
@@ -95,22 +95,20 @@ def exit_with_parent() -> None:
 
 
 def execute_run(arguments: Sequence[str]) -> str | None:
-    """`execute_together` of one run."""
-    return execute_together([arguments])[0]
+    """Execute a run of train.py with these arguments in this process; its output goes to log.txt only.
 
-
-def execute_together(runs: Sequence[Sequence[str]]) -> list[str | None]:
-    """Execute runs of train.py with these arguments in this process; their output goes to log.txt only.
-
-    If another process executes one of them, wait for it; then skip the run if it is finished, else resume it.
+    If another process executes the run, wait for it; then skip the run if it is finished, else resume it.
 
     Returns:
-        for each run None, or its error in one line. error.txt in its folder holds it until the run succeeds.
+        None, or the run's error in one line. error.txt in its folder holds it until the run succeeds.
     """
-    parsed = [parse_arguments(list(arguments)) for arguments in runs]
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        errors = train_together(parsed, wait=True)
-    return [settle(Path(args.output_dir), error) for args, error in zip(parsed, errors, strict=True)]
+    args, error = parse_arguments(list(arguments)), None
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            train_and_test(args, wait=True)
+    except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
+        error = caught
+    return settle(Path(args.output_dir), error)
 
 
 def settle(folder: Path, error: BaseException | None) -> str | None:

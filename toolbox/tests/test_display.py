@@ -70,14 +70,6 @@ def test_print_freq_is_obeyed_in_short_epochs_too(freq, batches, root, tmp_path,
     assert errors == ""  # no bars where nobody watches
 
 
-def test_bars_have_the_label_of_the_stream(root, tmp_path, terminal):
-    screen = terminal()
-    screen.label = "seed 1 | "
-    train(root, tmp_path)
-    shown = screen.getvalue()
-    assert "seed 1 | epoch 1/2 |" in shown and "seed 1 | test set: " in shown
-
-
 def test_details_without_a_log(terminal):
     screen = terminal()
     print_detail("for the log")

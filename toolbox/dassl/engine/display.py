@@ -1,7 +1,6 @@
 """The display of a training loop: the published lines in the log, and one live line for a person at a terminal."""
 
 import datetime
-import sys
 
 from dassl.utils import AverageMeter
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
@@ -27,7 +26,7 @@ class EpochDisplay:
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
         self.bar = tqdm(
             total=num_batches,
-            desc=f"{label()}epoch {epoch}/{max_epoch}",
+            desc=f"epoch {epoch}/{max_epoch}",
             bar_format=BAR,
             leave=False,
             dynamic_ncols=True,
@@ -75,14 +74,7 @@ class EpochDisplay:
             print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {figures}, {took}, left {eta}")
 
 
-def label():
-    """What stdout puts before each line, if it has a `label`: several runs may share a terminal."""
-    return getattr(sys.stdout, "label", "")
-
-
 def test_bar(loader, split):
     """The batches of a loader; on a terminal with a bar that names the split ("test" or "val")."""
     leave = split == "test"  # validation has a bar for every epoch
-    return tqdm(
-        loader, f"{label()}{split} set", leave=leave, unit="batch", dynamic_ncols=True, disable=not on_terminal()
-    )
+    return tqdm(loader, f"{split} set", leave=leave, unit="batch", dynamic_ncols=True, disable=not on_terminal())

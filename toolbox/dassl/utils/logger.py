@@ -5,8 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 __all__ = ["Logger", "on_terminal", "print_detail", "print_on_terminal", "setup_logger"]
 
 
@@ -78,8 +76,7 @@ def print_detail(text):
 def print_on_terminal(text):
     """Print a line that only a terminal shows; the log does not have it."""
     if on_terminal():
-        with tqdm.external_write_mode(file=sys.stderr):  # without the bars of others meanwhile
-            print(text, file=getattr(sys.stdout, "console", sys.stdout), flush=True)
+        print(text, file=getattr(sys.stdout, "console", sys.stdout), flush=True)
 
 
 def setup_logger(output=None):
