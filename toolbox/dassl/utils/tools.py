@@ -18,8 +18,8 @@ __all__ = [
     "check_availability",
     "check_isfile",
     "collect_env_info",
+    "count_num_param",
     "download_url",
-    "get_file_extension",
     "listdir_nohidden",
     "mkdir_if_missing",
     "read_image",
@@ -93,11 +93,6 @@ def listdir_nohidden(path, sort=False):
     return sorted(items) if sort else items
 
 
-def get_file_extension(path):
-    """The extension with its dot: ``".png"`` for ``"a/b.png"``."""
-    return os.path.splitext(path)[1]
-
-
 def nearest(name, available):
     """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none."""
     by_lower = {str(candidate).lower(): candidate for candidate in available}
@@ -124,3 +119,27 @@ def check_availability(requested, available):
 def tolist_if_not(x):
     """Return ``x`` if it is a list, else ``[x]``."""
     return x if isinstance(x, list) else [x]
+
+
+def count_num_param(model=None, params=None):
+    """Count the numbers in a model, or in a list of parameters or of parameter groups.
+
+    Args:
+        model (nn.Module, optional): the model.
+        params (iterable, optional): tensors, or dicts with tensors under ``"params"``; used if no model is given.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if model is not None:
+        params = model.parameters()
+    if params is None:
+        raise ValueError("count_num_param() needs a model or params")
+    total = 0
+    for param in params:
+        if isinstance(param, dict):
+            group = param["params"]
+            total += group.numel() if hasattr(group, "numel") else count_num_param(params=group)
+        else:
+            total += param.numel()
+    return total
