@@ -94,10 +94,18 @@ def listdir_nohidden(path, sort=False):
 
 
 def nearest(name, available):
-    """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none."""
-    by_lower = {str(candidate).lower(): candidate for candidate in available}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+    """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none.
+
+    For keys such as ``OPTIM.LR``, the same last name in another group counts for more than similar letters.
+    """
+
+    def likeness(candidate):
+        own, other = str(name).lower(), str(candidate).lower()
+        same_last = own.rpartition(".")[2] == other.rpartition(".")[2]
+        return difflib.SequenceMatcher(None, own, other).ratio() + 0.3 * same_last
+
+    closest = max(available, key=likeness, default=None)
+    return "" if closest is None else f"; did you mean {closest}?"
 
 
 def check_availability(requested, available):
