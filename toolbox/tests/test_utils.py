@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import sys
+from importlib import import_module
 from io import StringIO
 
 import numpy as np
@@ -210,3 +211,36 @@ def test_collect_env_info_lists_torch_and_pillow(monkeypatch):
 
     monkeypatch.setattr(torch.utils.collect_env, "get_pretty_env_info", lambda: "PyTorch version: x")
     assert utils.collect_env_info.__wrapped__().startswith("PyTorch version: x\n        Pillow (")
+
+
+# What 29 published projects of the CoOp family import
+IMPORTED = {
+    "config": "clean_cfg get_cfg_default",
+    "data": "DataManager DatasetWrapper",
+    "data.data_manager": "DatasetWrapper build_data_loader build_transform",
+    "data.datasets": "DATASET_REGISTRY DatasetBase Datum",
+    "data.datasets.build": "DATASET_REGISTRY build_dataset",
+    "data.samplers": "build_sampler",
+    "data.transforms": "INTERPOLATION_MODES build_transform",
+    "data.transforms.transforms": "build_transform",
+    "engine": "SimpleTrainer TRAINER_REGISTRY TrainerX build_trainer",
+    "engine.trainer": "AverageMeter MetricMeter SummaryWriter TrainerX",
+    "evaluation": "build_evaluator",
+    "evaluation.build": "EVALUATOR_REGISTRY",
+    "evaluation.evaluator": "Classification",
+    "metrics": "compute_accuracy",
+    "modeling": "build_backbone build_head",
+    "optim": "build_lr_scheduler build_optimizer",
+    "optim.lr_scheduler": "ConstantWarmupScheduler LinearWarmupScheduler",
+    "optim.radam": "RAdam",
+    "utils": "AverageMeter MetricMeter check_isfile collect_env_info count_num_param listdir_nohidden load_checkpoint "
+    "load_pretrained_weights mkdir_if_missing read_image read_json resume_from_checkpoint save_checkpoint "
+    "set_random_seed setup_logger tolist_if_not write_json",
+    "utils.tools": "mkdir_if_missing",
+}
+
+
+@pytest.mark.parametrize("module", IMPORTED)
+def test_names_that_projects_import_exist(module):
+    found = import_module(f"dassl.{module}")
+    assert [name for name in IMPORTED[module].split() if not hasattr(found, name)] == []

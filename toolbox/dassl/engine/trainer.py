@@ -11,11 +11,13 @@ from dassl.engine.base import TrainerBase
 from dassl.engine.display import EpochDisplay, test_bar
 from dassl.engine.run_state import epoch_files, is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
-from dassl.utils import MetricMeter, UsageError, mkdir_if_missing
+from dassl.utils import AverageMeter, MetricMeter, UsageError, mkdir_if_missing
 from dassl.utils.archive import remove_temporary_files
+from dassl.utils.lazy import lazy_names
 from dassl.utils.logger import print_on_terminal
 
-__all__ = ["SimpleTrainer", "TrainerBase", "TrainerX"]
+__all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
+__getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # some projects import it from here
 
 
 class SimpleTrainer(TrainerBase):
