@@ -21,6 +21,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.DATASET.SPLIT_SEED = -1  # ImageFolder: from 0, split images that are not split yet
     cfg.DATASET.TITLE = ""  # its name in results; ImageFolder: that of the YAML file (default: DATASET.NAME)
     cfg.DATASET.TEMPLATE = ""  # sentence for zero-shot CLIP, instead of the dataset's own
+    cfg.INPUT.setdefault("EXIF_ORIENTATION", False)  # the published Dassl has no such key, and reads images as stored
 
 
 def set_title(cfg: CfgNode, file: str) -> None:

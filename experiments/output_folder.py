@@ -109,7 +109,8 @@ def restored_stdout() -> Iterator[None]:
         sys.stdout = before
         if log is not before:
             log.flush()
-            getattr(log, "file", log).close()
+            log.console = getattr(log, "file", log)  # which the published Dassl's logger closes when it is deleted
+            log.console.close()
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 import argparse
 import json
 import platform
+from contextlib import redirect_stdout
 from datetime import datetime, timezone
+from io import StringIO
 from pathlib import Path
 
 from common.errors import UsageError
@@ -47,7 +49,7 @@ def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, ch
     from .configuration import flatten
     from .environment import versions
 
-    measured = getattr(trainer, "test_results", None) or {}
+    measured = results_of(cfg, trainer)
     device, settings, ranks = trainer.device, flatten(cfg), current_ranks().count
     content = {
         **{key: settings[setting] for key, setting in RECORDED.items()},
@@ -56,7 +58,7 @@ def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, ch
         "accuracy": measured.get("accuracy"),
         "error_rate": measured.get("error_rate"),
         "macro_f1": measured.get("macro_f1"),
-        "n_test": getattr(trainer, "n_test", None),
+        "n_test": measured.get("n_test"),
         "epochs": epochs,
         "tested_epoch": tested_epoch,
         "data_use": {"choose": choices},
@@ -69,6 +71,18 @@ def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, ch
         "versions": versions(),
     }
     write_text(Path(cfg.OUTPUT_DIR, FILE), json.dumps(content, indent=1) + "\n")
+
+
+def results_of(cfg, trainer) -> dict:
+    """What the trainer's last test measured; {} if there was none."""
+    if hasattr(trainer, "test_results"):
+        return (trainer.test_results or {}) | {"n_test": trainer.n_test}
+    if cfg.TEST.NO_TEST:
+        return {}
+    with redirect_stdout(StringIO()):  # a trainer of the published Dassl keeps the results in its evaluator alone
+        measured = trainer.evaluator.evaluate()
+    validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
+    return measured | {"n_test": len((trainer.val_loader if validates else trainer.test_loader).dataset)}
 
 
 def read_results(folder: Path) -> dict | None:

@@ -27,7 +27,7 @@ FORMAT = 1
 LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
 # The keys of INPUT that a test's transform reads.
 INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
-TEST_TRANSFORMS = ("normalize", "instance_norm")  # of INPUT.TRANSFORMS; the others are for training
+TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 
 
 @dataclass(frozen=True)

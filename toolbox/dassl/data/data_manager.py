@@ -36,23 +36,20 @@ def build_data_loader(
         sampler_type (str): see `dassl.data.samplers`.
         data_source: list of `Datum`.
         batch_size (int): images per batch.
-        n_domain (int): domains per batch (RandomDomainSampler).
-        n_ins (int): images per class (RandomClassSampler).
+        n_domain, n_ins: unused; published callers pass them.
         tfm: transform or list of transforms.
         is_train (bool): whether the loader serves training.
         dataset_wrapper: class to use instead of `DatasetWrapper`.
 
     Raises:
-        UsageError: there is no data, the sampler is unknown, the numbers do not fit the data, or neither a transform
-            nor a dataset wrapper makes tensors of the images.
+        UsageError: there is no data, the sampler is unknown, or neither a transform nor a dataset wrapper makes tensors
+            of the images.
     """
     if not data_source:
         raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
-    sampler = build_sampler(
-        sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
-    )
+    sampler = build_sampler(sampler_type, data_source=data_source)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = is_train and isinstance(dataset, DatasetWrapper)
@@ -101,8 +98,6 @@ class DataManager:
                 sampler_type=options.SAMPLER,
                 data_source=data_source,
                 batch_size=options.BATCH_SIZE,
-                n_domain=options.N_DOMAIN,
-                n_ins=options.N_INS,
                 tfm=custom_tfm_train,
                 is_train=True,
                 dataset_wrapper=dataset_wrapper,

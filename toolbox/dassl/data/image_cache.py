@@ -4,8 +4,8 @@ import hashlib
 import os
 import time
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
+from io import BytesIO
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -155,16 +155,11 @@ class KeptImages:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             unfinished.unlink(missing_ok=True)
             with open(unfinished, "xb") as file:  # not through a memory map: a full disk would end the process
-                header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for image in images:
-                    pixels = np.asarray(image)
-                    if pixels.shape != self.shape[1:]:
-                        raise ValueError(f"they have the sizes {self.shape[1:]} and {pixels.shape}")
-                    file.write(pixels.tobytes())
-            digest = digest_of(unfinished, unfinished.stat().st_size)
-            with open(unfinished, "ab") as file:
-                file.write(digest)
+                digest = hashlib.sha256()
+                for content in self.contents(images):
+                    file.write(content)
+                    digest.update(content)
+                file.write(digest.digest())
             os.replace(unfinished, self.file)
         except ImageError:
             raise
@@ -176,6 +171,18 @@ class KeptImages:
                 unfinished.unlink(missing_ok=True)
         self.make_room(limit)
         self.open()
+
+    def contents(self, images):
+        """The parts of the file before its digest: NumPy's header, then the pixels of each image."""
+        header = BytesIO()
+        facts = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        yield header.getvalue()
+        for image in images:
+            pixels = np.asarray(image)
+            if pixels.shape != self.shape[1:]:
+                raise ValueError(f"they have the sizes {self.shape[1:]} and {pixels.shape}")
+            yield pixels.tobytes()
 
     def make_room(self, limit):
         """Delete files that were not used for longest, until all have at most `limit` bytes, and abandoned ones."""
@@ -191,19 +198,11 @@ class KeptImages:
                     file.unlink()
 
 
-def digest_of(file, size):
-    """The SHA-256 of the first `size` bytes of a file."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        for block in iter(partial(content.read, BLOCK), b""):
-            digest.update(block[: max(0, size)])
-            size -= len(block)
-    return digest.digest()
-
-
 def is_complete(file):
-    """Whether a file ends with the digest of all before it."""
-    size = file.stat().st_size - DIGEST
+    """Whether a file ends with the SHA-256 of all bytes before it."""
+    digest, left = hashlib.sha256(), file.stat().st_size - DIGEST
     with open(file, "rb") as content:
-        content.seek(max(0, size))
-        return content.read() == digest_of(file, size)
+        while left > 0 and (block := content.read(min(BLOCK, left))):
+            digest.update(block)
+            left -= len(block)
+        return content.read() == digest.digest()

@@ -1,14 +1,6 @@
 """Training loops."""
 
 from dassl.engine.build import TRAINER_REGISTRY, build_trainer
-from dassl.engine.trainer import SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU
+from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
 
-__all__ = [
-    "TRAINER_REGISTRY",
-    "SimpleNet",
-    "SimpleTrainer",
-    "TrainerBase",
-    "TrainerX",
-    "TrainerXU",
-    "build_trainer",
-]
+__all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "build_trainer"]

@@ -3,7 +3,6 @@
 import datetime
 import os
 import time
-from itertools import islice
 
 import torch
 from dassl.data import DataManager
@@ -12,70 +11,13 @@ from dassl.engine.base import TrainerBase
 from dassl.engine.display import EpochDisplay, test_bar
 from dassl.engine.run_state import epoch_files, is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
-from dassl.modeling import build_backbone, build_head
-from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import (
-    MetricMeter,
-    UsageError,
-    count_num_param,
-    load_pretrained_weights,
-    mkdir_if_missing,
-)
+from dassl.utils import AverageMeter, MetricMeter, UsageError, mkdir_if_missing
 from dassl.utils.archive import remove_temporary_files
+from dassl.utils.lazy import lazy_names
 from dassl.utils.logger import print_on_terminal
-from torch import nn
 
-__all__ = ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
-
-
-class SimpleNet(nn.Module):
-    """A backbone, an optional head, and a linear classifier.
-
-    Args:
-        cfg: the config.
-        model_cfg: its MODEL node.
-        num_classes (int): size of the output; 0: return features.
-        kwargs: further arguments of the backbone.
-
-    Attributes:
-        fdim (int): size of the features before the classifier.
-    """
-
-    def __init__(self, cfg, model_cfg, num_classes, **kwargs):
-        super().__init__()
-        self.backbone = build_backbone(
-            model_cfg.BACKBONE.NAME, verbose=cfg.VERBOSE, pretrained=model_cfg.BACKBONE.PRETRAINED, **kwargs
-        )
-        fdim = self.backbone.out_features
-        head = model_cfg.HEAD
-        self.head = None
-        if head.NAME and head.HIDDEN_LAYERS:
-            self.head = build_head(
-                head.NAME,
-                verbose=cfg.VERBOSE,
-                in_features=fdim,
-                hidden_layers=head.HIDDEN_LAYERS,
-                activation=head.ACTIVATION,
-                bn=head.BN,
-                dropout=head.DROPOUT,
-            )
-            fdim = self.head.out_features
-        self.classifier = nn.Linear(fdim, num_classes) if num_classes > 0 else None
-        self._fdim = fdim
-
-    @property
-    def fdim(self):
-        return self._fdim
-
-    def forward(self, x, return_feature=False):
-        """Images (N, 3, H, W) to logits (N, num_classes); with `return_feature` to (logits, features)."""
-        f = self.backbone(x)
-        if self.head is not None:
-            f = self.head(f)
-        if self.classifier is None:
-            return f
-        y = self.classifier(f)
-        return (y, f) if return_feature else y
+__all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
+__getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # some projects import it from here
 
 
 class SimpleTrainer(TrainerBase):
@@ -130,20 +72,8 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self):
-        """Build the model, move it to the device and register it; by default a `SimpleNet`."""
-        cfg = self.cfg
-        print("Building model")
-        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
-        if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
-        self.model.to(self.device)
-        print(f"# params: {count_num_param(self.model):,}")
-        self.optim = build_optimizer(self.model, cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
-        self.register_model("model", self.model, self.optim, self.sched)
-        if (device_count := torch.cuda.device_count()) > 1 and self.device.type == "cuda":
-            print(f"Detected {device_count} GPUs (use nn.DataParallel)")
-            self.model = nn.DataParallel(self.model)
+        """Build the model, move it to the device and register it."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_model()")
 
     def train(self):
         """Train from the first epoch, or resume after the last checkpoint, then test."""
@@ -270,17 +200,19 @@ class SimpleTrainer(TrainerBase):
         """A batch's images and labels, on the trainer's device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
-    def _run_batches(self, batches):
-        """Train on `self.num_batches` batches, each a tuple of arguments of `forward_backward`."""
-        cfg = self.cfg
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled data; subclasses define `forward_backward(batch)`, which returns a dict of losses."""
+
+    def run_epoch(self):
         self.set_model_mode("train")
-        losses = MetricMeter()
-        with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, cfg.TRAIN.PRINT_FREQ) as display:
+        self.num_batches, losses = len(self.train_loader_x), MetricMeter()
+        with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, self.cfg.TRAIN.PRINT_FREQ) as display:
             end = time.time()
-            for batch_idx, batch in enumerate(batches):
+            for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
                 data_seconds = time.time() - end
-                losses.update(self.forward_backward(*batch))
+                losses.update(self.forward_backward(batch))
                 display.update(losses, self.get_current_lr(), data_seconds, time.time() - end)
 
                 step = self.epoch * self.num_batches + batch_idx
@@ -289,39 +221,6 @@ class SimpleTrainer(TrainerBase):
                 self.write_scalar("train/lr", self.get_current_lr(), step)
                 end = time.time()
 
-
-class TrainerX(SimpleTrainer):
-    """Trains on labelled data; subclasses define `forward_backward(batch)`, which returns a dict of losses."""
-
-    def run_epoch(self):
-        self.num_batches = len(self.train_loader_x)
-        self._run_batches((batch,) for batch in self.train_loader_x)
-
     def parse_batch_train(self, batch):
         """A batch's images, labels and domains, on the trainer's device."""
         return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
-
-
-class TrainerXU(SimpleTrainer):
-    """Trains on labelled and unlabelled data; subclasses define `forward_backward(batch_x, batch_u)`.
-
-    An epoch has as many batches as the loader that TRAIN.COUNT_ITER names: "train_x", "train_u" or "smaller_one".
-    """
-
-    def run_epoch(self):
-        if self.train_loader_u is None:
-            raise UsageError(f"{type(self).__name__} needs unlabelled data, but the dataset has no train_u")
-        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
-        lengths["smaller_one"] = min(lengths.values())
-        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
-        pairs = zip(_endless(self.train_loader_x), _endless(self.train_loader_u), strict=False)
-        self._run_batches(islice(pairs, self.num_batches))
-
-    def parse_batch_train(self, batch_x, batch_u):
-        """Labelled images, their labels, and unlabelled images, on the trainer's device."""
-        return batch_x["img"].to(self.device), batch_x["label"].to(self.device), batch_u["img"].to(self.device)
-
-
-def _endless(loader):
-    while True:
-        yield from loader

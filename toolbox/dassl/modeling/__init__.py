@@ -1,6 +1,77 @@
-"""Backbones and heads of `dassl.engine.SimpleNet`."""
+"""Backbones and heads for projects that build their own networks; no trainer here uses them.
 
-from dassl.modeling.backbone import BACKBONE_REGISTRY, Backbone, build_backbone
-from dassl.modeling.head import HEAD_REGISTRY, build_head
+Names and weights of backbones are torchvision's, as in the published Dassl. timm has others, so
+``timm.create_model(name, num_classes=0)`` cannot replace the code below.
+"""
 
-__all__ = ["BACKBONE_REGISTRY", "HEAD_REGISTRY", "Backbone", "build_backbone", "build_head"]
+from dassl.utils import UsageError, check_availability
+from torch import nn
+from torchvision import models
+
+__all__ = ["build_backbone", "build_head"]
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+def build_backbone(name, verbose=True, pretrained=True):
+    """A torchvision classifier without its last linear layer.
+
+    Args:
+        name (str): for example "resnet18", "resnet50", "vit_b_16".
+        verbose (bool): print the name.
+        pretrained (bool): download torchvision's weights.
+
+    Returns:
+        A module with `out_features`, from images (N, 3, H, W) to features (N, out_features).
+
+    Raises:
+        UsageError: the backbone is unknown, or its weights cannot be downloaded.
+    """
+    check_availability(name, models.list_models(module=models))
+    if verbose:
+        print(f"Backbone: {name}")
+    try:
+        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except OSError as error:
+        raise UsageError(
+            f"cannot download the weights of {name} ({error}); for random weights pass pretrained=False"
+        ) from error
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UsageError(f"{name} does not end in a linear layer; choose another backbone")
+    model.out_features = model.get_submodule(linear[-1]).in_features
+    parent, _, child = linear[-1].rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity())
+    return model
+
+
+def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0):
+    """Linear layers, each followed by optional batch norm, an activation and optional dropout.
+
+    Args:
+        name (str): "mlp".
+        verbose (bool): print the name.
+        in_features (int): input size.
+        hidden_layers (int or sequence of int): output size of each layer.
+        activation (str): a key of `ACTIVATIONS`.
+        bn (bool): batch norm after each linear layer.
+        dropout (float): dropout probability; 0 for none.
+
+    Returns:
+        A module with `out_features`, from (N, in_features) to (N, out_features).
+
+    Raises:
+        UsageError: the head or the activation is unknown.
+    """
+    check_availability(name, ["mlp"])
+    check_availability(activation, list(ACTIVATIONS))
+    if verbose:
+        print(f"Head: {name}")
+    layers = []
+    for size in [hidden_layers] if isinstance(hidden_layers, int) else hidden_layers:
+        layers += [nn.Linear(in_features, size), *([nn.BatchNorm1d(size)] if bn else []), ACTIVATIONS[activation]()]
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+        in_features = size
+    head = nn.Sequential(*layers)
+    head.out_features = in_features
+    return head

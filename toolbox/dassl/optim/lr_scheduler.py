@@ -5,13 +5,11 @@ absolute rate, the same for all parameter groups, and the schedule after it may 
 training.
 """
 
+from dassl.config.defaults import SCHEDULERS, WARMUPS
 from dassl.utils import UsageError, check_availability
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
-__all__ = ["AVAI_SCHEDS", "ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
-
-AVAI_SCHEDS = ["single_step", "multi_step", "cosine"]
-AVAI_WARMUPS = ["constant", "linear"]
+__all__ = ["ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
 
 
 class _BaseWarmupScheduler(LRScheduler):
@@ -105,7 +103,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
         UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown, or STEPSIZE has the wrong type.
     """
     kind = optim_cfg.LR_SCHEDULER
-    check_availability(kind, AVAI_SCHEDS)
+    check_availability(kind, SCHEDULERS)
     stepsize = optim_cfg.STEPSIZE
     if kind == "single_step":
         if isinstance(stepsize, (list, tuple)) and stepsize:
@@ -122,7 +120,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
 
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
-    check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS)
+    check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)
     if not optim_cfg.WARMUP_RECOUNT:
         # Only the count: stepping it through the warm-up would change the rates that it starts from.
         scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": optim_cfg.WARMUP_EPOCH})

@@ -4,11 +4,10 @@ import warnings
 
 import torch
 import torch.nn as nn
+from dassl.config.defaults import OPTIMISERS
 from dassl.utils import UsageError, check_availability
 
-__all__ = ["AVAI_OPTIMS", "build_optimizer"]
-
-AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+__all__ = ["build_optimizer"]
 
 
 def build_optimizer(model, optim_cfg, param_groups=None):
@@ -29,7 +28,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
             a momentum of 0 or with damping.
     """
     name = optim_cfg.NAME
-    check_availability(name, AVAI_OPTIMS)
+    check_availability(name, OPTIMISERS)
 
     if param_groups is not None:
         if optim_cfg.STAGED_LR:

@@ -18,8 +18,8 @@ __all__ = [
     "check_availability",
     "check_isfile",
     "collect_env_info",
+    "count_num_param",
     "download_url",
-    "get_file_extension",
     "listdir_nohidden",
     "mkdir_if_missing",
     "read_image",
@@ -93,16 +93,19 @@ def listdir_nohidden(path, sort=False):
     return sorted(items) if sort else items
 
 
-def get_file_extension(path):
-    """The extension with its dot: ``".png"`` for ``"a/b.png"``."""
-    return os.path.splitext(path)[1]
-
-
 def nearest(name, available):
-    """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none."""
-    by_lower = {str(candidate).lower(): candidate for candidate in available}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+    """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none.
+
+    For keys such as ``OPTIM.LR``, the same last name in another group counts for more than similar letters.
+    """
+
+    def likeness(candidate):
+        own, other = str(name).lower(), str(candidate).lower()
+        same_last = own.rpartition(".")[2] == other.rpartition(".")[2]
+        return difflib.SequenceMatcher(None, own, other).ratio() + 0.3 * same_last
+
+    closest = max(available, key=likeness, default=None)
+    return "" if closest is None else f"; did you mean {closest}?"
 
 
 def check_availability(requested, available):
@@ -124,3 +127,27 @@ def check_availability(requested, available):
 def tolist_if_not(x):
     """Return ``x`` if it is a list, else ``[x]``."""
     return x if isinstance(x, list) else [x]
+
+
+def count_num_param(model=None, params=None):
+    """Count the numbers in a model, or in a list of parameters or of parameter groups.
+
+    Args:
+        model (nn.Module, optional): the model.
+        params (iterable, optional): tensors, or dicts with tensors under ``"params"``; used if no model is given.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if model is not None:
+        params = model.parameters()
+    if params is None:
+        raise ValueError("count_num_param() needs a model or params")
+    total = 0
+    for param in params:
+        if isinstance(param, dict):
+            group = param["params"]
+            total += group.numel() if hasattr(group, "numel") else count_num_param(params=group)
+        else:
+            total += param.numel()
+    return total
