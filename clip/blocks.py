@@ -7,13 +7,31 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
+# What an attention module may have: torch's has these, and so has that of open_clip's versions from 4.2 on.
+ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
+
 
 def is_standard(transformer: Transformer) -> bool:
-    """Whether all blocks are CLIP's own, which the functions below take apart."""
-    return transformer.batch_first and all(
-        type(block) is ResidualAttentionBlock and isinstance(block.attn, nn.MultiheadAttention)
-        for block in transformer.resblocks
-    )
+    """Whether all blocks are CLIP's own, which the functions below take apart without calling them.
+
+    A block is not, if it has forward hooks where these functions do not call a module.
+    """
+    return getattr(transformer, "batch_first", True) and all(map(is_standard_block, transformer.resblocks))
+
+
+def is_standard_block(block: Any) -> bool:
+    if (type(block).__module__, type(block).__name__) != (ResidualAttentionBlock.__module__, "ResidualAttentionBlock"):
+        return False
+    attention = block.attn
+    parts = {**attention._parameters, **attention._modules}
+    known = all(name in ATTENTION or has_no_effect(part) for name, part in parts.items())
+    not_called = (block, attention, block.mlp, *block.mlp)
+    return known and not any(module._forward_hooks or module._forward_pre_hooks for module in not_called)
+
+
+def has_no_effect(part: Any) -> bool:
+    """Whether a parameter or module of a block is a place-holder."""
+    return part is None or isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)
 
 
 PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3)}
@@ -28,7 +46,7 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
     """What `qkv` returned, (batch, tokens, n * width), as n tensors (batch, heads, tokens, width / heads)."""
-    shape = parts.shape[-1] // block.attn.embed_dim, block.attn.num_heads, -1
+    shape = parts.shape[-1] // len(block.ln_1.weight), block.attn.num_heads, -1
     return tuple(part.transpose(1, 2) for part in parts.unflatten(-1, shape).unbind(2))
 
 
@@ -72,10 +90,8 @@ def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> 
 
 
 def is_plain(layer: Any) -> bool:
-    """Whether a module computes what its weight and bias say, without forward hooks."""
-    return (
-        type(layer) is nn.Linear and layer.bias is not None and not (layer._forward_hooks or layer._forward_pre_hooks)
-    )
+    """Whether a module computes what its weight and bias say."""
+    return type(layer) is nn.Linear and layer.bias is not None
 
 
 def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:

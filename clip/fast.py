@@ -19,13 +19,14 @@ A layer takes tensors apart by `split`, not by slices: the gradient of a split i
 slice is a tensor of the size of the whole, filled with zeros.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from open_clip import CLIP
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -54,13 +55,13 @@ class Encoder:
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
         """Same as `plain.encode_image`."""
-        if not is_vit(clip) or not is_standard(clip.visual.transformer):
+        if not is_vit(clip) or not takes_apart(clip.visual.transformer):
             return plain.encode_image(clip, images, schedule)
         return self._encode_image(clip, images, schedule, 0)[0]
 
     def encode_image_and_prompts(self, clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """Same as `plain.encode_image_and_prompts`."""
-        if not is_vit(clip) or not is_standard(clip.visual.transformer):
+        if not is_vit(clip) or not takes_apart(clip.visual.transformer):
             return plain.encode_image_and_prompts(clip, images, schedule)
         return self._encode_image(clip, images, schedule, None)
 
@@ -118,11 +119,20 @@ def state_type(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
 
 def choose_path(clip: CLIP, prompts: TextPrompts) -> str:
     """How to encode texts: "reference" (by `plain`), "chunked" (a few images at a time) or "shared" (in one pass)."""
-    if not is_standard(clip.transformer):
+    if not takes_apart(clip.transformer):
         return "reference"
     if prompts.by_image and not torch.is_grad_enabled() and len(image_chunks(prompts)) > 1:
         return "chunked"
     return "shared"
+
+
+def takes_apart(transformer: Transformer) -> bool:
+    """Whether the functions below can compute the blocks of a tower. If not, a warning says so, once a process."""
+    if is_standard(transformer):
+        return True
+    what = "blocks that are not open_clip's ResidualAttentionBlock, or that have forward hooks,"
+    warnings.warn(f"a tower has {what} and runs in its plain form, which takes longer", stacklevel=1)
+    return False
 
 
 def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
