@@ -276,15 +276,15 @@ def empty(file):
 
 def of_another_key(file):
     """A good file, copied to this name."""
-    outputs = 2 * load_file(file)["outputs"]
+    outputs = 2 * load_file(file)["features"]
     facts = {"key": "f" * 32, "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
-    save_file({"outputs": outputs}, file, facts)
+    save_file({"features": outputs}, file, facts)
 
 
 def of_fewer_images(file):
-    outputs = load_file(file)["outputs"][:-1].clone()
+    outputs = load_file(file)["features"][:-1].clone()
     facts = {"key": file.stem[9:], "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
-    save_file({"outputs": outputs}, file, facts)
+    save_file({"features": outputs}, file, facts)
 
 
 def without_facts(file):

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 
 import common.files
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 OTHERS = [
     ("other", torch.zeros(1)),
-    ("text_features", torch.zeros(1, 8)),
-    ("text_features", torch.full((3, 8), torch.nan)),
+    ("teacher", torch.zeros(1, 8)),
+    ("teacher", torch.full((3, 8), torch.nan)),
 ]
 
 
@@ -106,7 +107,7 @@ def test_a_damaged_file_is_replaced(damage, build, computed, cache):
 def test_run_goes_without_an_unwritable_cache(build, computed, cache, monkeypatch, capsys):
     cache.parent.write_text("a file, where a folder should be")
     build("PromptSRC", "base").train()
-    assert "The teacher's text features are not kept for next time" in capsys.readouterr().out
+    assert "The teacher's text features are not kept for other runs" in capsys.readouterr().out
 
     cache.parent.unlink()
 
@@ -117,5 +118,25 @@ def test_run_goes_without_an_unwritable_cache(build, computed, cache, monkeypatc
     trainer = build("PromptSRC", "base", output="other")
     assert trainer.teacher.text_features.shape == (3, 256)
     printed = capsys.readouterr().out
-    assert "not kept for next time ([Errno 28] cannot write: No space left on device" in printed
+    assert "not kept for other runs ([Errno 28] cannot write: No space left on device" in printed
     assert list(cache.iterdir()) == [] and len(computed) == 2  # nothing half-written
+
+
+def test_random_numbers_in_the_file_are_not_used(build, computed, cache):
+    """Of the right shape, finite and well written: only the checksum shows that they are not the teacher's."""
+    expected = build("PromptSRC", "base").teacher.text_features
+    (file,) = cache.iterdir()
+    with safe_open(file, "pt") as content:
+        facts = content.metadata()
+    file.write_bytes(save({"teacher": normalize(torch.randn_like(expected))}, facts))
+    assert torch.equal(build("PromptSRC", "base").teacher.text_features, expected)
+    assert len(computed) == 2
+
+
+def test_folder_of_text_features_has_a_limit(build, cache, monkeypatch):
+    """A method asks for a file for each list of class names, so a visitor of a page could fill the disk."""
+    monkeypatch.setattr(trainers.teacher, "LIMIT", 2000)
+    trainer = build("PromptSRC", "base")
+    for number in range(6):
+        _ = Teacher(trainer.model, [f"name {number}"], ["{}"]).text_features
+    assert sum(file.stat().st_size for file in cache.iterdir()) <= 2000 and list(cache.iterdir())

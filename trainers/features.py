@@ -1,28 +1,20 @@
 """The features of test images by the frozen image tower, kept on disk for every run that would compute the same."""
 
 import hashlib
-import os
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from yacs.config import CfgNode
 
 from clip.digest import add_tensors, as_bytes
 from common.errors import UsageError
-from common.files import replacing
 
 from .prompted import PromptedCLIP
-
-PATTERN = "features-*.safetensors"
-ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
+from .tensor_cache import TensorCache
 
 
 class KeptFeatures:
@@ -34,14 +26,12 @@ class KeptFeatures:
     Args:
         model: one whose image tower has no prompts.
         loader: the loader of the test images.
-        folder: where the outputs are kept, in a file with a checksum, under a name that is a checksum of all that they
-            depend on.
-        limit: size limit of all such files there, in bytes.
+        cache: where the outputs are kept.
         device: where the model is.
     """
 
-    def __init__(self, model: PromptedCLIP, loader: Any, folder: Path, limit: float, device: torch.device):
-        self.model, self.loader, self.folder, self.limit, self.device = model, loader, folder, limit, device
+    def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache, device: torch.device):
+        self.model, self.loader, self.cache, self.device = model, loader, cache, device
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -51,10 +41,9 @@ class KeptFeatures:
             key = self.key()
         except OSError:  # a missing or damaged image, which the loader reports
             key = ""
-        file = self.folder / PATTERN.replace("*", key)
-        outputs = read(file, key, len(self.loader.dataset))
+        outputs = self.cache.get(key, len(self.loader.dataset)) if key else None
         if outputs is not None:
-            print(f"Image features: {file}")
+            print(f"Image features: {self.cache.file(key)}")
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
             labels = torch.tensor([item.label for item in self.loader.dataset.data_source])
             size = self.loader.batch_size
@@ -67,7 +56,7 @@ class KeptFeatures:
             computed.append(outputs.cpu())
             yield {"img": outputs, "label": batch["label"]}
         if key:
-            store(file, key, torch.cat(computed), self.limit)
+            self.cache.put(key, torch.cat(computed))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -104,7 +93,8 @@ def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any, device: torch.
         return loader
     if learner.vision() or learner.reader() is not None:
         return loader
-    return KeptFeatures(model, loader, folder, 1e9 * cfg.CACHE_GB, device)
+    cache = TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
+    return KeptFeatures(model, loader, cache, device)
 
 
 def cache_folder(cfg: CfgNode) -> Path | None:
@@ -119,49 +109,3 @@ def cache_folder(cfg: CfgNode) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"CACHE is {cfg.CACHE}, which is not a folder", "give the path of a folder", folder)
     return folder
-
-
-def read(file: Path, key: str, images: int) -> Tensor | None:
-    """The outputs (images, joint width) in a file; None if it is missing, damaged or another's."""
-    if not key or not file.is_file():
-        return None
-    try:
-        with safe_open(file, "pt") as content:
-            outputs, facts = content.get_tensor("outputs"), content.metadata() or {}
-    except (OSError, SafetensorError):  # deleted meanwhile, or damaged
-        outputs, facts = torch.empty(0), {}
-    if facts != {"key": key, "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()} or len(outputs) != images:
-        print(f"{file} is damaged: the image features are computed again")
-        return None
-    with suppress(OSError):
-        os.utime(file)  # files that were not used for longest are deleted first
-    return outputs
-
-
-def store(file: Path, key: str, outputs: Tensor, limit: float) -> None:
-    """Keep outputs of the image tower for other runs; if the file cannot be written, print why.
-
-    Files of others that were not used for longest are deleted until all have at most `limit` bytes.
-    """
-    if outputs.nbytes > limit:
-        print(f"{outputs.nbytes / 1e9:.2f} GB of image features are not kept: raise CACHE_GB")
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"key": key, "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
-        with replacing(file) as partial:
-            partial.write_bytes(save({"outputs": outputs}, facts))
-    except OSError as error:
-        print(f"The image features are not kept for other runs ({error})")
-        return
-    print(f"Image features are kept in {file}")
-    with suppress(OSError):  # another process deletes them too
-        for each in file.parent.glob(f".{PATTERN}.*.partial"):
-            if time.time() - each.stat().st_mtime > ABANDONED:
-                each.unlink()
-        files = sorted(file.parent.glob(PATTERN), key=lambda each: each.stat().st_mtime)
-        excess = sum(each.stat().st_size for each in files) - limit
-        for each in files:
-            if excess > 0 and each != file:
-                excess -= each.stat().st_size
-                each.unlink()

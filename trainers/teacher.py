@@ -10,20 +10,19 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from open_clip import OPENAI_IMAGENET_TEMPLATES
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from clip import CLIP, TextPrompts, current_ranks, encode_text, tokenize
 from clip.digest import add_tensors
-from common.files import replacing
 
 from .base import PromptTrainer
 from .prompted import PromptedCLIP, normalize
+from .tensor_cache import TensorCache
 
 TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
 ROWS = 256  # texts at a time
+LIMIT = 5e8  # bytes of all files of text features: a thousand classes have 2 MB
 
 
 def cache_folder() -> Path:
@@ -100,9 +99,10 @@ def teacher_text_features(
         (C, joint), fp32, normalised.
     """
     texts = [template.replace("{}", name) for template in templates for name in classnames]
-    file = cache_folder() / f"teacher-{fingerprint(clip, classnames, templates)}.safetensors"
+    cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
+    key = fingerprint(clip, classnames, templates)
     ranks = current_ranks()
-    if (kept := ranks.from_first(lambda: load(file, len(classnames)))) is not None:
+    if (kept := ranks.from_first(lambda: cache.get(key, len(classnames)))) is not None:
         return kept.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
         if len(texts) < ranks.count:
@@ -112,18 +112,8 @@ def teacher_text_features(
             features = ranks.gather(own, ranks.sizes(len(texts)))
     features = normalize(features.unflatten(0, (len(templates), len(classnames))).mean(dim=0))
     if ranks.first:
-        store(file, features)
+        cache.put(key, features)
     return features
-
-
-def load(file: Path, classes: int) -> Tensor | None:
-    """The features (C, joint), fp32, in a file; None if it is missing or damaged."""
-    try:
-        features = load_file(file)["text_features"].float()
-    except (OSError, SafetensorError, KeyError):
-        return None
-    fits = features.dim() == 2 and len(features) == classes and bool(features.isfinite().all())
-    return features if fits else None
 
 
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
@@ -142,13 +132,3 @@ def fingerprint(clip: CLIP, classnames: Sequence[str], templates: Sequence[str])
     for text in (*classnames, *templates):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]
-
-
-def store(file: Path, features: Tensor) -> None:
-    """Keep the features for other runs; if the file cannot be written, those only take longer."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            partial.write_bytes(save({"text_features": features.cpu()}))
-    except OSError as error:
-        print(f"The teacher's text features are not kept for next time ({error})")
