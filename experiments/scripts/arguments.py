@@ -3,10 +3,10 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, choose, closest
 from common.start import ROOT
 
 from ..configs import config_files, known_datasets
@@ -26,7 +26,7 @@ environment variables:
   QUIET=1       print errors and results only
   REPORT_TO     tensorboard,wandb,mlflow"""
 FORMS = {  # of values: a pattern, and words for it
-    "SEED": (r"[0-9]{1,9}( +[0-9]{1,9})*", "an integer, or several: '1 2 3'"),
+    "SEED": (r"[0-9]{1,9}( +[0-9]{1,9})*", "an integer below 10^9, or several: '1 2 3'"),
     "SHOTS": (r"(-1|[1-9][0-9]{0,8})( +(-1|[1-9][0-9]{0,8}))*", "an integer (-1: all images)"),
     "EPOCHS": (r"[1-9][0-9]{0,8}", "an integer from 1 on"),
     "NCTX": (r"[1-9][0-9]{0,8}", "an integer from 1 on"),
@@ -35,6 +35,8 @@ FORMS = {  # of values: a pattern, and words for it
     "CSC": (r"True|False", "True or False"),
     "PROTOCOL": ("|".join(PROTOCOLS), f"one of {', '.join(PROTOCOLS)}"),
 }
+
+OPTIONS = ("--datasets", "--epoch", "--seeds", "--shots", "--source", "--workers", "--debug")  # of tools/reproduce.py
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class Call:
 
 def script_name(path: str) -> str:
     """The name of a script in the table: its path below scripts/, without its ending."""
-    place = Path(os.path.abspath(path)).with_suffix("")
-    return str(place.relative_to(ROOT / "scripts"))
+    place = Path(path).parent.resolve() / Path(path).stem
+    folder = (ROOT / "scripts").resolve()
+    return str(place.relative_to(folder) if place.is_relative_to(folder) else place)
 
 
 def find(name: str) -> Script:
@@ -80,6 +83,8 @@ def find(name: str) -> Script:
     if name in SCRIPTS:
         return SCRIPTS[name]
     folder, _, kind = name.rpartition("/")
+    if kind == "reproduce" and known_method(folder):
+        return replace(SCRIPTS["any/reproduce"], method=known_method(folder), form="PROTOCOL DATASET SEED WEIGHTS")
     if kind in ANY and (method := known_method(folder)):
         return own(method)[kind]
     raise UsageError(f"scripts/{name}.sh is not a script of this project", "see experiments/scripts/table.py")
@@ -136,7 +141,9 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     values = {**script.variables, **given, **values, **({"EPOCHS": epochs} if epochs else {})}
     try:
         check(values)
-        check_pairs(script, rest)
+        check_rest(script, rest)
+        if "CFG" in values:
+            check_cfg(script.method or values["METHOD"], values["CFG"])
     except UsageError as error:
         raise UsageError(f"{usage}: {error}", other) from error
     here = Path() if Path.cwd() == ROOT else Path.cwd()  # the user's relative paths; the defaults are in ROOT
@@ -159,8 +166,10 @@ def check(values: dict[str, str]) -> None:
     for key, value in values.items():
         if key in FORMS and not re.fullmatch(FORMS[key][0], value):
             raise UsageError(f"{key} is {value!r}", f"give {FORMS[key][1]}")
-        if key in ("DATASET", "SOURCE"):
-            choose(value, known_datasets(), "dataset")
+        if key in ("DATASET", "SOURCE") and value not in known_datasets():
+            near = closest(value, known_datasets())
+            remedy = f"did you mean {near}?" if near else "DATASET is the name of a file in configs/datasets/"
+            raise UsageError(f"there is no dataset {value!r}", remedy)
     if "METHOD" in values:
         choose(known_method(values["METHOD"]) or values["METHOD"], methods(), "method")
         values["METHOD"] = known_method(values["METHOD"])
@@ -168,9 +177,13 @@ def check(values: dict[str, str]) -> None:
             raise UsageError("ZeroshotCLIP has nothing to train", "use scripts/zsclip/zeroshot.sh DATASET")
 
 
-def check_pairs(script: Script, rest: list[str]) -> None:
-    """Raise UsageError for words after the arguments that are not KEY VALUE pairs."""
-    if script.steps != "reproduce":
+def check_rest(script: Script, rest: list[str]) -> None:
+    """Raise UsageError for words after the arguments that are not KEY VALUE pairs, or options of tools/reproduce.py."""
+    if script.steps == "reproduce":
+        wrong = [word for word in rest if word.startswith("-") and word not in OPTIONS]
+        if wrong or (rest and rest[0] not in OPTIONS):
+            raise UsageError(f"{(wrong or rest)[0]!r} is no OPTION", f"it can be {', '.join(OPTIONS)}")
+    else:
         wrong = [key for key in rest[::2] if not re.fullmatch(r"[A-Z][A-Z0-9_.]*", key)]
         if wrong or len(rest) % 2:
             raise UsageError(

@@ -16,7 +16,7 @@ from common.start import ROOT
 from .. import results
 from ..configs import CONFIGS, config_folder
 from ..protocols import PROTOCOLS, SEEDS, arguments, recipe
-from .arguments import Call, check_cfg, find, help_text, parse, script_name
+from .arguments import Call, check_cfg, find, form_of, help_text, parse, script_name
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
     Raises:
         UsageError: wrong arguments.
     """
+    if not argv:
+        raise UsageError("run.sh is called by the other scripts", "see bash scripts/mpl/base2new_train.sh --help")
     name, words = script_name(argv[0]), argv[1:]
     if "--help" in words or "-h" in words:
         print(help_text(name, find(name)))
@@ -48,16 +50,15 @@ def main(argv: list[str]) -> None:
     call = parse(name, [word for word in words if word != "--dry-run"], os.environ)
     if call.script.note:
         print(f"note: {call.script.note}", file=sys.stderr)
+    if dry and Path.cwd() != ROOT:
+        print(shlex.join(["cd", str(ROOT)]), flush=True)
     if call.script.steps == "reproduce":
         execute([[*reproduce(call), *(["--dry-run"] if dry else [])]])
         return
-    if call.cfg:
-        check_cfg(call.method, call.cfg)
     runs = list(runs_of(call))
     programs = [["train.py", *run.arguments] for run in runs]
     if dry:
-        start = [] if Path.cwd() == ROOT else [["cd", str(ROOT)]]
-        print("\n".join(map(shlex.join, [*start, *(["python", *program] for program in programs)])))
+        print("\n".join(shlex.join(["python", *program]) for program in programs))
         return
     check_runs(call, runs)
     source = call.values.get("SOURCE")
@@ -66,6 +67,8 @@ def main(argv: list[str]) -> None:
     if os.environ.get("PREPARE") == "1":
         datasets = dict.fromkeys(run.dataset for run in runs)
         execute(["tools/prepare.py", dataset, "--root", str(call.data)] for dataset in datasets)
+    # What train.py says if the folder of a run holds one with other settings: its own option is not the script's.
+    os.environ["MPL_OTHER_FOLDER"] = f"delete that folder, or set OUT; {name}.sh takes {form_of(call.script)}"
     execute(programs)
     report(runs)
 
@@ -104,7 +107,9 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     options: list = ["--eval-only", "--model-dir", trained] if trained else []
     settings = [*used.settings, *script.settings.format(**call.values).split()]
     if tests:
-        published = script.epoch if used.cfg == default or "CFG" in script.form.split() else None
+        published = (
+            script.epochs.get(dataset, script.epoch) if used.cfg == default or "CFG" in script.form.split() else None
+        )
         if epoch := call.epochs or published:
             options += ["--load-epoch", epoch]
     else:
@@ -220,4 +225,6 @@ def report(runs: Sequence[Run]) -> None:
     os.chdir(ROOT)
     for one in runs:
         pair = [one.folder] if one.trained is None or "new" not in one.arguments else [one.trained, one.folder]
+        if os.environ.get("QUIET") and len(pair) == 1:
+            continue  # train.py has printed it
         results.main([str(folder) for folder in pair if (folder / results.FILE).is_file()])

@@ -25,6 +25,7 @@ class Script:
         cfg: the YAML file; empty: the method's recipe for the protocol.
         datasets, seeds, shots: one run for each, where they are no arguments; no shots: the protocol's.
         epoch: the epoch that the test loads, if the YAML file is the script's; None: the best or newest.
+        epochs: the same, for single datasets.
         settings: more settings of all runs: KEY VALUE pairs.
         train_settings: more settings of training runs.
         variables: environment variables with their defaults.
@@ -44,6 +45,7 @@ class Script:
     seeds: tuple[int, ...] = SEEDS
     shots: tuple[int, ...] = ()
     epoch: int | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
     settings: str = ""
     train_settings: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +95,8 @@ def in_folder(folder: str, scripts: Mapping[str, Script]) -> dict[str, Script]:
 
 KGCOOPS_DATASETS: tuple[str, ...] = ("dtd", "eurosat", "fgvc_aircraft", "food101", "oxford_flowers", "oxford_pets")
 KGCOOPS_DATASETS += ("stanford_cars", "ucf101", "caltech101", "sun397", "imagenet")
+TCPS_DATASETS: tuple[str, ...] = ("caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "oxford_flowers")
+TCPS_DATASETS += ("oxford_pets", "stanford_cars", "ucf101", "sun397", "imagenet")
 LANGUAGE = "vit_b16_c2_ep5_batch4_4ctx_language_only"
 MAIN = Script(
     "Few-shot learning on all classes with seeds 1, 2, 3.",
@@ -211,13 +215,14 @@ ROOT["eval"] = replace(EVAL, shots=(4,), repository="ProGrad")
 ROOT["prograd"] = replace(MAIN, method="ProGrad", settings=f"{COOP} LOSS.LAMBDA 1.0", repository="ProGrad")
 ROOT["zeroshot"] = replace(ZERO_SHOT, repository="ProGrad")
 TCP = Script(  # scripts/base2new_train.sh in TCP's repository, a path that is KgCoOp's here
-    "Train TCP on the base classes of SUN397 and ImageNet, and test it on their base and new classes.",
+    "Train TCP on the base classes of eleven datasets, and test it on their base and new classes.",
     "",
     "base2new",
     (0, 1),
     "TCP",
-    datasets=("sun397", "imagenet"),
-    epoch=25,
+    datasets=TCPS_DATASETS,
+    epoch=50,
+    epochs={"sun397": 25, "imagenet": 25},
     settings=f"{COOP} TRAINER.COOP.W 1.0",
     variables={"NCTX": "4", "CSC": "False", "CTP": "end"},
     repository="TCP",
@@ -253,6 +258,11 @@ SCRIPTS: dict[str, Script] = {
     "mvlpt/zeroshot": replace(ZERO_SHOT, repository="MVLPT"),
     "tcp/base2new_train": TCP,
     **ROOT,
+}
+SCRIPTS |= {
+    name: replace(script, note="MaPLe's settings; PromptSRC's (20 epochs): CFG=vit_b16_c2_ep20_batch4_4+4ctx")
+    for name, script in SCRIPTS.items()
+    if name.startswith("independent-vlp/") and "xd" not in name
 }
 SCRIPTS |= {
     name: replace(SCRIPTS[name], train_settings=KEEP_2)

@@ -35,6 +35,7 @@ LAYOUTS = {
         "{shots}shot/seed{seed}",
         "{dataset}/{method}/*_{shots}shots/seed{seed}",
         "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp, ProGrad
+        "few_shot/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # MMRL
     ),
 }
 Key = tuple[str, int, int]  # dataset, shots, seed
