@@ -7,13 +7,15 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import cache, partial
 from reprlib import repr as shown  # on one line
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from yacs.config import CfgNode
 
 from common.errors import UsageError
 from common.schema import Accepts, add_setting
 
+Precision = Literal["fp16", "bf16", "fp32", "amp"]
+PRECISIONS = get_args(Precision)
 PerLayer = int | list[int]  # one number for all layers, or a number for each
 
 
@@ -26,7 +28,7 @@ class MethodSettings:
             fit a backbone is checked when it is loaded.
     """
 
-    PREC: Literal["fp16", "bf16", "fp32", "amp"] = "fp16"
+    PREC: Precision = "fp16"
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "N_CTX": (1, 256),
         "N_CTX_TEXT": (1, 256),
