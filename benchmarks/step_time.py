@@ -80,7 +80,7 @@ def build(args: argparse.Namespace, classes: int, clip=None, compiled: bool = Fa
     from dassl.config import get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 
-    from experiments.configuration import extend_cfg, merge_pairs
+    from experiments.configuration import extend_cfg
 
     @DATASET_REGISTRY.register(force=True)
     class Names(DatasetBase):
@@ -93,7 +93,6 @@ def build(args: argparse.Namespace, classes: int, clip=None, compiled: bool = Fa
     extend_cfg(cfg, args.trainer)
     settings = recipe(args.trainer, "few_shot", backbone=args.backbone).cfg
     cfg.merge_from_file(str(config_folder(args.trainer) / f"{settings}.yaml"))
-    merge_pairs(cfg, [])
     cfg.TRAINER.NAME, cfg.DATASET.NAME = args.trainer, "Names"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = args.backbone, args.worker
     cfg.TRAINER[methods()[args.trainer].section()].PREC = args.prec

@@ -3,24 +3,25 @@
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Literal
 
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
-from .base import DatasetError
+from common.schema import Accepts, add_setting
 
-ACCEPTED = {  # values of the keys that `extend_cfg` adds; `base.py` checks the template
-    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
-    "DATASET.SPLIT_SEED": range(-1, 1 << 32),
-}
+from .base import DatasetError
 
 
 def extend_cfg(cfg: CfgNode) -> None:
     """Add the settings of this package to a Dassl configuration."""
-    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # or base, or new
-    cfg.DATASET.SPLIT_SEED = -1  # ImageFolder: from 0, split images that are not split yet
-    cfg.DATASET.TITLE = ""  # its name in results; ImageFolder: that of the YAML file (default: DATASET.NAME)
-    cfg.DATASET.TEMPLATE = ""  # sentence for zero-shot CLIP, instead of the dataset's own
+    add_setting(cfg, "DATASET.SUBSAMPLE_CLASSES", "all", Accepts(Literal["all", "base", "new"]))
+    # ImageFolder: from 0, split images that are not split yet
+    add_setting(cfg, "DATASET.SPLIT_SEED", -1, Accepts(int, -1, 2**32 - 1))
+    # Its name in results; ImageFolder: that of the YAML file (default: DATASET.NAME)
+    add_setting(cfg, "DATASET.TITLE", "", Accepts(str))
+    # Sentence for zero-shot CLIP, instead of the dataset's own
+    add_setting(cfg, "DATASET.TEMPLATE", "", Accepts(str))
     cfg.INPUT.setdefault("EXIF_ORIENTATION", False)  # the published Dassl has no such key, and reads images as stored
 
 
@@ -40,4 +41,4 @@ def title(cfg: CfgNode) -> str:
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 
-__all__ = ["ACCEPTED", "DatasetError", "extend_cfg", "set_title", "title"]
+__all__ = ["DatasetError", "extend_cfg", "set_title", "title"]

@@ -1,10 +1,10 @@
 """From arguments and YAML files to the configuration of a run."""
 
 import argparse
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import reduce
 from operator import getitem
+from typing import Literal
 
 from dassl.config import clean_cfg, get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -14,13 +14,7 @@ import datasets
 import trainers
 from clip import TOWERS
 from common.errors import UsageError, choose
-
-ACCEPTED: dict[str, Sequence] = {  # values of the keys that are added here
-    "MODEL.COMPILE": (False, True),
-    "MODEL.BACKBONE.TOWERS": tuple(TOWERS),
-    "MODEL.BACKBONE.CHECKPOINT_TEXT": (False, True),
-    "TEST.SELECT_ON_TEST": (False, True),
-}
+from common.schema import Accepts, add_setting
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
@@ -30,10 +24,15 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
         cfg: changed in place.
         method: the method of the run, whose keys a section has that several methods share.
     """
-    cfg.MODEL.COMPILE = False  # put the layers of the towers through torch.compile (CUDA)
-    cfg.MODEL.BACKBONE.TOWERS = "fast"  # or plain, which computes the same step by step
-    cfg.MODEL.BACKBONE.CHECKPOINT_TEXT = False  # recompute the text tower in the backward pass: less memory
-    cfg.TEST.SELECT_ON_TEST = False  # accept an epoch or a setting chosen on test images, and mark the results
+    flag = Accepts(bool)
+    # Put the layers of the towers through torch.compile (CUDA)
+    add_setting(cfg, "MODEL.COMPILE", False, flag)
+    # Or plain, which computes the same step by step
+    add_setting(cfg, "MODEL.BACKBONE.TOWERS", "fast", Accepts(Literal[tuple(TOWERS)]))
+    # Recompute the text tower in the backward pass: less memory
+    add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, flag)
+    # Accept an epoch or a setting chosen on test images, and mark the results
+    add_setting(cfg, "TEST.SELECT_ON_TEST", False, flag)
     cfg.BY_DATASET = CfgNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
@@ -45,7 +44,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     The method's YAML may have values for single datasets (`merge_by_dataset`).
 
     Raises:
-        UsageError: a file is missing or malformed, a key is unknown, or a value has the wrong type or is out of range.
+        UsageError: a file is missing or malformed, a key is unknown, or a value is not accepted.
     """
     cfg = read_files(args)
     options = {
@@ -70,10 +69,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
         cfg.pop(name, None)  # those beside TRAINER; the section has their values
-    check_own_keys(cfg)
+    cfg.freeze()  # checks the values
     if method:
-        _ = method.settings_of(cfg)
-    cfg.freeze()  # which checks Dassl's keys
+        _ = method.settings_of(cfg)  # checks that they can work together
     return cfg
 
 
@@ -89,42 +87,19 @@ def read_files(args: argparse.Namespace) -> CfgNode:
 
 def changed_settings(args: argparse.Namespace, cfg: CfgNode) -> dict[str, tuple]:
     """The settings of a run that its YAML files do not have: {key: (value in the files, value in the run)}."""
-    files = read_files(args)
-    trainers.fill_defaults(files, cfg.TRAINER.NAME)
-    before = flatten(files)
+    before = flatten(read_files(args))
     now = {key: value for key, value in flatten(cfg).items() if not key.startswith("BY_DATASET.")}
     return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
 
 
-def check_own_keys(cfg: CfgNode) -> None:
-    """Check the values of the keys that `extend_cfg` adds, and all texts; methods check their own numbers.
-
-    Raises:
-        UsageError: a value is not possible.
-    """
-    settings = flatten(cfg)
-    for key, accepted in (ACCEPTED | datasets.ACCEPTED).items():
-        value, words = settings[key], f"one of {', '.join(map(str, accepted[:10]))}"
-        if isinstance(accepted, range):
-            words = f"an integer from {accepted[0]:,} to {accepted[-1]:,}"
-        if value is None or value not in accepted:
-            raise UsageError(f"{key} is {value!r}", f"give {words}")
-    for key, value in settings.items():
-        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-            raise UsageError(f"{key} is {value!r}", "give text without NUL or bytes that are not UTF-8")
-
-
 def merge_pairs(cfg: CfgNode, pairs: list) -> None:
-    """Merge KEY, VALUE, KEY, VALUE, ...; then give settings that no file or pair has set their defaults."""
+    """Merge KEY, VALUE, KEY, VALUE, ..."""
     if len(pairs) % 2:
         remedy = "what follows the options are pairs of KEY VALUE"
         if any(str(item).startswith("--") for item in pairs):
             remedy = "options come before the KEY VALUE pairs (for scripts: MPL_DEBUG=1 instead of --debug)"
         raise UsageError(f"{pairs[-1]!r} has no value", remedy)
-    for key in pairs[::2]:
-        trainers.accept_any_type(cfg, str(key))
     cfg.merge_from_list(pairs)
-    trainers.fill_defaults(cfg, cfg.TRAINER.NAME)
 
 
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 import experiments.configuration
 import trainers
+from common.errors import UsageError
 from common.start import ROOT
 from common.version import __version__
 from experiments.arguments import parse_arguments
@@ -98,11 +99,13 @@ def plain(node: CfgNode) -> CfgNode:
 def test_per_layer_settings_on_plain_yacs_nodes(value, monkeypatch):
     default = experiments.configuration.get_cfg_default
     monkeypatch.setattr(experiments.configuration, "get_cfg_default", lambda: plain(default()))
-    config = ROOT / "configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml"
-    options = ["TRAINER.MPL.PROMPT_DEPTH", "3", "TRAINER.MPL.N_ADD_OP", str(value)]
-    cfg = setup_cfg(parse_arguments(["--trainer", "MPL", "--config-file", str(config), *options]))
+    argv = ["--trainer", "MPL", "TRAINER.MPL.PROMPT_DEPTH", "3", "TRAINER.MPL.N_ADD_OP", str(value)]
+    cfg = setup_cfg(parse_arguments(argv))
     assert value == cfg.TRAINER.MPL.N_ADD_OP
-    assert trainers.methods()["MPL"].settings_of(cfg).adds == (value if isinstance(value, list) else [3, 3])
+    settings = trainers.methods()["MPL"].settings_of(cfg)
+    assert (settings.adds, settings.removes) == (value if isinstance(value, list) else [3, 3], [1, 1])
+    with pytest.raises(UsageError, match="TRAINER.MPL.PREC is 'half': give one of fp16, bf16, fp32, amp"):
+        setup_cfg(parse_arguments([*argv, "TRAINER.MPL.PREC", "half"]))
 
 
 def test_per_layer_settings_have_their_defaults_in_the_configuration():

@@ -71,8 +71,8 @@ def test_cocoop_starts_at_random_without_words(build):
     [
         (KgCoOpSettings, {"W": -1}, "W is -1: give a number from 0"),
         (KgCoOpSettings, {"W": float("nan")}, "W is nan"),
-        (KgCoOpSettings, {"W": "much"}, "W is 'much': give a value of the type int or float"),
-        (KgCoOpSettings, {"CTX_INIT": 5}, "CTX_INIT is 5: give a value of the type bool or str"),
+        (KgCoOpSettings, {"W": "much"}, "W is 'much': give a number from 0"),
+        (KgCoOpSettings, {"CTX_INIT": 5}, "CTX_INIT is 5: give True or False or text"),
         (KgCoOpSettings, {"CTX_INIT": "true"}, "CTX_INIT is the word 'true': write True or False"),
         (CoCoOpSettings, {"CTX_INIT": "false"}, "CTX_INIT is the word 'false': write True or False"),
         (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': it can be end, middle"),

@@ -48,16 +48,16 @@ def write(tmp_path):
         ),
         (
             {"trainers": {"MPL": {"config": "small", "overrides": {"TRAINER.MPL.N_ADD_OPS": 1}}}},
-            "MPL: unknown config key TRAINER.MPL.N_ADD_OPS in the given options; did you mean TRAINER.MPL.N_ADD_OP?",
+            "MPL: unknown config key TRAINER.MPL.N_ADD_OPS; did you mean TRAINER.MPL.N_ADD_OP?",
         ),
         (
-            {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"small_land": {"OPTIM.LR": 1}}}}},
-            "x: OPTIM.LR in the given options takes a float, not an int",
+            {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"small_land": {"OPTIM.LR": "x"}}}}},
+            "x: OPTIM.LR is 'x': give a number from 0 to 1,000",
         ),
         (
             {"trainers": {"x": {"trainer": "MPL", "config": "small", "datasets": {"eurosat": {"OPTIM.LRR": 0.1}}}}},
             # the study has no run on eurosat
-            "x: unknown config key OPTIM.LRR in the given options; did you mean OPTIM.LR?",
+            "x: unknown config key OPTIM.LRR; did you mean OPTIM.LR?",
         ),
         *(
             ({"trainers": {"x": {"trainer": "MPL", "config": "small"} | wrong}}, message)
@@ -74,7 +74,7 @@ def write(tmp_path):
                 ({"datasets": {"small_land": None}}, "overrides of x must be a mapping of KEY: VALUE, not None"),
                 (
                     {"overrides": {"TRAINER.MPL.PREC": "fp8"}},
-                    "x: TRAINER.MPL.PREC is 'fp8', not one of fp16, bf16, fp32, amp",
+                    "x: TRAINER.MPL.PREC is 'fp8': give one of fp16, bf16, fp32, amp",
                 ),
                 ({"overrides": {"SEED": 4}}, "x cannot override SEED: use the study's own key seeds"),
                 ({"overrides": {"OUTPUT_DIR": "there"}}, "use the study's own key output"),

@@ -116,10 +116,10 @@ def test_damaged_results_are_named(content, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (BOMB, "line 5 is invalid YAML (more than 20,000 values"),
+        (BOMB, "is invalid YAML (more than 20,000 values"),
         ("trainers: " + "[" * 100_000, "line 1 is invalid YAML"),
-        ("trainers: {MPL: small}\nseeds: !!int x\n", "line 2 is invalid YAML (not a valid int"),
-        ("seeds: " + "1" * 5000, "line 1 is invalid YAML (not a valid int of at most 100 characters)"),
+        ("trainers: {MPL: small}\nseeds: !!int x\n", "is invalid YAML (invalid literal for int()"),
+        ("seeds: " + "1" * 5000, "line 1 is invalid YAML (not a number or date of at most 100 characters)"),
         ("root: 2024-01-01\n", "Key root with value <class 'datetime.date'> is not a valid type"),
         ("a: !!python/object/apply:os.system [ls]\n", "line 1 is invalid YAML (could not determine a constructor"),
         ("#" * ((1 << 20) + 1), "is larger than 1,048,576 bytes"),

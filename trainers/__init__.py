@@ -4,7 +4,6 @@ A new method is a file here, with a `PromptTrainer` (docs/methods.md), and a YAM
 Nothing else names the methods: `methods()` reads the registry.
 """
 
-from functools import reduce
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -32,29 +31,11 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             is also there under the names that its published YAML files use, as the same node.
     """
     for name, method in sorted(methods().items(), key=lambda item: item[0] != chosen):
-        section = cfg.TRAINER.setdefault(method.section(), CfgNode(method.Settings.cfg_defaults()))
+        if method.section() not in cfg.TRAINER:
+            method.Settings.add_to(cfg, method.section())
         for published in method.published_sections if name == chosen else ():
             group, _, key = published.rpartition(".")
-            (cfg.TRAINER if group else cfg)[key] = section
+            (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[method.section()]
 
 
-def accept_any_type(cfg: CfgNode, key: str) -> None:
-    """Forget the value of a key that takes values of several types: yacs holds a key to the type of its value."""
-    *groups, name = key.split(".")
-    node = reduce(lambda node, group: node.get(group) if isinstance(node, CfgNode) else None, groups, cfg)
-    for method in methods().values():
-        own = cfg.TRAINER.get(method.section())
-        if own is not None and own is node and name in method.Settings.flexible():
-            own[name] = None
-
-
-def fill_defaults(cfg: CfgNode, chosen: str = "") -> None:
-    """Give the keys of `accept_any_type` their defaults where nothing has set them."""
-    for method in sorted(methods().values(), key=lambda method: method.__name__ != chosen):
-        node, defaults = cfg.TRAINER.get(method.section(), {}), method.Settings()
-        for key in method.Settings.flexible():
-            if key in node and node[key] is None:
-                node[key] = getattr(defaults, key)
-
-
-__all__ = ["PromptTrainer", "accept_any_type", "extend_cfg", "fill_defaults", "methods"]
+__all__ = ["PromptTrainer", "extend_cfg", "methods"]

@@ -70,7 +70,7 @@ class Description:
         Raises:
             UsageError: the method is unknown, or a key or a value cannot work.
         """
-        from . import extend_cfg, fill_defaults, methods  # the package imports this module
+        from . import extend_cfg, methods  # the package imports this module
 
         choose(self.method, methods(), "method")
         section = methods()[self.method].section()
@@ -80,7 +80,6 @@ class Description:
         given = {f"TRAINER.{section}.{key}": value for key, value in self.settings.items()}
         given |= {f"INPUT.{key}": value for key, value in self.input.items() if key in INPUT}
         cfg.merge_from_list([item for pair in given.items() for item in pair])
-        fill_defaults(cfg, self.method)
         cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME, cfg.USE_CUDA = self.method, backbone, use_cuda
         cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = self.dataset, self.template
         cfg.freeze()

@@ -79,7 +79,7 @@ def test_merge_from_other_node_names_unknown_keys(cfg):
     assert cfg.TRAINER.COOP.N_CTX == 2
     with pytest.raises(KeyError) as caught:
         cfg.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"N_CTXS": 2}}}))
-    assert str(caught.value) == "unknown config key TRAINER.COOP.N_CTXS in the config; did you mean TRAINER.COOP.N_CTX?"
+    assert str(caught.value) == "unknown config key TRAINER.COOP.N_CTXS; did you mean TRAINER.COOP.N_CTX?"
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,6 @@ def test_merge_from_other_node_names_unknown_keys(cfg):
         ("OPTIM.lr", "OPTIM.LR"),
         ("LR", "OPTIM.LR"),
         ("OPTIMIZER", "OPTIM"),
-        ("OPTIM.LR.X", "OPTIM.LR"),
-        ("OPTIM.NAME.X", "OPTIM.NAME"),
         ("DATALOADER.TRAINX", "DATALOADER.TRAIN_X"),
         ("TRAINER.COOP.NCTX", "TRAINER.COOP.N_CTX"),
         ("TRAINER.MAPLE.DEPTH", "TRAINER.MAPLE.PROMPT_DEPTH"),
@@ -102,23 +100,23 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
     with pytest.raises(UsageError) as caught:
         cfg.merge_from_list([key, "1"])
     assert isinstance(caught.value, KeyError)
-    assert str(caught.value) == f"unknown config key {key} in the given options; did you mean {closest}?"
+    assert str(caught.value) == f"unknown config key {key}; did you mean {closest}?"
 
     text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(key.split(".")))[:-1] + " 1\n"
     path = write(tmp_path, "x.yaml", text)
-    if key not in ("OPTIM.LR.X", "OPTIM.NAME.X"):  # in a file this is a value of the wrong type
-        with pytest.raises(KeyError) as caught:
-            cfg.merge_from_file(path)
-        assert str(caught.value) == f"unknown config key {key} in {path}; did you mean {closest}?"
+    with pytest.raises(KeyError) as caught:
+        cfg.merge_from_file(path)
+    assert str(caught.value) == f"unknown config key {key} in {path}; did you mean {closest}?"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["OPTIM.LR", "fast"], "OPTIM.LR in the given options takes a float, not a str"),
-        (["OPTIM.LR", "1"], "OPTIM.LR in the given options takes a float, not an int (write 1.0 for 1)"),
-        (["OPTIM", "{}"], "OPTIM in the given options takes a group of keys, not a str"),
-        (["OPTIM", "5"], "OPTIM in the given options takes a group of keys, not an int"),
+        (["OPTIM", "{}"], "OPTIM is '{}': give a group of keys"),
+        (["OPTIM", "5"], "OPTIM is 5: give a group of keys"),
+        (["OPTIM.LR.X", "5"], "unknown config key OPTIM.LR.X; did you mean OPTIM.LR?"),
+        (["TRAINER.COOP.N_CTX", "2.5"], "TRAINER.COOP.N_CTX is 2.5: give a value of the type int"),
+        (["TRAINER.COOP.CTX_INIT", "5"], "TRAINER.COOP.CTX_INIT is 5: give a value of the type str"),
         (["OPTIM.LR"], "config options come in pairs (KEY value), but these are 1: ['OPTIM.LR']"),
     ],
 )
@@ -131,16 +129,18 @@ def test_wrong_values_in_a_list_are_refused(cfg, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("OPTIM:\n  LR: [0.1]\n", "OPTIM.LR in {path} takes a float, not a list"),
-        ("OPTIM: 5\n", "OPTIM in {path} takes a group of keys, not an int"),
-        ("OPTIM:\n  LR: {{A: 1}}\n".replace("{{", "{").replace("}}", "}"), "OPTIM.LR in {path} takes a float"),
+        ("OPTIM:\n  LR: [0.1]\n", "{path}: OPTIM.LR is [0.1]: give a number from 0 to 1,000"),
+        ("OPTIM:\n  LR:\n", "{path}: OPTIM.LR is None: give a number from 0 to 1,000"),
+        ("OPTIM: 5\n", "{path}: OPTIM is 5: give a group of keys"),
+        ("OPTIM:\n  LR: {A: 1}\n", "{path}: OPTIM.LR is {'A': 1}: give a number"),
         ("OPTIM:\n  LR: 0.1\n NAME: sgd\n", "{path} line 3 is invalid YAML"),
         ("OPTIM: [1, 2\n", "is invalid YAML"),
         ("- a\n- b\n", "{path} is not a config"),
         ("just words", "{path} is not a config"),
         ("1: 2\n", "{path} is not a config"),
-        ("OPTIM:\n  1: 2\n", "{path}"),
-        ("SEED: 2024-01-01\n", "SEED"),
+        ("OPTIM:\n  1: 2\n", "unknown config key OPTIM.1 in {path}"),
+        ("SEED: 2024-01-01\n", "{path}: SEED is datetime.date(2024, 1, 1): give an integer"),
+        ("TRAINER:\n  COOP:\n    CTX_INIT: 2024-01-01\n", "CTX_INIT is datetime.date(2024, 1, 1): give a value"),
     ],
 )
 def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
@@ -150,52 +150,23 @@ def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
     assert message.replace("{path}", path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_and_unreadable_files_are_errors(tmp_path, cfg):
-    with pytest.raises(MissingFileError, match="nowhere.yaml"):
-        cfg.merge_from_file(str(tmp_path / "nowhere.yaml"))
-    for path in ("", " ", "a\0b"):
-        with pytest.raises(UsageError, match="is not the path of a config file"):
-            cfg.merge_from_file(path)
-    with pytest.raises(UsageError, match=f"cannot read the config file {tmp_path}: it is a folder"):
-        cfg.merge_from_file(str(tmp_path))
-    (tmp_path / "x.yaml").write_bytes(b"OPTIM:\n  NAME: \xff\xfe\n")
-    with pytest.raises(UsageError, match="cannot read"):
-        cfg.merge_from_file(str(tmp_path / "x.yaml"))
-
-
 def test_braces_are_text(cfg):
     cfg.merge_from_list(["TRAINER.COOP.CTX_INIT", "{}"])
     assert cfg.TRAINER.COOP.CTX_INIT == "{}"
 
 
-def test_failed_merge_changes_nothing(tmp_path, cfg):
-    before = cfg.clone()
-    path = write(tmp_path, "x.yaml", "SEED: 7\nOPTIM:\n  NAME: sgd\n  LR: fast\n")
-    for merge in (
-        lambda: cfg.merge_from_file(path),
-        lambda: cfg.merge_from_list(["SEED", 7, "OPTIM.LR", "fast"]),
-        lambda: cfg.merge_from_other_cfg(CfgNode({"SEED": 7, "OPTIM": {"LRR": 0.1}})),
-    ):
-        with pytest.raises(UsageError):
-            merge()
-        assert cfg == before
-
-
-def test_none_takes_and_replaces_any_type(cfg):
-    cfg.TRAINER.COOP.EXTRA = None
-    for value in (1, [1, 2], (1,), "text", 0.5, None):
-        copy = cfg.clone()
-        copy.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"EXTRA": value}}}))
-        assert copy.TRAINER.COOP.get("EXTRA") == value
-    cfg.merge_from_list(["OPTIM.LR", "None"])
-    assert cfg.OPTIM.LR is None
+def test_none_takes_and_replaces_any_type_if_there_is_no_limit(cfg):
+    for value in (1, [1, 2], None, (1,), None, "text", None, 0.5):
+        cfg.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"N_CTX": None}}}))
+        cfg.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"N_CTX": value}}}))
+        assert value == cfg.TRAINER.COOP.N_CTX
 
 
 def test_merged_values_are_copies(cfg):
-    sizes = [1, 2]
-    cfg.merge_from_other_cfg(CfgNode({"INPUT": {"PIXEL_MEAN": sizes}}))
-    sizes.append(3)
-    assert cfg.INPUT.PIXEL_MEAN == [1, 2]
+    mean = [1, 2, 3]
+    cfg.merge_from_other_cfg(CfgNode({"INPUT": {"PIXEL_MEAN": mean}}))
+    mean.append(4)
+    assert cfg.INPUT.PIXEL_MEAN == [1, 2, 3]
 
 
 def test_new_keys_are_accepted_if_allowed(tmp_path, cfg):
@@ -206,29 +177,18 @@ def test_new_keys_are_accepted_if_allowed(tmp_path, cfg):
     cfg.merge_from_file(write(tmp_path, "a.yaml", text))
     cfg.merge_from_other_cfg(CfgNode({"GROUP": {"SUB": {"B": 2}}}))
     assert cfg.OPTIM.NEW == 1 and cfg.GROUP.SUB == {"A": (1, 2), "B": 2}
-    with pytest.raises(UsageError, match=r"DAY in .* takes a plain value, not a datetime\.date"):
-        cfg.merge_from_file(write(tmp_path, "b.yaml", "DAY: 2024-01-01\n"))
+    cfg.merge_from_file(write(tmp_path, "b.yaml", "GROUP: {SUB: {B: words}}\n"))  # of another type than before
+    assert cfg.GROUP.SUB.B == "words"
     with pytest.raises(UsageError, match="unknown config key OPTIM.NEWER"):
         cfg.merge_from_list(["OPTIM.NEWER", 1])
+    with pytest.raises(UsageError, match=r"DAY is datetime\.date.*: give a plain value"):
+        cfg.merge_from_file(write(tmp_path, "b.yaml", "DAY: 2024-01-01\n"))
 
 
 def test_empty_file_changes_nothing(tmp_path, cfg):
     before = cfg.clone()
     cfg.merge_from_file(write(tmp_path, "x.yaml", "# nothing\n"))
     assert cfg == before
-
-
-def test_yacs_deprecated_and_renamed_keys(tmp_path, cfg):
-    cfg.register_deprecated_key("OPTIM.OLD")
-    cfg.register_renamed_key("OPTIM.LEARNING_RATE", "OPTIM.LR")
-    cfg.merge_from_list(["OPTIM.OLD", "1"])
-    cfg.merge_from_file(write(tmp_path, "x.yaml", "OPTIM:\n  OLD: 1\n"))
-    for merge in (
-        lambda: cfg.merge_from_list(["OPTIM.LEARNING_RATE", "1"]),
-        lambda: cfg.merge_from_file(write(tmp_path, "y.yaml", "OPTIM:\n  LEARNING_RATE: 1\n")),
-    ):
-        with pytest.raises(UsageError, match="was renamed to OPTIM.LR"):
-            merge()
 
 
 def test_base_files_are_overridden_in_order(tmp_path, cfg):
@@ -240,30 +200,15 @@ def test_base_files_are_overridden_in_order(tmp_path, cfg):
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.NAME, cfg.SEED) == (0.3, 2, "sgd", 7)
 
 
-def test_list_replaces_int_of_base_file_if_default_is_none(tmp_path, cfg):
-    cfg.TRAINER.COOP.DEPTHS = None
-    write(tmp_path, "a.yaml", "TRAINER:\n  COOP:\n    DEPTHS: 2\n    N_CTX: 4\n")
-    cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: a.yaml\nTRAINER:\n  COOP:\n    DEPTHS: [1, 2]\n"))
-    assert (cfg.TRAINER.COOP.DEPTHS, cfg.TRAINER.COOP.N_CTX) == ([1, 2], 4)
-
-
 def test_base_errors_name_the_file(tmp_path, cfg):
     write(tmp_path, "a.yaml", "OPTIM:\n  LRR: 0.1\n")
     with pytest.raises(UsageError, match=r"OPTIM\.LRR in .*a\.yaml"):
         cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: a.yaml\n"))
     write(tmp_path, "type.yaml", "OPTIM:\n  LR: fast\n")
-    with pytest.raises(UsageError, match=r"OPTIM\.LR in .*type\.yaml takes a float"):
+    with pytest.raises(UsageError, match=r"type\.yaml: OPTIM\.LR is 'fast'"):
         cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: type.yaml\nOPTIM:\n  NAME: sgd\n"))
     with pytest.raises(MissingFileError, match="gone.yaml"):
         cfg.merge_from_file(write(tmp_path, "c.yaml", "_BASE_: gone.yaml\n"))
-
-
-def test_base_cycle_is_an_error(tmp_path, cfg):
-    write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
-    with pytest.raises(UsageError, match=r"b\.yaml -> a\.yaml -> b\.yaml"):
-        cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: ./a.yaml\n"))
-    with pytest.raises(UsageError, match=r"c\.yaml -> c\.yaml"):
-        cfg.merge_from_file(write(tmp_path, "c.yaml", "_BASE_: c.yaml\n"))
 
 
 def test_clean_cfg_removes_other_trainers(cfg):

@@ -1,30 +1,19 @@
-"""Which values a setting can have. The table for all options is in :mod:`dassl.config.defaults`."""
+"""Which values a setting accepts. :mod:`dassl.config.defaults` has the limit of each option.
+
+A limit is any object with ``accepts(value)`` and a ``str()`` that says in words what it accepts.
+"""
 
 import re
 from dataclasses import dataclass
 from reprlib import Repr
-
-from dassl.utils.errors import UsageError
-from dassl.utils.tools import nearest
 
 _short = Repr()
 _short.maxstring = _short.maxother = 80
 shown = _short.repr  # of values in messages: one line, not a megabyte
 
 
-class Limit:
-    """What values a setting accepts; ``str()`` says it in words."""
-
-    def accepts(self, value):
-        raise NotImplementedError
-
-    def hint(self, value):
-        """More about a value that is not accepted."""
-        return ""
-
-
 @dataclass(frozen=True)
-class Number(Limit):
+class Number:
     """Finite numbers from ``low`` to ``high``, without those in ``but``; ``note`` explains special values."""
 
     low: float
@@ -49,23 +38,20 @@ class Integer(Number):
     name = "an integer"
 
 
-class Choice(Limit):
+@dataclass(frozen=True)
+class Choice:
     """One of some names."""
 
-    def __init__(self, *names):
-        self.names = names
+    names: tuple
 
     def accepts(self, value):
         return value in self.names
-
-    def hint(self, value):
-        return nearest(value, self.names)
 
     def __str__(self):
         return f"one of {', '.join(self.names)}"
 
 
-class Flag(Limit):
+class Flag:
     """True or False."""
 
     def accepts(self, value):
@@ -75,7 +61,7 @@ class Flag(Limit):
         return "True or False"
 
 
-class Text(Limit):
+class Text:
     """Strings that can be printed and used in paths."""
 
     most = 4096  # as of a path
@@ -88,10 +74,10 @@ class Text(Limit):
 
 
 @dataclass(frozen=True)
-class Several(Limit):
+class Several:
     """A list or tuple of ``least`` to ``most`` values that ``each`` accepts."""
 
-    each: Limit
+    each: object
     least: int = 0
     most: int = 1000
     ascending: bool = False
@@ -101,28 +87,6 @@ class Several(Limit):
             return False
         return all(map(self.each.accepts, value)) and not (self.ascending and list(value) != sorted(value))
 
-    def hint(self, value):
-        rejected = [item for item in value if not self.each.accepts(item)] if isinstance(value, (list, tuple)) else []
-        return self.each.hint(rejected[0]) if rejected else ""
-
     def __str__(self):
         count = self.least if self.least == self.most else f"{self.least} to {self.most:,}"
         return f"a list of {count} values{' in ascending order' if self.ascending else ''}, each {self.each}"
-
-
-def check_limits(cfg, limits):
-    """Check the values of a config.
-
-    Args:
-        cfg (CfgNode): the config. Keys that it does not have are not checked.
-        limits (dict): for each key, by its full name, the limit of its values.
-
-    Raises:
-        UsageError: a value is not accepted; the message names the key, the value and what is accepted.
-    """
-    for name, limit in limits.items():
-        node, *groups, key = cfg, *name.split(".")
-        for group in groups:
-            node = node.get(group, {})
-        if key in node and not limit.accepts(node[key]):
-            raise UsageError(f"{name} is {shown(node[key])}: give {limit}{limit.hint(node[key])}")

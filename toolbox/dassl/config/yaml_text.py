@@ -14,6 +14,7 @@ MAX_DEPTH = 50
 MAX_DIGITS = 100  # of a number or date
 
 NUMBERS = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")]
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_text(path):
@@ -23,94 +24,74 @@ def read_text(path):
         UsageError: the file is missing, larger, not a regular file or not UTF-8.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(
-                    f"cannot read the config file {path}: it is not a regular file; give the path of a YAML file"
-                )
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UsageError(f"cannot read the config file {path}: it is larger than {MAX_BYTES:,} bytes; shorten it")
-        return content.decode("utf-8")
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(MAX_BYTES + 1) if regular else b""
+        if regular and len(content) <= MAX_BYTES:
+            return content.decode()
+        problem = f"it is larger than {MAX_BYTES:,} bytes" if regular else "it is not a regular file"
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
-        names = os.listdir(folder) if os.path.isdir(folder) else []
-        there = sorted(name for name in names if name.endswith(".yaml") and not name.startswith("."))
-        remedy = f"its folder has {', '.join(there)}" if there else "check the path"
-        raise MissingFileError(
-            f"there is no config file {path}: {remedy}{nearest(os.path.basename(path), there)}"
-        ) from None
-    except IsADirectoryError:
-        raise UsageError(f"cannot read the config file {path}: it is a folder; give the path of a YAML file") from None
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        near = nearest(os.path.basename(path), [name for name in names if name.endswith(".yaml")])
+        raise MissingFileError(f"there is no config file {path}: check the path{near}") from None
     except UnicodeDecodeError:
-        raise UsageError(
-            f"cannot read the config file {path}: it is not UTF-8 text; give the path of a YAML file"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"cannot read the config file {path} ({error.strerror}): check the path") from None
-
-
-def _open_at_once(path, flags):
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        problem = "it is not UTF-8 text"
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        problem = getattr(error, "strerror", None) or str(error)
+    raise UsageError(f"cannot read the config file {path} ({problem}): give the path of a YAML file")
 
 
 def parse_yaml(text, name):
-    """The content of a YAML text: dicts, lists and plain values.
+    """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty.
 
     Args:
         text (str): the text.
         name (str): what it is, for errors.
 
     Raises:
-        UsageError: it is malformed, a value is invalid, or it exceeds MAX_VALUES, MAX_DEPTH or MAX_DIGITS.
+        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds MAX_VALUES, MAX_DEPTH or
+            MAX_DIGITS.
     """
     try:
-        _check_bounds(text)
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, UnicodeError) as error:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        _check_bounds(node)
+        tree = {} if node is None else loader.construct_document(node)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ) as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
         line = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{name}{line} is invalid YAML ({problem}): fix it") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UsageError(f"{name} is not a config: it must contain lines of KEY: VALUE")
+    return tree
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML's safe loader, with a YAMLError for each value that it cannot make."""
-
-    def construct_object(self, node, deep=False):
-        number = node.tag in NUMBERS
-        try:
-            if number and (not isinstance(node, yaml.ScalarNode) or len(node.value) > MAX_DIGITS):
-                raise ValueError
-            return super().construct_object(node, deep)
-        except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError):
-            problem = f"not a valid {node.tag.rpartition(':')[2]}"
-            if number:
-                problem += f" of at most {MAX_DIGITS} characters"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
-
-
-def _check_bounds(text):
-    """Raise a YAMLError if the text exceeds the bounds, without building anything from it."""
-    values, sizes, unfinished = 0, {}, []
-    for event in yaml.parse(text, _Loader):
-        problem = None
-        if isinstance(event, yaml.AliasEvent):
-            values += sizes.get(event.anchor, 0)
-            if event.anchor not in sizes:
-                problem = f"the alias *{event.anchor} is undefined, or part of its own value"
-        elif isinstance(event, yaml.NodeEvent):
-            values += 1
-            sizes[event.anchor] = 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            del sizes[event.anchor]
-            unfinished.append((event.anchor, values - 1))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = unfinished.pop()
-            sizes[anchor] = values - before
-        if len(unfinished) > MAX_DEPTH:
-            problem = f"more than {MAX_DEPTH} levels"
-        elif values > MAX_VALUES:
+def _check_bounds(root):
+    """Raise a YAMLError if a tree of YAML nodes exceeds the bounds; nothing is built from it yet."""
+    found, count = [(root, 1)] if root else [], 0
+    while found:
+        node, depth = found.pop()
+        count += 1
+        problem = ""
+        if count > MAX_VALUES:
             problem = f"more than {MAX_VALUES:,} values, those of an alias counted at each use"
+        elif depth > MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} levels, or an alias inside itself"
+        elif node.tag in NUMBERS and not (isinstance(node, yaml.ScalarNode) and len(node.value) <= MAX_DIGITS):
+            problem = f"not a number or date of at most {MAX_DIGITS} characters"
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        if isinstance(node, yaml.SequenceNode):
+            found += [(item, depth + 1) for item in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            found += [(item, depth + 1) for pair in node.value for item in pair]
