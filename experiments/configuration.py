@@ -103,33 +103,39 @@ def merge_pairs(cfg: CfgNode, pairs: list) -> None:
 
 
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
-    """Merge what a YAML file sets under BY_DATASET for the protocol and the dataset of this run.
+    """Merge what a YAML file sets under BY_DATASET for the dataset of this run.
 
-    BY_DATASET has the form {protocol: {dataset: {key: value}}}; the only protocol is `base2new`, which is a run on base
-    or new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the log and for config.yaml.
+    BY_DATASET has the form {dataset: {key: value}}, for all runs; below a key `base2new` the same, for runs on base or
+    new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the log and for config.yaml.
 
     Args:
         cfg: changed in place.
         given: the keys that the command line gives; they keep their values.
 
     Raises:
-        UsageError: a protocol, a dataset, a key or a value is unknown or malformed.
+        UsageError: a dataset, a key or a value is unknown or malformed.
     """
-    tables = {key: value for key, value in cfg.BY_DATASET.items() if "." not in key}
-    for protocol, table in tables.items():
-        choose(protocol, ["base2new"], "protocol of BY_DATASET")
-        if not isinstance(table, dict):
-            raise UsageError(f"BY_DATASET.{protocol} is {table!r}", "give DATASET: {KEY: VALUE}")
-        for name, values in table.items():
-            choose(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
-            if not isinstance(values, dict):
-                raise UsageError(f"BY_DATASET.{protocol}.{name} is {values!r}", "give KEY: VALUE")
-    if tables:  # the config.yaml of an earlier run has keys
-        protocol = "all" if cfg.DATASET.SUBSAMPLE_CLASSES == "all" else "base2new"
-        values = flatten(tables.get(protocol, {}).get(cfg.DATASET.NAME, {}))
-        merged = {key: value for key, value in values.items() if key not in given}
-        merge_pairs(cfg, [item for pair in merged.items() for item in pair])
-        cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
+    table = {key: value for key, value in cfg.BY_DATASET.items() if "." not in key}
+    if not table:  # the config.yaml of an earlier run has keys
+        return
+    of_halves = table.pop("base2new", {})
+    values = values_for(cfg.DATASET.NAME, table, "BY_DATASET")
+    of_half = values_for(cfg.DATASET.NAME, of_halves, "BY_DATASET.base2new")
+    values |= of_half if cfg.DATASET.SUBSAMPLE_CLASSES != "all" else {}
+    merged = {key: value for key, value in values.items() if key not in given}
+    merge_pairs(cfg, [item for pair in merged.items() for item in pair])
+    cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
+
+
+def values_for(dataset: str, table: object, where: str) -> dict:
+    """The values of one dataset in a table {dataset: {key: value}}, all of whose names are checked."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{where} is {table!r}", "give DATASET: {KEY: VALUE}")
+    for name, values in table.items():
+        choose(name, DATASET_REGISTRY.registered_names(), "dataset of BY_DATASET")
+        if not isinstance(values, dict):
+            raise UsageError(f"{where}.{name} is {values!r}", "give KEY: VALUE")
+    return flatten(table.get(dataset, {}))
 
 
 def set_key(cfg: CfgNode, key: str, value) -> None:

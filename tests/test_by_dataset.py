@@ -1,4 +1,4 @@
-"""BY_DATASET in a method's YAML file: values for single datasets in runs on base or new classes."""
+"""BY_DATASET in a method's YAML file: values for single datasets."""
 
 import pytest
 import yaml
@@ -34,6 +34,13 @@ def test_values_of_the_dataset_replace_those_of_the_file(classes, configured):
     assert cfg.BY_DATASET == {"OPTIM.LR": 0.25, "TRAINER.MPL.N_ADD_OP": [2] * 8, "OPTIM.NAME": "adamw"}
 
 
+def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
+    table = {"EuroSAT": {"OPTIM.LR": 0.25, "OPTIM.NAME": "adam"}, "base2new": {"EuroSAT": {"OPTIM.LR": 0.125}}}
+    for classes, rate in (("all", 0.25), ("base", 0.125), ("new", 0.125)):
+        cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
+        assert (cfg.OPTIM.LR, cfg.OPTIM.NAME) == (rate, "adam")
+
+
 def test_other_datasets_and_all_classes_keep_the_values_of_the_file(configured):
     for table, classes in (({"OxfordPets": VALUES}, "base"), ({"EuroSAT": VALUES}, "all")):
         cfg = configured({"base2new": table}, "DATASET.SUBSAMPLE_CLASSES", classes)
@@ -52,7 +59,8 @@ def test_command_line_goes_before_the_values_of_the_dataset(configured):
     ("table", "words"),
     [
         ({"base2new": {"EuroSat": VALUES}}, "no dataset of BY_DATASET 'EuroSat': did you mean EuroSAT"),
-        ({"fewshot": {"EuroSAT": VALUES}}, "no protocol of BY_DATASET 'fewshot': known are base2new"),
+        ({"fewshot": {"EuroSAT": VALUES}}, "no dataset of BY_DATASET 'fewshot'"),
+        ({"EuroSAT": 3}, "BY_DATASET.EuroSAT is 3: give KEY: VALUE"),
         ({"base2new": 3}, "BY_DATASET.base2new is 3: give DATASET: {KEY: VALUE}"),
         ({"base2new": {"EuroSAT": 3}}, "BY_DATASET.base2new.EuroSAT is 3: give KEY: VALUE"),
         (3, "BY_DATASET"),
