@@ -25,10 +25,6 @@ class DatasetError(UsageError):
     """Raised for files of a dataset that are missing or damaged; `remedy` tells how to get them."""
 
 
-class UnknownClassError(DatasetError):
-    """Raised for a folder, `where`, that is not one of the classes and must be moved elsewhere."""
-
-
 class FewShotDataset(DatasetBase):
     """A dataset in CoOp's folder layout, as a run uses it.
 
@@ -145,10 +141,13 @@ class FewShotDataset(DatasetBase):
 
         Raises:
             TypeError: it is not a path, a label from 0 and a name.
+            ValueError: the path has `..` in it.
         """
         named = all(isinstance(text, str) and text.strip() for text in (path, classname))
         if type(label) is not int or label < 0 or not named:
             raise TypeError(f"{[path, label, classname]} is not [path, label from 0, class name]")
+        if ".." in path.split("/"):
+            raise ValueError(f"{path!r} is outside the dataset's folder")
         return Datum(impath=f"{self.images}/{path}", label=label, classname=classname)
 
     def validate_labels(self, train: Items, val: Items, test: Items) -> None:

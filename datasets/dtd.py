@@ -24,6 +24,6 @@ class DescribableTextures(FewShotDataset):
             url="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
             bytes=625239812,
             md5="fff73e5086ae6bdbea199a49dfb8a4c1",
-            extract={"images": "images", "imdb": "imdb", "labels": "labels"},
+            extract={"images": "images"},
         ),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dassl.data.datasets import Datum
 
-from .base import DatasetError, FewShotDataset, Items, UnknownClassError
+from .base import DatasetError, FewShotDataset, Items
 
 # As torchvision's datasets.ImageFolder
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -39,7 +39,7 @@ class FolderDataset(FewShotDataset):
         for folder in self.class_folders(parent):
             path = parent / folder
             if folder not in classes:
-                raise UnknownClassError(
+                raise DatasetError(
                     f"{path} is not a class of the training images", f"move it elsewhere, or {self.remedy}", path
                 )
             files = [name for name in os.listdir(path) if not name.startswith(".")]
@@ -47,7 +47,7 @@ class FolderDataset(FewShotDataset):
             if len(names) < len(files):
                 ignored += [f"{path}/{name}" for name in set(files).difference(names)]
             if not names:
-                raise DatasetError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", self.remedy, path)
+                raise DatasetError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", self.remedy, parent)
             label, classname = classes[folder]
             items += [Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names]
         if ignored:

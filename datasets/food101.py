@@ -24,6 +24,6 @@ class Food101(FewShotDataset):
             url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
             bytes=4996278331,
             md5="85eeb15f3717b99a5da872d97d918f87",
-            extract={"images": "images", "meta": "meta"},
+            extract={"images": "images"},
         ),
     )

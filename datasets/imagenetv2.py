@@ -1,6 +1,6 @@
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .base import UnknownClassError
+from .base import DatasetError
 from .files import File
 from .folders import Classes
 from .imagenet import CLASSNAMES, TestFolders
@@ -33,7 +33,7 @@ class ImageNetV2(TestFolders):
         unknown = [folder for folder in folders if folder not in classes]
         if unknown:
             folder = self.images / unknown[0]
-            raise UnknownClassError(
+            raise DatasetError(
                 f"{folder} is not one of the {len(classes)} classes in {source}", "move it elsewhere", folder
             )
         return classes

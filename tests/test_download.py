@@ -33,7 +33,7 @@ def published(source, tmp_path, monkeypatch):
             server.requests += 1
             self.close_connection = True
             if server.fault == "silence":
-                return time.sleep(1)
+                return time.sleep(0.2)
             if server.fault == "not found":
                 return self.send_error(404)
             self.send_response(200)
@@ -84,7 +84,7 @@ def test_damaged_cached_file_is_downloaded_again(published, source, tmp_path, ca
 def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, published, tmp_path, monkeypatch):
     published.fault = fault
     if fault == "silence":
-        monkeypatch.setattr(download, "WINDOW", 0.2)
+        monkeypatch.setattr(download, "TIMEOUT", 0.05)
     if fault == "no server":
         published.server_close()
     with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as caught:

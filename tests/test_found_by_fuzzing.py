@@ -50,7 +50,7 @@ def test_preparation_does_not_write_through_links_or_wait_for_pipes(kind, name, 
     path.parent.mkdir(parents=True)
     (tmp_path / "elsewhere/unpacked").mkdir(parents=True)
     path.symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(path)
-    prepare_fails(["eurosat"], f"{path} is a link or not a regular file: delete it, then: python tools/prepare.py")
+    prepare_fails(["eurosat"], f"{path} is a link or not a regular file: move {path} elsewhere, then: python")
     assert [found.name for found in (tmp_path / "elsewhere").rglob("*")] == ["unpacked"]
 
 
@@ -69,7 +69,9 @@ def test_folder_or_pipe_named_like_an_archive_is_refused(kind, prepare_fails, pu
     publish("eurosat")
     path = tmp_path / "given/EuroSAT.zip"
     path.mkdir(parents=True) if kind == "folder" else (path.parent.mkdir(), os.mkfifo(path))
-    prepare_fails(["eurosat", "--from", path.parent], f"{path} is not a regular file: move it elsewhere, then: python")
+    prepare_fails(
+        ["eurosat", "--from", path.parent], f"{path} is not a regular file: move {path} elsewhere, then: python"
+    )
     assert not (tmp_path / "data").exists()
 
 

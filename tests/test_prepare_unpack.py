@@ -1,30 +1,27 @@
 """Unpacking by tools/prepare.py: nothing is written outside the folder, and sizes are limited."""
 
 import gzip
-import io
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
+from functools import partial
 
 import pytest
 from archives import tar, zipped
+from published import files_below
 
 from common.errors import UsageError
 from datasets.preparing import unpack
 
 IMAGES = {"2750/Forest/1.jpg": b"a" * 3000, "2750/River/2.jpg": b"b" * 5000}
+KINDS = pytest.mark.parametrize("write", [zipped, tar, partial(tar, mode="w")], ids=["zip", "tgz", "tar"])
 
 
-def files_below(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(archive, *words, inner=""):
+def refused(archive, *words, nested=""):
     folder = archive.parent / "into/here"
     with pytest.raises(UsageError) as refusal:
-        unpack.unpack(archive, folder, lambda name: name, inner)
+        unpack.unpack(archive, folder, nested)
     message = str(refusal.value)
     assert "\n" not in message and str(archive) in message
     assert [word for word in words if word not in message] == [], message
@@ -33,44 +30,29 @@ def refused(archive, *words, inner=""):
     assert not any(path.is_symlink() for path in archive.parent.rglob("*"))
 
 
-@pytest.mark.parametrize(
-    "write", [zipped, tar, lambda path, members: tar(path, members, "w")], ids=["zip", "tgz", "tar"]
-)
-def test_mapped_files_are_unpacked(write, tmp_path):
-    archive = write(tmp_path / "archive", IMAGES | {"__MACOSX/2750/._1.jpg": b"", "notes.txt": b"no"})
-    wanted = lambda name: name.removeprefix("2750/") if name.startswith("2750") else None  # noqa: E731
-    unpack.unpack(archive, tmp_path / "into", wanted)
-    assert files_below(tmp_path / "into") == {name.removeprefix("2750/"): data for name, data in IMAGES.items()}
+@KINDS
+def test_files_are_unpacked_into_an_empty_folder(write, tmp_path):
+    archive = write(tmp_path / "archive", IMAGES | {"__MACOSX/2750/._1.jpg": b"", "2750/.DS_Store": b""})
+    (tmp_path / "into/2750").mkdir(parents=True)
+    (tmp_path / "into/2750/half.jpg").write_bytes(b"of an earlier call")
+    unpack.unpack(archive, tmp_path / "into")
+    assert files_below(tmp_path / "into") == IMAGES
 
 
 def test_nested_archives_become_folders(tmp_path):
     inner = {}
     for name in ("n01", "n02"):
         inner[f"{name}.tar"] = tar(tmp_path / name, {f"{name}_1.JPEG": name.encode()}, "w").read_bytes()
-    archive = tar(tmp_path / "train.tar", inner, "w")
-    unpack.unpack(archive, tmp_path / "into", lambda name: name, "n*.tar")
+    unpack.unpack(tar(tmp_path / "train.tar", inner, "w"), tmp_path / "into", "n*.tar")
     assert files_below(tmp_path / "into") == {f"{name}/{name}_1.JPEG": name.encode() for name in ("n01", "n02")}
 
     nested = zipped(tmp_path / "a.zip", {"a/b.tar.gz": tar(tmp_path / "b", IMAGES).read_bytes(), "a/c.tar": b"no"})
-    unpack.unpack(nested, tmp_path / "both", lambda name: name if "2750" in name else None, "b.tar.gz")
-    assert files_below(tmp_path / "both") == {f"a/b/{name}": data for name, data in IMAGES.items()}
+    unpack.unpack(nested, tmp_path / "both", "b.tar.gz")
+    assert files_below(tmp_path / "both") == {"a/c.tar": b"no", **{f"a/b/{name}": IMAGES[name] for name in IMAGES}}
 
 
-def test_unpacking_is_resumed(tmp_path):
-    archive, folder = tar(tmp_path / "archive", IMAGES), tmp_path / "into"
-    unpack.unpack(archive, folder, lambda name: name)
-    whole, cut = (folder / name for name in IMAGES)
-    os.utime(whole, (1, 1))
-    cut.write_bytes(b"b")
-    unpack.unpack(archive, folder, lambda name: name)
-    assert files_below(folder) == IMAGES and whole.stat().st_mtime == 1
-
-
-OUTSIDE = ["/tmp/outside.jpg", "../outside.jpg", "2750/../../outside.jpg"]
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-@pytest.mark.parametrize("write", [zipped, tar])
+@pytest.mark.parametrize("name", ["/tmp/outside.jpg", "../outside.jpg", "2750/../../outside.jpg"])
+@KINDS
 def test_paths_outside_the_folder_are_rejected(write, name, tmp_path):
     refused(write(tmp_path / "archive", IMAGES | {name: b"x"}), name, "outside")
 
@@ -83,91 +65,61 @@ def test_links_and_devices_in_a_tar_are_rejected(kind, tmp_path):
 
 def test_links_in_a_zip_are_rejected(tmp_path):
     kinds = [("2750/link", stat.S_IFLNK | 0o777)]
-    refused(
-        zipped(tmp_path / "archive", {"2750/link": "/tmp", "2750/link/x.jpg": b"x"}, kinds), "is a link or a device"
-    )
+    archive = zipped(tmp_path / "archive", {"2750/link": "/tmp", "2750/link/x.jpg": b"x"}, kinds)
+    refused(archive, "is a link or a device")
 
 
 def test_unsafe_nested_archive_is_rejected(tmp_path):
     content = tar(tmp_path / "inner", {"../../../outside.jpg": b"x"}, "w").read_bytes()
     os.remove(tmp_path / "inner")
-    refused(tar(tmp_path / "archive", {"n01.tar": content}), "outside", inner="n*.tar")
+    refused(tar(tmp_path / "archive", {"n01.tar": content}), "outside", nested="n*.tar")
 
 
-@pytest.mark.parametrize("write", [zipped, tar], ids=["zip", "tgz"])
-@pytest.mark.parametrize("name", ["\0empty", "./.", "."])
-def test_files_without_a_name_are_rejected(write, name, tmp_path):
-    archive = write(tmp_path / "archive", IMAGES | {name.replace("\0", "Q"): b"x"})
-    if "\0" in name:  # both end a name there
-        content = archive.read_bytes() if write is zipped else gzip.decompress(archive.read_bytes())
-        content = content.replace(b"Qempty", b"\0empty")
-        archive.write_bytes(content if write is zipped else gzip.compress(with_checksums(content)))
-    refused(archive, f"it has a file with the name {name.partition(chr(0))[0]!r}")
+def test_python_without_filters_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UsageError, match="^this Python cannot unpack archives safely: update it to 3.10.12, 3.11.4"):
+        unpack.unpack(tar(tmp_path / "archive", IMAGES), tmp_path / "into")
 
 
-def with_checksums(content):
-    """A tar whose headers have the checksums of what is in them now."""
-    blocks = [bytearray(content[at : at + 512]) for at in range(0, len(content), 512)]
-    for block in blocks:
-        if block[257:262] == b"ustar":
-            block[148:156] = b" " * 8
-            block[148:156] = f"{sum(block):06o}\0 ".encode()
-    return b"".join(blocks)
+# Sizes
 
 
-def test_repeated_paths_stay_inside_the_limits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("write", [zipped, tar, "claims"])
+def test_files_may_not_grow_too_much(write, tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "SPARE", 10_000)
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "archive", "w", 8) as archive:
-        for number in range(100):
-            archive.writestr("2750/1.jpg", bytes(900 + number % 2))
-    refused(tmp_path / "archive", "it grows to more than")
+    if write == "claims":  # to have more than it has
+        info = tarfile.TarInfo("2750/bomb.jpg")
+        info.size = 10**9
+        (tmp_path / "archive").write_bytes(info.tobuf() + bytes(10_000))
+    else:
+        write(tmp_path / "archive", {"2750/bomb.jpg": bytes(1_000_000)})
+    refused(tmp_path / "archive", "unsafe, not unpacked (it grows to more files or bytes than images can take)")
+    assert files_below(tmp_path / "into") == {}
 
 
-def test_directory_of_a_zip_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack, "DIRECTORY", 1000)
-    refused(zipped(tmp_path / "archive", {f"{n}.jpg": b"" for n in range(50)}), "directory of its files has more than")
-
-
-@pytest.mark.parametrize("kind", ["folders", "extended headers"])
-def test_headers_of_a_tar_have_a_limit(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack, "BLOCK", 1 << 14)
-    monkeypatch.setattr(unpack, "HEADERS", 1 << 16)
-    monkeypatch.setattr(unpack, "MOST_FILES", 500)
-    with tarfile.open(tmp_path / "archive", "w", format=tarfile.PAX_FORMAT) as archive:
-        for number in range(1000 if kind == "folders" else 1):
-            info = tarfile.TarInfo(f"{number}")
-            info.type = tarfile.DIRTYPE if kind == "folders" else tarfile.REGTYPE
-            info.pax_headers = {} if kind == "folders" else {f"key{n}": "x" for n in range(10_000)}
-            archive.addfile(info)
-    refused(tmp_path / "archive", "or 500 files" if kind == "folders" else "it has headers of more than 65,536 bytes")
+def test_number_of_files_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "MOST_FILES", 5)
+    members = {f"{number}": (tarfile.DIRTYPE, "") for number in range(20)}
+    refused(tar(tmp_path / "archive", members), "it grows to more files or bytes")
 
 
 def test_archives_in_an_archive_share_its_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "SPARE", 100_000)
-    monkeypatch.setattr(unpack, "BLOCK", 1 << 14)
     inner = gzip.compress(tarfile.TarInfo("a.jpg").tobuf() + bytes(90_000))  # an empty file, followed by zeros
-    assert len(list(unpack.members(io.BufferedReader(io.BytesIO(inner)), "", unpack.Budget(100_000)))) == 1
-    refused(
-        zipped(tmp_path / "archive", {f"n{n}.tar": inner for n in range(5)}), "it grows to more than", inner="n*.tar"
-    )
+    unpack.unpack(zipped(tmp_path / "archive", {"n.tar": inner}), tmp_path / "into/here", "n*.tar")
+    refused(zipped(tmp_path / "archive", {f"n{n}.tar": inner for n in range(5)}), "it grows", nested="n*.tar")
 
 
-def test_decompression_bomb_is_rejected_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack, "SPARE", 10_000)
-    for number, write in enumerate((zipped, tar)):
-        archive = write(tmp_path / f"{number}", {"2750/small.jpg": b"x", "2750/bomb.jpg": bytes(1_000_000)})
-        refused(archive, "unsafe archive, not unpacked: it grows to more than")
-        assert not (tmp_path / "into/here/2750/bomb.jpg").exists()
-        archive.unlink()
-        shutil.rmtree(tmp_path / "into", ignore_errors=True)
-    monkeypatch.setattr(unpack, "MOST_FILES", 5)
-    refused(tar(tmp_path / "many", {f"{number}.jpg": b"" for number in range(20)}), "or 5 files")
+def test_directory_of_a_zip_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "MOST_AT_ONCE", 1000)
+    archive = zipped(tmp_path / "archive", {f"{n}.jpg": b"" for n in range(50)})
+    refused(archive, "or the directory of its files, has more than 1,000 bytes")
 
 
 @pytest.mark.parametrize("place", ["in a header", "after the last file"])
-def test_bomb_outside_the_files_is_rejected_before_it_fills_memory(place, tmp_path, monkeypatch):
+def test_bomb_outside_the_files_does_not_fill_the_memory(place, tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "SPARE", 10_000)
-    monkeypatch.setattr(unpack, "BLOCK", 1 << 14)
+    monkeypatch.setattr(unpack, "MOST_AT_ONCE", 1 << 16)
     with tarfile.open(tmp_path / "plain", "w", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("1.jpg")
         if place == "in a header":
@@ -176,19 +128,24 @@ def test_bomb_outside_the_files_is_rejected_before_it_fills_memory(place, tmp_pa
     content = (tmp_path / "plain").read_bytes() + bytes(5_000_000 if place == "after the last file" else 0)
     (tmp_path / "plain").unlink()
     (tmp_path / "archive").write_bytes(gzip.compress(content))
-    refused(tmp_path / "archive", "unsafe archive, not unpacked: it grows to more than")
+    refused(tmp_path / "archive", "a header" if place == "in a header" else "it grows to more")
 
 
-def test_zip_with_wrong_sizes_is_rejected(tmp_path):
-    content = zipped(tmp_path / "archive", {"2750/bomb.jpg": bytes(100_000)}).read_bytes()
-    true, lie = (size.to_bytes(4, "little") for size in (100_000, 10))
-    (tmp_path / "archive").write_bytes(content.replace(true, lie))
-    refused(tmp_path / "archive", "incomplete, or not an archive")
+@pytest.mark.parametrize("size", [-512, -(1 << 40)])
+def test_negative_sizes_in_a_tar_are_refused(size, tmp_path):
+    """tarfile of Python 3.11.7 reads the same header for ever, if the file itself is not wanted."""
+    header = bytearray(tarfile.TarInfo("._a.jpg").tobuf())
+    header[124:136] = size.to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    (tmp_path / "archive").write_bytes(tarfile.TarInfo("first.jpg").tobuf() + bytes(header) + bytes(10_240))
+    refused(tmp_path / "archive", "not unpacked")
 
 
-@pytest.mark.parametrize(
-    "write", [zipped, tar, lambda path, members: tar(path, members, "w")], ids=["zip", "tgz", "tar"]
-)
+# Damage
+
+
+@KINDS
 def test_truncated_archive(write, tmp_path):
     archive = write(tmp_path / "archive", {f"2750/{n}.jpg": os.urandom(30_000) for n in range(3)})
     archive.write_bytes(archive.read_bytes()[:50_000])
@@ -213,30 +170,18 @@ def test_zip_damaged_in_a_file(method, tmp_path):
     refused(tmp_path / "archive", "incomplete, or not an archive")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"<html>", b"PK", gzip.compress(b"text", mtime=0), b"text" * 1000],
-    ids=["empty", "html", "zip", "gzip", "text"],
-)
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK", gzip.compress(b"text", mtime=0), b"text" * 1000])
 def test_file_is_not_an_archive(content, tmp_path):
     (tmp_path / "archive").write_bytes(content)
     refused(tmp_path / "archive", "incomplete, or not an archive")
 
 
 @pytest.mark.parametrize(
-    "members",
-    [{"2750/a": b"x", "2750/a/b.jpg": b"y"}, {"2750/a/b.jpg": b"y", "2750/a": b"x"}, {f"{'n' * 300}.jpg": b"x"}],
-    ids=["folder in a file", "file over a folder", "too long"],
+    "names", [["a", "a/b.jpg"], ["a/b.jpg", "a"], [f"{'n' * 300}.jpg"], ["."], ["\u00e9\0.jpg"]], ids=ascii
 )
-def test_invalid_file_names(members, tmp_path):
-    archive = tar(tmp_path / "archive", members)
-    with pytest.raises(UsageError, match="not unpacked: invalid file name .*/into/"):
-        unpack.unpack(archive, tmp_path / "into", lambda name: name)
-
-
 @pytest.mark.parametrize("write", [zipped, tar], ids=["zip", "tgz"])
-def test_undecodable_file_names(write, tmp_path):
-    archive = write(tmp_path / "archive", {"2750/\u00e9\0.jpg": b"x"})
+def test_invalid_file_names(write, names, tmp_path):
+    archive = write(tmp_path / "archive", dict.fromkeys(names, b"x"))
     if write is zipped:  # its flags declare UTF-8
         archive.write_bytes(archive.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
     refused(archive, "incomplete, or not an archive")

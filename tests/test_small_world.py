@@ -254,4 +254,4 @@ def test_card_has_every_set():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_small_settings(method):
-    assert Variant(method, method, "small").config_file.is_file()
+    assert (ROOT / "configs/trainers" / method / "small.yaml").is_file()

@@ -13,18 +13,16 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from common.errors import UsageError
 from common.start import add_common_options, folder
 
-from ..base import DatasetError
 from .arrange import Preparation
-from .check import describe, inspect, report, unreadable_images
-from .sources import Source, downloadable, find, image_paths
+from .check import describe, inspect
+from .sources import downloadable, find
 
 RESERVE = 1 << 30  # bytes of the disk to leave free
 
@@ -39,65 +37,58 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; change nothing")
     add("--quick", action="store_true", help="with --check: do not read the images")
-    add("--repair", action="store_true", help="unpack again: add missing images, replace unreadable ones")
     add("--from", type=folder, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
-    add(
-        "--mirror",
-        default=os.environ.get("PREPARE_MIRROR", ""),
-        metavar="URL",
-        help="download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)",
-    )
+    help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
+    add("--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror)
     add("--seed", type=int, default=1, help="with fewshot: the run's seed (1)")
     add("--shots", type=int, default=16, help="with fewshot: images per class (16)")
     add("--classes", choices=("all", "base", "new"), default="all", help="with fewshot: which classes")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     if args.from_dir and not args.from_dir.is_dir():
-        raise UsageError(
-            f"no folder {args.from_dir}", "--from takes the folder with the files that you downloaded manually"
-        )
+        remedy = "--from takes the folder with the files that you downloaded manually"
+        raise UsageError(f"no folder {args.from_dir}", remedy)
     return args
 
 
 def prepare(names: list[str], args: argparse.Namespace) -> None:
     """Prepare datasets one after the other; if one fails, continue with the others.
 
-    The disk must have room for all of them before the first download begins.
+    The disk must have enough space for all of them before the first download begins.
     """
     failures: list[UsageError] = []
 
-    def attempt(name: str, step: Callable[[], None]) -> bool:
+    @contextmanager
+    def collected(name: str) -> Iterator[None]:
         try:
-            step()
+            yield
         except (UsageError, OSError) as error:
-            failures.append(as_usage_error(error))
+            if isinstance(error, OSError):
+                remedy = "fix this or choose another --root, then run the same command again"
+                error = UsageError(error.strerror or str(error), remedy, error.filename)
+            failures.append(error)
             if len(names) > 1:
                 print(f"{name}: {failures[-1]}")
-            return False
-        return True
 
     waiting: list[Preparation] = []
-    sizes: list[tuple[int, int]] = []
-
-    def begin(source: Source) -> None:
-        broken = find_broken(source, args.root) if args.repair else []
-        preparation = Preparation(source, args.root, args.from_dir, args.mirror, args.repair, broken)
-        if preparation.ready and not preparation.work.exists():
-            print(f"{source.name}: ready")
-        else:
-            sizes.append(preparation.space())
-            waiting.append(preparation)
-
+    images, downloads = 0, [0]
     for name in names:
         source = find(name)
-        if source.files:
-            attempt(name, partial(begin, source))
-        else:
-            print(f"{name}: nothing to prepare")
-    check_space(sizes, args.root)
+        preparation = Preparation(source, args.root, args.from_dir, args.mirror)
+        with collected(name):
+            if not source.files:
+                print(f"{name}: nothing to prepare")
+            elif preparation.is_ready() and not preparation.work.exists():
+                print(f"{source.name}: ready")
+            else:
+                unpacked, download = preparation.space()
+                images, downloads = images + unpacked, [*downloads, download]
+                waiting.append(preparation)
+    check_space(images + max(downloads), args.root)
     for preparation in waiting:
         name = preparation.source.name
-        if attempt(name, preparation.run):
+        with collected(name):
+            preparation.run()
             print(f"{name}: ready: {describe(preparation.source.read_quietly(args.root))}")
     if len(names) == 1 and failures:
         raise failures[0]
@@ -105,54 +96,26 @@ def prepare(names: list[str], args: argparse.Namespace) -> None:
         raise UsageError(f"{len(failures)} of {len(names)} datasets could not be prepared", "see above")
 
 
-def as_usage_error(error: UsageError | OSError) -> UsageError:
-    """Add a remedy to the error of a full disk, or of a folder that cannot be read or written."""
-    if isinstance(error, UsageError):
-        return error
-    remedy = "fix this or choose another --root, then run the same command again"
-    return UsageError(error.strerror or str(error), remedy, error.filename)
-
-
-def find_broken(source: Source, root: Path) -> list[str]:
-    """Existing images that cannot be read."""
-    try:
-        dataset = source.read_quietly(root)
-    except DatasetError:
-        return []
-    return unreadable_images(dataset, [name for name in image_paths(dataset) if (dataset.root / name).is_file()])
-
-
-def check_space(sizes: list[tuple[int, int]], root: Path) -> None:
-    """Check that the disk has room for all images, and for the largest archive while it is unpacked."""
-    need = sum(images for images, _ in sizes) + max((archive for _, archive in sizes), default=0)
+def check_space(need: int, root: Path) -> None:
+    """Check that the disk has so many bytes for the images, and for the largest archive while it is unpacked."""
     place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if need and need + RESERVE > free:
-        raise UsageError(
-            f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free",
-            "free some space, or choose another --root",
-        )
+        what = f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free"
+        raise UsageError(what, "free some space, or choose another --root")
 
 
 def show_list(names: list[str], args: argparse.Namespace) -> None:
-    """Print a line per dataset, then a command for the first missing one and for the first incomplete one."""
-    first: dict[str, str] = {}
+    """Print a line per dataset."""
     for name in names:
         source = find(name)
-        preparation = Preparation(source, args.root, args.from_dir)
-        state = "ready" if preparation.ready else "incomplete" if preparation.folder.is_dir() else "not there"
-        terms = "nothing to download"
+        preparation, dataset, terms = Preparation(source, args.root), source.dataset, "nothing to download"
+        state = "ready" if preparation.is_ready() else "incomplete" if preparation.folder.is_dir() else "not there"
         if source.files:
-            dataset = source.dataset
             how = "manually" if dataset.by_hand else "downloaded"
-            terms = f"{source.size / 1e9:6.1f} GB, {how}; {dataset.licence} ({dataset.page})"
-            first.setdefault(state, source.command(args.root))
+            size = sum(file.size for file in source.files if file.link or dataset.by_hand) / 1e9
+            terms = f"{size:6.1f} GB, {how}; {dataset.licence} ({dataset.page})"
         print(f"{name:16} {state:10} {terms}")
-    print(f"under {args.root}")
-    if "not there" in first:
-        print(f"to get one: {first['not there']}")
-    if "incomplete" in first:
-        print(f"to see missing files: {first['incomplete']} --check")
 
 
 def show_fewshot(names: list[str], args: argparse.Namespace) -> None:
@@ -175,9 +138,9 @@ def check(names: list[str], args: argparse.Namespace) -> None:
     """Print the state of each dataset; an error at the end if something is missing or wrong."""
     failed = 0
     for name in names:
-        findings = inspect(find(name), args.root, not args.quick)
-        print("\n".join(report(findings)))
-        failed += not findings.ok
+        lines, good = inspect(find(name), args.root, not args.quick)
+        print("\n".join(lines))
+        failed += not good
     if failed:
         raise UsageError(f"{failed} of {len(names)} datasets are incomplete or wrong", "see above")
 
@@ -188,16 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     names = list(dict.fromkeys(downloadable() if every else args.names))
     if not names:
         raise UsageError("no dataset is given", "python tools/prepare.py --list shows their names")
-    try:
-        if names[0] == "fewshot":
-            show_fewshot(names[1:], args)
-        elif args.list:
-            show_list(names, args)
-        elif args.check:
-            check(names, args)
-        else:
-            prepare(names, args)
-    except BrokenPipeError:  # `head` has read enough
-        raise
-    except OSError as error:
-        raise as_usage_error(error) from None
+    if names[0] == "fewshot":
+        show_fewshot(names[1:], args)
+    else:
+        (show_list if args.list else check if args.check else prepare)(names, args)

@@ -12,7 +12,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from yacs.config import CfgNode
 
-from common.errors import UsageError, closest
+from common.errors import UsageError, choose
 from common.start import ROOT
 
 from .. import extend_cfg
@@ -32,11 +32,6 @@ class Source:
         """Files to download; none for a dataset of the user's own or a drawn one."""
         return getattr(self.dataset, "files", ())
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files; if the images have several sources, of the one that can be downloaded."""
-        return sum(file.size for file in self.files if file.link or self.dataset.by_hand)
-
     def folder(self, root: Path) -> Path:
         return root / self.dataset.dataset_dir
 
@@ -52,9 +47,8 @@ class Source:
             UsageError: it is not a FewShotDataset.
         """
         if not issubclass(self.dataset, FewShotDataset):
-            raise UsageError(
-                f"{self.dataset.__name__} is not a FewShotDataset (datasets/base.py)", "only those can be checked"
-            )
+            what = f"{self.dataset.__name__} is not a FewShotDataset (datasets/base.py)"
+            raise UsageError(what, "only those can be checked")
         return self.dataset(load_cfg(self.name, root, seed, options), images=images)
 
     def read_quietly(self, root: Path) -> FewShotDataset:
@@ -81,22 +75,13 @@ def find(name: str) -> Source:
     Raises:
         UsageError: there is no such file.
     """
-    if name not in names():
-        known = {source.dataset.__name__: source.name for source in downloadable().values()}  # DATASET.NAME
-        known |= {name: name for name in names()}
-        near = known.get(closest(name, known))
-        raise UsageError(
-            f"there is no dataset {name!r}", f"did you mean {near}?" if near else f"known are {', '.join(names())}"
-        )
+    choose(name, names(), "dataset")
     dataset = DATASET_REGISTRY.get(load_cfg(name).DATASET.NAME)
     return next((source for source in downloadable().values() if source.dataset is dataset), Source(name, dataset))
 
 
 def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a dataset: Dassl's defaults, its YAML file, then KEY, VALUE, ... pairs.
-
-    Keys of trainers in the YAML file are accepted without a check.
-    """
+    """The configuration of a dataset: Dassl's defaults, its YAML file (with any keys), then KEY, VALUE, ... pairs."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.set_new_allowed(True)
@@ -109,11 +94,8 @@ def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequen
 
 def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
     """Its images for `train`, `val` and `test`; a validation set that is the test set counts once."""
-    return {
-        "train": [] if dataset.test_only else dataset.train_x,
-        "val": [] if dataset.val_is_test else dataset.val or [],
-        "test": dataset.test,
-    }
+    train = [] if dataset.test_only else dataset.train_x
+    return {"train": train, "val": [] if dataset.val_is_test else dataset.val or [], "test": dataset.test}
 
 
 def image_paths(dataset: FewShotDataset) -> list[str]:
@@ -124,12 +106,6 @@ def image_paths(dataset: FewShotDataset) -> list[str]:
 
 def missing_images(dataset: FewShotDataset) -> list[str]:
     """Those of `image_paths` that do not exist; each folder is listed once."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for image in image_paths(dataset):
-        parent, name = os.path.split(image)
-        if parent not in listed:
-            listed[parent] = list_dir(dataset.root / parent)
-        if name not in listed[parent]:
-            missing.append(image)
-    return missing
+    images = image_paths(dataset)
+    listed = {folder: list_dir(dataset.root / folder) for folder in {os.path.dirname(image) for image in images}}
+    return [image for image in images if os.path.basename(image) not in listed[os.path.dirname(image)]]

@@ -1,21 +1,20 @@
-"""Unpack archives safely: nothing is written outside a folder, and no more than images can take.
-
-tarfile's filter="data" is not used: it needs Python 3.10.12, accepts links inside the folder and does not limit sizes.
-"""
+"""Unpack archives safely: nothing is written outside a folder, no links, and no more than images can take."""
 
 import errno
 import gzip
 import lzma
+import shutil
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,200 +22,106 @@ from common.errors import UsageError, one_line
 
 GROWTH, SPARE = 3, 1 << 28  # archives of images may grow to GROWTH times their size plus SPARE bytes, not beyond
 MOST_FILES = 2_000_000  # folders included
-HEADERS = 1 << 24  # bytes between two files of a tar
-DIRECTORY = 64 * MOST_FILES  # bytes of the directory of a zip, which is read at once
-BLOCK = 1 << 20
-GZIP = b"\x1f\x8b"
+MOST_AT_ONCE = 1 << 24  # bytes of a header of a tar, or of the directory of a zip
 IGNORED_NAMES = ("__MACOSX", ".DS_Store")  # in archives made on a Mac, as are names that begin with ._
-DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-# zipfile and tarfile raise these for invalid names and numbers, and for headers that refer to one another.
-DAMAGED += (struct.error, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
-DAMAGED_ERRNO = (None, errno.EINVAL)  # bz2's error for damaged data; seeking before the beginning
-INVALID_NAME_ERRNO = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+# What tarfile and zipfile raise for damaged files, for invalid names and numbers, and for headers without an end
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+DAMAGED_TOO = (EOFError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+DAMAGED_ERRNO = (None, errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
-class Member(NamedTuple):
-    """A regular file in an archive: its path, its declared size in bytes, and a function that opens it."""
-
-    name: str
-    size: int
-    open: Callable[[], Any]  # a binary stream with `peek`
+class UnsafeArchive(ValueError):
+    """Raised for archives that contain what archives of images do not, or far more than images can be."""
 
 
-class UnsafeArchive(Exception):
-    """Raised for archives that contain what archives of images do not."""
-
-
-class DecompressionBomb(UnsafeArchive):
-    """Raised for archives that contain far more data or files than images can be."""
-
-
-class Budget:
-    """What may still come out of an archive and the archives in it.
+class Stream:
+    """The bytes of an archive, of which tarfile reads a header, and zipfile the directory, into memory as a whole.
 
     Args:
-        limit: number of bytes of files, and number of decompressed bytes.
+        file: a binary stream.
+        left: what may still come out of this archive and those in it: `files`, `bytes` of them, and bytes to `read`.
     """
 
-    def __init__(self, limit: int):
-        self.limit = self.bytes = self.decompressed = limit
-        self.files = MOST_FILES
+    def __init__(self, file: Any, left: Counter):
+        self.file, self.left = file, left
 
-    def spend(self, files: int = 0, size: int = 0, decompressed: int = 0) -> None:
-        self.files -= files
-        self.bytes -= size
-        self.decompressed -= decompressed
-        if min(self.files, self.bytes, self.decompressed) < 0:
-            raise DecompressionBomb(f"it grows to more than {self.limit:,} bytes or {MOST_FILES:,} files")
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
+    def spend(self, **amounts: int) -> None:
+        self.left.subtract(amounts)
+        if min(self.left.values()) < 0:
+            raise UnsafeArchive("it grows to more files or bytes than images can take")
 
-class TarStream:
-    """The bytes of a tar, whose headers can be endless: at most HEADERS of them from one file to the next."""
-
-    def __init__(self, stream: BinaryIO | gzip.GzipFile, budget: Budget):
-        self.stream, self.budget = stream, budget
-        self.expect(0)
-
-    def expect(self, size: int) -> None:
-        """A file of this size comes next, then headers."""
-        self.left = size + HEADERS
-
-    def read(self, size: int) -> bytes:
-        block = self.stream.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise DecompressionBomb(f"it has headers of more than {HEADERS:,} bytes")
-        if isinstance(self.stream, gzip.GzipFile):
-            self.budget.spend(decompressed=len(block))
+    def read(self, size: int = -1) -> bytes:
+        if not -1 <= size <= MOST_AT_ONCE:
+            raise UnsafeArchive(f"a header, or the directory of its files, has more than {MOST_AT_ONCE:,} bytes")
+        block = self.file.read(size)
+        self.spend(read=len(block))
         return block
 
 
-class ZipStream:
-    """The bytes of a zip, of which zipfile reads the directory of all files at once."""
-
-    def __init__(self, stream: BinaryIO):
-        self.stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def read(self, size: int = -1) -> bytes:
-        if size > DIRECTORY:
-            raise DecompressionBomb(f"the directory of its files has more than {DIRECTORY:,} bytes")
-        return self.stream.read(size)
-
-
-def unpack(archive: Path, folder: Path, map_path: Callable[[str], str | None], nested_archives: str = "") -> None:
-    """Write files of a zip, tar or tar.gz archive below a folder.
-
-    Existing files of the right size are not written again, so an interrupted call can be repeated.
+def unpack(archive: Path, folder: Path, nested: str = "") -> None:
+    """Unpack a zip, tar or tar.gz archive.
 
     Args:
         archive: the archive.
-        folder: target folder; no other process writes there.
-        map_path: path in the archive -> path below `folder`, or None to skip the file.
-        nested_archives: name pattern of archives inside the archive; their files count as in a folder of their name
-            without its suffixes.
+        folder: the target, which is deleted first; no other process writes there.
+        nested: name pattern of archives in the archive. Each is unpacked into a folder of its name without suffixes.
 
     Raises:
         UsageError: the archive is damaged, contains an absolute path, `..`, a link or a device, or is too large.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError("this Python cannot unpack archives safely", "update it to 3.10.12, 3.11.4 or 3.12")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     size = archive.stat().st_size
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"unpacking {archive.name}")
+    left = Counter(files=MOST_FILES, bytes=GROWTH * size + SPARE, read=GROWTH * size + SPARE)
     try:
-        with open(archive, "rb") as file, bar:
-            for member in members(file, nested_archives, Budget(GROWTH * size + SPARE)):
-                path = map_path(member.name)
-                if path is not None:
-                    write(member, folder / path)
-                bar.update(file.tell() - bar.n)
-    except DAMAGED as error:
-        raise damaged(archive, error) from None
-    except UnsafeArchive as error:
-        raise UsageError(f"unsafe archive, not unpacked: {error}", where=archive) from None
-    except OSError as error:
-        if error.errno in DAMAGED_ERRNO:
-            raise damaged(archive, error) from None
-        if error.errno not in INVALID_NAME_ERRNO:
+        with open(archive, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="unpacking") as bar:
+            extract(file, folder, nested, left, bar)
+    except (*DAMAGED, *DAMAGED_TOO, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in DAMAGED_ERRNO:
             raise
-        raise UsageError(
-            f"not unpacked: invalid file name {str(error.filename)!r} ({error.strerror})", where=archive
-        ) from None
+        what = "unsafe" if isinstance(error, UnsafeArchive) else "incomplete, or not an archive"
+        raise UsageError(f"{what}, not unpacked ({one_line(error)})", where=archive) from None
 
 
-def damaged(archive: Path, error: Exception) -> UsageError:
-    return UsageError(f"incomplete, or not an archive ({one_line(error)})", where=archive)
-
-
-def members(file: Any, nested_archives: str, budget: Budget) -> Iterator[Member]:
-    """The regular files of an archive, in order, including those of nested archives.
-
-    Args:
-        file: a binary stream with `peek`.
-        nested_archives: see `unpack`.
-        budget: limits; they are shared by nested archives.
-
-    Raises:
-        UnsafeArchive: an absolute path, `..`, no name, a link, a device, a file with a password, or too much of it.
-    """
-    start = file.peek(4)[:4]
-    for member in zip_members(file, budget) if start[:2] == b"PK" else tar_members(file, start[:2] == GZIP, budget):
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts:
-            raise UnsafeArchive(f"it has {member.name!r}, which is outside its folder")
-        if not name.parts:
-            raise UnsafeArchive(f"it has a file with the name {member.name!r}")
-        if any(part in IGNORED_NAMES or part.startswith("._") for part in name.parts):
-            continue
-        if nested_archives and fnmatch(name.name, nested_archives):
-            with member.open() as content:
-                parent = name.with_name(name.name.partition(".")[0])
-                for below in members(content, "", budget):
-                    yield below._replace(name=f"{parent}/{below.name}")
-        else:
-            budget.spend(size=member.size)
-            yield member
-
-
-def zip_members(file: BinaryIO, budget: Budget) -> Iterator[Member]:
-    with zipfile.ZipFile(ZipStream(file)) as archive:  # type: ignore[arg-type]  # all of a BinaryIO
-        budget.spend(files=len(archive.infolist()))
-        for info in archive.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UnsafeArchive(f"{info.filename!r} is a link or a device")
-            if info.flag_bits & 1:
-                raise UnsafeArchive(f"{info.filename!r} has a password")
-            if not info.filename.endswith("/"):  # is_dir() fails without a name
-                yield Member(info.filename, info.file_size, partial(archive.open, info))
-
-
-def tar_members(file: BinaryIO, zipped: bool, budget: Budget) -> Iterator[Member]:
-    stream: Any = TarStream(gzip.GzipFile(fileobj=file) if zipped else file, budget)
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as archive:
-        while info := archive.next():
-            archive.members.clear()  # type: ignore[attr-defined]  # they would fill the memory
-            budget.spend(files=1)
-            if not (info.isreg() or info.isdir()):
-                raise UnsafeArchive(f"{info.name!r} is a link or a device")
-            stream.expect(info.size)
-            if info.isreg():
-                yield Member(info.name, info.size, partial(archive.extractfile, info))
-    while zipped and stream.read(BLOCK):  # to the end, where gzip's checksum is
+def extract(file: Any, folder: Path, nested: str, left: Counter, bar: tqdm | None = None) -> None:
+    """Unpack an archive that is a binary stream with `peek`."""
+    start = file.peek(2)[:2]
+    gzipped = start == b"\x1f\x8b"
+    stream = Stream(gzip.GzipFile(fileobj=file) if gzipped else file, left)
+    for name, size, regular, read, write in zip_members(stream) if start == b"PK" else tar_members(stream):
+        path = PurePosixPath(name)
+        if size < 0 or path.is_absolute() or ".." in path.parts:
+            raise UnsafeArchive(f"it has {name!r}, which is outside its folder, or smaller than nothing")
+        if not regular:
+            raise UnsafeArchive(f"{name!r} is a link or a device")
+        stream.spend(files=1, bytes=size)
+        if nested and fnmatch(path.name, nested):
+            with read() as inner:
+                extract(inner, folder / path.with_name(path.name.partition(".")[0]), "", left)
+        elif not any(part in IGNORED_NAMES or part.startswith("._") for part in path.parts):
+            write(folder)
+        if bar is not None:
+            bar.update(file.tell() - bar.n)
+    while gzipped and stream.read(MOST_AT_ONCE):  # to the end, where gzip's checksum is
         pass
 
 
-def write(member: Member, path: Path) -> None:
-    """Write a file of exactly its declared size."""
-    if path.is_file() and path.stat().st_size == member.size:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left = member.size
-    with member.open() as content, open(path, "wb") as out:
-        while block := content.read(BLOCK):
-            left -= len(block)
-            if left < 0:
-                raise UnsafeArchive(f"{member.name!r} is larger than declared")
-            out.write(block)
-    if left:
-        raise EOFError(f"{member.name} ends too early")
+def zip_members(stream: Any) -> Iterator[tuple[str, int, bool, Callable, Callable]]:
+    """Name, size, whether it is a file or a folder, a function that opens it, and one that writes it to a folder."""
+    with zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            yield info.filename, info.file_size, regular, partial(archive.open, info), partial(archive.extract, info)
+
+
+def tar_members(stream: Any) -> Iterator[tuple[str, int, bool, Callable, Callable]]:
+    with tarfile.open(fileobj=stream, mode="r:") as archive:
+        while info := archive.next():
+            archive.members.clear()  # type: ignore[attr-defined]  # they would fill the memory
+            write = partial(archive.extract, info, filter="data")
+            yield info.name, info.size, info.isreg() or info.isdir(), partial(archive.extractfile, info), write

@@ -72,7 +72,9 @@ class SmallWorldSet(FewShotDataset):
         if is_drawn():
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        lock = folder.with_name(f".{folder.name}.lock")
+        os.close(os.open(lock, os.O_CREAT | os.O_NOFOLLOW))  # FileLock waits for ever for a file that cannot be made
+        with FileLock(lock):
             if is_drawn():  # by another process
                 return
             if folder.exists() and not marker.is_file() and not (folder.is_dir() and not any(folder.iterdir())):

@@ -65,7 +65,7 @@ def local_copy(checkpoints: str, cache: Path) -> Path:
                 with suppress(OSError):  # something was received
                     path.rmdir()
             raise
-        unpack(archive, place / "files", lambda name: name)
+        unpack(archive, place / "files")
         archive.unlink()
         write_text(place / "complete", checkpoints + "\n")
     entries = [entry for entry in (place / "files").iterdir() if entry.is_dir()]
