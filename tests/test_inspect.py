@@ -18,12 +18,12 @@ from PIL import Image
 from clip import Edit, TextPrompts, load_backbone, plain, tokenize
 from clip.random_weights import random_clip
 from common.start import ROOT
-from experiments.inference.models import open_models
-from experiments.inspection import command as inspect_command
-from experiments.inspection.measures import Measures, measure_layers
-from experiments.inspection.pictures import features
-from experiments.inspection.tower import origins, roll_out
-from experiments.inspection.words import nearest_words
+from inference.inspection import command as inspect_command
+from inference.inspection.measures import Measures, measure_layers
+from inference.inspection.pictures import features
+from inference.inspection.tower import origins, roll_out
+from inference.inspection.words import nearest_words
+from inference.models import open_models
 from trainers.prompted import PromptedCLIP, PromptLearner
 
 pytestmark = pytest.mark.slow
@@ -215,7 +215,7 @@ def found(command, tmp_path):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """For tests of figures: the command takes a third of the time."""
-    monkeypatch.setattr("experiments.inspection.page.draw", lambda content, folder: [])
+    monkeypatch.setattr("inference.inspection.page.draw", lambda content, folder: [])
 
 
 def test_page_has_every_picture_and_loads_nothing(finished, found, photos):

@@ -13,15 +13,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clip import Edit
+from clip import Edit, load_backbone
 from common.errors import UsageError
 from common.start import required_packages
-from trainers.base import PromptedCLIP, PromptLearner
-from trainers.classifier import PromptedClassifier
+from trainers.prompted import PromptedCLIP, PromptLearner
+
+from .classifier import PromptedClassifier
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference of a logit
-Names = tuple[str, ...] | None  # class names in place of the classifier's own
+Names = tuple[str, ...] | None  # class names instead of the classifier's own
 REQUIREMENTS = "requirements-export.txt"
 
 
@@ -148,10 +149,10 @@ def write_weights(classifier: PromptedClassifier, class_names: Names, file: Path
 
 
 def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
-    """As a user of open_clip would: its own image tower, and one matrix product."""
+    """As a user of open_clip would: the published image tower, and one matrix product."""
     tensors = load_file(file)
     with torch.no_grad():
-        features = classifier.model_for().clip.encode_image(images, normalize=True)
+        features = load_backbone(classifier.cfg.MODEL.BACKBONE.NAME).encode_image(images, normalize=True)
     return tensors["logit_scale"] * features @ tensors["class_matrix"].T
 
 
@@ -192,10 +193,9 @@ def largest_difference(
         UsageError: it is over TOLERANCE.
     """
     expected = classifier.logits(images, class_names)
-    largest = 0.0
-    for part in (slice(None), slice(0, 1)):
-        difference = (form.run(classifier, folder / form.file, images[part]) - expected[part]).abs().max().item()
-        largest = max(largest, difference) if difference == difference else float("nan")
+    parts = (slice(None), slice(0, 1))
+    differences = [(form.run(classifier, folder / form.file, images[part]) - expected[part]).abs() for part in parts]
+    largest = torch.cat(differences).max().item()  # NaN if a logit is
     if not largest <= TOLERANCE:
         raise UsageError(
             f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, over {TOLERANCE}",

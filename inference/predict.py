@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UsageError
-from common.start import add_common_options, required_packages
+from common.start import at_least, path, required_packages
 
-from ..arguments import at_least
-from .arguments import MODELS, add_model_options, given_class_names, path
+from .arguments import MODELS, add_model_options, given_class_names
 
 Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
 
@@ -38,7 +37,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--csv", action="store_const", dest="form", const=csv_rows, help="print CSV, a row for each class"
     )
     parser.set_defaults(form=table)
-    add_common_options(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 

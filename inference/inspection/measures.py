@@ -11,9 +11,9 @@ from torch import Tensor
 
 from clip import Schedule, TextPrompts
 from common.errors import one_line
-from trainers.classifier import PromptedClassifier
 from trainers.prompted import PromptedCLIP, PromptLearner
 
+from ..classifier import PromptedClassifier
 from .tower import NEW, LayerState, layer_states, origins, roll_out, shows_attention, token_groups
 from .words import nearest_words
 
@@ -106,7 +106,7 @@ class Measures:
 
     Args:
         classifier: the model.
-        class_names: in place of its own, or None.
+        class_names: instead of its own, or None.
     """
 
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str] | None):
@@ -193,7 +193,7 @@ class Measures:
             return []
         count = min(ROLLED_OUT, len(self.files))
         chosen = [self.files[number * len(self.files) // count] for number in range(count)]
-        images = torch.stack([self.classifier.transform(self.classifier.read(file)) for file in chosen])
+        images = self.classifier.pixels(chosen)
         schedules = {"without prompts": ()} | ({self.classifier.method: self.schedule} if self.schedule else {})
         found = {
             name: roll_out(self.model.clip, images.to(self.classifier.device), schedule)

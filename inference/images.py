@@ -12,7 +12,8 @@ from torch import Tensor
 
 from common.errors import UsageError
 from datasets.folders import IMG_EXTENSIONS
-from trainers.classifier import PromptedClassifier
+
+from .classifier import PromptedClassifier
 
 AHEAD = 2  # batches for each thread that may wait for their turn
 Result = TypeVar("Result")
@@ -59,22 +60,18 @@ def is_image(file: Path) -> bool:
 
 
 def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
-    """The images of some files."""
-    keys = [str(classifier.cfg.INPUT) for classifier in classifiers]
-    distinct = dict(zip(keys, classifiers, strict=True))  # those with the same transform read an image once
-    good, errors = [], []
-    images: dict[str, list[Tensor]] = {key: [] for key in distinct}
+    """The images of some files. Classifiers with the same transform read an image once."""
+    keys, good, rows, errors = [str(classifier.cfg.INPUT) for classifier in classifiers], [], [], []
+    distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
         try:
-            tensors = [classifier.transform(classifier.read(file)) for classifier in distinct.values()]
+            pixels = {key: classifier.pixels([file]) for key, classifier in distinct.items()}
         except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
             errors.append(str(error))
-            continue
-        good.append(file)
-        for key, tensor in zip(distinct, tensors, strict=True):
-            images[key].append(tensor)
-    inputs = {key: torch.stack(tensors) for key, tensors in images.items() if tensors}
-    return Batch(good, [inputs[key] for key in keys if good], errors)
+        else:
+            good.append(file)
+            rows.append([pixels[key] for key in keys])
+    return Batch(good, [torch.cat(column) for column in zip(*rows, strict=True)], errors)
 
 
 def by_threads(work: Callable[[Sequence[Path]], Result], files: Sequence[Path], size: int) -> Iterator[Result]:
