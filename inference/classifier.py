@@ -22,8 +22,8 @@ from trainers.base import TEMPLATE, PromptTrainer
 from trainers.build import build_model, without_training
 from trainers.prompted import PromptedCLIP
 
-from .artefact import Description, read_artefact, write_artefact
-from .configuration import of_description
+from .artefact import INPUT, Description, read_artefact, write_artefact
+from .configuration import checked, defaults
 from .names import check_names, spoken
 
 BATCH = 100  # images at a time, as in the published tests
@@ -82,7 +82,13 @@ class PromptedClassifier:
         self.description, self.checkpoint, self.source = description, checkpoint, source
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
-        self.cfg = of_description(description, description.backbone_name(backbone))
+        cfg = defaults(self.method)
+        section = trainers.methods()[self.method].section()
+        values = {f"TRAINER.{section}.{key}": value for key, value in description.settings.items()}
+        values |= {f"INPUT.{key}": value for key, value in description.input.items() if key in INPUT}
+        cfg.merge_from_list([item for pair in values.items() for item in pair])
+        cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
+        self.cfg = checked(cfg, description.backbone_name(backbone))
         self.transform = build_transform(self.cfg, is_train=False, verbose=False)
         self.clip = clip
         self._own = self._build(*spoken(self.class_names))

@@ -9,45 +9,16 @@ import datasets
 import trainers
 from common.errors import choose
 
-from .artefact import INPUT, Description
-
 SECTIONS = ("DATASET", "INPUT", "MODEL", "TRAINER")
 
 
-def of_description(description: Description, backbone: str) -> CfgNode:
-    """The configuration of learned prompts on a backbone, given by its name or file.
+def defaults(method: str, where: Path | None = None) -> CfgNode:
+    """The configuration of a method, to be merged with values; it accepts any key of training.
 
     Raises:
-        UsageError: the method or one of its keys is unknown, or a value has another type or is out of range.
+        UsageError: the method, which the file `where` names, is unknown.
     """
-    cfg = defaults(description.method)
-    section = trainers.methods()[description.method].section()
-    values = {f"TRAINER.{section}.{key}": value for key, value in description.settings.items()}
-    values |= {f"INPUT.{key}": value for key, value in description.input.items() if key in INPUT}
-    cfg.merge_from_list([item for pair in values.items() for item in pair])
-    cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
-    return checked(cfg, backbone)
-
-
-def of_file(method: str, file: Path, backbone: str) -> CfgNode:
-    """The configuration in a YAML file; what it says about training is not read.
-
-    Args:
-        method: name of the method.
-        file: the config.yaml of a run, or a published YAML file of the method.
-        backbone: its name or file; if it is empty, the YAML file says it.
-
-    Raises:
-        UsageError: as for `of_description`, or the file cannot be read.
-    """
-    cfg = defaults(method, file)
-    cfg.merge_from_file(str(file))
-    return checked(cfg, backbone)
-
-
-def defaults(method: str, file: Path | None = None) -> CfgNode:
-    """Dassl's configuration with the settings of a method, which accepts any key of training."""
-    choose(method, trainers.methods(), "method", file)
+    choose(method, trainers.methods(), "method", where)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
@@ -58,14 +29,17 @@ def defaults(method: str, file: Path | None = None) -> CfgNode:
     return cfg
 
 
-def checked(cfg: CfgNode, backbone: str) -> CfgNode:
-    """The sections above of a configuration, with their values checked."""
-    method = cfg.TRAINER.NAME
-    trainers.fill_defaults(cfg, method)
+def checked(cfg: CfgNode, backbone: str = "") -> CfgNode:
+    """The sections above of a merged configuration; a `backbone`, if it is given, replaces its own.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    trainers.fill_defaults(cfg, cfg.TRAINER.NAME)
     for section in set(cfg) - set(SECTIONS):
         del cfg[section]
     cfg.MODEL.BACKBONE.NAME = backbone or cfg.MODEL.BACKBONE.NAME
-    _ = trainers.methods()[method].settings_of(cfg)
+    _ = trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)
     cfg.freeze()  # which checks Dassl's keys
     return cfg
 

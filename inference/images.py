@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,20 +17,7 @@ from .classifier import PromptedClassifier
 
 AHEAD = 2  # batches for each thread that may wait for their turn
 Result = TypeVar("Result")
-
-
-class Batch(NamedTuple):
-    """Images that could be read, and those that could not.
-
-    Attributes:
-        files: N paths.
-        inputs: for each classifier (N, 3, H, W), by its own transform; empty if N is 0.
-        errors: the fault of each of the others.
-    """
-
-    files: list[Path]
-    inputs: list[Tensor]
-    errors: list[str]
+Batch = tuple[list[Path], list[Tensor], list[str]]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -54,13 +41,23 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+def spread(files: Sequence[Path], most: int) -> list[Path]:
+    """At most this many of the files, evenly spread over them."""
+    count = min(most, len(files))
+    return [files[number * len(files) // count] for number in range(count)]
+
+
 def is_image(file: Path) -> bool:
     """Whether a path in a folder names an image; hidden files and folders are left out."""
     return file.suffix.lower() in IMG_EXTENSIONS and not any(part.startswith(".") for part in file.parts)
 
 
 def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
-    """The images of some files. Classifiers with the same transform read an image once."""
+    """The images of some files. Classifiers with the same transform read an image once.
+
+    Returns:
+        the N files that could be read; for each classifier (N, 3, H, W), empty if N is 0; the faults of other files.
+    """
     keys, good, rows, errors = [str(classifier.cfg.INPUT) for classifier in classifiers], [], [], []
     distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
@@ -71,7 +68,7 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
         else:
             good.append(file)
             rows.append([pixels[key] for key in keys])
-    return Batch(good, [torch.cat(column) for column in zip(*rows, strict=True)], errors)
+    return good, [torch.cat(column) for column in zip(*rows, strict=True)], errors
 
 
 def by_threads(work: Callable[[Sequence[Path]], Result], files: Sequence[Path], size: int) -> Iterator[Result]:

@@ -22,7 +22,7 @@ from trainers.checkpoints import find_checkpoint, is_checkpoint
 from .artefact import CONFIG as DESCRIPTION
 from .artefact import INPUT, Description
 from .classifier import PromptedClassifier
-from .configuration import method_of, of_file
+from .configuration import checked, defaults, method_of
 from .names import check_names
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
@@ -119,7 +119,9 @@ def read_model(path: Path, options: Namespace) -> Found:
         file = Path(options.config_file)
         method = options.trainer or file.absolute().parent.name
         choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
-    cfg = of_file(method, file, options.backbone)
+    cfg = defaults(method, file)
+    cfg.merge_from_file(str(file))
+    cfg = checked(cfg, options.backbone)
     learns = trainers.methods()[method].learns
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
     return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TextIO
 
@@ -82,14 +83,12 @@ def main(argv: list[str] | None = None) -> None:
 
 @contextmanager
 def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
-    before = "[\n"
+    before = chain(["[\n"], repeat(",\n"))
 
     def write(row: Row) -> None:
-        nonlocal before
         image, model, top = row
         classes = [{"class": name, "probability": value} for name, value in top]
-        out.write(f"{before} {json.dumps({'image': image, 'model': model, 'top': classes})}")
-        before = ",\n"
+        out.write(f"{next(before)} {json.dumps({'image': image, 'model': model, 'top': classes})}")
 
     yield write
     out.write("\n]\n")
@@ -99,12 +98,7 @@ def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
 def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("image", "model", "rank", "class", "probability"))
-
-    def write(row: Row) -> None:
-        image, model, top = row
-        writer.writerows((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
-
-    yield write
+    yield lambda row: writer.writerows((*row[:2], rank, *pair) for rank, pair in enumerate(row[2], start=1))
 
 
 @contextmanager

@@ -38,13 +38,13 @@ class Predictor:
         return size if self.on_gpu else max(FEWEST, math.ceil(min(size, files) / torch.get_num_threads()))
 
     def __call__(self, files: Sequence[Path]) -> tuple[list[Row], list[str], int]:
-        batch = read_batch(files, [model.classifier for model in self.models])
-        rows: list[list[Row]] = [[] for _ in batch.files]
-        for (name, classifier), inputs in zip(self.models, batch.inputs, strict=bool(batch.files)):
+        good, batches, errors = read_batch(files, [model.classifier for model in self.models])
+        rows: list[list[Row]] = [[] for _ in good]
+        for (name, classifier), inputs in zip(self.models, batches, strict=bool(good)):
             classes = self.names or classifier.class_names
             with self.turn:
                 top = classifier.probabilities(inputs, self.names).topk(min(self.k, len(classes)))
             for number, pairs in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
                 best = [(classes[index], value) for index, value in zip(*pairs, strict=True)]
-                rows[number].append((str(batch.files[number]), name, best))
-        return list(chain(*rows)), batch.errors, len(batch.files)
+                rows[number].append((str(good[number]), name, best))
+        return list(chain(*rows)), errors, len(good)

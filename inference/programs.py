@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clip import Edit, load_backbone
+from clip import load_backbone
 from common.errors import UsageError
 from common.start import required_packages
 from trainers.prompted import PromptedCLIP, PromptLearner
@@ -32,14 +33,11 @@ class FixedVision(PromptLearner):
     def __init__(self, learner: PromptLearner):
         super().__init__()
         self.reading, self.logit_scale = learner.reader(), learner.logit_scale
-        schedule = learner.vision()
-        self.edits = [(edit.remove, edit.after_norm) for edit in schedule]
-        for layer, edit in enumerate(schedule):
-            self.register_buffer(f"layer{layer}", None if edit.add is None else edit.add.detach().clone())
+        added = [None if edit.add is None else edit.add.detach() for edit in learner.vision()]
+        self.schedule = [replace(edit, add=add) for edit, add in zip(learner.vision(), added, strict=True)]
 
     def vision(self):
-        added = [getattr(self, f"layer{layer}") for layer in range(len(self.edits))]
-        return [Edit(remove, add, after) for (remove, after), add in zip(self.edits, added, strict=True)]
+        return self.schedule
 
     def reader(self):
         return self.reading

@@ -16,13 +16,13 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, TOWERS, compiled_towers, current_ranks, is_vit
+from clip import CLIP, TOWERS, compiled_towers, current_ranks
 from clip.digest import digest
 from common.errors import UsageError
 from common.version import __version__
 
 from .agreement import digest_of_images
-from .build import build_model
+from .build import build_model, print_normalisation, require_vit
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .data_use import Choice, epoch_choice, inherited_choices
 from .features import cache_folder, kept_features
@@ -30,6 +30,8 @@ from .precision import print_precision, usable
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
 from .split_test import split_test
+
+__all__ = ["TEMPLATE", "PromptLearner", "PromptTrainer", "PromptedCLIP", "require_vit"]
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
@@ -359,19 +361,3 @@ class PromptTrainer(TrainerX):
             return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
         same_dataset = written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
         return same_dataset and all(name in names for name in self.class_names)
-
-
-def require_vit(clip: CLIP, method: str, backbone: str) -> None:
-    """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
-    if not is_vit(clip):
-        raise UsageError(
-            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one", "choose another"
-        )
-
-
-def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:
-    """Print which values of the images' normalisation the backbone was not trained with."""
-    for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
-        own = getattr(clip.visual, attribute, None)
-        if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
-            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from yacs.config import CfgNode
 
-from clip import CLIP, load_backbone
+from clip import CLIP, is_vit, load_backbone
 from common.errors import UsageError
 
 from .precision import usable
@@ -60,3 +60,19 @@ def without_training(
     bare = method.__new__(method)  # not `method(cfg)`, which reads a dataset and builds an optimiser
     bare.__dict__.update(cfg=cfg, class_names=class_names, dataset_template=dataset_template, device=device)
     return bare
+
+
+def require_vit(clip: CLIP, method: str, backbone: str) -> None:
+    """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
+    if not is_vit(clip):
+        raise UsageError(
+            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one", "choose another"
+        )
+
+
+def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:
+    """Print which values of the images' normalisation the backbone was not trained with."""
+    for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
+        own = getattr(clip.visual, attribute, None)
+        if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
+            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")

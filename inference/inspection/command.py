@@ -43,15 +43,15 @@ def main(argv: list[str] | None = None) -> None:
         measures, errors = Measures(classifier, names or None), []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
-                batch = images.read_batch(files[start : start + BATCH], [classifier])
-                if batch.files:
-                    measures.add(batch.files, *batch.inputs)
-                if batch.errors and len(files) == 1:
-                    raise UsageError(batch.errors[0])
-                for error in batch.errors:
-                    bar.write(f"skipped: {error}", file=sys.stderr)
-                errors += batch.errors
-                bar.update(len(batch.files) + len(batch.errors))
+                good, batches, faults = images.read_batch(files[start : start + BATCH], [classifier])
+                if good:
+                    measures.add(good, *batches)
+                if faults and len(files) == 1:
+                    raise UsageError(faults[0])
+                for fault in faults:
+                    bar.write(f"skipped: {fault}", file=sys.stderr)
+                errors += faults
+                bar.update(len(good) + len(faults))
         if files and not measures.files:
             raise UsageError(f"none of the {len(files)} images could be read", "see above")
         page.write(measures.summary(args.topk), folder)

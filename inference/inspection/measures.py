@@ -14,6 +14,7 @@ from common.errors import one_line
 from trainers.prompted import PromptedCLIP, PromptLearner
 
 from ..classifier import PromptedClassifier
+from ..images import spread
 from .tower import NEW, LayerState, layer_states, origins, roll_out, shows_attention, token_groups
 from .words import nearest_words
 
@@ -191,8 +192,7 @@ class Measures:
         """Of some images, spread over all: the pixels in grey, and what CLS comes from without and with prompts."""
         if not self.files or not shows_attention(self.model.clip):
             return []
-        count = min(ROLLED_OUT, len(self.files))
-        chosen = [self.files[number * len(self.files) // count] for number in range(count)]
+        chosen = spread(self.files, ROLLED_OUT)
         images = self.classifier.pixels(chosen)
         schedules = {"without prompts": ()} | ({self.classifier.method: self.schedule} if self.schedule else {})
         found = {

@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             if not args.models:
                 args.backbone, names = "small", names or demo_names()
                 print(f"There is no demo in {DEMO} (`make demo`): zero-shot CLIP with the small CLIP")
-        files = images.find_images(args.examples) if args.examples else []
-        count = min(MOST_EXAMPLES, len(files))
-        examples = [files[number * len(files) // count] for number in range(count)]
+        examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
         opened = models.open_models(args.models, args, names)
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does
