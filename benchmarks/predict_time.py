@@ -29,11 +29,11 @@ with required_packages():
     from benchmarks.step_time import build, class_names, compared
     from clip import load_backbone
     from clip.random_weights import random_clip
-    from experiments.inference.images import by_threads
-    from experiments.inference.models import Model, describe
-    from experiments.inference.predictor import Predictor
+    from inference.classifier import PromptedClassifier
+    from inference.images import by_threads
+    from inference.models import Model, describe
+    from inference.predictor import Predictor
     from trainers import methods
-    from trainers.classifier import PromptedClassifier
 
 PIXELS = 256  # of a side of an image file
 BATCH = 100  # predict's default

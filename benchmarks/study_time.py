@@ -21,13 +21,12 @@ from pathlib import Path
 if __name__ == "__main__":  # the project in place of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from common.start import ROOT, required_packages
+from common.start import ROOT, at_least, required_packages
 
 with required_packages():
     import torch
     import yaml
 
-    from experiments.arguments import at_least
     from experiments.configs import read_yaml
     from trainers import methods
 

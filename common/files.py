@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import UsageError
 
 BLOCK = 1 << 20
 PARTIAL = r"\..+\.\d+\.partial"  # name of an unfinished file; the number is that of the process that writes it
@@ -33,6 +36,37 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all (UTF-8)."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to. At the end its files are in `folder`; after an error it is deleted.
+
+    Raises:
+        UsageError: `folder` exists already, and is not an empty folder; or nothing can be written there.
+    """
+    there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
+    parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
+    stage = parent / f".{folder.absolute().name}.partial"
+    if there and any(entry != stage for entry in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
+    if not there and os.path.lexists(folder):
+        raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
+    try:
+        shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
+        try:
+            stage.mkdir()
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder} ({error.strerror})", "choose another folder", folder) from error
+        yield stage
+        if there:
+            for file in stage.iterdir():
+                os.replace(file, folder / file.name)
+        else:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:

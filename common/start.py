@@ -5,13 +5,13 @@ import shlex
 import shutil
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .version import ROOT, __version__
 
-__all__ = ["ROOT", "add_common_options", "folder", "interpreter", "required_packages"]
+__all__ = ["ROOT", "add_common_options", "at_least", "interpreter", "path", "required_packages"]
 
 
 @contextmanager
@@ -62,8 +62,20 @@ def add_common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error (also: MPL_DEBUG=1)")
 
 
-def folder(text: str) -> Path:
-    """The argparse type of a folder's path; the folder may be missing. An empty path would be the current folder."""
+def path(text: str) -> Path:
+    """The argparse type of a path. An empty one would be the current folder."""
     if not text.strip():
-        raise ArgumentTypeError("expected the path of a folder (. for the current one)")
+        raise ArgumentTypeError("expected a path (. for the current folder)")
     return Path(os.path.expanduser(text))
+
+
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The argparse type of integers from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            accepted = f"expected an integer >= {least}" if most is None else f"expected {least} to {most}"
+            raise ArgumentTypeError(f"{accepted}, got {text!r}")
+        return int(text)
+
+    return number

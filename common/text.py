@@ -12,6 +12,20 @@ MAX_JSON = 1 << 28  # of a JSON file: the split of a dataset of two million imag
 MAX_MARKS = 10_000_000  # of the characters , : [ { in it, which bound its values and so the memory that it takes
 
 
+def read_bytes(path: str | os.PathLike, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; errors are those of `read_text`."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(f"{path} is not a regular file", "give the path of a file with content", path)
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror})", "check the path", path) from error
+    if len(content) > most:
+        raise UsageError(f"{path} is larger than {most:,} bytes", "shorten it", path)
+    return content
+
+
 def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "strict") -> str:
     """The text of a regular file. It never waits, as opening a named pipe would.
 
@@ -24,17 +38,9 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
         UsageError: it is missing, larger, not a regular file or not UTF-8.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"{path} is not a regular file", "give the path of a text file", path)
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise UsageError(f"{path} is larger than {most:,} bytes", "shorten it", path)
-        return content.decode("utf-8-sig", errors)
+        return read_bytes(path, most).decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text", "fix or replace it", path) from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path} ({error.strerror})", "check the path", path) from error
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:

@@ -1,11 +1,10 @@
-"""The command line of train.py, and argument types that several commands share. Nothing here waits for torch."""
+"""The command line of train.py. Nothing here waits for torch."""
 
 import argparse
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
 
 from common.errors import UsageError
 from common.start import add_common_options
@@ -125,14 +124,3 @@ def folder_of(seed: int, path: str, option: str, several: bool) -> str:
             f"{option} {path} is one folder for several seeds", "put {seed} in it, as in output/seed{seed}"
         )
     return os.path.join(head, f"seed{seed}")
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The argparse type of integers from `least` on."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
-        return int(text)
-
-    return number

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import trainers
 from common.files import replacing, write_text
-from common.start import add_common_options, folder
+from common.start import add_common_options, at_least, path
 
-from .arguments import at_least
 from .configs import config_files, known_datasets
 from .protocols import recipe
 from .studies.executor import LocalExecutor, check_datasets, execute_runs
@@ -81,8 +80,8 @@ def plot(summary: dict, file: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     known, baselines = trainers.methods(), [name for name, method in trainers.methods().items() if not method.learns]
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--output", type=folder, default=Path("output/demo"))
-    parser.add_argument("--root", type=folder, default=Path("data"), help="folder of the dataset")
+    parser.add_argument("--output", type=path, default=Path("output/demo"))
+    parser.add_argument("--root", type=path, default=Path("data"), help="folder of the dataset")
     parser.add_argument("--dataset", default="small_objects", choices=known_datasets(), metavar="NAME")
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
     parser.add_argument("--methods", nargs="+", default=default, choices=known, metavar="NAME", help=described)

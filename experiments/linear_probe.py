@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from common.start import add_common_options
+from common.start import add_common_options, at_least
 
 from . import run
-from .arguments import at_least
 from .configs import config_files, known_datasets
 from .results import describe, read_results
 from .studies.spec import Study, Variant

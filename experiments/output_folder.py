@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
+from common.results import CONFIG
 from common.text import read_json
 from datasets import title
 
@@ -21,7 +22,6 @@ from .configuration import flatten
 from .results import FILE as RESULTS
 from .results import RECORDED
 
-CONFIG = "config.yaml"
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {
     "DATASET.ROOT",

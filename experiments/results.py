@@ -10,12 +10,11 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.files import write_text
+from common.results import FILE, read_results, selected_on_test
 from common.start import add_common_options
-from common.text import read_json
 from common.version import source
 
-FILE = "results.json"
-ERROR = "error.txt"  # beside it: the error of a run of a study
+ERROR = "error.txt"  # next to results.json: the error of a run of a study
 SELECTED = "Selected on test images"  # starts the line of a log that says so
 # The settings that results.json holds, under names of its own.
 RECORDED = {
@@ -26,10 +25,6 @@ RECORDED = {
     "classes": "DATASET.SUBSAMPLE_CLASSES",
     "backbone": "MODEL.BACKBONE.NAME",
 }
-
-# What tables and plots read: numbers with the largest value, and texts.
-NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9, "train_seconds": 10**9, "test_seconds": 10**9}
-TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
 def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, choices: list[dict] | None) -> None:
@@ -83,39 +78,6 @@ def results_of(cfg, trainer) -> dict:
         measured = trainer.evaluator.evaluate()
     validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
     return measured | {"n_test": len((trainer.val_loader if validates else trainer.test_loader).dataset)}
-
-
-def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None if there is none, or the run made no test.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
-    file = folder / FILE
-    try:
-        if not file.is_file():
-            return None
-        run = read_json(file)
-        for key, most in NUMBERS.items():
-            if run.get(key) is not None and not 0 <= run[key] <= most:  # also true of NaN
-                raise ValueError(f"{key} is {run[key]}")
-        for key in TEXTS:
-            if run.get(key) is not None and not run[key].isprintable():
-                raise ValueError(f"{key} is {run[key]!r}")
-        selected_on_test(run)
-        return run if run["accuracy"] is not None else None
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
-
-
-def selected_on_test(run: dict) -> bool:
-    """Whether test images chose the epoch or a setting of a run; False for results of versions that did not record it.
-
-    Raises:
-        LookupError, TypeError, AttributeError: the record is damaged.
-    """
-    choices = (run.get("data_use") or {}).get("choose") or ()
-    return max((choice["test_images"] for choice in choices), default=0) > 0
 
 
 def mark_of(run: dict) -> str:

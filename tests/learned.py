@@ -14,9 +14,9 @@ from dassl.engine import build_trainer
 import trainers
 from common.start import ROOT
 from experiments.configuration import extend_cfg
-from experiments.inference import predict
 from experiments.protocols import recipe
 from experiments.run import main as train
+from inference import predict
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT
 OPTIONS = Namespace(backbone="", config_file="", trainer="", load_epoch=None, device="", template="")

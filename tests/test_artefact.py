@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common.files import checksum
-from experiments.inference import export, predict
-from trainers.classifier import PromptedClassifier
+from inference import export, predict
+from inference.classifier import PromptedClassifier
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,10 @@ BROKEN = {
     "tampered prompts": (replace_prompts, "is not the file that config.json describes (its SHA-256 differs)"),
     "prompts that are not finite": (infinite_prompts, "not finite"),
     "damaged prompts": (lambda folder: (folder / "prompts.safetensors").write_bytes(b"\xff" * 99), "is damaged"),
-    "no prompts": (lambda folder: (folder / "prompts.safetensors").unlink(), "there is no "),
+    "no prompts": (
+        lambda folder: (folder / "prompts.safetensors").unlink(),
+        "prompts.safetensors (No such file or directory)",
+    ),
     "a pipe as prompts": (lambda folder: pipe(folder / "prompts.safetensors"), "is not a regular file"),
     "a pipe as config": (lambda folder: pipe(folder / "config.json"), "is not a regular file"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),

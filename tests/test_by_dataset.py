@@ -38,7 +38,7 @@ def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
     table = {"EuroSAT": {"OPTIM.LR": 0.25, "OPTIM.NAME": "adam"}, "base2new": {"EuroSAT": {"OPTIM.LR": 0.125}}}
     for classes, rate in (("all", 0.25), ("base", 0.125), ("new", 0.125)):
         cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
-        assert cfg.OPTIM.LR == rate and cfg.OPTIM.NAME == "adam"
+        assert cfg.OPTIM.NAME == "adam" and rate == cfg.OPTIM.LR
 
 
 def test_other_datasets_and_all_classes_keep_the_values_of_the_file(configured):

@@ -68,8 +68,8 @@ def test_failed_runs_are_reported(drawn, tmp_path, monkeypatch, capsys):
     [
         (["--workers", "0"], "expected an integer >= 1, got '0'"),
         (["--seeds", "-1"], "expected an integer >= 0, got '-1'"),
-        (["--root", ""], "argument --root: expected the path of a folder"),
-        (["--output", " "], "argument --output: expected the path of a folder"),
+        (["--root", ""], "argument --root: expected a path"),
+        (["--output", " "], "argument --output: expected a path"),
         (["--dataset", "small_lands"], "small_lands"),
         (["--cfg", "smal"], "there is no YAML file of ZeroshotCLIP 'smal': did you mean small?"),
     ],

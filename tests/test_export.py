@@ -12,8 +12,8 @@ from learned import images_of, rows_of
 from safetensors.torch import load_file
 
 from clip import load_backbone
-from experiments.inference import export, programs
-from trainers.classifier import PromptedClassifier
+from inference import export, programs
+from inference.classifier import PromptedClassifier
 
 METHODS = "CoOp", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
 THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name in METHODS]
@@ -31,7 +31,7 @@ def test_onnx_and_torch_export_agree_with_predict(
     assert len(re.findall(r"largest difference of a logit on 24 images: (\S+)", done.printed)) == 2
     classifier = PromptedClassifier.from_folder(folder, str(backbone))
     expected = classifier.logits(images)
-    pixels = torch.stack([classifier.transform(classifier.read(image)) for image in images])
+    pixels = classifier.pixels(images)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     (logits,) = session.run(None, {"images": pixels.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-3)
@@ -54,7 +54,7 @@ def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, com
     assert done.status == 0, done.errors
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
     classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
-    pixels = torch.stack([classifier.transform(classifier.read(image)) for image in images])
+    pixels = classifier.pixels(images)
     with torch.no_grad():
         features = load_backbone(str(deep)).encode_image(pixels, normalize=True)
     logits = tensors["logit_scale"] * features @ tensors["class_matrix"].T

@@ -1,6 +1,7 @@
 """Looking inside a model: its figures beside a direct computation, what the command writes, and bad input."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,13 +18,15 @@ from PIL import Image
 
 from clip import Edit, TextPrompts, load_backbone, plain, tokenize
 from clip.random_weights import random_clip
+from common.errors import UsageError
 from common.start import ROOT
-from experiments.inference.models import open_models
-from experiments.inspection import command as inspect_command
-from experiments.inspection.measures import Measures, measure_layers
-from experiments.inspection.pictures import features
-from experiments.inspection.tower import origins, roll_out
-from experiments.inspection.words import nearest_words
+from inference.inspection import command as inspect_command
+from inference.inspection import page
+from inference.inspection.measures import Measures, measure_layers
+from inference.inspection.pictures import features
+from inference.inspection.tower import origins, roll_out
+from inference.inspection.words import nearest_words
+from inference.models import open_models
 from trainers.prompted import PromptedCLIP, PromptLearner
 
 pytestmark = pytest.mark.slow
@@ -215,7 +218,7 @@ def found(command, tmp_path):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """For tests of figures: the command takes a third of the time."""
-    monkeypatch.setattr("experiments.inspection.page.draw", lambda content, folder: [])
+    monkeypatch.setattr("inference.inspection.page.draw", lambda content, folder: [])
 
 
 def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
@@ -313,6 +316,13 @@ def test_a_resnet_has_words_and_no_attention(tmp_path, photos):
         measures.add([photos / "a.jpg"], torch.randn(1, 3, 32, 32))
         content = measures.summary(1)
     assert (content["layers"], content["rollout"], content["images"]) == ([], [], 1)
+
+
+def test_numbers_that_are_not_finite_end_in_one_line(tmp_path):
+    content = {"rollout": [], "model": {"source": "a run"}, "added": {"norms": [math.inf]}}
+    with pytest.raises(UsageError, match="the prompts in a run are so large that their lengths are not finite"):
+        page.write(content, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_images_are_reported_and_skipped(finished, command, without_pictures, tmp_path):

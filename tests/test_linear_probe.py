@@ -10,10 +10,10 @@ from dassl.engine import build_trainer
 from drawn import make_cfg, prompts_of, write_eurosat
 
 from common.errors import UsageError
-from experiments.inference.arguments import add_model_options
-from experiments.inference.models import open_models
 from experiments.linear_probe import main
 from experiments.studies.spec import Study, Variant
+from inference.arguments import add_model_options
+from inference.models import open_models
 from trainers.linear_probe import fit, search
 
 ONCE = ["OPTIM.MAX_EPOCH", 1, "TRAINER.LINEARPROBE.PREC", "fp32"]
@@ -165,7 +165,7 @@ def test_images_are_classified_by_a_trained_probe(arguments, eurosat, tmp_path):
     ((_, classifier),) = open_models([run], parser.parse_args([]))
     images = sorted((eurosat / "eurosat/2750/0").glob("test_*"))
     assert classifier.probabilities(images).shape == (4, 6)
-    with pytest.raises(UsageError, match="has weights for other classes"):
+    with pytest.raises(UsageError, match="has values of its own for each class"):
         classifier.probabilities(images, ["oak", "elm"])
 
 

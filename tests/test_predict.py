@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from PIL import Image
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
-from experiments.inference import predict
-from experiments.inference.models import open_models
-from trainers.classifier import PromptedClassifier
+from inference import export, predict
+from inference.classifier import PromptedClassifier
+from inference.inspection import command as inspect_command
+from inference.models import open_models, read_model
 
 pytestmark = pytest.mark.slow
 
@@ -216,7 +219,71 @@ def test_class_specific_contexts_take_no_other_names(finished, command, photos):
     for names in (["a", "b"], ["a", "b", "c"]):
         done = command(predict, folder, photos, "--classes", *names)
         assert (done.status, len(done.errors)) == (2, 1)
-        assert "has a context for each class that it was learned on: leave out the class names" in done.errors[0]
+        assert (
+            "has values of its own for each class that it was learned on: leave out the class names" in done.errors[0]
+        )
+
+
+def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monkeypatch):
+    """Other threads compute with it meanwhile."""
+    ((_, classifier),) = open_models([finished("TCP")], OPTIONS)
+    lists = (["a cat", "a dog"], ["an oak", "an elm", "a fir"], None)
+    expected = [classifier.logits(photos / "a.jpg", names) for names in lists]
+    classifier._other.cache_clear()
+    monkeypatch.setattr(type(classifier.clip), "_apply", lambda *arguments, **options: pytest.fail("it is moved"))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda names: classifier.logits(photos / "a.jpg", names), lists * 4))
+    assert all(torch.equal(*pair) for pair in zip(found, expected * 4, strict=True))
+    assert {model.clip for model in map(classifier.model_for, lists)} == {classifier.clip}
+
+
+def test_prompts_are_built_where_the_backbone_is(finished):
+    ((_, classifier),) = open_models([finished("VPT")], OPTIONS)
+    classifier.clip.to("meta")
+    classifier.device, classifier.checkpoint = torch.device("meta"), None
+    assert {tensor.device.type for tensor in classifier.model_for(["a", "b"]).state_dict().values()} == {"meta"}
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("method", ["MPL", "TCP"])
+def test_other_class_names_give_what_own_ones_give(method, device, finished, photos):
+    description, checkpoint, backbone = read_model(finished(method), OPTIONS)
+    others = replace(description, class_names=["a cat", "a dog"])
+    first, second = (PromptedClassifier(d, checkpoint, "run", backbone, device) for d in (description, others))
+    names = second.class_names
+    torch.testing.assert_close(first.logits(photos / "a.jpg", names), second.logits(photos / "a.jpg"))
+
+
+@pytest.fixture
+def huge(finished, tmp_path):
+    """A run whose prompts are finite, and give logits that are not."""
+    folder = shutil.copytree(finished("CoOp"), tmp_path / "huge")
+    file = folder / "prompt_learner/model.pth.tar-1"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["ctx"].fill_(1e38)
+    torch.save(checkpoint, file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(predict, "{photos} --json"), (export, "--to {out}"), (inspect_command, "--output {out}")],
+)
+def test_logits_that_are_not_finite_end_in_one_line(module, options, huge, command, photos, tmp_path):
+    arguments = options.format(photos=photos / "a.jpg", out=tmp_path / "out").split()
+    done = command(module, huge, *arguments)
+    assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done
+    assert f"{huge} gives logits that are not finite: use the checkpoint of another epoch" in done.errors[0]
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_the_former_place_of_the_classifier_says_where_it_is_now():
+    with pytest.warns(DeprecationWarning, match="is now inference.classifier") as warned:
+        from trainers.classifier import PromptedClassifier as former
+    assert former is PromptedClassifier and warned[0].filename == __file__
 
 
 # Published checkpoints

@@ -36,9 +36,7 @@ def test_an_empty_folder_is_not_the_current_one(option, prepare, monkeypatch, tm
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     status, _, errors = prepare("small_land", option, "", root="" if option == "--root" else tmp_path / "data")
-    assert status == 2 and errors[-1].endswith(
-        f"argument {option}: expected the path of a folder (. for the current one)"
-    )
+    assert status == 2 and errors[-1].endswith(f"argument {option}: expected a path (. for the current folder)")
     assert not list((tmp_path / "here").iterdir())
 
 

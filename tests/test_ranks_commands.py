@@ -243,8 +243,8 @@ def test_variables_of_the_launcher_are_checked(variables, fault, monkeypatch):
 
 @pytest.mark.parametrize("tool", ["predict", "study"])
 def test_other_commands_refuse_to_run_on_several_ranks(tool, command, monkeypatch):
-    from experiments.inference import predict
     from experiments.studies import command as study
+    from inference import predict
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -14,7 +14,6 @@ from trees import build_tree
 
 import parse_test_res
 from common.start import ROOT
-from experiments.inference import export
 from experiments.results import SELECTED
 from experiments.studies import command as study_command
 from experiments.studies import plots
@@ -24,6 +23,7 @@ from experiments.studies.reproduce import beside_authors
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK, MARKED, Summary
+from inference import export
 
 CHOICE = {"what": "epoch", "dataset": "x", "classes": "all", "split": "val", "images": 8, "test_images": 8}
 SELECTED_RUN = {"data_use": {"choose": [CHOICE]}}

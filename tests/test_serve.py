@@ -8,11 +8,11 @@ import sys
 import pytest
 from learned import OPTIONS
 
-from experiments.inference.models import open_models
-from experiments.serving import command as serve_command
+from inference.models import open_models
+from inference.serving import command as serve_command
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
-from experiments.serving.page import MOST_NAMES, Page  # noqa: E402
+from inference.serving.page import MOST_NAMES, Page  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def test_a_port_in_use_ends_in_one_line(serve, finished):
 
 WRONG = {
     "no model": (["/nowhere"], "there is no model /nowhere"),
-    "no port": (["--port", "0"], "expected a port from 1 to 65535"),
+    "no port": (["--port", "0"], "expected 1 to 65535, got '0'"),
     "no examples": (["{run}", "--examples", "{empty}"], "no images in {empty}"),
     "names given twice": (["{run}", "--classes", "red", "red"], "'red' is given 2 times"),
     "another machine's address": (["{run}", "--host", "192.0.2.1"], "cannot serve at 192.0.2.1:7860"),
@@ -148,7 +148,7 @@ def test_wrong_arguments_end_in_one_line(name, serve, finished, tmp_path):
 
 def test_gradio_is_asked_for_by_its_requirements_file(serve, finished, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "experiments.serving.page")
+    monkeypatch.delitem(sys.modules, "inference.serving.page")
     done = serve(finished("VPT"))
     assert done.status == 2 and "pip install -r requirements-serve.txt" in done.errors[-1]
 

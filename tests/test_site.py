@@ -23,7 +23,7 @@ STUDIES = (ROOT / "docs/studies.md").read_text()
 GUIDES = {"ZeroshotCLIP": "zsclip", "LinearProbe": "lpclip"}  # others have their names in lower case
 SOURCES = "".join(
     file.read_text()
-    for room in ("experiments", "common", "datasets/preparing")
+    for room in ("experiments", "inference", "common", "datasets/preparing")
     for file in sorted((ROOT / room).rglob("*.py"))
 )
 

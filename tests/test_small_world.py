@@ -22,6 +22,7 @@ from datasets import DatasetError, small_world
 from datasets.small_world import SmallObjects, SmallSource, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
 from experiments.configuration import extend_cfg
+from experiments.protocols import Step
 from experiments.results import read_results
 from experiments.run import main
 from experiments.studies.spec import Study, Variant
@@ -242,7 +243,8 @@ def test_zero_shot_accuracy_agrees_with_the_card(drawn, tmp_path):
     for half, expected in zip(("all", "base", "new"), stated, strict=True):
         variant = Variant("ZeroshotCLIP", "ZeroshotCLIP", "small")
         study = Study((variant,), ("small_objects",), root=drawn, output=tmp_path / half)
-        run = study.run("few_shot", variant, "small_objects", 1, 16, half, "run", "--eval-only")
+        used = variant.recipe("few_shot", "small_objects", 16)
+        run = study.run("few_shot", Step(half, "run"), variant, used, "small_objects", 1, 16, "--eval-only")
         main(list(run.arguments))
         assert read_results(run.folder)["accuracy"] == pytest.approx(expected, abs=0.7)
 

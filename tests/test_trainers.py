@@ -22,7 +22,7 @@ from experiments.configuration import setup_cfg
 from experiments.protocols import recipe
 from trainers import methods
 from trainers.base import PromptedCLIP
-from trainers.classifier import ClassNames
+from trainers.build import without_training
 from trainers.prompts import move_class_tokens
 
 CONFIGS = ROOT / "configs"
@@ -159,11 +159,10 @@ def test_what_is_learned_on_a_vit_b16_has_the_documented_size(name, eurosat, tmp
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"))
     clip.token_embedding = nn.Embedding.from_pretrained(torch.zeros(clip.vocab_size, 512))
     method = TRAINER_REGISTRY.get(name)
-    trainer = method.__new__(method)  # without data, which the prompts do not need
     file = YAMLS[f"{name}/{recipe(name, 'few_shot').cfg}"]
-    trainer.cfg = configured(file, "ViT-B/16", 224, eurosat, tmp_path)
-    trainer.dm = ClassNames(["forest", "annual crop land"], "a photo of a {}.")
-    model = PromptedCLIP(clip, trainer.build_prompts(clip, ["forest", "annual crop land"]))
+    cfg, names = configured(file, "ViT-B/16", 224, eurosat, tmp_path), ["forest", "annual crop land"]
+    bare = without_training(method, cfg, names, "a photo of a {}.", torch.device("cpu"))
+    model = PromptedCLIP(clip, bare.build_prompts(clip, names))
     learned = sum(parameter.numel() for parameter in model.parameters())
     assert DOCUMENTED[name][-1].startswith(f"{learned:,} (")
 

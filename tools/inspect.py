@@ -13,8 +13,8 @@ else:
     from common.start import required_packages
 
     with required_packages():
-        from experiments.inspection.command import main
         from experiments.session import cli_main
+        from inference.inspection.command import main
 
     if __name__ == "__main__":
         cli_main(main, "from the start")

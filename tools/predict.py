@@ -9,8 +9,8 @@ if __name__ == "__main__":  # the project in place of tools/, so that its packag
 from common.start import required_packages
 
 with required_packages():
-    from experiments.inference.predict import main
     from experiments.session import cli_main
+    from inference.predict import main
 
 if __name__ == "__main__":
     cli_main(main, "from the first image")

@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the project in place of tools/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from common.start import add_common_options, required_packages
+from common.start import add_common_options, at_least, required_packages
 
 with required_packages():
     import open_clip
@@ -22,7 +22,6 @@ with required_packages():
 
     from clip.random_weights import random_clip
     from common.files import replacing
-    from experiments.arguments import at_least
     from experiments.session import cli_main
 
 

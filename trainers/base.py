@@ -16,19 +16,22 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, TOWERS, compiled_towers, current_ranks, is_vit, load_backbone
+from clip import CLIP, TOWERS, compiled_towers, current_ranks
 from clip.digest import digest
 from common.errors import UsageError
 from common.version import __version__
 
 from .agreement import digest_of_images
+from .build import build_model, print_normalisation, require_vit
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .data_use import Choice, epoch_choice, inherited_choices
 from .features import cache_folder, kept_features
-from .precision import usable
+from .precision import print_precision, usable
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
 from .split_test import split_test
+
+__all__ = ["TEMPLATE", "PromptLearner", "PromptTrainer", "PromptedCLIP", "require_vit"]
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
@@ -54,6 +57,7 @@ class PromptTrainer(TrainerX):
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     dm: Any
     evaluator: Any
+    _text_features: tuple[list, Tensor] | None = None
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
@@ -62,25 +66,14 @@ class PromptTrainer(TrainerX):
             cls.Settings = settings_from(cls.defaults, cls.Settings)
         cls.config_folder = vars(cls).get("config_folder", cls.__name__)
 
-    def __init__(self, cfg: CfgNode, data: Any = None, clip: CLIP | None = None):
-        """
-        Args:
-            cfg: the configuration.
-            data: takes the place of Dassl's data manager if there are no images (`classifier.ClassNames`).
-            clip: the backbone, if it is loaded already.
-        """
-        self.given_data, self.given_clip = data, clip
+    def __init__(self, cfg: CfgNode):
         self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
         super().__init__(cfg)
 
     def build_data_loader(self) -> None:
-        if self.given_data is None:
-            super().build_data_loader()
-            if (ranks := current_ranks()).count > 1:  # before anything is computed for these classes
-                ranks.agree({"choice of images": digest_of_images(self.dm.dataset, self.cfg.DATASET.ROOT)})
-        else:
-            self.dm = self.given_data
-            self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
+        super().build_data_loader()
+        if (ranks := current_ranks()).count > 1:  # before anything is computed for these classes
+            ranks.agree({"choice of images": digest_of_images(self.dm.dataset, self.cfg.DATASET.ROOT)})
 
     @classmethod
     def section(cls) -> str:
@@ -112,15 +105,25 @@ class PromptTrainer(TrainerX):
         return epoch_choice(self.cfg, self.dataset_title, self.dm.dataset)
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
-        """The prompts of this method for a backbone (on the CPU) and class names (no underscores)."""
+        """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.
+
+        Predictions have no images: see `build.without_training` for what this may use.
+        """
         raise NotImplementedError
+
+    def finish_model(self) -> None:
+        """Add to `self.model`, on its device, what is computed with the frozen CLIP and not learned."""
+
+    def notes(self) -> list[str]:
+        """Lines about the model for the log of a run."""
+        return []
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss to minimise, the logits (batch, classes), and parts of the loss to be logged."""
         logits = self.model(images)
         return F.cross_entropy(logits, labels), logits, {}
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
         """The names of the run's classes, in the order of their labels, without underscores.
 
@@ -135,6 +138,11 @@ class PromptTrainer(TrainerX):
             )
         return [name.replace("_", " ") for name in names]
 
+    @cached_property
+    def dataset_template(self) -> str:
+        """The dataset's sentence with {} for a class name."""
+        return getattr(self.dm.dataset, "template", TEMPLATE)
+
     @property
     def dataset_title(self) -> str:
         """The name of the dataset, as results and checkpoints have it."""
@@ -147,7 +155,7 @@ class PromptTrainer(TrainerX):
             published: the method's own sentences for some datasets, by their registered names.
         """
         own = "" if self.cfg.DATASET.get("TEMPLATE", "") else (published or {}).get(self.cfg.DATASET.NAME, "")
-        return own or getattr(self.dm.dataset, "template", TEMPLATE)
+        return own or self.dataset_template
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Check the settings; Dassl calls this first.
@@ -163,23 +171,20 @@ class PromptTrainer(TrainerX):
 
     def build_model(self) -> None:
         cfg = self.cfg
-        prec, cpu = usable(self.settings.PREC, self.device), self.device.type == "cpu"
-        clip = self.given_clip
-        if clip is None:
-            print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-            clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32" if prec == "amp" else prec)
-        check_input(cfg, clip)
-
         towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
         if towers not in TOWERS:
             raise UsageError(f"MODEL.BACKBONE.TOWERS is {towers!r}", f"it can be {' or '.join(TOWERS)}")
-        self.model = self.Model(clip, self.build_prompts(clip, self.class_names), towers).to(self.device)
+        print_precision(self.settings.PREC, self.device)
+        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+        build_model(self, towers)
+        print_normalisation(cfg, self.model.clip)
+        for note in self.notes():
+            print(note)
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
-        clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
-        self._text_features: tuple[list, Tensor] | None = None
-        self.amp = prec == "amp"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and not cpu)
+        self.model.clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        self.amp = usable(self.settings.PREC, self.device) == "amp"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
@@ -321,6 +326,13 @@ class PromptTrainer(TrainerX):
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
         self.load_prompts(checkpoint, path)
+        if self.model.prompt_learner.reader() is not None:
+            kind = "learned" if self.model.classes_learned else "new"
+            print(f"Images are read as those of {kind} classes")
+        backbone = self.cfg.MODEL.BACKBONE.NAME
+        learned_on = (checkpoint.get("metadata") or {}).get("backbone", backbone)
+        if learned_on != backbone:
+            print(f"These prompts were learned on the backbone {learned_on}, this run uses {backbone}")
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
@@ -338,12 +350,6 @@ class PromptTrainer(TrainerX):
         self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
         self.inherited_choices = inherited_choices(checkpoint)
         self.model.classes_learned = self.were_learned(checkpoint.get("metadata") or {})
-        if self.model.prompt_learner.reader() is not None:
-            kind = "learned" if self.model.classes_learned else "new"
-            print(f"Images are read as those of {kind} classes")
-        learned_on = (checkpoint.get("metadata") or {}).get("backbone", metadata["backbone"])
-        if learned_on != metadata["backbone"]:
-            print(f"These prompts were learned on the backbone {learned_on}, this run uses {metadata['backbone']}")
 
     def were_learned(self, written: Mapping[str, Any]) -> bool:
         """Whether prompts were learned on all classes of this run, by the metadata of their checkpoint.
@@ -355,26 +361,3 @@ class PromptTrainer(TrainerX):
             return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
         same_dataset = written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
         return same_dataset and all(name in names for name in self.class_names)
-
-
-def require_vit(clip: CLIP, method: str, backbone: str) -> None:
-    """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
-    if not is_vit(clip):
-        raise UsageError(
-            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one", "choose another"
-        )
-
-
-def check_input(cfg: CfgNode, clip: CLIP) -> None:
-    """Raise UsageError for images of a size that the backbone cannot read; print when their normalisation differs."""
-    side = clip.visual.image_size
-    expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
-    if tuple(cfg.INPUT.SIZE) != expected:
-        raise UsageError(
-            f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}",
-            "give that as INPUT.SIZE, or a YAML for this backbone",
-        )
-    for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
-        own = getattr(clip.visual, attribute, None)
-        if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
-            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")

@@ -101,8 +101,6 @@ class LinearProbe(PromptTrainer):
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        if self.given_data is not None:  # not a run
-            return
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             what = "LinearProbe has weights for the classes it was trained on: base-to-new has no meaning for it"
             raise UsageError(what, "set DATASET.SUBSAMPLE_CLASSES all")

@@ -92,9 +92,11 @@ class MPL(PromptTrainer):
         mpl = self.settings
         require_vit(clip, "MPL", self.cfg.MODEL.BACKBONE.NAME)
         check_depth(clip, "TRAINER.MPL.PROMPT_DEPTH", mpl.PROMPT_DEPTH)
-        lengths = self.vision_lengths(mpl, len(clip.visual.transformer.resblocks))
-        print(f"Vision prompts at each layer: {', '.join(map(str, lengths))}")
         return MPLPrompts(clip, classnames, mpl.N_CTX, mpl.CTX_INIT, mpl.adds, mpl.removes)
+
+    def notes(self):
+        lengths = self.vision_lengths(self.settings, len(self.model.clip.visual.transformer.resblocks))
+        return [f"Vision prompts at each layer: {', '.join(map(str, lengths))}"]
 
     @classmethod
     def vision_lengths(cls, settings, layers):

@@ -9,13 +9,16 @@ UNITS = {"fp16": "a GPU", "bf16": "a CPU or GPU with bf16 units"}
 
 
 def usable(precision: str, device: torch.device) -> str:
-    """The precision of PREC on a device; fp32, which is printed, where the device has no units for another one."""
-    if precision in UNITS and not has_units(precision, device):
-        print(f"PREC {precision} needs {UNITS[precision]}: computing in fp32")
-        return "fp32"
-    if precision in UNITS:
+    """The precision of PREC on a device; fp32 where the device has no units for another one."""
+    return "fp32" if precision in UNITS and not has_units(precision, device) else precision
+
+
+def print_precision(precision: str, device: torch.device) -> None:
+    """Print what a PREC of half precision means on a device."""
+    if precision in UNITS and usable(precision, device) == precision:
         print(f"PREC {precision}: training and evaluation compute in {precision}")
-    return precision
+    elif precision in UNITS:
+        print(f"PREC {precision} needs {UNITS[precision]}: computing in fp32")
 
 
 def has_units(precision: str, device: torch.device) -> bool:

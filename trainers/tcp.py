@@ -102,8 +102,7 @@ class TCP(TaughtTrainer):
         ctx = word_embeddings(clip, WORDS, N_CLASS) if known else gaussian(self.settings.N_CTX, text_width(clip))
         return TCPPrompts(clip, classnames, TEMPLATES.get(self.cfg.DATASET.NAME, "X X X X {}."), ctx)
 
-    def build_model(self):
-        super().build_model()
+    def finish_model(self):
         self.model.prompt_learner.register_buffer("class_features", self.teacher.text_features, persistent=False)
 
     def saved_module(self) -> nn.Module:

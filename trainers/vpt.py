@@ -30,6 +30,9 @@ class VPT(PromptTrainer):
         vpt = self.settings
         require_vit(clip, "VPT", self.cfg.MODEL.BACKBONE.NAME)
         check_depth(clip, "TRAINER.VPT.PROMPT_DEPTH_VISION", vpt.PROMPT_DEPTH_VISION, ("vision",))
-        if vpt.CTX_INIT.replace("_", " ") != WORDS:
-            print(f"VPT's words are always {WORDS!r}: TRAINER.VPT.CTX_INIT {vpt.CTX_INIT!r} is not used")
         return IndependentPrompts(clip, classnames, 0, 0, vpt.N_CTX_VISION, vpt.PROMPT_DEPTH_VISION, WORDS)
+
+    def notes(self):
+        given = self.settings.CTX_INIT
+        unused = f"VPT's words are always {WORDS!r}: TRAINER.VPT.CTX_INIT {given!r} is not used"
+        return [unused] if given.replace("_", " ") != WORDS else []

@@ -29,9 +29,14 @@ class ZeroshotCLIP(PromptTrainer):
     config_folder = "CoOp"
 
     def build_prompts(self, clip, classnames):
-        template = self.settings.TEMPLATE or self.template()
-        print(f"Template: {template}")
-        return TemplatePrompts(template, classnames, clip.context_length)
+        return TemplatePrompts(self.sentence, classnames, clip.context_length)
+
+    @property
+    def sentence(self) -> str:
+        return self.settings.TEMPLATE or self.template()
+
+    def notes(self):
+        return [f"Template: {self.sentence}"]
 
     def train(self):
         print("ZeroshotCLIP learns nothing: evaluating")

@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from common.errors import UsageError
-from common.start import add_common_options, folder
+from common.start import add_common_options, path
 
 from .arrange import Preparation
 from .check import describe, inspect
@@ -33,11 +33,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="DATASET", help="names in configs/datasets, or all; or: fewshot DATASET")
-    add("--root", type=folder, default=Path("data"), help="folder of the datasets (default: data)")
+    add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; change nothing")
     add("--quick", action="store_true", help="with --check: do not read the images")
-    add("--from", type=folder, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
+    add("--from", type=path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
     help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
     add("--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror)
     add("--seed", type=int, default=1, help="with fewshot: the run's seed (1)")

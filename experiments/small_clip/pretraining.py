@@ -18,11 +18,10 @@ from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
 from common.errors import UsageError
 from common.files import replacing, write_text
-from common.start import add_common_options, folder
+from common.start import add_common_options, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Subject
 
-from ..arguments import at_least
 from .pairs import caption, draw_pairs
 
 DESCRIPTION = "Pre-train the small CLIP on drawn images and their captions."
@@ -194,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output", type=folder, default=Path("output/small_clip"), help="folder to write to")
+    parser.add_argument("--output", type=path, default=Path("output/small_clip"), help="folder to write to")
     parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images")
     parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps")
     parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files import write_text
-from common.start import add_common_options
+from common.start import add_common_options, at_least
 
-from ..arguments import at_least
 from .progress import Progress, collect_results, recorded_results
 from .spec import Study
 from .study_file import load

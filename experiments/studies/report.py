@@ -12,11 +12,11 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from common.pages import render
 from common.text import read_text
 
 from ..configs import YAML_BYTES, read_yaml
 from ..configuration import flatten
-from ..pages import render
 from .plots import draw
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables, overview

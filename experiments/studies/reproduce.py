@@ -15,12 +15,11 @@ import trainers
 from common.errors import UsageError, choose, closest
 from common.files import write_text
 from common.nearest import check_folder
-from common.start import add_common_options, folder
+from common.start import add_common_options, at_least, path
 from datasets.files import File
 from datasets.preparing.fetch import fetch
 from datasets.preparing.unpack import unpack
 
-from ..arguments import at_least
 from ..configs import known_datasets
 from ..protocols import ELEVEN, PROTOCOLS, recipe
 from .executor import LocalExecutor, check_datasets, execute_runs
@@ -164,8 +163,8 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epoch", type=at_least(1), help="of the checkpoints (default: the best, else the newest)")
     parser.add_argument("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
     parser.add_argument("--backbone", default="")
-    parser.add_argument("--root", type=folder, default=Path("data"), help="folder of the datasets")
-    parser.add_argument("--output", type=folder, default=Path("output/reproduced"))
+    parser.add_argument("--root", type=path, default=Path("data"), help="folder of the datasets")
+    parser.add_argument("--output", type=path, default=Path("output/reproduced"))
     parser.add_argument("--workers", type=at_least(1), default=1, help="tests at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of train.py and do nothing")
     add_common_options(parser)
@@ -182,8 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         print("\n".join(shlex.join(["python", "train.py", *run.arguments]) for run in study.runs()))
         return
-    for (dataset, shots, seed), path in study.prompts.items():
-        print(f"{dataset}, {shots} shots, seed {seed}: {path}")
+    for (dataset, shots, seed), file in study.prompts.items():
+        print(f"{dataset}, {shots} shots, seed {seed}: {file}")
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
     summary = Summary(study, collect_results(study)) if len(failed) < len(study.runs()) else None

@@ -25,10 +25,10 @@ from clip.random_weights import random_tensor
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
-from experiments.inference import export
 from experiments.run import main
 from experiments.studies import command as study
 from experiments.studies.study_file import load
+from inference import export
 
 BASE = "../../base"  # from the folder of a case
 BOTH = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2}

@@ -23,8 +23,8 @@ import parse_test_res
 from common import download
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
-from experiments.inference import predict
 from experiments.session import cli_main
+from inference import predict
 
 from .cases import Case
 from .witness import Witness

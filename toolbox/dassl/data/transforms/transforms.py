@@ -11,13 +11,14 @@ from torchvision.transforms import InterpolationMode
 INTERPOLATION_MODES = {name: InterpolationMode(name) for name in INTERPOLATIONS}
 
 
-def build_transform(cfg, is_train=True, choices=None):
+def build_transform(cfg, is_train=True, choices=None, verbose=True):
     """Build the training or the test transform of a config.
 
     Args:
         cfg: the config; INPUT.SIZE is (height, width).
         is_train (bool): whether to build the training or the test transform.
         choices: names to use instead of INPUT.TRANSFORMS.
+        verbose (bool): whether to print the steps.
 
     Returns:
         A callable from a PIL image to a float tensor (3, H, W); None with INPUT.NO_TRANSFORM.
@@ -36,9 +37,10 @@ def build_transform(cfg, is_train=True, choices=None):
     if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
         raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
 
-    print(f"Building transform_{'train' if is_train else 'test'}")
+    if verbose:
+        print(f"Building transform_{'train' if is_train else 'test'}")
     steps = _train_steps(cfg.INPUT, choices) if is_train else _test_steps(cfg.INPUT, choices)
-    for description, _ in steps:
+    for description, _ in steps if verbose else ():
         print(f"+ {description}")
     return T.Compose([step for _, step in steps])
 

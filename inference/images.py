@@ -5,31 +5,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from common.errors import UsageError
 from datasets.folders import IMG_EXTENSIONS
-from trainers.classifier import PromptedClassifier
+
+from .classifier import PromptedClassifier
 
 AHEAD = 2  # batches for each thread that may wait for their turn
 Result = TypeVar("Result")
-
-
-class Batch(NamedTuple):
-    """Images that could be read, and those that could not.
-
-    Attributes:
-        files: N paths.
-        inputs: for each classifier (N, 3, H, W), by its own transform; empty if N is 0.
-        errors: the fault of each of the others.
-    """
-
-    files: list[Path]
-    inputs: list[Tensor]
-    errors: list[str]
+Batch = tuple[list[Path], list[Tensor], list[str]]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -53,28 +41,34 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+def spread(files: Sequence[Path], most: int) -> list[Path]:
+    """At most this many of the files, evenly spread over them."""
+    count = min(most, len(files))
+    return [files[number * len(files) // count] for number in range(count)]
+
+
 def is_image(file: Path) -> bool:
     """Whether a path in a folder names an image; hidden files and folders are left out."""
     return file.suffix.lower() in IMG_EXTENSIONS and not any(part.startswith(".") for part in file.parts)
 
 
 def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
-    """The images of some files."""
-    keys = [str(classifier.cfg.INPUT) for classifier in classifiers]
-    distinct = dict(zip(keys, classifiers, strict=True))  # those with the same transform read an image once
-    good, errors = [], []
-    images: dict[str, list[Tensor]] = {key: [] for key in distinct}
+    """The images of some files. Classifiers with the same transform read an image once.
+
+    Returns:
+        the N files that could be read; for each classifier (N, 3, H, W), empty if N is 0; the faults of other files.
+    """
+    keys, good, rows, errors = [str(classifier.cfg.INPUT) for classifier in classifiers], [], [], []
+    distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
         try:
-            tensors = [classifier.transform(classifier.read(file)) for classifier in distinct.values()]
+            pixels = {key: classifier.pixels([file]) for key, classifier in distinct.items()}
         except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
             errors.append(str(error))
-            continue
-        good.append(file)
-        for key, tensor in zip(distinct, tensors, strict=True):
-            images[key].append(tensor)
-    inputs = {key: torch.stack(tensors) for key, tensors in images.items() if tensors}
-    return Batch(good, [inputs[key] for key in keys if good], errors)
+        else:
+            good.append(file)
+            rows.append([pixels[key] for key in keys])
+    return good, [torch.cat(column) for column in zip(*rows, strict=True)], errors
 
 
 def by_threads(work: Callable[[Sequence[Path]], Result], files: Sequence[Path], size: int) -> Iterator[Result]:

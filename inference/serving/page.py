@@ -1,4 +1,4 @@
-"""The page: an image and class names on one side, what every model makes of them on the other."""
+"""The page: an image and class names on one side, the probabilities and attention of every model on the other."""
 
 import socket
 from base64 import b64encode
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from clip import ClipError
 from common.errors import UsageError
-from trainers.classifier import PromptedClassifier, check_names
 
-from ..inference.models import Model
+from ..classifier import PromptedClassifier
 from ..inspection.measures import seen
 from ..inspection.tower import RollOut, roll_out, shows_attention
+from ..models import Model
+from ..names import check_names
 
 BARS = 5  # classes of each model
 SIDE = 256  # pixels of a roll-out, at least
@@ -119,7 +120,7 @@ class Page:
         for name, classifier in self.models if file else []:
             model = classifier.model_for()
             try:
-                pixels = classifier.transform(classifier.read(Path(str(file))))[None]
+                pixels = classifier.pixels([str(file)])
             except (OSError, UsageError):  # the message says so
                 continue
             if not shows_attention(model.clip):

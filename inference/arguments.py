@@ -1,11 +1,12 @@
 """The options of all commands that take models. Nothing here waits for torch."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 from common.errors import UsageError
+from common.start import add_common_options, path
 from common.text import read_text
+
+from .names import check_names
 
 MODELS = (
     "A MODEL is the output folder of a finished run, a folder that tools/export.py wrote, or a published checkpoint "
@@ -26,30 +27,22 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     parser.add_argument("--trainer", default="", help="its method (default: the name of the YAML file's folder)")
     parser.add_argument("--load-epoch", type=int, help="the epoch to load (default: the best, else the newest)")
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names in place of the model's")
+    names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names instead of the model's")
     names.add_argument(
         "--classes-file", type=path, metavar="FILE", help="the same from a text file, a name on each line"
     )
     parser.add_argument("--template", default="", help="zero-shot CLIP's sentence, with {} for the class name")
+    add_common_options(parser)
 
 
-def path(text: str) -> Path:
-    """The argparse type of a path. An empty one would be the current folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a path (. for the current folder)")
-    return Path(text)
-
-
-def given_class_names(args: argparse.Namespace) -> Sequence[str]:
+def given_class_names(args: argparse.Namespace) -> list[str]:
     """The names of --classes or --classes-file; empty if neither is given.
 
     Raises:
-        UsageError: the file is missing, empty, too large, or not text.
+        UsageError: a name is empty or given twice, or the file is missing, empty, too large, or not text.
     """
     file = args.classes_file
-    if file is None:
-        return args.classes
-    names = [line.strip() for line in read_text(file).splitlines()]
-    if not any(names):
+    names = args.classes if file is None else [line for line in read_text(file).splitlines() if line.strip()]
+    if file is not None and not names:
         raise UsageError(f"{file} has no class names", "give one on each line", file)
-    return [name for name in names if name]
+    return check_names(names) if names else []

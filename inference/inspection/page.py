@@ -5,9 +5,10 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+from common.errors import UsageError
 from common.files import write_text
+from common.pages import render
 
-from ..pages import render
 from .pictures import PICTURES, draw
 
 MOST_WORDS = 300  # rows of the page's table
@@ -23,7 +24,17 @@ ABSENT = {
 
 
 def write(content: dict[str, Any], folder: Path) -> None:
-    """Write everything to an existing folder."""
+    """Write everything to an existing folder.
+
+    Raises:
+        UsageError: a number is not finite.
+    """
+    found = [{key: value for key, value in row.items() if key != "pixels"} for row in content["rollout"]]
+    try:
+        text = json.dumps(content | {"rollout": found}, indent=1, allow_nan=False)
+    except ValueError as error:
+        what = f"the prompts in {content['model']['source']} are so large that their lengths are not finite"
+        raise UsageError(what, "use the checkpoint of another epoch, or train again") from error
     drawn = {picture.name: file for picture, file in draw(content, folder)}
     sections = [
         {
@@ -49,8 +60,7 @@ def write(content: dict[str, Any], folder: Path) -> None:
         hidden=max(0, len(words) - MOST_WORDS),
         by_class=any(row["class"] is not None for row in words),
     )
-    found = [{key: value for key, value in row.items() if key != "pixels"} for row in content["rollout"]]
-    write_text(folder / "inspect.json", json.dumps(content | {"rollout": found}, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "inspect.json", text + "\n")
     write_text(folder / "inspect.html", page)
 
 

@@ -1,18 +1,15 @@
 """The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
 
 import argparse
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 from common.errors import UsageError
-from common.files import write_text
-from common.start import add_common_options, required_packages
+from common.files import new_folder, write_text
+from common.start import path, required_packages
 
-from .arguments import MODELS, add_model_options, given_class_names, path
+from .arguments import MODELS, add_model_options, given_class_names
 
 CARD = Path(__file__).with_name("model_card.md")
 MOST_IMAGES = 100  # of --images
@@ -35,36 +32,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--images", type=path, nargs="+", default=[], metavar="PATH", help="images to compare on (default: noise)"
     )
     add_model_options(parser, device="cpu")
-    add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    given = tuple(given_class_names(args))
-    names = given or None
+    given = given_class_names(args)
+    names = tuple(given) or None
     if args.model is None and not args.backbone:
         raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
     with required_packages():
-        import torch
-
-        from trainers.classifier import check_names
-
         from . import images, models, programs
     forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
     if args.images and not forms:
         raise UsageError("--images has no use here", "add --onnx, --torch or --weights, or leave it out")
     files = images.find_images(args.images)[:MOST_IMAGES] if args.images else []
-    with staged(args.to) as folder:
+    with new_folder(args.to) as folder:
         ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
-        if names and not forms and classifier.class_names != check_names(names):
+        if names and not forms and classifier.class_names != given:
             what = f"{args.model} has class names of its own, which the folder keeps"
             raise UsageError(what, "add --onnx, --torch or --weights, or leave out the class names", args.model)
+        classifier.check_logits()
         description = classifier.save(folder)
         written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
-        pixels = programs.example(classifier, 16)
-        if files:
-            pixels = torch.stack([classifier.transform(classifier.read(file)) for file in files])
+        pixels = classifier.pixels(files) if files else programs.example(classifier, 16)
         for form in forms:
             form.write(classifier, names, folder / form.file)
             largest = programs.largest_difference(form, classifier, names, folder, pixels)
@@ -109,34 +100,3 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         if names and list(names) != description.class_names
         else "",
     )
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write to. At the end its files are in `folder`; after an error it is deleted.
-
-    Raises:
-        UsageError: `folder` exists already, and is not an empty folder; or nothing can be written there.
-    """
-    there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
-    parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
-    stage = parent / f".{folder.absolute().name}.partial"
-    if there and any(entry != stage for entry in folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
-    if not there and os.path.lexists(folder):
-        raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
-    try:
-        shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
-        try:
-            stage.mkdir()
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder} ({error.strerror})", "choose another folder", folder) from error
-        yield stage
-        if there:
-            for file in stage.iterdir():
-                os.replace(file, folder / file.name)
-        else:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clip import Edit
+from clip import load_backbone
 from common.errors import UsageError
 from common.start import required_packages
-from trainers.base import PromptedCLIP, PromptLearner
-from trainers.classifier import PromptedClassifier
+from trainers.prompted import PromptedCLIP, PromptLearner
+
+from .classifier import PromptedClassifier
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference of a logit
-Names = tuple[str, ...] | None  # class names in place of the classifier's own
+Names = tuple[str, ...] | None  # class names instead of the classifier's own
 REQUIREMENTS = "requirements-export.txt"
 
 
@@ -31,14 +33,11 @@ class FixedVision(PromptLearner):
     def __init__(self, learner: PromptLearner):
         super().__init__()
         self.reading, self.logit_scale = learner.reader(), learner.logit_scale
-        schedule = learner.vision()
-        self.edits = [(edit.remove, edit.after_norm) for edit in schedule]
-        for layer, edit in enumerate(schedule):
-            self.register_buffer(f"layer{layer}", None if edit.add is None else edit.add.detach().clone())
+        added = [None if edit.add is None else edit.add.detach() for edit in learner.vision()]
+        self.schedule = [replace(edit, add=add) for edit, add in zip(learner.vision(), added, strict=True)]
 
     def vision(self):
-        added = [getattr(self, f"layer{layer}") for layer in range(len(self.edits))]
-        return [Edit(remove, add, after) for (remove, after), add in zip(self.edits, added, strict=True)]
+        return self.schedule
 
     def reader(self):
         return self.reading
@@ -148,10 +147,10 @@ def write_weights(classifier: PromptedClassifier, class_names: Names, file: Path
 
 
 def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
-    """As a user of open_clip would: its own image tower, and one matrix product."""
+    """As a user of open_clip would: the published image tower, and one matrix product."""
     tensors = load_file(file)
     with torch.no_grad():
-        features = classifier.model_for().clip.encode_image(images, normalize=True)
+        features = load_backbone(classifier.cfg.MODEL.BACKBONE.NAME).encode_image(images, normalize=True)
     return tensors["logit_scale"] * features @ tensors["class_matrix"].T
 
 
@@ -192,10 +191,9 @@ def largest_difference(
         UsageError: it is over TOLERANCE.
     """
     expected = classifier.logits(images, class_names)
-    largest = 0.0
-    for part in (slice(None), slice(0, 1)):
-        difference = (form.run(classifier, folder / form.file, images[part]) - expected[part]).abs().max().item()
-        largest = max(largest, difference) if difference == difference else float("nan")
+    parts = (slice(None), slice(0, 1))
+    differences = [(form.run(classifier, folder / form.file, images[part]) - expected[part]).abs() for part in parts]
+    largest = torch.cat(differences).max().item()  # NaN if a logit is
     if not largest <= TOLERANCE:
         raise UsageError(
             f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, over {TOLERANCE}",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -10,9 +11,9 @@ import torch
 
 from .images import read_batch
 from .models import Model
+from .predict import Row
 
 FEWEST = 8  # images of one call: each has some cost of its own
-Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
 
 
 class Predictor:
@@ -21,7 +22,7 @@ class Predictor:
 
     Args:
         models: a row for each.
-        names: class names in place of the models' own, if there are any.
+        names: class names instead of the models' own, if there are any.
         k: classes in a row.
     """
 
@@ -30,21 +31,20 @@ class Predictor:
         self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
         self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
         for model in models:  # text features before the threads, which would each compute them
-            height, width = model.classifier.cfg.INPUT.SIZE
-            model.classifier.logits(torch.zeros(1, 3, height, width), self.names)
+            model.classifier.check_logits(self.names)
 
     def batch(self, size: int, files: int) -> int:
         """The images of one call: on a CPU, the threads together have `size` at a time, and each an equal share."""
         return size if self.on_gpu else max(FEWEST, math.ceil(min(size, files) / torch.get_num_threads()))
 
     def __call__(self, files: Sequence[Path]) -> tuple[list[Row], list[str], int]:
-        batch, tops = read_batch(files, [model.classifier for model in self.models]), []
-        for model, inputs in zip(self.models, batch.inputs, strict=bool(batch.files)):
-            classes = self.names or model.classifier.class_names
+        good, batches, errors = read_batch(files, [model.classifier for model in self.models])
+        rows: list[list[Row]] = [[] for _ in good]
+        for (name, classifier), inputs in zip(self.models, batches, strict=bool(good)):
+            classes = self.names or classifier.class_names
             with self.turn:
-                top = model.classifier.probabilities(inputs, self.names).topk(min(self.k, len(classes)))
-            pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            tops.append([[(classes[index], value) for index, value in zip(*pair, strict=True)] for pair in pairs])
-        named = [(model.name, rows) for model, rows in zip(self.models, tops, strict=bool(batch.files))]
-        rows = [(str(file), name, rows[number]) for number, file in enumerate(batch.files) for name, rows in named]
-        return rows, batch.errors, len(batch.files)
+                top = classifier.probabilities(inputs, self.names).topk(min(self.k, len(classes)))
+            for number, pairs in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
+                best = [(classes[index], value) for index, value in zip(*pairs, strict=True)]
+                rows[number].append((str(good[number]), name, best))
+        return list(chain(*rows)), errors, len(good)

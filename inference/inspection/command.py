@@ -4,10 +4,10 @@ import argparse
 import sys
 
 from common.errors import UsageError
-from common.start import add_common_options, required_packages
+from common.files import new_folder
+from common.start import at_least, path, required_packages
 
-from ..arguments import at_least
-from ..inference.arguments import MODELS, add_model_options, given_class_names, path
+from ..arguments import MODELS, add_model_options, given_class_names
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
 
@@ -23,7 +23,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="words for a vector (default: 5)")
     add_model_options(parser)
-    add_common_options(parser)
     return parser.parse_args(argv)
 
 
@@ -34,25 +33,25 @@ def main(argv: list[str] | None = None) -> None:
         import torch
         from tqdm import tqdm
 
-        from ..inference import images, models
-        from ..inference.export import staged
+        from .. import images, models
         from . import page
         from .measures import Measures
     files = images.find_images(args.images) if args.images else []
-    with staged(args.output) as folder, torch.no_grad():
+    with new_folder(args.output) as folder, torch.no_grad():
         ((_, classifier),) = models.open_models([args.model], args, names)
+        classifier.check_logits(names or None)
         measures, errors = Measures(classifier, names or None), []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
-                batch = images.read_batch(files[start : start + BATCH], [classifier])
-                if batch.files:
-                    measures.add(batch.files, *batch.inputs)
-                if batch.errors and len(files) == 1:
-                    raise UsageError(batch.errors[0])
-                for error in batch.errors:
-                    bar.write(f"skipped: {error}", file=sys.stderr)
-                errors += batch.errors
-                bar.update(len(batch.files) + len(batch.errors))
+                good, batches, faults = images.read_batch(files[start : start + BATCH], [classifier])
+                if good:
+                    measures.add(good, *batches)
+                if faults and len(files) == 1:
+                    raise UsageError(faults[0])
+                for fault in faults:
+                    bar.write(f"skipped: {fault}", file=sys.stderr)
+                errors += faults
+                bar.update(len(good) + len(faults))
         if files and not measures.files:
             raise UsageError(f"none of the {len(files)} images could be read", "see above")
         page.write(measures.summary(args.topk), folder)

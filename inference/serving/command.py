@@ -2,14 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 
-from common.start import add_common_options, required_packages
+from common.start import at_least, path, required_packages
 
-from ..inference.arguments import MODELS, add_model_options, given_class_names, path
+from ..arguments import MODELS, add_model_options, given_class_names
 
 REQUIREMENTS = "requirements-serve.txt"
 DEMO, DEMO_IMAGES, DEMO_DATASET = Path("output/demo"), Path("data/small_objects"), "SmallObjects"
@@ -27,29 +26,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=port, default=7860, help="(default: 7860)")
+    parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="(default: 7860)")
     parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
     add_model_options(parser)
-    add_common_options(parser)
     return parser.parse_args(argv)
-
-
-def port(text: str) -> int:
-    """The argparse type of a port."""
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    names: Sequence[str] = given_class_names(args)
+    names = given_class_names(args)
     with TemporaryDirectory(prefix="serve-") as uploads:
         private(uploads)
         with required_packages():
-            from trainers.classifier import check_names
-
-            from ..inference import images, models
+            from .. import images, models
         with required_packages(REQUIREMENTS):
             from .page import Page
         if not args.models and not args.backbone:
@@ -57,10 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             if not args.models:
                 args.backbone, names = "small", names or demo_names()
                 print(f"There is no demo in {DEMO} (`make demo`): zero-shot CLIP with the small CLIP")
-        names = check_names(names) if names else []
-        files = images.find_images(args.examples) if args.examples else []
-        count = min(MOST_EXAMPLES, len(files))
-        examples = [files[number * len(files) // count] for number in range(count)]
+        examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
         opened = models.open_models(args.models, args, names)
         for model in opened if names else ():
             model.classifier.model_for(names)  # reports their faults before the page does

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from common.files import replacing
 
+from .measures import Content
 from .tower import NEW
 
-Content = dict[str, Any]
 MARKS = list(product("osD^v<>PXph*", ("0.0", "0.55", "none")))  # marker and fill of a group of points
 LONGEST = 32  # characters of a name
 RASTERIZED = 2000  # points; more would make a large SVG

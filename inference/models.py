@@ -1,4 +1,4 @@
-"""Opening a model: a run, an artefact, a published checkpoint, or zero-shot CLIP."""
+"""Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,22 +13,21 @@ from yacs.config import CfgNode
 import trainers
 from common.errors import UsageError, choose
 from common.nearest import what_exists
+from common.results import CONFIG, read_results, selected_on_test
+from common.results import FILE as RESULTS
 from datasets import title
-from trainers.artefact import CONFIG as DESCRIPTION
-from trainers.artefact import INPUT, TEST_TRANSFORMS, Description
 from trainers.base import TEMPLATE
 from trainers.checkpoints import find_checkpoint, is_checkpoint
-from trainers.classifier import PromptedClassifier, check_names
 
-from ..arguments import parse_arguments
-from ..configs import read_yaml
-from ..configuration import setup_cfg
-from ..output_folder import CONFIG
-from ..results import FILE as RESULTS
-from ..results import read_results, selected_on_test
+from .artefact import CONFIG as DESCRIPTION
+from .artefact import INPUT, Description
+from .classifier import PromptedClassifier
+from .configuration import checked, defaults, method_of
+from .names import check_names
 
+TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 CHECKPOINTS = "model*.pth.tar*"
-RECORDED = (  # facts of results.json that an artefact keeps
+RECORDED = (  # facts of results.json that an exported folder keeps
     *("classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"),
     *("date", "version", "commit", "dirty"),
 )
@@ -43,13 +42,8 @@ class Model(NamedTuple):
 
 def is_model(path: Path) -> bool:
     """Whether a path looks like a model, and not like images."""
-    if path.is_dir():
-        return any((path / name).exists() for name in (DESCRIPTION, CONFIG, RESULTS)) or has_checkpoints(path)
-    return path.match(CHECKPOINTS)
-
-
-def has_checkpoints(folder: Path) -> bool:
-    return any(True for pattern in (CHECKPOINTS, f"*/{CHECKPOINTS}") for _ in folder.glob(pattern))
+    patterns = (DESCRIPTION, CONFIG, RESULTS, CHECKPOINTS, f"*/{CHECKPOINTS}")
+    return any(any(path.glob(pattern)) for pattern in patterns) if path.is_dir() else path.match(CHECKPOINTS)
 
 
 def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence[str] = ()) -> list[Model]:
@@ -68,23 +62,21 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
         if options.template and "{}" not in options.template:
             raise UsageError(f"--template {options.template!r} has no place for the class name", "write {} there")
-        classifier = PromptedClassifier.zero_shot(
-            options.backbone, class_names, options.template or TEMPLATE, options.device
-        )
+        template = options.template or TEMPLATE
+        classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
     found = [read_model(path, options) for path in paths]
-    names = list(class_names) or next((known.class_names for known, _, _ in found if known.class_names), [])
+    names = check_names(class_names) if class_names else []
+    names = names or next((known.class_names for known, _, _ in found if known.class_names), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
         if not description.class_names:
-            description = replace(description, class_names=check_names(names) if names else [])
+            description = replace(description, class_names=names)
         classifiers.append(PromptedClassifier(description, checkpoint, str(path), backbone, options.device))
     methods = [classifier.method for classifier in classifiers]
-    return [
-        Model(method if methods.count(method) == 1 else f"{method} {path}", classifier)
-        for path, method, classifier in zip(paths, methods, classifiers, strict=True)
-    ]
+    names = [name if methods.count(name) == 1 else f"{name} {path}" for name, path in zip(methods, paths, strict=True)]
+    return list(map(Model, names, classifiers))
 
 
 def check_options(paths: Sequence[Path], options: Namespace) -> None:
@@ -113,49 +105,36 @@ def read_model(path: Path, options: Namespace) -> Found:
     backbone to load."""
     if (path / DESCRIPTION).exists():
         return *PromptedClassifier.read_folder(path), options.backbone
-    if (path / CONFIG).exists():
-        return read_run(path, options)
-    if not is_model(path):
-        if not path.exists():
-            raise UsageError(f"there is no model {path}", what_exists(path), path)
-        raise UsageError(
-            f"{path} is not a model", "give a run's output folder, or one that tools/export.py wrote", path
-        )
-    if not options.config_file:
+    file, training = path / CONFIG, {}
+    if file.exists():
+        method, training = method_of(file), facts_of(path, options.load_epoch)
+    elif not path.exists():
+        raise UsageError(f"there is no model {path}", what_exists(path), path)
+    elif not is_model(path):
+        remedy = "give a run's output folder, or one that tools/export.py wrote"
+        raise UsageError(f"{path} is not a model", remedy, path)
+    elif not options.config_file:
         raise UsageError(f"{path} has no {CONFIG}", "name the YAML file of its method by --config-file", path)
-    return read_published(path, options)
-
-
-def read_run(folder: Path, options: Namespace) -> Found:
-    """The prompts that a finished run has tested, or those of `options.load_epoch`."""
-    results = read_results(folder)
-    if results is None and options.load_epoch is None:
-        raise UsageError(
-            f"the run in {folder} is not finished: it has no {RESULTS} with an accuracy",
-            "run its command again, or choose one of its epochs by --load-epoch",
-            folder,
-        )
-    try:
-        name = read_yaml(folder / CONFIG)["TRAINER"]["NAME"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{folder / CONFIG} is damaged", "restore it, or run again", folder) from error
-    cfg = configuration(str(name), folder / CONFIG, options)
-    checkpoint = None
-    if trainers.methods()[cfg.TRAINER.NAME].learns:
-        checkpoint = read_checkpoint(folder, cfg.TRAINER.NAME, options.load_epoch)
-    training = {key: results[key] for key in RECORDED if key in results} if results else {}
-    if results and selected_on_test(results):
-        training["selected_on_test"] = True
+    else:  # a checkpoint of the published code, or one of ours without its run
+        file = Path(options.config_file)
+        method = options.trainer or file.absolute().parent.name
+        choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
+    cfg = defaults(method, file)
+    cfg.merge_from_file(str(file))
+    cfg = checked(cfg, options.backbone)
+    learns = trainers.methods()[method].learns
+    checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
     return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME
 
 
-def read_published(path: Path, options: Namespace) -> Found:
-    """A checkpoint of the published code, or one of ours without its run; `options.config_file` has its settings."""
-    file = Path(options.config_file)
-    name = options.trainer or file.absolute().parent.name
-    choose(name, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
-    cfg, checkpoint = configuration(name, file, options), read_checkpoint(path, name, options.load_epoch)
-    return describe(cfg, checkpoint, {}), checkpoint, cfg.MODEL.BACKBONE.NAME
+def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
+    """What results.json of a finished run says about its training; {} for another epoch of an unfinished run."""
+    results = read_results(run)
+    if results is None and epoch is None:
+        what = f"the run in {run} is not finished: it has no {RESULTS} with an accuracy"
+        raise UsageError(what, "run its command again, or choose one of its epochs by --load-epoch", run)
+    selected = {"selected_on_test": True} if results and selected_on_test(results) else {}
+    return {key: results[key] for key in RECORDED if results and key in results} | selected
 
 
 def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any]:
@@ -175,27 +154,18 @@ def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any
     return checkpoint
 
 
-def configuration(method: str, file: Path, options: Namespace) -> CfgNode:
-    choose(method, trainers.methods(), "method", file)
-    argv = ["--trainer", method, "--config-file", str(file), "--backbone", options.backbone]
-    return setup_cfg(parse_arguments(argv))
-
-
 def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]) -> Description:
     """The description of a configuration's prompts."""
-    metadata = (checkpoint or {}).get("metadata") or {}
-    method = trainers.methods()[cfg.TRAINER.NAME]
+    name = cfg.DATASET.NAME
+    dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     image = {key: cfg.INPUT[key] for key in INPUT if key in cfg.INPUT}
     image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
-    dataset = (
-        DATASET_REGISTRY.get(cfg.DATASET.NAME) if cfg.DATASET.NAME in DATASET_REGISTRY.registered_names() else None
-    )
     return Description(
         method=cfg.TRAINER.NAME,
-        settings=asdict(method.settings_of(cfg)),
+        settings=asdict(trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)),
         input={key: list(value) if isinstance(value, tuple | list) else value for key, value in image.items()},
         backbone=cfg.MODEL.BACKBONE.NAME,
-        class_names=metadata.get("class_names", []),
+        class_names=((checkpoint or {}).get("metadata") or {}).get("class_names", []),
         dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,

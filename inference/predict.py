@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TextIO
 
 from common.errors import UsageError
-from common.start import add_common_options, required_packages
+from common.start import at_least, path, required_packages
 
-from ..arguments import at_least
-from .arguments import MODELS, add_model_options, given_class_names, path
+from .arguments import MODELS, add_model_options, given_class_names
 
 Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
 
@@ -38,7 +38,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--csv", action="store_const", dest="form", const=csv_rows, help="print CSV, a row for each class"
     )
     parser.set_defaults(form=table)
-    add_common_options(parser)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
@@ -84,14 +83,12 @@ def main(argv: list[str] | None = None) -> None:
 
 @contextmanager
 def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
-    before = "[\n"
+    before = chain(["[\n"], repeat(",\n"))
 
     def write(row: Row) -> None:
-        nonlocal before
         image, model, top = row
         classes = [{"class": name, "probability": value} for name, value in top]
-        out.write(f"{before} {json.dumps({'image': image, 'model': model, 'top': classes})}")
-        before = ",\n"
+        out.write(f"{next(before)} {json.dumps({'image': image, 'model': model, 'top': classes})}")
 
     yield write
     out.write("\n]\n")
@@ -101,12 +98,7 @@ def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
 def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("image", "model", "rank", "class", "probability"))
-
-    def write(row: Row) -> None:
-        image, model, top = row
-        writer.writerows((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
-
-    yield write
+    yield lambda row: writer.writerows((*row[:2], rank, *pair) for rank, pair in enumerate(row[2], start=1))
 
 
 @contextmanager

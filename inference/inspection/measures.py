@@ -11,9 +11,10 @@ from torch import Tensor
 
 from clip import Schedule, TextPrompts
 from common.errors import one_line
-from trainers.classifier import PromptedClassifier
 from trainers.prompted import PromptedCLIP, PromptLearner
 
+from ..classifier import PromptedClassifier
+from ..images import spread
 from .tower import NEW, LayerState, layer_states, origins, roll_out, shows_attention, token_groups
 from .words import nearest_words
 
@@ -106,7 +107,7 @@ class Measures:
 
     Args:
         classifier: the model.
-        class_names: in place of its own, or None.
+        class_names: instead of its own, or None.
     """
 
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str] | None):
@@ -191,9 +192,8 @@ class Measures:
         """Of some images, spread over all: the pixels in grey, and what CLS comes from without and with prompts."""
         if not self.files or not shows_attention(self.model.clip):
             return []
-        count = min(ROLLED_OUT, len(self.files))
-        chosen = [self.files[number * len(self.files) // count] for number in range(count)]
-        images = torch.stack([self.classifier.transform(self.classifier.read(file)) for file in chosen])
+        chosen = spread(self.files, ROLLED_OUT)
+        images = self.classifier.pixels(chosen)
         schedules = {"without prompts": ()} | ({self.classifier.method: self.schedule} if self.schedule else {})
         found = {
             name: roll_out(self.model.clip, images.to(self.classifier.device), schedule)

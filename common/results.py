@@ -1,0 +1,44 @@
+"""The files of a finished run that others read: its configuration and what it has measured."""
+
+from pathlib import Path
+
+from .errors import UsageError
+from .text import read_json
+
+CONFIG, FILE = "config.yaml", "results.json"
+# What tables and plots read: numbers with the largest value, and texts.
+NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9, "train_seconds": 10**9, "test_seconds": 10**9}
+TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
+
+
+def read_results(folder: Path) -> dict | None:
+    """results.json of a finished run; None if there is none, or the run made no test.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    file = folder / FILE
+    try:
+        if not file.is_file():
+            return None
+        run = read_json(file)
+        for key, most in NUMBERS.items():
+            if run.get(key) is not None and not 0 <= run[key] <= most:  # also true of NaN
+                raise ValueError(f"{key} is {run[key]}")
+        for key in TEXTS:
+            if run.get(key) is not None and not run[key].isprintable():
+                raise ValueError(f"{key} is {run[key]!r}")
+        selected_on_test(run)
+        return run if run["accuracy"] is not None else None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
+
+
+def selected_on_test(run: dict) -> bool:
+    """Whether test images chose the epoch or a setting of a run; False for results of versions that did not record it.
+
+    Raises:
+        LookupError, TypeError, AttributeError: the record is damaged.
+    """
+    choices = (run.get("data_use") or {}).get("choose") or ()
+    return max((choice["test_images"] for choice in choices), default=0) > 0

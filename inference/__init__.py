@@ -1,0 +1,1 @@
+"""Using what was learned: from a model (a run, an exported folder, a checkpoint) to predictions, files and pages."""

@@ -1,0 +1,228 @@
+"""Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's test."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from dassl.data.transforms import build_transform
+from dassl.utils import read_image
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from PIL import Image
+from torch import Tensor
+
+import trainers
+from clip import CLIP, is_published, load_backbone, weights_sha256
+from common.errors import UsageError, choose
+from trainers.base import TEMPLATE, PromptTrainer
+from trainers.build import build_model, without_training
+from trainers.prompted import PromptedCLIP
+
+from .artefact import INPUT, Description, read_artefact, write_artefact
+from .configuration import checked, defaults
+from .names import check_names, spoken
+
+BATCH = 100  # images at a time, as in the published tests
+OTHERS = 4  # lists of other class names whose text features are kept
+OPENAI_INPUT = {
+    "INTERPOLATION": "bicubic",
+    "PIXEL_MEAN": list(OPENAI_DATASET_MEAN),
+    "PIXEL_STD": list(OPENAI_DATASET_STD),
+    "TRANSFORMS": ["normalize"],
+}
+
+Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
+
+
+class PromptedClassifier:
+    """A frozen CLIP under learned prompts, ready to classify images.
+
+    It computes what a run's test computes: same forward pass, precision and transform. Text features are computed once
+    for each list of class names (except where they depend on the image, as in CoCoOp). Several threads may call it.
+
+    Args:
+        description: the prompts' method, settings, transform and class names.
+        checkpoint: what holds the learned tensors, as `PromptTrainer.load_prompts` takes it; None for a method that
+            learns nothing.
+        source: where they are from, for errors.
+        backbone: name or file of the weights; by default the one that the prompts were learned on.
+        device: `cpu` or `cuda`; by default CUDA if there is a GPU.
+        clip: the backbone, if it is loaded already.
+
+    Attributes:
+        description, source: as given.
+        cfg: the sections of a configuration that a prediction depends on.
+        device: where the model is.
+        transform: from a PIL image in RGB to a (3, H, W) tensor.
+
+    Raises:
+        UsageError: the class names are missing, the prompts do not fit the settings, or the weights are others.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        checkpoint: Mapping[str, Any] | None,
+        source: str,
+        backbone: str = "",
+        device: str = "",
+        clip: CLIP | None = None,
+    ):
+        cuda = torch.cuda.is_available()
+        if device:
+            choose(device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
+        if not description.class_names:
+            raise UsageError(f"{source} holds no class names", "give them by --classes or --classes-file", source)
+        if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in description.class_names):
+            raise UsageError(f"the class names in {source} are not all printable texts", "fix or replace it", source)
+        self.description, self.checkpoint, self.source = description, checkpoint, source
+        self.device = torch.device(device or ("cuda" if cuda else "cpu"))
+
+        cfg = defaults(self.method)
+        section = trainers.methods()[self.method].section()
+        values = {f"TRAINER.{section}.{key}": value for key, value in description.settings.items()}
+        values |= {f"INPUT.{key}": value for key, value in description.input.items() if key in INPUT}
+        cfg.merge_from_list([item for pair in values.items() for item in pair])
+        cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
+        self.cfg = checked(cfg, description.backbone_name(backbone))
+        self.transform = build_transform(self.cfg, is_train=False, verbose=False)
+        self.clip = clip
+        self._own = self._build(*spoken(self.class_names))
+        self.clip = self._own.model.clip  # all models have this one, which never moves
+        self._other = lru_cache(OTHERS)(self._build)
+        if checkpoint is not None:  # a published one holds the whole backbone, too
+            self.checkpoint = {**checkpoint, "state_dict": self._own.saved_module().state_dict(), "optimizer": None}
+
+    @classmethod
+    def from_folder(cls, folder: str | PathLike, backbone: str = "", device: str = "") -> "PromptedClassifier":
+        """The classifier of a folder that tools/export.py wrote.
+
+        Args:
+            folder: the folder, with config.json and prompts.safetensors.
+            backbone, device: as for the class. A backbone must have the SHA-256 that config.json states.
+
+        Raises:
+            UsageError: a file is missing, damaged or changed, or the backbone has other weights.
+        """
+        description, checkpoint = cls.read_folder(Path(folder))
+        return cls(description, checkpoint, str(folder), backbone, device)
+
+    @staticmethod
+    def read_folder(folder: Path) -> tuple[Description, dict[str, Any]]:
+        """The description and the checkpoint of an exported folder, as the class takes them."""
+        description, tensors = read_artefact(folder)
+        metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
+        return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
+
+    @classmethod
+    def zero_shot(
+        cls, backbone: str, class_names: Sequence[str], template: str = TEMPLATE, device: str = ""
+    ) -> "PromptedClassifier":
+        """Zero-shot CLIP: `template` has {} for the class name. Other arguments are as for `from_folder`."""
+        clip = load_backbone(backbone)
+        size = clip.visual.image_size
+        image: dict[str, Any] = {"SIZE": list(size) if isinstance(size, tuple | list) else [size, size]}
+        for key, attribute in {"PIXEL_MEAN": "image_mean", "PIXEL_STD": "image_std"}.items():
+            if own := getattr(clip.visual, attribute, None):
+                image[key] = list(own)
+        settings, names = {"PREC": "fp32"}, check_names(class_names)
+        image = OPENAI_INPUT | image
+        description = Description("ZeroshotCLIP", settings, image, backbone, class_names=names, template=template)
+        return cls(description, None, backbone, backbone, device, clip)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes that the prompts were learned on, in the order of the logits."""
+        return self.description.class_names
+
+    @property
+    def method(self) -> str:
+        return self.description.method
+
+    def save(self, folder: Path) -> Description:
+        """Write the exported form to an existing folder; returns what its config.json says."""
+        name = self.cfg.MODEL.BACKBONE.NAME
+        public = name if is_published(name) else re.sub(r"[^:]*/", "", name)  # without the folder of a file
+        description = replace(self.description, backbone=public, backbone_sha256=weights_sha256(name))
+        return write_artefact(folder, description, self._own.saved_module().state_dict())
+
+    def pixels(self, images: Sequence[Pixels]) -> Tensor:
+        """The images (images, 3, H, W), read and transformed as for a test.
+
+        Raises:
+            UsageError: a file is missing or not an image, or it has too many pixels.
+        """
+        for image in images:
+            if isinstance(image, str | PathLike) and not Path(image).exists():
+                raise UsageError(f"there is no file {str(image)!r}", "check its path")
+        options = self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION
+        return torch.stack([self.transform(read_image(image, *options)) for image in images])
+
+    def probabilities(
+        self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
+    ) -> Tensor:
+        """The probability of each class: (images, classes), fp32, on the CPU.
+
+        Args:
+            images: files or PIL images, or one of them; or a tensor (images, 3, H, W) that `transform` made.
+            class_names: other names to choose from; by default those that the prompts were learned on.
+
+        Raises:
+            UsageError: an image cannot be read, a class name is empty, given twice or too long, or a logit is not
+                finite.
+        """
+        return self.logits(images, class_names).softmax(dim=-1)
+
+    def logits(self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None) -> Tensor:
+        """The scaled cosine similarities before softmax; arguments and errors are those of `probabilities`."""
+        method = self._method_for(class_names)
+        batches = (method.model_inference(batch.to(self.device)).cpu() for batch in self._batches(images))
+        logits = torch.cat([torch.empty(0, len(method.class_names)), *batches])
+        if not logits.isfinite().all():
+            remedy = "use the checkpoint of another epoch, or train again"
+            raise UsageError(f"{self.source} gives logits that are not finite", remedy, self.source)
+        return logits
+
+    def check_logits(self, class_names: Sequence[str] | None = None) -> None:
+        """Compute the text features of these names, and the logits of one black image.
+
+        Raises:
+            UsageError: a logit is not finite; as for `logits`.
+        """
+        self.logits(torch.zeros(1, 3, *self.cfg.INPUT.SIZE), class_names)
+
+    def model_for(self, class_names: Sequence[str] | None = None) -> PromptedCLIP:
+        """The model that computes the logits of these class names."""
+        return self._method_for(class_names).model
+
+    def _batches(self, images: Pixels | Tensor | Sequence[Pixels]) -> Iterator[Tensor]:
+        if isinstance(images, Tensor):
+            yield from (images if images.dim() == 4 else images[None]).split(BATCH)
+            return
+        several = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
+        for start in range(0, len(several), BATCH):
+            yield self.pixels(several[start : start + BATCH])
+
+    def _method_for(self, class_names: Sequence[str] | None) -> PromptTrainer:
+        own = spoken(self.class_names)
+        names = own if class_names is None else spoken(check_names(class_names))
+        return self._own if names == own else self._other(*names)
+
+    def _build(self, *class_names: str) -> PromptTrainer:
+        """The method with a model for these names: the learned prompts on the one backbone."""
+        kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
+        method = without_training(kind, self.cfg, list(class_names), template or TEMPLATE, self.device)
+        build_model(method, clip=self.clip)
+        if class_names != spoken(self.class_names):
+            nothing = torch.zeros(1, method.model.clip.visual.output_dim, device=self.device)
+            if not kind.transfers or method.model.prompt_learner.text(nothing).by_class:
+                what = f"{self.source} has values of its own for each class that it was learned on"
+                raise UsageError(what, "leave out the class names", self.source)
+        if self.checkpoint is not None:
+            method.load_prompts(self.checkpoint, self.source)
+        method.model.eval()
+        return method

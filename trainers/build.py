@@ -1,0 +1,78 @@
+"""The model of a method, built in the same way for a run and for predictions."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from yacs.config import CfgNode
+
+from clip import CLIP, is_vit, load_backbone
+from common.errors import UsageError
+
+from .precision import usable
+
+if TYPE_CHECKING:
+    from .base import PromptTrainer
+
+
+def build_model(method: "PromptTrainer", towers: str = "fast", clip: CLIP | None = None) -> None:
+    """Set `method.model`: the frozen backbone under the prompts that training starts from, on `method.device`.
+
+    The prompts are built where the backbone is, on the CPU if it is loaded here. A backbone that is on `method.device`
+    already is not moved, so that other models may compute with it meanwhile.
+
+    Args:
+        method: the trainer of a run, or what `without_training` returns.
+        towers: the form of the towers, a key of `clip.TOWERS`.
+        clip: the backbone, if it is loaded already.
+
+    Raises:
+        UsageError: the backbone does not exist, reads images of another size, or does not fit the method.
+    """
+    cfg, device = method.cfg, method.device
+    if clip is None:
+        precision = usable(method.settings.PREC, device)
+        clip = load_backbone(cfg.MODEL.BACKBONE.NAME, "fp32" if precision == "amp" else precision)
+        side = clip.visual.image_size
+        expected = tuple(side) if isinstance(side, tuple | list) else (side, side)
+        if tuple(cfg.INPUT.SIZE) != expected:
+            what = f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {cfg.MODEL.BACKBONE.NAME} reads {expected}"
+            raise UsageError(what, "give that as INPUT.SIZE, or a YAML for this backbone")
+    with clip.logit_scale.device:
+        prompts = method.build_prompts(clip, method.class_names)
+    method.model = method.Model(clip, prompts, towers)
+    if clip.logit_scale.device.type != device.type:
+        method.model.to(device)
+    method.finish_model()
+
+
+def without_training(
+    method: type["PromptTrainer"], cfg: CfgNode, class_names: list[str], dataset_template: str, device: torch.device
+) -> "PromptTrainer":
+    """A method for predictions: it has no images, no optimiser and no settings of training.
+
+    Args:
+        method: its class.
+        cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a configuration.
+        class_names: in the order of the logits, without underscores.
+        dataset_template: the dataset's sentence with {} for the class name.
+        device: where it computes.
+    """
+    bare = method.__new__(method)  # not `method(cfg)`, which reads a dataset and builds an optimiser
+    bare.__dict__.update(cfg=cfg, class_names=class_names, dataset_template=dataset_template, device=device)
+    return bare
+
+
+def require_vit(clip: CLIP, method: str, backbone: str) -> None:
+    """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
+    if not is_vit(clip):
+        raise UsageError(
+            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one", "choose another"
+        )
+
+
+def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:
+    """Print which values of the images' normalisation the backbone was not trained with."""
+    for key, attribute in (("PIXEL_MEAN", "image_mean"), ("PIXEL_STD", "image_std")):
+        own = getattr(clip.visual, attribute, None)
+        if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
+            print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")
