@@ -13,7 +13,7 @@ from common.files import write_text
 from common.start import add_common_options
 
 from ..arguments import at_least
-from .progress import Progress, collect_results, recorded_results
+from .progress import Progress, collect_results
 from .spec import Study
 from .study_file import load
 
@@ -73,7 +73,7 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
 
 
 def status(study: Study, args: argparse.Namespace) -> None:
-    progress = Progress(study, recorded_results(study))
+    progress = Progress.read(study, settings=False)
     print(progress)
     for each in progress.running:
         print(f"running: {each.folder}")
