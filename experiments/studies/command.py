@@ -82,7 +82,7 @@ def status(study: Study, args: argparse.Namespace) -> None:
 
 
 def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
-    """The figures of the finished runs, and the folder to write to."""
+    """The results of the finished runs, and the folder to write to."""
     from .tables import Summary
 
     results = collect_results(study)
@@ -117,7 +117,7 @@ def plots(study: Study, args: argparse.Namespace) -> None:
     from .plots import draw
 
     summary, folder = summarize(study, args)
-    for _, files in draw(summary, folder):
+    for *_, files in draw(summary, folder):
         for file in files:
             print(f"Written: {file}")
 
