@@ -67,8 +67,7 @@ class Call:
 
 def script_name(path: str) -> str:
     """The name of a script in the table: its path below scripts/, without its ending."""
-    place = Path(os.path.abspath(path)).with_suffix("")
-    return str(place.relative_to(ROOT / "scripts"))
+    return os.path.relpath(os.path.splitext(os.path.abspath(path))[0], ROOT / "scripts")
 
 
 def find(name: str) -> Script:

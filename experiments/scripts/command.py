@@ -34,13 +34,14 @@ class Run:
     arguments: list[str]
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run a script: its path, and its arguments.
 
     Raises:
         UsageError: wrong arguments.
     """
-    name, words = script_name(argv[0]), argv[1:]
+    path, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    name = script_name(path)
     if "--help" in words or "-h" in words:
         print(help_text(name, find(name)))
         return

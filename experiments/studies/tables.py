@@ -24,7 +24,7 @@ MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mar
 
 def marked(name: str | None, selected: bool) -> str:
     """A name or number, with the mark if test images selected a result behind it."""
-    return f"{name} {MARK}" if selected else name
+    return f"{name} {MARK}" if selected else str(name)
 
 
 def part_of(run: Run) -> str:
