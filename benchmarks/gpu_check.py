@@ -49,7 +49,7 @@ class Check:
     Args:
         minutes: after them nothing more begins.
         full: with random weights of ViT-B/16's size; else the reduced form.
-        root: folder of the drawn images.
+        root: folder of the generated images.
         folder: for temporary files.
     """
 

@@ -422,6 +422,12 @@ def test_unfinished_training_is_an_error(name, script, tmp_path):
     assert line.startswith("error: the training run in ") and "is not finished: finish it first" in line
 
 
+@pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])
+def test_command_without_a_script_of_the_project(words):
+    ended = subprocess.run([sys.executable, ROOT / "tools/script.py", *words], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "") and " is not a script of this project" in ended.stderr
+
+
 def test_script_of_no_method(growing, script):
     shutil.copytree(growing / "scripts/any", growing / "scripts/nothing")
     ended, _ = script("nothing/few_shot.sh", "eurosat", 1, root=growing)
