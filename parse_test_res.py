@@ -26,7 +26,7 @@ def natural(path: Path) -> list:
 
 
 def logs(folder: Path) -> list[Path]:
-    """Every log of a run, the oldest first: a run that was started again has log.txt-<time> beside log.txt."""
+    """Every log of a run, the oldest first: a run that was started again has log.txt-<time> next to log.txt."""
     return sorted(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime)
 
 

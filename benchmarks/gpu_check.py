@@ -3,11 +3,10 @@
     python benchmarks/gpu_check.py --minutes 8 --json gpu_check.json
 
 It needs no data and no weights: it draws random ones of ViT-B/16's size. It prints Markdown tables, and last what it
-left out and why; it ends within its minutes. Without a GPU it runs in a reduced form, whose figures mean nothing. The
+left out and why; it ends within its minutes. Without a GPU it runs in a reduced form, whose results mean nothing. The
 exit status is 1 if a golden case or anything else failed.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -21,23 +20,21 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-if __name__ == "__main__":  # the project in place of benchmarks/, so that its packages are found first
+if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from common.start import ROOT, required_packages
+import numpy as np
+import torch
+from PIL import Image
 
-with required_packages():
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from benchmarks import step_time, study_time
-    from clip import load_backbone
-    from clip.random_weights import random_clip
-    from experiments.arguments import parse_arguments as run_arguments
-    from experiments.configs import CONFIGS
-    from experiments.configuration import setup_cfg
-    from trainers import methods
+from benchmarks import measuring, step_time
+from clip import load_backbone
+from clip.random_weights import random_clip
+from common.start import ROOT
+from experiments.arguments import parse_arguments as run_arguments
+from experiments.configs import CONFIGS
+from experiments.configuration import setup_cfg
+from trainers import methods
 
 BATCH, SIDE = 4, 224
 VISION = {"image_size": SIDE, "patch_size": 32, "layers": 12, "width": 64}  # of the reduced form
@@ -52,7 +49,7 @@ class Check:
     Args:
         minutes: after them nothing more begins.
         full: with random weights of ViT-B/16's size; else the reduced form.
-        root: folder of the drawn images.
+        root: folder of the generated images.
         folder: for temporary files.
     """
 
@@ -98,12 +95,9 @@ class Check:
             raise NotImplementedError("MODEL.COMPILE needs a GPU")
         if weights not in self.clips:
             self.clips[weights] = load_backbone(self.backbone, weights)
-        options = {"trainer": method, "worker": form, "prec": prec, "names": "imagenet"}
-        args = argparse.Namespace(backbone=self.backbone, batch=BATCH, **options)
         torch.manual_seed(0)
-        trainer = step_time.build(args, classes, self.clips[weights], compiled)
-        trainer.set_model_mode("train")
-        return trainer
+        how = {"clip": self.clips[weights], "compiled": compiled}
+        return measuring.build(method, classes, self.backbone, form, prec, BATCH, **how)
 
     def batch(self, classes: int) -> dict[str, torch.Tensor]:
         images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.manual_seed(0))
@@ -114,11 +108,7 @@ class Check:
         calls = least if self.full else 1
         for _ in range(3 if self.full else 1):
             function()
-        return statistics.median(step_time.timed(function, self.device) for _ in range(calls))
-
-
-def learning() -> list[str]:
-    return [name for name, method in methods().items() if method.learns and method.transfers]
+        return statistics.median(measuring.timed(function, self.device) for _ in range(calls))
 
 
 def golden(check: Check) -> Items:
@@ -142,7 +132,7 @@ def golden_cases(check: Check) -> dict:
 
 def precisions(check: Check) -> Items:
     """Logits, gradients and twenty steps in half precision, against fp32."""
-    for method, prec in product(check.choose(learning(), ["CoOp", "MPL"]), ("fp16", "bf16", "amp")):
+    for method, prec in product(check.choose(measuring.learning(), ["CoOp", "MPL"]), ("fp16", "bf16", "amp")):
         yield {"method": method, "prec": prec}, partial(against_fp32, check, method, prec)
 
 
@@ -172,7 +162,7 @@ def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, to
 
 def steps(check: Check) -> Items:
     """Seconds of a training step of every method; compiled ones, which take longest to measure, last."""
-    names, counts = check.choose(learning(), ["CoOp"]), check.choose([5, 50, 200], [5])
+    names, counts = check.choose(measuring.learning(), ["CoOp"]), check.choose([5, 50, 200], [5])
     ways = [("fast", False, False), ("plain", False, False), ("fast", False, True), ("fast", True, False)]
     for way, classes, prec, method in product(ways, counts, ("fp32", "fp16", "bf16"), names):
         form, compiled, graph = way
@@ -260,28 +250,23 @@ PARTS: dict[str, Callable[[Check], Items]] = {
 
 def report(check: Check) -> str:
     """The records as a Markdown table for each part, and a list of the parts that did not run."""
-    lines = [study_time.machine(torch.get_num_threads())]
+    lines = [measuring.machine(torch.get_num_threads())]
     if not check.full:
-        lines.append("Reduced form: it shows that the check runs; its figures mean nothing.")
+        lines.append("Reduced form: it shows that the check runs; its results mean nothing.")
     for part in dict.fromkeys(record["part"] for record in check.records):
-        rows = [record for record in check.records if record["part"] == part]
-        columns = list(dict.fromkeys(key for row in rows for key in row if key != "part"))
-        body = ["| " + " | ".join(shown(row.get(column, "")) for column in columns) + " |" for row in rows]
-        lines.append(
-            "\n".join([f"{part.capitalize()}:\n", f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns), *body])
-        )
+        rows = [
+            {key: value for key, value in each.items() if key != "part"}
+            for each in check.records
+            if each["part"] == part
+        ]
+        lines.append(f"{part.capitalize()}:\n\n{measuring.table(rows)}")
     reasons = [f"- {name}: {why}" for name, why in check.left_out] or ["- nothing"]
     return "\n\n".join([*lines, "\n".join(["Left out:\n", *reasons])])
 
 
-def shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measuring.parser(__doc__, "json")
     parser.add_argument("--minutes", type=float, default=8, help="after them nothing more begins")
-    parser.add_argument("--json", type=Path, help="write the records there as well")
     parser.add_argument("--reduced", action="store_true", help="the form that runs without a GPU")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,69 +1,54 @@
-"""Images per second of `tools/predict.py`, beside the bare forward pass of open_clip's image tower.
+"""Images per second of `tools/predict.py`, and of the bare forward pass of open_clip's image tower.
 
     python benchmarks/predict_time.py --method ZeroshotCLIP MPL --images 100
 
-open_clip's own model, with the same weights, encodes images that are in memory; predict decodes drawn image files of
+open_clip's own model, with the same weights, encodes images that are in memory. predict decodes synthetic files of
 256 x 256 pixels, transforms, encodes and compares them with the classes, and sorts. They take turns, so that what else
-the machine does meets both; the ratio is the median over the rounds.
+the machine does meets both. The ratio is the median over the rounds.
 """
 
 import argparse
-import json
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-if __name__ == "__main__":  # the project in place of benchmarks/, so that its packages are found first
+if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from common.start import required_packages
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
 
-with required_packages():
-    import numpy as np
-    import open_clip
-    import torch
-    from PIL import Image
-
-    from benchmarks.step_time import build, class_names, compared
-    from clip import load_backbone
-    from clip.random_weights import random_clip
-    from inference.classifier import PromptedClassifier
-    from inference.images import by_threads
-    from inference.models import Model, describe
-    from inference.predictor import Predictor
-    from trainers import methods
+from benchmarks import measuring
+from clip import load_backbone
+from inference.classifier import PromptedClassifier
+from inference.images import by_threads
+from inference.models import Model, describe
+from inference.predictor import Predictor
+from trainers import methods
 
 PIXELS = 256  # of a side of an image file
 BATCH = 100  # predict's default
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measuring.parser(__doc__, "rounds", "threads", "json", rounds=3)
     parser.add_argument("--method", nargs="+", default=["ZeroshotCLIP", "MPL"], choices=["ZeroshotCLIP", *methods()])
     parser.add_argument("--classes", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--batch", type=int, default=20, help="images in a batch of open_clip's pass")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--arch", default="ViT-B-16", help="an architecture of open_clip, with random weights")
-    parser.add_argument("--json", type=Path, help="write the records there as well")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        records = measure(args, Path(folder))
-    print("| pass | images/s | ratio |\n| --- | --- | --- |")
-    for record in records:
-        print("| {pass} | {images_per_s:.1f} | {ratio:.2f} |".format(**record), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    with TemporaryDirectory() as folder, measuring.backbone_file(None, args.arch) as backbone:
+        measuring.show(records(args, backbone, Path(folder)), args.json, args.threads)
 
 
-def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
+def records(args: argparse.Namespace, backbone: str, folder: Path) -> Iterator[dict]:
     """A record for open_clip and each method: images per second, and how many times open_clip's."""
-    backbone = f"{folder}/random.pt"
-    torch.save(random_clip(args.arch).state_dict(), backbone)
     files = [folder / f"{number}.png" for number in range(args.images)]
     for number, file in enumerate(files):
         pixels = np.random.default_rng(number).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
@@ -73,10 +58,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
         for method in args.method:
             passes[method] = predicting(classifier(args, method, backbone), files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return [
-        {"pass": name, "images_per_s": args.images / seconds, "ratio": ratio}
-        for name, (seconds, ratio) in compared(passes, args.rounds, device).items()
-    ]
+    for name, (seconds, ratio) in measuring.compared(passes, args.rounds, device).items():
+        yield {"pass": name, "images_per_s": args.images / seconds, "ratio": ratio}
 
 
 def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
@@ -98,13 +81,11 @@ def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
 
 def classifier(args: argparse.Namespace, method: str, backbone: str) -> PromptedClassifier:
     """A method with the prompts that it starts from, under the paper's settings."""
-    names = class_names("imagenet", args.classes)
+    names = measuring.class_names("imagenet", args.classes)
     if method == "ZeroshotCLIP":
         return PromptedClassifier.zero_shot(backbone, names)
-    how = {"trainer": method, "worker": "fast", "backbone": backbone, "prec": "fp32", "batch": 1, "names": "imagenet"}
-    trainer = build(argparse.Namespace(**how), args.classes)
-    metadata = {"class_names": names}
-    return PromptedClassifier(describe(trainer.cfg, {"metadata": metadata}, {}), None, method, backbone)
+    cfg = measuring.build(method, args.classes, backbone, batch=1).cfg
+    return PromptedClassifier(describe(cfg, {"metadata": {"class_names": names}}, {}), None, method, backbone)
 
 
 def predicting(classifier: PromptedClassifier, files: list[Path]) -> Callable[[], None]:

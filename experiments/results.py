@@ -101,7 +101,7 @@ def describe(run: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command `python -m tools.base2new RUN ...`."""
+    """The command `python tools/base2new.py RUN ...`."""
     parser = argparse.ArgumentParser(
         description="Print one line of results for each run, and the harmonic mean after a base and a new one."
     )

@@ -78,23 +78,6 @@ def test_stopped_study_exits_with_the_resume_message(nodes, study_file, start, n
     assert Progress.read(study).failed == {}
 
 
-def test_sigterm_while_ray_starts(monkeypatch):
-    ray = pytest.importorskip("ray", reason=NO_RAY)
-
-    def init(*args, **settings):
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray itself does
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(ray, "init", init)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as cli_main has it: KeyboardInterrupt
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            Cluster().__enter__()
-        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def test_run_larger_than_any_machine_is_refused(nodes):
     with (
         pytest.raises(UsageError, match="no machine of this cluster has 2 cores and 0 GPUs"),

@@ -3,70 +3,73 @@
 import json
 import os
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Timer
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 
 import pytest
 from filelock import FileLock
 from finished import figures, finish
 
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
-from experiments.studies import executor
 from experiments.studies.executor import TRIES, LocalExecutor, execute_runs
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
-from experiments.studies.worker import ERROR, Worker, WorkerDied, execute_run
+from experiments.studies.worker import ERROR, execute_run
 
 
 @pytest.mark.slow
-def test_dead_process_fails_only_its_run(study_file, monkeypatch):
+def test_dead_process_fails_only_its_run(study_file):
     """The process of one run is killed each time, as by a full memory."""
     study = load(study_file("deaths", trainers={"ZeroshotCLIP": "small"}))
     ((unlucky, other),) = study.sequences()
-    calls = []
+    started = []
 
-    class DyingWorker(Worker):
-        def call(self, arguments):
-            calls.append(arguments)
-            if arguments == unlucky.arguments:
-                self.process.kill()
-            return super().call(arguments)
+    class Deadly(LocalExecutor):
+        def submit(self, run):
+            before = set(active_children())
+            future = super().submit(run)
+            started.append(run)
+            for process in set(active_children()) - before if run == unlucky else ():
+                process.kill()
+            return future
 
-    monkeypatch.setattr(executor, "Worker", DyingWorker)
-    failed = execute_runs([(unlucky,), (other,)], LocalExecutor(2), "deaths")
-    assert list(failed) == [unlucky] and sorted(calls) == sorted([unlucky.arguments] * TRIES + [other.arguments])
+    failed = execute_runs([(unlucky,), (other,)], Deadly(2), "deaths")
+    assert list(failed) == [unlucky] and Counter(started) == {unlucky: TRIES, other: 1}
     progress = Progress.read(study)
-    assert "exit code -9" in failed[unlucky] and progress.failed == failed
-    assert list(progress.done) == [other]
-    monkeypatch.undo()
+    assert failed[unlucky].startswith("WorkerDied: its process died 3 times") and progress.failed == failed
+    assert list(progress.done) == [other] and not active_children()
     assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress.read(study).failed == {}
 
 
+def test_process_that_dies_between_two_runs_is_replaced(study_file):
+    first, second = (sequence[0] for sequence in load(study_file("idle")).sequences())
+    for run in (first, second):
+        finish(run, 50.0)
+        (run.folder / "config.yaml").write_text(setup_cfg(parse_arguments(list(run.arguments))).dump())
+    with LocalExecutor(1) as local:
+        assert local.submit(first).result(timeout=120) is None
+        (process,) = active_children()
+        process.kill()
+        process.join()
+        assert isinstance(local.submit(second).exception(timeout=10), BrokenProcessPool)  # `execute_runs` tries again
+        assert local.submit(second).result(timeout=120) is None
+
+
 @pytest.mark.slow
-def test_interrupt_ends_all_processes(study_file, monkeypatch):
-    """Also a process that is started while the executor stops."""
+def test_interrupt_ends_all_processes(study_file):
     study = load(study_file("interrupted"))
-    workers = []
-
-    class LateWorker(Worker):
-        def __init__(self, threads):
-            if workers:  # the second one
-                assert stopping.wait(timeout=60)
-            super().__init__(threads)
-            workers.append(self)
-
-    monkeypatch.setattr(executor, "Worker", LateWorker)
-    stopping, local = Event(), LocalExecutor(2)
     first, second = (sequence[0] for sequence in study.sequences())
-    with pytest.raises(KeyboardInterrupt), local:
-        futures = [local.submit(first)]
+    with pytest.raises(KeyboardInterrupt), LocalExecutor(2) as local:
+        futures = [local.submit(first), local.submit(second)]
         while not Progress.read(study).running:
             time.sleep(0.05)
-        futures.append(local.submit(second))
-        Timer(1, stopping.set).start()
         raise KeyboardInterrupt
-    assert len(workers) == 2 and not any(worker.process.is_alive() for worker in workers)
-    assert all(isinstance(future.exception(), WorkerDied) for future in futures)
+    assert not active_children()
+    assert all(isinstance(future.exception(), BrokenProcessPool) for future in futures)
     assert Progress.read(study).done == {}
 
 

@@ -11,7 +11,7 @@ import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from experiments import methods
-from experiments.studies.progress import recorded_results
+from experiments.studies.progress import collect_results
 from experiments.studies.study_file import load
 
 QUICK = """
@@ -83,10 +83,10 @@ def test_status_refuses_results_of_other_runs(key, value, study_file):
     run.folder.mkdir(parents=True)
     own = {"trainer": "CoOp", "seed": 1, "shots": 4, "classes": "base", "accuracy": 50.0}
     (run.folder / "results.json").write_text(json.dumps(own))
-    assert recorded_results(study) == {run: own}
+    assert collect_results(study, settings=False) == {run: own}
     (run.folder / "results.json").write_text(json.dumps(own | {key: value}))
     with pytest.raises(UsageError, match=f"holds a run with .* {value}, this one has {own[key]}"):
-        recorded_results(study)
+        collect_results(study, settings=False)
 
 
 def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):

@@ -64,7 +64,7 @@ def test_failure_is_named_and_the_rest_is_measured(check, monkeypatch):
     monkeypatch.setattr(gpu_check.subprocess, "run", lambda *arguments, **options: failed)
     chosen = {part: gpu_check.PARTS[part] for part in ("golden cases", "peak memory")}
     monkeypatch.setattr(gpu_check, "PARTS", chosen)
-    monkeypatch.setattr(gpu_check.step_time, "build", broken)
+    monkeypatch.setattr(gpu_check.measuring, "build", broken)
     status, printed, found = check()
     assert status == 1
     assert "- golden cases: fp32: failed: RuntimeError: 1 failed in 1 s" in printed

@@ -26,7 +26,19 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
 KINDS = {"base2new_train": "base2new", "base2new_test": "base2new", "xd_train": "cross_dataset"}
+PROJECT = ("scripts", "configs", "tools", "experiments", "common", "clip", "datasets", "trainers")
 KINDS |= {"xd_test": "cross_dataset", "few_shot": "few_shot"}
+
+
+GROWING = """from dassl.engine import TRAINER_REGISTRY
+
+from .base import PromptTrainer
+
+
+@TRAINER_REGISTRY.register()
+class Growing(PromptTrainer):
+    pass
+"""
 
 
 def wrapper(name):
@@ -64,7 +76,7 @@ def test_scripts_use_nothing_newer_than_bash_3_2():
 @pytest.mark.parametrize("posix", [False, True])
 def test_script_in_a_path_with_a_space_started_from_another_folder(posix, python, tmp_path):
     place = tmp_path / "my projects/clone"
-    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
+    for folder in PROJECT:
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shell = ["bash", *(["--posix"] if posix else []), "my projects/clone/scripts/mpl/base2new_train.sh"]
     env = os.environ | {"PYTHON": str(python), "DRY_RUN": "1", "DATA": "my data", "OUT": ""}
@@ -138,10 +150,9 @@ def test_methods_scripts_start_what_the_ones_for_any_method_start(folder, variab
 def growing(tmp_path):
     """A copy of the project with a method Growing, whose scripts are copies of any/."""
     place = tmp_path / "clone"
-    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
+    for folder in PROJECT:
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    source = '@TRAINER_REGISTRY.register()\nclass Growing(PromptTrainer):\n    """Test."""\n'
-    (place / "trainers/growing.py").write_text(source)
+    (place / "trainers/growing.py").write_text(GROWING)
     (place / "configs/trainers/Growing").mkdir()
     (place / "configs/trainers/Growing/small.yaml").write_text("_BASE_: ../small.yaml\n")
     shutil.copytree(place / "scripts/mpl", place / "scripts/growing")
@@ -409,6 +420,12 @@ def test_unfinished_training_is_an_error(name, script, tmp_path):
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: the training run in ") and "is not finished: finish it first" in line
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])
+def test_command_without_a_script_of_the_project(words):
+    ended = subprocess.run([sys.executable, ROOT / "tools/script.py", *words], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "") and " is not a script of this project" in ended.stderr
 
 
 def test_script_of_no_method(growing, script):

@@ -164,14 +164,14 @@ def test_points_are_marked_in_every_picture(summarised, tmp_path):
     assert {label.get_text() for label in gains.get_yticklabels()} == {
         f"small_land {MARK}", "small_counts", f"average {MARK}",
     }  # fmt: skip
-    base, new, _ = plots.paired_differences(summary).axes
+    base, new, _ = plots.differences(summary).axes
     assert base.get_xlabel() == f"MPL {MARK} minus the other (points)"
     assert new.get_xlabel() == "MPL minus the other (points)"
 
 
 def test_marked_baseline_is_marked_in_differences_and_gains(summarised):
     summary = summarised({("CoOp", "small_land")})
-    (ax,) = plots.paired_differences(summary).axes
+    (ax,) = plots.differences(summary).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"CoOp {MARK}", "VPT"]
     assert f"small_land {MARK}" in [label.get_text() for label in plots.gains(summary).axes[0].get_yticklabels()]
 
@@ -187,7 +187,9 @@ def test_few_shot_points_are_marked(summarised):
 def test_learning_curves_of_selected_runs_are_marked(summarised):
     summary = summarised({("CoOp", "small_land")})
     for run in summary.results:
-        (run.folder / "log.txt").write_text("epoch [1/1] batch [1/1] time 0.1 (0.1) loss 9 (2.5) acc 1\n")
+        (run.folder / "log.txt").write_text(
+            "".join(f"epoch [{epoch}/2] batch [1/1] time 0.1 (0.1) loss 9 (2.5) acc 1\n" for epoch in (1, 2))
+        )
     land, counts = plots.learning_curves(summary).axes
     assert {line.get_label() for line in land.lines} == {f"CoOp {MARK}", "MPL", "VPT"}
     assert {line.get_label() for line in counts.lines} == {"CoOp", "MPL", "VPT"}
@@ -196,7 +198,7 @@ def test_learning_curves_of_selected_runs_are_marked(summarised):
 def test_written_pictures_explain_the_mark_where_they_have_it(summarised, tmp_path):
     def explained(summary):
         drawn = plots.draw(summary, tmp_path, ["svg"])
-        return {picture.name: f"<!-- {MARKED} -->" in file.read_text() for picture, (file,) in drawn}
+        return {name: f"<!-- {MARKED} -->" in file.read_text() for name, _, (file,) in drawn}
 
     assert explained(summarised({("CoOp", "small_land")}, shots=(1, 16))) == {
         "few_shot": True, "differences": True, "gains": True, "prompts": False,
@@ -204,7 +206,7 @@ def test_written_pictures_explain_the_mark_where_they_have_it(summarised, tmp_pa
 
 
 def test_pictures_without_the_mark_do_not_explain_it(summarised, tmp_path):
-    for _, (file,) in plots.draw(summarised(set(), shots=(1, 16)), tmp_path, ["svg"]):
+    for *_, (file,) in plots.draw(summarised(set(), shots=(1, 16)), tmp_path, ["svg"]):
         assert MARKED not in file.read_text()
 
 

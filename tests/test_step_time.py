@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import precision_time, step_time
+from benchmarks import measuring, precision_time, step_time
 from clip.random_weights import random_clip
 from trainers import precision
 
@@ -41,8 +41,8 @@ def test_a_slower_form_has_a_lower_ratio_and_share(monkeypatch):
         "plain": {"seconds": 3.0, "peak_mb": 700, "flop": 9e9, "flop_per_second": 1e10},
         "fast": {"seconds": 1.5, "peak_mb": 300, "flop": 6e9, "flop_per_second": 1e10},
     }
-    monkeypatch.setattr(step_time, "start_worker", lambda args, trainer, classes, what, form: reports[form])
-    args = SimpleNamespace(rounds=1, batch=4, test_batch=100, test_batches=1, prec="fp32")
+    monkeypatch.setattr(measuring, "in_processes", lambda file, settings: reports[settings["form"]])
+    args = SimpleNamespace(**dict.fromkeys(step_time.PASSED_ON), rounds=1)
     record = step_time.measure(args, "MPL", 5, "train_step")
     assert (record["ratio"], record["matmul_share"]) == (2.0, pytest.approx(0.4))
     assert (record["plain_peak_mb"], record["fast_peak_mb"]) == (700, 300)
@@ -66,10 +66,12 @@ def test_precisions_take_turns_and_are_compared_with_the_first(monkeypatch, tmp_
         order.append(("fp32", "bf16")[len(order) % 2])
         return seconds[order[-1]] * (1 + len(order) // 2)  # a machine that gets slower
 
-    monkeypatch.setattr(step_time, "timed", timed)
+    monkeypatch.setattr(measuring, "timed", timed)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
-    build, built = step_time.build, {}
-    monkeypatch.setattr(step_time, "build", lambda args, classes: built.setdefault(args.prec, build(args, classes)))
+    build, built = measuring.build, {}
+    monkeypatch.setattr(
+        measuring, "build", lambda *args, prec, **how: built.setdefault(prec, build(*args, prec=prec, **how))
+    )
     options = ["--rounds", "2", "--classes", "3", "--backbone", str(tmp_path / "clip.pt")]
     torch.save(random_clip("ViT-B-16", {"patch_size": 32, "width": 64}, {"width": 64}, 64).state_dict(), options[-1])
     precision_time.main([*options, "--trainer", "CoOp", "--threads", "1", "--json", str(tmp_path / "times.json")])
@@ -77,4 +79,4 @@ def test_precisions_take_turns_and_are_compared_with_the_first(monkeypatch, tmp_
     assert order == ["fp32", "bf16"] * 3 and [each["prec"] for each in records] == ["fp32", "bf16"]
     assert records[0]["ratio"] == 1 and 1 < records[1]["ratio"] < 2
     assert built["bf16"].model.clip.visual.conv1.weight.dtype == torch.bfloat16
-    assert capsys.readouterr().out.splitlines()[2].startswith("| CoOp | 3 | fp32 |")
+    assert capsys.readouterr().out.splitlines()[4].startswith("| CoOp | 3 | fp32 |")

@@ -11,13 +11,6 @@ from benchmarks import study_time
 from experiments.studies.study_file import load
 
 
-def test_ways_take_turns_and_medians_are_reported(monkeypatch):
-    order, clock = [], iter(range(1000))
-    monkeypatch.setattr(study_time.time, "perf_counter", lambda: next(clock) ** 2)
-    found = study_time.in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
-    assert order == ["a", "b"] * 3 and found == {"a": 9, "b": 13}
-
-
 def test_study_runs_with_each_and_all_of_what_is_shared(monkeypatch, study_file, tmp_path, capsys):
     studies = []
 
@@ -36,5 +29,7 @@ def test_study_runs_with_each_and_all_of_what_is_shared(monkeypatch, study_file,
     records = json.loads((tmp_path / "times.json").read_text())
     assert [each["with"] for each in records] == ["cache", "bf16", "cache + bf16"]
     for each in records:
-        assert each["study"] == "study" and each["ratio"] == pytest.approx(each["plain_s"] / each["with_s"])
+        assert each["study"] == "study" and each["ratio"] == pytest.approx(
+            each["plain_s"] / each["with_s"]
+        )  # of one round
     assert capsys.readouterr().out.splitlines()[-1].startswith("| study | cache + bf16 | ")

@@ -1,16 +1,6 @@
 """A linear probe of CLIP: see `python tools/linear_probe.py --help`."""
 
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # the project in place of tools/, so that its packages are found first
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from common.start import required_packages
-
-with required_packages():
-    from experiments.linear_probe import main
-    from experiments.session import cli_main
-
 if __name__ == "__main__":
-    cli_main(main)
+    from _start import run
+
+    run("experiments.linear_probe")

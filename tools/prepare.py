@@ -1,16 +1,6 @@
 """Download, verify and arrange datasets: see `python tools/prepare.py --help`."""
 
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # the project in place of tools/, so that its packages are found first
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from common.start import required_packages
-
-with required_packages():
-    from datasets.preparing.command import main
-    from experiments.session import cli_main
-
 if __name__ == "__main__":
-    cli_main(main, "where it stopped")
+    from _start import run
+
+    run("datasets.preparing.command", "where it stopped")

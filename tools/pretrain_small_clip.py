@@ -1,16 +1,6 @@
-"""Pre-train the small CLIP on drawn images: see `python tools/pretrain_small_clip.py --help`."""
-
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # the project in place of tools/, so that its packages are found first
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from common.start import required_packages
-
-with required_packages():
-    from experiments.session import cli_main
-    from experiments.small_clip.pretraining import main
+"""Pre-train the small CLIP on synthetic images: see `python tools/pretrain_small_clip.py --help`."""
 
 if __name__ == "__main__":
-    cli_main(main, "from the last checkpoint")
+    from _start import run
+
+    run("experiments.small_clip.pretraining", "from the last checkpoint")

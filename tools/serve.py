@@ -1,16 +1,6 @@
 """Try models on a page in the browser: see `python tools/serve.py --help`."""
 
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # the project in place of tools/, so that its packages are found first
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from common.start import required_packages
-
-with required_packages():
-    from experiments.session import cli_main
-    from inference.serving.command import main
-
 if __name__ == "__main__":
-    cli_main(main, "from the start")
+    from _start import run
+
+    run("inference.serving.command", "from the start")

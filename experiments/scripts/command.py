@@ -34,15 +34,16 @@ class Run:
     arguments: list[str]
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run a script: its path, and its arguments.
 
     Raises:
         UsageError: wrong arguments.
     """
-    if not argv:
+    path, *words = (sys.argv[1:] if argv is None else argv) or [""]
+    if not path:
         raise UsageError("run.sh is called by the other scripts", "see bash scripts/mpl/base2new_train.sh --help")
-    name, words = script_name(argv[0]), argv[1:]
+    name = script_name(path)
     if "--help" in words or "-h" in words:
         print(help_text(name, find(name)))
         return

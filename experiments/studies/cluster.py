@@ -11,10 +11,9 @@ from clip import keep_backbones
 from common.errors import UsageError
 from common.start import ROOT
 
-from .executor import TRIES
 from .group import execute_in_group
 from .spec import Run
-from .worker import WorkerDied, execute_run
+from .worker import execute_run
 
 START_HINT = "start one with `ray start --head`"
 
@@ -28,17 +27,8 @@ def available() -> bool:
     return True
 
 
-def check_address(address: str) -> None:
-    """Raise UsageError if nothing listens at HOST:PORT; Ray itself would block for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
-
-
 class Cluster:
-    """An `Executor` on all machines of a Ray cluster; they may join and leave. Ray restarts the runs of lost workers.
+    """An `Executor` on all machines of a Ray cluster. Machines may join and leave.
 
     Args:
         address: of the cluster's head; by default a cluster on this machine, or else this machine alone.
@@ -54,8 +44,12 @@ class Cluster:
             raise UsageError(
                 "Ray is not installed", "pip install -r requirements-cluster.txt, or run without --address"
             )
-        if address and ":" in address and "://" not in address:
-            check_address(address)
+        host, _, port = (address or "").rpartition(":")
+        if host and "://" not in host:  # Ray itself would try for minutes
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
         self.address, self.gpus = address, gpus
         self.cpus = max(cpus, int(gpus or 0))  # each rank needs one
 
@@ -77,18 +71,14 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"no Ray cluster at {self.address} ({reason})", START_HINT) from error
-        except SystemExit:  # raised by Ray's own handler of SIGTERM
-            signal.signal(signal.SIGTERM, on_sigterm)
-            signal.raise_signal(signal.SIGTERM)
-            raise
         finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+            signal.signal(signal.SIGTERM, on_sigterm)  # which Ray replaces
         if self.gpus is None:
             self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         if self.slots() == 1:
             ray.shutdown()
             raise UsageError(f"no machine of this cluster has {self.cpus} cores and {self.gpus:g} GPUs for a run")
-        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=TRIES - 1)(execute_in_task)
+        self.task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(execute_in_task)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -112,11 +102,8 @@ def execute_in_task(folder: str, threads: int, ranks: int, arguments: tuple[str,
     """`execute_run` in a worker of Ray, on one rank or several."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
-    if ranks == 1:
-        torch.set_num_threads(threads)
-        keep_backbones(1)  # Ray gives further runs to this process
-        return execute_run(arguments)
-    try:
+    if ranks > 1:
         return execute_in_group(arguments, ranks, max(1, threads // ranks))
-    except WorkerDied:
-        os._exit(1)  # as if this process had died: Ray tries again
+    torch.set_num_threads(threads)
+    keep_backbones(1)  # Ray gives further runs to this process
+    return execute_run(arguments)

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.files import write_text
 from common.start import add_common_options, at_least
 
-from .progress import Progress, collect_results, recorded_results
+from .progress import Progress, collect_results
 from .spec import Study
 from .study_file import load
 
@@ -72,7 +72,7 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
 
 
 def status(study: Study, args: argparse.Namespace) -> None:
-    progress = Progress(study, recorded_results(study))
+    progress = Progress.read(study, settings=False)
     print(progress)
     for each in progress.running:
         print(f"running: {each.folder}")
@@ -81,7 +81,7 @@ def status(study: Study, args: argparse.Namespace) -> None:
 
 
 def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
-    """The figures of the finished runs, and the folder to write to."""
+    """The results of the finished runs, and the folder to write to."""
     from .tables import Summary
 
     results = collect_results(study)
@@ -116,7 +116,7 @@ def plots(study: Study, args: argparse.Namespace) -> None:
     from .plots import draw
 
     summary, folder = summarize(study, args)
-    for _, files in draw(summary, folder):
+    for *_, files in draw(summary, folder):
         for file in files:
             print(f"Written: {file}")
 

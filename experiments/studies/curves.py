@@ -13,7 +13,7 @@ from common.text import read_text
 from ..results import selected_on_test
 from .spec import Run
 from .style import legend, plot_styles, subplots_grid
-from .tables import MARK, Summary
+from .tables import Summary, marked
 
 LOSS = re.compile(r"epoch \[(\d+)/\d+\] batch .* loss \S+ \(([\d.e+-]+)\)")
 ACCURACY = re.compile(r"\* accuracy: ([\d.]+)%")
@@ -48,12 +48,12 @@ def lines(folder: Path) -> Iterator[str]:
 
 
 def learning_curves(summary: Summary) -> Figure | None:
-    """A panel for each protocol and dataset with the loss, and one with the validation accuracy if there was any."""
+    """Training loss and validation accuracy by epoch; a line for each seed."""
     panels: dict[tuple[str, str], dict[Run, Curve]] = {}
     for run in summary.results:
         if run.trains and run.shots == summary.study.shots[-1]:
             for what, curve in zip(("loss", "validation accuracy (%)"), read_curves(run.folder), strict=True):
-                if curve:
+                if len(curve) > 1:
                     panels.setdefault((f"{run.protocol}, {run.dataset}", what), {})[run] = curve
     if not panels:
         return None
@@ -61,10 +61,9 @@ def learning_curves(summary: Summary) -> Figure | None:
     figure, axes = subplots_grid(len(panels), 3.6, 3)
     for ax, ((title, what), curves) in zip(axes, panels.items(), strict=True):
         for run, curve in curves.items():
-            style = styles[run.variant.name] | {"marker": "" if len(curve) > 1 else "o", "linewidth": 1}
-            if selected_on_test(summary.results[run]):
-                style["label"] += f" {MARK}"
-            ax.plot(list(curve), list(curve.values()), **style)
+            name = run.variant.name
+            style = {"label": marked(name, selected_on_test(summary.results[run])), "linewidth": 1}
+            ax.plot(list(curve), list(curve.values()), **styles[name] | style, markevery=0.1)
         if what == "loss":
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,10 +1,12 @@
-"""Execute the runs of a study, several at a time behind one progress bar."""
+"""Execute the runs of a study, several at a time, with one progress bar."""
 
 import os
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 from typing import Protocol
 
 from dassl.data.datasets import build_dataset
@@ -16,13 +18,13 @@ from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
 from .spec import Run, RunSequence, Study
-from .worker import Worker, WorkerDied, record_error
+from .worker import WorkerDied, execute_run, init_worker, process_context, settle
 
 TRIES = 3  # for a run whose process or machine dies
 
 
 def check_datasets(study: Study) -> None:
-    """Build every dataset once, so that missing data is reported before the first run; draws synthetic datasets."""
+    """Build every dataset once, so that missing data is reported before the first run; generates synthetic datasets."""
     for dataset in dict.fromkeys(run.dataset for run in study.runs()):
         arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
         build_dataset(setup_cfg(parse_arguments(arguments)))
@@ -35,7 +37,10 @@ class Executor(Protocol):
         """How many runs it can execute at a time, now."""
 
     def submit(self, run: Run) -> "Future[str | None]":
-        """Start a run: `execute_run` in another process."""
+        """Start a run in another process.
+
+        The future has the result of `execute_run`, or any exception if the process or its machine dies.
+        """
 
     def __enter__(self) -> "Executor": ...
 
@@ -43,46 +48,46 @@ class Executor(Protocol):
 
 
 def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: str) -> dict[Run, str]:
-    """Execute all unfinished runs, each sequence in order.
+    """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to `TRIES` times.
 
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
-    total, failed = sum(map(len, sequences)), {}
-    unfinished = [tuple(run for run in sequence if read_results(run.folder) is None) for sequence in sequences]
-    for sequence, left in zip(sequences, unfinished, strict=True):
-        for run in set(sequence).difference(left):
-            remove_leftover(run.folder)
+    finished = [run for sequence in sequences for run in sequence if read_results(run.folder) is not None]
+    for run in finished:
+        remove_leftover(run.folder)
+    unfinished = [tuple(run for run in sequence if run not in set(finished)) for sequence in sequences]
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
     running: dict[Future[str | None], RunSequence] = {}
     deaths: Counter[Run] = Counter()
-    finished = total - sum(map(len, unfinished))
-    with executor, tqdm(total=total, initial=finished, desc=title, unit="run", smoothing=0.05) as bar:
+    failed: dict[Run, str] = {}
+    total = sum(map(len, sequences))
+    progress = tqdm(total=total, initial=len(finished), desc=title, unit="run", smoothing=0.05, disable=None)
+    with executor, progress as bar:
         while waiting or running:
             while waiting and len(running) < executor.slots():
                 sequence = waiting.popleft()
                 running[executor.submit(sequence[0])] = sequence
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            if sys.stderr.isatty():
-                bar.refresh()  # its clock
+            bar.refresh()  # its clock
             for future in done:
                 sequence = running.pop(future)
                 run, *rest = sequence
                 death = future.exception()
-                if isinstance(death, WorkerDied):
-                    deaths[run] += 1
-                    if deaths[run] < TRIES:
-                        waiting.appendleft(sequence)
-                        continue
-                error = record_error(run.folder, death) if death else future.result()
-                bar.update()
+                deaths[run] += death is not None
+                if death and deaths[run] < TRIES:
+                    waiting.appendleft(sequence)
+                    continue
+                if death:
+                    why = f"its process died {TRIES} times, which often means a full memory ({death})"
+                error = settle(run.folder, WorkerDied(why)) if death else future.result()
                 if error:
                     failed[run] = error
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
-                    bar.update(len(rest))
                 elif rest:
                     waiting.appendleft(tuple(rest))
+                bar.update(len(sequence) if error else 1)
     return failed
 
 
@@ -96,46 +101,34 @@ class LocalExecutor:
 
     def __init__(self, workers: int, threads: int = 1):
         self.workers, self.threads = workers, threads
-        self.idle: list[Worker] = []
-        self.started: list[Worker] = []
-        self.callers = ThreadPoolExecutor(workers)  # each thread waits for one process
-        self.stopping = False
+        # Each has one process, so that the death of a process breaks no other run; and its last run.
+        self.pools: dict[ProcessPoolExecutor, Future[str | None]] = {}
 
     def slots(self) -> int:
         return self.workers
 
     def submit(self, run: Run) -> "Future[str | None]":
-        return self.callers.submit(self.call, run)
-
-    def call(self, run: Run) -> str | None:
-        """Execute the run in an idle process, or in a new one; a process that died is not used again."""
+        idle = [pool for pool, last in self.pools.items() if last.done() and not last.exception()]
+        pool = idle[0] if idle else ProcessPoolExecutor(1, process_context(), init_worker, (self.threads,))
         try:
-            worker = self.idle.pop()
-        except IndexError:  # no process is idle: another thread may have taken the last one just now
-            worker = Worker(self.threads)
-            self.started.append(worker)
-            if self.stopping:  # since before the process was in the list
-                worker.stop(now=True)
-        error = worker.call(run.arguments)
-        self.idle.append(worker)
-        return error
+            self.pools[pool] = pool.submit(execute_run, run.arguments)
+        except BrokenProcessPool as error:  # the process died after its last run
+            self.pools[pool] = Future()
+            self.pools[pool].set_exception(error)
+        return self.pools[pool]
 
     def __enter__(self) -> "LocalExecutor":
-        self.before = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "PYTHONWARNINGS")}
+        self.environment = dict(os.environ)
         os.environ["OMP_NUM_THREADS"] = str(self.threads)  # inherited by the processes
         # One of them, multiprocessing's, removes what killed ones leave behind; it need not warn of that.
-        warnings = [self.before["PYTHONWARNINGS"], "ignore:resource_tracker:UserWarning"]
+        warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
         return self
 
     def __exit__(self, kind, *exception) -> None:
-        self.stopping = kind is not None
-        for worker in self.started:
-            worker.stop(now=self.stopping)
-        self.callers.shutdown(cancel_futures=True)
-        for worker in self.started:
-            worker.process.join()
-        for key, value in self.before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
+        for process in active_children() if kind else ():
+            process.terminate()
+        for pool in self.pools:
+            pool.shutdown()
+        os.environ.clear()
+        os.environ.update(self.environment)

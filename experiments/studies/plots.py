@@ -1,9 +1,8 @@
-"""The figures of a study as pictures: accuracy, time, gains and schedules; see `curves` for those of single runs."""
+"""The results of a study as pictures. The function of a picture gives its name, and its docstring the caption."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import open_clip
 import pandas as pd
@@ -17,11 +16,11 @@ from trainers import PromptTrainer
 from ..arguments import parse_arguments
 from ..configuration import setup_cfg
 from .curves import learning_curves
-from .differences import paired_differences
 from .spec import Run
-from .style import average, explain_mark, legend, mark, plot_styles, subplots_grid
-from .tables import MARK, Summary, shots_label
+from .style import explain_mark, legend, mark, plot_styles, subplots_grid
+from .tables import Summary, marked, shots_label
 
+TABLE = ["protocol", "part"]  # the names of a table, and of a panel
 Y_LABELS = {
     "base": "accuracy on base classes (%)",
     "new": "accuracy on new classes (%)",
@@ -31,53 +30,43 @@ KINDS = ("png", "svg", "pdf")
 UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same picture is the same file
 
 
-class Picture(NamedTuple):
-    """A picture of a study: the name of its files, the function that draws it (or returns None), and its caption."""
-
-    name: str
-    draw: Callable[[Summary], Figure | None]
-    caption: str
-
-
-def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[Picture, list[Path]]]:
-    """Write every picture that the results allow, as PNG, SVG and PDF; yields each with its files."""
+def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
+    """Write every picture that the results allow; yields the name, the caption and the files of each."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"})
     for picture in PICTURES:
-        figure = picture.draw(summary)
+        figure = picture(summary)
         if figure is None:
             continue
         explain_mark(figure)
-        files = [folder / f"{picture.name}.{kind}" for kind in kinds]
+        files = [folder / f"{picture.__name__}.{kind}" for kind in kinds]
         for file in files:
             kind = file.suffix[1:]
             with replacing(file) as partial:
                 figure.savefig(partial, format=kind, dpi=150, metadata=UNDATED.get(kind))
             figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
         plt.close(figure)
-        yield picture, files
+        yield picture.__name__, " ".join(str(picture.__doc__).split()), files
 
 
 def accuracy_time(summary: Summary) -> Figure | None:
-    """Average accuracy (base, new and H) against average training time; a method that does not learn is a line."""
-    averages = {names: average(summary, *names) for names in summary.parts if names[0] != "few_shot"}
-    averages = {names: cells for names, cells in averages.items() if len(cells)}
-    if not averages:
+    """Average accuracy against the average training time of a run (the paper's Figure 2). A method that is not trained
+    is a line."""
+    cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(subset="mean")
+    if cells.empty:
         return None
-    styles = plot_styles(summary)
-    figure, axes = subplots_grid(len(averages), 4.4, 3.8, columns=3)
-    for ax, ((protocol, part), cells) in zip(axes, averages.items(), strict=True):
-        times = summary.times[summary.times["protocol"] == protocol]
-        times = times[times["method"].isin(cells.index)]
+    styles, panels = plot_styles(summary), list(cells.set_index("method").groupby(TABLE, sort=False))
+    figure, axes = subplots_grid(len(panels), 4.4, 3.8, columns=3)
+    for ax, ((protocol, part), rows) in zip(axes, panels, strict=True):
+        times = summary.times.query("protocol == @protocol and method in @rows.index")
         devices = times["device"].unique()
         per, unit = (60, "minutes") if times["seconds"].median() > 600 else (1, "seconds")
-        mark(ax, cells.loc[times["method"]], times["seconds"] / per)
-        for row in times.itertuples():
-            cell, style = cells.loc[row.method], dict(styles[row.method])
-            if len(devices) > 1:
-                style["label"] += f" ({row.device})"
-            ax.errorbar(row.seconds / per, cell["mean"], cell["spread"], **style | {"linestyle": ""}, capsize=3)
-        for name in cells.index.difference(times["method"]):
-            ax.axhline(cells.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
+        mark(ax, rows.loc[times["method"]], times["seconds"] / per)
+        for time in times.itertuples():
+            style = styles[time.method] | {"linestyle": "", "capsize": 3}
+            style["label"] += f" ({time.device})" * (len(devices) > 1)
+            ax.errorbar(time.seconds / per, *rows.loc[time.method, ["mean", "spread"]], **style)
+        for name in rows.index.difference(times["method"]):
+            ax.axhline(rows.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
         device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
         ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
         ax.margins(x=0.08)
@@ -87,24 +76,22 @@ def accuracy_time(summary: Summary) -> Figure | None:
 
 
 def few_shot(summary: Summary) -> Figure | None:
-    """Accuracy against the number of shots, with bands: the average, then every dataset (CoOp's Figure 3)."""
-    cells = summary.cells[(summary.cells["protocol"] == "few_shot") & summary.cells["mean"].notna()]
-    if cells.empty:
+    """Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3), with the spread."""
+    cells = summary.cells.query("protocol == 'few_shot'").dropna(subset="mean")
+    if cells["part"].nunique() < 2:
         return None
     styles, shots = plot_styles(summary), summary.study.shots
-    for method in cells[cells["selected_on_test"]]["method"].unique():  # curves cross: the legend has the mark, too
-        styles[method]["label"] += f" {MARK}"
-    numbers = {shots_label(number): number for number in shots}
+    selected = set(cells[cells["selected_on_test"]]["method"])  # curves cross: the legend has the mark, too
+    cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
     datasets = [name for name in ("average", *summary.study.datasets) if name in cells["dataset"].values]
     figure, axes = subplots_grid(len(datasets))
     for ax, dataset in zip(axes, datasets, strict=True):
         for method, rows in cells[cells["dataset"] == dataset].groupby("method", sort=False):
-            x, spread = rows["part"].map(numbers), rows["spread"].fillna(0)
-            ax.errorbar(x, rows["mean"], **styles[method])
-            mark(ax, rows, x)
-            ax.fill_between(
-                x, rows["mean"] - spread, rows["mean"] + spread, color=styles[method]["color"], alpha=0.15, linewidth=0
-            )
+            style = styles[method] | {"label": marked(method, method in selected)}
+            ax.errorbar(rows["shots"], rows["mean"], **style)
+            mark(ax, rows, rows["shots"])
+            edges = (rows["mean"] + sign * rows["spread"].fillna(0) for sign in (-1, 1))
+            ax.fill_between(rows["shots"], *edges, color=style["color"], alpha=0.15, linewidth=0)
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, map(str, shots))
         ax.set(title=dataset, xlabel="images per class", ylabel="accuracy (%)")
@@ -112,50 +99,71 @@ def few_shot(summary: Summary) -> Figure | None:
     return figure
 
 
+def differences(summary: Summary) -> Figure | None:
+    """Differences of one method to each other one, paired: dots are datasets (with one dataset: seeds), diamonds their
+    mean, n their number, p that of the tables, corrected by Holm's method."""
+    panels = list(summary.tests.groupby(TABLE, sort=False)) if len(summary.tests) else []
+    if not panels:
+        return None
+    most = max(len(tests) for _, tests in panels)
+    figure, axes = subplots_grid(len(panels), 4.8, 1.3 + 0.36 * most, columns=3)
+    for ax, ((protocol, part), tests) in zip(axes, panels, strict=True):
+        for row, test in enumerate(tests.itertuples()):
+            pairs = summary.differences(protocol, part, test.against)
+            several = pairs.shape[1] > 1
+            dots = (pairs.mean() if several else pairs.iloc[:, 0]).dropna()
+            ax.plot(dots, [row] * len(dots), "o", color="0.45", markerfacecolor="none", markersize=5)
+            ax.plot([test.difference], [row], "D", color="black", markersize=6)
+            corrected = test.holm_datasets if several else test.holm_seeds
+            p = "" if pd.isna(corrected) else f", p {corrected:.3f}"
+            ax.annotate(f"n={len(dots)}{p}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        ax.axvline(0, color="black", linewidth=0.8)
+        selected = list(tests["selected_on_test"])
+        names = [marked(name, name in of) for name, of in zip(tests["against"], selected, strict=True)]
+        ax.set_yticks(range(len(tests)), names)
+        ax.set_ylim(len(tests) - 0.5, -0.5)
+        focus = marked(summary.focus, any(summary.focus in of for of in selected))
+        ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} minus the other (points)")
+    return figure
+
+
 def gains(summary: Summary) -> Figure | None:
-    """Points that `Summary.focus` gains over `Summary.baseline` on every dataset."""
-    if not (summary.focus and summary.baseline):
-        return None
-    cells, found = summary.cells, []
-    for protocol, part in summary.parts:
-        rows = cells[(cells["protocol"] == protocol) & (cells["part"] == part)]
-        means = rows.pivot(index="dataset", columns="method", values="mean")
-        marked = rows[rows["selected_on_test"] & rows["method"].isin([summary.focus, summary.baseline])]["dataset"]
-        gain = (means[summary.focus] - means[summary.baseline]).dropna()
+    """Points that one method gains over another on every dataset; each panel names the two."""
+    focus, baseline = summary.focus, summary.baseline
+    cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
+    panels = []
+    for names, rows in cells.groupby(TABLE, sort=False):
+        means = rows.pivot(index="dataset", columns="method", values="mean").reindex(columns=[focus, baseline])
+        gain = (means[focus] - means[baseline]).dropna().sort_values()
         if len(gain):
-            by_size = gain.drop("average", errors="ignore").sort_values()
-            ordered = pd.concat([by_size, gain.filter(["average"])])
-            found.append((protocol, part, ordered.rename({name: f"{name} {MARK}" for name in marked})))
-    if not found:
+            order = sorted(gain.index, key="average".__eq__)  # the average is the last bar, at the top
+            panels.append((*names, gain[order], set(rows[rows["selected_on_test"]]["dataset"])))
+    if not panels:
         return None
-    figure, axes = subplots_grid(len(found), 4.6, 1.4 + 0.28 * max(len(gain) for *_, gain in found), columns=3)
-    for ax, (protocol, part, gain) in zip(axes, found, strict=True):
-        averages = ("average", f"average {MARK}")
-        fill = ["0.35" if name in averages else "white" if value < 0 else "0.75" for name, value in gain.items()]
-        hatch = ["///" if value < 0 else "" for value in gain]
-        bars = ax.barh(gain.index, gain, color=fill, hatch=hatch, edgecolor="black")
+    figure, axes = subplots_grid(len(panels), 4.6, 1.4 + 0.28 * max(len(gain) for *_, gain, _ in panels), columns=3)
+    for ax, (protocol, part, gain, selected) in zip(axes, panels, strict=True):
+        colours = ["0.35" if name == "average" else "0.75" for name in gain.index]
+        bars = ax.barh([marked(name, name in selected) for name in gain.index], gain, color=colours, edgecolor="black")
         ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
         ax.axvline(0, color="black", linewidth=0.8)
+        ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
         ax.margins(x=0.18)
-        ax.set(title=f"{protocol}, {part}", xlabel=f"{summary.focus} over {summary.baseline} (points)")
+        ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} over {baseline} (points)")
     return figure
 
 
 def prompts(summary: Summary) -> Figure | None:
-    """The number of prompts in the input of each layer of the image tower."""
-    done = set(zip(summary.runs["protocol"], summary.runs["method"], strict=True))  # other settings may be invalid
-    drawn: dict[tuple[str, str], tuple[int, ...]] = {}
-    for run in (sequence[0] for sequence in summary.study.sequences()):
-        if (run.protocol, run.variant.name) in done - drawn.keys() and (lengths := schedule(run)):
-            drawn[run.protocol, run.variant.name] = tuple(lengths)
-    if not drawn:
+    """The number of prompts in the input of each layer of the image tower, for the methods that vary it."""
+    examples = {(run.protocol, run.variant.name): run for run in summary.results}
+    schedules = {names: tuple(lengths) for names, run in examples.items() if (lengths := schedule(run))}
+    if not schedules:
         return None
     styles = plot_styles(summary)
-    protocols = list(dict.fromkeys(protocol for protocol, _ in drawn))
+    protocols = list(dict.fromkeys(protocol for protocol, _ in schedules))
     figure, axes = subplots_grid(len(protocols), 5.2, 4)
     for ax, chosen in zip(axes, protocols, strict=True):
         names_of: dict[tuple[int, ...], list[str]] = {}  # variants with the same schedule share a line
-        for (protocol, name), line in drawn.items():
+        for (protocol, name), line in schedules.items():
             if protocol == chosen:
                 names_of.setdefault(line, []).append(name)
         for line, names in names_of.items():
@@ -187,31 +195,6 @@ def image_layers(backbone: str) -> int:
     return len(load_backbone(backbone).visual.transformer.resblocks)
 
 
-PICTURES = (
-    Picture(
-        "accuracy_time",
-        accuracy_time,
-        "Average accuracy against the average time of training (the paper's Figure 2); a method that does not learn is "
-        "a line.",
-    ),
-    Picture(
-        "few_shot",
-        few_shot,
-        "Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3), with the spread.",
-    ),
-    Picture(
-        "differences",
-        paired_differences,
-        "Differences of one method to each other one, paired: dots are datasets (with one dataset: seeds), diamonds "
-        "their mean, n their number, p that of the tables, corrected by Holm's method.",
-    ),
-    Picture(
-        "learning_curves", learning_curves, "Training loss and validation accuracy by epoch; a line for each seed."
-    ),
-    Picture("gains", gains, "Points that one method gains over another on every dataset; each panel names the two."),
-    Picture(
-        "prompts",
-        prompts,
-        "The number of prompts in the input of each layer of the image tower, for the methods that vary it.",
-    ),
+PICTURES: tuple[Callable[[Summary], Figure | None], ...] = (
+    *(accuracy_time, few_shot, differences, learning_curves, gains, prompts),
 )

@@ -17,38 +17,36 @@ from ..results import ERROR, RECORDED, read_results
 from .spec import Run, Study
 
 
-def collect_results(study: Study) -> dict[Run, dict]:
+def collect_results(study: Study, settings: bool = True) -> dict[Run, dict]:
     """The results.json of every finished run.
+
+    Args:
+        settings: compare all settings of a run with the study's, which imports torch; else those in results.json.
 
     Raises:
         UsageError: one is damaged, or a folder holds a run with other settings than the study's.
     """
-    from ..configuration import setup_cfg  # here, as `status` does not wait for the methods
-    from ..output_folder import check_same_settings
-
     results = {}
     for run in tqdm(study.runs(), "reading results", unit="run", delay=2, disable=None):
         found = read_results(run.folder)
         if found is not None:
-            check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
+            check_run(run, found, settings)
             results[run] = found
     return results
 
 
-def recorded_results(study: Study) -> dict[Run, dict]:
-    """The results.json of every finished run, compared with the study's runs by no more than it records.
+def check_run(run: Run, found: dict, settings: bool) -> None:
+    """Raise UsageError if these results are of a run with other settings: see `collect_results`."""
+    if settings:
+        from ..configuration import setup_cfg
+        from ..output_folder import check_same_settings
 
-    Raises:
-        UsageError: as for `collect_results`.
-    """
-    results = {run: found for run in study.runs() if (found := read_results(run.folder)) is not None}
-    for run, found in results.items():
-        ours = {"trainer": run.variant.method, "seed": run.seed, "shots": run.shots, "classes": run.classes}
-        for key, value in ours.items():
-            if found.get(key, value) != value:
-                what = f"{run.folder} holds a run with {RECORDED[key]} {found[key]}, this one has {value}"
-                raise UsageError(what, "choose another output folder, or delete that one", run.folder)
-    return results
+        check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
+    ours = {"trainer": run.variant.method, "seed": run.seed, "shots": run.shots, "classes": run.classes}
+    for key, value in ours.items():
+        if found.get(key, value) != value:
+            what = f"{run.folder} holds a run with {RECORDED[key]} {found[key]}, this one has {value}"
+            raise UsageError(what, "choose another output folder, or delete that one", run.folder)
 
 
 @dataclass
@@ -83,9 +81,9 @@ class Progress:
                 self.left.append(run)
 
     @classmethod
-    def read(cls, study: Study) -> "Progress":
-        """The progress now, from the folders of the runs."""
-        return cls(study, collect_results(study))
+    def read(cls, study: Study, settings: bool = True) -> "Progress":
+        """The progress now, from the folders of the runs; `settings` as in `collect_results`."""
+        return cls(study, collect_results(study, settings))
 
     @cached_property
     def seconds_left(self) -> float | None:
@@ -104,13 +102,12 @@ class Progress:
         return total / max(1, len(self.running))
 
     def __str__(self) -> str:
-        parts = [f"{len(self.done)} of {len(self.done) + self.unfinished} runs are done"]
-        parts += [f"{len(runs)} {what}" for runs, what in ((self.running, "are running"), (self.failed, "have failed"))]
-        parts.append(f"{len(self.left)} are left")
+        counts = f"{len(self.running)} are running, {len(self.failed)} have failed, {len(self.left)} are left"
+        text = f"{len(self.done)} of {len(self.done) + self.unfinished} runs are done, {counts}"
         if self.unfinished and self.seconds_left:
             at_a_time = f"{len(self.running)} at a time" if self.running else "one at a time; none is running"
-            parts.append(f"about {tqdm.format_interval(int(self.seconds_left))} to go ({at_a_time})")
-        return ", ".join(parts)
+            text += f", about {tqdm.format_interval(int(self.seconds_left))} to go ({at_a_time})"
+        return text
 
     @property
     def unfinished(self) -> int:

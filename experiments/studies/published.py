@@ -85,29 +85,13 @@ class PublishedStudy(Study):
     prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
     epoch: int | None = None
 
-    def use(self, prompts: Path) -> tuple:
-        return "--eval-only", "--model-dir", prompts, *(() if self.epoch is None else ("--load-epoch", self.epoch))
-
-    def base2new(self) -> Iterator[RunSequence]:
-        for seed, dataset, classes in product(self.seeds, self.datasets, ("base", "new")):
-            step = Step(classes, BASE2NEW.format(part=f"test_{classes}"))
-            yield from self.test("base2new", step, dataset, dataset, seed, self.shots[-1])
-
-    def cross_dataset(self) -> Iterator[RunSequence]:
-        _, step = PROTOCOLS["cross_dataset"].steps
-        for seed, target in product(self.seeds, self.targets):
-            yield from self.test("cross_dataset", step, self.source, target, seed, self.shots[-1])
-
-    def few_shot(self) -> Iterator[RunSequence]:
-        (step,) = PROTOCOLS["few_shot"].steps
-        for dataset, shots, seed in self.prompts:
-            yield from self.test("few_shot", step, dataset, dataset, seed, shots)
-
-    def test(
-        self, protocol: str, step: Step, trained_on: str, dataset: str, seed: int, shots: int
-    ) -> Iterator[RunSequence]:
-        """The test of the prompts of one training run, if the set has them."""
-        (variant,) = self.variants
-        if prompts := self.prompts.get((trained_on, shots, seed)):
-            recipe = variant.recipe(protocol, trained_on, shots, self.backbone)
-            yield (self.run(protocol, step, variant, recipe, dataset, seed, shots, *self.use(prompts)),)
+    def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
+        """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
+        steps = PROTOCOLS[protocol].steps[-1:]
+        if protocol == "base2new":
+            steps = tuple(Step(classes, BASE2NEW.format(part=f"test_{classes}")) for classes in ("base", "new"))
+        epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
+        for ((trained_on, shots, seed), prompts), variant in product(self.prompts.items(), self.variants):
+            use = ("--eval-only", "--model-dir", prompts, *epoch)
+            for step, dataset in product(steps, self.targets or (trained_on,)):
+                yield (self.run(step, dataset, protocol, variant, trained_on, seed, shots, *use),)

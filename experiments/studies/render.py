@@ -1,12 +1,13 @@
-"""The figures of a study as tables to read: Markdown, and a LaTeX document that compiles by itself."""
+"""The results of a study as tables to read: Markdown, and LaTeX's tabular."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .tables import MARK, MARKED, Summary
+from .tables import MARK, MARKED, Summary, marked
 
 MISSING = "-"
 
@@ -27,12 +28,11 @@ class Table:
 
 
 def build_tables(summary: Summary) -> list[Table]:
-    """For each part of each protocol: accuracies, the paper's figures, and tests; then the training times."""
+    """For each part of each protocol: accuracies, the paper's results, and tests. Then the training times."""
     tables = []
-    for protocol, part in summary.parts:
-        cells = select(summary.cells, protocol, part)
+    for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
-            tables += [accuracies(summary, protocol, part, cells), *beside_paper(summary, protocol, part, cells)]
+            tables += [accuracies(summary, protocol, part, cells), *beside_paper(protocol, part, cells)]
             tables += significance(summary, protocol, part)
     return [*tables, times(summary)]
 
@@ -40,32 +40,19 @@ def build_tables(summary: Summary) -> list[Table]:
 def overview(summary: Summary) -> list[Table]:
     """For each protocol: the averages over datasets and the training time of every method."""
     tables = []
-    for protocol in summary.study.protocols:
-        parts = [part for name, part in summary.parts if name == protocol]
-        cells = summary.cells[(summary.cells["protocol"] == protocol) & (summary.cells["dataset"] == "average")]
-        shown = cells[cells["mean"].notna()]["method"].unique()
-        at = {(row.method, row.part): row for row in cells.itertuples()}
+    for protocol, cells in summary.cells.query("dataset == 'average'").groupby("protocol", sort=False):
+        cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
         times = summary.times[summary.times["protocol"] == protocol]
-        rows = []
-        for method in shown:
-            seconds = [(row.seconds, row.device) for row in times[times["method"] == method].itertuples()]
-            several = times["device"].nunique() > 1
-            taken = ", ".join(f"{value:.1f}" + f" ({device})" * several for value, device in seconds)
-            ranks = [at[method, part].rank * (len(shown) > 1) for part in parts]
-            texts = [accuracy(at[method, part]) for part in parts]
-            marked = [Cell(text, int(rank) if rank <= 2 else 0) for text, rank in zip(texts, ranks, strict=True)]
-            rows.append([Cell(method), *marked, Cell(taken or MISSING)])
-        devices = ", ".join(times["device"].dropna().unique())
+        several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
+        header, rows = grid(cells, "part", accuracy)
+        for row in rows:
+            own = times[times["method"] == row[0].text].itertuples()
+            taken = ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in own)
+            row.append(Cell(taken or MISSING))
         note = f"{describe_spread(summary)} Averages over {', '.join(summary.averaged(protocol))}. "
-        note += f"Training time: mean of a run{f' on {devices}' if devices else ''}."
-        if rows:
-            note += about_mark(cells)
-            tables.append(Table(f"Summary: {protocol}", ["method", *parts, "training time (s)"], rows, note))
+        note += f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
+        tables += [Table(f"Summary: {protocol}", [*header, "training time (s)"], rows, note)] if rows else []
     return tables
-
-
-def select(frame: pd.DataFrame, protocol: str, part: str) -> pd.DataFrame:
-    return frame[(frame["protocol"] == protocol) & (frame["part"] == part)] if len(frame) else frame
 
 
 def number(value: float, form: str = ".2f") -> str:
@@ -76,27 +63,27 @@ def format_p(p: float) -> str:
     return "<0.001" if p < 0.0005 else number(p, ".3f")
 
 
-def grid(summary: Summary, protocol: str, cells: pd.DataFrame, entry) -> tuple[list[str], list[list[Cell]]]:
-    """Header and rows of methods x datasets; `entry(row of cells)` is a Cell."""
-    columns = [*summary.datasets(protocol), "average"]
-    at = {(row.method, row.dataset): entry(row) for row in cells.itertuples()}
-    methods = cells["method"].unique()
-    return ["method", *columns], [[Cell(name), *(at[name, column] for column in columns)] for name in methods]
+def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
+    """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `Summary.cells`."""
+    at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
+    columns = list(cells[key].unique())
+    return ["method", *columns], [[Cell(name), *(at[name, c] for c in columns)] for name in cells["method"].unique()]
 
 
-def accuracy(cell) -> str:
+def accuracy(cell) -> Cell:
     """The mean of a row of `Summary.cells`, its spread, n if runs are missing, and the mark."""
     spread = "" if pd.isna(cell.spread) else f" ± {cell.spread:.2f}"
     missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
-    return f"{number(cell.mean)}{spread}{missing}" + (f" {MARK}" if cell.selected_on_test else "")
+    text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
+    return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
 
 
 def about_mark(cells: pd.DataFrame) -> str:
     """A sentence on the mark, if a cell has it."""
-    marked = cells["selected_on_test"]
-    if not marked.any():
+    selected = cells["selected_on_test"]
+    if not selected.any():
         return ""
-    return f" {MARKED}." if marked[cells["mean"].notna()].all() else f" {MARKED}; not ranked with the others."
+    return f" {MARKED}." if selected[cells["mean"].notna()].all() else f" {MARKED}; not ranked with the others."
 
 
 def describe_spread(summary: Summary) -> str:
@@ -109,10 +96,6 @@ def describe_spread(summary: Summary) -> str:
 
 
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
-    def entry(row) -> Cell:
-        rank = row.rank if row.rank <= 2 and cells["method"].nunique() > 1 else 0  # false for NaN
-        return Cell(accuracy(row), int(rank))
-
     note = describe_spread(summary)
     if part == "H":
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
@@ -120,56 +103,51 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
         note += f" Trained on {summary.study.source}, which is not in the average."
     caveats = {name: summary.variants[name].trainer.caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
-    return Table(f"{protocol}, {part}", *grid(summary, protocol, cells, entry), note + about_mark(cells))
+    return Table(f"{protocol}, {part}", *grid(cells, "dataset", accuracy), note + about_mark(cells))
 
 
-def beside_paper(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
-    """The paper's figures and the difference to them in points; no table if it has none."""
-    known = cells[cells["paper"].notna()]["method"].unique()
-    if not len(known):
-        return []
+def beside_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
+    """The paper's results and the difference to them in points; no table if it has none."""
 
     def entry(row) -> Cell:
-        mark = f" {MARK}" if row.selected_on_test else ""
-        return Cell(number(row.paper) + ("" if pd.isna(row.difference) else f" ({row.difference:+.2f}){mark}"))
+        difference = "" if pd.isna(row.difference) else marked(f" ({row.difference:+.2f})", row.selected_on_test)
+        return Cell(number(row.paper) + difference)
 
-    compared = cells[cells["method"].isin(known)]
-    header, rows = grid(summary, protocol, compared, entry)
+    compared = cells[cells["paper"].notna().groupby(cells["method"]).transform("any")]
     note = "The paper's accuracy in %, and in brackets how many points the result above exceeds it."
     if compared["selected_on_test"].any():
         note += f" {MARKED} of the result above."
-    return [Table(f"{protocol}, {part}: the paper", header, rows, note)]
+    table = Table(f"{protocol}, {part}: the paper", *grid(compared, "dataset", entry), note)
+    return [table] if table.rows else []
 
 
 def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
+    """The tests of one table; no table if there are none."""
+    if summary.tests.empty or (tests := summary.tests.query("protocol == @protocol and part == @part")).empty:
+        return []
+
     def entry(p: float, corrected: float, n: int) -> Cell:
         return Cell(f"{MISSING} (n={n})" if pd.isna(p) else f"{format_p(p)}, Holm {format_p(corrected)} (n={n})")
 
-    tests = select(summary.tests, protocol, part)
-
-    def name(row, method: str | None) -> str:
-        return f"{method} {MARK}" if method in row.selected_on_test else str(method)
-
     rows = [
         [
-            Cell(name(row, row.against)),
+            Cell(marked(row.against, row.against in row.selected_on_test)),
             Cell(f"{row.difference:+.2f}"),
             entry(row.p_seeds, row.holm_seeds, row.seeds),
             entry(row.p_datasets, row.holm_datasets, row.datasets),
         ]
         for row in tests.itertuples()
     ]
-    if not rows:
-        return []
     counts = [int(tests[f"tests_{kind}"].max()) for kind in ("seeds", "datasets")]
     note = (
         "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
         f"the number of tests in the column, {counts[0]} and {counts[1]}. "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
-    if marked := dict.fromkeys(method for methods in tests["selected_on_test"] for method in methods):
-        note += f" {MARKED} of {', '.join(marked)}; a comparison with methods without {MARK} is not fair."
-    title = f"{protocol}, {part}: {name(tests.iloc[0], summary.focus)} against the others"
+    if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
+        note += f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is not fair."
+    focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
+    title = f"{protocol}, {part}: {focus} against the others"
     return [Table(title, ["against", "difference", "p, seeds", "p, datasets"], rows, note)]
 
 
@@ -195,44 +173,30 @@ def markdown_grid(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "±": r"$\pm$",
-    "√": r"$\surd$",
-    "†": r"$\dagger$",
-    "|": "$|$",
-}
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"${character}$" for character in "<>|"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "†": r"$\dagger$", "\n": " "}
+)
 
 
 def escape_latex(text: str) -> str:
     """Text as LaTeX; a hyphen before a number becomes a minus."""
-    return re.sub(r"(^|\()-(?=\d)", r"\1$-$", "".join(LATEX.get(character, character) for character in text))
+    return re.sub(r"(^|\()-(?=\d)", r"\1$-$", text.translate(LATEX))
 
 
 def latex(tables: list[Table]) -> str:
-    """A complete document that needs only LaTeX's base packages; wide tables are scaled to the page."""
+    """A `tabular` for each table, after a comment with its title. No package is needed."""
     marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
-    lines = [
-        r"\documentclass[a4paper,10pt]{article}",
-        r"\usepackage[landscape,margin=1.5cm]{geometry}",
-        r"\usepackage{graphicx}",
-        r"\newcommand{\fitted}[1]{\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}",
-        r"\setlength{\parindent}{0pt}",
-        r"\begin{document}",
-    ]
+    lines = []
     for table in tables:
         rows = [" & ".join(marks[cell.rank].format(escape_latex(cell.text)) for cell in row) for row in table.rows]
         lines += [
-            rf"\subsection*{{{escape_latex(table.title)}}}",
-            rf"\fitted{{\begin{{tabular}}{{l{'c' * (len(table.header) - 1)}}}",
+            f"% {escape_latex(table.title)}",
+            rf"\begin{{tabular}}{{l{'c' * (len(table.header) - 1)}}}",
             rf"\hline {' & '.join(map(escape_latex, table.header))} \\ \hline",
             *(rf"{row} \\" for row in rows),
-            r"\hline",
-            rf"\end{{tabular}}}}\par\smallskip {escape_latex(table.note)}",
+            r"\hline" + "\n" + r"\end{tabular}" + "\n",
         ]
-    return "\n".join([*lines, r"\end{document}", ""])
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ from .render import MISSING, Cell, Table, build_tables, overview
 from .spec import Run
 from .tables import Summary
 
-LEAD = "accuracy_time"  # the picture beside the summary
+LEAD = "accuracy_time"  # the picture below the summary
 # Settings that always have a row; others have one if they differ between the runs of a method.
 ALWAYS_SHOWN = (
     *("TRAINER.", "OPTIM.", "DATALOADER.TRAIN_X.BATCH_SIZE", "MODEL.BACKBONE.NAME", "INPUT.SIZE"),
@@ -65,8 +65,8 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
     """The name of each picture, its caption, and the picture itself as a data: address."""
     with TemporaryDirectory() as folder:
         return [
-            (picture.name, picture.caption, f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
-            for picture, (file,) in draw(summary, Path(folder), ["svg"])
+            (name, caption, f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
+            for name, caption, (file,) in draw(summary, Path(folder), ["svg"])
         ]
 
 

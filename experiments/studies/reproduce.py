@@ -1,4 +1,4 @@
-"""`python tools/reproduce.py`: test a published set of checkpoints, and print the figures beside the published ones."""
+"""`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to the published."""
 
 import argparse
 import hashlib
@@ -32,7 +32,7 @@ from .tables import MARK, MARKED, Summary
 DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
-DESCRIPTION = "Test a published set of checkpoints and print the figures beside the published ones."
+DESCRIPTION = "Test a published set of checkpoints and print the results next to the published ones."
 EPILOG = """
 CHECKPOINTS is a folder, or the address of a zip or tar archive, in a layout that authors use:
  DATASET/base/seedN and seedN (MaPLe, PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
@@ -131,11 +131,11 @@ def beside_authors(summary: Summary) -> list[Table]:
         columns = [*VARIANTS, "average"]
         means, theirs = summary.cells.set_index("dataset")["mean"], PUBLISHED[DOMAINS][variant.method]
         rows = [
-            [Cell(name), *(Cell(f"{figures[column]:.2f}") for column in columns)]
-            for name, figures in ((these, means), ("published", theirs))
+            [Cell(name), *(Cell(f"{values[column]:.2f}") for column in columns)]
+            for name, values in ((these, means), ("published", theirs))
         ]
         note = f"Accuracy in %, trained on ImageNet.{about}"
-        return [Table(f"{DOMAINS}: published figures", ["", *columns], rows, note)]
+        return [Table(f"{DOMAINS}: published results", ["", *columns], rows, note)]
     published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
     if summary.study.protocols != ("base2new",) or not published:
         return []
@@ -146,7 +146,7 @@ def beside_authors(summary: Summary) -> list[Table]:
     note = "Averages in %, published over eleven datasets."
     if not complete:
         note += f" These are over {len(summary.study.datasets)}, and do not compare."
-    return [Table("base2new, average: the authors' figures", ["", *parts], rows, note + about)]
+    return [Table("base2new, average: the authors' results", ["", *parts], rows, note + about)]
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -174,16 +174,37 @@ class Study:
             choose(dataset, known_datasets(), "dataset")
 
     def sequences(self) -> list[RunSequence]:
-        """All runs, seed by seed, so that early results cover all methods."""
-        return [sequence for protocol in self.protocols for sequence in getattr(self, protocol)()]
+        """All runs, seed by seed, so that early results cover all methods: each training run, then its tests."""
+        return [sequence for protocol in self.protocols for sequence in self.sequences_of(protocol)]
+
+    def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
+        train, *tests = PROTOCOLS[protocol].steps
+        crosses = protocol == "cross_dataset"
+        datasets = (self.source,) if crosses else self.datasets
+        shots = self.shots if protocol == "few_shot" else self.shots[-1:]
+        for seed, dataset, number, variant in product(self.seeds, datasets, shots, self.variants):
+            of = (protocol, variant, dataset, seed, number)
+            trained = self.run(train, dataset, *of, *(() if variant.learns else ("--eval-only",)))
+            tested = product(tests, self.targets if crosses else (dataset,))
+            use = ("--eval-only", "--model-dir", trained.folder)
+            yield trained, *(self.run(step, target, *of, *use) for step, target in tested)
 
     def runs(self) -> list[Run]:
         return [run for sequence in self.sequences() for run in sequence]
 
     def run(
-        self, protocol: str, step: Step, variant: Variant, recipe: Recipe, dataset: str, seed: int, shots: int, *options
+        self,
+        step: Step,
+        dataset: str,
+        protocol: str,
+        variant: Variant,
+        trained_on: str,
+        seed: int,
+        shots: int,
+        *options,
     ) -> Run:
-        """The run of one step of a protocol; `options` are those of train.py."""
+        """The run of one step of a protocol on a dataset; `options` are those of train.py."""
+        recipe = variant.recipe(protocol, trained_on, shots, self.backbone)
         name = variant.folder(recipe)
         results = self.output / step.folder.format(dataset=dataset, name=name, shots=shots, seed=seed)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
@@ -202,39 +223,9 @@ class Study:
         )
         return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(words))
 
-    def base2new(self) -> Iterator[RunSequence]:
-        """Train and test on base classes, then test on new ones."""
-        (train, test), shots = PROTOCOLS["base2new"].steps, self.shots[-1]
-        for seed, dataset, variant in product(self.seeds, self.datasets, self.variants):
-            rest = (variant, variant.recipe("base2new", dataset, shots, self.backbone), dataset, seed, shots)
-            base = self.run("base2new", train, *rest, *test_only(variant))
-            yield base, self.run("base2new", test, *rest, "--eval-only", "--model-dir", base.folder)
-
-    def cross_dataset(self) -> Iterator[RunSequence]:
-        """Train on all classes of the source, then test on every target."""
-        (train, test), shots = PROTOCOLS["cross_dataset"].steps, self.shots[-1]
-        for seed, variant in product(self.seeds, self.variants):
-            used = (variant, variant.recipe("cross_dataset", self.source, shots, self.backbone))
-            trained = self.run("cross_dataset", train, *used, self.source, seed, shots, *test_only(variant))
-            use = ("--eval-only", "--model-dir", trained.folder)
-            tests = (self.run("cross_dataset", test, *used, target, seed, shots, *use) for target in self.targets)
-            yield trained, *tests
-
-    def few_shot(self) -> Iterator[RunSequence]:
-        """Train and test on all classes, for every number of shots."""
-        (step,) = PROTOCOLS["few_shot"].steps
-        for seed, dataset, shots, variant in product(self.seeds, self.datasets, self.shots, self.variants):
-            used = variant.recipe("few_shot", dataset, shots, self.backbone)
-            yield (self.run("few_shot", step, variant, used, dataset, seed, shots, *test_only(variant)),)
-
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:
     for value in values:
         if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
             numbers = "integers" if kind is int else "numbers"
             raise UsageError(f"{key} has the value {value!r}", f"give {numbers} from {least} to {most:,}")
-
-
-def test_only(variant: Variant) -> tuple[str, ...]:
-    """The option of a run that has nothing to train."""
-    return () if variant.learns else ("--eval-only",)

@@ -1,22 +1,30 @@
-"""The figures of a study's finished runs as data frames, which `render` prints and `plots` draws."""
+"""The results of a study's finished runs as data frames, which `render` prints and `plots` draws."""
 
 import json
 import math
 import warnings
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 
 from ..results import harmonic_mean, selected_on_test
-from .reported import BACKBONE, SHOTS, reported
 from .spec import Run, Study, Variant
 
+# The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16 images of each class:
+# top-1 accuracy in percent by protocol, part, method, and dataset or `average`.
+PAPER = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
 Z95 = 1.96
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 MARK = "†"
 MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
+
+
+def marked(name: str | None, selected: bool) -> str:
+    """A name or number, with the mark if test images selected a result behind it."""
+    return f"{name} {MARK}" if selected else str(name)
 
 
 def part_of(run: Run) -> str:
@@ -40,7 +48,7 @@ def frame(results: dict[Run, dict]) -> pd.DataFrame:
 
 
 class Summary:
-    """The figures of a study's finished runs.
+    """The results of a study's finished runs.
 
     Args:
         study: the study.
@@ -94,18 +102,11 @@ class Summary:
         """A row for every cell of the tables, missing ones too.
 
         Columns: protocol, part, method, dataset (or `average`), mean, spread, number of runs, number of seeds of the
-        study, the paper's figure, whether a run was selected on test images, rank (1 is best), and the difference from
+        study, the paper's result, whether a run was selected on test images, rank (1 is best), and the difference from
         the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
-        # H is of the mean base and the mean new accuracy, not the mean of H over seeds.
-        halves = cells[cells["protocol"] == "base2new"].pivot(
-            index=["protocol", "method", "dataset"], columns="part", values="mean"
-        )
-        for index, cell in cells[cells["part"] == "H"].iterrows():
-            pair = halves.loc[(cell["protocol"], cell["method"], cell["dataset"]), ["base", "new"]]
-            cells.loc[index, "mean"] = harmonic_mean(*pair)
         cells["rank"] = ranks(cells)
         cells["difference"] = cells["mean"] - cells["paper"]
         return cells
@@ -115,10 +116,10 @@ class Summary:
         accuracies, averaged = self.by_seed(protocol, part, variant.name), self.averaged(protocol)
         # The spread of an average is that of complete seeds; its mean is that of all runs, if no dataset is missing.
         accuracies["average"] = accuracies[averaged].mean(axis="columns", skipna=False)
-        means, runs = accuracies.mean(), accuracies.count()
-        means["average"], runs["average"] = means[averaged].mean(skipna=False), runs[averaged].min()
+        means, runs = self.means(protocol, part, variant.name), accuracies.count()
+        runs["average"] = runs[averaged].min()
         selected = self.selected(protocol, part, variant.name)
-        marked = [not selected.isdisjoint(averaged if name == "average" else [name]) for name in accuracies]
+        selected |= {"average"} if selected.intersection(averaged) else set()
         return pd.DataFrame(
             {
                 "protocol": protocol,
@@ -130,9 +131,18 @@ class Summary:
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
-                "selected_on_test": means.notna().to_numpy() & marked,
+                "selected_on_test": means.notna().to_numpy() & accuracies.columns.isin(selected),
             }
         )
+
+    def means(self, protocol: str, part: str, method: str) -> pd.Series:
+        """Mean accuracies over seeds by dataset, and their average. H is that of the mean base and new accuracies."""
+        if part == "H":
+            base, new = (self.means(protocol, half, method) for half in ("base", "new"))
+            return base.combine(new, harmonic_mean)
+        means = self.by_seed(protocol, part, method).mean()
+        means["average"] = means[self.averaged(protocol)].mean(skipna=False)
+        return means
 
     def selected(self, protocol: str, part: str, method: str) -> set[str]:
         """The datasets on which a run behind a part of a table was selected on test images."""
@@ -148,9 +158,12 @@ class Summary:
         return accuracies.std(ddof=0) * (Z95 / math.sqrt(len(accuracies)) if self.ci95 else 1)
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
-        """The paper's figure, if these runs are of its backbone and its number of shots."""
-        comparable = (self.runs["backbone"] == BACKBONE).all() and self.study.shots[-1] == SHOTS
-        return reported(protocol, part, variant, dataset, self.averaged(protocol)) if comparable else math.nan
+        """The paper's accuracy; NaN if it has none, or another backbone, number of shots or set of datasets."""
+        known = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
+        same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and not variant.overrides
+        if not same or (dataset == "average" and {*self.averaged(protocol), "average"} != known.keys()):
+            return math.nan
+        return known.get(dataset, math.nan)
 
     @property
     def focus(self) -> str | None:
@@ -166,6 +179,11 @@ class Summary:
         others = [variant for variant in self.study.variants if variant.name != self.focus]
         return next((variant.name for variant in sorted(others, key=lambda variant: variant.learns)), None)
 
+    def differences(self, protocol: str, part: str, other: str) -> pd.DataFrame:
+        """`focus` minus another method, in points: seeds x datasets of the average; NaN where a run is missing."""
+        ours, theirs = (self.by_seed(protocol, part, str(name)) for name in (self.focus, other))
+        return (ours - theirs)[self.averaged(protocol)]
+
     @cached_property
     def tests(self) -> pd.DataFrame:
         """`focus` against every other method, by their differences in accuracy for the same dataset and seed.
@@ -173,40 +191,39 @@ class Summary:
         Two two-sided tests. For other seeds of these datasets: a paired t-test of the average over datasets, where n is
         the number of seeds that have all of them. For other datasets: Wilcoxon's signed-rank test of the datasets'
         means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
-        datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; those
-        corrected by Holm's method for the comparisons of one table are beside them. `selected_on_test` has those of the
-        two methods that were selected on test images.
+        datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; a table with
+        none has no rows. Those corrected by Holm's method for the comparisons of one table are in `holm_*`.
+        `selected_on_test` has those of the two methods that were selected on test images.
         """
         from scipy import stats  # slow to import
 
         rows = []
-        focus = self.focus
         for (protocol, part), name in product(self.parts, self.variants):
-            if focus is None or name == focus:
+            if self.focus is None or name == self.focus:
                 continue
-            pair = [self.by_seed(protocol, part, method)[self.averaged(protocol)] for method in (focus, name)]
-            difference = pair[0] - pair[1]
-            if difference.isna().all(axis=None):
-                continue
+            difference = self.differences(protocol, part, name)
             seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
-            marked = [method for method in (focus, name) if self.selected(protocol, part, method) & set(datasets.index)]
-            rows.append(
-                {
-                    "protocol": protocol,
-                    "part": part,
-                    "method": focus,
-                    "against": name,
-                    "difference": datasets.mean(),
-                    "seeds": len(seeds),
-                    "datasets": len(datasets),
-                    "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
-                    "p_datasets": safe_p_value(stats.wilcoxon, datasets),
-                    "selected_on_test": marked,
-                }
-            )
-        tests = pd.DataFrame(rows)
-        for kind in ("seeds", "datasets") if rows else ():
-            family = tests.groupby(["protocol", "part"])[f"p_{kind}"]
+            both = (self.focus, name)
+            row = {
+                "protocol": protocol,
+                "part": part,
+                "method": self.focus,
+                "against": name,
+                "difference": datasets.mean(),
+                "seeds": len(seeds),
+                "datasets": len(datasets),
+                "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
+                "p_datasets": safe_p_value(stats.wilcoxon, datasets),
+                "selected_on_test": [one for one in both if self.selected(protocol, part, one) & set(datasets.index)],
+            }
+            rows += [row] if len(datasets) else []
+        if not rows:
+            return pd.DataFrame()
+        families = ["protocol", "part"]
+        found = ["p_seeds", "p_datasets"]
+        tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[found].notna().any(axis=None))
+        for kind in ("seeds", "datasets"):
+            family = tests.groupby(families)[f"p_{kind}"]
             tests[f"holm_{kind}"] = family.transform(holm)
             tests[f"tests_{kind}"] = family.transform("count")
         return tests
@@ -221,9 +238,9 @@ class Summary:
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
-        marked, of = self.runs["selected_on_test"].sum(), len(self.runs)
-        note = f"{marked} of {of} runs were selected on test images, their results have the mark {MARK}"
-        return [*self.notes_on_times, *([note] if marked else [])]
+        selected, of = self.runs["selected_on_test"].sum(), len(self.runs)
+        note = f"{selected} of {of} runs were selected on test images, their results have the mark {MARK}"
+        return [*self.notes_on_times, *([note] if selected else [])]
 
     @property
     def notes_on_times(self) -> list[str]:
@@ -245,14 +262,14 @@ class Summary:
 def ranks(cells: pd.DataFrame) -> pd.Series:
     """The rank of each cell in its column, 1 for the largest mean; numbers that look equal have the same rank.
 
-    Cells that were selected on test images have no rank beside others that were not, nor has a single other one.
+    Cells that were selected on test images are ranked only in a column of such cells, and no cell without a rival.
     """
     column = [cells[key] for key in ("protocol", "part", "dataset")]
-    marked, present = cells["selected_on_test"], cells["mean"].notna()
-    others = (present & ~marked).groupby(column).transform("sum")
-    mixed = marked.groupby(column).transform("any") & (others > 0)
-    ranked = cells["mean"].round(2).mask(mixed & (marked | (others == 1)))
-    return ranked.groupby(column).rank("dense", ascending=False)
+    present = cells["mean"].notna()
+    honest = present & ~cells["selected_on_test"]
+    among = honest.where(honest.groupby(column).transform("any"), present)
+    ranked = among & (among.groupby(column).transform("sum") > 1)
+    return cells["mean"].round(2).where(ranked).groupby(column).rank("dense", ascending=False)
 
 
 def holm(p: pd.Series) -> pd.Series:

@@ -1,4 +1,4 @@
-"""A process that executes runs, one after another."""
+"""What a process of a study does: it executes runs, and says how each of them ended."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -33,55 +32,10 @@ def process_context() -> Any:
     return context
 
 
-class Worker:
-    """A process of this machine.
-
-    Args:
-        threads: its number of threads.
-    """
-
-    def __init__(self, threads: int):
-        context = process_context()
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, threads))
-        self.process.start()
-        theirs.close()  # so that `recv` raises EOFError when the process ends
-
-    def call(self, arguments: Sequence[str]) -> str | None:
-        """`execute_run` in the process.
-
-        Raises:
-            WorkerDied: the process ended first.
-        """
-        try:
-            self.connection.send(arguments)
-            return self.connection.recv()
-        except (EOFError, OSError) as error:
-            self.process.join()
-            raise WorkerDied(
-                f"the process ended with exit code {self.process.exitcode} (-9 usually means: out of memory)"
-            ) from error
-
-    def stop(self, now: bool = False) -> None:
-        """End the process: after its present run, or `now`."""
-        if now:
-            self.process.terminate()
-        with suppress(OSError):
-            self.connection.send(None)
-
-
-def serve(connection: Connection, threads: int) -> None:
-    """Execute the runs whose arguments arrive, until None does."""
-    init_worker(threads)
-    keep_backbones(1)  # its runs often have the same
-    with suppress(EOFError):  # the main process was killed
-        while (arguments := connection.recv()) is not None:
-            connection.send(execute_run(arguments))
-
-
 def init_worker(threads: int) -> None:
     """Prepare a process that the main process controls: it ignores Ctrl-C and never outlives the main process."""
     torch.set_num_threads(threads)
+    keep_backbones(1)  # the next run often has the same
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=exit_with_parent, daemon=True).start()
@@ -97,7 +51,7 @@ def exit_with_parent() -> None:
 def execute_run(arguments: Sequence[str]) -> str | None:
     """Execute a run of train.py with these arguments in this process; its output goes to log.txt only.
 
-    If another process executes the run, wait for it; then skip the run if it is finished, else resume it.
+    If another process executes the run, wait for it. Then skip the run if it is finished, else resume it.
 
     Returns:
         None, or the run's error in one line. error.txt in its folder holds it until the run succeeds.
@@ -112,15 +66,14 @@ def execute_run(arguments: Sequence[str]) -> str | None:
 
 
 def settle(folder: Path, error: BaseException | None) -> str | None:
-    """Write a run's error to its folder, or delete that of an earlier start; returns it as one line."""
-    if error is not None:
-        return record_error(folder, error)
-    (folder / ERROR).unlink(missing_ok=True)
-    return None
+    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start.
 
-
-def record_error(folder: Path, error: BaseException) -> str:
-    """Write the error to the run's folder, for `status` and `report`; returns it as one line."""
+    Returns:
+        the error in one line.
+    """
+    if error is None:
+        (folder / ERROR).unlink(missing_ok=True)
+        return None
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     with suppress(OSError):  # for example the full disk that the error reports
         folder.mkdir(parents=True, exist_ok=True)

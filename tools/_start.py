@@ -1,0 +1,23 @@
+"""How every command in this folder starts."""
+
+import os
+import sys
+
+
+def run(module: str, resumes: str = "from the last complete epoch") -> None:
+    """Call `main()` of a module, and end with the exit status.
+
+    Args:
+        resumes: where the same command resumes after an interrupt.
+    """
+    # The project instead of tools/, so that its packages are found first, and Python's own inspect.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    from common.start import required_packages
+
+    with required_packages():
+        from importlib import import_module
+
+        from experiments.session import cli_main
+
+        main = import_module(module).main
+    cli_main(main, resumes)
