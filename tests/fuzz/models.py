@@ -10,7 +10,7 @@ import yaml
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes
 from .corpus import BASE
-from .images import crafted_png, pictures
+from .images import crafted_png, pictures, thin_png
 from .texts import changed_json, changed_yaml
 from .weights import changed_file, changed_safetensors, only
 
@@ -35,7 +35,8 @@ def exported(rng: Random) -> Case:
         if use == 2:  # whoever changes it can write its checksum
             description["prompts_sha256"] = hashlib.sha256(prompts).hexdigest()
     else:
-        image = crafted_png(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
+        crafted = rng.choice((crafted_png, thin_png))
+        image = crafted(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
         case.argv.append(rng.choice(("--json", "--csv", "--topk=1")))
         if rng.random() < 0.3:
             case.argv[1] = "images"
