@@ -70,8 +70,8 @@ def image(rng: Random) -> Case:
     data = Path(BASE, "data/eurosat")
     files: dict[str, bytes | str] = {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*.png")}
     for name in rng.sample(sorted(files), 2):
-        picture, how = rng.choice(list(pictures().values())), rng.random()
-        content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else rng.choice((crafted_png, thin_png))(rng)
+        picture, how, crafted = rng.choice(list(pictures().values())), rng.random(), rng.choice((crafted_png, thin_png))
+        content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else crafted(rng)
         files[name] = rng.choice(SPECIAL) if rng.random() < 0.1 else content
     files["split_zhou_EuroSAT.json"] = (data / "split_zhou_EuroSAT.json").read_bytes()
     case = Case("train", [], {f"data/eurosat/{name}": content for name, content in files.items()})

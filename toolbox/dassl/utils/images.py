@@ -39,8 +39,8 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         PIL.Image.Image: the image in RGB, decoded.
 
     Raises:
-        ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, too thin, or not such an image; the
-            error names it.
+        ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, too thin, or not such an
+            image; the error names it.
     """
     loaded = isinstance(path, Image.Image)
     name = "in memory" if loaded else repr(os.fspath(path))  # in one line and printable
