@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 from clip import is_published, weights_sha256
 from common.errors import UsageError, choose
 from common.files import checksum, replacing, write_text
+from common.names import check_known_names, check_template
 from common.text import read_json
 
 CONFIG, PROMPTS = "config.json", "prompts.safetensors"
@@ -148,12 +149,14 @@ def read_config(file: Path) -> Description:
                 raise TypeError(f"{name} is not of the type {getattr(kind, '__name__', kind)}")
         if not all(map(plain, (*values["settings"].values(), *values["input"].values(), *values["training"].values()))):
             raise TypeError("it holds other values than texts, numbers and lists of them")
-        if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in values["class_names"]):
-            raise TypeError("class_names are not all printable texts")
     except KeyError as error:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
     except TypeError as error:
         raise UsageError(f"{file} is not a description of prompts ({error})", "export it again", file) from error
+    for template in filter(None, (values["template"], values["dataset_template"])):
+        check_template(template, file)
+    if values["class_names"]:
+        check_known_names(values["class_names"], file)
     return Description(**values)
 
 

@@ -1,7 +1,6 @@
 """Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's test."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from clip import CLIP, is_published, load_backbone, weights_sha256
 from common.errors import UsageError, choose
+from common.names import check_names
 
 from .artefact import Description, read_artefact, write_artefact
 from .base import TEMPLATE, PromptTrainer
@@ -235,21 +235,6 @@ class PromptedClassifier:
             quietly(trainer.load_prompts, self.checkpoint, self.source)
         trainer.set_model_mode("eval")
         return trainer
-
-
-def check_names(names: Sequence[str]) -> list[str]:
-    """Class names that somebody gave, without the space around them.
-
-    Raises:
-        UsageError: there are none, or one of them is empty or given twice.
-    """
-    stripped = [" ".join(str(name).split()) for name in ([names] if isinstance(names, str) else names)]
-    if not all(stripped) or not stripped:
-        raise UsageError("a class name is empty" if stripped else "there are no class names", "give at least one name")
-    name, times = Counter(stripped).most_common(1)[0]
-    if times > 1:
-        raise UsageError(f"the class name {name!r} is given {times} times", "give each name once")
-    return stripped
 
 
 def spoken(names: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
 
 import argparse
+import html
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from string import Template
 
 from common.errors import UsageError
 from common.files import write_text
+from common.names import check_names, printable
 from common.start import add_common_options, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names, path
@@ -48,8 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     with required_packages():
         import torch
 
-        from trainers.classifier import check_names
-
         from . import images, models, programs
     forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
     if args.images and not forms:
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def card(description, written: dict[str, str], names: Sequence[str]) -> str:
-    """The model card: README.md of the folder."""
+    """The model card: README.md of the folder. Texts of the description may be anybody's, so none of them is markup."""
     import trainers
     from clip import is_published
 
@@ -94,21 +94,28 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         mark = ", which chose the epoch or a setting" if training.get("selected_on_test") else ""
         rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images{mark}"
     arch, colon, name = description.backbone.rpartition(":")
-    file = "" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}"  # of the reader's machine
-    learned = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."
+    file = "" if is_published(description.backbone) else printable(f"{arch}{colon}FOLDER/{name}")  # of the reader
+    summary = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."
+    if not trainers.methods()[description.method].learns:
+        summary = "CLIP as it is, with a template."
     return Template(CARD.read_text(encoding="utf-8")).substitute(
         method=description.method,
-        backbone=description.backbone,
-        summary=learned if trainers.methods()[description.method].learns else "CLIP as it is, with a template.",
+        backbone=as_text(description.backbone),
+        summary=as_text(summary),
         option=file and f" --backbone {file}",
         argument=file and f', backbone="{file}"',
-        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+        rows="\n".join(f"| {as_text(key)} | {as_text(value)} |" for key, value in rows.items()),
         files="\n".join(f"| `{file}` | {about} |" for file, about in written.items()),
-        classes=", ".join(description.class_names),
-        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {', '.join(names)}.\n"
+        classes=as_text(", ".join(description.class_names)),
+        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {as_text(', '.join(names))}.\n"
         if names and list(names) != description.class_names
         else "",
     )
+
+
+def as_text(value: object) -> str:
+    """A value in a cell or a sentence of Markdown: printable, and not HTML."""
+    return html.escape(printable(value), quote=False).replace("|", "\\|")
 
 
 @contextmanager

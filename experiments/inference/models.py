@@ -12,13 +12,14 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose
+from common.names import check_known_names, check_names, check_template
 from common.nearest import what_exists
 from datasets import title
 from trainers.artefact import CONFIG as DESCRIPTION
 from trainers.artefact import INPUT, TEST_TRANSFORMS, Description
 from trainers.base import TEMPLATE
 from trainers.checkpoints import find_checkpoint, is_checkpoint
-from trainers.classifier import PromptedClassifier, check_names
+from trainers.classifier import PromptedClassifier
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
@@ -66,8 +67,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     if not paths:
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
-        if options.template and "{}" not in options.template:
-            raise UsageError(f"--template {options.template!r} has no place for the class name", "write {} there")
+        if options.template:
+            check_template(options.template, "--template")
         classifier = PromptedClassifier.zero_shot(
             options.backbone, class_names, options.template or TEMPLATE, options.device
         )
@@ -172,6 +173,8 @@ def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any
     checkpoint = load_checkpoint(str(file))
     if not is_checkpoint(checkpoint):
         raise UsageError(f"{file} is not a checkpoint of a training run", "give another", file)
+    if names := (checkpoint.get("metadata") or {}).get("class_names"):
+        check_known_names(names, file)
     return checkpoint
 
 

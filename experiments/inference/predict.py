@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UsageError
+from common.names import check_names, csv_cell, printable
 from common.start import add_common_options, required_packages
 
 from ..arguments import at_least
@@ -44,7 +45,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    names, stdout = given_class_names(args), sys.stdout
+    given, stdout = given_class_names(args), sys.stdout
+    names = check_names(given) if given else []
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         with required_packages():
             from tqdm import tqdm
@@ -104,7 +106,8 @@ def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
 
     def write(row: Row) -> None:
         image, model, top = row
-        writer.writerows((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
+        rows = ((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
+        writer.writerows(map(csv_cell, cells) for cells in rows)
 
     yield write
 
@@ -112,11 +115,11 @@ def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
 @contextmanager
 def table(out: TextIO, files: Sequence[Path], models, names: Sequence[str]) -> Iterator[Callable[[Row], None]]:
     known = names or [name for model in models for name in model.classifier.class_names]
-    image_width = max(len(str(file)) for file in files)
-    model_width, class_width = max(len(model.name) for model in models), max(map(len, known))
+    image_width = max(len(printable(file)) for file in files)
+    model_width, class_width = max(len(printable(model.name)) for model in models), max(map(len, known))
 
     def write(row: Row) -> None:
-        image, model, top = row
+        image, model, top = printable(row[0]), printable(row[1]), row[2]
         classes = (f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in top)
         out.write(f"{image:<{image_width}}  {model:<{model_width}}  {'   '.join(classes)}\n")
 

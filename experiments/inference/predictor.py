@@ -12,6 +12,7 @@ from .images import read_batch
 from .models import Model
 
 FEWEST = 8  # images of one call: each has some cost of its own
+MANY = 5000  # class names whose text features take long enough to say so
 Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
 
 
@@ -30,6 +31,8 @@ class Predictor:
         self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
         self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
         for model in models:  # text features before the threads, which would each compute them
+            if (count := len(self.names or model.classifier.class_names)) > MANY:
+                print(f"{model.name}: computing the text features of {count:,} class names, which takes a while")
             height, width = model.classifier.cfg.INPUT.SIZE
             model.classifier.logits(torch.zeros(1, 3, height, width), self.names)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 
+from common.names import check_names
 from common.start import add_common_options, required_packages
 
 from ..inference.arguments import MODELS, add_model_options, given_class_names, path
@@ -47,8 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     with TemporaryDirectory(prefix="serve-") as uploads:
         private(uploads)
         with required_packages():
-            from trainers.classifier import check_names
-
             from ..inference import images, models
         with required_packages(REQUIREMENTS):
             from .page import Page

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from clip import ClipError
 from common.errors import UsageError
-from trainers.classifier import PromptedClassifier, check_names
+from common.names import check_names
+from trainers.classifier import PromptedClassifier
 
 from ..inference.models import Model
 from ..inspection.measures import seen

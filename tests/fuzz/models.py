@@ -25,7 +25,9 @@ def exported(rng: Random) -> Case:
     case = Case("predict", ["model", "image.png", "--backbone", f"{BASE}/tiny.pt"])
     use = rng.randrange(6)
     if use == 5:
+        sizes = (b"a" * 10**6, b"{}" * 10**6, b"a b " * 300, b"\n".join(b"%d" % number for number in range(200_000)))
         names = change_bytes(rng, b"red\ngreen field\n" + "blåtime\n".encode())
+        names = rng.choice(sizes) if rng.random() < 0.2 else names
         case.files["names.txt"] = sometimes_special(rng, names)
         case.argv += ["--classes-file", "names.txt"]
     elif use < 2:
@@ -40,7 +42,8 @@ def exported(rng: Random) -> Case:
         case.argv.append(rng.choice(("--json", "--csv", "--topk=1")))
         if rng.random() < 0.3:
             case.argv[1] = "images"
-            case.files |= {f"images/{special}.png": special for special in ("fifo", "socket")} | {"images/a.png": image}
+            case.files |= {f"images/{special}.png": special for special in ("fifo", "socket")}
+            case.files[rng.choice(("images/a.png", "images/=a\x1b[2J\n.png", "images/\u202ea.png"))] = image
     case.files.setdefault("model/config.json", json.dumps(description).encode())
     case.files |= {"model/prompts.safetensors": prompts, "image.png": sometimes_special(rng, image)}
     return case
