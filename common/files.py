@@ -1,10 +1,14 @@
 """Files that are written completely or not at all, and their checksums."""
 
+import fcntl
+import glob
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 BLOCK = 1 << 20
 PARTIAL = r"\..+\.\d+\.partial"  # name of an unfinished file; the number is that of the process that writes it
@@ -27,6 +31,46 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, reason, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new private folder `parent/prefix...`, deleted at the end; so are those that killed processes have left.
+
+    A lock of the kernel (flock) on the folder ends with its process, and so tells others whether it is in use.
+
+    Raises:
+        OSError: `parent` is missing, full or not writable.
+    """
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), locked_folder(left):  # it is in use, or not a folder of this user
+            shutil.rmtree(left)
+    folder = Path(mkdtemp(prefix=prefix, dir=parent))
+    with locked_folder(folder, required=False):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, required: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    Args:
+        folder: the folder, not a link to one.
+        required: False to go on without a lock where the file system has none.
+
+    Raises:
+        OSError: it is no folder, or another process holds the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(*(() if required else (OSError,))):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

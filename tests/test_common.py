@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from common.errors import UsageError, choose, closest
-from common.files import checksum, replacing, write_text
+from common.files import checksum, replacing, scratch, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import required_packages
 
@@ -91,6 +91,17 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         partial.write_text("half")
         raise RuntimeError
     assert (file.read_text(), [path.name for path in tmp_path.iterdir()]) == ("old", ["a.txt"])
+
+
+def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path):
+    (tmp_path / "work-killed").mkdir()
+    (tmp_path / "work-link").symlink_to(tmp_path)
+    with scratch(tmp_path, "work-") as one:
+        (one / "file").touch()
+        with scratch(tmp_path, "work-") as other:
+            assert other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
+        assert not other.exists() and one.stat().st_mode & 0o077 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
 
 
 def test_unwritable_folder_is_named(tmp_path):

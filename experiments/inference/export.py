@@ -1,22 +1,22 @@
 """The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
 
 import argparse
+import filecmp
 import html
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from string import Template
 
 from common.errors import UsageError
-from common.files import write_text
+from common.files import scratch, write_text
 from common.names import check_names, printable
 from common.start import add_common_options, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names, path
 
-CARD = Path(__file__).with_name("model_card.md")
+CARD, CONFIG = Path(__file__).with_name("model_card.md"), "config.json"
 MOST_IMAGES = 100  # of --images
 OF_ACCURACY = ("accuracy", "n_test", "selected_on_test")  # facts of a training in one row of the model card
 
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             what = f"{args.model} has class names of its own, which the folder keeps"
             raise UsageError(what, "add --onnx, --torch or --weights, or leave out the class names", args.model)
         description = classifier.save(folder)
+        check_target(args.to, folder)  # before what takes minutes
         written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
         pixels = programs.example(classifier, 16)
         if files:
@@ -127,23 +128,42 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
     parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
-    stage = parent / f".{folder.absolute().name}.partial"
-    if there and any(entry != stage for entry in folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
     if not there and os.path.lexists(folder):
         raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
-    try:
-        shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
+    check_target(folder)
+    with ExitStack() as stack:
         try:
-            stage.mkdir()
+            stage = stack.enter_context(scratch(parent, stage_prefix(folder))) / folder.absolute().name
+            stage.mkdir()  # with the usual permissions
         except OSError as error:
             raise UsageError(f"cannot write to {folder} ({error.strerror})", "choose another folder", folder) from error
         yield stage
-        if there:
-            for file in stage.iterdir():
-                os.replace(file, folder / file.name)
-        else:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
             os.replace(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        except OSError:  # it exists
+            check_target(folder, stage)
+            for file in sorted(stage.iterdir(), key=lambda file: file.name != CONFIG):
+                os.replace(file, folder / file.name)
+
+
+def stage_prefix(folder: Path) -> str:
+    return f".{folder.absolute().name}.partial-"
+
+
+def check_target(folder: Path, stage: Path | None = None) -> None:
+    """Check that a folder is missing or empty, or has an export of the same model, perhaps an interrupted one.
+
+    Args:
+        folder: the folder.
+        stage: has what is to be written; None if that is not known yet.
+
+    Raises:
+        UsageError: it has other files.
+    """
+    others = (
+        [name for name in os.listdir(folder) if not name.startswith(stage_prefix(folder))] if folder.is_dir() else []
+    )
+    files = folder / CONFIG, (stage or folder) / CONFIG
+    if others and not (all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)):
+        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
