@@ -4,9 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from threading import Event
 
+from common.files import scratch
 from common.names import check_names
 from common.start import add_common_options, required_packages
 
@@ -45,8 +46,8 @@ def port(text: str) -> int:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names: Sequence[str] = given_class_names(args)
-    with TemporaryDirectory(prefix="serve-") as uploads:
-        private(uploads)
+    with scratch(Path(gettempdir()), "mpl-serve-") as uploads:
+        private(str(uploads))
         with required_packages():
             from ..inference import images, models
         with required_packages(REQUIREMENTS):
