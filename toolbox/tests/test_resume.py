@@ -197,6 +197,15 @@ def test_metadata_is_saved_in_each_checkpoint(root, tmp_path, monkeypatch):
         assert load_checkpoint(tmp_path / "named" / name)["metadata"] == metadata
 
 
+def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch, capsys):
+    for version, epochs in (("1.0.0", 1), ("1.0.0", 2), ("1.1.0", 3)):
+        monkeypatch.setattr(TinyPrompt, "checkpoint_metadata", lambda self, version=version: {"version": version})
+        make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", epochs).train()
+        said = [line for line in capsys.readouterr().out.splitlines() if "version" in line]
+        other = ["The checkpoint was written by version '1.0.0', this is version '1.1.0'"]
+        assert said == other * (version == "1.1.0")
+
+
 def test_checkpoint_without_metadata_loads_and_resumes(root, tmp_path):
     make_trainer(root, tmp_path).train()
     path = tmp_path / "prompt_learner/model.pth.tar-3"
