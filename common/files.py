@@ -1,11 +1,15 @@
 """Files that are written completely or not at all, and their checksums."""
 
+import fcntl
+import filecmp
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 
 from .errors import UsageError
 
@@ -32,6 +36,46 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new private folder `parent/prefix...`, deleted at the end; so are those that killed processes have left.
+
+    A lock of the kernel (flock) on the folder ends with its process, and so tells others whether it is in use.
+
+    Raises:
+        OSError: `parent` is missing, full or not writable.
+    """
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), locked_folder(left):  # it is in use, or not a folder of this user
+            shutil.rmtree(left)
+    folder = Path(mkdtemp(prefix=prefix, dir=parent))
+    with locked_folder(folder, required=False):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, required: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    Args:
+        folder: the folder, not a link to one.
+        required: False to go on without a lock where the file system has none.
+
+    Raises:
+        OSError: it is no folder, or another process holds the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(*(() if required else (OSError,))):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all (UTF-8)."""
     with replacing(path) as partial:
@@ -39,34 +83,57 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
     """A folder to write to. At the end its files are in `folder`; after an error it is deleted.
 
+    Args:
+        folder: new, or empty. Files that an interrupted call has left there are replaced if `key` is equal.
+        key: name of a file that says what all the files are about; it is moved to `folder` first.
+
     Raises:
-        UsageError: `folder` exists already, and is not an empty folder; or nothing can be written there.
+        UsageError: `folder` exists already, and is not such a folder; or nothing can be written there.
     """
     there = folder.is_dir()  # it may be the current folder or a mount, which cannot be replaced
     parent = folder if there else next(parent for parent in folder.absolute().parents if parent.exists())
-    stage = parent / f".{folder.absolute().name}.partial"
-    if there and any(entry != stage for entry in folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
     if not there and os.path.lexists(folder):
         raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
-    try:
-        shutil.rmtree(stage, ignore_errors=True)  # of an export that was killed
+    check_vacant(folder, key)
+    with ExitStack() as stack:
         try:
-            stage.mkdir()
+            stage = stack.enter_context(scratch(parent, stage_prefix(folder))) / folder.absolute().name
+            stage.mkdir()  # with the usual permissions
         except OSError as error:
             raise UsageError(f"cannot write to {folder} ({error.strerror})", "choose another folder", folder) from error
         yield stage
-        if there:
-            for file in stage.iterdir():
-                os.replace(file, folder / file.name)
-        else:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
             os.replace(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        except OSError:  # it exists
+            check_vacant(folder, key, stage)
+            for file in sorted(stage.iterdir(), key=lambda file: file.name != key):
+                os.replace(file, folder / file.name)
+
+
+def stage_prefix(folder: Path) -> str:
+    return f".{folder.absolute().name}.partial-"
+
+
+def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None:
+    """Check that a folder is missing or empty, or has files about the same as `stage`.
+
+    Args:
+        folder: the folder.
+        key: as for `new_folder`; without it no file is allowed.
+        stage: has what is to be written; None if that is not known yet.
+
+    Raises:
+        UsageError: it has other files.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    others = [name for name in names if not name.startswith(stage_prefix(folder))]
+    files = folder / key, (stage or folder) / key
+    if others and not (all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)):
+        raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
 
 
 def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:

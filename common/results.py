@@ -7,12 +7,13 @@ from .text import read_json
 
 CONFIG, FILE = "config.yaml", "results.json"
 # What tables and plots read: numbers with the largest value, and texts.
-NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9, "train_seconds": 10**9, "test_seconds": 10**9}
+NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9}
+SECONDS = ("train_seconds", "test_seconds")  # may be impossible in old files: they were differences of the wall clock
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
 def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None if there is none, or the run made no test.
+    """results.json of a finished run; None if there is none, or the run made no test. Impossible times are None.
 
     Raises:
         UsageError: the file is damaged.
@@ -25,6 +26,7 @@ def read_results(folder: Path) -> dict | None:
         for key, most in NUMBERS.items():
             if run.get(key) is not None and not 0 <= run[key] <= most:  # also true of NaN
                 raise ValueError(f"{key} is {run[key]}")
+        run |= {key: None for key in SECONDS if run.get(key) is not None and not 0 <= run[key] <= 10**9}
         for key in TEXTS:
             if run.get(key) is not None and not run[key].isprintable():
                 raise ValueError(f"{key} is {run[key]!r}")

@@ -3,7 +3,6 @@
 import gc
 import os
 import random
-import re
 import shlex
 from collections import defaultdict
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
+from common.names import CONTROL
 from common.start import interpreter
 from common.text import read_json, read_text
 
@@ -160,7 +160,7 @@ class FewShotDataset(DatasetBase):
         for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
             if names.setdefault(label, name) != name:
                 problem = problem or f"label {label} is both {names[label]!r} and {name!r}"
-            if re.search("[\0-\x1f\x7f\ud800-\udfff]", name):
+            if CONTROL.search(name):
                 problem = problem or f"the name {name!r} of label {label} cannot be printed on a line"
         learned = {item.label for item in train}
         unlearned = {item.label for part in (val, test) for item in part} - learned

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from dassl.data.datasets import Datum
 
+from common.names import printable
+
 from .base import DatasetError, FewShotDataset, Items
 
 # As torchvision's datasets.ImageFolder
@@ -51,7 +53,7 @@ class FolderDataset(FewShotDataset):
             label, classname = classes[folder]
             items += [Datum(impath=f"{path}/{name}", label=label, classname=classname) for name in names]
         if ignored:
-            print(f"Files in {parent} that are not images: {len(ignored):,}, such as {min(ignored)}")
+            print(f"Files in {parent} that are not images: {len(ignored):,}, such as {printable(min(ignored))}")
         return items
 
     def name_folders(self, folders: list[str], names: dict[str, str], source: str) -> Classes:

@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--report-to", type=trackers, default=[], metavar="A,B", help="of tensorboard,wandb,mlflow (default: the first)"
     )
-    parser.set_defaults(began=time.time())
+    parser.set_defaults(began=time.monotonic())
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))

@@ -45,7 +45,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
-            (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has moved or replaced the folder, which the run's own error is about
+                (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty
             for path in sorted(made, reverse=True):  # the innermost first
                 path.rmdir()

@@ -67,7 +67,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     for number, each in enumerate(runs):
         if number:
             gc.collect()  # the memory of the run before: a trainer may have reference cycles
-            each.began = time.time()
+            each.began = time.monotonic()
         execute(each, wait)
 
 
@@ -128,9 +128,9 @@ def run(args: Namespace, cfg: CfgNode, trainer) -> tuple[int | None, int | None]
         was tested; None if it is not known, or nothing was tested.
     """
     if args.eval_only:
-        started = time.time()
+        started = time.monotonic()
         trainer.test()
-        trainer.test_seconds = time.time() - started
+        trainer.test_seconds = time.monotonic() - started
         loaded = getattr(trainer, "loaded_epoch", args.load_epoch)
         return loaded, loaded
     trainer.train()

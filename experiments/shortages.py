@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 from common.errors import UsageError
 
-MEMORY = "the memory is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE or DATALOADER.NUM_WORKERS"
-GPU = "the memory of the GPU is full", "lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE"
+BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
+MEMORY = "the memory is full", f"{BATCH}, or a run's DATALOADER.NUM_WORKERS"
+GPU = "the memory of the GPU is full", BATCH
 FILES = "too many files are open", "raise the limit by `ulimit -n 1024`, or lower DATALOADER.NUM_WORKERS"
-LIBRARY = "a library failed", "the memory may be full: lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE"
+LIBRARY = "a library failed", f"the memory may be full: {BATCH}"
 WORKER = "a process that loads images was killed", "the memory may be full: lower DATALOADER.NUM_WORKERS"
 NUMBERS = {errno.ENOMEM: MEMORY, errno.EMFILE: FILES, errno.ENFILE: FILES}
 # Errors of torch, of threads and of processes for these are RuntimeErrors that only their words tell apart.

@@ -6,6 +6,7 @@ variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, MLFLOW_EXPERI
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -139,6 +140,12 @@ def check_trackers(names: list[str]) -> None:
             )
 
 
+def report_thread(failure: Any) -> None:
+    """The hook for errors of threads. TensorBoard raises that of its writer again, in the thread that trains."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
+
+
 @contextmanager
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     """Send the scalars of a trainer to trackers and, at the end, what the run has left in its folder.
@@ -152,11 +159,13 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     if trackers:
         trainer._writer = Several(trackers)  # `init_writer` then opens no other
     folder, results = Path(cfg.OUTPUT_DIR), None
+    before, threading.excepthook = threading.excepthook, report_thread
     try:
         yield
         if trackers:
             results = json.loads((folder / RESULTS).read_text())
     finally:
+        threading.excepthook = before
         checkpoints = [file for name in trainer.get_model_names() for file in sorted((folder / name).glob("model*"))]
         files = [file for file in (*(folder / name for name in FILES), *checkpoints) if file.is_file()]
         for tracker in trackers:

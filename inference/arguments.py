@@ -3,10 +3,9 @@
 import argparse
 
 from common.errors import UsageError
+from common.names import check_names
 from common.start import add_common_options, path
 from common.text import read_text
-
-from .names import check_names
 
 MODELS = (
     "A MODEL is the output folder of a finished run, a folder that tools/export.py wrote, or a published checkpoint "

@@ -18,13 +18,13 @@ from torch import Tensor
 import trainers
 from clip import CLIP, is_published, load_backbone, weights_sha256
 from common.errors import UsageError, choose
+from common.names import check_known_names, check_names, check_template
 from trainers.base import TEMPLATE, PromptTrainer
 from trainers.build import build_model, without_training
 from trainers.prompted import PromptedCLIP
 
 from .artefact import INPUT, Description, read_artefact, write_artefact
 from .configuration import checked, defaults
-from .names import check_names, spoken
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
@@ -77,8 +77,9 @@ class PromptedClassifier:
             choose(device, ["cpu", "cuda"] if cuda else ["cpu"], "device")
         if not description.class_names:
             raise UsageError(f"{source} holds no class names", "give them by --classes or --classes-file", source)
-        if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in description.class_names):
-            raise UsageError(f"the class names in {source} are not all printable texts", "fix or replace it", source)
+        check_known_names(description.class_names, source)
+        for template in filter(None, (description.template, description.dataset_template)):
+            check_template(template, source)
         self.description, self.checkpoint, self.source = description, checkpoint, source
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
@@ -226,3 +227,8 @@ class PromptedClassifier:
             method.load_prompts(self.checkpoint, self.source)
         method.model.eval()
         return method
+
+
+def spoken(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names in the form that a text has."""
+    return tuple(name.replace("_", " ") for name in names)

@@ -1,17 +1,19 @@
 """The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
 
 import argparse
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
 from common.errors import UsageError
-from common.files import new_folder, write_text
+from common.files import check_vacant, new_folder, write_text
+from common.names import printable
 from common.start import path, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names
 
-CARD = Path(__file__).with_name("model_card.md")
+CARD, KEY = Path(__file__).with_name("model_card.md"), "config.json"
 MOST_IMAGES = 100  # of --images
 OF_ACCURACY = ("accuracy", "n_test", "selected_on_test")  # facts of a training in one row of the model card
 
@@ -47,13 +49,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.images and not forms:
         raise UsageError("--images has no use here", "add --onnx, --torch or --weights, or leave it out")
     files = images.find_images(args.images)[:MOST_IMAGES] if args.images else []
-    with new_folder(args.to) as folder:
+    with new_folder(args.to, KEY) as folder:
         ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
         if names and not forms and classifier.class_names != given:
             what = f"{args.model} has class names of its own, which the folder keeps"
             raise UsageError(what, "add --onnx, --torch or --weights, or leave out the class names", args.model)
         classifier.check_logits()
         description = classifier.save(folder)
+        check_vacant(args.to, KEY, folder)  # before what takes minutes
         written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
         pixels = classifier.pixels(files) if files else programs.example(classifier, 16)
         for form in forms:
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def card(description, written: dict[str, str], names: Sequence[str]) -> str:
-    """The model card: README.md of the folder."""
+    """The model card: README.md of the folder. Texts of the description may be anybody's, so none of them is markup."""
     import trainers
     from clip import is_published
 
@@ -85,18 +88,25 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         mark = ", which chose the epoch or a setting" if training.get("selected_on_test") else ""
         rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images{mark}"
     arch, colon, name = description.backbone.rpartition(":")
-    file = "" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}"  # of the reader's machine
-    learned = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."
+    file = "" if is_published(description.backbone) else printable(f"{arch}{colon}FOLDER/{name}")  # of the reader
+    summary = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."
+    if not trainers.methods()[description.method].learns:
+        summary = "CLIP as it is, with a template."
     return Template(CARD.read_text(encoding="utf-8")).substitute(
         method=description.method,
-        backbone=description.backbone,
-        summary=learned if trainers.methods()[description.method].learns else "CLIP as it is, with a template.",
+        backbone=as_text(description.backbone),
+        summary=as_text(summary),
         option=file and f" --backbone {file}",
         argument=file and f', backbone="{file}"',
-        rows="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+        rows="\n".join(f"| {as_text(key)} | {as_text(value)} |" for key, value in rows.items()),
         files="\n".join(f"| `{file}` | {about} |" for file, about in written.items()),
-        classes=", ".join(description.class_names),
-        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {', '.join(names)}.\n"
+        classes=as_text(", ".join(description.class_names)),
+        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {as_text(', '.join(names))}.\n"
         if names and list(names) != description.class_names
         else "",
     )
+
+
+def as_text(value: object) -> str:
+    """A value in a cell or a sentence of Markdown: printable, and not HTML."""
+    return html.escape(printable(value), quote=False).replace("|", "\\|")

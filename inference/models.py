@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose
+from common.names import check_names, check_template
 from common.nearest import what_exists
 from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
@@ -23,7 +24,6 @@ from .artefact import CONFIG as DESCRIPTION
 from .artefact import INPUT, Description
 from .classifier import PromptedClassifier
 from .configuration import checked, defaults, method_of
-from .names import check_names
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 CHECKPOINTS = "model*.pth.tar*"
@@ -60,9 +60,7 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
     if not paths:
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
-        if options.template and "{}" not in options.template:
-            raise UsageError(f"--template {options.template!r} has no place for the class name", "write {} there")
-        template = options.template or TEMPLATE
+        check_template(template := options.template or TEMPLATE, "--template")
         classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UsageError
+from common.names import csv_cell, printable
 from common.start import at_least, path, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names
@@ -98,17 +99,23 @@ def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
 def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("image", "model", "rank", "class", "probability"))
-    yield lambda row: writer.writerows((*row[:2], rank, *pair) for rank, pair in enumerate(row[2], start=1))
+
+    def write(row: Row) -> None:
+        image, model, top = row
+        rows = ((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
+        writer.writerows(map(csv_cell, cells) for cells in rows)
+
+    yield write
 
 
 @contextmanager
 def table(out: TextIO, files: Sequence[Path], models, names: Sequence[str]) -> Iterator[Callable[[Row], None]]:
     known = names or [name for model in models for name in model.classifier.class_names]
-    image_width = max(len(str(file)) for file in files)
-    model_width, class_width = max(len(model.name) for model in models), max(map(len, known))
+    image_width = max(len(printable(file)) for file in files)
+    model_width, class_width = max(len(printable(model.name)) for model in models), max(map(len, known))
 
     def write(row: Row) -> None:
-        image, model, top = row
+        image, model, top = printable(row[0]), printable(row[1]), row[2]
         classes = (f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in top)
         out.write(f"{image:<{image_width}}  {model:<{model_width}}  {'   '.join(classes)}\n")
 

@@ -14,6 +14,7 @@ from .models import Model
 from .predict import Row
 
 FEWEST = 8  # images of one call: each has some cost of its own
+MANY = 5000  # class names whose text features take long enough to say so
 
 
 class Predictor:
@@ -31,6 +32,8 @@ class Predictor:
         self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
         self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
         for model in models:  # text features before the threads, which would each compute them
+            if (count := len(self.names or model.classifier.class_names)) > MANY:
+                print(f"{model.name}: computing the text features of {count:,} class names, which takes a while")
             model.classifier.check_logits(self.names)
 
     def batch(self, size: int, files: int) -> int:

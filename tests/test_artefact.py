@@ -115,7 +115,11 @@ BROKEN = {
     "a large config": (lambda folder: (folder / "config.json").write_text(" " * (9 << 20)), "is larger than 8,388,608"),
     "a later format": (lambda folder: changed(folder, format=2), "its format is not 1"),
     "no class names": (lambda folder: changed(folder, class_names=[]), "no class names: give them by --classes"),
-    "an escape in a name": (lambda folder: changed(folder, class_names=["\x1b[2J"] * 3), "not all printable"),
+    "an escape in a name": (lambda folder: changed(folder, class_names=["\x1b[2J"] * 3), "has control characters"),
+    "a line break in a name": (lambda folder: changed(folder, class_names=["a", "b\n", "c"]), "has control characters"),
+    "an empty name": (lambda folder: changed(folder, class_names=["a", " ", "c"]), "a class name is empty"),
+    "a template without a place": (lambda folder: changed(folder, template="a photo"), "'a photo' does not have {}"),
+    "a dataset's template": (lambda folder: changed(folder, dataset_template="a photo"), "'a photo' does not have {}"),
     "other names": (lambda folder: changed(folder, class_names="red"), "class_names is not of the type list"),
     "an unknown method": (lambda folder: changed(folder, method="CoUp"), "no method 'CoUp': did you mean CoOp?"),
     "another method": (
@@ -143,6 +147,16 @@ def test_broken_artefact_is_refused_in_one_line(name, copied, command, deep, eur
     done = command(predict, copied, eurosat, "--backbone", deep, "--json")
     assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done.errors
     assert done.errors[0].startswith("error: ") and reason in done.errors[0]
+
+
+def test_texts_of_a_description_are_no_markup_in_the_model_card(copied, command, deep, tmp_path):
+    hostile = "<img src=x onerror=alert(1)> | a"
+    changed(copied, class_names=[hostile, "b", "c"], dataset=hostile, training={f"{hostile}\n# a": f"{hostile}\n"})
+    assert command(export, copied, "--to", tmp_path / "new", "--backbone", deep).status == 0
+    card = (tmp_path / "new/README.md").read_text()
+    shown = r"&lt;img src=x onerror=alert(1)&gt; \| a"
+    assert f"| learned on | {shown} |" in card and f"Classes: {shown}, b, c." in card
+    assert "<img" not in card and f"| {shown}\\n# a | {shown}\\n |" in card
 
 
 def test_other_weights_are_refused_by_their_sha256(copied, command, backbones, eurosat):

@@ -11,6 +11,7 @@ import pickle
 import pytest
 import torch
 from drawn import arguments, write_eurosat
+from PIL import Image
 from serving import serving
 
 import clip.weights
@@ -103,6 +104,17 @@ def test_unreadable_image_is_named(damage, part, workers, launch, root, tiny, tm
     assert (status, len(errors)) == (2, 1), errors
     assert errors[0].startswith("error: ") and str(image) in errors[0]
     assert not (tmp_path / "out/results.json").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_thin_image_is_refused_by_a_run_and_found_by_prepare(part, launch, prepare, root, tiny, tmp_path):
+    """Decoding it was cheap and resizing it a traceback after the last epoch; `prepare --check` found nothing wrong."""
+    image = root / f"eurosat/2750/1/{part}_0.png"
+    Image.new("L", (2_000_000, 1)).save(image)
+    status, _, errors = launch(*arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1))
+    assert (status, len(errors)) == (2, 1), errors
+    assert str(image) in errors[0] and "has 2,000,000 x 1 pixels" in errors[0]
+    assert f"1 images are unreadable, the first {image}" in prepare("eurosat", "--check").printed
 
 
 def test_class_with_fewer_images_than_shots_is_reported_and_used(launch, root, tiny, tmp_path):

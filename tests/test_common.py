@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from common.errors import UsageError, choose, closest
-from common.files import checksum, replacing, write_text
+from common.files import checksum, replacing, scratch, write_text
+from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import required_packages
 
 
@@ -40,6 +41,49 @@ def test_choose_names_the_closest_or_all():
         choose("zzzz", ["CoOp", "MPL"], "trainer")
 
 
+def test_control_characters_are_printed_as_escapes():
+    assert printable("a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J") == r"a\x1b]0;t\x07\nb\u202ec\udcff\x9b2J"
+    assert printable("Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬") == "Möwe – 海鸥, می\u200cخواهم 👩\u200d🔬"
+
+
+def test_cell_of_a_csv_file_is_no_formula():
+    cells = ["=1+1", "+1", "-1", "@a", "a\x1b", "a=1", -1.5, None]
+    assert list(map(csv_cell, cells)) == ["'=1+1", "'+1", "'-1", "'@a", r"a\x1b", "a=1", -1.5, None]
+
+
+WRONG_NAMES = {
+    "none": ([], "there are no class names: give 1 to 100,000"),
+    "too many": (["a"] * (MOST + 1), "there are 100,001 class names"),
+    "empty": (["a", " "], "a class name is empty"),
+    "no text": (["a", 1], "a class name is empty or not a text"),
+    "long": (["a", "b" * (LONGEST + 1)], "'bbb.*'... has 1,001 characters: shorten it"),
+    "newline": (["a\nb"], r"'a\\nb' has control characters: rename"),
+    "escape": (["a\x1b[2J"], "has control characters"),
+    "right to left": (["a\u202eb"], "has control characters"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_wrong_class_names_of_a_file_are_refused(name):
+    names, words = WRONG_NAMES[name]
+    with pytest.raises(UsageError, match=f"^the file: .*{words}"):
+        check_known_names(names, "the file")
+
+
+def test_class_names_of_a_person_are_stripped_and_different():
+    assert check_names([" a\tb ", "c"]) == ["a b", "c"]
+    with pytest.raises(UsageError, match="'a b' is given 2 times"):
+        check_names(["a b", "a\nb"])
+    check_known_names(["missile", "missile"])  # as in ImageNet
+
+
+@pytest.mark.parametrize("template", ["a photo", "{}" * 5, "{}" + "a" * LONGEST, "a {}\n"])
+def test_template_without_one_place_for_the_class_name_is_refused(template):
+    check_template("a photo of a {}.")
+    with pytest.raises(UsageError, match="^config.json: the template .*: write one such as 'a photo of a {}.'$"):
+        check_template(template, "config.json")
+
+
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     file = tmp_path / "a.txt"
     write_text(file, "old")
@@ -47,6 +91,17 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         partial.write_text("half")
         raise RuntimeError
     assert (file.read_text(), [path.name for path in tmp_path.iterdir()]) == ("old", ["a.txt"])
+
+
+def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path):
+    (tmp_path / "work-killed").mkdir()
+    (tmp_path / "work-link").symlink_to(tmp_path)
+    with scratch(tmp_path, "work-") as one:
+        (one / "file").touch()
+        with scratch(tmp_path, "work-") as other:
+            assert other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
+        assert not other.exists() and one.stat().st_mode & 0o077 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
 
 
 def test_unwritable_folder_is_named(tmp_path):

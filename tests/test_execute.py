@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ import pytest
 from filelock import FileLock
 from finished import figures, finish
 
+from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
@@ -109,6 +112,28 @@ def test_progress_and_remaining_time(study_file):
     # The second training of each method is estimated by its first, the three tests by all runs.
     assert progress.seconds_left == pytest.approx(100 + 40 + 3 * 70)
     assert "about 05:50 to go (one at a time; none is running)" in str(progress)
+
+
+CTRL_C = """
+import os, signal, threading, time
+from experiments.studies.worker import process_context
+signal.signal(signal.SIGINT, lambda *caught: None)
+press = lambda: [time.sleep(0.1) or os.killpg(0, signal.SIGINT) for _ in range(100)]
+threading.Thread(target=press, daemon=True).start()
+process = process_context().Process(target=print, args=("it lives",))
+process.start()
+process.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
+def test_ctrl_c_while_processes_start_gives_no_traceback_of_theirs():
+    """The fork server imports torch for seconds; Ctrl-C reaches it too."""
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C], cwd=ROOT, capture_output=True, text=True, start_new_session=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "it lives\n", "")
 
 
 def test_interrupted_study_ends_without_warnings_of_semaphores(monkeypatch):

@@ -12,6 +12,8 @@ from learned import images_of, rows_of
 from safetensors.torch import load_file
 
 from clip import load_backbone
+from common.errors import UsageError
+from common.files import new_folder
 from inference import export, programs
 from inference.classifier import PromptedClassifier
 
@@ -96,6 +98,37 @@ def test_folder_with_files_is_not_overwritten(finished, command, tmp_path):
     assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
     assert command(export, finished("CoOp"), "--to", tmp_path / "new").status == 0
+
+
+def test_interrupted_export_can_be_run_again(finished, command, tmp_path):
+    """After its rename, the folder was not empty."""
+    options = ["--to", tmp_path / "out"]
+    assert command(export, finished("CoOp"), *options).status == 0
+    content = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    (tmp_path / "out/README.md").unlink()  # an existing folder is filled file by file
+    done = command(export, finished("MaPLe"), *options)
+    assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
+    assert command(export, finished("CoOp"), *options).status == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["an empty folder", "a new folder"])
+def test_two_exports_into_one_folder_do_not_mix(empty, tmp_path):
+    """Each deleted the parts of the other."""
+    if empty:
+        (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="out is not empty"), new_folder(tmp_path / "out", export.KEY) as first:
+        (first / "config.json").write_text("1")
+        with new_folder(tmp_path / "out", export.KEY) as second:
+            (second / "config.json").write_text("2")
+            (second / "README.md").write_text("2")
+        (first / "README.md").write_text("1")
+    assert {file.name: file.read_text() for file in (tmp_path / "out").iterdir()} == {
+        "config.json": "2",
+        "README.md": "2",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_empty_current_folder_is_filled(finished, command, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import METHODS
 from learned import NAMES, OPTIONS, images_of, own_test, rows_of
 from PIL import Image
@@ -170,7 +171,7 @@ WRONG = {
     "a sentence for learned prompts": (["{run}", "{photos}", "--template", "a {}."], "--template has no use here"),
     "a sentence without a class": (
         ["--backbone", "small", "{photos}", "--classes", "a", "b", "--template", "a {x}."],
-        "'a {{x}}.' has no place for the class name: write {{}} there",
+        "--template: the template 'a {{x}}.' does not have {{}} in the place of the class name",
     ),
     "a YAML file for a run": (["{run}", "{photos}", "--config-file", "/nowhere"], "--config-file has no use here"),
     "a checkpoint without settings": (
@@ -284,6 +285,45 @@ def test_the_former_place_of_the_classifier_says_where_it_is_now():
     with pytest.warns(DeprecationWarning, match="is now inference.classifier") as warned:
         from trainers.classifier import PromptedClassifier as former
     assert former is PromptedClassifier and warned[0].filename == __file__
+
+
+# Names of others
+
+
+def test_image_names_and_class_names_are_only_shown(finished, command, photos, tmp_path):
+    """They reached the terminal raw; a spreadsheet ran them as formulas."""
+    image = tmp_path / "photos/a\x1b]0;title\x07\nb.png"
+    image.parent.mkdir()
+    shutil.copy(photos / "b.png", image)
+    shown = str(image).replace("\x1b", r"\x1b").replace("\x07", r"\x07").replace("\n", r"\n")
+    names = ["--classes", "=1+1", "@a", "--topk", 2]
+    done = command(predict, finished("CoOp"), image.parent, *names)
+    assert done.status == 0 and done.printed.startswith(f"{shown}  CoOp  ") and done.printed.count("\n") == 1
+    rows = list(csv.reader(command(predict, finished("CoOp"), image, *names, "--csv").printed.splitlines()))
+    assert [row[0] for row in rows[1:]] == [shown] * 2 and {row[3] for row in rows[1:]} == {"'=1+1", "'@a"}
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["red", "", "blue"], "a class name is empty"),
+        (["red", "a\nb", "blue"], r"the class name 'a\nb' has control characters"),
+        (["red", "a\x1b[2J", "blue"], r"the class name 'a\x1b[2J' has control characters"),
+        (["missile", "missile", "blue"], ""),
+    ],
+)
+def test_class_names_of_a_checkpoint_are_checked(names, reason, finished, command, photos, tmp_path):
+    folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
+    file = folder / "prompt_learner/model.pth.tar-1"
+    checkpoint = load_checkpoint(str(file))
+    checkpoint["metadata"]["class_names"] = names
+    save_checkpoint(checkpoint, str(file.parent))
+    done = command(predict, folder, photos)
+    if reason:
+        assert (done.status, len(done.errors)) == (2, 1)
+        assert str(folder) in done.errors[0] and reason in done.errors[0]
+    else:
+        assert (done.status, done.errors) == (0, [])
 
 
 # Published checkpoints

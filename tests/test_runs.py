@@ -10,6 +10,7 @@ from datetime import datetime
 
 import pytest
 import torch
+from dassl.engine import SimpleTrainer
 from drawn import SMALL, arguments, error_lines
 
 from common.start import ROOT
@@ -196,6 +197,24 @@ def wait_for_epoch(number, folder, process):
     while not (newest.exists() and int(newest.read_text().split("-")[1]) >= number):
         assert process.poll() is None and time.time() < deadline, finish(process)
         time.sleep(0.002)
+
+
+def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny, tmp_path, monkeypatch):
+    """The thread of TensorBoard printed a traceback, and the lock hid the fault."""
+    after_epoch = SimpleTrainer.after_epoch
+
+    def replace_the_folder(trainer):
+        (tmp_path / "out").rename(tmp_path / "moved")
+        (tmp_path / "out").write_text("a file")
+        trainer.write_scalar("a", 1, 1)
+        time.sleep(0.5)  # for its thread
+        after_epoch(trainer)
+
+    monkeypatch.setattr(SimpleTrainer, "after_epoch", replace_the_folder)
+    status, _, errors = launch(*arguments(eurosat, tiny, tmp_path / "out"))
+    assert (status, len(errors)) == (2, 1), errors
+    assert f"Not a directory: '{tmp_path}/out/MultiModalPromptLearner" in errors[0]
+    assert (tmp_path / "out").read_text() == "a file"
 
 
 @pytest.mark.slow

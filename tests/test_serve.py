@@ -1,18 +1,26 @@
 """The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
 
+import json
 import re
 import shutil
 import socket
 import sys
+import time
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 from learned import OPTIONS
 
+from inference.classifier import PromptedClassifier
 from inference.models import open_models
 from inference.serving import command as serve_command
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
-from inference.serving.page import MOST_NAMES, Page  # noqa: E402
+from inference.serving import limits  # noqa: E402
+from inference.serving import page as serve_page  # noqa: E402
+from inference.serving.page import MOST_NAMES, MOST_TEXT, Page  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +29,9 @@ NAMES = ["red", "green field", "blue lake"]
 
 
 @pytest.fixture
-def page(finished, photos):
+def page(finished, photos, monkeypatch, tmp_path):
+    (tmp_path / "uploads").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     models = open_models([finished("MPL"), finished("CoOp"), finished("ZeroshotCLIP")], OPTIONS)
     return Page(models, NAMES, [photos / "a.jpg", photos / "b.png"])
 
@@ -55,6 +65,7 @@ WRONG_NAMES = {
     "twice": ("red\nblue\nred", "'red' is given 2 times"),
     "none": (" \n", "there are no class names"),
     "too long": (f"red\n{LONG}", "tokens, the text tower has 77 positions"),
+    "many characters": ("a" * (MOST_TEXT + 1), "have 20,001 characters: give at most 20,000"),
     "too many": ("\n".join(map(str, range(MOST_NAMES + 1))), f"give at most {MOST_NAMES}"),
 }
 
@@ -91,6 +102,95 @@ def test_roll_out_is_shown_once_without_prompts_and_once_for_each_model_with_vis
     assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
 
 
+def test_large_image_is_read_once_for_all_models(page, photo, monkeypatch):
+    reads = []
+    pixels = PromptedClassifier.pixels
+    monkeypatch.setattr(PromptedClassifier, "pixels", lambda self, files: reads.append(files) or pixels(self, files))
+    page.classify(photo, "red\nblue")
+    assert len(reads) == 1
+    page.look(photo)
+    assert len(reads) == 2
+
+
+# Limits of requests
+
+
+@pytest.fixture
+def server(page, free_port):
+    page.start("127.0.0.1", free_port)
+    yield lambda: HTTPConnection("127.0.0.1", free_port, timeout=30)
+    page.blocks.close()
+
+
+def answer(server, path, headers, body=b""):
+    """The status and the text of the answer to a POST; its body is sent without waiting, and may be incomplete."""
+    with closing(server()) as connection:
+        connection.putrequest("POST", f"/gradio_api/{path}")
+        for key, value in headers.items():
+            connection.putheader(key, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def upload(server, *contents):
+    """Send images as a browser does."""
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="%d.png"\r\n\r\n%s\r\n' % (number, content)
+        for number, content in enumerate(contents)
+    ]
+    body = b"".join([*parts, b"--x--\r\n"])
+    return answer(
+        server, "upload", {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": len(body)}, body
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("queue/join", {"Content-Length": 200 << 20}, 413),  # a body of 200 MB was read and parsed
+        ("queue/join", {"Transfer-Encoding": "chunked"}, 411),
+        ("upload", {"Content-Length": 60 << 20, "Content-Type": "multipart/form-data; boundary=x"}, 413),
+    ],
+)
+def test_request_that_is_too_large_is_refused_before_its_body(path, headers, status, server):
+    assert answer(server, path, headers)[0] == status
+
+
+def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
+    """Each was kept until the server ended."""
+    monkeypatch.setattr(limits, "SMALLEST", 1)
+    monkeypatch.setattr(limits, "ALL_UPLOADS", 10_000)
+    examples = {path for path in (tmp_path / "uploads").rglob("*") if path.is_file()}
+    assert len(examples) == 2
+    kept = []
+    for number in range(5):
+        status, text = upload(server, bytes([number]) * 3000, bytes([number + 100]) * 300)
+        assert status == 200
+        kept += [Path(name) for name in json.loads(text)]
+        left = {path for path in (tmp_path / "uploads").rglob("*") if path.is_file()} - examples
+        assert sum(path.stat().st_size for path in left) <= 10_000 and left >= set(kept[-2:])
+    assert not kept[0].parent.exists() and all(path.is_file() for path in examples)
+    assert upload(server, bytes(11_000))[0] == 503
+
+
+def test_old_uploads_are_deleted(finished, free_port, monkeypatch, tmp_path):
+    monkeypatch.setattr(serve_page, "EVERY", 1)
+    monkeypatch.setattr(serve_page, "OLDEST", 1)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = Page(open_models([finished("VPT")], OPTIONS), NAMES, [])
+    page.start("127.0.0.1", free_port)
+    try:
+        status, text = upload(lambda: HTTPConnection("127.0.0.1", free_port, timeout=30), b"x")
+        (file,), deadline = map(Path, json.loads(text)), time.monotonic() + 60
+        assert status == 200
+        while file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        page.blocks.close()
+
+
 # Start and end
 
 
@@ -116,6 +216,14 @@ def test_ctrl_c_ends_the_server(serve, finished, free_port):
     done = serve(finished("VPT"), "--port", free_port)
     assert (done.status, done.errors) == (0, [])
     assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
+
+
+def test_uploads_of_a_killed_server_are_deleted_by_the_next_one(serve, finished, free_port, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "mpl-serve-killed").mkdir()
+    (tmp_path / "mpl-serve-killed/photo.jpg").touch()
+    assert serve(finished("VPT"), "--port", free_port).status == 0
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_a_port_in_use_ends_in_one_line(serve, finished):

@@ -51,7 +51,7 @@ def raising(error, cause=None):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (out_of_memory, "the memory is full: lower DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE"),
+        (out_of_memory, "the memory is full: lower the batch size (of tools/predict.py: --batch-size; of a run: DATA"),
         (in_a_worker, "a process that loads images was killed: the memory may be full: lower DATALOADER.NUM_WORKERS"),
         (raising(MemoryError()), "the memory is full"),
         (raising(RuntimeError("can't start new thread")), "the memory is full"),

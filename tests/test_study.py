@@ -214,6 +214,13 @@ def test_paper_table_has_eleven_datasets_five_methods_and_six_seeds():
     assert {len(sequence) for sequence in sequences} == {2}
 
 
+def test_name_of_a_method_in_a_csv_table_is_no_formula(write, tmp_path):
+    file = write(trainers={"=1+1": {"trainer": "MPL", "config": "small"}}, datasets=["small_land"], seeds=[1])
+    finish(load(file).runs()[0], 50.0)
+    command.main(["tables", str(file)])
+    assert ",'=1+1,small_land,50.0," in (tmp_path / "studies/study/tables.csv").read_text()
+
+
 def test_status_and_tables_of_a_study_in_progress(write, tmp_path, monkeypatch, capsys):
     file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
     monkeypatch.setattr("sys.argv", ["study", "tables", str(file)])

@@ -206,6 +206,19 @@ def test_times_are_averaged_per_device(tmp_path):
     assert f"Note: {summary.warnings[0]}." in markdown(build_tables(summary))
 
 
+@pytest.mark.parametrize("impossible", [(1,), (1, 2)])
+def test_impossible_times_of_old_files_are_left_out(impossible, tmp_path):
+    """They were differences of a clock that can be set back, and made results.json "damaged"."""
+    study = Study(VARIANTS[1:], ("small_land",), protocols=("few_shot",), seeds=(1, 2), output=tmp_path)
+    for run in study.runs():
+        finish(run, 50, test_seconds=-0.4, **({"train_seconds": -0.4} if run.seed in impossible else {}))
+    results = collect_results(study)
+    assert [run["test_seconds"] for run in results.values()] == [None, None]
+    summary = Summary(study, results)
+    assert summary.times["seconds"].tolist() == [2.0] * (2 - len(impossible))
+    assert json.loads(json.dumps(summary.records(), allow_nan=False)) and build_tables(summary)
+
+
 def test_json_has_every_run_and_null_for_missing_values(study):
     records = json.loads(json.dumps(Summary(study, collect_results(study)).records(), allow_nan=False))
     assert len(records["runs"]) == 14

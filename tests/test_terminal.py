@@ -113,8 +113,8 @@ def test_failed_download_of_weights_is_the_first_error(launch, tmp_path, monkeyp
 def test_elapsed_counts_from_the_command(watched, eurosat, tiny, tmp_path, monkeypatch):
     import experiments.arguments as module
 
-    began = module.time.time() - 3600
-    monkeypatch.setattr(module.time, "time", lambda: began)
+    began = module.time.monotonic() - 3600
+    monkeypatch.setattr(module.time, "monotonic", lambda: began)
     args = module.parse_arguments(arguments(eurosat, tiny, tmp_path))
     monkeypatch.undo()
     from experiments.run import train_and_test

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 from clip import CLIP, TOWERS, compiled_towers, current_ranks
 from clip.digest import digest
 from common.errors import UsageError
+from common.names import check_known_names
 from common.version import __version__
 
 from .agreement import digest_of_images
@@ -174,6 +175,7 @@ class PromptTrainer(TrainerX):
         towers = cfg.MODEL.BACKBONE.get("TOWERS", "fast")
         if towers not in TOWERS:
             raise UsageError(f"MODEL.BACKBONE.TOWERS is {towers!r}", f"it can be {' or '.join(TOWERS)}")
+        check_known_names(self.class_names, self.dataset_title)
         print_precision(self.settings.PREC, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         build_model(self, towers)

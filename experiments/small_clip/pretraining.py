@@ -107,7 +107,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
     unseen, unseen_images = draw_pairs(args.output, args.seed + 1, UNSEEN)
     per_epoch = len(subjects) // args.batch
     done = scheduler.last_epoch
-    losses, started = [], time.time() - (history[-1]["seconds"] if history else 0)
+    losses, started = [], time.monotonic() - (history[-1]["seconds"] if history else 0)
     for step in (bar := tqdm(range(done, args.steps), "training", initial=done, total=args.steps)):
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng([args.seed, 1, epoch]).permutation(len(subjects))
@@ -131,7 +131,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             found = retrieval(model, unseen, unseen_images)
             history.append({"step": step + 1, "loss": sum(losses) / len(losses), "retrieval": found,
-                            "seconds": round(time.time() - started)})  # fmt: skip
+                            "seconds": round(time.monotonic() - started)})  # fmt: skip
             tqdm.write(f"step {step + 1}: loss {history[-1]['loss']:.3f}, retrieval among 250 {100 * found:.1f}%")
             losses = []
             write_text(args.output / "history.json", json.dumps(history, indent=1) + "\n")

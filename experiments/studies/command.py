@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from common.files import write_text
+from common.names import csv_cell
 from common.start import add_common_options, at_least
 
 from .progress import Progress, collect_results
@@ -103,7 +104,7 @@ def tables(study: Study, args: argparse.Namespace) -> None:
     texts = {
         "md": markdown(made),
         "tex": latex(made),
-        "csv": summary.cells.to_csv(index=False),
+        "csv": summary.cells.map(csv_cell).to_csv(index=False),
         "json": json.dumps(summary.records(), indent=1) + "\n",
     }
     for kind, text in texts.items():

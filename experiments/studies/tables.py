@@ -231,7 +231,7 @@ class Summary:
     @cached_property
     def times(self) -> pd.DataFrame:
         """Mean training time of a run in seconds, separately for each device."""
-        trained = self.runs[self.runs["trained"]]
+        trained = self.runs[self.runs["trained"]].dropna(subset="train_seconds")
         groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)["train_seconds"]
         return groups.agg(["mean", "count"]).rename(columns={"mean": "seconds", "count": "runs"}).reset_index()
 

@@ -3,9 +3,10 @@
 import argparse
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from threading import Event
 
+from common.files import scratch
 from common.start import at_least, path, required_packages
 
 from ..arguments import MODELS, add_model_options, given_class_names
@@ -35,8 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names = given_class_names(args)
-    with TemporaryDirectory(prefix="serve-") as uploads:
-        private(uploads)
+    with scratch(Path(gettempdir()), "mpl-serve-") as uploads:
+        private(str(uploads))
         with required_packages():
             from .. import images, models
         with required_packages(REQUIREMENTS):

@@ -11,21 +11,24 @@ from typing import Any
 import gradio as gr
 import torch
 from PIL import Image
+from starlette.middleware import Middleware
 from torch import Tensor
 
 from clip import ClipError
 from common.errors import UsageError
+from common.names import check_names
 
 from ..classifier import PromptedClassifier
+from ..images import Batch, read_batch
 from ..inspection.measures import seen
 from ..inspection.tower import RollOut, roll_out, shows_attention
 from ..models import Model
-from ..names import check_names
+from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
 BARS = 5  # classes of each model
 SIDE = 256  # pixels of a roll-out, at least
-LARGEST_UPLOAD = "50mb"
-MOST_NAMES = 1000  # on the page: one could make the server work for hours
+MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
+MOST_WAITING = 100  # requests
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
 
@@ -41,7 +44,7 @@ class Page:
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
         self.models = models
-        with gr.Blocks(title="Prompted CLIP", analytics_enabled=False) as self.blocks:
+        with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
@@ -50,7 +53,7 @@ class Page:
                     )
                     image.preprocess = lambda payload: payload and payload.path  # `read` reports its fault
                     message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
-                    text = "\n".join(names)
+                    text = "\n".join(dict.fromkeys(names))  # some of a model may be equal
                     edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")
                     if examples:
                         gr.Examples([[str(file)] for file in examples], image, label="Examples", cache_examples=False)
@@ -71,7 +74,9 @@ class Page:
         try:
             with socket.create_server((host, port)):  # Gradio would show a traceback
                 pass
-            _, address, _ = self.blocks.launch(
+            limits = Middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE))
+            _, address, _ = self.blocks.queue(max_size=MOST_WAITING).launch(
+                app_kwargs={"middleware": [limits]},
                 server_name=host,
                 server_port=port,
                 share=False,
@@ -97,32 +102,38 @@ class Page:
         if not file:
             return [told(""), *nothing]
         try:
+            if len(text) > MOST_TEXT:
+                raise UsageError(f"the class names have {len(text):,} characters", f"give at most {MOST_TEXT:,}")
             names = check_names([line for line in text.splitlines() if line.strip()])
             if len(names) > MOST_NAMES:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
         except UsageError as error:
             return [told(str(error)), *nothing]
+        _, inputs, faults = self.read(file)
+        if faults:
+            return [told(public(faults[0], file)), *nothing]
         found: list[dict[str, float] | None] = []
         errors: dict[str, bool] = {}  # each once, in their order
-        for _, classifier in self.models:
+        for (_, classifier), pixels in zip(self.models, inputs, strict=True):
             try:
-                (row,) = classifier.probabilities(file, names).tolist()
+                (row,) = classifier.probabilities(pixels, names).tolist()
                 found.append(dict(zip(names, row, strict=True)))
-            except (UsageError, ClipError, OSError) as error:
+            except (UsageError, ClipError) as error:
                 found.append(None)
-                errors[public(error, file)] = True
+                errors[public(str(error), file)] = True
         return [told("\n".join(errors)), *found]
+
+    def read(self, file: str) -> Batch:
+        """An image, once for all models that read it in the same way: a large one takes seconds."""
+        return read_batch([Path(file)], [classifier for _, classifier in self.models])
 
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
         """What CLS consists of: for each backbone without prompts, then with each model's vision prompts."""
         found: dict[str, tuple[Image.Image, str]] = {}
-        for name, classifier in self.models if file else []:
+        inputs = self.read(file)[1] if file else []  # of an unreadable image, which the message is about, none
+        for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
             model = classifier.model_for()
-            try:
-                pixels = classifier.pixels([str(file)])
-            except (OSError, UsageError):  # the message says so
-                continue
             if not shows_attention(model.clip):
                 continue
             for title, schedule in {"without prompts": (), name: model.prompt_learner.vision()}.items():
@@ -151,9 +162,9 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{"".join(found)}</div>'
 
 
-def public(error: Exception, file: str) -> str:
+def public(error: str, file: str) -> str:
     """An error's text without the server's folders."""
-    return str(error).replace(str(Path(file).parent) + "/", "")
+    return error.replace(str(Path(file).parent) + "/", "")
 
 
 def shares(result: RollOut) -> str:

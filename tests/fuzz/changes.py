@@ -9,7 +9,23 @@ from typing import Any
 
 OUTSIDE = "../outside/"  # from the folder of a case: nothing may change there
 NAMES = [
-    *("", " ", ".", "..", "/", "~nosuchuser/x", "a\0b", "a\nb", "\udcff", "{}", "%s", "-rf", "é" * 300, "x" * 5000),
+    *(
+        "",
+        " ",
+        ".",
+        "..",
+        "/",
+        "~nosuchuser/x",
+        "a\0b",
+        "a\nb",
+        "a\x1b[2J",
+        "\udcff",
+        "{}",
+        "%s",
+        "-rf",
+        "é" * 300,
+        "x" * 5000,
+    ),
     *("/dev/zero", "/dev/full", "/dev/stdin", "/proc/self/mem", "no/such/file", "__class__", "null", "1e9"),
     *(OUTSIDE + "made", OUTSIDE + "kept", "../../../" + OUTSIDE + "kept"),
 ]

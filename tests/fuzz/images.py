@@ -57,14 +57,21 @@ def crafted_png(rng: Random) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def thin_png(rng: Random) -> bytes:
+    """A valid PNG, small as a file, that resizing its shorter side to INPUT.SIZE makes hundreds of times as large."""
+    sides = [rng.choice((1, 2, 3)), rng.choice((99, 101, 1000, 200_000, 5_000_000))]
+    rng.shuffle(sides)
+    return encoded(Image.new("L", tuple(sides)), "PNG")
+
+
 @kind("image", share=10)
 def image(rng: Random) -> Case:
     """One or two changed images among those of a dataset: tested on, trained on, or checked."""
     data = Path(BASE, "data/eurosat")
     files: dict[str, bytes | str] = {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*.png")}
     for name in rng.sample(sorted(files), 2):
-        picture, how = rng.choice(list(pictures().values())), rng.random()
-        content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else crafted_png(rng)
+        picture, how, crafted = rng.choice(list(pictures().values())), rng.random(), rng.choice((crafted_png, thin_png))
+        content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else crafted(rng)
         files[name] = rng.choice(SPECIAL) if rng.random() < 0.1 else content
     files["split_zhou_EuroSAT.json"] = (data / "split_zhou_EuroSAT.json").read_bytes()
     case = Case("train", [], {f"data/eurosat/{name}": content for name, content in files.items()})

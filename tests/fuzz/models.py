@@ -10,7 +10,7 @@ import yaml
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes
 from .corpus import BASE
-from .images import crafted_png, pictures
+from .images import crafted_png, pictures, thin_png
 from .texts import changed_json, changed_yaml
 from .weights import changed_file, changed_safetensors, only
 
@@ -25,7 +25,9 @@ def exported(rng: Random) -> Case:
     case = Case("predict", ["model", "image.png", "--backbone", f"{BASE}/tiny.pt"])
     use = rng.randrange(6)
     if use == 5:
+        sizes = (b"a" * 10**6, b"{}" * 10**6, b"a b " * 300, b"\n".join(b"%d" % number for number in range(200_000)))
         names = change_bytes(rng, b"red\ngreen field\n" + "blåtime\n".encode())
+        names = rng.choice(sizes) if rng.random() < 0.2 else names
         case.files["names.txt"] = sometimes_special(rng, names)
         case.argv += ["--classes-file", "names.txt"]
     elif use < 2:
@@ -35,11 +37,13 @@ def exported(rng: Random) -> Case:
         if use == 2:  # whoever changes it can write its checksum
             description["prompts_sha256"] = hashlib.sha256(prompts).hexdigest()
     else:
-        image = crafted_png(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
+        crafted = rng.choice((crafted_png, thin_png))
+        image = crafted(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
         case.argv.append(rng.choice(("--json", "--csv", "--topk=1")))
         if rng.random() < 0.3:
             case.argv[1] = "images"
-            case.files |= {f"images/{special}.png": special for special in ("fifo", "socket")} | {"images/a.png": image}
+            case.files |= {f"images/{special}.png": special for special in ("fifo", "socket")}
+            case.files[rng.choice(("images/a.png", "images/=a\x1b[2J\n.png", "images/\u202ea.png"))] = image
     case.files.setdefault("model/config.json", json.dumps(description).encode())
     case.files |= {"model/prompts.safetensors": prompts, "image.png": sometimes_special(rng, image)}
     return case

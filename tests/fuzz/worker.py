@@ -21,6 +21,7 @@ import experiments.run
 import experiments.studies.command
 import parse_test_res
 from common import download
+from common.names import CONTROL
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
 from experiments.session import cli_main
@@ -90,7 +91,9 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
         )
         witness.start()
         verdict, what = ended(PROGRAMS[case.program], argv)
-    wrong = leftovers(case, folder, verdict) or (case.check() or nonsense(folder) if verdict == "accepted" else "")
+    wrong = leftovers(case, folder, verdict) or (
+        case.check() or nonsense(folder) or raw(case) if verdict == "accepted" else ""
+    )
     if wrong and verdict != "failure":
         verdict, what = "failure", wrong
     if {item.name: item.is_file() and item.read_bytes() for item in outside.iterdir()} != {"kept": KEPT}:
@@ -132,6 +135,12 @@ def nonsense(folder: Path) -> str:
         if isinstance(accuracy, float) and not (math.isfinite(accuracy) and 0 <= accuracy <= 100):
             return f"the accuracy is {accuracy}"
     return ""
+
+
+def raw(case: Case) -> str:
+    """The fault of predictions that have names from files as they are: a terminal would obey them."""
+    printed = Path("/proc/self/fd/2").read_text(errors="replace").replace("\n", "") if case.program == "predict" else ""
+    return f"prints {found[0]!r}" if (found := CONTROL.search(printed)) else ""
 
 
 def leftovers(case: Case, folder: Path, verdict: str) -> str:

@@ -176,6 +176,18 @@ def test_decompression_bomb_is_an_error(size, tmp_path):
     refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
 
 
+@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (50_000_000, 1), (101, 1), (4, 401)])
+def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path):
+    """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after resizing."""
+    width, height = size
+    (tmp_path / "a.png").write_bytes(png(width, height, data=(b"\0" + bytes(3 * width)) * height))
+    refused(tmp_path / "a.png", f"has {width:,} x {height:,} pixels, a ratio of over 100: crop or remove it")
+    Image.new("RGB", (100, 1)).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png").size == (100, 1)
+    with pytest.raises(ImageError, match="the image in memory has 101 x 1 pixels"):
+        read_image(Image.new("RGB", (101, 1)))
+
+
 def test_jpeg_of_endless_scans_is_refused(tmp_path):
     """14 kB of repeated scans made an image of 9,000 x 9,000 pixels take 20 seconds instead of 2."""
     path = tmp_path / "a.jpg"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_state import rng_state, set_rng_state
-from dassl.utils import UsageError, load_checkpoint
+from dassl.utils import UsageError, load_checkpoint, save_checkpoint
 from tiny_project import TinyPrompt, make_images, make_trainer
 from torch import nn
 
@@ -127,6 +127,24 @@ def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final, prec
     assert resumed.train_seconds > seconds > 0
 
 
+def test_clock_that_is_set_back_gives_no_negative_times(root, tmp_path, monkeypatch):
+    wall = iter(range(10**9, 0, -1))
+    monkeypatch.setattr("time.time", lambda: next(wall))
+    trainer = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    assert trainer.train_seconds >= 0 <= trainer.test_seconds
+
+
+def test_negative_training_time_of_an_old_checkpoint_counts_as_none(root, tmp_path):
+    cut_off(make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 2), epoch=1, batch_idx=0)
+    checkpoint = load_checkpoint(tmp_path / "prompt_learner/model.pth.tar-1")
+    checkpoint["run"]["train_seconds"] = -0.4
+    save_checkpoint(checkpoint, str(tmp_path / "prompt_learner"))
+    resumed = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 2)
+    resumed.train()
+    assert resumed.start_epoch == 1 and resumed.train_seconds > 0
+
+
 def test_resume_without_random_states_differs(root, tmp_path):
     """Checks that the comparison above can fail."""
     full = make_trainer(root, tmp_path / "full", "OPTIM.MAX_EPOCH", 2)
@@ -177,6 +195,15 @@ def test_metadata_is_saved_in_each_checkpoint(root, tmp_path, monkeypatch):
     make_trainer(root, tmp_path / "named", *opts).train()
     for name in ("prompt_learner/model-best.pth.tar", "prompt_learner/model.pth.tar-2", "extra/model.pth.tar-2"):
         assert load_checkpoint(tmp_path / "named" / name)["metadata"] == metadata
+
+
+def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch, capsys):
+    for version, epochs in (("1.0.0", 1), ("1.0.0", 2), ("1.1.0", 3)):
+        monkeypatch.setattr(TinyPrompt, "checkpoint_metadata", lambda self, version=version: {"version": version})
+        make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", epochs).train()
+        said = [line for line in capsys.readouterr().out.splitlines() if "version" in line]
+        other = ["The checkpoint was written by version '1.0.0', this is version '1.1.0'"]
+        assert said == other * (version == "1.1.0")
 
 
 def test_checkpoint_without_metadata_loads_and_resumes(root, tmp_path):

@@ -114,6 +114,14 @@ def test_setup_logger_writes_a_new_file_each_time(tmp_path, monkeypatch, capsys)
     assert sys.stdout is console
 
 
+def test_log_has_each_line_as_soon_as_it_is_printed(tmp_path):
+    """A killed run, or one whose output goes to a file, had an empty log."""
+    with utils.setup_logger(str(tmp_path)) as log:
+        print("epoch [1/50]")
+        log.file.write("epoch [2/50]\n")  # as print_detail does on a terminal
+        assert (tmp_path / "log.txt").read_text() == "epoch [1/50]\nepoch [2/50]\n"
+
+
 def test_logger_restores_stdout(tmp_path, capsys):
     console = sys.stdout
     with utils.setup_logger(str(tmp_path)) as log:

@@ -165,7 +165,7 @@ class TrainerBase:
         """Hook: what a reader of the checkpoint should know, such as which method and settings made it.
 
         Subclasses return a dict of plain values (numbers, strings, lists, dicts). `save_model` saves it in each
-        checkpoint under "metadata"; the toolbox itself does not read it.
+        checkpoint under "metadata". The toolbox reads only "version" of it, which a resumed run compares.
         """
         return {}
 
@@ -197,6 +197,10 @@ class TrainerBase:
         if first.get("run") is not None:
             self.load_run_state(fitted_run_state(self.run_state(), first["run"], first["epoch"]))
         self._saved_epoch = first["epoch"]
+        now, metadata = self.checkpoint_metadata().get("version"), first.get("metadata")
+        before = metadata.get("version", now) if isinstance(metadata, dict) else now
+        if str(before) != str(now):
+            print(f"The checkpoint was written by version {before!r:.40}, this is version {now!r}")
         print(f"Previous epoch: {first['epoch']}")
         return first["epoch"]
 

@@ -65,6 +65,8 @@ def fitted_run_state(own, state, epoch):
         UsageError: an entry is missing, or has another form or an impossible value.
     """
     own, state = dict(own), dict(state)
+    if isinstance(state.get("train_seconds"), float) and state["train_seconds"] < 0:
+        state["train_seconds"] = 0.0  # earlier versions measured with the wall clock, which can be set back
     try:
         rng, transient = dict(state["rng"]), list(state["transient_epochs"])
         if not all(type(number) is int and 1 <= number <= epoch for number in transient):

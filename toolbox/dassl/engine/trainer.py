@@ -51,7 +51,7 @@ class SimpleTrainer(TrainerBase):
         self.n_test = 0
         self.test_seconds = 0.0
         self._resumed_seconds = 0.0
-        self.time_start = self.time_began = time.time()
+        self.time_start = self.time_began = time.monotonic()
 
         self.build_data_loader()
         self.build_model()
@@ -98,7 +98,7 @@ class SimpleTrainer(TrainerBase):
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
-        self.time_start = time.time()
+        self.time_start = time.monotonic()
 
     def after_train(self):
         self._update_train_seconds()
@@ -116,7 +116,7 @@ class SimpleTrainer(TrainerBase):
         for name in self.get_model_names():
             kept = ", ".join(map(str, sorted(epoch_files(os.path.join(self.output_dir, name)))))
             print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)} (epoch {kept})")
-        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_began))}")
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.monotonic() - self.time_began))}")
         self.close_writer()
 
     def after_epoch(self):
@@ -155,7 +155,7 @@ class SimpleTrainer(TrainerBase):
         self._transient_epochs -= stale
 
     def _update_train_seconds(self):
-        self.train_seconds = self._resumed_seconds + time.time() - self.time_start
+        self.train_seconds = self._resumed_seconds + time.monotonic() - self.time_start
 
     @torch.no_grad()
     def test(self, split=None):
@@ -178,7 +178,7 @@ class SimpleTrainer(TrainerBase):
         self.test_split = split
         print(f"Evaluate on the *{split}* set")
 
-        start = time.time()
+        start = time.monotonic()
         self.n_test = 0
         for batch in test_bar(data_loader, split):
             input, label = self.parse_batch_test(batch)
@@ -186,7 +186,7 @@ class SimpleTrainer(TrainerBase):
             self.evaluator.process(output, label)
             self.n_test += len(label)
         self.test_results = self.evaluator.evaluate()
-        self.test_seconds = time.time() - start
+        self.test_seconds = time.monotonic() - start
 
         for name, value in self.test_results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
@@ -208,18 +208,18 @@ class TrainerX(SimpleTrainer):
         self.set_model_mode("train")
         self.num_batches, losses = len(self.train_loader_x), MetricMeter()
         with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, self.cfg.TRAIN.PRINT_FREQ) as display:
-            end = time.time()
+            end = time.monotonic()
             for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
-                data_seconds = time.time() - end
+                data_seconds = time.monotonic() - end
                 losses.update(self.forward_backward(batch))
-                display.update(losses, self.get_current_lr(), data_seconds, time.time() - end)
+                display.update(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
 
                 step = self.epoch * self.num_batches + batch_idx
                 for name, meter in losses.meters.items():
                     self.write_scalar(f"train/{name}", meter.avg, step)
                 self.write_scalar("train/lr", self.get_current_lr(), step)
-                end = time.time()
+                end = time.monotonic()
 
     def parse_batch_train(self, batch):
         """A batch's images, labels and domains, on the trainer's device."""

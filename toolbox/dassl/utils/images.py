@@ -15,6 +15,7 @@ from .errors import ImageError
 __all__ = ["read_image", "report_16_bit_again"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_SCANS = 64  # of a JPEG, each of which goes over all pixels; cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 
@@ -30,29 +31,30 @@ def read_image(path, max_pixels=None, exif_orientation=True):
 
     Args:
         path (str): a regular file in one of FORMATS; or an image of Pillow, which is converted in the same way.
-        max_pixels (int): limit on width times height; by default Pillow's, 89,478,485.
+        max_pixels (int): limit on width times height; by default Pillow's, 89,478,485. The longer side may have at most
+            MAX_RATIO times the pixels of the shorter one.
         exif_orientation (bool): turn the image as its EXIF data says. The published Dassl does not.
 
     Returns:
         PIL.Image.Image: the image in RGB, decoded.
 
     Raises:
-        ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, or not such an image; the
-            error names it.
+        ImageError: (a UsageError and an OSError) the file is missing, truncated, too large, too thin, or not such an
+            image; the error names it.
     """
     loaded = isinstance(path, Image.Image)
     name = "in memory" if loaded else repr(os.fspath(path))  # in one line and printable
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         if loaded:
-            _check_size(path, limit)
+            _check_size(path, name, limit)
             image = path.copy()
             image.format = path.format  # which a copy lacks
             return _convert(image, "one in memory", exif_orientation)
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for its writer
             raise ImageError(f"{name} is not a regular file: replace or remove it")
         with open(path, "rb") as file:
-            return _decode(file, limit, exif_orientation)
+            return _decode(file, name, limit, exif_orientation)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -68,11 +70,11 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
 
 
-def _decode(file, limit, exif_orientation):
+def _decode(file, name, limit, exif_orientation):
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit  # Pillow has one for the whole process
     with Image.open(file, formats=FORMATS) as image:
-        _check_size(image, limit)  # before it is read
+        _check_size(image, name, limit)  # before it is read
         if image.format in ("JPEG", "MPO"):
             file.seek(0)
             if (scans := file.read().count(b"\xff\xda")) > MAX_SCANS:
@@ -80,9 +82,12 @@ def _decode(file, limit, exif_orientation):
         return _convert(image, file.name, exif_orientation)
 
 
-def _check_size(image, limit):
+def _check_size(image, name, limit):
     if image.width * image.height > limit:
         raise Image.DecompressionBombError
+    if max(image.size) > MAX_RATIO * min(image.size):
+        what = f"the image {name} has {image.width:,} x {image.height:,} pixels, a ratio of over {MAX_RATIO}"
+        raise ImageError(f"{what}: crop or remove it")
 
 
 def _convert(image, name, exif_orientation):

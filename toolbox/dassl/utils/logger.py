@@ -26,8 +26,10 @@ class Logger:
         self.file = None
         if fpath is not None:
             Path(fpath).parent.mkdir(parents=True, exist_ok=True)
-            # File names may contain bytes that are not valid UTF-8.
-            self.file = open(fpath, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed by close()
+            # Line by line, so that others can follow the log and a killed run keeps it. File names may contain bytes
+            # that are not valid UTF-8.
+            options = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
+            self.file = open(fpath, "w", **options)  # noqa: SIM115 - closed by close()
 
     def __enter__(self):
         return self
