@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UsageError
+from common.names import CONTROL
 from common.nearest import check_folder
 
 from . import compat
 from .data_use import KINDS
 
 LARGEST = 2**53  # number in a checkpoint
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # letters that a terminal would obey
 METADATA = {"method": str, "backbone": str, "dataset": str, "settings": dict, "class_names": list}
 METADATA |= {"choices": list, "inherited_choices": list}
 
