@@ -17,12 +17,12 @@ with required_packages():
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)  # first, as help and wrong options do not need to wait for torch
-    for each in per_seed(args):
-        check_early(each)
-    with required_packages():
-        from experiments.run import train_and_test
     with joined():
+        args = parse_arguments(argv)  # first, as help and wrong options do not need to wait for torch
+        for each in per_seed(args):
+            check_early(each)
+        with required_packages():
+            from experiments.run import train_and_test
         train_and_test(args)
 
 

@@ -28,7 +28,6 @@ import torch
 from PIL import Image
 
 from benchmarks import measuring, step_time
-from clip import load_backbone
 from clip.random_weights import random_clip
 from common.start import ROOT
 from experiments.arguments import parse_arguments as run_arguments
@@ -59,7 +58,7 @@ class Check:
         self.records: list[dict] = []
         self.left_out: list[tuple[str, str]] = []
         self.failures = 0
-        self.backbone, self.clips = str(folder / "backbone.pt"), {}
+        self.backbone = str(folder / "backbone.pt")
         torch.save(random_clip("ViT-B-16", *(() if full else (VISION, TEXT, 64))).state_dict(), self.backbone)
 
     @property
@@ -88,16 +87,12 @@ class Check:
 
     def trainer(self, method: str, classes: int, form: str = "fast", prec: str = "fp32", compiled: bool = False):
         """A trainer as train.py builds it; NotImplementedError for a precision that the device has not."""
-        weights = "fp32" if prec == "amp" else prec
         if prec == "fp16" and self.device.type == "cpu":
             raise NotImplementedError("fp16 needs a GPU")
         if compiled and self.device.type == "cpu":
             raise NotImplementedError("MODEL.COMPILE needs a GPU")
-        if weights not in self.clips:
-            self.clips[weights] = load_backbone(self.backbone, weights)
         torch.manual_seed(0)
-        how = {"clip": self.clips[weights], "compiled": compiled}
-        return measuring.build(method, classes, self.backbone, form, prec, BATCH, **how)
+        return measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled=compiled)
 
     def batch(self, classes: int) -> dict[str, torch.Tensor]:
         images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.manual_seed(0))

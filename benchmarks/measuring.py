@@ -79,13 +79,15 @@ def class_names(kind: str, classes: int) -> list[str]:
     return ["very " * 39 + "long", *names[1:]] if kind == "long" else names
 
 
-def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, names="imagenet", **how):
+def build(
+    method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, names="imagenet", compiled=False
+):
     """The trainer, as train.py makes it, on a dataset of nothing but class names.
 
     Args:
         form: of the towers.
         names: see `class_names`.
-        how: `clip`, the backbone if it is loaded already; `compiled`, MODEL.COMPILE.
+        compiled: MODEL.COMPILE.
     """
 
     @DATASET_REGISTRY.register(force=True)
@@ -101,8 +103,8 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
     cfg.TRAINER.NAME, cfg.DATASET.NAME = method, "Names"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, form
     cfg.TRAINER[methods()[method].section()].PREC = prec
-    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE = 0, how.get("compiled", False)
-    trainer = methods()[method](cfg, clip=how.get("clip"))
+    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE = 0, compiled
+    trainer = methods()[method](cfg)
     trainer.batch_idx, trainer.num_batches = 0, 10**9
     trainer.set_model_mode("train")
     return trainer

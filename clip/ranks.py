@@ -60,7 +60,8 @@ class Ranks:
         # As bytes, since not every backend knows every type.
         sent = own.view(-1).view(torch.uint8)
         parts = [torch.empty_like(sent) for _ in sizes]
-        dist.all_gather(parts, sent)
+        with connected():
+            dist.all_gather(parts, sent)
         every = [part.view(rows.dtype).view_as(own)[:size] for part, size in zip(parts, sizes, strict=True)]
         return torch.cat(every)
 
@@ -75,24 +76,17 @@ class Ranks:
         """A small value of each rank."""
         values: list[Any] = [value] * self.count
         if self.count > 1:
-            dist.all_gather_object(values, value)
+            with connected():
+                dist.all_gather_object(values, value)
         return values
 
     def from_first(self, function: Callable[[], T]) -> T:
         """The result of a function that only rank 0 calls."""
         values: list[Any] = [function() if self.first else None]
         if self.count > 1:
-            dist.broadcast_object_list(values)
+            with connected():
+                dist.broadcast_object_list(values)
         return values[0]
-
-    @contextmanager
-    def first_last(self) -> Iterator[None]:
-        """Rank 0 executes what is within after all others have."""
-        if self.first:
-            self.objects(None)
-        yield
-        if not self.first:
-            self.objects(None)
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """Check that small facts are the same on all ranks.
@@ -111,6 +105,16 @@ class Ranks:
                         f"{name} of rank {rank} differs{values}",
                         "give all ranks the same project, data, files and command line",
                     )
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Raise UsageError if another rank has ended while this one exchanges something with it."""
+    try:
+        yield
+    except RuntimeError as error:
+        remedy = "run the same command again to resume from the last complete epoch"
+        raise UsageError("another rank has ended too early", remedy) from error
 
 
 def current_ranks() -> Ranks:

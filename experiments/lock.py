@@ -23,12 +23,11 @@ from common.text import read_json
 LOCK, HOLDER = ".lock", ".lock.json"
 PATIENCE = 1.0  # seconds: `is_locked` of another process holds the lock for a moment
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
-ATTEMPTS = 10  # a run that ends removes its folder if it is empty, perhaps just before this one puts its lock there
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other runs out of an output folder. It is made if it is missing, and removed at the end if it is empty.
+    """Keep other runs out of an output folder, which is made if it is missing.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
 
@@ -39,7 +38,19 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UsageError: another run is there, or the folder is not writable.
     """
-    lock, made = acquire(folder, wait)
+    lock = FileLock(folder / LOCK, poll_interval=0.5)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else PATIENCE)
+    except Timeout:
+        remedy = "wait until it has ended, or choose another --output-dir"
+        raise UsageError(f"another run is in {folder}: {holder(folder)}", remedy, folder) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise UsageError(
+                f"cannot write to the output folder {folder} ({error.strerror})", "choose another --output-dir"
+            ) from error
+        print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
     try:
         write_text(folder / HOLDER, json.dumps(this_process()))
         yield
@@ -47,33 +58,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
             with suppress(OSError):  # somebody has moved or replaced the folder, which the run's own error is about
                 (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            for path in sorted(made, reverse=True):  # the innermost first
-                path.rmdir()
         lock.release()
-
-
-def acquire(folder: Path, wait: bool) -> tuple[FileLock, set[Path]]:
-    """The lock of the folder, acquired, and the folders made for it: see `locked`."""
-    lock, made = FileLock(folder / LOCK, poll_interval=0.5), set()
-    for attempt in range(ATTEMPTS):
-        try:
-            made |= {path for path in (folder, *folder.parents) if not path.exists()}
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if wait else PATIENCE)
-            break
-        except Timeout:
-            remedy = "wait until it has ended, or choose another --output-dir"
-            raise UsageError(f"another run is in {folder}: {holder(folder)}", remedy, folder) from None
-        except OSError as error:
-            if error.errno in WITHOUT_LOCKS:
-                print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
-                break
-            if error.errno != errno.ENOENT or attempt + 1 == ATTEMPTS:
-                raise UsageError(
-                    f"cannot write to the output folder {folder} ({error.strerror})", "choose another --output-dir"
-                ) from error
-    return lock, made
 
 
 def remove_leftover(folder: Path) -> None:

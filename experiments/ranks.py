@@ -1,39 +1,22 @@
-"""A run on several devices: one process for each of them, a rank, as torchrun starts them.
+"""A run on several devices: torchrun starts one process for each of them (a rank), and ends all when one fails.
 
-Rank 0 writes what the run leaves behind, and prints. The others work in temporary folders.
+Rank 0 writes the files of the run and prints.
 """
 
-import multiprocessing
 import os
-import shutil
 import sys
-import traceback
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from common.errors import UsageError, one_line
 
-from .known_errors import known_error, loaded
-from .shortages import causes
-from .watch import ARRIVAL, REMEDY, OtherRankFailed, Watch
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-
-    from yacs.config import CfgNode
-
-    from clip import Ranks  # takes seconds
-
-PATIENCE = timedelta(hours=24)  # for what other ranks still compute
-INTERRUPTED = 130  # exit status, as of a shell
-# Settings and options that may differ between machines. Trailing pairs are compared as settings.
+PATIENCE = timedelta(hours=24)  # rank 0 may wait for another run in the output folder
+# Settings and options that may differ between machines. KEY VALUE pairs are compared as settings.
 MAY_DIFFER = {"OUTPUT_DIR", "RESUME", "DATASET.ROOT", "CACHE"} | {"output_dir", "resume", "root", "model_dir"}
 MAY_DIFFER |= {"began", "debug", "opts", "config_file", "dataset_config_file"}
-temporary_folders: list[str] = []  # of this process
 
 
 def rank_count() -> int:
@@ -42,215 +25,108 @@ def rank_count() -> int:
     return int(count) if count.isdecimal() else 1
 
 
-def silence() -> None:
-    """Print nothing more: another rank prints the same."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-
-
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the ranks that a launcher has started; without a launcher, do nothing.
+    """Be one of the ranks that torchrun has started; without torchrun, do nothing.
 
-    When a rank fails, all end: rank 0 with its error, the others silently.
+    Only rank 0 prints, and of an error only the rank that fails first.
 
     Raises:
-        UsageError: the ranks do not connect, there are more ranks than GPUs, or another rank has failed.
+        UsageError: the ranks do not connect, or there are more ranks than GPUs.
     """
     if rank_count() == 1:
         yield
         return
-    check_variables()
-    has_gpu = take_own_gpu()
-    store, watch = connect()
-    try:
-        import torch.distributed as dist
-
-        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-        group = dist.PrefixStore("run", store)
-        dist.init_process_group(backend, store=group, rank=watch.rank, world_size=rank_count(), timeout=PATIENCE)
-        if watch.rank:
-            silence()
-        yield
-        finish()
-    except BaseException as error:
-        end_by(error, watch)
-        raise
-    watch.leave(None)
-
-
-def check_variables() -> None:
-    """Raise UsageError for a variable of the launcher that is missing or not such a number."""
-    remedy = "start several ranks by torchrun, or unset WORLD_SIZE for one"
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        value = os.environ.get(name, "")
-        if not value:
-            raise UsageError(f"WORLD_SIZE is {rank_count()}, but {name} is not set", remedy)
-        most = 65_535 if name == "MASTER_PORT" else rank_count() - 1
-        if name != "MASTER_ADDR" and not (value.isdecimal() and int(value) <= most):
-            raise UsageError(f"{name} is {value!r}, which is not a number from 0 to {most}", remedy)
-
-
-def connect() -> tuple[Any, Watch]:
-    """The store of the ranks, by which they find one another, and the watch over them.
-
-    Raises:
-        UsageError: a rank is missing.
-    """
+    store = connect()
     import torch.distributed as dist
 
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    from clip import current_ranks  # takes seconds
+
+    nowhere = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    if not current_ranks().first:
+        sys.stdout = sys.stderr = nowhere
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))
-        # torchrun keeps the store when it starts all ranks again (--max-restarts).
-        own = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        watch = Watch(own, rank, count, remove_temporary_folders)
+        yield
+        current_ranks().objects(None)  # no rank ends before all have finished
+    except BaseException as error:
+        if fails_first(store):
+            sys.stderr = sys.__stderr__
+            raise
+        sys.stderr = nowhere
+        raise SystemExit(1) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def connect() -> Any:
+    """Join the process group; returns its store."""
+    import torch
+    import torch.distributed as dist
+
+    has_gpu = torch.cuda.device_count() > 0
+    if has_gpu:
+        take_own_gpu(torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
         store.set_timeout(PATIENCE)
+        # With --max-restarts torchrun keeps the store, and the keys in it.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(
-            f"cannot connect to the other ranks at {address} ({one_line(error)})",
-            "check that all are started and that the port is free, or choose another --master-port",
+            f"cannot connect to the other ranks ({one_line(error)})",
+            "start them by torchrun (if the port is in use, with another --master-port), or unset WORLD_SIZE",
         ) from error
-    return own, watch
+    return store
 
 
-def take_own_gpu() -> bool:
-    """Let this process see one GPU only, that of its place among the ranks of the machine; returns whether it has any.
+def take_own_gpu(count: int, local_rank: int) -> None:
+    """Let this process see only its own GPU.
 
     Raises:
-        UsageError: the machine has GPUs, but not as many as ranks.
+        UsageError: the machine has fewer GPUs than ranks.
     """
-    import torch
-
-    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK") or 0)
-    ranks = max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    if not count:
-        return False
-    if ranks > count:
+    if local_rank >= count:
         raise UsageError(
-            f"{ranks} ranks are on a machine with {count} GPUs",
+            f"there are more ranks than the {count} GPUs of this machine",
             "start one for each (--nproc-per-node), or hide the GPUs by CUDA_VISIBLE_DEVICES=",
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local]
-    return True
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local_rank]
 
 
-def finish() -> None:
-    """Leave the group, when all ranks have finished."""
-    import torch.distributed as dist
-
-    from clip import current_ranks
-
-    current_ranks().objects(None)
-    dist.destroy_process_group()
+def fails_first(store: Any) -> bool:
+    """Whether no other rank has failed before."""
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # it has ended with the rank that kept it
+        return False
 
 
-def end_by(error: BaseException, watch: Watch) -> None:
-    """Tell the other ranks of an error, and end this one, silently unless it prints for all.
+def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
+    """Check that all ranks have the same code, arguments, settings, images and weights.
 
     Raises:
-        OtherRankFailed: another rank has.
-        SystemExit: this rank does not print.
+        UsageError: something differs.
     """
-    watch.ignores_signal = True
-    interrupted = any(isinstance(each, KeyboardInterrupt) for each in causes(error))
-    known = known_error(error)
-    if interrupted or not isinstance(error, (UsageError, SystemExit, FloatingPointError)):
-        # A broken connection, or a launcher that ends all ranks: if another has failed first, that shows in a moment.
-        watch.lost.wait(1)
-    is_bug = not (known or interrupted or watch.lost.is_set() or isinstance(error, SystemExit))
-    what = f"was interrupted: {REMEDY}" if interrupted else f"failed: {known or type(error).__name__}"
-    trace = "".join(traceback.format_exception(error)) if is_bug else ""
-    watch.leave(f"rank {watch.rank} {what}", trace, interrupted)
-    if interrupted and watch.interrupted and not watch.rank:  # Ctrl-C reaches every rank
-        raise KeyboardInterrupt from error
-    if watch.lost.is_set() and watch.prints:
-        sys.stderr = sys.__stderr__
-        raise OtherRankFailed(watch.reason) from error
-    if watch.rank:
-        sys.exit(INTERRUPTED if interrupted else 2)
-
-
-@contextmanager
-def own_folder(cfg: "CfgNode", ranks: "Ranks") -> Iterator[Path]:
-    """The output folder of a rank: for all but rank 0 a temporary one, with the run of the real one to resume from.
-
-    Args:
-        cfg: of the run; changed.
-        ranks: of the run.
-    """
-    if ranks.first:
-        yield Path(cfg.OUTPUT_DIR)
-        return
-    with TemporaryDirectory(prefix="rank-") as folder:
-        temporary_folders.append(folder)
-        cfg.defrost()
-        cfg.RESUME, cfg.OUTPUT_DIR = cfg.RESUME or cfg.OUTPUT_DIR, folder
-        cfg.freeze()
-        yield Path(folder)
-
-
-def copy_best(cfg: "CfgNode", ranks: "Ranks") -> None:
-    """Give a rank's own folder the best epoch so far of the run that it resumes, which may remain the best."""
-    if ranks.first:
-        return
-    for best in Path(cfg.RESUME).glob("*/model-best.pth.tar"):
-        copy = Path(cfg.OUTPUT_DIR, best.parent.name, best.name)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(best, copy)
-
-
-def in_group() -> bool:
-    """Whether this process is still one of several ranks."""
-    return any(is_initialized() for is_initialized in loaded("torch.distributed", "is_initialized"))
-
-
-def end_process(error: BaseException) -> NoReturn:
-    """End a rank after an error as Python would, but at once: threads of its group would abort Python's own end."""
-    for child in multiprocessing.active_children():
-        child.terminate()
-    status = 1
-    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-        status = error.code or 0
-    elif isinstance(error, SystemExit):
-        print(error.code, file=sys.stderr)
-    else:
-        sys.excepthook(type(error), error, error.__traceback__)
-    with suppress(OSError):
-        sys.stdout.flush()
-    with suppress(OSError):
-        sys.stderr.flush()
-    remove_temporary_folders()
-    os._exit(status)
-
-
-def remove_temporary_folders() -> None:
-    """Before a process ends at once."""
-    for folder in temporary_folders:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def options_of(args: "Namespace") -> dict[str, object]:
-    """Everything that all ranks must have in common before they read a file."""
+    from clip import current_ranks
+    from clip.digest import digest
     from common.version import source
+    from trainers.agreement import digest_of_images
 
-    given = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
-    return {"version of the project": source(), **given}
-
-
-def settings_of(cfg: "CfgNode") -> dict[str, object]:
-    """The configuration that all ranks must have in common."""
     from .configuration import flatten
 
-    return {key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER}
-
-
-def facts_of(trainer: Any) -> dict[str, object]:
-    """Everything that must be equal on all ranks."""
-    from clip.digest import digest
-
-    return {
+    ranks = current_ranks()
+    if ranks.count == 1:
+        return
+    options = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
+    settings = {key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER}
+    weights = {
+        "choice of images": digest_of_images(trainer.dm.dataset, cfg.DATASET.ROOT),
         "device": trainer.device.type,
         "backbone": digest(trainer.model.clip.state_dict()),
-        "start of the prompts": digest(trainer.model.state_dict()),
+        "prompts": digest(trainer.model.state_dict()),
     }
+    ranks.agree({"version of the project": source(), **options, **settings, **weights})
+    print(f"{ranks.count} ranks: each computes a part of the classes and of the images")

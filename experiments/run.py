@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from yacs.config import CfgNode
 import trainers
 from clip import current_ranks
 from clip.backbone import check_backbone
-from clip.digest import digest
 from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
@@ -30,12 +30,11 @@ from .arguments import parse_arguments, per_seed
 from .configuration import changed_settings, setup_cfg
 from .early import check_early
 from .environment import environment
-from .lock import locked, remove_leftover
+from .lock import locked
 from .output_folder import CONFIG, OutputFolder, check_same_settings, output_folder, restored_stdout
-from .ranks import copy_best, facts_of, options_of, own_folder, settings_of
+from .ranks import check_agreement
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, read_results, write_results
-from .shortages import allow_open_files
 from .trackers import check_trackers, reporting
 
 
@@ -59,7 +58,6 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     """
     runs = per_seed(args)
     if len(runs) > 1:
-        current_ranks().agree({"--seed": list(args.seed)})
         for each in runs:
             cfg = setup_cfg(each)
             check_same_settings(cfg, is_finished(each, cfg))
@@ -72,32 +70,26 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
 
 
 def execute(args: Namespace, wait: bool) -> None:
-    """The run of one seed."""
+    """The run of one seed. Of several ranks the first one claims the output folder, writes and prints."""
     # How many workers there are is part of what a seed means, so a small machine gets as many as a large one.
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    ranks = current_ranks()
-    ranks.agree(options_of(args) if ranks.count > 1 else {})
-    cfg = setup_cfg(args)
-    ranks.agree(settings_of(cfg) if ranks.count > 1 else {})
-    if ranks.count > 1 and cfg.SEED < 0:
-        raise UsageError("--seed is missing", "several ranks need it, to draw the same images")
-    if ranks.from_first(lambda: already_done(args, cfg)):
-        if ranks.first:
-            remove_leftover(Path(cfg.OUTPUT_DIR))
-        return
-    check_arguments(args, cfg)
-    with own_folder(cfg, ranks) as path, restored_stdout(), locked(path, wait):
-        if ranks.from_first(lambda: already_done(args, cfg)):  # by now, by another process
+    ranks, cfg = current_ranks(), setup_cfg(args)
+    path = Path(cfg.OUTPUT_DIR)
+    if not is_finished(args, cfg):
+        check_arguments(args, cfg)
+    with locked(path, wait) if ranks.first else nullcontext(), restored_stdout():
+        if ranks.from_first(lambda: already_done(args, cfg)):
             return
-        copy_best(cfg, ranks)
         if args.quiet:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the log takes its place, `restored_stdout` ends it
-        with output_folder(path) as folder:
+        with output_folder(path) if ranks.first else nullcontext() as folder:
             trainer, choices = start(args, cfg, folder)
         trainer.time_began = args.began
         if not args.no_train:
             with reporting(args.report_to if ranks.first else [], cfg, trainer):
-                write_results(cfg, trainer, *run(args, cfg, trainer), choices)
+                epochs = run(args, cfg, trainer)
+                if ranks.first:
+                    write_results(cfg, trainer, *epochs, choices)
     if args.quiet and (found := read_results(path)):
         print(describe(found))
 
@@ -175,23 +167,26 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
     check_trackers(args.report_to)
-    allow_open_files(cfg.DATALOADER.NUM_WORKERS)
 
 
-def start(args: Namespace, cfg: CfgNode, folder: OutputFolder) -> tuple[Any, list[Choice] | None]:
+def start(args: Namespace, cfg: CfgNode, folder: OutputFolder | None) -> tuple[Any, list[Choice] | None]:
     """Build the trainer, ready to train or to test, with its log and config.yaml in the folder.
+
+    Args:
+        args, cfg: of the run.
+        folder: None for a rank that writes nothing.
 
     Returns:
         the trainer, and what `choices_of` says of it.
     """
-    ranks = current_ranks()
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    folder.start_log()
+    if folder:
+        folder.start_log()
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
-    if cfg.VERBOSE:
+    if folder and cfg.VERBOSE:
         folder.log(
             "Arguments:",
             *(f"  {key}: {value}" for key, value in sorted(vars(args).items()) if key != "began"),
@@ -203,24 +198,21 @@ def start(args: Namespace, cfg: CfgNode, folder: OutputFolder) -> tuple[Any, lis
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")
     trainer = build_trainer(cfg)
-    if ranks.count > 1:
-        split(trainer, ranks)
-        ranks.agree(facts_of(trainer))
-        print(f"{ranks.count} ranks: each computes a part of the classes and of the images")
+    split(trainer, current_ranks())
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-        if ranks.count > 1:
-            ranks.agree({"prompts to test": digest(trainer.model.state_dict())})
     elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
         print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
+    check_agreement(args, cfg, trainer)
     choices = choices_of(args, cfg, trainer)
     if selecting := on_test_images(choices):
         print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
-    folder.write_config(cfg)
-    if not args.no_train:
-        (folder.path / RESULTS).unlink(missing_ok=True)
+    if folder:
+        folder.write_config(cfg)
+        if not args.no_train:
+            (folder.path / RESULTS).unlink(missing_ok=True)
     return trainer, choices
 
 

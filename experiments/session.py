@@ -5,16 +5,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from common.errors import UsageError
 
-from .known_errors import known_error
-from .ranks import INTERRUPTED, end_process, in_group, rank_count, silence
-from .shortages import causes
-from .watch import OtherRankFailed
+from .known_errors import causes, known_error
+from .ranks import rank_count
 
+INTERRUPTED = 130  # exit status, as of a shell
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 
 
@@ -28,36 +26,44 @@ def cli_main(
     Args:
         main: the command.
         resumes: where the same command resumes after an interrupt.
-        several_ranks: whether torchrun may start it on several devices; the first rank of a machine prints.
+        several_ranks: whether torchrun may start it on several devices.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
-    local_rank = os.environ.get("LOCAL_RANK", "")
-    if rank_count() > 1 and local_rank.isdecimal() and int(local_rank):
-        silence()
+    handle_interrupts()
     try:
-        with interrupts() as interrupt:
-            try:
-                if rank_count() > 1 and not several_ranks:
-                    raise UsageError("this command does not run on several devices", "start it without torchrun")
-                main()
-                sys.stdout.flush()
-            except BaseException as error:
-                status = exit_status(error, interrupt, resumes, debug)
-                if status is None:
-                    raise
-                sys.exit(status)
+        if rank_count() > 1 and not several_ranks:
+            raise UsageError("this command does not run on several devices", "start it without torchrun")
+        main()
+        sys.stdout.flush()
     except BaseException as error:
-        if in_group():
-            end_process(error)
-        raise
+        status = exit_status(error, resumes, debug)
+        if status is None:
+            raise
+        sys.exit(status)
 
 
-def exit_status(error: BaseException, interrupt: "Interrupt", resumes: str, debug: bool) -> int | None:
-    """Print what there is to say of an error; returns the exit status, None for a bug and for `sys.exit`."""
-    # Whatever else came of it first, such as workers that ended too early.
-    if interrupt.received and not isinstance(error, OtherRankFailed):
+def handle_interrupts() -> None:
+    """From now on SIGTERM (Slurm's notice that time is up) raises KeyboardInterrupt, as Ctrl-C does."""
+    process = os.getpid()
+
+    def interrupt(number, frame) -> None:
+        if os.getpid() != process:  # a worker of the data loader, which inherits this handler and has nothing to say
+            os._exit(0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a signal has ended a worker too
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as background jobs have it
+            signal.signal(number, interrupt)
+
+
+def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
+    """Print the error in one line; returns the exit status, None for a bug and for `sys.exit`."""
+    # An interrupt may have led to other errors, such as that of a worker of the data loader that has ended.
+    if any(isinstance(each, KeyboardInterrupt) for each in causes(error)):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would change the exit status
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
@@ -83,40 +89,3 @@ def print_traceback(error: BaseException) -> None:
     for cause in causes(error):
         cause.__suppress_context__ = False
     traceback.print_exception(error)
-
-
-class Interrupt:
-    """The handler of SIGINT and SIGTERM while a command runs."""
-
-    def __init__(self) -> None:
-        self.process, self.received = os.getpid(), False
-
-    def __call__(self, number, frame) -> None:
-        if os.getpid() != self.process:  # a worker of the data loader, which inherits this handler
-            os._exit(0)
-        self.received = True
-        # A signal to all processes of a job ends the data loader's workers too: torch would raise at their end, and
-        # errors of destructors after an interrupt tell nobody anything.
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        sys.unraisablehook = lambda unraisable: None
-        signal.alarm(2)  # once more, should a destructor swallow what is raised now
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def interrupts() -> Iterator[Interrupt]:
-    """Handle SIGINT and SIGTERM (Slurm's notice that time is up) within; earlier handlers come back at the end.
-
-    After an interrupt the process is about to end, so SIGCHLD and errors in destructors stay silenced.
-    """
-    handler, before = Interrupt(), {}
-    for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.getsignal(number)
-        if number == signal.SIGALRM or before[number] != signal.SIG_IGN:  # as nohup and background jobs have it
-            signal.signal(number, handler)
-    try:
-        yield handler
-    finally:
-        signal.alarm(0)
-        for number, earlier in before.items():
-            signal.signal(number, earlier)

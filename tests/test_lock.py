@@ -50,16 +50,10 @@ def test_refusal_when_the_first_has_not_written_who_it_is(content, tmp_path):
         locked(tmp_path).__enter__()
 
 
-def test_lock_leaves_nothing_behind(tmp_path):
-    with locked(tmp_path / "a/b/run"):
-        pass
-    assert names(tmp_path) == []
-    (tmp_path / "kept").mkdir()
-    with pytest.raises(RuntimeError), locked(tmp_path / "kept"):
+def test_lock_leaves_no_files_behind(tmp_path):
+    with pytest.raises(RuntimeError), locked(tmp_path / "a/run"):
         raise RuntimeError
-    with locked(tmp_path / "a/run"):
-        (tmp_path / "a/run/log.txt").write_text("log")
-    assert names(tmp_path) == ["a", "kept", "log.txt", "run"]
+    assert names(tmp_path) == ["a", "run"]
 
 
 def test_leftover_lock_of_a_finished_run_is_removed(tmp_path):
@@ -87,7 +81,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_waiting_run_gets_the_folder_removed_by_the_first_one(tmp_path):
+def test_waiting_run_gets_the_folder_after_the_first_one(tmp_path):
     entered = Event()
 
     def wait():
@@ -110,7 +104,7 @@ def test_file_system_without_locks_is_reported(number, tmp_path, monkeypatch, ca
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path / "run"):
         assert "has no locks: start no other run there" in capsys.readouterr().out
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["run"]
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
@@ -121,7 +115,7 @@ def test_file_takes_the_place_of_a_missing_flock(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path / "run"), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
         locked(tmp_path / "run").__enter__()
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("what", ["file", "link"])
@@ -168,7 +162,7 @@ def test_failing_start_does_not_touch_a_run_started_meanwhile(launch, meanwhile,
     meanwhile(lambda: refused.append(refusal_of(arguments(eurosat, tiny, tmp_path / "a/run"))))
     first = launch(*arguments(eurosat, tiny, tmp_path / "a/run", "INPUT.SIZE", "(224, 224)"))
     assert (first.status, len(refused)) == (2, 1) and "INPUT.SIZE" in first.errors[0]
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["a", "run"]
 
 
 def test_interrupted_start_does_not_touch_a_run_started_meanwhile(launch, meanwhile, eurosat, tiny, tmp_path):

@@ -1,17 +1,19 @@
 """One run on several ranks: the same numbers as on one, at any number of them."""
 
+from argparse import Namespace
 from contextlib import suppress
 from itertools import product
 
 import pytest
 import torch
+from drawn import make_cfg
 from in_ranks import in_ranks
 from recorder import CASES, Recorder, assert_close
 
 from clip import Ranks, SplitTowers, current_ranks
 from clip.fast import FAST
 from common.errors import UsageError
-from experiments.ranks import own_folder
+from experiments.ranks import check_agreement
 from trainers.agreement import digest_of_images
 from trainers.ranks import split
 
@@ -26,19 +28,18 @@ class OnRanks:
 
     def __init__(self, *arguments, stop=None):
         each = Recorder(*arguments)
-        with own_folder(each.cfg, current_ranks()):
-            each.build(double=True)
-            if stop:
-                after_epoch = each.trainer.after_epoch
+        each.build(double=True)
+        if stop:
+            after_epoch = each.trainer.after_epoch
 
-                def killed_after_epoch():
-                    after_epoch()
-                    if each.trainer.epoch + 1 == stop:
-                        raise Killed
+            def killed_after_epoch():
+                after_epoch()
+                if each.trainer.epoch + 1 == stop:
+                    raise Killed
 
-                each.trainer.after_epoch = killed_after_epoch
-            with suppress(Killed):
-                each.trainer.train()
+            each.trainer.after_epoch = killed_after_epoch
+        with suppress(Killed):
+            each.trainer.train()
         self.rank, self.paths, self.logits, self.start = current_ranks().rank, each.paths, each.logits, each.start
         self.end, self.rng = each.trainer.model.state_dict(), torch.get_rng_state()
         self.results, self.tested = each.trainer.test_results, each.trainer.n_test
@@ -112,12 +113,14 @@ def test_different_facts_are_refused_on_all_ranks():
         ]
 
 
-def test_ranks_with_other_images_are_refused_before_anything_is_computed(deep, eurosat, tmp_path):
+def test_ranks_with_other_images_are_refused(deep, eurosat, tmp_path):
     def build():
-        rank = current_ranks().rank
-        each = Recorder(eurosat, deep, tmp_path / str(rank), 1 + rank, "TCP")
+        each = Recorder(eurosat, deep, tmp_path, 1 + current_ranks().rank, "CoOp")
+        each.build()
+        each.cfg.defrost()
+        each.cfg.SEED = 1
         with pytest.raises(UsageError, match="choice of images of rank 1 differs from rank 0"):
-            each.build()
+            check_agreement(Namespace(), each.cfg, each.trainer)
 
     in_ranks(2, build)
 
@@ -165,9 +168,12 @@ def test_token_ids_are_forgotten_with_their_prompts():
     assert len(towers._rows) == 0
 
 
-def test_trained_towers_are_refused(deep, eurosat, tmp_path):
+def test_a_run_without_a_seed_and_trained_towers_are_refused(deep, eurosat, tmp_path):
     each = Recorder(eurosat, deep, tmp_path, 1, "CoOp")
     each.build()
+    each.trainer.cfg = make_cfg("CoOp", eurosat, deep, tmp_path, "SEED", -1)
+    with pytest.raises(UsageError, match="--seed is missing: several ranks need it"):
+        split(each.trainer, Ranks(0, 2))
     each.trainer.model.clip.ln_final.weight.requires_grad_(True)
     with pytest.raises(UsageError, match="CoOp trains weights of the towers"):
         split(each.trainer, Ranks(0, 2))

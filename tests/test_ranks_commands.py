@@ -1,12 +1,14 @@
 """train.py on several ranks, as commands: what they print and leave behind, and how they end."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -20,8 +22,8 @@ from experiments.studies.worker import WorkerDied
 
 pytestmark = pytest.mark.slow
 
-TORCHRUN = Path(sys.executable).with_name("torchrun")
-KILLED = "was killed: run the same command again to resume from the last complete epoch"
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+LOST = "error: another rank has ended too early: run the same command again to resume from the last complete epoch"
 
 
 @pytest.fixture
@@ -80,14 +82,16 @@ def ended(processes):
     return [(process.returncode, *each) for process, each in zip(processes, printed, strict=True)]
 
 
-def ended_in_one_line(processes, *words, speaker=0, status=2):
-    """One rank prints one line with these words; nothing more is printed."""
-    for rank, (code, _, errors) in enumerate(ended(processes)):
-        if rank == speaker:
-            assert (code, errors.count("\n")) == (status, 1), errors
-            assert errors.startswith("error: ") and all(word in errors for word in words), errors
-        else:
-            assert (code != 0, errors) == (True, "")
+def ended_in_one_line(processes, *words):
+    """All fail, and one of them prints one line with these words; nothing more is printed."""
+    statuses, _, errors = zip(*ended(processes), strict=True)
+    assert 0 not in statuses
+    (line,) = "".join(errors).splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words), line
+
+
+def has_checkpoint(folder):
+    return lambda: list(folder.glob("out/*/model.pth.tar-*"))
 
 
 def results(folder):
@@ -101,103 +105,80 @@ def prompts(folder):
 
 
 def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin, tmp_path):
-    launch(*arguments("MPL"))
+    argv = arguments("MPL", "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
+    launch(*argv)
     alone, written = tmp_path / "alone", tmp_path / "out"
     written.rename(alone)
-    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "train.py", *arguments("MPL")]
-    (code, printed, errors) = ended([begin(list(map(str, command)), cwd=ROOT)])[0]
+    (code, printed, errors) = ended([begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)])[0]
     assert (code, "Traceback" in errors) == (0, False), errors
-    assert printed.count("* accuracy:") == 1
+    assert printed.count("* accuracy:") == alone.joinpath("log.txt").read_text().count("* accuracy:")
     assert results(written) == (results(alone)[0], 2)
     for name, value in prompts(alone).items():
         assert torch.allclose(value, prompts(written)[name], rtol=1e-3, atol=1e-5), name
-    made = [{path.name for path in folder.iterdir()} for folder in (alone, written)]
-    assert made[0] == made[1]
+    made = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (alone, written)]
+    events = [{path for path in each if "tfevents" in path} for each in made]
+    assert made[0] - events[0] == made[1] - events[1] and list(map(len, events)) == [1, 1]
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.thorough), 1])
 def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
     argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
     processes = ranks(2, argv)
-    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
+    wait_until(has_checkpoint(tmp_path), processes[0])
     processes[victim].send_signal(signal.SIGKILL)
     killed = time.time()
-    ended_in_one_line([processes[1 - victim]], f"rank {victim} {KILLED}")
+    ((code, _, errors),) = ended([processes[1 - victim]])
+    assert code != 0 and "Traceback" not in errors
+    assert not victim or errors == f"{LOST}\n"  # without rank 0, which has the store here, torch complains
     assert time.time() - killed < 10 * slowdown()
     resumed = launch(*argv)
     assert resumed.status == 0 and "Found checkpoint" in resumed.printed
     assert (tmp_path / "out/results.json").is_file()
 
 
-@pytest.mark.thorough
-def test_an_interrupt_of_one_rank_ends_all(arguments, ranks, tmp_path):
-    processes = ranks(2, arguments("MPL", "OPTIM.MAX_EPOCH", 300))
-    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    ended_in_one_line(processes, "rank 1 was interrupted: run the same command again")
-
-
-@pytest.mark.thorough
-def test_an_interrupt_of_all_ranks_prints_one_line(arguments, ranks, tmp_path):
-    processes = ranks(2, arguments("MPL", "OPTIM.MAX_EPOCH", 300))
-    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), processes[0])
-    for process in processes:  # as Ctrl-C reaches them
-        process.send_signal(signal.SIGINT)
-    first, second = ended(processes)
-    assert first[0] == 130 and first[2].splitlines()[-1].startswith("Interrupted. Run the same command again")
-    assert second[2] == ""
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
+def test_an_interrupt_ends_all_ranks_with_one_line(number, arguments, begin, tmp_path):
+    argv = arguments("MPL", "OPTIM.MAX_EPOCH", 300, "DATALOADER.NUM_WORKERS", 1)
+    process = begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)
+    wait_until(has_checkpoint(tmp_path), process)
+    process.send_signal(number)
+    interrupted = time.time()
+    ((code, _, errors),) = ended([process])
+    assert code != 0 and errors.count("Interrupted. Run the same command again") == 1, errors
+    assert time.time() - interrupted < 20 * slowdown()
+    assert not [path.name for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        pytest.param(
-            ["OPTIM.LRR", "0.5"],
-            ["rank 1 failed: unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"],
-            marks=pytest.mark.thorough,
-        ),
+        (["OPTIM.LRR", "0.5"], ["unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"]),
         (["OPTIM.LR", "0.5"], ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"]),
     ],
 )
 def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tmp_path):
     ended_in_one_line(ranks(2, arguments("MPL"), other), *words)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_failing_rank_skips_pythons_own_end(begin):
-    """Threads of the group would abort it there, now and then: exit status -6 and a line of the C++ library."""
-    code = """
-import atexit, os, torch.distributed as dist
-from common.errors import UsageError
-from experiments.session import cli_main
-def fail():
-    atexit.register(os.abort)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    raise UsageError("wrong", "do this")
-cli_main(fail)
-"""
-    assert ended([begin([sys.executable, "-c", code], cwd=ROOT)]) == [(2, "", "error: wrong: do this\n")]
+    assert list((tmp_path / "out").rglob("*")) == []
 
 
 @pytest.mark.thorough
-def test_without_a_seed_several_ranks_are_refused(arguments, ranks):
+def test_an_error_of_all_ranks_is_printed_once(arguments, begin):
     argv = arguments("MPL")
     at = argv.index("--seed")
-    ended_in_one_line(ranks(2, argv[:at] + argv[at + 2 :]), "--seed is missing: several ranks need it")
+    ((code, _, errors),) = ended([begin([*TORCHRUN, "train.py", *argv[:at], *argv[at + 2 :]], cwd=ROOT)])
+    assert code == 1 and errors.count("error: --seed is missing: several ranks need it") == 1, errors
 
 
 @pytest.mark.thorough
 def test_torchrun_starts_all_ranks_again(arguments, begin, tmp_path):
     """With --max-restarts, after one is killed; and workers of a data loader do not hide its end."""
     argv = arguments("MPL", "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1)
-    command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "train.py", *argv]
-    process = begin(list(map(str, command)), cwd=ROOT)
-    wait_until(lambda: list(tmp_path.glob("out/*/model.pth.tar-*")), process)
+    process = begin([*TORCHRUN, "--max-restarts", "1", "train.py", *argv], cwd=ROOT)
+    wait_until(has_checkpoint(tmp_path), process)
     os.kill(max(children(process.pid)), signal.SIGKILL)
     (code, printed, errors) = ended([process])[0]
     assert code == 0, errors
     assert printed.count("* accuracy:") == 1 and "Found checkpoint" in printed
-    assert errors.count(f"rank 1 {KILLED}") <= 1  # torchrun may end rank 0 before it prints
 
 
 def children(process):
@@ -208,8 +189,8 @@ def test_a_port_in_use_ends_in_one_line(arguments, ranks):
     with socket.create_server(("", 0)) as server:
         ended_in_one_line(
             ranks(2, arguments("MPL"), port=server.getsockname()[1], started=1),
-            "cannot connect to the other ranks at 127.0.0.1:",
-            "choose another --master-port",
+            "cannot connect to the other ranks (",
+            "with another --master-port",
         )
 
 
@@ -223,21 +204,10 @@ def test_zero_shot_is_tested_by_all_ranks(arguments, ranks, launch, tmp_path):
     assert results(tmp_path / "out") == (alone, 2)
 
 
-@pytest.mark.parametrize(
-    ("variables", "fault"),
-    [
-        ({}, "WORLD_SIZE is 2, but RANK is not set"),
-        ({"RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK is 'x', which is not a number from 0 to 1"),
-        ({"RANK": "2"}, "RANK is '2', which is not a number from 0 to 1"),
-        ({"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "MASTER_PORT is '70000'"),
-    ],
-)
-def test_variables_of_the_launcher_are_checked(variables, fault, monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"WORLD_SIZE": "2", **variables}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=f"{fault}.*: start several ranks by torchrun"), joined():
+def test_a_variable_of_the_launcher_is_missing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UsageError, match="cannot connect .*RANK expected.*: start them by torchrun"), joined():
         pass
 
 
@@ -257,5 +227,14 @@ def test_a_group_of_a_study_executes_a_run_and_reports_its_error(arguments, tmp_
     assert results(tmp_path / "out")[1] == 2
     error = execute_in_group(arguments("MPL", "TRAINER.MPL.N_CTX", -3), 2, 1)
     assert error and "N_CTX" in error and (tmp_path / "out/error.txt").is_file()
-    with pytest.raises(WorkerDied, match="rank 0 ended without a result"):
-        execute_in_group(["--bogus"], 2, 1)
+
+
+def test_a_killed_rank_of_a_group_ends_the_group(arguments, tmp_path):
+    def kill_one():
+        while not has_checkpoint(tmp_path)():
+            time.sleep(0.05)
+        max(multiprocessing.active_children(), key=lambda process: process.pid).kill()
+
+    Thread(target=kill_one, daemon=True).start()
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        execute_in_group(arguments("MPL", "OPTIM.MAX_EPOCH", 300), 2, 1)

@@ -22,7 +22,6 @@ from common.errors import UsageError
 from common.names import check_known_names
 from common.version import __version__
 
-from .agreement import digest_of_images
 from .build import build_model, print_normalisation, require_vit
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .data_use import Choice, epoch_choice, inherited_choices
@@ -70,11 +69,6 @@ class PromptTrainer(TrainerX):
     def __init__(self, cfg: CfgNode):
         self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
         super().__init__(cfg)
-
-    def build_data_loader(self) -> None:
-        super().build_data_loader()
-        if (ranks := current_ranks()).count > 1:  # before anything is computed for these classes
-            ranks.agree({"choice of images": digest_of_images(self.dm.dataset, self.cfg.DATASET.ROOT)})
 
     @classmethod
     def section(cls) -> str:
@@ -260,10 +254,27 @@ class PromptTrainer(TrainerX):
 
     def before_train(self) -> None:
         ranks = current_ranks()
-        with ranks.first_last():  # rank 0 deletes checkpoints that it does not need any more
+        if not ranks.first:
+            super().before_train()
+        ranks.objects(None)  # all others have read the checkpoints: rank 0 may delete some
+        if ranks.first:
             super().before_train()
         if ranks.count > 1:
             ranks.agree({"first epoch": self.start_epoch, "start of the prompts": digest(self.model.state_dict())})
+
+    # Of several ranks the first one writes.
+
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        if current_ranks().first:
+            super().save_model(*arguments, **options)
+
+    def _remove_stale(self, newest: int) -> None:
+        if current_ranks().first:
+            super()._remove_stale(newest)
+
+    def init_writer(self, log_dir: str) -> None:
+        if current_ranks().first:
+            super().init_writer(log_dir)
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self._text_features = None  # an evaluation computes its own
@@ -323,6 +334,7 @@ class PromptTrainer(TrainerX):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
+        current_ranks().objects(None)  # rank 0 may have written it just now
         path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__)
         checkpoint = load_checkpoint(path)
         if not is_checkpoint(checkpoint):

@@ -23,4 +23,6 @@ def split(trainer: Any, ranks: Ranks) -> None:
     if any(parameter.requires_grad for parameter in trainer.model.clip.parameters()):
         what = f"{name} trains weights of the towers, whose gradients are not added up over ranks"
         raise UsageError(what, "start it without torchrun")
+    if trainer.cfg.SEED < 0:
+        raise UsageError("--seed is missing", "several ranks need it, to draw the same images")
     trainer.model.towers = SplitTowers(trainer.model.towers, ranks, trainer.model)

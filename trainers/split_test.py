@@ -48,6 +48,10 @@ class SplitEvaluator:
             outputs = self.ranks.gather(outputs, self.sizes)
         self.evaluator.process(outputs, labels)
 
+    def evaluate(self) -> dict[str, float]:
+        """The results of rank 0, which prints them and may write files."""
+        return self.ranks.from_first(self.evaluator.evaluate)
+
 
 class SplitLoader:
     """A loader of test images of which each rank reads every `count`-th batch.

@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> None:
     """
     path, *words = (sys.argv[1:] if argv is None else argv) or [""]
     if not path:
-        raise UsageError("run.sh is called by the other scripts", "see bash scripts/mpl/base2new_train.sh --help")
+        raise UsageError(
+            "run.sh alone is not a script of this project: the others call it",
+            "see bash scripts/mpl/base2new_train.sh --help",
+        )
     name = script_name(path)
     if "--help" in words or "-h" in words:
         print(help_text(name, find(name)))

@@ -4,17 +4,21 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing.connection import Connection
 from pathlib import Path
+
+import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 from ..arguments import parse_arguments
 from ..ranks import joined
+from ..results import ERROR
 from ..run import train_and_test
-from .worker import WorkerDied, init_worker, process_context, settle
+from ..session import handle_interrupts
+from .worker import WorkerDied, settle
 
 
 def execute_in_group(run: Sequence[str], count: int, threads: int) -> str | None:
-    """Execute a run of train.py with these arguments in new processes; their output goes to log.txt only.
+    """Execute a run of train.py with these arguments in new processes, which end with this one.
 
     Args:
         run: the arguments.
@@ -27,30 +31,15 @@ def execute_in_group(run: Sequence[str], count: int, threads: int) -> str | None
     Raises:
         WorkerDied: one of the processes was killed.
     """
-    context = process_context()
-    ours, theirs = context.Pipe(duplex=False)
-    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # those of this task; the processes have another one's environment
-    gpus = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    ranks = []
-    for rank in range(count):
-        variables = common | gpus | {"RANK": rank, "LOCAL_RANK": rank}
-        arguments = theirs, threads, {name: str(value) for name, value in variables.items()}, tuple(run)
-        ranks.append(context.Process(target=execute_as_rank, args=arguments))
-        ranks[-1].start()
-    theirs.close()  # so that `recv` raises EOFError when the processes end
+    folder = Path(parse_arguments(list(run)).output_dir)
+    settle(folder, None)
     try:
-        answer = ours.recv()
-    except EOFError:
-        answer = WorkerDied("rank 0 ended without a result")
-    for process in ranks:
-        process.join()
-    if killed := [rank for rank, process in enumerate(ranks) if (process.exitcode or 0) < 0]:
-        code = ranks[killed[0]].exitcode
-        raise WorkerDied(f"rank {killed[0]} ended with exit code {code} (-9 usually means: out of memory)")
-    if isinstance(answer, WorkerDied):
-        raise answer
-    return answer
+        spawn(execute_as_rank, (count, free_port(), threads, tuple(run)), nprocs=count)
+    except (ProcessExitedException, ProcessRaisedException) as ended:
+        if getattr(ended, "exit_code", 0) < 0 or not (folder / ERROR).is_file():
+            raise WorkerDied(f"{ended} (SIGKILL usually means: out of memory)") from ended
+        return (folder / ERROR).read_text().strip()
+    return None
 
 
 def free_port() -> int:
@@ -60,15 +49,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def execute_as_rank(answer: Connection, threads: int, variables: dict[str, str], run: Sequence[str]) -> None:
-    """Execute a run as one of its ranks, with these variables of the environment; rank 0 sends its error, or None."""
-    init_worker(threads)
-    os.environ.update(variables)
-    args, error = parse_arguments(list(run)), None
+def execute_as_rank(rank: int, count: int, port: int, threads: int, run: Sequence[str]) -> None:
+    """Execute a run as one of its ranks; its output goes to log.txt only, and its error to error.txt."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    torch.set_num_threads(threads)
+    handle_interrupts()
+    args = parse_arguments(list(run))
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), joined():
             train_and_test(args, wait=True)
-    except BaseException as caught:  # noqa: BLE001 - it is the run's
-        error = caught
-    if variables["RANK"] == "0":
-        answer.send(settle(Path(args.output_dir), error))
+    except Exception as error:
+        settle(Path(args.output_dir), error)
+        raise
