@@ -16,7 +16,7 @@ from PIL import Image
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
-from experiments.inference import predict
+from experiments.inference import predict, predictor
 from experiments.inference.models import open_models
 from trainers.classifier import PromptedClassifier
 
@@ -218,6 +218,18 @@ def test_class_specific_contexts_take_no_other_names(finished, command, photos):
         done = command(predict, folder, photos, "--classes", *names)
         assert (done.status, len(done.errors)) == (2, 1)
         assert "has a context for each class that it was learned on: leave out the class names" in done.errors[0]
+
+
+def test_many_class_names_are_announced(finished, command, photos, monkeypatch):
+    """50,000 names gave no answer and no word for a minute."""
+    names = ["--classes", *map(str, range(4))]
+    monkeypatch.setattr(predictor, "MANY", 3)
+    said = "CoOp: computing the text features of 4 class names, which takes a while"
+    assert command(predict, finished("CoOp"), photos / "a.jpg", *names).errors == [said]
+    assert command(predict, finished("CoOp"), photos / "a.jpg", *names[:-1]).errors == []
+    monkeypatch.setattr("common.names.MOST", 3)
+    done = command(predict, finished("CoOp"), photos / "a.jpg", *names)
+    assert done.status == 2 and "there are 4 class names: give 1 to 3" in done.errors[0]
 
 
 # Names of others
