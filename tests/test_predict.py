@@ -18,7 +18,7 @@ from PIL import Image
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
-from inference import export, predict
+from inference import export, predict, predictor
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models, read_model
@@ -285,6 +285,18 @@ def test_the_former_place_of_the_classifier_says_where_it_is_now():
     with pytest.warns(DeprecationWarning, match="is now inference.classifier") as warned:
         from trainers.classifier import PromptedClassifier as former
     assert former is PromptedClassifier and warned[0].filename == __file__
+
+
+def test_many_class_names_are_announced(finished, command, photos, monkeypatch):
+    """50,000 names gave no answer and no word for a minute."""
+    names = ["--classes", *map(str, range(4))]
+    monkeypatch.setattr(predictor, "MANY", 3)
+    said = "CoOp: computing the text features of 4 class names, which takes a while"
+    assert command(predict, finished("CoOp"), photos / "a.jpg", *names).errors == [said]
+    assert command(predict, finished("CoOp"), photos / "a.jpg", *names[:-1]).errors == []
+    monkeypatch.setattr("common.names.MOST", 3)
+    done = command(predict, finished("CoOp"), photos / "a.jpg", *names)
+    assert done.status == 2 and "there are 4 class names: give 1 to 3" in done.errors[0]
 
 
 # Names of others

@@ -43,7 +43,8 @@ def exported(rng: Random) -> Case:
         if rng.random() < 0.3:
             case.argv[1] = "images"
             case.files |= {f"images/{special}.png": special for special in ("fifo", "socket")}
-            case.files[rng.choice(("images/a.png", "images/=a\x1b[2J\n.png", "images/\u202ea.png"))] = image
+            name = rng.choice(("=a\x1b[2J\n", "\u202ea", "a" * 200))
+            case.files |= {"images/a.png": image, f"images/{name}.png": pictures()["0 PNG"]}
     case.files.setdefault("model/config.json", json.dumps(description).encode())
     case.files |= {"model/prompts.safetensors": prompts, "image.png": sometimes_special(rng, image)}
     return case
