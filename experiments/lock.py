@@ -27,7 +27,7 @@ WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other runs out of an output folder, which is made if it is missing.
+    """Keep other runs out of an output folder, which is made if it is missing, and deleted again if it stays empty.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
 
@@ -39,6 +39,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         UsageError: another run is there, or the folder is not writable.
     """
     lock = FileLock(folder / LOCK, poll_interval=0.5)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if wait else PATIENCE)
@@ -58,6 +59,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
             with suppress(OSError):  # somebody has moved or replaced the folder, which the run's own error is about
                 (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
         lock.release()
 
 
