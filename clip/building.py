@@ -20,7 +20,7 @@ from common.errors import one_line
 from common.files import identity
 
 from .errors import ClipError
-from .weights import read_shapes, read_state_dict, regular_file
+from .weights import converted, read_state_dict, regular_file
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
 
@@ -71,21 +71,22 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     file = (identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype())
     if kept := KEPT.get(file):
         return kept
-    shapes, remedy = read_shapes(path), "give another file"
+    state, remedy = read_state_dict(path), "give another file"
     try:
-        arguments = checked_sizes(config["model_cfg"] if config else openai_config(shapes), shapes)
+        arguments = checked_sizes(config["model_cfg"] if config else openai_config(state), state)
         with torch.device("meta"), Recorded() as draws:  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
-        model.load_state_dict(fitted(shapes, model, resize))
+        state = converted(state, {key: value.dtype for key, value in model.state_dict().items()})
+        state = fitted(state, model, resize)
+        model.load_state_dict(state, assign=True)
         constructed = isinstance(model.visual, TimmModel)  # its constructor computes buffers
         if constructed:
             model = new_clip(arguments, precision)
+            model.load_state_dict(state, assign=True)
         else:
             draws.advance()
             if model.attn_mask is not None:
                 model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
-        state = read_state_dict(path, {key: value.dtype for key, value in model.state_dict().items()})
-        model.load_state_dict(fitted(state, model, resize), assign=True)
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
             if key in ("mean", "std"):
                 setattr(model.visual, f"image_{key}", three_numbers(key, value))

@@ -1,16 +1,14 @@
 """Files of backbone weights: OpenAI's names and their verified download, and the forms of a weight file."""
 
-import io
 import os
 import pickle
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
@@ -21,12 +19,12 @@ from common.download import TransferError, WrongFile, transfer
 from common.errors import one_line
 from common.files import checksum, identity, replacing
 
-from .archive import BLOCK, MAX_READ, MAX_TENSORS, Archive, WeightFile, converted
 from .errors import ClipError
-from .pickles import StoredTensor, known, operations
+from .torch_files import read
 
 CACHE = "~/.cache/clip"
 MAX_BYTES = 1 << 31  # of OpenAI's files, the largest of which has 1.3 GB
+MAX_TENSORS = 4000  # in a file, three times those of the largest CLIP
 
 # OpenAI's names -> open_clip's. The address, with the file's SHA-256 as its last folder, is in open_clip's table.
 OPENAI_NAMES = {
@@ -126,72 +124,25 @@ def regular_file(name: str | Path) -> Path:
     return path
 
 
-def read_state_dict(path: Path, types: Mapping[str, torch.dtype] | None = None) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a backbone file, by OpenAI's names.
 
     Accepted are OpenAI's TorchScript archives, plain state dicts (also in a training checkpoint's `state_dict`, also
     with `module.` before the names) and `.safetensors`. No code in the file is run. Zip archives have checksums, which
-    are checked. Tensors are read one after another, so that memory is needed only for the result.
-
-    Args:
-        path: the file.
-        types: name -> type that a tensor is converted to.
+    are checked. The memory needed is the size of the file.
 
     Returns:
-        contiguous tensors on the CPU, each with memory of its own.
+        tensors on the CPU, which may share memory with one another.
 
     Raises:
-        ClipError: the file is missing, damaged, or of another form, or a tensor in `types` is not finite or not of
-            such a type.
+        ClipError: the file is missing, damaged, or of another form.
     """
-    with tensors_in(path) as tensors:
-        state = {name: tensor.read((types or {}).get(name)) for name, tensor in tensors.items()}
-        for name in types or {}:
-            if name in state and not is_finite(state[name]):
-                raise ValueError(f"{name} is not finite")
-        return state
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: a sum shows one that is not, without memory for the answers to each."""
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None  # whose sums could overflow
-    parts = tensor.flatten().split(BLOCK // 4)
-    return bool(torch.stack([part.sum(dtype=wide) for part in parts]).isfinite().all())
-
-
-def read_shapes(path: Path) -> dict[str, Tensor]:
-    """Tensors on the meta device with the names and the shapes of those that `read_state_dict` returns."""
-    with tensors_in(path) as tensors:
-        return {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
-
-
-class Readable(NamedTuple):
-    """A tensor in a file; `read` returns it in a type (or its own), contiguous and with memory of its own."""
-
-    shape: Sequence[int]
-    read: Callable[[torch.dtype | None], Tensor]
-
-
-@contextmanager
-def tensors_in(path: Path) -> Iterator[dict[str, Readable]]:
-    """The tensors of a weight file while it is open. Any error meanwhile becomes a ClipError that names the file."""
     path = regular_file(path)
     try:
-        with WeightFile(path) as file:
-            if path.suffix == ".safetensors":
-                tensors = in_safetensors(path)
-            elif file.peek(4)[:4] == b"PK\3\4":
-                archive = Archive(file)
-                chosen = choose_tensors(archive.value(), path, file.nbytes)
-                uses = Counter(stored.storage.key for stored in chosen.values())
-                tensors = {
-                    name: Readable(stored.size, partial(archive.tensor, stored, uses[stored.storage.key] > 1))
-                    for name, stored in chosen.items()
-                }
-            else:
-                chosen = choose_tensors(read_legacy(file, path), path, file.nbytes)
-                tensors = {name: Readable(tensor.shape, partial(copied, tensor)) for name, tensor in chosen.items()}
-            yield {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        tensors = read_safetensors(path) if path.suffix == ".safetensors" else chosen_tensors(read(path), path)
+        if len(tensors) > MAX_TENSORS or sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
+            raise ValueError("its tensors are larger than the file, or too many")
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     except ClipError:
         raise
     except pickle.UnpicklingError as error:
@@ -208,47 +159,49 @@ def tensors_in(path: Path) -> Iterator[dict[str, Readable]]:
         raise ClipError(what, "download or copy it again", path) from error
 
 
-def choose_tensors(value: Any, path: Path, nbytes: int) -> dict[str, Any]:
-    """The state dict in what a file of `nbytes` bytes holds: all of it, or the `state_dict` of a training checkpoint.
+def chosen_tensors(value: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds: all of it, or the `state_dict` of a training checkpoint.
 
     Raises:
         ClipError: there is none.
-        ValueError: its tensors are too many, or larger than the file.
     """
     if isinstance(value, dict):
         value = value.get("state_dict", value)
-    kinds = (Tensor, StoredTensor)
-    if not isinstance(value, dict) or not all(isinstance(k, str) and isinstance(v, kinds) for k, v in value.items()):
+    if not isinstance(value, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
         raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
-    if len(value) > MAX_TENSORS or sum(tensor.nbytes for tensor in value.values()) > nbytes:
-        raise ValueError("its tensors are larger than the file, or too many")
     return value
 
 
-def copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(converted(tensor.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"it has {len(names)} tensors")
+        return {name: file.get_tensor(name).clone() for name in names}  # which was a part of the file itself
 
 
-def in_safetensors(path: Path) -> dict[str, Readable]:
-    file = safe_open(path, "pt")  # whose tensors are parts of the file itself
-    names = list(file.keys())
-    if len(names) > MAX_TENSORS:
-        raise ValueError(f"it has {len(names)} tensors")
+def converted(state: dict[str, Tensor], types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """The tensors in the types of a model's, contiguous and each with memory of its own.
 
-    def read(name: str, dtype: torch.dtype | None) -> Tensor:
-        return copied(file.get_tensor(name), dtype)
+    They are removed from `state` one by one, so that little memory is needed for both.
 
-    return {name: Readable(file.get_slice(name).get_shape(), partial(read, name)) for name in names}
+    Raises:
+        ValueError: one in `types` is not finite, or is of integers and should not be, or the other way round.
+    """
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
+    result = {}
+    for name in list(state):
+        tensor = state.pop(name)
+        dtype, storage = types.get(name, tensor.dtype), tensor.untyped_storage()
+        if tensor.is_floating_point() != dtype.is_floating_point:
+            raise ValueError(f"{name} has the type {tensor.dtype}, not {dtype}")
+        shared = uses[storage.data_ptr()] > 1 or storage.nbytes() > tensor.nbytes
+        result[name] = tensor.to(dtype, copy=shared, memory_format=torch.contiguous_format)
+        if name in types and not is_finite(result[name]):
+            raise ValueError(f"{name} is not finite")
+    return result
 
 
-def read_legacy(file: WeightFile, path: Path) -> Any:
-    """What torch.save wrote before version 1.6: five pickles, then the numbers."""
-    pickles = io.BytesIO(file.read(MAX_READ))
-    for _ in range(5):
-        for name, argument in operations(pickles):  # which are limited in number: those that torch.load reads are not
-            if name == "GLOBAL":
-                known(argument)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its text is a page of advice
-        raise pickle.UnpicklingError("torch.load refuses it") from error
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: the smallest and the largest are, without memory for an answer to each."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())

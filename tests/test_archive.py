@@ -20,11 +20,12 @@ from fuzz.changes import change_bytes
 from fuzz.pickles import change_zip
 from safetensors.torch import save_file
 from torch import nn
-from weight_files import NUMBERS, SECONDS, Stored, refused, text, write
+from weight_files import NUMBERS, SECONDS, Stored, pickled, refused, text, write
 
 import clip
-from clip import archive, weights
-from clip.pickles import MAX_OPERATIONS
+from clip import weights
+from clip.torch_files import MAX_READ
+from clip.weights import MAX_TENSORS
 from common.start import ROOT
 
 pytestmark = [
@@ -59,7 +60,7 @@ def test_setstate_of_a_torchscript_archive_does_not_run(what, tmp_path):
     if what == "existing file":
         written.write_bytes(b"precious content")
     torch.jit.script(Hostile(str(written), what == "existing file", what == "loop")).save(tmp_path / "vit.pt")
-    refused(tmp_path / "vit.pt", "more than tensors", "Hostile", "not run")
+    refused(tmp_path / "vit.pt", "more than tensors", "not run")
     assert not written.exists() or written.read_bytes() == b"precious content"
 
 
@@ -82,7 +83,7 @@ def test_nothing_calls_torch_jit_load():
 
 
 def test_crafted_archive_is_read(tmp_path):
-    for folder in ("", "any name/", "é/"):
+    for folder in ("any name/", "é/"):
         write(tmp_path / "vit.pt", {"a": Stored(), "b": Stored(offset=1, size=(1, 2), stride=(9, 2))}, folder=folder)
         state = weights.read_state_dict(tmp_path / "vit.pt")
         assert state["a"].tolist() == [1, 2, 3, 4] and state["b"].tolist() == [[2, 4]]
@@ -94,32 +95,18 @@ def test_crafted_archive_is_read(tmp_path):
         Stored(size=(5,)),
         Stored(size=(2, 2), stride=(3, 1)),
         Stored(offset=1),
-        Stored(offset=2**62, size=(1,)),
         Stored(offset=-1, size=(1,)),
         Stored(stride=(-1,)),
-        Stored(size=(-4,)),
-        Stored(stride=(2**62,)),
-        Stored(stride=(2**63,)),
         Stored(size=(2**40,), stride=(0,)),
-        Stored(size=(0, 2**60), stride=(1, 1)),
-        Stored(size=(4, 1), stride=(1,)),
-        Stored(size=(1,) * 9, stride=(1,) * 9),
-        Stored(size=(1,) * 100_000, stride=(1,) * 100_000),
         Stored(size="4"),
-        Stored(size=(4.0,)),
-        Stored(offset=None),
         Stored(length=5, size=(5,)),
-        Stored(length=3, size=(3,)),
         Stored(length=-4),
         Stored(length=2**62),
         Stored(length="4"),
-        Stored(length=2**70, size=(2**70,)),
         Stored(key="1"),
         Stored(key="../0"),
         Stored(key=0),
-        Stored(key="0" * 100_000),
         Stored(kind=torch.DoubleStorage),
-        Stored(kind=torch.HalfStorage),
         Stored(kind=torch.ComplexFloatStorage),
     ],
     ids=lambda stored: repr((*stored.identity[1:], *stored.layout[:3]))[:70],
@@ -132,25 +119,27 @@ def test_tensor_outside_its_storage_is_refused(tensor, tmp_path):
 def test_tensors_larger_than_the_file_are_refused(tmp_path):
     write(tmp_path / "vit.pt", {f"a{number}": Stored() for number in range(500)} | {"state_dict": {}})
     assert weights.read_state_dict(tmp_path / "vit.pt") == {}
-    write(tmp_path / "vit.pt", {str(number): Stored(size=(1,)) for number in range(archive.MAX_TENSORS + 1)})
+    write(tmp_path / "vit.pt", {str(number): Stored(size=(1,)) for number in range(MAX_TENSORS + 1)})
     refused(tmp_path / "vit.pt", "too many")
     shared = Stored(length=1 << 20, size=(1 << 20,))
-    write(tmp_path / "vit.pt", {"a": shared, "b": shared}, ("data/1", bytes(1 << 22)))
+    write(tmp_path / "vit.pt", {"a": shared, "b": shared}, numbers=bytes(1 << 22))
+    refused(tmp_path / "vit.pt", "larger than the file")
+    write(tmp_path / "vit.pt", {"a": shared}, numbers=bytes(1 << 22), how=zipfile.ZIP_DEFLATED)
+    refused(tmp_path / "vit.pt", "larger than the file")
+    small, large = Stored(key="1"), {"exp_avg": shared}  # in a training checkpoint
+    zeros = {"numbers": bytes(1 << 22), "how": zipfile.ZIP_DEFLATED}
+    write(tmp_path / "vit.pt", {"state_dict": {"a": small}, "optimizer": large}, ("data/1", NUMBERS), **zeros)
     refused(tmp_path / "vit.pt", "larger than the file")
 
 
-def overlapping(path: Path) -> None:
-    """The members data/0 and data/1 are the same bytes."""
-    write(path, {"a": Stored(), "b": Stored(key="1")}, ("data/1", NUMBERS))
-    content = bytearray(path.read_bytes())
-    entry = content.rindex(b"vit/data/1") - 46
-    content[entry + 42 : entry + 46] = content[content.rindex(b"vit/data/0") - 4 :][:4]
-    path.write_bytes(content)
+def test_storage_of_two_types_is_refused(tmp_path):
+    write(tmp_path / "vit.pt", {"a": Stored(), "b": Stored(kind=torch.DoubleStorage, length=2, size=(2,))})
+    refused(tmp_path / "vit.pt", "describe their storage differently")
 
 
 def many_members(path: Path) -> None:
     """Only the end of the archive, which says how long the list of its members is."""
-    length = archive.MAX_READ + 1
+    length = MAX_READ + 1
     path.write_bytes(b"PK\3\4" + bytes(length) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, length, 4, 0))
 
 
@@ -170,12 +159,11 @@ ARCHIVES = {
     "bad_crc": (changed(NUMBERS, NUMBERS[::-1]), "CRC-32"),
     "bad_crc_of_pickle": (changed(b"FloatStorage", b"floatStorage"), "CRC-32"),
     "repeated_name": (lambda path: write(path, {"a": Stored()}, ("data/0", NUMBERS)), "two members"),
-    "overlap": (overlapping, "overlaps"),
+    "name_outside": (lambda path: write(path, {"a": Stored()}, ("../../x", b"")), "outside of its folder"),
     "big_endian": (lambda path: write(path, {"a": Stored()}, ("byteorder", b"big")), "not little-endian"),
-    "no_pickle": (lambda path: write(path, {"a": Stored()}, folder="a/b/"), "data.pkl"),
-    "compressed": (lambda path: write(path, {"a": Stored()}, how=zipfile.ZIP_DEFLATED), "compressed"),
+    "no_pickle": (lambda path: write(path, {"a": Stored()}, folder="a/b/"), "is damaged"),
     "bomb": (lambda path: write(path, b"\x80\x02" + b"N0" * 2**24 + b".", how=zipfile.ZIP_DEFLATED), "too large"),
-    "large_pickle": (lambda path: write(path, bytes(archive.MAX_READ + 1)), "too large"),
+    "large_pickle": (lambda path: write(path, bytes(MAX_READ + 1)), "too large"),
     "many_members": (many_members, "list of members"),
     "empty": (lambda path: zipfile.ZipFile(path, "w").close(), "is damaged"),
     "header_only": (lambda path: path.write_bytes(b"PK\3\4"), "is damaged"),
@@ -191,37 +179,34 @@ def test_damaged_archive_is_refused_in_one_line(name, tmp_path):
     refused(tmp_path / "vit.pt", words, read=weights.read_state_dict)
 
 
-MODULE = b"\x80\x02c" + text("__torch__", "M") + b")\x81q\x00}"  # with an empty dictionary of attributes on top
+# Memo 3 is a class of TorchScript, 1 a tensor, 0 an object of the class, whose dictionary of attributes is on top.
+MODULE = b"\x80\x02(" + pickled(Stored()).replace(b"q", b"r\0\0\x01")[2:-1] + b"q\1"
+MODULE += b"c" + text("__torch__", "M") + b"q\3)\x81q\0}"
+NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash takes for ever
 PICKLES = {
-    "long_without_sense": b"\x80\x02" + b"N0" * MAX_OPERATIONS + b".",
-    "no_end": b"\x80\x02" + b"]" * 1000,
+    "many_operations": b"\x80\x02" + b"]" * (MAX_READ - 10) + b".",
     "large_memo_index": b"\x80\x02Nr\xff\xff\xff\x7f.",
-    "unknown_memo": b"\x80\x02j\xff\xff\xff\x7f.",
     "deep": b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
-    "deep_tuples": b"\x80\x02N" + b"\x85" * 50_000 + b".",
     "long_text": b"\x80\x02X\xff\xff\xff\x7fa.",
-    "long_bytes": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
-    "digits": b"\x80\x02I" + b"9" * 5000 + b"\n.",
-    "big_number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
-    "own_module": MODULE + b"X\1\0\0\0ah\0sb.",
-    "doubling_modules": b"\x80\x02c" + text("__torch__", "M") + b"q\0)\x81"
-    + b"".join(b"q\1h\0)\x81}(X\1\0\0\0ah\1X\1\0\0\0bh\1ub" for _ in range(64)) + b".",
-    "long_name": MODULE + b"X\0\0\x10\0" + b"a" * (1 << 20) + b"h\0sb.",
-    "module_with_a_list": MODULE + b"0]b.",
-    "module_that_is_not_a_class": b"\x80\x02K\1)\x81.",
-    "key_that_is_a_list": b"\x80\x02}]Ns.",
-    "key_that_is_a_module": b"\x80\x02}c" + text("__torch__", "M") + b")\x81Ns.",
-    "key_that_is_a_large_number": b"\x80\x02}\x8a\x09" + b"\1" * 9 + b"Ns.",
-    "extension": b"\x80\x02\x82\1.",
-    "instance": b"\x80\x02(i" + text("os", "getcwd") + b".",
-    "object": b"\x80\x02(c" + text("os", "getcwd") + b"o.",
-    "global_on_stack": b"\x80\x04\x8c\x02os\x8c\x06getcwd\x93)R.",
-    "with_keywords": b"\x80\x04c" + text("os", "getcwd") + b")}\x92.",
-    "dotted": b"\x80\x02c" + text("torch", "os.getcwd") + b")R.",
-    "text_called": b"\x80\x02X\2\0\0\0os)R.",
+    "key_of_nested_tuples": b"\x80\x02}" + NESTED + b"Ns.",
+    "storage_of_nested_tuples": b"\x80\x02(X\7\0\0\0storagec" + text("torch", "FloatStorage") + NESTED + b"NK\4tQ.",
+    "type_of_nested_tuples": b"\x80\x02(X\7\0\0\0storage" + NESTED + b"X\1\0\0\0aNK\4tQ.",
+    "keys_with_one_hash": b"\x80\x02}(" + b"".join(
+        b"\x8a\x0b" + (number * (2**61 - 1)).to_bytes(11, "little") + b"N" for number in range(100_000)) + b"u.",
+    "own_module": MODULE + b"X\1\0\0\0th\1s(X\1\0\0\0ah\0ub.",
+    "doubling_modules": MODULE + b"X\1\0\0\0th\1sb"
+    + b"".join(b"q\2h\3)\x81}(X\1\0\0\0ah\2X\1\0\0\0bh\2ub" for _ in range(64)) + b".",
+    "long_name": MODULE + b"(" + b"".join(b"X\4\0\0\0%04dh\1" % number for number in range(4000)) + b"ubq\2"
+    + b"h\3)\x81}X\0\0\x10\0" + b"a" * (1 << 20) + b"h\2sb.",
+    "module_with_a_list": MODULE[:-1] + b"]b.",
+    "attributes_of_a_name": b"\x80\x02c" + text("torch", "Size") + b"}X\1\0\0\0aNsb.",
     "control_characters": b"\x80\x02c" + text("\x1b[2J", "\r") + b")R.",
     "surrogates": b"\x80\x02}X\3\0\0\0\xed\xa0\x80Ns.",
     "text_as_storage": b"\x80\x02X\1\0\0\0aQ.",
+    "set_of_nested_tuples": b"\x80\x04\x8f(" + NESTED + b"\x90.",
+    "frozen_set_of_nested_tuples": b"\x80\x04(" + NESTED + b"\x91.",
+    "dictionary_of_nested_tuples": b"\x80\x02(" + NESTED + b"Nd.",
+    "large_bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b".",
 }  # fmt: skip
 
 
@@ -237,9 +222,36 @@ def test_hostile_pickle_is_refused_in_one_line(name, legacy, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
+def test_crafted_module_is_read(tmp_path):
+    write(tmp_path / "vit.pt", MODULE + b"X\1\0\0\0th\1sbq\2h\3)\x81}X\1\0\0\0ah\2sb.")
+    assert weights.read_state_dict(tmp_path / "vit.pt")["a.t"].tolist() == [1, 2, 3, 4]
+
+
 def test_legacy_file_with_a_huge_tensor_is_refused(tmp_path):
     torch.save({"a": torch.ones(1).expand(2**40)}, tmp_path / "vit.pt", _use_new_zipfile_serialization=False)
     refused(tmp_path / "vit.pt", "larger than the file")
+
+
+def test_damaged_legacy_file_is_refused(tmp_path):
+    path, numbers = tmp_path / "vit.pt", torch.arange(4.0)
+    torch.save({"a": numbers, "b": numbers[1:3]}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert weights.read_state_dict(path)["b"].tolist() == [1, 2]
+    key = str(numbers.untyped_storage()._cdata).encode()
+    first, last = content.index(key), content.rindex(key)
+    assert first < last and content[-24:-16] == struct.pack("<Q", 4)
+    for changed in (
+        *(content[:length] for length in range(len(content))),
+        content[:-24] + struct.pack("<Q", 5) + content[-16:],
+        content[:last] + b"x" + content[last + 1 :],  # the list of storages has another one
+        content[:first] + b"x" + content[first + 1 :],
+        content.replace(b"FloatStorage", b"DoubleStorage", 1),
+        content.replace(b"K\x04Nt", b"K\x04\x88t", 1),  # a view of a storage, of version 0.3
+        content.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+    ):
+        assert changed != content
+        path.write_bytes(changed)
+        refused(path, "is damaged", read=weights.read_state_dict)
 
 
 @pytest.fixture(scope="module")
@@ -285,5 +297,5 @@ def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(archives, tmp
         changed = bytearray(content)
         changed[start + rng.randrange(info.file_size)] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
-        with pytest.raises(clip.ClipError, match="CRC-32 is wrong"):
+        with pytest.raises(clip.ClipError, match="Bad CRC-32"):
             weights.read_state_dict(path)

@@ -51,9 +51,6 @@ def text(*lines: str) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-STORED = zipfile.ZIP_STORED
-
-
 class Stored:
     """A tensor as torch pickles it, with any numbers."""
 
@@ -85,9 +82,16 @@ def pickled(value: object) -> bytes:
 NUMBERS = struct.pack("<4f", 1, 2, 3, 4)
 
 
-def write(path: Path, data: bytes | object, *more: tuple[str, bytes], how: int = STORED, folder: str = "vit/") -> None:
-    """Write an archive with a `data.pkl`, four numbers in `data/0` and more members, those with the same name twice."""
-    members = {"data.pkl": data if isinstance(data, bytes) else pickled(data), "data/0": NUMBERS}
+def write(
+    path: Path,
+    data: bytes | object,
+    *more: tuple[str, bytes],
+    numbers: bytes = NUMBERS,
+    how: int = zipfile.ZIP_STORED,
+    folder: str = "vit/",
+) -> None:
+    """Write an archive with a `data.pkl`, `data/0` and more members, those with the same name twice."""
+    members = {"data.pkl": data if isinstance(data, bytes) else pickled(data), "data/0": numbers}
     with zipfile.ZipFile(path, "w", how) as file:
         for name, content in [*members.items(), *more]:
             file.writestr(f"{folder}{name}", content)

@@ -30,8 +30,17 @@ CODE = [
     call("torch.hub", "load", "no/such"),
     call("torch.storage", "_load_from_bytes", "\x80\x02cos\nsystem\n"),
 ]
+NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash takes for ever
+WITHOUT_END = [
+    b"}" + NESTED + b"Ns",
+    b"c" + texts("collections", "Counter") + b"](" + NESTED + b"e\x85R",
+    b"\x8f(" + NESTED + b"\x90",
+    b"c" + texts("__builtin__", "bytearray") + b"\x8a\5\0\0\0\0\5\x85R",
+    b"N" + b"\x85" * 3_000_000,
+]
 OPCODES = [
     *CODE,
+    *WITHOUT_END,
     *(b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"]", b"}", b")", b"N", b"\x85", b"\x86", b"R", b"b", b"s", b"u", b"a"),
     *(b"Q", b"e", b"\x81", b"q\x00", b"h\x00", b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"K\x07", b"."),
     *(b"X\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8a\xff" + b"\x7f" * 255),

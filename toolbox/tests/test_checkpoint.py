@@ -282,7 +282,7 @@ class Call:
         (lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "eval"),
         (lambda mark: Call(exec, f"open({str(mark)!r}, 'w')"), "exec"),
         (lambda mark: Call(subprocess.call, ["touch", str(mark)]), "subprocess.call"),
-        (lambda mark: Call(Path(mark).touch), "getattr"),
+        (lambda mark: Call(Path(mark).touch), "PosixPath"),
     ],
     ids=["os.system", "eval", "exec", "subprocess", "bound method"],
 )

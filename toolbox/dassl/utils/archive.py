@@ -2,18 +2,17 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import zipfile
+
+from .pickles import LEGACY, MAX_PICKLE, Checker, DamagedError
 
 SEAL = b"sha256:"  # before the 64 hexadecimal digits
 SEAL_LENGTH = len(SEAL) + 64
 BLOCK = 1 << 20
 TEMPORARY = r"\.(checkpoint|model\.pth\.tar-\d+|model-best\.pth\.tar)\.\d+\.tmp"  # name of an unfinished file
-
-
-class DamagedError(ValueError):
-    """Raised for a file whose content is not what was written. The message is the reason."""
 
 
 def seal(archive):
@@ -32,28 +31,45 @@ def seal(archive):
     archive.write(digest.encode())
 
 
-def check_whole(file):
-    """Compare an archive with its seal; without one (the published code writes none), its content with the CRCs.
+class CheckpointFile(io.BufferedReader):
+    """A file for `check_whole` and then torch. While it is checked, no piece that is read is larger than `limit`."""
 
-    Legacy files of torch, which are not archives, have no checksum.
+    limit = MAX_PICKLE
+
+    def read(self, size=-1, /):
+        if self.limit and (size or 0) > self.limit:  # zipfile reads the list of members in one piece
+            raise DamagedError("its list of members is too long")
+        return super().read(size)
+
+
+def check_whole(file):
+    """Check a checkpoint before torch reads it.
+
+    It is compared with its seal; without one (the published code writes none), its content with the CRCs. Legacy files
+    of torch, which are not archives, have no checksum. Its pickles are checked in any case: whoever changes a file can
+    write its seal.
 
     Args:
-        file: open for reading in binary mode.
+        file (CheckpointFile).
+
+    Returns:
+        what it holds beside tensors and plain values, for ``torch.serialization.safe_globals``.
 
     Raises:
-        DamagedError: they differ.
-        Exception: nearly any, for a damaged archive.
+        DamagedError: it differs from its checksum, or torch should not read it.
+        Exception: nearly any, for a damaged file.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - SEAL_LENGTH))
-    end = file.read()
+    end = file.read(SEAL_LENGTH)
     file.seek(0)
     zipped = file.read(2) == b"PK"
     sealed = end.startswith(SEAL)
     if sealed and _sha256(file, size - 64) != end[len(SEAL) :]:
         raise DamagedError("its content differs from its SHA-256")
+    file.seek(0)
     if not zipped:
-        return
+        return _check_legacy(file, size)
     if not sealed and not (end[-22:].startswith(b"PK\5\6") and end.endswith(b"\0\0")):
         raise DamagedError("its end is missing or changed")
     with zipfile.ZipFile(file) as archive:
@@ -63,6 +79,31 @@ def check_whole(file):
             raise DamagedError("it is compressed")
         if not sealed and (damaged := archive.testzip()):
             raise DamagedError(f"the CRC of {damaged} differs")
+        return check_archive(archive)
+
+
+def check_archive(archive):
+    """Check the pickle in a ``zipfile.ZipFile``, and that every storage has as many bytes as its tensors say."""
+    members = {member.filename.partition("/")[2].lower(): member for member in archive.infolist()}
+    if len(members) < len(archive.infolist()):  # torch does not distinguish small from capital letters
+        raise DamagedError("two members have the same name")
+    if members["data.pkl"].file_size > MAX_PICKLE:
+        raise DamagedError(f"its pickle has more than {MAX_PICKLE} bytes")
+    checker = Checker(io.BytesIO(archive.read(members["data.pkl"])))
+    if any(members[f"data/{key}".lower()].file_size != nbytes for key, nbytes in checker.nbytes.items()):
+        raise DamagedError("a storage has another size than its tensors say")
+    return checker.allowed
+
+
+def _check_legacy(file, size):
+    """Check the five pickles in a file of ``size`` bytes that torch.save wrote before version 1.6."""
+    start = io.BytesIO(file.read(MAX_PICKLE))
+    magic, _, _, content, keys = (Checker(start) for _ in range(5))
+    if magic.content != LEGACY or not all(type(key) is str for key in keys.content):
+        raise DamagedError("torch.save has not written it")
+    if sum(content.nbytes.values()) > size:
+        raise DamagedError("its tensors are larger than the file")
+    return content.allowed
 
 
 def _sha256(file, length):

@@ -2,51 +2,24 @@
 
 import io
 import os
-import re
 import warnings
-from _compat_pickle import IMPORT_MAPPING
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .archive import DamagedError, check_whole, seal, write_atomically
+from .archive import CheckpointFile, check_archive, check_whole, seal, write_atomically
 from .errors import MissingFileError, UsageError
 from .logger import print_detail
-from .state_checks import PickledObject, check_finite, check_tensors, check_training_state, load_part
+from .pickles import DamagedError
+from .state_checks import check_finite, check_training_state, load_part
 from .tools import mkdir_if_missing
 
 LONGEST_NAME = 255  # bytes
 
 __all__ = ["load_checkpoint", "load_pretrained_weights", "resume_from_checkpoint", "save_checkpoint"]
-
-
-def _plain_dict(factory=None):
-    """Replaces ``defaultdict``, which torch's weights-only unpickler cannot fill."""
-    return {}
-
-
-def _safe_globals():
-    """Classes and functions that a checkpoint may name besides those that torch allows.
-
-    Checkpoints of the published Dassl hold pickled scheduler objects, which refer to the optimiser. These classes are
-    read as :class:`PickledObject`.
-    """
-    classes = [
-        cls
-        for module in (torch.optim, torch.optim.lr_scheduler)
-        for cls in vars(module).values()
-        if isinstance(cls, type) and issubclass(cls, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler))
-    ]
-    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in classes}
-    names.update(
-        f"dassl.optim.lr_scheduler.{name}"
-        for name in ("_BaseWarmupScheduler", "ConstantWarmupScheduler", "LinearWarmupScheduler")
-    )
-    names.update(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW"))
-    inert = ((PickledObject, name) for name in sorted(names))
-    return [OrderedDict, dict, list, int, (_plain_dict, "collections.defaultdict"), *inert]
 
 
 def _without_numpy(value):
@@ -87,15 +60,11 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     # In memory first, so that a pickling error leaves the previous checkpoint as it is.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    buffer.seek(0)
-    with torch.serialization.safe_globals(_safe_globals()):
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
-    if unsafe:
-        warnings.warn(
-            f"the checkpoint contains objects that load_checkpoint will refuse ({', '.join(sorted(unsafe))}): "
-            "save tensors, numbers, strings, lists and dicts",
-            stacklevel=2,
-        )
+    try:
+        with zipfile.ZipFile(buffer) as archive:
+            check_archive(archive)
+    except DamagedError as error:
+        warnings.warn(f"load_checkpoint will refuse the checkpoint ({error})", stacklevel=2)
 
     seal(buffer)
     content = buffer.getbuffer()
@@ -133,39 +102,23 @@ def load_checkpoint(fpath):
         raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
     if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
-    with open(fpath, "rb") as file:
+    with CheckpointFile(io.FileIO(fpath)) as file:
         try:
-            check_whole(file)
+            allowed = check_whole(file)
+            file.limit = None
             file.seek(0)
-            with torch.serialization.safe_globals(_safe_globals()):
-                content = torch.load(file, map_location="cpu", weights_only=True)
-            check_tensors(content)
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(file, map_location="cpu", weights_only=True)
         except MemoryError:
             raise
         except Exception as error:  # a damaged file can make the unpickler raise nearly anything
             if "allocate memory" in str(error):  # torch has no class for it
                 raise MemoryError(f'"{fpath}" does not fit into the memory') from error
-            raise UsageError(_refusal(fpath, error)) from error
-    return content
-
-
-def _refusal(fpath, error):
-    """The fault of a file whose reading raised this error, and the remedy."""
-    # Only torch's message says which name was refused: get_unsafe_globals_in_checkpoint reads zip files, but not the
-    # legacy format. If the message changes, the file is still refused, with the text below.
-    named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-    if named:
-        module, dot, name = named[1].rpartition(".")
-        module = IMPORT_MAPPING.get(module, module)  # pickles use the module names of Python 2
-        return (
-            f'"{fpath}" contains {module}{dot}{name}, which is neither a tensor nor a plain value, and is not '
-            "loaded: use a checkpoint from a source you trust with only tensors and plain values"
-        )
-    reason = error if isinstance(error, DamagedError) else type(error).__name__
-    return (
-        f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
-        "use the checkpoint of another epoch or train again"
-    )
+            reason = error if isinstance(error, DamagedError) else type(error).__name__
+            raise UsageError(
+                f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
+                "use the checkpoint of another epoch or train again"
+            ) from error
 
 
 def load_training_state(fpath):

@@ -2,66 +2,16 @@
 
 import copy
 import numbers
-from collections import OrderedDict
 
 import torch
 from torch import nn
 
-from .archive import DamagedError
 from .errors import UsageError
+from .pickles import PickledObject
 
-TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
-TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
 LARGEST = 2**53  # number in a state: integers are exact as floats up to here
 DIVISORS = ("T_max", "step_size", "scale")  # entries of schedulers and of torch.amp.GradScaler that are not 0
 MISFITS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError)
-
-
-class PickledObject:
-    """Replaces a pickled optimiser or scheduler: has its attributes and no behaviour."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        """Ignore the arguments in the pickle."""
-
-    def __setstate__(self, state):
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-def check_tensors(content):
-    """Check all tensors of a checkpoint, however deep: plain ones in the CPU's memory that own their data.
-
-    Attributes that a file gives to dicts, such as `_metadata` of a state dict, are removed.
-
-    Raises:
-        DamagedError: there is another kind of tensor.
-    """
-    seen, waiting = set(), [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            _check_tensor(value)
-        elif isinstance(value, (dict, list, tuple, set, PickledObject)) and id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, PickledObject):
-                value = vars(value)
-            elif isinstance(value, OrderedDict):
-                vars(value).clear()
-            waiting.extend(value)
-            if isinstance(value, dict):
-                waiting.extend(value.values())
-
-
-def _check_tensor(tensor):
-    if type(tensor) not in (torch.Tensor, nn.Parameter) or vars(tensor) or tensor._backward_hooks:
-        raise DamagedError("it contains a tensor with behaviour of its own")
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype not in TYPES:
-        raise DamagedError(f"it contains a {tensor.dtype} tensor that is not a plain one")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise DamagedError("it contains a tensor that is larger than its data")
 
 
 def check_training_state(content, path):
