@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Bytes of a pickle, or of an archive's list of members. Those of the largest CLIP with the state of Adam have 0.36 and
-# 0.49 MB. The slowest pickle of this size takes one second and 0.3 GB.
+# 0.49 MB. The slowest pickle of this size takes two seconds and 0.2 GB.
 MAX_READ = 1 << 21
 MAX_NAMES = 40_000  # of tensors in TorchScript modules, in all levels: five times those of the largest CLIP
 MAX_NAME = 1000  # letters

@@ -27,7 +27,7 @@ WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other runs out of an output folder, which is made if it is missing, and deleted again if it stays empty.
+    """Keep other runs out of an output folder. It is made if it is missing, and deleted if it is empty after an error.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
 
@@ -41,8 +41,12 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     lock = FileLock(folder / LOCK, poll_interval=0.5)
     made = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if wait else PATIENCE)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else PATIENCE)
+        except FileNotFoundError:  # a run that failed has deleted the empty folder meanwhile
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else PATIENCE)
     except Timeout:
         remedy = "wait until it has ended, or choose another --output-dir"
         raise UsageError(f"another run is in {folder}: {holder(folder)}", remedy, folder) from None
@@ -55,14 +59,15 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         write_text(folder / HOLDER, json.dumps(this_process()))
         yield
+        made = []
     finally:
         for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
             with suppress(OSError):  # somebody has moved or replaced the folder, which the run's own error is about
                 (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
+        lock.release()
+        with suppress(OSError):  # not empty: another run may have come
             for path in made:
                 path.rmdir()
-        lock.release()
 
 
 def remove_leftover(folder: Path) -> None:
