@@ -27,7 +27,7 @@ WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other runs out of an output folder. It is made if it is missing, and deleted if it is empty after an error.
+    """Keep other runs out of an output folder, which is made if it is missing, and deleted again if it stays empty.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
 
@@ -38,15 +38,15 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UsageError: another run is there, or the folder is not writable.
     """
-    lock = FileLock(folder / LOCK, poll_interval=0.5)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
+    lock, acquired = FileLock(folder / LOCK, poll_interval=0.5), False
+    made: set[Path] = set()
     try:
-        try:
+        while not acquired:
+            made |= {path for path in (folder, *folder.parents) if not path.exists()}
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if wait else PATIENCE)
-        except FileNotFoundError:  # a run that failed has deleted the empty folder meanwhile
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=-1 if wait else PATIENCE)
+            with suppress(FileNotFoundError):  # the run before this one has just deleted the folder
+                lock.acquire(timeout=-1 if wait else PATIENCE)
+                acquired = True
     except Timeout:
         remedy = "wait until it has ended, or choose another --output-dir"
         raise UsageError(f"another run is in {folder}: {holder(folder)}", remedy, folder) from None
@@ -59,15 +59,14 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         write_text(folder / HOLDER, json.dumps(this_process()))
         yield
-        made = []
     finally:
         for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
             with suppress(OSError):  # somebody has moved or replaced the folder, which the run's own error is about
                 (folder / name).unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):  # not empty: another run may have come
-            for path in made:
+        with suppress(OSError):  # not empty
+            for path in sorted(made, reverse=True):  # the innermost first
                 path.rmdir()
+        lock.release()
 
 
 def remove_leftover(folder: Path) -> None:

@@ -50,12 +50,10 @@ def test_refusal_when_the_first_has_not_written_who_it_is(content, tmp_path):
         locked(tmp_path).__enter__()
 
 
-def test_lock_leaves_no_files_behind(tmp_path):
-    (tmp_path / "kept").mkdir()
-    for folder in ("a/run", "kept"):
-        with pytest.raises(RuntimeError), locked(tmp_path / folder):
-            raise RuntimeError
-    assert names(tmp_path) == ["kept"]
+def test_lock_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), locked(tmp_path / "a/run"):
+        raise RuntimeError
+    assert names(tmp_path) == []
 
 
 def test_leftover_lock_of_a_finished_run_is_removed(tmp_path):
@@ -83,7 +81,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_waiting_run_gets_the_folder_after_the_first_one(tmp_path):
+def test_waiting_run_gets_the_folder_removed_by_the_first_one(tmp_path):
     entered = Event()
 
     def wait():
@@ -106,7 +104,7 @@ def test_file_system_without_locks_is_reported(number, tmp_path, monkeypatch, ca
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path / "run"):
         assert "has no locks: start no other run there" in capsys.readouterr().out
-    assert names(tmp_path) == ["run"]
+    assert names(tmp_path) == []
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
@@ -117,7 +115,7 @@ def test_file_takes_the_place_of_a_missing_flock(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path / "run"), pytest.raises(UsageError, match=f"process {os.getpid()} on"):
         locked(tmp_path / "run").__enter__()
-    assert names(tmp_path) == ["run"]
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("what", ["file", "link"])

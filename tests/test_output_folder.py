@@ -22,9 +22,9 @@ def fail(folder, meanwhile=lambda: None):
         raise RuntimeError
 
 
-def test_failing_start_leaves_no_files(tmp_path):
-    fail(tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+def test_failing_start_leaves_no_folder(tmp_path):
+    fail(tmp_path / "a/b/run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failing_start_keeps_the_files_of_another_process(tmp_path):
