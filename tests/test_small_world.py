@@ -243,8 +243,8 @@ def test_zero_shot_accuracy_agrees_with_the_card(drawn, tmp_path):
     for half, expected in zip(("all", "base", "new"), stated, strict=True):
         variant = Variant("ZeroshotCLIP", "ZeroshotCLIP", "small")
         study = Study((variant,), ("small_objects",), root=drawn, output=tmp_path / half)
-        used = variant.recipe("few_shot", "small_objects", 16)
-        run = study.run("few_shot", Step(half, "run"), variant, used, "small_objects", 1, 16, "--eval-only")
+        names = "small_objects", "few_shot", variant, "small_objects"
+        run = study.run(Step(half, "run"), *names, 1, 16, "--eval-only")
         main(list(run.arguments))
         assert read_results(run.folder)["accuracy"] == pytest.approx(expected, abs=0.7)
 

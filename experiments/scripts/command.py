@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         datasets = dict.fromkeys(run.dataset for run in runs)
         execute(["tools/prepare.py", dataset, "--root", str(call.data)] for dataset in datasets)
     # What train.py says if the folder of a run holds one with other settings: its own option is not the script's.
-    os.environ["MPL_OTHER_FOLDER"] = f"delete that folder, or set OUT; {name}.sh takes {form_of(call.script)}"
-    execute(programs)
+    remedy = f"delete that folder, or set OUT; {name}.sh takes {form_of(call.script)}"
+    execute(programs, MPL_OTHER_FOLDER=remedy)
     report(runs)
 
 
@@ -196,18 +196,18 @@ def check_runs(call: Call, runs: Sequence[Run]) -> None:
             raise UsageError(f"the training run in {one.trained} is not finished", remedy)
 
 
-def execute(programs) -> None:
+def execute(programs: Iterable[Sequence[str]], **variables: str) -> None:
     """Run programs of this project one after another; ends this process with the status of the first that fails.
 
     A signal to the process group, such as Ctrl-C in a terminal, reaches the program too. SIGTERM to this process alone
-    is passed on to it.
+    is passed on to it. `variables` are environment variables of the programs.
     """
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: received.append(number))
     for program in programs:
-        process = subprocess.Popen([sys.executable, *program], cwd=ROOT)
+        process = subprocess.Popen([sys.executable, *program], cwd=ROOT, env=os.environ | variables)
         while (status := ended(process)) is None:
             if signal.SIGTERM in received:
                 process.terminate()
