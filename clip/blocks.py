@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
-# What an attention module may have: torch's has these, and so has that of open_clip's versions from 4.2 on.
+# The parts of torch's attention module, and of the one in open_clip's development version.
 ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
 
 
