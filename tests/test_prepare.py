@@ -281,7 +281,7 @@ def test_original_archives_of_stanford_cars_are_accepted(prepare, publish, monke
 @pytest.mark.parametrize("wanted", ["1", ""])
 def test_scripts_prepare_their_dataset_on_request(wanted, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(scripts, "execute", calls.extend)
+    monkeypatch.setattr(scripts, "execute", lambda programs, **_: calls.extend(programs))
     monkeypatch.setattr(scripts, "report", lambda runs: None)
     for key, value in {"DATA": tmp_path, "OUT": tmp_path / "out", "PREPARE": wanted}.items():
         monkeypatch.setenv(key, str(value))
