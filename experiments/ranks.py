@@ -25,6 +25,22 @@ def rank_count() -> int:
     return int(count) if count.isdecimal() else 1
 
 
+JOINED: list[int] = []  # this process, once it is a rank
+
+
+def end_rank(status: int) -> None:
+    """End this process without Python's own end, if it is a rank.
+
+    The threads of a process group outlive it, and now and then abort a process while Python ends ("terminate called
+    without an active exception").
+    """
+    if os.getpid() in JOINED:
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            if stream is not None and not stream.closed:
+                stream.flush()
+        os._exit(status)
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Be one of the ranks that torchrun has started; without torchrun, do nothing.
@@ -38,6 +54,7 @@ def joined() -> Iterator[None]:
         yield
         return
     store = connect()
+    JOINED.append(os.getpid())
     import torch.distributed as dist
 
     from clip import current_ranks  # takes seconds

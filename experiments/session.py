@@ -10,7 +10,7 @@ from collections.abc import Callable
 from common.errors import UsageError
 
 from .known_errors import causes, known_error
-from .ranks import rank_count
+from .ranks import end_rank, rank_count
 
 INTERRUPTED = 130  # exit status, as of a shell
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
@@ -37,10 +37,14 @@ def cli_main(
             raise UsageError("this command does not run on several devices", "start it without torchrun")
         main()
         sys.stdout.flush()
+        end_rank(0)
     except BaseException as error:
         status = exit_status(error, resumes, debug)
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            end_rank(error.code)
         if status is None:
             raise
+        end_rank(status)
         sys.exit(status)
 
 
