@@ -26,7 +26,7 @@ from experiments.configs import config_folder
 from experiments.configuration import extend_cfg, merge_pairs
 from experiments.protocols import recipe
 from trainers import methods
-from trainers.settings import PRECISIONS
+from trainers.base.settings import PRECISIONS
 
 OPTIONS: dict[str, dict] = {
     "trainer": {"nargs": "+", "default": ["MPL"], "choices": [*methods(), "all"]},

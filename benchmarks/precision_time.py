@@ -20,7 +20,7 @@ if __name__ == "__main__":  # the project instead of benchmarks/, so that its pa
 import torch
 
 from benchmarks import measuring
-from trainers.settings import PRECISIONS
+from trainers.base.settings import PRECISIONS
 
 
 def records(args: argparse.Namespace) -> Iterator[dict]:

@@ -24,7 +24,7 @@ from benchmarks import measuring
 from clip import current_ranks
 from experiments.ranks import joined
 from experiments.studies.group import free_port
-from trainers.ranks import split
+from trainers.base.ranks import split
 
 
 def work(args: SimpleNamespace) -> dict | None:

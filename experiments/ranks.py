@@ -130,7 +130,7 @@ def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
     from clip import current_ranks
     from clip.digest import digest
     from common.version import source
-    from trainers.agreement import digest_of_images
+    from trainers.base.agreement import digest_of_images
 
     from .configuration import flatten
 

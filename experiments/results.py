@@ -34,7 +34,7 @@ def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, ch
         cfg: the run's configuration.
         trainer: after its test.
         epochs, tested_epoch: as `run.run` returns them.
-        choices: the records (trainers/data_use.py) of what was chosen on images; None if that is not known.
+        choices: the records (trainers/base/data_use.py) of what was chosen on images; None if that is not known.
     """
     import torch  # here, as readers of results do without it
 

@@ -22,9 +22,9 @@ from clip.backbone import check_backbone
 from common.errors import UsageError, closest
 from common.nearest import check_folder
 from datasets import title
-from trainers.checkpoints import find_checkpoint
-from trainers.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
-from trainers.ranks import split
+from trainers.base.checkpoints import find_checkpoint
+from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
+from trainers.base.ranks import split
 
 from .arguments import parse_arguments, per_seed
 from .configuration import changed_settings, setup_cfg

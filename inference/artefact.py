@@ -19,7 +19,7 @@ from clip import is_published, weights_sha256
 from common.errors import UsageError
 from common.files import replacing, write_text
 from common.text import read_bytes, read_json
-from trainers.checkpoints import is_setting
+from trainers.base.checkpoints import is_setting
 
 CONFIG, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1

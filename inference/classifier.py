@@ -20,8 +20,8 @@ from clip import CLIP, is_published, load_backbone, weights_sha256
 from common.errors import UsageError, choose
 from common.names import check_known_names, check_names, check_template
 from trainers.base import TEMPLATE, PromptTrainer
-from trainers.build import build_model, without_training
-from trainers.prompted import PromptedCLIP
+from trainers.base.build import build_model, without_training
+from trainers.base.prompted import PromptedCLIP
 
 from .artefact import INPUT, Description, read_artefact, write_artefact
 from .configuration import checked, defaults

@@ -18,7 +18,7 @@ from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
 from datasets import title
 from trainers.base import TEMPLATE
-from trainers.checkpoints import find_checkpoint, is_checkpoint
+from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 
 from .artefact import CONFIG as DESCRIPTION
 from .artefact import INPUT, Description

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clip import load_backbone
 from common.errors import UsageError
 from common.start import required_packages
-from trainers.prompted import PromptedCLIP, PromptLearner
+from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from .classifier import PromptedClassifier
 

@@ -5,7 +5,7 @@ from dassl.utils import set_random_seed
 from drawn import METHODS, make_cfg
 
 from clip import current_ranks
-from trainers.ranks import split
+from trainers.base.ranks import split
 
 # A prompt of every kind that differs from the default: by class, in the middle of the words, or by another loss.
 SETTINGS = {

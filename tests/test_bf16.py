@@ -5,7 +5,7 @@ import torch
 from drawn import METHODS, prompts_of
 
 from clip.blocks import attention
-from trainers import precision
+from trainers.base import precision
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from drawn import prompts_of
 
-import trainers.base
+import trainers.base.trainer
 from clip import TOWERS, compiled_towers
 from clip.layout import AT_ONCE
 
@@ -67,7 +67,7 @@ def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
 @pytest.mark.parametrize(("device", "towers", "compiles"), [("cuda", "fast", True), ("cuda", "plain", False)])
 def test_only_fast_towers_are_compiled_on_a_gpu(build, monkeypatch, device, towers, compiles):
     trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))
-    monkeypatch.setattr(trainers.base, "find_spec", lambda name: name == "triton")
+    monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == "triton")
     trainer.device = torch.device(device)
     trainer.compile_towers()
     assert (trainer.model.towers is not TOWERS[towers]) == compiles

@@ -20,8 +20,8 @@ from clip.digest import as_bytes
 from common.errors import UsageError
 from trainers import methods
 from trainers.base import PromptTrainer
+from trainers.base.prompted import PromptedCLIP
 from trainers.coop import CoOp
-from trainers.prompted import PromptedCLIP
 
 pytestmark = pytest.mark.slow
 

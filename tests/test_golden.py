@@ -18,7 +18,7 @@ from clip import current_ranks
 from clip.layout import AT_ONCE
 from clip.random_weights import random_tensor
 from datasets.eurosat import EuroSAT
-from trainers.ranks import split
+from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 SLOW = pytest.mark.slow

@@ -27,7 +27,7 @@ from inference.inspection.pictures import features
 from inference.inspection.tower import origins, roll_out
 from inference.inspection.words import nearest_words
 from inference.models import open_models
-from trainers.prompted import PromptedCLIP, PromptLearner
+from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 pytestmark = pytest.mark.slow
 

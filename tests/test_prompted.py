@@ -7,7 +7,7 @@ from torch import nn
 
 from clip import Edit, TextPrompts, encode_image, tokenize
 from common.start import ROOT
-from trainers.prompted import PromptedCLIP, PromptLearner, Reader, normalize
+from trainers.base.prompted import PromptedCLIP, PromptLearner, Reader, normalize
 
 
 class Mean(Reader):

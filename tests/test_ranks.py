@@ -14,8 +14,8 @@ from clip import Ranks, SplitTowers, current_ranks
 from clip.fast import FAST
 from common.errors import UsageError
 from experiments.ranks import check_agreement
-from trainers.agreement import digest_of_images
-from trainers.ranks import split
+from trainers.base.agreement import digest_of_images
+from trainers.base.ranks import split
 
 pytestmark = pytest.mark.slow
 
@@ -216,7 +216,7 @@ def test_rows_of_all_ranks_arrive_bit_for_bit(dtype):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
 def test_every_precision_computes_as_on_one_rank(precision, deep, eurosat, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.base.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
+    monkeypatch.setattr("trainers.base.trainer.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
     steps = *STEPS, "TRAINER.MPL.PREC", precision
 
     def losses():

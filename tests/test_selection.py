@@ -17,7 +17,7 @@ from datasets.eurosat import EuroSAT
 from experiments import results as base2new
 from experiments.results import FILE, SELECTED
 from trainers import methods
-from trainers.data_use import count_common
+from trainers.base.data_use import count_common
 
 BEST = ("TEST.FINAL_MODEL", "best_val")
 ACCEPTED = ("TEST.SELECT_ON_TEST", True)

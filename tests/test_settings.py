@@ -13,8 +13,8 @@ from common.schema import Accepts
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import extend_cfg, merge_pairs, setup_cfg
-from trainers.compat import other_methods
-from trainers.settings import MethodSettings, PerLayer, settings_from
+from trainers.base.compat import other_methods
+from trainers.base.settings import MethodSettings, PerLayer, settings_from
 
 
 @dataclass(frozen=True)

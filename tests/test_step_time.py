@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks import measuring, precision_time, step_time
 from clip.random_weights import random_clip
-from trainers import precision
+from trainers.base import precision
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"trainer", "classes", "batch", "prec", "what", "plain_s", "fast_s", "ratio"}

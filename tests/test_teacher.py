@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import common.files
-import trainers.teacher
+import trainers.base.teacher
 from clip import load_backbone, tokenize
-from trainers.prompted import normalize
-from trainers.teacher import Teacher
+from trainers.base.prompted import normalize
+from trainers.base.teacher import Teacher
 
 pytestmark = pytest.mark.slow
 
@@ -32,13 +32,13 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def computed(cache, monkeypatch):
     """The texts of each time that features are computed."""
-    calls, encode = [], trainers.teacher.encode_texts
+    calls, encode = [], trainers.base.teacher.encode_texts
 
     def counted(clip, texts, device):
         calls.append(texts)
         return encode(clip, texts, device)
 
-    monkeypatch.setattr(trainers.teacher, "encode_texts", counted)
+    monkeypatch.setattr(trainers.base.teacher, "encode_texts", counted)
     return calls
 
 
@@ -135,7 +135,7 @@ def test_random_numbers_in_the_file_are_not_used(build, computed, cache):
 
 def test_folder_of_text_features_has_a_limit(build, cache, monkeypatch):
     """A method asks for a file for each list of class names, so a visitor of a page could fill the disk."""
-    monkeypatch.setattr(trainers.teacher, "LIMIT", 2000)
+    monkeypatch.setattr(trainers.base.teacher, "LIMIT", 2000)
     trainer = build("PromptSRC", "base")
     for number in range(6):
         _ = Teacher(trainer.model, [f"name {number}"], ["{}"]).text_features

@@ -22,8 +22,8 @@ from experiments.configuration import setup_cfg
 from experiments.protocols import recipe
 from trainers import methods
 from trainers.base import PromptedCLIP
-from trainers.build import without_training
-from trainers.prompts import move_class_tokens
+from trainers.base.build import without_training
+from trainers.base.prompts import move_class_tokens
 
 CONFIGS = ROOT / "configs"
 YAMLS = {f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))}

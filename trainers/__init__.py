@@ -1,4 +1,4 @@
-"""The methods, one file each. Importing this package puts every one of them into Dassl's TRAINER_REGISTRY.
+"""The methods, one file each; `base/` has what they share. Importing this package registers all of them with Dassl.
 
 A new method is a file here, with a `PromptTrainer` (docs/methods.md), and a YAML file in configs/trainers/<its name>/.
 Nothing else names the methods: `methods()` reads the registry.
@@ -11,7 +11,9 @@ from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
 from .base import PromptTrainer
+from .base.former import keep_former_paths
 
+keep_former_paths()
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 

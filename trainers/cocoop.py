@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from clip import TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer
-from .prompts import WORDS_FIRST, check_words, sentence_context, text_width, zeros_and_words
-from .settings import MethodSettings
+from .base.prompts import WORDS_FIRST, check_words, sentence_context, text_width, zeros_and_words
+from .base.settings import MethodSettings
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .prompts import ContextSettings, ContextTrainer, sentence_context
+from .base.prompts import ContextSettings, ContextTrainer, sentence_context
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer
-from .compat import TWO_TOWERS
-from .prompts import TwoTowerSettings, two_tower_prompts
+from .base.compat import TWO_TOWERS
+from .base.prompts import TwoTowerSettings, two_tower_prompts
 
 
 @TRAINER_REGISTRY.register()

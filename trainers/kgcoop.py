@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .prompts import ContextSettings, ContextTrainer, sentence_context
-from .teacher import TaughtTrainer
+from .base.prompts import ContextSettings, ContextTrainer, sentence_context
+from .base.teacher import TaughtTrainer
 
 WORDS = "a photo of a"
 

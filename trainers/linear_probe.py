@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from common.errors import UsageError
 
 from .base import PromptTrainer
-from .data_use import Choice, record
-from .prompted import PromptedCLIP, PromptLearner
-from .settings import MethodSettings
+from .base.data_use import Choice, record
+from .base.prompted import PromptedCLIP, PromptLearner
+from .base.settings import MethodSettings
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer, require_vit
-from .compat import COUPLED
-from .prompts import check_depth, gaussian, start_context, text_width, vision_width
-from .settings import MethodSettings
+from .base.compat import COUPLED
+from .base.prompts import check_depth, gaussian, start_context, text_width, vision_width
+from .base.settings import MethodSettings
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from clip import Edit, Schedule, TextPrompts
 from common.errors import UsageError
 
 from .base import require_vit
-from .prompted import Reader, normalize
-from .prompts import TemplatePrompts, check_depth, gaussian, text_width, vision_width
-from .settings import MethodSettings
-from .teacher import TaughtTrainer, distance
+from .base.prompted import Reader, normalize
+from .base.prompts import TemplatePrompts, check_depth, gaussian, text_width, vision_width
+from .base.settings import MethodSettings
+from .base.teacher import TaughtTrainer, distance
 
 
 @dataclass(frozen=True)

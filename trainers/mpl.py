@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
 
 from .base import PromptLearner, PromptTrainer, require_vit
-from .compat import COUPLED
-from .prompts import check_depth, gaussian, text_width, vision_width, word_embeddings
-from .settings import MethodSettings, PerLayer
+from .base.compat import COUPLED
+from .base.prompts import check_depth, gaussian, text_width, vision_width, word_embeddings
+from .base.settings import MethodSettings, PerLayer
 
 
 @dataclass(frozen=True)

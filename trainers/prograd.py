@@ -7,8 +7,8 @@ from torch import Tensor
 
 from common.errors import UsageError
 
-from .prompts import WORDS_FIRST, ContextSettings, ContextTrainer, sentence_context, zeros_and_words
-from .teacher import TaughtTrainer
+from .base.prompts import WORDS_FIRST, ContextSettings, ContextTrainer, sentence_context, zeros_and_words
+from .base.teacher import TaughtTrainer
 
 
 @dataclass(frozen=True)

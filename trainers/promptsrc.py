@@ -8,9 +8,9 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 
 from .base import PromptTrainer
-from .compat import TWO_TOWERS
-from .prompts import TwoTowerSettings, two_tower_prompts
-from .teacher import Teacher
+from .base.compat import TWO_TOWERS
+from .base.prompts import TwoTowerSettings, two_tower_prompts
+from .base.teacher import Teacher
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts
 
 from .base import PromptTrainer, require_vit
-from .prompts import CoOpPrompts, check_position, gaussian, text_width, vision_width
-from .settings import MethodSettings
+from .base.prompts import CoOpPrompts, check_position, gaussian, text_width, vision_width
+from .base.settings import MethodSettings
 
 
 @dataclass(frozen=True)

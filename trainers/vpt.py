@@ -3,9 +3,9 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer, require_vit
-from .compat import VISION
-from .prompts import IndependentPrompts, check_depth
-from .settings import MethodSettings
+from .base.compat import VISION
+from .base.prompts import IndependentPrompts, check_depth
+from .base.settings import MethodSettings
 
 WORDS = "a photo of a"
 

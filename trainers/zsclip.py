@@ -5,8 +5,8 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 
 from .base import PromptTrainer
-from .prompts import TemplatePrompts
-from .settings import MethodSettings
+from .base.prompts import TemplatePrompts
+from .base.settings import MethodSettings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clip import Schedule, TextPrompts
 from common.errors import one_line
-from trainers.prompted import PromptedCLIP, PromptLearner
+from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from ..classifier import PromptedClassifier
 from ..images import spread

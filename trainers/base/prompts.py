@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from clip import CLIP, Edit, Schedule, TextPrompts, tokenize
 from common.errors import UsageError
 
-from .base import PromptLearner, PromptTrainer, require_vit
+from .build import require_vit
+from .prompted import PromptLearner
 from .settings import MethodSettings
+from .trainer import PromptTrainer
 
 POSITIONS = ("end", "middle", "front")  # of the class name among context vectors
 

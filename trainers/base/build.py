@@ -11,7 +11,7 @@ from common.errors import UsageError
 from .precision import usable
 
 if TYPE_CHECKING:
-    from .base import PromptTrainer
+    from .trainer import PromptTrainer
 
 
 def build_model(method: "PromptTrainer", towers: str = "fast", clip: CLIP | None = None) -> None:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from clip import CLIP, TextPrompts, current_ranks, encode_text, tokenize
 from clip.digest import add_tensors
 
-from .base import PromptTrainer
 from .prompted import PromptedCLIP, normalize
 from .tensor_cache import TensorCache
+from .trainer import PromptTrainer
 
 TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
 ROWS = 256  # texts at a time

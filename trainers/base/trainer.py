@@ -22,7 +22,7 @@ from common.errors import UsageError
 from common.names import check_known_names
 from common.version import __version__
 
-from .build import build_model, print_normalisation, require_vit
+from .build import build_model, print_normalisation
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .data_use import Choice, epoch_choice, inherited_choices
 from .features import cache_folder, kept_features
@@ -30,8 +30,6 @@ from .precision import print_precision, usable
 from .prompted import PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
 from .split_test import split_test
-
-__all__ = ["TEMPLATE", "PromptLearner", "PromptTrainer", "PromptedCLIP", "require_vit"]
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 

@@ -5,7 +5,7 @@ from typing import Any
 from clip import Ranks, SplitTowers
 from common.errors import UsageError
 
-from .base import PromptTrainer
+from .trainer import PromptTrainer
 
 
 def split(trainer: Any, ranks: Ranks) -> None:
