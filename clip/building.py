@@ -4,9 +4,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
@@ -14,7 +13,6 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNormFp32
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import one_line
 from common.files import identity
@@ -55,8 +53,7 @@ class CLIP(open_clip.CLIP):
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
 
-    The generator of random numbers ends where initialising the model would leave it, so that a seed gives the prompts
-    that it always gave.
+    The generators of random numbers end where they were, so that the prompts of a seed do not depend on the backbone.
 
     Args:
         path: a file for `read_state_dict`.
@@ -74,19 +71,17 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     state, remedy = read_state_dict(path), "give another file"
     try:
         arguments = checked_sizes(config["model_cfg"] if config else openai_config(state), state)
-        with torch.device("meta"), Recorded() as draws:  # no memory before its sizes are those of the weights
+        with torch.device("meta"):  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
         state = converted(state, {key: value.dtype for key, value in model.state_dict().items()})
         state = fitted(state, model, resize)
         model.load_state_dict(state, assign=True)
-        constructed = isinstance(model.visual, TimmModel)  # its constructor computes buffers
-        if constructed:
-            model = new_clip(arguments, precision)
+        if isinstance(model.visual, TimmModel):  # its constructor computes buffers
+            with torch.random.fork_rng(devices=[]):
+                model = new_clip(arguments, precision)
             model.load_state_dict(state, assign=True)
-        else:
-            draws.advance()
-            if model.attn_mask is not None:
-                model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
+        elif model.attn_mask is not None:
+            model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
             if key in ("mean", "std"):
                 setattr(model.visual, f"image_{key}", three_numbers(key, value))
@@ -96,8 +91,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
     except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
         raise ClipError(f"{source} is not a CLIP that open_clip can build ({one_line(error)})", remedy) from error
-    if not constructed:
-        KEPT.put(file, model, draws)
+    KEPT.put(file, model)
     return model
 
 
@@ -112,68 +106,6 @@ def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Ten
     return state
 
 
-class Like(NamedTuple):
-    """The form of a tensor that a random operation fills."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    def empty(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="cpu")
-
-
-class Draw(NamedTuple):
-    """One random operation."""
-
-    function: Any
-    arguments: tuple
-    named: tuple[tuple[str, Any], ...]
-
-    def repeat(self) -> None:
-        named = {key: "cpu" if key == "device" else value for key, value in self.named}
-        self.function(*(arg.empty() if isinstance(arg, Like) else arg for arg in self.arguments), **named)
-
-
-class Recorded(TorchDispatchMode):
-    """Within it, random operations on the meta device are recorded, and leave their tensor as it is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.draws: list[Draw] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        self.draws.append(Draw(func, tuple(map(plain_value, args)), tuple(kwargs.items())))
-        return args[0] if func._schema.is_mutable else func(*args, **kwargs)
-
-    def advance(self) -> None:
-        """Leave the CPU's generator where these operations would have left it."""
-        before = torch.get_rng_state().numpy().tobytes()
-        torch.set_rng_state(state_after(tuple(self.draws), before, torch.get_default_dtype()))
-
-
-def plain_value(value: Any) -> Any:
-    """An argument as a value that can be compared and kept."""
-    if isinstance(value, Tensor):
-        return Like(value.shape, value.stride(), value.dtype)
-    return tuple(value) if isinstance(value, list) else value
-
-
-@lru_cache(maxsize=64)  # runs in one process, or tests, often start with the same seed
-def state_after(draws: tuple[Draw, ...], before: bytes, default: torch.dtype) -> Tensor:
-    """The generator's state after these draws from the state `before`, with this default type of numbers.
-
-    It draws from the global generator, so no other thread may draw meanwhile.
-    """
-    torch.set_rng_state(torch.frombuffer(bytearray(before), dtype=torch.uint8))
-    for draw in draws:
-        draw.repeat()
-    return torch.get_rng_state()
-
-
 class Keeper:
     """The backbones that this process built last; another load of one is a copy.
 
@@ -182,21 +114,19 @@ class Keeper:
 
     def __init__(self) -> None:
         self.limit = 0
-        self.models: OrderedDict[tuple, tuple[CLIP, Recorded]] = OrderedDict()
+        self.models: OrderedDict[tuple, CLIP] = OrderedDict()
 
     def get(self, key: tuple) -> CLIP | None:
-        """A copy of a backbone; the generator of random numbers moves as if it had been built."""
+        """A copy of a backbone, if it is kept."""
         if key not in self.models:
             return None
         self.models.move_to_end(key)
-        model, draws = self.models[key]
-        draws.advance()
-        return deepcopy(model)
+        return deepcopy(self.models[key])
 
-    def put(self, key: tuple, model: CLIP, draws: Recorded) -> None:
+    def put(self, key: tuple, model: CLIP) -> None:
         self.shrink(self.limit - 1)  # before the copy needs memory
         if self.limit:
-            self.models[key] = deepcopy(model), draws
+            self.models[key] = deepcopy(model)
 
     def shrink(self, count: int) -> None:
         """Keep at most `count` of them."""
