@@ -7,6 +7,7 @@ step, and "fast" (the default), without the work that cannot change the result.
 """
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
+from .adapters import BlockAdapter, adapt, private_copy, token_dropout
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
 from .building import keep_backbones
 from .errors import ClipError
@@ -15,20 +16,24 @@ from .ranks import Ranks, current_ranks
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
 from .split import SplitTowers
 from .tokenizer import tokenize
-from .towers import Towers
+from .towers import ImageOutput, Read, Towers
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": plain}
 
 __all__ = [
     "TOWERS",
     "CLIP",
+    "BlockAdapter",
     "ClipError",
     "Edit",
+    "ImageOutput",
     "Ranks",
+    "Read",
     "Schedule",
     "SplitTowers",
     "TextPrompts",
     "Towers",
+    "adapt",
     "available_models",
     "compiled_towers",
     "current_ranks",
@@ -39,7 +44,9 @@ __all__ = [
     "keep_backbones",
     "load",
     "load_backbone",
+    "private_copy",
     "prompt_lengths",
+    "token_dropout",
     "tokenize",
     "weights_sha256",
 ]

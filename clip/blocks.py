@@ -20,7 +20,11 @@ def is_standard(transformer: Transformer) -> bool:
 
 
 def is_standard_block(block: Any) -> bool:
-    if (type(block).__module__, type(block).__name__) != (ResidualAttentionBlock.__module__, "ResidualAttentionBlock"):
+    own = (type(block).__module__, type(block).__name__) == (
+        ResidualAttentionBlock.__module__,
+        "ResidualAttentionBlock",
+    )
+    if not own and adapter_of(block) is None:
         return False
     attention = block.attn
     parts = {**attention._parameters, **attention._modules}
@@ -41,7 +45,33 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
     """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width)."""
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
-    return F.linear(normed(block.ln_1, x, weight), weight[first:end], bias[first:end])
+    x = normed(block.ln_1, x, weight)
+    parts = F.linear(x, weight[first:end], bias[first:end])
+    added = change_of(block, "attention_input", x)
+    return parts if added is None else parts + added[..., first:end]
+
+
+def adapter_of(block: Any) -> Any:
+    """The `BlockAdapter` of a block, or None."""
+    return getattr(block, "adapter", None)
+
+
+def draws(block: Any) -> bool:
+    """Whether the block's adapter draws random numbers for each token."""
+    adapter = adapter_of(block)
+    return adapter is not None and adapter.draws
+
+
+def change_of(block: Any, method: str, x: Tensor) -> Tensor | None:
+    """What a method of the block's adapter adds for x, in the type of x; None without an adapter.
+
+    An adapter computes in fp32 where the block has half precision, as its weights are in fp32.
+    """
+    adapter = adapter_of(block)
+    if adapter is None or method not in adapter.defined:
+        return None
+    added = getattr(adapter, method)(x if torch.is_autocast_enabled(x.device.type) else x.float())
+    return None if added is None else added.to(x.dtype)
 
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
@@ -83,10 +113,18 @@ def normed(norm: nn.LayerNorm, x: Tensor, weights: Tensor) -> Tensor:
 
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The block's output from its input and the result of attention."""
-    x = x + block.ls_1(block.attn.out_proj(attended))
+    adapter, beside = adapter_of(block), None
+    if adapter is not None and "parallel" in adapter.defined:
+        beside = change_of(block, "parallel", normed(block.ln_1, x, block.attn.in_proj_weight))
+    x = x + block.ls_1(plus(block.attn.out_proj(attended), change_of(block, "attention_output", attended)))
     hidden, mlp = normed(block.ln_2, x, block.attn.in_proj_weight), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
-    return x + block.ls_2(quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden))
+    output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
+    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden))), beside)
+
+
+def plus(x: Tensor, added: Tensor | None) -> Tensor:
+    return x if added is None else x + added
 
 
 def is_plain(layer: Any) -> bool:

@@ -14,6 +14,8 @@ a token at any layer depends only on the tokens up to it.
    for attention, where causality hides the padding.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.
+5. An adapter in a block treats each token separately, too. From a block on that draws random numbers for each token of
+   each row (dropout), rows share nothing: they run side by side up to the longest EOT.
 
 A layer takes tensors apart by `split`, not by slices: the gradient of a split is one concatenation, but that of each
 slice is a tensor of the size of the whole, filled with zeros.
@@ -32,9 +34,10 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, heads, is_standard, normed, qkv
+from .blocks import attention, block_output, draws, heads, is_standard, normed, qkv
 from .layout import Layout, Packing, layout_of, select
 from .schedule import Edit, Schedule, TextPrompts, check_edits
+from .towers import ImageOutput, Read
 
 # Bounds the memory for texts that differ by image, without gradients. Smaller on a CPU, so that the tokens fit into its
 # cache: evaluating CoCoOp with the small CLIP is 1.5 times as fast.
@@ -53,31 +56,25 @@ class Encoder:
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
     text_layer_by_row: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
 
-    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
+    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
         """Same as `plain.encode_image`."""
         if not is_vit(clip) or not takes_apart(clip.visual.transformer):
-            return plain.encode_image(clip, images, schedule)
-        return self._encode_image(clip, images, schedule, 0)[0]
-
-    def encode_image_and_prompts(self, clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """Same as `plain.encode_image_and_prompts`."""
-        if not is_vit(clip) or not takes_apart(clip.visual.transformer):
-            return plain.encode_image_and_prompts(clip, images, schedule)
-        return self._encode_image(clip, images, schedule, None)
-
-    def _encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule, read: int | None) -> tuple[Tensor, Tensor]:
-        """The features, and the outputs of the last `read` prompts (None: all)."""
+            return plain.encode_image(clip, images, schedule, read)
         visual, blocks = clip.visual, clip.visual.transformer.resblocks
-        present = check_edits(schedule, 0, len(blocks))
+        present, layers = check_edits(schedule, 0, len(blocks)), plain.layers_read(read, len(blocks))
         x = plain.embed_image(visual, images)  # (batch, 1 + patches, width)
+        inputs: dict[int, Tensor] = {}
         if x.dtype == visual.conv1.weight.dtype:  # not under amp
             x = x.to(state_type(x.dtype, visual.ln_post))
-        for layer, block in enumerate(blocks):
-            last = layer + 1 == len(blocks)
+        for layer, block in enumerate(blocks[:-1]):
             x = plain.image_input(visual, x, schedule, layer)
-            x = self.image_layer(block, x, (present if read is None else read) if last else None)
-        x = normed(visual.ln_post, x, visual.proj)
-        return x[:, 0] @ visual.proj, x[:, 1:]
+            inputs |= dict.fromkeys(layers.get(layer, ()), x)
+            x = self.image_layer(block, x, None)
+        x = plain.image_input(visual, x, schedule, len(blocks) - 1)
+        inputs |= dict.fromkeys(layers.get(len(blocks) - 1, ()), x)
+        everything = "patches" in read or draws(blocks[-1])
+        x = self.image_layer(blocks[-1], x, None if everything else present if "prompts" in read else 0)
+        return plain.image_output(visual, normed(visual.ln_post, x, visual.proj), present, read, inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""
@@ -93,13 +90,19 @@ class Encoder:
         blocks, deep = clip.transformer.resblocks, prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
-        x, packing = embed(clip, prompts, layout), layout.packing  # (images, P + N, width)
+        x: Tensor = embed(clip, prompts, layout)  # (images, P + N, width)
+        packing: Any = layout.packing
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
-                x, packing = edit(x, packing, deep[layer], prompts_end)
+                edited = edit if isinstance(packing, Packing) else edit_rows
+                x, packing = edited(x, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
+            text_layer: Any = text_layer_of_rows
+            if draws(block) and isinstance(packing, Packing):
+                x, packing = whole_rows(x, packing)
+            if isinstance(packing, Packing):
+                text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
             arguments = block, x, packing, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(text_layer, *arguments, use_reentrant=False)
@@ -194,6 +197,44 @@ def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing
     return block_output(block, x, torch.cat([prefix, packed], dim=1))
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """All tokens of `images * C` rows up to the longest EOT, none of them shared.
+
+    Attributes:
+        images: how many images the C classes have texts for.
+        eot: (C,) the position of EOT.
+    """
+
+    images: int
+    eot: Tensor
+
+
+def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Rows]:
+    """Give each row all of its tokens, from a layer on that draws random numbers for each token of each row."""
+    rows = packing.rows(*x.split([packing.prefix, x.shape[1] - packing.prefix], dim=1))
+    return rows, Rows(len(x), packing.prefix + packing.lengths - 1)
+
+
+def text_layer_of_rows(block: ResidualAttentionBlock, x: Tensor, rows: Rows, last: bool) -> Tensor:
+    """Same as `text_layer`, for (images * C, positions, width)."""
+    q, k, v = heads(block, qkv(block, x))
+    x = block_output(block, x, attention(q, k, v, causal=True))
+    if not last:
+        return x
+    eot = rows.eot.repeat(rows.images)
+    return x[torch.arange(len(x), device=x.device), eot].unflatten(0, (rows.images, -1))
+
+
+def edit_rows(x: Tensor, rows: Rows, change: Edit, end: int) -> tuple[Tensor, Rows]:
+    """Same as `edit`, for whole rows."""
+    new = change.add
+    if new is not None and new.dim() > 2:
+        new = new.expand(rows.images, len(rows.eot), -1, -1).flatten(0, 1)
+    edited = plain.edit(x, replace(change, add=new), end)
+    return edited, replace(rows, eot=rows.eot + edited.shape[1] - x.shape[1])
+
+
 def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:
     """Remove prompts before position `end` of every row, and add new ones there.
 
@@ -240,11 +281,7 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
 
 
 FAST = Encoder(image_layer, text_layer, text_layer_by_row)
-encode_image, encode_image_and_prompts, encode_text = (
-    FAST.encode_image,
-    FAST.encode_image_and_prompts,
-    FAST.encode_text,
-)
+encode_image, encode_text = FAST.encode_image, FAST.encode_text
 
 
 def compiled_towers(backend: str | Callable = "inductor") -> Encoder:

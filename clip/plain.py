@@ -11,45 +11,67 @@ from torch import Tensor, nn
 from .backbone import is_vit
 from .errors import ClipError
 from .schedule import Edit, Schedule, TextPrompts, check_edits
+from .towers import ImageOutput, Read
 
 
-def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
-    """Image features under vision prompts, which follow the patch tokens.
+def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
+    """The image tower under vision prompts, which follow the patch tokens.
 
     Args:
         clip: the frozen backbone.
         images: (batch, 3, H, W), normalised.
         schedule: entry 0 enters after the positional embedding, before `ln_pre` (or after it: `Edit.after_norm`).
-
-    Returns:
-        (batch, joint width), not normalised.
+        read: what to return besides the feature: `prompts`, `patches`, or numbers of layers, whose input is returned.
 
     Raises:
-        ClipError: the schedule is invalid, or the image tower is not a vision transformer and there are prompts.
-    """
-    if not schedule and not is_vit(clip):
-        return clip.visual(images.to(next(clip.visual.parameters()).dtype))
-    return encode_image_and_prompts(clip, images, schedule)[0]
-
-
-def encode_image_and_prompts(clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Image features, and what the last layer made of the prompts.
-
-    Args and errors are those of `encode_image`.
-
-    Returns:
-        the features (batch, joint width), not normalised, and the prompts (batch, n, width) after `ln_post`, not
-        projected; n is the number of prompts in the last layer.
+        ClipError: the schedule is invalid, a layer does not exist, or the image tower is not a vision transformer and
+            there are prompts or something to read.
     """
     visual = clip.visual
     if not is_vit(clip):
-        raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
-    present = check_edits(schedule, 0, len(visual.transformer.resblocks))
+        if schedule or read:
+            raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
+        return ImageOutput(visual(images.to(next(visual.parameters()).dtype)))
+    blocks = visual.transformer.resblocks
+    present, layers = check_edits(schedule, 0, len(blocks)), layers_read(read, len(blocks))
     x = embed_image(visual, images)  # (batch, 1 + patches, width)
-    for layer, block in enumerate(visual.transformer.resblocks):
-        x = block(image_input(visual, x, schedule, layer))
-    x = visual.ln_post(x)
-    return x[:, 0] @ visual.proj, x[:, x.shape[1] - present :]
+    inputs: dict[int, Tensor] = {}
+    for layer, block in enumerate(blocks):
+        x = image_input(visual, x, schedule, layer)
+        inputs |= dict.fromkeys(layers.get(layer, ()), x)
+        x = block(x)
+    return image_output(visual, visual.ln_post(x), present, read, inputs)
+
+
+def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
+    """The numbers in `read`, by the layer (from 0) that they name.
+
+    Raises:
+        ClipError: something cannot be read.
+    """
+    found: dict[int, list[int]] = {}
+    for what in read:
+        if isinstance(what, int) and -layers <= what < layers:
+            found.setdefault(what % layers, []).append(what)
+        elif what not in ("prompts", "patches"):
+            raise ClipError(f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`")
+    return found
+
+
+def image_output(visual: VisionTransformer, x: Tensor, prompts: int, read: Read, inputs: dict) -> ImageOutput:
+    """The output of an image tower.
+
+    Args:
+        x: of the last layer, after `ln_post`: CLS, the patches if they are read, and the prompts if these are.
+        prompts: number of prompts in the last layer.
+        read, inputs: see `encode_image`, `ImageOutput`.
+    """
+    return ImageOutput(
+        feature=x[:, 0] @ visual.proj,
+        prompts=x[:, x.shape[1] - prompts :] if "prompts" in read else None,
+        patches=x[:, 1 : x.shape[1] - prompts] if "patches" in read else None,
+        inputs=inputs,
+    )
 
 
 def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:

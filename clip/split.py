@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .ranks import Ranks
 from .schedule import Edit, Schedule, TextPrompts
-from .towers import Towers
+from .towers import ImageOutput, Read, Towers
 
 
 class SplitTowers:
@@ -37,23 +37,19 @@ class SplitTowers:
         self.towers, self.ranks, self.model = towers, ranks, model
         self._rows = WeakTensorKeyDictionary()  # token ids or slots -> their version, and the rank's rows of them
 
-    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = ()) -> Tensor:
-        return self._images("encode_image", clip, images, schedule)[0]
+    def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
+        if not self.model.training or len(images) < self.ranks.count:
+            return self.towers.encode_image(clip, images, schedule, read)
+        own, sizes = self.ranks.share(len(images)), self.ranks.sizes(len(images))
+        if images.requires_grad and torch.is_grad_enabled():
+            (images,) = Summed.apply(self.ranks, images)
+        output = self.towers.encode_image(clip, images[own], of_sequences(self._summed(schedule), own), read)
 
-    def encode_image_and_prompts(self, clip: CLIP, images: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        features, prompts = self._images("encode_image_and_prompts", clip, images, schedule)
-        return features, prompts
+        def gathered(part: Any) -> Any:
+            return None if part is None else Gathered.apply(self.ranks, part, sizes)
 
-    def _images(self, function: str, clip: CLIP, images: Tensor, schedule: Schedule) -> list[Tensor]:
-        encode, split = getattr(self.towers, function), self.model.training and len(images) >= self.ranks.count
-        if split:
-            own, sizes = self.ranks.share(len(images)), self.ranks.sizes(len(images))
-            if images.requires_grad and torch.is_grad_enabled():
-                (images,) = Summed.apply(self.ranks, images)
-            images, schedule = images[own], of_sequences(self._summed(schedule), own)
-        outputs = encode(clip, images, schedule)
-        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-        return [Gathered.apply(self.ranks, output, sizes) for output in outputs] if split else outputs
+        inputs = {layer: gathered(x) for layer, x in output.inputs.items()}
+        return ImageOutput(gathered(output.feature), gathered(output.prompts), gathered(output.patches), inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         images, classes = len(prompts.contexts) if prompts.by_image else 0, len(prompts.ids)

@@ -93,7 +93,7 @@ class PromptedClassifier:
         self.transform = build_transform(self.cfg, is_train=False, verbose=False)
         self.clip = clip
         self._own = self._build(*spoken(self.class_names))
-        self.clip = self._own.model.clip  # all models have this one, which never moves
+        self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHERS)(self._build)
         if checkpoint is not None:  # a published one holds the whole backbone, too
             self.checkpoint = {**checkpoint, "state_dict": self._own.saved_module().state_dict(), "optimizer": None}

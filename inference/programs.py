@@ -32,15 +32,16 @@ class FixedVision(PromptLearner):
 
     def __init__(self, learner: PromptLearner):
         super().__init__()
-        self.reading, self.logit_scale = learner.reader(), learner.logit_scale
+        self.read, self.logit_scale, self.image_of = learner.read, learner.logit_scale, learner.image
+        self.extra = nn.ModuleDict(learner.extra_modules)  # which `image_of` may use
         added = [None if edit.add is None else edit.add.detach() for edit in learner.vision()]
         self.schedule = [replace(edit, add=add) for edit, add in zip(learner.vision(), added, strict=True)]
 
     def vision(self):
         return self.schedule
 
-    def reader(self):
-        return self.reading
+    def image(self, tower, learned):
+        return self.image_of(tower, learned)
 
 
 class ImageProgram(nn.Module):

@@ -51,10 +51,9 @@ class Recorder:
         self.start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         loss, step = trainer.loss, trainer.forward_backward
 
-        def noted_loss(images, labels):
-            result = loss(images, labels)
-            self.logits.append(result[1].detach().clone())
-            return result
+        def noted_loss(output, labels):
+            self.logits.append(output.logits.detach().clone())
+            return loss(output, labels)
 
         def noted_step(batch):
             self.paths.append(batch["impath"])

@@ -25,7 +25,9 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def step(trainer):
-    loss, logits, _ = trainer.loss(*batch().values())
+    images, labels = batch().values()
+    output = trainer.model.output(images)
+    loss, logits = trainer.loss(output, labels)[0], output.logits
     assert loss.dtype == logits.dtype == torch.float32
     loss.backward()
     return logits.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
@@ -102,7 +104,7 @@ def test_evaluation_computes_in_it_too(build, units):
     tower, logits = trainer.model.towers, trainer.model_inference(batch()["img"])
     with torch.no_grad():
         text = tower.encode_text(trainer.model.clip, trainer.model.prompt_learner.text(torch.empty(0)))
-        assert text.dtype == tower.encode_image(trainer.model.clip, batch()["img"]).dtype == torch.bfloat16
+        assert text.dtype == tower.encode_image(trainer.model.clip, batch()["img"]).feature.dtype == torch.bfloat16
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits, trainer.model(batch()["img"]))
 

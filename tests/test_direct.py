@@ -56,9 +56,10 @@ def randomised(trainer):
 
 def assert_loss(trainer, learned, loss, logits, parts):
     """The trainer's loss, logits, parts and gradients."""
-    got = trainer.loss(IMAGES, LABELS)
-    torch.testing.assert_close(got[:2], (loss, logits), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(got[2], parts, rtol=1e-4, atol=1e-4)
+    output = trainer.model.output(IMAGES)
+    got = trainer.loss(output, LABELS)
+    torch.testing.assert_close((got[0], output.logits), (loss, logits), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got[1], parts, rtol=1e-4, atol=1e-4)
     ours, expected = (torch.autograd.grad(value, list(learned.values())) for value in (got[0], loss))
     for name, a, b in zip(learned, ours, expected, strict=True):
         assert (a - b).norm() <= 1e-3 * b.norm() + 1e-6, name

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from open_clip.transformer import LayerNormFp32
 from torch import nn
 
-from clip import Edit, TextPrompts, fast, plain
+from clip import Edit, ImageOutput, TextPrompts, fast, plain
 from clip.blocks import is_standard
 from clip.layout import AT_ONCE, layout_of, token_layout
 
@@ -45,8 +45,10 @@ def rows(names, n_ctx, words):
 
 def assert_same(function, arguments, leaves):
     """Outputs and gradients of the two forms agree to 1e-8 of their size."""
-    outputs = [getattr(form, function)(*arguments) for form in (plain, fast)]
-    if isinstance(outputs[0], tuple):  # (batch, joint) and (batch, prompts, width)
+    outputs = found = [getattr(form, function)(*arguments) for form in (plain, fast)]
+    if isinstance(outputs[0], ImageOutput):
+        outputs = [[x for x in (out.feature, out.prompts, out.patches) if x is not None] for out in outputs]
+        outputs = [parts + list(out.inputs.values()) for parts, out in zip(outputs, found, strict=True)]
         assert [x.shape for x in outputs[0]] == [x.shape for x in outputs[1]]
         outputs = [torch.cat([x.flatten() for x in form]) for form in outputs]
     weights = torch.randn(outputs[0].shape, dtype=torch.double)
@@ -277,10 +279,11 @@ def test_many_images_are_encoded_in_chunks(clip, monkeypatch):
 @EXAMPLES
 @given(
     schedule=edits(present=0, sequences=2),
-    function=st.sampled_from(["encode_image", "encode_image_and_prompts"]),
+    read=st.sets(st.sampled_from(["prompts", "patches", 0, 2, -1])),
 )
-def test_images_under_any_schedule(clip, schedule, function):
-    assert_same(function, (clip, torch.randn(2, 3, 32, 32, dtype=torch.double), schedule), added(schedule))
+def test_images_under_any_schedule(clip, schedule, read):
+    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    assert_same("encode_image", (clip, images, schedule, sorted(read, key=str)), added(schedule))
 
 
 def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
@@ -291,7 +294,7 @@ def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
     assert_same("encode_text", (odd, TextPrompts(ids)), [])
     images, schedule = torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]
     assert_same("encode_image", (odd, images, schedule), [])
-    assert_same("encode_image_and_prompts", (odd, images, schedule), [])
+    assert_same("encode_image", (odd, images, schedule, ("prompts",)), [])
 
 
 def test_gradients_are_the_same_with_checkpointing_of_the_text_tower(clip, monkeypatch):
@@ -349,7 +352,7 @@ def with_blocks(clip, change):
 def outputs(form, clip):
     images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     texts = TextPrompts(rows([[3], [4, 5]], 0, [7, 8]))
-    return form.encode_image(clip, images), form.encode_text(clip, texts)
+    return form.encode_image(clip, images).feature, form.encode_text(clip, texts)
 
 
 def test_blocks_of_open_clips_development_version(clip, recwarn):

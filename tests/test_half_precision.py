@@ -8,7 +8,7 @@ from clip import load_backbone
 
 pytestmark = pytest.mark.slow
 
-LOGITS, GRADIENT = 0.05, 0.02  # absolute; relative to the norm in fp32
+LOGITS, GRADIENT = 0.08, 0.02  # absolute; relative to the norm in fp32
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -19,7 +19,8 @@ def test_half_weights_give_the_logits_and_gradients_of_fp32(method, build, deep)
 
     def step() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         trainer.model.zero_grad()
-        loss, logits, _ = trainer.loss(images, labels)
+        output = trainer.model.output(images)
+        loss, logits = trainer.loss(output, labels)[0], output.logits
         assert loss.dtype == logits.dtype == torch.float32
         loss.backward()
         return logits.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
@@ -28,7 +29,7 @@ def test_half_weights_give_the_logits_and_gradients_of_fp32(method, build, deep)
     half = load_backbone(str(deep), "fp16")
     assert half.visual.conv1.weight.dtype == half.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.float16
     assert half.ln_final.weight.dtype == half.visual.ln_pre.weight.dtype == torch.float32
-    trainer.model._frozen = (half,)
+    trainer.model._clips = (half, half)
     half_logits, half_gradients = step()
     assert (half_logits - logits).abs().max() < LOGITS
     whole, difference = (

@@ -83,7 +83,7 @@ def watched(model, images, monkeypatch):
             with_kwargs=True,
         )
         monkeypatch.setattr(block, "seen", hook, raising=False)
-    features = plain.encode_image(model.clip, images, schedule)
+    features = plain.encode_image(model.clip, images, schedule).feature
     labels = torch.tensor([-2.0, *[-1.0] * (visual.positional_embedding.shape[0] - 1)])[None, :, None]
     found = []
     for layer, (block, x) in enumerate(zip(visual.transformer.resblocks, inputs, strict=True)):
@@ -114,7 +114,7 @@ def test_attention_by_age_equals_a_direct_computation(method, model_of, monkeypa
             ages.add(age)
     carries = method in ("MPL", "Growing")
     assert (max(ages) > 4) == carries or method in ("MaPLe", "VPT")  # the layers above the deepest prompts carry those
-    torch.testing.assert_close(plain.encode_image(model.clip, images, model.prompt_learner.vision()), features)
+    torch.testing.assert_close(plain.encode_image(model.clip, images, model.prompt_learner.vision()).feature, features)
 
 
 @pytest.mark.parametrize("method", [*WITH_VISION_PROMPTS, "Growing"])

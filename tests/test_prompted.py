@@ -7,27 +7,18 @@ from torch import nn
 
 from clip import Edit, TextPrompts, encode_image, tokenize
 from common.start import ROOT
-from trainers.base.prompted import PromptedCLIP, PromptLearner, Reader, normalize
-
-
-class Mean(Reader):
-    """The mean of the prompts' outputs for learned classes, and the image feature for others."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(64))
-
-    def forward(self, image, prompts, learned):
-        return normalize(prompts.mean(dim=1) @ self.weight if learned else image)
+from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
 
 
 class ReadPrompts(PromptLearner):
-    name, logit_scale = "token_learner", 7.0
+    """The image feature is the mean of the prompts' outputs for learned classes, CLIP's for others."""
+
+    name, logit_scale, read = "token_learner", 7.0, ("prompts",)
 
     def __init__(self):
         super().__init__()
         self.prompts = nn.Parameter(torch.randn(2, 64, generator=torch.manual_seed(0)))
-        self.extra_modules = {"image_encoder": Mean()}
+        self.extra_modules = {"image_encoder": nn.Linear(64, 64, bias=False)}
         self.register_buffer("ids", tokenize(["a river", "a forest"]), persistent=False)
 
     def text(self, image_features):
@@ -36,8 +27,8 @@ class ReadPrompts(PromptLearner):
     def vision(self):
         return [Edit(), Edit(add=self.prompts)]
 
-    def reader(self):
-        return self.extra_modules["image_encoder"]
+    def image(self, tower, learned):
+        return normalize(self.extra_modules["image_encoder"](tower.prompts.mean(dim=1)) if learned else tower.feature)
 
 
 @pytest.fixture
@@ -57,7 +48,7 @@ def test_logits_can_depend_on_whether_the_classes_were_learned(model, learned):
     images = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(1))
     model.classes_learned = learned
     features = model.image_features(images)
-    plain = normalize(encode_image(model.clip, images, model.prompt_learner.vision()))
+    plain = normalize(encode_image(model.clip, images, model.prompt_learner.vision()).feature)
     assert torch.allclose(features, plain, atol=1e-6) != learned
     text = model.text_features(features)
     torch.testing.assert_close(model.logits(features, text), 7 * features @ text.T)

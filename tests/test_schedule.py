@@ -107,7 +107,7 @@ def test_add_equal_to_remove_is_deep_prompting(depth, encode_image):
     deep += [prompts.txt2img_proj[0][str(i)](ctx) for i, ctx in enumerate(prompts.compound_prompts_text)]
     assert len(deep) == depth
     expected = with_replaced_prompts(model, images, deep)
-    torch.testing.assert_close(encode_image(model, images, prompts.vision()), expected)
+    torch.testing.assert_close(encode_image(model, images, prompts.vision()).feature, expected)
     assert not torch.allclose(expected, model.encode_image(images), atol=1e-3)
 
 

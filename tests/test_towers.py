@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clip import ClipError, Edit, TextPrompts, tokenize
-from clip.plain import encode_image, encode_image_and_prompts, encode_text
+from clip.plain import encode_image, encode_text
 
 SMALL_TEXT = {"context_length": 12, "vocab_size": 30, "layers": 3}
 EOT = 29
@@ -50,14 +50,14 @@ def test_without_prompts_both_towers_equal_open_clips(vision, text, quick_gelu):
     model = small_clip(vision, text, quick_gelu)
     images = torch.randn(2, 3, *model.visual.image_size, generator=torch.manual_seed(0))
     ids = tokenize(["a photo of a river.", "x"], model.context_length)
-    torch.testing.assert_close(encode_image(model, images), model.encode_image(images))
+    torch.testing.assert_close(encode_image(model, images).feature, model.encode_image(images))
     torch.testing.assert_close(encode_text(model, TextPrompts(ids)), model.encode_text(ids))
 
 
 def test_resnet_encodes_images_but_rejects_prompts():
     model = small_clip({"layers": (1, 1, 1, 1), "width": 16, "patch_size": None, "image_size": 64})
     images = torch.randn(1, 3, 64, 64, generator=torch.manual_seed(0))
-    assert torch.equal(encode_image(model, images), model.encode_image(images))
+    assert torch.equal(encode_image(model, images).feature, model.encode_image(images))
     with pytest.raises(ClipError, match="need a vision transformer"):
         encode_image(model, images, [Edit(add=torch.zeros(1, 64))])
 
@@ -151,9 +151,10 @@ def test_any_vision_schedule_equals_the_oracle(small, schedule):
     images = random(2, 3, 32, 32)
     oracle = [oracle_image(small, image, schedule, i) for i, image in enumerate(images)]
     expected = [torch.stack(outputs) for outputs in zip(*oracle, strict=True)]
-    got = encode_image_and_prompts(small, images, schedule)
+    output = encode_image(small, images, schedule, ("prompts",))
+    got = output.feature, output.prompts
     assert [x.shape for x in got] == [x.shape for x in expected]
-    assert torch.equal(got[0], encode_image(small, images, schedule))
+    assert torch.equal(got[0], encode_image(small, images, schedule).feature)
     leaves = [images, *added(schedule)]
     assert_same(*(torch.cat([x.flatten() for x in outputs]) for outputs in (got, expected)), leaves)
 

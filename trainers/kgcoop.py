@@ -31,6 +31,6 @@ class KgCoOp(TaughtTrainer, ContextTrainer):
         words = self.settings.CTX_INIT
         return sentence_context(clip, self.settings.N_CTX, WORDS if words is True else words or "", *classes)
 
-    def loss(self, images, labels):
+    def loss(self, output, labels):
         """Cross-entropy, and the distance of the text features from the frozen CLIP's."""
-        return self.loss_near_teacher(images, labels, self.settings.W)
+        return self.loss_near_teacher(output, labels, self.settings.W)

@@ -10,6 +10,7 @@ from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from clip import ImageOutput
 from common.errors import UsageError
 
 from .base import PromptTrainer
@@ -27,7 +28,7 @@ class LinearProbeSettings(MethodSettings):
 
 
 class ProbeWeights(PromptLearner):
-    """A weight vector and a bias for each class, in place of prompts."""
+    """A weight vector and a bias for each class."""
 
     name = "linear_probe"
 
@@ -36,18 +37,21 @@ class ProbeWeights(PromptLearner):
         self.weight = nn.Parameter(torch.zeros(classes, clip.visual.output_dim))
         self.bias = nn.Parameter(torch.zeros(classes))
 
+    def image(self, tower: ImageOutput, learned: bool) -> Tensor:
+        return tower.feature.float()
+
 
 class ProbedCLIP(PromptedCLIP):
     """Images -> logits by a linear classifier of the frozen image feature, which is not normalised."""
 
     prompt_learner: ProbeWeights
 
-    def of_tower(self, outputs: Tensor) -> Tensor:
-        return outputs.float()
-
-    def text_features(self, image_features: Tensor) -> Tensor:
+    def encode_text(self, image_features: Tensor) -> Tensor:
         """(classes, joint): the weights, which have the place of text features here."""
         return self.prompt_learner.weight
+
+    def of_text(self, feature: Tensor) -> Tensor:
+        return feature
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         with torch.autocast(image_features.device.type, enabled=False):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from clip import Edit, Schedule, TextPrompts
+from clip import Edit, ImageOutput, Schedule, TextPrompts
 from common.errors import UsageError
 
 from .base import require_vit
-from .base.prompted import Reader, normalize
+from .base.prompted import normalize
 from .base.prompts import TemplatePrompts, check_depth, gaussian, text_width, vision_width
 from .base.settings import MethodSettings
 from .base.teacher import TaughtTrainer, distance
@@ -38,26 +38,22 @@ class MMRLSettings(MethodSettings):
             raise UsageError(f"TASK is {self.TASK!r}", "it can be B2N, FS, CD or empty")
 
 
-class MMRLReader(Reader):
-    """The feature of the class token and that of the representation tokens, or their weighted mean."""
+class RepresentationHead(nn.Module):
+    """Maps the representation tokens to the joint space."""
 
-    def __init__(self, width: int, joint: int, alpha: float):
+    def __init__(self, width: int, joint: int):
         super().__init__()
-        self.alpha, self.proj_rep = alpha, nn.Parameter(width**-0.5 * torch.randn(width, joint))
+        self.proj_rep = nn.Parameter(width**-0.5 * torch.randn(width, joint))
 
-    def both(self, image: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Both normalised, (batch, joint)."""
-        return normalize(image), normalize(prompts.mean(dim=1).to(self.proj_rep.dtype) @ self.proj_rep)
-
-    def forward(self, image: Tensor, prompts: Tensor, learned: bool) -> Tensor:
-        f, f_rep = self.both(image, prompts)
-        return self.alpha * f + (1 - self.alpha) * f_rep if learned else f
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, n, width) -> the feature of their mean, (batch, joint), normalised."""
+        return normalize(tokens.mean(dim=1).to(self.proj_rep.dtype) @ self.proj_rep)
 
 
 class MMRLPrompts(TemplatePrompts):
     """Tokens of a space that both towers share, mapped into the upper layers of each (MMRL, Sec. 3)."""
 
-    name, logit_scale = "representation_learner", 100.0
+    name, logit_scale, read = "representation_learner", 100.0, ("prompts",)
 
     def __init__(self, clip, classnames: list[str], template: str, settings: MMRLSettings):
         super().__init__(template, classnames, clip.context_length)
@@ -66,9 +62,9 @@ class MMRLPrompts(TemplatePrompts):
         for tower, width in widths.items():  # the maps of a tower are copies of one
             maps = [nn.Linear(settings.REP_DIM, width)] * len(settings.REP_LAYERS)
             self.add_module(f"compound_rep_tokens_r2{tower}proj", nn.ModuleList(map(deepcopy, maps)))
-        self.extra_modules: dict[str, Any] = {
-            "image_encoder": MMRLReader(widths["v"], clip.visual.output_dim, settings.ALPHA)
-        }
+        self.alpha = settings.ALPHA
+        head = RepresentationHead(widths["v"], clip.visual.output_dim)
+        self.extra_modules: dict[str, Any] = {"image_encoder": head}
 
     def schedule(self, maps: Any) -> Schedule:
         first, *later = (linear(self.compound_rep_tokens) for linear in maps)
@@ -80,8 +76,13 @@ class MMRLPrompts(TemplatePrompts):
     def vision(self) -> Schedule:
         return self.schedule(self.compound_rep_tokens_r2vproj)
 
-    def reader(self) -> MMRLReader:
-        return self.extra_modules["image_encoder"]
+    def image(self, tower: ImageOutput, learned: bool) -> Tensor:
+        """The feature of the class token, for learned classes mixed with that of the representation tokens."""
+        feature = normalize(tower.feature)
+        return self.alpha * feature + (1 - self.alpha) * self.representation(tower) if learned else feature
+
+    def representation(self, tower: ImageOutput) -> Tensor:
+        return self.extra_modules["image_encoder"](tower.prompts)
 
 
 @TRAINER_REGISTRY.register()
@@ -102,18 +103,17 @@ class MMRL(TaughtTrainer):
         elsewhere = self.settings.TASK == "CD" and self.cfg.DATASET.NAME != "ImageNet" and "class_names" not in written
         return not elsewhere and super().were_learned(written)
 
-    def loss(self, images, labels):
+    def loss(self, output, labels):
         """Cross-entropy of both features, and the first one and the text's held near the frozen CLIP's."""
-        model, alpha = self.model, self.settings.ALPHA
-        image, image_rep = model.prompt_learner.reader().both(*model.image_and_prompts(images))
-        text = model.text_features(image)
+        model, alpha, text = self.model, self.settings.ALPHA, output.text
+        image, image_rep = normalize(output.tower.feature), model.prompt_learner.representation(output.tower)
         logits, logits_rep = model.logits(image, text), model.logits(image_rep, text)
         parts = {
             "loss_ce": F.cross_entropy(logits, labels),
             "loss_ce_rep": F.cross_entropy(logits_rep, labels),
-            "loss_reg_image": distance(image, self.teacher.image_features(images)),
+            "loss_reg_image": distance(image, self.teacher.image_features(output.images)),
             "loss_reg_text": distance(text, self.teacher.text_features),
         }
         ce, ce_rep, *distances = parts.values()
         loss = alpha * ce + (1 - alpha) * ce_rep + self.settings.REG_WEIGHT * sum(distances)
-        return loss, alpha * logits + (1 - alpha) * logits_rep, parts
+        return loss, parts

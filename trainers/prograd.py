@@ -44,17 +44,15 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         sentence = self.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
         return zeros_and_words(clip, n_ctx, sentence, "PROGRAD")
 
-    def loss(self, images, labels):
-        """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions in place of the labels."""
-        model, temperature = self.model, self.settings.T
-        image = model.image_features(images)
-        logits = model.logits(image, model.text_features(image))
-        with torch.autocast(images.device.type, enabled=False):  # the teacher computes in fp32
-            image = self.teacher.image_features(images) if self.amp else image  # else they are the same
+    def loss(self, output, labels):
+        """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions as targets."""
+        model, logits, temperature = self.model, output.logits, self.settings.T
+        with torch.autocast(logits.device.type, enabled=False):  # the teacher computes in fp32
+            image = self.teacher.image_features(output.images) if self.amp else output.image  # else they are the same
             teacher = F.softmax(model.logits(image, self.teacher.text_features) / temperature, dim=1)
             kl = temperature**2 * F.cross_entropy(logits / temperature, teacher)
             xe = F.cross_entropy(logits, labels)
-        return xe, logits, {"loss_xe": xe, "loss_kl": kl}
+        return xe, {"loss_xe": xe, "loss_kl": kl}
 
     def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Take from each gradient the part that opposes the gradient of `loss_kl`.

@@ -62,22 +62,19 @@ class PromptSRC(PromptTrainer):
         self.gpa_sum = {name: torch.zeros_like(value) for name, value in self.model.state_dict().items()}
         self.teacher = Teacher(self.model, self.class_names)
 
-    def loss(self, images, labels):
+    def loss(self, output, labels):
         """Cross-entropy, and the distances of features and predictions from the frozen CLIP's (Eqs. 3-6)."""
-        model, settings = self.model, self.settings
-        image = model.image_features(images)
-        text = model.text_features(image)
-        logits = model.logits(image, text)
-        teacher_image, teacher_text = self.teacher.image_features(images), self.teacher.text_features
-        teacher_logits = model.logits(teacher_image, teacher_text)
+        logits, settings = output.logits, self.settings
+        teacher_image, teacher_text = self.teacher.image_features(output.images), self.teacher.text_features
+        teacher_logits = self.model.logits(teacher_image, teacher_text)
         ours, teacher = F.log_softmax(logits, dim=1), F.log_softmax(teacher_logits, dim=1)
         parts = {
             "loss_ce": F.cross_entropy(logits, labels),
-            "loss_text": F.l1_loss(text, teacher_text) * settings.TEXT_LOSS_WEIGHT,
-            "loss_image": F.l1_loss(image, teacher_image) * settings.IMAGE_LOSS_WEIGHT,
+            "loss_text": F.l1_loss(output.text, teacher_text) * settings.TEXT_LOSS_WEIGHT,
+            "loss_image": F.l1_loss(output.image, teacher_image) * settings.IMAGE_LOSS_WEIGHT,
             "loss_kl": F.kl_div(ours, teacher, reduction="sum", log_target=True) / logits.numel(),
         }
-        return sum(parts.values()), logits, parts
+        return sum(parts.values()), parts
 
     def after_epoch(self):
         """Add the epoch's prompts to the running average; after the last epoch the average is the model."""

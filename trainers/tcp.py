@@ -108,6 +108,6 @@ class TCP(TaughtTrainer):
     def saved_module(self) -> nn.Module:
         return self.model.prompt_learner
 
-    def loss(self, images, labels):
+    def loss(self, output, labels):
         """Cross-entropy, and text features held near the frozen CLIP's."""
-        return self.loss_near_teacher(images, labels, WEIGHT)
+        return self.loss_near_teacher(output, labels, WEIGHT)

@@ -126,7 +126,7 @@ class Measures:
         if shows_attention(clip) and self.schedule:
             self.layers.append(list(measure_layers(model, images)))
         prompted = model.image_features(images)
-        plain = model.towers.encode_image(clip, images)
+        plain = model.towers.encode_image(model.frozen, images).feature
         for name, features in zip(self.features, (plain, prompted), strict=True):
             self.features[name].append(F.normalize(features.float(), dim=-1).cpu())
         self.predicted += self.classifier.logits(images, self.names).argmax(dim=-1).tolist()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from yacs.config import CfgNode
 
+from clip import ImageOutput
 from clip.digest import add_tensors, as_bytes
 from common.errors import UsageError
 
@@ -17,50 +18,61 @@ from .prompted import PromptedCLIP
 from .tensor_cache import TensorCache
 
 
-class KeptFeatures:
-    """A test loader whose batches have outputs of the image tower in place of images.
+class KeptOutput(ImageOutput):
+    """The feature of images that were not read."""
 
-    A batch's `img` is (batch, joint width), in the type that the tower computes in; `PromptedCLIP.of_tower` makes image
-    features of it. They are those of the same images in the same batches, so that results are the same to the bit.
+    def to(self, device: torch.device) -> "KeptOutput":
+        return KeptOutput(self.feature.to(device))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UsageError("CACHE has the features of the test images, and this method reads the images", "unset CACHE")
+
+
+class KeptFeatures:
+    """A test loader whose batches have the output of the image tower for images that need not be read.
+
+    The features are those of the same images in the same batches, so that results are the same to the bit.
 
     Args:
-        model: one whose image tower has no prompts.
+        model: one whose image tower is frozen and has no prompts.
         loader: the loader of the test images.
-        cache: where the outputs are kept.
-        device: where the model is.
+        cache: where the features are kept.
     """
 
-    def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache, device: torch.device):
-        self.model, self.loader, self.cache, self.device = model, loader, cache, device
+    def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache):
+        self.model, self.loader, self.cache = model, loader, cache
+        self.device = model.clip.logit_scale.device
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
             key = self.key()
         except OSError:  # a missing or damaged image, which the loader reports
             key = ""
-        outputs = self.cache.get(key, len(self.loader.dataset)) if key else None
-        if outputs is not None:
+        features = self.cache.get(key, len(self.loader.dataset)) if key else None
+        if features is not None:
             print(f"Image features: {self.cache.file(key)}")
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
             labels = torch.tensor([item.label for item in self.loader.dataset.data_source])
             size = self.loader.batch_size
-            for part, label in zip(outputs.split(size), labels.split(size), strict=True):
-                yield {"img": part.to(self.device), "label": label}
+            for part, label in zip(features.split(size), labels.split(size), strict=True):
+                yield {"img": KeptOutput(part), "label": label}
             return
         computed = []
         for batch in self.loader:
-            outputs = self.encode(batch["img"].to(self.device))
-            computed.append(outputs.cpu())
-            yield {"img": outputs, "label": batch["label"]}
+            features = self.encode(batch["img"].to(self.device))
+            computed.append(features.cpu())
+            yield {"img": KeptOutput(features), "label": batch["label"]}
         if key:
             self.cache.put(key, torch.cat(computed))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return self.model.towers.encode_image(self.model.clip, images)
+        return self.model.image_output(images).feature
 
     def key(self) -> str:
         """A checksum of the images, how they are read, the weights, the batches and the machine's arithmetic.
@@ -77,24 +89,19 @@ class KeptFeatures:
         return digest.hexdigest()[:32]
 
 
-def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any, device: torch.device) -> Any:
-    """A loader of test images as `KeptFeatures`; or as it is, without CACHE or where they do not fit the model.
+def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeatures | None:
+    """The features of a loader's images by way of the folder CACHE; None without it, or if they cannot be kept.
 
     Args:
         cfg: of the run.
-        model: its image tower counts as frozen and unprompted if the prompt learner has no prompts for it.
-        loader: the loader.
-        device: where the model is.
+        model: features can be kept if its image tower is frozen, has no prompts and is read at its feature only.
+        loader: of test images, in order.
     """
-    folder, learner = cache_folder(cfg), model.prompt_learner
-    in_order = isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
-    own = type(model).image_features is PromptedCLIP.image_features
-    if not folder or not in_order or not own or not hasattr(type(loader.dataset), "content"):
-        return loader
-    if learner.vision() or learner.reader() is not None:
-        return loader
+    folder, in_order = cache_folder(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
+    if not folder or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
+        return None
     cache = TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
-    return KeptFeatures(model, loader, cache, device)
+    return KeptFeatures(model, loader, cache)
 
 
 def cache_folder(cfg: CfgNode) -> Path | None:

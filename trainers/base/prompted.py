@@ -1,26 +1,28 @@
 """A frozen CLIP under learned prompts: the model of every method."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, TOWERS, Schedule, TextPrompts
+from clip import CLIP, TOWERS, ImageOutput, Read, Schedule, TextPrompts, private_copy
 
 
 class PromptLearner(nn.Module):
     """The learned vectors of a method and where they go.
 
-    Its parameters are learned, and those of `extra_modules`: modules that published checkpoints keep beside the prompt
+    Its parameters are learned, and those of `extra_modules`: modules that published checkpoints keep next to the prompt
     learner, by their names there (`image_encoder`, `text_encoder`).
     """
 
     ids: Tensor  # a buffer, (classes, context length): the token ids of the texts
     extra_modules: Mapping[str, nn.Module] = {}
     name: str = "prompt_learner"  # of this module in published checkpoints
-    logit_scale: float | None = None  # in place of CLIP's own
+    logit_scale: float | None = None  # replaces CLIP's own
+    read: Read = ()  # what `image` needs of the image tower besides the feature
 
     def text(self, image_features: Tensor) -> TextPrompts:
         """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
@@ -30,24 +32,45 @@ class PromptLearner(nn.Module):
         """The prompts of the image tower."""
         return ()
 
-    def reader(self) -> "Reader | None":
-        """What makes an image's features of both outputs of the image tower; None: they are the image feature."""
-        return None
+    def image(self, tower: ImageOutput, learned: bool) -> Tensor:
+        """The features of images, from the output of the image tower.
 
-
-class Reader(nn.Module):
-    """Makes the features of an image from the image feature and what the last layer made of the prompts."""
-
-    def forward(self, image: Tensor, prompts: Tensor, learned: bool) -> Tensor:
-        """
         Args:
-            image, prompts: as `clip.plain.encode_image_and_prompts` returns them.
-            learned: whether the prompts were learned on the classes that the image is compared with.
+            tower: its output, with what `read` asks for.
+            learned: whether the prompts were learned on the classes that the images are compared with.
 
         Returns:
             (batch, joint), fp32: its product with a normalised text feature is the similarity of image and class.
         """
-        raise NotImplementedError
+        return normalize(tower.feature)
+
+    def install(self, clip: CLIP) -> None:
+        """Put learned modules into a CLIP (`clip.adapt`, or replace its modules). It is a private copy.
+
+        What is put there must be registered in the prompt learner, too. The frozen weights are shared with the
+        original, which remains in `PromptedCLIP.frozen`: do not change them.
+        """
+
+
+@dataclass(frozen=True)
+class Output:
+    """A forward pass.
+
+    Attributes:
+        images: (batch, 3, H, W), the input.
+        tower: the output of the image tower: the un-normalised feature and what the model reads.
+        image: (batch, joint), fp32, the features of the images, of unit length unless the method says otherwise.
+        text: (classes, joint), or (batch, classes, joint) where the texts depend on the image; fp32, of unit length.
+        text_feature: the same, not normalised.
+        logits: (batch, classes), fp32.
+    """
+
+    images: Any
+    tower: ImageOutput
+    image: Tensor
+    text: Tensor
+    text_feature: Tensor
+    logits: Tensor
 
 
 class PromptedCLIP(nn.Module):
@@ -55,7 +78,7 @@ class PromptedCLIP(nn.Module):
 
     The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have the learned prompts
     and nothing else, under the names of the published checkpoints (`prompt_learner.ctx`, ...). `to()`, `half()` and
-    the like reach it all the same.
+    the like change it nevertheless.
 
     Args:
         clip: the frozen backbone.
@@ -63,6 +86,10 @@ class PromptedCLIP(nn.Module):
         towers: the form of the towers, a key of `clip.TOWERS`.
 
     Attributes:
+        clip: the backbone that the model computes with: the frozen one, or a private copy with the learned modules of
+            `PromptLearner.install`.
+        frozen: the frozen backbone.
+        read: what `output` reads of the image tower besides what the prompt learner needs.
         classes_learned: whether the prompts were learned on the classes of the texts; some methods then read images in
             another way.
     """
@@ -75,35 +102,76 @@ class PromptedCLIP(nn.Module):
         self.__dict__["prompt_learner"] = prompt_learner  # by this name, too, but registered only once
         for name, tower in prompt_learner.extra_modules.items():
             self.add_module(name, tower)
-        self._frozen = (clip,)
+        self.adapted = type(prompt_learner).install is not PromptLearner.install
+        self._clips = (private_copy(clip) if self.adapted else clip, clip)
+        if self.adapted:
+            prompt_learner.install(self.clip)
         self.towers: Any = TOWERS[towers]
+        self.read: Read = ()
         self.classes_learned = True
+        self._text: tuple[Any, Tensor] | None = None  # a text feature that was kept, and what it is of
 
     @property
     def clip(self) -> CLIP:
-        return self._frozen[0]
+        return self._clips[0]
+
+    @property
+    def frozen(self) -> CLIP:
+        return self._clips[1]
 
     def _apply(self, fn: Callable, recurse: bool = True):
-        self.clip._apply(fn, recurse)
+        self._text = None
+        for clip in dict.fromkeys(self._clips):
+            clip._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """(batch, 3, H, W) -> (batch, joint), fp32, normalised unless the method has a `reader`."""
-        if reader := self.prompt_learner.reader():
-            return reader(*self.image_and_prompts(images), self.classes_learned)
-        return self.of_tower(self.towers.encode_image(self.clip, images, self.prompt_learner.vision()))
+    def train(self, mode: bool = True):
+        self._text = None
+        return super().train(mode)
 
-    def of_tower(self, outputs: Tensor) -> Tensor:
-        """Image features of the image tower's outputs (batch, joint), for a method without a `reader`."""
-        return normalize(outputs)
+    @property
+    def features_are_frozen(self) -> bool:
+        """Whether the output of the image tower is the feature of the frozen CLIP, and nothing else."""
+        learner = self.prompt_learner
+        return not (self.adapted or learner.vision() or learner.read or self.read)
 
-    def image_and_prompts(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of the image tower that a `Reader` reads."""
-        return self.towers.encode_image_and_prompts(self.clip, images, self.prompt_learner.vision())
+    def image_output(self, images: Tensor | ImageOutput) -> ImageOutput:
+        """(batch, 3, H, W) -> the output of the image tower under the prompts; an output is returned as it is."""
+        if isinstance(images, ImageOutput):
+            return images
+        learner = self.prompt_learner
+        return self.towers.encode_image(self.clip, images, learner.vision(), {*learner.read, *self.read})
+
+    def of_tower(self, tower: ImageOutput) -> Tensor:
+        """The features (batch, joint), fp32, of images with these outputs of the image tower."""
+        return self.prompt_learner.image(tower, self.classes_learned)
+
+    def image_features(self, images: Tensor | ImageOutput) -> Tensor:
+        """(batch, 3, H, W) -> (batch, joint), fp32, of unit length unless the method says otherwise."""
+        return self.of_tower(self.image_output(images))
+
+    def encode_text(self, image_features: Tensor) -> Tensor:
+        """(classes, joint), or (batch, classes, joint) where the texts depend on the image; not normalised.
+
+        Texts that are the same for every image are encoded once, in training as well if nothing in them is learned. The
+        plain towers encode them for each batch, as the published code does.
+        """
+        training = torch.is_grad_enabled()
+        state = None if training else [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]
+        if self._text and self._text[0] == state:
+            return self._text[1]
+        text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
+        if text.dim() == 2 and not text.requires_grad and self.towers is not TOWERS["plain"]:
+            self._text = state, text
+        return text
 
     def text_features(self, image_features: Tensor) -> Tensor:
-        """(classes, joint), or (batch, classes, joint) where the text depends on the image; normalised, fp32."""
-        return normalize(self.towers.encode_text(self.clip, self.prompt_learner.text(image_features)))
+        """`encode_text` in fp32 and of unit length."""
+        return self.of_text(self.encode_text(image_features))
+
+    def of_text(self, feature: Tensor) -> Tensor:
+        """What images are compared with, from the output of the text tower."""
+        return normalize(feature)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(batch, classes): scaled cosine similarities, always in fp32."""
@@ -111,9 +179,17 @@ class PromptedCLIP(nn.Module):
             similarity = (text_features @ image_features.unsqueeze(-1)).squeeze(-1)
             return (self.prompt_learner.logit_scale or self.clip.logit_scale.exp().float()) * similarity
 
-    def forward(self, images: Tensor) -> Tensor:
-        image_features = self.image_features(images)
-        return self.logits(image_features, self.text_features(image_features))
+    def output(self, images: Tensor | ImageOutput) -> Output:
+        """One forward pass: images (batch, 3, H, W) -> features and logits."""
+        tower = self.image_output(images)
+        image = self.of_tower(tower)
+        text_feature = self.encode_text(image)
+        text = self.of_text(text_feature)
+        return Output(images, tower, image, text, text_feature, self.logits(image, text))
+
+    def forward(self, images: Tensor | ImageOutput) -> Tensor:
+        """(batch, 3, H, W) -> logits (batch, classes)."""
+        return self.output(images).logits
 
 
 def normalize(features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from clip import CLIP, TextPrompts, current_ranks, encode_text, tokenize
 from clip.digest import add_tensors
 
-from .prompted import PromptedCLIP, normalize
+from .prompted import Output, PromptedCLIP, normalize
 from .tensor_cache import TensorCache
 from .trainer import PromptTrainer
 
@@ -44,13 +44,13 @@ class Teacher:
     @cached_property
     def text_features(self) -> Tensor:
         """(C, joint), fp32, normalised; computed when it is first asked for."""
-        clip = self.model.clip
+        clip = self.model.frozen
         return teacher_text_features(clip, self.classnames, clip.logit_scale.device, self.templates)
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """(batch, 3, H, W) -> (batch, joint), fp32, normalised."""
-        return normalize(self.model.towers.encode_image(self.model.clip, images))
+        return normalize(self.model.towers.encode_image(self.model.frozen, images).feature)
 
 
 def distance(ours: Tensor, teachers: Tensor) -> Tensor:
@@ -67,18 +67,13 @@ class TaughtTrainer(PromptTrainer):
     def teacher(self) -> Teacher:
         return Teacher(self.model, self.class_names, [self.template(self.teacher_templates)])
 
-    def loss_near_teacher(
-        self, images: Tensor, labels: Tensor, weight: float
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss_near_teacher(self, output: Output, labels: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """A `loss`: cross-entropy, plus `weight` times the `distance` of text features from the teacher's."""
-        image = self.model.image_features(images)
-        text = self.model.text_features(image)
-        logits = self.model.logits(image, text)
         parts = {
-            "loss_ce": F.cross_entropy(logits, labels),
-            "loss_score": distance(text, self.teacher.text_features),
+            "loss_ce": F.cross_entropy(output.logits, labels),
+            "loss_score": distance(output.text, self.teacher.text_features),
         }
-        return parts["loss_ce"] + weight * parts["loss_score"], logits, parts
+        return parts["loss_ce"] + weight * parts["loss_score"], parts
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -16,7 +16,7 @@ from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weight
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, TOWERS, compiled_towers, current_ranks
+from clip import CLIP, TOWERS, ImageOutput, compiled_towers, current_ranks
 from clip.digest import digest
 from common.errors import UsageError
 from common.names import check_known_names
@@ -27,9 +27,9 @@ from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
 from .data_use import Choice, epoch_choice, inherited_choices
 from .features import cache_folder, kept_features
 from .precision import print_precision, usable
-from .prompted import PromptedCLIP, PromptLearner
+from .prompted import Output, PromptedCLIP, PromptLearner
 from .settings import MethodSettings, settings_from
-from .split_test import split_test
+from .split_test import outputs_of_ranks
 
 TEMPLATE = "a photo of a {}."  # for a dataset that has none of its own
 
@@ -55,7 +55,6 @@ class PromptTrainer(TrainerX):
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     dm: Any
     evaluator: Any
-    _text_features: tuple[list, Tensor] | None = None
 
     def __init_subclass__(cls) -> None:
         if "defaults" in vars(cls):
@@ -111,10 +110,14 @@ class PromptTrainer(TrainerX):
         """Lines about the model for the log of a run."""
         return []
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss to minimise, the logits (batch, classes), and parts of the loss to be logged."""
-        logits = self.model(images)
-        return F.cross_entropy(logits, labels), logits, {}
+    def loss(self, output: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and parts of it to be logged.
+
+        Args:
+            output: the forward pass of a batch.
+            labels: (batch,).
+        """
+        return F.cross_entropy(output.logits, labels), {}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -213,7 +216,8 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: dict) -> dict[str, float]:
         images, labels = self.parse_batch_train(batch)
         with self.autocast():
-            loss, logits, parts = self.loss(images, labels)
+            output = self.model.output(images)
+            loss, parts = self.loss(output, labels)
         self.detect_anomaly(loss)
         self.optim.zero_grad()
         self.backward(loss, parts)
@@ -221,7 +225,7 @@ class PromptTrainer(TrainerX):
         self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        accuracy = compute_accuracy(logits, labels)[0]
+        accuracy = compute_accuracy(output.logits, labels)[0]
         return {name: value.item() for name, value in {"loss": loss, "acc": accuracy, **parts}.items()}
 
     def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
@@ -275,49 +279,28 @@ class PromptTrainer(TrainerX):
             super().init_writer(log_dir)
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
-        self._text_features = None  # an evaluation computes its own
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
         super().set_model_mode(mode, names)
 
-    def test(self, split: str | None = None) -> float:
-        """As Dassl's; what a frozen image tower without prompts makes of the images is kept in the folder CACHE.
+    def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
 
-        Several ranks divide the images instead.
+        Several ranks divide the batches. The features of a frozen image tower without prompts are kept in the folder
+        CACHE for other runs.
         """
-        validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
-        name = "val_loader" if validates else "test_loader"
-        loader, evaluator, ranks = getattr(self, name), self.evaluator, current_ranks()
-        hooks = ("build_data_loader", "parse_batch_test", "model_inference")
-        if all(getattr(type(self), hook) is getattr(PromptTrainer, hook) for hook in hooks):  # it reads images as usual
-            if ranks.count > 1:
-                test_loader, self.evaluator = split_test(loader, evaluator, ranks)
-            else:
-                test_loader = kept_features(self.cfg, self.model, loader, self.device)
-            setattr(self, name, test_loader)
-        try:
-            return super().test(split)
-        finally:
-            setattr(self, name, loader)
-            self.evaluator = evaluator
+        ranks = current_ranks()
+        if ranks.count > 1:
+            yield from outputs_of_ranks(super().test_outputs, loader, ranks)
+        else:
+            yield from super().test_outputs(kept_features(self.cfg, self.model, loader) or loader)
+
+    def test_metrics(self) -> dict[str, float]:
+        return current_ranks().from_first(super().test_metrics)  # the first rank prints them, and may write files
 
     @torch.no_grad()
-    def model_inference(self, images: Tensor) -> Tensor:
-        """(batch, 3, H, W) -> (batch, classes), in fp32 also under PREC amp.
-
-        Text features are computed once per evaluation; with the plain towers for each batch, as published.
-
-        Args:
-            images: or what the image tower makes of them, (batch, joint width).
-        """
-        image_features = self.model.of_tower(images) if images.dim() == 2 else self.model.image_features(images)
-        prompts = [(prompt.data_ptr(), prompt._version) for prompt in self.model.parameters()]
-        if self._text_features and self._text_features[0] == prompts:
-            text_features = self._text_features[1]
-        else:
-            text_features = self.model.text_features(image_features)
-            if self.model.towers is not TOWERS["plain"] and text_features.dim() == 2:  # the same for every image
-                self._text_features = prompts, text_features
-        return self.model.logits(image_features, text_features)
+    def model_inference(self, images: Tensor | ImageOutput) -> Tensor:
+        """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes), in fp32."""
+        return self.model(images)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts from a checkpoint of this project or of the published code, at any class count.
@@ -338,7 +321,7 @@ class PromptTrainer(TrainerX):
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
         self.load_prompts(checkpoint, path)
-        if self.model.prompt_learner.reader() is not None:
+        if type(self.model.prompt_learner).image is not PromptLearner.image:
             kind = "learned" if self.model.classes_learned else "new"
             print(f"Images are read as those of {kind} classes")
         backbone = self.cfg.MODEL.BACKBONE.NAME
@@ -359,7 +342,7 @@ class PromptTrainer(TrainerX):
         """
         module, metadata = self.saved_module(), self.prompts_metadata()
         module.load_state_dict(select_prompts(checkpoint, path, metadata, module.state_dict()))
-        self._text_features, self.loaded_epoch = None, checkpoint["epoch"]
+        self.loaded_epoch = checkpoint["epoch"]
         self.inherited_choices = inherited_choices(checkpoint)
         self.model.classes_learned = self.were_learned(checkpoint.get("metadata") or {})
 

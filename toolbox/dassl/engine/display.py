@@ -74,7 +74,8 @@ class EpochDisplay:
             print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {figures}, {took}, left {eta}")
 
 
-def test_bar(loader, split):
-    """The batches of a loader; on a terminal with a bar that names the split ("test" or "val")."""
+def test_bar(outputs, split, batches):
+    """The outputs of so many batches; on a terminal with a bar that names the split ("test" or "val")."""
     leave = split == "test"  # validation has a bar for every epoch
-    return tqdm(loader, f"{split} set", leave=leave, unit="batch", dynamic_ncols=True, disable=not on_terminal())
+    options = {"leave": leave, "unit": "batch", "dynamic_ncols": True, "disable": not on_terminal()}
+    return tqdm(outputs, f"{split} set", batches, **options)

@@ -180,17 +180,25 @@ class SimpleTrainer(TrainerBase):
 
         start = time.monotonic()
         self.n_test = 0
-        for batch in test_bar(data_loader, split):
-            input, label = self.parse_batch_test(batch)
-            output = self.model_inference(input)
+        for output, label in test_bar(self.test_outputs(data_loader), split, len(data_loader)):
             self.evaluator.process(output, label)
             self.n_test += len(label)
-        self.test_results = self.evaluator.evaluate()
+        self.test_results = self.test_metrics()
         self.test_seconds = time.monotonic() - start
 
         for name, value in self.test_results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.test_results.values()))
+
+    def test_outputs(self, loader):
+        """Hook: yield the logits [batch, n_classes] and the labels [batch] of each batch of a test loader."""
+        for batch in loader:
+            input, label = self.parse_batch_test(batch)
+            yield self.model_inference(input), label
+
+    def test_metrics(self):
+        """Hook: the results of the evaluator, which has all outputs."""
+        return self.evaluator.evaluate()
 
     def model_inference(self, input):
         """Images (N, 3, H, W) to logits (N, num_classes)."""

@@ -1,0 +1,101 @@
+"""Learned modules inside the blocks of a CLIP that is otherwise frozen."""
+
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from .blocks import attention, block_output, heads, qkv
+
+
+class BlockAdapter(nn.Module):
+    """What is added in one transformer block. A subclass defines the methods that it needs; the others add nothing.
+
+    All tensors are (rows, tokens, width), in fp32 or, under amp, whatever the block computes in. Each token must be
+    treated by itself, because the fast towers give only the tokens that are needed, in any order; the exception is
+    `token_dropout`, which says so by `draws`.
+    """
+
+    defined: ClassVar[frozenset[str]] = frozenset()  # the methods below that a subclass defines
+
+    def __init_subclass__(cls) -> None:
+        names = ("attention_input", "attention_output", "mlp", "parallel")
+        cls.defined = frozenset(name for name in names if getattr(cls, name) is not getattr(BlockAdapter, name))
+
+    @property
+    def draws(self) -> bool:
+        """Whether the next forward pass draws random numbers for each token."""
+        return False
+
+    def attention_input(self, x: Tensor) -> Tensor | None:
+        """The output of `ln_1` -> what is added to queries, keys and values, (rows, tokens, 3 * width)."""
+        return None
+
+    def attention_output(self, x: Tensor) -> Tensor | None:
+        """The heads' outputs, before the output projection -> what is added to the projection."""
+        return None
+
+    def mlp(self, x: Tensor) -> Tensor | None:
+        """The output of `ln_2` -> what is added to the MLP's output."""
+        return None
+
+    def parallel(self, x: Tensor) -> Tensor | None:
+        """The output of `ln_1` -> what is added to the block's output."""
+        return None
+
+
+class AdaptedBlock(nn.Module):
+    """A block of CLIP with an adapter; its own tensors have the names that they had in the block.
+
+    Args:
+        block: an `open_clip.transformer.ResidualAttentionBlock`.
+        adapter: learned.
+    """
+
+    def __init__(self, block: nn.Module, adapter: BlockAdapter):
+        super().__init__()
+        for name, module in block.named_children():
+            self.add_module(name, module)
+        self.__dict__["adapter"] = adapter  # of the prompt learner, which is registered there
+
+    adapter: BlockAdapter
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
+        block: Any = self
+        q, k, v = heads(block, qkv(block, x))
+        return block_output(block, x, attention(q, k, v, None if attn_mask is None else attn_mask == 0))
+
+
+def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
+    """Put an adapter into a block.
+
+    Args:
+        tower: `clip` for the text tower, `clip.visual` for the image tower; of a private copy.
+        layer: from 0.
+        adapter: learned.
+    """
+    blocks = tower.transformer.resblocks
+    blocks[layer] = AdaptedBlock(blocks[layer], adapter)
+
+
+def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:
+    """A CLIP whose modules may be replaced; its tensors are those of the original, not copies."""
+    tensors = [*clip.parameters(), *clip.buffers()]
+    return deepcopy(clip, {id(tensor): tensor for tensor in tensors})
+
+
+def token_dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout of (rows, tokens, width), with a mask that does not depend on how many tokens follow.
+
+    So both forms of the text tower have the same masks on a CPU, though the fast one leaves out what follows EOT. The
+    probability is rounded to 1 / 65536.
+    """
+    rows, tokens, width = x.shape
+    generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ())))
+    numbers = torch.empty(tokens, -(-rows * width // 4), dtype=torch.int64, device=x.device)
+    numbers.random_(-(2**63), None, generator=generator)
+    chances = numbers.view(torch.int16)[:, : rows * width].view(tokens, rows, width).transpose(0, 1)
+    return torch.where(chances >= round(p * 65536) - 32768, x / (1 - p), 0)
