@@ -16,8 +16,8 @@ from . import compat
 from .data_use import KINDS
 
 LARGEST = 2**53  # number in a checkpoint
-METADATA = {"method": str, "backbone": str, "dataset": str, "settings": dict, "class_names": list}
-METADATA |= {"choices": list, "inherited_choices": list}
+METADATA = {"method": str, "backbone": str, "weights_sha256": str, "dataset": str, "settings": dict}
+METADATA |= {"class_names": list, "choices": list, "inherited_choices": list}
 
 
 def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str) -> str:

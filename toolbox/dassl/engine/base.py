@@ -169,6 +169,9 @@ class TrainerBase:
         """
         return {}
 
+    def check_metadata(self, metadata):
+        """Hook: raise an error if a run with this metadata in its checkpoint cannot be resumed."""
+
     def resume_model_if_exist(self, directory):
         """Load the newest checkpoint of a run: weights, optimisers, schedulers and random generators.
 
@@ -186,19 +189,21 @@ class TrainerBase:
             print("No checkpoint found, train from scratch")
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
+        first = next(iter(checkpoints.values()))
+        metadata = first.get("metadata") if isinstance(first.get("metadata"), dict) else {}
+        self.check_metadata(metadata)
         for name, checkpoint in checkpoints.items():
             parts = {"state_dict": self._models, "optimizer": self._optims, "scheduler": self._scheds}
             for key, targets in parts.items():
                 if targets[name] is not None and checkpoint.get(key) is not None:
                     load_part(targets[name], checkpoint[key], f"{key} of the checkpoint of {name} in {directory}")
                     print(f"Loaded {key} of {name}")
-        first = next(iter(checkpoints.values()))
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
             self.load_run_state(fitted_run_state(self.run_state(), first["run"], first["epoch"]))
         self._saved_epoch = first["epoch"]
-        now, metadata = self.checkpoint_metadata().get("version"), first.get("metadata")
-        before = metadata.get("version", now) if isinstance(metadata, dict) else now
+        now = self.checkpoint_metadata().get("version")
+        before = metadata.get("version", now)
         if str(before) != str(now):
             print(f"The checkpoint was written by version {before!r:.40}, this is version {now!r}")
         print(f"Previous epoch: {first['epoch']}")

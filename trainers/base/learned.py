@@ -1,0 +1,176 @@
+"""The part of a trainer that reads and writes learned prompts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from dassl.utils import load_checkpoint
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from clip import CLIP, current_ranks, weights_sha256
+from common.errors import UsageError
+from common.version import __version__
+
+from .build import without_training
+from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
+from .data_use import Choice, inherited_choices
+from .method import Method
+from .prompted import PromptedCLIP, PromptLearner
+
+
+class LearnedPrompts(Method):
+    """A method with the prompts that a checkpoint holds, which belong to some classes and weights."""
+
+    Model: ClassVar[type[PromptedCLIP]]
+    of_learned_classes: ClassVar[tuple[str, ...]] = ()  # names of tensors with a row for each class that others lack
+    model: PromptedCLIP
+    loaded_epoch: int
+
+    def __init__(self, cfg: CfgNode):
+        self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
+        super().__init__(cfg)
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
+        """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.
+
+        Predictions have no images: see `build.without_training` for what this may use.
+        """
+        raise NotImplementedError
+
+    def saved_module(self) -> nn.Module:
+        """The module whose state dict is the checkpoint."""
+        return self.model
+
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """What a checkpoint says besides its learned tensors: plain values only."""
+        choices = {"choices": self.choices, "inherited_choices": self.inherited_choices or []}
+        return self.prompts_metadata() | choices
+
+    def prompts_metadata(self) -> dict[str, Any]:
+        """The part of `checkpoint_metadata` that says what the prompts fit."""
+        return {
+            "method": type(self).__name__,
+            "settings": asdict(self.settings),
+            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "weights_sha256": weights_sha256(self.cfg.MODEL.BACKBONE.NAME),
+            "dataset": self.dataset_title,
+            "class_names": self.class_names,
+            "version": __version__,
+        }
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load learned prompts from a checkpoint of this project or of the published code, at any class count.
+
+        Args:
+            directory: the output folder of a training run; nothing is loaded if empty (as everywhere in Dassl).
+            epoch: which epoch's; None means the best on validation or, without validation, the newest.
+
+        Raises:
+            UsageError: no checkpoint there, or its prompts are of other settings, weights or classes.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        current_ranks().objects(None)  # rank 0 may have written it just now
+        path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__)
+        checkpoint = load_checkpoint(path)
+        if not is_checkpoint(checkpoint):
+            raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
+        self.load_prompts(checkpoint, path)
+        if type(self.model.prompt_learner).image is not PromptLearner.image:
+            kind = "learned" if self.model.classes_learned else "new"
+            print(f"Images are read as those of {kind} classes")
+        if not (checkpoint.get("metadata") or {}).get("weights_sha256"):
+            print(f"{path} does not say on which weights its prompts were learned: check that they are these")
+        print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
+
+    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """Load the learned prompts among everything that a checkpoint holds.
+
+        Args:
+            checkpoint: its content.
+            path: where it is from, for errors.
+
+        Raises:
+            UsageError: as for `load_model`.
+        """
+        module, metadata, written = self.saved_module(), self.prompts_metadata(), checkpoint.get("metadata") or {}
+        check_weights(written, metadata, path)
+        state, expected = checkpoint["state_dict"], module.state_dict()
+        if not self.same_classes(written):
+            of_classes = self.tensors_of_classes()
+            unknown = [name for name in of_classes if not any(fnmatchcase(name, p) for p in self.of_learned_classes)]
+            if unknown:
+                what = f"{path} has {unknown[0]} with values for each class that it was learned on"
+                raise UsageError(what, "test it on these classes", path)
+            state, expected = (
+                {k: v for k, v in tensors.items() if k not in of_classes} for tensors in (state, expected)
+            )
+        found = select_prompts({**checkpoint, "state_dict": state}, path, metadata, expected)
+        module.load_state_dict(found, strict=len(expected) == len(module.state_dict()))
+        self.loaded_epoch = checkpoint["epoch"]
+        self.inherited_choices = inherited_choices(checkpoint)
+        self.model.classes_learned = self.were_learned(written)
+
+    def tensors_of_classes(self) -> list[str]:
+        """The learned tensors whose shape depends on the number of classes, by their names in a checkpoint."""
+        names = [*self.class_names, "one more"]
+        with torch.random.fork_rng(devices=[]):
+            clip = self.model.frozen
+            device = clip.logit_scale.device
+            other = without_training(type(self), self.cfg, names, self.dataset_template, device)
+            with device:
+                other.model = self.Model(clip, other.build_prompts(clip, names))
+        shapes: dict[str, Tensor] = other.saved_module().state_dict()
+        return [key for key, value in self.saved_module().state_dict().items() if value.shape != shapes[key].shape]
+
+    def same_classes(self, written: Mapping[str, Any]) -> bool:
+        """Whether prompts were learned on the classes of this run, in the same order, by their checkpoint's metadata.
+
+        Published checkpoints do not say it: they were, unless this run has the `new` classes.
+        """
+        names = written.get("class_names")
+        if not isinstance(names, list):
+            return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
+        return [name.replace("_", " ") for name in names] == self.class_names
+
+    def were_learned(self, written: Mapping[str, Any]) -> bool:
+        """Whether prompts were learned on all classes of this run, by the metadata of their checkpoint.
+
+        Published checkpoints do not say on what they were learned: on these classes, unless they are `new` ones.
+        """
+        names = written.get("class_names")
+        if not isinstance(names, list):
+            return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
+        same_dataset = written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
+        return same_dataset and all(name in names for name in self.class_names)
+
+    def check_metadata(self, written: Mapping[str, Any]) -> None:
+        """Dassl calls this with the metadata of a checkpoint that a run resumes from.
+
+        Raises:
+            UsageError: the run had a backbone with other weights.
+        """
+        check_weights(written, self.prompts_metadata(), "the run to resume")
+
+
+def check_weights(written: Mapping[str, Any], metadata: Mapping[str, Any], what: str) -> None:
+    """Check that prompts meet the weights that they were learned on.
+
+    Args:
+        written, metadata: `prompts_metadata` of a checkpoint, and of the run that reads it.
+        what: the checkpoint, for the error.
+
+    Raises:
+        UsageError: the weights are others.
+    """
+    before, now = written.get("weights_sha256"), metadata["weights_sha256"]
+    if before and before != now:
+        raise UsageError(
+            f"{what} has prompts for other weights: SHA-256 {before[:12]}... ({written.get('backbone')}), "
+            f"not {now[:12]}... ({metadata['backbone']})",
+            "give the backbone that they were learned on, by --backbone",
+        )
