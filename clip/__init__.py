@@ -7,8 +7,9 @@ step, and "fast" (the default), without the work that cannot change the result.
 """
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
-from .adapters import BlockAdapter, adapt, private_copy, token_dropout
+from .adapters import BlockAdapter, WithAdded, adapt, private_copy, token_dropout
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
+from .blocks import local_features
 from .building import keep_backbones
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
@@ -33,6 +34,7 @@ __all__ = [
     "SplitTowers",
     "TextPrompts",
     "Towers",
+    "WithAdded",
     "adapt",
     "available_models",
     "compiled_towers",
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "load_backbone",
     "private_copy",
+    "local_features",
     "prompt_lengths",
     "token_dropout",
     "tokenize",

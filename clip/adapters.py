@@ -1,5 +1,6 @@
 """Learned modules inside the blocks of a CLIP that is otherwise frozen."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -62,6 +63,10 @@ class AdaptedBlock(nn.Module):
 
     adapter: BlockAdapter
 
+    def get_weight_dtype(self) -> torch.dtype:
+        """For open_clip, which asks the first block."""
+        return self.get_submodule("mlp.c_fc").weight.dtype  # type: ignore[return-value]
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
         """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
         block: Any = self
@@ -79,6 +84,27 @@ def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
     """
     blocks = tower.transformer.resblocks
     blocks[layer] = AdaptedBlock(blocks[layer], adapter)
+
+
+class WithAdded(nn.Module):
+    """A module of the frozen CLIP to whose output something is added, as `clip.token_embedding` or `visual.ln_pre`.
+
+    Args:
+        module: the frozen one.
+        change: its output -> what is added; computes in fp32.
+    """
+
+    def __init__(self, module: nn.Module, change: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.module, self.change = module, change
+
+    @property
+    def weight(self) -> Any:
+        return self.module.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.module(x)
+        return x + self.change(x.float()).to(x.dtype)
 
 
 def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:

@@ -127,6 +127,25 @@ def plus(x: Tensor, added: Tensor | None) -> Tensor:
     return x if added is None else x + added
 
 
+def local_features(clip: Any, x: Tensor) -> Tensor:
+    """Features of single patches, as MaskCLIP and LoCoOp compute them: the last block without its attention.
+
+    Args:
+        clip: the backbone, with a vision transformer.
+        x: (batch, tokens, width), the input of its last layer (`encode_image(..., read=(-1,))`).
+
+    Returns:
+        (batch, patches, joint width), not normalised: each patch's value, through the rest of the block and `proj`.
+    """
+    visual = clip.visual
+    block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size
+    x = x[:, 1 : 1 + rows * columns]
+    width = x.shape[-1]
+    weight, bias = (part[2 * width :] for part in (block.attn.in_proj_weight, block.attn.in_proj_bias))
+    values = F.linear(normed(block.ln_1, x, weight), weight, bias)
+    return normed(visual.ln_post, block_output(block, x, values), visual.proj) @ visual.proj
+
+
 def is_plain(layer: Any) -> bool:
     """Whether a module computes what its weight and bias say."""
     return type(layer) is nn.Linear and layer.bias is not None

@@ -63,14 +63,16 @@ def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp
     backbone = backbone_of(arch, backbones)
     overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
     overrides |= {"MODEL.BACKBONE.TOWERS": towers, "DATASET.NAME": dataset}
-    optimizer = {{"eps": "adam_eps"}.get(key, key): value for key, value in optimizer.items()}
+    optimizer = {{"eps": "adam_eps"}.get(key, key): value for key, value in optimizer.items() if key != "betas"}
     overrides |= {f"OPTIM.{key.upper()}": value for key, value in optimizer.items()}
-    overrides |= {f"TRAINER.{trainer.upper()}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
+    section = trainers.methods()[trainer].section()
+    overrides |= {f"TRAINER.{section}.{key}": value for key, value in ({"PREC": "fp32"} | settings).items()}
     cfg = make_cfg(trainer, tmp_path, backbone, tmp_path / "out", *(x for pair in overrides.items() for x in pair))
     torch.manual_seed(1)  # so that the numbers of a CLIP's constructor are drawn for the first case only
     trainer = build_trainer(cfg)
     for name, parameter in trainer.model.named_parameters():
         parameter.data = random_tensor(name, tuple(parameter.shape))
+    trainer.schedule_steps = False
     trainer.batch_idx, trainer.num_batches = 0, 10**9  # the learning rate stays
     split(trainer, ranks)
     return trainer
@@ -93,10 +95,12 @@ def inference(trainer, images):
 
 def check_logits(trainer, images, figures, when, tolerance):
     """Those for new classes; and those for learned ones, where a method reads these in another way."""
-    for name, learned in ((f"logits_{when}", False), (f"logits_fusion_{when}", True)):
+    for name, learned in ((f"logits_{when}", False), (f"logits_fusion_{when}", True), (f"logits_train_{when}", True)):
         if name in figures:
             trainer.model.classes_learned = learned
-            close(inference(trainer, images), figures[name], tolerance)
+            trainer.set_model_mode("train" if "train" in name else "eval")
+            close(trainer.model_inference(images), figures[name], tolerance)
+    trainer.set_model_mode("train")
 
 
 def close(got, expected, tolerance):
@@ -112,8 +116,10 @@ def test_method(method_file, towers, backbones, stand_in, tmp_path, ranks):
 
 def check_method(figures, towers, backbones, tmp_path):
     case = figures["case"]
-    assert case["trainer"] in TRAINER_REGISTRY.registered_names()
-    settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]
+    method = f"{case['trainer']}+{case['base']}" if "base" in case else case["trainer"]
+    assert method in TRAINER_REGISTRY.registered_names()
+    values = case["cfg"] | case.get("base_cfg", {})
+    settings = method, towers, values, case["arch"], case["classnames"], figures["optimizer"]
     trainer = build(*settings, backbones, tmp_path, case.get("dataset", "EuroSAT"))
     learned = dict(trainer.model.named_parameters())
     assert {name: list(parameter.shape) for name, parameter in learned.items()} == figures["trainable"]
@@ -121,6 +127,9 @@ def check_method(figures, towers, backbones, tmp_path):
     images = images_of(case["batch"], case["arch"]["image_resolution"])
     batch = {"img": images, "label": torch.tensor(figures["labels"])}
     check_logits(trainer, images, figures, "before", BEFORE)
+    if "input_grads" in figures:
+        check_input_gradients(trainer, batch, figures["input_grads"])
+    start = {name: parameter.detach().clone() for name, parameter in learned.items()}
     steps = []
     for step in range(len(figures["losses"])):
         steps.append(trainer.forward_backward(batch))
@@ -137,7 +146,32 @@ def check_method(figures, towers, backbones, tmp_path):
         assert [bool(logged["projected"]) for logged in steps] == figures["projected"]
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
     assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
+    changes = {name: (parameter.detach() - start[name]).norm().item() for name, parameter in learned.items()}
+    if "param_change_norms" in figures:
+        assert changes == pytest.approx(figures["param_change_norms"], rel=1e-3, abs=1e-4)
     check_logits(trainer, images, figures, "after", AFTER)
+
+
+def check_input_gradients(trainer, batch, expected):
+    """Of the loss, with respect to the images and to the token embeddings."""
+    images, tokens = batch["img"].clone().requires_grad_(), []
+
+    def kept(module, inputs, output):
+        tokens.append(output.requires_grad_())
+        return output
+
+    hook = trainer.model.frozen.token_embedding.register_forward_hook(kept)
+    embedding = trainer.model.clip.token_embedding
+    if embedding is not trainer.model.frozen.token_embedding:  # a private copy
+        hook = getattr(embedding, "module", embedding).register_forward_hook(kept)
+    loss = trainer.loss(trainer.model.output(images), batch["label"])[0]
+    hook.remove()
+    of_image, *of_tokens = torch.autograd.grad(loss, [images, *tokens], allow_unused=True)
+    assert of_image.norm().item() == pytest.approx(expected["image"], rel=1e-3)
+    close(of_image.flatten()[:8], expected["image_first8"], 1e-4)
+    if len(of_tokens) == 1:  # the plain towers read all tokens of all classes
+        assert of_tokens[0].norm().item() == pytest.approx(expected["token_embedding"], rel=1e-3)
+        close(of_tokens[0][0, 1, :8], expected["token_embedding_first8"], 1e-3 * expected["token_embedding"])
 
 
 def test_zeroshot(zeroshot_file, towers, backbones, tmp_path, monkeypatch, ranks):

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from .base import PromptTrainer
 from .base.former import keep_former_paths
+from .base.plugin import register_plugins
 
 keep_former_paths()
 for module in iter_modules(__path__):
@@ -33,11 +34,16 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
             is also there under the names that its published YAML files use, as the same node.
     """
     for name, method in sorted(methods().items(), key=lambda item: item[0] != chosen):
-        if method.section() not in cfg.TRAINER:
+        if method.section() not in cfg.TRAINER or not chosen:
             method.Settings.add_to(cfg, method.section())
+        for key, default in method.published_keys.items():
+            group, _, name_of = key.rpartition(".")
+            cfg[group].setdefault(name_of, default)
         for published in method.published_sections if name == chosen else ():
             group, _, key = published.rpartition(".")
             (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[method.section()]
 
+
+register_plugins(methods())
 
 __all__ = ["PromptTrainer", "extend_cfg", "methods"]

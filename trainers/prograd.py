@@ -62,7 +62,7 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         """
         learned, opposed = list(self.model.parameters()), []
         own = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
-        general = torch.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned)
+        general = torch.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned, materialize_grads=True)
         for parameter, a, b in zip(learned, own, general, strict=True):
             product = (a * b).sum()
             opposed.append(product < 0)

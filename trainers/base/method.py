@@ -21,6 +21,7 @@ class Method(TrainerX):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     defaults: ClassVar[dict[str, Any]] = {}  # a short form of `Settings`, for settings that need no checks
     published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
+    published_keys: ClassVar[Mapping[str, Any]] = {}  # further keys of its published YAML files, with defaults
     learns: ClassVar[bool] = True  # False: there is nothing to train
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop

@@ -56,9 +56,10 @@ class MethodSettings:
     @classmethod
     def add_to(cls, cfg: CfgNode, section: str) -> None:
         """Add the fields to a configuration, as TRAINER.<section>.*"""
-        cfg.TRAINER[section] = CfgNode()
+        node = cfg.TRAINER.setdefault(section, CfgNode())
         for name, default in asdict(cls()).items():
-            add_setting(cfg, f"TRAINER.{section}.{name}", default, cls.schema()[name])
+            if name not in node:
+                add_setting(cfg, f"TRAINER.{section}.{name}", default, cls.schema()[name])
 
     def check(self) -> None:
         """Raise UsageError for values that cannot work together; its text starts with the name of a field."""

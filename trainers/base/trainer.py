@@ -11,6 +11,8 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode
 
 from clip import TOWERS, ImageOutput, compiled_towers, current_ranks
@@ -36,6 +38,7 @@ class PromptTrainer(LearnedPrompts):
     """
 
     Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
+    schedule_steps: ClassVar[bool] = False  # whether the learning rate changes after each step, not each epoch
 
     def finish_model(self) -> None:
         """Add to `self.model`, on its device, what is computed with the frozen CLIP and not learned."""
@@ -88,9 +91,13 @@ class PromptTrainer(LearnedPrompts):
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
             self.inherited_choices = inherited_choices(start) if is_checkpoint(start) else None
         if any(True for _ in self.model.parameters()):
-            self.optim = build_optimizer(self.model, cfg.OPTIM)
-            self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+            self.optim, self.sched = self.build_optimizer()
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
+
+    def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
+        """The optimiser of the learned parameters, and its schedule."""
+        optimizer = build_optimizer(self.model, self.cfg.OPTIM)
+        return optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM)
 
     def compile_towers(self) -> None:
         """MODEL.COMPILE: put the towers' layers through torch.compile, or print why not."""
@@ -119,7 +126,7 @@ class PromptTrainer(LearnedPrompts):
         self.backward(loss, parts)
         self.scaler.step(self.optim)
         self.scaler.update()
-        if self.batch_idx + 1 == self.num_batches:
+        if self.schedule_steps or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         accuracy = compute_accuracy(output.logits, labels)[0]
         return {name: value.item() for name, value in {"loss": loss, "acc": accuracy, **parts}.items()}

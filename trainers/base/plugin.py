@@ -1,0 +1,33 @@
+"""Methods over other methods, such as `DePT+MPL`."""
+
+from collections.abc import Callable
+
+from dassl.engine import TRAINER_REGISTRY
+
+from .trainer import PromptTrainer
+
+Maker = Callable[[type[PromptTrainer]], type[PromptTrainer] | None]
+MAKERS: dict[str, Maker] = {}
+
+
+def plugin(name: str) -> Callable[[Maker], Maker]:
+    """Register a function that makes a method `<name>+<method>` of a method, or returns None if it cannot.
+
+    It is called once for each other method, after all files of methods are imported.
+    """
+
+    def register(maker: Maker) -> Maker:
+        MAKERS[name] = maker
+        return maker
+
+    return register
+
+
+def register_plugins(methods: dict[str, type[PromptTrainer]]) -> None:
+    """Register each plug-in over each of these methods that it works with."""
+    for name, make in MAKERS.items():
+        for base, method in methods.items():
+            known = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
+            if not known and "+" not in base and (made := make(method)):
+                made.__name__ = made.__qualname__ = f"{name}+{base}"
+                TRAINER_REGISTRY.register()(made)

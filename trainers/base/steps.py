@@ -1,0 +1,71 @@
+"""Training for a number of steps, whatever the number of images."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from common.errors import UsageError
+
+from .trainer import PromptTrainer
+
+LAST_RATE = 1e-6
+
+
+class Repeated:
+    """A loader that starts again until there were `steps` batches."""
+
+    def __init__(self, loader: Any, steps: int):
+        self.loader, self.steps = loader, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        done = 0
+        while done < self.steps:
+            for batch in self.loader:
+                yield batch
+                done += 1
+                if done == self.steps:
+                    return
+
+
+class SteppedTrainer(PromptTrainer):
+    """A method that trains for `steps` steps, divided into OPTIM.MAX_EPOCH parts of which each ends with a checkpoint.
+
+    The learning rate is a cosine over all steps, from OPTIM.LR to 1e-6, without a warm-up.
+    """
+
+    schedule_steps = True
+    train_loader_x: Any
+
+    @property
+    def steps(self) -> int:
+        raise NotImplementedError
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        if self.steps < self.max_epoch:
+            raise UsageError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it")
+        self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
+
+    def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
+        optimizer, _ = super().build_optimizer()
+        return optimizer, CosineAnnealingLR(optimizer, self.steps, LAST_RATE)
+
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        first, last = (self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1))
+        self.train_loader_x.steps = last - first
+
+    def after_train(self) -> None:
+        self.train_loader_x = self.train_loader_x.loader
+        super().after_train()
+
+
+def shots_of(trainer: PromptTrainer) -> int:
+    """Training images of a class: DATASET.NUM_SHOTS, or their mean if all images are used."""
+    dataset = trainer.dm.dataset
+    return max(1, trainer.cfg.DATASET.NUM_SHOTS, round(len(dataset.train_x) / max(1, trainer.dm.num_classes)))

@@ -1,0 +1,127 @@
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from dassl.optim import build_lr_scheduler, build_optimizer
+from torch import Tensor, nn
+
+from clip import ImageOutput
+
+from .base import PromptTrainer
+from .base.plugin import plugin
+from .base.prompted import Output, normalize
+from .base.settings import MethodSettings
+
+NEW = ("film_lp_img", "film_lp_text", "linear_probe_proj")
+FILES = {"CoOp": "PromptLearner", "CoCoOp": "PromptLearner", "KgCoOp": "PromptLearner"}
+
+
+@dataclass(frozen=True)
+class DePTSettings(MethodSettings):
+    """WEIGHT is that of the head's loss and, in a test of learned classes, of its logits. The others are the published
+    ablations: TYPE similarity has no head, LINEAR_PROBE False no FiLM, TEST_TIME_FUSION False the head's logits alone.
+    """
+
+    WEIGHT: int | float = 0.7
+    TYPE: Literal["linear", "similarity"] = "linear"
+    TEST_TIME_FUSION: bool = True
+    LINEAR_PROBE: bool = True
+    ranges = {"WEIGHT": (0, 1)}
+
+
+class FiLM(nn.Module):
+    """A scale and a shift of each feature channel."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.float() + self.bias
+
+
+def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Tensor:
+    """The logits of the head: of the images (batch, classes) or, with labels, of their texts and then of the images."""
+    settings: DePTSettings = model.dept
+    films = model.film_lp_text, model.film_lp_img
+    film_text, film_img = films if settings.LINEAR_PROBE else (nn.Identity(), nn.Identity())
+    image, text = film_img(output.tower.feature.float()), output.text_feature.float()
+    if settings.TYPE == "similarity":
+        return model.logits(normalize(image), normalize(film_text(text)))
+    if labels is None:
+        return model.linear_probe_proj(image)
+    own = text[labels] if text.dim() == 2 else text[torch.arange(len(labels), device=text.device), labels]
+    return model.linear_probe_proj(torch.cat([film_text(own), image]))
+
+
+@plugin("DePT")
+def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
+    """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
+    if not (base.learns and base.transfers):
+        return None
+
+    @dataclass(frozen=True)
+    class Settings(DePTSettings, base.Settings):  # type: ignore[name-defined, misc]
+        def check(self):
+            base.Settings.check(self)
+
+    class Model(base.Model):  # type: ignore[name-defined, misc]
+        """The base's model, whose tests of learned classes mix in the logits of a linear head."""
+
+        dept: DePTSettings
+
+        def output(self, images: Tensor | ImageOutput) -> Output:
+            output = super().output(images)
+            if self.training or not self.classes_learned:
+                return output
+            head = head_logits(self, output)
+            mixed = torch.lerp(output.logits, head, self.dept.WEIGHT) if self.dept.TEST_TIME_FUSION else head
+            return replace(output, logits=mixed)
+
+    class Trainer(base):  # type: ignore[valid-type, misc]
+        __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
+        published_sections = (*base.published_sections, "TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
+        saved_as = FILES.get(base.__name__, base.saved_as)
+        config_folder = "DePT"
+        published_keys = {"OPTIM.LR_EXP": 6.5}
+        of_learned_classes = ("linear_probe_proj.*",)
+
+        @classmethod
+        def section(cls) -> str:
+            return base.section()
+
+        def build_prompts(self, clip, classnames):
+            learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
+            new = dict(zip(NEW, (FiLM(width), FiLM(width), nn.Linear(width, len(classnames))), strict=True))
+            learner.extra_modules = {**learner.extra_modules, **new}
+            return learner
+
+        def finish_model(self):
+            super().finish_model()
+            self.model.dept = self.settings
+
+        def saved_module(self):
+            return self.model
+
+        def were_learned(self, written):
+            return self.same_classes(written)
+
+        def build_optimizer(self):
+            options = self.cfg.OPTIM.clone()
+            options.defrost()
+            options.STAGED_LR = False  # this key would compare whole names of modules, and divide
+            groups = [{"params": []}, {"params": [], "lr": options.LR * options.LR_EXP}]
+            for name, parameter in self.model.named_parameters():
+                groups[name.partition(".")[0] in NEW]["params"].append(parameter)
+            optimizer = build_optimizer(None, options, groups)
+            return optimizer, build_lr_scheduler(optimizer, options)
+
+        def loss(self, output, labels):
+            loss, parts = super().loss(output, labels)
+            ce, logits = F.cross_entropy(output.logits, labels), head_logits(self.model, output, labels)
+            head = F.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
+            return loss + self.settings.WEIGHT * (head - ce), parts | {"loss_ce": ce, "loss_head": head}
+
+    Trainer.Settings, Trainer.Model = Settings, Model
+    return Trainer

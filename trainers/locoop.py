@@ -1,0 +1,75 @@
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor
+
+from clip import local_features
+from common.errors import UsageError
+
+from .base import require_vit
+from .base.prompted import PromptedCLIP, normalize
+from .base.prompts import ContextSettings, ContextTrainer, sentence_context
+
+
+@dataclass(frozen=True)
+class LoCoOpSettings(ContextSettings):
+    """LAMBDA weighs the entropy of the patches that do not show the class: those where at least TOPK classes are more
+    likely. A TOPK below 1 is a share of the classes."""
+
+    CTX_INIT: str = ""
+    LAMBDA: int | float = 0.25
+    TOPK: int | float = 200
+    ranges = {"LAMBDA": (0, 1000), "TOPK": (0.001, 100_000)}
+
+    def check(self):
+        super().check()
+        if self.TOPK > 1 and int(self.TOPK) != self.TOPK:
+            raise UsageError(f"TOPK is {self.TOPK}", "give a number of classes, or a share of them below 1")
+
+
+@TRAINER_REGISTRY.register()
+class LoCoOp(ContextTrainer):
+    """CoOp whose patches without the class are held away from all texts (Miyai et al., NeurIPS 2023)."""
+
+    Settings = LoCoOpSettings
+    published = ("ctx",)
+
+    def start(self, clip, classes):
+        require_vit(clip, "LoCoOp", self.cfg.MODEL.BACKBONE.NAME)
+        return sentence_context(clip, self.settings.N_CTX, self.settings.CTX_INIT, *classes)
+
+    def finish_model(self):
+        self.model.read = (-1,)
+        if self.topk > len(self.class_names):
+            what = f"TRAINER.LOCOOP.TOPK is {self.topk}, and there are {len(self.class_names)} classes"
+            raise UsageError(what, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them")
+
+    @property
+    def topk(self) -> int:
+        topk = self.settings.TOPK
+        return int(topk) if topk >= 1 else max(1, round(topk * len(self.class_names)))
+
+    def loss(self, output, labels):
+        """Cross-entropy, minus LAMBDA times the mean entropy of the patches outside the class (Eqs. 3-5)."""
+        local = local_logits(self.model, output.tower.inputs[-1], output.text).flatten(0, 1)  # (B M, C)
+        patches = len(local) // len(labels)
+        of_class = local.topk(self.topk, dim=1).indices == labels.repeat_interleave(patches)[:, None]
+        outside = ~of_class.any(dim=1)
+        p = local.softmax(dim=1)
+        entropies = -(p * (p + 1e-5).log()).sum(dim=1)
+        entropy = (entropies * outside).sum() / outside.sum().clamp(min=1)
+        parts = {"loss_id": F.cross_entropy(output.logits, labels), "loss_en": -entropy}
+        return parts["loss_id"] + self.settings.LAMBDA * parts["loss_en"], parts
+
+
+def local_logits(model: PromptedCLIP, last_input: Tensor, text: Tensor) -> Tensor:
+    """The logits of each patch, (batch, patches, classes), fp32.
+
+    Args:
+        model: gives the weights and the scale.
+        last_input: (batch, tokens, width), the input of the image tower's last layer.
+        text: (classes, joint), of unit length.
+    """
+    patches = local_features(model.clip, last_input)
+    return model.logits(normalize(patches).flatten(0, 1), text).unflatten(0, patches.shape[:2])
