@@ -8,7 +8,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from .blocks import attention, block_output, heads, qkv
+from .blocks import attention, block_output, heads, not_half, qkv
 
 
 class BlockAdapter(nn.Module):
@@ -104,7 +104,7 @@ class WithAdded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.module(x)
-        return x + self.change(x.float()).to(x.dtype)
+        return x + self.change(not_half(x)).to(x.dtype)
 
 
 def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:

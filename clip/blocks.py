@@ -70,7 +70,7 @@ def change_of(block: Any, method: str, x: Tensor) -> Tensor | None:
     adapter = adapter_of(block)
     if adapter is None or method not in adapter.defined:
         return None
-    added = getattr(adapter, method)(x if torch.is_autocast_enabled(x.device.type) else x.float())
+    added = getattr(adapter, method)(x if torch.is_autocast_enabled(x.device.type) else not_half(x))
     return None if added is None else added.to(x.dtype)
 
 
@@ -121,6 +121,11 @@ def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> 
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
     return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden))), beside)
+
+
+def not_half(x: Tensor) -> Tensor:
+    """In fp32 if x is in half precision."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def plus(x: Tensor, added: Tensor | None) -> Tensor:

@@ -121,7 +121,9 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [key for key in a if not torch.equal(a[key], b[key])]
 
 
-METHODS = tuple(name for name, method in trainers.methods().items() if method.learns and method.transfers)
+METHODS = tuple(
+    name for name, method in trainers.methods().items() if method.learns and method.transfers and "+" not in name
+)
 
 
 def run_for_real(launch, calls, monkeypatch):

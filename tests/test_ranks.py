@@ -175,7 +175,7 @@ def test_a_run_without_a_seed_and_trained_towers_are_refused(deep, eurosat, tmp_
     with pytest.raises(UsageError, match="--seed is missing: several ranks need it"):
         split(each.trainer, Ranks(0, 2))
     each.trainer.model.clip.ln_final.weight.requires_grad_(True)
-    with pytest.raises(UsageError, match="CoOp trains weights of the towers"):
+    with pytest.raises(UsageError, match="CoOp learns inside the towers"):
         split(each.trainer, Ranks(0, 2))
 
 

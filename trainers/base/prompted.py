@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, TOWERS, ImageOutput, Read, Schedule, TextPrompts, private_copy
+from clip import CLIP, TOWERS, ImageOutput, Ranks, Read, Schedule, SplitTowers, TextPrompts, private_copy
 
 
 class PromptLearner(nn.Module):
@@ -128,6 +128,10 @@ class PromptedCLIP(nn.Module):
     def train(self, mode: bool = True):
         self._text = None
         return super().train(mode)
+
+    def split(self, ranks: Ranks) -> None:
+        """From now on, compute this rank's part of the towers' work."""
+        self.towers = SplitTowers(self.towers, ranks, self)
 
     @property
     def features_are_frozen(self) -> bool:

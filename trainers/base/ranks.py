@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clip import Ranks, SplitTowers
+from clip import Ranks
 from common.errors import UsageError
 
 from .trainer import PromptTrainer
@@ -20,9 +20,9 @@ def split(trainer: Any, ranks: Ranks) -> None:
     if not isinstance(trainer, PromptTrainer):
         what = f"{name} is not a prompt method, and only these run on several devices"
         raise UsageError(what, "start it without torchrun")
-    if any(parameter.requires_grad for parameter in trainer.model.clip.parameters()):
-        what = f"{name} trains weights of the towers, whose gradients are not added up over ranks"
+    if trainer.model.adapted or any(parameter.requires_grad for parameter in trainer.model.clip.parameters()):
+        what = f"{name} learns inside the towers, whose gradients are not added up over ranks"
         raise UsageError(what, "start it without torchrun")
     if trainer.cfg.SEED < 0:
         raise UsageError("--seed is missing", "several ranks need it, to draw the same images")
-    trainer.model.towers = SplitTowers(trainer.model.towers, ranks, trainer.model)
+    trainer.model.split(ranks)

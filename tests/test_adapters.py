@@ -1,0 +1,125 @@
+"""Adapters in the blocks: both forms of the towers agree, dropout included, and the frozen backbone stays as it is."""
+
+import pytest
+import torch
+from drawn import small_clip
+from torch import nn
+
+from clip import BlockAdapter, Edit, TextPrompts, adapt, fast, plain, private_copy, token_dropout, tokenize
+
+LAYERS = 3
+TEXTS = ["a photo of a river.", "a photo of a very long street.", "forest"]
+
+
+class Everything(BlockAdapter):
+    """A small network at each of the four places, perhaps with dropout."""
+
+    def __init__(self, width, p):
+        super().__init__()
+        self.p = p
+        sizes = {"qkv": 3 * width, "out": width, "mlp_change": width, "beside": width}
+        for name, size in sizes.items():
+            self.add_module(name, nn.Sequential(nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, size)))
+
+    @property
+    def draws(self):
+        return self.training and self.p > 0
+
+    def change(self, name, x):
+        return self.get_submodule(name)(token_dropout(x, self.p) if self.draws else x)
+
+    def attention_input(self, x):
+        return self.change("qkv", x)
+
+    def attention_output(self, x):
+        return self.change("out", x)
+
+    def mlp(self, x):
+        return self.change("mlp_change", x)
+
+    def parallel(self, x):
+        return self.change("beside", x)
+
+
+@pytest.fixture
+def adapted():
+    """`adapted(p, layers)` -> a CLIP, its copy with adapters in these layers of both towers, and the adapters."""
+
+    def adapted(p, layers):
+        torch.manual_seed(0)
+        clip = small_clip({"layers": LAYERS, "width": 64}, {"layers": LAYERS}).double()
+        copy, adapters = private_copy(clip), nn.ModuleList()
+        for tower in (copy, copy.visual):
+            width = tower.transformer.resblocks[0].ln_1.normalized_shape[0]
+            for layer in layers:
+                adapters.append(Everything(width, p).double())
+                adapt(tower, layer, adapters[-1])
+        return clip, copy, adapters
+
+    return adapted
+
+
+def outputs(form, clip, by_image=False):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double, generator=generator)
+    ids = tokenize(TEXTS, clip.context_length)
+    ctx = torch.randn(*([2, 1] if by_image else []), 2, 64, dtype=torch.double, generator=generator)
+    deep = [Edit(), Edit(2, torch.randn(3, 64, dtype=torch.double, generator=generator))]
+    return [
+        form.encode_image(clip, images, [Edit(add=torch.ones(2, 64, dtype=torch.double))]).feature,
+        form.encode_text(clip, TextPrompts(ids)),
+        form.encode_text(clip, TextPrompts(ids, ctx, deep=deep)),
+    ]
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 2], [1], [2]], ids=str)
+@pytest.mark.parametrize("p", [0, 0.25])
+def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(p, layers, adapted):
+    clip, copy, adapters = adapted(p, layers)
+    found = []
+    for form in (plain, fast):
+        torch.manual_seed(5)
+        values = outputs(form, copy)
+        found.append([*values, *torch.autograd.grad(sum(value.sin().sum() for value in values), adapters.parameters())])
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(found[0][0], outputs(plain, clip)[0])
+
+
+def test_dropout_draws_anew_and_an_evaluation_draws_nothing(adapted):
+    _, copy, adapters = adapted(0.25, [1])
+    a, b = (outputs(fast, copy)[1] for _ in range(2))
+    assert not torch.allclose(a, b)
+    adapters.eval()
+    before = torch.get_rng_state()
+    a, b = (outputs(fast, copy)[1] for _ in range(2))
+    assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
+
+
+def test_texts_that_differ_by_image_go_through_adapters(adapted):
+    _, copy, _ = adapted(0, [0, 2])
+    for expected, got in zip(outputs(plain, copy, by_image=True), outputs(fast, copy, by_image=True), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_original_keeps_its_blocks_and_shares_its_weights(adapted):
+    clip, copy, _ = adapted(0, [1])
+    expected = outputs(plain, small_clip({"layers": LAYERS, "width": 64}, {"layers": LAYERS}).double())
+    for value, known in zip(outputs(fast, clip), expected, strict=True):
+        torch.testing.assert_close(value, known)
+    assert copy.state_dict().keys() == clip.state_dict().keys()
+    pairs = zip(copy.parameters(), clip.parameters(), strict=True)
+    assert all(a is b for a, b in pairs)
+
+
+def test_dropout_keeps_the_mean_and_its_share():
+    torch.manual_seed(0)
+    x = torch.ones(40, 30, 50)
+    for p in (0.1, 0.25, 0.5):
+        dropped = token_dropout(x, p)
+        assert (dropped == 0).double().mean() == pytest.approx(p, abs=0.005)
+        assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
+    torch.manual_seed(3)
+    whole = token_dropout(x, 0.25)
+    torch.manual_seed(3)
+    assert torch.equal(token_dropout(x[:, :7], 0.25), whole[:, :7])
