@@ -117,7 +117,7 @@ def test_per_layer_settings_have_their_defaults_in_the_configuration():
 # Commands
 
 
-TOOLS = ["study", "prepare", "demo", "base2new", "linear_probe", "random_clip", "pretrain_small_clip"]
+TOOLS = ["study", "prepare", "demo", "base2new", "random_clip", "pretrain_small_clip"]
 AFTER_PARSING = [
     "predict photo.jpg",
     "export run --to folder",
