@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -25,31 +25,33 @@ FILES = ("config.yaml", RESULTS)  # beside the checkpoints
 PARAMS = 100  # settings in a request to MLflow
 
 
-class Tracker(Protocol):
+class Tracker:
     """Where the figures of a run go. `add_scalar` and `close` are those of TensorBoard's writer."""
 
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None: ...
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """After the training: the run stays open until `finish`."""
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
         """End the run: its results (None: it failed), and its files."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     def __init__(self, cfg: CfgNode):
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(Path(cfg.OUTPUT_DIR, "tensorboard"))
-        print(f"Initialize tensorboard (log_dir={folder})")
-        self.writer = SummaryWriter(log_dir=folder)
-        self.add_scalar, self.close = self.writer.add_scalar, self.writer.close
+        self.writer = SummaryWriter(log_dir=str(Path(cfg.OUTPUT_DIR, "tensorboard")))
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        self.writer.add_scalar(tag, value, global_step)
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
-        self.close()
+        self.writer.close()
 
 
-class Wandb:
+class Wandb(Tracker):
     def __init__(self, cfg: CfgNode):
         import wandb
 
@@ -65,9 +67,6 @@ class Wandb:
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.run.log({tag: value, "batch" if tag.startswith("train/") else "epoch": global_step})
 
-    def close(self) -> None:
-        """The run stays open until `finish`."""
-
     def finish(self, results: dict | None, files: list[Path]) -> None:
         if results is not None:
             self.run.summary.update({f"results/{key}": value for key, value in results.items()})
@@ -79,7 +78,7 @@ class Wandb:
         self.run.finish(exit_code=0 if results is not None else 1)
 
 
-class MLflow:
+class MLflow(Tracker):
     def __init__(self, cfg: CfgNode):
         import mlflow
         from mlflow.entities import Param
@@ -96,9 +95,6 @@ class MLflow:
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.client.log_metric(self.run, tag, float(value), step=global_step)
 
-    def close(self) -> None:
-        """The run stays open until `finish`."""
-
     def finish(self, results: dict | None, files: list[Path]) -> None:
         for key, value in (results or {}).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -108,11 +104,11 @@ class MLflow:
         self.client.set_terminated(self.run, "FINISHED" if results is not None else "FAILED")
 
 
-TRACKERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
 
 
-class Several:
-    """Trackers in place of the one writer that a trainer of Dassl has."""
+class Several(Tracker):
+    """The trackers of a run, as the one writer that a trainer of Dassl has."""
 
     def __init__(self, trackers: list[Tracker]):
         self.trackers = trackers
@@ -120,10 +116,6 @@ class Several:
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         for tracker in self.trackers:
             tracker.add_scalar(tag, value, global_step)
-
-    def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
 
 
 def is_checkpoint(file: Path) -> bool:

@@ -210,8 +210,8 @@ def ended(capsys):
 @pytest.fixture
 def launch(ended, monkeypatch):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
-    from experiments.run import main
     from experiments.session import cli_main
+    from train import main
 
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
     return lambda *arguments: ended(lambda: cli_main(lambda: main([str(argument) for argument in arguments])))

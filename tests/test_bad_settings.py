@@ -10,8 +10,8 @@ CASES = {
     # Names
     "key": (["OPTIM.LRR", 0.1], "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
     "key of the method": (["TRAINER.MPL.N_ADD", 2], "TRAINER.MPL.N_ADD; did you mean TRAINER.MPL.N_ADD_OP?"),
-    "dataset": (["DATASET.NAME", "EuroSta"], '"EuroSta"', "EuroSAT", "did you mean EuroSAT?"),
-    "trainer": (["TRAINER.NAME", "MLP"], '"MLP"', "ZeroshotCLIP", "did you mean MPL?"),
+    "dataset": (["DATASET.NAME", "EuroSta"], "no dataset 'EuroSta': did you mean EuroSAT?"),
+    "trainer": (["TRAINER.NAME", "MLP"], "no trainer 'MLP': did you mean MPL?"),
     "no dataset": (["DATASET.NAME", "''"], "--dataset-config-file is missing"),
     "no trainer": (["TRAINER.NAME", "''"], "--trainer is missing"),
     "no name": (["TRAINER.NAME", "None"], "TRAINER.NAME is None: give text"),

@@ -16,6 +16,7 @@ from drawn import arguments
 from filelock import FileLock
 
 import experiments.run
+import train
 from common.errors import UsageError
 from experiments import lock
 from experiments.lock import HOLDER, LOCK, is_locked, locked, remove_leftover
@@ -152,7 +153,7 @@ def meanwhile(monkeypatch, capsys):
 
 def refusal_of(argv):
     with pytest.raises(UsageError, match=f"another run is in .*: process {os.getpid()} on") as refusal:
-        experiments.run.main(argv)
+        train.main(argv)
     return str(refusal.value)
 
 
@@ -203,13 +204,13 @@ def test_run_finished_while_another_waits_for_the_lock_is_skipped(launch, eurosa
     results = tmp_path / "run/results.json"
     before = results.read_bytes()
     results.rename(tmp_path / "results.json")
-    real = experiments.run.locked
+    real = experiments.run.claimed
 
     def finish_first(path, wait):
         (tmp_path / "results.json").rename(results)
         return real(path, wait)
 
-    monkeypatch.setattr(experiments.run, "locked", finish_first)
+    monkeypatch.setattr(experiments.run, "claimed", finish_first)
     again = launch(*argv[: argv.index("INPUT.SIZE")], "--skip-finished", *argv[argv.index("INPUT.SIZE") :])
     assert again.status == 0 and again.printed.startswith("Already done")
     assert results.read_bytes() == before

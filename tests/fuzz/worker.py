@@ -17,9 +17,9 @@ from published import change_file
 from serving import serving
 
 import experiments.results
-import experiments.run
 import experiments.studies.command
 import parse_test_res
+import train
 from common import download
 from common.names import CONTROL
 from datasets.preparing import command as preparing
@@ -42,7 +42,7 @@ def as_script(main: Callable[[], None]) -> Callable[[list[str]], None]:
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
-    "train": experiments.run.main,
+    "train": train.main,
     "study": experiments.studies.command.main,
     "prepare": preparing.main,
     "base2new": experiments.results.main,
