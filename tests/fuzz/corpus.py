@@ -35,10 +35,8 @@ BOTH = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2}
 METHODS = {"CoOp": {"N_CTX": 4}, "MPL": {"PROMPT_DEPTH": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}, "PromptSRC": BOTH}
 METHODS["KgCoOp"] = {}
 # Those without checkpoints here; what they need on the tiny backbone.
-OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {}) | {
-    "MaPLe": {"PROMPT_DEPTH": 2},
-    "IVLP": BOTH,
-}
+OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {})
+OTHERS |= {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH}
 STUDIED = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
 PACKED = ("eurosat", "dtd", "imagenet_r", "caltech101", "imagenet")  # zip, tar.gz, tar, nested archives, MATLAB's files
 SETTINGS = {  # for the tiny backbone
