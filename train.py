@@ -25,9 +25,10 @@ def main(argv: list[str] | None = None) -> None:
         for args in runs:
             check_early(args)
         with required_packages():
-            from experiments.run import check_run, train_and_test
+            from experiments.configuration import setup_cfg
+            from experiments.run import already_done, train_and_test
         for args in runs if len(runs) > 1 else ():
-            check_run(args)  # no seed starts if another one cannot
+            already_done(args, setup_cfg(args))  # for its errors: no seed starts if another one cannot
         for args in runs:
             train_and_test(args)
             gc.collect()  # a trainer may have reference cycles, and the next run needs its memory

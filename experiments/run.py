@@ -39,9 +39,10 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     """
     files = read_files(args)
     cfg = setup_cfg(args, files)
-    check_arguments(args, cfg)
+    already_done(args, cfg)  # before the folder is claimed, for its errors
     with claimed(Path(cfg.OUTPUT_DIR), wait) as folder:
         if current_ranks().from_first(lambda: already_done(args, cfg)):
+            print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
             return
         with folder.start(cfg, args.quiet):
             log_settings(args, files, cfg, folder)
@@ -57,25 +58,17 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
         print(describe(found))
 
 
-def check_run(args: Namespace) -> None:
-    """Check what takes no time: settings, names, the weight file, the prompts to test, and the output folder.
+def already_done(args: Namespace, cfg: CfgNode) -> bool:
+    """Whether the run is finished and --skip-finished is given; if not, check what takes no time.
 
     Raises:
-        UsageError: something is missing, unknown or not accepted, or the folder holds a run with other settings.
+        UsageError: an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts to test
+            do not exist, or the output folder holds a run with other settings.
     """
-    cfg = setup_cfg(args)
-    check_same_settings(cfg, is_finished(args, cfg))
-    check_arguments(args, cfg)
-
-
-def check_arguments(args: Namespace, cfg: CfgNode) -> None:
-    """Check names, the weight file, and the prompts to test or resume, unless the run is finished and skipped.
-
-    Raises:
-        UsageError: something is missing or unknown.
-    """
-    if is_finished(args, cfg):
-        return
+    finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
+    check_same_settings(cfg, finished)
+    if finished:
+        return True
     given = {
         "--trainer": cfg.TRAINER.NAME,
         "--dataset-config-file": cfg.DATASET.NAME,
@@ -97,24 +90,7 @@ def check_arguments(args: Namespace, cfg: CfgNode) -> None:
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
     check_trackers(args.report_to)
-
-
-def already_done(args: Namespace, cfg: CfgNode) -> bool:
-    """Whether there is nothing to do, as --skip-finished asks for.
-
-    Raises:
-        UsageError: the output folder holds a run with other settings.
-    """
-    finished = is_finished(args, cfg)
-    check_same_settings(cfg, finished)
-    if finished:
-        print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
-    return finished
-
-
-def is_finished(args: Namespace, cfg: CfgNode) -> bool:
-    """Whether the output folder has results, and the run is to be skipped then."""
-    return args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
+    return False
 
 
 def log_settings(args: Namespace, files: CfgNode, cfg: CfgNode, folder: OutputFolder) -> None:
