@@ -25,33 +25,23 @@ FILES = ("config.yaml", RESULTS)  # beside the checkpoints
 PARAMS = 100  # settings in a request to MLflow
 
 
-class Tracker:
-    """Where the figures of a run go. `add_scalar` and `close` are those of TensorBoard's writer."""
+class TensorBoard:
+    """As all trackers, it takes figures by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
 
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        raise NotImplementedError
+    `finish(results, files)` ends it with the run's results (None: it failed) and its files.
+    """
 
-    def close(self) -> None:
-        """After the training: the run stays open until `finish`."""
-
-    def finish(self, results: dict | None, files: list[Path]) -> None:
-        """End the run: its results (None: it failed), and its files."""
-
-
-class TensorBoard(Tracker):
     def __init__(self, cfg: CfgNode):
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(log_dir=str(Path(cfg.OUTPUT_DIR, "tensorboard")))
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        self.writer.add_scalar(tag, value, global_step)
+        self.add_scalar = self.writer.add_scalar
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
         self.writer.close()
 
 
-class Wandb(Tracker):
+class Wandb:
     def __init__(self, cfg: CfgNode):
         import wandb
 
@@ -78,7 +68,7 @@ class Wandb(Tracker):
         self.run.finish(exit_code=0 if results is not None else 1)
 
 
-class MLflow(Tracker):
+class MLflow:
     def __init__(self, cfg: CfgNode):
         import mlflow
         from mlflow.entities import Param
@@ -107,15 +97,18 @@ class MLflow(Tracker):
 TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
 
 
-class Several(Tracker):
+class Several:
     """The trackers of a run, as the one writer that a trainer of Dassl has."""
 
-    def __init__(self, trackers: list[Tracker]):
+    def __init__(self, trackers: list):
         self.trackers = trackers
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         for tracker in self.trackers:
             tracker.add_scalar(tag, value, global_step)
+
+    def close(self) -> None:
+        """The trackers stay open until `finish`."""
 
 
 def is_checkpoint(file: Path) -> bool:
