@@ -110,21 +110,6 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     assert results(copy, "out/new")["epochs"] == 3
 
 
-@pytest.mark.thorough
-def test_checkpoint_names_its_method(copy, whole):
-    metadata = torch.load(copy / whole / "prompt_learner/model.pth.tar-3", weights_only=True)["metadata"]
-    assert (metadata["method"], metadata["backbone"]) == ("Growing", "small")
-    assert metadata["settings"] == {"PREC": "fp32", "N_CTX": 4, "DEPTH": 3}
-    assert len(metadata["class_names"]) == 8
-    command = train("out/foreign", "--eval-only", "--model-dir", whole)
-    command[command.index("Growing")] = "CoOp"
-    command[command.index("configs/trainers/Growing/small.yaml")] = "configs/trainers/CoOp/small.yaml"
-    refused = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True)
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
-    assert "is a checkpoint of Growing, not of CoOp: test it with --trainer Growing" in line
-
-
 def test_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/scripts"}
     call("scripts/any/base2new_train.sh", "Growing", "small_land", 1, 1, **out)

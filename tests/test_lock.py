@@ -178,14 +178,6 @@ def test_interrupted_start_does_not_touch_a_run_started_meanwhile(launch, meanwh
     assert names(tmp_path / "run") == ["file of somebody"]
 
 
-def test_seeds_1_and_2_in_one_new_folder(launch, meanwhile, eurosat, tiny, tmp_path):
-    argv = arguments(eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1)
-    meanwhile(lambda: refusal_of([*argv, "SEED", "2"]))
-    assert launch(*argv).status == 0
-    assert json.loads((tmp_path / "run/results.json").read_text())["seed"] == 1
-    assert not {LOCK, HOLDER} & set(names(tmp_path))
-
-
 @pytest.mark.parametrize("option", ["--eval-only", "--no-train", "--skip-finished"])
 def test_all_kinds_of_runs_are_refused(option, launch, eurosat, tiny, tmp_path):
     (tmp_path / "MultiModalPromptLearner").mkdir()
