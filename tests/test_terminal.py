@@ -62,13 +62,6 @@ def test_terminal_has_few_lines_and_the_log_has_the_published_ones(watched, euro
     assert not {"OPTIM.WARMUP_EPOCH", "TRAINER.MPL.N_ADD_OP", "OPTIM.NAME"} & changed.keys()
 
 
-def test_settings_are_not_in_the_log_without_verbose(watched, eurosat, tiny, tmp_path):
-    shown = watched(*arguments(eurosat, tiny, tmp_path, "VERBOSE", False, options=["--no-train"]))
-    log = (tmp_path / "log.txt").read_text()
-    assert "Configuration:" not in log + shown and "Settings beside" in log
-    assert "  LR: 0.0035" in (tmp_path / "config.yaml").read_text()
-
-
 def test_quiet_prints_the_result_only(watched, launch, eurosat, tiny, tmp_path):
     one = watched(*arguments(eurosat, tiny, tmp_path / "one", options=["--quiet"]))
     ended = launch(*arguments(eurosat, tiny, tmp_path / "two", options=["--quiet"]))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finished import slowdown
-from tqdm import tqdm
 
 from . import worker
 from .cases import KINDS, Case, kind_of
@@ -97,7 +96,6 @@ def fuzz(
     failures: list[Failure] = []
     waiting, busy, idle = iter(numbers), [], [Slot(scratch, index) for index in range(SLOTS)]
     number = next(waiting, None)
-    bar = tqdm(total=len(numbers), unit="input", disable=None)
     try:
         while number is not None or busy:
             while idle and number is not None:
@@ -109,16 +107,13 @@ def fuzz(
                     busy.remove(slot)
                     idle.append(slot)
                     counts[kind_of(slot.number), ended[0]] += 1
-                    bar.update()
                     if show:
                         print(slot.printed(), *ended, "", sep="\n")
                     if ended[0] not in ("accepted", "refused"):
                         failures.append(Failure(slot.number, ended[1]))
-                        bar.set_postfix(failures=len(failures))
                         keep_input(slot, ended[1], keep)
             time.sleep(0.004)
     finally:
-        bar.close()
         for slot in busy:  # after Ctrl-C
             slot.kill()
     return counts, failures
