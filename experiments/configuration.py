@@ -73,7 +73,7 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
-        cfg.pop(name, None)  # those beside TRAINER; the section has their values
+        cfg.pop(name, None)  # other names of the section, which has their values
     cfg.freeze()  # checks the values
     if method:
         _ = method.settings_of(cfg)  # checks that they can work together

@@ -47,9 +47,7 @@ def kept_facts() -> dict[str, Method]:
     folder = ROOT / "trainers"
     file = folder / "__pycache__" / "methods.json"
     status = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*.py"))}
-    sources = {
-        name: [each.st_mtime_ns, each.st_size] for name, each in status.items()
-    }  # as Python compares them
+    sources = {name: [each.st_mtime_ns, each.st_size] for name, each in status.items()}  # as Python compares them
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(file.read_text())
         if content["sources"] == sources:

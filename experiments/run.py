@@ -101,7 +101,7 @@ def log_settings(args: Namespace, files: CfgNode, cfg: CfgNode, folder: OutputFo
         folder.log(f"Arguments:\n{arguments}Configuration:\n{cfg}\n\nEnvironment:\n{machine}")
     changes = changed_settings(files, cfg)
     width = max(map(len, changes), default=0)
-    print(f"{cfg.TRAINER.NAME} on {title(cfg)}. Settings beside {args.config_file or 'the defaults'}:")
+    print(f"{cfg.TRAINER.NAME} on {title(cfg)}. Settings that differ from {args.config_file or 'the defaults'}:")
     for key, (before, now) in changes.items():
         print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
     print(f"All settings: {Path(cfg.OUTPUT_DIR, CONFIG)}")

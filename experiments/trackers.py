@@ -21,7 +21,7 @@ from .configuration import flatten
 from .results import FILE as RESULTS
 
 PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
-FILES = ("config.yaml", RESULTS)  # beside the checkpoints
+FILES = ("config.yaml", RESULTS)  # and the checkpoints
 PARAMS = 100  # settings in a request to MLflow
 
 
@@ -48,7 +48,7 @@ class Wandb:
         self.wandb = wandb
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         options = {"name": cfg.OUTPUT_DIR, "dir": cfg.OUTPUT_DIR, "config": flatten(cfg)}
-        self.run = wandb.init(project=project, reinit="create_new", **options)  # beside those of other seeds
+        self.run = wandb.init(project=project, reinit="create_new", **options)  # other seeds may have runs of their own
         # Losses are by batch, accuracies by epoch, and wandb's own steps never fall.
         self.run.define_metric("train/*", step_metric="batch")
         for split in ("val", "test"):

@@ -43,7 +43,7 @@ def ended(capsys):
             # A data loader left to the garbage collector waits five seconds for its workers.
             for error in filter(None, (end, end.__context__)):
                 traceback.clear_frames(error.__traceback__)
-        finally:  # a run puts a log in place of stdout, and handlers of its own for signals
+        finally:  # a run replaces stdout by its log, and sets handlers for signals
             sys.stdout = stdout
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -116,7 +116,7 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
-    """In place of `sys.executable` for scripts of the project that no signal is sent to: they start at once."""
+    """A fast replacement of `sys.executable` for scripts of the project, unless the test sends them a signal."""
 
     with forking_python(tmp_path_factory.mktemp("python")) as program:
         yield program

@@ -26,7 +26,7 @@ class Slot:
     """A place where one case at a time runs.
 
     Attributes:
-        folder: the case's own folder; `../outside` is beside it, `../../base` is the corpus.
+        folder: the case's own folder; `../outside` is next to it, `../../base` is the corpus.
     """
 
     def __init__(self, scratch: Path, index: int):
@@ -131,7 +131,7 @@ def keep_input(slot: Slot, what: str, keep: Path) -> None:
 
 
 def barren(counts: Counter[tuple[str, str]]) -> list[str]:
-    """The kinds of which none was accepted, although some inputs stay valid: they are refused for another reason."""
+    """Kinds without an accepted input. Some inputs of each kind stay valid, so something else refuses them."""
     total: Counter[str] = Counter()
     for (kind, _), number in counts.items():
         total[kind] += number

@@ -208,7 +208,7 @@ def seeded_split(rng: Random) -> Case:
 
 
 def backbone_config(rng: Random) -> Case:
-    """open_clip_config.json beside a backbone."""
+    """open_clip_config.json next to a backbone."""
     tree = {"model_cfg": clip_config(), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.3] * 3}}
     files = {"hub/open_clip_config.json": changed_json(rng, tree)}
     files["hub/weights.safetensors"] = Path(BASE, "tiny.safetensors").read_bytes()

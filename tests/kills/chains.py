@@ -17,7 +17,7 @@ from finished import members, slowdown
 
 from .subjects import Subject, content, differences
 
-PATIENCE = 300  # seconds for a command, of which none takes a tenth
+PATIENCE = 300  # seconds for a command; each takes less than a tenth
 stopping = Event()  # set after Ctrl-C: the threads end
 
 
@@ -39,7 +39,7 @@ class Tally:
 
 
 def start(subject: Subject, folder: Path) -> subprocess.Popen:
-    """Begin the command in a session of its own, with its output in files beside its folder."""
+    """Begin the command in a session of its own, with its output in a file in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in subject.files.items():
         (folder / name).write_text(text)

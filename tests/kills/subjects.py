@@ -124,7 +124,7 @@ def study(shared: Path) -> Subject:
 
 
 def preparation(shared: Path, server) -> Subject:
-    """tools/prepare.py with a set of 1,200 images in place of EuroSAT, whose sizes and checksums they replace."""
+    """tools/prepare.py with 1,200 images as EuroSAT, with their own sizes and checksums."""
     split: dict[str, list] = {"train": [], "val": [], "test": []}
     image = shared / "image.png"
     Image.new("RGB", (64, 64)).save(image)
