@@ -85,10 +85,6 @@ QUICK = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 BASE = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
-def test_method_is_in_help(call, copy):
-    assert "Growing" in call("train.py", "--help").stdout
-
-
 def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call, copy, whole):
     killed = subprocess.Popen([sys.executable, *train("out/killed", *BASE)], cwd=copy, stdout=subprocess.DEVNULL)
     first = copy / "out/killed/prompt_learner/model.pth.tar-1"

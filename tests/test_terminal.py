@@ -7,7 +7,6 @@ import sys
 import pytest
 from drawn import arguments
 
-from clip import ClipError
 from train import main
 
 
@@ -89,15 +88,3 @@ def test_errors_come_before_settings_and_data(backbone, overrides, options, word
     assert (ended.status, ended.printed, len(ended.errors)) == (2, "", 1)
     assert words in ended.errors[0]
     assert not (tmp_path / "out").exists()
-
-
-def test_failed_download_of_weights_is_the_first_error(launch, tmp_path, monkeypatch):
-    def openai_file(name):
-        raise ClipError(f"cannot download {name}", "try again")
-
-    monkeypatch.setattr("clip.backbone.openai_file", openai_file)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "data/eurosat").mkdir(parents=True)  # without a split
-    ended = launch(*arguments(tmp_path / "data", "ViT-B/16", tmp_path / "out"))
-    assert (ended.status, ended.printed) == (2, "")
-    assert ended.errors == ["error: cannot download ViT-B/16: try again"]
