@@ -7,24 +7,32 @@ A run leaves log.txt, config.yaml, tensorboard/, the learned prompts and, last o
 folder. The same command resumes a run that was cut off from its last complete epoch.
 """
 
+import gc
+
 from common.start import required_packages
 
 with required_packages():
     from experiments.arguments import parse_arguments, per_seed
     from experiments.early import check_early
     from experiments.ranks import joined
-    from experiments.session import cli_main
+    from experiments.session import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The runs of all seeds, one after another. The first run that fails ends the command."""
     with joined():
-        args = parse_arguments(argv)  # first, as help and wrong options do not need to wait for torch
-        for each in per_seed(args):
-            check_early(each)
+        runs = per_seed(parse_arguments(argv))  # first, as help and wrong options do not need to wait for torch
+        for args in runs:
+            check_early(args)
         with required_packages():
-            from experiments.run import train_and_test
-        train_and_test(args)
+            from experiments.configuration import setup_cfg
+            from experiments.run import already_done, train_and_test
+        for args in runs if len(runs) > 1 else ():
+            already_done(args, setup_cfg(args))  # for its errors: no seed starts if another one cannot
+        for args in runs:
+            train_and_test(args)
+            gc.collect()  # a trainer may have reference cycles, and the next run needs its memory
 
 
 if __name__ == "__main__":
-    cli_main(main, several_ranks=True)
+    run_command(main, several_ranks=True)

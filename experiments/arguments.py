@@ -1,10 +1,8 @@
 """The command line of train.py. Nothing here waits for torch."""
 
 import argparse
-import os
 import re
 import sys
-import time
 
 from common.errors import UsageError
 from common.start import add_common_options
@@ -47,7 +45,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--report-to", type=trackers, default=[], metavar="A,B", help="of tensorboard,wandb,mlflow (default: the first)"
     )
-    parser.set_defaults(began=time.monotonic())
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
@@ -82,45 +79,30 @@ def join_seeds(argv: list[str]) -> list[str]:
 
 
 def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments of the run of each seed, with folders of its own.
+    """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed.
+
+    Of several seeds, a last part such as seed1 counts as seed{seed}.
 
     Raises:
-        UsageError: a seed is given twice, or the runs would share a folder.
+        UsageError: a seed is negative or given twice, or the runs would share a folder.
     """
-    several = args.seed if isinstance(args.seed, tuple) else ()
-    if len(set(several)) < len(several):
-        raise UsageError(f"--seed has a seed twice: {' '.join(map(str, several))}", "give each of them once")
-    if several and min(several) < 0:
-        raise UsageError(f"--seed has {min(several)}", "give several seeds from 0 on")
-    if several and (shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(args.opts[::2])):
-        raise UsageError(f"{min(shared)} is one value for several seeds", "use --seed, --output-dir and --resume")
-    if several and not args.output_dir:
-        raise UsageError("--output-dir is missing", "several seeds need it, with {seed} in it")
-    folders = {option: getattr(args, option) for option in ("output_dir", "model_dir", "resume")}
+    every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
+    folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}
+    if len(every) > 1:
+        if len(set(every)) < len(every) or min(every) < 0:
+            raise UsageError(f"--seed is {' '.join(map(str, every))}", "give each seed once, from 0 on")
+        if shared := {"SEED", "OUTPUT_DIR", "RESUME"}.intersection(args.opts[::2]):
+            raise UsageError(f"{min(shared)} is one value for several seeds", "use --seed, --output-dir and --resume")
+        folders = {name: re.sub("(^|/)seed[0-9]+/*$", r"\1seed{seed}", path) for name, path in folders.items()}
+        for name, path in folders.items():
+            if "{seed}" not in path and (path or name == "output_dir"):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {path} is one folder for several seeds",
+                    "put {seed} in it, as in output/seed{seed}",
+                )
     return [
         argparse.Namespace(
-            **vars(args)
-            | {"seed": seed}
-            | {option: folder_of(seed, path, option, bool(several)) for option, path in folders.items()}
+            **vars(args) | {"seed": seed} | {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
         )
-        for seed in several or (args.seed,)
+        for seed in every
     ]
-
-
-def folder_of(seed: int, path: str, option: str, several: bool) -> str:
-    """A seed's own folder: `path` with the seed in place of {seed} or, of several, of the number in the last part.
-
-    Raises:
-        UsageError: it has neither, and there are several seeds.
-    """
-    if "{seed}" in path:
-        return path.replace("{seed}", str(seed))
-    head, last = os.path.split(path.rstrip("/"))
-    if not several or not path:
-        return path
-    if not re.fullmatch("seed[0-9]+", last):
-        option = f"--{option.replace('_', '-')}"
-        raise UsageError(
-            f"{option} {path} is one folder for several seeds", "put {seed} in it, as in output/seed{seed}"
-        )
-    return os.path.join(head, f"seed{seed}")

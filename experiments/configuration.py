@@ -38,15 +38,19 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     trainers.extend_cfg(cfg, method)
 
 
-def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """Dassl's defaults, then the dataset's YAML, the method's YAML, the arguments and the trailing pairs.
+def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode:
+    """The configuration of a run: its YAML files, then the arguments and the trailing pairs.
 
-    The method's YAML may have values for single datasets (`merge_by_dataset`).
+    The method's YAML file may have values for single datasets (`merge_by_dataset`).
+
+    Args:
+        args: of the command line.
+        files: what `read_files` returned for them; None: the files are read here.
 
     Raises:
         UsageError: a file is missing or malformed, a key is unknown, or a value is not accepted.
     """
-    cfg = read_files(args)
+    cfg = files.clone() if files else read_files(args)
     options = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -60,15 +64,16 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         "MODEL.HEAD.NAME": args.head,
     }
     options = {key: value for key, value in options.items() if value not in (None, "")}
-    for key, value in options.items():
-        set_key(cfg, key, value)  # not by yacs, which would take "--output-dir 2024" for a number
+    for key, value in options.items():  # not by yacs, which would take "--output-dir 2024" for a number
+        *groups, name = key.split(".")
+        reduce(getitem, groups, cfg)[name] = value
     merge_pairs(cfg, args.opts)
     merge_by_dataset(cfg, [*options, *args.opts[::2]])
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
     for name in method.published_sections if method else ():
-        cfg.pop(name, None)  # those beside TRAINER; the section has their values
+        cfg.pop(name, None)  # other names of the section, which has their values
     cfg.freeze()  # checks the values
     if method:
         _ = method.settings_of(cfg)  # checks that they can work together
@@ -85,9 +90,9 @@ def read_files(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def changed_settings(args: argparse.Namespace, cfg: CfgNode) -> dict[str, tuple]:
-    """The settings of a run that its YAML files do not have: {key: (value in the files, value in the run)}."""
-    before = flatten(read_files(args))
+def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
+    """The settings of a run that differ from its YAML files: {key: (value in the files, value in the run)}."""
+    before = flatten(files)
     now = {key: value for key, value in flatten(cfg).items() if not key.startswith("BY_DATASET.")}
     return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
 
@@ -136,11 +141,6 @@ def values_for(dataset: str, table: object, where: str) -> dict:
         if not isinstance(values, dict):
             raise UsageError(f"{where}.{name} is {values!r}", "give KEY: VALUE")
     return flatten(table.get(dataset, {}))
-
-
-def set_key(cfg: CfgNode, key: str, value) -> None:
-    *groups, name = key.split(".")
-    setattr(reduce(getitem, groups, cfg), name, value)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

@@ -1,7 +1,7 @@
 """Checks before torch is imported, which takes seconds: the folders that a run needs."""
 
-import argparse
 import os
+from argparse import Namespace
 from pathlib import Path
 
 from dassl.config import get_cfg_default
@@ -13,7 +13,7 @@ from common.nearest import check_folder
 from .results import FILE as RESULTS
 
 
-def check_early(args: argparse.Namespace) -> None:
+def check_early(args: Namespace) -> None:
     """Check that the folders of the dataset and of the prompts to test exist, as far as the arguments name them.
 
     Raises:
@@ -24,17 +24,18 @@ def check_early(args: argparse.Namespace) -> None:
     if args.model_dir:
         remedy = "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for xd_test.sh, SOURCE)"
         check_folder(Path(args.model_dir), "no trained prompts in", remedy)
-    if not (args.dataset_config_file and args.root):
+    if not (args.dataset_config_file and args.root) or {"DATASET.NAME", "DATASET.ROOT"}.intersection(args.opts):
         return
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
     cfg.merge_from_file(args.dataset_config_file)
-    given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
-    name, root = given.get("DATASET.NAME", cfg.DATASET.NAME), given.get("DATASET.ROOT", args.root)
-    dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-    # Datasets of other projects have no `draws_itself`.
-    if dataset is None or getattr(dataset, "draws_itself", True):
+    cfg.DATASET.ROOT = args.root
+    if cfg.DATASET.NAME not in DATASET_REGISTRY.registered_names():
         return
-    if not Path(os.path.expanduser(root), dataset.dataset_dir).is_dir():
-        cfg.DATASET.ROOT = root
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    # Datasets of other projects have no `draws_itself`.
+    if (
+        not getattr(dataset, "draws_itself", True)
+        and not Path(os.path.expanduser(args.root), dataset.dataset_dir).is_dir()
+    ):
         dataset(cfg, images=False)  # raises its own error

@@ -2,7 +2,6 @@
 
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -23,14 +22,6 @@ def environment() -> dict[str, str]:
         "numpy": version("numpy"),
         "Pillow": version("pillow"),
         "system": platform.platform(),
-        "processor": f"{processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})",
     }
-
-
-def processor() -> str:
-    """Its name, from Linux where `platform` does not know it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

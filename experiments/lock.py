@@ -57,7 +57,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             ) from error
         print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
     try:
-        write_text(folder / HOLDER, json.dumps(this_process()))
+        began = datetime.now().astimezone().isoformat(" ", "seconds")
+        write_text(folder / HOLDER, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "began": began}))
         yield
     finally:
         for name in (HOLDER, LOCK):  # while the lock is held: a process that waits then makes another file
@@ -74,11 +75,6 @@ def remove_leftover(folder: Path) -> None:
     if (folder / LOCK).is_file():
         with suppress(UsageError), locked(folder):
             pass
-
-
-def this_process() -> dict:
-    began = datetime.now().astimezone().isoformat(" ", "seconds")
-    return {"process": os.getpid(), "host": socket.gethostname(), "began": began}
 
 
 def holder(folder: Path) -> str:

@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 
 from common.files import write_text
 from common.start import ROOT
@@ -47,7 +46,8 @@ def kept_facts() -> dict[str, Method]:
     """The facts in the file, which is written again if a source file has changed since."""
     folder = ROOT / "trainers"
     file = folder / "__pycache__" / "methods.json"
-    sources = {str(path.relative_to(folder)): stamp(path) for path in sorted(folder.rglob("*.py"))}
+    status = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*.py"))}
+    sources = {name: [each.st_mtime_ns, each.st_size] for name, each in status.items()}  # as Python compares them
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(file.read_text())
         if content["sources"] == sources:
@@ -57,9 +57,3 @@ def kept_facts() -> dict[str, Method]:
         file.parent.mkdir(exist_ok=True)
         write_text(file, json.dumps({"sources": sources, "methods": [asdict(facts) for facts in found.values()]}))
     return found
-
-
-def stamp(path: Path) -> list[int]:
-    """What changes with the content of a source file: Python asks the same of its compiled modules."""
-    status = path.stat()
-    return [status.st_mtime_ns, status.st_size]

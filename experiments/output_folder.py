@@ -1,16 +1,17 @@
-"""The output folder of a run: what its start puts there, which is deleted again if the start fails."""
+"""The output folder of a run: who may write there, what a start makes, and whether it holds another run."""
 
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
+from clip import current_ranks
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
 from common.results import CONFIG
@@ -19,116 +20,112 @@ from datasets import title
 
 from .configs import read_yaml
 from .configuration import flatten
+from .lock import locked
 from .results import FILE as RESULTS
 from .results import RECORDED
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
-RESUMABLE_CHANGES = {
-    "DATASET.ROOT",
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "USE_CUDA",
-    "INPUT.MAX_PIXELS",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.CACHE",
-    "DATALOADER.CACHE_GB",
-    "DATALOADER.CACHE_TEST",
-    "CACHE",
-    "CACHE_GB",
-    "MODEL.COMPILE",
-    "MODEL.BACKBONE.TOWERS",
-    "MODEL.BACKBONE.CHECKPOINT_TEXT",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TEST.SELECT_ON_TEST",
-}
+RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
+RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
+RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT", "INPUT.MAX_PIXELS"}
+RESUMABLE_CHANGES |= {"TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 
 
 class OutputFolder:
-    """The files that a run has made in its folder so far.
+    """The output folder of a run.
 
     Args:
         path: the folder, locked by this process.
+        writes: False for all ranks but the first one, which write nothing.
 
     Raises:
         UsageError: a folder in it is a link, so that the run would write elsewhere.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.new_files: list[Path] = []
-        for link in (entry for entry in path.iterdir() if entry.is_symlink() and entry.is_dir()):
-            raise UsageError(
-                f"{link} is a link to a folder elsewhere", "replace it, or choose another --output-dir", link
-            )
-        for file in path.glob(".*.partial"):
-            if re.fullmatch(PARTIAL, file.name) and file.is_file():  # of a run that was killed while it wrote
-                file.unlink()
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+        for entry in path.iterdir() if writes else ():
+            if entry.is_symlink() and entry.is_dir():
+                raise UsageError(
+                    f"{entry} is a link to a folder elsewhere", "replace it, or choose another --output-dir", entry
+                )
+            if re.fullmatch(PARTIAL, entry.name) and entry.is_file():  # of a run that was killed while it wrote
+                entry.unlink()
 
-    def start_log(self) -> None:
-        """Send everything printed to log.txt as well; an earlier log is kept.
+    @contextmanager
+    def start(self, cfg: CfgNode, quiet: bool = False) -> Iterator[None]:
+        """The start of a run: everything printed goes to log.txt too, and config.yaml is written at its end.
 
-        Raises:
-            UsageError: the folder is not writable.
+        A start that fails leaves the folder as it was.
+
+        Args:
+            cfg: the run's configuration.
+            quiet: print to log.txt alone.
         """
+        if not self.writes:
+            yield
+            return
+        if quiet:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - `claimed` restores it
         try:
             setup_logger(str(self.path))
         except OSError as error:
             raise UsageError(
                 f"cannot write to the output folder {self.path} ({error.strerror})", "choose another --output-dir"
             ) from error
-        log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
-        self.new_files.append(Path(log.file.name))
-
-    def log(self, *lines: str) -> None:
-        """Write lines to log.txt only."""
         log: Any = sys.stdout
-        log.file.write("".join(f"{line}\n" for line in lines))
-
-    def write_config(self, cfg: CfgNode) -> None:
-        file = self.path / CONFIG
-        if not file.exists():
-            self.new_files.append(file)
-        write_text(file, cfg.dump())
-
-    def discard(self) -> None:
-        """Delete the files that this run has made."""
-        for file in self.new_files:
+        try:
+            yield
+            self.write(CONFIG, cfg.dump())
+        except BaseException:
             with suppress(OSError):
-                file.unlink()
+                os.unlink(log.file.name)
+            raise
+
+    def log(self, text: str) -> None:
+        """Write a text to log.txt alone."""
+        if self.writes:
+            log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
+            log.file.write(text)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file, complete or not at all."""
+        if self.writes:
+            write_text(self.path / name, text)
+
+    def remove(self, name: str) -> None:
+        if self.writes:
+            (self.path / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def restored_stdout() -> Iterator[None]:
-    """Take the log that `setup_logger` puts in place of stdout away again at the end."""
-    before = sys.stdout
-    try:
-        yield
-    finally:
-        log: Any = sys.stdout
-        sys.stdout = before
-        if log is not before:
-            log.flush()
-            log.console = getattr(log, "file", log)  # which the published Dassl's logger closes when it is deleted
-            log.console.close()
+def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
+    """The output folder, which no other run can claim until the end; stdout is then what it was before.
 
+    Of several ranks the first one claims it.
 
-@contextmanager
-def output_folder(path: Path) -> Iterator[OutputFolder]:
-    """The folder while a run starts; an error or an interrupt meanwhile leaves things as they were."""
-    folder = OutputFolder(path)
-    try:
-        yield folder
-    except BaseException:
-        folder.discard()
-        raise
+    Args:
+        path: the folder.
+        wait: wait for a run that is there already, instead of raising UsageError.
+    """
+    stdout, first = sys.stdout, current_ranks().first
+    with locked(path, wait) if first else nullcontext():
+        try:
+            yield OutputFolder(path, first)
+        finally:
+            log: Any = sys.stdout
+            sys.stdout = stdout
+            if log is not stdout:
+                log.flush()
+                log.console = getattr(log, "file", log)  # which the published Dassl's logger closes when it is deleted
+                log.console.close()
 
 
 def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
     Args:
+        cfg: the configuration of this run.
         finished: whether its results would count as those of this run; results.json is compared too then.
 
     Raises:
@@ -150,9 +147,8 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
     now = {key: as_read(value) for key, value in flatten(cfg).items()}
-    may_differ = RESUMABLE_CHANGES
-    if cfg.DATASET.NAME == "ImageFolder":
-        may_differ = may_differ - {"DATASET.ROOT"}  # which says which images these are
+    # The root of an ImageFolder says which images it has.
+    may_differ = RESUMABLE_CHANGES - ({"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else set())
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
     if changed:
         others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""

@@ -16,29 +16,13 @@ from common.errors import UsageError, one_line
 PATIENCE = timedelta(hours=24)  # rank 0 may wait for another run in the output folder
 # Settings and options that may differ between machines. KEY VALUE pairs are compared as settings.
 MAY_DIFFER = {"OUTPUT_DIR", "RESUME", "DATASET.ROOT", "CACHE"} | {"output_dir", "resume", "root", "model_dir"}
-MAY_DIFFER |= {"began", "debug", "opts", "config_file", "dataset_config_file"}
+MAY_DIFFER |= {"debug", "opts", "config_file", "dataset_config_file"}
 
 
 def rank_count() -> int:
     """How many ranks the launcher has started."""
     count = os.environ.get("WORLD_SIZE", "")
     return int(count) if count.isdecimal() else 1
-
-
-JOINED: list[int] = []  # this process, once it is a rank
-
-
-def end_rank(status: int) -> None:
-    """End this process without Python's own end, if it is a rank.
-
-    The threads of a process group outlive it, and now and then abort a process while Python ends ("terminate called
-    without an active exception").
-    """
-    if os.getpid() in JOINED:
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            if stream is not None and not stream.closed:
-                stream.flush()
-        os._exit(status)
 
 
 @contextmanager
@@ -54,7 +38,6 @@ def joined() -> Iterator[None]:
         yield
         return
     store = connect()
-    JOINED.append(os.getpid())
     import torch.distributed as dist
 
     from clip import current_ranks  # takes seconds

@@ -9,7 +9,6 @@ from io import StringIO
 from pathlib import Path
 
 from common.errors import UsageError
-from common.files import write_text
 from common.results import FILE, read_results, selected_on_test
 from common.start import add_common_options
 from common.version import source
@@ -27,13 +26,13 @@ RECORDED = {
 }
 
 
-def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, choices: list[dict] | None) -> None:
-    """Write results.json of a run that has ended; figures that were not measured are null.
+def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choices: list[dict] | None) -> str:
+    """The content of results.json of a run that has ended; figures that were not measured are null.
 
     Args:
         cfg: the run's configuration.
         trainer: after its test.
-        epochs, tested_epoch: as `run.run` returns them.
+        epochs, tested_epoch: as `run.execute` returns them.
         choices: the records (trainers/base/data_use.py) of what was chosen on images; None if that is not known.
     """
     import torch  # here, as readers of results do without it
@@ -44,40 +43,40 @@ def write_results(cfg, trainer, epochs: int | None, tested_epoch: int | None, ch
     from .configuration import flatten
     from .environment import versions
 
-    measured = results_of(cfg, trainer)
     device, settings, ranks = trainer.device, flatten(cfg), current_ranks().count
     content = {
         **{key: settings[setting] for key, setting in RECORDED.items()},
         "dataset": title(cfg),
-        "split": getattr(trainer, "test_split", cfg.TEST.SPLIT),
-        "accuracy": measured.get("accuracy"),
-        "error_rate": measured.get("error_rate"),
-        "macro_f1": measured.get("macro_f1"),
-        "n_test": measured.get("n_test"),
+        **measured(cfg, trainer),
         "epochs": epochs,
         "tested_epoch": tested_epoch,
         "data_use": {"choose": choices},
-        "train_seconds": getattr(trainer, "train_seconds", None) or None,  # 0: nothing was trained
-        "test_seconds": getattr(trainer, "test_seconds", None),
         **({"ranks": ranks} if ranks > 1 else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **source(),
         "versions": versions(),
     }
-    write_text(Path(cfg.OUTPUT_DIR, FILE), json.dumps(content, indent=1) + "\n")
+    return json.dumps(content, indent=1) + "\n"
 
 
-def results_of(cfg, trainer) -> dict:
-    """What the trainer's last test measured; {} if there was none."""
+def measured(cfg, trainer) -> dict:
+    """What the last test of a trainer has measured, and the seconds of training and of the test."""
     if hasattr(trainer, "test_results"):
-        return (trainer.test_results or {}) | {"n_test": trainer.n_test}
-    if cfg.TEST.NO_TEST:
-        return {}
-    with redirect_stdout(StringIO()):  # a trainer of the published Dassl keeps the results in its evaluator alone
-        measured = trainer.evaluator.evaluate()
-    validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
-    return measured | {"n_test": len((trainer.val_loader if validates else trainer.test_loader).dataset)}
+        found = trainer.test_results or {}
+        figures = {"split": trainer.test_split, "n_test": trainer.n_test if found else None}
+        seconds = {
+            "train_seconds": trainer.train_seconds or None,
+            "test_seconds": trainer.test_seconds if found else None,
+        }
+    else:  # a trainer of the published Dassl, which keeps the results in its evaluator alone
+        validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
+        loader = trainer.val_loader if validates else trainer.test_loader
+        with redirect_stdout(StringIO()):
+            found = {} if cfg.TEST.NO_TEST else trainer.evaluator.evaluate()
+        figures = {"split": cfg.TEST.SPLIT, "n_test": len(loader.dataset) if found else None}
+        seconds = {"train_seconds": None, "test_seconds": None}
+    return {key: found.get(key) for key in ("accuracy", "error_rate", "macro_f1")} | figures | seconds
 
 
 def mark_of(run: dict) -> str:

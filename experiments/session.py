@@ -1,19 +1,62 @@
 """A command from its start to its exit status: errors in one line, Ctrl-C and SIGTERM as a clean end."""
 
+import atexit
 import io
 import os
+import re
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from common.errors import UsageError
+from common.errors import UsageError, one_line
 
-from .known_errors import causes, known_error
-from .ranks import end_rank, rank_count
+from .ranks import rank_count
 
 INTERRUPTED = 130  # exit status, as of a shell
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
+BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
+WORKERS = "lower DATALOADER.NUM_WORKERS"
+LESS_TEXT = "or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
+# Words in the text of an error, what the machine lacks, and the remedy. The first row that fits counts.
+SHORTAGES = (
+    (
+        "CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED",
+        "the memory of the GPU is full",
+        f"{BATCH}, {LESS_TEXT}",
+    ),
+    ("shared memory|Bus error|file </torch_", "the shared memory is full", f"{WORKERS}, or make /dev/shm larger"),
+    (
+        "allocate memory|MemoryError|DataLoader worker .*(killed by signal|exited unexpectedly)",
+        "the memory is full",
+        f"{BATCH}, {WORKERS}, {LESS_TEXT}",
+    ),
+    ("Too many open files", "too many files are open", f"raise the limit by `ulimit -n 4096`, or {WORKERS}"),
+    ("No space left on device", "the disk is full", "free some space, then run the same command again"),
+)
+
+
+def run_command(
+    main: Callable[[], None], resumes: str = "from the last complete epoch", several_ranks: bool = False
+) -> None:
+    """`cli_main` as the last call of a process, which it ends with the exit status.
+
+    It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second, and
+    threads of a process group may abort it.
+    """
+    try:
+        cli_main(main, resumes, several_ranks)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            stream.flush()
+    os._exit(status)
 
 
 def cli_main(
@@ -37,14 +80,10 @@ def cli_main(
             raise UsageError("this command does not run on several devices", "start it without torchrun")
         main()
         sys.stdout.flush()
-        end_rank(0)
     except BaseException as error:
         status = exit_status(error, resumes, debug)
-        if isinstance(error, SystemExit) and isinstance(error.code, int):
-            end_rank(error.code)
         if status is None:
             raise
-        end_rank(status)
         sys.exit(status)
 
 
@@ -77,19 +116,35 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     if known is None:
         return None
     if debug:
-        print_traceback(known)
+        for cause in causes(error):
+            cause.__suppress_context__ = False  # also those that `raise ... from None` hides
+        traceback.print_exception(error)
     print(f"error: {for_terminal(str(known))}", file=sys.stderr)
     return 2
+
+
+def known_error(error: BaseException) -> Exception | None:
+    """The error to print in one line: the user can fix it, or the machine lacks something. None for a bug."""
+    if "UsageError" in {kind.__name__ for kind in type(error).__mro__}:  # ours, or that of the toolbox
+        return error  # type: ignore[return-value]
+    for cause in causes(error) if isinstance(error, Exception) else ():
+        text = f"{type(cause).__name__}: {cause}"
+        for words, what, remedy in SHORTAGES:
+            if isinstance(cause, RuntimeError | OSError | MemoryError) and re.search(words, text):
+                return UsageError(f"{what} ({one_line(cause)})", remedy)
+    return error if isinstance(error, OSError | FloatingPointError) else None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its causes, also those that `raise ... from None` hides."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def for_terminal(text: str) -> str:
     """The text in one line that a terminal only shows: names in files may hold control characters, or have no end."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-
-
-def print_traceback(error: BaseException) -> None:
-    """With the causes that `raise ... from None` hides."""
-    for cause in causes(error):
-        cause.__suppress_context__ = False
-    traceback.print_exception(error)

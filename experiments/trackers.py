@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -21,32 +21,24 @@ from .configuration import flatten
 from .results import FILE as RESULTS
 
 PROJECT = "modular-prompt-learning"  # of wandb and MLflow, unless their variables name another
-FILES = ("config.yaml", RESULTS)  # beside the checkpoints
+FILES = ("config.yaml", RESULTS)  # and the checkpoints
 PARAMS = 100  # settings in a request to MLflow
 
 
-class Tracker(Protocol):
-    """Where the figures of a run go. `add_scalar` and `close` are those of TensorBoard's writer."""
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-    def finish(self, results: dict | None, files: list[Path]) -> None:
-        """End the run: its results (None: it failed), and its files."""
-
-
 class TensorBoard:
+    """As all trackers, it takes figures by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
+
+    `finish(results, files)` ends it with the run's results (None: it failed) and its files.
+    """
+
     def __init__(self, cfg: CfgNode):
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(Path(cfg.OUTPUT_DIR, "tensorboard"))
-        print(f"Initialize tensorboard (log_dir={folder})")
-        self.writer = SummaryWriter(log_dir=folder)
-        self.add_scalar, self.close = self.writer.add_scalar, self.writer.close
+        self.writer = SummaryWriter(log_dir=str(Path(cfg.OUTPUT_DIR, "tensorboard")))
+        self.add_scalar = self.writer.add_scalar
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
-        self.close()
+        self.writer.close()
 
 
 class Wandb:
@@ -56,7 +48,7 @@ class Wandb:
         self.wandb = wandb
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         options = {"name": cfg.OUTPUT_DIR, "dir": cfg.OUTPUT_DIR, "config": flatten(cfg)}
-        self.run = wandb.init(project=project, reinit="create_new", **options)  # beside those of other seeds
+        self.run = wandb.init(project=project, reinit="create_new", **options)  # other seeds may have runs of their own
         # Losses are by batch, accuracies by epoch, and wandb's own steps never fall.
         self.run.define_metric("train/*", step_metric="batch")
         for split in ("val", "test"):
@@ -64,9 +56,6 @@ class Wandb:
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.run.log({tag: value, "batch" if tag.startswith("train/") else "epoch": global_step})
-
-    def close(self) -> None:
-        """The run stays open until `finish`."""
 
     def finish(self, results: dict | None, files: list[Path]) -> None:
         if results is not None:
@@ -96,9 +85,6 @@ class MLflow:
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.client.log_metric(self.run, tag, float(value), step=global_step)
 
-    def close(self) -> None:
-        """The run stays open until `finish`."""
-
     def finish(self, results: dict | None, files: list[Path]) -> None:
         for key, value in (results or {}).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -108,13 +94,13 @@ class MLflow:
         self.client.set_terminated(self.run, "FINISHED" if results is not None else "FAILED")
 
 
-TRACKERS: dict[str, type] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
+TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
 
 
 class Several:
-    """Trackers in place of the one writer that a trainer of Dassl has."""
+    """The trackers of a run, as the one writer that a trainer of Dassl has."""
 
-    def __init__(self, trackers: list[Tracker]):
+    def __init__(self, trackers: list):
         self.trackers = trackers
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
@@ -122,8 +108,7 @@ class Several:
             tracker.add_scalar(tag, value, global_step)
 
     def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
+        """The trackers stay open until `finish`."""
 
 
 def is_checkpoint(file: Path) -> bool:

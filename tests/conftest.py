@@ -1,12 +1,9 @@
 import gc
 import os
 import signal
-import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # A shell ignores SIGINT in what it starts in the background, and Python then leaves it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+pytest_plugins = ["running"]
 gc.disable()  # while the tests are imported, with libraries of a million objects
 
 
@@ -132,14 +130,6 @@ def eurosat(tmp_path_factory):
     return root
 
 
-class Ended(NamedTuple):
-    """How a program ended: its exit status, what it printed, and its lines on stderr without progress bars."""
-
-    status: int
-    printed: str
-    errors: list[str]
-
-
 @pytest.fixture
 def in_double(monkeypatch, tmp_path):
     """Everything in fp64, also LayerNorm and the features, which are cast to fp32 otherwise."""
@@ -181,50 +171,6 @@ def stand_in(monkeypatch):
     return stand_in
 
 
-@pytest.fixture
-def ended(capsys):
-    """`ended(run)` runs a program by what its file runs at its end, in this process, and returns an `Ended`."""
-    from drawn import error_lines
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ended(run):
-        status, stdout = 0, sys.stdout
-        try:
-            run()
-        except SystemExit as end:
-            status = end.code
-            # A data loader left to the garbage collector waits five seconds for its workers.
-            for error in filter(None, (end, end.__context__)):
-                traceback.clear_frames(error.__traceback__)
-        finally:  # a run puts a log in place of stdout, and handlers of its own for signals
-            sys.stdout = stdout
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        printed, errors = capsys.readouterr()
-        return Ended(status, printed, error_lines(errors))
-
-    return ended
-
-
-@pytest.fixture
-def launch(ended, monkeypatch):
-    """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
-    from experiments.run import main
-    from experiments.session import cli_main
-
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
-    return lambda *arguments: ended(lambda: cli_main(lambda: main([str(argument) for argument in arguments])))
-
-
-@pytest.fixture
-def command(ended):
-    """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
-    from experiments.session import cli_main
-
-    return lambda module, *arguments: ended(lambda: cli_main(lambda: module.main([str(item) for item in arguments])))
-
-
 @pytest.fixture(scope="session")
 def finished(eurosat, deep, tmp_path_factory):
     """`finished("MPL", "base", KEY, VALUE, ...)` -> the output folder of a finished run, made once.
@@ -261,101 +207,6 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def refused(launch, tmp_path):
-    """`refused(arguments, *words)`: the run to `tmp_path/out` ends in one line with these words, and leaves nothing."""
-
-    def refused(argv, *words):
-        status, _, errors = launch(*argv)
-        assert (status, len(errors)) == (2, 1), errors
-        assert errors[0].startswith("error: ")
-        assert [word for word in map(str, words) if word not in errors[0]] == [], errors[0]
-        assert not (tmp_path / "out").exists()
-
-    return refused
-
-
-@pytest.fixture
-def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
-    """`script("mpl/few_shot.sh", "eurosat", "1", SHOTS="2")` -> (the ended process, the programs that it would start).
-
-    It is a dry run, started from another folder: in this process, unless something has to be started. `DRY_RUN=""` is
-    the real one.
-    """
-    import shlex
-
-    from experiments.scripts.command import main
-    from experiments.session import cli_main
-
-    unset = {"CFG", "SHOTS", "SOURCE", "NCTX", "CSC", "CTP", "QUIET", "PREPARE", "REPORT_TO"}
-    given = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": python, "DRY_RUN": 1}
-
-    def here(path, arguments, env):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "environ", env)
-            patch.chdir(tmp_path)
-            done = ended(lambda: cli_main(lambda: main([str(path), *arguments])))
-        return subprocess.CompletedProcess(path, done.status, done.printed, "\n".join(done.errors))
-
-    def script(name, *arguments, root=ROOT, **variables):
-        env = {key: value for key, value in os.environ.items() if key not in unset}
-        env |= {key: str(value) for key, value in (given | variables).items()}
-        path, words = root / "scripts" / name, list(map(str, arguments))
-        if root == ROOT and env["DRY_RUN"] == "1" and "reproduce" not in name and env["PYTHON"] == str(python):
-            ended = here(path, words, env)
-        else:
-            ended = subprocess.run(["bash", path, *words], env=env, cwd=tmp_path, capture_output=True, text=True)
-        lines = [line for line in ended.stdout.splitlines() if line.startswith("python ")]
-        return ended, [shlex.split(line)[1:] for line in lines]
-
-    return script
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory):
-    """In place of `sys.executable` for scripts of the project that no signal is sent to: they start at once."""
-    from forked import forking_python
-
-    with forking_python(tmp_path_factory.mktemp("python")) as program:
-        yield program
-
-
-@pytest.fixture
-def publish(tmp_path, monkeypatch):
-    """`publish(name)` puts a miniature of a dataset on a server, packed as it is published: see tests/published.py."""
-    from published import publishing
-
-    with publishing(tmp_path, monkeypatch) as publish:
-        yield publish
-
-
-@pytest.fixture
-def prepare(ended, publish, tmp_path):
-    """`prepare(*arguments)` is tools/prepare.py with `tmp_path/data` as root and that server as mirror: an `Ended`."""
-    from datasets.preparing import command as program
-    from experiments.session import cli_main
-
-    def prepare(*arguments, mirror=None, root=tmp_path / "data"):
-        argv = [*arguments, "--root", root, "--mirror", publish.server.address if mirror is None else mirror]
-        return ended(lambda: cli_main(lambda: program.main([str(part) for part in argv]), "where it stopped"))
-
-    return prepare
-
-
-@pytest.fixture
-def prepare_fails(prepare):
-    """`prepare_fails(arguments, *words)`: it ends in one line with these words; returns what it printed before."""
-
-    def prepare_fails(arguments, *words, **how):
-        status, printed, errors = prepare(*arguments, **how)
-        assert (status, len(errors)) == (2, 1), errors
-        assert errors[0].startswith("error: ")
-        assert [word for word in map(str, words) if word not in errors[0]] == [], errors[0]
-        return printed
-
-    return prepare_fails
-
-
 # Studies
 
 
@@ -389,26 +240,3 @@ def study_file(drawn, tmp_path):
         return file
 
     return study_file
-
-
-@pytest.fixture
-def begin():
-    """`begin(command, **options)` -> a process in a session of its own, which does not outlive the test."""
-    begun = []
-
-    def begin(command: list[str], **options) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        begun.append(subprocess.Popen(command, start_new_session=True, **pipes, **options))
-        return begun[-1]
-
-    yield begin
-    for process in begun:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-@pytest.fixture
-def start(begin):
-    """`start(file, *options)` begins `study run`."""
-    return lambda file, *options: begin([sys.executable, "tools/study.py", "run", str(file), *options], cwd=ROOT)

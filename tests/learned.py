@@ -15,8 +15,8 @@ import trainers
 from common.start import ROOT
 from experiments.configuration import extend_cfg
 from experiments.protocols import recipe
-from experiments.run import main as train
 from inference import predict
+from train import main as train
 
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]  # of the drawn EuroSAT
 OPTIONS = Namespace(backbone="", config_file="", trainer="", load_epoch=None, device="", template="")

@@ -3,18 +3,14 @@
 Data and backbones here; settings are in test_bad_settings.py, runs that go wrong on their way in test_runs.py.
 """
 
-import hashlib
 import json
 import os
-import pickle
 
 import pytest
 import torch
 from drawn import arguments, write_eurosat
 from PIL import Image
-from serving import serving
 
-import clip.weights
 from clip.random_weights import random_clip
 
 CLASSES = ["red", "green field", "blue_lake", "grey"]
@@ -46,15 +42,6 @@ def test_no_dataset_in_the_data_folder(refused, tiny, tmp_path):
     )
 
 
-def test_no_split_file(refused, root, tiny, tmp_path):
-    split_file(root).unlink()
-    refused(
-        arguments(root, tiny, tmp_path / "out"),
-        split_file(root),
-        "python tools/prepare.py eurosat --root",
-    )
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -72,13 +59,6 @@ def test_damaged_split_file(damage, refused, root, tiny, tmp_path):
     file = split_file(root)
     file.write_text(damage(file.read_text()), errors="surrogateescape")
     refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "python tools/prepare.py eurosat --root")
-
-
-def test_a_split_without_images(refused, root, tiny, tmp_path):
-    split_file(root).write_text(json.dumps({part: [] for part in ("train", "val", "test")}))
-    refused(
-        arguments(root, tiny, tmp_path / "out"), f"{split_file(root)} is damaged (ValueError: no images to learn from"
-    )
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
@@ -179,59 +159,6 @@ def test_a_backbone_file_of_something_else(content, words, refused, eurosat, tmp
     torch.save(content, "file.pt")
     refused(arguments(eurosat, tmp_path / "file.pt", tmp_path / "out"), words)
     assert not os.path.exists("executed")
-
-
-def test_pickled_backbone_file(refused, eurosat, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file.pt").write_bytes(pickle.dumps(Code(), protocol=2))
-    refused(arguments(eurosat, tmp_path / "file.pt", tmp_path / "out"), "file.pt is damaged or holds more than tensors")
-    assert not os.path.exists("executed")
-
-
-def test_a_backbone_of_other_shapes_than_clip_has(refused, eurosat, tiny, tmp_path):
-    state = torch.load(tiny)
-    state["visual.ln_post.weight"] = torch.ones(3)
-    torch.save(state, tmp_path / "odd.pt")
-    refused(arguments(eurosat, tmp_path / "odd.pt", tmp_path / "out"), "odd.pt is not a CLIP", "visual.ln_post.weight")
-
-
-@pytest.fixture
-def published(tiny, tmp_path, monkeypatch):
-    """ViT-B/16 is now published by a server of this machine, under the SHA-256 given; the cache is empty."""
-    with serving({}) as server:
-
-        def publish(sha256):
-            path = f"/{sha256}/ViT-B-16.pt"
-            server.files[path] = tiny.read_bytes()
-            monkeypatch.setitem(clip.weights.URLS, "ViT-B/16", f"{server.address}{path}")
-            monkeypatch.setattr(clip.weights, "CACHE", str(tmp_path / "cache"))
-            return tmp_path / "cache/ViT-B-16.pt"
-
-        publish.files = server.files
-        yield publish
-
-
-def test_a_download_of_another_sha256_is_not_kept(published, refused, eurosat, tmp_path):
-    file = published("0" * 64)
-    refused(arguments(eurosat, "ViT-B/16", tmp_path / "out"), "its SHA-256 is wrong", f"put a verified copy at {file}")
-    assert list(file.parent.iterdir()) == []
-
-
-def test_a_damaged_file_in_the_cache_is_downloaded_again(published, launch, eurosat, tiny, tmp_path):
-    file = published(hashlib.sha256(tiny.read_bytes()).hexdigest())
-    file.parent.mkdir()
-    file.write_bytes(tiny.read_bytes()[:1000])
-    ended = launch(*arguments(eurosat, "ViT-B/16", tmp_path / "out", "OPTIM.MAX_EPOCH", 1))
-    assert (ended.status, ended.errors) == (0, [])
-    assert "its SHA-256 differs" in ended.printed
-    assert file.read_bytes() == tiny.read_bytes()
-
-
-def test_backbone_download_fails(published, refused, eurosat, tmp_path, monkeypatch):
-    published("0" * 64)
-    published.files.clear()
-    monkeypatch.setattr("common.download.PAUSE", 0)
-    refused(arguments(eurosat, "ViT-B/16", tmp_path / "out"), "cannot download ViT-B/16 from", "or give a file")
 
 
 @pytest.fixture

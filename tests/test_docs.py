@@ -85,10 +85,6 @@ QUICK = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 BASE = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
-def test_method_is_in_help(call, copy):
-    assert "Growing" in call("train.py", "--help").stdout
-
-
 def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call, copy, whole):
     killed = subprocess.Popen([sys.executable, *train("out/killed", *BASE)], cwd=copy, stdout=subprocess.DEVNULL)
     first = copy / "out/killed/prompt_learner/model.pth.tar-1"
@@ -110,52 +106,12 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     assert results(copy, "out/new")["epochs"] == 3
 
 
-@pytest.mark.thorough
-def test_method_tests_its_best_epoch_on_validation(call, copy):
-    call(*train("out/best", *QUICK, "TEST.FINAL_MODEL", "best_val"))
-    assert (copy / "out/best/prompt_learner/model-best.pth.tar").is_file()
-    assert results(copy, "out/best")["trainer"] == "Growing"
-
-
-@pytest.mark.thorough
-def test_checkpoint_names_its_method(copy, whole):
-    metadata = torch.load(copy / whole / "prompt_learner/model.pth.tar-3", weights_only=True)["metadata"]
-    assert (metadata["method"], metadata["backbone"]) == ("Growing", "small")
-    assert metadata["settings"] == {"PREC": "fp32", "N_CTX": 4, "DEPTH": 3}
-    assert len(metadata["class_names"]) == 8
-    command = train("out/foreign", "--eval-only", "--model-dir", whole)
-    command[command.index("Growing")] = "CoOp"
-    command[command.index("configs/trainers/Growing/small.yaml")] = "configs/trainers/CoOp/small.yaml"
-    refused = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True)
-    assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
-    assert "is a checkpoint of Growing, not of CoOp: test it with --trainer Growing" in line
-
-
-@pytest.mark.thorough
-def test_method_is_inspected(call, copy, whole):
-    images = sorted((copy / "data/small_land/images").glob("*/test_00.png"))
-    call("tools/inspect.py", whole, "--images", *images, "--output", "out/inside")
-    found = json.loads((copy / "out/inside/inspect.json").read_text())
-    assert found["images"] == 16 and len(found["words"]) == 4
-    assert list(found["layers"][2]["groups"]) == ["CLS", "patches", "new", "carried 1", "carried 2"]
-
-
 def test_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/scripts"}
     call("scripts/any/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
     done = call("scripts/any/base2new_test.sh", "Growing", "small_land", 1, **out)
     assert "Harmonic mean" in done.stdout
     assert len(list((copy / "out/scripts").rglob("results.json"))) == 2
-
-
-@pytest.mark.thorough
-def test_the_other_generic_scripts_run_the_method(call, copy):
-    out = {"OUT": "out/others"}
-    call("scripts/any/few_shot.sh", "Growing", "small_land", 1, 1, SHOTS="1", **out)
-    call("scripts/any/xd_train.sh", "Growing", "small_land", 1, 1, **out)
-    call("scripts/any/xd_test.sh", "Growing", "small_textures", 1, SOURCE="small_land", **out)
-    assert len(list((copy / "out/others").rglob("results.json"))) == 3
 
 
 def test_study_tables_plots_and_report_have_the_method(call, copy):
@@ -179,12 +135,6 @@ def test_study_tables_plots_and_report_have_the_method(call, copy):
     assert (made / "accuracy_time.png").is_file()
 
 
-@pytest.mark.thorough
-def test_demo_runs_the_method(call, copy):
-    done = call("tools/demo.py", "--methods", "Growing", "--seeds", 1, "--output", "out/demo", "--workers", 2)
-    assert "| Growing |" in done.stdout
-
-
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     """The class of docs/your_own_data.md, on images and a split made here."""
     ((file, code),) = [item for item in blocks("docs/your_own_data.md").items() if item[0].endswith(".py")]
@@ -200,14 +150,3 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     assert "nothing is wrong" in call("tools/prepare.py", "--check", name, "--root", "data").stdout
     found = sorted((copy / "out/dataset").rglob("results.json"))
     assert [json.loads(file.read_text())["dataset"] for file in found] == [class_name, class_name]
-
-
-def test_every_file_and_script_named_in_the_docs_exists():
-    pages = "README.md", "docs/methods.md", "docs/results.md", "docs/running.md", "CONTRIBUTING.md"
-    text = "".join((ROOT / page).read_text() for page in pages)
-    named = set(
-        re.findall(r"\b(?:scripts|configs|trainers|clip|datasets|docs|tests)/[\w/+.-]+\.(?:sh|py|yaml|md)", text)
-    )
-    assert len(named) > 10
-    own = set(blocks("docs/methods.md"))
-    assert [name for name in sorted(named - own) if not (ROOT / name).is_file()] == []

@@ -87,9 +87,3 @@ def test_status_refuses_results_of_other_runs(key, value, study_file):
     (run.folder / "results.json").write_text(json.dumps(own | {key: value}))
     with pytest.raises(UsageError, match=f"holds a run with .* {value}, this one has {own[key]}"):
         collect_results(study, settings=False)
-
-
-def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
-    file = study_file("twice", datasets=["small_land", "small_land"])
-    with pytest.raises(UsageError, match="twice"):
-        load(file, settings=False)

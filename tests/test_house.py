@@ -53,14 +53,6 @@ def test_methods_do_not_import_one_another():
         assert near.isdisjoint(names), file
 
 
-def test_commands_are_short_and_do_not_change_the_search_path():
-    for file in [ROOT / "train.py", *(ROOT / "tools").glob("*.py")]:
-        assert len(file.read_text().splitlines()) < 120, file
-    rooms = ["benchmarks", "clip", "common", "datasets", "experiments", "inference", "tools"]
-    for file in [ROOT / "train.py", *files(*rooms)]:
-        assert "sys.path.insert" not in file.read_text(), file
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "line"),
@@ -109,15 +101,10 @@ def test_per_layer_settings_on_plain_yacs_nodes(value, monkeypatch):
         setup_cfg(parse_arguments([*argv, "TRAINER.MPL.PREC", "half"]))
 
 
-def test_per_layer_settings_have_their_defaults_in_the_configuration():
-    cfg = setup_cfg(parse_arguments(["--trainer", "MPL"]))
-    assert (cfg.TRAINER.MPL.N_ADD_OP, cfg.TRAINER.MPL.N_RM_OP) == (2, 1)
-
-
 # Commands
 
 
-TOOLS = ["study", "prepare", "demo", "base2new", "linear_probe", "random_clip", "pretrain_small_clip"]
+TOOLS = ["study", "prepare", "demo", "base2new", "random_clip", "pretrain_small_clip"]
 AFTER_PARSING = [
     "predict photo.jpg",
     "export run --to folder",

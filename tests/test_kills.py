@@ -19,12 +19,7 @@ from serving import serving
 def test_commands_killed_at_random_moments_have_the_same_results(name, tmp_path, random_seed):
     (tmp_path / "shared").mkdir()
     with serving({}) as server:
-
-        def serve(files):
-            server.files.update(files)
-            return server.address
-
-        (subject,) = (one for one in subjects(tmp_path / "shared", serve) if one.name == name)
+        (subject,) = (one for one in subjects(tmp_path / "shared", server) if one.name == name)
         tally = kill_at_random(subject, {signal.SIGKILL: 1, signal.SIGTERM: 1}, tmp_path, random_seed)
     # A command that ends before it is killed is another chain.
     assert tally.wrong == [] and tally.kills.total() == 2 and tally.chains >= 1

@@ -10,7 +10,7 @@ from dassl.engine import build_trainer
 from drawn import make_cfg, prompts_of, write_eurosat
 
 from common.errors import UsageError
-from experiments.linear_probe import main
+from common.start import ROOT
 from experiments.studies.spec import Study, Variant
 from inference.arguments import add_model_options
 from inference.models import open_models
@@ -32,10 +32,16 @@ def probe(eurosat, tiny, tmp_path):
 
 
 @pytest.fixture
-def arguments(eurosat, tiny, tmp_path):
-    """`arguments(*options)`: of tools/linear_probe.py, with results in tmp_path/out."""
-    common = ["--root", eurosat, "--output", tmp_path / "out", "--backbone", tiny]
-    return lambda *options: [str(argument) for argument in ("eurosat", 1, *common, *options)]
+def arguments(eurosat, tiny):
+    """`arguments(folder, KEY, VALUE, ...)`: of train.py, for a linear probe on two images of each class."""
+
+    def arguments(folder, *pairs, root=eurosat, options=()):
+        configs = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
+        configs += ["--config-file", ROOT / "configs/trainers/LinearProbe/small.yaml", "--trainer", "LinearProbe"]
+        own = ["--root", root, "--backbone", tiny, "--seed", 1, "--output-dir", folder, *configs]
+        return [*own, *options, "DATASET.NUM_SHOTS", 2, *SIZE, *pairs]
+
+    return arguments
 
 
 # The search
@@ -117,61 +123,46 @@ def test_without_validation_images_the_strength_must_be_given(probe):
 # Runs
 
 
-def test_tool_leaves_results_of_every_number_of_shots(arguments, tmp_path, capsys):
-    main(arguments("--shots", 1, 2, "--cfg", "small", *SIZE))
-    *_, first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("LinearProbe on EuroSAT 1 shots seed 1: ") and " 2 shots " in second
-    run = tmp_path / "out/eurosat/LinearProbe/small_2shots/seed1"
-    result = json.loads((run / "results.json").read_text())
-    assert (result["trainer"], result["shots"], result["epochs"], result["n_test"]) == ("LinearProbe", 2, 1, 24)
-    assert result["train_seconds"] > 0
-    main(arguments("--shots", 2, "--cfg", "small", *SIZE))
-    assert "Already done" in capsys.readouterr().out
-
-
 def test_script_makes_the_calls_of_the_generic_one(script):
     generic = script("any/few_shot.sh", "LinearProbe", "eurosat", 1, *SIZE)
     own = script("lpclip/few_shot.sh", "eurosat", 1, *SIZE)
     assert own[0].returncode == 0 and own[1] == generic[1] and len(own[1]) == 5
 
 
-def test_weights_are_tested_on_their_own_classes_only(arguments, launch, eurosat, tiny, tmp_path):
-    main(arguments("--shots", 2, "--cfg", "small", *SIZE))
-    folder = tmp_path / "out/eurosat/LinearProbe/small_2shots/seed1"
-    trained = json.loads((folder / "results.json").read_text())
+@pytest.fixture
+def trained(arguments, launch, tmp_path):
+    """The folder of a finished run."""
+    assert launch(*arguments(tmp_path / "trained")).status == 0
+    return tmp_path / "trained"
 
-    def evaluate(root, *options):
-        configs = ["--dataset-config-file", "configs/datasets/eurosat.yaml"]
-        configs += ["--config-file", "configs/trainers/LinearProbe/small.yaml"]
-        argv = ["--root", root, "--trainer", "LinearProbe", "--backbone", tiny, *configs, "--eval-only"]
-        argv += ["--model-dir", folder, "--output-dir", tmp_path / "tested", "--seed", 1]
-        return launch(*argv, "DATASET.NUM_SHOTS", 2, *SIZE, *options)
 
-    write_eurosat(tmp_path / "others", ["a", "b", "c", "d", "e", "f"], train=4, val=2)
-    ended = evaluate(tmp_path / "others")
+def test_weights_are_tested_on_their_own_classes_only(trained, arguments, launch, tmp_path):
+    results = json.loads((trained / "results.json").read_text())
+    assert (results["epochs"], results["n_test"]) == (1, 24) and results["train_seconds"] > 0
+    tests, others = ("--eval-only", "--model-dir", trained), tmp_path / "others"
+    write_eurosat(others, ["a", "b", "c", "d", "e", "f"], train=4, val=2)
+    ended = launch(*arguments(tmp_path / "tested", root=others, options=tests))
     assert ended.status == 2 and "with values for each class that it was learned on" in ended.errors[0]
-    ended = evaluate(eurosat, "DATASET.SUBSAMPLE_CLASSES", "new")
+    ended = launch(*arguments(tmp_path / "tested", "DATASET.SUBSAMPLE_CLASSES", "new", options=tests))
     assert ended.status == 2 and "base-to-new has no meaning for it" in ended.errors[0] and len(ended.errors) == 1
     assert not (tmp_path / "tested").exists()
-    assert evaluate(eurosat).status == 0
-    assert json.loads((tmp_path / "tested/results.json").read_text())["accuracy"] == trained["accuracy"]
+    assert launch(*arguments(tmp_path / "tested", options=tests)).status == 0
+    assert json.loads((tmp_path / "tested/results.json").read_text())["accuracy"] == results["accuracy"]
 
 
-def test_images_are_classified_by_a_trained_probe(arguments, eurosat, tmp_path):
-    main(arguments("--shots", 2, "--cfg", "small", *SIZE))
+def test_images_are_classified_by_a_trained_probe(trained, eurosat):
     parser = argparse.ArgumentParser()
     add_model_options(parser, device="cpu")
-    run = tmp_path / "out/eurosat/LinearProbe/small_2shots/seed1"
-    ((_, classifier),) = open_models([run], parser.parse_args([]))
+    ((_, classifier),) = open_models([trained], parser.parse_args([]))
     images = sorted((eurosat / "eurosat/2750/0").glob("test_*"))
     assert classifier.probabilities(images).shape == (4, 6)
     with pytest.raises(UsageError, match="has values of its own for each class"):
         classifier.probabilities(images, ["oak", "elm"])
 
 
-def test_epochs_have_no_meaning(arguments):
-    with pytest.raises(UsageError, match="OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1"):
-        main(arguments("--shots", 1, "--cfg", "small", *SIZE, "OPTIM.MAX_EPOCH", 5))
+def test_epochs_have_no_meaning(arguments, refused, tmp_path):
+    argv = arguments(tmp_path / "out", "OPTIM.MAX_EPOCH", 5)
+    refused(argv, "OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1")
 
 
 def test_studies_have_it_in_few_shot_and_not_in_base2new():

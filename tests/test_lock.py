@@ -16,6 +16,7 @@ from drawn import arguments
 from filelock import FileLock
 
 import experiments.run
+import train
 from common.errors import UsageError
 from experiments import lock
 from experiments.lock import HOLDER, LOCK, is_locked, locked, remove_leftover
@@ -152,7 +153,7 @@ def meanwhile(monkeypatch, capsys):
 
 def refusal_of(argv):
     with pytest.raises(UsageError, match=f"another run is in .*: process {os.getpid()} on") as refusal:
-        experiments.run.main(argv)
+        train.main(argv)
     return str(refusal.value)
 
 
@@ -177,14 +178,6 @@ def test_interrupted_start_does_not_touch_a_run_started_meanwhile(launch, meanwh
     assert names(tmp_path / "run") == ["file of somebody"]
 
 
-def test_seeds_1_and_2_in_one_new_folder(launch, meanwhile, eurosat, tiny, tmp_path):
-    argv = arguments(eurosat, tiny, tmp_path / "run", "OPTIM.MAX_EPOCH", 1)
-    meanwhile(lambda: refusal_of([*argv, "SEED", "2"]))
-    assert launch(*argv).status == 0
-    assert json.loads((tmp_path / "run/results.json").read_text())["seed"] == 1
-    assert not {LOCK, HOLDER} & set(names(tmp_path))
-
-
 @pytest.mark.parametrize("option", ["--eval-only", "--no-train", "--skip-finished"])
 def test_all_kinds_of_runs_are_refused(option, launch, eurosat, tiny, tmp_path):
     (tmp_path / "MultiModalPromptLearner").mkdir()
@@ -203,13 +196,13 @@ def test_run_finished_while_another_waits_for_the_lock_is_skipped(launch, eurosa
     results = tmp_path / "run/results.json"
     before = results.read_bytes()
     results.rename(tmp_path / "results.json")
-    real = experiments.run.locked
+    real = experiments.run.claimed
 
     def finish_first(path, wait):
         (tmp_path / "results.json").rename(results)
         return real(path, wait)
 
-    monkeypatch.setattr(experiments.run, "locked", finish_first)
+    monkeypatch.setattr(experiments.run, "claimed", finish_first)
     again = launch(*argv[: argv.index("INPUT.SIZE")], "--skip-finished", *argv[argv.index("INPUT.SIZE") :])
     assert again.status == 0 and again.printed.startswith("Already done")
     assert results.read_bytes() == before

@@ -3,23 +3,21 @@
 A second run in the same folder is tested in test_lock.py.
 """
 
+import sys
+
 import pytest
+from yacs.config import CfgNode
 
-from experiments.lock import locked
-from experiments.output_folder import output_folder, restored_stdout
-
-
-@pytest.fixture(autouse=True)
-def _stdout():
-    with restored_stdout():
-        yield
+from experiments.output_folder import claimed
 
 
-def fail(folder, meanwhile=lambda: None):
-    with pytest.raises(RuntimeError), locked(folder), output_folder(folder) as started:
-        started.start_log()
+def fail(path, meanwhile=lambda: None):
+    before = sys.stdout
+    with pytest.raises(RuntimeError), claimed(path) as folder, folder.start(CfgNode()):
+        assert sys.stdout is not before
         meanwhile()
         raise RuntimeError
+    assert sys.stdout is before
 
 
 def test_failing_start_leaves_no_folder(tmp_path):
@@ -27,23 +25,15 @@ def test_failing_start_leaves_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failing_start_keeps_the_files_of_another_process(tmp_path):
-    run = tmp_path / "a/run"
+def test_failing_start_keeps_what_others_have_written_before_and_meanwhile(tmp_path):
+    earlier, meanwhile = ("log.txt", "config.yaml"), ("prompt_learner/model.pth.tar-1", "log.txt-2026")
+    (tmp_path / "prompt_learner").mkdir()
 
-    def other_run_starts():
-        (run / "prompt_learner").mkdir()
-        (run / "prompt_learner/model.pth.tar-1").write_text("prompts")
-        (run / "log.txt-2026").write_text("log")
+    def write(names):
+        for name in names:
+            (tmp_path / name).write_text(name)
 
-    fail(run, other_run_starts)
-    assert sorted(path.name for path in run.rglob("*")) == ["log.txt-2026", "model.pth.tar-1", "prompt_learner"]
-
-
-def test_failing_start_keeps_an_earlier_run(tmp_path):
-    (tmp_path / "log.txt").write_text("earlier")
-    (tmp_path / "config.yaml").write_text("earlier")
-    fail(tmp_path)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "log.txt": "earlier",
-        "config.yaml": "earlier",
-    }
+    write(earlier)
+    fail(tmp_path, lambda: write(meanwhile))
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {name: name for name in earlier + meanwhile}

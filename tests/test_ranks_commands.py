@@ -45,15 +45,18 @@ def arguments(eurosat, deep, tmp_path):
             tmp_path / "out",
         ]
         argv += ["--config-file", configs / f"trainers/{method}/{config}.yaml", *options]
+        argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml", "DATASET.NUM_SHOTS", 2]
         argv += [
-            "--dataset-config-file",
-            configs / "datasets/eurosat.yaml",
-            "DATASET.NUM_SHOTS",
-            2,
             "OPTIM.MAX_EPOCH",
             3,
+            "DATALOADER.NUM_WORKERS",
+            0,
+            "INPUT.SIZE",
+            "(32, 32)",
+            "DATALOADER.TRAIN_X.BATCH_SIZE",
+            3,
+            *overrides,
         ]
-        argv += ["DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE", "(32, 32)", "DATALOADER.TRAIN_X.BATCH_SIZE", 3, *overrides]
         return list(map(str, argv))
 
     return arguments
@@ -162,14 +165,6 @@ def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tm
 
 
 @pytest.mark.thorough
-def test_an_error_of_all_ranks_is_printed_once(arguments, begin):
-    argv = arguments("MPL")
-    at = argv.index("--seed")
-    ((code, _, errors),) = ended([begin([*TORCHRUN, "train.py", *argv[:at], *argv[at + 2 :]], cwd=ROOT)])
-    assert code == 1 and errors.count("error: --seed is missing: several ranks need it") == 1, errors
-
-
-@pytest.mark.thorough
 def test_torchrun_starts_all_ranks_again(arguments, begin, tmp_path):
     """With --max-restarts, after one is killed; and workers of a data loader do not hide its end."""
     argv = arguments("MPL", "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1)
@@ -192,16 +187,6 @@ def test_a_port_in_use_ends_in_one_line(arguments, ranks):
             "cannot connect to the other ranks (",
             "with another --master-port",
         )
-
-
-@pytest.mark.thorough
-def test_zero_shot_is_tested_by_all_ranks(arguments, ranks, launch, tmp_path):
-    argv = arguments("CoOp", "TRAINER.ZEROSHOTCLIP.PREC", "fp32", config="vit_b16_ep50_ctxv1")
-    argv[argv.index("--trainer") + 1] = "ZeroshotCLIP"
-    assert launch(*argv).status == 0
-    alone = results(tmp_path / "out")[0]
-    assert [code for code, *_ in ended(ranks(2, argv))] == [0, 0]
-    assert results(tmp_path / "out") == (alone, 2)
 
 
 def test_a_variable_of_the_launcher_is_missing(monkeypatch):

@@ -271,25 +271,3 @@ def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path
         assert not (folder / "results.json").exists()
         assert (f"Previous epoch: {epoch}\n" if epoch else "train from scratch") in printed
         epoch = int((folder / "MultiModalPromptLearner/checkpoint").read_text().split("-")[1])
-
-
-@pytest.mark.slow
-def test_zero_shot(script, tiny, tmp_path):
-    command = ("zsclip/zeroshot.sh", "eurosat", "DATALOADER.NUM_WORKERS", 0, "DATASET.SUBSAMPLE_CLASSES", "new")
-    status, printed, errors = finish(script(*command))
-    assert (status, errors) == (0, [])
-    found = results(tmp_path / "output/ZeroshotCLIP/vit_b16/eurosat/new")
-    assert (found["trainer"], found["classes"], found["backbone"]) == ("ZeroshotCLIP", "new", str(tiny))
-    assert printed.splitlines()[-1].startswith(f"ZeroshotCLIP on EuroSAT: {found['accuracy']:.2f}% on 12 test images")
-
-
-@pytest.mark.slow
-def test_scripts_pass_on_what_is_wrong(script, tmp_path):
-    no_dataset = script("mpl/base2new_train.sh", "eurosta", 1)
-    no_prompts = script("mpl/base2new_test.sh", "eurosat", 1)
-    no_key = script("mpl/base2new_train.sh", "eurosat", 1, "OPTIM.LRR", 1)
-    for process, words in ((no_dataset, "eurosta"), (no_prompts, "no trained prompts"), (no_key, "OPTIM.LRR")):
-        status, _, errors = finish(process)
-        assert (status, len(errors)) == (2, 1), errors
-        assert errors[0].startswith("error: ") and words in errors[0]
-    assert not (tmp_path / "output/base2new/train_base").exists()

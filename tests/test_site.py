@@ -111,43 +111,17 @@ def test_settings_named_in_the_guides_exist():
             assert (ROOT / f"configs/trainers/{folder}/{cfg}.yaml").is_file(), f"{cfg} in {page.name}"
 
 
-def settings_of(method: str, cfg: str) -> dict[str, object]:
-    """Epochs, batch size, depth and learning rate of a method's YAML file."""
-    node = get_cfg_default()
-    extend_cfg(node, method)
-    node.merge_from_file(ROOT / f"configs/trainers/{trainers.methods()[method].config_folder}/{cfg}.yaml")
-    section = node.TRAINER.get(trainers.methods()[method].section(), {})
-    depth = section.get("PROMPT_DEPTH", section.get("PROMPT_DEPTH_TEXT"))
-    rate, batch = node.OPTIM.LR, node.DATALOADER.TRAIN_X.BATCH_SIZE
-    return {"epoch": node.OPTIM.MAX_EPOCH, "batch": batch, "depth": depth, "learning rate": rate}
-
-
-def facts(text: str) -> list[tuple[str, dict[str, float]]]:
-    """The YAML files that a text names, and their values in the words before the next file or full stop."""
-    found = []
-    for cfg, words in re.findall(r"`(vit_b[\w+]*)`((?:(?!`vit_b|\.\s|;)[\s\S])*)", text):
-        values = {"epoch": re.search(r"^[^`]*?(\d+)\s+epochs?\b", words)}
-        values |= {key: re.search(rf"\b{key}\s+(\d[\d.]*)", words) for key in ("batch", "depth", "learning rate")}
-        found.append((cfg, {key: float(match[1]) for key, match in values.items() if match}))
-    return found
-
-
-def test_values_of_settings_in_the_guides_are_those_of_the_yaml_files():
+def test_epochs_in_the_guides_are_those_of_the_yaml_files():
     compared = 0
-    for method in trainers.methods():
-        page = ROOT / f"docs/guides/{GUIDES.get(method, method.lower())}.md"
-        for cfg, said in facts(page.read_text().partition("## What to expect")[0]):
-            known = settings_of(method, cfg) if said else {}
-            assert {key: known[key] for key in said} == said, f"{cfg} in {page.name}"
-            compared += len(said)
-    for name in ("results", "running"):
-        for cfg, said in facts((ROOT / f"docs/{name}.md").read_text()):
-            if cfg.startswith("vit_b4"):  # MPL's; cross-dataset runs set their number of epochs
-                known = settings_of("MPL", cfg)
-                said.pop("epoch", None)
-                assert {key: known[key] for key in said} == said, f"{cfg} in {name}.md"
-                compared += len(said)
-    assert compared > 30
+    for name, method in trainers.methods().items():
+        text = (ROOT / f"docs/guides/{GUIDES.get(name, name.lower())}.md").read_text().partition("## What to expect")[0]
+        for cfg, epochs in re.findall(r"`(vit_b[\w+]*)`([^`;]*?\d+)\s+epochs?\b", text):
+            node = get_cfg_default()
+            extend_cfg(node, name)
+            node.merge_from_file(ROOT / f"configs/trainers/{method.config_folder}/{cfg}.yaml")
+            assert int(re.findall(r"\d+", epochs)[-1]) == node.OPTIM.MAX_EPOCH, f"{cfg} in the guide of {name}"
+            compared += 1
+    assert compared > 10
 
 
 def test_the_number_of_methods_is_right():
@@ -180,9 +154,3 @@ def test_studies_are_listed_with_their_numbers():
     )
     study = load(ROOT / "studies/base2new.yaml")
     assert words[1] == f"{len(study.datasets)} datasets, {len(study.variants)} methods, {len(study.seeds)} seeds"
-
-
-def test_questions_are_answered():
-    questions = re.split(r"^## (.*)$", (ROOT / "docs/faq.md").read_text(), flags=re.MULTILINE)[1:]
-    for question, answer in zip(questions[::2], questions[1::2], strict=True):
-        assert len(answer.split()) >= 5, question

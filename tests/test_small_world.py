@@ -24,8 +24,8 @@ from datasets.small_world.drawing import SIZE, Style, Subject, draw
 from experiments.configuration import extend_cfg
 from experiments.protocols import Step
 from experiments.results import read_results
-from experiments.run import main
 from experiments.studies.spec import Study, Variant
+from train import main
 
 ROOT = Path(__file__).parent.parent
 SETS = [value for value in vars(small_world).values() if isinstance(value, type) and issubclass(value, SmallWorldSet)]

@@ -1,9 +1,12 @@
-"""The notebook runs from its first cell to its last."""
+"""The notebook runs from its first cell to its last, and the tour of the code names what a run calls."""
 
 import json
+import os
+import re
 import sys
 
 import pytest
+from drawn import arguments
 
 from common.start import ROOT
 
@@ -40,3 +43,29 @@ def test_notebook_has_the_output_of_a_complete_run():
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert str(ROOT) not in json.dumps(outputs)
+
+
+def test_tour_of_the_code_names_the_functions_of_a_run_in_the_order_of_their_first_calls(
+    launch, eurosat, tiny, tmp_path
+):
+    text = (ROOT / "docs/tour_of_the_code.md").read_text()
+    tour = re.findall(r"^- `([\w/]+\.py)` `([\w.]+)`: ", text, re.MULTILINE)
+    assert len(text.splitlines()) <= 120 and len(tour) > 50
+    assert len(set(tour)) == len(tour) == text.count("\n- ")
+    called = {}
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(f"{ROOT}/"):
+            called.setdefault((os.path.relpath(frame.f_code.co_filename, ROOT), frame.f_code.co_name))
+
+    sys.setprofile(note)
+    try:
+        assert launch(*arguments(eurosat, tiny, tmp_path / "run")).status == 0
+    finally:
+        sys.setprofile(None)
+    order = {function: number for number, function in enumerate(called)}
+    places = [order.get((file, name.rpartition(".")[2]), name) for file, name in tour]
+    assert [place for place in places if isinstance(place, str)] == []
+    assert places == sorted(places), [
+        after for one, two, after in zip(places, places[1:], tour[1:], strict=False) if two < one
+    ]

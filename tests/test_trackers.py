@@ -28,9 +28,6 @@ class Recorder:
     def add_scalar(self, tag, value, global_step):
         self.scalars.append((tag, float(value), global_step))
 
-    def close(self):
-        pass
-
     def finish(self, results, files):
         self.ended = results, [str(file) for file in files]
 

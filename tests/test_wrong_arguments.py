@@ -28,21 +28,6 @@ from experiments.session import cli_main
         {"epoch": 1},
         [1, 2],
     ],
-    ids=[
-        "list",
-        "number",
-        "text",
-        "settings",
-        "setting",
-        "method",
-        "class",
-        "control",
-        "below",
-        "huge",
-        "path",
-        "stateless",
-        "other",
-    ],
 )
 def test_checkpoint_of_another_form(content, refused, eurosat, tiny, tmp_path):
     folder = tmp_path / "trained/MultiModalPromptLearner"

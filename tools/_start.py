@@ -17,7 +17,7 @@ def run(module: str, resumes: str = "from the last complete epoch") -> None:
     with required_packages():
         from importlib import import_module
 
-        from experiments.session import cli_main
+        from experiments.session import run_command
 
         main = import_module(module).main
-    cli_main(main, resumes)
+    run_command(main, resumes)

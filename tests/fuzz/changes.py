@@ -9,24 +9,19 @@ from typing import Any
 
 OUTSIDE = "../outside/"  # from the folder of a case: nothing may change there
 NAMES = [
+    *("", " ", ".", "..", "/", "~nosuchuser/x", "a\0b", "a\nb", "a\x1b[2J", "\udcff", "{}", "%s", "-rf"),
     *(
-        "",
-        " ",
-        ".",
-        "..",
-        "/",
-        "~nosuchuser/x",
-        "a\0b",
-        "a\nb",
-        "a\x1b[2J",
-        "\udcff",
-        "{}",
-        "%s",
-        "-rf",
         "é" * 300,
         "x" * 5000,
+        "/dev/zero",
+        "/dev/full",
+        "/dev/stdin",
+        "/proc/self/mem",
+        "no/such/file",
+        "__class__",
+        "null",
+        "1e9",
     ),
-    *("/dev/zero", "/dev/full", "/dev/stdin", "/proc/self/mem", "no/such/file", "__class__", "null", "1e9"),
     *(OUTSIDE + "made", OUTSIDE + "kept", "../../../" + OUTSIDE + "kept"),
 ]
 NUMBERS = [0, 1, -1, 2, 7, 255, 65536, 2**31, -(2**31) - 1, 2**33, 2**53 + 1, 2**63, 2**64, 10**30, -(10**30)]
@@ -72,17 +67,8 @@ def near(rng: Random, old: Any) -> Any:
     if isinstance(old, str):
         return rng.choice([*NAMES, old.upper(), old * 2, old[:-1]])
     if isinstance(old, list | tuple):
-        return type(old)(
-            rng.choice(
-                [
-                    old[:1],
-                    old[:-1],
-                    old[::-1],
-                    [*old, *old],
-                    [near(rng, item) for item in old if not isinstance(item, list | tuple)],
-                ]
-            )
-        )
+        items = [near(rng, item) for item in old if not isinstance(item, list | tuple)]
+        return type(old)(rng.choice([old[:1], old[:-1], old[::-1], [*old, *old], items]))
     return old
 
 

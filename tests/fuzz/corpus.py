@@ -25,20 +25,18 @@ from clip.random_weights import random_tensor
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
-from experiments.run import main
 from experiments.studies import command as study
 from experiments.studies.study_file import load
 from inference import export
+from train import main as execute
 
 BASE = "../../base"  # from the folder of a case
 BOTH = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2}
 METHODS = {"CoOp": {"N_CTX": 4}, "MPL": {"PROMPT_DEPTH": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}, "PromptSRC": BOTH}
 METHODS["KgCoOp"] = {}
 # Those without checkpoints here; what they need on the tiny backbone.
-OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {}) | {
-    "MaPLe": {"PROMPT_DEPTH": 2},
-    "IVLP": BOTH,
-}
+OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {})
+OTHERS |= {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH}
 STUDIED = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
 PACKED = ("eurosat", "dtd", "imagenet_r", "caltech101", "imagenet")  # zip, tar.gz, tar, nested archives, MATLAB's files
 SETTINGS = {  # for the tiny backbone
@@ -134,7 +132,7 @@ def build(base: Path, case: Path) -> None:
     time.time = lambda: 1e9  # the seconds in a checkpoint
     for method in METHODS:
         with contextlib.redirect_stderr(io.StringIO()):
-            main(train(method, output=f"{BASE}/runs/{method}"))
+            execute(train(method, output=f"{BASE}/runs/{method}"))
         (file,) = (base / "runs" / method).glob("*/model.pth.tar-2")
         prompts = load_checkpoint(str(file))["state_dict"]
         (base / "published" / method / file.parent.name).mkdir(parents=True)

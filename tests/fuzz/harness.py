@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finished import slowdown
-from tqdm import tqdm
 
 from . import worker
 from .cases import KINDS, Case, kind_of
@@ -27,7 +26,7 @@ class Slot:
     """A place where one case at a time runs.
 
     Attributes:
-        folder: the case's own folder; `../outside` is beside it, `../../base` is the corpus.
+        folder: the case's own folder; `../outside` is next to it, `../../base` is the corpus.
     """
 
     def __init__(self, scratch: Path, index: int):
@@ -97,7 +96,6 @@ def fuzz(
     failures: list[Failure] = []
     waiting, busy, idle = iter(numbers), [], [Slot(scratch, index) for index in range(SLOTS)]
     number = next(waiting, None)
-    bar = tqdm(total=len(numbers), unit="input", disable=None)
     try:
         while number is not None or busy:
             while idle and number is not None:
@@ -109,16 +107,13 @@ def fuzz(
                     busy.remove(slot)
                     idle.append(slot)
                     counts[kind_of(slot.number), ended[0]] += 1
-                    bar.update()
                     if show:
                         print(slot.printed(), *ended, "", sep="\n")
                     if ended[0] not in ("accepted", "refused"):
                         failures.append(Failure(slot.number, ended[1]))
-                        bar.set_postfix(failures=len(failures))
                         keep_input(slot, ended[1], keep)
             time.sleep(0.004)
     finally:
-        bar.close()
         for slot in busy:  # after Ctrl-C
             slot.kill()
     return counts, failures
@@ -136,7 +131,7 @@ def keep_input(slot: Slot, what: str, keep: Path) -> None:
 
 
 def barren(counts: Counter[tuple[str, str]]) -> list[str]:
-    """The kinds of which none was accepted, although some inputs stay valid: they are refused for another reason."""
+    """Kinds without an accepted input. Some inputs of each kind stay valid, so something else refuses them."""
     total: Counter[str] = Counter()
     for (kind, _), number in counts.items():
         total[kind] += number

@@ -23,9 +23,8 @@ def pictures() -> dict[str, bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     forms = [(mode, "PNG", {}) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")]
-    forms += [
-        ("RGB", name, {}) for name in ("BMP", "GIF", "PPM", "TGA", "WEBP", "ICO", "PCX", "DDS", "SGI", "JPEG2000")
-    ]
+    plain = ("BMP", "GIF", "PPM", "TGA", "WEBP", "ICO", "PCX", "DDS", "SGI", "JPEG2000")
+    forms += [("RGB", name, {}) for name in plain]
     forms += [(mode, "JPEG", {"exif": turned}) for mode in ("RGB", "L", "CMYK")]
     forms += [("RGB", "TIFF", {"compression": how}) for how in ("raw", "tiff_lzw", "jpeg")]
     forms += [("RGB", name, {"save_all": True, "append_images": [pixels] * 3}) for name in ("PNG", "GIF", "WEBP")]
@@ -50,9 +49,7 @@ def crafted_png(rng: Random) -> bytes:
     width, height = (rng.choice((0, 1, 31, 32, 9999, 65535, 2**31 - 1, 2**32 - 1)) for _ in range(2))
     header = struct.pack(">IIBBBBB", width, height, rng.choice((0, 1, 3, 8, 16)), rng.choice((0, 2, 3, 6, 7)), 0, 0, 0)
     text = rng.choice((b"a\0" + b"x" * 99, b"", b"a\0\0" + zlib.compress(bytes(2 * 10**7), 1)))
-    extra = rng.choice(
-        (b"", chunk(b"zTXt", text), chunk(b"iCCP", text), chunk(b"eXIf", text), chunk(b"acTL", b"\xff" * 8))
-    )
+    extra = rng.choice((b"", *(chunk(kind, text) for kind in (b"zTXt", b"iCCP", b"eXIf")), chunk(b"acTL", b"\xff" * 8)))
     data = zlib.compress(bytes(rng.choice((0, 9, 3104, 10**6))))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 

@@ -41,20 +41,8 @@ def setting(rng: Random, key: str, default: Any, trains: bool) -> str:
                     for item in [*default, 1][: rng.choice((1, 2, 3, 4))]])  # fmt: skip
     if trains and key in LENGTHY:
         return rng.choice(("0", "-1", "1", "2", "None", "[]", "x"))
-    return rng.choice(
-        (
-            rng.choice(names),
-            str(number),
-            "None",
-            "[]",
-            "()",
-            "{}",
-            "[[1]]",
-            "True",
-            "1.5",
-            "[" * 3000 + "1" + "]" * 3000,
-        )
-    )
+    wrong_kinds = ("None", "[]", "()", "{}", "[[1]]", "True", "1.5", "[" * 3000 + "1" + "]" * 3000)
+    return rng.choice((rng.choice(names), str(number), *wrong_kinds))
 
 
 @kind("settings", share=10)
@@ -70,8 +58,9 @@ def pairs(rng: Random) -> Case:
         items.insert(rng.randrange(len(items) + 1), rng.choice((*NAMES[:5], "--debug", "X.Y", "OPTIM", "OPTIM.LR.X")))
     options = [] if trains else ["--no-train"]
     if rng.random() < 0.1:
-        option = rng.choice(
-            ("--seed", "--load-epoch", "--backbone", "--config-file", "--resume", "--model-dir", "--transforms")
-        )
-        options += [option, rng.choice([name for name in NAMES if "\0" not in name] + [str(2**33), "-5", "x"])]
+        given = "seed", "load-epoch", "backbone", "config-file", "resume", "model-dir", "transforms"
+        options += [
+            f"--{rng.choice(given)}",
+            rng.choice([name for name in NAMES if "\0" not in name] + [str(2**33), "-5", "x"]),
+        ]
     return Case("train", train(method, *items, options=options))

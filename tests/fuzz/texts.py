@@ -21,40 +21,15 @@ SNIPPETS = [
     "!!python/object/new:type {args: ['z', [], {}], state: !!python/name:exec }",
     "a: &a [x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c]\ne: [*d, *d, *d, *d]",
     "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(10)),
-    "OPTIM: &a\n  LR: *a",
-    "? [a, b]\n: c",
-    "? {a: b}\n: c",
-    "OPTIM: {<<: {LR: 0.1}, <<: [1]}",
-    "!!int x",
-    "OPTIM: {LR: !!int x}",
-    "OPTIM: {LR: !!float x}",
-    "OPTIM: {LR: !!timestamp x}",
-    "OPTIM: {LR: !!binary x}",
-    "OPTIM: !!omap [a]",
-    "OPTIM: !!set {LR}",
-    "OPTIM: {LR: " + "9" * 5000 + "}",
-    "OPTIM: {LR: 1:99:99.9e99}",
-    "OPTIM: {LR: 2024-13-45}",
-    "OPTIM: {LR: 0x}",
-    "OPTIM: {LR: .inf}",
-    "[" * 2000,
-    "{a: " * 900 + "1" + "}" * 900,
-    "- " * 2000,
-    "--- a\n--- b",
-    "%YAML 9.9\n---\na: b",
-    "a: |\n\tb",
-    "\tOPTIM: 1",
-    "'",
-    "&",
-    "*a",
-    "\x00",
-    "\ufeffOPTIM: {LR: 0.1}",
-    "\ud800",
+    *("OPTIM: &a\n  LR: *a", "? [a, b]\n: c", "? {a: b}\n: c", "OPTIM: {<<: {LR: 0.1}, <<: [1]}", "!!int x"),
+    *(f"OPTIM: {{LR: !!{kind} x}}" for kind in ("int", "float", "timestamp", "binary")),
+    *("OPTIM: !!omap [a]", "OPTIM: !!set {LR}"),
+    *(f"OPTIM: {{LR: {number}}}" for number in ("9" * 5000, "1:99:99.9e99", "2024-13-45", "0x", ".inf")),
+    *("[" * 2000, "{a: " * 900 + "1" + "}" * 900, "- " * 2000, "--- a\n--- b", "%YAML 9.9\n---\na: b"),
+    *("a: |\n\tb", "\tOPTIM: 1", "'", "&", "*a", "\x00", "\ufeffOPTIM: {LR: 0.1}", "\ud800"),
 ]
-SNIPPETS += [
-    f"_BASE_: {name}" for name in ("/dev/zero", "/dev/full", "'a\\0b'", '"a\\0b"', "~nosuchuser/x", "[]", "[[a]]")
-]
-SNIPPETS += [f"_BASE_: {name}" for name in ("config.yaml", "{a: b}", "1", "null", ".", "x" * 5000, "[config.yaml]")]
+BASES = ("/dev/zero", "/dev/full", "'a\\0b'", '"a\\0b"', "~nosuchuser/x", "[]", "[[a]]", "config.yaml", "{a: b}", "1")
+SNIPPETS += [f"_BASE_: {name}" for name in (*BASES, "null", ".", "x" * 5000, "[config.yaml]")]
 
 
 def as_yaml(tree: Any) -> str:
@@ -184,9 +159,8 @@ def results(rng: Random) -> Case:
 def study_files() -> dict[str, bytes]:
     """Of a finished study of two runs."""
     files = [*Path(BASE, "studied").rglob("results.json"), *Path(BASE, "studied").rglob("config.yaml")]
-    return {str(path.relative_to(BASE)): path.read_bytes() for path in files} | {
-        "study.yaml": as_yaml(STUDIED).encode()
-    }
+    found = {str(path.relative_to(BASE)): path.read_bytes() for path in files}
+    return found | {"study.yaml": as_yaml(STUDIED).encode()}
 
 
 def studied(rng: Random) -> Case:
@@ -227,17 +201,14 @@ def class_names(rng: Random) -> Case:
 
 
 def seeded_split(rng: Random) -> Case:
-    rows = [
-        [f"{name}/{number}.png", label, name]
-        for label, name in enumerate(("blue", "green", "red"))
-        for number in range(3)
-    ]
+    classes = enumerate(("blue", "green", "red"))
+    rows = [[f"{name}/{number}.png", label, name] for label, name in classes for number in range(3)]
     tree = {"train": rows[::3], "val": rows[1::3], "test": rows[2::3]}
     return image_folder(rng, ".", {"data/split_seed1.json": changed_json(rng, tree)}, "DATASET.SPLIT_SEED", 1)
 
 
 def backbone_config(rng: Random) -> Case:
-    """open_clip_config.json beside a backbone."""
+    """open_clip_config.json next to a backbone."""
     tree = {"model_cfg": clip_config(), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.3] * 3}}
     files = {"hub/open_clip_config.json": changed_json(rng, tree)}
     files["hub/weights.safetensors"] = Path(BASE, "tiny.safetensors").read_bytes()

@@ -147,7 +147,7 @@ def checkpoint(rng: Random) -> Case:
 
 @kind("output folder", share=3)
 def output_folder(rng: Random) -> Case:
-    """Of a run to resume, with links in place of one or two of its files or folders."""
+    """Of a run to resume, with one or two of its files or folders replaced by links."""
     method = rng.choice(list(METHODS))
     file = only(f"runs/{method}")
     folder = file.parent.name
@@ -185,7 +185,7 @@ def with_backbone(rng: Random, name: str, data: bytes, **files: bytes) -> Case:
 
 @kind("backbone", share=4)
 def backbone(rng: Random) -> Case:
-    """A state dict, also with configuration of open_clip beside it."""
+    """A state dict, also with configuration of open_clip next to it."""
     return with_backbone(rng, "weights.pt", changed_file(rng, Path(BASE, rng.choice(("tiny.pt", "legacy.pt")))))
 
 

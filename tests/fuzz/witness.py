@@ -19,15 +19,8 @@ READERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/tor
 # Names in pickles: of tensors, and of what the workers of a data loader send.
 CLASSES = ("collections.OrderedDict", "torch._utils._rebuild_tensor", "torch.storage.", "torch.FloatStorage")
 CLASSES += tuple(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype))
-CLASSES += (
-    "torch.Tensor",
-    "torch.Size",
-    "torch.utils.data.",
-    "torch.serialization.",
-    "torch.multiprocessing.",
-    "multiprocessing.",
-    "dassl.data.loader.",
-)
+CLASSES += ("torch.Tensor", "torch.Size", "torch.utils.data.", "torch.serialization.", "torch.multiprocessing.")
+CLASSES += ("multiprocessing.", "dassl.data.loader.")
 PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
 # Events that change files, and which of their arguments are the paths.
 CHANGES = {"os.rename": (0, 1), "os.link": (0, 1), "os.symlink": (1,)}

@@ -17,9 +17,9 @@ from published import change_file
 from serving import serving
 
 import experiments.results
-import experiments.run
 import experiments.studies.command
 import parse_test_res
+import train
 from common import download
 from common.names import CONTROL
 from datasets.preparing import command as preparing
@@ -42,7 +42,7 @@ def as_script(main: Callable[[], None]) -> Callable[[list[str]], None]:
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
-    "train": experiments.run.main,
+    "train": train.main,
     "study": experiments.studies.command.main,
     "prepare": preparing.main,
     "base2new": experiments.results.main,
@@ -86,10 +86,8 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, ((address_space() + (GIGABYTES << 30)),) * 2)
     with server_of(case) as address:
         argv = [argument.replace("{server}", address) for argument in case.argv]
-        witness = Witness(
-            folder, lambda line: report("failure", line), (int(address.rpartition(":")[2]),) if address else ()
-        )
-        witness.start()
+        ports = (int(address.rpartition(":")[2]),) if address else ()
+        Witness(folder, lambda line: report("failure", line), ports).start()
         verdict, what = ended(PROGRAMS[case.program], argv)
     wrong = leftovers(case, folder, verdict) or (
         case.check() or nonsense(folder) or raw(case) if verdict == "accepted" else ""
@@ -97,10 +95,8 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
     if wrong and verdict != "failure":
         verdict, what = "failure", wrong
     if {item.name: item.is_file() and item.read_bytes() for item in outside.iterdir()} != {"kept": KEPT}:
-        verdict, what = (
-            "failure",
-            f"changes files outside its folder: {sorted(item.name for item in outside.iterdir())}",
-        )
+        names = sorted(item.name for item in outside.iterdir())
+        verdict, what = "failure", f"changes files outside its folder: {names}"
     report(verdict, what)
 
 

@@ -10,8 +10,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from serving import serving
@@ -20,9 +18,9 @@ from .chains import Tally, kill_at_random, stopping
 from .subjects import subjects
 
 
-def shares(total: int, parts: int) -> list[int]:
-    """A number as a sum of nearly equal ones."""
-    return [total // parts + (index < total % parts) for index in range(parts)]
+def share(total: int, parts: int, index: int) -> int:
+    """One of `parts` nearly equal numbers whose sum is `total`."""
+    return total // parts + (index < total % parts)
 
 
 def main() -> int:
@@ -37,23 +35,16 @@ def main() -> int:
     shutil.rmtree(place, ignore_errors=True)
     (place / "shared").mkdir(parents=True)
     begun = time.monotonic()
-    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-
-        def serve(files: dict[str, bytes]) -> str:
-            return stack.enter_context(serving(files)).address
-
-        chosen = [one for one in subjects(place / "shared", serve) if not args.only or one.name in args.only]
-        kills = [
-            {signal.SIGKILL: killed, signal.SIGTERM: ended}
-            for killed, ended in zip(shares(args.kill, len(chosen)), shares(args.term, len(chosen)), strict=True)
-        ]
-        work = partial(pool.submit, kill_at_random)
-        futures = {
-            one.name: work(one, count, place / one.name, args.seed, position)
-            for position, (one, count) in reversed(list(enumerate(zip(chosen, kills, strict=True))))  # a study is long
-        }
+    with serving({}) as server, ThreadPoolExecutor(2) as pool:
+        every = subjects(place / "shared", server)[::-1]  # the study first, as it takes the longest
+        chosen = [one for one in every if not args.only or one.name in args.only]
+        futures = {}
+        for index, one in enumerate(chosen):
+            kills = {signal.SIGKILL: args.kill, signal.SIGTERM: args.term}
+            own = {number: share(total, len(chosen), index) for number, total in kills.items()}
+            futures[one.name] = pool.submit(kill_at_random, one, own, place / one.name, args.seed)
         try:
-            tallies = {one.name: futures[one.name].result() for one in chosen}
+            tallies = {name: future.result() for name, future in futures.items()}
         finally:
             stopping.set()
             pool.shutdown(cancel_futures=True)

@@ -11,18 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from threading import Event
+from typing import NamedTuple
 
 from finished import members, slowdown
-from tqdm import tqdm
 
 from .subjects import Subject, content, differences
 
-PATIENCE = 300  # seconds for a command, of which none takes a tenth
+PATIENCE = 300  # seconds for a command; each takes less than a tenth
 stopping = Event()  # set after Ctrl-C: the threads end
 
 
-@dataclass
-class Course:
+class Course(NamedTuple):
     """How an unbroken run goes: its seconds, how often the names in its folder change, and what it leaves."""
 
     seconds: float
@@ -37,11 +36,10 @@ class Tally:
     kills: Counter[int] = field(default_factory=Counter)
     chains: int = 0
     wrong: list[str] = field(default_factory=list)
-    bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
 
 
 def start(subject: Subject, folder: Path) -> subprocess.Popen:
-    """Begin the command in a session of its own, with its output in files beside its folder."""
+    """Begin the command in a session of its own, with its output in a file in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in subject.files.items():
         (folder / name).write_text(text)
@@ -130,7 +128,6 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
             number = signals.pop()
             wrong.append(kill(process, number, every=rng.random() < 0.5))
             tally.kills[number] += 1
-            tally.bar.update()
     process = start(subject, folder)
     wait(process, folder / subject.place, lambda elapsed, count: False)
     if process.returncode:
@@ -147,16 +144,12 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
         shutil.rmtree(folder)
 
 
-def kill_at_random(subject: Subject, kills: dict[int, int], folder: Path, seed: int, position: int = 0) -> Tally:
-    """Kill a subject so many times by each signal; chains of one to three kills each end with a finished run.
-
-    `position` is that of its progress bar among others.
-    """
-    rng = Random(f"{seed} {subject.name}")
+def kill_at_random(subject: Subject, kills: dict[int, int], folder: Path, seed: int) -> Tally:
+    """Kill a subject so many times by each signal; chains of one to three kills each end with a finished run."""
+    rng, tally = Random(f"{seed} {subject.name}"), Tally()
     signals = [number for number, count in kills.items() for _ in range(count)]
     rng.shuffle(signals)
-    with tqdm(total=len(signals), unit="kill", desc=subject.name, position=position, disable=None) as bar:
-        tally, course = Tally(bar=bar), unbroken(subject, folder / "unbroken")
-        while signals:
-            chain(subject, course, signals, folder / f"chain{tally.chains}", rng, tally)
+    course = unbroken(subject, folder / "unbroken")
+    while signals:
+        chain(subject, course, signals, folder / f"chain{tally.chains}", rng, tally)
     return tally

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,8 +123,8 @@ def study(shared: Path) -> Subject:
     )
 
 
-def preparation(shared: Path, serve: Callable[[dict[str, bytes]], str]) -> Subject:
-    """tools/prepare.py with a set of 1,200 images in place of EuroSAT, whose sizes and checksums they replace."""
+def preparation(shared: Path, server) -> Subject:
+    """tools/prepare.py with 1,200 images as EuroSAT, with their own sizes and checksums."""
     split: dict[str, list] = {"train": [], "val": [], "test": []}
     image = shared / "image.png"
     Image.new("RGB", (64, 64)).save(image)
@@ -139,27 +138,23 @@ def preparation(shared: Path, serve: Callable[[dict[str, bytes]], str]) -> Subje
     files["EuroSAT.zip"] = zipped(shared / "EuroSAT.zip", members).read_bytes()
     facts = {name: {"bytes": len(data), "md5": hashlib.md5(data).hexdigest()} for name, data in files.items()}
     (shared / "facts.json").write_text(json.dumps(facts))
-    address = serve({f"/eurosat/{name}": data for name, data in files.items()})
+    server.files.update({f"/eurosat/{name}": data for name, data in files.items()})
     launcher = [sys.executable, str(Path(__file__).with_name("prepare_eurosat.py")), str(shared / "facts.json")]
-    return Subject("prepare", [*launcher, "eurosat", "--root", "out", "--mirror", address])
+    return Subject("prepare", [*launcher, "eurosat", "--root", "out", "--mirror", server.address])
 
 
-def subjects(shared: Path, serve: Callable[[dict[str, bytes]], str]) -> list[Subject]:
-    """All of them; `shared` is a folder for their data, `serve` returns the address of a server with these files."""
+def subjects(shared: Path, server) -> list[Subject]:
+    """All of them; `shared` is a folder for their data, `server` (tests/serving.py) gets the files to download."""
     write_eurosat(shared / "data", ["red", "green field", "blue_lake", "grey"], train=8, val=4, test=8)
     vision = {"image_size": 32, "patch_size": 16, "layers": 4, "width": 64}
     model = random_clip("ViT-B-16", vision, {"width": 64, "layers": 4}, 64)
     save_file(model.state_dict(), shared / "tiny.safetensors")
     SmallLand.prepare(shared / "drawn/small_land")
+    shallow = ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3)
     return [
         training("MPL", shared, "TRAINER.MPL.PROMPT_DEPTH", 3, "TRAIN.CHECKPOINT_FREQ", 2, "DATALOADER.NUM_WORKERS", 0),
         training("CoOp", shared, "TEST.FINAL_MODEL", "best_val", "DATALOADER.NUM_WORKERS", 2),
-        training(
-            "PromptSRC",
-            shared,
-            *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 3),
-            *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3, "DATALOADER.NUM_WORKERS", 0),
-        ),  # fmt: skip
-        preparation(shared, serve),
+        training("PromptSRC", shared, *shallow, "DATALOADER.NUM_WORKERS", 0),
+        preparation(shared, server),
         study(shared),
     ]
