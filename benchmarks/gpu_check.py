@@ -1,12 +1,13 @@
-"""One command that checks and measures this project on a GPU: golden cases, precisions, times, memory, test passes.
+"""Check and measure this project on a GPU: golden cases, precisions, times, memory, test passes.
 
     python benchmarks/gpu_check.py --minutes 8 --json gpu_check.json
 
-It needs no data and no weights: it draws random ones of ViT-B/16's size. It prints Markdown tables, and last what it
-left out and why; it ends within its minutes. Without a GPU it runs in a reduced form, whose results mean nothing. The
-exit status is 1 if a golden case or anything else failed.
+It needs no data and no weights: images and weights of ViT-B/16's size are random. It prints Markdown tables, and at the
+end the measurements that it left out, and why. After its minutes it begins no other measurement. Without a GPU it runs
+in a reduced form, whose results mean nothing. The exit status is 1 if a measurement failed.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import measuring, step_time
+from benchmarks import measuring
 from clip.random_weights import random_clip
 from common.start import ROOT
 from experiments.arguments import parse_arguments as run_arguments
@@ -69,7 +70,7 @@ class Check:
         return full if self.full else reduced
 
     def execute(self, part: str, what: dict, measure: Callable[[], dict]) -> None:
-        """Record what `measure` returns; note an error, or what cannot be measured here or in time."""
+        """Record the result of `measure`; note an error, or why it cannot be measured."""
         name = f"{part}: {', '.join(map(str, what.values()))}"
         try:
             if self.seconds_left <= 0:
@@ -79,14 +80,14 @@ class Check:
                 self.records.append({"part": part, **what, **measure()})
         except NotImplementedError as error:
             self.left_out.append((name, str(error)))
-        except Exception as error:  # noqa: BLE001 - the others are measured all the same
+        except Exception as error:  # noqa: BLE001 - the other measurements follow
             self.failures += 1
             self.left_out.append((name, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def trainer(self, method: str, classes: int, form: str = "fast", prec: str = "fp32", compiled: bool = False):
-        """A trainer as train.py builds it; NotImplementedError for a precision that the device has not."""
+        """A trainer as train.py builds it; NotImplementedError if the device cannot run it."""
         if prec == "fp16" and self.device.type == "cpu":
             raise NotImplementedError("fp16 needs a GPU")
         if compiled and self.device.type == "cpu":
@@ -198,7 +199,7 @@ def captured(trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 def memory(check: Check) -> Items:
     """Peak memory of a training step of MPL."""
-    for classes, form in product(check.choose([50, 200, 1000], [5]), step_time.FORMS):
+    for classes, form in product(check.choose([50, 200, 1000], [5]), ("fast", "plain")):
         yield {"method": "MPL", "classes": classes, "prec": "fp32", "form": form}, partial(peak, check, classes, form)
 
 
@@ -260,7 +261,8 @@ def report(check: Check) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measuring.parser(__doc__, "json")
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the records there as well")
     parser.add_argument("--minutes", type=float, default=8, help="after them nothing more begins")
     parser.add_argument("--reduced", action="store_true", help="the form that runs without a GPU")
     args = parser.parse_args(argv)
