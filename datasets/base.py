@@ -12,7 +12,6 @@ from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
 from common.names import CONTROL
-from common.start import interpreter
 from common.text import read_json, read_text
 
 from .files import File
@@ -86,7 +85,7 @@ class FewShotDataset(DatasetBase):
     @property
     def remedy(self) -> str:
         """How to get missing files."""
-        return f"get it by: {interpreter()} tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
+        return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
 
     @property
     def how_to_replace(self) -> str:
