@@ -26,27 +26,26 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
     Returns:
         the findings as lines, the last of which is `-> what to do` if something is wrong; whether nothing is.
     """
-    lines, command, where = [f"{source.name} in {source.folder(root)}"], source.command(root), source.folder(root)
+    lines, command, folder = [f"{source.name} in {source.folder(root)}"], source.command(root), source.folder(root)
     try:
         dataset = source.read_quietly(root)
     except DatasetError as error:
-        remedy = Preparation(source, root).failure(error).remedy if source.files else error.remedy
+        remedy = Preparation(source, root).with_command(error).remedy if source.files else error.remedy
         return [*lines, f"  {UsageError(error.what, where=error.where)}", f"  -> {remedy}"], False
     missing, wrong = missing_images(dataset), differences(dataset)
-    existing = sorted(set(image_paths(dataset)) - set(missing))
-    unreadable = unreadable_images(dataset, existing) if read else []
+    unreadable = unreadable_images(dataset, set(image_paths(dataset)).difference(missing)) if read else []
     lines += [f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong]
     for what, images in (("are missing", missing), ("are unreadable", unreadable)):
         lines += [f"  {len(images)} images {what}, the first {dataset.root / images[0]}"] if images else []
     if not (missing or unreadable or wrong):
         return [*lines, "  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)"], True
     if not source.files:
-        command = f"replace these images, or {getattr(dataset, 'remedy', '')}"
+        command = f"replace these images, or {dataset.remedy}"
     elif unreadable:
         command = f"move {dataset.images} elsewhere, then: {command}"
     elif wrong:
-        split = source.dataset.split_file if any(f.name == source.dataset.split_file for f in source.files) else ""
-        command = f"move {where / split} elsewhere, then: {command}"
+        split = next((file.name for file in source.files if file.name == dataset.split_file), "")
+        command = f"move {folder / split} elsewhere, then: {command}"
     return [*lines, f"  -> {command}"], False
 
 
@@ -65,7 +64,7 @@ def differences(dataset: FewShotDataset) -> list[str]:
 
 
 def unreadable_images(dataset: FewShotDataset, names: Iterable[str]) -> list[str]:
-    """Those of the images, relative to the dataset's folder, that a run cannot read."""
+    """The images that a run cannot read, sorted. Names are relative to the dataset's folder."""
 
     def can_be_read(name: str) -> bool:
         try:
@@ -74,7 +73,7 @@ def unreadable_images(dataset: FewShotDataset, names: Iterable[str]) -> list[str
             return False
         return True
 
-    names = list(names)
+    names = sorted(names)
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
         progress = tqdm(pool.imap(can_be_read, names, chunksize=16), total=len(names), desc="reading")
         return [name for name, good in zip(names, progress, strict=True) if not good]
