@@ -49,12 +49,11 @@ class Check:
     Args:
         minutes: after them nothing more begins.
         full: with random weights of ViT-B/16's size; else the reduced form.
-        root: folder of the generated images.
         folder: for temporary files.
     """
 
-    def __init__(self, minutes: float, full: bool, root: Path, folder: Path):
-        self.end, self.full, self.root, self.folder = time.monotonic() + 60 * minutes, full, root, folder
+    def __init__(self, minutes: float, full: bool, folder: Path):
+        self.end, self.full, self.folder = time.monotonic() + 60 * minutes, full, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.records: list[dict] = []
         self.left_out: list[tuple[str, str]] = []
@@ -99,12 +98,11 @@ class Check:
         images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.manual_seed(0))
         return {"img": images.to(self.device), "label": (torch.arange(BATCH) % classes).to(self.device)}
 
-    def time(self, function: Callable[[], object], least: int = 10) -> float:
-        """Median seconds of a function, after three calls that are not counted."""
-        calls = least if self.full else 1
+    def time(self, function: Callable[[], object]) -> float:
+        """Median seconds of ten calls of a function, after three calls that are not counted."""
         for _ in range(3 if self.full else 1):
             function()
-        return statistics.median(measuring.timed(function, self.device) for _ in range(calls))
+        return statistics.median(measuring.timed(function, self.device) for _ in range(10 if self.full else 1))
 
 
 def golden(check: Check) -> Items:
@@ -204,18 +202,17 @@ def memory(check: Check) -> Items:
 
 
 def peak(check: Check, classes: int, form: str) -> dict:
-    trainer, on_gpu = check.trainer("MPL", classes, form), check.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    trainer.forward_backward(check.batch(classes))
-    if not on_gpu:
+    trainer = check.trainer("MPL", classes, form)
+    if check.device.type == "cpu":
         raise NotImplementedError("it is measured on a GPU only")
+    torch.cuda.reset_peak_memory_stats()
+    trainer.forward_backward(check.batch(classes))
     return {"MB": torch.cuda.max_memory_allocated() / 2**20}
 
 
 def test_passes(check: Check) -> Items:
     """Images a second of a test pass of MPL over photos of 500 x 375 pixels, decoded each time or kept."""
-    rng, photos = np.random.default_rng(0), check.root / "photos"
+    rng, photos = np.random.default_rng(0), check.folder / "photos"
     for part, label, number in product(("train", "test"), ("a", "b"), range(512 if check.full else 3)):
         (photos / part / label).mkdir(parents=True, exist_ok=True)
         pixels = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
@@ -250,11 +247,7 @@ def report(check: Check) -> str:
     if not check.full:
         lines.append("Reduced form: it shows that the check runs; its results mean nothing.")
     for part in dict.fromkeys(record["part"] for record in check.records):
-        rows = [
-            {key: value for key, value in each.items() if key != "part"}
-            for each in check.records
-            if each["part"] == part
-        ]
+        rows = [each for each in check.records if each["part"] == part]
         lines.append(f"{part.capitalize()}:\n\n{measuring.table(rows)}")
     reasons = [f"- {name}: {why}" for name, why in check.left_out] or ["- nothing"]
     return "\n\n".join([*lines, "\n".join(["Left out:\n", *reasons])])
@@ -268,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         full = torch.cuda.is_available() and not args.reduced
-        check = Check(args.minutes, full, Path(folder, "data"), Path(folder))
+        check = Check(args.minutes, full, Path(folder))
         for part, items in PARTS.items():
             for what, measure in items(check):
                 check.execute(part, what, measure)
