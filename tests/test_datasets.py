@@ -243,6 +243,12 @@ def test_invalid_labels_are_rejected(mistake, load, tmp_path):
     assert str(error.value).endswith(f"python tools/prepare.py dtd --root {tmp_path}")
 
 
+def test_path_outside_the_dataset_is_rejected(load, tmp_path):
+    rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [f"../../{path}", label, name])
+    with pytest.raises(DatasetError, match="'../../banded/banded_0001.jpg' is outside the dataset's folder"):
+        load("dtd")
+
+
 @pytest.mark.parametrize("line", ["0000001 unheard of", "0000001", "\xff"])
 def test_damaged_list_of_aircraft(line, load, tmp_path):
     file = build_tree("fgvc_aircraft", tmp_path) / "images_variant_train.txt"

@@ -8,7 +8,7 @@ import threading
 import zipfile
 
 import pytest
-from archives import tar, zipped
+from archives import zipped
 from filelock import FileLock
 from published import all_below, change_file, files_below
 
@@ -84,29 +84,14 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-def test_unpacked_images_are_removed_when_a_later_archive_is_refused(prepare_fails, publish, monkeypatch, tmp_path):
-    made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
-    folder.mkdir(parents=True)
-    images = {f"cars_train/{name}": data for name, data in files_below(made / "cars_train").items()}
-    size = tar(folder / "cars_train.tgz", images).stat().st_size
-    change_file(monkeypatch, "stanford_cars", "cars_train.tgz", bytes=size, md5="")
-    (folder / "cars_test.tgz").write_bytes(b"another file")
-    prepare_fails(["stanford_cars"], f"{folder}/cars_test.tgz is not the published file")
-    assert all_below(folder) == {"cars_train.tgz", "cars_test.tgz", "split_zhou_StanfordCars.json"}
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["named pipe", "folder"])
-def test_special_file_as_an_image_is_neither_read_nor_replaced(make, prepare, prepare_fails, publish, tmp_path):
+def test_special_file_as_an_image_is_neither_read_nor_replaced(prepare, prepare_fails, publish, tmp_path):
     shutil.copytree(publish("dtd"), tmp_path / "data/dtd")
     image = sorted((tmp_path / "data/dtd/images").rglob("*.jpg"))[0]
     image.unlink()
-    make(image)
-    prepare_fails(
-        ["dtd"], f"1 images are missing, the first {image.relative_to(tmp_path / 'data/dtd')}: move {tmp_path}"
-    )
-    assert not image.is_file()
-    image.rename(tmp_path / "elsewhere")
-    assert prepare("dtd").status == 0 and prepare("--check", "dtd").status == 0
+    os.mkfifo(image)
+    name = image.relative_to(tmp_path / "data/dtd")
+    prepare_fails(["dtd"], f"1 images are missing, the first {name}: move {tmp_path}/data/dtd elsewhere, then: python")
+    assert image.is_fifo()
 
 
 @pytest.mark.parametrize("content", [b"", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>"])
@@ -119,16 +104,14 @@ def test_invalid_downloaded_split_is_rejected(content, prepare_fails, publish, m
 
 
 def test_damaged_local_split_is_not_overwritten(prepare_fails, publish, tmp_path):
-    shutil.copytree(publish("eurosat"), tmp_path / "data/eurosat")
     split = tmp_path / "data/eurosat/split_zhou_EuroSAT.json"
+    split.parent.mkdir(parents=True)
     split.write_text("{")
+    publish("eurosat")
     suggestion = f"move {split} elsewhere, then: python tools/prepare.py eurosat"
     prepare_fails(["eurosat"], suggestion)
-    assert split.read_text() == "{"
-    shutil.rmtree(tmp_path / "data/eurosat/2750")  # nothing is downloaded then
-    prepare_fails(["eurosat"], suggestion)
     assert f"-> {suggestion}" in prepare_fails(["--check", "eurosat"], "datasets are incomplete or wrong")
-    assert publish.server.requests == []
+    assert split.read_text() == "{" and publish.server.requests == []
 
 
 def test_split_with_unpublished_images_keeps_the_download(prepare_fails, prepare, publish, tmp_path):
@@ -142,13 +125,6 @@ def test_split_with_unpublished_images_keeps_the_download(prepare_fails, prepare
     split.rename(tmp_path / "elsewhere")
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
     assert [path for path, _ in publish.server.requests] == ["/eurosat/EuroSAT.zip", f"/eurosat/{split.name}"]
-
-
-def test_split_with_a_path_outside_the_folder_is_refused(prepare_fails, publish, tmp_path):
-    split = publish("eurosat") / "split_zhou_EuroSAT.json"
-    split.write_text(split.read_text().replace("Forest/Forest_1.jpg", "../../other/Forest_1.jpg"))
-    printed = prepare_fails(["--check", "eurosat"], "datasets are incomplete or wrong", root=tmp_path / "made")
-    assert "'../../other/Forest_1.jpg' is outside the dataset's folder" in printed
 
 
 def test_truncated_local_archive_is_kept(prepare_fails, publish, monkeypatch, tmp_path):
@@ -165,22 +141,14 @@ def test_truncated_local_archive_is_kept(prepare_fails, publish, monkeypatch, tm
     assert (given / archive.name).is_file()
 
 
-@pytest.mark.parametrize(("name", "change"), [("imagenet_r", "an empty class"), ("imagenetv2", "an unknown class")])
-def test_wrong_class_folders_are_not_changed(name, change, prepare_fails, publish, tmp_path):
-    source = downloadable()[name]
-    folder = source.folder(tmp_path / "data")
-    shutil.copytree(publish(name), folder)
-    images = folder / source.dataset.image_dir
-    if change == "an empty class":
-        for image in (images / "n02012849").iterdir():
-            image.unlink()
-        where = images
-    else:
-        where = images / "cats"
-        where.mkdir()
-    suggestion = f"move {where} elsewhere, then: python tools/prepare.py {name} --root {tmp_path}/data"
-    prepare_fails([name], suggestion)
-    assert f"-> {suggestion}\n" in prepare_fails(["--check", name], "datasets are incomplete or wrong")
+def test_wrong_class_folders_are_not_changed(prepare_fails, publish, tmp_path):
+    source = downloadable()["imagenetv2"]
+    shutil.copytree(publish("imagenetv2"), source.folder(tmp_path / "data"))
+    wrong = source.folder(tmp_path / "data") / source.dataset.image_dir / "cats"
+    wrong.mkdir()
+    suggestion = f"move {wrong} elsewhere, then: python tools/prepare.py imagenetv2 --root {tmp_path}/data"
+    prepare_fails(["imagenetv2"], suggestion)
+    assert f"-> {suggestion}\n" in prepare_fails(["--check", "imagenetv2"], "datasets are incomplete or wrong")
     assert publish.server.requests == []
 
 
