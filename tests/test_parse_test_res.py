@@ -9,13 +9,10 @@ import parse_test_res
 TRAINING = """epoch [5/5] batch [10/10] time 0.1 (0.1) loss 0.5 (0.5) acc 100.0 (90.0) lr 1e-5
 * accuracy: 11.1%
 Finish training
-Deploy the last-epoch model
-Evaluate on the *test* set
 => result
 * total: 4,200
 * correct: 3,780
 * accuracy: {}%
-* error: 10.0%
 * macro_f1: 89.5%
 Elapsed: 0:01:02
 """
@@ -24,7 +21,6 @@ TEST = """Loading weights to prompt_learner
 * total: 100
 * correct: 80
 * accuracy: {}%
-* error: 20.0%
 * macro_f1: 79.0%
 """
 
@@ -55,13 +51,10 @@ def parse(monkeypatch, capsys):
 
 
 def test_mean_and_deviation_over_seeds_in_their_order(runs, parse):
-    printed = parse(runs(TRAINING, {"seed10": 92.0, "seed9": 90.0, "seed2": 88.0}))
+    root = runs(TRAINING, {"seed10": 92.0, "seed9": 90.0, "seed2": 88.0})
+    printed = parse(root)
     assert [match[1] for match in re.finditer(r"seed(\d+)/log.txt", printed)] == ["2", "9", "10"]
-    assert "* accuracy: 90.00% +- 1.63%" in printed
-
-
-def test_the_interval_is_of_95_percent(runs, parse):
-    assert "+- 1.85%" in parse(runs(TRAINING, {"seed1": 92.0, "seed2": 90.0, "seed3": 88.0}), "--ci95")
+    assert "* accuracy: 90.00% +- 1.63%" in printed and "90.00% +- 1.85%" in parse(root, "--ci95")
 
 
 def test_logs_of_tests_are_asked_for(runs, parse, capsys):
