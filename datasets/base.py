@@ -47,17 +47,17 @@ class FewShotDataset(DatasetBase):
     split_file = ""  # in dataset_dir
     counts: tuple[int, int, int] | None = None  # published numbers of training, validation and test images
     n_classes: int | None = None
-    test_only = False  # there are no training images: it tests prompts that were learned on another dataset
-    named_by_file = False  # the user's images: their name is that of their YAML file
-    draws_itself = False  # a synthetic one, which its first run makes
-    val_is_test = False  # the images called its validation set are its test set
+    test_only = False  # no training images: it tests prompts that were learned on another dataset
+    named_by_config = False  # the user's images are named after their YAML file
+    is_synthetic = False  # the first run draws its images
+    val_is_test = False  # its validation images are its test images
     template = "a photo of a {}."  # for zero-shot CLIP (CoOp, appendix A)
 
     # How to get it
     files: tuple[File, ...] = ()  # to download: text files first
     licence = ""  # summary of its terms
     page = ""  # address where the terms are published
-    by_hand = ""  # what to do, if its files must be downloaded manually
+    manual_steps = ""  # how to get files that cannot be downloaded by this project
 
     def __init_subclass__(cls):
         cls.config_name = vars(cls).get("config_name", cls.__module__.rpartition(".")[2])

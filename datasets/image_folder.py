@@ -24,7 +24,7 @@ class ImageFolder(FolderDataset):
     folder names, or those in classnames.txt or classnames.json.
     """
 
-    named_by_file = True
+    named_by_config = True
     remedy = "see docs/your_own_data.md"
 
     def read_split(self) -> Split:

@@ -32,8 +32,8 @@ def check_early(args: argparse.Namespace) -> None:
     given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     name, root = given.get("DATASET.NAME", cfg.DATASET.NAME), given.get("DATASET.ROOT", args.root)
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-    # Datasets of other projects have no `draws_itself`.
-    if dataset is None or getattr(dataset, "draws_itself", True):
+    # Datasets of other projects have no `is_synthetic`.
+    if dataset is None or getattr(dataset, "is_synthetic", True):
         return
     if not Path(os.path.expanduser(root), dataset.dataset_dir).is_dir():
         cfg.DATASET.ROOT = root

@@ -64,11 +64,8 @@ def test_logs_of_tests_are_asked_for(runs, parse, capsys):
         parse(root)
     assert caught.value.code == 2
     printed = capsys.readouterr()
-    assert "give --test-log for test runs" in printed.out
-    assert f"the logs in {root} are those of tests: give --test-log" in printed.err
-    with pytest.raises(SystemExit):
-        parse(root.parent)  # not the folder of the seeds
-    assert "no finished run in" in capsys.readouterr().err
+    assert f"file: {root}/seed1/log.txt. no result: " in printed.out
+    assert f"no finished run in {root}: " in printed.err and "give --test-log if they are logs of tests" in printed.err
 
 
 def test_several_experiments_are_averaged(runs, parse):

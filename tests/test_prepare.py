@@ -78,7 +78,7 @@ def test_files_agree_with_torchvision():
     for source in downloadable().values():
         dataset = source.dataset
         assert dataset.licence and dataset.page.startswith("https://")
-        assert all(file.size and (file.link or dataset.by_hand or "cars" in file.name) for file in source.files)
+        assert all(file.size and (file.link or dataset.manual_steps or "cars" in file.name) for file in source.files)
 
 
 def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp_path):

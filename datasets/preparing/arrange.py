@@ -122,7 +122,7 @@ class Preparation:
             names, size = ", ".join(file.name for file in manual), sum(file.size for file in manual) / 1e9
             put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
             what = f"{self.source.name} needs files that must be downloaded manually"
-            raise UsageError(what, "; ".join(filter(None, (self.source.dataset.by_hand, put))))
+            raise UsageError(what, "; ".join(filter(None, (self.source.dataset.manual_steps, put))))
         return archives
 
     def local(self, file: File) -> Path | None:

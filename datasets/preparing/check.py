@@ -24,7 +24,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
         read: decode every image, instead of only checking that it exists.
 
     Returns:
-        the findings as lines, the last of which is `-> what to do` if something is wrong; whether nothing is.
+        Lines with what was found, and whether all is well. If not, the last line is `-> what to do`.
     """
     lines, command, folder = [f"{source.name} in {source.folder(root)}"], source.command(root), source.folder(root)
     try:
@@ -49,18 +49,22 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
     return [*lines, f"  -> {command}"], False
 
 
+def counts(dataset: FewShotDataset) -> dict[str, int]:
+    """Number of images for each part, and of classes."""
+    images = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
+    return images | {"classes": dataset.num_classes}
+
+
 def describe(dataset: FewShotDataset) -> str:
-    counts = [f"{len(items):,} images for {part}" for part, items in images_by_split(dataset).items() if items]
-    return f"{', '.join(counts)}, {dataset.num_classes:,} classes"
+    return ", ".join(f"{number:,} {what}" for what, number in counts(dataset).items() if number)
 
 
 def differences(dataset: FewShotDataset) -> list[str]:
     """A line for each count that is not the published one."""
-    counts = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
-    published = dict(zip(counts, dataset.counts or (), strict=False)) | {"classes": dataset.n_classes}
-    counts["classes"] = dataset.num_classes
-    wrong = {what: number for what, number in published.items() if number not in (None, counts[what])}
-    return [f"  {counts[what]:,} {what} instead of {number:,}" for what, number in wrong.items()]
+    found = counts(dataset)
+    published = dict(zip(found, (*(dataset.counts or (None,) * 3), dataset.n_classes), strict=True))
+    wrong = {what: number for what, number in published.items() if number not in (None, found[what])}
+    return [f"  {found[what]:,} {what} instead of {number:,}" for what, number in wrong.items()]
 
 
 def unreadable_images(dataset: FewShotDataset, names: Iterable[str]) -> list[str]:

@@ -77,8 +77,8 @@ def show_list(sources: list[Source], args: argparse.Namespace) -> None:
         preparation, dataset, terms = Preparation(source, args.root), source.dataset, "nothing to download"
         state = "ready" if preparation.is_ready() else "incomplete" if preparation.folder.is_dir() else "not there"
         if source.files:
-            how = "manually" if dataset.by_hand else "downloaded"
-            size = sum(file.size for file in source.files if file.link or dataset.by_hand) / 1e9
+            how = "manually" if dataset.manual_steps else "downloaded"
+            size = sum(file.size for file in source.files if file.link or dataset.manual_steps) / 1e9
             terms = f"{size:6.1f} GB, {how}; {dataset.licence} ({dataset.page})"
         print(f"{source.name:16} {state:10} {terms}")
 

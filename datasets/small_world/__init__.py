@@ -32,7 +32,7 @@ class SmallWorldSet(FewShotDataset):
 
     image_dir = "images"
     split_file = "split.json"
-    draws_itself = True
+    is_synthetic = True
     subjects: tuple[Subject, ...] = ()  # one for each class
     style = Style()
     per_class = {"train": 16, "val": 4, "test": 40}
