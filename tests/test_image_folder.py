@@ -295,16 +295,6 @@ def test_unreadable_image_ends_a_run_in_one_line(birds, tiny, tmp_path, launch):
     assert (ended.status, len(ended.errors)) == (2, 1) and f"'{bad}' is damaged or not a JPEG" in ended.errors[0]
 
 
-def test_another_root_is_another_run(birds, tiny, tmp_path, launch):
-    shutil.copytree(birds, tmp_path / "moved")
-    argv = ["--trainer", "ZeroshotCLIP", "--eval-only", "--output-dir", tmp_path / "out", "--backbone", tiny]
-    argv += ["--skip-finished", *SMALL, "DATASET.NAME", "ImageFolder"]
-    assert launch("--root", birds, *argv).status == 0
-    assert "Already done" in launch("--root", birds, *argv).printed
-    ended = launch("--root", tmp_path / "moved", *argv)
-    assert ended.status == 2 and f"holds a run with DATASET.ROOT {birds}" in ended.errors[0]
-
-
 def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, launch):
     """In results.json, in checkpoints and in messages; a run of before, with "ImageFolder", still counts."""
     yaml, out = tmp_path / "birds.yaml", tmp_path / "out"
