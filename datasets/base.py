@@ -3,7 +3,7 @@
 import os
 import random
 import shlex
-from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from dassl.data.datasets import DatasetBase, Datum
@@ -184,24 +184,26 @@ class FewShotDataset(DatasetBase):
         return train, val, test
 
     def check_images(self, items: Items) -> None:
-        """Check that every image is a regular file: each folder is listed once, no image is opened."""
-        folders = defaultdict(set)
-        for item in items:
-            folder, name = os.path.split(item.impath)
-            folders[folder].add(name)
-        missing = [f"{folder}/{name}" for folder, names in folders.items() for name in sorted(names - list_dir(folder))]
+        """Check that every image is a regular file. No image is opened."""
+        missing = missing_files(item.impath for item in items)
         if missing:
             what = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
             what = f"{len(missing)} of {len(items)} images of {self.title} are {what}, the first {missing[0]}"
             raise DatasetError(what, self.remedy, missing[0])
 
 
-def list_dir(folder: str | Path) -> set[str]:
-    """Names of the regular files in a folder, links to them included; empty if there is no such folder."""
-    if not os.path.isdir(folder):
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """The paths that are no regular files and no links to such. Each folder is listed once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            listed[folder] = {entry.name for entry in entries if entry.is_file()}
+        if name not in listed[folder]:
+            missing.append(path)
+    return missing
 
 
 def select_classes(which: str, *parts: Items) -> list[Items]:

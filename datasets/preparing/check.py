@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from common.errors import UsageError
 
-from ..base import DatasetError, FewShotDataset
+from ..base import DatasetError, FewShotDataset, missing_files
 from .arrange import Preparation
-from .sources import Source, image_paths, images_by_split, missing_images
+from .sources import Source, image_paths, images_by_split
 
 
 def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], bool]:
@@ -32,11 +32,12 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
     except DatasetError as error:
         remedy = Preparation(source, root).with_command(error).remedy if source.files else error.remedy
         return [*lines, f"  {UsageError(error.what, where=error.where)}", f"  -> {remedy}"], False
-    missing, wrong = missing_images(dataset), differences(dataset)
-    unreadable = unreadable_images(dataset, set(image_paths(dataset)).difference(missing)) if read else []
+    paths, wrong = image_paths(dataset), differences(dataset)
+    missing = missing_files(paths)
+    unreadable = unreadable_images(dataset, set(paths).difference(missing)) if read else []
     lines += [f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong]
-    for what, images in (("are missing", missing), ("are unreadable", unreadable)):
-        lines += [f"  {len(images)} images {what}, the first {dataset.root / images[0]}"] if images else []
+    lines += [f"  {len(missing)} images are missing, the first {missing[0]}"] if missing else []
+    lines += [f"  {len(unreadable)} images are unreadable, the first {unreadable[0]}"] if unreadable else []
     if not (missing or unreadable or wrong):
         return [*lines, "  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)"], True
     if not source.files:
@@ -67,17 +68,17 @@ def differences(dataset: FewShotDataset) -> list[str]:
     return [f"  {found[what]:,} {what} instead of {number:,}" for what, number in wrong.items()]
 
 
-def unreadable_images(dataset: FewShotDataset, names: Iterable[str]) -> list[str]:
-    """The images that a run cannot read, sorted. Names are relative to the dataset's folder."""
+def unreadable_images(dataset: FewShotDataset, paths: Iterable[str]) -> list[str]:
+    """The images that a run cannot read, sorted."""
 
-    def can_be_read(name: str) -> bool:
+    def can_be_read(path: str) -> bool:
         try:
-            read_image(str(dataset.root / name), dataset.cfg.INPUT.MAX_PIXELS)
+            read_image(path, dataset.cfg.INPUT.MAX_PIXELS)
         except OSError:
             return False
         return True
 
-    names = sorted(names)
+    paths = sorted(paths)
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
-        progress = tqdm(pool.imap(can_be_read, names, chunksize=16), total=len(names), desc="reading")
-        return [name for name, good in zip(names, progress, strict=True) if not good]
+        progress = tqdm(pool.imap(can_be_read, paths, chunksize=16), total=len(paths), desc="reading")
+        return [path for path, good in zip(paths, progress, strict=True) if not good]

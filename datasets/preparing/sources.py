@@ -16,7 +16,7 @@ from common.errors import UsageError, choose
 from common.start import ROOT
 
 from .. import extend_cfg
-from ..base import FewShotDataset, Items, list_dir
+from ..base import FewShotDataset, Items, missing_files
 from ..files import File
 
 
@@ -99,13 +99,10 @@ def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
 
 
 def image_paths(dataset: FewShotDataset) -> list[str]:
-    """Paths of all images, relative to the dataset's folder."""
-    start = len(str(dataset.root)) + 1
-    return [item.impath[start:] for items in images_by_split(dataset).values() for item in items]
+    """Paths of all images."""
+    return [item.impath for items in images_by_split(dataset).values() for item in items]
 
 
 def missing_images(dataset: FewShotDataset) -> list[str]:
-    """The images that do not exist, relative to the dataset's folder. Each folder is listed once."""
-    images = image_paths(dataset)
-    listed = {folder: list_dir(dataset.root / folder) for folder in {os.path.dirname(image) for image in images}}
-    return [image for image in images if os.path.basename(image) not in listed[os.path.dirname(image)]]
+    """The images that do not exist, relative to the dataset's folder."""
+    return [os.path.relpath(path, dataset.root) for path in missing_files(image_paths(dataset))]
