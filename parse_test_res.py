@@ -37,12 +37,6 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def is_test(file: Path) -> bool:
-    """Whether a log is that of a finished test, without training."""
-    text = read_text(file, LARGEST_LOG, "replace")
-    return read_log(text, TESTED, "accuracy") is not None and "epoch [" not in text
-
-
 def spread(values: list[float], ci95: bool) -> float:
     """Population standard deviation, or half of the 95% interval: 1.96 of them over sqrt(n)."""
     deviation = statistics.pstdev(values)
@@ -69,8 +63,7 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
             values.append(value)
             selected += marked
         elif logs(folder):
-            hint = "leave out --test-log" if args.test_log else "give --test-log for test runs"
-            print(f"file: {logs(folder)[-1]}. no result: unfinished, or {hint}")
+            print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log is wrong")
     if not values:
         return None
     mean = statistics.fmean(values)
@@ -103,11 +96,9 @@ def report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
     folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
     means = [found for folder in folders if (found := parse(folder, args)) is not None]
-    runs = [file for folder in folders for file in folder.glob("*/log.txt")] if not means else []
-    if not args.test_log and any(map(is_test, runs)):
-        parser.error(f"the logs in {args.directory} are those of tests: give --test-log")
     if not means:
-        parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt")
+        hint = "" if args.test_log else "; give --test-log if they are logs of tests"
+        parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt{hint}")
     if args.multi_exp:
         print(f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%")
         if selected := sum(marked for _, marked in means):

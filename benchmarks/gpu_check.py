@@ -1,12 +1,13 @@
-"""One command that checks and measures this project on a GPU: golden cases, precisions, times, memory, test passes.
+"""Check and measure this project on a GPU: golden cases, precisions, times, memory, test passes.
 
     python benchmarks/gpu_check.py --minutes 8 --json gpu_check.json
 
-It needs no data and no weights: it draws random ones of ViT-B/16's size. It prints Markdown tables, and last what it
-left out and why; it ends within its minutes. Without a GPU it runs in a reduced form, whose results mean nothing. The
-exit status is 1 if a golden case or anything else failed.
+It needs no data and no weights: images and weights of ViT-B/16's size are random. It prints Markdown tables, and at the
+end the measurements that it left out, and why. After its minutes it begins no other measurement. Without a GPU it runs
+in a reduced form, whose results mean nothing. The exit status is 1 if a measurement failed.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import measuring, step_time
+from benchmarks import measuring
 from clip.random_weights import random_clip
 from common.start import ROOT
 from experiments.arguments import parse_arguments as run_arguments
@@ -48,12 +49,11 @@ class Check:
     Args:
         minutes: after them nothing more begins.
         full: with random weights of ViT-B/16's size; else the reduced form.
-        root: folder of the generated images.
         folder: for temporary files.
     """
 
-    def __init__(self, minutes: float, full: bool, root: Path, folder: Path):
-        self.end, self.full, self.root, self.folder = time.monotonic() + 60 * minutes, full, root, folder
+    def __init__(self, minutes: float, full: bool, folder: Path):
+        self.end, self.full, self.folder = time.monotonic() + 60 * minutes, full, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.records: list[dict] = []
         self.left_out: list[tuple[str, str]] = []
@@ -69,7 +69,7 @@ class Check:
         return full if self.full else reduced
 
     def execute(self, part: str, what: dict, measure: Callable[[], dict]) -> None:
-        """Record what `measure` returns; note an error, or what cannot be measured here or in time."""
+        """Record the result of `measure`; note an error, or why it cannot be measured."""
         name = f"{part}: {', '.join(map(str, what.values()))}"
         try:
             if self.seconds_left <= 0:
@@ -79,14 +79,14 @@ class Check:
                 self.records.append({"part": part, **what, **measure()})
         except NotImplementedError as error:
             self.left_out.append((name, str(error)))
-        except Exception as error:  # noqa: BLE001 - the others are measured all the same
+        except Exception as error:  # noqa: BLE001 - the other measurements follow
             self.failures += 1
             self.left_out.append((name, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def trainer(self, method: str, classes: int, form: str = "fast", prec: str = "fp32", compiled: bool = False):
-        """A trainer as train.py builds it; NotImplementedError for a precision that the device has not."""
+        """A trainer as train.py builds it; NotImplementedError if the device cannot run it."""
         if prec == "fp16" and self.device.type == "cpu":
             raise NotImplementedError("fp16 needs a GPU")
         if compiled and self.device.type == "cpu":
@@ -98,12 +98,11 @@ class Check:
         images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.manual_seed(0))
         return {"img": images.to(self.device), "label": (torch.arange(BATCH) % classes).to(self.device)}
 
-    def time(self, function: Callable[[], object], least: int = 10) -> float:
-        """Median seconds of a function, after three calls that are not counted."""
-        calls = least if self.full else 1
+    def time(self, function: Callable[[], object]) -> float:
+        """Median seconds of ten calls of a function, after three calls that are not counted."""
         for _ in range(3 if self.full else 1):
             function()
-        return statistics.median(measuring.timed(function, self.device) for _ in range(calls))
+        return statistics.median(measuring.timed(function, self.device) for _ in range(10 if self.full else 1))
 
 
 def golden(check: Check) -> Items:
@@ -198,23 +197,22 @@ def captured(trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
 
 def memory(check: Check) -> Items:
     """Peak memory of a training step of MPL."""
-    for classes, form in product(check.choose([50, 200, 1000], [5]), step_time.FORMS):
+    for classes, form in product(check.choose([50, 200, 1000], [5]), ("fast", "plain")):
         yield {"method": "MPL", "classes": classes, "prec": "fp32", "form": form}, partial(peak, check, classes, form)
 
 
 def peak(check: Check, classes: int, form: str) -> dict:
-    trainer, on_gpu = check.trainer("MPL", classes, form), check.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    trainer.forward_backward(check.batch(classes))
-    if not on_gpu:
+    trainer = check.trainer("MPL", classes, form)
+    if check.device.type == "cpu":
         raise NotImplementedError("it is measured on a GPU only")
+    torch.cuda.reset_peak_memory_stats()
+    trainer.forward_backward(check.batch(classes))
     return {"MB": torch.cuda.max_memory_allocated() / 2**20}
 
 
 def test_passes(check: Check) -> Items:
     """Images a second of a test pass of MPL over photos of 500 x 375 pixels, decoded each time or kept."""
-    rng, photos = np.random.default_rng(0), check.root / "photos"
+    rng, photos = np.random.default_rng(0), check.folder / "photos"
     for part, label, number in product(("train", "test"), ("a", "b"), range(512 if check.full else 3)):
         (photos / part / label).mkdir(parents=True, exist_ok=True)
         pixels = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
@@ -249,24 +247,21 @@ def report(check: Check) -> str:
     if not check.full:
         lines.append("Reduced form: it shows that the check runs; its results mean nothing.")
     for part in dict.fromkeys(record["part"] for record in check.records):
-        rows = [
-            {key: value for key, value in each.items() if key != "part"}
-            for each in check.records
-            if each["part"] == part
-        ]
+        rows = [each for each in check.records if each["part"] == part]
         lines.append(f"{part.capitalize()}:\n\n{measuring.table(rows)}")
     reasons = [f"- {name}: {why}" for name, why in check.left_out] or ["- nothing"]
     return "\n\n".join([*lines, "\n".join(["Left out:\n", *reasons])])
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measuring.parser(__doc__, "json")
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the records there as well")
     parser.add_argument("--minutes", type=float, default=8, help="after them nothing more begins")
     parser.add_argument("--reduced", action="store_true", help="the form that runs without a GPU")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         full = torch.cuda.is_available() and not args.reduced
-        check = Check(args.minutes, full, Path(folder, "data"), Path(folder))
+        check = Check(args.minutes, full, Path(folder))
         for part, items in PARTS.items():
             for what, measure in items(check):
                 check.execute(part, what, measure)

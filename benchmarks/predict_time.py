@@ -3,14 +3,15 @@
     python benchmarks/predict_time.py --method ZeroshotCLIP MPL --images 100
 
 open_clip's own model, with the same weights, encodes images that are in memory. predict decodes synthetic files of
-256 x 256 pixels, transforms, encodes and compares them with the classes, and sorts. They take turns, so that what else
-the machine does meets both. The ratio is the median over the rounds.
+256 x 256 pixels, transforms, encodes and compares them with the classes, and sorts. They are measured in turns, and the
+ratio is the median over the rounds.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 from benchmarks import measuring
 from clip import load_backbone
+from common.start import at_least
 from inference.classifier import PromptedClassifier
 from inference.images import by_threads
 from inference.models import Model, describe
@@ -35,11 +37,11 @@ BATCH = 100  # predict's default
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measuring.parser(__doc__, "rounds", "threads", "json", rounds=3)
-    parser.add_argument("--method", nargs="+", default=["ZeroshotCLIP", "MPL"], choices=["ZeroshotCLIP", *methods()])
-    parser.add_argument("--classes", type=int, default=5)
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=20, help="images in a batch of open_clip's pass")
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--method", nargs="+", default=["ZeroshotCLIP", "MPL"], choices=methods())
+    parser.add_argument("--classes", type=at_least(1), default=5)
+    parser.add_argument("--images", type=at_least(1), default=100)
+    parser.add_argument("--batch", type=at_least(1), default=20, help="images in a batch of open_clip's pass")
     parser.add_argument("--arch", default="ViT-B-16", help="an architecture of open_clip, with random weights")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -58,7 +60,10 @@ def records(args: argparse.Namespace, backbone: str, folder: Path) -> Iterator[d
         for method in args.method:
             passes[method] = predicting(classifier(args, method, backbone), files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name, (seconds, ratio) in measuring.compared(passes, args.rounds, device).items():
+    for run in passes.values():
+        run()  # a warm-up
+    timed = {name: partial(measuring.timed, run, device) for name, run in passes.items()}
+    for name, (seconds, ratio) in measuring.in_turns(timed, args.rounds).items():
         yield {"pass": name, "images_per_s": args.images / seconds, "ratio": ratio}
 
 
@@ -80,8 +85,8 @@ def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
 
 
 def classifier(args: argparse.Namespace, method: str, backbone: str) -> PromptedClassifier:
-    """A method with the prompts that it starts from, under the paper's settings."""
-    names = measuring.class_names("imagenet", args.classes)
+    """A method with its initial prompts, under the paper's settings."""
+    names = open_clip.IMAGENET_CLASSNAMES[: args.classes]
     if method == "ZeroshotCLIP":
         return PromptedClassifier.zero_shot(backbone, names)
     cfg = measuring.build(method, args.classes, backbone, batch=1).cfg

@@ -1,22 +1,25 @@
-"""Seconds and memory of a training step and a test batch, in the fast and the plain form of the towers.
+"""Seconds and memory of a training step or a test batch, by form of the towers, precision and number of ranks.
 
-    python benchmarks/step_time.py --trainer MPL --classes 5 50 200 --batch 4 --json step_time.json
+    python benchmarks/step_time.py --trainer MPL --classes 5 50 200
+    python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16
+    python benchmarks/step_time.py --trainer MPL --form fast --classes 50 500 1000 --ranks 1 2
 
-The two forms run in turn, each time in a new process, on random weights of ViT-B/16's size and random images, under
-the paper's settings of the method (with `--backbone small`, those of its small.yaml). Reported is the median of the
-steps, of which there are fewer the longer they take.
-`matmul_share` is how much of the machine's own speed the fast form reaches: the floating-point operations that it needs
-(torch's counter), over its time, over the speed of a product of two 2048 x 2048 matrices measured in the same process.
+The ways that the options name are measured in turns, each time in new processes, with random weights of ViT-B/16's
+size, random images and the paper's settings of the method (with `--backbone small`, those of its small.yaml). On a CPU
+the ranks divide the threads. A record has the median of the rounds, the ratio of the first way's time to its own, and
+the memory that a step needs beyond what the process holds before it (weights, prompts, libraries).
 """
 
-import argparse
-import resource
+import json
+import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from argparse import SUPPRESS, Namespace
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,109 +27,129 @@ if __name__ == "__main__":  # the project instead of benchmarks/, so that its pa
 import torch
 
 from benchmarks import measuring
+from clip import current_ranks
+from common.start import at_least
+from experiments.ranks import joined
+from experiments.studies.group import free_port
 from trainers import methods
+from trainers.base.ranks import split
+from trainers.base.settings import PRECISIONS
 
 FORMS = ("fast", "plain")
-PASSED_ON = ("backbone", "names", "batch", "test_batch", "test_batches", "prec", "seconds", "threads")
+WHAT = ("train_step", "test_batch")
+WAY = ("form", "prec", "ranks")  # the options whose values are compared
+STEPS = 3, 15  # at least and at most, in one process
+LONG = 60  # seconds after which fewer steps are enough
 
 
-def work(args: SimpleNamespace) -> dict:
-    """Measure one form, in this process: median seconds, peak memory, operations, speed of the machine."""
-    trainer = measuring.build(args.trainer, args.classes, args.backbone, args.form, args.prec, args.batch, args.names)
-    trains, device = args.what == "train_step", trainer.device
-    batch, batches = (args.batch, 1) if trains else (args.test_batch, args.test_batches)
-    data = measuring.random_batch(trainer, args.classes, max(2, batch))
+def work(way: Namespace) -> dict | None:
+    """Measure one way in this process, one of its ranks; rank 0 returns the median seconds and the largest memory."""
+    torch.set_num_threads(way.threads)
+    torch.manual_seed(0)
+    with joined():
+        ranks = current_ranks()
+        trainer = measuring.build(way.trainer, way.classes, way.backbone, way.form, way.prec, way.batch)
+        split(trainer, ranks)
+        size = way.batch if way.what == "train_step" else way.test_batch
+        images = torch.randn(size, 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
+        batch = {"img": images, "label": torch.randint(way.classes, (size,), device=trainer.device)}
 
-    def step(batch: int = batch, batches: int = batches) -> None:
-        if trains:
-            trainer.forward_backward({key: values[:batch] for key, values in data.items()})
-            return
-        trainer.set_model_mode("eval")  # a new evaluation
-        for _ in range(batches):
-            trainer.model_inference(data["img"][:batch])
+        def step() -> None:
+            if way.what == "train_step":
+                trainer.forward_backward(batch)
+            else:
+                trainer.set_model_mode("eval")  # a new evaluation
+                trainer.model_inference(images)
 
-    step(1, 1)  # a warm-up, which also computes what is computed once in a run
-    # Only the fast form's operations are asked for. What images need grows with their number, the rest is constant.
-    one, two = (operations(step, count) if args.form == "fast" else 0 for count in (1, 2))
-    seconds: list[float] = []
-    while not measuring.enough(seconds, args.seconds):
-        seconds.append(measuring.timed(step, device))
-    on_gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "seconds": statistics.median(seconds),
-        "peak_mb": peak / 2**20,
-        "flop": one + (two - one) * (batch * batches - 1),
-        "flop_per_second": matmul_speed(device, args.prec),
-    }
+        before = peak(trainer.device)
+        step()  # a warm-up, which also computes what is computed once in a run
+        memory = ranks.objects(peak(trainer.device, reset=False) - before)
+        seconds: list[float] = []
+        while not ranks.from_first(lambda: enough(seconds, way.seconds)):
+            seconds.append(measuring.timed(step, trainer.device))
+        return {"seconds": statistics.median(seconds), "mb": max(memory) / 2**20} if ranks.first else None
 
 
-def operations(step: Callable[[int, int], None], images: int) -> int:
-    """Floating-point operations of a step with one batch of `images` images."""
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter leaves out
-    attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    formulas = {
-        attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        attention_backward: lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
-    }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        step(images, 1)
-    return counter.get_total_flops()
+def enough(seconds: list[float], least: float) -> bool:
+    """Whether there are enough steps: three or more that take `least` seconds together, or fewer in a minute."""
+    fewest, most = STEPS
+    return len(seconds) >= most or (sum(seconds) >= least and (len(seconds) >= fewest or sum(seconds) >= LONG))
 
 
-def matmul_speed(device: torch.device, prec: str) -> float:
-    """Floating-point operations a second of a 2048 x 2048 product in the type that `prec` multiplies in."""
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    dtype = torch.float32 if prec == "fp32" or (prec == "fp16" and device.type == "cpu") else half
-    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-    a @ b
-    return 2 * 2048**3 / statistics.median(measuring.timed(lambda: a @ b, device) for _ in range(15))
+def peak(device: torch.device, reset: bool = True) -> int:
+    """The largest memory in bytes since the last reset: of the GPU, or of the process as Linux counts it."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
-def records(args: argparse.Namespace) -> Iterator[dict]:
-    for trainer, classes, what in product(measuring.chosen(args.trainer), args.classes, args.what):
+def in_processes(way: dict) -> dict:
+    """`work` in a new process for each rank."""
+    ranks, port = way["ranks"], free_port()
+    settings = way | {"threads": max(1, way["threads"] // ranks), "json": None}
+    command = [sys.executable, __file__, "--worker", json.dumps(settings)]
+    processes = []
+    for rank in range(ranks):
+        variables = {"WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+    printed = [process.communicate() for process in processes]
+    if any(process.returncode for process in processes):
+        lines = [line for _, errors in printed for line in errors.strip().splitlines()]
+        sys.exit(f"error: {way}: {lines[-1] if lines else 'no reason was given'}")
+    return json.loads(printed[0][0].splitlines()[-1])
+
+
+def records(args: Namespace) -> Iterator[dict]:
+    """A record for each method, number of classes, kind of step and way."""
+    trainers = measuring.learning() if "all" in args.trainer else args.trainer
+    for trainer, classes, what in product(trainers, args.classes, args.what):
         if what == "test_batch" or methods()[trainer].learns:
-            yield measure(args, trainer, classes, what)
+            yield from compare(args, {"trainer": trainer, "classes": classes, "what": what})
 
 
-def measure(args: argparse.Namespace, trainer: str, classes: int, what: str) -> dict:
-    """Both forms in turn, in new processes, as one record."""
-    settings = {name: getattr(args, name) for name in PASSED_ON} | {
-        "trainer": trainer,
-        "classes": classes,
-        "what": what,
-    }
-    runs = [
-        {form: measuring.in_processes(__file__, settings | {"form": form}) for form in FORMS}
-        for _ in range(args.rounds)
-    ]
-    fast, plain = ({key: statistics.median(run[form][key] for run in runs) for key in runs[0][form]} for form in FORMS)
-    return {
-        "trainer": trainer,
-        "classes": classes,
-        "batch": args.batch if what == "train_step" else args.test_batch,
-        "prec": args.prec,
-        "what": what,
-        "plain_s": plain["seconds"],
-        "fast_s": fast["seconds"],
-        "ratio": plain["seconds"] / fast["seconds"],
-        "plain_peak_mb": plain["peak_mb"],
-        "fast_peak_mb": fast["peak_mb"],
-        "matmul_share": fast["flop"] / fast["seconds"] / fast["flop_per_second"],
-    }
+def compare(args: Namespace, kind: dict) -> Iterator[dict]:
+    """A record for each way to compute one kind of step."""
+    ways = {str(way): dict(zip(WAY, way, strict=True)) for way in product(*(getattr(args, name) for name in WAY))}
+    memory = dict.fromkeys(ways, 0.0)
+
+    def seconds(name: str) -> float:
+        found = in_processes(vars(args) | kind | ways[name])
+        memory[name] = max(found["mb"], memory[name])
+        return found["seconds"]
+
+    measured = measuring.in_turns({name: partial(seconds, name) for name in ways}, args.rounds)
+    for name, (median, ratio) in measured.items():
+        yield kind | ways[name] | {"seconds": median, "ratio": ratio, "mb": memory[name]}
 
 
-def main() -> None:
-    names = ("trainer", "classes", "batch", "prec", "rounds", "seconds", "threads", "backbone", "json", "worker")
-    parser = measuring.parser(__doc__, *names)
-    parser.add_argument("--names", default="imagenet", choices=["imagenet", "equal", "long"], help="see class_names()")
-    parser.add_argument("--test-batch", type=int, default=100, help="images in a test batch")
-    parser.add_argument("--test-batches", type=int, default=1, help="test batches that are timed together")
-    parser.add_argument("--what", nargs="+", default=["train_step", "test_batch"], choices=["train_step", "test_batch"])
-    args = parser.parse_args()
-    measuring.main(args, work, records)
+def main(argv: list[str] | None = None) -> None:
+    parser = measuring.parser(__doc__)
+    add, counts = parser.add_argument, {"type": at_least(1), "nargs": "+"}
+    add("--trainer", nargs="+", default=["MPL"], choices=[*methods(), "all"])
+    add("--classes", default=[5, 50, 200], **counts)
+    add("--what", nargs="+", default=["train_step"], choices=WHAT)
+    add("--form", nargs="+", default=FORMS, choices=FORMS, help="of the towers")
+    add("--prec", nargs="+", default=["fp32"], choices=PRECISIONS)
+    add("--ranks", default=[1], **counts)
+    add("--batch", type=at_least(1), default=4, help="images in a training step")
+    add("--test-batch", type=at_least(1), default=100, help="images in a test batch")
+    add("--seconds", type=float, default=10, help="least time of measuring in one process")
+    add("--backbone", help="a weight file; by default random weights are written to a temporary one")
+    add("--worker", type=json.loads, help=SUPPRESS)  # the settings of `in_processes`
+    args = parser.parse_args(argv)
+    if args.worker:
+        print(json.dumps(work(Namespace(**args.worker))))
+        return
+    with measuring.backbone_file(args.backbone) as args.backbone:
+        measuring.show(records(args), args.json, args.threads)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PARTIAL = r"\..+\.\d+\.partial"  # name of an unfinished file; the number is tha
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to. It replaces `path` in one step at the end; after an error it is deleted.
+    """A path next to `path` to write to. It replaces `path` in one step at the end; after an error it is deleted.
 
     Raises:
         OSError: the disk is full or the folder is not writable; its text says so and names `path`.
@@ -38,18 +38,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new private folder `parent/prefix...`, deleted at the end; so are those that killed processes have left.
+    """A new private folder `parent/prefix...`, deleted at the end. Folders that killed processes left are deleted, too.
 
-    A lock of the kernel (flock) on the folder ends with its process, and so tells others whether it is in use.
+    A lock of the kernel (flock) on a folder shows that its process lives.
 
     Raises:
         OSError: `parent` is missing, full or not writable.
     """
     for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError), locked_folder(left):  # it is in use, or not a folder of this user
+        with suppress(OSError), opened(left) as descriptor:  # in use, or not a folder of this user
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left)
     folder = Path(mkdtemp(prefix=prefix, dir=parent))
-    with locked_folder(folder, required=False):
+    with opened(folder) as descriptor:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield folder
         finally:
@@ -57,21 +60,11 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_folder(folder: Path, required: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder.
-
-    Args:
-        folder: the folder, not a link to one.
-        required: False to go on without a lock where the file system has none.
-
-    Raises:
-        OSError: it is no folder, or another process holds the lock.
-    """
+def opened(folder: Path) -> Iterator[int]:
+    """The descriptor of a folder; OSError for a link or anything else."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        with suppress(*(() if required else (OSError,))):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -88,7 +81,7 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
 
     Args:
         folder: new, or empty. Files that an interrupted call has left there are replaced if `key` is equal.
-        key: name of a file that says what all the files are about; it is moved to `folder` first.
+        key: name of the file that describes the others; it is moved to `folder` first.
 
     Raises:
         UsageError: `folder` exists already, and is not such a folder; or nothing can be written there.
@@ -119,12 +112,12 @@ def stage_prefix(folder: Path) -> str:
 
 
 def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None:
-    """Check that a folder is missing or empty, or has files about the same as `stage`.
+    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`.
 
     Args:
         folder: the folder.
         key: as for `new_folder`; without it no file is allowed.
-        stage: has what is to be written; None if that is not known yet.
+        stage: the folder with the files to write; None if they do not exist yet.
 
     Raises:
         UsageError: it has other files.
@@ -154,6 +147,6 @@ def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object]
 
 
 def identity(path: Path) -> tuple:
-    """Its real path and facts that change as soon as anybody replaces the file or writes to it."""
+    """The real path of a file, and facts that change when the file is replaced or written to."""
     status = os.stat(path)
     return os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,4 +1,4 @@
-"""Pages as HTML from the template beside the module that fills it."""
+"""HTML pages from Jinja templates."""
 
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """The start of a command: what it needs must be installed."""
 
 import os
-import shlex
-import shutil
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from .version import ROOT, __version__
 
-__all__ = ["ROOT", "add_common_options", "at_least", "interpreter", "path", "required_packages"]
+__all__ = ["ROOT", "add_common_options", "at_least", "path", "required_packages"]
 
 
 @contextmanager
@@ -45,15 +43,6 @@ def required_packages(extra: str = "") -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def interpreter() -> str:
-    """How to call this Python in a command line: `python`, or its path where that is missing or another one."""
-    found = shutil.which("python")
-    if found and os.path.dirname(found) == os.path.dirname(sys.executable):
-        return "python"
-    here = Path(sys.executable)
-    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
 
 
 def add_common_options(parser: ArgumentParser) -> None:

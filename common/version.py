@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 __version__ = "1.0.0"
-# The files that a result depends on; a virtual environment beside them is not a change.
+# The files that a result depends on. Other files, such as a virtual environment, are not changes.
 COMPUTING = ("train.py", "clip", "common", "configs", "datasets", "experiments", "toolbox", "trainers")
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 

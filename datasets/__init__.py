@@ -29,7 +29,7 @@ def set_title(cfg: CfgNode, file: str) -> None:
     """Name the user's own images after their YAML file, unless it sets DATASET.TITLE."""
     name = cfg.DATASET.NAME
     kind = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
-    if getattr(kind, "named_by_file", False) and not cfg.DATASET.TITLE:
+    if getattr(kind, "named_by_config", False) and not cfg.DATASET.TITLE:
         cfg.DATASET.TITLE = Path(file).stem if file else name
 
 

@@ -1,18 +1,15 @@
 """Shared by all datasets: their folders, their fixed split, few-shot sampling, base and new classes."""
 
-import gc
 import os
 import random
 import shlex
-from collections import defaultdict
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from dassl.data.datasets import DatasetBase, Datum
 
 from common.errors import UsageError
 from common.names import CONTROL
-from common.start import interpreter
 from common.text import read_json, read_text
 
 from .files import File
@@ -50,17 +47,17 @@ class FewShotDataset(DatasetBase):
     split_file = ""  # in dataset_dir
     counts: tuple[int, int, int] | None = None  # published numbers of training, validation and test images
     n_classes: int | None = None
-    test_only = False  # there are no training images: it tests prompts that were learned on another dataset
-    named_by_file = False  # the user's images: their name is that of their YAML file
-    draws_itself = False  # a synthetic one, which its first run makes
-    val_is_test = False  # the images called its validation set are its test set
+    test_only = False  # no training images: it tests prompts that were learned on another dataset
+    named_by_config = False  # the user's images are named after their YAML file
+    is_synthetic = False  # the first run draws its images
+    val_is_test = False  # its validation images are its test images
     template = "a photo of a {}."  # for zero-shot CLIP (CoOp, appendix A)
 
     # How to get it
     files: tuple[File, ...] = ()  # to download: text files first
     licence = ""  # summary of its terms
     page = ""  # address where the terms are published
-    by_hand = ""  # what to do, if its files must be downloaded manually
+    manual_steps = ""  # how to get files that cannot be downloaded by this project
 
     def __init_subclass__(cls):
         cls.config_name = vars(cls).get("config_name", cls.__module__.rpartition(".")[2])
@@ -86,7 +83,7 @@ class FewShotDataset(DatasetBase):
     @property
     def remedy(self) -> str:
         """How to get missing files."""
-        return f"get it by: {interpreter()} tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
+        return f"get it by: python tools/prepare.py {self.config_name} --root {shlex.quote(str(self.data))}"
 
     @property
     def how_to_replace(self) -> str:
@@ -100,8 +97,7 @@ class FewShotDataset(DatasetBase):
             raise DatasetError(
                 f"no folder {missing}", f"set --root (DATA for scripts) to its location, or {self.remedy}", missing
             )
-        with gc_disabled():
-            split = self.read_split()
+        split = self.read_split()
         self.validate_labels(*split)
         self.compare_counts(*split)
         train, val, test = select_classes(self.cfg.DATASET.SUBSAMPLE_CLASSES, *self.sample_shots(*split))
@@ -155,30 +151,27 @@ class FewShotDataset(DatasetBase):
 
         Two labels may have the same class name (they are two classes), and labels may have gaps (closed later).
         """
-        problem = ""
         names: dict[int, str] = {}
+        where = self.root / self.split_file
         for label, name in {(item.label, item.classname): None for part in (train, val, test) for item in part}:
             if names.setdefault(label, name) != name:
-                problem = problem or f"label {label} is both {names[label]!r} and {name!r}"
+                raise DatasetError(f"label {label} is both {names[label]!r} and {name!r}", self.remedy, where)
             if CONTROL.search(name):
-                problem = problem or f"the name {name!r} of label {label} cannot be printed on a line"
+                what = f"the name {name!r} of label {label} cannot be printed on a line"
+                raise DatasetError(what, self.remedy, where)
         learned = {item.label for item in train}
         unlearned = {item.label for part in (val, test) for item in part} - learned
         if learned and unlearned:
-            label = min(unlearned)
-            name = f"class {names[label]!r} (label {label})"
-            problem = problem or f"{name} has images for validation or test, and none for training"
-        if problem:
-            raise DatasetError(problem, self.remedy, self.root / self.split_file)
+            name = f"class {names[min(unlearned)]!r} (label {min(unlearned)})"
+            what = f"{name} has images for validation or test, and none for training"
+            raise DatasetError(what, self.remedy, where)
 
     def compare_counts(self, train: Items, val: Items, test: Items) -> None:
         """Print a warning if the numbers of images are not the published ones."""
         counts = (len(train), len(val), len(test))
         if self.counts not in (None, counts):
-            print(
-                f"{self.title} has {counts} images for training, validation and test here, {self.counts} as "
-                "published: results do not compare"
-            )
+            here = f"{self.title} has {counts} images for training, validation and test here"
+            print(f"{here}, {self.counts} as published: results do not compare")
 
     def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
         """The few-shot images, the same as in the literature: CoOp, MaPLe, ..."""
@@ -191,45 +184,26 @@ class FewShotDataset(DatasetBase):
         return train, val, test
 
     def check_images(self, items: Items) -> None:
-        """Check that every image is a regular file: each folder is listed once, no image is opened."""
-        folders = defaultdict(set)
-        for item in items:
-            folder, name = os.path.split(item.impath)
-            folders[folder].add(name)
-        missing: list[str] = []
-        for folder, names in folders.items():
-            missing += sorted(f"{folder}/{name}" for name in names - list_dir(folder))
+        """Check that every image is a regular file. No image is opened."""
+        missing = missing_files(item.impath for item in items)
         if missing:
-            what = "not regular files" if os.path.exists(missing[0]) else "missing"  # a named pipe would be waited for
-            raise DatasetError(
-                f"{len(missing)} of {len(items)} images of {self.title} are {what}, the first {missing[0]}",
-                self.remedy,
-                missing[0],
-            )
+            what = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
+            what = f"{len(missing)} of {len(items)} images of {self.title} are {what}, the first {missing[0]}"
+            raise DatasetError(what, self.remedy, missing[0])
 
 
-def list_dir(folder: str | Path) -> set[str]:
-    """Names of the regular files in a folder, links to them included; empty if there is no such folder."""
-    if not os.path.isdir(folder):
-        return set()
-    with os.scandir(folder) as entries:
-        return {
-            entry.name
-            for entry in entries
-            if entry.is_file(follow_symlinks=False) or (entry.is_symlink() and os.path.isfile(entry))
-        }
-
-
-@contextmanager
-def gc_disabled():
-    """Create many objects faster: Python's garbage collector takes half of the time for a million of them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """The paths that are no regular files and no links to such. Each folder is listed once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            listed[folder] = {entry.name for entry in entries if entry.is_file()}
+        if name not in listed[folder]:
+            missing.append(path)
+    return missing
 
 
 def select_classes(which: str, *parts: Items) -> list[Items]:
@@ -245,9 +219,6 @@ def select_classes(which: str, *parts: Items) -> list[Items]:
     relabel = {label: new for new, label in enumerate(halves[which])}
 
     def relabelled(item: Datum) -> Datum:
-        label = relabel[item.label]
-        if label == item.label:
-            return item
-        return Datum(impath=item.impath, label=label, domain=item.domain, classname=item.classname)
+        return Datum(impath=item.impath, label=relabel[item.label], domain=item.domain, classname=item.classname)
 
     return [[relabelled(item) for item in part if item.label in relabel] for part in parts]

@@ -26,9 +26,6 @@ class FolderDataset(FewShotDataset):
             folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         if not folders:
             raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
-        for folder in folders:
-            if any("\ud800" <= letter <= "\udfff" for letter in folder):  # bytes that are not UTF-8
-                raise DatasetError(f"folder {folder!r} in {parent} is not a valid class name", "rename it", parent)
         return folders
 
     def read_classes(self, parent: Path, classes: Classes) -> Items:
@@ -41,9 +38,8 @@ class FolderDataset(FewShotDataset):
         for folder in self.class_folders(parent):
             path = parent / folder
             if folder not in classes:
-                raise DatasetError(
-                    f"{path} is not a class of the training images", f"move it elsewhere, or {self.remedy}", path
-                )
+                what = f"{path} is not a class of the training images"
+                raise DatasetError(what, f"move it elsewhere, or {self.remedy}", path)
             files = [name for name in os.listdir(path) if not name.startswith(".")]
             names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
             if len(names) < len(files):
@@ -60,16 +56,14 @@ class FolderDataset(FewShotDataset):
         """Number the folders and look up their class names."""
         nameless = [folder for folder in folders if folder not in names]
         if nameless:
-            raise DatasetError(
-                f"{source} has no name for the folder {nameless[0]}", "add one, or remove the folder", source
-            )
+            what = f"{source} has no name for the folder {printable(nameless[0])}"
+            raise DatasetError(what, "add one, or remove the folder", source)
         return {folder: (label, names[folder]) for label, folder in enumerate(folders)}
 
     def read_classnames(self, file: Path) -> dict[str, str]:
         """Class names by folder, from lines of `<folder> <name>` as in ImageNet's classnames.txt."""
         rows = [line.split(None, 1) for line in self.read_lines(file)]
         if any(len(row) < 2 for row in rows):
-            raise DatasetError(
-                f"{file} is damaged: expected lines of `FOLDER NAME` with a non-empty name", "fix or delete it", file
-            )
+            what = f"{file} is damaged: expected lines of `FOLDER NAME` with a non-empty name"
+            raise DatasetError(what, "fix or delete it", file)
         return {row[0]: row[1] for row in rows}

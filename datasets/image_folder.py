@@ -24,7 +24,7 @@ class ImageFolder(FolderDataset):
     folder names, or those in classnames.txt or classnames.json.
     """
 
-    named_by_file = True
+    named_by_config = True
     remedy = "see docs/your_own_data.md"
 
     def read_split(self) -> Split:
@@ -33,16 +33,12 @@ class ImageFolder(FolderDataset):
         if not {"train", "test"} <= set(found):
             if seed >= 0:
                 return self.seeded_split(seed)
-            raise DatasetError(
-                f"no folders train and test in {self.root}",
-                "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS folders with "
-                f"DATASET.SPLIT_SEED 1 ({self.remedy})",
-                self.root,
-            )
+            remedy = "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS folders with"
+            remedy += f" DATASET.SPLIT_SEED 1 ({self.remedy})"
+            raise DatasetError(f"no folders train and test in {self.root}", remedy, self.root)
         if seed >= 0:
-            raise DatasetError(
-                f"{self.root} already has folders train and test", "remove DATASET.SPLIT_SEED", self.root
-            )
+            what = f"{self.root} already has folders train and test"
+            raise DatasetError(what, "remove DATASET.SPLIT_SEED", self.root)
         classes = self.classes(sorted({name for part in found for name in self.class_folders(self.root / part)}))
         train, val, test = (self.read_classes(self.root / part, classes) if part in found else [] for part in PARTS)
         return train, val, test
@@ -56,9 +52,8 @@ class ImageFolder(FolderDataset):
         split = super().read_split()
         found = {Path(item.impath).parent.name: (item.label, item.classname) for part in split for item in part}
         if found != classes:
-            raise DatasetError(
-                f"{file} was made from other classes or class names", "delete it to split the images again", file
-            )
+            what = f"{file} was made from other classes or class names"
+            raise DatasetError(what, "delete it to split the images again", file)
         return split
 
     def make_split(self, file: Path, seed: int, classes: Classes) -> Split:
@@ -76,26 +71,18 @@ class ImageFolder(FolderDataset):
             train += images[:n_train]
             val += images[n_train : n_train + n_val]
             test += images[n_train + n_val :]
-        print(
-            f"Split {self.root} with seed {seed}: {len(train):,} train / {len(val):,} val / {len(test):,} test images"
-        )
-        self.save_split(file, train, val, test)
-        return train, val, test
-
-    def save_split(self, file: Path, *split: Items) -> None:
-        """Save a split; if the folder is read-only, print a warning."""
+        counts = f"{len(train):,} train / {len(val):,} val / {len(test):,} test images"
+        print(f"Split {self.root} with seed {seed}: {counts}")
         rows = {
             part: [[os.path.relpath(item.impath, self.root), item.label, item.classname] for item in items]
-            for part, items in zip(PARTS, split, strict=True)
+            for part, items in zip(PARTS, (train, val, test), strict=True)
         }
         try:
             write_text(file, json.dumps(rows))
             print(f"Saved as {file}; later runs use it")
-        except OSError as error:
-            print(
-                f"Split not saved in {file}: {error.strerror}. Each run will split the images again (identically, as "
-                "long as they do not change)"
-            )
+        except OSError as error:  # the images may be in a folder that is only read; the same seed splits them equally
+            print(f"Split not saved in {file}: {error.strerror}")
+        return train, val, test
 
     def classes(self, folders: list[str]) -> Classes:
         """Label and class name by folder."""

@@ -51,7 +51,9 @@ class ImageNet(ImageNetFolders):
 
     licence = "non-commercial research, after agreeing to terms"
     page = "https://image-net.org/download-images.php"
-    by_hand = "get them at https://image-net.org/download-images.php (or link images/train and images/val to copies)"
+    manual_steps = (
+        "get them at https://image-net.org/download-images.php (or link images/train and images/val to copies)"
+    )
     files = (
         CLASSNAMES,
         File(

@@ -26,12 +26,9 @@ writes it to OUTPUT/summary.json and as a picture to OUTPUT/summary.png. Run the
 PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their names in summary.json
 
 
-def choose_config(method: str, wanted: str | None) -> str:
-    """The name of a method's YAML file: the only one; else `wanted`; else `small` or, without that, its default."""
-    known = [file.stem for file in config_files(method)]
-    if len(known) == 1:
-        return known[0]
-    return wanted or ("small" if "small" in known else recipe(method, "base2new").cfg)
+def choose_config(method: str) -> str:
+    """The name of a method's YAML file: `small`, or the one for base-to-new."""
+    return "small" if any(file.stem == "small" for file in config_files(method)) else recipe(method, "base2new").cfg
 
 
 def summarize(study: Study) -> dict:
@@ -86,14 +83,13 @@ def main(argv: list[str] | None = None) -> None:
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
     parser.add_argument("--methods", nargs="+", default=default, choices=known, metavar="NAME", help=described)
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3])
-    parser.add_argument("--cfg", help="YAML file of each method, in configs/trainers/METHOD/ (default: small)")
     parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="runs at a time")
     add_common_options(parser)
     args = parser.parse_args(argv)
     names = dict.fromkeys((*baselines, *args.methods))
-    variants = tuple(Variant(name, name, choose_config(name, args.cfg)) for name in names)
+    variants = tuple(Variant(name, name, choose_config(name)) for name in names)
     for variant in variants:
-        if variant.cfg != (args.cfg or "small"):
+        if variant.cfg != "small":
             print(f"{variant.name} uses {variant.cfg}.yaml")
     seeds = tuple(dict.fromkeys(args.seeds))
     study = Study(variants, (args.dataset,), seeds=seeds, root=args.root, output=args.output)

@@ -33,9 +33,9 @@ def check_early(args: Namespace) -> None:
     if cfg.DATASET.NAME not in DATASET_REGISTRY.registered_names():
         return
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    # Datasets of other projects have no `draws_itself`.
+    # Datasets of other projects have no `is_synthetic`.
     if (
-        not getattr(dataset, "draws_itself", True)
+        not getattr(dataset, "is_synthetic", True)
         and not Path(os.path.expanduser(args.root), dataset.dataset_dir).is_dir()
     ):
         dataset(cfg, images=False)  # raises its own error

@@ -4,39 +4,24 @@ import pickle
 
 import pytest
 
-from common.errors import UsageError, choose, closest
-from common.files import checksum, replacing, scratch, write_text
+from common.errors import UsageError, choose
+from common.files import replacing, scratch, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import required_packages
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("no data",), "no data"),
-        (("no data", "set --root"), "no data: set --root"),
-        (("is damaged", "delete it", "a/b.yaml"), "a/b.yaml: is damaged: delete it"),
-    ],
-)
-def test_usage_error_prints_where_what_and_remedy_in_a_line(arguments, text):
-    error = UsageError(*arguments)
-    assert str(error) == text
-
-
-def test_usage_error_keeps_its_fields_when_pickled():
-    error = pickle.loads(pickle.dumps(UsageError("is damaged", "delete it", "a.yaml")))
-    assert (error.what, error.remedy, error.where) == ("is damaged", "delete it", "a.yaml")
-
-
-def test_closest_name_ignores_case():
-    assert closest("mpl", ["CoOp", "MPL"]) == "MPL"
-    assert closest("zzz", ["CoOp", "MPL"]) == ""
+def test_usage_error_prints_where_what_and_remedy_in_a_line():
+    error = pickle.loads(pickle.dumps(UsageError("is damaged", "delete it", "a/b.yaml")))
+    assert str(error) == "a/b.yaml: is damaged: delete it"
+    assert str(UsageError("a.yaml is damaged", where="a.yaml")) == "a.yaml is damaged"
 
 
 def test_choose_names_the_closest_or_all():
     choose("MPL", ["CoOp", "MPL"], "trainer")
     with pytest.raises(UsageError, match="f: there is no trainer 'MPLL': did you mean MPL"):
         choose("MPLL", ["CoOp", "MPL"], "trainer", "f")
+    with pytest.raises(UsageError, match="did you mean CoOp"):
+        choose("coop", ["CoOp", "MPL"], "trainer")
     with pytest.raises(UsageError, match="known are CoOp, MPL"):
         choose("zzzz", ["CoOp", "MPL"], "trainer")
 
@@ -57,8 +42,7 @@ WRONG_NAMES = {
     "empty": (["a", " "], "a class name is empty"),
     "no text": (["a", 1], "a class name is empty or not a text"),
     "long": (["a", "b" * (LONGEST + 1)], "'bbb.*'... has 1,001 characters: shorten it"),
-    "newline": (["a\nb"], r"'a\\nb' has control characters: rename"),
-    "escape": (["a\x1b[2J"], "has control characters"),
+    "escape": (["a\x1b[2J"], "has control characters: rename"),
     "right to left": (["a\u202eb"], "has control characters"),
 }
 
@@ -91,6 +75,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         partial.write_text("half")
         raise RuntimeError
     assert (file.read_text(), [path.name for path in tmp_path.iterdir()]) == ("old", ["a.txt"])
+    with pytest.raises(OSError, match="cannot write"):
+        write_text(tmp_path / "missing" / "a.txt", "text")
 
 
 def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path):
@@ -102,18 +88,6 @@ def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tm
             assert other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
         assert not other.exists() and one.stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
-
-
-def test_unwritable_folder_is_named(tmp_path):
-    with pytest.raises(OSError, match="cannot write"):
-        write_text(tmp_path / "missing" / "a.txt", "text")
-
-
-def test_checksum_is_hexadecimal(tmp_path):
-    file, blocks = tmp_path / "a", []
-    file.write_bytes(b"abc")
-    assert checksum(file, "md5", blocks.append) == "900150983cd24fb0d6963f7d28e17f72"
-    assert blocks == [3]
 
 
 def test_missing_package_ends_in_a_line_and_status_2(capsys):

@@ -11,7 +11,7 @@ import torch
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from drawn import arguments, make_cfg, run_for_real
 from PIL import Image
-from trees import build_tree, write_image
+from trees import write_image
 
 from datasets import DatasetError
 from datasets.files import File
@@ -52,18 +52,13 @@ def sizes(data):
     return len(data.train_x), data.val and len(data.val), len(data.test)
 
 
-def test_train_and_test_folders(birds):
+def test_train_val_and_test_folders(birds):
     data = load(birds)
     assert (sizes(data), data.classnames) == ((9, None, 6), ["blue tit", "house sparrow", "robin"])
     assert data.test[2].impath == f"{birds}/test/house_sparrow/0.jpg" and data.test[2].label == 1
-    new = load(birds, "DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.NUM_SHOTS", 2)
-    assert (sizes(new), new.classnames) == ((2, None, 2), ["robin"])
-
-
-def test_val_folders(birds):
     folders(birds / "val", 1, ["robin"])
-    data = load(birds)
-    assert (sizes(data), data.val[0].label, data.val[0].classname) == ((9, 1, 6), 2, "robin")
+    new = load(birds, "DATASET.SUBSAMPLE_CLASSES", "new", "DATASET.NUM_SHOTS", 2)
+    assert (sizes(new), new.classnames, new.val[0].label) == ((2, 1, 2), ["robin"], 0)
 
 
 def test_image_suffixes_and_other_files(birds, capsys):
@@ -82,7 +77,6 @@ def test_image_suffixes_and_other_files(birds, capsys):
         ("classnames.txt", "robin European robin\nblue_tit   blue tit \nhouse_sparrow sparrow\nwren not here\n"),
         ("classnames.json", '{"robin": "European robin", "blue_tit": "blue tit", "house_sparrow": "sparrow"}'),
         ("classnames.txt", "\ufeffblue_tit blue tit\r\nhouse_sparrow sparrow\r\nrobin European robin"),  # by Notepad
-        ("classnames.json", '\ufeff{"robin": "European robin", "blue_tit": "blue tit", "house_sparrow": "sparrow"}'),
     ],
 )
 def test_file_of_class_names(file, text, birds, capsys):
@@ -91,19 +85,12 @@ def test_file_of_class_names(file, text, birds, capsys):
     assert f"Class names: {birds / file}" in capsys.readouterr().out
 
 
-def test_two_folders_with_one_name_are_two_classes(birds):
-    (birds / "classnames.json").write_text(json.dumps(dict.fromkeys(BIRDS, "bird")))
-    data = load(birds)
-    assert (data.num_classes, data.classnames) == (3, ["bird"] * 3)
-
-
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
         ("classnames.txt", "robin European robin\n", "has no name for the folder blue_tit"),
         ("classnames.txt", "blue_tit\n", "is damaged"),
         ("classnames.json", '{"robin": ', "is not JSON"),
-        ("classnames.json", '["robin"]', 'is invalid: expected {"FOLDER": "NAME", ...}'),
         ("classnames.json", '{"robin": 3}', 'is invalid: expected {"FOLDER": "NAME", ...}'),
     ],
 )
@@ -113,12 +100,12 @@ def test_invalid_class_names_are_rejected(file, text, words, birds):
         load(birds)
 
 
-def test_undecodable_names(birds, capsys):
+def test_undecodable_names(birds):
     byte = os.fsdecode(b"\xe9")
     write_image(birds / f"train/robin/{byte}.jpg", 0)
     assert sizes(load(birds)) == (10, None, 6)
     (birds / "train/robin").rename(birds / f"train/robin{byte}")
-    with pytest.raises(DatasetError, match=r"folder 'robin\\udce9' in .*/train is not a valid class name: rename it"):
+    with pytest.raises(DatasetError, match=r"the name 'robin\\udce9' of label 3 cannot be printed on a line"):
         load(birds)
 
 
@@ -128,11 +115,8 @@ def test_broken_link_is_a_missing_image(birds):
     image.symlink_to(birds / "elsewhere.jpg")
     assert sizes(load(birds)) == (9, None, 6)
     (birds / "elsewhere.jpg").unlink()
-    for _ in range(2):
-        with pytest.raises(DatasetError, match=f"1 of 15 images of ImageFolder are missing, the first {image}"):
-            load(birds)
-        image.unlink()
-        image.symlink_to(image)  # a link to itself
+    with pytest.raises(DatasetError, match=f"1 of 15 images of ImageFolder are missing, the first {image}"):
+        load(birds)
 
 
 def test_base_and_new_classes_need_images(birds):
@@ -180,24 +164,19 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
     assert {item.impath for item in other.test} != {item.impath for item in first.test}
 
 
-def test_saved_split_of_other_classes_is_rejected(unsplit):
-    load(unsplit, "DATASET.SPLIT_SEED", 1)
-    file = unsplit / "split_seed1.json"
+def test_saved_split_of_other_images_is_rejected(unsplit):
+    seed = ("DATASET.SPLIT_SEED", 1)
+    load(unsplit, *seed)
     (unsplit / "robin/0.jpg").unlink()
     with pytest.raises(DatasetError, match=f"1 of 30 images .* the first {unsplit}/robin/0.jpg"):
-        load(unsplit, "DATASET.SPLIT_SEED", 1)
-    folders(unsplit, 2, ["wren"])
+        load(unsplit, *seed)
+    folders(unsplit, 1, ["wren"])
+    file = unsplit / "split_seed1.json"
     with pytest.raises(DatasetError, match=f"{file} was made from other classes or class names: delete it"):
-        load(unsplit, "DATASET.SPLIT_SEED", 1)
-    file.write_text("{")
-    with pytest.raises(DatasetError, match=f"{file} is damaged"):
-        load(unsplit, "DATASET.SPLIT_SEED", 1)
+        load(unsplit, *seed)
     file.unlink()
-    assert load(unsplit, "DATASET.SPLIT_SEED", 1).num_classes == 4
-    folders(unsplit, 1, ["auk"])
-    file.unlink()
-    with pytest.raises(DatasetError, match=f"{unsplit}/auk/0.jpg is the only image of its class"):
-        load(unsplit, "DATASET.SPLIT_SEED", 1)
+    with pytest.raises(DatasetError, match=f"{unsplit}/wren/0.jpg is the only image of its class"):
+        load(unsplit, *seed)
 
 
 def test_split_without_a_writable_folder_is_the_same_in_each_run(unsplit, monkeypatch, capsys):
@@ -251,20 +230,11 @@ def test_example_of_the_docs(example, capsys):
     ]
 
 
-def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, launch, capsys):
+def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, launch):
     yaml = tmp_path / "birds.yaml"
     yaml.write_text(blocks("yaml")[0])
     argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--dataset-config-file", yaml, "--eval-only"]
-    argv += [
-        "--output-dir",
-        tmp_path / "out",
-        "--backbone",
-        tiny,
-        "INPUT.SIZE",
-        "(32, 32)",
-        "DATALOADER.NUM_WORKERS",
-        0,
-    ]
+    argv += ["--output-dir", tmp_path / "out", "--backbone", tiny, *SMALL]
     ended = launch(*argv)
     assert (ended.status, ended.errors) == (0, [])
     assert "Template: a photo of a {}, a type of bird.\n" in ended.printed
@@ -272,13 +242,6 @@ def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, l
     for key in ("DATASET.TEMPLATE", "TRAINER.ZEROSHOTCLIP.TEMPLATE"):
         ended = launch(*argv, key, "a photo of a bird.", "OUTPUT_DIR", tmp_path / "none")
         assert ended.status == 2 and "TEMPLATE is 'a photo of a bird.': put {} where" in ended.errors[0]
-
-
-def test_template_of_the_configuration_replaces_the_datasets(tmp_path):
-    build_tree("dtd", tmp_path)
-    name = ["DATASET.NAME", "DescribableTextures"]
-    assert build_dataset(make_cfg("CoOp", tmp_path, "", "", *name)).template == "{} texture."
-    assert build_dataset(make_cfg("CoOp", tmp_path, "", "", *name, "DATASET.TEMPLATE", "a {}")).template == "a {}"
 
 
 def test_seeded_split_of_the_docs(example, birds, unsplit):
@@ -289,59 +252,47 @@ def test_seeded_split_of_the_docs(example, birds, unsplit):
     assert (birds / "split_seed1.json").is_file()
 
 
-def test_dataset_class_of_the_docs(tmp_path):
-    try:
-        exec(blocks("python")[0], {"__name__": "datasets.mushrooms"})
-        cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms")
-        with pytest.raises(DatasetError, match="no folder .*mushrooms: .* or ask the mycologists for it"):
-            build_dataset(cfg)
-        write_image(tmp_path / "mushrooms/photos/1.jpg", 0)
-        split = dict.fromkeys(("train", "val", "test"), [["1.jpg", 0, "death cap"]])
-        (tmp_path / "mushrooms/split.json").write_text(json.dumps(split))
-        assert build_dataset(cfg).classnames == ["death cap"]
-    finally:
-        DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
-
-
-def test_files_of_the_docs_make_a_dataset_downloadable(tmp_path, monkeypatch):
-    configs = tmp_path / "repository/configs/datasets"
-    configs.mkdir(parents=True)
-    (configs / "mushrooms.yaml").write_text("DATASET: {NAME: Mushrooms}\n")
+@pytest.fixture
+def mushrooms(tmp_path, monkeypatch):
+    """`mushrooms(code)` runs the code of the document that defines a dataset, and returns a configuration with it."""
+    (tmp_path / "repository/configs/datasets").mkdir(parents=True)
+    (tmp_path / "repository/configs/datasets/mushrooms.yaml").write_text("DATASET: {NAME: Mushrooms}\n")
     monkeypatch.setattr(sources, "ROOT", tmp_path / "repository")
-    attributes, files = blocks("python")
-    code = re.sub(r"    remedy = .*\n", files, attributes)
-    try:
+
+    def mushrooms(code):
         exec(code, {"__name__": "datasets.mushrooms", "File": File})
-        assert [file.name for file in sources.downloadable()["mushrooms"].files] == ["split.json", "photos.zip"]
-        command = f"get it by: .*python tools/prepare.py mushrooms --root {tmp_path}"
-        with pytest.raises(DatasetError, match=f"no folder .*mushrooms: .* or {command}"):
-            build_dataset(make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms"))
-    finally:
-        DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
+        return make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "Mushrooms")
+
+    yield mushrooms
+    DATASET_REGISTRY._obj_map.pop("Mushrooms", None)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_ends_a_run_in_one_line(workers, birds, tiny, tmp_path, launch):
+def test_dataset_class_of_the_docs(mushrooms, tmp_path):
+    cfg = mushrooms(blocks("python")[0])
+    with pytest.raises(DatasetError, match="no folder .*mushrooms: .* or ask the mycologists for it"):
+        build_dataset(cfg)
+    write_image(tmp_path / "mushrooms/photos/1.jpg", 0)
+    split = dict.fromkeys(("train", "val", "test"), [["1.jpg", 0, "death cap"]])
+    (tmp_path / "mushrooms/split.json").write_text(json.dumps(split))
+    assert build_dataset(cfg).classnames == ["death cap"]
+
+
+def test_files_of_the_docs_make_a_dataset_downloadable(mushrooms, tmp_path):
+    attributes, files = blocks("python")
+    cfg = mushrooms(re.sub(r"    remedy = .*\n", files, attributes))
+    assert [file.name for file in sources.downloadable()["mushrooms"].files] == ["split.json", "photos.zip"]
+    command = f"get it by: python tools/prepare.py mushrooms --root {tmp_path}"
+    with pytest.raises(DatasetError, match=f"no folder .*mushrooms: .* or {command}"):
+        build_dataset(cfg)
+
+
+def test_unreadable_image_ends_a_run_in_one_line(birds, tiny, tmp_path, launch):
     bad = birds / "test/robin/1.jpg"
     argv = ["--root", birds, "--trainer", "ZeroshotCLIP", "--eval-only", "--output-dir", tmp_path / "out"]
-    argv += ["--backbone", tiny, *SMALL, "DATASET.NAME", "ImageFolder", "DATALOADER.NUM_WORKERS", workers]
+    argv += ["--backbone", tiny, *SMALL, "DATASET.NAME", "ImageFolder", "DATALOADER.NUM_WORKERS", 1]
     Image.new("RGB", (8, 8)).save(bad, "DDS")
     ended = launch(*argv)
     assert (ended.status, len(ended.errors)) == (2, 1) and f"'{bad}' is damaged or not a JPEG" in ended.errors[0]
-    bad.unlink()
-    os.mkfifo(bad)
-    ended = launch(*argv)
-    assert (ended.status, len(ended.errors)) == (2, 1) and f"not regular files, the first {bad}" in ended.errors[0]
-
-
-def test_another_root_is_another_run(birds, tiny, tmp_path, launch):
-    shutil.copytree(birds, tmp_path / "moved")
-    argv = ["--trainer", "ZeroshotCLIP", "--eval-only", "--output-dir", tmp_path / "out", "--backbone", tiny]
-    argv += ["--skip-finished", *SMALL, "DATASET.NAME", "ImageFolder"]
-    assert launch("--root", birds, *argv).status == 0
-    assert "Already done" in launch("--root", birds, *argv).printed
-    ended = launch("--root", tmp_path / "moved", *argv)
-    assert ended.status == 2 and f"holds a run with DATASET.ROOT {birds}" in ended.errors[0]
 
 
 def test_own_images_have_the_name_of_their_yaml_file(birds, tiny, tmp_path, launch):

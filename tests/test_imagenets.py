@@ -55,15 +55,14 @@ def test_sources_of_class_names(name, load, tmp_path, capsys):
     assert len(said) == 1 and f"No {file}" in said[0]
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"imagenetv2"}))
-def test_folder_without_a_class_name(name, load, tmp_path):
-    file = build_tree(name, tmp_path) / "classnames.txt"
+def test_folder_without_a_class_name(load, tmp_path):
+    file = build_tree("imagenet_r", tmp_path) / "classnames.txt"
     file.write_text("n01440764 tench\n")
     with pytest.raises(DatasetError, match=f"{file} has no name for the folder n02012849"):
-        load(name)
+        load("imagenet_r")
     file.write_text("n01440764 tench\nn02012849\n")
     with pytest.raises(DatasetError, match=f"{file} is damaged"):
-        load(name)
+        load("imagenet_r")
 
 
 def test_folders_of_v2_are_labels(load, tmp_path):
@@ -153,40 +152,27 @@ def fifty_thousand(tmp_path_factory):
     return root
 
 
-def seconds(construct):
-    """The dataset and the processor time, which does not depend on other processes."""
-    started = time.process_time()
-    return construct(), time.process_time() - started
-
-
-def test_a_test_set_of_50_000_images_is_read_in_less_than_5_seconds(fifty_thousand):
+def test_50_000_images_are_read_in_less_than_5_seconds_and_a_missing_one_is_reported(fifty_thousand):
     cfg = make_cfg("CoOp", fifty_thousand, "", "", "DATASET.NAME", "ImageNet", "DATASET.NUM_SHOTS", 16)
-    data, took = seconds(lambda: build_dataset(cfg))
+    started = time.process_time()  # which does not depend on other processes
+    data = build_dataset(cfg)
     assert (len(data.train_x), len(data.test), data.num_classes) == (16000, 50000, 1000)
-    assert took < 5
+    assert time.process_time() - started < 5
 
-
-def test_missing_image_among_50_000_is_reported(fifty_thousand):
     class Listed(FewShotDataset):
         dataset_dir, image_dir, split_file = "imagenet", "images", "split.json"
 
-    rows = {
+    sizes = {"train": 1, "val": 0, "test": 50}
+    split = {
         part: [
-            [f"{part}/{wnid}/{number:08}.JPEG", label, wnid]
+            [f"{'train' if part == 'train' else 'val'}/{wnid}/{number:08}.JPEG", label, wnid]
             for label, wnid in enumerate(ImageNetInfo().label_names())
             for number in range(size)
         ]
-        for part, size in (("train", 1), ("val", 50))
+        for part, size in sizes.items()
     }
-    split = {"train": rows["train"], "val": [], "test": rows["val"]}
-    file = fifty_thousand / "imagenet/split.json"
-    file.write_text(json.dumps(split))
-    cfg = make_cfg("CoOp", fifty_thousand, "", "")
-    data, took = seconds(lambda: Listed(cfg))
-    assert len(data.test) == 50000 and took < 5
-
-    split["test"][12345][0] = "val/n01440764/absent.JPEG"
-    split["test"][12345][1:] = [0, "n01440764"]
-    file.write_text(json.dumps(split))
+    split["test"][123][0] = "val/n01440764/absent.JPEG"
+    split["test"][123][1:] = [0, "n01440764"]
+    (fifty_thousand / "imagenet/split.json").write_text(json.dumps(split))
     with pytest.raises(DatasetError, match="1 of 51000 images of Listed are missing, the first .*/absent.JPEG"):
         Listed(cfg)

@@ -8,7 +8,7 @@ import threading
 import zipfile
 
 import pytest
-from archives import tar, zipped
+from archives import zipped
 from filelock import FileLock
 from published import all_below, change_file, files_below
 
@@ -20,9 +20,6 @@ def test_invalid_arguments(prepare_fails, tmp_path):
     prepare_fails([], "no dataset is given")
     prepare_fails(["eurosatt"], "there is no dataset 'eurosatt': did you mean eurosat?")
     prepare_fails(["fewshot"], "fewshot DATASET")
-    prepare_fails(["fewshot", "dtd", "--seed", -1], "--seed -1 selects other images every time")
-    prepare_fails(["fewshot", "dtd", "--seed", 2**33], "SEED is 8589934592: give an integer from -1 to 4,294,967,295")
-    prepare_fails(["fewshot", "dtd", "--shots", 0], "DATASET.NUM_SHOTS is 0: give an integer from -1 to 1,000,000")
     prepare_fails(["fewshot", "imagenet_a"], "imagenet_a has test images only")
     prepare_fails(["--check", "dtd", "--root", "~nobody"], "datasets are incomplete or wrong")
     prepare_fails(["dtd", "--from", tmp_path / "none"], "no folder")
@@ -30,14 +27,17 @@ def test_invalid_arguments(prepare_fails, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("option", ["--root", "--from"])
-def test_an_empty_folder_is_not_the_current_one(option, prepare, monkeypatch, tmp_path):
-    """`--root ""` drew small_land into the current folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    status, _, errors = prepare("small_land", option, "", root="" if option == "--root" else tmp_path / "data")
-    assert status == 2 and errors[-1].endswith(f"argument {option}: expected a path (. for the current folder)")
-    assert not list((tmp_path / "here").iterdir())
+@pytest.mark.parametrize("option", [("--seed", -1), ("--seed", 2**33), ("--shots", 0)])
+def test_invalid_few_shot_numbers(option, prepare):
+    status, _, errors = prepare("fewshot", "dtd", *option)
+    assert status == 2 and str(option[1]) in errors[-1]
+
+
+def test_an_empty_folder_is_not_the_current_one(prepare, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = prepare("small_land", root="")
+    assert status == 2 and errors[-1].endswith("argument --root: expected a path (. for the current folder)")
+    assert not (tmp_path / "small_land").exists()
 
 
 def test_a_failed_download_leaves_no_folders(prepare_fails, publish, tmp_path):
@@ -49,9 +49,16 @@ def test_a_failed_download_leaves_no_folders(prepare_fails, publish, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(
-    "fault", ["wrong checksum", "truncated", "unsafe", "no name", "quota page", "images missing", "no folder"]
-)
+FAULTS = {
+    "wrong checksum": "md5 is wrong",
+    "truncated": "incomplete, or not an archive",
+    "unsafe": "outside",
+    "images missing": "1 images of the split are not in EuroSAT.zip",
+    "no folder": "no folder 2750 in it",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, publish, monkeypatch, tmp_path):
     made = publish("eurosat")
     good = publish.server.files["/eurosat/EuroSAT.zip"]
@@ -62,23 +69,11 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
         members.popitem()
     elif fault == "no folder":
         members = {path.replace("2750", "images"): content for path, content in members.items()}
-    elif fault == "no name":
-        members["unnamed"] = b"x"
-    content = zipped(tmp_path / "bad.zip", members).read_bytes().replace(b"unnamed", b"\0nnamed")  # that ends a name
-    content = {"wrong checksum": good[:-1] + b"x", "truncated": good[:-5]}.get(fault, content)
-    publish.server.files["/eurosat/EuroSAT.zip"] = content
+    content = {"wrong checksum": good[:-1] + b"x", "truncated": good[:-5]}.get(fault)
+    publish.server.files["/eurosat/EuroSAT.zip"] = content or zipped(tmp_path / "bad.zip", members).read_bytes()
     if fault != "wrong checksum":  # no checksum is published
         change_file(monkeypatch, "eurosat", "EuroSAT.zip", md5="", bytes=0, about=1 << 20)
-    publish.server.faults = ["", "quota page"] if fault == "quota page" else []
-    words = {
-        "wrong checksum": "md5 is wrong",
-        "truncated": "incomplete, or not an archive",
-        "unsafe": "outside",
-        "no name": "incomplete, or not an archive",
-        "quota page": "a web page",
-    }
-    words |= {"images missing": "1 images of the split are not in EuroSAT.zip", "no folder": "no folder 2750 in it"}
-    prepare_fails(["eurosat"], words[fault])
+    prepare_fails(["eurosat"], FAULTS[fault])
     kept = {"eurosat/.preparing", "eurosat/.preparing/EuroSAT.zip"} if fault == "images missing" else set()
     assert all_below(tmp_path / "data") == {"eurosat", "eurosat/split_zhou_EuroSAT.json"} | kept
     assert not (tmp_path / "outside.jpg").exists()
@@ -89,32 +84,17 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-def test_unpacked_images_are_removed_when_a_later_archive_is_refused(prepare_fails, publish, monkeypatch, tmp_path):
-    made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
-    folder.mkdir(parents=True)
-    images = {f"cars_train/{name}": data for name, data in files_below(made / "cars_train").items()}
-    size = tar(folder / "cars_train.tgz", images).stat().st_size
-    change_file(monkeypatch, "stanford_cars", "cars_train.tgz", bytes=size, md5="")
-    (folder / "cars_test.tgz").write_bytes(b"another file")
-    prepare_fails(["stanford_cars"], f"{folder}/cars_test.tgz is not the published file")
-    assert all_below(folder) == {"cars_train.tgz", "cars_test.tgz", "split_zhou_StanfordCars.json"}
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["named pipe", "folder"])
-def test_special_file_as_an_image_is_neither_read_nor_replaced(make, prepare, prepare_fails, publish, tmp_path):
+def test_special_file_as_an_image_is_neither_read_nor_replaced(prepare, prepare_fails, publish, tmp_path):
     shutil.copytree(publish("dtd"), tmp_path / "data/dtd")
     image = sorted((tmp_path / "data/dtd/images").rglob("*.jpg"))[0]
     image.unlink()
-    make(image)
-    prepare_fails(
-        ["dtd"], f"1 images are missing, the first {image.relative_to(tmp_path / 'data/dtd')}: move {tmp_path}"
-    )
-    assert not image.is_file()
-    image.rename(tmp_path / "elsewhere")
-    assert prepare("dtd").status == 0 and prepare("--check", "dtd").status == 0
+    os.mkfifo(image)
+    name = image.relative_to(tmp_path / "data/dtd")
+    prepare_fails(["dtd"], f"1 images are missing, the first {name}: move {tmp_path}/data/dtd elsewhere, then: python")
+    assert image.is_fifo()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>"])
+@pytest.mark.parametrize("content", [b"", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>"])
 def test_invalid_downloaded_split_is_rejected(content, prepare_fails, publish, monkeypatch, tmp_path):
     publish("eurosat")
     change_file(monkeypatch, "eurosat", "split_zhou_EuroSAT.json", md5="", bytes=0)
@@ -124,16 +104,14 @@ def test_invalid_downloaded_split_is_rejected(content, prepare_fails, publish, m
 
 
 def test_damaged_local_split_is_not_overwritten(prepare_fails, publish, tmp_path):
-    shutil.copytree(publish("eurosat"), tmp_path / "data/eurosat")
     split = tmp_path / "data/eurosat/split_zhou_EuroSAT.json"
+    split.parent.mkdir(parents=True)
     split.write_text("{")
+    publish("eurosat")
     suggestion = f"move {split} elsewhere, then: python tools/prepare.py eurosat"
     prepare_fails(["eurosat"], suggestion)
-    assert split.read_text() == "{"
-    shutil.rmtree(tmp_path / "data/eurosat/2750")  # nothing is downloaded then
-    prepare_fails(["eurosat"], suggestion)
     assert f"-> {suggestion}" in prepare_fails(["--check", "eurosat"], "datasets are incomplete or wrong")
-    assert publish.server.requests == []
+    assert split.read_text() == "{" and publish.server.requests == []
 
 
 def test_split_with_unpublished_images_keeps_the_download(prepare_fails, prepare, publish, tmp_path):
@@ -147,13 +125,6 @@ def test_split_with_unpublished_images_keeps_the_download(prepare_fails, prepare
     split.rename(tmp_path / "elsewhere")
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
     assert [path for path, _ in publish.server.requests] == ["/eurosat/EuroSAT.zip", f"/eurosat/{split.name}"]
-
-
-def test_split_with_a_path_outside_the_folder_is_refused(prepare_fails, publish, tmp_path):
-    split = publish("eurosat") / "split_zhou_EuroSAT.json"
-    split.write_text(split.read_text().replace("Forest/Forest_1.jpg", "../../other/Forest_1.jpg"))
-    printed = prepare_fails(["--check", "eurosat"], "datasets are incomplete or wrong", root=tmp_path / "made")
-    assert "'../../other/Forest_1.jpg' is outside the dataset's folder" in printed
 
 
 def test_truncated_local_archive_is_kept(prepare_fails, publish, monkeypatch, tmp_path):
@@ -170,22 +141,14 @@ def test_truncated_local_archive_is_kept(prepare_fails, publish, monkeypatch, tm
     assert (given / archive.name).is_file()
 
 
-@pytest.mark.parametrize(("name", "change"), [("imagenet_r", "an empty class"), ("imagenetv2", "an unknown class")])
-def test_wrong_class_folders_are_not_changed(name, change, prepare_fails, publish, tmp_path):
-    source = downloadable()[name]
-    folder = source.folder(tmp_path / "data")
-    shutil.copytree(publish(name), folder)
-    images = folder / source.dataset.image_dir
-    if change == "an empty class":
-        for image in (images / "n02012849").iterdir():
-            image.unlink()
-        where = images
-    else:
-        where = images / "cats"
-        where.mkdir()
-    suggestion = f"move {where} elsewhere, then: python tools/prepare.py {name} --root {tmp_path}/data"
-    prepare_fails([name], suggestion)
-    assert f"-> {suggestion}\n" in prepare_fails(["--check", name], "datasets are incomplete or wrong")
+def test_wrong_class_folders_are_not_changed(prepare_fails, publish, tmp_path):
+    source = downloadable()["imagenetv2"]
+    shutil.copytree(publish("imagenetv2"), source.folder(tmp_path / "data"))
+    wrong = source.folder(tmp_path / "data") / source.dataset.image_dir / "cats"
+    wrong.mkdir()
+    suggestion = f"move {wrong} elsewhere, then: python tools/prepare.py imagenetv2 --root {tmp_path}/data"
+    prepare_fails(["imagenetv2"], suggestion)
+    assert f"-> {suggestion}\n" in prepare_fails(["--check", "imagenetv2"], "datasets are incomplete or wrong")
     assert publish.server.requests == []
 
 
@@ -202,7 +165,7 @@ def test_broken_link_blocks_the_preparation(prepare_fails, publish, tmp_path):
 def test_full_disk_is_reported_before_downloads(prepare_fails, publish, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    prepare_fails(["eurosat", "sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
+    prepare_fails(["sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
     assert publish.server.requests == [] and not (tmp_path / "data").exists()
 
 
@@ -256,9 +219,9 @@ def test_one_process_at_a_time(publish, tmp_path):
 
 
 def test_folder_in_which_no_file_can_be_made(prepare):
-    """The lock of a set that draws itself waited for ever: nobody, root included, can write to /proc/self."""
+    """Nobody, root included, can write to /proc/self."""
     status, printed, _ = prepare("--check", "small_shapes", root="/proc/self")
-    assert status == 2 and "cannot draw SmallShapes in /proc/self/small_shapes (No such file or directory)" in printed
+    assert status == 2 and "cannot draw SmallShapes: cannot write to /proc/self/small_shapes (No such" in printed
 
 
 def test_failure_does_not_stop_other_datasets(prepare_fails, publish, tmp_path):

@@ -7,7 +7,6 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-import gdown
 import pytest
 import requests
 from serving import serving
@@ -53,33 +52,30 @@ def test_a_complete_download_leaves_only_the_file(server, file, tmp_path):
     assert os.listdir(tmp_path) == [NAME] and starts(server) == [0]
 
 
-@pytest.mark.parametrize("fault", ["cut off", "cut off in a chunk", "busy"])
-def test_interrupted_transfers_are_resumed(fault, server, file, tmp_path):
-    server.faults = [fault, fault]
+HALF = len(CONTENT) // 2
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        (["cut off", "cut off"], [0, HALF, HALF + HALF // 2]),
+        (["busy", "busy"], [0, 0, 0]),
+        (["cut off", "no ranges"], [0, HALF]),
+        (["cut off", "short range"], [0, HALF, HALF + 1000]),
+    ],
+)
+def test_interrupted_transfers_are_resumed(faults, expected, server, file, tmp_path):
+    server.faults = list(faults)
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
-    assert len(starts(server)) == 3
-    assert starts(server) == sorted(starts(server)) and (fault == "busy" or starts(server)[2] > len(CONTENT) / 2)
+    assert starts(server) == expected
 
 
 def test_received_bytes_are_kept_after_a_failure(server, file, tmp_path):
     server.faults = ["cut off", *["busy"] * (download.TRIES - 1)]
-    half = len(CONTENT) // 2
-    refused(file, tmp_path, "503", f"({half:,} bytes received): run the same command again to resume")
+    refused(file, tmp_path, "503", f"({HALF:,} bytes received): run the same command again to resume")
     assert os.listdir(tmp_path) == [f"{NAME}.partial"] and len(server.requests) == download.TRIES
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
-    assert starts(server)[-1] == half and os.listdir(tmp_path) == [NAME]
-
-
-def test_server_without_ranges_sends_everything_again(server, file, tmp_path):
-    server.faults = ["cut off", "no ranges"]
-    assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
-
-
-def test_short_ranges_are_continued(server, file, tmp_path):
-    server.faults = ["cut off", "short range", "short range"]
-    assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
-    half = len(CONTENT) // 2
-    assert starts(server) == [0, half, half + 1000, half + 2000]
+    assert starts(server)[-1] == HALF and os.listdir(tmp_path) == [NAME]
 
 
 def test_complete_partial_file_is_only_verified(server, file, tmp_path):
@@ -90,20 +86,6 @@ def test_complete_partial_file_is_only_verified(server, file, tmp_path):
     (tmp_path / NAME).rename(tmp_path / f"{NAME}.partial")
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
     assert starts(server) == [len(CONTENT)]
-
-
-@pytest.mark.parametrize("published", [True, False])
-def test_endless_download_is_rejected(published, server, file, tmp_path):
-    def endless(handler):
-        with suppress(OSError):  # the client has had enough
-            handler.wfile.write(HEAD + b"\r\n")
-            while True:
-                handler.wfile.write(bytes(1 << 16))
-
-    server.faults = [endless]
-    file = file if published else replace(file, bytes=0, about=1)
-    refused(file, tmp_path, f"does not end after {102_400 if published else file.max_bytes:,} bytes")
-    assert os.listdir(tmp_path) == [] and starts(server) == [0]
 
 
 @pytest.mark.parametrize("size", [1000, len(CONTENT), len(CONTENT) + 1])
@@ -128,7 +110,7 @@ def test_quota_page_keeps_received_bytes(server, file, tmp_path):
     server.faults = ["cut off", "quota page"]
     refused(file, tmp_path, "a web page instead of the file")
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
-    assert starts(server)[-1] == len(CONTENT) // 2
+    assert starts(server)[-1] == HALF
 
 
 def test_unreachable_server_and_invalid_address(server, file, tmp_path):
@@ -139,32 +121,19 @@ def test_unreachable_server_and_invalid_address(server, file, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_silent_server_is_given_up(server, file, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.1)
-    server.faults = download.TRIES * [lambda handler: time.sleep(0.3)]
-    refused(file, tmp_path, "the connection failed (timed out)")
-
-
 def test_mirror_replaces_the_address(server, file, tmp_path):
     server.files[f"/lab/eurosat/{NAME}"] = CONTENT
     drive = File(NAME, drive="1abc", bytes=len(CONTENT))
     assert fetch.fetch(drive, tmp_path, "", f"{server.address}/lab/eurosat").read_bytes() == CONTENT
 
 
-# Answers that no honest server gives
+# Answers that no honest server gives: see also tests/fuzz/downloads.py
 
 
-@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-5", "", "0x10", "7, 7"])
-def test_invalid_content_length_is_ignored(length, server, file, tmp_path):
-    server.faults = [HEAD + f"Content-Length: {length}\r\n\r\n".encode("latin-1") + CONTENT]
-    assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("numbers", ["\u00b2-5/9", "5-9", "x", "bytes 4-10/10", "bytes 55-9/10"])
-def test_invalid_content_range_begins_again(numbers, server, file, tmp_path):
+def test_invalid_headers_begin_again_or_are_ignored(server, file, tmp_path):
     (tmp_path / f"{NAME}.partial").write_bytes(CONTENT[:5])
-    answer = f"HTTP/1.1 206 Partial\r\nContent-Range: {numbers}\r\n\r\n".encode("latin-1")
-    server.faults = [answer + CONTENT[5:]]
+    part = "HTTP/1.1 206 Partial\r\nContent-Range: bytes 4-10/10\r\n\r\n".encode("latin-1") + CONTENT[5:]
+    server.faults = [part, HEAD + b"Content-Length: \xb2\r\n\r\n" + CONTENT]
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
     assert starts(server) == [5, 0]
 
@@ -173,31 +142,48 @@ REDIRECTS = {
     "http://[::1/": "the connection failed",
     "file:///etc/passwd": "file:///etc/passwd",
     "/images.zip": "redirect error",
-    "ftp://127.0.0.1/": "ftp://127.0.0.1/ is not an address of http or https",
 }
 
 
-@pytest.mark.parametrize("target", REDIRECTS, ids=["bracket", "file", "loop", "ftp"])
+@pytest.mark.parametrize("target", REDIRECTS, ids=["bracket", "file", "loop"])
 def test_redirects_are_checked(target, server, file, tmp_path):
     server.faults = 12 * [f"HTTP/1.1 302 Found\r\nLocation: {target}\r\n\r\n".encode("latin-1")]
     refused(file, tmp_path, REDIRECTS[target])
     assert os.listdir(tmp_path) == []
 
 
-def test_redirects_are_followed_and_their_bodies_not_read(server, file, tmp_path):
-    def endless(handler):
-        with suppress(OSError):
-            handler.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: images.zip\r\n\r\n")
+def endless(head):
+    """An answer without an end."""
+
+    def answer(handler):
+        with suppress(OSError):  # the client has had enough
+            handler.wfile.write(head + b"\r\n")
             while True:
                 handler.wfile.write(bytes(1 << 16))
 
-    server.faults = [endless, f"HTTP/1.1 302 Found\r\nLocation: {server.address}/{NAME}?a=%20\r\n\r\n".encode()]
+    return answer
+
+
+def test_redirects_are_followed_and_their_bodies_not_read(server, file, tmp_path):
+    redirect = b"HTTP/1.1 302 Found\r\nLocation: images.zip\r\n"
+    server.faults = [endless(redirect), f"HTTP/1.1 302 Found\r\nLocation: {file.url}?a=%20\r\n\r\n".encode()]
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("answer", [b"", b"nonsense", HEAD + b"X: " + b"x" * 70_000, HEAD + b"X: 1\r\n" * 200])
-def test_nonsense_is_one_line(answer, server, file, tmp_path):
-    server.faults = download.TRIES * [answer]
+@pytest.mark.parametrize("published", [True, False])
+def test_endless_download_is_rejected(published, server, file, tmp_path):
+    server.faults = [endless(HEAD)]
+    file = file if published else replace(file, bytes=0, about=1)
+    refused(file, tmp_path, f"does not end after {102_400 if published else file.max_bytes:,} bytes")
+    assert os.listdir(tmp_path) == [] and starts(server) == [0]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"nonsense", HEAD + b"X: " + b"x" * 70_000, "silence"], ids=["nonsense", "long", "no"]
+)
+def test_nonsense_and_silence_are_one_line(answer, server, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    server.faults = download.TRIES * [(lambda handler: time.sleep(0.3)) if answer == "silence" else answer]
     refused(file, tmp_path, "the connection failed (")
     assert os.listdir(tmp_path) == []
 
@@ -250,16 +236,6 @@ def test_google_drive_quota_page(drive, server, tmp_path):
     server.faults = ["quota page"] * 5
     refused(drive, tmp_path / "data", "https://drive.google.com/uc?id=1abc", "Too many users have viewed")
     assert os.listdir(tmp_path / "data") == []
-
-
-def test_google_drive_without_a_connection(drive, monkeypatch, tmp_path):
-    def fail(**options):
-        raise requests.ConnectionError("HTTPSConnectionPool(host='drive.google.com', port=443): Max retries exceeded")
-
-    monkeypatch.setattr(gdown, "download", fail)
-    refused(
-        drive, tmp_path / "data", "https://drive.google.com/uc?id=1abc: HTTPSConnectionPool", "run the same command"
-    )
 
 
 @pytest.mark.parametrize(("facts", "words"), [({"bytes": 9}, "not end after 9 bytes"), ({"md5": "0"}, "md5 is wrong")])

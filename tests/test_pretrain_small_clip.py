@@ -1,4 +1,4 @@
-"""Pre-training of the small CLIP: its data, resuming, and errors."""
+"""Pre-training of the small CLIP: its data, and the weights that it writes."""
 
 import json
 
@@ -9,7 +9,6 @@ import torch
 from clip import weights
 from datasets.small_world import SmallSource
 from datasets.small_world.drawing import Subject
-from experiments.session import cli_main
 from experiments.small_clip import pairs, pretraining
 
 pytestmark = pytest.mark.slow
@@ -33,67 +32,17 @@ def test_captions_describe_the_image_partly_or_fully():
     assert len(set(captions)) > 40
 
 
-@pytest.fixture
-def pretrain(tmp_path, monkeypatch, ended):
-    """`pretrain(folder, *options)`: four steps of a model of one layer in `tmp_path/folder`, and an `Ended`."""
+def test_pretraining_writes_weights_and_history(command, tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "LAYERS", 1)
     monkeypatch.setattr(pretraining, "UNSEEN", 50)
-    few = ["--images", 24, "--batch", 8, "--every", 3, "--steps", 4]
-
-    def pretrain(folder: str, *options):
-        argv = [str(option) for option in (*few, "--output", tmp_path / folder, *options)]
-        return ended(lambda: cli_main(lambda: pretraining.main(argv)))
-
-    return pretrain
-
-
-def test_resumed_pretraining_is_bit_identical(pretrain, tmp_path, monkeypatch):
-    def stop_at_the_end(model, *args, retrieval=pretraining.retrieval):
-        if (tmp_path / "parts/checkpoint.pt").exists():
-            raise KeyboardInterrupt
-        return retrieval(model, *args)
-
-    assert pretrain("whole").status == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "retrieval", stop_at_the_end)
-        assert pretrain("parts").status == 130
-    assert not (tmp_path / "parts/small.safetensors").exists()
-    assert pretrain("parts").status == 0
-    whole, parts = (weights.read_state_dict(tmp_path / name / "small.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "parts")]
-    for history in histories:
-        assert [row["step"] for row in history] == [3, 4]
-        assert 1 < history[1]["loss"] < 4  # of the last step alone: ln 8 is chance
-    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
-    assert (tmp_path / "parts/curves.png").stat().st_size > 1000
-
-
-def test_other_settings_and_damaged_files_are_refused(pretrain, tmp_path):
-    def refused(*options):
-        status, _, (error,) = pretrain("run", *options)
-        assert (status, error[:7]) == (2, "error: ")
-        return error
-
-    assert pretrain("run").status == 0
-    assert "--steps 4, this run has 6: choose another --output" in refused("--steps", 6)
-    (tmp_path / "run/images_0_24.npy").write_bytes(b"cut")
-    assert "images_0_24.npy" in refused()
-    (tmp_path / "run/checkpoint.pt").write_bytes(b"cut")
-    assert "checkpoint.pt: the checkpoint is damaged: delete it to start again" in refused()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--images", 5], "--batch 8 is more than --images 5"),
-        (["--every", 0], "expected an integer >= 1, got '0'"),
-        (["--steps", "many"], "expected an integer >= 1, got 'many'"),
-        (["--lr", "nan"], "expected a number > 0, got 'nan'"),
-    ],
-)
-def test_invalid_options_are_refused(pretrain, tmp_path, options, words):
-    status, _, errors = pretrain("run", *options)
-    assert status == 2
-    assert words in errors[-1]
-    assert not (tmp_path / "run").exists()
+    states = []
+    for folder in ("one", "other"):
+        options = ["--images", 24, "--batch", 8, "--every", 3, "--steps", 4, "--output", tmp_path / folder]
+        assert command(pretraining, *options).status == 0
+        states.append(weights.read_state_dict(tmp_path / folder / "small.safetensors"))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    history = json.loads((tmp_path / "one/history.json").read_text())
+    assert [row["step"] for row in history] == [3, 4]
+    assert 1 < history[1]["loss"] < 4  # of the last step alone: ln 8 is chance
+    _, _, errors = command(pretraining, "--images", 3, "--output", tmp_path / "none")
+    assert errors[-1].endswith("--batch 256 is more than --images 3: lower it") and not (tmp_path / "none").exists()

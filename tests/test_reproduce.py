@@ -183,7 +183,7 @@ def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
     for method, folder, options, words in (
         ("MaPLe", "set", [], "no checkpoints of MaPLe in"),
         ("MaPLe", "set", ["--protocol", "cross_dataset"], "expected {dataset}/seed{seed}"),
-        ("MaPLe", "sett", [], "the nearest is"),
+        ("MaPLe", "sett", [], "which holds set; check --checkpoints"),
         ("MaPL3", "set", [], "no checkpoints of MaPLe in"),
         ("xyz", "set", [], "there is no method 'xyz'"),
     ):

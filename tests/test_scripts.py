@@ -397,18 +397,19 @@ def test_wrong_variables(script):
 
 
 @pytest.mark.parametrize("name", ["mpl/base2new_test", "mpl/xd_test", "coop/eval"])
-def test_error_for_untrained_prompts_names_the_nearest_folder(name, script, tmp_path):
-    trained = {
-        "mpl/base2new_test": "base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed2",  # SEED differs
-        "mpl/xd_test": "crossdataset/eurosat/MPL/vit_b4_c1_add2_rm1_16shots/seed1",  # SOURCE
-        "coop/eval": "eurosat/CoOp/vit_b16_16shots/nctx16_cscFalse_ctpend/seed1",
+def test_error_for_untrained_prompts_says_what_was_trained(name, script, tmp_path):
+    folder, rest = {
+        "mpl/base2new_test": ("/base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1", "seed2"),  # SEED differs
+        "mpl/xd_test": ("/crossdataset", "eurosat/MPL/vit_b4_c1_add2_rm1_16shots/seed1"),  # SOURCE
+        "coop/eval": ("", "eurosat/CoOp/vit_b16_16shots/nctx16_cscFalse_ctpend/seed1"),
     }[name]
-    (tmp_path / "out" / trained).mkdir(parents=True)
+    (tmp_path / f"out{folder}" / rest).mkdir(parents=True)
     ended, _ = script(f"{name}.sh", "eurosat", "vit_b16" if name == "coop/eval" else 1, DRY_RUN="")
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"error: no trained prompts in {tmp_path}/out/")
-    assert f": the nearest is {tmp_path}/out/{trained}; train first, or check --model-dir" in line
+    there = f": its path exists up to {tmp_path}/out{folder}, which holds {rest.split('/')[0]}; train first, or check"
+    assert there in line
 
 
 @pytest.mark.parametrize("name", ["mpl/base2new_test", "any/xd_test", "maple/base2new_test"])

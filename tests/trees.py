@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
 
 SIZES = {"train": 3, "val": 1, "test": 2}  # images a class
 Split = dict[str, list[list]]  # rows of path, label and class name by part
@@ -26,71 +25,52 @@ class Layout(NamedTuple):
     image: str
 
 
+def same(*names: str) -> dict[str, str]:
+    """Folders that are the class names."""
+    return {name: name for name in names}
+
+
 LAYOUTS = {
     "caltech101": Layout(
-        "caltech-101",
-        "101_ObjectCategories",
-        "split_zhou_Caltech101.json",
-        {"Faces": "face", "accordion": "accordion", "airplanes": "airplane", "wild_cat": "wild_cat"},
-        "{folder}/image_{n:04}.jpg",
+        "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json",
+        {"Faces": "face", "airplanes": "airplane"} | same("accordion", "wild_cat"), "{folder}/image_{n:04}.jpg",
     ),
     "oxford_pets": Layout(
-        "oxford_pets",
-        "images",
-        "split_zhou_OxfordPets.json",
-        {"Abyssinian": "abyssinian", "american_bulldog": "american_bulldog", "Bengal": "bengal", "pug": "pug"},
-        "{folder}_{n}.jpg",
+        "oxford_pets", "images", "split_zhou_OxfordPets.json",
+        {"Abyssinian": "abyssinian", "Bengal": "bengal"} | same("american_bulldog", "pug"), "{folder}_{n}.jpg",
     ),
     "stanford_cars": Layout(
-        "stanford_cars",
-        ".",
-        "split_zhou_StanfordCars.json",
-        {name: name for name in ("2000 AM General Hummer", "2012 Acura RL", "2012 Acura TL", "2012 Audi TTS")},
-        "cars_{part}/{i:05}.jpg",
+        "stanford_cars", ".", "split_zhou_StanfordCars.json",
+        same("2000 AM General Hummer", "2012 Acura RL", "2012 Acura TL", "2012 Audi TTS"), "cars_{part}/{i:05}.jpg",
     ),
     "oxford_flowers": Layout(
-        "oxford_flowers",
-        "jpg",
-        "split_zhou_OxfordFlowers.json",
+        "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json",
         {"1": "pink primrose", "2": "hard-leaved pocket orchid", "3": "canterbury bells", "4": "sweet pea"},
         "image_{i:05}.jpg",
     ),
     "food101": Layout(
-        "food-101",
-        "images",
-        "split_zhou_Food101.json",
-        {name: name for name in ("apple_pie", "baby_back_ribs", "baklava", "beef_carpaccio")},
-        "{folder}/{i:06}.jpg",
+        "food-101", "images", "split_zhou_Food101.json",
+        same("apple_pie", "baby_back_ribs", "baklava", "beef_carpaccio"), "{folder}/{i:06}.jpg",
     ),
     "sun397": Layout(
-        "sun397",
-        "SUN397",
-        "split_zhou_SUN397.json",
+        "sun397", "SUN397", "split_zhou_SUN397.json",
         {"a/abbey": "abbey", "a/airport_terminal": "airport_terminal", "c/church/indoor": "indoor church", "z": "z"},
         "{folder}/sun_{i:016x}.jpg",
     ),
     "dtd": Layout(
-        "dtd",
-        "images",
-        "split_zhou_DescribableTextures.json",
-        {name: name for name in ("banded", "blotchy", "braided", "zigzagged")},
-        "{folder}/{folder}_{n:04}.jpg",
+        "dtd", "images", "split_zhou_DescribableTextures.json",
+        same("banded", "blotchy", "braided", "zigzagged"), "{folder}/{folder}_{n:04}.jpg",
     ),
     "eurosat": Layout(
-        "eurosat",
-        "2750",
-        "split_zhou_EuroSAT.json",
+        "eurosat", "2750", "split_zhou_EuroSAT.json",
         {"AnnualCrop": "Annual Crop Land", "Forest": "Forest", "River": "River", "SeaLake": "Sea or Lake"},
         "{folder}/{folder}_{n}.jpg",
     ),
     "ucf101": Layout(
-        "ucf101",
-        "UCF-101-midframes",
-        "split_zhou_UCF101.json",
-        {name: name for name in ("Apply_Eye_Makeup", "Archery", "Baby_Crawling", "Yo_Yo")},
-        "{folder}/v_g{n:02}_c01.jpg",
+        "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json",
+        same("Apply_Eye_Makeup", "Archery", "Baby_Crawling", "Yo_Yo"), "{folder}/v_g{n:02}_c01.jpg",
     ),
-}
+}  # fmt: skip
 WNIDS = {"n01440764": "tench", "n02012849": "crane", "n03126707": "crane", "n03710637": "maillot"}  # two named crane
 FOLDERS = {  # test sets of ImageNet's classes: folder of the images, and image name
     "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", "{n:040x}.jpeg"),
@@ -134,8 +114,8 @@ def with_split_file(name: str, root: Path) -> Path:
                 write_image(folder / layout.images / path, i)
                 split[part].append([path, label, classname])
     (folder / layout.split).write_text(json.dumps(split))
-    if name in ANNOTATIONS:
-        ANNOTATIONS[name](folder, split, list(layout.classes))
+    if name == "oxford_pets":
+        (folder / "images/Abyssinian_1.mat").touch()  # the archive has one among the images
     return folder
 
 
@@ -171,78 +151,3 @@ def write_image(path: Path, seed: int) -> None:
 def write_lines(path: Path, lines) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
-
-
-# Other files of the archives: the original annotations. Arguments: folder, split, class folders.
-
-
-def halves(split: Split) -> dict[str, list]:
-    """The original split, with the validation images in the training set."""
-    return {"train": split["train"] + split["val"], "test": split["test"]}
-
-
-def pets(folder: Path, split: Split, classes: list[str]) -> None:
-    for part, rows in halves(split).items():
-        lines = [f"{Path(path).stem} {label + 1} 1 1" for path, label, _ in rows]
-        write_lines(folder / "annotations" / {"train": "trainval.txt", "test": "test.txt"}[part], lines)
-    savemat(folder / "images/Abyssinian_1.mat", {"box": [0, 0, 8, 8]})  # the archive has one among the images
-
-
-def cars(folder: Path, split: Split, classes: list[str]) -> None:
-    files = {"train": "devkit/cars_train_annos.mat", "test": "cars_test_annos_withlabels.mat"}
-    fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
-    (folder / "devkit").mkdir()
-    for part, rows in halves(split).items():
-        records = [(0, 0, 8, 8, label + 1, Path(path).name) for path, label, _ in rows]
-        annotations = np.array(records, dtype=[(field, object) for field in fields])
-        savemat(folder / files[part], {"annotations": annotations[None]})
-    savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array([classes], dtype=object)})
-
-
-def flowers(folder: Path, split: Split, classes: list[str]) -> None:
-    numbers = {part: [int(Path(row[0]).stem[-5:]) for row in rows] for part, rows in split.items()}
-    labels = sorted((int(Path(path).stem[-5:]), label + 1) for rows in split.values() for path, label, _ in rows)
-    savemat(folder / "imagelabels.mat", {"labels": [[label for _, label in labels]]})
-    savemat(folder / "setid.mat", {"trnid": [numbers["train"]], "valid": [numbers["val"]], "tstid": [numbers["test"]]})
-    (folder / "cat_to_name.json").write_text(json.dumps(LAYOUTS["oxford_flowers"].classes))
-
-
-def food(folder: Path, split: Split, classes: list[str]) -> None:
-    write_lines(folder / "meta/classes.txt", classes)
-    for part, rows in halves(split).items():
-        paths = [path.removesuffix(".jpg") for path, _, _ in rows]
-        write_lines(folder / f"meta/{part}.txt", paths)
-        by_class = {name: [path for path in paths if path.startswith(f"{name}/")] for name in classes}
-        (folder / f"meta/{part}.json").write_text(json.dumps(by_class))
-
-
-def sun(folder: Path, split: Split, classes: list[str]) -> None:
-    write_lines(folder / "ClassName.txt", [f"/{name}" for name in classes])
-    for part, rows in halves(split).items():
-        write_lines(folder / f"{part.capitalize()}ing_01.txt", [f"/{row[0]}" for row in rows])
-
-
-def dtd(folder: Path, split: Split, classes: list[str]) -> None:
-    for part, rows in split.items():
-        write_lines(folder / f"labels/{part}1.txt", [row[0] for row in rows])
-
-
-def ucf(folder: Path, split: Split, classes: list[str]) -> None:
-    names = [name.replace("_", "") for name in classes]
-    lists = folder / "ucfTrainTestlist"
-    write_lines(lists / "classInd.txt", [f"{label + 1} {name}" for label, name in enumerate(names)])
-    for part, rows in halves(split).items():
-        videos = [(f"{names[label]}/{Path(path).stem}.avi", label + 1) for path, label, _ in rows]
-        lines = [f"{video} {label}" if part == "train" else video for video, label in videos]
-        write_lines(lists / f"{part}list01.txt", lines)
-
-
-ANNOTATIONS = {
-    "oxford_pets": pets,
-    "stanford_cars": cars,
-    "oxford_flowers": flowers,
-    "food101": food,
-    "sun397": sun,
-    "dtd": dtd,
-    "ucf101": ucf,
-}

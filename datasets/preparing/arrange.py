@@ -12,12 +12,13 @@ from common.errors import UsageError
 
 from ..base import DatasetError
 from ..files import File
-from .fetch import WrongFile, fetch, size_of, verify
+from .fetch import WrongFile, fetch, verify
 from .labels import validation_labels
-from .sources import Source, image_paths, missing_images
+from .sources import Source, missing_images
 from .unpack import unpack
 
 WORK, LOCK = ".preparing", ".preparing.lock"  # in the dataset's folder: unfinished files, lock of a running process
+RESERVE = 1 << 30  # bytes of the disk to leave free
 
 
 class Preparation:
@@ -48,92 +49,36 @@ class Preparation:
         what = f"{len(missing)} images are missing, the first {missing[0]}" if missing else ""
         return DatasetError(what, where=self.folder) if missing else None, missing
 
-    def failure(self, problem: UsageError) -> UsageError:
-        """The error of a problem, with the command to run, and any step before it."""
+    def is_ready(self) -> bool:
+        return not self.missing_texts() and self.problem()[0] is None
+
+    def with_command(self, problem: UsageError) -> UsageError:
+        """The same error, whose remedy is the command to run, and any step before it."""
         before = f"move {problem.where} elsewhere, then: " if os.path.lexists(problem.where or "") else ""
         return UsageError(problem.what, before + self.command, problem.where)
 
-    def texts(self) -> list[File]:
-        """Split files and lists that are missing."""
-        return [file for file in self.source.files if file.extract is None and not (self.folder / file.name).is_file()]
-
-    def is_ready(self) -> bool:
-        return not self.texts() and self.problem()[0] is None
-
-    def archives(self) -> list[File]:
-        """Archives with the missing images; local ones are preferred to those that can be downloaded.
-
-        Raises:
-            UsageError: files must be downloaded manually, or something that is there is in the way.
-        """
-        problem, missing = self.problem()
-        if problem is None:
-            return []
-        archives = [file for file in self.source.files if file.extract is not None]
-        places = {target: self.folder / target for file in archives for target in file.targets}
-        blocked = [path for path in places.values() if os.path.lexists(path) and not path.is_dir()]
-        if blocked:
-            raise self.failure(UsageError("is not a folder", where=blocked[0]))
-        absent = {
-            target
-            for target, path in places.items()
-            if target == "." or not path.exists() or any(image.startswith(f"{target}/") for image in missing)
-        }
-        needed: list[File] = []
-        for file in sorted(archives, key=lambda file: (not self.local(file), not file.link)):
-            if absent.intersection(file.targets):
-                needed.append(file)
-                absent.difference_update(file.targets)
-        if Path(problem.where or "").is_file() or not (needed or self.texts()):  # a damaged split, an unknown class
-            raise self.failure(problem)
-        keys = {file.labels_from for file in needed}
-        needed = [file for file in archives if file in needed or file.name in keys]
-        manual = [file for file in needed if not (self.local(file) or file.link or self.mirror)]
-        if manual:
-            names, size = ", ".join(file.name for file in manual), sum(file.size for file in manual) / 1e9
-            put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
-            what = f"{self.source.name} needs files that must be downloaded manually"
-            raise UsageError(what, "; ".join(filter(None, (self.source.dataset.by_hand, put))))
-        return needed
-
-    def local(self, file: File) -> Path | None:
-        """Local path of a file (user-supplied or already downloaded), or None."""
-        for path in (place / file.name for place in self.places):
-            if path.is_file():
-                return path
-            if os.path.lexists(path):
-                raise self.failure(UsageError(f"{path} is not a regular file", where=path))
-        return None
-
-    def space(self) -> tuple[int, int]:
-        """Bytes that the images will take, and bytes of the largest download, which is deleted afterwards."""
-        archives = self.archives()
-        downloads = [
-            file.size - size_of(self.work / f"{file.name}.partial") for file in archives if not self.local(file)
-        ]
-        return sum(file.size for file in archives), max([0, *downloads])
-
     def run(self) -> None:
-        """Get, verify, unpack and arrange the missing files.
+        """Get, verify, unpack and rename the missing files.
 
         Raises:
             UsageError: a file is not available or not valid; the dataset has not changed then.
         """
         for path in (self.work, *self.work.rglob("*")):  # this command makes neither links nor pipes
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
-                raise self.failure(UsageError(f"{path} is a link or not a regular file", where=path))
+                raise self.with_command(UsageError(f"{path} is a link or not a regular file", where=path))
+        self.check_space(self.missing_archives())
         created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with locked(self.folder):
                 shutil.rmtree(self.staged.parent, ignore_errors=True)  # of a process that was killed
                 self.staged.mkdir(parents=True)
-                for file in self.texts():
+                for file in self.missing_texts():
                     self.install(file)
-                archives = self.archives()
+                archives = self.missing_archives()
                 for file in archives:
                     self.unpack(file)
-                self.check(archives)
+                self.check_images(archives)
                 merge(self.staged, self.folder)
                 shutil.rmtree(self.work)
         finally:
@@ -143,7 +88,61 @@ class Preparation:
                     path.rmdir()
         problem, _ = self.problem()
         if problem:
-            raise self.failure(problem)
+            raise self.with_command(problem)
+
+    def missing_texts(self) -> list[File]:
+        """Split files and lists that are missing."""
+        return [file for file in self.source.files if file.extract is None and not (self.folder / file.name).is_file()]
+
+    def missing_archives(self) -> list[File]:
+        """Archives with the missing images. Local archives are preferred to those that can be downloaded.
+
+        Raises:
+            UsageError: an archive must be downloaded manually, or something is in the way.
+        """
+        problem, missing = self.problem()
+        if problem is None:
+            return []
+        archives = [file for file in self.source.files if file.extract is not None]
+        places = {target: self.folder / target for file in archives for target in file.targets}
+        blocked = [path for path in places.values() if os.path.lexists(path) and not path.is_dir()]
+        if blocked:
+            raise self.with_command(UsageError("is not a folder", where=blocked[0]))
+        absent = {target for target, path in places.items() if missing or target == "." or not path.exists()}
+        needed: set[str] = set()
+        for file in sorted(archives, key=lambda file: (not self.local(file), not file.link)):
+            if absent.intersection(file.targets):
+                needed |= {file.name, file.labels_from}
+                absent.difference_update(file.targets)
+        if Path(problem.where or "").is_file() or not (needed or self.missing_texts()):  # a damaged split
+            raise self.with_command(problem)
+        archives = [file for file in archives if file.name in needed]
+        manual = [file for file in archives if not (self.local(file) or file.link or self.mirror)]
+        if manual:
+            names, size = ", ".join(file.name for file in manual), sum(file.size for file in manual) / 1e9
+            put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
+            what = f"{self.source.name} needs files that must be downloaded manually"
+            raise UsageError(what, "; ".join(filter(None, (self.source.dataset.manual_steps, put))))
+        return archives
+
+    def local(self, file: File) -> Path | None:
+        """Local path of a file (user-supplied or already downloaded), or None."""
+        for path in (place / file.name for place in self.places):
+            if path.is_file():
+                return path
+            if os.path.lexists(path):
+                raise self.with_command(UsageError(f"{path} is not a regular file", where=path))
+        return None
+
+    def check_space(self, archives: list[File]) -> None:
+        """Check that the disk has enough bytes for the images, and for the largest archive while it is unpacked."""
+        downloads = [file.size for file in archives if not self.local(file)]
+        need = sum(file.size for file in archives) + max([0, *downloads])
+        place = next(path for path in (self.root.absolute(), *self.root.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        if need and need + RESERVE > free:
+            what = f"{need / 1e9:.1f} GB are needed in {place}, {free / 1e9:.1f} GB are free"
+            raise UsageError(what, "free some space, or choose another --root")
 
     def get(self, file: File) -> Path:
         """A verified file, local or downloaded."""
@@ -181,27 +180,22 @@ class Preparation:
             for image, label in validation_labels(key).items() if key else ():
                 (raw / label).mkdir(exist_ok=True)
                 (raw / image).rename(raw / label / image)
-            for (
-                top,
-                target,
-            ) in (file.extract or {}).items():  # the innermost folder of that name: repacked archives are accepted
+            for top, target in (file.extract or {}).items():
                 found = [place for place in raw.rglob(top) if place.is_dir()] if top else [raw]
                 if not found:
                     raise UsageError(f"no folder {top} in it", where=path)
-                merge(max(found, key=lambda place: len(place.parts)), self.staged / target)
+                innermost = max(found, key=lambda place: len(place.parts))  # repacked archives have folders around it
+                merge(innermost, self.staged / target)
         except UsageError as error:
             if path.parent == self.work:
                 path.unlink()
             remedy = f"download it again, or from elsewhere, and put it into {self.folder}"
             raise UsageError(error.what, remedy, error.where) from None
 
-    def check(self, archives: list[File]) -> None:
+    def check_images(self, archives: list[File]) -> None:
         """Check that the archives have every image of a split file, before anything is moved."""
-        try:
-            images = image_paths(self.source.read_quietly(self.root))
-        except DatasetError:  # without a split file, or with one among the unpacked files
-            return
-        lost = [name for name in images if not any((path / name).is_file() for path in (self.folder, self.staged))]
+        _, missing = self.problem()
+        lost = [name for name in missing if not (self.staged / name).is_file()]
         if lost:
             what = f"{len(lost)} images of the split are not in {' and '.join(file.name for file in archives)}"
             split = self.folder / self.source.dataset.split_file
@@ -210,7 +204,7 @@ class Preparation:
 
 
 def merge(source: Path, target: Path) -> None:
-    """Move a file or folder to its place by renaming; what is there already stays."""
+    """Move a file or folder to its place by renaming. Existing files stay."""
     if not os.path.lexists(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
@@ -224,7 +218,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time prepare a dataset; others wait. The lock's file exists only while it is held."""
     lock = folder / LOCK
     if lock.exists():
-        print(f"{lock} is there: waiting while another process prepares this dataset")
+        print(f"{lock} exists: waiting while another process prepares this dataset")
     with FileLock(lock):
         try:
             yield

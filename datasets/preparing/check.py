@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from common.errors import UsageError
 
-from ..base import DatasetError, FewShotDataset
+from ..base import DatasetError, FewShotDataset, missing_files
 from .arrange import Preparation
-from .sources import Source, image_paths, images_by_split, missing_images
+from .sources import Source, image_paths, images_by_split
 
 
 def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], bool]:
@@ -24,57 +24,61 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
         read: decode every image, instead of only checking that it exists.
 
     Returns:
-        the findings as lines, the last of which is `-> what to do` if something is wrong; whether nothing is.
+        Lines with what was found, and whether all is well. If not, the last line is `-> what to do`.
     """
-    lines, command, where = [f"{source.name} in {source.folder(root)}"], source.command(root), source.folder(root)
+    lines, command, folder = [f"{source.name} in {source.folder(root)}"], source.command(root), source.folder(root)
     try:
         dataset = source.read_quietly(root)
     except DatasetError as error:
-        remedy = Preparation(source, root).failure(error).remedy if source.files else error.remedy
+        remedy = Preparation(source, root).with_command(error).remedy if source.files else error.remedy
         return [*lines, f"  {UsageError(error.what, where=error.where)}", f"  -> {remedy}"], False
-    missing, wrong = missing_images(dataset), differences(dataset)
-    existing = sorted(set(image_paths(dataset)) - set(missing))
-    unreadable = unreadable_images(dataset, existing) if read else []
+    paths, wrong = image_paths(dataset), differences(dataset)
+    missing = missing_files(paths)
+    unreadable = unreadable_images(dataset, set(paths).difference(missing)) if read else []
     lines += [f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong]
-    for what, images in (("are missing", missing), ("are unreadable", unreadable)):
-        lines += [f"  {len(images)} images {what}, the first {dataset.root / images[0]}"] if images else []
+    lines += [f"  {len(missing)} images are missing, the first {missing[0]}"] if missing else []
+    lines += [f"  {len(unreadable)} images are unreadable, the first {unreadable[0]}"] if unreadable else []
     if not (missing or unreadable or wrong):
         return [*lines, "  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)"], True
     if not source.files:
-        command = f"replace these images, or {getattr(dataset, 'remedy', '')}"
+        command = f"replace these images, or {dataset.remedy}"
     elif unreadable:
         command = f"move {dataset.images} elsewhere, then: {command}"
     elif wrong:
-        split = source.dataset.split_file if any(f.name == source.dataset.split_file for f in source.files) else ""
-        command = f"move {where / split} elsewhere, then: {command}"
+        split = next((file.name for file in source.files if file.name == dataset.split_file), "")
+        command = f"move {folder / split} elsewhere, then: {command}"
     return [*lines, f"  -> {command}"], False
 
 
+def counts(dataset: FewShotDataset) -> dict[str, int]:
+    """Number of images for each part, and of classes."""
+    images = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
+    return images | {"classes": dataset.num_classes}
+
+
 def describe(dataset: FewShotDataset) -> str:
-    counts = [f"{len(items):,} images for {part}" for part, items in images_by_split(dataset).items() if items]
-    return f"{', '.join(counts)}, {dataset.num_classes:,} classes"
+    return ", ".join(f"{number:,} {what}" for what, number in counts(dataset).items() if number)
 
 
 def differences(dataset: FewShotDataset) -> list[str]:
     """A line for each count that is not the published one."""
-    counts = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
-    published = dict(zip(counts, dataset.counts or (), strict=False)) | {"classes": dataset.n_classes}
-    counts["classes"] = dataset.num_classes
-    wrong = {what: number for what, number in published.items() if number not in (None, counts[what])}
-    return [f"  {counts[what]:,} {what} instead of {number:,}" for what, number in wrong.items()]
+    found = counts(dataset)
+    published = dict(zip(found, (*(dataset.counts or (None,) * 3), dataset.n_classes), strict=True))
+    wrong = {what: number for what, number in published.items() if number not in (None, found[what])}
+    return [f"  {found[what]:,} {what} instead of {number:,}" for what, number in wrong.items()]
 
 
-def unreadable_images(dataset: FewShotDataset, names: Iterable[str]) -> list[str]:
-    """Those of the images, relative to the dataset's folder, that a run cannot read."""
+def unreadable_images(dataset: FewShotDataset, paths: Iterable[str]) -> list[str]:
+    """The images that a run cannot read, sorted."""
 
-    def can_be_read(name: str) -> bool:
+    def can_be_read(path: str) -> bool:
         try:
-            read_image(str(dataset.root / name), dataset.cfg.INPUT.MAX_PIXELS)
+            read_image(path, dataset.cfg.INPUT.MAX_PIXELS)
         except OSError:
             return False
         return True
 
-    names = list(names)
+    paths = sorted(paths)
     with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
-        progress = tqdm(pool.imap(can_be_read, names, chunksize=16), total=len(names), desc="reading")
-        return [name for name, good in zip(names, progress, strict=True) if not good]
+        progress = tqdm(pool.imap(can_be_read, paths, chunksize=16), total=len(paths), desc="reading")
+        return [path for path, good in zip(paths, progress, strict=True) if not good]

@@ -1,6 +1,6 @@
 """The classes of ImageNet's validation images, from its development kit.
 
-torchvision's parse_devkit_archive is not used: it writes beside the archive, where users may keep it read-only.
+torchvision's parse_devkit_archive is not used: it writes next to the archive, whose folder may be read-only.
 """
 
 import io

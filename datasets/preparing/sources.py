@@ -16,7 +16,7 @@ from common.errors import UsageError, choose
 from common.start import ROOT
 
 from .. import extend_cfg
-from ..base import FewShotDataset, Items, list_dir
+from ..base import FewShotDataset, Items, missing_files
 from ..files import File
 
 
@@ -29,7 +29,7 @@ class Source:
 
     @property
     def files(self) -> tuple[File, ...]:
-        """Files to download; none for a dataset of the user's own or a drawn one."""
+        """Files to download; none for the user's own images or a synthetic dataset."""
         return getattr(self.dataset, "files", ())
 
     def folder(self, root: Path) -> Path:
@@ -93,19 +93,16 @@ def load_cfg(name: str, root: Path | None = None, seed: int = 1, options: Sequen
 
 
 def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
-    """Its images for `train`, `val` and `test`; a validation set that is the test set counts once."""
+    """The images for `train`, `val` and `test`. A validation set that is the test set counts once."""
     train = [] if dataset.test_only else dataset.train_x
     return {"train": train, "val": [] if dataset.val_is_test else dataset.val or [], "test": dataset.test}
 
 
 def image_paths(dataset: FewShotDataset) -> list[str]:
-    """Paths of all images, relative to the dataset's folder."""
-    start = len(str(dataset.root)) + 1
-    return [item.impath[start:] for items in images_by_split(dataset).values() for item in items]
+    """Paths of all images."""
+    return [item.impath for items in images_by_split(dataset).values() for item in items]
 
 
 def missing_images(dataset: FewShotDataset) -> list[str]:
-    """Those of `image_paths` that do not exist; each folder is listed once."""
-    images = image_paths(dataset)
-    listed = {folder: list_dir(dataset.root / folder) for folder in {os.path.dirname(image) for image in images}}
-    return [image for image in images if os.path.basename(image) not in listed[os.path.dirname(image)]]
+    """The images that do not exist, relative to the dataset's folder."""
+    return [os.path.relpath(path, dataset.root) for path in missing_files(image_paths(dataset))]

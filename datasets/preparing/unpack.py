@@ -35,7 +35,7 @@ class UnsafeArchive(ValueError):
 
 
 class Stream:
-    """The bytes of an archive, of which tarfile reads a header, and zipfile the directory, into memory as a whole.
+    """The bytes of an archive, with limits: tarfile reads a header, and zipfile the directory, in one piece.
 
     Args:
         file: a binary stream.

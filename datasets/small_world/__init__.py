@@ -1,4 +1,4 @@
-"""Small drawn datasets: a source of many classes, shifted variants of it, and five targets.
+"""Small synthetic datasets: a source of many classes, shifted variants of it, and five targets.
 
 A set is drawn once, when it is first used, as image files and a split file in the same layout as every other dataset.
 The small CLIP (`--backbone small`) was pre-trained on similar drawings in a plainer style.
@@ -6,7 +6,6 @@ The small CLIP (`--backbone small`) was pre-trained on similar drawings in a pla
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,19 +14,17 @@ from pathlib import Path
 
 import numpy as np
 from dassl.data.datasets import DATASET_REGISTRY
-from filelock import FileLock
 from tqdm import tqdm
+
+from common.errors import UsageError
+from common.files import new_folder
 
 from ..base import DatasetError, FewShotDataset
 from .drawing import SHAPES, TEXTURES, Style, Subject, draw
 
-VERSION = 1  # of the drawings: sets of another version are drawn again
-
 
 class SmallWorldSet(FewShotDataset):
-    """A set of drawings: a subclass sets its subjects (one class each) and its style.
-
-    A missing set is drawn under DATASET.ROOT.
+    """A synthetic dataset, drawn under DATASET.ROOT if it is missing. A subclass sets its subjects and its style.
 
     Raises:
         DatasetError: that folder is not writable.
@@ -35,8 +32,8 @@ class SmallWorldSet(FewShotDataset):
 
     image_dir = "images"
     split_file = "split.json"
-    draws_itself = True
-    subjects: tuple[Subject, ...] = ()
+    is_synthetic = True
+    subjects: tuple[Subject, ...] = ()  # one for each class
     style = Style()
     per_class = {"train": 16, "val": 4, "test": 40}
 
@@ -44,15 +41,7 @@ class SmallWorldSet(FewShotDataset):
         cls.config_name = cls.dataset_dir
 
     def __init__(self, cfg, images: bool = True):
-        folder = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute() / self.dataset_dir
-        try:
-            self.prepare(folder)
-        except OSError as error:
-            raise DatasetError(
-                f"cannot draw {type(self).__name__} in {folder} ({error.strerror or error})",
-                "set --root (DATA for scripts) to a writable folder",
-                folder,
-            ) from None
+        self.prepare(Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute() / self.dataset_dir)
         super().__init__(cfg, images)
 
     @property
@@ -63,34 +52,22 @@ class SmallWorldSet(FewShotDataset):
 
     @classmethod
     def prepare(cls, folder: Path) -> None:
-        """Draw the set if it is missing: beside its folder, then renamed. One process draws it, others wait."""
-        marker, mark = folder / "drawn.json", json.dumps({"version": VERSION}).encode()
+        """Draw the set if it is missing: in another folder, then renamed. If several processes do, the first one wins.
 
-        def is_drawn() -> bool:
-            return marker.is_file() and marker.read_bytes() == mark
+        Raises:
+            DatasetError: the folder is not writable, or has other files.
+        """
 
-        if is_drawn():
+        split = folder / cls.split_file
+        if split.is_file():
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock")
-        os.close(os.open(lock, os.O_CREAT | os.O_NOFOLLOW))  # FileLock waits for ever for a file that cannot be made
-        with FileLock(lock):
-            if is_drawn():  # by another process
-                return
-            if folder.exists() and not marker.is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-                what = f"{folder} has other files than this project's drawings"
-                raise DatasetError(what, "move it elsewhere", folder)
-            fresh, old = (folder.with_name(f".{folder.name}.{part}") for part in ("partial", "old"))
-            try:
-                shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
-                cls.draw_all(fresh)
-                (fresh / marker.name).write_bytes(mark)
-                if marker.is_file():  # of another version
-                    os.rename(folder, old)
-                os.rename(fresh, folder)
-            finally:
-                for rest in (fresh, old):
-                    shutil.rmtree(rest, ignore_errors=True)
+        try:
+            with new_folder(folder) as stage:
+                cls.draw_all(stage)
+        except UsageError as error:
+            if not split.is_file():  # else another process has drawn it
+                remedy = "set --root (DATA for scripts) to another folder, or move this one elsewhere"
+                raise DatasetError(f"cannot draw {cls.__name__}: {error.what}", remedy, folder) from None
 
     @classmethod
     def draw_all(cls, folder: Path) -> None:

@@ -1,17 +1,13 @@
 """The images and captions that the small CLIP is pre-trained on."""
 
-import json
 import os
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import UsageError
-from common.files import replacing, write_text
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
 
@@ -98,28 +94,15 @@ def draw_one(seed: tuple[int, int]) -> tuple[Subject, np.ndarray]:
     return subject, np.asarray(drawing.draw(subject, Style(), rng))
 
 
-def draw_pairs(folder: Path, seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
-    """Subjects and images (number, 64, 64, 3) uint8: read from the folder, or drawn and stored there.
-
-    Raises:
-        UsageError: a file is damaged.
-    """
-    images_file, subjects_file = folder / f"images_{seed}_{number}.npy", folder / f"subjects_{seed}_{number}.json"
-    if not subjects_file.is_file():
-        images, subjects = np.empty((number, drawing.SIZE, drawing.SIZE, 3), np.uint8), []
-        pool = ProcessPoolExecutor(os.cpu_count(), initializer=partial(init_worker, threads=1))
-        try:
-            drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
-            for index, (subject, image) in enumerate(tqdm(drawn, "drawing", total=number)):
-                images[index] = image
-                subjects.append(vars(subject))
-        finally:  # do not draw the rest after Ctrl-C
-            pool.shutdown(cancel_futures=True)
-        with replacing(images_file) as path, open(path, "wb") as file:
-            np.save(file, images)
-        write_text(subjects_file, json.dumps(subjects))  # written last: the images are complete
+def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
+    """Subjects and their images (number, 64, 64, 3), uint8."""
+    images, subjects = np.empty((number, drawing.SIZE, drawing.SIZE, 3), np.uint8), []
+    pool = ProcessPoolExecutor(os.cpu_count(), initializer=partial(init_worker, threads=1))
     try:
-        return [Subject(**row) for row in json.loads(subjects_file.read_text())], np.load(images_file)
-    except (ValueError, TypeError, EOFError, FileNotFoundError) as error:
-        what = f"{images_file} or {subjects_file.name} is damaged"
-        raise UsageError(what, "delete both to draw them again", images_file) from error
+        drawn = pool.map(draw_one, ((seed, index) for index in range(number)), chunksize=200)
+        for index, (subject, image) in enumerate(tqdm(drawn, "drawing", total=number)):
+            images[index] = image
+            subjects.append(subject)
+    finally:  # do not draw the rest after Ctrl-C
+        pool.shutdown(cancel_futures=True)
+    return subjects, images

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import pickle
 import time
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
-from common.errors import UsageError
 from common.files import replacing, write_text
 from common.start import add_common_options, at_least, path
 from datasets.small_world import drawing
@@ -26,9 +24,8 @@ from .pairs import caption, draw_pairs
 
 DESCRIPTION = "Pre-train the small CLIP on drawn images and their captions."
 EPILOG = """
-Writes to the output folder: the drawn images, a checkpoint (run the same command again to resume from it), the loss and
-retrieval curves (history.json, curves.png) and at the end small.safetensors, the weights for --backbone: fp16, with the
-parameter names of OpenAI's CLIP.
+Takes an hour on two CPU cores, and cannot be resumed. Writes to the output folder small.safetensors, the weights for
+--backbone (fp16, with the parameter names of OpenAI's CLIP), and history.json, the loss and the retrieval.
 """
 WIDTH, LAYERS, PATCH = 128, 12, 16
 UNSEEN = 1000  # images to measure retrieval on
@@ -72,23 +69,21 @@ def retrieval(model: CLIP, subjects: list[Subject], images: np.ndarray) -> float
 
 def build_model() -> CLIP:
     """A CLIP of random weights with the sizes of the small one."""
-    vision = {
-        "image_size": drawing.SIZE,
-        "patch_size": PATCH,
-        "layers": LAYERS,
-        "width": WIDTH,
-        "head_width": 64,
-    }
+    vision = {"image_size": drawing.SIZE, "patch_size": PATCH, "layers": LAYERS, "width": WIDTH, "head_width": 64}
     text = {"context_length": 77, "vocab_size": VOCABULARY, "width": WIDTH, "heads": WIDTH // 64, "layers": LAYERS}
     return CLIP(embed_dim=WIDTH, vision_cfg=vision, text_cfg=text, quick_gelu=True)
 
 
-def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
-    """The trained model, and for each checkpoint the step, the mean loss since the one before, retrieval, and seconds.
+def contrastive_loss(model: CLIP, images: np.ndarray, texts: list[str]) -> Tensor:
+    """CLIP's loss, the mean over images and texts. Pairs with the same text count as matches."""
+    logits = model.logit_scale.exp() * encode_images(model, images) @ encode_texts(model, texts).T
+    same = torch.tensor([[a == b for b in texts] for a in texts]).float()
+    matches = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, matches) + F.cross_entropy(logits.T, matches)) / 2
 
-    Raises:
-        UsageError: the checkpoint in the output folder is damaged, or has other settings.
-    """
+
+def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
+    """The trained model, and for every `args.every` steps the step, the mean loss, the retrieval and the seconds."""
     torch.manual_seed(args.seed)
     model = build_model().train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -99,26 +94,16 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(1, step / args.steps)))
     )
-    state = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
-    settings = {key: getattr(args, key) for key in ("images", "steps", "batch", "lr", "seed")}
-    checkpoint = args.output / "checkpoint.pt"
-    history = load_checkpoint(checkpoint, state, settings) if checkpoint.is_file() else []
-    subjects, images = draw_pairs(args.output, args.seed, args.images)
-    unseen, unseen_images = draw_pairs(args.output, args.seed + 1, UNSEEN)
-    per_epoch = len(subjects) // args.batch
-    done = scheduler.last_epoch
-    losses, started = [], time.monotonic() - (history[-1]["seconds"] if history else 0)
-    for step in (bar := tqdm(range(done, args.steps), "training", initial=done, total=args.steps)):
-        epoch, position = divmod(step, per_epoch)
+    subjects, images = draw_pairs(args.seed, args.images)
+    unseen, unseen_images = draw_pairs(args.seed + 1, UNSEEN)
+    history: list[dict] = []
+    losses, started = [], time.monotonic()
+    for step in (bar := tqdm(range(args.steps), "training")):
+        epoch, position = divmod(step, len(subjects) // args.batch)
         order = np.random.default_rng([args.seed, 1, epoch]).permutation(len(subjects))
         chosen = order[position * args.batch : (position + 1) * args.batch]
         rng = np.random.default_rng([args.seed, 2, step])
-        texts = [caption(subjects[index], rng) for index in chosen]
-        image_features, text_features = encode_images(model, images[chosen]), encode_texts(model, texts)
-        logits = model.logit_scale.exp() * image_features @ text_features.T
-        same = torch.tensor([[a == b for b in texts] for a in texts]).float()  # one text may fit several images
-        loss = (F.cross_entropy(logits, same / same.sum(1, keepdim=True))
-                + F.cross_entropy(logits.T, same / same.sum(1, keepdim=True))) / 2  # fmt: skip
+        loss = contrastive_loss(model, images[chosen], [caption(subjects[index], rng) for index in chosen])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,56 +114,12 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            found = retrieval(model, unseen, unseen_images)
-            history.append({"step": step + 1, "loss": sum(losses) / len(losses), "retrieval": found,
-                            "seconds": round(time.monotonic() - started)})  # fmt: skip
-            tqdm.write(f"step {step + 1}: loss {history[-1]['loss']:.3f}, retrieval among 250 {100 * found:.1f}%")
+            mean, found = sum(losses) / len(losses), retrieval(model, unseen, unseen_images)
+            seconds = round(time.monotonic() - started)
+            history.append({"step": step + 1, "loss": mean, "retrieval": found, "seconds": seconds})
+            tqdm.write(f"step {step + 1}: loss {mean:.3f}, retrieval among 250 {100 * found:.1f}%")
             losses = []
-            write_text(args.output / "history.json", json.dumps(history, indent=1) + "\n")
-            saved = {name: part.state_dict() for name, part in state.items()}
-            with replacing(checkpoint) as partial:
-                torch.save(saved | {"history": history, "settings": settings}, partial)
     return model.eval(), history
-
-
-def load_checkpoint(checkpoint: Path, state: dict, settings: dict) -> list[dict]:
-    """Load a checkpoint into the parts of `state`; returns its history.
-
-    Raises:
-        UsageError: the file is damaged, or has other settings.
-    """
-    try:
-        saved = torch.load(checkpoint, weights_only=True)
-        before, history = saved["settings"], saved["history"]
-        for name, part in state.items() if before == settings else ():
-            part.load_state_dict(saved[name])
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError("the checkpoint is damaged", "delete it to start again", checkpoint) from error
-    for key in settings:
-        if before.get(key) != settings[key]:
-            raise UsageError(
-                f"the checkpoint has --{key} {before.get(key)}, this run has {settings[key]}",
-                "choose another --output, or delete it",
-                checkpoint,
-            )
-    return history
-
-
-def plot(history: list[dict], file: Path) -> None:
-    """Draw the loss and the retrieval of every checkpoint."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    steps = [row["step"] for row in history]
-    axes[0].plot(steps, [row["loss"] for row in history])
-    axes[0].set(xlabel="step", ylabel="contrastive loss")
-    axes[1].plot(steps, [100 * row["retrieval"] for row in history])
-    axes[1].set(xlabel="step", ylabel="own words first among 250 (%)", ylim=(0, 100))
-    with replacing(file) as partial:
-        figure.savefig(partial, dpi=120, format="png")
 
 
 def learning_rate(text: str) -> float:
@@ -198,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps")
     parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step")
     parser.add_argument("--lr", type=learning_rate, default=1e-3, help="highest learning rate")
-    parser.add_argument("--every", type=at_least(1), default=100, help="steps between checkpoints")
+    parser.add_argument("--every", type=at_least(1), default=100, help="steps between measurements")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of drawings, captions and initial weights")
     add_common_options(parser)
     args = parser.parse_args(argv)
@@ -206,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")
     args.output.mkdir(parents=True, exist_ok=True)
     model, history = train(args)
-    plot(history, args.output / "curves.png")
+    write_text(args.output / "history.json", json.dumps(history, indent=1) + "\n")
     file = args.output / "small.safetensors"
     with replacing(file) as partial:
         save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
