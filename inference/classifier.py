@@ -161,7 +161,16 @@ class PromptedClassifier:
             if isinstance(image, str | PathLike) and not Path(image).exists():
                 raise UsageError(f"there is no file {str(image)!r}", "check its path")
         options = self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION
-        return torch.stack([self.transform(read_image(image, *options)) for image in images])
+        pixels = [self.transform(read_image(image, *options)) for image in images]
+        return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.cfg.INPUT.SIZE)
+
+    def colours(self, pixels: Tensor) -> Tensor:
+        """Images (images, 3, H, W) that `pixels` returned, as colours from 0 to 1."""
+        image = self.cfg.INPUT
+        if "normalize" not in image.TRANSFORMS:
+            return pixels.clamp(0, 1)
+        mean, std = (torch.tensor(list(values))[:, None, None] for values in (image.PIXEL_MEAN, image.PIXEL_STD))
+        return (pixels * std + mean).clamp(0, 1)
 
     def probabilities(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None

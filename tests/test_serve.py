@@ -94,9 +94,9 @@ def test_a_file_without_an_image_gives_a_message_without_the_servers_folders(pag
     assert page.classify(None, "red")[1:] == [None] * 3 and page.look(None) == []
 
 
-def test_roll_out_is_shown_once_without_prompts_and_once_for_each_model_with_vision_prompts(page, photo):
+def test_roll_out_is_shown_for_clip_and_for_each_model_that_changes_its_image_tower(page, photo):
     pictures = page.look(photo)
-    assert [caption.partition(":")[0] for _, caption in pictures] == ["without prompts", "MPL"]
+    assert [caption.partition(":")[0] for _, caption in pictures] == ["CLIP", "MPL"]
     assert all(re.search(r"patches \d+ %", caption) for _, caption in pictures)
     assert all(picture.size == (256, 256) for picture, _ in pictures)
     assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
@@ -324,7 +324,7 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
         assert shown == f"{100 * probabilities.max():.0f}%"
     tab.locator("figure").nth(1).wait_for()
     captions = tab.locator("figcaption").all_inner_texts()
-    assert [caption.partition(": patches ")[0] for caption in captions] == ["without prompts", "MPL"]
+    assert [caption.partition(": patches ")[0] for caption in captions] == ["CLIP", "MPL"]
 
     tab.get_by_label("Class names").fill("a cat\na dog\na house")
     tab.get_by_test_id("label-output-value").first.filter(has_text=re.compile("^a (cat|dog|house)$")).wait_for()

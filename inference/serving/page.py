@@ -18,10 +18,8 @@ from clip import ClipError
 from common.errors import UsageError
 from common.names import check_names
 
-from ..classifier import PromptedClassifier
 from ..images import Batch, read_batch
-from ..inspection.measures import seen
-from ..inspection.tower import RollOut, roll_out, shows_attention
+from ..inspection.rollout import CLIP_ALONE, compared_roll_outs, described, lit, shares
 from ..models import Model
 from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
@@ -129,18 +127,15 @@ class Page:
 
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
-        """What CLS consists of: for each backbone without prompts, then with each model's vision prompts."""
+        """Which patches CLS consists of: for each backbone alone, then for each model that changes its image tower."""
         found: dict[str, tuple[Image.Image, str]] = {}
         inputs = self.read(file)[1] if file else []  # of an unreadable image, which the message is about, none
         for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
-            model = classifier.model_for()
-            if not shows_attention(model.clip):
-                continue
-            for title, schedule in {"without prompts": (), name: model.prompt_learner.vision()}.items():
+            for tower, result in compared_roll_outs(classifier, pixels).items():
+                title = tower if tower == CLIP_ALONE else name
                 key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
-                if key not in found and (schedule or title != name):
-                    result = roll_out(model.clip, pixels.to(classifier.device), schedule)
-                    found[key] = highlighted(classifier, pixels, result), f"{title}: {shares(result)}"
+                (colours,), found_shares = classifier.colours(pixels), shares(result, 0)
+                found[key] = picture(lit(colours, result.patches[0])), f"{title}: {described(found_shares)}"
         return list(found.values())
 
 
@@ -152,8 +147,8 @@ def told(text: str) -> Any:
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     """Pictures with their captions as HTML."""
     found = []
-    for picture, caption in pictures:
-        picture.save(file := BytesIO(), "png")
+    for shown, caption in pictures:
+        shown.save(file := BytesIO(), "png")
         address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
         image = f'<img src="{address}" alt="" style="width: 100%">'
         found.append(
@@ -167,22 +162,8 @@ def public(error: str, file: str) -> str:
     return error.replace(str(Path(file).parent) + "/", "")
 
 
-def shares(result: RollOut) -> str:
-    prompts = sum(float(share) for share in result.prompts.values())
-    return f"patches {100 * result.patches.sum():.0f} %" + (f", prompts {100 * prompts:.0f} %" if prompts else "")
-
-
-def highlighted(classifier: PromptedClassifier, pixels: Tensor, result: RollOut) -> Image.Image:
-    """The image as the model sees it, each patch as bright as its share beside the largest one.
-
-    Args:
-        classifier: whose transform made the pixels.
-        pixels: (1, 3, H, W).
-        result: of this image.
-    """
-    light = torch.nn.functional.interpolate((result.patches / result.patches.max())[None], pixels.shape[2:])
-    image = seen(classifier, pixels)[0]
-    image = image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light[0])  # a dark image as bright as others
-    picture = Image.fromarray(image.mul(255).byte().permute(1, 2, 0).numpy())
-    factor = max(1, SIDE // min(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+def picture(colours: Tensor) -> Image.Image:
+    """An image (3, H, W), colours from 0 to 1, with at least SIDE pixels a side if it is small."""
+    image = Image.fromarray(colours.mul(255).byte().permute(1, 2, 0).numpy())
+    factor = max(1, SIDE // min(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -1,0 +1,93 @@
+"""Attention roll-out: which patches and prompts the final CLS consists of, for CLIP alone and for a method."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip import CLIP, Edit, Schedule, load_backbone
+
+from ..classifier import PromptedClassifier
+from .tower import layers_of, shows_attention
+
+CLIP_ALONE = "CLIP"  # in a comparison: the backbone as its weight file has it, without prompts
+
+
+class RollOut(NamedTuple):
+    """How much of CLS, after the last layer, comes from each input: parts of 1.
+
+    Attributes:
+        patches: (batch, rows, columns), the patches in the image.
+        prompts: (batch,), all prompts together.
+        cls: (batch,), the class embedding.
+    """
+
+    patches: Tensor
+    prompts: Tensor
+    cls: Tensor
+
+
+def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> RollOut:
+    """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of its heads, + 1) / 2.
+
+    Args:
+        clip: one that `shows_attention`.
+        images: (batch, 3, H, W).
+        schedule: its prompts.
+    """
+    rows, columns = clip.visual.grid_size
+    flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
+    for layer, (_, weights, _) in enumerate(layers_of(clip, images, schedule)):
+        edit = schedule[layer] if layer < len(schedule) else Edit()
+        flow = F.pad(flow[:, : flow.shape[1] - edit.remove], (0, 0, 0, edit.added))
+        flow = (weights.mean(dim=1) @ flow + flow) / 2
+    inputs = flow[:, 0].cpu()
+    return RollOut(inputs[:, 1:].unflatten(1, (rows, columns)), 1 - inputs.sum(dim=1), inputs[:, 0])
+
+
+def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, RollOut]:
+    """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or attention.
+
+    A method may have changed the modules of its image tower, so that CLIP alone is loaded for this.
+
+    Args:
+        classifier: the model.
+        images: (batch, 3, H, W) by its transform.
+    """
+    model, images = classifier.model_for(), images.to(classifier.device)
+    alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)
+    if not len(images) or not shows_attention(alone):
+        return {}
+    found = {CLIP_ALONE: roll_out(alone, images, ())}
+    if shows_attention(model.clip):
+        result = roll_out(model.clip, images, model.prompt_learner.vision())
+        if not torch.allclose(result.patches, found[CLIP_ALONE].patches, rtol=0.01, atol=0):  # fp16 rounds
+            found[classifier.method] = result
+    return found
+
+
+@lru_cache(maxsize=4)
+def backbone_alone(name: str, device: torch.device) -> CLIP:
+    """A backbone that no method has changed."""
+    return load_backbone(name).to(device)
+
+
+def shares(result: RollOut, image: int) -> dict[str, Any]:
+    """The parts of one image's CLS as numbers."""
+    parts = {"patches": result.patches, "prompts": result.prompts, "cls": result.cls}
+    return {name: part[image].tolist() for name, part in parts.items()}
+
+
+def lit(image: Tensor, patches: Tensor) -> Tensor:
+    """An image (3, H, W), colours from 0 to 1, with each patch (rows, columns) as bright as its share."""
+    light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]
+    return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)  # a dark image as bright as others
+
+
+def described(shares: dict[str, Any]) -> str:
+    """The parts of CLS in words; the rest is CLS itself."""
+    prompts = f", prompts {100 * shares['prompts']:.0f} %" if shares["prompts"] > 0.005 else ""
+    return f"patches {100 * np.sum(shares['patches']):.0f} %{prompts}"
