@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -20,7 +19,7 @@ from clip.random_weights import random_clip
 from common.start import ROOT
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.inspection.measures import Measures, measure_layers
+from inference.inspection.measures import Measures, attention_by_age, measure_tokens
 from inference.inspection.rollout import compared_roll_outs, roll_out
 from inference.inspection.tower import origins
 from inference.inspection.words import nearest_words
@@ -101,18 +100,13 @@ GROWING_TOO = [*WITH_VISION_PROMPTS, "Growing"]
 def test_attention_by_age_equals_a_direct_computation(method, model_of, monkeypatch):
     model, images = model_of(method), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected, features = watched(model, images, monkeypatch)
-    ages = set()
-    for layer, ((labels, weights), groups) in enumerate(zip(expected, measure_layers(model, images), strict=True)):
-        torch.testing.assert_close(sum(group.share for group in groups.values()), torch.ones(3))
-        assert sum(group.tokens for group in groups.values()) == len(labels)
-        for name, group in groups.items():
-            age = int(name.split()[1]) if name.startswith("carried") else 0
-            label = {"CLS": -2, "patches": -1}.get(name, layer - age)
-            direct = weights[:, :, 0, labels == label].sum(dim=-1).mean(dim=1)
-            torch.testing.assert_close(group.share, direct, rtol=0, atol=1e-6)
-            ages.add(age)
-    carries = method in ("MPL", "Growing")
-    assert (max(ages) > 4) == carries or method in ("MaPLe", "VPT")  # the layers above the deepest prompts carry those
+    found = measure_tokens(model, images)
+    for layer, (labels, weights) in enumerate(expected):
+        tokens = found[found.layer == layer]
+        assert tokens.age.tolist() == [int(label if label < 0 else layer - label) for label in labels]
+        direct = weights[:, :, 0].mean(dim=1).sum(dim=0)
+        torch.testing.assert_close(torch.tensor(tokens.share.to_numpy()).float(), direct, rtol=0, atol=1e-6)
+    assert found.age.max() == {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0, "Growing": 10}[method]
     torch.testing.assert_close(plain.encode_image(model.clip, images, model.prompt_learner.vision()), features)
 
 
@@ -151,8 +145,12 @@ def test_carried_prompts_are_compared_with_themselves_on_entry(model_of):
         inputs.append(plain.image_input(visual, x, model.prompt_learner.vision(), layer))
         x = block(inputs[-1])
     first, entry = inputs[6][:, 5:7], inputs[1][:, 5:7]  # CLS, four patches, then the two of layer 1
-    cosine = torch.nn.functional.cosine_similarity(first, entry, dim=-1).mean(dim=1)
-    torch.testing.assert_close(list(measure_layers(model, images))[6]["carried 5"].to_entry, cosine)
+    cosine = torch.nn.functional.cosine_similarity(first, entry, dim=-1).mean().item()
+    half = [measure_tokens(model, image[None]) for image in images]
+    groups = attention_by_age(half, 2)[6]["groups"]
+    assert list(groups) == ["CLS", "patches", "carried 1", "carried 5"]
+    assert groups["carried 5"]["cosine_to_entry"] == pytest.approx(cosine, abs=1e-6)
+    assert groups["carried 5"]["times_equal"] == pytest.approx(groups["carried 5"]["share"] * 10 / 2)
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -317,35 +315,10 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(name, finished, comma
     assert [path.name for path in tmp_path.iterdir()] == ["text.jpg"]
 
 
-# The name of the command's file is that of a module of Python
-
-
-@pytest.mark.parametrize("version", ["", "3.10", "3.11", "3.12", "3.13"])
-def test_a_file_named_inspect_never_takes_the_place_of_pythons_module(version):
-    python = shutil.which(f"python{version}") if version else sys.executable
-    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:  # a shim of pyenv
-        pytest.skip(f"Python {version} is not installed")
+def test_a_file_named_inspect_does_not_replace_pythons_module():
+    """A program that is started in tools/ imports it, dataclasses too."""
     works = "assert inspect.signature(dataclasses.dataclass) and inspect.isclass(inspect.Parameter)"
-    for imports in ("import inspect, dataclasses", "import dataclasses, inspect"):  # dataclasses imports it, too
-        command = [python, "-S", "-c", f"{imports}; assert 'tools' in inspect.__file__; {works}"]
+    for imports in ("import inspect, dataclasses", "import dataclasses, inspect"):
+        command = [sys.executable, "-S", "-c", f"{imports}; assert 'tools' in inspect.__file__; {works}"]
         done = subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-
-
-# Runs a command until it imports the project: by then, its own folder must not have given it any module.
-UNTIL_COMMON = """
-import runpy, sys
-class Stop:
-    find_spec = staticmethod(lambda name, *_: sys.exit("inspect" in sys.modules) if name == "common" else None)
-sys.meta_path.insert(0, Stop)
-sys.path[0] = {folder!r}
-runpy.run_path({file!r}, run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize("tool", sorted(file.stem for file in (ROOT / "tools").glob("[a-z]*.py")))
-def test_commands_leave_their_folder_before_any_import_of_inspect(tool):
-    file = ROOT / f"tools/{tool}.py"
-    program = UNTIL_COMMON.format(folder=str(file.parent), file=str(file))
-    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

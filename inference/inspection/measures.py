@@ -1,9 +1,10 @@
 """Everything that `python tools/inspect.py` finds out about a model, as plain numbers: the content of inspect.json."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,65 +18,49 @@ from .rollout import compared_roll_outs, shares
 from .tower import layers_of, origins, shows_attention
 from .words import nearest_words
 
-Content = dict[str, Any]
-CLS, PATCHES, NEW = "CLS", "patches", "new"  # groups of tokens; others are `carried 1`, `carried 2`, ...
+CLS, PATCH, NEW = -2, -1, 0  # ages of tokens; a prompt that was added n layers before has the age n
+GROUPS = {CLS: "CLS", PATCH: "patches", NEW: "new"}  # others are `carried n`
 
 
-class Group(NamedTuple):
-    """A group of tokens in the input of a layer, for each image.
+def measure_tokens(model: PromptedCLIP, images: Tensor) -> pd.DataFrame:
+    """A row for each token in each layer's input: layer, age, and two sums over the images.
 
-    Attributes:
-        tokens: how many there are.
-        share: (batch,) of CLS's attention, mean over the heads.
-        to_entry: (batch,), mean cosine similarity of carried prompts with themselves at the layer that they entered
-            before; None for other tokens.
-    """
-
-    tokens: int
-    share: Tensor
-    to_entry: Tensor | None
-
-
-def measure_layers(model: PromptedCLIP, images: Tensor) -> Iterator[dict[str, Group]]:
-    """The groups of every layer's input: CLS, patches, the prompts new there, and those carried over 1, 2, ... layers.
+    `share` is the part of CLS's attention, mean over the heads; `cosine` the cosine similarity of a prompt with itself
+    at the layer that it entered before.
 
     Args:
         model: one whose image tower `shows_attention`.
         images: (batch, 3, H, W).
     """
-    at_entry: Tensor | None = None  # (batch, prompts, width)
+    frames, at_entry = [], torch.empty(0)
     for layer, (tokens, attention, entered) in enumerate(layers_of(model.clip, images, model.prompt_learner.vision())):
-        share = attention[:, :, 0].mean(dim=1).cpu()  # (batch, T)
-        prompts = tokens[:, tokens.shape[1] - len(entered) :].float().cpu()
-        kept = prompts[:, :0] if at_entry is None else at_entry[:, : len(entered) - entered.count(layer)]
-        at_entry = torch.cat([kept, prompts[:, kept.shape[1] :]], dim=1)
-        to_entry = F.cosine_similarity(prompts, at_entry, dim=-1)
-
-        patches = tokens.shape[1] - len(entered)  # the position behind them
-        groups = {
-            CLS: Group(1, share[:, 0], None),
-            PATCHES: Group(patches - 1, share[:, 1:patches].sum(dim=1), None),
+        others = tokens.shape[1] - len(entered)  # CLS and patches
+        prompts = tokens[:, others:].float()  # (batch, prompts, width)
+        carried = len(entered) - entered.count(layer)
+        at_entry = torch.cat([at_entry[:, :carried], prompts[:, carried:]], dim=1) if layer else prompts
+        cosine = F.cosine_similarity(prompts, at_entry, dim=-1).sum(dim=0)
+        frame = {
+            "layer": layer,
+            "age": [CLS, *[PATCH] * (others - 1), *(layer - origin for origin in entered)],
+            "share": attention[:, :, 0].mean(dim=1).sum(dim=0).double().cpu(),
+            "cosine": F.pad(cosine, (others, 0)).double().cpu(),
         }
-        for age in sorted({layer - origin for origin in entered}):
-            own = torch.tensor([layer - origin == age for origin in entered])
-            of_group = Group(int(own.sum()), share[:, patches:][:, own].sum(dim=1), to_entry[:, own].mean(dim=1))
-            groups[f"carried {age}" if age else NEW] = of_group if age else of_group._replace(to_entry=None)
-        yield groups
+        frames.append(pd.DataFrame(frame))
+    return pd.concat(frames, ignore_index=True)
 
 
-def mean_over_images(batches: Sequence[Sequence[dict[str, Group]]]) -> list[Content]:
-    """An entry for every layer, from what `measure_layers` found in each batch."""
+def attention_by_age(batches: Sequence[pd.DataFrame], images: int) -> list[dict[str, Any]]:
+    """An entry for every layer, with means over all images, from what `measure_tokens` found in each batch."""
+    means = batches[0].assign(**{key: sum(batch[key] for batch in batches) / images for key in ("share", "cosine")})
     layers = []
-    for layer, parts in enumerate(zip(*batches, strict=True)):
-        total = sum(group.tokens for group in parts[0].values())
+    for layer, tokens in means.groupby("layer"):
         groups = {}
-        for name, (tokens, _, to_entry) in parts[0].items():
-            share = torch.cat([part[name].share for part in parts]).double().mean().item()
-            groups[name] = {"tokens": tokens, "share": share, "times_equal": share * total / tokens}
-            if to_entry is not None:
-                cosine = torch.cat([part[name].to_entry for part in parts]).double().mean().item()
-                groups[name]["cosine_to_entry"] = cosine
-        layers.append({"layer": layer, "tokens": total, "groups": groups})
+        for age, own in tokens.groupby("age"):
+            group = {"tokens": len(own), "share": own["share"].sum(), "times_equal": own["share"].mean() * len(tokens)}
+            if age > NEW:
+                group["cosine_to_entry"] = own["cosine"].mean()
+            groups[GROUPS.get(age, f"carried {age}")] = group
+        layers.append({"layer": layer, "tokens": len(tokens), "groups": groups})
     return layers
 
 
@@ -90,7 +75,7 @@ class Measures:
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str] | None):
         self.classifier, self.names = classifier, list(class_names or classifier.class_names)
         self.model: PromptedCLIP = classifier.model_for(class_names)
-        self.batches: list[list[dict[str, Group]]] = []
+        self.tokens: list[pd.DataFrame] = []
         self.features: list[Tensor] = []
         self.images = 0
 
@@ -99,10 +84,10 @@ class Measures:
         images = images.to(self.classifier.device)
         self.images += len(images)
         if shows_attention(self.model.clip) and self.model.prompt_learner.vision():
-            self.batches.append(list(measure_layers(self.model, images)))
+            self.tokens.append(measure_tokens(self.model, images))
         self.features.append(self.model.image_features(images))
 
-    def summary(self, k: int, files: Sequence[Path], pixels: Tensor) -> Content:
+    def summary(self, k: int, files: Sequence[Path], pixels: Tensor) -> dict[str, Any]:
         """The content of inspect.json.
 
         Args:
@@ -130,7 +115,7 @@ class Measures:
             "images": self.images,
             "schedule": {tower: layers for tower, layers in schedule.items() if any(layers)},
             "words": nearest_words(clip, text, self.names, k),
-            "layers": mean_over_images(self.batches),
+            "layers": attention_by_age(self.tokens, self.images) if self.tokens else [],
             "rollout": [
                 {"image": one_line(file.name), "shares": {name: shares(part, n) for name, part in rolled.items()}}
                 for n, file in enumerate(files if rolled else ())

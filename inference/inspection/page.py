@@ -5,6 +5,7 @@ import warnings
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,14 +17,13 @@ from torch import Tensor
 from common.files import write_text
 from common.pages import render
 
-from .measures import Content
 from .rollout import described, lit
 
 MOST_WORDS = 300  # rows of the page's table
 LONGEST = 32  # characters of a name in a picture
 
 
-def write(content: Content, images: Tensor, folder: Path) -> None:
+def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
     """Write everything to an existing folder.
 
     Args:
@@ -100,7 +100,7 @@ MEASURES = {
 }
 
 
-def attention(layers: Sequence[Content]) -> Figure:
+def attention(layers: Sequence[dict[str, Any]]) -> Figure:
     """Of each group of tokens CLS's attention and, of carried prompts, how much they have changed."""
     panels = {}
     for key, title in MEASURES.items():
@@ -110,7 +110,7 @@ def attention(layers: Sequence[Content]) -> Figure:
     return grey_maps(panels, ".2f")
 
 
-def rollout(rows: Sequence[Content], images: Tensor) -> Figure:
+def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
     """Each image, and the same with its patches lit by their shares, for each of the towers."""
     towers = rows[0]["shares"]
     figure = Figure(figsize=(2.3 * (1 + len(towers)), 2.45 * len(images)), layout="constrained")
