@@ -1,9 +1,8 @@
 """Image files on the command line: found, then read and classified by threads."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +14,6 @@ from datasets.folders import IMG_EXTENSIONS
 
 from .classifier import PromptedClassifier
 
-AHEAD = 2  # batches for each thread that may wait for their turn
 Result = TypeVar("Result")
 Batch = tuple[list[Path], list[Tensor], list[str]]
 
@@ -77,11 +75,6 @@ def by_threads(work: Callable[[Sequence[Path]], Result], files: Sequence[Path], 
     There are as many threads as torch has, and each of them computes with one: small layers are twice as fast as with
     all threads on one batch, and a busy machine slows them down less.
     """
-    threads, waiting = torch.get_num_threads(), deque[Future[Result]]()
+    threads, starts = torch.get_num_threads(), range(0, len(files), size)
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in range(0, len(files), size):
-            waiting.append(pool.submit(work, files[start : start + size]))
-            if len(waiting) > AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from pool.map(work, (files[start : start + size] for start in starts))
