@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from learned import images_of, rows_of
+from learned import images_of
 from safetensors.torch import load_file
 
 from clip import load_backbone
@@ -23,30 +23,18 @@ THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "method", "settings"), [("tiny", "MPL", ("TRAINER.MPL.PROMPT_DEPTH", 3)), *THOROUGH])
-def test_onnx_and_torch_export_agree_with_predict(
-    size, method, settings, finished, command, request, eurosat, tmp_path
-):
+def test_onnx_agrees_with_predict(size, method, settings, finished, command, request, eurosat, tmp_path):
     images, backbone = list(images_of(eurosat, range(6))), request.getfixturevalue(size)
     folder, run = tmp_path / "exported/deeper", finished(method, "base", *settings, backbone=backbone)
-    done = command(export, run, "--to", folder, "--onnx", "--torch", "--images", *images)
+    done = command(export, run, "--to", folder, "--onnx")
     assert done.status == 0, done.errors
-    assert len(re.findall(r"largest difference of a logit on 24 images: (\S+)", done.printed)) == 2
+    assert re.search(r"model.onnx: largest difference of a logit on images of noise: \d", done.printed)
     classifier = PromptedClassifier.from_folder(folder, str(backbone))
-    expected = classifier.logits(images)
-    pixels = classifier.pixels(images)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    (logits,) = session.run(None, {"images": pixels.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-3)
-    extra = {"class_names": ""}
-    program = torch.export.load(folder / "model.pt2", extra_files=extra).module()
-    torch.testing.assert_close(program(pixels), expected, rtol=0, atol=1e-3)
-    assert json.loads(extra["class_names"]) == classifier.class_names
+    (logits,) = session.run(None, {"images": classifier.pixels(images).numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
     assert onnx.load(folder / "model.onnx").opset_import[0].version == programs.OPSET
-    rows = rows_of(command, run, *images, "--topk", 1)
-    top = expected.softmax(dim=1).max(dim=1)
-    assert [row["top"][0]["class"] for row in rows] == [classifier.class_names[index] for index in top.indices]
-    assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.values.tolist(), abs=1e-4)
 
 
 def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, command, deep, eurosat, tmp_path):
@@ -70,7 +58,7 @@ def refused(done, folder: Path, *words: str) -> None:
     assert list(folder.iterdir()) == []  # nothing half-written
 
 
-@pytest.mark.parametrize("form", ["--onnx", "--torch", "--weights"])
+@pytest.mark.parametrize("form", ["--onnx", "--weights"])
 def test_text_depending_on_the_image_is_not_exported(form, finished, command, tmp_path):
     done = command(export, finished("CoCoOp"), "--to", tmp_path / "out", form)
     refused(done, tmp_path, "the text features of CoCoOp depend on the image", "tools/predict.py")
@@ -139,17 +127,13 @@ def test_an_empty_current_folder_is_filled(finished, command, tmp_path, monkeypa
 
 
 USELESS = {
-    "images": (["--images", "{missing}"], "--images has no use here"),
     "names": (["--classes", "a", "b"], "has class names of its own, which the folder keeps"),
     "no name twice": (["--classes", "a", "a"], "'a' is given 2 times"),
-    "a missing image": (["--torch", "--images", "{missing}"], "there is no file"),
 }
 
 
 @pytest.mark.parametrize("name", USELESS)
 def test_options_without_a_use_are_refused(name, finished, command, tmp_path):
     options, reason = USELESS[name]
-    options = [option.format(missing=tmp_path / "missing.png") for option in options]
     done = command(export, finished("CoOp"), "--to", tmp_path / "out", *options)
     refused(done, tmp_path, reason)
-    assert "DATASET.ROOT" not in done.errors[0]
