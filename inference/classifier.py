@@ -109,15 +109,7 @@ class PromptedClassifier:
         Raises:
             UsageError: a file is missing, damaged or changed, or the backbone has other weights.
         """
-        description, checkpoint = cls.read_folder(Path(folder))
-        return cls(description, checkpoint, str(folder), backbone, device)
-
-    @staticmethod
-    def read_folder(folder: Path) -> tuple[Description, dict[str, Any]]:
-        """The description and the checkpoint of an exported folder, as the class takes them."""
-        description, tensors = read_artefact(folder)
-        metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
-        return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
+        return cls(*read_artefact(Path(folder)), str(folder), backbone, device)
 
     @classmethod
     def zero_shot(

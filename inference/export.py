@@ -34,8 +34,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     given = given_class_names(args)
-    if args.model is None and not args.backbone:
-        raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
     with required_packages():
         from . import models, programs
     forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]

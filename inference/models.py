@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose
-from common.names import check_names, check_template
+from common.names import check_names
 from common.nearest import what_exists
 from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
@@ -21,7 +21,7 @@ from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 
 from .artefact import CONFIG as DESCRIPTION
-from .artefact import INPUT, Description
+from .artefact import INPUT, Description, read_artefact
 from .classifier import PromptedClassifier
 from .configuration import checked, defaults, method_of
 
@@ -58,9 +58,11 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         UsageError: a path is not a model, or its files do not fit together; as for `PromptedClassifier`.
     """
     if not paths:
+        if not options.backbone:
+            raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
-        check_template(template := options.template or TEMPLATE, "--template")
+        template = options.template or TEMPLATE
         classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
@@ -102,7 +104,7 @@ def read_model(path: Path, options: Namespace) -> Found:
     """The description of a model, the checkpoint with its learned tensors (None if nothing is learned), and the
     backbone to load."""
     if (path / DESCRIPTION).exists():
-        return *PromptedClassifier.read_folder(path), options.backbone
+        return *read_artefact(path), options.backbone
     file, training = path / CONFIG, {}
     if file.exists():
         method, training = method_of(file), facts_of(path, options.load_epoch)

@@ -171,7 +171,7 @@ WRONG = {
     "a sentence for learned prompts": (["{run}", "{photos}", "--template", "a {}."], "--template has no use here"),
     "a sentence without a class": (
         ["--backbone", "small", "{photos}", "--classes", "a", "b", "--template", "a {x}."],
-        "--template: the template 'a {{x}}.' does not have {{}} in the place of the class name",
+        "the template 'a {{x}}.' does not have {{}} in the place of the class name",
     ),
     "a YAML file for a run": (["{run}", "{photos}", "--config-file", "/nowhere"], "--config-file has no use here"),
     "a checkpoint without settings": (
