@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.utils import read_image
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
+from yacs.config import CfgNode
 
+import datasets
 import trainers
 from clip import CLIP, is_published, load_backbone, weights_sha256
 from common.errors import UsageError, choose
@@ -24,7 +27,6 @@ from trainers.base.build import build_model, without_training
 from trainers.base.prompted import PromptedCLIP
 
 from .artefact import INPUT, Description, read_artefact, write_artefact
-from .configuration import checked, defaults
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
@@ -55,7 +57,7 @@ class PromptedClassifier:
 
     Attributes:
         description, source: as given.
-        cfg: the sections of a configuration that a prediction depends on.
+        cfg: the configuration that a prediction depends on; its values of training are defaults.
         device: where the model is.
         transform: from a PIL image in RGB to a (3, H, W) tensor.
 
@@ -83,13 +85,15 @@ class PromptedClassifier:
         self.description, self.checkpoint, self.source = description, checkpoint, source
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
-        cfg = defaults(self.method)
+        cfg = configuration(self.method)
         section = trainers.methods()[self.method].section()
         values = {f"TRAINER.{section}.{key}": value for key, value in description.settings.items()}
         values |= {f"INPUT.{key}": value for key, value in description.input.items() if key in INPUT}
         cfg.merge_from_list([item for pair in values.items() for item in pair])
         cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
-        self.cfg = checked(cfg, description.backbone_name(backbone))
+        cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
+        cfg.freeze()  # which checks Dassl's keys
+        self.cfg = cfg
         self.transform = build_transform(self.cfg, is_train=False, verbose=False)
         self.clip = clip
         self._own = self._build(*spoken(self.class_names))
@@ -228,6 +232,23 @@ class PromptedClassifier:
             method.load_prompts(self.checkpoint, self.source)
         method.model.eval()
         return method
+
+
+def configuration(method: str, where: Path | None = None) -> CfgNode:
+    """The configuration of a method, to be merged with values; it accepts any key of training.
+
+    Raises:
+        UsageError: the method, which the file `where` names, is unknown.
+    """
+    choose(method, trainers.methods(), "method", where)
+    cfg = get_cfg_default()
+    datasets.extend_cfg(cfg)
+    trainers.extend_cfg(cfg, method)
+    cfg.set_new_allowed(True)
+    for section in (cfg.INPUT, cfg.TRAINER[trainers.methods()[method].section()]):
+        section.set_new_allowed(False)
+    cfg.TRAINER.NAME = method
+    return cfg
 
 
 def spoken(names: Sequence[str]) -> tuple[str, ...]:
