@@ -13,7 +13,6 @@ from common.start import path, required_packages
 from .arguments import MODELS, add_model_options, given_class_names
 
 KEY = "config.json"
-OF_ACCURACY = ("accuracy", "n_test", "selected_on_test")  # facts of a training in one row of the model card
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -61,19 +60,6 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
     import trainers
     from clip import is_published
 
-    training, image = description.training, description.input
-    rows = {
-        "method": description.method,
-        "settings": ", ".join(f"{key} {value}" for key, value in description.settings.items()),
-        "backbone": f"{description.backbone} (SHA-256 {description.backbone_sha256})",
-        "images": f"{' x '.join(map(str, image['SIZE']))}, {image['INTERPOLATION']}, mean {image['PIXEL_MEAN']}, "
-        f"std {image['PIXEL_STD']}",
-        "learned on": description.dataset or "unknown",
-        **{key: value for key, value in training.items() if value is not None and key not in OF_ACCURACY},
-    }
-    if training.get("accuracy") is not None:
-        mark = ", which chose the epoch or a setting" if training.get("selected_on_test") else ""
-        rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images{mark}"
     arch, colon, name = description.backbone.rpartition(":")
     return render(
         Path(__file__).with_name("model_card.md"),
@@ -83,5 +69,4 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         written=written,
         file="" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}",  # of the reader
         names=names if names != description.class_names else (),
-        rows=rows,
     )

@@ -47,20 +47,19 @@ def main(argv: list[str] | None = None) -> None:
             from tqdm import tqdm
 
             from . import images, models
-            from .predictor import Predictor
         number = next((n for n, path in enumerate(args.paths) if not models.is_model(path)), len(args.paths))
         if not number and not args.backbone:
             models.read_model(args.paths[0], args)  # which says why it is not a model
         files = images.find_images(args.paths[number:])
         opened = models.open_models(args.paths[:number], args, names)
-        predict = Predictor(opened, names, args.topk)
-        size, skipped = predict.batch(args.batch_size, len(files)), 0
+        predict = images.Predictor(opened, names, args.topk)
+        skipped = 0
 
         def rows() -> Iterator[Row]:
             """The rows of all images; what cannot be read is reported meanwhile."""
             nonlocal skipped
             with tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar:
-                for found, errors, read in images.by_threads(predict, files, size):
+                for found, errors, read in predict(files, args.batch_size):
                     if errors and len(files) == 1:
                         raise UsageError(errors[0])
                     with bar.external_write_mode(stdout):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
-from inference import export, predict, predictor
+from inference import export, images, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models, read_model
@@ -290,7 +290,7 @@ def test_the_former_place_of_the_classifier_says_where_it_is_now():
 def test_many_class_names_are_announced(finished, command, photos, monkeypatch):
     """50,000 names gave no answer and no word for a minute."""
     names = ["--classes", *map(str, range(4))]
-    monkeypatch.setattr(predictor, "MANY", 3)
+    monkeypatch.setattr(images, "MANY", 3)
     said = "CoOp: computing the text features of 4 class names, which takes a while"
     assert command(predict, finished("CoOp"), photos / "a.jpg", *names).errors == [said]
     assert command(predict, finished("CoOp"), photos / "a.jpg", *names[:-1]).errors == []

@@ -98,7 +98,7 @@ def test_roll_out_is_shown_for_clip_and_for_each_model_that_changes_its_image_to
     pictures = page.look(photo)
     assert [caption.partition(":")[0] for _, caption in pictures] == ["CLIP", "MPL"]
     assert all(re.search(r"patches \d+ %", caption) for _, caption in pictures)
-    assert all(picture.size == (256, 256) for picture, _ in pictures)
+    assert all(picture.size == (32, 32) for picture, _ in pictures)
     assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
 
 

@@ -14,7 +14,7 @@ from common.errors import one_line
 from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from ..classifier import PromptedClassifier
-from .rollout import compared_roll_outs, shares
+from .rollout import compared_roll_outs
 from .tower import layers_of, origins, shows_attention
 from .words import nearest_words
 
@@ -117,7 +117,7 @@ class Measures:
             "words": nearest_words(clip, text, self.names, k),
             "layers": attention_by_age(self.tokens, self.images) if self.tokens else [],
             "rollout": [
-                {"image": one_line(file.name), "shares": {name: shares(part, n) for name, part in rolled.items()}}
+                {"image": one_line(file.name), "shares": {name: shares[n] for name, shares in rolled.items()}}
                 for n, file in enumerate(files if rolled else ())
             ],
         }

@@ -119,7 +119,7 @@ def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
         axes[0].imshow(image.permute(1, 2, 0).numpy())
         axes[0].set_title(row["image"][-LONGEST:], fontsize=8, parse_math=False)
         for panel, (name, found) in zip(axes[1:], row["shares"].items(), strict=True):
-            panel.imshow(lit(image, image.new_tensor(found["patches"])).permute(1, 2, 0).numpy())
+            panel.imshow(lit(image, found).permute(1, 2, 0).numpy())
             panel.set_title(f"{name}\n{described(found)}", fontsize=8)
         for panel in axes:
             panel.set_axis_off()

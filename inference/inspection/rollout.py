@@ -1,7 +1,7 @@
 """Attention roll-out: which patches and prompts the final CLS consists of, for CLIP alone and for a method."""
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,30 +13,21 @@ from clip import CLIP, Edit, Schedule, load_backbone
 from ..classifier import PromptedClassifier
 from .tower import layers_of, shows_attention
 
+Shares = dict[str, Any]  # of one image
 CLIP_ALONE = "CLIP"  # in a comparison: the backbone as its weight file has it, without prompts
 
 
-class RollOut(NamedTuple):
-    """How much of CLS, after the last layer, comes from each input: parts of 1.
-
-    Attributes:
-        patches: (batch, rows, columns), the patches in the image.
-        prompts: (batch,), all prompts together.
-        cls: (batch,), the class embedding.
-    """
-
-    patches: Tensor
-    prompts: Tensor
-    cls: Tensor
-
-
-def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> RollOut:
+def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
     """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of its heads, + 1) / 2.
 
     Args:
         clip: one that `shows_attention`.
         images: (batch, 3, H, W).
         schedule: its prompts.
+
+    Returns:
+        for each image what CLS, after the last layer, comes from: `patches` (rows, columns), `prompts`, all of them
+        together, and `cls`, the class embedding. They add up to 1.
     """
     rows, columns = clip.visual.grid_size
     flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
@@ -44,11 +35,13 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> RollOut:
         edit = schedule[layer] if layer < len(schedule) else Edit()
         flow = F.pad(flow[:, : flow.shape[1] - edit.remove], (0, 0, 0, edit.added))
         flow = (weights.mean(dim=1) @ flow + flow) / 2
-    inputs = flow[:, 0].cpu()
-    return RollOut(inputs[:, 1:].unflatten(1, (rows, columns)), 1 - inputs.sum(dim=1), inputs[:, 0])
+    return [
+        {"patches": cls[1:].view(rows, columns).tolist(), "prompts": 1 - cls.sum().item(), "cls": cls[0].item()}
+        for cls in flow[:, 0]
+    ]
 
 
-def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, RollOut]:
+def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, list[Shares]]:
     """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or attention.
 
     A method may have changed the modules of its image tower, so that CLIP alone is loaded for this.
@@ -63,9 +56,10 @@ def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[s
         return {}
     found = {CLIP_ALONE: roll_out(alone, images, ())}
     if shows_attention(model.clip):
-        result = roll_out(model.clip, images, model.prompt_learner.vision())
-        if not torch.allclose(result.patches, found[CLIP_ALONE].patches, rtol=0.01, atol=0):  # fp16 rounds
-            found[classifier.method] = result
+        rolled = roll_out(model.clip, images, model.prompt_learner.vision())
+        before, now = ([shares["patches"] for shares in each] for each in (found[CLIP_ALONE], rolled))
+        if not np.allclose(before, now, rtol=0.01, atol=0):  # fp16 rounds
+            found[classifier.method] = rolled
     return found
 
 
@@ -75,19 +69,14 @@ def backbone_alone(name: str, device: torch.device) -> CLIP:
     return load_backbone(name).to(device)
 
 
-def shares(result: RollOut, image: int) -> dict[str, Any]:
-    """The parts of one image's CLS as numbers."""
-    parts = {"patches": result.patches, "prompts": result.prompts, "cls": result.cls}
-    return {name: part[image].tolist() for name, part in parts.items()}
-
-
-def lit(image: Tensor, patches: Tensor) -> Tensor:
-    """An image (3, H, W), colours from 0 to 1, with each patch (rows, columns) as bright as its share."""
+def lit(image: Tensor, shares: Shares) -> Tensor:
+    """An image (3, H, W), colours from 0 to 1, with each patch as bright as its share."""
+    patches = torch.tensor(shares["patches"])
     light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]
     return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)  # a dark image as bright as others
 
 
-def described(shares: dict[str, Any]) -> str:
+def described(shares: Shares) -> str:
     """The parts of CLS in words; the rest is CLS itself."""
     prompts = f", prompts {100 * shares['prompts']:.0f} %" if shares["prompts"] > 0.005 else ""
     return f"patches {100 * np.sum(shares['patches']):.0f} %{prompts}"

@@ -12,19 +12,17 @@ import gradio as gr
 import torch
 from PIL import Image
 from starlette.middleware import Middleware
-from torch import Tensor
 
 from clip import ClipError
 from common.errors import UsageError
 from common.names import check_names
 
 from ..images import Batch, read_batch
-from ..inspection.rollout import CLIP_ALONE, compared_roll_outs, described, lit, shares
+from ..inspection.rollout import CLIP_ALONE, compared_roll_outs, described, lit
 from ..models import Model
 from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
 BARS = 5  # classes of each model
-SIDE = 256  # pixels of a roll-out, at least
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
 MOST_WAITING = 100  # requests
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
@@ -105,11 +103,11 @@ class Page:
             names = check_names([line for line in text.splitlines() if line.strip()])
             if len(names) > MOST_NAMES:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
+            _, inputs, faults = self.read(file)
+            for fault in faults:
+                raise UsageError(fault)
         except UsageError as error:
-            return [told(str(error)), *nothing]
-        _, inputs, faults = self.read(file)
-        if faults:
-            return [told(public(faults[0], file)), *nothing]
+            return [told(public(str(error), file)), *nothing]
         found: list[dict[str, float] | None] = []
         errors: dict[str, bool] = {}  # each once, in their order
         for (_, classifier), pixels in zip(self.models, inputs, strict=True):
@@ -131,11 +129,12 @@ class Page:
         found: dict[str, tuple[Image.Image, str]] = {}
         inputs = self.read(file)[1] if file else []  # of an unreadable image, which the message is about, none
         for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
-            for tower, result in compared_roll_outs(classifier, pixels).items():
+            (colours,) = classifier.colours(pixels)
+            for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
                 title = tower if tower == CLIP_ALONE else name
                 key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
-                (colours,), found_shares = classifier.colours(pixels), shares(result, 0)
-                found[key] = picture(lit(colours, result.patches[0])), f"{title}: {described(found_shares)}"
+                picture = lit(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
+                found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
 
 
@@ -147,10 +146,10 @@ def told(text: str) -> Any:
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     """Pictures with their captions as HTML."""
     found = []
-    for shown, caption in pictures:
-        shown.save(file := BytesIO(), "png")
+    for picture, caption in pictures:
+        picture.save(file := BytesIO(), "png")
         address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-        image = f'<img src="{address}" alt="" style="width: 100%">'
+        image = f'<img src="{address}" alt="" style="width: 100%; image-rendering: pixelated">'
         found.append(
             f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
         )
@@ -160,10 +159,3 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
 def public(error: str, file: str) -> str:
     """An error's text without the server's folders."""
     return error.replace(str(Path(file).parent) + "/", "")
-
-
-def picture(colours: Tensor) -> Image.Image:
-    """An image (3, H, W), colours from 0 to 1, with at least SIDE pixels a side if it is small."""
-    image = Image.fromarray(colours.mul(255).byte().permute(1, 2, 0).numpy())
-    factor = max(1, SIDE // min(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
