@@ -41,23 +41,20 @@ def main(argv: list[str] | None = None) -> None:
     with new_folder(args.output) as folder, torch.no_grad():
         ((_, classifier),) = models.open_models([args.model], args, names)
         classifier.check_logits(names or None)
-        measures, good, errors = Measures(classifier, names or None), [], []
+        measures, good = Measures(classifier, names or None), []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
                 read, batches, faults = images.read_batch(files[start : start + BATCH], [classifier])
                 for pixels in batches:
                     measures.add(pixels)
-                if faults and len(files) == 1:
-                    raise UsageError(faults[0])
                 for fault in faults:
                     bar.write(f"skipped: {fault}", file=sys.stderr)
                 good += read
-                errors += faults
                 bar.update(len(read) + len(faults))
         if files and not good:
             raise UsageError(f"none of the {len(files)} images could be read", "see above")
         pixels = classifier.pixels(some := images.spread(good, ROLLED_OUT))
         page.write(measures.summary(args.topk, some, pixels), classifier.colours(pixels), folder)
     print(f"Written: inspect.html, inspect.json and pictures to {args.output}")
-    if errors:
+    if len(good) < len(files):
         sys.exit(1)

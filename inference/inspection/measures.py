@@ -14,8 +14,7 @@ from common.errors import one_line
 from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from ..classifier import PromptedClassifier
-from .rollout import compared_roll_outs
-from .tower import layers_of, origins, shows_attention
+from .tower import compared_roll_outs, layers_of, origins, shows_attention
 from .words import nearest_words
 
 CLS, PATCH, NEW = -2, -1, 0  # ages of tokens; a prompt that was added n layers before has the age n
@@ -77,12 +76,10 @@ class Measures:
         self.model: PromptedCLIP = classifier.model_for(class_names)
         self.tokens: list[pd.DataFrame] = []
         self.features: list[Tensor] = []
-        self.images = 0
 
     def add(self, images: Tensor) -> None:
         """Images (batch, 3, H, W) by the classifier's transform."""
         images = images.to(self.classifier.device)
-        self.images += len(images)
         if shows_attention(self.model.clip) and self.model.prompt_learner.vision():
             self.tokens.append(measure_tokens(self.model, images))
         self.features.append(self.model.image_features(images))
@@ -95,6 +92,7 @@ class Measures:
             files, pixels: the images of the roll-out, and the same as `add` takes them.
         """
         description, clip, learner = self.classifier.description, self.model.clip, self.model.prompt_learner
+        images = sum(map(len, self.features))
         text = TextPrompts(torch.empty(0))  # of a method without text, such as a linear probe
         if type(learner).text is not PromptLearner.text:  # CoCoOp's depends on the images
             nothing = torch.zeros(1, clip.visual.output_dim, device=self.classifier.device)
@@ -112,10 +110,10 @@ class Measures:
                 "dataset": description.dataset,
                 "classes": self.names,
             },
-            "images": self.images,
+            "images": images,
             "schedule": {tower: layers for tower, layers in schedule.items() if any(layers)},
             "words": nearest_words(clip, text, self.names, k),
-            "layers": attention_by_age(self.tokens, self.images) if self.tokens else [],
+            "layers": attention_by_age(self.tokens, images) if self.tokens else [],
             "rollout": [
                 {"image": one_line(file.name), "shares": {name: shares[n] for name, shares in rolled.items()}}
                 for n, file in enumerate(files if rolled else ())

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.files import write_text
 from common.pages import render
 
-from .rollout import described, lit
+from .tower import described, lit
 
 MOST_WORDS = 300  # rows of the page's table
 LONGEST = 32  # characters of a name in a picture
@@ -38,14 +38,8 @@ def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
             pictures[name] = save(draw(content[key]), folder / name)
     if content["rollout"]:
         pictures["rollout"] = save(rollout(content["rollout"], images), folder / "rollout")
-    words = content["words"]
-    page = render(
-        Path(__file__).with_name("page.html"),
-        content=content,
-        pictures=pictures,
-        words=words[:MOST_WORDS],
-        by_class=any(row["class"] is not None for row in words),
-    )
+    words = content["words"][:MOST_WORDS]
+    page = render(Path(__file__).with_name("page.html"), content=content, pictures=pictures, words=words)
     write_text(folder / "inspect.html", page)
 
 

@@ -1,14 +1,23 @@
-"""The image tower layer by layer, with what it does not return: the input and the attention of every layer."""
+"""The image tower layer by layer: the input and the attention of every layer, and what CLS consists of in the end."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from clip import CLIP, Edit, Schedule, is_vit
+from clip import CLIP, Edit, Schedule, is_vit, load_backbone
 from clip.blocks import heads, is_standard, qkv
 from clip.plain import embed_image, image_input
+
+from ..classifier import PromptedClassifier
+
+Shares = dict[str, Any]  # of one image, in its roll-out
+CLIP_ALONE = "CLIP"  # in a comparison: the backbone as its weight file has it, without prompts
 
 
 class Layer(NamedTuple):
@@ -60,3 +69,68 @@ def origins(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]
         now = now[: len(now) - edit.remove] + [layer] * edit.added
         found.append(now)
     return found
+
+
+def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
+    """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of its heads, + 1) / 2.
+
+    Args:
+        clip: one that `shows_attention`.
+        images: (batch, 3, H, W).
+        schedule: its prompts.
+
+    Returns:
+        for each image what CLS, after the last layer, comes from: `patches` (rows, columns), `prompts`, all of them
+        together, and `cls`, the class embedding. They add up to 1.
+    """
+    rows, columns = clip.visual.grid_size
+    flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
+    for layer, (_, weights, _) in enumerate(layers_of(clip, images, schedule)):
+        edit = schedule[layer] if layer < len(schedule) else Edit()
+        flow = F.pad(flow[:, : flow.shape[1] - edit.remove], (0, 0, 0, edit.added))
+        flow = (weights.mean(dim=1) @ flow + flow) / 2
+    return [
+        {"patches": cls[1:].view(rows, columns).tolist(), "prompts": 1 - cls.sum().item(), "cls": cls[0].item()}
+        for cls in flow[:, 0]
+    ]
+
+
+def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, list[Shares]]:
+    """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or attention.
+
+    A method may have changed the modules of its image tower, so that CLIP alone is loaded for this.
+
+    Args:
+        classifier: the model.
+        images: (batch, 3, H, W) by its transform.
+    """
+    model, images = classifier.model_for(), images.to(classifier.device)
+    alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)
+    if not len(images) or not shows_attention(alone):
+        return {}
+    found = {CLIP_ALONE: roll_out(alone, images, ())}
+    if shows_attention(model.clip):
+        rolled = roll_out(model.clip, images, model.prompt_learner.vision())
+        before, now = ([shares["patches"] for shares in each] for each in (found[CLIP_ALONE], rolled))
+        if not np.allclose(before, now, rtol=0.01, atol=0):  # fp16 rounds
+            found[classifier.method] = rolled
+    return found
+
+
+@lru_cache(maxsize=4)
+def backbone_alone(name: str, device: torch.device) -> CLIP:
+    """A backbone that no method has changed."""
+    return load_backbone(name).to(device)
+
+
+def lit(image: Tensor, shares: Shares) -> Tensor:
+    """An image (3, H, W), colours from 0 to 1, with each patch as bright as its share."""
+    patches = torch.tensor(shares["patches"])
+    light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]
+    return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)  # a dark image as bright as others
+
+
+def described(shares: Shares) -> str:
+    """The parts of CLS in words; the rest is CLS itself."""
+    prompts = f", prompts {100 * shares['prompts']:.0f} %" if shares["prompts"] > 0.005 else ""
+    return f"patches {100 * np.sum(shares['patches']):.0f} %{prompts}"

@@ -18,7 +18,7 @@ from common.errors import UsageError
 from common.names import check_names
 
 from ..images import Batch, read_batch
-from ..inspection.rollout import CLIP_ALONE, compared_roll_outs, described, lit
+from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, lit
 from ..models import Model
 from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
