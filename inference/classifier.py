@@ -96,7 +96,7 @@ class PromptedClassifier:
         self.cfg = cfg
         self.transform = build_transform(self.cfg, is_train=False, verbose=False)
         self.clip = clip
-        self._own = self._build(*spoken(self.class_names))
+        self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.clip  # all models have this one, which never moves
         self._other = lru_cache(OTHERS)(self._build)
         if checkpoint is not None:  # a published one holds the whole backbone, too
@@ -214,8 +214,8 @@ class PromptedClassifier:
             yield self.pixels(several[start : start + BATCH])
 
     def _method_for(self, class_names: Sequence[str] | None) -> PromptTrainer:
-        own = spoken(self.class_names)
-        names = own if class_names is None else spoken(check_names(class_names))
+        own = with_spaces(self.class_names)
+        names = own if class_names is None else with_spaces(check_names(class_names))
         return self._own if names == own else self._other(*names)
 
     def _build(self, *class_names: str) -> PromptTrainer:
@@ -223,7 +223,7 @@ class PromptedClassifier:
         kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
         method = without_training(kind, self.cfg, list(class_names), template or TEMPLATE, self.device)
         build_model(method, clip=self.clip)
-        if class_names != spoken(self.class_names):
+        if class_names != with_spaces(self.class_names):
             nothing = torch.zeros(1, method.model.clip.visual.output_dim, device=self.device)
             if not kind.transfers or method.model.prompt_learner.text(nothing).by_class:
                 what = f"{self.source} has values of its own for each class that it was learned on"
@@ -251,6 +251,6 @@ def configuration(method: str, where: Path | None = None) -> CfgNode:
     return cfg
 
 
-def spoken(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names in the form that a text has."""
+def with_spaces(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names with spaces instead of underscores."""
     return tuple(name.replace("_", " ") for name in names)

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         skipped = 0
 
         def rows() -> Iterator[Row]:
-            """The rows of all images; what cannot be read is reported meanwhile."""
+            """The rows of all images. Images that cannot be read are reported on stderr."""
             nonlocal skipped
             with tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar:
                 for found, errors, read in predict(files, args.batch_size):

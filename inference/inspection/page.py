@@ -17,7 +17,7 @@ from torch import Tensor
 from common.files import write_text
 from common.pages import render
 
-from .tower import described, lit
+from .tower import described, highlighted
 
 MOST_WORDS = 300  # rows of the page's table
 LONGEST = 32  # characters of a name in a picture
@@ -105,7 +105,7 @@ def attention(layers: Sequence[dict[str, Any]]) -> Figure:
 
 
 def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
-    """Each image, and the same with its patches lit by their shares, for each of the towers."""
+    """Each image, and the same with its patches highlighted by their shares, for each of the towers."""
     towers = rows[0]["shares"]
     figure = Figure(figsize=(2.3 * (1 + len(towers)), 2.45 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 1 + len(towers), squeeze=False)
@@ -113,7 +113,7 @@ def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
         axes[0].imshow(image.permute(1, 2, 0).numpy())
         axes[0].set_title(row["image"][-LONGEST:], fontsize=8, parse_math=False)
         for panel, (name, found) in zip(axes[1:], row["shares"].items(), strict=True):
-            panel.imshow(lit(image, found).permute(1, 2, 0).numpy())
+            panel.imshow(highlighted(image, found).permute(1, 2, 0).numpy())
             panel.set_title(f"{name}\n{described(found)}", fontsize=8)
         for panel in axes:
             panel.set_axis_off()

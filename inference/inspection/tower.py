@@ -123,7 +123,7 @@ def backbone_alone(name: str, device: torch.device) -> CLIP:
     return load_backbone(name).to(device)
 
 
-def lit(image: Tensor, shares: Shares) -> Tensor:
+def highlighted(image: Tensor, shares: Shares) -> Tensor:
     """An image (3, H, W), colours from 0 to 1, with each patch as bright as its share."""
     patches = torch.tensor(shares["patches"])
     light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]

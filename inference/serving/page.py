@@ -18,7 +18,7 @@ from common.errors import UsageError
 from common.names import check_names
 
 from ..images import Batch, read_batch
-from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, lit
+from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
 from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
@@ -96,7 +96,7 @@ class Page:
         """A message, and the probabilities of each model as the value of its bars."""
         nothing: list[Any] = [None] * len(self.models)
         if not file:
-            return [told(""), *nothing]
+            return [message_update(""), *nothing]
         try:
             if len(text) > MOST_TEXT:
                 raise UsageError(f"the class names have {len(text):,} characters", f"give at most {MOST_TEXT:,}")
@@ -107,7 +107,7 @@ class Page:
             for fault in faults:
                 raise UsageError(fault)
         except UsageError as error:
-            return [told(public(str(error), file)), *nothing]
+            return [message_update(without_folder(str(error), file)), *nothing]
         found: list[dict[str, float] | None] = []
         errors: dict[str, bool] = {}  # each once, in their order
         for (_, classifier), pixels in zip(self.models, inputs, strict=True):
@@ -116,8 +116,8 @@ class Page:
                 found.append(dict(zip(names, row, strict=True)))
             except (UsageError, ClipError) as error:
                 found.append(None)
-                errors[public(str(error), file)] = True
-        return [told("\n".join(errors)), *found]
+                errors[without_folder(str(error), file)] = True
+        return [message_update("\n".join(errors)), *found]
 
     def read(self, file: str) -> Batch:
         """An image, once for all models that read it in the same way: a large one takes seconds."""
@@ -133,12 +133,12 @@ class Page:
             for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
                 title = tower if tower == CLIP_ALONE else name
                 key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
-                picture = lit(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
+                picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
 
 
-def told(text: str) -> Any:
+def message_update(text: str) -> Any:
     """The update of the message."""
     return gr.update(value=text, visible=bool(text))
 
@@ -156,6 +156,6 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{"".join(found)}</div>'
 
 
-def public(error: str, file: str) -> str:
+def without_folder(error: str, file: str) -> str:
     """An error's text without the server's folders."""
     return error.replace(str(Path(file).parent) + "/", "")
