@@ -19,7 +19,7 @@ class LoCoOpSettings(ContextSettings):
 
     CTX_INIT: str = ""
     LAMBDA: int | float = 0.25
-    TOPK: int | float = 200
+    TOPK: int | float = 0.2
     ranges = {"LAMBDA": (0, 1000), "TOPK": (0.001, 100_000)}
 
     def check(self):
