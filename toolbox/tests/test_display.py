@@ -58,7 +58,7 @@ def test_terminal_has_one_live_line_and_a_summary_of_each_epoch(root, tmp_path, 
     assert all(re.search(r"loss \S+ .*lr \S+ \S+ it/s, 0:00:\d\d, left 0:00:\d\d$", line) for line in kept)
     assert "epoch 1/2 |" in shown and "test set" in shown
     assert "epoch 1/2:" not in log and "\r" not in log
-    assert shown.count("prompt_learner") == 1 and f"Checkpoints: {tmp_path}/prompt_learner (epoch 2)" in shown
+    assert shown.count("prompt_learner") == 1 and f"Checkpoints: {tmp_path}/prompt_learner\n" in shown
     assert log.count("Checkpoint saved to ") == 2 and "Checkpoints:" not in log
 
 

@@ -5,8 +5,8 @@ import os
 from collections import OrderedDict
 
 import torch
-from dassl.engine.run_state import epoch_files, fitted_run_state, load_newest, rng_state, set_rng_state
-from dassl.utils import MissingFileError, save_checkpoint, tolist_if_not
+from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
+from dassl.utils import save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import load_training_state
 from dassl.utils.state_checks import load_part
 
@@ -195,7 +195,7 @@ class TrainerBase:
         first = next(iter(checkpoints.values()))
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
-            self.load_run_state(fitted_run_state(self.run_state(), first["run"], first["epoch"]))
+            self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
         self._saved_epoch = first["epoch"]
         now, metadata = self.checkpoint_metadata().get("version"), first.get("metadata")
         before = metadata.get("version", now) if isinstance(metadata, dict) else now
@@ -245,11 +245,6 @@ class TrainerBase:
         model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
             path = os.path.join(directory, name, model_file)
-            if not os.path.exists(path):
-                there = ", ".join(map(str, sorted(epoch_files(os.path.dirname(path))))) or "none"
-                raise MissingFileError(
-                    f"no checkpoint at {path}; check the model directory and the epoch to load (epochs there: {there})"
-                )
             checkpoint = load_training_state(path)
             val_result = checkpoint.get("val_result")
             shown = f", val_result={val_result:.1f}" if val_result is not None else ""

@@ -9,10 +9,10 @@ from dassl.data import DataManager
 from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.engine.display import EpochDisplay, test_bar
-from dassl.engine.run_state import epoch_files, is_save_interrupted, remove_epochs
+from dassl.engine.run_state import is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, mkdir_if_missing
-from dassl.utils.archive import remove_temporary_files
+from dassl.utils.files import remove_temporary_files
 from dassl.utils.lazy import lazy_names
 from dassl.utils.logger import print_on_terminal
 
@@ -114,8 +114,7 @@ class SimpleTrainer(TrainerBase):
                 print("Deploy the last-epoch model")
             self.test()
         for name in self.get_model_names():
-            kept = ", ".join(map(str, sorted(epoch_files(os.path.join(self.output_dir, name)))))
-            print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)} (epoch {kept})")
+            print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)}")
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.monotonic() - self.time_began))}")
         self.close_writer()
 

@@ -51,16 +51,9 @@ class _BaseWarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict):
-        """Load a state of :meth:`state_dict`, or of a published checkpoint, where the successor is an object."""
-        state = dict(state_dict)
-        successor = state.pop("successor")
-        if not isinstance(successor, dict):
-            # Read only the schedule: the object's optimiser is a stale copy, and fields of other torch versions are
-            # unknown here.
-            known = self.successor.state_dict()
-            successor = {key: value for key, value in vars(successor).items() if key in known}
-        super().load_state_dict(state)
-        self.successor.load_state_dict(successor)
+        """Load a state of :meth:`state_dict`."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
+        self.successor.load_state_dict(state_dict["successor"])
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):

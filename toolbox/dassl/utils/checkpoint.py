@@ -3,19 +3,18 @@
 import io
 import os
 import warnings
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .archive import CheckpointFile, check_archive, check_whole, seal, write_atomically
 from .errors import MissingFileError, UsageError
+from .files import write_atomically
 from .logger import print_detail
-from .pickles import DamagedError
 from .state_checks import check_finite, check_training_state, load_part
 from .tools import mkdir_if_missing
+from .torch_files import DamagedError, read_torch_file, sealed
 
 LONGEST_NAME = 255  # bytes
 
@@ -57,27 +56,20 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     state = _without_numpy(state)
     if remove_module_from_keys:
         state = {**state, "state_dict": _strip_module(state["state_dict"])}
-    # In memory first, so that a pickling error leaves the previous checkpoint as it is.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # so that a pickling error leaves the previous checkpoint as it is
     torch.save(state, buffer)
-    try:
-        with zipfile.ZipFile(buffer) as archive:
-            check_archive(archive)
-    except DamagedError as error:
-        warnings.warn(f"load_checkpoint will refuse the checkpoint ({error})", stacklevel=2)
-
-    seal(buffer)
-    content = buffer.getbuffer()
+    content = sealed(buffer.getvalue())
     mkdir_if_missing(save_dir)
     folder = Path(save_dir)
-    fpath = folder / (model_name or f"model.pth.tar-{state['epoch']}")
-    write_atomically(fpath, content)
-    print_detail(f"Checkpoint saved to {fpath}")
-    if is_best:
-        best = folder / "model-best.pth.tar"
-        write_atomically(best, content)
-        print_detail(f'Best checkpoint saved to "{best}"')
-    write_atomically(folder / "checkpoint", f"{fpath.name}\n".encode())
+    names = [model_name or f"model.pth.tar-{state['epoch']}", *(["model-best.pth.tar"] if is_best else [])]
+    for name in names:
+        write_atomically(folder / name, [content])
+        print_detail(f"Checkpoint saved to {folder / name}")
+    write_atomically(folder / "checkpoint", [f"{names[0]}\n".encode()])
+    try:
+        read_torch_file(folder / names[0])
+    except DamagedError as error:
+        warnings.warn(f"load_checkpoint will refuse the checkpoint ({error})", stacklevel=2)
 
 
 def load_checkpoint(fpath):
@@ -96,29 +88,20 @@ def load_checkpoint(fpath):
         UsageError: the file is missing, damaged or not a checkpoint, or contains something other than tensors and
             plain values, which the message names.
     """
-    if fpath is None:
-        raise UsageError("no checkpoint file given: pass its path")
     if not os.path.exists(fpath):
         raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
     if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
-    with CheckpointFile(io.FileIO(fpath)) as file:
-        try:
-            allowed = check_whole(file)
-            file.limit = None
-            file.seek(0)
-            with torch.serialization.safe_globals(allowed):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged file can make the unpickler raise nearly anything
-            if "allocate memory" in str(error):  # torch has no class for it
-                raise MemoryError(f'"{fpath}" does not fit into the memory') from error
-            reason = error if isinstance(error, DamagedError) else type(error).__name__
-            raise UsageError(
-                f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
-                "use the checkpoint of another epoch or train again"
-            ) from error
+    try:
+        return read_torch_file(fpath)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the unpickler raise nearly anything
+        reason = error if isinstance(error, DamagedError) else type(error).__name__
+        raise UsageError(
+            f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
+            "use the checkpoint of another epoch or train again"
+        ) from error
 
 
 def load_training_state(fpath):
