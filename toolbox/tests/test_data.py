@@ -171,9 +171,7 @@ def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
     assert batch["img"].shape == (4, 3, 16, 16)
     assert set(batch) == {"img", "label", "domain", "impath", "index"}
 
-    table = capsys.readouterr().out.splitlines()[-7:]
-    assert table[0] == table[-1] == "---------  -----------"
-    assert table[1:-1] == [
+    assert capsys.readouterr().out.splitlines()[-5:] == [
         "Dataset    TinySquares",
         "# classes  3",
         "# train_x  12",
@@ -182,7 +180,7 @@ def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
     ]
 
 
-def test_custom_transforms_and_wrapper(root, tmp_path, capsys):
+def test_custom_transforms_and_wrapper(root, tmp_path):
     class Wrapper(DatasetWrapper):
         pass
 
@@ -192,7 +190,6 @@ def test_custom_transforms_and_wrapper(root, tmp_path, capsys):
         custom_tfm_test=lambda image: torch.full((1,), 2.0),
         dataset_wrapper=Wrapper,
     )
-    assert "* Using custom transform for training" in capsys.readouterr().out
     assert isinstance(dm.test_loader.dataset, Wrapper)
     batch = next(iter(dm.train_loader_x))
     assert (batch["img"].sum(), batch["img2"].sum()) == (0, 4)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from dassl.utils import ImageError
+from dassl.utils.files import sha256_of, write_atomically
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
@@ -18,8 +19,7 @@ from tqdm import tqdm
 
 __all__ = ["KeepingLoader", "KeptImages", "content_of", "keep_images"]
 
-DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all before it ends a file
-BLOCK = 1 << 20
+DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all bytes before it ends a file
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
@@ -55,13 +55,6 @@ def content_of(cfg, paths, transform):
     return digest.hexdigest()
 
 
-def split_transform(transform):
-    """A transform as its steps on PIL images and those from `ToTensor` on; None if it does not consist of such."""
-    steps = transform.transforms if isinstance(transform, T.Compose) else []
-    first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
-    return None if first is None else (T.Compose(steps[:first]), T.Compose(steps[first:]))
-
-
 def keep_images(cfg, content, paths, read, transform, threads):
     """The `KeptImages` of test images, from their file or decoded now; None if they cannot be kept.
 
@@ -76,15 +69,16 @@ def keep_images(cfg, content, paths, read, transform, threads):
     Raises:
         ImageError: an image is missing or damaged.
     """
-    parts = split_transform(transform)
-    if parts is None:
+    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
+    if first is None:
         print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")
         return None
-    on_image, on_tensor = parts
+    on_image, on_tensor = T.Compose(steps[:first]), T.Compose(steps[first:])
     folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
-    first = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
-    key = hashlib.sha256(f"{content} {first.shape}".encode() + first.tobytes()).hexdigest()[:32]
-    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.npy"), (len(paths), *first.shape), on_tensor)
+    sample = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
+    key = hashlib.sha256(f"{content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
+    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.npy"), (len(paths), *sample.shape), on_tensor)
     if not kept.open():
         with ThreadPool(max(1, threads)) as pool:
             decoded = pool.imap(lambda path: on_image(read(path)), paths)
@@ -123,13 +117,14 @@ class KeptImages:
         try:
             if not self.file.is_file():
                 return False
-            if not is_complete(self.file):
-                print(f"{self.file} is damaged: the images are decoded again")
-                return False
-            pixels = np.load(self.file, mmap_mode="r")
+            with open(self.file, "rb") as file:
+                digest = sha256_of(file, self.file.stat().st_size - DIGEST).digest()
+                intact = file.read() == digest
+            pixels = np.load(self.file, mmap_mode="r") if intact else None
         except (OSError, ValueError):  # deleted meanwhile, or not such a file
             return False
-        if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
+        if not intact or (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
+            print(f"{self.file} is damaged: the images are decoded again")
             return False
         with suppress(OSError):
             os.utime(self.file)  # files that were not used for longest are deleted first
@@ -150,39 +145,31 @@ class KeptImages:
         if np.prod(self.shape) > limit:
             print(f"{np.prod(self.shape) / 1e9:.1f} GB of decoded test images are not kept: raise CACHE_GB")
             return
-        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.unlink(missing_ok=True)
-            with open(unfinished, "xb") as file:  # not through a memory map: a full disk would end the process
-                digest = hashlib.sha256()
-                for content in self.contents(images):
-                    file.write(content)
-                    digest.update(content)
-                file.write(digest.digest())
-            os.replace(unfinished, self.file)
+            write_atomically(self.file, self.contents(images))  # a full disk would end a process with a memory map
         except ImageError:
             raise
         except (OSError, ValueError) as error:
             print(f"Decoded test images are not kept: {getattr(error, 'strerror', None) or error}")
             return
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
         self.make_room(limit)
         self.open()
 
     def contents(self, images):
-        """The parts of the file before its digest: NumPy's header, then the pixels of each image."""
+        """The parts of the file: NumPy's header, the pixels of each image, the digest."""
         header = BytesIO()
         facts = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(header, facts)
+        digest = hashlib.sha256(header.getvalue())
         yield header.getvalue()
         for image in images:
             pixels = np.asarray(image)
             if pixels.shape != self.shape[1:]:
                 raise ValueError(f"they have the sizes {self.shape[1:]} and {pixels.shape}")
+            digest.update(pixels.tobytes())
             yield pixels.tobytes()
+        yield digest.digest()
 
     def make_room(self, limit):
         """Delete files that were not used for longest, until all have at most `limit` bytes, and abandoned ones."""
@@ -196,13 +183,3 @@ class KeptImages:
                 if excess > 0 and file != self.file:
                     excess -= file.stat().st_size
                     file.unlink()
-
-
-def is_complete(file):
-    """Whether a file ends with the SHA-256 of all bytes before it."""
-    digest, left = hashlib.sha256(), file.stat().st_size - DIGEST
-    with open(file, "rb") as content:
-        while left > 0 and (block := content.read(min(BLOCK, left))):
-            digest.update(block)
-            left -= len(block)
-        return content.read() == digest.digest()

@@ -1,14 +1,11 @@
-"""A data loader that starts its workers and decodes its images once, without changing the batches."""
+"""A data loader that starts its workers once, without changing the batches."""
 
 import random
-from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from dassl.utils.logger import on_terminal
 from torch.utils.data import DataLoader, Sampler, get_worker_info
-from tqdm import tqdm
 
 
 class SteadyLoader(DataLoader):
@@ -37,7 +34,6 @@ class SteadyLoader(DataLoader):
         )
 
     def __iter__(self):
-        self.dataset.keep_images(threads=self.num_workers)  # before workers are forked, which then share the memory
         if self._iterator is not None and self._iterator._num_yielded < len(self):
             self.stop_workers()  # the last epoch was not read to its end; its iterator, if still used, keeps them
         if self.num_workers:
@@ -84,37 +80,3 @@ def seed_worker(seed):
     random.seed(seed + worker)
     torch.manual_seed(seed + worker)
     np.random.seed(np.random.SeedSequence([worker, seed & 0xFFFFFFFF, seed >> 32, 0]).generate_state(4))
-
-
-def decode_images(paths, read, limit, threads=1):
-    """Read image files into memory in the given order until the limit is reached.
-
-    Args:
-        paths: the files; duplicates are read once.
-        read: path -> PIL image in RGB.
-        limit (float): size limit in gigabytes.
-        threads (int): number of files to decode at the same time.
-
-    Returns:
-        dict: path -> uint8 array (H, W, 3).
-
-    Raises:
-        ImageError: an image is missing or damaged.
-    """
-    paths = list(dict.fromkeys(paths))
-    pixels, size = {}, 0
-    with ThreadPool(max(1, threads)) as pool:
-        decoded = pool.imap(lambda path: np.asarray(read(path)), paths)
-        for path, image in zip(
-            paths,
-            tqdm(decoded, desc="Decoding", total=len(paths), unit="image", disable=not on_terminal()),
-            strict=True,
-        ):
-            if size + image.nbytes > 1e9 * limit:
-                break
-            pixels[path] = image
-            size += image.nbytes
-    pool.join()  # before the workers are forked
-    rest = "" if len(pixels) == len(paths) else "; the others are decoded each time: raise DATALOADER.CACHE_GB"
-    print(f"{len(pixels)} of {len(paths)} training images are kept in memory ({size / 1e9:.2f} GB){rest}")
-    return pixels

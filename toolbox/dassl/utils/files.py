@@ -1,9 +1,11 @@
 """Files that are written completely or not at all."""
 
 import contextlib
+import hashlib
 import os
 import re
 
+BLOCK = 1 << 20  # bytes
 TEMPORARY = r"\.(checkpoint|model\.pth\.tar-\d+|model-best\.pth\.tar)\.\d+\.tmp"  # name of an unfinished checkpoint
 
 
@@ -53,3 +55,13 @@ def remove_temporary_files(folder):
     for entry in list(os.scandir(folder)):
         if re.fullmatch(TEMPORARY, entry.name) and not entry.is_dir(follow_symlinks=False):
             os.remove(entry.path)
+
+
+def sha256_of(file, length):
+    """The SHA-256, an object of hashlib, of the first bytes of a file, which is left at their end."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (block := file.read(min(BLOCK, length))):
+        digest.update(block)
+        length -= len(block)
+    return digest

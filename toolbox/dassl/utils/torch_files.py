@@ -13,11 +13,12 @@ from collections import Counter, OrderedDict
 
 import torch
 
+from .files import sha256_of
+
 # Bytes of a pickle, or of an archive's list of members. The pickle of the largest CLIP with the state of Adam has
 # 0.36 MB, and that of 50,000 class names 1.6 MB.
 MAX_READ = 1 << 21
-BLOCK = 1 << 20  # bytes that are read at once for the checksum
-SEAL = b"sha256:"  # before the 64 hexadecimal digits
+SEAL, SEAL_DIGITS = b"sha256:", 64
 
 # PROTO MARK STOP, constants, numbers, text, tuples, lists, dictionaries, the memo, GLOBAL BINPERSID: what torch writes,
 # except the operations that `TensorUnpickler` defines itself.
@@ -146,8 +147,7 @@ def sealed(archive):
     Args:
         archive (bytes): what `torch.save` wrote. Its last two bytes are the length of the comment.
     """
-    length = len(SEAL) + 2 * hashlib.sha256().digest_size
-    content = archive[:-2] + length.to_bytes(2, "little") + SEAL
+    content = archive[:-2] + (len(SEAL) + SEAL_DIGITS).to_bytes(2, "little") + SEAL
     return content + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -163,14 +163,15 @@ def read_torch_file(path):
             raise DamagedError("it is not an archive of torch 1.6 or later")
         size = file.seek(0, os.SEEK_END)
         with zipfile.ZipFile(file) as archive:
-            if archive.comment and archive.comment != _seal_of(file, size):
+            seal = SEAL + sha256_of(file, size - SEAL_DIGITS).hexdigest().encode() if archive.comment else b""
+            if archive.comment != seal:
                 raise DamagedError("its content differs from its SHA-256")
             members = archive.infolist()
             # torch compresses nothing: a small file cannot fill the memory.
             if any(member.compress_type for member in members) or sum(member.file_size for member in members) > size:
                 raise DamagedError("it is compressed")
             file.limit = None
-            if not archive.comment and (damaged := archive.testzip()):
+            if not seal and (damaged := archive.testzip()):
                 raise DamagedError(f"the CRC of {damaged} differs")
             return _read_archive(archive)
 
@@ -194,13 +195,3 @@ def _read_archive(archive):
         return storages[key]
 
     return TensorUnpickler(io.BytesIO(archive.read(members["data.pkl"])), storage).load()
-
-
-def _seal_of(file, size):
-    """The comment that a sealed file of this size has."""
-    digest, left = hashlib.sha256(), size - 2 * hashlib.sha256().digest_size
-    file.seek(0)
-    while left > 0 and (block := file.read(min(BLOCK, left))):
-        digest.update(block)
-        left -= len(block)
-    return SEAL + digest.hexdigest().encode()

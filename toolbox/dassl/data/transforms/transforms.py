@@ -49,38 +49,36 @@ def _train_steps(options, choices):
     """The (description, transform) pairs of a training transform."""
     size = list(options.SIZE)
     interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
-    makers = {
-        "random_crop": lambda: (
+    jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
+    known = {
+        "random_crop": (
             f"random crop (padding = {options.CROP_PADDING})",
             T.RandomCrop(size, padding=options.CROP_PADDING),
         ),
-        "random_resized_crop": lambda: (
+        "random_resized_crop": (
             f"random resized crop (size={tuple(size)}, scale={tuple(options.RRCROP_SCALE)})",
             T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
         ),
-        "center_crop": lambda: (f"center crop (size={tuple(size)})", T.CenterCrop(size)),
-        "random_flip": lambda: ("random flip", T.RandomHorizontalFlip()),
-        "randaugment": lambda: (
+        "center_crop": (f"center crop (size={tuple(size)})", T.CenterCrop(size)),
+        "random_flip": ("random flip", T.RandomHorizontalFlip()),
+        "randaugment": (
             f"randaugment (n={options.RANDAUGMENT_N}, m={options.RANDAUGMENT_M})",
             T.RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
         ),
-        "colorjitter": lambda: (
-            f"color jitter (brightness={options.COLORJITTER_B}, contrast={options.COLORJITTER_C}, "
-            f"saturation={options.COLORJITTER_S}, hue={options.COLORJITTER_H})",
-            T.ColorJitter(options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H),
+        "colorjitter": (
+            "color jitter (brightness, contrast, saturation, hue = {}, {}, {}, {})".format(*jitter),
+            T.ColorJitter(*jitter),
         ),
-        "randomgrayscale": lambda: (f"random gray scale (p={options.RGS_P})", T.RandomGrayscale(p=options.RGS_P)),
-        "gaussian_blur": lambda: (
+        "randomgrayscale": (f"random gray scale (p={options.RGS_P})", T.RandomGrayscale(p=options.RGS_P)),
+        "gaussian_blur": (
             f"gaussian blur (kernel={options.GB_K}, p={options.GB_P})",
             T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
         ),
     }
-
-    steps = []
+    steps = [step for name, step in known.items() if name in choices]
     if "random_crop" not in choices and "random_resized_crop" not in choices:
-        steps.append((f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=interpolation)))
-    steps += [make() for name, make in makers.items() if name in choices]
-    return [*steps, *_to_tensor(options, choices)]
+        steps.insert(0, (f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=interpolation)))
+    return [*steps, *to_tensor(options, choices)]
 
 
 def _test_steps(options, choices):
@@ -90,11 +88,11 @@ def _test_steps(options, choices):
     return [
         (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=interpolation)),
         (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
-        *_to_tensor(options, choices),
+        *to_tensor(options, choices),
     ]
 
 
-def _to_tensor(options, choices):
+def to_tensor(options, choices):
     """The last (description, transform) pairs, of both transforms."""
     steps = [("to torch tensor of range [0, 1]", T.ToTensor())]
     if "normalize" in choices:
