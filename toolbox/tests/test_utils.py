@@ -197,13 +197,6 @@ def test_write_json_in_the_current_folder(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_download_url_writes_the_file(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.write_bytes(b"data")
-    utils.download_url(source.as_uri(), str(target))
-    assert target.read_bytes() == b"data"
-
-
 def test_count_num_param_of_models_and_groups():
     net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 3))
     total = 2 * 4 + 4 + 4 * 3 + 3

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -10,7 +11,6 @@ from dassl.data.loader import SeededIndex, SteadyLoader, seed_worker
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
 from dassl.utils import UsageError, read_image
-from dassl.utils.images import report_16_bit_again
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
 
@@ -80,7 +80,6 @@ class DataManager:
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
-        report_16_bit_again()
 
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
@@ -109,17 +108,9 @@ class DataManager:
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    @property
-    def num_classes(self):
-        return self._num_classes
-
-    @property
-    def num_source_domains(self):
-        return self._num_source_domains
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
+    num_classes = property(attrgetter("_num_classes"))
+    num_source_domains = property(attrgetter("_num_source_domains"))
+    lab2cname = property(attrgetter("_lab2cname"))
 
     def show_dataset_summary(self, cfg):
         """Print the name, domains and sizes of the dataset."""

@@ -49,11 +49,8 @@ class TrainerBase:
             sched (LRScheduler): its learning rate scheduler, stepped once per epoch by `update_lr`.
 
         Raises:
-            AttributeError: the trainer's `__init__` did not call `super().__init__()`.
             ValueError: the name is taken.
         """
-        if self.__dict__.get("_models") is None:
-            raise AttributeError("register_model() was called before super().__init__()")
         if name in self._models:
             raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
         self._models[name] = model
@@ -288,32 +285,28 @@ class TrainerBase:
             self.after_epoch()
         self.after_train()
 
+    # Hooks
+
     def before_train(self):
-        """Hook."""
+        """Before the first epoch."""
 
     def after_train(self):
-        """Hook."""
+        """After the last epoch."""
 
     def before_epoch(self):
-        """Hook."""
+        """Before each epoch."""
 
     def after_epoch(self):
-        """Hook."""
+        """After each epoch."""
 
     def run_epoch(self):
+        """The batches of an epoch."""
         raise NotImplementedError(f"{type(self).__name__} must define run_epoch()")
 
     def test(self):
+        """Evaluate."""
         raise NotImplementedError(f"{type(self).__name__} must define test()")
 
-    def parse_batch_train(self, batch):
-        raise NotImplementedError(f"{type(self).__name__} must define parse_batch_train()")
-
-    def parse_batch_test(self, batch):
-        raise NotImplementedError(f"{type(self).__name__} must define parse_batch_test()")
-
     def forward_backward(self, batch):
+        """A training step; returns a dict of losses."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_backward()")
-
-    def model_inference(self, input):
-        raise NotImplementedError(f"{type(self).__name__} must define model_inference()")

@@ -8,8 +8,6 @@ from tqdm import tqdm
 
 __all__ = ["EpochDisplay", "test_bar"]
 
-BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}"
-
 
 class EpochDisplay:
     """A context manager for the batches of an epoch.
@@ -27,7 +25,6 @@ class EpochDisplay:
         self.bar = tqdm(
             total=num_batches,
             desc=f"epoch {epoch}/{max_epoch}",
-            bar_format=BAR,
             leave=False,
             dynamic_ncols=True,
             disable=not on_terminal(),
@@ -65,13 +62,12 @@ class EpochDisplay:
         if self.bar.disable:
             return
         means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
-        figures = f"{means} lr {lr:.2e} {1 / max(self.batch_time.avg, 1e-9):.3g} it/s"
-        self.bar.bar_format = f"{BAR} {figures} left {eta}"
+        self.bar.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
         self.bar.update()
         if number == self.num_batches:
-            self.bar.close()
             took = datetime.timedelta(seconds=round(self.batch_time.sum))
-            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {figures}, {took}, left {eta}")
+            self.bar.close()
+            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
 
 
 def test_bar(loader, split):

@@ -61,14 +61,11 @@ class SimpleTrainer(TrainerBase):
         """Hook: raise an error for a config that the trainer does not support."""
 
     def build_data_loader(self):
-        """Build `self.dm` and set the attributes for its loaders."""
+        """Build `self.dm`; its loaders and what it knows of the classes become attributes of the trainer."""
         self.dm = DataManager(self.cfg)
-        self.train_loader_x = self.dm.train_loader_x
-        self.train_loader_u = self.dm.train_loader_u  # None without unlabelled data
-        self.val_loader = self.dm.val_loader  # None without validation data
-        self.test_loader = self.dm.test_loader
-        self.num_classes = self.dm.num_classes
-        self.num_source_domains = self.dm.num_source_domains
+        self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
+        self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
+        self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self):

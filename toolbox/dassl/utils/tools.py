@@ -19,7 +19,6 @@ __all__ = [
     "check_isfile",
     "collect_env_info",
     "count_num_param",
-    "download_url",
     "listdir_nohidden",
     "mkdir_if_missing",
     "read_image",
@@ -64,14 +63,6 @@ def set_random_seed(seed):
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)
-
-
-def download_url(url, dst):
-    """Download ``url`` to the file ``dst``, with a progress bar; a failed download leaves no file."""
-    import torch
-
-    print(f'* url="{url}"\n* destination="{dst}"')
-    torch.hub.download_url_to_file(url, os.fspath(dst))
 
 
 @functools.cache  # it runs pip and lscpu, which takes seconds
@@ -139,15 +130,11 @@ def count_num_param(model=None, params=None):
     Raises:
         ValueError: neither is given.
     """
-    if model is not None:
-        params = model.parameters()
+    params = params if model is None else model.parameters()
     if params is None:
         raise ValueError("count_num_param() needs a model or params")
     total = 0
     for param in params:
-        if isinstance(param, dict):
-            group = param["params"]
-            total += group.numel() if hasattr(group, "numel") else count_num_param(params=group)
-        else:
-            total += param.numel()
+        part = param["params"] if isinstance(param, dict) else param
+        total += part.numel() if hasattr(part, "numel") else count_num_param(params=part)
     return total

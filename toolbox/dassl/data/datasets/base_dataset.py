@@ -6,8 +6,9 @@ import random
 import tarfile
 import zipfile
 from collections import defaultdict
+from operator import attrgetter
 
-from dassl.utils import UsageError, check_availability, download_url, mkdir_if_missing
+from dassl.utils import UsageError, mkdir_if_missing
 
 
 class Datum:
@@ -28,30 +29,17 @@ class Datum:
         self._domain = domain
         self._classname = classname
 
-    @property
-    def impath(self):
-        return self._impath
-
-    @property
-    def label(self):
-        return self._label
-
-    @property
-    def domain(self):
-        return self._domain
-
-    @property
-    def classname(self):
-        return self._classname
+    impath = property(attrgetter("_impath"))
+    label = property(attrgetter("_label"))
+    domain = property(attrgetter("_domain"))
+    classname = property(attrgetter("_classname"))
 
     def __repr__(self):
         return f"Datum(impath={self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
 
 
 class DatasetBase:
-    """A dataset for domain adaptation, domain generalisation, semi-supervised or few-shot learning.
-
-    Subclasses read their files and call this constructor with lists of `Datum`.
+    """A dataset. Subclasses read their files and call this constructor with lists of `Datum`.
 
     Args:
         train_x: labelled training data, from which the classes are counted and named.
@@ -79,33 +67,13 @@ class DatasetBase:
         for item in itertools.chain(val or (), test or ()):
             self._check_name(item, self._lab2cname.get(item.label, item.classname))
 
-    @property
-    def train_x(self):
-        return self._train_x
-
-    @property
-    def train_u(self):
-        return self._train_u
-
-    @property
-    def val(self):
-        return self._val
-
-    @property
-    def test(self):
-        return self._test
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
-
-    @property
-    def classnames(self):
-        return self._classnames
-
-    @property
-    def num_classes(self):
-        return self._num_classes
+    train_x = property(attrgetter("_train_x"))
+    train_u = property(attrgetter("_train_u"))
+    val = property(attrgetter("_val"))
+    test = property(attrgetter("_test"))
+    lab2cname = property(attrgetter("_lab2cname"))
+    classnames = property(attrgetter("_classnames"))
+    num_classes = property(attrgetter("_num_classes"))
 
     @staticmethod
     def get_num_classes(data_source):
@@ -132,22 +100,6 @@ class DatasetBase:
                 "give each class one label and one name"
             )
 
-    def check_input_domains(self, source_domains, target_domains):
-        """Check both lists of domain names against `self.domains`.
-
-        Raises:
-            UsageError: a list is empty or names a domain that the dataset does not have.
-        """
-        for key, names in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
-            if len(names) == 0:
-                raise UsageError(f"DATASET.{key} is empty; choose from {list(self.domains)}")
-            self.is_input_domain_valid(names)
-
-    def is_input_domain_valid(self, input_domains):
-        """Raise UsageError unless each name is one of `self.domains`."""
-        for domain in input_domains:
-            check_availability(domain, self.domains)
-
     def download_data(self, url, dst, from_gdrive=True):
         """Download a zip or tar archive and extract it into its own folder, and nothing outside that.
 
@@ -167,23 +119,22 @@ class DatasetBase:
 
                 gdown.download(url, dst, quiet=False)
             else:
-                download_url(url, dst)
+                from torch.hub import download_url_to_file  # not every command needs torch
+
+                download_url_to_file(url, dst)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
-        print(f"Extracting {dst}")
         try:
-            if zipfile.is_zipfile(dst):
-                with zipfile.ZipFile(dst) as archive:
-                    archive.extractall(folder)
-            else:
-                with tarfile.open(dst) as archive:
-                    archive.extraction_filter = tarfile.data_filter  # no path or link leads out of the folder
-                    archive.extractall(folder)
+            with zipfile.ZipFile(dst) if zipfile.is_zipfile(dst) else tarfile.open(dst) as archive:
+                archive.extraction_filter = (
+                    tarfile.data_filter
+                )  # no path or link in a tar archive leads out of the folder
+                archive.extractall(folder)
         except Exception as error:  # as many kinds as there are ways to damage an archive
             reason = " ".join(str(error).split())
             raise UsageError(f"cannot extract {dst} ({reason}); delete it and download it again") from error
-        print(f"File extracted to {folder}")
+        print(f"{dst} is extracted to {folder}")
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
         """Sample `num_shots` images of each class with Python's global random generator.
