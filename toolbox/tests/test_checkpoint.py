@@ -1,6 +1,5 @@
 """Checkpoints: atomic writes, published checkpoints load, hostile ones execute nothing."""
 
-import builtins
 import errno
 import os
 import subprocess
@@ -9,7 +8,6 @@ import types
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from dassl.config import get_cfg_default
@@ -114,37 +112,12 @@ def test_module_prefix_is_removed_from_the_file_only(tmp_path):
     assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == ["module.weight"]
 
 
-def test_numpy_values_become_plain_values(tmp_path):
-    state = {"state_dict": {}, "epoch": 1, "val_result": np.float64(81.25), "rng": (np.arange(3), [np.int64(2)])}
-    save_checkpoint(state, tmp_path)
-    loaded = load_checkpoint(tmp_path / "model.pth.tar-1")
-    assert loaded["val_result"] == 81.25 and type(loaded["val_result"]) is float
-    assert loaded["rng"][0].tolist() == [0, 1, 2] and loaded["rng"][1] == [2]
-
-
 def test_saving_unsupported_objects_warns(tmp_path):
     with pytest.warns(UserWarning, match="pathlib"):
         save_checkpoint({"state_dict": {}, "epoch": 1, "where": Path("x")}, tmp_path)
 
 
-class FullDisk:
-    """A file that accepts ``room`` bytes and then raises ENOSPC."""
-
-    def __init__(self, file, room):
-        self.file, self.room = file, room
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.file.close()
-
-    def write(self, content):
-        self.file.write(bytes(content)[: self.room])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     model, optimizer, scheduler = training()
     save_checkpoint(state_of(model, optimizer, scheduler, 1), tmp_path, is_best=True)
@@ -153,17 +126,12 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     def no_space(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    real_open = builtins.open
-    with monkeypatch.context() as patch:
-        if failing == "write":
-            patch.setattr(builtins, "open", lambda f, mode="r", **k: FullDisk(real_open(f, mode, **k), 100))
-        else:
-            patch.setattr(os, failing, no_space)
-        with torch.no_grad():
-            model.weight.zero_()
-        for epoch in (1, 2):  # replacing a file, and as a new file
-            with pytest.raises(OSError, match=rf"No space left.*{tmp_path}/model.pth.tar-{epoch}"):
-                save_checkpoint(state_of(model, optimizer, scheduler, epoch), tmp_path, is_best=True)
+    monkeypatch.setattr(os, failing, no_space)
+    with torch.no_grad():
+        model.weight.zero_()
+    for epoch in (1, 2):  # replacing a file, and as a new file
+        with pytest.raises(OSError, match=rf"No space left.*{tmp_path}/model.pth.tar-{epoch}"):
+            save_checkpoint(state_of(model, optimizer, scheduler, epoch), tmp_path, is_best=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -278,17 +246,6 @@ def test_hostile_pickle_executes_nothing(tmp_path, call, named):
     assert named in message and str(path) in message and "\n" not in message
     torch.load(path, weights_only=False)  # check that the file is hostile
     assert mark.exists()
-
-
-def test_hostile_object_in_a_published_scheduler_is_refused(tmp_path):
-    mark = tmp_path / "mark"
-    _, optimizer, scheduler = published_training()
-    scheduler.successor.extra = Call(os.system, f"touch {mark}")
-    path = tmp_path / "model.pth.tar-1"
-    torch.save({"state_dict": {}, "epoch": 1, "scheduler": scheduler.state_dict()}, path)
-    with pytest.raises(UsageError, match="system"):
-        load_checkpoint(path)
-    assert not mark.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"PK\x03\x04 zip?", b"\x80\x02N."])

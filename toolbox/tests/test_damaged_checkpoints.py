@@ -11,21 +11,9 @@ import pytest
 import torch
 from dassl.engine import TrainerX
 from dassl.utils import UsageError, load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
-from tiny_project import make_images, make_trainer
+from tiny_project import make_trainer
 
 NAN = torch.tensor([float("nan")])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -167,27 +155,20 @@ def test_other_kinds_of_tensors_are_refused(tensor, place, tmp_path):
     refuses(tmp_path / "a", "is not a whole checkpoint|neither a plain tensor nor a plain value")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_learned_tensors_with_nan_or_infinity_are_refused_by_name(value, root, run, newest):
+def test_learned_tensors_that_are_not_finite_are_refused_by_name(root, run, newest):
     checkpoint = load_checkpoint(newest)
-    checkpoint["state_dict"]["ctx"][1, 2] = value
+    checkpoint["state_dict"]["ctx"][1, 2] = float("inf")
     torch.save(checkpoint, newest)
     trainer = make_trainer(root, run)
-    with pytest.raises(UsageError, match="ctx of the checkpoint of prompt_learner in .* is not finite"):
-        TrainerX.load_model(trainer, str(run), epoch=2)
-    with pytest.raises(UsageError, match="ctx of the state_dict of .* is not finite"):
-        trainer.train()
-    with pytest.raises(UsageError, match="ctx of the checkpoint .* is not finite"):
-        resume_from_checkpoint(newest.parent, trainer.model.prompt_learner)
-    with pytest.raises(UsageError, match="ctx of the file .* is not finite"):
-        load_pretrained_weights(trainer.model.prompt_learner, newest)
-
-
-def test_buffers_may_be_infinite(tmp_path):
-    model = torch.nn.Module()
-    model.register_buffer("mask", torch.full((2,), float("-inf")))
-    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1}, tmp_path)
-    assert resume_from_checkpoint(tmp_path, model) == 1
+    prompts = trainer.model.prompt_learner
+    for load in (
+        trainer.train,
+        lambda: TrainerX.load_model(trainer, str(run), epoch=2),
+        lambda: resume_from_checkpoint(newest.parent, prompts),
+        lambda: load_pretrained_weights(prompts, newest),
+    ):
+        with pytest.raises(UsageError, match="ctx of the (state_dict of the checkpoint|file) .* is not finite"):
+            load()
 
 
 # ---------------------------------------------------------------- the rest
@@ -239,32 +220,19 @@ def test_optimizer_with_a_closure_resumes(tmp_path):
 
 LOOP = []
 LOOP.append(LOOP)
-HOSTILE = [None, True, -1, 0, 10**9, 10**400, 0.5, -1e308, "", "../../x", b"\xff", [], {}, (), LOOP, "delete", "swap"]
+HOSTILE = [None, True, -1, 0, 10**9, 10**400, 0.5, -1e308, "", "../../x", b"\xff", [], {}, (), LOOP]
 HOSTILE += [float("nan"), float("inf"), NAN, torch.ones(3), torch.ones(2, dtype=torch.int64), torch.zeros(())]
 HOSTILE += [torch.ones(2, dtype=torch.complex64), torch.ones(1).expand(10**12), {"x": 1}, [1, 2, 3], {0: {0: 0}}]
 
 
-def places(value, path=()):
-    """The paths of all entries of nested dicts, lists and tuples."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, entry in entries:
-        yield (*path, key)
-        yield from places(entry, (*path, key))
-
-
-def mutated(content, path, change):
-    """A copy of the content with one entry changed."""
-    if not path:
-        if isinstance(change, str) and change == "swap" and isinstance(content, torch.Tensor):
-            return torch.from_numpy(content.numpy().byteswap())
-        return change
-    key, *rest = path
-    result = list(content) if isinstance(content, list | tuple) else copy.copy(content)
-    if not rest and isinstance(change, str) and change == "delete":
-        del result[key]
-    else:
-        result[key] = mutated(content[key], rest, change)
-    return tuple(result) if isinstance(content, tuple) else result
+def mutations(content):
+    """Yields copies of nested dicts, lists and tuples with one entry changed or left out."""
+    plain = dict(content) if isinstance(content, dict) else dict(enumerate(content))
+    for key, entry in plain.items():
+        nested = mutations(entry) if isinstance(entry, dict | list | tuple) else ()
+        for changed in (*({**plain, key: value} for value in (*HOSTILE, *nested)), plain.keys() - {key}):
+            changed = changed if isinstance(changed, dict) else {other: plain[other] for other in changed}
+            yield changed if isinstance(content, dict) else type(content)(changed.values())
 
 
 @pytest.mark.slow
@@ -272,21 +240,16 @@ def mutated(content, path, change):
 def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, monkeypatch, optimizer):
     """A run that accepts one trains on; a learning rate of 10**9 makes it diverge, which has its own error."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    options = ("OPTIM.NAME", optimizer, "OPTIM.MAX_EPOCH", 4, "OPTIM.LR", 0.01)
-    trainer = make_trainer(root, tmp_path, *options)
+    trainer = make_trainer(root, tmp_path, "OPTIM.NAME", optimizer, "OPTIM.MAX_EPOCH", 4, "OPTIM.LR", 0.01)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer.scaler.scale(torch.ones(1))
     trainer.max_epoch = 2
     trainer.train()
     path = tmp_path / "prompt_learner/model.pth.tar-2"
-    content = load_checkpoint(path)
-    batch = next(iter(trainer.train_loader_x))
-    chance = random.Random(13)
-    cases = [(where, change) for where in places(content) for change in HOSTILE]
-    first = [case for case in cases if len(case[0]) == 1]
-    accepted = 0
-    for where, change in first + chance.sample(cases, 100):
-        torch.save(mutated(content, where, change), path)
+    batch, accepted = next(iter(trainer.train_loader_x)), 0
+    cases = random.Random(13).sample(list(mutations(load_checkpoint(path))), 250)
+    for content in cases:
+        torch.save(content, path)
         resumed = make_trainer_like(trainer)
         try:
             epoch = resumed.resume_model_if_exist(str(tmp_path))
@@ -295,16 +258,15 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, mo
             assert "\n" not in str(error) and len(str(error)) < 1000
             continue
         accepted += 1
-        assert epoch >= 0, (where, change)
+        assert epoch >= 0
         resumed.batch_idx, resumed.num_batches = 0, 1
         with contextlib.suppress(FloatingPointError):
             resumed.forward_backward(batch)
         resumed.save_model(epoch, str(tmp_path / "again"))
-    assert 0 < accepted < len(first)
+    assert 0 < accepted < 100
 
 
 def make_trainer_like(trainer):
     """A copy of a trainer, faster than another one."""
-    loaders = {key: None for key in vars(trainer) if "loader" in key or key in ("dm", "_writer")}
-    memo = {id(getattr(trainer, key)): value for key, value in loaders.items()}
-    return copy.deepcopy(trainer, memo)
+    loaders = [key for key in vars(trainer) if "loader" in key or key in ("dm", "_writer")]
+    return copy.deepcopy(trainer, {id(getattr(trainer, key)): None for key in loaders})

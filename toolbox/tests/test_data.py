@@ -25,13 +25,6 @@ GOLDEN = REPO / "tests" / "golden" / "fewshot_eurosat.json"
 EUROSAT = REPO.parent / "shared" / "data" / "eurosat" / "split_zhou_EuroSAT.json"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
-
-
 def dataset_of(*counts):
     """A dataset with `counts[label]` images of each class."""
     return DatasetBase(

@@ -7,20 +7,13 @@ import sys
 import pytest
 from dassl.utils import setup_logger
 from dassl.utils.logger import print_detail, print_on_terminal
-from tiny_project import make_images, make_trainer
+from tiny_project import make_trainer
 
 LINE = re.compile(
     r"^epoch \[(\d+)/2\] batch \[(\d+)/3\] time \d+\.\d{3} \(\d+\.\d{3}\) data \d+\.\d{3} \(\d+\.\d{3}\) "
     r"loss \d+\.\d{4} \(\d+\.\d{4}\) .*lr \d\.\d{4}e-\d\d eta 0:00:\d\d$",
     re.MULTILINE,
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
 
 
 class Terminal(io.StringIO):

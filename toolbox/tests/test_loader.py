@@ -13,16 +13,9 @@ from dassl.data.datasets import build_dataset
 from dassl.engine.run_state import rng_state, set_rng_state
 from dassl.utils import set_random_seed
 from PIL import ImageDraw
-from tiny_project import make_cfg, make_images
+from tiny_project import make_cfg
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms.functional import to_tensor
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
 
 
 @pytest.fixture
@@ -96,12 +89,7 @@ def test_incomplete_epoch_does_not_change_later_ones(cfg_of):
     found = []
     for loader in (steady(cfg_of()), reference(cfg_of())):
         set_random_seed(6)
-        first = iter(loader)
-        next(first)
-        inner = epoch(loader)  # while `first` is still being read
-        rest = epoch(first)
-        assert (len(inner), len(rest)) == (12, 8)
-        found.append([inner, rest, epoch(loader, 2), epoch(loader)])
+        found.append([epoch(loader, 2), epoch(loader, 1), epoch(loader)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

@@ -136,8 +136,7 @@ class DatasetWrapper(TorchDataset):
     - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
       results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
-    - DATALOADER.CACHE_TEST (test and validation only) keeps decoded and resized images in a file that all runs on a
-      machine share (`dassl.data.image_cache`); the items stay the same.
+    - DATALOADER.CACHE_TEST (test and validation only) does not change the items: see `dassl.data.image_cache`.
 
     Args:
         cfg: the config.
@@ -162,7 +161,7 @@ class DatasetWrapper(TorchDataset):
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
         resize = T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
-        self.to_tensor = T.Compose([resize, *(step for _, step in to_tensor(cfg.INPUT, cfg.INPUT.TRANSFORMS))])
+        self.to_tensor = T.Compose([resize, *to_tensor(cfg.INPUT, cfg.INPUT.TRANSFORMS)])
 
     def __len__(self):
         return len(self.data_source)

@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from tqdm import tqdm
 
-__all__ = ["KeepingLoader", "KeptImages", "content_of", "keep_images"]
-
 DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all bytes before it ends a file
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
@@ -34,12 +32,7 @@ class KeepingLoader(DataLoader):
 
 
 def content_of(cfg, paths, transform):
-    """A SHA-256, in hexadecimal, of image files and of all that is known to decide what is read from them.
-
-    Args:
-        cfg: the config.
-        paths: the files, in their order.
-        transform: its text counts; what a callable of the user does is not known.
+    """A SHA-256, in hexadecimal, of image files, their order, INPUT and the text of a transform.
 
     Raises:
         OSError: a file cannot be read, or is not a regular file.
@@ -50,8 +43,7 @@ def content_of(cfg, paths, transform):
         if not os.path.isfile(path):  # a named pipe would wait for its writer
             raise FileNotFoundError(path)
         content = Path(path).read_bytes()
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
+        digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
 
@@ -90,11 +82,10 @@ def keep_images(cfg, content, paths, read, transform, threads):
 class KeptImages:
     """The pixels of images after the PIL steps of a test transform, uint8 (H, W, 3) each, in a file.
 
-    The file has NumPy's format, and the SHA-256 of all before at its end. It is written under another name and then
-    renamed, so that several processes may make it at once.
+    The file has NumPy's format, and the SHA-256 of all bytes before at its end. Several processes may write it.
 
     Args:
-        file (Path): its path; the name has a key made of the content of the image files and of the transform.
+        file (Path): its name has a key made of the content of the image files and of the transform.
         shape (tuple): of the pixels of all images, (images, H, W, 3).
         on_tensor: the steps of the transform from `ToTensor` on.
     """
@@ -115,32 +106,23 @@ class KeptImages:
     def open(self):
         """Map the file into memory; returns whether it is there and is what was written."""
         try:
-            if not self.file.is_file():
-                return False
             with open(self.file, "rb") as file:
-                digest = sha256_of(file, self.file.stat().st_size - DIGEST).digest()
-                intact = file.read() == digest
-            pixels = np.load(self.file, mmap_mode="r") if intact else None
+                if sha256_of(file, self.file.stat().st_size - DIGEST).digest() != file.read():
+                    return False
+            pixels = np.load(self.file, mmap_mode="r")
+            os.utime(self.file)  # files that were not used for longest are deleted first
         except (OSError, ValueError):  # deleted meanwhile, or not such a file
             return False
-        if not intact or (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
-            print(f"{self.file} is damaged: the images are decoded again")
+        if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
             return False
-        with suppress(OSError):
-            os.utime(self.file)  # files that were not used for longest are deleted first
         self.pixels = pixels
         print(f"Decoded test images: {self.file}")
         return True
 
     def write(self, images, limit):
-        """Write the file and map it into memory; if it cannot be written, print why.
+        """Write the PIL images to the file and map it into memory; if it cannot be written, print why.
 
-        Args:
-            images: yields the PIL images.
-            limit (float): size limit of all such files in bytes.
-
-        Raises:
-            ImageError: an image is missing or damaged.
+        `limit` is that of the size of all such files, in bytes. Raises ImageError if an image is missing or damaged.
         """
         if np.prod(self.shape) > limit:
             print(f"{np.prod(self.shape) / 1e9:.1f} GB of decoded test images are not kept: raise CACHE_GB")
@@ -172,7 +154,7 @@ class KeptImages:
         yield digest.digest()
 
     def make_room(self, limit):
-        """Delete files that were not used for longest, until all have at most `limit` bytes, and abandoned ones."""
+        """Delete abandoned files, and those not used for longest until the others have at most `limit` bytes."""
         with suppress(OSError):  # another process deletes them too
             for file in self.file.parent.glob(".images-*.tmp"):
                 if time.time() - file.stat().st_mtime > ABANDONED:

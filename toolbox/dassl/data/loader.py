@@ -17,8 +17,8 @@ class SteadyLoader(DataLoader):
     (`SeededIndex`); a worker that receives a new number seeds itself as torch would. Each epoch is bit-identical to
     one of new workers, also in a resumed run.
 
-    torch offers no public way to end persistent workers or to ask whether all batches were read. Hence the use of
-    `_iterator` and `_num_yielded`, which toolbox/tests/test_loader.py checks.
+    torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
+    toolbox/tests/test_loader.py checks.
 
     Args:
         dataset: a `DatasetWrapper`.
@@ -34,11 +34,10 @@ class SteadyLoader(DataLoader):
         )
 
     def __iter__(self):
-        if self._iterator is not None and self._iterator._num_yielded < len(self):
-            self.stop_workers()  # the last epoch was not read to its end; its iterator, if still used, keeps them
         if self.num_workers:
             # A new iterator draws the first seed itself.
-            self.sampler.seed = None if self._iterator is None else draw_seed(self.generator)
+            own = torch.empty((), dtype=torch.int64)
+            self.sampler.seed = None if self._iterator is None else own.random_(generator=self.generator).item()
         return super().__iter__()
 
     def stop_workers(self):
@@ -67,11 +66,6 @@ class SeededIndices(Sampler):
 
     def __len__(self):
         return len(self.sampler)
-
-
-def draw_seed(generator=None):
-    """Draw the seed of an epoch as torch does."""
-    return torch.empty((), dtype=torch.int64).random_(generator=generator).item()
 
 
 def seed_worker(seed):

@@ -6,8 +6,6 @@ from dassl.utils import AverageMeter
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
 
-__all__ = ["EpochDisplay", "test_bar"]
-
 
 class EpochDisplay:
     """A context manager for the batches of an epoch.

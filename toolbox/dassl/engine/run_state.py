@@ -48,15 +48,9 @@ def set_rng_state(state):
 
 
 def matching_run_state(own, state, epoch):
-    """The run state of a checkpoint, checked; entries that the toolbox does not know stay as they are.
+    """The run state of a checkpoint, with the form of `own`, what this run would save now; UsageError if it has not.
 
-    Args:
-        own (dict): what this run would save now.
-        state (dict): from the checkpoint.
-        epoch (int): of the checkpoint, from 1.
-
-    Raises:
-        UsageError: an entry is missing, or has another form or an impossible value.
+    Entries that the toolbox does not know stay as they are. `epoch` is that of the checkpoint, from 1.
     """
     own, seconds = dict(own), state.get("train_seconds")
     if isinstance(seconds, float) and seconds < 0:
@@ -77,8 +71,7 @@ def matching_run_state(own, state, epoch):
 def load_newest(directory, names):
     """Load the newest epoch for which all models of a run have checkpoints.
 
-    If a run was killed between saving one model and the next, the newest checkpoints of its models are of different
-    epochs.
+    If a run was killed between saving one model and the next, their newest checkpoints are of different epochs.
 
     Args:
         directory (str): the run's output directory, with one folder for every model.

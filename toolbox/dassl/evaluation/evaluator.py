@@ -8,8 +8,6 @@ from dassl.utils import UsageError, mkdir_if_missing
 
 from .build import EVALUATOR_REGISTRY
 
-__all__ = ["Classification", "EvaluatorBase"]
-
 
 class EvaluatorBase:
     """Base class: call ``reset()``, ``process(mo, gt)`` for each batch, then ``evaluate()``."""

@@ -1,7 +1,5 @@
 """Top-k accuracy."""
 
-__all__ = ["compute_accuracy"]
-
 
 def compute_accuracy(output, target, topk=(1,)):
     """Top-k accuracy of a batch, in percent.

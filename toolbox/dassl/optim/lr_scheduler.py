@@ -6,10 +6,8 @@ training.
 """
 
 from dassl.config.defaults import SCHEDULERS, WARMUPS
-from dassl.utils import UsageError, check_availability
+from dassl.utils import check_availability
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
-
-__all__ = ["ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
 
 
 class _BaseWarmupScheduler(LRScheduler):
@@ -93,27 +91,19 @@ def build_lr_scheduler(optimizer, optim_cfg):
         torch.optim.lr_scheduler.LRScheduler: its ``state_dict()`` has plain values only.
 
     Raises:
-        UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown, or STEPSIZE has the wrong type.
+        UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown.
     """
-    kind = optim_cfg.LR_SCHEDULER
-    check_availability(kind, SCHEDULERS)
-    stepsize = optim_cfg.STEPSIZE
-    if kind == "single_step":
-        if isinstance(stepsize, (list, tuple)) and stepsize:
-            stepsize = stepsize[-1]
-        if not isinstance(stepsize, int):
-            raise UsageError(f"OPTIM.STEPSIZE of single_step must end in an integer number of epochs, not {stepsize!r}")
-        scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
-    elif kind == "multi_step":
-        if not isinstance(stepsize, (list, tuple)):
-            raise UsageError(f"OPTIM.STEPSIZE of multi_step must be a list of epochs, not {stepsize!r}")
-        scheduler = MultiStepLR(optimizer, stepsize, optim_cfg.GAMMA)
-    else:
+    check_availability(optim_cfg.LR_SCHEDULER, SCHEDULERS)
+    check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)
+    if optim_cfg.LR_SCHEDULER == "cosine":
         scheduler = CosineAnnealingLR(optimizer, float(optim_cfg.MAX_EPOCH))
-
+    elif optim_cfg.LR_SCHEDULER == "multi_step":
+        scheduler = MultiStepLR(optimizer, optim_cfg.STEPSIZE, optim_cfg.GAMMA)
+    else:
+        stepsize = optim_cfg.STEPSIZE[-1]
+        scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
-    check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)
     if not optim_cfg.WARMUP_RECOUNT:
         # Only the count: stepping it through the warm-up would change the rates that it starts from.
         scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": optim_cfg.WARMUP_EPOCH})

@@ -7,8 +7,6 @@ import torch.nn as nn
 from dassl.config.defaults import OPTIMISERS
 from dassl.utils import UsageError, check_availability
 
-__all__ = ["build_optimizer"]
-
 
 def build_optimizer(model, optim_cfg, param_groups=None):
     """Build the optimiser ``optim_cfg.NAME``.

@@ -6,7 +6,6 @@ import warnings
 from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .errors import MissingFileError, UsageError
@@ -17,21 +16,6 @@ from .tools import mkdir_if_missing
 from .torch_files import DamagedError, read_torch_file, sealed
 
 LONGEST_NAME = 255  # bytes
-
-__all__ = ["load_checkpoint", "load_pretrained_weights", "resume_from_checkpoint", "save_checkpoint"]
-
-
-def _without_numpy(value):
-    """Copy nested dicts, lists and tuples; numpy scalars become Python numbers, arrays become tensors."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _without_numpy(item)) for key, item in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(_without_numpy(item) for item in value)
-    return value
 
 
 def _strip_module(state_dict):
@@ -53,7 +37,6 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     Raises:
         OSError: names the file that could not be written (disk full, no permission). Earlier files are unchanged.
     """
-    state = _without_numpy(state)
     if remove_module_from_keys:
         state = {**state, "state_dict": _strip_module(state["state_dict"])}
     buffer = io.BytesIO()  # so that a pickling error leaves the previous checkpoint as it is
@@ -155,15 +138,26 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     if path is None:
         raise MissingFileError(f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder")
     checkpoint = load_training_state(path)
-    load_part(model, checkpoint["state_dict"], f"checkpoint {path}")
-    print("Loaded model weights")
-    for target, key in ((optimizer, "optimizer"), (scheduler, "scheduler")):
+    restore(checkpoint, path, state_dict=model, optimizer=optimizer, scheduler=scheduler)
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def restore(checkpoint, name, **targets):
+    """Load the parts of a training state into a module, its optimiser and its scheduler.
+
+    Args:
+        checkpoint (dict): the state.
+        name (str): of the checkpoint, for errors.
+        targets: key of the part -> what it is loaded into; None, or a part that was not saved, is skipped.
+
+    Raises:
+        UsageError: a part does not fit, or a learned tensor is not finite.
+    """
+    for key, target in targets.items():
         if target is not None and checkpoint.get(key) is not None:
-            load_part(target, checkpoint[key], f"{key} of {path}")
+            load_part(target, checkpoint[key], f"{key} of the checkpoint {name}")
             print(f"Loaded {key}")
-    start_epoch = checkpoint["epoch"]
-    print(f"Previous epoch: {start_epoch}")
-    return start_epoch
 
 
 def load_pretrained_weights(model, weight_path):
@@ -181,17 +175,14 @@ def load_pretrained_weights(model, weight_path):
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
     weights, own = _strip_module(weights), model.state_dict()
-    matched = {
-        key: weight
-        for key, weight in weights.items()
-        if key in own and isinstance(weight, torch.Tensor) and own[key].shape == weight.shape
-    }
-    check_finite(matched, matched, f'file "{weight_path}"')
-    discarded = [key for key in weights if key not in matched]
-    model.load_state_dict({**own, **matched})
+    shapes = {key: value.shape for key, value in own.items()}
+    tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
     if not matched:
         warnings.warn(f"no weights loaded from {weight_path}: none has a name and shape of the model's", stacklevel=2)
         return
+    check_finite(matched, matched, f'file "{weight_path}"')
+    model.load_state_dict({**own, **matched})
     print(f"Successfully loaded pretrained weights from {weight_path}")
-    if discarded:
+    if discarded := [key for key in weights if key not in matched]:
         print(f"Layers discarded due to unmatched keys or size: {discarded}")

@@ -1,6 +1,5 @@
 """Files that are written completely or not at all."""
 
-import contextlib
 import hashlib
 import os
 import re
@@ -28,7 +27,6 @@ def write_atomically(path, parts):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
         if error.errno is None:  # of the iterable
             raise
@@ -36,16 +34,6 @@ def write_atomically(path, parts):
         raise OSError(error.errno, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder):
-    """Flush a folder's list of files to disk, if the file system supports that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def remove_temporary_files(folder):

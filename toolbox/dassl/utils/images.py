@@ -10,8 +10,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
 
-__all__ = ["read_image"]
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_SCANS = 64  # of a JPEG, each of which goes over all pixels; cameras and optimisers write up to about 15

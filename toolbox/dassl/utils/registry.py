@@ -3,8 +3,6 @@
 from .errors import UnknownNameError
 from .tools import nearest
 
-__all__ = ["Registry"]
-
 
 class Registry:
     """Maps names to classes or functions, so that a config can select one by name.
@@ -27,11 +25,7 @@ class Registry:
         return name in self._obj_map
 
     def register(self, obj=None, force=False):
-        """Register ``obj`` under its ``__name__``; without ``obj``, return a decorator.
-
-        Args:
-            obj (class or function, optional): the object to register.
-            force (bool): replace an object with the same name.
+        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator.
 
         Raises:
             KeyError: the name is taken and ``force`` is False.

@@ -11,18 +11,12 @@ from .torch_files import PickledObject
 
 LARGEST = 2**53  # number in a state: integers are exact as floats up to here
 DIVISORS = ("T_max", "step_size", "scale")  # entries of schedulers and of torch.amp.GradScaler that are not 0
-LOAD_ERRORS = (
-    *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
-    *(IndexError, ArithmeticError, AssertionError),
-)  # of a state that does not fit
+# Of a state that does not fit
+LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
 def check_training_state(content, path):
-    """Check that a file's content has the form of :func:`save_checkpoint`'s ``state``.
-
-    Raises:
-        UsageError: it has not.
-    """
+    """Raise UsageError unless a file's content has the form of :func:`save_checkpoint`'s ``state``."""
     content = content if isinstance(content, dict) else {}
     state, epoch, val_result = map(content.get, ("state_dict", "epoch", "val_result"))
     if not (

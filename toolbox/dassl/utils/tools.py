@@ -12,21 +12,7 @@ import numpy as np
 import PIL
 
 from .errors import UsageError
-from .images import read_image
-
-__all__ = [
-    "check_availability",
-    "check_isfile",
-    "collect_env_info",
-    "count_num_param",
-    "listdir_nohidden",
-    "mkdir_if_missing",
-    "read_image",
-    "read_json",
-    "set_random_seed",
-    "tolist_if_not",
-    "write_json",
-]
+from .images import read_image  # noqa: F401 - its published place
 
 
 def mkdir_if_missing(dirname):
@@ -87,7 +73,7 @@ def listdir_nohidden(path, sort=False):
 def nearest(name, available):
     """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none.
 
-    For keys such as ``OPTIM.LR``, the same last name in another group counts for more than similar letters.
+    The same last name in another group (``OPTIM.LR``) counts for more than similar letters.
     """
 
     def likeness(candidate):
@@ -95,8 +81,7 @@ def nearest(name, available):
         same_last = own.rpartition(".")[2] == other.rpartition(".")[2]
         return difflib.SequenceMatcher(None, own, other).ratio() + 0.3 * same_last
 
-    closest = max(available, key=likeness, default=None)
-    return "" if closest is None else f"; did you mean {closest}?"
+    return f"; did you mean {max(available, key=likeness)}?" if available else ""
 
 
 def check_availability(requested, available):
@@ -109,10 +94,9 @@ def check_availability(requested, available):
     Raises:
         UsageError: it is not; the message lists the available names and the closest one.
     """
-    if requested in available:
-        return
-    known = ", ".join(sorted(map(str, available))) or "none"
-    raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')
+    if requested not in available:
+        known = ", ".join(sorted(map(str, available))) or "none"
+        raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')
 
 
 def tolist_if_not(x):
