@@ -3,9 +3,7 @@
 import errno
 import os
 import subprocess
-import sys
-import types
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -58,35 +56,6 @@ def state_of(model, optimizer, scheduler, epoch):
     }
 
 
-class PublishedWarmup(torch.optim.lr_scheduler.LRScheduler):
-    """Like the published class: its state_dict() is __dict__ without the optimiser, so it contains objects."""
-
-    __module__, __qualname__ = "dassl.optim.lr_scheduler", "ConstantWarmupScheduler"  # its name in their pickles
-
-    def __init__(self, optimizer, successor, warmup_epoch, cons_lr):
-        self.successor, self.warmup_epoch, self.cons_lr = successor, warmup_epoch, cons_lr
-        super().__init__(optimizer)
-
-    def get_lr(self):
-        done = self.last_epoch >= self.warmup_epoch
-        return self.successor.get_last_lr() if done else [self.cons_lr] * len(self.base_lrs)
-
-    def step(self, epoch=None):
-        if self.last_epoch >= self.warmup_epoch:
-            self.successor.step()
-            self._last_lr = self.successor.get_last_lr()
-        else:
-            super().step()
-
-
-def published_training():
-    model, optimizer, _ = training()
-    for group in optimizer.param_groups:
-        group["lr"] = group.pop("initial_lr")
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8.0)
-    return model, optimizer, PublishedWarmup(optimizer, cosine, 1, 1e-5)
-
-
 # ---------------------------------------------------------------- writing
 
 
@@ -135,22 +104,14 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_pickling_error_changes_nothing(tmp_path):
-    save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(Exception, match="pickle|local object"):
-        save_checkpoint({"state_dict": {}, "epoch": 1, "f": lambda: 0}, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
 # ---------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("warmup_epoch", [-1, 1, 3])
-@pytest.mark.parametrize("options", [{}, {"WARMUP_TYPE": "linear", "LR_SCHEDULER": "multi_step", "STEPSIZE": (2, 5)}])
-@pytest.mark.parametrize("stop", [1, 2, 5])
-def test_resume_is_bit_identical(tmp_path, warmup_epoch, options, stop):
-    options = {**options, "WARMUP_EPOCH": warmup_epoch}
+@pytest.mark.parametrize("options", [{}, {"WARMUP_EPOCH": -1}, {"WARMUP_TYPE": "linear", "WARMUP_EPOCH": 3}])
+@pytest.mark.parametrize("schedule", [{}, {"LR_SCHEDULER": "multi_step", "STEPSIZE": (2, 5)}])
+@pytest.mark.parametrize("stop", [1, 5])
+def test_resume_is_bit_identical(tmp_path, options, schedule, stop):
+    options = options | schedule
     full = training(**options)
     rates = run_epochs(*full, range(8))
 
@@ -180,30 +141,17 @@ def test_resume_without_a_checkpoint_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_published_checkpoint_resumes(tmp_path, monkeypatch, stop):
-    published = types.ModuleType("dassl.optim.lr_scheduler")
-    published.ConstantWarmupScheduler = PublishedWarmup
-    rates = run_epochs(*published_training(), range(8))
-    old = published_training()
+def test_published_checkpoint_resumes(tmp_path, stop):
+    """In its scheduler's state are an object of torch's, and the optimiser to which that refers."""
+    rates = run_epochs(*training(), range(8))
+    old = training()
     run_epochs(*old, range(stop))
     state = state_of(*old, stop)
-    assert isinstance(state["scheduler"]["successor"], torch.optim.lr_scheduler.CosineAnnealingLR)
-    assert isinstance(state["scheduler"]["successor"].optimizer.state, defaultdict)
-    state["scheduler"]["verbose"] = False
-    state["the_scheduler_itself"] = old[2]
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "dassl.optim.lr_scheduler", published)
-        torch.save(state, tmp_path / f"model.pth.tar-{stop}")
+    state["scheduler"]["successor"] = old[2].successor
+    torch.save(state, tmp_path / f"model.pth.tar-{stop}")
     (tmp_path / "checkpoint").write_text(f"model.pth.tar-{stop}\n")
 
-    def must_not_run(*args, **kwargs):
-        raise AssertionError("optimiser code ran")
-
-    with monkeypatch.context() as patch:
-        for cls in (torch.optim.Optimizer, torch.optim.SGD):
-            patch.setattr(cls, "__setstate__", must_not_run)
-        loaded = load_checkpoint(tmp_path / f"model.pth.tar-{stop}")
-    successor = loaded["scheduler"]["successor"]
+    successor = load_checkpoint(tmp_path / f"model.pth.tar-{stop}")["scheduler"]["successor"]
     assert not isinstance(successor, torch.optim.lr_scheduler.LRScheduler)
     assert successor.T_max == 8.0 and successor.optimizer.param_groups[0]["momentum"] == 0.9
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from dassl.engine import TrainerX
 from dassl.utils import UsageError, load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
-from tiny_project import make_trainer
+from tiny_project import flat, make_trainer
 
 NAN = torch.tensor([float("nan")])
 
@@ -91,18 +91,9 @@ def test_flipped_bit_of_a_file_without_checksum_is_noticed_or_changes_nothing(ne
             refuses(newest)
             continue
         with contextlib.suppress(UsageError):
-            assert flat(load_checkpoint(newest)) == flat(expected)
+            assert str(flat(load_checkpoint(newest))) == str(flat(expected))
             accepted += 1
     assert 0 < accepted < 300
-
-
-def flat(value):
-    """Nested values with tensors as lists, which can be compared."""
-    if isinstance(value, dict):
-        return {key: flat(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [flat(entry) for entry in value]
-    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def test_compressed_archive_is_refused(newest, tmp_path):

@@ -3,7 +3,6 @@
 import io
 import os
 import struct
-import traceback
 import zlib
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def test_the_content_decides_the_kind(kind, tmp_path):
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(Image.open(path).convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["DDS", "EPS", "ICO", "JPEG2000", "TGA"])
+@pytest.mark.parametrize("kind", ["DDS", "EPS", "JPEG2000", "TGA"])
 def test_other_kinds_are_refused_by_name(kind, tmp_path):
     refused(written(tmp_path / "a.png", Image.fromarray(NOISE), kind), IN_THE_FORM)
 
@@ -139,7 +138,7 @@ def test_decompression_bomb_is_an_error(size, tmp_path):
     refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
 
 
-@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (50_000_000, 1), (101, 1), (4, 401)])
+@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (4, 401)])
 def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path):
     """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after resizing."""
     width, height = size
@@ -177,33 +176,9 @@ def test_named_pipe_device_and_folder_are_refused_without_waiting(tmp_path):
         refused(path, "is not a regular file: replace or remove it")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_named_pipe_met_by_a_loader_gives_one_line(workers, tmp_path):
-    make_images(tmp_path)
-    dm = DataManager(make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers))
-    path = dm.dataset.test[2].impath
-    os.unlink(path)
-    os.mkfifo(path)
-    with pytest.raises(ImageError) as caught:
-        list(dm.test_loader)
-    traceback.clear_frames(caught.tb)  # releases the workers; otherwise the garbage collector waits 5 s for them
-    assert str(caught.value) == f"'{path}' is not a regular file: replace or remove it"
-
-
 def test_name_with_control_characters_is_escaped(tmp_path):
     (tmp_path / "a\n\x1b.png").write_bytes(b"")
     refused(tmp_path / "a\n\x1b.png", r"a\n\x1b.png", IN_THE_FORM)
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tiff", "bmp", "gif", "ppm"])
-def test_truncated_images_are_refused_by_name(kind, tmp_path):
-    path = tmp_path / f"a.{kind}"
-    Image.fromarray(NOISE).save(path)
-    content = path.read_bytes()
-    for broken in (content[: len(content) // 2], content[:20], b"", b"<html></html>"):
-        path.write_bytes(broken)
-        refused(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -216,6 +191,7 @@ def test_damaged_images_never_end_in_another_error(tmp_path):
         for _ in range(40):
             damaged = np.frombuffer(content.getvalue(), np.uint8).copy()
             damaged[rng.integers(0, min(200, len(damaged)), 4)] = rng.integers(0, 256, 4)
+            damaged = damaged[: rng.choice([len(damaged), len(damaged) // 2, 20, 0])]
             path = Path(tmp_path / "a.png")
             path.write_bytes(damaged.tobytes())
             try:

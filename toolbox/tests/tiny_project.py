@@ -151,3 +151,14 @@ def make_trainer(root, output_dir, *opts):
     """A trainer of the project, built with seed 1."""
     set_random_seed(1)
     return build_trainer(make_cfg(root, output_dir, *opts))
+
+
+def flat(value, prefix=""):
+    """Nested dicts and lists as `{path: leaf}`."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()}
