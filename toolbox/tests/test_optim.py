@@ -135,7 +135,7 @@ class Net(torch.nn.Module):
         self.ctx = torch.nn.Parameter(torch.zeros(4))  # not in a child
 
 
-@pytest.mark.parametrize("new_layers", ["fc", ["fc"], ("fc",)])
+@pytest.mark.parametrize("new_layers", [["fc"], ("fc",)])
 def test_staged_lr_groups(new_layers):
     model = Net()
     cfg = optim_cfg(STAGED_LR=True, NEW_LAYERS=new_layers, LR=0.5, BASE_LR_MULT=0.1)

@@ -44,9 +44,7 @@ class Classification(EvaluatorBase):
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
-            raise UsageError(
-                "TEST.PER_CLASS_RESULT needs lab2cname, the class names by label: pass it or set the option to False"
-            )
+            raise UsageError("TEST.PER_CLASS_RESULT needs the class names, lab2cname: pass them or set it to False")
         self._lab2cname = lab2cname
         self.reset()
 

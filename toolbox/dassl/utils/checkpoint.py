@@ -56,16 +56,14 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
 
 def load_checkpoint(fpath):
-    """Read a checkpoint to the CPU without executing code that it names.
-
-    Checkpoints of the published Dassl load too; the schedulers and optimisers pickled in them become objects that
-    have their attributes and no behaviour.
+    """Read a checkpoint, ours or of the published Dassl, to the CPU without executing code that it names.
 
     Args:
         fpath (str): the file.
 
     Returns:
-        dict: the state that :func:`save_checkpoint` was given.
+        dict: the state that :func:`save_checkpoint` was given. Pickled schedulers and optimisers become objects that
+        have their attributes and no behaviour.
 
     Raises:
         UsageError: the file is missing, damaged or not a checkpoint, or contains something other than tensors and
@@ -88,11 +86,7 @@ def load_checkpoint(fpath):
 
 
 def load_training_state(fpath):
-    """:func:`load_checkpoint` for a checkpoint of a training run, not a bare state dict.
-
-    Raises:
-        UsageError: also if the content has another form than that of :func:`save_checkpoint`.
-    """
+    """:func:`load_checkpoint` for a checkpoint of a training run; raises UsageError for a bare state dict."""
     checkpoint = load_checkpoint(fpath)
     check_training_state(checkpoint, fpath)
     return checkpoint

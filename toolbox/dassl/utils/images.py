@@ -58,8 +58,8 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ImageError(f"{name} is damaged or not a {known} image: convert, replace or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        remedy = "make it smaller or remove it, or raise INPUT.MAX_PIXELS"
-        raise ImageError(f"the image {name} has more than {limit:,} pixels: {remedy}") from None
+        what = f"the image {name} has more than {limit:,} pixels"
+        raise ImageError(f"{what}: make it smaller or remove it, or raise INPUT.MAX_PIXELS") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error

@@ -22,10 +22,9 @@ def mkdir_if_missing(dirname):
 
 def check_isfile(fpath):
     """Return whether ``fpath`` is a file; warn if it is not."""
-    isfile = os.path.isfile(fpath)
-    if not isfile:
+    if not os.path.isfile(fpath):
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
-    return isfile
+    return os.path.isfile(fpath)
 
 
 def read_json(fpath):
@@ -60,12 +59,7 @@ def collect_env_info():
 
 
 def listdir_nohidden(path, sort=False):
-    """Names of the files and folders in a folder, except those that begin with a dot.
-
-    Args:
-        path (str): the folder.
-        sort (bool): sort the names.
-    """
+    """Names of the files and folders in a folder, except those that begin with a dot."""
     items = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(items) if sort else items
 
@@ -85,15 +79,7 @@ def nearest(name, available):
 
 
 def check_availability(requested, available):
-    """Check that a name is among the available ones.
-
-    Args:
-        requested (str): the name.
-        available (list of str): the accepted names.
-
-    Raises:
-        UsageError: it is not; the message lists the available names and the closest one.
-    """
+    """Raise UsageError unless a name is among the available ones, which the message lists."""
     if requested not in available:
         known = ", ".join(sorted(map(str, available))) or "none"
         raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')

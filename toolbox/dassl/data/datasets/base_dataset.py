@@ -24,18 +24,12 @@ class Datum:
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not isinstance(impath, str):
             raise TypeError(f"Datum: impath must be a str, got {type(impath).__name__}; wrap it in str()")
-        self._impath = impath
-        self._label = label
-        self._domain = domain
-        self._classname = classname
+        self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
 
     impath = property(attrgetter("_impath"))
     label = property(attrgetter("_label"))
     domain = property(attrgetter("_domain"))
     classname = property(attrgetter("_classname"))
-
-    def __repr__(self):
-        return f"Datum(impath={self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
 
 
 class DatasetBase:
@@ -58,10 +52,7 @@ class DatasetBase:
         if not train_x:
             where = f" under {self.dataset_dir}" if self.dataset_dir else ""
             raise UsageError(f"{type(self).__name__} found no training images{where}; check DATASET.ROOT")
-        self._train_x = train_x
-        self._train_u = train_u
-        self._val = val
-        self._test = test
+        self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
         for item in itertools.chain(val or (), test or ()):
@@ -95,10 +86,8 @@ class DatasetBase:
     @staticmethod
     def _check_name(item, name):
         if item.classname not in (name, ""):  # test images may lack a class name
-            raise UsageError(
-                f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath}); '
-                "give each class one label and one name"
-            )
+            what = f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath})'
+            raise UsageError(f"{what}; give each class one label and one name")
 
     def download_data(self, url, dst, from_gdrive=True):
         """Download a zip or tar archive and extract it into its own folder, and nothing outside that.
@@ -127,9 +116,7 @@ class DatasetBase:
             raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
         try:
             with zipfile.ZipFile(dst) if zipfile.is_zipfile(dst) else tarfile.open(dst) as archive:
-                archive.extraction_filter = (
-                    tarfile.data_filter
-                )  # no path or link in a tar archive leads out of the folder
+                archive.extraction_filter = tarfile.data_filter  # of a tar archive: no path leads out of the folder
                 archive.extractall(folder)
         except Exception as error:  # as many kinds as there are ways to damage an archive
             reason = " ".join(str(error).split())
@@ -153,20 +140,11 @@ class DatasetBase:
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
         print(f"Creating a {num_shots}-shot dataset")
-        output = [self._sample_shots(source, num_shots, repeat) for source in data_sources]
+        output = []
+        for source in data_sources:
+            groups = self.split_dataset_by_label(source).values()
+            output.append([item for items in groups for item in _sample(items, num_shots, repeat)])
         return output[0] if len(output) == 1 else output
-
-    def _sample_shots(self, data_source, num_shots, repeat):
-        dataset = []
-        for items in self.split_dataset_by_label(data_source).values():
-            if len(items) >= num_shots:
-                dataset.extend(random.sample(items, num_shots))
-                continue
-            how = "drawn with replacement" if repeat else "all are used"
-            name = items[0].classname or f"label {items[0].label}"
-            print(f'Class "{name}" has {len(items)} of the {num_shots} images asked for: {how}')
-            dataset.extend(random.choices(items, k=num_shots) if repeat else items)
-        return dataset
 
     def split_dataset_by_label(self, data_source):
         """Group data by label, in order of first appearance: `{label: [Datum, ...]}`."""
@@ -175,6 +153,15 @@ class DatasetBase:
     def split_dataset_by_domain(self, data_source):
         """Group data by domain, in order of first appearance: `{domain: [Datum, ...]}`."""
         return _group_by(data_source, "domain")
+
+
+def _sample(items, num_shots, repeat):
+    """Images of one class."""
+    if len(items) >= num_shots:
+        return random.sample(items, num_shots)
+    how = "drawn with replacement" if repeat else "all are used"
+    print(f'Class "{items[0].classname}" has {len(items)} of the {num_shots} images asked for: {how}')
+    return random.choices(items, k=num_shots) if repeat else items
 
 
 def _group_by(data_source, attribute):
