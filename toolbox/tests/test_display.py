@@ -55,7 +55,7 @@ def test_terminal_has_one_live_line_and_a_summary_of_each_epoch(root, tmp_path, 
     assert log.count("Checkpoint saved to ") == 2 and "Checkpoints:" not in log
 
 
-@pytest.mark.parametrize(("freq", "batches"), [(1, "123"), (2, "2"), (3, "3"), (20, "3")])
+@pytest.mark.parametrize(("freq", "batches"), [(2, "2"), (20, "3")])
 def test_print_freq_is_obeyed_in_short_epochs_too(freq, batches, root, tmp_path, capsys):
     log = train(root, tmp_path, "TRAIN.PRINT_FREQ", freq)
     printed, errors = capsys.readouterr()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_state import rng_state, set_rng_state
-from dassl.utils import UsageError, load_checkpoint, save_checkpoint
+from dassl.utils import UsageError, load_checkpoint
 from tiny_project import TinyPrompt, flat, make_trainer
 from torch import nn
 
@@ -98,13 +98,10 @@ def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final):
 
 
 def test_negative_training_time_of_an_old_checkpoint_counts_as_none(root, tmp_path):
-    cut_off(make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 2), epoch=1, batch_idx=0)
-    checkpoint = load_checkpoint(tmp_path / "prompt_learner/model.pth.tar-1")
-    checkpoint["run"]["train_seconds"] = -0.4
-    save_checkpoint(checkpoint, str(tmp_path / "prompt_learner"))
-    resumed = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 2)
-    resumed.train()
-    assert resumed.start_epoch == 1 and resumed.train_seconds > 0
+    trainer = make_trainer(root, tmp_path)
+    trainer.train_seconds = -0.4
+    trainer.save_model(0, str(tmp_path))
+    assert trainer.resume_model_if_exist(str(tmp_path)) == 1 and trainer.train_seconds == 0
 
 
 def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
@@ -143,13 +140,11 @@ def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch
 
 def test_finished_run_is_only_tested_again(root, tmp_path, capsys):
     make_trainer(root, tmp_path).train()
-    capsys.readouterr()
     again = make_trainer(root, tmp_path)
+    capsys.readouterr()
     again.train()
     out = capsys.readouterr().out
-    assert f"Found checkpoint at {tmp_path} (will resume training)" in out
-    assert "Previous epoch: 3" in out
-    assert "epoch [" not in out
+    assert f"Found checkpoint at {tmp_path} (will resume training)" in out and "epoch [" not in out
     assert again.test_results is not None
 
 

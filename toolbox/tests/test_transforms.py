@@ -64,7 +64,7 @@ def test_training_transforms_have_a_fixed_order(capsys):
         "Normalize",
     ]
     assert names(build_transform(cfg_with(), choices=[])) == ["Resize", "ToTensor"]
-    assert "Building transform_train\n+ Resize(size=[24, 32], " in capsys.readouterr().out
+    assert "Building transform_train\n+ Resize(size=(24, 32), " in capsys.readouterr().out
 
 
 def test_no_transform_and_unknown_names():

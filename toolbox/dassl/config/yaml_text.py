@@ -36,9 +36,11 @@ def read_text(path):
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         near = nearest(os.path.basename(path), [name for name in names if name.endswith(".yaml")])
         raise MissingFileError(f"there is no config file {path}: check the path{near}") from None
-    except (OSError, ValueError) as error:  # among them: not UTF-8, NUL in the path
+    except UnicodeDecodeError:
+        problem = "it is not UTF-8 text"
+    except (OSError, ValueError) as error:  # among them: NUL in the path
         problem = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot read the config file {path} ({problem}): give the path of a YAML file") from None
+    raise UsageError(f"cannot read the config file {path} ({problem}): give the path of a YAML file")
 
 
 def parse_yaml(text, name):

@@ -48,14 +48,13 @@ def build_data_loader(
         raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
-    sampler = build_sampler(sampler_type, data_source=data_source)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = is_train and isinstance(dataset, DatasetWrapper)
     return (SteadyLoader if steady else KeepingLoader)(
         dataset,
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=build_sampler(sampler_type, data_source=data_source),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,

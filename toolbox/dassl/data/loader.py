@@ -56,13 +56,11 @@ class SeededIndices(Sampler):
     """The indices of another sampler as `SeededIndex`."""
 
     def __init__(self, sampler):
-        self.sampler = sampler
-        self.seed = None
+        self.sampler, self.seed = sampler, None
 
     def __iter__(self):
-        seed = self.seed
-        for index in self.sampler:
-            yield SeededIndex(index, seed)
+        seed = self.seed  # of this epoch
+        return (SeededIndex(index, seed) for index in self.sampler)
 
     def __len__(self):
         return len(self.sampler)

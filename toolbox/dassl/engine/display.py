@@ -11,8 +11,7 @@ class EpochDisplay:
     """A context manager for the batches of an epoch.
 
     Args:
-        epoch (int): number of the epoch, from 1.
-        max_epoch (int): of the last one.
+        epoch, max_epoch (int): number of the epoch, from 1, and of the last one.
         num_batches (int): batches of an epoch.
         print_freq (int): the log has a line for every so many batches; in a shorter epoch, for the last one.
     """
@@ -20,13 +19,8 @@ class EpochDisplay:
     def __init__(self, epoch, max_epoch, num_batches, print_freq):
         self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
-        self.bar = tqdm(
-            total=num_batches,
-            desc=f"epoch {epoch}/{max_epoch}",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not on_terminal(),
-        )
+        options = {"leave": False, "dynamic_ncols": True, "disable": not on_terminal()}
+        self.bar = tqdm(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, **options)
 
     def __enter__(self):
         return self
