@@ -25,9 +25,8 @@ class KeepingLoader(DataLoader):
     """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
 
     def __iter__(self):
-        keep = getattr(self.dataset, "keep_test_images", None)
-        if keep is not None:
-            keep(threads=self.num_workers)
+        if hasattr(self.dataset, "keep_test_images"):
+            self.dataset.keep_test_images(threads=self.num_workers)
         return super().__iter__()
 
 
@@ -54,12 +53,9 @@ def keep_images(cfg, content, paths, read, transform, threads):
         cfg: the config. The folder is CACHE, or `~/.cache/dassl` if that is empty.
         content (str): `content_of` the files.
         paths: the image files, in their order.
-        read: path -> PIL image in RGB.
+        read: path -> PIL image in RGB; raises ImageError.
         transform: the test transform.
         threads (int): number of files to decode at the same time.
-
-    Raises:
-        ImageError: an image is missing or damaged.
     """
     steps = transform.transforms if isinstance(transform, T.Compose) else []
     first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)

@@ -135,7 +135,7 @@ class TrainerBase:
             directory (str): the output directory.
             is_best (bool): copy the file to `model-best.pth.tar` as well.
             val_result (float): validation result, stored in the file.
-            model_name (str): file name in place of `model.pth.tar-<epoch + 1>`.
+            model_name (str): a file name to use instead of `model.pth.tar-<epoch + 1>`.
         """
         run, metadata = self.run_state(), self.checkpoint_metadata()
         for name in self.get_model_names():

@@ -53,12 +53,7 @@ class Classification(EvaluatorBase):
         self._y_pred = []
 
     def process(self, mo, gt):
-        """Add one batch.
-
-        Args:
-            mo (Tensor): logits, [batch, n_classes].
-            gt (Tensor): labels, [batch].
-        """
+        """Add one batch: logits [batch, n_classes], and labels [batch]."""
         self._y_true.extend(gt.tolist())
         self._y_pred.extend(mo.argmax(dim=1).tolist())
 

@@ -17,8 +17,7 @@ class _BaseWarmupScheduler(LRScheduler):
 
     Args:
         optimizer (Optimizer): the optimiser, also that of ``successor``.
-        successor (LRScheduler): takes over after the warm-up.
-        warmup_epoch (int): epochs of warm-up, at least 1.
+        successor (LRScheduler): takes over after ``warmup_epoch`` (at least 1) epochs.
         last_epoch (int): as for torch's schedulers.
     """
 
@@ -32,9 +31,7 @@ class _BaseWarmupScheduler(LRScheduler):
         raise NotImplementedError
 
     def get_lr(self):
-        if self.last_epoch >= self.warmup_epoch:
-            return self.successor.get_last_lr()
-        return self.warmup_lr()
+        return self.successor.get_last_lr() if self.last_epoch >= self.warmup_epoch else self.warmup_lr()
 
     def step(self, epoch=None):
         """Set the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""

@@ -1,5 +1,7 @@
 """Registries of classes and functions."""
 
+from functools import partial
+
 from .errors import UnknownNameError
 from .tools import nearest
 
@@ -31,14 +33,12 @@ class Registry:
             KeyError: the name is taken and ``force`` is False.
         """
 
-        def add(target):
-            name = target.__name__
-            if name in self._obj_map and not force:
-                raise KeyError(f'"{name}" is already registered in the {self._name} registry')
-            self._obj_map[name] = target
-            return target
-
-        return add if obj is None else add(obj)
+        if obj is None:
+            return partial(self.register, force=force)
+        if obj.__name__ in self._obj_map and not force:
+            raise KeyError(f'"{obj.__name__}" is already registered in the {self._name} registry')
+        self._obj_map[obj.__name__] = obj
+        return obj
 
     def get(self, name):
         """The object registered under ``name``.
@@ -47,8 +47,7 @@ class Registry:
             UnknownNameError: (a UsageError and a KeyError) no object has that name.
         """
         if name not in self._obj_map:
-            hint = nearest(name, self._obj_map)
-            raise UnknownNameError(f'the {self._name} registry has no "{name}"{hint}')
+            raise UnknownNameError(f'the {self._name} registry has no "{name}"{nearest(name, self._obj_map)}')
         return self._obj_map[name]
 
     def registered_names(self):
