@@ -117,6 +117,8 @@ class TensorUnpickler(pickle._Unpickler):
         self.set_items(self.pop_mark())
 
     def set_items(self, items):
+        if not isinstance(self.stack[-1], dict):
+            raise DamagedError("it sets an item of something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Numbers beyond 64 bits can all have the same hash, which makes a dictionary slow.
             if type(key) not in (str, torch.Tensor) and not (type(key) is int and abs(key) < 2**63):
