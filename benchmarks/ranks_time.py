@@ -8,6 +8,7 @@ that of a rank during a step, beyond what it holds before (weights, prompts, lib
 """
 
 import argparse
+import socket
 import statistics
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ import torch
 from benchmarks import measuring
 from clip import current_ranks
 from experiments.ranks import joined
-from experiments.studies.group import free_port
 from trainers.base.ranks import split
 
 
@@ -73,7 +73,9 @@ def measure(args: argparse.Namespace, trainer: str, classes: int, ranks: int) ->
     """`work` in new processes."""
     settings = {name: getattr(args, name) for name in ("batch", "prec", "seconds", "backbone")}
     settings |= {"trainer": trainer, "classes": classes, "threads": max(1, args.threads // ranks)}
-    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return measuring.in_processes(__file__, settings, [common | {"RANK": n, "LOCAL_RANK": n} for n in range(ranks)])
 
 

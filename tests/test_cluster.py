@@ -97,17 +97,6 @@ def test_two_runs_may_share_a_gpu(nodes):
 
 
 @pytest.mark.thorough
-def test_runs_on_two_gpus_have_two_ranks(nodes, study_file, start):
-    other = nodes.add_node(num_cpus=2, num_gpus=2)
-    trainers = {"CoOp": {"config": "small", "overrides": {"OPTIM.MAX_EPOCH": 1, "DATALOADER.NUM_WORKERS": 0}}}
-    file = study_file("two_gpus", gpus=2, cpus=2, trainers=trainers)
-    process = start(file, "--address", nodes.address)
-    assert process.wait(timeout=300) == 0, process.communicate()
-    assert [results["ranks"] for results in figures(load(file)).values()] == [2] * 2
-    nodes.remove_node(other)
-
-
-@pytest.mark.thorough
 def test_wrong_address_has_a_one_line_error(study_file, start):
     pytest.importorskip("ray", reason=NO_RAY)
     process = start(study_file("nowhere"), "--address", "127.0.0.1:1")
@@ -125,6 +114,4 @@ def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_f
     assert [type(executor) for executor in used] == [LocalExecutor]
     with pytest.raises(UsageError, match="pip install -r requirements-cluster.txt"):
         command.main(["run", file, "--address", "auto"])
-    with pytest.raises(UsageError, match="runs on 2 GPUs are tasks of Ray: pip install"):
-        command.main(["run", str(study_file("two_gpus", gpus=2))])
     assert len(used) == 1

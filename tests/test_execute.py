@@ -43,7 +43,7 @@ def test_dead_process_fails_only_its_run(study_file):
     failed = execute_runs([(unlucky,), (other,)], Deadly(2), "deaths")
     assert list(failed) == [unlucky] and Counter(started) == {unlucky: TRIES, other: 1}
     progress = Progress.read(study)
-    assert failed[unlucky].startswith("WorkerDied: its process died 3 times") and progress.failed == failed
+    assert failed[unlucky].startswith("ChildProcessError: its process died 3 times") and progress.failed == failed
     assert list(progress.done) == [other] and not active_children()
     assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress.read(study).failed == {}
 
@@ -134,14 +134,6 @@ def test_ctrl_c_while_processes_start_gives_no_traceback_of_theirs():
         [sys.executable, "-c", CTRL_C], cwd=ROOT, capture_output=True, text=True, start_new_session=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "it lives\n", "")
-
-
-def test_interrupted_study_ends_without_warnings_of_semaphores(monkeypatch):
-    """Ctrl-C ended in "leaked semaphore objects"; the tracker of multiprocessing takes filters from its environment."""
-    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
-    with LocalExecutor(1):
-        assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning,ignore:resource_tracker:UserWarning"
-    assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning"
 
 
 @pytest.mark.slow

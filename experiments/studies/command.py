@@ -61,11 +61,6 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
         raise UsageError("--workers is for this machine only, --address for a cluster", "give one of them")
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)
-    if (study.gpus or 0) > 1:
-        raise UsageError(
-            f"runs on {study.gpus:g} GPUs are tasks of Ray",
-            "pip install -r requirements-cluster.txt, and leave out --workers",
-        )
     import torch
 
     by_default = 1 if torch.cuda.is_available() else min(4, (os.cpu_count() or 1) // study.cpus or 1)

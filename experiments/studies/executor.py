@@ -18,7 +18,7 @@ from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
 from .spec import Run, RunSequence, Study
-from .worker import WorkerDied, execute_run, init_worker, process_context, settle
+from .worker import execute_run, init_worker, process_context, settle
 
 TRIES = 3  # for a run whose process or machine dies
 
@@ -79,9 +79,8 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
                 if death and deaths[run] < TRIES:
                     waiting.appendleft(sequence)
                     continue
-                if death:
-                    why = f"its process died {TRIES} times, which often means a full memory ({death})"
-                error = settle(run.folder, WorkerDied(why)) if death else future.result()
+                why = f"its process died {TRIES} times, which often means a full memory ({death})"
+                error = settle(run.folder, ChildProcessError(why)) if death else future.result()
                 if error:
                     failed[run] = error
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
@@ -118,11 +117,7 @@ class LocalExecutor:
         return self.pools[pool]
 
     def __enter__(self) -> "LocalExecutor":
-        self.environment = dict(os.environ)
         os.environ["OMP_NUM_THREADS"] = str(self.threads)  # inherited by the processes
-        # One of them, multiprocessing's, removes what killed ones leave behind; it need not warn of that.
-        warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
         return self
 
     def __exit__(self, kind, *exception) -> None:
@@ -130,5 +125,3 @@ class LocalExecutor:
             process.terminate()
         for pool in self.pools:
             pool.shutdown()
-        os.environ.clear()
-        os.environ.update(self.environment)

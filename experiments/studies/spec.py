@@ -129,7 +129,7 @@ class Study:
         cache: folder for features of frozen image towers and for decoded test images, which runs share (CACHE and
             DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
         cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
-            runs share one; 2: a run has a rank on each of two). Without `gpus`, one if the cluster has any.
+            runs share one). Without `gpus`, one if the cluster has any.
 
     Raises:
         UsageError: a value is unknown, missing or out of range.
@@ -153,9 +153,7 @@ class Study:
         check_numbers("seeds", self.seeds, int, 0, 2**32 - 1)
         check_numbers("shots", self.shots, int, 1, 1_000_000)
         check_numbers("cpus", [self.cpus], int, 1, 1024)
-        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1024)
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise UsageError(f"gpus has the value {self.gpus!r}", "give a fraction up to 1, or an integer")
+        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1)
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
         for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
