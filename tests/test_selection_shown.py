@@ -78,18 +78,13 @@ def test_marked_cells_have_no_rank_beside_others(summarised):
     assert table.note.endswith(f" {MARKED}; not ranked with the others.")
 
 
-def test_nothing_is_bold_where_one_result_alone_has_no_mark(summarised):
-    table = accuracies(summarised({(method, "small_land") for method in ("CoOp", "MPL")}))
-    assert [row(table, method)[0][1] for method in ("CoOp", "MPL", "VPT")] == [0, 0, 0]
-
-
-def test_marked_results_alone_are_ranked(summarised):
-    table = accuracies(summarised({(method, name) for method in ("CoOp", "MPL", "VPT") for name in SETS}))
-    assert [row(table, method)[2] for method in ("CoOp", "MPL")] == [
-        (f"82.00 ± 0.82 {MARK}", 1),
-        (f"72.00 ± 0.82 {MARK}", 2),
-    ]
-    assert table.note.endswith(f" {MARKED}.")
+@pytest.mark.parametrize(
+    ("marked", "ranks"), [(("CoOp", "MPL"), [0, 0, 0]), (("CoOp", "MPL", "VPT"), [1, 2, 0])], ids=["two", "all"]
+)
+def test_ranks_are_among_results_of_one_kind(marked, ranks, summarised):
+    """Nothing is bold where one result alone has no mark."""
+    table = accuracies(summarised({(method, name) for method in marked for name in SETS}))
+    assert [row(table, method)[0][1] for method in ("CoOp", "MPL", "VPT")] == ranks
 
 
 def test_tables_without_the_mark_do_not_mention_it(summarised):
@@ -111,18 +106,15 @@ def test_h_and_averages_of_a_marked_half_are_marked(summarised):
     assert summary.warnings == [f"3 of 36 runs were selected on test images, their results have the mark {MARK}"]
 
 
-def test_significance_says_which_methods_have_the_mark(summarised):
-    summary = summarised({("CoOp", "small_land")})
-    table = next(table for table in build_tables(summary) if "against" in table.title)
-    assert [cells[0].text for cells in table.rows] == [f"CoOp {MARK}", "VPT"]
-    assert table.title.endswith(": MPL against the others")
-    assert table.note.endswith(f" {MARKED} of CoOp; a comparison with methods without {MARK} is not fair.")
-
-
-def test_significance_of_a_marked_method_is_marked_in_the_title(summarised):
-    table = next(table for table in build_tables(summarised({("MPL", "small_land")})) if "against" in table.title)
-    assert table.title.endswith(f": MPL {MARK} against the others")
-    assert [cells[0].text for cells in table.rows] == ["CoOp", "VPT"] and f"{MARKED} of MPL" in table.note
+@pytest.mark.parametrize(
+    ("method", "focus", "others"),
+    [("CoOp", "MPL", [f"CoOp {MARK}", "VPT"]), ("MPL", f"MPL {MARK}", ["CoOp", "VPT"])],
+)
+def test_significance_says_which_methods_have_the_mark(method, focus, others, summarised):
+    table = next(table for table in build_tables(summarised({(method, "small_land")})) if "against" in table.title)
+    assert table.title.endswith(f": {focus} against the others")
+    assert [cells[0].text for cells in table.rows] == others
+    assert table.note.endswith(f" {MARKED} of {method}; a comparison with methods without {MARK} is not fair.")
 
 
 def test_mark_in_markdown_latex_csv_and_json(summarised):
@@ -156,53 +148,24 @@ def marks(ax):
     return [tuple(text.xy) for text in ax.texts if text.get_text() == MARK]
 
 
-def test_points_are_marked_in_every_picture(summarised, tmp_path):
+def test_results_are_marked_in_every_picture(summarised):
     summary = summarised({("MPL", "small_land")}, "base2new")
     base, new, _ = plots.accuracy_time(summary).axes
     assert marks(base) == [(2.0, pytest.approx(72))] and marks(new) == []
-    gains = plots.gains(summary).axes[0]
-    assert {label.get_text() for label in gains.get_yticklabels()} == {
-        f"small_land {MARK}", "small_counts", f"average {MARK}",
-    }  # fmt: skip
-    base, new, _ = plots.differences(summary).axes
-    assert base.get_xlabel() == f"MPL {MARK} minus the other (points)"
-    assert new.get_xlabel() == "MPL minus the other (points)"
+    labels = plots.gains(summary).axes[0].get_yticklabels()
+    assert {text.get_text() for text in labels} == {f"small_land {MARK}", "small_counts", f"average {MARK}"}
 
 
-def test_marked_baseline_is_marked_in_differences_and_gains(summarised):
-    summary = summarised({("CoOp", "small_land")})
-    (ax,) = plots.differences(summary).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == [f"CoOp {MARK}", "VPT"]
-    assert f"small_land {MARK}" in [label.get_text() for label in plots.gains(summary).axes[0].get_yticklabels()]
-
-
-def test_few_shot_points_are_marked(summarised):
-    average, land, counts = plots.few_shot(summarised({("CoOp", "small_land")}, shots=(1, 16))).axes
+def test_few_shot_points_are_marked_and_the_files_explain_the_mark(summarised, tmp_path):
+    summary = summarised({("CoOp", "small_land")}, shots=(1, 16))
+    average, land, counts = plots.few_shot(summary).axes
     assert marks(land) == [(1, pytest.approx(82)), (16, pytest.approx(82))] == marks(average)
     assert marks(counts) == []
     labels = {bars.get_label() for bars in counts.containers}
     assert labels == {f"CoOp {MARK}", "MPL", "VPT"}
-
-
-def test_learning_curves_of_selected_runs_are_marked(summarised):
-    summary = summarised({("CoOp", "small_land")})
-    for run in summary.results:
-        (run.folder / "log.txt").write_text(
-            "".join(f"epoch [{epoch}/2] batch [1/1] time 0.1 (0.1) loss 9 (2.5) acc 1\n" for epoch in (1, 2))
-        )
-    land, counts = plots.learning_curves(summary).axes
-    assert {line.get_label() for line in land.lines} == {f"CoOp {MARK}", "MPL", "VPT"}
-    assert {line.get_label() for line in counts.lines} == {"CoOp", "MPL", "VPT"}
-
-
-def test_written_pictures_explain_the_mark_where_they_have_it(summarised, tmp_path):
-    def explained(summary):
-        drawn = plots.draw(summary, tmp_path, ["svg"])
-        return {name: f"<!-- {MARKED} -->" in file.read_text() for name, _, (file,) in drawn}
-
-    assert explained(summarised({("CoOp", "small_land")}, shots=(1, 16))) == {
-        "few_shot": True, "differences": True, "gains": True, "prompts": False,
-    }  # fmt: skip
+    drawn = {name: file.read_text() for name, _, (file,) in plots.draw(summary, tmp_path, ["svg"])}
+    assert drawn.keys() == {"few_shot", "gains"}
+    assert all(f"<!-- {MARKED} -->" in content for content in drawn.values())
 
 
 def test_pictures_without_the_mark_do_not_explain_it(summarised, tmp_path):

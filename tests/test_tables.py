@@ -75,8 +75,7 @@ def test_h_uses_means_and_its_spread_uses_seeds(study):
 
 def test_average_over_datasets_and_its_h(tmp_path):
     study = Study(VARIANTS[1:], ("small_land", "small_counts"), seeds=(1,), output=tmp_path)
-    (land, land_new), (counts, counts_new) = study.sequences()
-    for run, accuracy in ((land, 80), (land_new, 40), (counts, 60), (counts_new, 60)):
+    for run, accuracy in zip(study.runs(), (80, 40, 60, 60), strict=True):  # base and new classes of each dataset
         finish(run, accuracy)
     summary = Summary(study, collect_results(study))
     means = [cell(summary, "base2new", part, "MPL", "average")["mean"] for part in ("base", "new", "H")]
@@ -86,7 +85,7 @@ def test_average_over_datasets_and_its_h(tmp_path):
 def test_missing_runs_are_shown_and_not_averaged(study):
     shutil.rmtree(study.sequences()[1][0].folder)  # MPL, small_land, seed 1, base
     text = markdown(build_tables(Summary(study, collect_results(study))))
-    base, new, h = (re.search(rf"## base2new, {part}\n(.*?)\n## ", text, re.S)[1] for part in ("base", "new", "H"))
+    base, new, h = (re.search(rf"## base2new, {part}\n(.*?)\n\n[^|]", text, re.S)[1] for part in ("base", "new", "H"))
     assert "| MPL | **80.00 (n=1)** | **75.00 ± 5.00** | **77.50 (n=1)** |" in base
     assert "| MPL | **53.00 ± 1.00** | - | - |" in new
     assert "| MPL | **63.76 (n=1)** | - | - |" in h
@@ -156,6 +155,11 @@ def test_significance_is_paired_by_seed_and_dataset(of_the_paper):
     }
     assert dict(rows.loc["CoOp", list(expected)]) == pytest.approx(expected)
     assert tuple(rows.loc["CoOp", ["seeds", "datasets"]]) == (2, 10)
+    assert rows["tests_datasets"].tolist() == [5] * 5 and rows["tests_seeds"].tolist() == [0] * 5  # two seeds
+    assert (rows["holm_datasets"] >= rows["p_datasets"]).all()
+    text = markdown(build_tables(summary))
+    assert f"Holm {rows.loc['CoOp', 'holm_datasets']:.3f} (n=10)" in text
+    assert "the number of tests in the column, 0 and 5" in text
 
 
 @pytest.mark.parametrize(("seeds", "shown"), [(2, False), (3, True)])
@@ -176,16 +180,6 @@ def test_holm_corrects_for_the_comparisons_of_a_table():
     assert pd.isna(corrected["c"]) and holm(pd.Series([0.9, 0.8])).tolist() == [1.0, 1.0]
 
 
-def test_corrected_p_values_and_their_number_are_in_the_table(of_the_paper):
-    summary = of_the_paper("cross_dataset")
-    rows = summary.tests.set_index("against")
-    assert rows["tests_datasets"].tolist() == [5] * 5 and rows["tests_seeds"].tolist() == [0] * 5  # two seeds
-    assert (rows["holm_datasets"] >= rows["p_datasets"]).all()
-    text = markdown(build_tables(summary))
-    assert f"Holm {rows.loc['CoOp', 'holm_datasets']:.3f} (n=10)" in text
-    assert "the number of tests in the column, 0 and 5" in text
-
-
 def test_overview_has_averages_and_training_time(of_the_paper):
     summary = of_the_paper("cross_dataset")
     (table,) = overview(summary)
@@ -203,20 +197,16 @@ def test_times_are_averaged_per_device(tmp_path):
     summary = Summary(study, collect_results(study))
     assert summary.times.set_index("device")[["seconds", "runs"]].T.to_dict("list") == {"A40": [40, 2], "H100": [10, 1]}
     assert summary.warnings == ["the runs are from 2 devices (A40, H100): each has its own average times"]
-    assert f"Note: {summary.warnings[0]}." in markdown(build_tables(summary))
+    assert "| 40.0 (A40), 10.0 (H100) |" in markdown(overview(summary))
 
 
-@pytest.mark.parametrize("impossible", [(1,), (1, 2)])
-def test_impossible_times_of_old_files_are_left_out(impossible, tmp_path):
-    """They were differences of a clock that can be set back, and made results.json "damaged"."""
+def test_impossible_times_of_old_files_are_left_out(tmp_path):
+    """They were differences of a clock that can be set back."""
     study = Study(VARIANTS[1:], ("small_land",), protocols=("few_shot",), seeds=(1, 2), output=tmp_path)
     for run in study.runs():
-        finish(run, 50, test_seconds=-0.4, **({"train_seconds": -0.4} if run.seed in impossible else {}))
-    results = collect_results(study)
-    assert [run["test_seconds"] for run in results.values()] == [None, None]
-    summary = Summary(study, results)
-    assert summary.times["seconds"].tolist() == [2.0] * (2 - len(impossible))
-    assert json.loads(json.dumps(summary.records(), allow_nan=False)) and build_tables(summary)
+        finish(run, 50, test_seconds=-0.4, train_seconds=-0.4 if run.seed == 1 else 2.0)
+    summary = Summary(study, collect_results(study))
+    assert summary.runs["test_seconds"].isna().all() and summary.times["seconds"].tolist() == [2.0]
 
 
 def test_json_has_every_run_and_null_for_missing_values(study):

@@ -42,7 +42,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
     from .executor import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
-    print(Progress.read(study))  # raises for damaged or foreign results
+    collect_results(study)  # raises for damaged results, and those of other settings
+    print(Progress(study))
     check_datasets(study)
     failed = execute_runs(study.sequences(), executor, args.file.stem)
     if failed:
@@ -68,7 +69,7 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
 
 
 def status(study: Study, args: argparse.Namespace) -> None:
-    progress = Progress.read(study, settings=False)
+    progress = Progress(study)
     print(progress)
     for each in progress.running:
         print(f"running: {each.folder}")
@@ -122,7 +123,7 @@ def report(study: Study, args: argparse.Namespace) -> None:
 
     summary, folder = summarize(study, args)
     file = folder / "report.html"
-    write_text(file, page(summary, Progress(study, summary.results), args.file))
+    write_text(file, page(summary, Progress(study), args.file))
     print(f"Written: {file}")
 
 

@@ -28,13 +28,13 @@ class Table:
 
 
 def build_tables(summary: Summary) -> list[Table]:
-    """For each part of each protocol: accuracies, the paper's results, and tests. Then the training times."""
+    """For each part of each protocol: accuracies, the paper's results, and tests."""
     tables = []
     for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
             tables += [accuracies(summary, protocol, part, cells), *beside_paper(protocol, part, cells)]
             tables += significance(summary, protocol, part)
-    return [*tables, times(summary)]
+    return tables
 
 
 def overview(summary: Summary) -> list[Table]:
@@ -151,17 +151,8 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     return [Table(title, ["against", "difference", "p, seeds", "p, datasets"], rows, note)]
 
 
-def times(summary: Summary) -> Table:
-    rows = [
-        [Cell(str(text)) for text in (row.protocol, row.part, row.method, row.device, f"{row.seconds:.1f}", row.runs)]
-        for row in summary.times.itertuples()
-    ]
-    note = "Mean over runs of the time in the training loop: with data loading, without set-up and tests. "
-    note += " ".join(f"Note: {warning}." for warning in summary.notes_on_times)
-    return Table("training time", ["protocol", "part", "method", "device", "seconds a run", "runs"], rows, note.strip())
-
-
 def markdown(tables: list[Table]) -> str:
+    """A heading, the grid and the note of each table."""
     return "\n".join(f"## {table.title}\n\n{markdown_grid(table)}\n\n{table.note}\n" for table in tables)
 
 
@@ -175,9 +166,8 @@ def markdown_grid(table: Table) -> str:
 
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {character: f"${character}$" for character in "<>|"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "†": r"$\dagger$", "\n": " "}
+    | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "†": r"$\dagger$", "\n": " "}
 )
 
 

@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
     summary = Summary(study, collect_results(study)) if len(failed) < len(study.runs()) else None
     if summary:
-        tables = [*build_tables(summary)[:-1], *beside_authors(summary)]  # without the times of training
+        tables = [*build_tables(summary), *beside_authors(summary)]
         text = markdown(tables)
         write_text(args.output / f"{args.method}_{study.protocols[0]}.md", text)
         print(f"\n{text}")

@@ -89,10 +89,6 @@ class Variant:
         cfg = (self.cross_cfg if protocol == "cross_dataset" else "") or self.cfg
         return recipe(self.method, protocol, dataset, shots, cfg, backbone)
 
-    def folder(self, recipe: Recipe) -> str:
-        """Its folder below a dataset's results: the same as the scripts', unless settings are overridden."""
-        return f"{self.method}/{recipe.cfg if not self.overrides else self.name.replace(' ', '_')}"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -156,15 +152,14 @@ class Study:
         check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1)
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
-        for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
+        lists = {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds, "shots": self.shots}
+        for key, values in lists.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
         if "base2new" in self.protocols and (names := [v.name for v in self.variants if not v.facts.transfers]):
             what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes that it has not learned"
             raise UsageError(what, "leave it out, or use few_shot")
-        if not self.shots:
-            raise UsageError("the study has no shots", "leave the key out for 16")
-        if not any(self.datasets) and self.protocols != ("cross_dataset",):
+        if not self.datasets and self.protocols != ("cross_dataset",):
             raise UsageError("the study has no datasets", "see studies/small.yaml")
         if "cross_dataset" in self.protocols and not (self.source and self.targets):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
@@ -203,10 +198,12 @@ class Study:
     ) -> Run:
         """The run of one step of a protocol on a dataset; `options` are those of train.py."""
         recipe = variant.recipe(protocol, trained_on, shots, self.backbone)
-        name = variant.folder(recipe)
-        results = self.output / step.folder.format(dataset=dataset, name=name, shots=shots, seed=seed)
+        # The same folder as the scripts', unless settings are overridden.
+        name = variant.name.replace(" ", "_") if variant.overrides else recipe.cfg
+        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
+        results = self.output / step.folder.format(**words)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
-        words = arguments(
+        argv = arguments(
             folder=results,
             root=self.root,
             method=variant.method,
@@ -219,7 +216,7 @@ class Study:
             classes=step.classes,
             settings=(*cache, *recipe.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
-        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(words))
+        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv))
 
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:

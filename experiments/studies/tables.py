@@ -179,11 +179,6 @@ class Summary:
         others = [variant for variant in self.study.variants if variant.name != self.focus]
         return next((variant.name for variant in sorted(others, key=lambda variant: variant.learns)), None)
 
-    def differences(self, protocol: str, part: str, other: str) -> pd.DataFrame:
-        """`focus` minus another method, in points: seeds x datasets of the average; NaN where a run is missing."""
-        ours, theirs = (self.by_seed(protocol, part, str(name)) for name in (self.focus, other))
-        return (ours - theirs)[self.averaged(protocol)]
-
     @cached_property
     def tests(self) -> pd.DataFrame:
         """`focus` against every other method, by their differences in accuracy for the same dataset and seed.
@@ -201,9 +196,9 @@ class Summary:
         for (protocol, part), name in product(self.parts, self.variants):
             if self.focus is None or name == self.focus:
                 continue
-            difference = self.differences(protocol, part, name)
+            ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
+            difference = (ours - theirs)[self.averaged(protocol)]  # seeds x datasets; NaN where a run is missing
             seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
-            both = (self.focus, name)
             row = {
                 "protocol": protocol,
                 "part": part,
@@ -214,14 +209,17 @@ class Summary:
                 "datasets": len(datasets),
                 "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                 "p_datasets": safe_p_value(stats.wilcoxon, datasets),
-                "selected_on_test": [one for one in both if self.selected(protocol, part, one) & set(datasets.index)],
+                "selected_on_test": [
+                    method
+                    for method in (self.focus, name)
+                    if self.selected(protocol, part, method).intersection(datasets.index)
+                ],
             }
             rows += [row] if len(datasets) else []
         if not rows:
             return pd.DataFrame()
-        families = ["protocol", "part"]
-        found = ["p_seeds", "p_datasets"]
-        tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[found].notna().any(axis=None))
+        families, p_values = ["protocol", "part"], ["p_seeds", "p_datasets"]
+        tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[p_values].notna().any(axis=None))
         for kind in ("seeds", "datasets"):
             family = tests.groupby(families)[f"p_{kind}"]
             tests[f"holm_{kind}"] = family.transform(holm)
@@ -238,24 +236,21 @@ class Summary:
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
-        selected, of = self.runs["selected_on_test"].sum(), len(self.runs)
-        note = f"{selected} of {of} runs were selected on test images, their results have the mark {MARK}"
-        return [*self.notes_on_times, *([note] if selected else [])]
-
-    @property
-    def notes_on_times(self) -> list[str]:
-        devices = sorted(self.runs["device"].dropna().unique())
-        if len(devices) < 2:
-            return []
-        return [f"the runs are from {len(devices)} devices ({', '.join(devices)}): each has its own average times"]
+        notes, devices = [], sorted(self.runs["device"].dropna().unique())
+        if len(devices) > 1:
+            notes.append(
+                f"the runs are from {len(devices)} devices ({', '.join(devices)}): each has its own average times"
+            )
+        if selected := self.runs["selected_on_test"].sum():
+            what = f"{selected} of {len(self.runs)} runs were selected on test images"
+            notes.append(f"{what}, their results have the mark {MARK}")
+        return notes
 
     def records(self) -> dict:
         """Everything, for JSON; missing values are null."""
         frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
         spread = "1.96 std / sqrt(n)" if self.ci95 else "population std"
-        tables = {
-            name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
-        }
+        tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
         return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
 
 
