@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..protocols import FEW_SHOT, SEEDS
+from ..protocols import FEW_SHOT
 
 COOP = "TRAINER.COOP.N_CTX {NCTX} TRAINER.COOP.CSC {CSC} TRAINER.COOP.CLASS_TOKEN_POSITION {CTP}"
 SETTING = "nctx{NCTX}_csc{CSC}_ctp{CTP}"  # the part of a folder that says them
@@ -23,7 +23,7 @@ class Script:
         steps: 0 is the protocol's training run, 1 its test, `reproduce` the test of published prompts.
         method: empty if METHOD is an argument.
         cfg: the YAML file; empty: the method's recipe for the protocol.
-        datasets, seeds, shots: one run for each, where they are no arguments; no shots: the protocol's.
+        datasets, shots: one run for each, where they are no arguments; no shots: the protocol's.
         epoch: the epoch that the test loads, if the YAML file is the script's; None: the best or newest.
         epochs: the same, for single datasets.
         settings: more settings of all runs: KEY VALUE pairs.
@@ -42,7 +42,6 @@ class Script:
     method: str = ""
     cfg: str = ""
     datasets: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = SEEDS
     shots: tuple[int, ...] = ()
     epoch: int | None = None
     epochs: Mapping[str, int] = field(default_factory=dict)
@@ -53,6 +52,15 @@ class Script:
     shots_name: str = "{shots}"
     repository: str = ""
     note: str = ""
+
+    @property
+    def usage(self) -> str:
+        """Its arguments, required and optional."""
+        if self.steps == "reproduce":
+            return f"{self.form} [OPTION ...]"
+        if "EPOCHS" in self.form or self.protocol == "zero_shot":
+            return f"{self.form} [KEY VALUE ...]"
+        return f"{self.form} [EPOCHS] [KEY VALUE ...]".strip()
 
 
 ANY = {  # scripts/any/: for every method
@@ -169,9 +177,17 @@ MMRL = {
 MMRL["cross_datasets_train"] = replace(MMRL["cross_datasets_train"], datasets=("imagenet",))
 
 # KgCoOp's, ProGrad's and TCP's scripts are not in folders of their methods.
+OTHERS = "For other methods: scripts/any/, scripts/tcp/."
 ROOT = {
-    "base2new_train": replace(ANY["base2new_train"], does="Train KgCoOp on the base classes and test on them."),
-    "base2new_test": replace(ANY["base2new_test"], does="Test KgCoOp's trained prompts on the new classes.", epoch=100),
+    "base2new_train": replace(
+        ANY["base2new_train"],
+        does=f"Train KgCoOp on the base classes and test on them. {OTHERS}",
+    ),
+    "base2new_test": replace(
+        ANY["base2new_test"],
+        does=f"Test KgCoOp's trained prompts on the new classes. {OTHERS}",
+        epoch=100,
+    ),
 }
 for name, script in ROOT.items():
     ROOT[name] = replace(
@@ -185,7 +201,7 @@ for name, script in ROOT.items():
     )
 ROOT["xd_train"] = replace(
     ROOT["base2new_train"],
-    does="Train KgCoOp on all classes of eleven datasets, from 4 images of each class.",
+    does=f"Train KgCoOp on all classes of eleven datasets, from 4 images of each class. {OTHERS}",
     form="",
     protocol="few_shot",
     datasets=KGCOOPS_DATASETS,
@@ -260,16 +276,6 @@ SCRIPTS: dict[str, Script] = {
     **ROOT,
 }
 SCRIPTS |= {
-    name: replace(script, note="MaPLe's settings; PromptSRC's (20 epochs): CFG=vit_b16_c2_ep20_batch4_4+4ctx")
-    for name, script in SCRIPTS.items()
-    if name.startswith("independent-vlp/") and "xd" not in name
-}
-SCRIPTS |= {
     name: replace(SCRIPTS[name], train_settings=KEEP_2)
     for name in ("vpt/xd_train_vpt", "independent-vlp/xd_train_ivlp", "language-prompting/xd_train_lp")
-}
-MOVED = {  # paths that had this project's scripts before, or that a second repository has
-    "base2new_train": "with METHOD DATASET SEED: scripts/any/base2new_train.sh; TCP's: scripts/tcp/base2new_train.sh",
-    "base2new_test": "with METHOD DATASET SEED: scripts/any/base2new_test.sh",
-    "xd_train": "with METHOD DATASET SEED: scripts/any/xd_train.sh",
 }
