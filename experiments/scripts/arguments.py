@@ -95,7 +95,7 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     """
     script = SCRIPTS[name]
     usage = f"{name}.sh takes {script.usage}"
-    positions = script.form.replace("[CFG]", "").split()
+    positions = script.positions.replace("[CFG]", "").split()
     if len(words) < len(positions):
         raise UsageError(f"{usage}, and got {len(words)} of these", script.note or f"see scripts/{name}.sh --help")
     given = {key: environment[key] for key in ("CFG", "SHOTS", *script.variables) if environment.get(key)}
