@@ -111,7 +111,7 @@ def test_progress_and_remaining_time(study_file):
     assert progress.failed == {new: "OSError: no space left"}
     # The second training of each method is estimated by its first, the three tests by all runs.
     assert progress.seconds_left == pytest.approx(100 + 40 + 3 * 70)
-    assert "about 05:50 to go (one at a time; none is running)" in str(progress)
+    assert "about 05:50 to go (1 at a time)" in str(progress)
 
 
 CTRL_C = """

@@ -1,15 +1,12 @@
 """`tools/reproduce.py` on sets of checkpoints in every published layout, beside a direct evaluation."""
 
 import json
-import shutil
-import tarfile
 from concurrent.futures import Future
 
 import pytest
 import torch
 from learned import SHORT
 
-from common.errors import UsageError
 from common.start import ROOT
 from experiments.protocols import ELEVEN, recipe
 from experiments.studies import reproduce
@@ -148,34 +145,6 @@ def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_pa
     accuracy = f"{read(finished('CoOp', 'all'))['accuracy']:.2f}"
     assert "| published | 64.20 | 47.99 | 49.71 | 75.21 | 59.28 |" in ended.printed
     assert f"| these checkpoints | {' | '.join([accuracy] * 5)} |" in ended.printed
-
-
-def test_an_archive_at_an_address(run, finished, tmp_path, monkeypatch):
-    publish(finished("MaPLe"), tmp_path / "zipped/eurosat/base/seed1", 5)
-    with tarfile.open(tmp_path / "weights.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "zipped", "weights")
-
-    def fetch(file, folder, remedy):
-        assert file.url == "https://example.org/weights.tar.gz"
-        return shutil.copy(tmp_path / "weights.tar.gz", folder / file.name) and folder / file.name
-
-    monkeypatch.setattr(reproduce, "fetch", fetch)
-    for _ in range(2):  # the second time without a download
-        ended = run("MaPLe", "https://example.org/weights.tar.gz")
-        assert ended.status == 0, ended.errors
-        assert "## base2new, H" in ended.printed
-        monkeypatch.setattr(reproduce, "fetch", None)
-
-
-def test_failed_download_leaves_nothing(run, tmp_path, monkeypatch):
-    def fetch(file, folder, remedy):
-        assert (file.drive, file.url) == ("1a-B_c", "")
-        raise UsageError("no", remedy)
-
-    monkeypatch.setattr(reproduce, "fetch", fetch)
-    ended = run("MaPLe", "https://drive.google.com/file/d/1a-B_c/view?usp=sharing")
-    assert ended.errors == ["error: no: download it in a browser, unpack it, and give its folder"]
-    assert not (tmp_path / "out").exists()
 
 
 def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):

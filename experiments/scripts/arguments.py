@@ -114,7 +114,7 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     here = Path() if Path.cwd() == ROOT else Path.cwd()  # the user's relative paths; the defaults are in ROOT
     folders = {"data": environment.get("DATA"), "output": environment.get("OUT")}
     paths = {key: here / os.path.expanduser(path) if path else Path(key) for key, path in folders.items()}
-    if "WEIGHTS" in values and not re.match("https?://", values["WEIGHTS"]):
+    if "WEIGHTS" in values:
         values["WEIGHTS"] = str(here / os.path.expanduser(values["WEIGHTS"]))
     backbone = environment.get("BACKBONE", "")
     if Path(backbone).is_file():

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from concurrent.futures import Future
+from importlib.util import find_spec
 
 import torch
 
@@ -19,11 +20,7 @@ START_HINT = "start one with `ray start --head`"
 
 def available() -> bool:
     """Whether Ray is installed."""
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("ray") is not None
 
 
 class Cluster:

@@ -47,8 +47,7 @@ def run(study: Study, args: argparse.Namespace) -> None:
     check_datasets(study)
     failed = execute_runs(study.sequences(), executor, args.file.stem)
     if failed:
-        count = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
-        print(f"\n{count} failed:", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
+        print(f"\nFailed runs: {len(failed)}", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
         print("Run the same command again to retry the failed runs and continue")
         sys.exit(1)
 
@@ -84,7 +83,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     results = collect_results(study)
     if not results:
         raise UsageError("no run of this study is finished", f"python tools/study.py run {args.file}")
-    summary = Summary(study, results, args.ci95)
+    summary = Summary(study, results)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder = study.output / "studies" / args.file.stem
@@ -137,9 +136,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
     parser.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
     parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
-    parser.add_argument(
-        "--ci95", action="store_true", help="tables, plots, report: 95%% intervals, not standard deviations"
-    )
     add_common_options(parser)
     args = parser.parse_args(argv)
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

@@ -11,18 +11,13 @@ matplotlib.use("Agg")
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from common.files import replacing
 
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
-Y_LABELS = {
-    "base": "accuracy on base classes (%)",
-    "new": "accuracy on new classes (%)",
-    "H": "harmonic mean (%)",
-}
+Y_LABELS = {"base": "accuracy on base classes (%)", "new": "accuracy on new classes (%)", "H": "harmonic mean (%)"}
 KINDS = ("png", "svg", "pdf")
 MARKERS = "osD^v<>PXhpd"  # they and the line styles tell methods apart in grey
 LINES = ("--", "-.", ":")
@@ -36,7 +31,8 @@ def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterat
         figure = picture(summary)
         if figure is None:
             continue
-        explain_mark(figure)
+        if summary.runs["selected_on_test"].any():
+            figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=9)
         files = [folder / f"{picture.__name__}.{kind}" for kind in kinds]
         for file in files:
             with replacing(file) as partial:
@@ -57,18 +53,17 @@ def accuracy_time(summary: Summary) -> Figure | None:
     for ax, ((protocol, part), rows) in zip(axes, panels, strict=True):
         times = summary.times.query("protocol == @protocol and method in @rows.index")
         devices = times["device"].unique()
-        per, unit = (60, "minutes") if times["seconds"].median() > 600 else (1, "seconds")
-        mark(ax, rows.loc[times["method"]], times["seconds"] / per)
+        mark(ax, rows.loc[times["method"]], times["seconds"])
         for time in times.itertuples():
             style = styles[time.method] | {"linestyle": "", "capsize": 3}
             style["label"] += f" ({time.device})" * (len(devices) > 1)
-            ax.errorbar(time.seconds / per, *rows.loc[time.method, ["mean", "spread"]], **style)
+            ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", "spread"]], **style)
         for name in rows.index.difference(times["method"]):
             ax.axhline(rows.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
         device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
         ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
         ax.margins(x=0.08)
-        ax.set(xlabel=f"training time of a run ({unit}, {device})", xlim=(0, None))
+        ax.set(xlabel=f"training time of a run (seconds, {device})", xlim=(0, None))
     legend(figure, axes)
     return figure
 
@@ -156,10 +151,3 @@ def mark(ax, cells: pd.DataFrame, x: pd.Series) -> None:
     for at, cell in zip(x, cells.itertuples(), strict=True):
         if cell.selected_on_test:
             ax.annotate(MARK, (at, cell.mean), (7, 4), textcoords="offset points")
-
-
-def explain_mark(figure: Figure) -> None:
-    """Add the line that explains the mark, if the figure has it."""
-    labels = [label for ax in figure.axes for label in ax.get_yticklabels()]  # of categories, which have no text yet
-    if any(MARK in text.get_text() for text in [*figure.findobj(Text), *labels]):
-        figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=9)

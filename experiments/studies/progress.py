@@ -75,8 +75,7 @@ class Progress:
         counts = f"{len(self.running)} are running, {len(self.failed)} have failed, {len(self.left)} are left"
         text = f"{len(self.done)} of {total} runs are done, {counts}"
         if self.done and (seconds := self.seconds_left()):
-            at_a_time = f"{len(self.running)} at a time" if self.running else "one at a time; none is running"
-            text += f", about {tqdm.format_interval(int(seconds))} to go ({at_a_time})"
+            text += f", about {tqdm.format_interval(int(seconds))} to go ({max(1, len(self.running))} at a time)"
         return text
 
 

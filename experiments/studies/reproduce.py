@@ -1,12 +1,8 @@
 """`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to the published."""
 
 import argparse
-import hashlib
 import json
-import os
-import re
 import sys
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -15,9 +11,6 @@ from common.errors import UsageError, choose, closest
 from common.files import write_text
 from common.nearest import check_folder
 from common.start import add_common_options, at_least, path
-from datasets.files import File
-from datasets.preparing.fetch import fetch
-from datasets.preparing.unpack import unpack
 
 from ..configs import known_datasets
 from ..protocols import ELEVEN, PROTOCOLS, recipe
@@ -33,42 +26,10 @@ PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_t
 AUTHORS = PUBLISHED["base2new"]
 DESCRIPTION = "Test a published set of checkpoints and print the results next to the published ones."
 EPILOG = """
-CHECKPOINTS is a folder, or the address of a zip or tar archive, in a layout that authors use:
- DATASET/base/seedN and seedN (MaPLe, PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
-(base2new/train_base/..., crossdataset/imagenet/...). docs/checkpoints.md says where authors publish them.
+CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),
+DATASET/Kshot/seedN (PromptSRC), or the output folder of a project (base2new/train_base/..., crossdataset/imagenet/...).
+docs/checkpoints.md says where authors publish them.
 """
-
-
-def local_copy(checkpoints: str, cache: Path) -> Path:
-    """The folder of a set of checkpoints, downloaded and unpacked below `cache` if it is an address.
-
-    Raises:
-        UsageError: there is no such folder, or the address has no archive.
-    """
-    if not re.match("https?://", checkpoints):
-        place = Path(os.path.expanduser(checkpoints))
-        check_folder(place, "there is no folder", "check --checkpoints")
-        return place
-    place = cache / hashlib.sha256(checkpoints.encode()).hexdigest()[:16]
-    files = place / "files"
-    if not files.is_dir():
-        place.mkdir(parents=True, exist_ok=True)
-        drive = re.search(r"drive\.google\.com/(?:file/d/|(?:uc|open)\?(?:.*&)?id=)([\w-]+)", checkpoints)
-        address = {"drive": drive[1]} if drive else {"url": checkpoints}
-        remedy = "download it in a browser, unpack it, and give its folder"
-        try:
-            archive = fetch(File("archive", about=1 << 32, **address), place, remedy)
-        except UsageError:
-            with suppress(OSError):  # something was received
-                os.removedirs(place)
-            raise
-        unpack(archive, place / "unpacking")
-        (place / "unpacking").rename(files)
-        archive.unlink()
-    entries = [entry for entry in files.iterdir() if entry.is_dir()]
-    # An archive may have one folder around all of its files. Its name does not belong to a layout.
-    named = entries and (entries[0].name in known_datasets() or re.fullmatch(r"base|novel|\w*\d", entries[0].name))
-    return entries[0] if len(entries) == 1 and not named else files
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:
@@ -77,7 +38,8 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     Raises:
         UsageError: the set has no checkpoints of the datasets and seeds in any layout.
     """
-    place = local_copy(args.checkpoints, args.output / "checkpoints")
+    place = args.checkpoints
+    check_folder(place, "there is no folder", "check --checkpoints")
     for protocol in [args.protocol] if args.protocol else LAYOUTS:
         crossing = protocol in ("cross_dataset", DOMAINS)
         layout = "cross_dataset" if crossing else protocol
@@ -141,7 +103,7 @@ def beside_authors(summary: Summary) -> list[Table]:
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("method", metavar="METHOD")
-    parser.add_argument("--checkpoints", required=True, metavar="FOLDER|URL")
+    parser.add_argument("--checkpoints", type=path, required=True, metavar="FOLDER")
     parser.add_argument("--protocol", choices=[*LAYOUTS, DOMAINS], help="default: the first that the folder fits")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="to test (default: the papers')")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6])

@@ -10,7 +10,7 @@ from common.errors import UsageError, choose
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
-from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
+from ..protocols import PROTOCOLS, Step, arguments, recipe
 
 if TYPE_CHECKING:
     import trainers  # takes seconds
@@ -83,11 +83,6 @@ class Variant:
     @property
     def learns(self) -> bool:
         return self.facts.learns
-
-    def recipe(self, protocol: str, dataset: str, shots: int, backbone: str = "") -> Recipe:
-        """The settings of a run: see `protocols.recipe`. `dataset` is the one that it trains on."""
-        cfg = (self.cross_cfg if protocol == "cross_dataset" else "") or self.cfg
-        return recipe(self.method, protocol, dataset, shots, cfg, backbone)
 
 
 @dataclass(frozen=True)
@@ -197,9 +192,10 @@ class Study:
         *options,
     ) -> Run:
         """The run of one step of a protocol on a dataset; `options` are those of train.py."""
-        recipe = variant.recipe(protocol, trained_on, shots, self.backbone)
+        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+        used = recipe(variant.method, protocol, trained_on, shots, cfg, self.backbone)
         # The same folder as the scripts', unless settings are overridden.
-        name = variant.name.replace(" ", "_") if variant.overrides else recipe.cfg
+        name = variant.name.replace(" ", "_") if variant.overrides else used.cfg
         words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
         results = self.output / step.folder.format(**words)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
@@ -207,14 +203,14 @@ class Study:
             folder=results,
             root=self.root,
             method=variant.method,
-            config_file=config_folder(variant.method) / f"{recipe.cfg}.yaml",
+            config_file=config_folder(variant.method) / f"{used.cfg}.yaml",
             dataset=dataset,
             seed=seed,
             backbone=self.backbone,
             options=options,
             shots=shots,
             classes=step.classes,
-            settings=(*cache, *recipe.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
+            settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
         return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv))
 

@@ -16,7 +16,6 @@ from .spec import Run, Study, Variant
 # top-1 accuracy in percent by protocol, part, method, and dataset or `average`.
 PAPER = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
-Z95 = 1.96
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 MARK = "†"
 MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
@@ -36,33 +35,27 @@ def shots_label(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
-def frame(results: dict[Run, dict]) -> pd.DataFrame:
-    """A row for every finished run: its settings and the measurements of its results.json."""
-    rows = []
-    for run, measured in results.items():
-        names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
-        settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
-        settings["selected_on_test"] = selected_on_test(measured)
-        rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
-    return pd.DataFrame(rows)
-
-
 class Summary:
     """The results of a study's finished runs.
 
     Args:
         study: the study.
         results: from `collect_results`; at least one run.
-        ci95: let `spread` be 1.96 standard deviations divided by the root of their number, not one standard deviation.
 
     Attributes:
-        runs: `results` as a data frame with a row for each run.
+        runs: a row for every finished run: its settings and the measurements of its results.json.
         values: an accuracy in percent for every (protocol, part, method, dataset, seed): that of a run, or H of two.
     """
 
-    def __init__(self, study: Study, results: dict[Run, dict], ci95: bool = False):
-        self.study, self.results, self.ci95 = study, results, ci95
-        self.runs = runs = frame(results)
+    def __init__(self, study: Study, results: dict[Run, dict]):
+        self.study, self.results = study, results
+        rows = []
+        for run, measured in results.items():
+            names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
+            settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+            settings["selected_on_test"] = selected_on_test(measured)
+            rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
+        self.runs = runs = pd.DataFrame(rows)
         self.variants = {variant.name: variant for variant in study.variants}
         columns = [*CELL, "seed", "accuracy"]
         halves = runs[runs["protocol"] == "base2new"].pivot(
@@ -127,7 +120,7 @@ class Summary:
                 "method": variant.name,
                 "dataset": accuracies.columns,
                 "mean": means.array,
-                "spread": [self.spread(accuracies[dataset].dropna()) for dataset in accuracies],
+                "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
@@ -150,12 +143,6 @@ class Summary:
         parts = ["base", "new"] if part == "H" else [part]
         chosen = (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)
         return set(runs[chosen]["dataset"])
-
-    def spread(self, accuracies: pd.Series) -> float:
-        """Of accuracies over seeds; NaN for fewer than two."""
-        if len(accuracies) < 2:
-            return math.nan
-        return accuracies.std(ddof=0) * (Z95 / math.sqrt(len(accuracies)) if self.ci95 else 1)
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
         """The paper's accuracy; NaN if it has none, or another backbone, number of shots or set of datasets."""
@@ -221,9 +208,7 @@ class Summary:
         families, p_values = ["protocol", "part"], ["p_seeds", "p_datasets"]
         tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[p_values].notna().any(axis=None))
         for kind in ("seeds", "datasets"):
-            family = tests.groupby(families)[f"p_{kind}"]
-            tests[f"holm_{kind}"] = family.transform(holm)
-            tests[f"tests_{kind}"] = family.transform("count")
+            tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
 
     @cached_property
@@ -249,9 +234,8 @@ class Summary:
     def records(self) -> dict:
         """Everything, for JSON; missing values are null."""
         frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
-        spread = "1.96 std / sqrt(n)" if self.ci95 else "population std"
         tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
-        return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
+        return {"unit": "top-1 accuracy, percent", "spread": "population std", "warnings": self.warnings} | tables
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:
