@@ -12,7 +12,7 @@ from multiprocessing import active_children
 
 import pytest
 from filelock import FileLock
-from finished import figures, finish
+from finished import finish
 
 from common.start import ROOT
 from experiments.arguments import parse_arguments
@@ -110,7 +110,7 @@ def test_progress_and_remaining_time(study_file):
     progress = Progress(study)
     assert progress.failed == {new: "OSError: no space left"}
     # The second training of each method is estimated by its first, the three tests by all runs.
-    assert progress.seconds_left == pytest.approx(100 + 40 + 3 * 70)
+    assert progress.seconds_left() == pytest.approx(100 + 40 + 3 * 70)
     assert "about 05:50 to go (1 at a time)" in str(progress)
 
 
@@ -149,16 +149,3 @@ def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_pa
         assert (first["seed"], second["seed"]) == (1, 2) and first["accuracy"] == second["accuracy"]
         assert "Image features: " not in logs[1, classes] and "Image features: " in logs[2, classes]
     assert not any("evaluated_in" in each for each in found.values())
-
-
-@pytest.mark.thorough
-def test_runs_with_a_shared_cache_have_the_results_of_runs_without(study_file, tmp_path):
-    accuracies = []
-    for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
-        study = load(study_file(output, seeds=[1, 2], **settings))
-        assert execute_runs(study.sequences(), LocalExecutor(1), output) == {}
-        accuracies.append({folder: results["accuracy"] for folder, results in figures(study).items()})
-    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 8
-    # MPL has prompts in the image tower: its runs share images only.
-    kinds = [file.name.partition("-")[0] for file in sorted((tmp_path / "cache").iterdir())]
-    assert kinds == ["features"] * 2 + ["images"] * 2  # of base and of new classes

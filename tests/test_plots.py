@@ -139,12 +139,3 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
             pixels = image.convert("L")
             edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]
             assert all(edge.getextrema() == (255, 255) for edge in edges), file.name
-
-
-def test_few_shot_bands_are_the_spread(summarised):
-    summary = summarised("few_shot", shots=(1, 2, 4))
-    land = plots.few_shot(summary).axes[1]
-    cells = summary.cells.set_index(["method", "dataset", "part"]).loc[("MPL", "small_land", "2 shots")]
-    band = land.collections[-1].get_paths()[0].vertices
-    edges = sorted({round(y, 6) for x, y in band if x == 2})
-    assert edges == pytest.approx([cells["mean"] - cells["spread"], cells["mean"] + cells["spread"]])

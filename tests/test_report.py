@@ -1,9 +1,6 @@
-"""The page of a study: its content, its isolation, and its look in a browser."""
+"""The page of a study: its content and its isolation."""
 
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +19,6 @@ from experiments.studies.tables import Summary
 
 pytestmark = pytest.mark.slow
 
-CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 HOSTILE = "<img src=x onerror=alert(1)> 'it' & \"that\"</pre><script>alert(1)</script>"
 STUDY = {
     "protocols": ["base2new", "cross_dataset"],
@@ -224,46 +220,3 @@ def test_page_loads_nothing_and_pictures_have_alternative_text(write, report):
     assert all(len(image["alt"]) > 40 for image in images)
     (policy,) = (e.attributes["content"] for e in page.elements if "http-equiv" in e.attributes)
     assert policy.startswith("default-src 'none';")
-
-
-# The page in a narrow and a wide frame; the script writes its measurements to <output>.
-MEASURE = """<!doctype html>
-<iframe src="report.html" width="360" height="740"></iframe>
-<iframe src="report.html" width="1280" height="740"></iframe>
-<output></output><script>
-const measure = frame => {
-  const page = frame.contentDocument, root = page.documentElement;
-  page.querySelectorAll("details").forEach(part => part.open = true);
-  return {
-    overflow: root.scrollWidth - root.clientWidth,
-    images: [...page.images].map(image => image.naturalWidth > 0 && image.clientWidth > 0),
-    cells: [...page.querySelectorAll("td, th")].filter(cell => cell.clientWidth * cell.clientHeight > 0).length,
-  };
-};
-onload = () => {
-  const measured = [...document.querySelectorAll("iframe")].map(measure);
-  document.querySelector("output").textContent = JSON.stringify(measured);
-};
-</script>"""
-
-
-@pytest.mark.skipif(not CHROME, reason="no chromium or google-chrome here (Debian: chromium)")
-def test_browser_shows_the_page_without_network(write, report):
-    long = {"trainer": "MPL", "config": "small", "overrides": {"OPTIM.LR": 0.5}}
-    file = write(trainers=STUDY["trainers"] | {"a_method_whose_name_is_wider_than_a_phone_is": long}, seeds=[1])
-    *finished, failed = load(file).runs()
-    for run in finished:
-        finish(run, 50.0)
-        configure(run)
-    fail(failed, "OSError: " + 50 * "x")
-    page = report(file)
-    measuring = page.file.with_name("measure.html")
-    measuring.write_text(MEASURE)
-    browser = [CHROME, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    browser += [f"--user-data-dir={file.parent / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    browser += ["--enable-logging=stderr", "--dump-dom", measuring.as_uri()]
-    ended = subprocess.run(browser, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in ended.stderr
-    cells = sum(len(row) for table in page.tables for row in table)
-    shown = {"overflow": 0, "images": [True, True], "cells": cells}
-    assert json.loads(re.search("<output>(.*)</output>", ended.stdout)[1]) == [shown, shown]

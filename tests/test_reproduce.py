@@ -8,10 +8,7 @@ import torch
 from learned import SHORT
 
 from common.start import ROOT
-from experiments.protocols import ELEVEN, recipe
 from experiments.studies import reproduce
-from experiments.studies.published import find_prompts
-from experiments.studies.spec import PROTOCOLS
 from experiments.studies.worker import execute_run
 
 pytestmark = pytest.mark.slow
@@ -167,12 +164,3 @@ def test_several_settings_of_one_seed_are_not_guessed(run, finished, tmp_path):
         publish(finished("MaPLe"), tmp_path / f"set/train_base/eurosat/shots_16/MaPLe/{cfg}/seed1", 5)
     ended = run("MaPLe", tmp_path / "set")
     assert (ended.status, len(ended.errors)) == (2, 1) and "keep one of them" in ended.errors[0]
-
-
-def test_layouts_and_figures_fit_the_project(tmp_path):
-    assert set(reproduce.LAYOUTS) == set(PROTOCOLS)
-    assert len(set(ELEVEN)) == 11
-    assert find_prompts(tmp_path, "base2new", "MaPLe", ("eurosat", 16, 1), False) is None
-    for row in reproduce.AUTHORS:
-        assert row["cfg"] == "*" or (ROOT / f"configs/trainers/{row['method']}/{row['cfg']}.yaml").is_file(), row
-    assert recipe("MaPLe", "base2new").cfg == YAML[0]

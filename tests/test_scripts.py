@@ -152,14 +152,6 @@ def test_published_epoch_is_loaded_with_the_published_yaml_file_only(arguments, 
     assert option(call, "--load-epoch") == epoch
 
 
-def test_mpl_across_datasets_is_the_authors_and_the_other_file_is_one_variable_away(script):
-    other = "vit_b4_c1_add2_rm1_cross_datasets"
-    for variables, cfg, epochs in (({}, "vit_b4_c1_add2_rm1", "2"), ({"CFG": other}, other, None)):
-        for kind in ("xd_train", "xd_test"):
-            _, (call,) = script(f"mpl/{kind}.sh", "imagenet", 1, BACKBONE="", **variables)
-            assert (yaml_file(call), setting(call, "OPTIM.MAX_EPOCH")) == (cfg, epochs)
-
-
 def test_published_prompts_are_tested_by_the_command_with_the_users_options(script, eurosat, deep, tmp_path):
     _, (call,) = script("any/reproduce.sh", "maple", "few_shot", "eurosat", 2, "weights", "--workers", 3)
     assert call[:2] == ["tools/reproduce.py", "MaPLe"] and call[-2:] == ["--workers", "3"]
@@ -311,20 +303,6 @@ def test_wrong_value_is_one_line_and_leaves_nothing(name, arguments, variables, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["mpl/base2new_test", "coop/eval"])
-def test_error_for_untrained_prompts_names_the_nearest_folder(name, script, tmp_path):
-    trained = {
-        "mpl/base2new_test": "base2new/train_base/eurosat/shots_16/MPL/vit_b4_c1_add2_rm1/seed2",  # SEED differs
-        "coop/eval": "eurosat/CoOp/vit_b16_16shots/nctx16_cscFalse_ctpend/seed1",
-    }[name]
-    (tmp_path / "out" / trained).mkdir(parents=True)
-    ended, _ = script(f"{name}.sh", "eurosat", "vit_b16" if name == "coop/eval" else 1, DRY_RUN="")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: no trained prompts in {tmp_path}/out/")
-    assert f": the nearest is {tmp_path}/out/{trained}; train first, or check --model-dir" in line
-
-
 def test_unfinished_training_is_an_error(script):
     _, (call,) = script("mpl/base2new_test.sh", "eurosat", 1)
     Path(option(call, "--model-dir")).mkdir(parents=True)
@@ -338,13 +316,3 @@ def test_unfinished_training_is_an_error(script):
 def test_command_without_a_script_of_the_project(words):
     ended = subprocess.run([sys.executable, ROOT / "tools/script.py", *words], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "") and " is not a script of this project" in ended.stderr
-
-
-def test_folder_with_other_settings_is_refused_and_says_which(script, launch, monkeypatch):
-    """A run of the time before its YAML file had the published values does not resume with others."""
-    given = ["eurosat", 1, 1, *SMALL]
-    _, calls = script("ivlp/base2new_train.sh", *given, "OPTIM.LR", 0.001, SHOTS=1)
-    run_for_real(launch, [call[1:] for call in calls], monkeypatch)
-    ended, _ = script("ivlp/base2new_train.sh", *given, SHOTS=1, DRY_RUN="")
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and " holds a run with OPTIM.LR 0.001, this one has " in line

@@ -120,17 +120,6 @@ def test_paper_figures_are_beside_the_results(of_the_paper, name, part):
     assert f"| {eurosat['paper']:.2f} ({eurosat['difference']:+.2f}) |" in text
 
 
-def test_paper_figures_are_consistent():
-    """Each average is the mean of its row, as printed."""
-    rows = [row for parts in PAPER.values() for methods in parts.values() for row in methods.values()]
-    assert len(rows) == 10
-    for row in rows:
-        figures = [value for name, value in row.items() if name != "average"]
-        assert row["average"] == pytest.approx(sum(figures) / len(figures), abs=0.0051)
-    assert PAPER["base2new"]["new"]["MPL"]["average"] == 75.63
-    assert PAPER["cross_dataset"]["all classes"]["MPL"]["average"] == 66.25
-
-
 def test_paper_is_compared_for_its_own_backbone_and_datasets_only(of_the_paper, tmp_path):
     assert of_the_paper("cross_dataset", backbone="RN50").cells["paper"].isna().all()
     study = Study(VARIANTS[1:], ("dtd",), seeds=(1,), backbone="ViT-B/16", output=tmp_path)
@@ -225,10 +214,3 @@ def test_latex_escapes_special_characters():
         in text
     )
     assert text.isascii()
-
-
-def test_latex_rows_have_all_columns(of_the_paper):
-    for table in latex(build_tables(of_the_paper("base2new"))).split(r"\begin{tabular}")[1:]:
-        columns = len(re.match(r"\{(l c*)\}".replace(" ", ""), table)[1])
-        rows = table.split(r"\end{tabular}")[0].split(r"\\")[:-1]
-        assert {row.count(" & ") for row in rows} == {columns - 1}

@@ -53,10 +53,10 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
-    finished = [run for sequence in sequences for run in sequence if read_results(run.folder) is not None]
+    finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
     for run in finished:
         remove_leftover(run.folder)
-    unfinished = [tuple(run for run in sequence if run not in set(finished)) for sequence in sequences]
+    unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
     running: dict[Future[str | None], RunSequence] = {}
