@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -42,7 +43,7 @@ class Script:
     datasets: tuple[str, ...] = ()
     shots: tuple[int, ...] = ()
     epoch: int | None = None
-    epochs: Mapping[str, int] = field(default_factory=dict)
+    epochs: Mapping[str, int | None] = field(default_factory=dict)
     settings: str = ""
     train_settings: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +72,10 @@ def read_table() -> dict[str, Script]:
     scripts: dict[str, Script] = {}
     for name, entry in yaml.safe_load(Path(__file__).with_name("table.yaml").read_text()).items():
         like = scripts.get(entry.pop("like", f"any/{Path(name).name}"), Script())
-        scripts[name] = replace(like, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        scripts[name] = replace(like, **values)
     return scripts
 
 
