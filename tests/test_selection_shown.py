@@ -17,7 +17,7 @@ from experiments.studies import command as study_command
 from experiments.studies import plots
 from experiments.studies.progress import collect_results
 from experiments.studies.render import build_tables, latex, markdown, overview
-from experiments.studies.reproduce import beside_authors
+from experiments.studies.reproduce import compared_with_authors
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK, MARKED, Summary
@@ -126,7 +126,7 @@ def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
     assert table.rows[0][1].text.endswith(f") {MARK}") and table.note.endswith(f"{MARKED} of the result above.")
     study = Study((Variant("MaPLe", "MaPLe", "vit_b16_c2_ep5_batch4_2ctx"),), ("dtd",), seeds=(1,), output=tmp_path)
     finish_all(study, **SELECTED_RUN)
-    (table,) = beside_authors(Summary(study, collect_results(study)))
+    (table,) = compared_with_authors(Summary(study, collect_results(study)))
     assert table.rows[0][0].text == f"these checkpoints {MARK}" and table.note.endswith(f"{MARKED}.")
 
 

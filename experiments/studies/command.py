@@ -57,8 +57,6 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
     from .cluster import Cluster, available
     from .executor import LocalExecutor
 
-    if args.address and args.workers:
-        raise UsageError("--workers is for this machine only, --address for a cluster", "give one of them")
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)
     import torch
@@ -133,8 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
-    parser.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
-    parser.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
+    place.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
     parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
     add_common_options(parser)
     args = parser.parse_args(argv)

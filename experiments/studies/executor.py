@@ -18,7 +18,7 @@ from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
 from .spec import Run, RunSequence, Study
-from .worker import execute_run, init_worker, process_context, settle
+from .worker import execute_run, init_worker, process_context, record_outcome
 
 TRIES = 3  # for a run whose process or machine dies
 
@@ -80,7 +80,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
                     waiting.appendleft(sequence)
                     continue
                 why = f"its process died {TRIES} times, which often means a full memory ({death})"
-                error = settle(run.folder, ChildProcessError(why)) if death else future.result()
+                error = record_outcome(run.folder, ChildProcessError(why)) if death else future.result()
                 if error:
                     failed[run] = error
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from trainers import methods
+
 from .tables import MARK, MARKED, Summary, marked
 
 MISSING = "-"
@@ -32,7 +34,7 @@ def build_tables(summary: Summary) -> list[Table]:
     tables = []
     for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
-            tables += [accuracies(summary, protocol, part, cells), *beside_paper(protocol, part, cells)]
+            tables += [accuracies(summary, protocol, part, cells), *compared_with_paper(protocol, part, cells)]
             tables += significance(summary, protocol, part)
     return tables
 
@@ -98,12 +100,12 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
-    caveats = {name: summary.variants[name].trainer.caveat for name in cells["method"].unique()}
+    caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     return Table(f"{protocol}, {part}", *grid(cells, "dataset", accuracy), note + about_mark(cells))
 
 
-def beside_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
+def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
     """The paper's results and the difference to them in points; no table if it has none."""
 
     def entry(row) -> Cell:

@@ -77,7 +77,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     )
 
 
-def beside_authors(summary: Summary) -> list[Table]:
+def compared_with_authors(summary: Summary) -> list[Table]:
     """Our averages next to the published ones, from base to new classes or on ImageNet's variants, if there are any."""
     (variant,), cells = summary.study.variants, summary.cells
     if set(summary.study.targets) == set(VARIANTS):
@@ -132,9 +132,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
-    summary = Summary(study, collect_results(study)) if len(failed) < len(study.runs()) else None
-    if summary:
-        tables = [*build_tables(summary), *beside_authors(summary)]
+    if len(failed) < len(study.runs()):
+        summary = Summary(study, collect_results(study))
+        tables = [*build_tables(summary), *compared_with_authors(summary)]
         text = markdown(tables)
         write_text(args.output / f"{args.method}_{study.protocols[0]}.md", text)
         print(f"\n{text}")

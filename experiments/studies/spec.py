@@ -4,16 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.errors import UsageError, choose
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
 from ..protocols import PROTOCOLS, Step, arguments, recipe
-
-if TYPE_CHECKING:
-    import trainers  # takes seconds
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -69,12 +65,6 @@ class Variant:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
         if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
             raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
-
-    @property
-    def trainer(self) -> "type[trainers.PromptTrainer]":
-        import trainers
-
-        return trainers.methods()[self.method]
 
     @property
     def facts(self) -> Method:

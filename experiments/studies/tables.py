@@ -22,7 +22,7 @@ MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mar
 
 
 def marked(name: str | None, selected: bool) -> str:
-    """A name or number, with the mark if test images selected a result behind it."""
+    """A name or number, with the mark if test images selected a result in it."""
     return f"{name} {MARK}" if selected else str(name)
 
 
@@ -138,7 +138,7 @@ class Summary:
         return means
 
     def selected(self, protocol: str, part: str, method: str) -> set[str]:
-        """The datasets on which a run behind a part of a table was selected on test images."""
+        """The datasets on which a run of a part of a table was selected on test images."""
         runs = self.runs[self.runs["selected_on_test"]]
         parts = ["base", "new"] if part == "H" else [part]
         chosen = (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)

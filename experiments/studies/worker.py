@@ -66,10 +66,10 @@ def execute_run(arguments: Sequence[str]) -> str | None:
             train_and_test(args, wait=True)
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
         error = caught
-    return settle(Path(args.output_dir), error)
+    return record_outcome(Path(args.output_dir), error)
 
 
-def settle(folder: Path, error: BaseException | None) -> str | None:
+def record_outcome(folder: Path, error: BaseException | None) -> str | None:
     """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start.
 
     Returns:
