@@ -6,7 +6,7 @@ The page is one file without scripts or links to other files. Its template is re
 import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,16 +62,14 @@ def pictures(summary: Summary) -> list[tuple[str, str, str]]:
         ]
 
 
-def settings(runs: Iterable[Run]) -> Table:
+def settings(runs: Collection[Run]) -> Table:
     """The settings of each method: every value that its finished runs have."""
     values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # setting -> method -> values
-    methods = []
     for run in runs:
-        methods.append(run.variant.name)
         file = run.folder / "config.yaml"
         for key, value in flatten(read_yaml(file)).items() if file.is_file() else ():
             values[key][run.variant.name].append(str(value) or "''")
-    methods = list(dict.fromkeys(methods))
+    methods = list(dict.fromkeys(run.variant.name for run in runs))
     rows = []
     for key, of_methods in sorted(values.items()):
         differs = len(set().union(*of_methods.values())) > 1
