@@ -102,16 +102,11 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     "ProGrad": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ours"),)),  # the published ones are for RN50
     "TCP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
     "VPT": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_4"),)),
-    "UPT": {
-        "base2new": (Recipe("vit_b16_ep50"),),
-        "cross_dataset": (Recipe("vit_b16_ep50"),),
-        "few_shot": (Recipe("vit_b16"),),
-    },
+    "UPT": {**dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep50"),)), "few_shot": (Recipe("vit_b16"),)},
     "IVLP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2+2ctx"),)),
     "MaPLe": {
-        "base2new": (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
+        **dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2ctx"),)),
         "cross_dataset": (Recipe("vit_b16_c2_ep5_batch4_2ctx_cross_datasets"),),
-        "few_shot": (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
     },
     "MMRL": {
         "base2new": (Recipe("vit_b16_imagenet", datasets=("imagenet",)), Recipe("vit_b16")),
