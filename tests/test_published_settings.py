@@ -243,6 +243,7 @@ STATED = {
     "MMA/vit_b16_ep5.yaml": MMA | {"DATALOADER.TRAIN_X.BATCH_SIZE": 16},
     "MMA/vit_b16_ep5_imnet.yaml": MMA | {"DATALOADER.TRAIN_X.BATCH_SIZE": 128},
     "LoCoOp/vit_b16_ep50.yaml": LOCOOP,
+    "LoCoOp/rn50_ep50.yaml": LOCOOP | {"MODEL.BACKBONE.NAME": "RN50"},
     "DePT+CoOp/vit_b16_ep10_bs4_lr35.yaml": DEPT_35 | {"TRAINER.COOP.N_CTX": 16, "TRAINER.COOP.WEIGHT": 0.7},
     "DePT+KgCoOp/vit_b16_ep10_ctxv1_bs4_lr35.yaml": DEPT_35 | {"TRAINER.KGCOOP.W": 2.0},
     "DePT+MaPLe/vit_b16_c2_ep10_batch4_2ctx.yaml": DEPT_35 | {"TRAINER.MAPLE.PROMPT_DEPTH": 9},
