@@ -7,7 +7,7 @@ step, and "fast" (the default), without the work that cannot change the result.
 """
 
 from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
-from .adapters import BlockAdapter, WithAdded, adapt, private_copy, token_dropout
+from .adapters import BlockAdapter, WithAdded, adapt, folded_weights, private_copy, token_dropout
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
 from .blocks import local_features
 from .building import keep_backbones
@@ -41,6 +41,7 @@ __all__ = [
     "current_ranks",
     "encode_image",
     "encode_text",
+    "folded_weights",
     "is_published",
     "is_vit",
     "keep_backbones",

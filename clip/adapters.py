@@ -46,6 +46,13 @@ class BlockAdapter(nn.Module):
         """The output of `ln_1` -> what is added to the block's output."""
         return None
 
+    def folded(self, block: Any) -> dict[str, Tensor] | None:
+        """The block's tensors, by their names in it, with which it computes the same without the adapter in a test.
+
+        None if there are no such tensors, because the adapter is not a linear map of an input of the block's own maps.
+        """
+        return None
+
 
 class AdaptedBlock(nn.Module):
     """A block of CLIP with an adapter; its own tensors have the names that they had in the block.
@@ -105,6 +112,18 @@ class WithAdded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.module(x)
         return x + self.change(not_half(x)).to(x.dtype)
+
+
+def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
+    """The state dict of a plain CLIP that computes what this one does in a test; None if there is none."""
+    state = {key: value.detach().clone() for key, value in clip.state_dict().items()}
+    changed = any(isinstance(module, WithAdded) for module in clip.modules())
+    for name, block in clip.named_modules():
+        if isinstance(block, AdaptedBlock) and not changed:
+            tensors = block.adapter.folded(block)
+            changed = tensors is None
+            state |= {f"{name}.{key}": value.detach() for key, value in (tensors or {}).items()}
+    return None if changed else state
 
 
 def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:

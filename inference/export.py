@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
             largest = programs.largest_difference(form, classifier, names, folder)
             print(f"{form.file}: largest difference of a logit on images of noise: {largest:.1e}")
             written[form.file] = f"{form.about}; logits within {largest:.1e} of the model's"
+        if (folder / programs.FOLDED).is_file():
+            written[programs.FOLDED] = "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
         write_text(folder / "README.md", card(description, written, names))
     print(f"Written: {', '.join([*written, 'README.md'])} to {args.to}")
 

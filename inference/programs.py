@@ -12,16 +12,17 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from clip import load_backbone
+from clip import folded_weights, load_backbone
 from common.errors import UsageError
 from common.start import required_packages
-from trainers.base.prompted import PromptedCLIP
+from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from .classifier import PromptedClassifier
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference of a logit
 REQUIREMENTS = "requirements-export.txt"
+FOLDED = "open_clip_model.safetensors"  # the whole CLIP, with the weights of adapters folded in
 
 
 class ImageProgram(nn.Module):
@@ -35,27 +36,27 @@ class ImageProgram(nn.Module):
         UsageError: the text features depend on the image.
     """
 
-    class_features: Tensor
+    text_feature: Tensor
 
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str]):
         super().__init__()
         self.model = classifier.model_for(class_names)
         self.visual, self.logit_scale = self.model.clip.visual, self.model.clip.logit_scale  # to export their tensors
-        self.register_buffer("class_features", class_features(classifier, class_names))
+        self.register_buffer("text_feature", text_feature(classifier, class_names))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(self.model.image_features(images), self.class_features)
+        return self.model.output(images, self.text_feature).logits
 
 
-def class_features(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
-    """The normalised text features (classes, joint), fp32.
+def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
+    """The text features (classes, joint), not normalised.
 
     Raises:
         UsageError: they depend on the image, as in CoCoOp.
     """
     model = classifier.model_for(class_names)
     with torch.no_grad():
-        features = model.text_features(torch.zeros(1, model.clip.visual.output_dim))
+        features = model.encode_text(torch.zeros(1, model.clip.visual.output_dim))
     if features.dim() != 2:
         raise UsageError(
             f"the text features of {classifier.method} depend on the image, so there is no class matrix to export",
@@ -97,23 +98,30 @@ def run_onnx(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tens
 
 
 def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], file: Path) -> None:
-    """The class matrix, for the image tower without prompts."""
-    features = class_features(classifier, class_names)
+    """The class matrix, for a plain image tower; and, of a method with adapters, a CLIP with these folded in."""
     model = classifier.model_for(class_names)
-    if type(model) is not PromptedCLIP or model.prompt_learner.vision():
+    features = model.of_text(text_feature(classifier, class_names))
+    own_image = type(model.prompt_learner).image is not PromptLearner.image
+    state = folded_weights(model.clip) if model.adapted else None
+    if type(model) is not PromptedCLIP or model.prompt_learner.vision() or own_image or (model.adapted and not state):
         raise UsageError(
             f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower",
             "use --onnx",
         )
-    scale = model.clip.logit_scale.exp().detach().float()
+    scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())
     file.write_bytes(save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names)))
+    if state:
+        tensors = {key: value.contiguous() for key, value in state.items()}
+        file.with_name(FOLDED).write_bytes(save(tensors, metadata(classifier, class_names)))
 
 
 def run_weights(classifier: PromptedClassifier, file: Path, images: Tensor) -> Tensor:
-    """As a user of open_clip would: the published image tower, and one matrix product."""
-    tensors = load_file(file)
+    """As a user of open_clip would: the plain image tower, and one matrix product."""
+    tensors, clip = load_file(file), load_backbone(classifier.cfg.MODEL.BACKBONE.NAME)
+    if file.with_name(FOLDED).is_file():
+        clip.load_state_dict(load_file(file.with_name(FOLDED)))
     with torch.no_grad():
-        features = load_backbone(classifier.cfg.MODEL.BACKBONE.NAME).encode_image(images, normalize=True)
+        features = clip.encode_image(images, normalize=True)
     return tensors["logit_scale"] * features @ tensors["class_matrix"].T
 
 

@@ -37,7 +37,9 @@ def copy(tmp_path_factory):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     example = blocks("docs/methods.md")
-    assert list(example) == ["trainers/growing.py", "configs/trainers/Growing/small.yaml"]
+    files = {"growing": "Growing", "bottleneck": "Bottleneck"}
+    expected = [(f"trainers/{file}.py", f"configs/trainers/{name}/small.yaml") for file, name in files.items()]
+    assert list(example) == [name for pair in expected for name in pair]
     for name, text in example.items():
         assert not (root / name).exists()
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,10 +65,10 @@ def call(copy, python):
     return call
 
 
-def train(output: str, *options: object) -> list[str]:
-    arguments = ["--root", "data", "--seed", 1, "--output-dir", output, "--trainer", "Growing"]
+def train(output: str, *options: object, method: str = "Growing") -> list[str]:
+    arguments = ["--root", "data", "--seed", 1, "--output-dir", output, "--trainer", method]
     arguments += ["--dataset-config-file", "configs/datasets/small_land.yaml"]
-    arguments += ["--config-file", "configs/trainers/Growing/small.yaml", *options]
+    arguments += ["--config-file", f"configs/trainers/{method.rpartition('+')[2]}/small.yaml", *options]
     return ["train.py", *map(str, arguments)]
 
 
@@ -104,6 +106,18 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     call(*train("out/new", "--eval-only", "--model-dir", whole, *new))
     assert results(copy, "out/new")["n_test"] == 8 * 40
     assert results(copy, "out/new")["epochs"] == 3
+
+
+@pytest.mark.parametrize("method", ["Bottleneck", "DePT+Bottleneck"])
+def test_an_adapter_learns_and_is_evaluated_on_new_classes(method, call, copy):
+    name = method.replace("+", "_")
+    call(*train(f"out/{name}", *BASE, method=method))
+    (file,) = (copy / f"out/{name}").glob("*/model.pth.tar-3")
+    state = torch.load(file, weights_only=True)["state_dict"]
+    assert all(state[f"prompt_learner.adapters.{layer}.up.weight"].abs().sum() > 0 for layer in range(8, 12))
+    new = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new")
+    call(*train(f"out/{name}_new", "--eval-only", "--model-dir", f"out/{name}", *new, method=method))
+    assert results(copy, f"out/{name}_new")["n_test"] == 8 * 40
 
 
 def test_generic_scripts_run_the_method(call, copy):

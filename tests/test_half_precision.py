@@ -4,7 +4,7 @@ import pytest
 import torch
 from drawn import METHODS
 
-from clip import load_backbone
+from clip import load_backbone, private_copy
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,10 @@ def test_half_weights_give_the_logits_and_gradients_of_fp32(method, build, deep)
     half = load_backbone(str(deep), "fp16")
     assert half.visual.conv1.weight.dtype == half.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.float16
     assert half.ln_final.weight.dtype == half.visual.ln_pre.weight.dtype == torch.float32
-    trainer.model._clips = (half, half)
+    copy = half
+    if trainer.model.adapted:
+        trainer.model.prompt_learner.install(copy := private_copy(half))
+    trainer.model._clips = (copy, half)
     half_logits, half_gradients = step()
     assert (half_logits - logits).abs().max() < LOGITS
     whole, difference = (

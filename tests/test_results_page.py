@@ -174,7 +174,8 @@ def test_the_first_table_counts_what_the_tests_compare():
     for file in (ROOT / "tests/golden").glob("*.json"):
         content = json.loads(file.read_text())
         if "case" in content:
-            cases[content["case"]["trainer"]] += 1
+            case = content["case"]
+            cases[f"{case['trainer']}+{case['base']}" if "base" in case else case["trainer"]] += 1
         elif "template" in content:
             cases["ZeroshotCLIP"] += 1
     assert [row[0] for row in table[1:]] == list(cases)

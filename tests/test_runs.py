@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -214,7 +215,9 @@ def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny
     monkeypatch.setattr(SimpleTrainer, "after_epoch", replace_the_folder)
     status, _, errors = launch(*arguments(eurosat, tiny, tmp_path / "out"))
     assert (status, len(errors)) == (2, 1), errors
-    assert "Not a directory: " in errors[0] and f"'{tmp_path}/out/" in errors[0]  # TensorBoard's file or the prompts
+    assert (
+        re.search("Not a directory: |No such file or directory: ", errors[0]) and f"{tmp_path}/out/" in errors[0]
+    )  # TensorBoard's file or the prompts
     assert (tmp_path / "out").read_text() == "a file"
 
 

@@ -1,14 +1,13 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor, nn
 
-from clip import BlockAdapter, adapt, token_dropout
+from clip import adapt
 from common.errors import UsageError
 
 from .base import require_vit
+from .base.lora import LoRA
 from .base.prompts import TemplatePrompts
 from .base.settings import MethodSettings
 from .base.steps import SteppedTrainer, shots_of
@@ -37,45 +36,8 @@ class CLIPLoRASettings(MethodSettings):
         if not self.PARAMS or not set(self.PARAMS) <= set("qkvo") or len(set(self.PARAMS)) < len(self.PARAMS):
             raise UsageError(f"PARAMS is {list(self.PARAMS)}", "give some of q, k, v and o")
 
-
-class LowRank(nn.Module):
-    """x -> B A x, without the scale."""
-
-    def __init__(self, width: int, rank: int):
-        super().__init__()
-        bound = width**-0.5
-        self.w_lora_A = nn.Parameter(torch.empty(rank, width).uniform_(-bound, bound))
-        self.w_lora_B = nn.Parameter(torch.zeros(width, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.w_lora_A.T @ self.w_lora_B.T
-
-
-class LoRA(BlockAdapter):
-    """Low-rank changes of a block's attention (CLIP-LoRA, Sec. 3)."""
-
-    def __init__(self, width: int, settings: CLIPLoRASettings):
-        super().__init__()
-        self.p, self.scale = settings.DROPOUT_RATE, settings.ALPHA / settings.R**0.5
-        for param in settings.PARAMS:
-            self.add_module("proj" if param == "o" else f"{param}_proj", LowRank(width, settings.R))
-
-    @property
-    def draws(self) -> bool:
-        return self.training and self.p > 0
-
-    def change(self, name: str, x: Tensor) -> Tensor:
-        """(rows, tokens, width) to the same; zero without such a map."""
-        low_rank = self._modules.get(name)
-        if low_rank is None:
-            return torch.zeros_like(x)
-        return self.scale * low_rank(token_dropout(x, self.p) if self.draws else x)
-
-    def attention_input(self, x: Tensor) -> Tensor:
-        return torch.cat([self.change(name, x) for name in ("q_proj", "k_proj", "v_proj")], dim=-1)
-
-    def attention_output(self, x: Tensor) -> Tensor | None:
-        return self.change("proj", x) if "proj" in self._modules else None
+    def lora(self, width: int) -> LoRA:
+        return LoRA(width, self.R, self.ALPHA / self.R**0.5, self.PARAMS, self.DROPOUT_RATE)
 
 
 class LoRALearner(TemplatePrompts):
@@ -95,7 +57,7 @@ class LoRALearner(TemplatePrompts):
                     raise UsageError(what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone")
             width = part.transformer.resblocks[0].ln_1.normalized_shape[0]
             chosen = range(*layers[settings.POSITION]) if settings.ENCODER in ("both", tower) else ()
-            self.adapters += [(tower, layer, LoRA(width, settings)) for layer in chosen if layer < depth]
+            self.adapters += [(tower, layer, settings.lora(width)) for layer in chosen if layer < depth]
         if not self.adapters:
             raise UsageError(f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}", "its layers do not exist: give all")
         self.extra_modules = {f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)}

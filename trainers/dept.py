@@ -78,8 +78,8 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
 
         dept: DePTSettings
 
-        def output(self, images: Tensor | ImageOutput) -> Output:
-            output = super().output(images)
+        def output(self, images: Tensor | ImageOutput, text_feature: Tensor | None = None) -> Output:
+            output = super().output(images, text_feature)
             if self.training or not self.classes_learned:
                 return output
             head = head_logits(self, output)

@@ -183,11 +183,16 @@ class PromptedCLIP(nn.Module):
             similarity = (text_features @ image_features.unsqueeze(-1)).squeeze(-1)
             return (self.prompt_learner.logit_scale or self.clip.logit_scale.exp().float()) * similarity
 
-    def output(self, images: Tensor | ImageOutput) -> Output:
-        """One forward pass: images (batch, 3, H, W) -> features and logits."""
+    def output(self, images: Tensor | ImageOutput, text_feature: Tensor | None = None) -> Output:
+        """One forward pass: images (batch, 3, H, W) -> features and logits.
+
+        Args:
+            images: or the output of the image tower for them.
+            text_feature: what `encode_text` returned, if it is known.
+        """
         tower = self.image_output(images)
         image = self.of_tower(tower)
-        text_feature = self.encode_text(image)
+        text_feature = self.encode_text(image) if text_feature is None else text_feature
         text = self.of_text(text_feature)
         return Output(images, tower, image, text, text_feature, self.logits(image, text))
 
