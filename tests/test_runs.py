@@ -215,9 +215,8 @@ def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny
     monkeypatch.setattr(SimpleTrainer, "after_epoch", replace_the_folder)
     status, _, errors = launch(*arguments(eurosat, tiny, tmp_path / "out"))
     assert (status, len(errors)) == (2, 1), errors
-    assert (
-        re.search("Not a directory: |No such file or directory: ", errors[0]) and f"{tmp_path}/out/" in errors[0]
-    )  # TensorBoard's file or the prompts
+    # The file is TensorBoard's or the prompts'.
+    assert re.search("Not a directory: |No such file or directory: ", errors[0]) and f"{tmp_path}/out/" in errors[0]
     assert (tmp_path / "out").read_text() == "a file"
 
 
