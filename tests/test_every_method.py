@@ -16,7 +16,8 @@ from inference.models import open_models
 
 pytestmark = pytest.mark.slow
 
-NEW = ("CLIPLoRA", "MMA", "LoCoOp", "DePT+CoOp", "DePT+CoCoOp", "DePT+MPL")
+THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in ("LoCoOp", "DePT+CoCoOp", "DePT+MPL")]
+NEW = ["CLIPLoRA", "MMA", "DePT+CoOp", *THOROUGH]
 QUICK = {"CLIPLoRA": ("TRAINER.CLIPLORA.N_ITERS", 4), "LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2)}
 WORDS = {  # what is refused, and the line
     ("MMA", "--weights"): "MMA does not only learn text",
@@ -49,7 +50,7 @@ def test_new_classes_are_tested_and_predicted_alike(method, run, command, deep, 
     assert exported.logits(images, names).isfinite().all()
 
 
-@pytest.mark.parametrize("form", ["--onnx", "--weights"])
+@pytest.mark.parametrize("form", [pytest.param("--onnx", marks=pytest.mark.thorough), "--weights"])
 @pytest.mark.parametrize("method", NEW)
 def test_programs_are_exported_or_refused_in_one_line(method, form, run, command, deep, tmp_path):
     done = command(export, run(method), "--to", tmp_path / "out", form, "--backbone", deep)
