@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_golden import AFTER, BEFORE, build, close
+from test_golden import AFTER, BEFORE, LOSSES, build, close
 
 from clip.random_weights import random_tensor
 from trainers.base.test_time import entropies, most_confident
@@ -20,6 +20,8 @@ def pytest_generate_tests(metafunc):
     if "figures" in metafunc.fixturenames:
         cases = {name: content for name, content in found.items() if isinstance(content, dict)}
         cases = {name: content for name, content in cases.items() if content.get("case", {}).get("kind") in KINDS}
+        if metafunc.function is test_steps_of_tuning:
+            cases = {name: content for name, content in cases.items() if "losses" in content}
         metafunc.parametrize("figures", cases.values(), ids=cases)
     if "vote" in metafunc.fixturenames:
         votes = found.get("zero_votes", {}).get("zero_votes", [])
@@ -111,6 +113,44 @@ def check_tda(trainer, figures, features, state):
             entry = state[f"{cache.upper()}_FEATURES"][label, slot]
             found.setdefault(str(label), []).append(int((images - entry).norm(dim=1).argmin()))
         assert found == expected
+
+
+def test_steps_of_tuning(trainer, figures, monkeypatch):
+    """Losses, gradients and vectors of every step of every image."""
+    name, objective, step = "prompt_learner.ctx", trainer.objective, torch.optim.AdamW.step
+    losses, gradients, moved, after = [], [], [], []
+    start = trainer.model.get_buffer(name).clone()
+    assert list(start.shape) == figures["trainable"][name]
+
+    def noted(logits, text):
+        loss = objective(logits, text)
+        losses[-1].append(loss.item())
+        return loss
+
+    def stepped(optimizer):
+        (ctx,) = optimizer.param_groups[0]["params"]
+        gradients[-1].append(ctx.grad.clone())
+        step(optimizer)
+        moved[-1].append((ctx.detach() - start).norm())
+        after[-1].append(ctx.detach().clone())
+
+    monkeypatch.setattr(trainer, "objective", noted)
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    for views in views_of(figures["case"]):
+        for record in (losses, gradients, moved, after):
+            record.append([])
+        trainer.answer(trainer.features_of(views), {})
+    close(torch.tensor(losses), figures["losses"], LOSSES)
+    norms = [[gradient.norm().item() for gradient in image] for image in gradients]
+    assert norms == [pytest.approx(image, rel=1e-3) for image in figures["grad_norms"][name]]
+    close(torch.stack([image[0][:, :8] for image in gradients]), figures["grad_first8"], 1e-3)
+    assert start.norm().item() == pytest.approx(figures["ctx_before_norm"], abs=1e-5)
+    assert torch.equal(trainer.model.get_buffer(name), start)
+    close(torch.tensor([image[-1].norm() for image in after]), figures["ctx_after_norms"], 1e-5)
+    close(torch.tensor(moved), figures["ctx_moved_norms"], 1e-5)
+    close(torch.stack([image[-1][:, :8] for image in after]), figures["ctx_after_first8"], 1e-5)
+    if "ctx_after_first_step_first8" in figures:
+        close(torch.stack([image[0][:, :8] for image in after]), figures["ctx_after_first_step_first8"], 1e-5)
 
 
 CHECKS = {"MTA": check_mta, "TDA": check_tda}

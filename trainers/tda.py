@@ -1,25 +1,25 @@
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
 
-from common.errors import UsageError
-
-from .base.test_time import ViewsSettings, ViewsTrainer, entropies, most_confident
+from .base.ensemble import EIGHTY, SEVEN
+from .base.test_time import TemplatesSettings, ViewsTrainer, most_confident
 
 SCALE = 100.0  # of the logits, whatever CLIP's own scale is
 CONFIDENT = 0.1  # share of the views that count
+ENSEMBLES = dict.fromkeys(("ImageNet", "ImageNetA", "ImageNetV2", "Caltech101", "StanfordCars", "SUN397"), SEVEN)
+ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
 
 
 @dataclass(frozen=True)
-class TDASettings(ViewsSettings):
+class TDASettings(TemplatesSettings):
     """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative one takes those
     whose entropy is between the thresholds, and counts classes whose probability is between those of the mask.
-    TEMPLATES, sentences with {} for the class name, replace the dataset's."""
+    TEMPLATES replace the published ones."""
 
     VIEWS: int = 1
-    TEMPLATES: list[str] = field(default_factory=list)
     POSITIVE_ENABLED: bool = True
     POSITIVE_SHOT_CAPACITY: int = 3
     POSITIVE_ALPHA: int | float = 2.0
@@ -34,11 +34,6 @@ class TDASettings(ViewsSettings):
     NEGATIVE_MASK_THRESHOLD_UPPER: int | float = 1.0
     ranges = {"POSITIVE_SHOT_CAPACITY": (1, 1000), "NEGATIVE_SHOT_CAPACITY": (1, 1000)}
 
-    def check(self):
-        for template in self.TEMPLATES:
-            if "{}" not in template:
-                raise UsageError(f"TEMPLATES has {template!r}", "put {} where the class name goes")
-
 
 @TRAINER_REGISTRY.register()
 class TDA(ViewsTrainer):
@@ -49,7 +44,9 @@ class TDA(ViewsTrainer):
 
     @property
     def templates(self):
-        return list(self.settings.TEMPLATES) or [self.template()]
+        data = self.cfg.DATASET
+        own = [self.dataset_template] if data.get("TEMPLATE", "") else ENSEMBLES.get(data.NAME)
+        return list(self.settings.TEMPLATES) or list(own or [self.dataset_template])
 
     def order(self, images):
         """At random, by the seed: the caches depend on it."""

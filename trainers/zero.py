@@ -1,28 +1,19 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from common.errors import UsageError
-
-from .base.test_time import ViewsSettings, ViewsTrainer, entropies
+from .base.test_time import TemplatesSettings, ViewsTrainer, entropies
 
 
 @dataclass(frozen=True)
-class ZEROSettings(ViewsSettings):
-    """SELECTION is the share of views that vote, the most confident ones. TEMPLATES, sentences with {} for the class
-    name, replace the one of CTX_INIT."""
+class ZEROSettings(TemplatesSettings):
+    """SELECTION is the share of views that vote, the surest ones. TEMPLATES replace the sentence of CTX_INIT."""
 
     CTX_INIT: str = "a photo of a"
-    TEMPLATES: list[str] = field(default_factory=list)
     SELECTION: float = 0.3
     ranges = {"SELECTION": (0, 1)}
-
-    def check(self):
-        for template in self.TEMPLATES:
-            if "{}" not in template:
-                raise UsageError(f"TEMPLATES has {template!r}", "put {} where the class name goes")
 
 
 @TRAINER_REGISTRY.register()

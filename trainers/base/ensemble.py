@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 
 from clip import TextPrompts, tokenize
@@ -19,6 +20,7 @@ SEVEN = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+EIGHTY = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 class TemplateEnsemble(PromptLearner):

@@ -1,8 +1,9 @@
 """Methods that have nothing to train: they answer for each image of a test from views of it."""
 
 import hashlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
 
 from clip.digest import add_tensors
+from common.errors import UsageError
 
 from .ensemble import EnsembleCLIP, TemplateEnsemble
 from .partial import PartialTest
@@ -29,6 +31,18 @@ class ViewsSettings(MethodSettings):
     VIEWS: int = 64
     AUGMIX: bool = False
     ranges = {"VIEWS": (1, 1024)}
+
+
+@dataclass(frozen=True)
+class TemplatesSettings(ViewsSettings):
+    """TEMPLATES are sentences with {} for the class name, of whose features the mean counts."""
+
+    TEMPLATES: list[str] = field(default_factory=list)
+
+    def check(self):
+        for template in self.TEMPLATES:
+            if "{}" not in template:
+                raise UsageError(f"TEMPLATES has {template!r}", "put {} where the class name goes")
 
 
 class ViewsTrainer(PromptTrainer):
@@ -135,6 +149,12 @@ def entropies(logits: Tensor) -> Tensor:
     """(..., classes) -> (...): the entropy of the softmax, in nats."""
     logs = logits.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """(views, classes) -> the entropy of the mean over views of their softmax, in nats."""
+    logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
+    return -(logs.exp() * logs).sum()
 
 
 def most_confident(logits: Tensor, share: float) -> Tensor:
