@@ -102,7 +102,7 @@ class ViewsTrainer(PromptTrainer):
         return DataLoader(images, batch_size=1, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
 
     def train(self) -> None:
-        print(f"{type(self).__name__} has nothing to train: it is tested")
+        print(f"{type(self).__name__} has nothing to train: it is only tested")
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:

@@ -81,6 +81,12 @@ class TuningTrainer(ViewsTrainer):
     def saved_module(self):
         return self.model.prompt_learner
 
+    def test_outputs(self, loader):
+        if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
+            key = f"TRAINER.{self.section()}.CTX_INIT"
+            raise UsageError(f"{key} is empty, and no context is given", "set it, or give --eval-only --model-dir RUN")
+        return super().test_outputs(loader)
+
     def answer(self, features: Tensor, state: State) -> Tensor:
         s, model, prompts = self.settings, self.model, self.saved_module()
         ctx = prompts.ctx.clone().requires_grad_()
@@ -125,3 +131,4 @@ class TuningTrainer(ViewsTrainer):
         state = {key.removeprefix("prompt_learner."): tensor for key, tensor in checkpoint["state_dict"].items()}
         own = {"metadata": {**written, "method": type(self).__name__}, "state_dict": state}
         super().load_prompts({**checkpoint, **own}, path)
+        self.started = True

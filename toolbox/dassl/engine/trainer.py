@@ -180,7 +180,7 @@ class SimpleTrainer(TrainerBase):
 
         start = time.monotonic()
         self.n_test = 0
-        for output, label in test_bar(self.test_outputs(data_loader), split, len(data_loader)):
+        for output, label in test_bar(self.test_outputs(data_loader), split, data_loader):
             self.evaluator.process(output, label)
             self.n_test += len(label)
         self.test_results = self.test_metrics()
