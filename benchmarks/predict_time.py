@@ -27,9 +27,8 @@ from benchmarks import measuring
 from clip import load_backbone
 from common.start import at_least
 from inference.classifier import PromptedClassifier
-from inference.images import by_threads
+from inference.images import Predictor
 from inference.models import Model, describe
-from inference.predictor import Predictor
 from trainers import methods
 
 PIXELS = 256  # of a side of an image file
@@ -98,7 +97,7 @@ def predicting(classifier: PromptedClassifier, files: list[Path]) -> Callable[[]
     predict = Predictor([Model(classifier.method, classifier)], [], 5)
 
     def run() -> None:
-        for _, errors, _ in by_threads(predict, files, predict.batch(BATCH, len(files))):
+        for _, errors, _ in predict(files, BATCH):
             assert not errors
 
     return run

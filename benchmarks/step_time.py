@@ -12,6 +12,7 @@ the memory that a step needs beyond what the process holds before it (weights, p
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,6 @@ from benchmarks import measuring
 from clip import current_ranks
 from common.start import at_least
 from experiments.ranks import joined
-from experiments.studies.group import free_port
 from trainers import methods
 from trainers.base.ranks import split
 from trainers.base.settings import PRECISIONS
@@ -86,6 +86,12 @@ def peak(device: torch.device, reset: bool = True) -> int:
         Path("/proc/self/clear_refs").write_text("5")
     (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def in_processes(way: dict) -> dict:

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, draws, heads, is_standard, normed, qkv
+from .blocks import attention, block_output, draws, heads, is_standard, local_features, normed, qkv
 from .layout import Layout, Packing, layout_of, select
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 from .towers import ImageOutput, Read
@@ -72,9 +72,10 @@ class Encoder:
             x = self.image_layer(block, x, None)
         x = plain.image_input(visual, x, schedule, len(blocks) - 1)
         inputs |= dict.fromkeys(layers.get(len(blocks) - 1, ()), x)
+        local = local_features(clip, x) if "local" in read else None
         everything = "patches" in read or draws(blocks[-1])
         x = self.image_layer(blocks[-1], x, None if everything else present if "prompts" in read else 0)
-        return plain.image_output(visual, normed(visual.ln_post, x, visual.proj), present, read, inputs)
+        return plain.image_output(visual, normed(visual.ln_post, x, visual.proj), present, read, local, inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""

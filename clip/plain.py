@@ -5,10 +5,12 @@ As in the published implementations, every class runs through all 77 positions o
 
 import torch
 from open_clip import CLIP
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .backbone import is_vit
+from .blocks import local_features
 from .errors import ClipError
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 from .towers import ImageOutput, Read
@@ -21,7 +23,8 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read
         clip: the frozen backbone.
         images: (batch, 3, H, W), normalised.
         schedule: entry 0 enters after the positional embedding, before `ln_pre` (or after it: `Edit.after_norm`).
-        read: what to return besides the feature: `prompts`, `patches`, or numbers of layers, whose input is returned.
+        read: what to return besides the feature: `prompts`, `patches`, `local`, or numbers of layers, whose input is
+            returned.
 
     Raises:
         ClipError: the schedule is invalid, a layer does not exist, or the image tower is not a vision transformer and
@@ -29,9 +32,10 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read
     """
     visual = clip.visual
     if not is_vit(clip):
-        if schedule or read:
+        if schedule or set(read) - {"local"}:
             raise ClipError("vision prompts need a vision transformer", "choose a backbone such as ViT-B/16")
-        return ImageOutput(visual(images.to(next(visual.parameters()).dtype)))
+        images = images.to(next(visual.parameters()).dtype)
+        return resnet_output(visual, images) if read else ImageOutput(visual(images))
     blocks = visual.transformer.resblocks
     present, layers = check_edits(schedule, 0, len(blocks)), layers_read(read, len(blocks))
     x = embed_image(visual, images)  # (batch, 1 + patches, width)
@@ -39,8 +43,9 @@ def encode_image(clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read
     for layer, block in enumerate(blocks):
         x = image_input(visual, x, schedule, layer)
         inputs |= dict.fromkeys(layers.get(layer, ()), x)
+        local = local_features(clip, x) if "local" in read and layer + 1 == len(blocks) else None
         x = block(x)
-    return image_output(visual, visual.ln_post(x), present, read, inputs)
+    return image_output(visual, visual.ln_post(x), present, read, local, inputs)
 
 
 def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
@@ -53,23 +58,41 @@ def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
     for what in read:
         if isinstance(what, int) and -layers <= what < layers:
             found.setdefault(what % layers, []).append(what)
-        elif what not in ("prompts", "patches"):
+        elif what not in ("prompts", "patches", "local"):
             raise ClipError(f"{what!r} cannot be read from an image tower of {layers} layers", "check `read`")
     return found
 
 
-def image_output(visual: VisionTransformer, x: Tensor, prompts: int, read: Read, inputs: dict) -> ImageOutput:
+def resnet_output(visual: nn.Module, images: Tensor) -> ImageOutput:
+    """The output of CLIP's ResNet with local features: the last map through the value path of its attention pooling.
+
+    Raises:
+        ClipError: another kind of image tower.
+    """
+    if not isinstance(visual, ModifiedResNet):
+        raise ClipError("local features need a vision transformer or CLIP's ResNet", "choose a backbone such as RN50")
+    x = visual.stem(images)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = layer(x)
+    pool = visual.attnpool
+    return ImageOutput(pool(x), local=pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2))))
+
+
+def image_output(
+    visual: VisionTransformer, x: Tensor, prompts: int, read: Read, local: Tensor | None, inputs: dict
+) -> ImageOutput:
     """The output of an image tower.
 
     Args:
         x: of the last layer, after `ln_post`: CLS, the patches if they are read, and the prompts if these are.
         prompts: number of prompts in the last layer.
-        read, inputs: see `encode_image`, `ImageOutput`.
+        read, local, inputs: see `encode_image`, `ImageOutput`.
     """
     return ImageOutput(
         feature=x[:, 0] @ visual.proj,
         prompts=x[:, x.shape[1] - prompts :] if "prompts" in read else None,
         patches=x[:, 1 : x.shape[1] - prompts] if "patches" in read else None,
+        local=local,
         inputs=inputs,
     )
 

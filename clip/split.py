@@ -49,7 +49,8 @@ class SplitTowers:
             return None if part is None else Gathered.apply(self.ranks, part, sizes)
 
         inputs = {layer: gathered(x) for layer, x in output.inputs.items()}
-        return ImageOutput(gathered(output.feature), gathered(output.prompts), gathered(output.patches), inputs)
+        names = ("feature", "prompts", "patches", "local")
+        return ImageOutput(**{name: gathered(getattr(output, name)) for name in names}, inputs=inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         images, classes = len(prompts.contexts) if prompts.by_image else 0, len(prompts.ids)

@@ -162,7 +162,7 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
         others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
         raise UsageError(
             f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
-            os.environ.get("MPL_OTHER_FOLDER") or "choose another --output-dir, or delete that folder",
+            "choose another --output-dir, or delete that folder",
             folder,
         )
 

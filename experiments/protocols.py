@@ -102,16 +102,11 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     "ProGrad": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ours"),)),  # the published ones are for RN50
     "TCP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
     "VPT": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_4"),)),
-    "UPT": {
-        "base2new": (Recipe("vit_b16_ep50"),),
-        "cross_dataset": (Recipe("vit_b16_ep50"),),
-        "few_shot": (Recipe("vit_b16"),),
-    },
+    "UPT": {**dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep50"),)), "few_shot": (Recipe("vit_b16"),)},
     "IVLP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2+2ctx"),)),
     "MaPLe": {
-        "base2new": (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
+        **dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2ctx"),)),
         "cross_dataset": (Recipe("vit_b16_c2_ep5_batch4_2ctx_cross_datasets"),),
-        "few_shot": (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
     },
     "MMRL": {
         "base2new": (Recipe("vit_b16_imagenet", datasets=("imagenet",)), Recipe("vit_b16")),
@@ -129,6 +124,16 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
             Recipe("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", LATE_AVERAGE),
         ),
     },
+    "CLIPLoRA": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
+    "MMA": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep5_imnet", datasets=("imagenet",)), Recipe("vit_b16_ep5"))),
+    "LoCoOp": dict.fromkeys(
+        PROTOCOLS,  # the authors' 200 classes are a fifth of ImageNet's
+        (Recipe("vit_b16_ep50", datasets=("imagenet",)), Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2"))),
+    ),
+    "DePT+CoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep10_bs4_lr35"),)),
+    "DePT+CoCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)),
+    "DePT+KgCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep10_ctxv1_bs4_lr35"),)),
+    "DePT+MaPLe": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep10_batch4_2ctx"),)),
     "MPL": {
         "base2new": (Recipe("vit_b4_c1_add2_rm1"),),
         # The authors' script. Their repository also has vit_b4_c1_add2_rm1_cross_datasets, which no script names.
@@ -152,7 +157,8 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
     Raises:
         UsageError: the method has several YAML files, or none, and nothing says which one is for the protocol.
     """
-    fitting = [each for each in RECIPES.get(method, {}).get(protocol, ()) if each.fits(dataset, shots)]
+    recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})  # of a plug-in its base's
+    fitting = [each for each in recipes.get(protocol, ()) if each.fits(dataset, shots)]
     if cfg:
         return next((each for each in fitting if each.cfg == cfg), Recipe(cfg))
     names = [file.stem for file in config_files(method)]

@@ -77,8 +77,8 @@ class Description:
         return name
 
 
-def read_artefact(folder: Path) -> tuple[Description, dict[str, Tensor]]:
-    """The description and the learned tensors of an artefact.
+def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
+    """The description of an artefact, and its learned tensors in the form of a checkpoint.
 
     Raises:
         UsageError: a file is missing, too large, damaged, or not what config.json says.
@@ -94,7 +94,8 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Tensor]]:
         raise UsageError(
             f"{file} is not the file that {CONFIG} describes (its SHA-256 differs)", "export it again", file
         )
-    return description, tensors
+    metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
+    return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
 
 def write_artefact(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> Description:

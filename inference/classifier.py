@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.utils import read_image
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
+from yacs.config import CfgNode
 
+import datasets
 import trainers
 from clip import CLIP, is_published, load_backbone, weights_sha256
 from common.errors import UsageError, choose
@@ -24,7 +27,6 @@ from trainers.base.build import build_model, without_training
 from trainers.base.prompted import PromptedCLIP
 
 from .artefact import INPUT, Description, read_artefact, write_artefact
-from .configuration import checked, defaults
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
@@ -55,7 +57,7 @@ class PromptedClassifier:
 
     Attributes:
         description, source: as given.
-        cfg: the sections of a configuration that a prediction depends on.
+        cfg: the configuration that a prediction depends on; its values of training are defaults.
         device: where the model is.
         transform: from a PIL image in RGB to a (3, H, W) tensor.
 
@@ -83,16 +85,18 @@ class PromptedClassifier:
         self.description, self.checkpoint, self.source = description, checkpoint, source
         self.device = torch.device(device or ("cuda" if cuda else "cpu"))
 
-        cfg = defaults(self.method)
+        cfg = configuration(self.method)
         section = trainers.methods()[self.method].section()
         values = {f"TRAINER.{section}.{key}": value for key, value in description.settings.items()}
         values |= {f"INPUT.{key}": value for key, value in description.input.items() if key in INPUT}
         cfg.merge_from_list([item for pair in values.items() for item in pair])
         cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
-        self.cfg = checked(cfg, description.backbone_name(backbone))
+        cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
+        cfg.freeze()  # which checks Dassl's keys
+        self.cfg = cfg
         self.transform = build_transform(self.cfg, is_train=False, verbose=False)
         self.clip = clip
-        self._own = self._build(*spoken(self.class_names))
+        self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHERS)(self._build)
         if checkpoint is not None:  # a published one holds the whole backbone, too
@@ -109,15 +113,7 @@ class PromptedClassifier:
         Raises:
             UsageError: a file is missing, damaged or changed, or the backbone has other weights.
         """
-        description, checkpoint = cls.read_folder(Path(folder))
-        return cls(description, checkpoint, str(folder), backbone, device)
-
-    @staticmethod
-    def read_folder(folder: Path) -> tuple[Description, dict[str, Any]]:
-        """The description and the checkpoint of an exported folder, as the class takes them."""
-        description, tensors = read_artefact(folder)
-        metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
-        return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
+        return cls(*read_artefact(Path(folder)), str(folder), backbone, device)
 
     @classmethod
     def zero_shot(
@@ -161,7 +157,16 @@ class PromptedClassifier:
             if isinstance(image, str | PathLike) and not Path(image).exists():
                 raise UsageError(f"there is no file {str(image)!r}", "check its path")
         options = self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION
-        return torch.stack([self.transform(read_image(image, *options)) for image in images])
+        pixels = [self.transform(read_image(image, *options)) for image in images]
+        return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.cfg.INPUT.SIZE)
+
+    def colours(self, pixels: Tensor) -> Tensor:
+        """Images (images, 3, H, W) that `pixels` returned, as colours from 0 to 1."""
+        image = self.cfg.INPUT
+        if "normalize" not in image.TRANSFORMS:
+            return pixels.clamp(0, 1)
+        mean, std = (torch.tensor(list(values))[:, None, None] for values in (image.PIXEL_MEAN, image.PIXEL_STD))
+        return (pixels * std + mean).clamp(0, 1)
 
     def probabilities(
         self, images: Pixels | Tensor | Sequence[Pixels], class_names: Sequence[str] | None = None
@@ -209,8 +214,8 @@ class PromptedClassifier:
             yield self.pixels(several[start : start + BATCH])
 
     def _method_for(self, class_names: Sequence[str] | None) -> PromptTrainer:
-        own = spoken(self.class_names)
-        names = own if class_names is None else spoken(check_names(class_names))
+        own = with_spaces(self.class_names)
+        names = own if class_names is None else with_spaces(check_names(class_names))
         return self._own if names == own else self._other(*names)
 
     def _build(self, *class_names: str) -> PromptTrainer:
@@ -218,7 +223,7 @@ class PromptedClassifier:
         kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
         method = without_training(kind, self.cfg, list(class_names), template or TEMPLATE, self.device)
         build_model(method, clip=self.clip)
-        if class_names != spoken(self.class_names):
+        if class_names != with_spaces(self.class_names):
             nothing = torch.zeros(1, method.model.clip.visual.output_dim, device=self.device)
             if not kind.transfers or method.model.prompt_learner.text(nothing).by_class:
                 what = f"{self.source} has values of its own for each class that it was learned on"
@@ -229,6 +234,23 @@ class PromptedClassifier:
         return method
 
 
-def spoken(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names in the form that a text has."""
+def configuration(method: str, where: Path | None = None) -> CfgNode:
+    """The configuration of a method, to be merged with values; it accepts any key of training.
+
+    Raises:
+        UsageError: the method, which the file `where` names, is unknown.
+    """
+    choose(method, trainers.methods(), "method", where)
+    cfg = get_cfg_default()
+    datasets.extend_cfg(cfg)
+    trainers.extend_cfg(cfg, method)
+    cfg.set_new_allowed(True)
+    for section in (cfg.INPUT, cfg.TRAINER[trainers.methods()[method].section()]):
+        section.set_new_allowed(False)
+    cfg.TRAINER.NAME = method
+    return cfg
+
+
+def with_spaces(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names with spaces instead of underscores."""
     return tuple(name.replace("_", " ") for name in names)

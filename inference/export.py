@@ -1,38 +1,31 @@
 """The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
 
 import argparse
-import html
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 
 from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
 from common.names import printable
+from common.pages import render
 from common.start import path, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names
 
-CARD, KEY = Path(__file__).with_name("model_card.md"), "config.json"
-MOST_IMAGES = 100  # of --images
-OF_ACCURACY = ("accuracy", "n_test", "selected_on_test")  # facts of a training in one row of the model card
+KEY = "config.json"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Write the learned prompts of a model, and what is needed to use them, to a folder of their own.",
-        epilog=f"{MODELS} --onnx, --torch and --weights are for the class names of the model or, if given, of "
+        epilog=f"{MODELS} --onnx and --weights are for the class names of the model or, if given, of "
         "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
         "an error.",
     )
     parser.add_argument("model", type=path, nargs="?", metavar="MODEL", help="without it: zero-shot CLIP on --backbone")
     parser.add_argument("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
     parser.add_argument("--onnx", action="store_true", help="also model.onnx: images -> logits")
-    parser.add_argument("--torch", action="store_true", help="also model.pt2, a torch.export program: images -> logits")
     parser.add_argument("--weights", action="store_true", help="also class_matrix.safetensors, for users of open_clip")
-    parser.add_argument(
-        "--images", type=path, nargs="+", default=[], metavar="PATH", help="images to compare on (default: noise)"
-    )
     add_model_options(parser, device="cpu")
     return parser.parse_args(argv)
 
@@ -40,32 +33,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     given = given_class_names(args)
-    names = tuple(given) or None
-    if args.model is None and not args.backbone:
-        raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
     with required_packages():
-        from . import images, models, programs
+        from . import models, programs
     forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
-    if args.images and not forms:
-        raise UsageError("--images has no use here", "add --onnx, --torch or --weights, or leave it out")
-    files = images.find_images(args.images)[:MOST_IMAGES] if args.images else []
     with new_folder(args.to, KEY) as folder:
         ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
-        if names and not forms and classifier.class_names != given:
+        names = given or classifier.class_names
+        if names != classifier.class_names and not forms:
             what = f"{args.model} has class names of its own, which the folder keeps"
-            raise UsageError(what, "add --onnx, --torch or --weights, or leave out the class names", args.model)
+            raise UsageError(what, "add --onnx or --weights, or leave out the class names", args.model)
         classifier.check_logits()
         description = classifier.save(folder)
         check_vacant(args.to, KEY, folder)  # before what takes minutes
         written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
-        pixels = classifier.pixels(files) if files else programs.example(classifier, 16)
         for form in forms:
             form.write(classifier, names, folder / form.file)
-            largest = programs.largest_difference(form, classifier, names, folder, pixels)
-            kind = "images" if files else "images of noise"
-            print(f"{form.file}: largest difference of a logit on {len(pixels)} {kind}: {largest:.1e}")
+            largest = programs.largest_difference(form, classifier, names, folder)
+            print(f"{form.file}: largest difference of a logit on images of noise: {largest:.1e}")
             written[form.file] = f"{form.about}; logits within {largest:.1e} of the model's"
-        write_text(folder / "README.md", card(description, written, given))
+        write_text(folder / "README.md", card(description, written, names))
     print(f"Written: {', '.join([*written, 'README.md'])} to {args.to}")
 
 
@@ -74,39 +60,13 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
     import trainers
     from clip import is_published
 
-    training, image = description.training, description.input
-    rows = {
-        "method": description.method,
-        "settings": ", ".join(f"{key} {value}" for key, value in description.settings.items()),
-        "backbone": f"{description.backbone} (SHA-256 {description.backbone_sha256})",
-        "images": f"{' x '.join(map(str, image['SIZE']))}, {image['INTERPOLATION']}, mean {image['PIXEL_MEAN']}, "
-        f"std {image['PIXEL_STD']}",
-        "learned on": description.dataset or "unknown",
-        **{key: value for key, value in training.items() if value is not None and key not in OF_ACCURACY},
-    }
-    if training.get("accuracy") is not None:
-        mark = ", which chose the epoch or a setting" if training.get("selected_on_test") else ""
-        rows["accuracy"] = f"{training['accuracy']:.2f} % on {training.get('n_test')} images{mark}"
     arch, colon, name = description.backbone.rpartition(":")
-    file = "" if is_published(description.backbone) else printable(f"{arch}{colon}FOLDER/{name}")  # of the reader
-    summary = f"Prompts for a frozen CLIP, learned with {description.method} on {description.dataset or 'images'}."
-    if not trainers.methods()[description.method].learns:
-        summary = "CLIP as it is, with a template."
-    return Template(CARD.read_text(encoding="utf-8")).substitute(
-        method=description.method,
-        backbone=as_text(description.backbone),
-        summary=as_text(summary),
-        option=file and f" --backbone {file}",
-        argument=file and f', backbone="{file}"',
-        rows="\n".join(f"| {as_text(key)} | {as_text(value)} |" for key, value in rows.items()),
-        files="\n".join(f"| `{file}` | {about} |" for file, about in written.items()),
-        classes=as_text(", ".join(description.class_names)),
-        programs=f"\n`model.onnx`, `model.pt2` and the class matrix are for: {as_text(', '.join(names))}.\n"
-        if names and list(names) != description.class_names
-        else "",
+    return render(
+        Path(__file__).with_name("model_card.md"),
+        of=description,
+        text=lambda value: printable(value).replace("|", "\\|"),
+        learns=trainers.methods()[description.method].learns,
+        written=written,
+        file="" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}",  # of the reader
+        names=names if names != description.class_names else (),
     )
-
-
-def as_text(value: object) -> str:
-    """A value in a cell or a sentence of Markdown: printable, and not HTML."""
-    return html.escape(printable(value), quote=False).replace("|", "\\|")

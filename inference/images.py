@@ -1,11 +1,13 @@
 """Image files on the command line: found, then read and classified by threads."""
 
+import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -14,9 +16,12 @@ from common.errors import UsageError
 from datasets.folders import IMG_EXTENSIONS
 
 from .classifier import PromptedClassifier
+from .models import Model
+from .predict import Row
 
-AHEAD = 2  # batches for each thread that may wait for their turn
-Result = TypeVar("Result")
+FEWEST = 8  # images of one call: each has some cost of its own
+MANY = 5000  # class names whose text features take long enough to say so
+Predicted = tuple[list[Row], list[str], int]
 Batch = tuple[list[Path], list[Tensor], list[str]]
 
 
@@ -71,17 +76,44 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
     return good, [torch.cat(column) for column in zip(*rows, strict=True)], errors
 
 
-def by_threads(work: Callable[[Sequence[Path]], Result], files: Sequence[Path], size: int) -> Iterator[Result]:
-    """The results of `work` for batches of `size` files, in their order.
+class Predictor:
+    """The most probable classes of image files by some models.
 
-    There are as many threads as torch has, and each of them computes with one: small layers are twice as fast as with
-    all threads on one batch, and a busy machine slows them down less.
+    Args:
+        models: a row for each.
+        names: class names instead of the models' own, if there are any.
+        k: classes in a row.
     """
-    threads, waiting = torch.get_num_threads(), deque[Future[Result]]()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in range(0, len(files), size):
-            waiting.append(pool.submit(work, files[start : start + size]))
-            if len(waiting) > AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+
+    def __init__(self, models: Sequence[Model], names: Sequence[str], k: int):
+        self.models, self.names, self.k = models, names or None, k
+        self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
+        self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
+        for model in models:  # text features before the threads, which would each compute them
+            if (count := len(self.names or model.classifier.class_names)) > MANY:
+                print(f"{model.name}: computing the text features of {count:,} class names, which takes a while")
+            model.classifier.check_logits(self.names)
+
+    def __call__(self, files: Sequence[Path], batch_size: int) -> Iterator[Predicted]:
+        """For one batch after another the rows of its files, the faults of others, and how many could be read.
+
+        There are as many threads as torch has, and each of them computes with one: small layers are twice as fast as
+        with all threads on one batch, and a busy machine slows them down less. On a CPU, the threads together have
+        `batch_size` images at a time.
+        """
+        threads = torch.get_num_threads()
+        size = batch_size if self.on_gpu else max(FEWEST, math.ceil(min(batch_size, len(files)) / threads))
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(self.of_batch, (files[start : start + size] for start in range(0, len(files), size)))
+
+    def of_batch(self, files: Sequence[Path]) -> Predicted:
+        good, batches, errors = read_batch(files, [model.classifier for model in self.models])
+        rows: list[list[Row]] = [[] for _ in good]
+        for (name, classifier), inputs in zip(self.models, batches, strict=bool(good)):
+            classes = self.names or classifier.class_names
+            with self.turn:
+                top = classifier.probabilities(inputs, self.names).topk(min(self.k, len(classes)))
+            for number, pairs in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
+                best = [(classes[index], value) for index, value in zip(*pairs, strict=True)]
+                rows[number].append((str(good[number]), name, best))
+        return list(chain(*rows)), errors, len(good)

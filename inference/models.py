@@ -6,13 +6,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
 
 import trainers
 from common.errors import UsageError, choose
-from common.names import check_names, check_template
+from common.names import check_names
 from common.nearest import what_exists
 from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
@@ -21,9 +22,8 @@ from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 
 from .artefact import CONFIG as DESCRIPTION
-from .artefact import INPUT, Description
-from .classifier import PromptedClassifier
-from .configuration import checked, defaults, method_of
+from .artefact import INPUT, Description, read_artefact
+from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 CHECKPOINTS = "model*.pth.tar*"
@@ -58,9 +58,11 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         UsageError: a path is not a model, or its files do not fit together; as for `PromptedClassifier`.
     """
     if not paths:
+        if not options.backbone:
+            raise UsageError("no MODEL is given", "name a run's output folder, or --backbone for zero-shot CLIP")
         if not class_names:
             raise UsageError("zero-shot CLIP has no class names", "give them by --classes or --classes-file")
-        check_template(template := options.template or TEMPLATE, "--template")
+        template = options.template or TEMPLATE
         classifier = PromptedClassifier.zero_shot(options.backbone, class_names, template, options.device)
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
@@ -83,16 +85,12 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
     Raises:
         UsageError: none of the models does.
     """
-    published = any(not any((path / name).exists() for name in (DESCRIPTION, CONFIG)) for path in paths)
-    read_by = {
-        "template": (False, "zero-shot CLIP without a MODEL"),
-        "load_epoch": (any(not (path / DESCRIPTION).exists() for path in paths), "runs and published checkpoints"),
-        "config_file": (published, "published checkpoints"),
-        "trainer": (published, "published checkpoints"),
-    }
-    for name, (used, kind) in read_by.items():
-        if getattr(options, name) not in ("", None) and not used:
-            raise UsageError(f"--{name.replace('_', '-')} has no use here: it is for {kind}", "leave it out")
+    read = {"load_epoch"} if any(not (path / DESCRIPTION).exists() for path in paths) else set()
+    if any(not (path / DESCRIPTION).exists() and not (path / CONFIG).exists() for path in paths):  # published
+        read |= {"config_file", "trainer"}
+    for name in ("load_epoch", "config_file", "trainer", "template"):
+        if getattr(options, name) not in ("", None) and name not in read:
+            raise UsageError(f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it")
 
 
 Found = tuple[Description, dict[str, Any] | None, str]
@@ -102,10 +100,13 @@ def read_model(path: Path, options: Namespace) -> Found:
     """The description of a model, the checkpoint with its learned tensors (None if nothing is learned), and the
     backbone to load."""
     if (path / DESCRIPTION).exists():
-        return *PromptedClassifier.read_folder(path), options.backbone
+        return *read_artefact(path), options.backbone
     file, training = path / CONFIG, {}
     if file.exists():
-        method, training = method_of(file), facts_of(path, options.load_epoch)
+        anything = get_cfg_default()
+        anything.set_new_allowed(True)
+        anything.merge_from_file(str(file))
+        method, training = anything.TRAINER.NAME, facts_of(path, options.load_epoch)
     elif not path.exists():
         raise UsageError(f"there is no model {path}", what_exists(path), path)
     elif not is_model(path):
@@ -117,9 +118,9 @@ def read_model(path: Path, options: Namespace) -> Found:
         file = Path(options.config_file)
         method = options.trainer or file.absolute().parent.name
         choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
-    cfg = defaults(method, file)
+    cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
-    cfg = checked(cfg, options.backbone)
+    cfg.MODEL.BACKBONE.NAME = options.backbone or cfg.MODEL.BACKBONE.NAME
     learns = trainers.methods()[method].learns
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
     return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME

@@ -4,9 +4,8 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from itertools import chain, repeat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
@@ -34,11 +33,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)"
     )
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--json", action="store_const", dest="form", const=json_list, help="print JSON and nothing else")
-    forms.add_argument(
-        "--csv", action="store_const", dest="form", const=csv_rows, help="print CSV, a row for each class"
-    )
-    parser.set_defaults(form=table)
+    forms.add_argument("--json", action="store_const", dest="form", const=as_json, help="print JSON and nothing else")
+    forms.add_argument("--csv", action="store_const", dest="form", const=as_csv, help="print CSV, a row for each class")
+    parser.set_defaults(form=as_table)
     return parser.parse_intermixed_args(argv)  # options may stand between the model and the images
 
 
@@ -50,73 +47,57 @@ def main(argv: list[str] | None = None) -> None:
             from tqdm import tqdm
 
             from . import images, models
-            from .predictor import Predictor
         number = next((n for n, path in enumerate(args.paths) if not models.is_model(path)), len(args.paths))
         if not number and not args.backbone:
             models.read_model(args.paths[0], args)  # which says why it is not a model
         files = images.find_images(args.paths[number:])
         opened = models.open_models(args.paths[:number], args, names)
-        predict = Predictor(opened, names, args.topk)
-        done = 0
-        with (
-            args.form(stdout, files, opened, names) as write,
-            tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar,
-        ):
-            for rows, errors, read in images.by_threads(predict, files, predict.batch(args.batch_size, len(files))):
-                if errors and len(files) == 1:
-                    raise UsageError(errors[0])
-                with bar.external_write_mode(stdout):
-                    for error in errors:
-                        print(f"skipped: {error}", file=sys.stderr)
-                    for row in rows:
-                        write(row)
-                    stdout.flush()
-                bar.update(read + len(errors))
-                done += read
-            if not done:
+        predict = images.Predictor(opened, names, args.topk)
+        skipped = 0
+
+        def rows() -> Iterator[Row]:
+            """The rows of all images. Images that cannot be read are reported on stderr."""
+            nonlocal skipped
+            with tqdm(total=len(files), desc="predicting", unit="image", disable=None) as bar:
+                for found, errors, read in predict(files, args.batch_size):
+                    if errors and len(files) == 1:
+                        raise UsageError(errors[0])
+                    with bar.external_write_mode(stdout):
+                        for error in errors:
+                            print(f"skipped: {error}", file=sys.stderr)
+                        yield from found
+                        stdout.flush()
+                    bar.update(read + len(errors))
+                    skipped += len(errors)
+            if skipped == len(files):
                 raise UsageError(f"none of the {len(files)} images could be read", "see above")
-    if done < len(files):
+
+        args.form(stdout, rows(), files, opened, names)
+    if skipped:
         sys.exit(1)
 
 
-# How rows are printed: contexts that give a function for one row
-
-
-@contextmanager
-def json_list(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
-    before = chain(["[\n"], repeat(",\n"))
-
-    def write(row: Row) -> None:
-        image, model, top = row
+def as_json(out: TextIO, rows: Iterable[Row], *layout) -> None:
+    before = "[\n"
+    for image, model, top in rows:
         classes = [{"class": name, "probability": value} for name, value in top]
-        out.write(f"{next(before)} {json.dumps({'image': image, 'model': model, 'top': classes})}")
-
-    yield write
+        out.write(f"{before} {json.dumps({'image': image, 'model': model, 'top': classes})}")
+        before = ",\n"
     out.write("\n]\n")
 
 
-@contextmanager
-def csv_rows(out: TextIO, *context) -> Iterator[Callable[[Row], None]]:
+def as_csv(out: TextIO, rows: Iterable[Row], *layout) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("image", "model", "rank", "class", "probability"))
-
-    def write(row: Row) -> None:
-        image, model, top = row
-        rows = ((image, model, rank, *pair) for rank, pair in enumerate(top, start=1))
-        writer.writerows(map(csv_cell, cells) for cells in rows)
-
-    yield write
+    for image, model, top in rows:
+        for rank, pair in enumerate(top, start=1):
+            writer.writerow(map(csv_cell, (image, model, rank, *pair)))
 
 
-@contextmanager
-def table(out: TextIO, files: Sequence[Path], models, names: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+def as_table(out: TextIO, rows: Iterable[Row], files: Sequence[Path], models, names: Sequence[str]) -> None:
     known = names or [name for model in models for name in model.classifier.class_names]
     image_width = max(len(printable(file)) for file in files)
     model_width, class_width = max(len(printable(model.name)) for model in models), max(map(len, known))
-
-    def write(row: Row) -> None:
-        image, model, top = printable(row[0]), printable(row[1]), row[2]
-        classes = (f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in top)
-        out.write(f"{image:<{image_width}}  {model:<{model_width}}  {'   '.join(classes)}\n")
-
-    yield write
+    for image, model, top in rows:
+        classes = "   ".join(f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in top)
+        out.write(f"{printable(image):<{image_width}}  {printable(model):<{model_width}}  {classes}\n")

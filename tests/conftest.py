@@ -147,9 +147,12 @@ def build(eurosat, deep, tmp_path):
     from dassl.utils import set_random_seed
     from drawn import make_cfg
 
+    from trainers import methods
+
     def build(method, classes="all", *settings, backbone=deep, output="run", options=()):
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
-        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
+        section = methods()[method].section()
+        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
         few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3, "DATASET.SUBSAMPLE_CLASSES", classes]
         set_random_seed(1)
         return build_trainer(make_cfg(method, eurosat, backbone, tmp_path / output, *few, *settings, *options))

@@ -5,6 +5,7 @@ from dassl.utils import set_random_seed
 from drawn import METHODS, make_cfg
 
 from clip import current_ranks
+from trainers import methods
 from trainers.base.ranks import split
 
 # A prompt of every kind that differs from the default: by class, in the middle of the words, or by another loss.
@@ -36,7 +37,8 @@ class Recorder:
     def __init__(self, root, backbone, output, seed, case, options=()):
         self.seed, (method, *settings) = seed, CASES[case]
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
-        self.settings = [item for key, value in pairs.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
+        section = methods()[method].section()
+        self.settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
         few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "SEED", seed, *options]
         self.cfg = make_cfg(method, root, backbone, output / f"seed{seed}", *few, *self.settings)
         self.paths, self.logits, self.calls = [], [], []

@@ -103,24 +103,16 @@ BROKEN = {
     "tampered prompts": (replace_prompts, "is not the file that config.json describes (its SHA-256 differs)"),
     "prompts that are not finite": (infinite_prompts, "not finite"),
     "damaged prompts": (lambda folder: (folder / "prompts.safetensors").write_bytes(b"\xff" * 99), "is damaged"),
-    "no prompts": (
-        lambda folder: (folder / "prompts.safetensors").unlink(),
-        "prompts.safetensors (No such file or directory)",
-    ),
     "a pipe as prompts": (lambda folder: pipe(folder / "prompts.safetensors"), "is not a regular file"),
-    "a pipe as config": (lambda folder: pipe(folder / "config.json"), "is not a regular file"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[1]"), "its format is not 1"),
-    "deep nesting": (lambda folder: (folder / "config.json").write_text("[" * 10**6), "is not JSON"),
     "a large config": (lambda folder: (folder / "config.json").write_text(" " * (9 << 20)), "is larger than 8,388,608"),
     "a later format": (lambda folder: changed(folder, format=2), "its format is not 1"),
     "no class names": (lambda folder: changed(folder, class_names=[]), "no class names: give them by --classes"),
     "an escape in a name": (lambda folder: changed(folder, class_names=["\x1b[2J"] * 3), "has control characters"),
-    "a line break in a name": (lambda folder: changed(folder, class_names=["a", "b\n", "c"]), "has control characters"),
     "an empty name": (lambda folder: changed(folder, class_names=["a", " ", "c"]), "a class name is empty"),
     "a template without a place": (lambda folder: changed(folder, template="a photo"), "'a photo' does not have {}"),
-    "a dataset's template": (lambda folder: changed(folder, dataset_template="a photo"), "'a photo' does not have {}"),
     "other names": (lambda folder: changed(folder, class_names="red"), "class_names is not of the type list"),
+    "a huge setting": (lambda folder: changed(folder, settings={"N_CTX": 10**9}), "N_CTX is 1000000000"),
     "an unknown method": (lambda folder: changed(folder, method="CoUp"), "no method 'CoUp': did you mean CoOp?"),
     "another method": (
         lambda folder: changed(folder, method="CoCoOp", settings={"N_CTX": 4}),
@@ -128,11 +120,9 @@ BROKEN = {
     ),
     "an unknown setting": (lambda folder: changed(folder, settings={"N": 1}), "TRAINER.COOP.N"),
     "a setting of another type": (lambda folder: changed(folder, settings={"N_CTX": "many"}), "N_CTX"),
-    "a huge setting": (lambda folder: changed(folder, settings={"N_CTX": 10**9}), "N_CTX is 1000000000"),
     "a nested setting": (lambda folder: changed(folder, settings={"N_CTX": [[1]]}), "other values than texts"),
     "other settings": (lambda folder: changed(folder, settings={"N_CTX": 2}), "expected is (2, 64)"),
     "a size of zero": (lambda folder: changed(folder, input={"SIZE": [0, 0]}), "INPUT.SIZE"),
-    "another size": (lambda folder: changed(folder, input={"SIZE": [64, 64]}), "reads (32, 32)"),
     "a deviation of zero": (
         lambda folder: changed(folder, input={"SIZE": [32, 32], "PIXEL_STD": [0, 0, 0]}),
         "PIXEL_STD",
@@ -151,7 +141,8 @@ def test_broken_artefact_is_refused_in_one_line(name, copied, command, deep, eur
 
 def test_texts_of_a_description_are_no_markup_in_the_model_card(copied, command, deep, tmp_path):
     hostile = "<img src=x onerror=alert(1)> | a"
-    changed(copied, class_names=[hostile, "b", "c"], dataset=hostile, training={f"{hostile}\n# a": f"{hostile}\n"})
+    training = {f"{hostile}\n# a": f"{hostile}\n", "accuracy": hostile}
+    changed(copied, class_names=[hostile, "b", "c"], dataset=hostile, training=training)
     assert command(export, copied, "--to", tmp_path / "new", "--backbone", deep).status == 0
     card = (tmp_path / "new/README.md").read_text()
     shown = r"&lt;img src=x onerror=alert(1)&gt; \| a"

@@ -12,7 +12,7 @@ from multiprocessing import active_children
 
 import pytest
 from filelock import FileLock
-from finished import figures, finish
+from finished import finish
 
 from common.start import ROOT
 from experiments.arguments import parse_arguments
@@ -42,10 +42,10 @@ def test_dead_process_fails_only_its_run(study_file):
 
     failed = execute_runs([(unlucky,), (other,)], Deadly(2), "deaths")
     assert list(failed) == [unlucky] and Counter(started) == {unlucky: TRIES, other: 1}
-    progress = Progress.read(study)
-    assert failed[unlucky].startswith("WorkerDied: its process died 3 times") and progress.failed == failed
+    progress = Progress(study)
+    assert failed[unlucky].startswith("ChildProcessError: its process died 3 times") and progress.failed == failed
     assert list(progress.done) == [other] and not active_children()
-    assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress.read(study).failed == {}
+    assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress(study).failed == {}
 
 
 def test_process_that_dies_between_two_runs_is_replaced(study_file):
@@ -68,12 +68,12 @@ def test_interrupt_ends_all_processes(study_file):
     first, second = (sequence[0] for sequence in study.sequences())
     with pytest.raises(KeyboardInterrupt), LocalExecutor(2) as local:
         futures = [local.submit(first), local.submit(second)]
-        while not Progress.read(study).running:
+        while not Progress(study).running:
             time.sleep(0.05)
         raise KeyboardInterrupt
     assert not active_children()
     assert all(isinstance(future.exception(), BrokenProcessPool) for future in futures)
-    assert Progress.read(study).done == {}
+    assert Progress(study).done == {}
 
 
 @pytest.mark.slow
@@ -86,10 +86,10 @@ def test_run_of_another_process_is_waited_for(study_file):
             waiting = other.submit(execute_run, run.arguments)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=2)
-            assert Progress.read(study).running == [run]
+            assert Progress(study).running == [run]
             assert [path.name for path in run.folder.iterdir()] == [LOCK]
         assert waiting.result(timeout=120) is None
-    progress = Progress.read(study)
+    progress = Progress(study)
     assert (list(progress.done), progress.running) == ([run], [])
     before = (run.folder / "results.json").stat().st_mtime_ns
     assert execute_run(run.arguments) is None
@@ -99,7 +99,7 @@ def test_run_of_another_process_is_waited_for(study_file):
 def test_progress_and_remaining_time(study_file):
     study = load(study_file("counted", seeds=[1, 2]))
     (base, new), (other, _), *_ = study.sequences()
-    assert str(Progress.read(study)) == "0 of 8 runs are done, 0 are running, 0 have failed, 8 are left"
+    assert str(Progress(study)) == "0 of 8 runs are done, 0 are running, 0 have failed, 8 are left"
     for run, seconds in ((base, 100), (other, 40)):
         finish(run, 50.0)
         (run.folder / "config.yaml").write_text("SEED: 1\n")
@@ -107,11 +107,11 @@ def test_progress_and_remaining_time(study_file):
         os.utime(run.folder / "config.yaml", (written - seconds, written - seconds))
     new.folder.mkdir(parents=True)
     (new.folder / ERROR).write_text("OSError: no space left\n")
-    progress = Progress.read(study)
+    progress = Progress(study)
     assert progress.failed == {new: "OSError: no space left"}
     # The second training of each method is estimated by its first, the three tests by all runs.
-    assert progress.seconds_left == pytest.approx(100 + 40 + 3 * 70)
-    assert "about 05:50 to go (one at a time; none is running)" in str(progress)
+    assert progress.seconds_left() == pytest.approx(100 + 40 + 3 * 70)
+    assert "about 05:50 to go (1 at a time)" in str(progress)
 
 
 CTRL_C = """
@@ -136,14 +136,6 @@ def test_ctrl_c_while_processes_start_gives_no_traceback_of_theirs():
     assert (done.returncode, done.stdout, done.stderr) == (0, "it lives\n", "")
 
 
-def test_interrupted_study_ends_without_warnings_of_semaphores(monkeypatch):
-    """Ctrl-C ended in "leaked semaphore objects"; the tracker of multiprocessing takes filters from its environment."""
-    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
-    with LocalExecutor(1):
-        assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning,ignore:resource_tracker:UserWarning"
-    assert os.environ["PYTHONWARNINGS"] == "error::FutureWarning"
-
-
 @pytest.mark.slow
 def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_path):
     """The second one reads the image features that the first one has kept."""
@@ -157,16 +149,3 @@ def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_pa
         assert (first["seed"], second["seed"]) == (1, 2) and first["accuracy"] == second["accuracy"]
         assert "Image features: " not in logs[1, classes] and "Image features: " in logs[2, classes]
     assert not any("evaluated_in" in each for each in found.values())
-
-
-@pytest.mark.thorough
-def test_runs_with_a_shared_cache_have_the_results_of_runs_without(study_file, tmp_path):
-    accuracies = []
-    for output, settings in (("plain", {}), ("cached", {"cache": str(tmp_path / "cache")})):
-        study = load(study_file(output, seeds=[1, 2], **settings))
-        assert execute_runs(study.sequences(), LocalExecutor(1), output) == {}
-        accuracies.append({folder: results["accuracy"] for folder, results in figures(study).items()})
-    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 8
-    # MPL has prompts in the image tower: its runs share images only.
-    kinds = [file.name.partition("-")[0] for file in sorted((tmp_path / "cache").iterdir())]
-    assert kinds == ["features"] * 2 + ["images"] * 2  # of base and of new classes

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from learned import images_of, rows_of
+from learned import images_of
 from safetensors.torch import load_file
 
 from clip import load_backbone
@@ -23,30 +23,18 @@ THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "method", "settings"), [("tiny", "MPL", ("TRAINER.MPL.PROMPT_DEPTH", 3)), *THOROUGH])
-def test_onnx_and_torch_export_agree_with_predict(
-    size, method, settings, finished, command, request, eurosat, tmp_path
-):
+def test_onnx_agrees_with_predict(size, method, settings, finished, command, request, eurosat, tmp_path):
     images, backbone = list(images_of(eurosat, range(6))), request.getfixturevalue(size)
     folder, run = tmp_path / "exported/deeper", finished(method, "base", *settings, backbone=backbone)
-    done = command(export, run, "--to", folder, "--onnx", "--torch", "--images", *images)
+    done = command(export, run, "--to", folder, "--onnx")
     assert done.status == 0, done.errors
-    assert len(re.findall(r"largest difference of a logit on 24 images: (\S+)", done.printed)) == 2
+    assert re.search(r"model.onnx: largest difference of a logit on images of noise: \d", done.printed)
     classifier = PromptedClassifier.from_folder(folder, str(backbone))
-    expected = classifier.logits(images)
-    pixels = classifier.pixels(images)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    (logits,) = session.run(None, {"images": pixels.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-3)
-    extra = {"class_names": ""}
-    program = torch.export.load(folder / "model.pt2", extra_files=extra).module()
-    torch.testing.assert_close(program(pixels), expected, rtol=0, atol=1e-3)
-    assert json.loads(extra["class_names"]) == classifier.class_names
+    (logits,) = session.run(None, {"images": classifier.pixels(images).numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
     assert onnx.load(folder / "model.onnx").opset_import[0].version == programs.OPSET
-    rows = rows_of(command, run, *images, "--topk", 1)
-    top = expected.softmax(dim=1).max(dim=1)
-    assert [row["top"][0]["class"] for row in rows] == [classifier.class_names[index] for index in top.indices]
-    assert [row["top"][0]["probability"] for row in rows] == pytest.approx(top.values.tolist(), abs=1e-4)
 
 
 def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, command, deep, eurosat, tmp_path):
@@ -70,18 +58,15 @@ def refused(done, folder: Path, *words: str) -> None:
     assert list(folder.iterdir()) == []  # nothing half-written
 
 
-@pytest.mark.parametrize("form", ["--onnx", "--torch", "--weights"])
+@pytest.mark.parametrize("form", ["--onnx", "--weights"])
 def test_text_depending_on_the_image_is_not_exported(form, finished, command, tmp_path):
     done = command(export, finished("CoCoOp"), "--to", tmp_path / "out", form)
     refused(done, tmp_path, "the text features of CoCoOp depend on the image", "tools/predict.py")
 
 
 def test_class_matrix_of_vision_prompts_is_refused(finished, command, tmp_path):
-    refused(
-        command(export, finished("VPT"), "--to", tmp_path / "out", "--weights"),
-        tmp_path,
-        "VPT does not only learn text",
-    )
+    done = command(export, finished("VPT"), "--to", tmp_path / "out", "--weights")
+    refused(done, tmp_path, "VPT does not only learn text")
 
 
 def test_difference_over_the_tolerance_is_an_error(finished, command, tmp_path, monkeypatch):
@@ -97,7 +82,6 @@ def test_folder_with_files_is_not_overwritten(finished, command, tmp_path):
     done = command(export, finished("CoOp"), "--to", tmp_path)
     assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
-    assert command(export, finished("CoOp"), "--to", tmp_path / "new").status == 0
 
 
 def test_interrupted_export_can_be_run_again(finished, command, tmp_path):
@@ -124,32 +108,11 @@ def test_two_exports_into_one_folder_do_not_mix(empty, tmp_path):
             (second / "config.json").write_text("2")
             (second / "README.md").write_text("2")
         (first / "README.md").write_text("1")
-    assert {file.name: file.read_text() for file in (tmp_path / "out").iterdir()} == {
-        "config.json": "2",
-        "README.md": "2",
-    }
+    found = {file.name: file.read_text() for file in (tmp_path / "out").iterdir()}
+    assert found == {"config.json": "2", "README.md": "2"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_empty_current_folder_is_filled(finished, command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # which cannot be replaced by another one, nor can a mount
-    done = command(export, finished("CoOp"), "--to", ".")
-    assert done.status == 0, done.errors
-    assert {file.name for file in tmp_path.iterdir()} == {"prompts.safetensors", "config.json", "README.md"}
-
-
-USELESS = {
-    "images": (["--images", "{missing}"], "--images has no use here"),
-    "names": (["--classes", "a", "b"], "has class names of its own, which the folder keeps"),
-    "no name twice": (["--classes", "a", "a"], "'a' is given 2 times"),
-    "a missing image": (["--torch", "--images", "{missing}"], "there is no file"),
-}
-
-
-@pytest.mark.parametrize("name", USELESS)
-def test_options_without_a_use_are_refused(name, finished, command, tmp_path):
-    options, reason = USELESS[name]
-    options = [option.format(missing=tmp_path / "missing.png") for option in options]
-    done = command(export, finished("CoOp"), "--to", tmp_path / "out", *options)
-    refused(done, tmp_path, reason)
-    assert "DATASET.ROOT" not in done.errors[0]
+def test_class_names_without_a_program_are_refused(finished, command, tmp_path):
+    done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--classes", "a", "b")
+    refused(done, tmp_path, "has class names of its own, which the folder keeps")

@@ -47,7 +47,7 @@ def assert_same(function, arguments, leaves):
     """Outputs and gradients of the two forms agree to 1e-8 of their size."""
     outputs = found = [getattr(form, function)(*arguments) for form in (plain, fast)]
     if isinstance(outputs[0], ImageOutput):
-        outputs = [[x for x in (out.feature, out.prompts, out.patches) if x is not None] for out in outputs]
+        outputs = [[x for x in (out.feature, out.prompts, out.patches, out.local) if x is not None] for out in outputs]
         outputs = [parts + list(out.inputs.values()) for parts, out in zip(outputs, found, strict=True)]
         assert [x.shape for x in outputs[0]] == [x.shape for x in outputs[1]]
         outputs = [torch.cat([x.flatten() for x in form]) for form in outputs]
@@ -279,7 +279,7 @@ def test_many_images_are_encoded_in_chunks(clip, monkeypatch):
 @EXAMPLES
 @given(
     schedule=edits(present=0, sequences=2),
-    read=st.sets(st.sampled_from(["prompts", "patches", 0, 2, -1])),
+    read=st.sets(st.sampled_from(["prompts", "patches", "local", 0, 2, -1])),
 )
 def test_images_under_any_schedule(clip, schedule, read):
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)

@@ -1,6 +1,5 @@
 """What does not wait for torch: the facts of methods from their source, and the status of a study."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from experiments import methods
-from experiments.studies.progress import collect_results
 from experiments.studies.study_file import load
 
 QUICK = """
@@ -76,14 +74,7 @@ def test_status_imports_nothing_slow(study_file, tmp_path):
     assert done.stdout.startswith("0 of 4 runs are done")
 
 
-@pytest.mark.parametrize(("key", "value"), [("trainer", "MPL"), ("seed", 7), ("shots", 1), ("classes", "all")])
-def test_status_refuses_results_of_other_runs(key, value, study_file):
-    study = load(study_file("status"), settings=False)
-    run = study.runs()[0]
-    run.folder.mkdir(parents=True)
-    own = {"trainer": "CoOp", "seed": 1, "shots": 4, "classes": "base", "accuracy": 50.0}
-    (run.folder / "results.json").write_text(json.dumps(own))
-    assert collect_results(study, settings=False) == {run: own}
-    (run.folder / "results.json").write_text(json.dumps(own | {key: value}))
-    with pytest.raises(UsageError, match=f"holds a run with .* {value}, this one has {own[key]}"):
-        collect_results(study, settings=False)
+def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
+    file = study_file("twice", datasets=["small_land", "small_land"])
+    with pytest.raises(UsageError, match="twice"):
+        load(file, settings=False)

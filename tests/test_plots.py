@@ -1,7 +1,5 @@
 """The pictures of a study: their content and their files."""
 
-import dataclasses
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,17 +8,14 @@ from finished import finish, finish_all
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from experiments.protocols import ELEVEN
 from experiments.studies import plots
 from experiments.studies.progress import collect_results
 from experiments.studies.spec import Study, Variant
-from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 from trainers import PromptTrainer
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 NAMES = ("ZeroshotCLIP", "CoOp", "MPL")
 
 
@@ -63,12 +58,6 @@ def test_accuracy_time_of_both_protocols(summarised):
         assert lines["ZeroshotCLIP (no training)"] == means[part, "average", "ZeroshotCLIP"]
 
 
-def test_long_times_are_in_minutes(summarised):
-    ax = plots.accuracy_time(summarised("base2new", measured={"train_seconds": 1200.0}, names=("MPL",))).axes[1]
-    assert "minutes" in ax.get_xlabel()
-    assert points(ax)["MPL"][0][0] == 20
-
-
 def test_several_devices_have_separate_points(summarised):
     summary = summarised("base2new")
     summary.runs.loc[summary.runs["seed"] == 2, "device"] = "H100"
@@ -106,17 +95,15 @@ def test_new_method_is_in_every_picture(summarised, monkeypatch):
     class Own(PromptTrainer):
         config_folder = "CoOp"
 
-        @classmethod
-        def vision_lengths(cls, settings, layers):
-            return [1] * layers
-
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Own", Own)
     summary = summarised("base2new", names=("CoOp", "Own", "ZeroshotCLIP"), seeds=(1, 2, 3))
     assert (summary.focus, summary.baseline) == ("Own", "ZeroshotCLIP")
     assert set(summary.tests["against"]) == {"CoOp", "ZeroshotCLIP"}
     assert plots.gains(summary).axes[0].get_xlabel() == "Own over ZeroshotCLIP (points)"
     assert "Own" in points(plots.accuracy_time(summary).axes[0])
-    assert [line.get_label() for line in plots.prompts(summary).axes[0].lines] == ["Own"]
+    styles = plots.plot_styles(summary).values()
+    for key in ("marker", "color"):
+        assert len({style[key] for style in styles}) == len(styles)
 
 
 @pytest.mark.parametrize(
@@ -135,27 +122,11 @@ def test_focus_is_mpl_or_the_last_learning_method(names, focus, tmp_path):
     assert Summary(study, collect_results(study)).focus == focus
 
 
-def test_prompt_schedules_of_the_ablation(tmp_path):
-    study = dataclasses.replace(
-        load(ROOT / "studies/mpl_ablation.yaml"), output=tmp_path, seeds=(1,), datasets=("dtd",)
-    )
-    finish_all(study)
-    (ax,) = plots.prompts(Summary(study, collect_results(study))).axes
-    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
-    assert drawn["add 1 remove 0, MPL"] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]  # the paper's
-    assert drawn["add 1 remove 1, depth 1"] == [1] * 12
-    assert drawn["add 2 remove 2"] == [1, *[2] * 11]
-    assert drawn["depth 12"] == list(range(1, 13))
-    assert drawn["add 3 remove 0"][8:] == [25] * 4
-
-
 def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
     summary = summarised("base2new", "cross_dataset", "few_shot", shots=(1, 16), seeds=(1, 2, 3))
     files = [file for *_, files in plots.draw(summary, tmp_path) for file in files]
     assert [file.name for file in files] == [
-        f"{name}.{kind}"
-        for name in ("accuracy_time", "few_shot", "differences", "gains", "prompts")
-        for kind in ("png", "svg", "pdf")
+        f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains") for kind in ("png", "svg", "pdf")
     ]
     for file in files:
         if file.suffix == ".svg":
@@ -168,79 +139,3 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
             pixels = image.convert("L")
             edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]
             assert all(edge.getextrema() == (255, 255) for edge in edges), file.name
-
-
-def test_methods_have_different_markers_and_colours(summarised):
-    summary = summarised("base2new", names=("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "MPL"))
-    styles = plots.plot_styles(summary).values()
-    for key in ("marker", "color"):
-        assert len({style[key] for style in styles}) == len(styles)
-
-
-def test_study_of_one_method_has_fewer_pictures(summarised, tmp_path):
-    files = {name for name, *_ in plots.draw(summarised("base2new", names=("VPT",)), tmp_path)}
-    assert files == {"accuracy_time"}
-
-
-def test_invalid_schedule_without_results_is_not_drawn(summarised):
-    summary = summarised("base2new")
-    impossible = Variant("deep", "MPL", "small", overrides=("TRAINER.MPL.PROMPT_DEPTH", "99"))
-    study = dataclasses.replace(summary.study, variants=(*summary.study.variants, impossible))
-    (ax,) = plots.prompts(Summary(study, summary.results)).axes
-    assert [line.get_label() for line in ax.lines] == ["MPL"]
-
-
-def test_few_shot_bands_are_the_spread(summarised):
-    summary = summarised("few_shot", shots=(1, 2, 4))
-    land = plots.few_shot(summary).axes[1]
-    cells = summary.cells.set_index(["method", "dataset", "part"]).loc[("MPL", "small_land", "2 shots")]
-    band = land.collections[-1].get_paths()[0].vertices
-    edges = sorted({round(y, 6) for x, y in band if x == 2})
-    assert edges == pytest.approx([cells["mean"] - cells["spread"], cells["mean"] + cells["spread"]])
-
-
-def test_few_shot_grid_of_eleven_datasets_is_as_in_coop(summarised, tmp_path):
-    variants = (Variant("CoOp", "CoOp", "small"), Variant("MPL", "MPL", "small"))
-    study = Study(variants, ELEVEN, ("few_shot",), seeds=(1,), shots=(1, 2), output=tmp_path / "eleven")
-    finish_all(study)
-    axes = plots.few_shot(Summary(study, collect_results(study))).axes
-    assert [ax.get_title() for ax in axes] == ["average", *ELEVEN]
-    assert axes[0].get_gridspec().get_geometry() == (3, 4)
-
-
-def test_paired_differences_have_n_and_the_corrected_p(summarised, tmp_path):
-    summary = summarised("base2new", seeds=(1, 2, 3))
-    (_, new, _) = plots.differences(summary).axes
-    assert [label.get_text() for label in new.get_yticklabels()] == ["ZeroshotCLIP", "CoOp"]
-    assert [text.get_text() for text in new.texts] == ["n=2", "n=2"]  # two datasets: no p, but of seeds
-    test = summary.tests.set_index(["part", "against"]).loc[("new", "CoOp")]
-    dots, mean = new.lines[2], new.lines[3]
-    assert mean.get_xdata()[0] == pytest.approx(sum(dots.get_xdata()) / 2) == pytest.approx(test["difference"])
-    one = Study(summary.study.variants, ("small_land",), seeds=(1, 2, 3), output=tmp_path / "one")
-    finish_all(one)
-    summary = Summary(one, collect_results(one))
-    texts = [text.get_text() for text in plots.differences(summary).axes[1].texts]
-    corrected = summary.tests[summary.tests["part"] == "new"]["holm_seeds"]
-    assert texts == [f"n=3, p {p:.3f}" for p in corrected]
-
-
-def test_learning_curves_of_all_seeds(summarised):
-    summary = summarised("base2new")
-    for run in summary.results:
-        if run.trains:
-            epochs = [
-                f"epoch [{epoch}/2] batch [{batch}/5] time 0.1 (0.1) data 0.0 (0.0) loss 9 ({loss / run.seed}) acc 1"
-                for epoch, batch, loss in ((1, 4, 9), (1, 5, 2.5), (2, 5, 1.5))
-            ]
-            validated = ["Evaluate on the *val* set", "* accuracy: 61.5%"]
-            tested = ["Finish training", "Evaluate on the *test* set", "* accuracy: 99.0%"]
-            (run.folder / "log.txt").write_text("\n".join([*epochs[:2], *validated, epochs[2], *validated, *tested]))
-    axes = plots.learning_curves(summary).axes
-    assert [(ax.get_title(), ax.get_ylabel()) for ax in axes[:2]] == [
-        ("base2new, small_land", "loss"),
-        ("base2new, small_land", "validation accuracy (%)"),
-    ]
-    assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [4] * 4  # two methods, two seeds
-    lines = sorted((list(line.get_xdata()), list(line.get_ydata())) for line in axes[0].lines)
-    assert lines == [([1, 2], [1.25, 0.75])] * 2 + [([1, 2], [2.5, 1.5])] * 2
-    assert list(axes[1].lines[0].get_ydata()) == [61.5, 61.5]

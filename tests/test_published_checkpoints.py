@@ -92,87 +92,59 @@ class Published:
     options: tuple = ()
 
 
-BASE = "eurosat/base/seed1"
-OUTPUT = "base2new/train_base/eurosat/shots_16"
-BOTH = "VLPromptLearner"
-COUPLED = "MultiModalPromptLearner"
+PROMPTS, BOTH, COUPLED = "prompt_learner", "VLPromptLearner", "MultiModalPromptLearner"
 REPRESENTATIONS = "MultiModalRepresentationLearner"
-LANGUAGE_ONLY = "vit_b16_c2_ep5_batch4_4ctx_language_only"
-TOWERS_20 = "vit_b16_c2_ep20_batch4_4+4ctx"
 KGCOOP_UNUSED = {"bias_vectors": (1, 512), **linear("meta_net.linear1", 512, 512)}
+
+
+def base(method: str, saved_as: str, epoch: int, learned: Shapes, *options) -> Published:
+    """From base to new classes, in a folder for each dataset."""
+    return Published(method, "eurosat/base/seed1", saved_as, epoch, learned, options=options)
+
+
+def output(
+    method: str, cfg: str, saved_as: str, epoch: int, learned: Shapes, *options, shots="16", **more
+) -> Published:
+    """From base to new classes, in the output folder of a project."""
+    place = f"base2new/train_base/eurosat/shots_{shots}/{method}/{cfg}/seed1"
+    return Published(method, place, saved_as, epoch, learned, options=options, **more)
+
+
+def imagenet(method: str, place: str, saved_as: str, epoch: int, learned: Shapes, *options) -> Published:
+    """Trained on ImageNet, for tests on other datasets."""
+    return Published(method, place, saved_as, epoch, learned, options=("--protocol", "cross_dataset", *options))
+
+
+TOWERS_20, LANGUAGE = "vit_b16_c2_ep20_batch4_4+4ctx", "vit_b16_c2_ep5_batch4_4ctx_language_only"
+MPL_CFG = "vit_b4_c1_add2_rm1"
+COOP_IMAGENET = "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1"
+MMRL_IMAGENET = "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1"
+MPL_IMAGENET = f"crossdataset/imagenet/MPL/{MPL_CFG}_16shots/seed1"
+CONTEXT_4, CONTEXT_16 = {"ctx": (4, TEXT)}, {"ctx": (16, TEXT)}
 CASES = {
-    "CoOp": Published("CoOp", f"{OUTPUT}/CoOp/vit_b16_ep50_ctxv1/seed1", "prompt_learner", 50, {"ctx": (4, TEXT)}),
-    "CoOp, ImageNet": Published(
-        "CoOp",
-        "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1",
-        "prompt_learner",
-        50,
-        {"ctx": (16, TEXT)},
-        options=("--protocol", "cross_dataset", "--cfg", "vit_b16_ep50"),
+    "CoOp": output("CoOp", "vit_b16_ep50_ctxv1", PROMPTS, 50, CONTEXT_4),
+    "CoOp, ImageNet": imagenet("CoOp", COOP_IMAGENET, PROMPTS, 50, CONTEXT_16, "--cfg", "vit_b16_ep50"),
+    "CoCoOp": output("CoCoOp", "vit_b16_c4_ep10_batch1_ctxv1", PROMPTS, 10, CONTEXT_4 | network(JOINT // 16, TEXT)),
+    "KgCoOp": output("KgCoOp", "vit_b16_ep100_ctxv1", PROMPTS, 100, CONTEXT_4, shots="16_8.0", unused=KGCOOP_UNUSED),
+    "ProGrad": output(
+        "ProGrad", "rn50_ep100", PROMPTS, 100, CONTEXT_16, "--shots", 4, "--cfg", "rn50_ep100", shots="4"
     ),
-    "CoCoOp": Published(
-        "CoCoOp",
-        f"{OUTPUT}/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1/seed1",
-        "prompt_learner",
-        10,
-        {"ctx": (4, TEXT)} | network(JOINT // 16, TEXT),
-    ),
-    "KgCoOp": Published(
-        "KgCoOp",
-        f"{OUTPUT}_8.0/KgCoOp/vit_b16_ep100_ctxv1/seed1",
-        "prompt_learner",
-        100,
-        {"ctx": (4, TEXT)},
-        KGCOOP_UNUSED,
-    ),
-    "ProGrad": Published(
-        "ProGrad",
-        "base2new/train_base/eurosat/shots_4/ProGrad/rn50_ep100/seed1",
-        "prompt_learner",
-        100,
-        {"ctx": (16, TEXT)},
-        options=("--shots", 4, "--cfg", "rn50_ep100"),
-    ),
-    "TCP": Published(
-        "TCP",
-        f"{OUTPUT}_1.0/TCP/vit_b16_ep100_ctxv1/seed1",
-        "prompt_learner",
-        50,
-        {"ctx": (4, TEXT)} | network(JOINT // 4, 4 * TEXT),
-    ),
-    "VPT": Published("VPT", BASE, "prompt_learner", 5, vision(8, 12)),
-    "IVLP": Published("IVLP", BASE, BOTH, 5, texts(2, 12) | vision(2, 12)),
-    "IVLP, language only": Published("IVLP", BASE, BOTH, 5, texts(4, 12), options=("--cfg", LANGUAGE_ONLY)),
-    "IVLP, 20 epochs": Published("IVLP", BASE, BOTH, 20, texts(4, 9) | vision(4, 9), options=("--cfg", TOWERS_20)),
-    "MaPLe": Published("MaPLe", BASE, COUPLED, 5, maple(2, 9)),
-    "MaPLe, ImageNet": Published(
-        "MaPLe", "imagenet/seed1", COUPLED, 2, maple(2, 3), options=("--protocol", "cross_dataset")
-    ),
-    "PromptSRC": Published("PromptSRC", BASE, BOTH, 20, texts(4, 9) | vision(4, 9)),
-    "PromptSRC, ImageNet": Published(
-        "PromptSRC", "imagenet/seed1", BOTH, 20, texts(4, 3) | vision(4, 3), options=("--protocol", "cross_dataset")
-    ),
+    "TCP": output("TCP", "vit_b16_ep100_ctxv1", PROMPTS, 50, CONTEXT_4 | network(JOINT // 4, 4 * TEXT), shots="16_1.0"),
+    "VPT": base("VPT", PROMPTS, 5, vision(8, 12)),
+    "IVLP": base("IVLP", BOTH, 5, texts(2, 12) | vision(2, 12)),
+    "IVLP, language only": base("IVLP", BOTH, 5, texts(4, 12), "--cfg", LANGUAGE),
+    "IVLP, 20 epochs": base("IVLP", BOTH, 20, texts(4, 9) | vision(4, 9), "--cfg", TOWERS_20),
+    "MaPLe": base("MaPLe", COUPLED, 5, maple(2, 9)),
+    "MaPLe, ImageNet": imagenet("MaPLe", "imagenet/seed1", COUPLED, 2, maple(2, 3)),
+    "PromptSRC": base("PromptSRC", BOTH, 20, texts(4, 9) | vision(4, 9)),
+    "PromptSRC, ImageNet": imagenet("PromptSRC", "imagenet/seed1", BOTH, 20, texts(4, 3) | vision(4, 3)),
     "PromptSRC, few shots": Published(
         "PromptSRC", "eurosat/16shot/seed1", BOTH, 50, texts(4, 9) | vision(4, 9), options=("--protocol", "few_shot")
     ),
-    "MMRL": Published("MMRL", f"{OUTPUT}/MMRL/vit_b16/seed1", REPRESENTATIONS, 10, mmrl(5, 2048, 7)),
-    "MMRL, ImageNet": Published(
-        "MMRL",
-        "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1",
-        REPRESENTATIONS,
-        1,
-        mmrl(5, 512, 7),
-        options=("--protocol", "cross_dataset"),
-    ),
-    "MPL": Published("MPL", f"{OUTPUT}/MPL/vit_b4_c1_add2_rm1/seed1", COUPLED, 5, mpl(1, 2, 9)),
-    "MPL, ImageNet": Published(
-        "MPL",
-        "crossdataset/imagenet/MPL/vit_b4_c1_add2_rm1_16shots/seed1",
-        COUPLED,
-        2,
-        mpl(1, 2, 9),
-        options=("--protocol", "cross_dataset", "--cfg", "vit_b4_c1_add2_rm1"),
-    ),
+    "MMRL": output("MMRL", "vit_b16", REPRESENTATIONS, 10, mmrl(5, 2048, 7)),
+    "MMRL, ImageNet": imagenet("MMRL", MMRL_IMAGENET, REPRESENTATIONS, 1, mmrl(5, 512, 7)),
+    "MPL": output("MPL", MPL_CFG, COUPLED, 5, mpl(1, 2, 9)),
+    "MPL, ImageNet": imagenet("MPL", MPL_IMAGENET, COUPLED, 2, mpl(1, 2, 9), "--cfg", MPL_CFG),
 }
 
 

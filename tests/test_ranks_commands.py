@@ -1,14 +1,12 @@
 """train.py on several ranks, as commands: what they print and leave behind, and how they end."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -17,8 +15,6 @@ from finished import slowdown, wait_until
 from common.errors import UsageError
 from common.start import ROOT
 from experiments.ranks import joined
-from experiments.studies.group import execute_in_group, free_port
-from experiments.studies.worker import WorkerDied
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +56,11 @@ def arguments(eurosat, deep, tmp_path):
         return list(map(str, argv))
 
     return arguments
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -205,21 +206,3 @@ def test_other_commands_refuse_to_run_on_several_ranks(tool, command, monkeypatc
     monkeypatch.setenv("LOCAL_RANK", "0")
     status, _, errors = command({"predict": predict, "study": study}[tool])
     assert (status, errors) == (2, ["error: this command does not run on several devices: start it without torchrun"])
-
-
-def test_a_group_of_a_study_executes_a_run_and_reports_its_error(arguments, tmp_path):
-    assert execute_in_group(arguments("MPL"), 2, 1) is None
-    assert results(tmp_path / "out")[1] == 2
-    error = execute_in_group(arguments("MPL", "TRAINER.MPL.N_CTX", -3), 2, 1)
-    assert error and "N_CTX" in error and (tmp_path / "out/error.txt").is_file()
-
-
-def test_a_killed_rank_of_a_group_ends_the_group(arguments, tmp_path):
-    def kill_one():
-        while not has_checkpoint(tmp_path)():
-            time.sleep(0.05)
-        max(multiprocessing.active_children(), key=lambda process: process.pid).kill()
-
-    Thread(target=kill_one, daemon=True).start()
-    with pytest.raises(WorkerDied, match="SIGKILL"):
-        execute_in_group(arguments("MPL", "OPTIM.MAX_EPOCH", 300), 2, 1)

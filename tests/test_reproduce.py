@@ -1,20 +1,14 @@
 """`tools/reproduce.py` on sets of checkpoints in every published layout, beside a direct evaluation."""
 
 import json
-import shutil
-import tarfile
 from concurrent.futures import Future
 
 import pytest
 import torch
 from learned import SHORT
 
-from common.errors import UsageError
 from common.start import ROOT
-from experiments.protocols import ELEVEN, recipe
 from experiments.studies import reproduce
-from experiments.studies.published import find_prompts
-from experiments.studies.spec import PROTOCOLS
 from experiments.studies.worker import execute_run
 
 pytestmark = pytest.mark.slow
@@ -150,34 +144,6 @@ def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_pa
     assert f"| these checkpoints | {' | '.join([accuracy] * 5)} |" in ended.printed
 
 
-def test_an_archive_at_an_address(run, finished, tmp_path, monkeypatch):
-    publish(finished("MaPLe"), tmp_path / "zipped/eurosat/base/seed1", 5)
-    with tarfile.open(tmp_path / "weights.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "zipped", "weights")
-
-    def fetch(file, folder, remedy):
-        assert file.url == "https://example.org/weights.tar.gz"
-        return shutil.copy(tmp_path / "weights.tar.gz", folder / file.name) and folder / file.name
-
-    monkeypatch.setattr(reproduce, "fetch", fetch)
-    for _ in range(2):  # the second time without a download
-        ended = run("MaPLe", "https://example.org/weights.tar.gz")
-        assert ended.status == 0, ended.errors
-        assert "## base2new, H" in ended.printed
-        monkeypatch.setattr(reproduce, "fetch", None)
-
-
-def test_failed_download_leaves_nothing(run, tmp_path, monkeypatch):
-    def fetch(file, folder, remedy):
-        assert (file.drive, file.url) == ("1a-B_c", "")
-        raise UsageError("no", remedy)
-
-    monkeypatch.setattr(reproduce, "fetch", fetch)
-    ended = run("MaPLe", "https://drive.google.com/file/d/1a-B_c/view?usp=sharing")
-    assert ended.errors == ["error: no: download it in a browser, unpack it, and give its folder"]
-    assert not (tmp_path / "out").exists()
-
-
 def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
     (tmp_path / "set/eurosat/base/seed1").mkdir(parents=True)  # empty
     for method, folder, options, words in (
@@ -198,12 +164,3 @@ def test_several_settings_of_one_seed_are_not_guessed(run, finished, tmp_path):
         publish(finished("MaPLe"), tmp_path / f"set/train_base/eurosat/shots_16/MaPLe/{cfg}/seed1", 5)
     ended = run("MaPLe", tmp_path / "set")
     assert (ended.status, len(ended.errors)) == (2, 1) and "keep one of them" in ended.errors[0]
-
-
-def test_layouts_and_figures_fit_the_project(tmp_path):
-    assert set(reproduce.LAYOUTS) == set(PROTOCOLS)
-    assert len(set(ELEVEN)) == 11
-    assert find_prompts(tmp_path, "base2new", "MaPLe", ("eurosat", 16, 1), False) is None
-    for row in reproduce.AUTHORS:
-        assert row["cfg"] == "*" or (ROOT / f"configs/trainers/{row['method']}/{row['cfg']}.yaml").is_file(), row
-    assert recipe("MaPLe", "base2new").cfg == YAML[0]

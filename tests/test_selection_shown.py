@@ -2,9 +2,7 @@
 
 import json
 import re
-from io import StringIO
 
-import pandas as pd
 import pytest
 import yaml
 from drawn import arguments
@@ -19,7 +17,7 @@ from experiments.studies import command as study_command
 from experiments.studies import plots
 from experiments.studies.progress import collect_results
 from experiments.studies.render import build_tables, latex, markdown, overview
-from experiments.studies.reproduce import beside_authors
+from experiments.studies.reproduce import compared_with_authors
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK, MARKED, Summary
@@ -78,25 +76,13 @@ def test_marked_cells_have_no_rank_beside_others(summarised):
     assert table.note.endswith(f" {MARKED}; not ranked with the others.")
 
 
-def test_nothing_is_bold_where_one_result_alone_has_no_mark(summarised):
-    table = accuracies(summarised({(method, "small_land") for method in ("CoOp", "MPL")}))
-    assert [row(table, method)[0][1] for method in ("CoOp", "MPL", "VPT")] == [0, 0, 0]
-
-
-def test_marked_results_alone_are_ranked(summarised):
-    table = accuracies(summarised({(method, name) for method in ("CoOp", "MPL", "VPT") for name in SETS}))
-    assert [row(table, method)[2] for method in ("CoOp", "MPL")] == [
-        (f"82.00 ± 0.82 {MARK}", 1),
-        (f"72.00 ± 0.82 {MARK}", 2),
-    ]
-    assert table.note.endswith(f" {MARKED}.")
-
-
-def test_tables_without_the_mark_do_not_mention_it(summarised):
-    summary = summarised(set())
-    tables = [*overview(summary), *build_tables(summary)]
-    assert MARK not in markdown(tables) + latex(tables) and "dagger" not in latex(tables)
-    assert summary.warnings == [] and not summary.cells["selected_on_test"].any()
+@pytest.mark.parametrize(
+    ("marked", "ranks"), [(("CoOp", "MPL"), [0, 0, 0]), (("CoOp", "MPL", "VPT"), [1, 2, 0])], ids=["two", "all"]
+)
+def test_ranks_are_among_results_of_one_kind(marked, ranks, summarised):
+    """Nothing is bold where one result alone has no mark."""
+    table = accuracies(summarised({(method, name) for method in marked for name in SETS}))
+    assert [row(table, method)[0][1] for method in ("CoOp", "MPL", "VPT")] == ranks
 
 
 def test_h_and_averages_of_a_marked_half_are_marked(summarised):
@@ -111,29 +97,24 @@ def test_h_and_averages_of_a_marked_half_are_marked(summarised):
     assert summary.warnings == [f"3 of 36 runs were selected on test images, their results have the mark {MARK}"]
 
 
-def test_significance_says_which_methods_have_the_mark(summarised):
-    summary = summarised({("CoOp", "small_land")})
-    table = next(table for table in build_tables(summary) if "against" in table.title)
-    assert [cells[0].text for cells in table.rows] == [f"CoOp {MARK}", "VPT"]
-    assert table.title.endswith(": MPL against the others")
-    assert table.note.endswith(f" {MARKED} of CoOp; a comparison with methods without {MARK} is not fair.")
+@pytest.mark.parametrize(
+    ("method", "focus", "others"),
+    [("CoOp", "MPL", [f"CoOp {MARK}", "VPT"]), ("MPL", f"MPL {MARK}", ["CoOp", "VPT"])],
+)
+def test_significance_says_which_methods_have_the_mark(method, focus, others, summarised):
+    table = next(table for table in build_tables(summarised({(method, "small_land")})) if "against" in table.title)
+    assert table.title.endswith(f": {focus} against the others")
+    assert [cells[0].text for cells in table.rows] == others
+    assert table.note.endswith(f" {MARKED} of {method}; a comparison with methods without {MARK} is not fair.")
 
 
-def test_significance_of_a_marked_method_is_marked_in_the_title(summarised):
-    table = next(table for table in build_tables(summarised({("MPL", "small_land")})) if "against" in table.title)
-    assert table.title.endswith(f": MPL {MARK} against the others")
-    assert [cells[0].text for cells in table.rows] == ["CoOp", "VPT"] and f"{MARKED} of MPL" in table.note
-
-
-def test_mark_in_markdown_latex_csv_and_json(summarised):
+def test_mark_in_markdown_latex_and_json(summarised):
     summary = summarised({("CoOp", "small_land")})
     tables = [*overview(summary), *build_tables(summary)]
     text = markdown(tables)
     assert f"| CoOp | 82.00 ± 0.82 {MARK} |" in text and text.count(f"{MARKED}; not ranked") == 2
-    assert r"$\dagger$" in (document := latex(tables)) and document.isascii()
-    csv = pd.read_csv(StringIO(summary.cells.to_csv(index=False)))
-    assert set(csv[csv["selected_on_test"]]["dataset"]) == {"small_land", "average"}
-    records = json.loads(json.dumps(summary.records(), allow_nan=False))
+    assert r"$\dagger$" in latex(tables)
+    records = summary.records()
     assert sum(run["selected_on_test"] for run in records["runs"]) == 3
     assert [test["selected_on_test"] for test in records["tests"]] == [["CoOp"], []]
 
@@ -145,7 +126,7 @@ def test_difference_to_the_paper_and_to_authors_is_marked(tmp_path):
     assert table.rows[0][1].text.endswith(f") {MARK}") and table.note.endswith(f"{MARKED} of the result above.")
     study = Study((Variant("MaPLe", "MaPLe", "vit_b16_c2_ep5_batch4_2ctx"),), ("dtd",), seeds=(1,), output=tmp_path)
     finish_all(study, **SELECTED_RUN)
-    (table,) = beside_authors(Summary(study, collect_results(study)))
+    (table,) = compared_with_authors(Summary(study, collect_results(study)))
     assert table.rows[0][0].text == f"these checkpoints {MARK}" and table.note.endswith(f"{MARKED}.")
 
 
@@ -156,57 +137,32 @@ def marks(ax):
     return [tuple(text.xy) for text in ax.texts if text.get_text() == MARK]
 
 
-def test_points_are_marked_in_every_picture(summarised, tmp_path):
+def test_results_are_marked_in_every_picture(summarised):
     summary = summarised({("MPL", "small_land")}, "base2new")
     base, new, _ = plots.accuracy_time(summary).axes
     assert marks(base) == [(2.0, pytest.approx(72))] and marks(new) == []
-    gains = plots.gains(summary).axes[0]
-    assert {label.get_text() for label in gains.get_yticklabels()} == {
-        f"small_land {MARK}", "small_counts", f"average {MARK}",
-    }  # fmt: skip
-    base, new, _ = plots.differences(summary).axes
-    assert base.get_xlabel() == f"MPL {MARK} minus the other (points)"
-    assert new.get_xlabel() == "MPL minus the other (points)"
+    labels = plots.gains(summary).axes[0].get_yticklabels()
+    assert {text.get_text() for text in labels} == {f"small_land {MARK}", "small_counts", f"average {MARK}"}
 
 
-def test_marked_baseline_is_marked_in_differences_and_gains(summarised):
-    summary = summarised({("CoOp", "small_land")})
-    (ax,) = plots.differences(summary).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == [f"CoOp {MARK}", "VPT"]
-    assert f"small_land {MARK}" in [label.get_text() for label in plots.gains(summary).axes[0].get_yticklabels()]
-
-
-def test_few_shot_points_are_marked(summarised):
-    average, land, counts = plots.few_shot(summarised({("CoOp", "small_land")}, shots=(1, 16))).axes
+def test_few_shot_points_are_marked_and_the_files_explain_the_mark(summarised, tmp_path):
+    summary = summarised({("CoOp", "small_land")}, shots=(1, 16))
+    average, land, counts = plots.few_shot(summary).axes
     assert marks(land) == [(1, pytest.approx(82)), (16, pytest.approx(82))] == marks(average)
     assert marks(counts) == []
     labels = {bars.get_label() for bars in counts.containers}
     assert labels == {f"CoOp {MARK}", "MPL", "VPT"}
+    drawn = {name: file.read_text() for name, _, (file,) in plots.draw(summary, tmp_path, ["svg"])}
+    assert drawn.keys() == {"few_shot", "gains"}
+    assert all(f"<!-- {MARKED} -->" in content for content in drawn.values())
 
 
-def test_learning_curves_of_selected_runs_are_marked(summarised):
-    summary = summarised({("CoOp", "small_land")})
-    for run in summary.results:
-        (run.folder / "log.txt").write_text(
-            "".join(f"epoch [{epoch}/2] batch [1/1] time 0.1 (0.1) loss 9 (2.5) acc 1\n" for epoch in (1, 2))
-        )
-    land, counts = plots.learning_curves(summary).axes
-    assert {line.get_label() for line in land.lines} == {f"CoOp {MARK}", "MPL", "VPT"}
-    assert {line.get_label() for line in counts.lines} == {"CoOp", "MPL", "VPT"}
-
-
-def test_written_pictures_explain_the_mark_where_they_have_it(summarised, tmp_path):
-    def explained(summary):
-        drawn = plots.draw(summary, tmp_path, ["svg"])
-        return {name: f"<!-- {MARKED} -->" in file.read_text() for name, _, (file,) in drawn}
-
-    assert explained(summarised({("CoOp", "small_land")}, shots=(1, 16))) == {
-        "few_shot": True, "differences": True, "gains": True, "prompts": False,
-    }  # fmt: skip
-
-
-def test_pictures_without_the_mark_do_not_explain_it(summarised, tmp_path):
-    for *_, (file,) in plots.draw(summarised(set(), shots=(1, 16)), tmp_path, ["svg"]):
+def test_tables_and_pictures_without_the_mark_do_not_explain_it(summarised, tmp_path):
+    summary = summarised(set(), shots=(1, 16))
+    tables = [*overview(summary), *build_tables(summary)]
+    assert MARK not in markdown(tables) + latex(tables) and "dagger" not in latex(tables)
+    assert summary.warnings == [] and not summary.cells["selected_on_test"].any()
+    for *_, (file,) in plots.draw(summary, tmp_path, ["svg"]):
         assert MARKED not in file.read_text()
 
 

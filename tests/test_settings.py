@@ -166,10 +166,10 @@ def test_list_may_follow_on_a_number_and_back():
         (["ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"], "CoOp", ["ctx"], ["CoCoOp", "TCP"]),
         (["ctx", "meta_net.linear1.weight", "bias_vectors"], "CoOp", ["ctx"], ["KgCoOp"]),
         (["ctx", "meta_net.linear1.weight", "bias_vectors"], "KgCoOp", ["ctx"], []),
-        (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp", "KgCoOp", "ProGrad"]),
+        (["ctx"], "CoCoOp", ["ctx", "meta_net.linear1.weight"], ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"]),
         (["prompt_learner.ctx", "image_encoder.VPT"], "PromptSRC", ["prompt_learner.ctx", "image_encoder.VPT"], []),
         (["ctx"], "Unpublished", ["ctx"], []),
-        (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp", "KgCoOp", "ProGrad"]),
+        (["ctx"], "Unpublished", ["prompt_learner.ctx"], ["CoOp", "KgCoOp", "LoCoOp", "ProGrad"]),
         (["something"], "CoOp", ["ctx"], []),
     ],
 )

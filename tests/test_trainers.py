@@ -28,7 +28,7 @@ from trainers.base.prompts import move_class_tokens
 CONFIGS = ROOT / "configs"
 YAMLS = {f"{file.parent.name}/{file.stem}": file for file in sorted(CONFIGS.glob("trainers/*/*.yaml"))}
 ROWS = [line.strip("| ").split(" | ") for line in (ROOT / "docs/methods.md").read_text().splitlines()]
-DOCUMENTED = {row[0].strip("`"): row[1:] for row in ROWS if len(row) == 6 and row[0].startswith("`")}
+DOCUMENTED = {row[0].strip("`"): row[1:] for row in ROWS if len(row) in (4, 6) and row[0].startswith("`")}
 DEEP = [name for name, (_, vision, *_) in DOCUMENTED.items() if vision != "–"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
 
@@ -59,7 +59,8 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
 def test_every_published_setting_learns_and_is_tested(name, precision, deep, resnet, eurosat, tmp_path):
     file = YAMLS[name]
     backbone, size = (resnet, 64) if file.stem.startswith("rn") else (deep, 32)
-    options = [f"TRAINER.{file.parent.name.upper()}.PREC", precision]
+    options = [f"TRAINER.{methods()[file.parent.name].section()}.PREC", precision]
+    options += ["TRAINER.LOCOOP.TOPK", 2] if name.startswith("LoCoOp/") else []
     if name == "CoCoOp/rn50_c4_ep10_batch1_ctxv1":
         options += ["DATASET.TEMPLATE", "a photo of a {}."]  # EuroSAT's sentence has more than four words
     set_random_seed(1)

@@ -14,7 +14,8 @@ from .base.prompted import Output, normalize
 from .base.settings import MethodSettings
 
 NEW = ("film_lp_img", "film_lp_text", "linear_probe_proj")
-FILES = {"CoOp": "PromptLearner", "CoCoOp": "PromptLearner", "KgCoOp": "PromptLearner"}
+# Folders of the published checkpoints, of the four methods that have some.
+FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {"MaPLe": "MultiModalPromptLearner"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
     return model.linear_probe_proj(torch.cat([film_text(own), image]))
 
 
+def published_names(base: type[PromptTrainer]) -> tuple[str, ...]:
+    """Names in published checkpoints, where CoOp's context, too, has `prompt_learner.` before it."""
+    prompts = (name if name.startswith("prompt_learner.") else f"prompt_learner.{name}" for name in base.published)
+    return *prompts, *(f"{name}.*" for name in NEW)
+
+
 @plugin("DePT")
 def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
@@ -82,8 +89,9 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     class Trainer(base):  # type: ignore[valid-type, misc]
         __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
         published_sections = (*base.published_sections, "TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
+        published = published_names(base) if base.__name__ in FILES else ()
         saved_as = FILES.get(base.__name__, base.saved_as)
-        config_folder = "DePT"
+        config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": 6.5}
         of_learned_classes = ("linear_probe_proj.*",)
 

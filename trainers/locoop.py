@@ -1,14 +1,13 @@
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor
 
-from clip import local_features
 from common.errors import UsageError
 
-from .base import require_vit
-from .base.prompted import PromptedCLIP, normalize
+from .base.prompted import Output, PromptedCLIP, normalize
 from .base.prompts import ContextSettings, ContextTrainer, sentence_context
 
 
@@ -19,7 +18,7 @@ class LoCoOpSettings(ContextSettings):
 
     CTX_INIT: str = ""
     LAMBDA: int | float = 0.25
-    TOPK: int | float = 200
+    TOPK: int | float = 0.2
     ranges = {"LAMBDA": (0, 1000), "TOPK": (0.001, 100_000)}
 
     def check(self):
@@ -36,11 +35,10 @@ class LoCoOp(ContextTrainer):
     published = ("ctx",)
 
     def start(self, clip, classes):
-        require_vit(clip, "LoCoOp", self.cfg.MODEL.BACKBONE.NAME)
         return sentence_context(clip, self.settings.N_CTX, self.settings.CTX_INIT, *classes)
 
     def finish_model(self):
-        self.model.read = (-1,)
+        self.model.read = ("local",)
         if self.topk > len(self.class_names):
             what = f"TRAINER.LOCOOP.TOPK is {self.topk}, and there are {len(self.class_names)} classes"
             raise UsageError(what, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them")
@@ -52,7 +50,7 @@ class LoCoOp(ContextTrainer):
 
     def loss(self, output, labels):
         """Cross-entropy, minus LAMBDA times the mean entropy of the patches outside the class (Eqs. 3-5)."""
-        local = local_logits(self.model, output.tower.inputs[-1], output.text).flatten(0, 1)  # (B M, C)
+        local = local_logits(self.model, output).flatten(0, 1)  # (B M, C)
         patches = len(local) // len(labels)
         of_class = local.topk(self.topk, dim=1).indices == labels.repeat_interleave(patches)[:, None]
         outside = ~of_class.any(dim=1)
@@ -63,13 +61,12 @@ class LoCoOp(ContextTrainer):
         return parts["loss_id"] + self.settings.LAMBDA * parts["loss_en"], parts
 
 
-def local_logits(model: PromptedCLIP, last_input: Tensor, text: Tensor) -> Tensor:
+def local_logits(model: PromptedCLIP, output: Output) -> Tensor:
     """The logits of each patch, (batch, patches, classes), fp32.
 
     Args:
-        model: gives the weights and the scale.
-        last_input: (batch, tokens, width), the input of the image tower's last layer.
-        text: (classes, joint), of unit length.
+        model: gives the scale.
+        output: with `tower.local`.
     """
-    patches = local_features(model.clip, last_input)
-    return model.logits(normalize(patches).flatten(0, 1), text).unflatten(0, patches.shape[:2])
+    patches: Any = output.tower.local
+    return model.logits(normalize(patches).flatten(0, 1), output.text).unflatten(0, patches.shape[:2])

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from concurrent.futures import Future
+from importlib.util import find_spec
 
 import torch
 
@@ -11,7 +12,6 @@ from clip import keep_backbones
 from common.errors import UsageError
 from common.start import ROOT
 
-from .group import execute_in_group
 from .spec import Run
 from .worker import execute_run
 
@@ -20,11 +20,7 @@ START_HINT = "start one with `ray start --head`"
 
 def available() -> bool:
     """Whether Ray is installed."""
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("ray") is not None
 
 
 class Cluster:
@@ -33,7 +29,7 @@ class Cluster:
     Args:
         address: of the cluster's head; by default a cluster on this machine, or else this machine alone.
         cpus: cores, and threads, of a run.
-        gpus: of a run; 0.5: two runs share one; 2: a run has two ranks. By default 1 if the cluster has any.
+        gpus: of a run; 0.5: two runs share one. By default 1 if the cluster has any.
 
     Raises:
         UsageError: Ray is not installed, nothing listens at the address, or a run needs more than any machine has.
@@ -50,8 +46,7 @@ class Cluster:
                 socket.create_connection((host, int(port)), timeout=10).close()
             except (OSError, ValueError) as error:
                 raise UsageError(f"no Ray cluster at {address} ({error})", START_HINT) from error
-        self.address, self.gpus = address, gpus
-        self.cpus = max(cpus, int(gpus or 0))  # each rank needs one
+        self.address, self.cpus, self.gpus = address, cpus, gpus
 
     def __enter__(self) -> "Cluster":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
@@ -94,16 +89,13 @@ class Cluster:
         return slots + 1
 
     def submit(self, run: Run) -> "Future[str | None]":
-        ranks = max(1, int(self.gpus or 0))
-        return self.task.remote(os.getcwd(), self.cpus, ranks, run.arguments).future()
+        return self.task.remote(os.getcwd(), self.cpus, run.arguments).future()
 
 
-def execute_in_task(folder: str, threads: int, ranks: int, arguments: tuple[str, ...]) -> str | None:
-    """`execute_run` in a worker of Ray, on one rank or several."""
+def execute_in_task(folder: str, threads: int, arguments: tuple[str, ...]) -> str | None:
+    """`execute_run` in a worker of Ray."""
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's handler raises an exception, as if the run had failed
-    if ranks > 1:
-        return execute_in_group(arguments, ranks, max(1, threads // ranks))
     torch.set_num_threads(threads)
     keep_backbones(1)  # Ray gives further runs to this process
     return execute_run(arguments)

@@ -42,12 +42,12 @@ def run(study: Study, args: argparse.Namespace) -> None:
     from .executor import check_datasets, execute_runs
 
     executor = choose_executor(study, args)
-    print(Progress.read(study))  # raises for damaged or foreign results
+    collect_results(study)  # raises for damaged results, and those of other settings
+    print(Progress(study))
     check_datasets(study)
     failed = execute_runs(study.sequences(), executor, args.file.stem)
     if failed:
-        count = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
-        print(f"\n{count} failed:", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
+        print(f"\nFailed runs: {len(failed)}", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
         print("Run the same command again to retry the failed runs and continue")
         sys.exit(1)
 
@@ -57,15 +57,8 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
     from .cluster import Cluster, available
     from .executor import LocalExecutor
 
-    if args.address and args.workers:
-        raise UsageError("--workers is for this machine only, --address for a cluster", "give one of them")
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)
-    if (study.gpus or 0) > 1:
-        raise UsageError(
-            f"runs on {study.gpus:g} GPUs are tasks of Ray",
-            "pip install -r requirements-cluster.txt, and leave out --workers",
-        )
     import torch
 
     by_default = 1 if torch.cuda.is_available() else min(4, (os.cpu_count() or 1) // study.cpus or 1)
@@ -73,7 +66,7 @@ def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
 
 
 def status(study: Study, args: argparse.Namespace) -> None:
-    progress = Progress.read(study, settings=False)
+    progress = Progress(study)
     print(progress)
     for each in progress.running:
         print(f"running: {each.folder}")
@@ -88,7 +81,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     results = collect_results(study)
     if not results:
         raise UsageError("no run of this study is finished", f"python tools/study.py run {args.file}")
-    summary = Summary(study, results, args.ci95)
+    summary = Summary(study, results)
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder = study.output / "studies" / args.file.stem
@@ -127,7 +120,7 @@ def report(study: Study, args: argparse.Namespace) -> None:
 
     summary, folder = summarize(study, args)
     file = folder / "report.html"
-    write_text(file, page(summary, Progress(study, summary.results), args.file))
+    write_text(file, page(summary, Progress(study), args.file))
     print(f"Written: {file}")
 
 
@@ -138,12 +131,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
-    parser.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
-    parser.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
+    place.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
     parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
-    parser.add_argument(
-        "--ci95", action="store_true", help="tables, plots, report: 95%% intervals, not standard deviations"
-    )
     add_common_options(parser)
     args = parser.parse_args(argv)
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

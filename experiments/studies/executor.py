@@ -18,7 +18,7 @@ from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
 from .spec import Run, RunSequence, Study
-from .worker import WorkerDied, execute_run, init_worker, process_context, settle
+from .worker import execute_run, init_worker, process_context, record_outcome
 
 TRIES = 3  # for a run whose process or machine dies
 
@@ -53,10 +53,10 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
-    finished = [run for sequence in sequences for run in sequence if read_results(run.folder) is not None]
+    finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
     for run in finished:
         remove_leftover(run.folder)
-    unfinished = [tuple(run for run in sequence if run not in set(finished)) for sequence in sequences]
+    unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))
     running: dict[Future[str | None], RunSequence] = {}
@@ -79,9 +79,8 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
                 if death and deaths[run] < TRIES:
                     waiting.appendleft(sequence)
                     continue
-                if death:
-                    why = f"its process died {TRIES} times, which often means a full memory ({death})"
-                error = settle(run.folder, WorkerDied(why)) if death else future.result()
+                why = f"its process died {TRIES} times, which often means a full memory ({death})"
+                error = record_outcome(run.folder, ChildProcessError(why)) if death else future.result()
                 if error:
                     failed[run] = error
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
@@ -118,11 +117,7 @@ class LocalExecutor:
         return self.pools[pool]
 
     def __enter__(self) -> "LocalExecutor":
-        self.environment = dict(os.environ)
         os.environ["OMP_NUM_THREADS"] = str(self.threads)  # inherited by the processes
-        # One of them, multiprocessing's, removes what killed ones leave behind; it need not warn of that.
-        warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
         return self
 
     def __exit__(self, kind, *exception) -> None:
@@ -130,5 +125,3 @@ class LocalExecutor:
             process.terminate()
         for pool in self.pools:
             pool.shutdown()
-        os.environ.clear()
-        os.environ.update(self.environment)

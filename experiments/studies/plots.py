@@ -1,48 +1,42 @@
 """The results of a study as pictures. The function of a picture gives its name, and its docstring the caption."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+import math
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
-import open_clip
+import matplotlib
+
+matplotlib.use("Agg")
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from clip import load_backbone
 from common.files import replacing
-from trainers import PromptTrainer
 
-from ..arguments import parse_arguments
-from ..configuration import setup_cfg
-from .curves import learning_curves
-from .spec import Run
-from .style import explain_mark, legend, mark, plot_styles, subplots_grid
-from .tables import Summary, marked, shots_label
+from .tables import MARK, MARKED, Summary, marked, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
-Y_LABELS = {
-    "base": "accuracy on base classes (%)",
-    "new": "accuracy on new classes (%)",
-    "H": "harmonic mean (%)",
-}
+Y_LABELS = {"base": "accuracy on base classes (%)", "new": "accuracy on new classes (%)", "H": "harmonic mean (%)"}
 KINDS = ("png", "svg", "pdf")
-UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same picture is the same file
+MARKERS = "osD^v<>PXhpd"  # they and the line styles tell methods apart in grey
+LINES = ("--", "-.", ":")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
 
 
 def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
     """Write every picture that the results allow; yields the name, the caption and the files of each."""
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"})
-    for picture in PICTURES:
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    for picture in (accuracy_time, few_shot, gains):
         figure = picture(summary)
         if figure is None:
             continue
-        explain_mark(figure)
+        if summary.runs["selected_on_test"].any():
+            figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=9)
         files = [folder / f"{picture.__name__}.{kind}" for kind in kinds]
         for file in files:
-            kind = file.suffix[1:]
             with replacing(file) as partial:
-                figure.savefig(partial, format=kind, dpi=150, metadata=UNDATED.get(kind))
+                figure.savefig(partial, format=file.suffix[1:], dpi=150)
             figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
         plt.close(figure)
         yield picture.__name__, " ".join(str(picture.__doc__).split()), files
@@ -59,18 +53,17 @@ def accuracy_time(summary: Summary) -> Figure | None:
     for ax, ((protocol, part), rows) in zip(axes, panels, strict=True):
         times = summary.times.query("protocol == @protocol and method in @rows.index")
         devices = times["device"].unique()
-        per, unit = (60, "minutes") if times["seconds"].median() > 600 else (1, "seconds")
-        mark(ax, rows.loc[times["method"]], times["seconds"] / per)
+        mark(ax, rows.loc[times["method"]], times["seconds"])
         for time in times.itertuples():
             style = styles[time.method] | {"linestyle": "", "capsize": 3}
             style["label"] += f" ({time.device})" * (len(devices) > 1)
-            ax.errorbar(time.seconds / per, *rows.loc[time.method, ["mean", "spread"]], **style)
+            ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", "spread"]], **style)
         for name in rows.index.difference(times["method"]):
             ax.axhline(rows.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
         device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
         ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
         ax.margins(x=0.08)
-        ax.set(xlabel=f"training time of a run ({unit}, {device})", xlim=(0, None))
+        ax.set(xlabel=f"training time of a run (seconds, {device})", xlim=(0, None))
     legend(figure, axes)
     return figure
 
@@ -99,34 +92,6 @@ def few_shot(summary: Summary) -> Figure | None:
     return figure
 
 
-def differences(summary: Summary) -> Figure | None:
-    """Differences of one method to each other one, paired: dots are datasets (with one dataset: seeds), diamonds their
-    mean, n their number, p that of the tables, corrected by Holm's method."""
-    panels = list(summary.tests.groupby(TABLE, sort=False)) if len(summary.tests) else []
-    if not panels:
-        return None
-    most = max(len(tests) for _, tests in panels)
-    figure, axes = subplots_grid(len(panels), 4.8, 1.3 + 0.36 * most, columns=3)
-    for ax, ((protocol, part), tests) in zip(axes, panels, strict=True):
-        for row, test in enumerate(tests.itertuples()):
-            pairs = summary.differences(protocol, part, test.against)
-            several = pairs.shape[1] > 1
-            dots = (pairs.mean() if several else pairs.iloc[:, 0]).dropna()
-            ax.plot(dots, [row] * len(dots), "o", color="0.45", markerfacecolor="none", markersize=5)
-            ax.plot([test.difference], [row], "D", color="black", markersize=6)
-            corrected = test.holm_datasets if several else test.holm_seeds
-            p = "" if pd.isna(corrected) else f", p {corrected:.3f}"
-            ax.annotate(f"n={len(dots)}{p}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-        ax.axvline(0, color="black", linewidth=0.8)
-        selected = list(tests["selected_on_test"])
-        names = [marked(name, name in of) for name, of in zip(tests["against"], selected, strict=True)]
-        ax.set_yticks(range(len(tests)), names)
-        ax.set_ylim(len(tests) - 0.5, -0.5)
-        focus = marked(summary.focus, any(summary.focus in of for of in selected))
-        ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} minus the other (points)")
-    return figure
-
-
 def gains(summary: Summary) -> Figure | None:
     """Points that one method gains over another on every dataset; each panel names the two."""
     focus, baseline = summary.focus, summary.baseline
@@ -152,49 +117,37 @@ def gains(summary: Summary) -> Figure | None:
     return figure
 
 
-def prompts(summary: Summary) -> Figure | None:
-    """The number of prompts in the input of each layer of the image tower, for the methods that vary it."""
-    examples = {(run.protocol, run.variant.name): run for run in summary.results}
-    schedules = {names: tuple(lengths) for names, run in examples.items() if (lengths := schedule(run))}
-    if not schedules:
-        return None
-    styles = plot_styles(summary)
-    protocols = list(dict.fromkeys(protocol for protocol, _ in schedules))
-    figure, axes = subplots_grid(len(protocols), 5.2, 4)
-    for ax, chosen in zip(axes, protocols, strict=True):
-        names_of: dict[tuple[int, ...], list[str]] = {}  # variants with the same schedule share a line
-        for (protocol, name), line in schedules.items():
-            if protocol == chosen:
-                names_of.setdefault(line, []).append(name)
-        for line, names in names_of.items():
-            style = styles[summary.focus if summary.focus in names else names[0]]
-            style |= {"label": ", ".join(names), "drawstyle": "steps-mid", "markersize": 6}
-            ax.plot(range(len(line)), line, **style)
-        ax.set(title=chosen, xlabel="layer of the image tower", ylabel="prompts in its input", ylim=(0, None))
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.yaxis.get_major_locator().set_params(integer=True)
-    legend(figure, axes)
-    return figure
+def plot_styles(summary: Summary) -> dict[str, dict]:
+    """The style of every method, the same in all pictures: `Summary.focus` is black, its line solid."""
+    styles: dict[str, dict] = {}
+    for name, marker, line, colour in zip(summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False):
+        styles[name] = {"label": name, "marker": marker, "linestyle": line, "color": colour, "markerfacecolor": "white"}
+    if summary.focus:
+        styles[summary.focus] = {"label": summary.focus, "marker": "*", "color": "black", "markersize": 12}
+    return styles
 
 
-def schedule(run: Run) -> list[int] | None:
-    """The number of vision prompts at each layer; None for a method that does not define `vision_lengths`."""
-    method = run.variant.trainer
-    if not any("vision_lengths" in vars(base) for base in method.__mro__ if base is not PromptTrainer):
-        return None  # without loading the backbone
-    cfg = setup_cfg(parse_arguments(list(run.arguments)))
-    return method.vision_lengths(method.settings_of(cfg), image_layers(cfg.MODEL.BACKBONE.NAME))
+def subplots_grid(count: int, width: float = 4.2, height: float = 3.4, columns: int = 4) -> tuple[Figure, list]:
+    """A figure of `count` panels, each width x height inches, and its axes."""
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for empty in axes.flat[count:]:
+        empty.remove()
+    return figure, list(axes.flat[:count])
 
 
-@cache
-def image_layers(backbone: str) -> int:
-    """The layers of a backbone's image tower; weights are read only if open_clip does not know its architecture."""
-    known = backbone.split(":")[0].replace("/", "-")
-    if known in open_clip.list_models():
-        return open_clip.get_model_config(known)["vision_cfg"]["layers"]
-    return len(load_backbone(backbone).visual.transformer.resblocks)
+def legend(figure: Figure, axes: list) -> None:
+    """Add one legend for all panels, to the right of them, and widen the figure for it."""
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * max(map(len, entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False, handlelength=3)
 
 
-PICTURES: tuple[Callable[[Summary], Figure | None], ...] = (
-    *(accuracy_time, few_shot, differences, learning_curves, gains, prompts),
-)
+def mark(ax, cells: pd.DataFrame, x: pd.Series) -> None:
+    """Put the mark next to the points (x, mean) of the cells that were selected on test images."""
+    for at, cell in zip(x, cells.itertuples(), strict=True):
+        if cell.selected_on_test:
+            ax.annotate(MARK, (at, cell.mean), (7, 4), textcoords="offset points")

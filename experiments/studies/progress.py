@@ -1,124 +1,82 @@
 """Study progress: finished, running, failed and pending runs, and the remaining time."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from tqdm import tqdm
 
-from common.errors import UsageError
-
 from ..arguments import parse_arguments
 from ..lock import is_locked
-from ..results import ERROR, RECORDED, read_results
+from ..results import ERROR, read_results
 from .spec import Run, Study
 
 
-def collect_results(study: Study, settings: bool = True) -> dict[Run, dict]:
+def collect_results(study: Study) -> dict[Run, dict]:
     """The results.json of every finished run.
-
-    Args:
-        settings: compare all settings of a run with the study's, which imports torch; else those in results.json.
 
     Raises:
         UsageError: one is damaged, or a folder holds a run with other settings than the study's.
     """
+    from ..configuration import setup_cfg  # these import torch, which `Progress` does not need
+    from ..output_folder import check_same_settings
+
     results = {}
     for run in tqdm(study.runs(), "reading results", unit="run", delay=2, disable=None):
         found = read_results(run.folder)
         if found is not None:
-            check_run(run, found, settings)
+            check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
             results[run] = found
     return results
 
 
-def check_run(run: Run, found: dict, settings: bool) -> None:
-    """Raise UsageError if these results are of a run with other settings: see `collect_results`."""
-    if settings:
-        from ..configuration import setup_cfg
-        from ..output_folder import check_same_settings
-
-        check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
-    ours = {"trainer": run.variant.method, "seed": run.seed, "shots": run.shots, "classes": run.classes}
-    for key, value in ours.items():
-        if found.get(key, value) != value:
-            what = f"{run.folder} holds a run with {RECORDED[key]} {found[key]}, this one has {value}"
-            raise UsageError(what, "choose another output folder, or delete that one", run.folder)
-
-
-@dataclass
 class Progress:
-    """The state of a study's runs.
+    """The state of a study's runs now, from their folders.
 
     Attributes:
-        results: results.json of the finished runs.
         done: the finished runs, with the seconds from the set-up of each to its results.
         running: runs that some process executes, on this machine or another.
         failed: the failed runs, with the error of each in one line.
         left: all others.
+
+    Raises:
+        UsageError: a results.json is damaged.
     """
 
-    study: Study
-    results: dict[Run, dict]
-    done: dict[Run, float] = field(init=False)
-    running: list[Run] = field(default_factory=list, init=False)
-    failed: dict[Run, str] = field(default_factory=dict, init=False)
-    left: list[Run] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self.done = {run: duration(run.folder) for run in self.results}
-        for run in self.study.runs():
-            if run in self.done:
-                continue
-            if is_locked(run.folder):
+    def __init__(self, study: Study):
+        self.done: dict[Run, float] = {}
+        self.running: list[Run] = []
+        self.failed: dict[Run, str] = {}
+        self.left: list[Run] = []
+        for run in study.runs():
+            if read_results(run.folder) is not None:
+                self.done[run] = duration(run.folder)
+            elif is_locked(run.folder):
                 self.running.append(run)
             elif (run.folder / ERROR).is_file():
                 self.failed[run] = (run.folder / ERROR).read_text(errors="replace").strip()
             else:
                 self.left.append(run)
 
-    @classmethod
-    def read(cls, study: Study, settings: bool = True) -> "Progress":
-        """The progress now, from the folders of the runs; `settings` as in `collect_results`."""
-        return cls(study, collect_results(study, settings))
-
-    @cached_property
-    def seconds_left(self) -> float | None:
+    def seconds_left(self) -> float:
         """Estimated time until the end, for the present number of runs at a time; failed runs are not counted.
 
-        A run is expected to take as long as the finished ones that are most similar; None if no run is finished.
+        A run is expected to take as long as the finished ones of its method (trainings or tests), or else as all.
         """
-        if not self.done:
-            return None
         times = defaultdict(list)
         for run, seconds in self.done.items():
-            for key in time_keys(run):
-                times[key].append(seconds)
-        pending = [*self.running, *self.left]
-        total = sum(fmean(next(times[key] for key in time_keys(run) if key in times)) for run in pending)
-        return total / max(1, len(self.running))
+            times[run.variant.method, run.trains].append(seconds)
+        every = fmean(self.done.values())
+        pending = [times.get((run.variant.method, run.trains), [every]) for run in (*self.running, *self.left)]
+        return sum(map(fmean, pending)) / max(1, len(self.running))
 
     def __str__(self) -> str:
+        total = len(self.done) + len(self.running) + len(self.failed) + len(self.left)
         counts = f"{len(self.running)} are running, {len(self.failed)} have failed, {len(self.left)} are left"
-        text = f"{len(self.done)} of {len(self.done) + self.unfinished} runs are done, {counts}"
-        if self.unfinished and self.seconds_left:
-            at_a_time = f"{len(self.running)} at a time" if self.running else "one at a time; none is running"
-            text += f", about {tqdm.format_interval(int(self.seconds_left))} to go ({at_a_time})"
+        text = f"{len(self.done)} of {total} runs are done, {counts}"
+        if self.done and (seconds := self.seconds_left()):
+            text += f", about {tqdm.format_interval(int(seconds))} to go ({max(1, len(self.running))} at a time)"
         return text
-
-    @property
-    def unfinished(self) -> int:
-        """The number of runs that are not done."""
-        return len(self.running) + len(self.failed) + len(self.left)
-
-
-def time_keys(run: Run) -> Iterator[tuple]:
-    """Grouping keys for time estimates, most specific first."""
-    every = (run.trains, run.variant.method, run.protocol, run.shots, run.dataset)
-    return (every[:count] for count in range(len(every), -1, -1))
 
 
 def duration(folder: Path) -> float:

@@ -58,7 +58,8 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
         if "{dataset}" not in layout and not alone:
             continue
         pattern = layout.format(dataset=dataset, shots=shots, seed=seed, method=method)
-        found = [path for path in sorted(map(Path, glob.glob(f"{glob.escape(str(folder))}/{pattern}"))) if holds(path)]
+        fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
+        found = [path for path in fitting if any(path.glob("*/model*.pth.tar*"))]
         if len(found) > 1:
             raise UsageError(
                 f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}", "keep one of them", folder
@@ -66,11 +67,6 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
         if found:
             return found[0]
     return None
-
-
-def holds(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint, in the folder of its method."""
-    return any(folder.glob("*/model*.pth.tar*"))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from trainers import methods
+
 from .tables import MARK, MARKED, Summary, marked
 
 MISSING = "-"
@@ -28,13 +30,13 @@ class Table:
 
 
 def build_tables(summary: Summary) -> list[Table]:
-    """For each part of each protocol: accuracies, the paper's results, and tests. Then the training times."""
+    """For each part of each protocol: accuracies, the paper's results, and tests."""
     tables = []
     for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
-            tables += [accuracies(summary, protocol, part, cells), *beside_paper(protocol, part, cells)]
+            tables += [accuracies(summary, protocol, part, cells), *compared_with_paper(protocol, part, cells)]
             tables += significance(summary, protocol, part)
-    return [*tables, times(summary)]
+    return tables
 
 
 def overview(summary: Summary) -> list[Table]:
@@ -88,11 +90,8 @@ def about_mark(cells: pd.DataFrame) -> str:
 
 def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
-    spread = "1.96 standard deviations / √n" if summary.ci95 else "population standard deviation"
-    return (
-        f"Accuracy in %: mean ± {spread} over {seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are finished; "
-        "first and second best marked; -: missing."
-    )
+    over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are finished"
+    return f"Accuracy in %: mean ± population standard deviation over {over}; first and second best marked; -: missing."
 
 
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
@@ -101,12 +100,12 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
-    caveats = {name: summary.variants[name].trainer.caveat for name in cells["method"].unique()}
+    caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     return Table(f"{protocol}, {part}", *grid(cells, "dataset", accuracy), note + about_mark(cells))
 
 
-def beside_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
+def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
     """The paper's results and the difference to them in points; no table if it has none."""
 
     def entry(row) -> Cell:
@@ -138,10 +137,9 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
         ]
         for row in tests.itertuples()
     ]
-    counts = [int(tests[f"tests_{kind}"].max()) for kind in ("seeds", "datasets")]
     note = (
         "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
-        f"the number of tests in the column, {counts[0]} and {counts[1]}. "
+        "the number of tests in the column. "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
     if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
@@ -151,17 +149,8 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     return [Table(title, ["against", "difference", "p, seeds", "p, datasets"], rows, note)]
 
 
-def times(summary: Summary) -> Table:
-    rows = [
-        [Cell(str(text)) for text in (row.protocol, row.part, row.method, row.device, f"{row.seconds:.1f}", row.runs)]
-        for row in summary.times.itertuples()
-    ]
-    note = "Mean over runs of the time in the training loop: with data loading, without set-up and tests. "
-    note += " ".join(f"Note: {warning}." for warning in summary.notes_on_times)
-    return Table("training time", ["protocol", "part", "method", "device", "seconds a run", "runs"], rows, note.strip())
-
-
 def markdown(tables: list[Table]) -> str:
+    """A heading, the grid and the note of each table."""
     return "\n".join(f"## {table.title}\n\n{markdown_grid(table)}\n\n{table.note}\n" for table in tables)
 
 
@@ -175,9 +164,8 @@ def markdown_grid(table: Table) -> str:
 
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {character: f"${character}$" for character in "<>|"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "†": r"$\dagger$", "\n": " "}
+    | {"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "†": r"$\dagger$", "\n": " "}
 )
 
 

@@ -1,13 +1,8 @@
 """`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to the published."""
 
 import argparse
-import hashlib
 import json
-import os
-import re
-import shlex
 import sys
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -16,9 +11,6 @@ from common.errors import UsageError, choose, closest
 from common.files import write_text
 from common.nearest import check_folder
 from common.start import add_common_options, at_least, path
-from datasets.files import File
-from datasets.preparing.fetch import fetch
-from datasets.preparing.unpack import unpack
 
 from ..configs import known_datasets
 from ..protocols import ELEVEN, PROTOCOLS, recipe
@@ -27,50 +19,17 @@ from .progress import collect_results
 from .published import LAYOUTS, VARIANTS, PublishedStudy, find_prompts
 from .render import Cell, Table, build_tables, markdown
 from .spec import Variant
-from .tables import MARK, MARKED, Summary
+from .tables import MARKED, Summary, marked
 
 DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
 DESCRIPTION = "Test a published set of checkpoints and print the results next to the published ones."
 EPILOG = """
-CHECKPOINTS is a folder, or the address of a zip or tar archive, in a layout that authors use:
- DATASET/base/seedN and seedN (MaPLe, PromptSRC), DATASET/Kshot/seedN (PromptSRC), or the output folder of a project
-(base2new/train_base/..., crossdataset/imagenet/...). docs/checkpoints.md says where authors publish them.
+CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),
+DATASET/Kshot/seedN (PromptSRC), or the output folder of a project (base2new/train_base/..., crossdataset/imagenet/...).
+docs/checkpoints.md says where authors publish them.
 """
-
-
-def local_copy(checkpoints: str, cache: Path) -> Path:
-    """The folder of a set of checkpoints, downloaded and unpacked below `cache` if it is an address.
-
-    Raises:
-        UsageError: there is no such folder, or the address has no archive.
-    """
-    if not re.match("https?://", checkpoints):
-        place = Path(os.path.expanduser(checkpoints))
-        check_folder(place, "there is no folder", "check --checkpoints")
-        return place
-    place = cache / hashlib.sha256(checkpoints.encode()).hexdigest()[:16]
-    if not (place / "complete").is_file():
-        made = [path for path in (place, *place.parents) if not path.exists()]
-        place.mkdir(parents=True, exist_ok=True)
-        drive = re.search(r"drive\.google\.com/(?:file/d/|(?:uc|open)\?(?:.*&)?id=)([\w-]+)", checkpoints)
-        address = {"drive": drive[1]} if drive else {"url": checkpoints}
-        remedy = "download it in a browser, unpack it, and give its folder"
-        try:
-            archive = fetch(File("archive", about=1 << 32, **address), place, remedy)
-        except UsageError:
-            for path in made:
-                with suppress(OSError):  # something was received
-                    path.rmdir()
-            raise
-        unpack(archive, place / "files")
-        archive.unlink()
-        write_text(place / "complete", checkpoints + "\n")
-    entries = [entry for entry in (place / "files").iterdir() if entry.is_dir()]
-    # An archive may have one folder around all of its files. Its name does not belong to a layout.
-    named = entries and (entries[0].name in known_datasets() or re.fullmatch(r"base|novel|\w*\d", entries[0].name))
-    return entries[0] if len(entries) == 1 and not named else place / "files"
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:
@@ -79,32 +38,28 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     Raises:
         UsageError: the set has no checkpoints of the datasets and seeds in any layout.
     """
-    place = Path(args.checkpoints)
-    if assumed := args.dry_run and not place.is_dir():
-        print(f"note: there is no folder {place}; shown is the layout of one dataset", file=sys.stderr)
-    else:
-        place = local_copy(args.checkpoints, args.output / "checkpoints")
+    place = args.checkpoints
+    check_folder(place, "there is no folder", "check --checkpoints")
     for protocol in [args.protocol] if args.protocol else LAYOUTS:
-        layout = "cross_dataset" if protocol == DOMAINS else protocol
-        crossing = layout == "cross_dataset"
+        crossing = protocol in ("cross_dataset", DOMAINS)
+        layout = "cross_dataset" if crossing else protocol
         trained = [args.source] if crossing else args.datasets or ELEVEN
         shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
-        alone = {trained[0]} if len(trained) == 1 else {place.name}
-        keys = product(trained, shots, args.seeds)
-        if assumed:
-            layouts = [pattern for pattern in LAYOUTS[layout] if "{dataset}" not in pattern]
-            found: dict = {key: place / layouts[0].format(shots=key[1], seed=key[2]) for key in keys}
-        else:
-            found = {key: find_prompts(place, layout, args.method, key, key[0] in alone) for key in keys}
-        prompts = {key: path for key, path in found.items() if path}
+        alone = trained[0] if len(trained) == 1 else place.name  # the dataset whose name the layout may lack
+        found = {
+            key: find_prompts(place, layout, args.method, key, key[0] == alone)
+            for key in product(trained, shots, args.seeds)
+        }
+        prompts = {key: folder for key, folder in found.items() if folder}
         if prompts:
             break
     else:
-        looked = ", ".join(pattern for name in [layout] if args.protocol for pattern in LAYOUTS[name])
-        remedy = f"expected {looked}" if looked else "see docs/checkpoints.md for the layouts; --datasets and --seeds"
+        remedy = "see docs/checkpoints.md for the layouts; --datasets and --seeds choose some of them"
+        if args.protocol:
+            remedy = f"expected {', '.join(LAYOUTS[layout])}"
         raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
     datasets, seen, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
-    targets = args.datasets or (VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source])
+    others = VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source]
     cfg = args.cfg or recipe(args.method, layout).cfg
     return PublishedStudy(
         (Variant(args.method, args.method, cfg),),
@@ -112,7 +67,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         (layout,),
         tuple(sorted(seeds)),
         source=args.source if crossing else "",
-        targets=tuple(targets) if crossing else (),
+        targets=tuple(args.datasets or others) if crossing else (),
         shots=tuple(sorted(seen)),
         backbone=args.backbone,
         root=args.root,
@@ -122,37 +77,33 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     )
 
 
-def beside_authors(summary: Summary) -> list[Table]:
-    """Our averages and those that are published: of base to new classes and of ImageNet's variants, where there are."""
-    (variant,) = summary.study.variants
-    marked = summary.cells["selected_on_test"].any()
-    these, about = (f"these checkpoints {MARK}", f" {MARKED}.") if marked else ("these checkpoints", "")
-    if set(summary.study.targets) == set(VARIANTS) and variant.method in PUBLISHED[DOMAINS]:
-        columns = [*VARIANTS, "average"]
-        means, theirs = summary.cells.set_index("dataset")["mean"], PUBLISHED[DOMAINS][variant.method]
-        rows = [
-            [Cell(name), *(Cell(f"{values[column]:.2f}") for column in columns)]
-            for name, values in ((these, means), ("published", theirs))
-        ]
-        note = f"Accuracy in %, trained on ImageNet.{about}"
-        return [Table(f"{DOMAINS}: published results", ["", *columns], rows, note)]
-    published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
-    if summary.study.protocols != ("base2new",) or not published:
+def compared_with_authors(summary: Summary) -> list[Table]:
+    """Our averages next to the published ones, from base to new classes or on ImageNet's variants, if there are any."""
+    (variant,), cells = summary.study.variants, summary.cells
+    if set(summary.study.targets) == set(VARIANTS):
+        title, columns = f"{DOMAINS}: published results", [*VARIANTS, "average"]
+        published = [PUBLISHED[DOMAINS][variant.method]] if variant.method in PUBLISHED[DOMAINS] else []
+        ours = cells.set_index("dataset")["mean"]
+        note = "Accuracy in %, trained on ImageNet."
+    else:
+        title, columns = "base2new, average: the authors' results", ["base", "new", "H"]
+        published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
+        ours = cells[cells["dataset"] == "average"].set_index("part")["mean"]
+        note = "Averages in %, published over eleven datasets."
+        if set(summary.study.datasets) != set(ELEVEN):
+            note += f" These are over {len(summary.study.datasets)}, and do not compare."
+    if not published or not set(columns) <= set(ours.index):
         return []
-    means = summary.cells[summary.cells["dataset"] == "average"].set_index("part")["mean"]
-    parts, complete = ("base", "new", "H"), set(summary.study.datasets) == set(ELEVEN)
-    rows = [[Cell(these), *(Cell(f"{means[part]:.2f}") for part in parts)]]
-    rows += [[Cell("published"), *(Cell(f"{row[part]:.2f}") for part in parts)] for row in published]
-    note = "Averages in %, published over eleven datasets."
-    if not complete:
-        note += f" These are over {len(summary.study.datasets)}, and do not compare."
-    return [Table("base2new, average: the authors' results", ["", *parts], rows, note + about)]
+    selected = cells["selected_on_test"].any()
+    named = [(marked("these checkpoints", selected), ours), *(("published", row) for row in published)]
+    rows = [[Cell(name), *(Cell(f"{values[column]:.2f}") for column in columns)] for name, values in named]
+    return [Table(title, ["", *columns], rows, note + (f" {MARKED}." if selected else ""))]
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("method", metavar="METHOD")
-    parser.add_argument("--checkpoints", required=True, metavar="FOLDER|URL")
+    parser.add_argument("--checkpoints", type=path, required=True, metavar="FOLDER")
     parser.add_argument("--protocol", choices=[*LAYOUTS, DOMAINS], help="default: the first that the folder fits")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="to test (default: the papers')")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6])
@@ -166,7 +117,6 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=path, default=Path("data"), help="folder of the datasets")
     parser.add_argument("--output", type=path, default=Path("output/reproduced"))
     parser.add_argument("--workers", type=at_least(1), default=1, help="tests at a time")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of train.py and do nothing")
     add_common_options(parser)
     return parser.parse_args(argv)
 
@@ -178,16 +128,13 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.datasets or ():
         choose(name, known_datasets(), "dataset")
     study = study_of(args)
-    if args.dry_run:
-        print("\n".join(shlex.join(["python", "train.py", *run.arguments]) for run in study.runs()))
-        return
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
-    summary = Summary(study, collect_results(study)) if len(failed) < len(study.runs()) else None
-    if summary:
-        tables = [*build_tables(summary)[:-1], *beside_authors(summary)]  # without the times of training
+    if len(failed) < len(study.runs()):
+        summary = Summary(study, collect_results(study))
+        tables = [*build_tables(summary), *compared_with_authors(summary)]
         text = markdown(tables)
         write_text(args.output / f"{args.method}_{study.protocols[0]}.md", text)
         print(f"\n{text}")

@@ -4,16 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.errors import UsageError, choose
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
-from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
-
-if TYPE_CHECKING:
-    import trainers  # takes seconds
+from ..protocols import PROTOCOLS, Step, arguments, recipe
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -71,27 +67,12 @@ class Variant:
             raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
 
     @property
-    def trainer(self) -> "type[trainers.PromptTrainer]":
-        import trainers
-
-        return trainers.methods()[self.method]
-
-    @property
     def facts(self) -> Method:
         return methods()[self.method]
 
     @property
     def learns(self) -> bool:
         return self.facts.learns
-
-    def recipe(self, protocol: str, dataset: str, shots: int, backbone: str = "") -> Recipe:
-        """The settings of a run: see `protocols.recipe`. `dataset` is the one that it trains on."""
-        cfg = (self.cross_cfg if protocol == "cross_dataset" else "") or self.cfg
-        return recipe(self.method, protocol, dataset, shots, cfg, backbone)
-
-    def folder(self, recipe: Recipe) -> str:
-        """Its folder below a dataset's results: the same as the scripts', unless settings are overridden."""
-        return f"{self.method}/{recipe.cfg if not self.overrides else self.name.replace(' ', '_')}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +110,7 @@ class Study:
         cache: folder for features of frozen image towers and for decoded test images, which runs share (CACHE and
             DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
         cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
-            runs share one; 2: a run has a rank on each of two). Without `gpus`, one if the cluster has any.
+            runs share one). Without `gpus`, one if the cluster has any.
 
     Raises:
         UsageError: a value is unknown, missing or out of range.
@@ -153,20 +134,17 @@ class Study:
         check_numbers("seeds", self.seeds, int, 0, 2**32 - 1)
         check_numbers("shots", self.shots, int, 1, 1_000_000)
         check_numbers("cpus", [self.cpus], int, 1, 1024)
-        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1024)
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise UsageError(f"gpus has the value {self.gpus!r}", "give a fraction up to 1, or an integer")
+        check_numbers("gpus", [] if self.gpus is None else [self.gpus], int | float, 0, 1)
         for protocol in self.protocols:
             choose(protocol, PROTOCOLS, "protocol")
-        for key, values in {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds}.items():
+        lists = {"trainers": self.variants, "protocols": self.protocols, "seeds": self.seeds, "shots": self.shots}
+        for key, values in lists.items():
             if not values:
                 raise UsageError(f"the study has no {key}", "see studies/small.yaml")
         if "base2new" in self.protocols and (names := [v.name for v in self.variants if not v.facts.transfers]):
             what = f"base2new has no meaning for {', '.join(names)}, which cannot tell classes that it has not learned"
             raise UsageError(what, "leave it out, or use few_shot")
-        if not self.shots:
-            raise UsageError("the study has no shots", "leave the key out for 16")
-        if not any(self.datasets) and self.protocols != ("cross_dataset",):
+        if not self.datasets and self.protocols != ("cross_dataset",):
             raise UsageError("the study has no datasets", "see studies/small.yaml")
         if "cross_dataset" in self.protocols and not (self.source and self.targets):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
@@ -204,24 +182,27 @@ class Study:
         *options,
     ) -> Run:
         """The run of one step of a protocol on a dataset; `options` are those of train.py."""
-        recipe = variant.recipe(protocol, trained_on, shots, self.backbone)
-        name = variant.folder(recipe)
-        results = self.output / step.folder.format(dataset=dataset, name=name, shots=shots, seed=seed)
+        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+        used = recipe(variant.method, protocol, trained_on, shots, cfg, self.backbone)
+        # The same folder as the scripts', unless settings are overridden.
+        name = variant.name.replace(" ", "_") if variant.overrides else used.cfg
+        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
+        results = self.output / step.folder.format(**words)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
-        words = arguments(
+        argv = arguments(
             folder=results,
             root=self.root,
             method=variant.method,
-            config_file=config_folder(variant.method) / f"{recipe.cfg}.yaml",
+            config_file=config_folder(variant.method) / f"{used.cfg}.yaml",
             dataset=dataset,
             seed=seed,
             backbone=self.backbone,
             options=options,
             shots=shots,
             classes=step.classes,
-            settings=(*cache, *recipe.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
+            settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
         )
-        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(words))
+        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv))
 
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:

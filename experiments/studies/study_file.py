@@ -13,9 +13,7 @@ from ..arguments import parse_arguments
 from ..configs import read_yaml
 from .spec import Run, Study, Variant
 
-EXAMPLE = "see studies/small.yaml"
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
-PATHS = Path, Path | None  # types of fields
 TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets")
 
 
@@ -40,56 +38,52 @@ def load(file: Path, settings: bool = True) -> Study:
 
 
 def study_from(content: dict) -> Study:
-    """A `Study` from the content of its file."""
+    """A `Study` from the content of its file. An empty value stands for the default."""
+    given = {key: value for key, value in content.items() if value is not None}
     if "together" in content:
-        del content["together"]
+        given.pop("together", None)
         print("The key together has no effect any more: each seed is a run of its own", file=sys.stderr)
-    for key in content:
+    for key in given:
         choose(key, STUDY_KEYS, "key")
-    entries = content.get("trainers")
+    entries = given.pop("trainers", None)
     if not isinstance(entries, dict):
-        raise UsageError("the study has no trainers", EXAMPLE)
+        raise UsageError("the study has no trainers", "see studies/small.yaml")
     kinds = get_type_hints(Study)
-    given = {key: value for key, value in content.items() if key != "trainers"}
-    empty_paths = [key for key, value in given.items() if value is None and kinds.get(key) in PATHS]  # the default
-    values = {key: convert(key, value, kinds[key]) for key, value in given.items() if key not in empty_paths}
+    values = {key: convert(key, value, kinds[key]) for key, value in given.items()}
     return Study(tuple(variant_from(str(name), entry) for name, entry in entries.items()), **values)
 
 
 def convert(key: str, value: Any, kind: Any) -> Any:
     """A value of a YAML file as a field of `Study`: a single value becomes a list of one."""
     if get_origin(kind) is tuple:
-        return tuple(value) if isinstance(value, list) else () if value is None else (value,)
-    if kind not in (*PATHS, str):
+        return tuple(value) if isinstance(value, list) else (value,)
+    if kind not in (str, Path, Path | None):
         return value
-    text = "" if value is None else str(value)
-    # A dash would begin an option of train.py.
-    if type(value) not in (str, int, type(None)) or text.startswith("-") or (kind in PATHS and not text.strip()):
-        raise UsageError(f"{key} is {value!r}", "give the path of a folder" if kind in PATHS else "give a name")
-    return Path(os.path.expanduser(text)) if kind in PATHS else text
+    if not isinstance(value, str) or not value.strip() or value.startswith("-"):  # a dash begins an option of train.py
+        raise UsageError(f"{key} is {value!r}", "give a name" if kind is str else "give the path of a folder")
+    return value if kind is str else Path(os.path.expanduser(value))
 
 
 def variant_from(name: str, entry: Any) -> Variant:
     """A `Variant` from `NAME:`, `NAME: CONFIG`, or `NAME: {trainer, config, cross_dataset, overrides, datasets}`."""
-    settings = entry if isinstance(entry, dict) else {"config": entry}
-    for key in settings:
+    given = entry if isinstance(entry, dict) else {"config": entry}
+    for key in given:
         choose(key, TRAINER_KEYS, f"key of {name}")
-    datasets = mapping(settings.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
+    datasets = mapping(given.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
     return Variant(
         name,
-        str(settings.get("trainer", name)),
-        str(settings.get("config") or ""),
-        str(settings.get("cross_dataset") or ""),
-        pairs(settings.get("overrides", {}), name),
+        str(given.get("trainer", name)),
+        str(given.get("config") or ""),
+        str(given.get("cross_dataset") or ""),
+        pairs(given.get("overrides", {}), name),
         {str(dataset): pairs(overrides, name) for dataset, overrides in datasets.items()},
     )
 
 
 def pairs(overrides: Any, name: str) -> tuple[str, ...]:
     """KEY, VALUE, KEY, VALUE, ..."""
-    return tuple(
-        str(item) for pair in mapping(overrides, f"overrides of {name}", "KEY: VALUE").items() for item in pair
-    )
+    items = mapping(overrides, f"overrides of {name}", "KEY: VALUE").items()
+    return tuple(str(word) for item in items for word in item)
 
 
 def mapping(value: Any, what: str, form: str) -> dict:
@@ -103,9 +97,8 @@ def distinct_runs(study: Study) -> list[Run]:
     folders, examples = set(), {}
     for run in study.runs():
         if run.folder in folders:
-            raise UsageError(
-                f"the study has the run of {run.folder} twice", "leave one out, or give one of them overrides"
-            )
+            what = f"the study has the run of {run.folder} twice"
+            raise UsageError(what, "leave one out, or give one of them overrides")
         folders.add(run.folder)
         examples[run.protocol, run.variant.name] = run
     return list(examples.values())

@@ -16,14 +16,13 @@ from .spec import Run, Study, Variant
 # top-1 accuracy in percent by protocol, part, method, and dataset or `average`.
 PAPER = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
-Z95 = 1.96
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 MARK = "†"
 MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
 
 
 def marked(name: str | None, selected: bool) -> str:
-    """A name or number, with the mark if test images selected a result behind it."""
+    """A name or number, with the mark if test images selected a result in it."""
     return f"{name} {MARK}" if selected else str(name)
 
 
@@ -36,33 +35,27 @@ def shots_label(shots: int) -> str:
     return f"{shots} shot{'s' if shots > 1 else ''}"
 
 
-def frame(results: dict[Run, dict]) -> pd.DataFrame:
-    """A row for every finished run: its settings and the measurements of its results.json."""
-    rows = []
-    for run, measured in results.items():
-        names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
-        settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
-        settings["selected_on_test"] = selected_on_test(measured)
-        rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
-    return pd.DataFrame(rows)
-
-
 class Summary:
     """The results of a study's finished runs.
 
     Args:
         study: the study.
         results: from `collect_results`; at least one run.
-        ci95: let `spread` be 1.96 standard deviations divided by the root of their number, not one standard deviation.
 
     Attributes:
-        runs: `results` as a data frame with a row for each run.
+        runs: a row for every finished run: its settings and the measurements of its results.json.
         values: an accuracy in percent for every (protocol, part, method, dataset, seed): that of a run, or H of two.
     """
 
-    def __init__(self, study: Study, results: dict[Run, dict], ci95: bool = False):
-        self.study, self.results, self.ci95 = study, results, ci95
-        self.runs = runs = frame(results)
+    def __init__(self, study: Study, results: dict[Run, dict]):
+        self.study, self.results = study, results
+        rows = []
+        for run, measured in results.items():
+            names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
+            settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+            settings["selected_on_test"] = selected_on_test(measured)
+            rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
+        self.runs = runs = pd.DataFrame(rows)
         self.variants = {variant.name: variant for variant in study.variants}
         columns = [*CELL, "seed", "accuracy"]
         halves = runs[runs["protocol"] == "base2new"].pivot(
@@ -127,7 +120,7 @@ class Summary:
                 "method": variant.name,
                 "dataset": accuracies.columns,
                 "mean": means.array,
-                "spread": [self.spread(accuracies[dataset].dropna()) for dataset in accuracies],
+                "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
@@ -145,17 +138,11 @@ class Summary:
         return means
 
     def selected(self, protocol: str, part: str, method: str) -> set[str]:
-        """The datasets on which a run behind a part of a table was selected on test images."""
+        """The datasets on which a run of a part of a table was selected on test images."""
         runs = self.runs[self.runs["selected_on_test"]]
         parts = ["base", "new"] if part == "H" else [part]
         chosen = (runs["protocol"] == protocol) & runs["part"].isin(parts) & (runs["method"] == method)
         return set(runs[chosen]["dataset"])
-
-    def spread(self, accuracies: pd.Series) -> float:
-        """Of accuracies over seeds; NaN for fewer than two."""
-        if len(accuracies) < 2:
-            return math.nan
-        return accuracies.std(ddof=0) * (Z95 / math.sqrt(len(accuracies)) if self.ci95 else 1)
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
         """The paper's accuracy; NaN if it has none, or another backbone, number of shots or set of datasets."""
@@ -179,11 +166,6 @@ class Summary:
         others = [variant for variant in self.study.variants if variant.name != self.focus]
         return next((variant.name for variant in sorted(others, key=lambda variant: variant.learns)), None)
 
-    def differences(self, protocol: str, part: str, other: str) -> pd.DataFrame:
-        """`focus` minus another method, in points: seeds x datasets of the average; NaN where a run is missing."""
-        ours, theirs = (self.by_seed(protocol, part, str(name)) for name in (self.focus, other))
-        return (ours - theirs)[self.averaged(protocol)]
-
     @cached_property
     def tests(self) -> pd.DataFrame:
         """`focus` against every other method, by their differences in accuracy for the same dataset and seed.
@@ -201,9 +183,9 @@ class Summary:
         for (protocol, part), name in product(self.parts, self.variants):
             if self.focus is None or name == self.focus:
                 continue
-            difference = self.differences(protocol, part, name)
+            ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
+            difference = (ours - theirs)[self.averaged(protocol)]  # seeds x datasets; NaN where a run is missing
             seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
-            both = (self.focus, name)
             row = {
                 "protocol": protocol,
                 "part": part,
@@ -214,18 +196,19 @@ class Summary:
                 "datasets": len(datasets),
                 "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                 "p_datasets": safe_p_value(stats.wilcoxon, datasets),
-                "selected_on_test": [one for one in both if self.selected(protocol, part, one) & set(datasets.index)],
+                "selected_on_test": [
+                    method
+                    for method in (self.focus, name)
+                    if self.selected(protocol, part, method).intersection(datasets.index)
+                ],
             }
             rows += [row] if len(datasets) else []
         if not rows:
             return pd.DataFrame()
-        families = ["protocol", "part"]
-        found = ["p_seeds", "p_datasets"]
-        tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[found].notna().any(axis=None))
+        families, p_values = ["protocol", "part"], ["p_seeds", "p_datasets"]
+        tests = pd.DataFrame(rows).groupby(families).filter(lambda family: family[p_values].notna().any(axis=None))
         for kind in ("seeds", "datasets"):
-            family = tests.groupby(families)[f"p_{kind}"]
-            tests[f"holm_{kind}"] = family.transform(holm)
-            tests[f"tests_{kind}"] = family.transform("count")
+            tests[f"holm_{kind}"] = tests.groupby(families)[f"p_{kind}"].transform(holm)
         return tests
 
     @cached_property
@@ -238,25 +221,21 @@ class Summary:
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
-        selected, of = self.runs["selected_on_test"].sum(), len(self.runs)
-        note = f"{selected} of {of} runs were selected on test images, their results have the mark {MARK}"
-        return [*self.notes_on_times, *([note] if selected else [])]
-
-    @property
-    def notes_on_times(self) -> list[str]:
-        devices = sorted(self.runs["device"].dropna().unique())
-        if len(devices) < 2:
-            return []
-        return [f"the runs are from {len(devices)} devices ({', '.join(devices)}): each has its own average times"]
+        notes, devices = [], sorted(self.runs["device"].dropna().unique())
+        if len(devices) > 1:
+            notes.append(
+                f"the runs are from {len(devices)} devices ({', '.join(devices)}): each has its own average times"
+            )
+        if selected := self.runs["selected_on_test"].sum():
+            what = f"{selected} of {len(self.runs)} runs were selected on test images"
+            notes.append(f"{what}, their results have the mark {MARK}")
+        return notes
 
     def records(self) -> dict:
         """Everything, for JSON; missing values are null."""
         frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
-        spread = "1.96 std / sqrt(n)" if self.ci95 else "population std"
-        tables = {
-            name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
-        }
-        return {"unit": "top-1 accuracy, percent", "spread": spread, "warnings": self.warnings} | tables
+        tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
+        return {"unit": "top-1 accuracy, percent", "spread": "population std", "warnings": self.warnings} | tables
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:

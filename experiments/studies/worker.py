@@ -20,20 +20,19 @@ from ..results import ERROR
 from ..run import train_and_test
 
 
-class WorkerDied(RuntimeError):
-    """Raised for a run whose process ended during it."""
-
-
 def process_context() -> Any:
     """How processes start: not forked from this one, which may have used CUDA, but from one that has only imported what
     all runs need."""
-    context = get_context("forkserver") if sys.platform == "linux" else get_context("spawn")
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
     context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision"])
-    if sys.platform == "linux":
-        resource_tracker.ensure_running()  # here, as it unblocks signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C must not interrupt its imports
-        forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # Inherited by multiprocessing's resource tracker, which would warn of every semaphore that a killed process leaves.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()  # before the next lines, as it unblocks signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C must not interrupt its imports
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return context
 
 
@@ -67,10 +66,10 @@ def execute_run(arguments: Sequence[str]) -> str | None:
             train_and_test(args, wait=True)
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
         error = caught
-    return settle(Path(args.output_dir), error)
+    return record_outcome(Path(args.output_dir), error)
 
 
-def settle(folder: Path, error: BaseException | None) -> str | None:
+def record_outcome(folder: Path, error: BaseException | None) -> str | None:
     """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start.
 
     Returns:

@@ -10,6 +10,7 @@ from common.start import at_least, path, required_packages
 from ..arguments import MODELS, add_model_options, given_class_names
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
+ROLLED_OUT = 6  # images of the roll-out
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -40,21 +41,20 @@ def main(argv: list[str] | None = None) -> None:
     with new_folder(args.output) as folder, torch.no_grad():
         ((_, classifier),) = models.open_models([args.model], args, names)
         classifier.check_logits(names or None)
-        measures, errors = Measures(classifier, names or None), []
+        measures, good = Measures(classifier, names or None), []
         with tqdm(total=len(files), unit="image", disable=None) as bar:
             for start in range(0, len(files), BATCH):
-                good, batches, faults = images.read_batch(files[start : start + BATCH], [classifier])
-                if good:
-                    measures.add(good, *batches)
-                if faults and len(files) == 1:
-                    raise UsageError(faults[0])
+                read, batches, faults = images.read_batch(files[start : start + BATCH], [classifier])
+                for pixels in batches:
+                    measures.add(pixels)
                 for fault in faults:
                     bar.write(f"skipped: {fault}", file=sys.stderr)
-                errors += faults
-                bar.update(len(good) + len(faults))
-        if files and not measures.files:
+                good += read
+                bar.update(len(read) + len(faults))
+        if files and not good:
             raise UsageError(f"none of the {len(files)} images could be read", "see above")
-        page.write(measures.summary(args.topk), folder)
+        pixels = classifier.pixels(some := images.spread(good, ROLLED_OUT))
+        page.write(measures.summary(args.topk, some, pixels), classifier.colours(pixels), folder)
     print(f"Written: inspect.html, inspect.json and pictures to {args.output}")
-    if errors:
+    if len(good) < len(files):
         sys.exit(1)

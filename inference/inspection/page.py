@@ -1,68 +1,120 @@
-"""The findings about a model as files: inspect.json, pictures, and inspect.html with all of it."""
+"""The findings about a model as files: inspect.json, pictures in grey for screen and print, and inspect.html."""
 
 import json
+import warnings
 from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
 from common.files import write_text
 from common.pages import render
 
-from .pictures import PICTURES, draw
+from .tower import described, highlighted
 
 MOST_WORDS = 300  # rows of the page's table
-# Why a picture is missing, by its name.
-ABSENT = {
-    "schedule": "There are no learned prompts.",
-    "attention": "There are no vision prompts, or no images are given (--images), or no attention in the image tower.",
-    "geometry": "As above.",
-    "added": "There are no vision prompts.",
-    "rollout": "No images are given (--images), or the image tower has no attention.",
-    "features": "Give at least three images (--images).",
-}
+LONGEST = 32  # characters of a name in a picture
 
 
-def write(content: dict[str, Any], folder: Path) -> None:
+def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
     """Write everything to an existing folder.
 
-    Raises:
-        UsageError: a number is not finite.
+    Args:
+        content: as `Measures.summary` returns it.
+        images: those of the roll-out, (images, 3, H, W), colours from 0 to 1.
+        folder: the folder.
     """
-    found = [{key: value for key, value in row.items() if key != "pixels"} for row in content["rollout"]]
-    try:
-        text = json.dumps(content | {"rollout": found}, indent=1, allow_nan=False)
-    except ValueError as error:
-        what = f"the prompts in {content['model']['source']} are so large that their lengths are not finite"
-        raise UsageError(what, "use the checkpoint of another epoch, or train again") from error
-    drawn = {picture.name: file for picture, file in draw(content, folder)}
-    sections = [
-        {
-            "name": picture.name,
-            "title": picture.title,
-            "caption": picture.caption if picture.name in drawn else ABSENT[picture.name],
-            "address": svg(drawn[picture.name]) if picture.name in drawn else "",
-        }
-        for picture in PICTURES
-    ]
-    if content["features"]:
-        sections[-1]["caption"] += f"Marks are {content['features']['marks_are']}."
-    model, words = content["model"], content["words"]
-    facts = {key: model[key] for key in ("source", "backbone", "dataset")}
-    facts |= {"settings": ", ".join(f"{key} {value}" for key, value in model["settings"].items())}
-    facts |= {"classes": ", ".join(model["classes"]), "images": content["images"]}
-    page = render(
-        Path(__file__).with_name("page.html"),
-        model=model,
-        facts={key: value for key, value in facts.items() if value != ""},
-        sections=sections,
-        words=words[:MOST_WORDS],
-        hidden=max(0, len(words) - MOST_WORDS),
-        by_class=any(row["class"] is not None for row in words),
-    )
-    write_text(folder / "inspect.json", text + "\n")
+    write_text(folder / "inspect.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    pictures = {}  # name -> address, of those that the content allows
+    for name, key, draw in (("schedule", "schedule", schedule), ("attention", "layers", attention)):
+        if content[key]:
+            pictures[name] = save(draw(content[key]), folder / name)
+    if content["rollout"]:
+        pictures["rollout"] = save(rollout(content["rollout"], images), folder / "rollout")
+    words = content["words"][:MOST_WORDS]
+    page = render(Path(__file__).with_name("page.html"), content=content, pictures=pictures, words=words)
     write_text(folder / "inspect.html", page)
 
 
-def svg(file: Path) -> str:
-    return f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}"
+def save(figure: Figure, file: Path) -> str:
+    """Write a picture as PNG and SVG; returns an address with the content of the SVG, for a page."""
+    with matplotlib.rc_context({"svg.hashsalt": "inspect"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+        figure.savefig(file.with_suffix(".png"), dpi=150)
+        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{b64encode(file.with_suffix('.svg').read_bytes()).decode()}"
+
+
+def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
+    """Maps with a row for each group and a column for each layer, dark where a value is high; nan is an empty cell.
+
+    Args:
+        panels: title -> values, one below another.
+        form: format of the numbers.
+    """
+    heights = [2 + len(values) for values in panels.values()]
+    width = max(len(values.columns) for values in panels.values())
+    figure = Figure(figsize=(2.2 + 0.55 * width, 0.3 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for panel, (title, values) in zip(axes, panels.items(), strict=True):
+        largest = max(np.nanmax(values), 1e-6)
+        panel.imshow(values, cmap="Greys", aspect="auto", norm=PowerNorm(0.5, vmin=0, vmax=largest, clip=True))
+        panel.set(title=title, xticks=range(len(values.columns)))
+        panel.set_yticks(range(len(values)), values.index)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                color = "white" if value > 0.3 * largest else "black"
+                panel.text(column, row, format(value, form), ha="center", va="center", color=color, fontsize=8)
+    axes[-1].set_xlabel("layer")
+    return figure
+
+
+def schedule(towers: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
+    """The age of each prompt in the input of each layer."""
+    panels = {}
+    for tower, layers in towers.items():
+        ages = [dict(enumerate(layer - origin for origin in entered)) for layer, entered in enumerate(layers)]
+        panels[f"{tower} tower"] = pd.DataFrame(ages).T
+    return grey_maps(panels, ".0f")
+
+
+MEASURES = {
+    "share": "share of CLS's attention",
+    "times_equal": "attention to one token, as a multiple of equal attention to all",
+    "cosine_to_entry": "cosine similarity of carried prompts with themselves on entry",
+}
+
+
+def attention(layers: Sequence[dict[str, Any]]) -> Figure:
+    """Of each group of tokens CLS's attention and, of carried prompts, how much they have changed."""
+    panels = {}
+    for key, title in MEASURES.items():
+        known = [{name: group[key] for name, group in layer["groups"].items() if key in group} for layer in layers]
+        if any(known):
+            panels[title] = pd.DataFrame(known).T
+    return grey_maps(panels, ".2f")
+
+
+def rollout(rows: Sequence[dict[str, Any]], images: Tensor) -> Figure:
+    """Each image, and the same with its patches highlighted by their shares, for each of the towers."""
+    towers = rows[0]["shares"]
+    figure = Figure(figsize=(2.3 * (1 + len(towers)), 2.45 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 1 + len(towers), squeeze=False)
+    for axes, row, image in zip(grid, rows, images, strict=True):
+        axes[0].imshow(image.permute(1, 2, 0).numpy())
+        axes[0].set_title(row["image"][-LONGEST:], fontsize=8, parse_math=False)
+        for panel, (name, found) in zip(axes[1:], row["shares"].items(), strict=True):
+            panel.imshow(highlighted(image, found).permute(1, 2, 0).numpy())
+            panel.set_title(f"{name}\n{described(found)}", fontsize=8)
+        for panel in axes:
+            panel.set_axis_off()
+    return figure

@@ -1,40 +1,46 @@
-"""The image tower layer by layer, with what it does not return: the input and the attention of every layer."""
+"""The image tower layer by layer: the input and the attention of every layer, and what CLS consists of in the end."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
-from clip import CLIP, Edit, Schedule, is_vit
+from clip import CLIP, Edit, Schedule, is_vit, load_backbone
 from clip.blocks import heads, is_standard, qkv
 from clip.plain import embed_image, image_input
-from common.errors import UsageError
 
-CLS, PATCHES, NEW = "CLS", "patches", "new"  # groups of tokens, beside `carried N`
+from ..classifier import PromptedClassifier
+
+Shares = dict[str, Any]  # of one image, in its roll-out
+CLIP_ALONE = "CLIP"  # in a comparison: the backbone as its weight file has it, without prompts
 
 
-class LayerState(NamedTuple):
+class Layer(NamedTuple):
     """The input of a layer, and its attention.
 
     Attributes:
         tokens: (batch, T, width): CLS, patches, prompts.
         attention: (batch, heads, T, T), fp32; row i is what token i pays to each, and adds up to 1.
+        entered: for each of the prompts the layer that it was added before.
     """
 
     tokens: Tensor
     attention: Tensor
+    entered: list[int]
 
 
-def layer_states(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[LayerState]:
-    """The state of every layer in `clip.encode_image(clip, images, schedule)`."""
+def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[Layer]:
+    """Every layer of `clip.encode_image(clip, images, schedule)`; images are (batch, 3, H, W)."""
     visual = clip.visual
-    x = embed_image(visual, images)
+    x, entries = embed_image(visual, images), origins(schedule, len(visual.transformer.resblocks))
     for layer, block in enumerate(visual.transformer.resblocks):
         x = image_input(visual, x, schedule, layer)
-        yield LayerState(x, attention(block, x))
+        yield Layer(x, attention(block, x), entries[layer])
         x = block(x)
 
 
@@ -65,55 +71,66 @@ def origins(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]
     return found
 
 
-def token_groups(layer: int, prompts: Sequence[int], patches: int) -> dict[str, list[int]]:
-    """The positions of the tokens in a layer's input by their kind: CLS, patches, prompts new here, and prompts carried
-    over 1, 2, ... layers.
-
-    Args:
-        layer: its number.
-        prompts: its entry of `origins`.
-        patches: number of patches.
-    """
-    groups = {CLS: [0], PATCHES: list(range(1, 1 + patches))}
-    for age in sorted({layer - origin for origin in prompts}):
-        name = f"carried {age}" if age else NEW
-        groups[name] = [1 + patches + n for n, origin in enumerate(prompts) if layer - origin == age]
-    return groups
-
-
-class RollOut(NamedTuple):
-    """How much of CLS, after the last layer, comes from each input. For every image all shares add up to 1.
-
-    Attributes:
-        patches: (batch, rows, columns), the patches in the image.
-        prompts: layer -> (batch,), all prompts that were added before it.
-        cls: (batch,), the class embedding.
-    """
-
-    patches: Tensor
-    prompts: dict[int, Tensor]
-    cls: Tensor
-
-
-def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> RollOut:
+def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
     """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of its heads, + 1) / 2.
 
-    Raises:
-        UsageError: the image tower has no attention that can be computed.
+    Args:
+        clip: one that `shows_attention`.
+        images: (batch, 3, H, W).
+        schedule: its prompts.
+
+    Returns:
+        for each image what CLS, after the last layer, comes from: `patches` (rows, columns), `prompts`, all of them
+        together, and `cls`, the class embedding. They add up to 1.
     """
-    if not shows_attention(clip):
-        raise UsageError("the image tower of this backbone has other layers than CLIP's", "choose ViT-B/16, for one")
-    origin: list[int] = []  # of the columns behind the patches
-    flow = torch.empty(0)  # (batch, tokens, inputs)
-    for layer, (tokens, weights) in enumerate(layer_states(clip, images, schedule)):
+    rows, columns = clip.visual.grid_size
+    flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
+    for layer, (_, weights, _) in enumerate(layers_of(clip, images, schedule)):
         edit = schedule[layer] if layer < len(schedule) else Edit()
-        if layer == 0:
-            flow = torch.eye(tokens.shape[1] - edit.added, device=tokens.device).repeat(len(tokens), 1, 1)
-        flow = F.pad(flow[:, : flow.shape[1] - edit.remove], (0, edit.added, 0, edit.added))
-        flow[:, flow.shape[1] - edit.added :, flow.shape[2] - edit.added :] = torch.eye(edit.added)
-        origin += [layer] * edit.added
+        flow = F.pad(flow[:, : flow.shape[1] - edit.remove], (0, 0, 0, edit.added))
         flow = (weights.mean(dim=1) @ flow + flow) / 2
-    cls, patches, prompts = flow[:, 0].cpu().split([1, flow.shape[2] - 1 - len(origin), len(origin)], dim=1)
-    columns = torch.tensor(origin)
-    by_layer = {layer: prompts[:, columns == layer].sum(dim=1) for layer in dict.fromkeys(origin)}
-    return RollOut(patches.unflatten(1, tuple(clip.visual.grid_size)), by_layer, cls[:, 0])
+    return [
+        {"patches": cls[1:].view(rows, columns).tolist(), "prompts": 1 - cls.sum().item(), "cls": cls[0].item()}
+        for cls in flow[:, 0]
+    ]
+
+
+def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, list[Shares]]:
+    """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or attention.
+
+    A method may have changed the modules of its image tower, so that CLIP alone is loaded for this.
+
+    Args:
+        classifier: the model.
+        images: (batch, 3, H, W) by its transform.
+    """
+    model, images = classifier.model_for(), images.to(classifier.device)
+    alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)
+    if not len(images) or not shows_attention(alone):
+        return {}
+    found = {CLIP_ALONE: roll_out(alone, images, ())}
+    if shows_attention(model.clip):
+        rolled = roll_out(model.clip, images, model.prompt_learner.vision())
+        before, now = ([shares["patches"] for shares in each] for each in (found[CLIP_ALONE], rolled))
+        if not np.allclose(before, now, rtol=0.01, atol=0):  # fp16 rounds
+            found[classifier.method] = rolled
+    return found
+
+
+@lru_cache(maxsize=4)
+def backbone_alone(name: str, device: torch.device) -> CLIP:
+    """A backbone that no method has changed."""
+    return load_backbone(name).to(device)
+
+
+def highlighted(image: Tensor, shares: Shares) -> Tensor:
+    """An image (3, H, W), colours from 0 to 1, with each patch as bright as its share."""
+    patches = torch.tensor(shares["patches"])
+    light = F.interpolate((patches / patches.max())[None, None], image.shape[1:])[0]
+    return image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light)  # a dark image as bright as others
+
+
+def described(shares: Shares) -> str:
+    """The parts of CLS in words; the rest is CLS itself."""
+    prompts = f", prompts {100 * shares['prompts']:.0f} %" if shares["prompts"] > 0.005 else ""
+    return f"patches {100 * np.sum(shares['patches']):.0f} %{prompts}"

@@ -12,8 +12,6 @@ from common.start import at_least, path, required_packages
 from ..arguments import MODELS, add_model_options, given_class_names
 
 REQUIREMENTS = "requirements-serve.txt"
-DEMO, DEMO_IMAGES, DEMO_DATASET = Path("output/demo"), Path("data/small_objects"), "SmallObjects"
-RUNS = "base2new/train_base/*/*/*/*/seed*/results.json"
 MOST_EXAMPLES = 8
 
 
@@ -22,8 +20,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Serve a page in the browser: drop an image, compare the probabilities of all models, edit the "
         "class names, see where the models look.",
         usage="serve.py [options] [MODEL ...] [--classes NAME ...]",
-        epilog=f"{MODELS} Without a MODEL: those of the demo in {DEMO}, if it has run, else zero-shot CLIP with the "
-        "small CLIP. Ctrl-C ends the server. It has no password: whoever reaches the host and port can use it.",
+        epilog=f"{MODELS} Without a MODEL, --backbone and --classes give zero-shot CLIP. Ctrl-C ends the server. It "
+        "has no password: whoever reaches the host and port can use it.",
     )
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
@@ -37,16 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names = given_class_names(args)
     with scratch(Path(gettempdir()), "mpl-serve-") as uploads:
-        private(str(uploads))
+        # Gradio reads these when it is imported: nothing is reported to anyone, uploads go to one folder.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         with required_packages():
             from .. import images, models
         with required_packages(REQUIREMENTS):
             from .page import Page
-        if not args.models and not args.backbone:
-            args.models, args.examples = demo_runs(), args.examples or [DEMO_IMAGES] * DEMO_IMAGES.is_dir()
-            if not args.models:
-                args.backbone, names = "small", names or demo_names()
-                print(f"There is no demo in {DEMO} (`make demo`): zero-shot CLIP with the small CLIP")
         examples = images.spread(images.find_images(args.examples) if args.examples else [], MOST_EXAMPLES)
         opened = models.open_models(args.models, args, names)
         for model in opened if names else ():
@@ -57,21 +52,3 @@ def main(argv: list[str] | None = None) -> None:
             Event().wait()
         except KeyboardInterrupt:
             print("\nStopped.")
-
-
-def private(uploads: str) -> None:
-    """Settings that Gradio reads when it is imported: nothing is reported to anyone, uploads go to one folder."""
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": uploads}
-
-
-def demo_runs() -> list[Path]:
-    """The first seed's run of each method in the demo, on the base classes."""
-    runs = [file.parent for file in sorted(DEMO.glob(RUNS))]
-    return list({run.parent.parent.name: run for run in reversed(runs)}.values())[::-1]
-
-
-def demo_names() -> list[str]:
-    """The class names of the demo's dataset."""
-    from datasets.small_world import SmallObjects
-
-    return [subject.words for subject in SmallObjects.subjects]

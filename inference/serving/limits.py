@@ -54,7 +54,7 @@ class Limits:
         """
         found = []
         for path in set(self.uploads.rglob("*")) - self.own:
-            with suppress(OSError):  # deleted meanwhile, or a folder that is not empty
+            with suppress(OSError):  # deleted by another request, or a folder that is not empty
                 if path.is_dir():
                     path.rmdir()
                 else:

@@ -12,21 +12,17 @@ import gradio as gr
 import torch
 from PIL import Image
 from starlette.middleware import Middleware
-from torch import Tensor
 
 from clip import ClipError
 from common.errors import UsageError
 from common.names import check_names
 
-from ..classifier import PromptedClassifier
 from ..images import Batch, read_batch
-from ..inspection.measures import seen
-from ..inspection.tower import RollOut, roll_out, shows_attention
+from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
 from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
 BARS = 5  # classes of each model
-SIDE = 256  # pixels of a roll-out, at least
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
 MOST_WAITING = 100  # requests
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
@@ -100,18 +96,18 @@ class Page:
         """A message, and the probabilities of each model as the value of its bars."""
         nothing: list[Any] = [None] * len(self.models)
         if not file:
-            return [told(""), *nothing]
+            return [message_update(""), *nothing]
         try:
             if len(text) > MOST_TEXT:
                 raise UsageError(f"the class names have {len(text):,} characters", f"give at most {MOST_TEXT:,}")
             names = check_names([line for line in text.splitlines() if line.strip()])
             if len(names) > MOST_NAMES:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
+            _, inputs, faults = self.read(file)
+            for fault in faults:
+                raise UsageError(fault)
         except UsageError as error:
-            return [told(str(error)), *nothing]
-        _, inputs, faults = self.read(file)
-        if faults:
-            return [told(public(faults[0], file)), *nothing]
+            return [message_update(without_folder(str(error), file)), *nothing]
         found: list[dict[str, float] | None] = []
         errors: dict[str, bool] = {}  # each once, in their order
         for (_, classifier), pixels in zip(self.models, inputs, strict=True):
@@ -120,8 +116,8 @@ class Page:
                 found.append(dict(zip(names, row, strict=True)))
             except (UsageError, ClipError) as error:
                 found.append(None)
-                errors[public(str(error), file)] = True
-        return [told("\n".join(errors)), *found]
+                errors[without_folder(str(error), file)] = True
+        return [message_update("\n".join(errors)), *found]
 
     def read(self, file: str) -> Batch:
         """An image, once for all models that read it in the same way: a large one takes seconds."""
@@ -129,22 +125,20 @@ class Page:
 
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
-        """What CLS consists of: for each backbone without prompts, then with each model's vision prompts."""
+        """Which patches CLS consists of: for each backbone alone, then for each model that changes its image tower."""
         found: dict[str, tuple[Image.Image, str]] = {}
         inputs = self.read(file)[1] if file else []  # of an unreadable image, which the message is about, none
         for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
-            model = classifier.model_for()
-            if not shows_attention(model.clip):
-                continue
-            for title, schedule in {"without prompts": (), name: model.prompt_learner.vision()}.items():
+            (colours,) = classifier.colours(pixels)
+            for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
+                title = tower if tower == CLIP_ALONE else name
                 key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
-                if key not in found and (schedule or title != name):
-                    result = roll_out(model.clip, pixels.to(classifier.device), schedule)
-                    found[key] = highlighted(classifier, pixels, result), f"{title}: {shares(result)}"
+                picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
+                found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
 
 
-def told(text: str) -> Any:
+def message_update(text: str) -> Any:
     """The update of the message."""
     return gr.update(value=text, visible=bool(text))
 
@@ -155,34 +149,13 @@ def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     for picture, caption in pictures:
         picture.save(file := BytesIO(), "png")
         address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
-        image = f'<img src="{address}" alt="" style="width: 100%">'
+        image = f'<img src="{address}" alt="" style="width: 100%; image-rendering: pixelated">'
         found.append(
             f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
         )
     return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{"".join(found)}</div>'
 
 
-def public(error: str, file: str) -> str:
+def without_folder(error: str, file: str) -> str:
     """An error's text without the server's folders."""
     return error.replace(str(Path(file).parent) + "/", "")
-
-
-def shares(result: RollOut) -> str:
-    prompts = sum(float(share) for share in result.prompts.values())
-    return f"patches {100 * result.patches.sum():.0f} %" + (f", prompts {100 * prompts:.0f} %" if prompts else "")
-
-
-def highlighted(classifier: PromptedClassifier, pixels: Tensor, result: RollOut) -> Image.Image:
-    """The image as the model sees it, each patch as bright as its share beside the largest one.
-
-    Args:
-        classifier: whose transform made the pixels.
-        pixels: (1, 3, H, W).
-        result: of this image.
-    """
-    light = torch.nn.functional.interpolate((result.patches / result.patches.max())[None], pixels.shape[2:])
-    image = seen(classifier, pixels)[0]
-    image = image / image.max().clamp(min=0.2) * (0.15 + 0.85 * light[0])  # a dark image as bright as others
-    picture = Image.fromarray(image.mul(255).byte().permute(1, 2, 0).numpy())
-    factor = max(1, SIDE // min(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

@@ -11,21 +11,9 @@ import pytest
 import torch
 from dassl.engine import TrainerX
 from dassl.utils import UsageError, load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
-from tiny_project import make_images, make_trainer
+from tiny_project import flat, make_trainer
 
 NAN = torch.tensor([float("nan")])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +60,7 @@ def test_every_flipped_bit_is_noticed(newest):
     assert load_checkpoint(newest)["epoch"] == 2
 
 
-@pytest.mark.parametrize("removed", [1, 22, 64, 71, 93, 1000])
+@pytest.mark.parametrize("removed", [1, 22, 64, 70, 93, 1000])
 def test_cut_off_file_is_noticed(newest, removed):
     newest.write_bytes(newest.read_bytes()[:-removed])
     refuses(newest)
@@ -86,19 +74,26 @@ def test_torch_itself_loads_a_sealed_file(newest, options):
         assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
 
 
-def test_flipped_bits_of_a_published_file_are_noticed_by_its_crcs(newest):
-    torch.save(load_checkpoint(newest), newest)
+def test_flipped_bit_of_a_file_without_checksum_is_noticed_or_changes_nothing(newest):
+    """Published checkpoints have none: the CRCs of the archive cover all but padding and dates."""
+    expected = torch.load(newest)
+    torch.save(expected, newest)
     content = newest.read_bytes()
-    assert load_checkpoint(newest)["epoch"] == 2
     with zipfile.ZipFile(newest) as archive:
-        members = [(member.header_offset + 100, member.file_size) for member in archive.infolist()]
-    chance = random.Random(13)
-    for start, size in [member for member in members if member[1] > 200]:
-        for _ in range(10):
-            damaged = bytearray(content)
-            damaged[start + chance.randrange(size - 100)] ^= 1 << chance.randrange(8)
-            newest.write_bytes(damaged)
+        members = [(archive.getinfo(name).header_offset, name) for name in archive.namelist()]
+        inside = [content.index(archive.read(name), start) for start, name in members]
+    chance, accepted = random.Random(13), 0
+    for place in [*inside, *chance.sample(range(len(content)), 600)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << chance.randrange(8)
+        newest.write_bytes(damaged)
+        if place in inside:
             refuses(newest)
+            continue
+        with contextlib.suppress(UsageError):
+            assert str(flat(load_checkpoint(newest))) == str(flat(expected))
+            accepted += 1
+    assert 0 < accepted < 300
 
 
 def test_compressed_archive_is_refused(newest, tmp_path):
@@ -143,35 +138,25 @@ def with_attribute():
     ],
     ids=["attribute", "larger than its data", "complex", "sparse", "meta", "quantized", "float8", "subclass"],
 )
-@pytest.mark.parametrize("place", ["state_dict", "elsewhere"])
-def test_other_kinds_of_tensors_are_refused(tensor, place, tmp_path):
-    content = {"state_dict": {}, "epoch": 1, "elsewhere": [{}, (1, {})]}
-    (content["state_dict"] if place == "state_dict" else content["elsewhere"][1][1])["w"] = tensor()
-    torch.save(content, tmp_path / "a")
-    refuses(tmp_path / "a", "is not a whole checkpoint|neither a plain tensor nor a plain value")
+def test_other_kinds_of_tensors_are_refused(tensor, tmp_path):
+    torch.save({"state_dict": {}, "epoch": 1, "elsewhere": [(1, {"w": tensor()})]}, tmp_path / "a")
+    refuses(tmp_path / "a")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_learned_tensors_with_nan_or_infinity_are_refused_by_name(value, root, run, newest):
+def test_learned_tensors_that_are_not_finite_are_refused_by_name(root, run, newest):
     checkpoint = load_checkpoint(newest)
-    checkpoint["state_dict"]["ctx"][1, 2] = value
+    checkpoint["state_dict"]["ctx"][1, 2] = float("inf")
     torch.save(checkpoint, newest)
     trainer = make_trainer(root, run)
-    with pytest.raises(UsageError, match="ctx of the checkpoint of prompt_learner in .* is not finite"):
-        TrainerX.load_model(trainer, str(run), epoch=2)
-    with pytest.raises(UsageError, match="ctx of the state_dict of .* is not finite"):
-        trainer.train()
-    with pytest.raises(UsageError, match="ctx of the checkpoint .* is not finite"):
-        resume_from_checkpoint(newest.parent, trainer.model.prompt_learner)
-    with pytest.raises(UsageError, match="ctx of the file .* is not finite"):
-        load_pretrained_weights(trainer.model.prompt_learner, newest)
-
-
-def test_buffers_may_be_infinite(tmp_path):
-    model = torch.nn.Module()
-    model.register_buffer("mask", torch.full((2,), float("-inf")))
-    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1}, tmp_path)
-    assert resume_from_checkpoint(tmp_path, model) == 1
+    prompts = trainer.model.prompt_learner
+    for load in (
+        trainer.train,
+        lambda: TrainerX.load_model(trainer, str(run), epoch=2),
+        lambda: resume_from_checkpoint(newest.parent, prompts),
+        lambda: load_pretrained_weights(prompts, newest),
+    ):
+        with pytest.raises(UsageError, match="ctx of the (state_dict of the checkpoint|file) .* is not finite"):
+            load()
 
 
 # ---------------------------------------------------------------- the rest
@@ -223,32 +208,19 @@ def test_optimizer_with_a_closure_resumes(tmp_path):
 
 LOOP = []
 LOOP.append(LOOP)
-HOSTILE = [None, True, -1, 0, 10**9, 10**400, 0.5, -1e308, "", "../../x", b"\xff", [], {}, (), LOOP, "delete", "swap"]
+HOSTILE = [None, True, -1, 0, 10**9, 10**400, 0.5, -1e308, "", "../../x", b"\xff", [], {}, (), LOOP]
 HOSTILE += [float("nan"), float("inf"), NAN, torch.ones(3), torch.ones(2, dtype=torch.int64), torch.zeros(())]
 HOSTILE += [torch.ones(2, dtype=torch.complex64), torch.ones(1).expand(10**12), {"x": 1}, [1, 2, 3], {0: {0: 0}}]
 
 
-def places(value, path=()):
-    """The paths of all entries of nested dicts, lists and tuples."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, entry in entries:
-        yield (*path, key)
-        yield from places(entry, (*path, key))
-
-
-def mutated(content, path, change):
-    """A copy of the content with one entry changed."""
-    if not path:
-        if isinstance(change, str) and change == "swap" and isinstance(content, torch.Tensor):
-            return torch.from_numpy(content.numpy().byteswap())
-        return change
-    key, *rest = path
-    result = list(content) if isinstance(content, list | tuple) else copy.copy(content)
-    if not rest and isinstance(change, str) and change == "delete":
-        del result[key]
-    else:
-        result[key] = mutated(content[key], rest, change)
-    return tuple(result) if isinstance(content, tuple) else result
+def mutations(content):
+    """Yields copies of nested dicts, lists and tuples with one entry changed or left out."""
+    plain = dict(content) if isinstance(content, dict) else dict(enumerate(content))
+    for key, entry in plain.items():
+        nested = mutations(entry) if isinstance(entry, dict | list | tuple) else ()
+        for changed in (*({**plain, key: value} for value in (*HOSTILE, *nested)), plain.keys() - {key}):
+            changed = changed if isinstance(changed, dict) else {other: plain[other] for other in changed}
+            yield changed if isinstance(content, dict) else type(content)(changed.values())
 
 
 @pytest.mark.slow
@@ -256,21 +228,16 @@ def mutated(content, path, change):
 def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, monkeypatch, optimizer):
     """A run that accepts one trains on; a learning rate of 10**9 makes it diverge, which has its own error."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    options = ("OPTIM.NAME", optimizer, "OPTIM.MAX_EPOCH", 4, "OPTIM.LR", 0.01)
-    trainer = make_trainer(root, tmp_path, *options)
+    trainer = make_trainer(root, tmp_path, "OPTIM.NAME", optimizer, "OPTIM.MAX_EPOCH", 4, "OPTIM.LR", 0.01)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer.scaler.scale(torch.ones(1))
     trainer.max_epoch = 2
     trainer.train()
     path = tmp_path / "prompt_learner/model.pth.tar-2"
-    content = load_checkpoint(path)
-    batch = next(iter(trainer.train_loader_x))
-    chance = random.Random(13)
-    cases = [(where, change) for where in places(content) for change in HOSTILE]
-    first = [case for case in cases if len(case[0]) == 1]
-    accepted = 0
-    for where, change in first + chance.sample(cases, 100):
-        torch.save(mutated(content, where, change), path)
+    batch, accepted = next(iter(trainer.train_loader_x)), 0
+    cases = random.Random(13).sample(list(mutations(load_checkpoint(path))), 250)
+    for content in cases:
+        torch.save(content, path)
         resumed = make_trainer_like(trainer)
         try:
             epoch = resumed.resume_model_if_exist(str(tmp_path))
@@ -279,16 +246,15 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, mo
             assert "\n" not in str(error) and len(str(error)) < 1000
             continue
         accepted += 1
-        assert epoch >= 0, (where, change)
+        assert epoch >= 0
         resumed.batch_idx, resumed.num_batches = 0, 1
         with contextlib.suppress(FloatingPointError):
             resumed.forward_backward(batch)
         resumed.save_model(epoch, str(tmp_path / "again"))
-    assert 0 < accepted < len(first)
+    assert 0 < accepted < 100
 
 
 def make_trainer_like(trainer):
     """A copy of a trainer, faster than another one."""
-    loaders = {key: None for key in vars(trainer) if "loader" in key or key in ("dm", "_writer")}
-    memo = {id(getattr(trainer, key)): value for key, value in loaders.items()}
-    return copy.deepcopy(trainer, memo)
+    loaders = [key for key in vars(trainer) if "loader" in key or key in ("dm", "_writer")]
+    return copy.deepcopy(trainer, {id(getattr(trainer, key)): None for key in loaders})

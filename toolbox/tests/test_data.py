@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import random
 import shutil
@@ -23,13 +24,6 @@ from tiny_project import CLASSNAMES, make_cfg, make_images
 REPO = Path(__file__).resolve().parents[2]
 GOLDEN = REPO / "tests" / "golden" / "fewshot_eurosat.json"
 EUROSAT = REPO.parent / "shared" / "data" / "eurosat" / "split_zhou_EuroSAT.json"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
 
 
 def dataset_of(*counts):
@@ -117,47 +111,26 @@ def test_datum_is_read_only_and_loads_from_published_pickles():
 def test_invalid_datasets_are_refused():
     with pytest.raises(UsageError, match="no training images"):
         DatasetBase(train_x=[])
-    dataset = dataset_of(1)
-    dataset.domains = ["photo", "sketch"]
-    dataset.check_input_domains(["photo"], ["sketch"])
-    with pytest.raises(UsageError, match="photo"):
-        dataset.check_input_domains(["foto"], ["sketch"])
-    with pytest.raises(UsageError, match="TARGET_DOMAINS is empty"):
-        dataset.check_input_domains(["photo"], [])
     cfg = get_cfg_default()
     cfg.DATASET.NAME = "TinySquare"
     with pytest.raises(UsageError, match="TinySquares"):
         build_dataset(cfg)
 
 
-def test_download_data_unpacks_a_local_archive(tmp_path):
+def test_download_data_unpacks_an_archive_into_its_folder(tmp_path):
     (tmp_path / "content").mkdir()
-    (tmp_path / "content" / "a.txt").write_text("hello")
-    for kind in ("zip", "tar", "gztar"):
-        archive = shutil.make_archive(tmp_path / "served", kind, tmp_path / "content")
+    (tmp_path / "content/a.txt").write_text("hello")
+    for kind in ("zip", "gztar"):
+        archive = Path(shutil.make_archive(tmp_path / "served", kind, tmp_path / "content"))
         dst = tmp_path / kind / "data"
-        dataset_of(1).download_data(Path(archive).as_uri(), str(dst), from_gdrive=False)
+        dataset_of(1).download_data(archive.as_uri(), str(dst), from_gdrive=False)
         assert (dst.parent / "a.txt").read_text() == "hello"
-
-    missing = (tmp_path / "absent.zip").as_uri()
-    with pytest.raises(UsageError, match="download it manually") as caught:
-        dataset_of(1).download_data(missing, str(tmp_path / "absent" / "data.zip"), from_gdrive=False)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "absent" / "data.zip").exists()
-
-
-@pytest.mark.parametrize("member", [{"name": "../out.txt"}, {"name": "a", "type": tarfile.SYMTYPE, "linkname": "/tmp"}])
-def test_download_data_refuses_archives_with_paths_out_of_the_folder(member, tmp_path):
-    info = tarfile.TarInfo()
-    for key, value in member.items():
-        setattr(info, key, value)
-    with tarfile.open(tmp_path / "served.tar", "w") as archive:
-        archive.addfile(info)
-    dst = tmp_path / "new" / "data.tar"
-    with pytest.raises(UsageError, match="cannot extract .*data.tar .*; delete it and download it again"):
-        dataset_of(1).download_data((tmp_path / "served.tar").as_uri(), str(dst), from_gdrive=False)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["served.tar", "data.tar"]
-    assert list(dst.parent.iterdir()) == [dst]
+    with tarfile.open(tmp_path / "hostile.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../out.txt"))
+    for name, words in (("absent.zip", "download it manually"), ("hostile.tar", "cannot extract .*; delete it and")):
+        with pytest.raises(UsageError, match=words) as caught:
+            dataset_of(1).download_data((tmp_path / name).as_uri(), str(tmp_path / "new/data"), from_gdrive=False)
+        assert "\n" not in str(caught.value) and not (tmp_path / "out.txt").exists()
 
 
 def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
@@ -171,9 +144,7 @@ def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
     assert batch["img"].shape == (4, 3, 16, 16)
     assert set(batch) == {"img", "label", "domain", "impath", "index"}
 
-    table = capsys.readouterr().out.splitlines()[-7:]
-    assert table[0] == table[-1] == "---------  -----------"
-    assert table[1:-1] == [
+    assert capsys.readouterr().out.splitlines()[-5:] == [
         "Dataset    TinySquares",
         "# classes  3",
         "# train_x  12",
@@ -182,7 +153,7 @@ def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
     ]
 
 
-def test_custom_transforms_and_wrapper(root, tmp_path, capsys):
+def test_custom_transforms_and_wrapper(root, tmp_path):
     class Wrapper(DatasetWrapper):
         pass
 
@@ -192,7 +163,6 @@ def test_custom_transforms_and_wrapper(root, tmp_path, capsys):
         custom_tfm_test=lambda image: torch.full((1,), 2.0),
         dataset_wrapper=Wrapper,
     )
-    assert "* Using custom transform for training" in capsys.readouterr().out
     assert isinstance(dm.test_loader.dataset, Wrapper)
     batch = next(iter(dm.train_loader_x))
     assert (batch["img"].sum(), batch["img2"].sum()) == (0, 4)
@@ -234,17 +204,16 @@ def test_wrapper_returns_several_views(root, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_image_gives_one_line_error(tmp_path, workers):
+@pytest.mark.parametrize("harm", [lambda path: os.truncate(path, 60), lambda path: (os.unlink(path), os.mkfifo(path))])
+def test_damaged_image_or_pipe_gives_one_line_error(tmp_path, workers, harm):
     make_images(tmp_path)
-    cfg = make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers)
-    dm = DataManager(cfg)
-    broken = Path(dm.dataset.test[2].impath)
-    broken.write_bytes(broken.read_bytes()[:60])
+    dm = DataManager(make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers))
+    broken = dm.dataset.test[2].impath
+    harm(broken)
     with pytest.raises(ImageError) as caught:
         list(dm.test_loader)
     traceback.clear_frames(caught.tb)  # releases the workers; otherwise the garbage collector waits 5 s for them
-    assert str(broken) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert broken in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_samplers_by_name():

@@ -1,26 +1,12 @@
 """Trainers: models, steps, the loop, evaluation and the files of a run."""
 
-import re
-
 import pytest
 import torch
-from dassl.engine import TrainerBase, build_trainer
+from dassl.engine import TrainerBase
 from dassl.modeling import build_backbone, build_head
 from dassl.utils import UsageError
-from tiny_project import make_cfg, make_images, make_trainer
+from tiny_project import make_trainer
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
 
 
 def files(directory):
@@ -31,18 +17,9 @@ def test_third_party_project_trains_and_evaluates(root, tmp_path, capsys):
     trainer = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 3)
     trainer.train()
     out = capsys.readouterr().out
-    lines = re.findall(
-        r"^epoch \[(\d)/3\] batch \[(\d)/3\] time \d+\.\d{3} \(\d+\.\d{3}\) data \d+\.\d{3} \(\d+\.\d{3}\) "
-        r"loss \d+\.\d{4} \(\d+\.\d{4}\) acc \d+\.\d{4} \(\d+\.\d{4}\) lr (\S+) eta \d:\d\d:\d\d$",
-        out,
-        flags=re.MULTILINE,
-    )
-    assert [line[:2] for line in lines] == [(str(e), str(b)) for e in (1, 2, 3) for b in (1, 2, 3)]
-    assert lines[0][2] == "1.0000e-05"  # warm-up
     printed = [
         "Loading trainer: TinyPrompt",
         "Loading dataset: TinySquares",
-        "Creating a 4-shot dataset",
         "No checkpoint found, train from scratch",
         "Finish training",
         "Deploy the last-epoch model",
@@ -67,14 +44,6 @@ def test_third_party_project_trains_and_evaluates(root, tmp_path, capsys):
         evaluated.load_model(str(tmp_path))  # without model-best.pth.tar
     evaluated.load_model("")
     assert "load_model() is skipped" in capsys.readouterr().out
-
-
-def test_print_freq_and_amp_on_cpu(root, tmp_path, capsys):
-    opts = ("OPTIM.MAX_EPOCH", 1, "TRAIN.PRINT_FREQ", 2, "TEST.NO_TEST", True)
-    make_trainer(root, tmp_path, *opts, "TRAINER.TINYPROMPT.PREC", "amp").train()
-    out = capsys.readouterr().out
-    assert re.findall(r"batch \[(\d)/3\]", out) == ["2"]
-    assert "Evaluate" not in out
 
 
 @pytest.mark.parametrize(
@@ -137,62 +106,35 @@ def test_infinite_parameters_are_never_saved(root, tmp_path):
 
 
 def test_registered_models_are_stepped_and_set_to_a_mode():
-    class Two(TrainerBase):
-        pass
-
-    trainer = Two()
-    first, second, frozen = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)
+    trainer = TrainerBase()
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
     optims = [torch.optim.SGD(model.parameters(), lr) for model, lr in ((first, 0.5), (second, 0.25))]
     sched = torch.optim.lr_scheduler.StepLR(optims[1], 1, 0.1)
     trainer.register_model("first", first, optims[0])
     trainer.register_model("second", second, optims[1], sched)
-    trainer.register_model("frozen", frozen)
+    trainer.register_model("frozen", nn.Linear(2, 1))
     with pytest.raises(ValueError, match="first"):
         trainer.register_model("first", first)
     assert trainer.get_model_names() == ["first", "second", "frozen"]
-    assert trainer.get_model_names("second") == ["second"]
     with pytest.raises(KeyError, match="third"):
         trainer.get_model_names("third")
 
     trainer.set_model_mode("eval", "second")
     assert (first.training, second.training) == (True, False)
-    trainer.set_model_mode("train")
-    assert second.training
-    with pytest.raises(KeyError, match="fast"):
-        trainer.set_model_mode("fast")
-
     trainer.model_update()  # without gradients; torch expects it before the schedulers
     trainer.update_lr()
     assert (trainer.get_current_lr(), trainer.get_current_lr("second")) == (0.5, pytest.approx(0.025))
 
     before = [model.weight.clone() for model in (first, second)]
-    loss = (first(torch.ones(1, 2)) + second(torch.ones(1, 2))).sum()
-    trainer.model_backward_and_update(loss, "first")
-    assert torch.allclose(first.weight, before[0] - 0.5)
-    assert torch.equal(second.weight, before[1])
-    trainer.model_zero_grad()
-    assert second.weight.grad is None or not second.weight.grad.any()
-    trainer.write_scalar("nothing", 1.0)  # without a writer, nothing happens
-    trainer.close_writer()
+    trainer.model_backward_and_update((first(torch.ones(1, 2)) + second(torch.ones(1, 2))).sum(), "first")
+    assert torch.allclose(first.weight, before[0] - 0.5) and torch.equal(second.weight, before[1])
 
 
-def test_errors_for_register_before_init_and_missing_hooks():
-    class Hasty(TrainerBase):
-        def __init__(self):
-            self.register_model("model", nn.Linear(1, 1))
-
-    with pytest.raises(AttributeError, match="super"):
-        Hasty()
+def test_missing_hook_is_named():
     trainer = TrainerBase()
     for call in (trainer.run_epoch, trainer.test, lambda: trainer.forward_backward({})):
-        with pytest.raises(NotImplementedError, match="TrainerBase"):
+        with pytest.raises(NotImplementedError, match="TrainerBase must define"):
             call()
-
-
-def test_unknown_trainer_names_the_closest(root, tmp_path):
-    cfg = make_cfg(root, tmp_path, "TRAINER.NAME", "TinyPromt")
-    with pytest.raises(UsageError, match="TinyPrompt"):
-        build_trainer(cfg)
 
 
 def test_test_split_is_used_without_validation_data(root, tmp_path, capsys):

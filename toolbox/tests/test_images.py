@@ -3,7 +3,6 @@
 import io
 import os
 import struct
-import traceback
 import zlib
 from pathlib import Path
 
@@ -19,11 +18,6 @@ RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 IN_THE_FORM = "not a JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM image: convert, replace or remove it"
 
 
-@pytest.fixture(autouse=True)
-def _new_run():
-    images.report_16_bit_again()
-
-
 def refused(path, *words, **options):
     with pytest.raises(ImageError) as caught:
         read_image(str(path), **options)
@@ -35,13 +29,6 @@ def refused(path, *words, **options):
 def written(path, image, kind, **options):
     image.save(path, kind, **options)
     return str(path)
-
-
-def test_every_mode_is_read_as_rgb(tmp_path):
-    for mode, name in [("RGB", "a.png"), ("L", "b.png"), ("P", "c.gif"), ("RGBA", "d.png"), ("CMYK", "e.jpg")]:
-        Image.new(mode, (5, 4)).save(tmp_path / name)
-        image = read_image(str(tmp_path / name))
-        assert image.mode == "RGB" and image.size == (5, 4)
 
 
 @pytest.mark.filterwarnings("error")
@@ -75,47 +62,24 @@ def test_the_content_decides_the_kind(kind, tmp_path):
     assert np.array_equal(np.asarray(read_image(path)), np.asarray(Image.open(path).convert("RGB")))
 
 
-@pytest.mark.parametrize("kind", ["DDS", "EPS", "ICO", "JPEG2000", "TGA"])
+@pytest.mark.parametrize("kind", ["DDS", "EPS", "JPEG2000", "TGA"])
 def test_other_kinds_are_refused_by_name(kind, tmp_path):
     refused(written(tmp_path / "a.png", Image.fromarray(NOISE), kind), IN_THE_FORM)
 
 
-def test_dds_with_pixels_unknown_to_pillow_is_refused_by_name(tmp_path):
-    header = struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 4, 4, 16, 0, 0, 32, 0x4, 0, 0, 0, 0, 0, 0)
-    (tmp_path / "a.png").write_bytes(header + bytes(1000))
-    refused(tmp_path / "a.png", IN_THE_FORM)
-
-
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})])
-def test_16_bit_greyscale_keeps_its_upper_8_bits(kind, options, tmp_path, capsys):
+def test_16_bit_greyscale_keeps_its_upper_8_bits(kind, options, tmp_path):
     path = written(tmp_path / "a.png", Image.fromarray(RAMP), kind, **options)
-    for _ in range(2):
-        pixels = np.asarray(read_image(path))
-        assert np.array_equal(pixels, np.repeat((RAMP >> 8)[..., None], 3, axis=2))
-    said = f"Images with 16 bits per channel, such as {path}, are reduced to their upper 8 bits\n"
-    assert capsys.readouterr().out == said
+    assert np.array_equal(np.asarray(read_image(path)), np.repeat((RAMP >> 8)[..., None], 3, axis=2))
 
 
-def test_16_bit_netpbm_and_png_in_colour(tmp_path, capsys):
+def test_16_bit_netpbm_and_png_in_colour(tmp_path):
     (tmp_path / "grey.pgm").write_bytes(b"P5 256 256 65535\n" + RAMP.astype(">u2").tobytes())
     assert np.array_equal(np.asarray(read_image(tmp_path / "grey.pgm"))[..., 0], RAMP >> 8)
-    assert "grey.pgm" in capsys.readouterr().out
-    images.report_16_bit_again()
     colours = np.stack([RAMP, RAMP.T, RAMP[::-1]], axis=2)[:8]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
     (tmp_path / "colour.png").write_bytes(png(256, 8, 16, rows))
     assert np.array_equal(np.asarray(read_image(tmp_path / "colour.png")), colours >> 8)
-    assert "colour.png" in capsys.readouterr().out
-
-
-def test_workers_report_16_bit_images_once(tmp_path, capfd):
-    make_images(tmp_path)
-    dm = DataManager(make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", 2))
-    for item in dm.dataset.train_x:
-        Image.fromarray(RAMP).save(item.impath)
-    for _ in range(2):
-        list(dm.train_loader_x)
-    assert capfd.readouterr().out.count("Images with 16 bits per channel") == 1
 
 
 @pytest.mark.parametrize("pixels", [RAMP.astype(np.int32), RAMP.astype(np.float32)], ids=["I", "F"])
@@ -141,10 +105,9 @@ def test_damaged_exif_data_is_ignored(exif, tmp_path):
     assert read_image(path).size == (30, 40)
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_settings_of_a_run_reach_the_reader(cache, tmp_path):
+def test_settings_of_a_run_reach_the_reader(tmp_path):
     make_images(tmp_path)
-    options = ["INPUT.MAX_PIXELS", 16 * 16, "INPUT.EXIF_ORIENTATION", False, "DATALOADER.CACHE", cache]
+    options = ["INPUT.MAX_PIXELS", 16 * 16, "INPUT.EXIF_ORIENTATION", False]
     loader = DataManager(make_cfg(tmp_path, tmp_path, *options), custom_tfm_train=np.asarray).train_loader_x
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -153,7 +116,6 @@ def test_settings_of_a_run_reach_the_reader(cache, tmp_path):
     assert {tuple(batch["img"].shape) for batch in loader} == {(4, 16, 8, 3)}
     large = loader.dataset.data_source[0].impath
     Image.new("RGB", (16, 17)).save(large)
-    loader.dataset.decoded = None
     with pytest.raises(ImageError, match=f"{large}' has more than 256 pixels: .* or raise INPUT.MAX_PIXELS"):
         list(loader)
 
@@ -176,7 +138,7 @@ def test_decompression_bomb_is_an_error(size, tmp_path):
     refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
 
 
-@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (50_000_000, 1), (101, 1), (4, 401)])
+@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (4, 401)])
 def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path):
     """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after resizing."""
     width, height = size
@@ -214,33 +176,9 @@ def test_named_pipe_device_and_folder_are_refused_without_waiting(tmp_path):
         refused(path, "is not a regular file: replace or remove it")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_named_pipe_met_by_a_loader_gives_one_line(workers, tmp_path):
-    make_images(tmp_path)
-    dm = DataManager(make_cfg(tmp_path, tmp_path, "DATALOADER.NUM_WORKERS", workers))
-    path = dm.dataset.test[2].impath
-    os.unlink(path)
-    os.mkfifo(path)
-    with pytest.raises(ImageError) as caught:
-        list(dm.test_loader)
-    traceback.clear_frames(caught.tb)  # releases the workers; otherwise the garbage collector waits 5 s for them
-    assert str(caught.value) == f"'{path}' is not a regular file: replace or remove it"
-
-
 def test_name_with_control_characters_is_escaped(tmp_path):
     (tmp_path / "a\n\x1b.png").write_bytes(b"")
     refused(tmp_path / "a\n\x1b.png", r"a\n\x1b.png", IN_THE_FORM)
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tiff", "bmp", "gif", "ppm"])
-def test_truncated_images_are_refused_by_name(kind, tmp_path):
-    path = tmp_path / f"a.{kind}"
-    Image.fromarray(NOISE).save(path)
-    content = path.read_bytes()
-    for broken in (content[: len(content) // 2], content[:20], b"", b"<html></html>"):
-        path.write_bytes(broken)
-        refused(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -253,6 +191,7 @@ def test_damaged_images_never_end_in_another_error(tmp_path):
         for _ in range(40):
             damaged = np.frombuffer(content.getvalue(), np.uint8).copy()
             damaged[rng.integers(0, min(200, len(damaged)), 4)] = rng.integers(0, 256, 4)
+            damaged = damaged[: rng.choice([len(damaged), len(damaged) // 2, 20, 0])]
             path = Path(tmp_path / "a.png")
             path.write_bytes(damaged.tobytes())
             try:

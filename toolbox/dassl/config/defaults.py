@@ -59,8 +59,6 @@ OPTIONS = {  # name: (default, what it accepts)
     "DATASET.TARGET_DOMAINS": ((), Several(TEXT)),
     "DATASET.NUM_SHOTS": (-1, Integer(-1, 1_000_000, "-1: all images", (0,))),  # images per class
     "DATALOADER.NUM_WORKERS": (4, Integer(0, 256)),
-    "DATALOADER.CACHE": (False, FLAG),  # keep decoded training images in memory
-    "DATALOADER.CACHE_GB": (4.0, GIGABYTES),  # size limit of these images in gigabytes
     "DATALOADER.CACHE_TEST": (False, FLAG),  # keep decoded, resized test images in CACHE (or ~/.cache/dassl)
     "DATALOADER.K_TRANSFORMS": (1, Integer(1, 100)),  # augmented views per training image
     "DATALOADER.RETURN_IMG0": (False, FLAG),  # also return the image without augmentation
@@ -115,7 +113,8 @@ for _name, (_default, _limit) in OPTIONS.items():
     _node[_key] = _default
     _C.register_limit(_name, _limit)
 
-# Options of the published Dassl that nothing here reads: a published YAML file that sets them loads.
+# Options of the published Dassl, and of earlier versions, that nothing here reads: a YAML file that sets them loads.
+_C.DATALOADER.update(CACHE=False, CACHE_GB=4.0)
 _C.INPUT.update(CUTOUT_N=1, CUTOUT_LEN=16, GN_MEAN=0.0, GN_STD=0.15)
 _C.DATASET.update(NUM_LABELED=-1, VAL_PERCENT=0.1, ALL_AS_UNLABELED=False)
 _C.DATASET.update(STL10_FOLD=-1, CIFAR_C_TYPE="", CIFAR_C_LEVEL=1)

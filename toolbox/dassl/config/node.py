@@ -31,8 +31,8 @@ class CfgNode(YacsNode):
 
     An unknown key raises :class:`UnknownNameError` (a UsageError and a KeyError) that names the closest known key. A
     missing or malformed file or a value that is not accepted raises :class:`UsageError`. A YAML file may name base
-    files under ``_BASE_`` (a path or a list, relative to the file), whose values it overrides. ``load_cfg`` reads YAML
-    only, and within bounds: yacs would also execute a Python file.
+    files under ``_BASE_`` (a path or a list, relative to the file), whose values it overrides. Files are YAML and
+    within bounds: yacs would also execute a Python file.
     """
 
     def register_limit(self, name, limit):
@@ -46,24 +46,13 @@ class CfgNode(YacsNode):
         _limits(reduce(getitem, groups, self))[key] = limit
 
     def freeze(self):
-        """Check the values, then make this node and those below immutable.
-
-        Raises:
-            UsageError: a value is not accepted; the message names the key, the value and what is accepted.
-        """
+        """Check the values, then make this node and those below immutable."""
         _check(self)
         super().freeze()
 
     @classmethod
     def load_cfg(cls, cfg_file_obj_or_str):
-        """A node from YAML.
-
-        Args:
-            cfg_file_obj_or_str (str or file): the text, or an open file.
-
-        Raises:
-            UsageError: it is malformed, not a mapping, too large, or has values of other types.
-        """
+        """A node from YAML: its text, or an open file."""
         text = cfg_file_obj_or_str if isinstance(cfg_file_obj_or_str, str) else cfg_file_obj_or_str.read()
         name = getattr(cfg_file_obj_or_str, "name", "the text")
         try:
@@ -72,14 +61,7 @@ class CfgNode(YacsNode):
             raise UsageError(f"{name} is not a config: {error}") from None
 
     def merge_from_file(self, cfg_filename):
-        """Merge the files that a YAML file names under ``_BASE_``, then the file.
-
-        Args:
-            cfg_filename (str): the file.
-
-        Raises:
-            UsageError: the file is missing or malformed, has an unknown key or a value that is not accepted.
-        """
+        """Merge the files that a YAML file names under ``_BASE_``, then the file."""
         self._merge_file(os.fspath(cfg_filename), [])
 
     def _merge_file(self, path, files):
@@ -96,15 +78,11 @@ class CfgNode(YacsNode):
         self._merge(tree, path)
 
     def merge_from_other_cfg(self, cfg_other):
-        """Merge another node; raises UsageError as :meth:`merge_from_file` does."""
+        """Merge another node."""
         self._merge(cfg_other)
 
     def merge_from_list(self, cfg_list):
-        """Merge ``[key, value, key, value, ...]``, as given on a command line.
-
-        Raises:
-            UsageError: an odd number of items, an unknown key, or a value that is not accepted.
-        """
+        """Merge ``[key, value, key, value, ...]``, as given on a command line."""
         if len(cfg_list) % 2:
             raise UsageError(f"config options come in pairs (KEY value), but these are {len(cfg_list)}: {cfg_list}")
         for name, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
@@ -127,7 +105,7 @@ class CfgNode(YacsNode):
                 node[key] = _accepted(node, key, value, f"{file}: {name}" if file else name)
 
     def _unknown(self, name, source=""):
-        return UnknownNameError(f"unknown config key {name}{source}{nearest(name, _names(self))}")
+        return UnknownNameError(f"unknown config key {name}{source}{nearest(name, list(_names(self)))}")
 
 
 def _accepted(node, key, value, name):

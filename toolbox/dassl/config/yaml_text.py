@@ -24,12 +24,13 @@ def read_text(path):
         UsageError: the file is missing, larger, not a regular file or not UTF-8.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            content = file.read(MAX_BYTES + 1) if regular else b""
-        if regular and len(content) <= MAX_BYTES:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is not a regular file")
+            content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
             return content.decode()
-        problem = f"it is larger than {MAX_BYTES:,} bytes" if regular else "it is not a regular file"
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -37,7 +38,7 @@ def read_text(path):
         raise MissingFileError(f"there is no config file {path}: check the path{near}") from None
     except UnicodeDecodeError:
         problem = "it is not UTF-8 text"
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+    except (OSError, ValueError) as error:  # among them: NUL in the path
         problem = getattr(error, "strerror", None) or str(error)
     raise UsageError(f"cannot read the config file {path} ({problem}): give the path of a YAML file")
 

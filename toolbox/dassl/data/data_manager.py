@@ -2,16 +2,15 @@
 
 from contextlib import suppress
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from dassl.data.datasets import build_dataset
 from dassl.data.image_cache import KeepingLoader, content_of, keep_images
-from dassl.data.loader import SeededIndex, SteadyLoader, decode_images, seed_worker
+from dassl.data.loader import SeededIndex, SteadyLoader, seed_worker
 from dassl.data.samplers import build_sampler
-from dassl.data.transforms import INTERPOLATION_MODES, build_transform
+from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
 from dassl.utils import UsageError, read_image
-from dassl.utils.images import report_16_bit_again
-from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms as T
 
@@ -49,14 +48,13 @@ def build_data_loader(
         raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
-    sampler = build_sampler(sampler_type, data_source=data_source)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = is_train and isinstance(dataset, DatasetWrapper)
     return (SteadyLoader if steady else KeepingLoader)(
         dataset,
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=build_sampler(sampler_type, data_source=data_source),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
@@ -81,83 +79,50 @@ class DataManager:
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
-        report_16_bit_again()
 
-        if custom_tfm_train is None:
-            custom_tfm_train = build_transform(cfg, is_train=True)
-        else:
-            print("* Using custom transform for training")
-        if custom_tfm_test is None:
-            custom_tfm_test = build_transform(cfg, is_train=False)
-        else:
-            print("* Using custom transform for testing")
+        tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
+        tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 
-        def train_loader(options, data_source):
+        def loader(options, data_source, is_train):
             return build_data_loader(
                 cfg,
                 sampler_type=options.SAMPLER,
                 data_source=data_source,
                 batch_size=options.BATCH_SIZE,
-                tfm=custom_tfm_train,
-                is_train=True,
+                tfm=tfm_train if is_train else tfm_test,
+                is_train=is_train,
                 dataset_wrapper=dataset_wrapper,
             )
 
-        def test_loader(data_source):
-            return build_data_loader(
-                cfg,
-                sampler_type=cfg.DATALOADER.TEST.SAMPLER,
-                data_source=data_source,
-                batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-                tfm=custom_tfm_test,
-                is_train=False,
-                dataset_wrapper=dataset_wrapper,
-            )
-
-        options_x = cfg.DATALOADER.TRAIN_X
-        options_u = options_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
-
+        train_x, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST
+        train_u = train_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
         self._num_classes = dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self._lab2cname = dataset.lab2cname
         self.dataset = dataset
-        self.train_loader_x = train_loader(options_x, dataset.train_x)
-        self.train_loader_u = train_loader(options_u, dataset.train_u) if dataset.train_u else None
-        self.val_loader = test_loader(dataset.val) if dataset.val else None
-        self.test_loader = test_loader(dataset.test)
-
+        self.train_loader_x = loader(train_x, dataset.train_x, is_train=True)
+        self.train_loader_u = loader(train_u, dataset.train_u, is_train=True) if dataset.train_u else None
+        self.val_loader = loader(test, dataset.val, is_train=False) if dataset.val else None
+        self.test_loader = loader(test, dataset.test, is_train=False)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    @property
-    def num_classes(self):
-        return self._num_classes
-
-    @property
-    def num_source_domains(self):
-        return self._num_source_domains
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
+    num_classes = property(attrgetter("_num_classes"))
+    num_source_domains = property(attrgetter("_num_source_domains"))
+    lab2cname = property(attrgetter("_lab2cname"))
 
     def show_dataset_summary(self, cfg):
         """Print the name, domains and sizes of the dataset."""
-        rows = [("Dataset", cfg.DATASET.NAME)]
-        if cfg.DATASET.SOURCE_DOMAINS:
-            rows.append(("Source", str(cfg.DATASET.SOURCE_DOMAINS)))
-        if cfg.DATASET.TARGET_DOMAINS:
-            rows.append(("Target", str(cfg.DATASET.TARGET_DOMAINS)))
-        rows.append(("# classes", f"{self.num_classes:,}"))
-        for split in ("train_x", "train_u", "val", "test"):
-            data = getattr(self.dataset, split)
-            if data:
-                rows.append((f"# {split}", f"{len(data):,}"))
-
-        left = max(len(key) for key, _ in rows)
-        right = max(len(value) for _, value in rows)
-        rule = f"{'-' * left}  {'-' * right}"
-        print("\n".join([rule, *(f"{key:<{left}}  {value}" for key, value in rows), rule]))
+        sizes = {
+            f"# {split}": len(getattr(self.dataset, split) or ()) for split in ("train_x", "train_u", "val", "test")
+        }
+        rows = {
+            "Dataset": cfg.DATASET.NAME,
+            "Source": ", ".join(cfg.DATASET.SOURCE_DOMAINS),
+            "Target": ", ".join(cfg.DATASET.TARGET_DOMAINS),
+            **{name: f"{size:,}" if size else "" for name, size in {"# classes": self.num_classes, **sizes}.items()},
+        }
+        print("\n".join(f"{name:<9}  {value}" for name, value in rows.items() if value))
 
 
 class DatasetWrapper(TorchDataset):
@@ -170,9 +135,7 @@ class DatasetWrapper(TorchDataset):
     - DATALOADER.K_TRANSFORMS = k > 1 (training only) applies a transform k times: `img` is the list of the k
       results, and those from the second on are `img2`, `img3`, ... as well.
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
-    - DATALOADER.CACHE (training only) keeps decoded images in memory; the items stay the same.
-    - DATALOADER.CACHE_TEST (test and validation only) keeps decoded and resized images in a file that all runs on a
-      machine share (`dassl.data.image_cache`); the items stay the same.
+    - DATALOADER.CACHE_TEST (test and validation only) does not change the items: see `dassl.data.image_cache`.
 
     Args:
         cfg: the config.
@@ -192,16 +155,12 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self.decoded = None  # path -> pixels of the images kept in memory
         self.kept = None  # the images kept in a file
         self.seed = None  # the last seed that a worker received
         if self.k_tfm > 1 and transform is None:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but no transform is applied; set it to 1")
-
-        steps = [T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
-        if "normalize" in cfg.INPUT.TRANSFORMS:
-            steps.append(T.Normalize(mean=cfg.INPUT.PIXEL_MEAN, std=cfg.INPUT.PIXEL_STD))
-        self.to_tensor = T.Compose(steps)
+        resize = T.Resize(cfg.INPUT.SIZE, interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
+        self.to_tensor = T.Compose([resize, *to_tensor(cfg.INPUT, cfg.INPUT.TRANSFORMS)])
 
     def __len__(self):
         return len(self.data_source)
@@ -211,9 +170,7 @@ class DatasetWrapper(TorchDataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         if self.kept is not None:
             return output | {"img": self.kept[idx]}
-        pixels = (self.decoded or {}).get(item.impath)
-        img0 = self.read(item.impath) if pixels is None else Image.fromarray(pixels)  # the caller's own copy
-
+        img0 = self.read(item.impath)
         if self.transform is None:
             output["img"] = img0
         elif isinstance(self.transform, (list, tuple)):
@@ -237,13 +194,6 @@ class DatasetWrapper(TorchDataset):
                 self.seed = seed
             indices = [item.index for item in indices]
         return [self[index] for index in indices]
-
-    def keep_images(self, threads):
-        """Decode the images that DATALOADER.CACHE keeps in memory, unless they are decoded already."""
-        loader = self.cfg.DATALOADER
-        if self.is_train and loader.CACHE and self.decoded is None:
-            paths = [item.impath for item in self.data_source]
-            self.decoded = decode_images(paths, self.read, loader.CACHE_GB, threads)
 
     @cached_property
     def content(self):

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from dassl.utils import ImageError
+from dassl.utils.files import sha256_of, write_atomically
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from tqdm import tqdm
 
-__all__ = ["KeepingLoader", "KeptImages", "content_of", "keep_images"]
-
-DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all before it ends a file
-BLOCK = 1 << 20
+DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all bytes before it ends a file
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
@@ -27,19 +25,13 @@ class KeepingLoader(DataLoader):
     """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
 
     def __iter__(self):
-        keep = getattr(self.dataset, "keep_test_images", None)
-        if keep is not None:
-            keep(threads=self.num_workers)
+        if hasattr(self.dataset, "keep_test_images"):
+            self.dataset.keep_test_images(threads=self.num_workers)
         return super().__iter__()
 
 
 def content_of(cfg, paths, transform):
-    """A SHA-256, in hexadecimal, of image files and of all that is known to decide what is read from them.
-
-    Args:
-        cfg: the config.
-        paths: the files, in their order.
-        transform: its text counts; what a callable of the user does is not known.
+    """A SHA-256, in hexadecimal, of image files, their order, INPUT and the text of a transform.
 
     Raises:
         OSError: a file cannot be read, or is not a regular file.
@@ -50,16 +42,8 @@ def content_of(cfg, paths, transform):
         if not os.path.isfile(path):  # a named pipe would wait for its writer
             raise FileNotFoundError(path)
         content = Path(path).read_bytes()
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
+        digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
-
-
-def split_transform(transform):
-    """A transform as its steps on PIL images and those from `ToTensor` on; None if it does not consist of such."""
-    steps = transform.transforms if isinstance(transform, T.Compose) else []
-    first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
-    return None if first is None else (T.Compose(steps[:first]), T.Compose(steps[first:]))
 
 
 def keep_images(cfg, content, paths, read, transform, threads):
@@ -69,22 +53,20 @@ def keep_images(cfg, content, paths, read, transform, threads):
         cfg: the config. The folder is CACHE, or `~/.cache/dassl` if that is empty.
         content (str): `content_of` the files.
         paths: the image files, in their order.
-        read: path -> PIL image in RGB.
+        read: path -> PIL image in RGB; raises ImageError.
         transform: the test transform.
         threads (int): number of files to decode at the same time.
-
-    Raises:
-        ImageError: an image is missing or damaged.
     """
-    parts = split_transform(transform)
-    if parts is None:
+    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
+    if first is None:
         print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")
         return None
-    on_image, on_tensor = parts
+    on_image, on_tensor = T.Compose(steps[:first]), T.Compose(steps[first:])
     folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
-    first = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
-    key = hashlib.sha256(f"{content} {first.shape}".encode() + first.tobytes()).hexdigest()[:32]
-    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.npy"), (len(paths), *first.shape), on_tensor)
+    sample = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
+    key = hashlib.sha256(f"{content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
+    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.npy"), (len(paths), *sample.shape), on_tensor)
     if not kept.open():
         with ThreadPool(max(1, threads)) as pool:
             decoded = pool.imap(lambda path: on_image(read(path)), paths)
@@ -96,11 +78,10 @@ def keep_images(cfg, content, paths, read, transform, threads):
 class KeptImages:
     """The pixels of images after the PIL steps of a test transform, uint8 (H, W, 3) each, in a file.
 
-    The file has NumPy's format, and the SHA-256 of all before at its end. It is written under another name and then
-    renamed, so that several processes may make it at once.
+    The file has NumPy's format, and the SHA-256 of all bytes before at its end. Several processes may write it.
 
     Args:
-        file (Path): its path; the name has a key made of the content of the image files and of the transform.
+        file (Path): its name has a key made of the content of the image files and of the transform.
         shape (tuple): of the pixels of all images, (images, H, W, 3).
         on_tensor: the steps of the transform from `ToTensor` on.
     """
@@ -121,71 +102,55 @@ class KeptImages:
     def open(self):
         """Map the file into memory; returns whether it is there and is what was written."""
         try:
-            if not self.file.is_file():
-                return False
-            if not is_complete(self.file):
-                print(f"{self.file} is damaged: the images are decoded again")
-                return False
+            with open(self.file, "rb") as file:
+                if sha256_of(file, self.file.stat().st_size - DIGEST).digest() != file.read():
+                    return False
             pixels = np.load(self.file, mmap_mode="r")
+            os.utime(self.file)  # files that were not used for longest are deleted first
         except (OSError, ValueError):  # deleted meanwhile, or not such a file
             return False
         if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
             return False
-        with suppress(OSError):
-            os.utime(self.file)  # files that were not used for longest are deleted first
         self.pixels = pixels
         print(f"Decoded test images: {self.file}")
         return True
 
     def write(self, images, limit):
-        """Write the file and map it into memory; if it cannot be written, print why.
+        """Write the PIL images to the file and map it into memory; if it cannot be written, print why.
 
-        Args:
-            images: yields the PIL images.
-            limit (float): size limit of all such files in bytes.
-
-        Raises:
-            ImageError: an image is missing or damaged.
+        `limit` is that of the size of all such files, in bytes. Raises ImageError if an image is missing or damaged.
         """
         if np.prod(self.shape) > limit:
             print(f"{np.prod(self.shape) / 1e9:.1f} GB of decoded test images are not kept: raise CACHE_GB")
             return
-        unfinished = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.unlink(missing_ok=True)
-            with open(unfinished, "xb") as file:  # not through a memory map: a full disk would end the process
-                digest = hashlib.sha256()
-                for content in self.contents(images):
-                    file.write(content)
-                    digest.update(content)
-                file.write(digest.digest())
-            os.replace(unfinished, self.file)
+            write_atomically(self.file, self.contents(images))  # a full disk would end a process with a memory map
         except ImageError:
             raise
         except (OSError, ValueError) as error:
             print(f"Decoded test images are not kept: {getattr(error, 'strerror', None) or error}")
             return
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
         self.make_room(limit)
         self.open()
 
     def contents(self, images):
-        """The parts of the file before its digest: NumPy's header, then the pixels of each image."""
+        """The parts of the file: NumPy's header, the pixels of each image, the digest."""
         header = BytesIO()
         facts = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(header, facts)
+        digest = hashlib.sha256(header.getvalue())
         yield header.getvalue()
         for image in images:
             pixels = np.asarray(image)
             if pixels.shape != self.shape[1:]:
                 raise ValueError(f"they have the sizes {self.shape[1:]} and {pixels.shape}")
+            digest.update(pixels.tobytes())
             yield pixels.tobytes()
+        yield digest.digest()
 
     def make_room(self, limit):
-        """Delete files that were not used for longest, until all have at most `limit` bytes, and abandoned ones."""
+        """Delete abandoned files, and those not used for longest until the others have at most `limit` bytes."""
         with suppress(OSError):  # another process deletes them too
             for file in self.file.parent.glob(".images-*.tmp"):
                 if time.time() - file.stat().st_mtime > ABANDONED:
@@ -196,13 +161,3 @@ class KeptImages:
                 if excess > 0 and file != self.file:
                     excess -= file.stat().st_size
                     file.unlink()
-
-
-def is_complete(file):
-    """Whether a file ends with the SHA-256 of all bytes before it."""
-    digest, left = hashlib.sha256(), file.stat().st_size - DIGEST
-    with open(file, "rb") as content:
-        while left > 0 and (block := content.read(min(BLOCK, left))):
-            digest.update(block)
-            left -= len(block)
-        return content.read() == digest.digest()

@@ -1,14 +1,11 @@
-"""A data loader that starts its workers and decodes its images once, without changing the batches."""
+"""A data loader that starts its workers once, without changing the batches."""
 
 import random
-from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from dassl.utils.logger import on_terminal
 from torch.utils.data import DataLoader, Sampler, get_worker_info
-from tqdm import tqdm
 
 
 class SteadyLoader(DataLoader):
@@ -20,8 +17,8 @@ class SteadyLoader(DataLoader):
     (`SeededIndex`); a worker that receives a new number seeds itself as torch would. Each epoch is bit-identical to
     one of new workers, also in a resumed run.
 
-    torch offers no public way to end persistent workers or to ask whether all batches were read. Hence the use of
-    `_iterator` and `_num_yielded`, which toolbox/tests/test_loader.py checks.
+    torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
+    toolbox/tests/test_loader.py checks.
 
     Args:
         dataset: a `DatasetWrapper`.
@@ -37,12 +34,10 @@ class SteadyLoader(DataLoader):
         )
 
     def __iter__(self):
-        self.dataset.keep_images(threads=self.num_workers)  # before workers are forked, which then share the memory
-        if self._iterator is not None and self._iterator._num_yielded < len(self):
-            self.stop_workers()  # the last epoch was not read to its end; its iterator, if still used, keeps them
         if self.num_workers:
             # A new iterator draws the first seed itself.
-            self.sampler.seed = None if self._iterator is None else draw_seed(self.generator)
+            own = torch.empty((), dtype=torch.int64)
+            self.sampler.seed = None if self._iterator is None else own.random_(generator=self.generator).item()
         return super().__iter__()
 
     def stop_workers(self):
@@ -61,21 +56,14 @@ class SeededIndices(Sampler):
     """The indices of another sampler as `SeededIndex`."""
 
     def __init__(self, sampler):
-        self.sampler = sampler
-        self.seed = None
+        self.sampler, self.seed = sampler, None
 
     def __iter__(self):
-        seed = self.seed
-        for index in self.sampler:
-            yield SeededIndex(index, seed)
+        seed = self.seed  # of this epoch
+        return (SeededIndex(index, seed) for index in self.sampler)
 
     def __len__(self):
         return len(self.sampler)
-
-
-def draw_seed(generator=None):
-    """Draw the seed of an epoch as torch does."""
-    return torch.empty((), dtype=torch.int64).random_(generator=generator).item()
 
 
 def seed_worker(seed):
@@ -84,37 +72,3 @@ def seed_worker(seed):
     random.seed(seed + worker)
     torch.manual_seed(seed + worker)
     np.random.seed(np.random.SeedSequence([worker, seed & 0xFFFFFFFF, seed >> 32, 0]).generate_state(4))
-
-
-def decode_images(paths, read, limit, threads=1):
-    """Read image files into memory in the given order until the limit is reached.
-
-    Args:
-        paths: the files; duplicates are read once.
-        read: path -> PIL image in RGB.
-        limit (float): size limit in gigabytes.
-        threads (int): number of files to decode at the same time.
-
-    Returns:
-        dict: path -> uint8 array (H, W, 3).
-
-    Raises:
-        ImageError: an image is missing or damaged.
-    """
-    paths = list(dict.fromkeys(paths))
-    pixels, size = {}, 0
-    with ThreadPool(max(1, threads)) as pool:
-        decoded = pool.imap(lambda path: np.asarray(read(path)), paths)
-        for path, image in zip(
-            paths,
-            tqdm(decoded, desc="Decoding", total=len(paths), unit="image", disable=not on_terminal()),
-            strict=True,
-        ):
-            if size + image.nbytes > 1e9 * limit:
-                break
-            pixels[path] = image
-            size += image.nbytes
-    pool.join()  # before the workers are forked
-    rest = "" if len(pixels) == len(paths) else "; the others are decoded each time: raise DATALOADER.CACHE_GB"
-    print(f"{len(pixels)} of {len(paths)} training images are kept in memory ({size / 1e9:.2f} GB){rest}")
-    return pixels

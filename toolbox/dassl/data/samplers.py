@@ -4,8 +4,6 @@ from dassl.config.defaults import SAMPLERS
 from dassl.utils import check_availability
 from torch.utils.data import RandomSampler, SequentialSampler
 
-__all__ = ["build_sampler"]
-
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
     """Build a sampler over `data_source`.

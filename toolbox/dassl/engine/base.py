@@ -5,10 +5,9 @@ import os
 from collections import OrderedDict
 
 import torch
-from dassl.engine.run_state import epoch_files, fitted_run_state, load_newest, rng_state, set_rng_state
-from dassl.utils import MissingFileError, save_checkpoint, tolist_if_not
-from dassl.utils.checkpoint import load_training_state
-from dassl.utils.state_checks import load_part
+from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
+from dassl.utils import save_checkpoint, tolist_if_not
+from dassl.utils.checkpoint import load_training_state, restore
 
 
 class TrainerBase:
@@ -49,11 +48,8 @@ class TrainerBase:
             sched (LRScheduler): its learning rate scheduler, stepped once per epoch by `update_lr`.
 
         Raises:
-            AttributeError: the trainer's `__init__` did not call `super().__init__()`.
             ValueError: the name is taken.
         """
-        if self.__dict__.get("_models") is None:
-            raise AttributeError("register_model() was called before super().__init__()")
         if name in self._models:
             raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
         self._models[name] = model
@@ -70,24 +66,25 @@ class TrainerBase:
                 raise KeyError(f'no model named "{name}" is registered; registered are {list(self._models)}')
         return names
 
+    def _registered(self, kind, names):
+        """Those of `self._models`, `self._optims` or `self._scheds` that exist."""
+        return [kind[name] for name in self.get_model_names(names) if kind[name] is not None]
+
     def set_model_mode(self, mode="train", names=None):
         """Put models in "train" mode, or in "test" (also "eval") mode."""
         if mode not in ("train", "test", "eval"):
             raise KeyError(f'model mode must be "train", "test" or "eval", got "{mode}"')
-        for name in self.get_model_names(names):
-            if self._models[name] is not None:
-                self._models[name].train(mode == "train")
+        for model in self._registered(self._models, names):
+            model.train(mode == "train")
 
     def update_lr(self, names=None):
         """Step the learning rate schedulers of these models."""
-        for name in self.get_model_names(names):
-            if self._scheds[name] is not None:
-                self._scheds[name].step()
+        for scheduler in self._registered(self._scheds, names):
+            scheduler.step()
 
     def get_current_lr(self, names=None):
         """The learning rate of the first of these models' first parameter group."""
-        name = self.get_model_names(names)[0]
-        return self._optims[name].param_groups[0]["lr"]
+        return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
     # Steps
 
@@ -111,18 +108,16 @@ class TrainerBase:
         )
 
     def model_zero_grad(self, names=None):
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].zero_grad()
+        for optimizer in self._registered(self._optims, names):
+            optimizer.zero_grad()
 
     def model_backward(self, loss):
         self.detect_anomaly(loss)
         loss.backward()
 
     def model_update(self, names=None):
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].step()
+        for optimizer in self._registered(self._optims, names):
+            optimizer.step()
 
     def model_backward_and_update(self, loss, names=None):
         """One optimiser step of these models on a scalar loss."""
@@ -140,32 +135,27 @@ class TrainerBase:
             directory (str): the output directory.
             is_best (bool): copy the file to `model-best.pth.tar` as well.
             val_result (float): validation result, stored in the file.
-            model_name (str): file name in place of `model.pth.tar-<epoch + 1>`.
+            model_name (str): a file name to use instead of `model.pth.tar-<epoch + 1>`.
         """
         run, metadata = self.run_state(), self.checkpoint_metadata()
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
-            save_checkpoint(
-                {
-                    "state_dict": self._models[name].state_dict(),
-                    "epoch": epoch + 1,
-                    "optimizer": optim.state_dict() if optim is not None else None,
-                    "scheduler": sched.state_dict() if sched is not None else None,
-                    "val_result": val_result,
-                    "run": run,
-                    "metadata": metadata,
-                },
-                os.path.join(directory, name),
-                is_best=is_best,
-                model_name=model_name,
-            )
+            state = {
+                "state_dict": self._models[name].state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "val_result": val_result,
+                "run": run,
+                "metadata": metadata,
+            }
+            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
         self._saved_epoch = epoch + 1
 
     def checkpoint_metadata(self):
-        """Hook: what a reader of the checkpoint should know, such as which method and settings made it.
+        """Hook: a dict of plain values that describes the method and its settings.
 
-        Subclasses return a dict of plain values (numbers, strings, lists, dicts). `save_model` saves it in each
-        checkpoint under "metadata". The toolbox reads only "version" of it, which a resumed run compares.
+        `save_model` saves it under "metadata". The toolbox reads only its "version", which a resumed run compares.
         """
         return {}
 
@@ -175,14 +165,8 @@ class TrainerBase:
     def resume_model_if_exist(self, directory):
         """Load the newest checkpoint of a run: weights, optimisers, schedulers and random generators.
 
-        Args:
-            directory (str): the run's output directory.
-
-        Returns:
-            The number of finished epochs, 0 when there is no checkpoint.
-
-        Raises:
-            UsageError: the checkpoints are damaged or do not fit the models.
+        Returns the number of finished epochs, 0 when `directory`, the run's output directory, has no checkpoint. Raises
+        UsageError if the checkpoints are damaged or do not fit the models.
         """
         checkpoints = load_newest(directory, self.get_model_names())
         if checkpoints is None:
@@ -193,14 +177,15 @@ class TrainerBase:
         metadata = first.get("metadata") if isinstance(first.get("metadata"), dict) else {}
         self.check_metadata(metadata)
         for name, checkpoint in checkpoints.items():
-            parts = {"state_dict": self._models, "optimizer": self._optims, "scheduler": self._scheds}
-            for key, targets in parts.items():
-                if targets[name] is not None and checkpoint.get(key) is not None:
-                    load_part(targets[name], checkpoint[key], f"{key} of the checkpoint of {name} in {directory}")
-                    print(f"Loaded {key} of {name}")
+            targets = {
+                "state_dict": self._models[name],
+                "optimizer": self._optims[name],
+                "scheduler": self._scheds[name],
+            }
+            restore(checkpoint, f"of {name} in {directory}", **targets)
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
-            self.load_run_state(fitted_run_state(self.run_state(), first["run"], first["epoch"]))
+            self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
         self._saved_epoch = first["epoch"]
         now = self.checkpoint_metadata().get("version")
         before = metadata.get("version", now)
@@ -247,20 +232,12 @@ class TrainerBase:
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        model_file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
         for name in self.get_model_names():
-            path = os.path.join(directory, name, model_file)
-            if not os.path.exists(path):
-                there = ", ".join(map(str, sorted(epoch_files(os.path.dirname(path))))) or "none"
-                raise MissingFileError(
-                    f"no checkpoint at {path}; check the model directory and the epoch to load (epochs there: {there})"
-                )
+            path = os.path.join(directory, name, "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}")
             checkpoint = load_training_state(path)
-            val_result = checkpoint.get("val_result")
-            shown = f", val_result={val_result:.1f}" if val_result is not None else ""
-            print(f"Load {path} to {name} (epoch={checkpoint['epoch']}{shown})")
-            load_part(self._models[name], checkpoint["state_dict"], f"checkpoint of {name} in {directory}")
+            restore(checkpoint, path, state_dict=self._models[name])
             self.loaded_epoch = checkpoint["epoch"]
+            print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
 
     # TensorBoard
 
@@ -298,32 +275,28 @@ class TrainerBase:
             self.after_epoch()
         self.after_train()
 
+    # Hooks
+
     def before_train(self):
-        """Hook."""
+        """Before the first epoch."""
 
     def after_train(self):
-        """Hook."""
+        """After the last epoch."""
 
     def before_epoch(self):
-        """Hook."""
+        """Before each epoch."""
 
     def after_epoch(self):
-        """Hook."""
+        """After each epoch."""
 
     def run_epoch(self):
+        """The batches of an epoch."""
         raise NotImplementedError(f"{type(self).__name__} must define run_epoch()")
 
     def test(self):
+        """Evaluate."""
         raise NotImplementedError(f"{type(self).__name__} must define test()")
 
-    def parse_batch_train(self, batch):
-        raise NotImplementedError(f"{type(self).__name__} must define parse_batch_train()")
-
-    def parse_batch_test(self, batch):
-        raise NotImplementedError(f"{type(self).__name__} must define parse_batch_test()")
-
     def forward_backward(self, batch):
+        """A training step; returns a dict of losses."""
         raise NotImplementedError(f"{type(self).__name__} must define forward_backward()")
-
-    def model_inference(self, input):
-        raise NotImplementedError(f"{type(self).__name__} must define model_inference()")

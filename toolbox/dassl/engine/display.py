@@ -6,17 +6,12 @@ from dassl.utils import AverageMeter
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
 
-__all__ = ["EpochDisplay", "test_bar"]
-
-BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}"
-
 
 class EpochDisplay:
     """A context manager for the batches of an epoch.
 
     Args:
-        epoch (int): number of the epoch, from 1.
-        max_epoch (int): of the last one.
+        epoch, max_epoch (int): number of the epoch, from 1, and of the last one.
         num_batches (int): batches of an epoch.
         print_freq (int): the log has a line for every so many batches; in a shorter epoch, for the last one.
     """
@@ -24,14 +19,8 @@ class EpochDisplay:
     def __init__(self, epoch, max_epoch, num_batches, print_freq):
         self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
-        self.bar = tqdm(
-            total=num_batches,
-            desc=f"epoch {epoch}/{max_epoch}",
-            bar_format=BAR,
-            leave=False,
-            dynamic_ncols=True,
-            disable=not on_terminal(),
-        )
+        options = {"leave": False, "dynamic_ncols": True, "disable": not on_terminal()}
+        self.bar = tqdm(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, **options)
 
     def __enter__(self):
         return self
@@ -65,13 +54,12 @@ class EpochDisplay:
         if self.bar.disable:
             return
         means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
-        figures = f"{means} lr {lr:.2e} {1 / max(self.batch_time.avg, 1e-9):.3g} it/s"
-        self.bar.bar_format = f"{BAR} {figures} left {eta}"
+        self.bar.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
         self.bar.update()
         if number == self.num_batches:
-            self.bar.close()
             took = datetime.timedelta(seconds=round(self.batch_time.sum))
-            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {figures}, {took}, left {eta}")
+            self.bar.close()
+            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
 
 
 def test_bar(outputs, split, loader):

@@ -9,10 +9,10 @@ from dassl.data import DataManager
 from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.engine.display import EpochDisplay, test_bar
-from dassl.engine.run_state import epoch_files, is_save_interrupted, remove_epochs
+from dassl.engine.run_state import is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, mkdir_if_missing
-from dassl.utils.archive import remove_temporary_files
+from dassl.utils.files import remove_temporary_files
 from dassl.utils.lazy import lazy_names
 from dassl.utils.logger import print_on_terminal
 
@@ -46,13 +46,9 @@ class SimpleTrainer(TrainerBase):
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
-        self.test_results = None
-        self.test_split = None
-        self.n_test = 0
-        self.test_seconds = 0.0
+        self.test_results, self.test_split, self.n_test, self.test_seconds = None, None, 0, 0.0
         self._resumed_seconds = 0.0
         self.time_start = self.time_began = time.monotonic()
-
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -61,14 +57,11 @@ class SimpleTrainer(TrainerBase):
         """Hook: raise an error for a config that the trainer does not support."""
 
     def build_data_loader(self):
-        """Build `self.dm` and set the attributes for its loaders."""
+        """Build `self.dm`; its loaders and what it knows of the classes become attributes of the trainer."""
         self.dm = DataManager(self.cfg)
-        self.train_loader_x = self.dm.train_loader_x
-        self.train_loader_u = self.dm.train_loader_u  # None without unlabelled data
-        self.val_loader = self.dm.val_loader  # None without validation data
-        self.test_loader = self.dm.test_loader
-        self.num_classes = self.dm.num_classes
-        self.num_source_domains = self.dm.num_source_domains
+        self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
+        self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
+        self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self):
@@ -83,10 +76,10 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
-            raise UsageError(
-                f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is "
-                f"{self.max_epoch}: use the settings that it was trained with, or another OUTPUT_DIR"
+            what = (
+                f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is {self.max_epoch}"
             )
+            raise UsageError(f"{what}: use the settings that it was trained with, or another OUTPUT_DIR")
         self._resumed_seconds = self.train_seconds
         for name in self.get_model_names():
             remove_temporary_files(os.path.join(self.output_dir, name))
@@ -114,8 +107,7 @@ class SimpleTrainer(TrainerBase):
                 print("Deploy the last-epoch model")
             self.test()
         for name in self.get_model_names():
-            kept = ", ".join(map(str, sorted(epoch_files(os.path.join(self.output_dir, name)))))
-            print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)} (epoch {kept})")
+            print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)}")
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.monotonic() - self.time_began))}")
         self.close_writer()
 
@@ -140,8 +132,7 @@ class SimpleTrainer(TrainerBase):
 
     def _save_epoch(self):
         """Save the epoch, then delete the checkpoints that TRAIN.CHECKPOINT_FREQ does not keep."""
-        number = self.epoch + 1
-        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        number, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if number < self.max_epoch and not (freq > 0 and number % freq == 0):
             self._transient_epochs.add(number)
         self.save_model(self.epoch, self.output_dir)
@@ -169,23 +160,16 @@ class SimpleTrainer(TrainerBase):
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        if split == "val" and self.val_loader is not None:
-            data_loader = self.val_loader
-        else:
-            split = "test"
-            data_loader = self.test_loader
-        self.test_split = split
+        validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
+        self.test_split = split = "val" if validates else "test"
         print(f"Evaluate on the *{split}* set")
-
-        start = time.monotonic()
-        self.n_test = 0
+        start, self.n_test = time.monotonic(), 0
+        data_loader = self.val_loader if validates else self.test_loader
         for output, label in test_bar(self.test_outputs(data_loader), split, data_loader):
             self.evaluator.process(output, label)
             self.n_test += len(label)
         self.test_results = self.test_metrics()
         self.test_seconds = time.monotonic() - start
-
         for name, value in self.test_results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return next(iter(self.test_results.values()))

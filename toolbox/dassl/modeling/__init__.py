@@ -1,7 +1,6 @@
 """Backbones and heads for projects that build their own networks; no trainer here uses them.
 
-Names and weights of backbones are torchvision's, as in the published Dassl. timm has others, so
-``timm.create_model(name, num_classes=0)`` cannot replace the code below.
+Names and weights of backbones are torchvision's, as in the published Dassl.
 """
 
 from dassl.utils import UsageError, check_availability
@@ -18,24 +17,17 @@ def build_backbone(name, verbose=True, pretrained=True):
 
     Args:
         name (str): for example "resnet18", "resnet50", "vit_b_16".
-        verbose (bool): print the name.
+        verbose (bool): unused; published callers pass it.
         pretrained (bool): download torchvision's weights.
 
     Returns:
         A module with `out_features`, from images (N, 3, H, W) to features (N, out_features).
 
     Raises:
-        UsageError: the backbone is unknown, or its weights cannot be downloaded.
+        UsageError: the backbone is unknown, or does not end in a linear layer.
     """
     check_availability(name, models.list_models(module=models))
-    if verbose:
-        print(f"Backbone: {name}")
-    try:
-        model = models.get_model(name, weights="DEFAULT" if pretrained else None)
-    except OSError as error:
-        raise UsageError(
-            f"cannot download the weights of {name} ({error}); for random weights pass pretrained=False"
-        ) from error
+    model = models.get_model(name, weights="DEFAULT" if pretrained else None)
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UsageError(f"{name} does not end in a linear layer; choose another backbone")
@@ -50,7 +42,7 @@ def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activatio
 
     Args:
         name (str): "mlp".
-        verbose (bool): print the name.
+        verbose (bool): unused; published callers pass it.
         in_features (int): input size.
         hidden_layers (int or sequence of int): output size of each layer.
         activation (str): a key of `ACTIVATIONS`.
@@ -65,8 +57,6 @@ def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activatio
     """
     check_availability(name, ["mlp"])
     check_availability(activation, list(ACTIVATIONS))
-    if verbose:
-        print(f"Head: {name}")
     layers = []
     for size in [hidden_layers] if isinstance(hidden_layers, int) else hidden_layers:
         layers += [nn.Linear(in_features, size), *([nn.BatchNorm1d(size)] if bn else []), ACTIVATIONS[activation]()]

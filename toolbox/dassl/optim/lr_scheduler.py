@@ -6,10 +6,8 @@ training.
 """
 
 from dassl.config.defaults import SCHEDULERS, WARMUPS
-from dassl.utils import UsageError, check_availability
+from dassl.utils import check_availability
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
-
-__all__ = ["ConstantWarmupScheduler", "LinearWarmupScheduler", "build_lr_scheduler"]
 
 
 class _BaseWarmupScheduler(LRScheduler):
@@ -19,8 +17,7 @@ class _BaseWarmupScheduler(LRScheduler):
 
     Args:
         optimizer (Optimizer): the optimiser, also that of ``successor``.
-        successor (LRScheduler): takes over after the warm-up.
-        warmup_epoch (int): epochs of warm-up, at least 1.
+        successor (LRScheduler): takes over after ``warmup_epoch`` (at least 1) epochs.
         last_epoch (int): as for torch's schedulers.
     """
 
@@ -34,9 +31,7 @@ class _BaseWarmupScheduler(LRScheduler):
         raise NotImplementedError
 
     def get_lr(self):
-        if self.last_epoch >= self.warmup_epoch:
-            return self.successor.get_last_lr()
-        return self.warmup_lr()
+        return self.successor.get_last_lr() if self.last_epoch >= self.warmup_epoch else self.warmup_lr()
 
     def step(self, epoch=None):
         """Set the next epoch's learning rates; call after the epoch's last ``optimizer.step()``."""
@@ -51,16 +46,9 @@ class _BaseWarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict):
-        """Load a state of :meth:`state_dict`, or of a published checkpoint, where the successor is an object."""
-        state = dict(state_dict)
-        successor = state.pop("successor")
-        if not isinstance(successor, dict):
-            # Read only the schedule: the object's optimiser is a stale copy, and fields of other torch versions are
-            # unknown here.
-            known = self.successor.state_dict()
-            successor = {key: value for key, value in vars(successor).items() if key in known}
-        super().load_state_dict(state)
-        self.successor.load_state_dict(successor)
+        """Load a state of :meth:`state_dict`."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
+        self.successor.load_state_dict(state_dict["successor"])
 
 
 class ConstantWarmupScheduler(_BaseWarmupScheduler):
@@ -100,27 +88,19 @@ def build_lr_scheduler(optimizer, optim_cfg):
         torch.optim.lr_scheduler.LRScheduler: its ``state_dict()`` has plain values only.
 
     Raises:
-        UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown, or STEPSIZE has the wrong type.
+        UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown.
     """
-    kind = optim_cfg.LR_SCHEDULER
-    check_availability(kind, SCHEDULERS)
-    stepsize = optim_cfg.STEPSIZE
-    if kind == "single_step":
-        if isinstance(stepsize, (list, tuple)) and stepsize:
-            stepsize = stepsize[-1]
-        if not isinstance(stepsize, int):
-            raise UsageError(f"OPTIM.STEPSIZE of single_step must end in an integer number of epochs, not {stepsize!r}")
-        scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
-    elif kind == "multi_step":
-        if not isinstance(stepsize, (list, tuple)):
-            raise UsageError(f"OPTIM.STEPSIZE of multi_step must be a list of epochs, not {stepsize!r}")
-        scheduler = MultiStepLR(optimizer, stepsize, optim_cfg.GAMMA)
-    else:
+    check_availability(optim_cfg.LR_SCHEDULER, SCHEDULERS)
+    check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)
+    if optim_cfg.LR_SCHEDULER == "cosine":
         scheduler = CosineAnnealingLR(optimizer, float(optim_cfg.MAX_EPOCH))
-
+    elif optim_cfg.LR_SCHEDULER == "multi_step":
+        scheduler = MultiStepLR(optimizer, optim_cfg.STEPSIZE, optim_cfg.GAMMA)
+    else:
+        stepsize = optim_cfg.STEPSIZE[-1]
+        scheduler = StepLR(optimizer, stepsize if stepsize > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
-    check_availability(optim_cfg.WARMUP_TYPE, WARMUPS)
     if not optim_cfg.WARMUP_RECOUNT:
         # Only the count: stepping it through the warm-up would change the rates that it starts from.
         scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": optim_cfg.WARMUP_EPOCH})

@@ -7,8 +7,6 @@ import torch.nn as nn
 from dassl.config.defaults import OPTIMISERS
 from dassl.utils import UsageError, check_availability
 
-__all__ = ["build_optimizer"]
-
 
 def build_optimizer(model, optim_cfg, param_groups=None):
     """Build the optimiser ``optim_cfg.NAME``.
@@ -20,16 +18,12 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         param_groups (iterable, optional): parameters or groups to use instead of the model's; STAGED_LR is then
             ignored, with a warning.
 
-    Returns:
-        torch.optim.Optimizer
-
     Raises:
         UsageError: NAME is unknown, STAGED_LR is used with something other than an ``nn.Module``, or SGD_NESTEROV with
             a momentum of 0 or with damping.
     """
     name = optim_cfg.NAME
     check_availability(name, OPTIMISERS)
-
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
             warnings.warn("OPTIM.STAGED_LR is ignored: give each of param_groups its own lr", stacklevel=2)
@@ -43,13 +37,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     if name == "sgd":
         if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
             raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
-        return torch.optim.SGD(
-            param_groups,
-            momentum=optim_cfg.MOMENTUM,
-            dampening=optim_cfg.SGD_DAMPNING,
-            nesterov=optim_cfg.SGD_NESTEROV,
-            **common,
-        )
+        sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV, **common}
+        return torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, **sgd)
     if name == "rmsprop":
         return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     if name == "radam":
@@ -65,13 +54,10 @@ def _staged_groups(model, optim_cfg):
         raise UsageError(f"OPTIM.STAGED_LR needs an nn.Module, not a {type(model).__name__}: set it to False")
     if isinstance(model, nn.DataParallel):
         model = model.module
-    new_layers = optim_cfg.NEW_LAYERS
-    new_layers = {new_layers} if isinstance(new_layers, str) else set(new_layers)
     base, new = [], []
     for name, param in model.named_parameters():
-        (new if name.partition(".")[0] in new_layers else base).append(param)
+        (new if name.partition(".")[0] in optim_cfg.NEW_LAYERS else base).append(param)
     if not new:
-        warnings.warn(
-            "OPTIM.NEW_LAYERS names no layer of the model, so STAGED_LR only lowers the learning rate", stacklevel=3
-        )
+        what = "OPTIM.NEW_LAYERS names no layer of the model"
+        warnings.warn(f"{what}, so STAGED_LR only lowers the learning rate", stacklevel=3)
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]

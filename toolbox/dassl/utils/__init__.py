@@ -11,7 +11,7 @@ __getattr__, __all__ = lazy_names(
         "logger": "Logger setup_logger",
         "meters": "AverageMeter MetricMeter",
         "registry": "Registry",
-        "tools": "check_availability check_isfile collect_env_info count_num_param download_url listdir_nohidden "
+        "tools": "check_availability check_isfile collect_env_info count_num_param listdir_nohidden "
         "mkdir_if_missing read_json set_random_seed tolist_if_not write_json",
     },
 )

@@ -3,36 +3,19 @@
 import io
 import os
 import warnings
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from .archive import CheckpointFile, check_archive, check_whole, seal, write_atomically
 from .errors import MissingFileError, UsageError
+from .files import write_atomically
 from .logger import print_detail
-from .pickles import DamagedError
 from .state_checks import check_finite, check_training_state, load_part
 from .tools import mkdir_if_missing
+from .torch_files import DamagedError, read_torch_file, sealed
 
 LONGEST_NAME = 255  # bytes
-
-__all__ = ["load_checkpoint", "load_pretrained_weights", "resume_from_checkpoint", "save_checkpoint"]
-
-
-def _without_numpy(value):
-    """Copy nested dicts, lists and tuples; numpy scalars become Python numbers, arrays become tensors."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _without_numpy(item)) for key, item in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(_without_numpy(item) for item in value)
-    return value
 
 
 def _strip_module(state_dict):
@@ -54,79 +37,56 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     Raises:
         OSError: names the file that could not be written (disk full, no permission). Earlier files are unchanged.
     """
-    state = _without_numpy(state)
     if remove_module_from_keys:
         state = {**state, "state_dict": _strip_module(state["state_dict"])}
-    # In memory first, so that a pickling error leaves the previous checkpoint as it is.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # so that a pickling error leaves the previous checkpoint as it is
     torch.save(state, buffer)
+    content = sealed(buffer.getvalue())
+    mkdir_if_missing(save_dir)
+    folder = Path(save_dir)
+    names = [model_name or f"model.pth.tar-{state['epoch']}", *(["model-best.pth.tar"] if is_best else [])]
+    for name in names:
+        write_atomically(folder / name, [content])
+        print_detail(f"Checkpoint saved to {folder / name}")
+    write_atomically(folder / "checkpoint", [f"{names[0]}\n".encode()])
     try:
-        with zipfile.ZipFile(buffer) as archive:
-            check_archive(archive)
+        read_torch_file(folder / names[0])
     except DamagedError as error:
         warnings.warn(f"load_checkpoint will refuse the checkpoint ({error})", stacklevel=2)
 
-    seal(buffer)
-    content = buffer.getbuffer()
-    mkdir_if_missing(save_dir)
-    folder = Path(save_dir)
-    fpath = folder / (model_name or f"model.pth.tar-{state['epoch']}")
-    write_atomically(fpath, content)
-    print_detail(f"Checkpoint saved to {fpath}")
-    if is_best:
-        best = folder / "model-best.pth.tar"
-        write_atomically(best, content)
-        print_detail(f'Best checkpoint saved to "{best}"')
-    write_atomically(folder / "checkpoint", f"{fpath.name}\n".encode())
-
 
 def load_checkpoint(fpath):
-    """Read a checkpoint to the CPU without executing code that it names.
-
-    Checkpoints of the published Dassl load too; the schedulers and optimisers pickled in them become objects that
-    have their attributes and no behaviour.
+    """Read a checkpoint, ours or of the published Dassl, to the CPU without executing code that it names.
 
     Args:
         fpath (str): the file.
 
     Returns:
-        dict: the state that :func:`save_checkpoint` was given.
+        dict: the state that :func:`save_checkpoint` was given. Pickled schedulers and optimisers become objects that
+        have their attributes and no behaviour.
 
     Raises:
         UsageError: the file is missing, damaged or not a checkpoint, or contains something other than tensors and
             plain values, which the message names.
     """
-    if fpath is None:
-        raise UsageError("no checkpoint file given: pass its path")
     if not os.path.exists(fpath):
         raise MissingFileError(f'there is no checkpoint at "{fpath}": check the folder and the epoch')
     if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
-    with CheckpointFile(io.FileIO(fpath)) as file:
-        try:
-            allowed = check_whole(file)
-            file.limit = None
-            file.seek(0)
-            with torch.serialization.safe_globals(allowed):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged file can make the unpickler raise nearly anything
-            if "allocate memory" in str(error):  # torch has no class for it
-                raise MemoryError(f'"{fpath}" does not fit into the memory') from error
-            reason = error if isinstance(error, DamagedError) else type(error).__name__
-            raise UsageError(
-                f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
-                "use the checkpoint of another epoch or train again"
-            ) from error
+    try:
+        return read_torch_file(fpath)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the unpickler raise nearly anything
+        reason = error if isinstance(error, DamagedError) else type(error).__name__
+        raise UsageError(
+            f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
+            "use the checkpoint of another epoch or train again"
+        ) from error
 
 
 def load_training_state(fpath):
-    """:func:`load_checkpoint` for a checkpoint of a training run, not a bare state dict.
-
-    Raises:
-        UsageError: also if the content has another form than that of :func:`save_checkpoint`.
-    """
+    """:func:`load_checkpoint` for a checkpoint of a training run; raises UsageError for a bare state dict."""
     checkpoint = load_checkpoint(fpath)
     check_training_state(checkpoint, fpath)
     return checkpoint
@@ -172,15 +132,26 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     if path is None:
         raise MissingFileError(f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder")
     checkpoint = load_training_state(path)
-    load_part(model, checkpoint["state_dict"], f"checkpoint {path}")
-    print("Loaded model weights")
-    for target, key in ((optimizer, "optimizer"), (scheduler, "scheduler")):
+    restore(checkpoint, path, state_dict=model, optimizer=optimizer, scheduler=scheduler)
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def restore(checkpoint, name, **targets):
+    """Load the parts of a training state into a module, its optimiser and its scheduler.
+
+    Args:
+        checkpoint (dict): the state.
+        name (str): of the checkpoint, for errors.
+        targets: key of the part -> what it is loaded into; None, or a part that was not saved, is skipped.
+
+    Raises:
+        UsageError: a part does not fit, or a learned tensor is not finite.
+    """
+    for key, target in targets.items():
         if target is not None and checkpoint.get(key) is not None:
-            load_part(target, checkpoint[key], f"{key} of {path}")
+            load_part(target, checkpoint[key], f"{key} of the checkpoint {name}")
             print(f"Loaded {key}")
-    start_epoch = checkpoint["epoch"]
-    print(f"Previous epoch: {start_epoch}")
-    return start_epoch
 
 
 def load_pretrained_weights(model, weight_path):
@@ -198,17 +169,14 @@ def load_pretrained_weights(model, weight_path):
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
     weights, own = _strip_module(weights), model.state_dict()
-    matched = {
-        key: weight
-        for key, weight in weights.items()
-        if key in own and isinstance(weight, torch.Tensor) and own[key].shape == weight.shape
-    }
-    check_finite(matched, matched, f'file "{weight_path}"')
-    discarded = [key for key in weights if key not in matched]
-    model.load_state_dict({**own, **matched})
+    shapes = {key: value.shape for key, value in own.items()}
+    tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
     if not matched:
         warnings.warn(f"no weights loaded from {weight_path}: none has a name and shape of the model's", stacklevel=2)
         return
+    check_finite(matched, matched, f'file "{weight_path}"')
+    model.load_state_dict({**own, **matched})
     print(f"Successfully loaded pretrained weights from {weight_path}")
-    if discarded:
+    if discarded := [key for key in weights if key not in matched]:
         print(f"Layers discarded due to unmatched keys or size: {discarded}")

@@ -1,8 +1,6 @@
 """Reading image files: any content in a file with any name ends in an RGB image or in one line."""
 
-import mmap
 import os
-import re
 import stat
 import warnings
 from contextlib import suppress
@@ -12,22 +10,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
 
-__all__ = ["read_image", "report_16_bit_again"]
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
 MAX_SCANS = 64  # of a JPEG, each of which goes over all pixels; cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 
-_reported_16_bit = mmap.mmap(-1, 1)  # a byte that the workers of a data loader share with the process that forked them
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` raises an error instead
 
 
 def read_image(path, max_pixels=None, exif_orientation=True):
     """Read an image file. Its content decides what it is, not its name; of an animation, the first frame is read.
 
-    Greyscale with 16 bits is reduced to its upper 8 bits, as Pillow does for colours; this is printed once. All else is
-    Pillow's conversion to RGB, which ignores transparency.
+    Greyscale with 16 bits is reduced to its upper 8 bits, as Pillow does for colours. Everything else is Pillow's
+    conversion to RGB, which ignores transparency.
 
     Args:
         path (str): a regular file in one of FORMATS; or an image of Pillow, which is converted in the same way.
@@ -50,7 +45,7 @@ def read_image(path, max_pixels=None, exif_orientation=True):
             _check_size(path, name, limit)
             image = path.copy()
             image.format = path.format  # which a copy lacks
-            return _convert(image, "one in memory", exif_orientation)
+            return _convert(image, exif_orientation)
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for its writer
             raise ImageError(f"{name} is not a regular file: replace or remove it")
         with open(path, "rb") as file:
@@ -63,8 +58,8 @@ def read_image(path, max_pixels=None, exif_orientation=True):
         known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ImageError(f"{name} is damaged or not a {known} image: convert, replace or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        remedy = "make it smaller or remove it, or raise INPUT.MAX_PIXELS"
-        raise ImageError(f"the image {name} has more than {limit:,} pixels: {remedy}") from None
+        what = f"the image {name} has more than {limit:,} pixels"
+        raise ImageError(f"{what}: make it smaller or remove it, or raise INPUT.MAX_PIXELS") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read the image {name} ({reason}): replace or remove it") from error
@@ -79,7 +74,7 @@ def _decode(file, name, limit, exif_orientation):
             file.seek(0)
             if (scans := file.read().count(b"\xff\xda")) > MAX_SCANS:
                 raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
-        return _convert(image, file.name, exif_orientation)
+        return _convert(image, exif_orientation)
 
 
 def _check_size(image, name, limit):
@@ -90,7 +85,7 @@ def _check_size(image, name, limit):
         raise ImageError(f"{what}: crop or remove it")
 
 
-def _convert(image, name, exif_orientation):
+def _convert(image, exif_orientation):
     """The image in RGB; `image` may change."""
     layout = str(getattr(image, "tile", ""))  # how the pixels of a file are packed; empty after loading
     image.load()
@@ -100,21 +95,7 @@ def _convert(image, name, exif_orientation):
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         pixels = np.asarray(image) >> (4 if "I;12" in layout else 8)
         image = Image.fromarray(pixels.astype(np.uint8))
-        _report_16_bit(name)
     elif image.mode not in RGB_SOURCES:
         raise ValueError(f"its pixels have the mode {image.mode}; convert it to 8 bits per channel")
-    elif re.search(r";16[BLN]", layout):
-        _report_16_bit(name)
     image.info.pop("transparency", None)  # it has no effect but a warning
     return image.convert("RGB")
-
-
-def _report_16_bit(name):
-    if not _reported_16_bit[0]:
-        _reported_16_bit[0] = 1
-        print(f"Images with 16 bits per channel, such as {name}, are reduced to their upper 8 bits")
-
-
-def report_16_bit_again():
-    """Report the next 16-bit image, as the log of a new run needs it."""
-    _reported_16_bit[0] = 0

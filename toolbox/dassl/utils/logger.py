@@ -3,9 +3,8 @@
 import os
 import sys
 import time
+from itertools import chain, count
 from pathlib import Path
-
-__all__ = ["Logger", "on_terminal", "print_detail", "print_on_terminal", "setup_logger"]
 
 
 class Logger:
@@ -97,11 +96,8 @@ def setup_logger(output=None):
     fpath = Path(output)
     if fpath.suffix not in (".txt", ".log"):
         fpath = fpath / "log.txt"
-    if os.path.lexists(fpath):  # also a link to where no file is yet
-        fpath = stamped = fpath.with_name(fpath.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
-        twin = 2
-        while os.path.lexists(fpath):  # two runs started within one second
-            fpath = stamped.with_name(f"{stamped.name}-{twin}")
-            twin += 1
+    stamped = fpath.with_name(fpath.name + time.strftime("-%Y-%m-%d-%H-%M-%S"))
+    later = (stamped.with_name(f"{stamped.name}-{twin}") for twin in count(2))  # two runs started within one second
+    fpath = next(path for path in chain([fpath, stamped], later) if not os.path.lexists(path))  # a link exists, too
     sys.stdout = logger = Logger(fpath)
     return logger

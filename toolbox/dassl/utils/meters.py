@@ -4,8 +4,6 @@ from collections import defaultdict
 
 import torch
 
-__all__ = ["AverageMeter", "MetricMeter"]
-
 
 class AverageMeter:
     """The latest value and the average of a series.
@@ -21,16 +19,11 @@ class AverageMeter:
         self.reset()
 
     def reset(self):
-        self.val = 0
-        self.avg = 0
-        self.sum = 0
-        self.count = 0
+        self.val = self.avg = self.sum = self.count = 0
 
     def update(self, val, n=1):
         """Add ``val`` (a number or a one-element tensor), the mean of ``n`` samples."""
-        if isinstance(val, torch.Tensor):
-            val = val.item()
-        self.val = val
+        self.val = val = val.item() if isinstance(val, torch.Tensor) else val
         self.sum += val * n
         self.count += n
         self.avg = self.avg * 0.9 + val * 0.1 if self.ema else self.sum / self.count
@@ -48,16 +41,8 @@ class MetricMeter:
         self.delimiter = delimiter
 
     def update(self, input_dict):
-        """Add a dict of numbers or one-element tensors; None is ignored.
-
-        Raises:
-            TypeError: ``input_dict`` is not a dict.
-        """
-        if input_dict is None:
-            return
-        if not isinstance(input_dict, dict):
-            raise TypeError(f"MetricMeter.update() takes a dict of numbers, not {type(input_dict).__name__}")
-        for name, value in input_dict.items():
+        """Add a dict of numbers or one-element tensors; None is ignored."""
+        for name, value in (input_dict or {}).items():
             self.meters[name].update(value)
 
     def __str__(self):

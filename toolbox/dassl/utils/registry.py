@@ -1,9 +1,9 @@
 """Registries of classes and functions."""
 
+from functools import partial
+
 from .errors import UnknownNameError
 from .tools import nearest
-
-__all__ = ["Registry"]
 
 
 class Registry:
@@ -27,24 +27,18 @@ class Registry:
         return name in self._obj_map
 
     def register(self, obj=None, force=False):
-        """Register ``obj`` under its ``__name__``; without ``obj``, return a decorator.
-
-        Args:
-            obj (class or function, optional): the object to register.
-            force (bool): replace an object with the same name.
+        """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator.
 
         Raises:
             KeyError: the name is taken and ``force`` is False.
         """
 
-        def add(target):
-            name = target.__name__
-            if name in self._obj_map and not force:
-                raise KeyError(f'"{name}" is already registered in the {self._name} registry')
-            self._obj_map[name] = target
-            return target
-
-        return add if obj is None else add(obj)
+        if obj is None:
+            return partial(self.register, force=force)
+        if obj.__name__ in self._obj_map and not force:
+            raise KeyError(f'"{obj.__name__}" is already registered in the {self._name} registry')
+        self._obj_map[obj.__name__] = obj
+        return obj
 
     def get(self, name):
         """The object registered under ``name``.
@@ -53,8 +47,7 @@ class Registry:
             UnknownNameError: (a UsageError and a KeyError) no object has that name.
         """
         if name not in self._obj_map:
-            hint = nearest(name, self._obj_map)
-            raise UnknownNameError(f'the {self._name} registry has no "{name}"{hint}')
+            raise UnknownNameError(f'the {self._name} registry has no "{name}"{nearest(name, self._obj_map)}')
         return self._obj_map[name]
 
     def registered_names(self):

@@ -7,35 +7,26 @@ import torch
 from torch import nn
 
 from .errors import UsageError
-from .pickles import PickledObject
+from .torch_files import PickledObject
 
 LARGEST = 2**53  # number in a state: integers are exact as floats up to here
 DIVISORS = ("T_max", "step_size", "scale")  # entries of schedulers and of torch.amp.GradScaler that are not 0
-MISFITS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError)
+# Of a state that does not fit
+LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
 def check_training_state(content, path):
-    """Check that a file's content has the form of :func:`save_checkpoint`'s ``state``.
-
-    Raises:
-        UsageError: it has not; the message names the first part.
-    """
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    wrong = None
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    """Raise UsageError unless a file's content has the form of :func:`save_checkpoint`'s ``state``."""
+    content = content if isinstance(content, dict) else {}
+    state, epoch, val_result = map(content.get, ("state_dict", "epoch", "val_result"))
+    if not (
+        isinstance(state, dict)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
+        and (_is_number(epoch, int) and epoch >= 0)
+        and (val_result is None or _is_number(val_result))
+        and all(isinstance(content.get(key), dict | None) for key in ("optimizer", "scheduler", "run"))
     ):
-        wrong = "state_dict is not a dict of tensors"
-    elif not _is_number(content.get("epoch"), int) or content["epoch"] < 0:
-        wrong = "epoch is not a number of epochs"
-    elif content.get("val_result") is not None and not _is_number(content["val_result"]):
-        wrong = "val_result is not a number"
-    else:
-        for key in ("optimizer", "scheduler", "run"):
-            if not isinstance(content.get(key), dict | None):
-                wrong = f"{key} is not a dict"
-    if wrong:
-        raise UsageError(f'"{path}" is not a checkpoint of a training run ({wrong}): use another one')
+        raise UsageError(f'"{path}" is not a checkpoint of a training run: use another one')
 
 
 def load_part(target, state, what):
@@ -51,17 +42,15 @@ def load_part(target, state, what):
     """
     if isinstance(target, nn.DataParallel):
         target = target.module  # save_checkpoint removes its prefix
+    if isinstance(target, nn.Module):
+        check_finite(state, dict(target.named_parameters()), what)
     try:
-        if isinstance(target, nn.Module):
-            check_finite(state, dict(target.named_parameters()), what)
-        elif isinstance(target, torch.optim.Optimizer):
-            state = _fitted_optimizer(target, state)
-        else:
-            state = fitted(target.state_dict(), state)
+        if isinstance(target, torch.optim.Optimizer):
+            state = _matching_optimizer_state(target, state)
+        elif not isinstance(target, nn.Module):
+            state = matching_state(target.state_dict(), state)
         target.load_state_dict(state)
-    except UsageError:
-        raise
-    except MISFITS as error:
+    except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"the {what} does not fit this run ({reason}); use the settings that it was trained with, "
@@ -76,11 +65,11 @@ def check_finite(state, names, what):
             raise UsageError(f"{name} of the {what} is not finite: use the checkpoint of another epoch, or train again")
 
 
-def fitted(own, value, name=""):
-    """A part of a checkpoint in the form of `own`, the same part of what this run would save now.
+def matching_state(own, value, name=""):
+    """A part of a checkpoint, checked to have the form of `own`, the same part of what this run would save now.
 
     Entries of dicts that `own` lacks are left out. Flags (None or a bool in `own`) and private entries may be missing,
-    and are then `own`'s: versions of torch differ in these.
+    because they differ between versions of torch. The values of `own` are used then.
 
     Args:
         own: nested dicts and lists of tensors, numbers, flags and strings.
@@ -90,75 +79,54 @@ def fitted(own, value, name=""):
     Raises:
         ValueError: the form differs, or a number is not finite, or negative where `own` is not.
     """
-    if isinstance(own, dict):
-        return _fitted_dict(own, vars(value) if isinstance(value, PickledObject) else value, name)
-    if isinstance(own, (list, tuple)):
-        if not isinstance(value, (list, tuple)) or len(value) != len(own):
-            raise ValueError(f"{name} is not a list of {len(own)}")
-        return type(own)(fitted(*pair, f"{name}.{index}") for index, pair in enumerate(zip(own, value, strict=True)))
-    if isinstance(own, torch.Tensor):
-        fits = isinstance(value, torch.Tensor) and value.shape == own.shape
-        fits = fits and (value.dtype == own.dtype or value.is_floating_point() and own.is_floating_point())
-        fits = fits and bool(torch.isfinite(value).all())
-        fits = fits or (own.dim() == 0 and _is_number(value))  # a count of steps, of an older torch
-        fits = fits and not (own.dim() == 0 and value < 0)
+    value = vars(value) if isinstance(value, PickledObject) else value
+    if isinstance(own, dict) and isinstance(value, dict):
+        result = copy.copy(own)
+        for key, entry in own.items():
+            if key in value:
+                result[key] = matching_state(entry, value[key], f"{name}.{key}".strip("."))
+            elif not (entry is None or isinstance(entry, bool) or str(key).startswith("_")):
+                raise ValueError(f"it has no {name}.{key}".replace(" .", " "))
+        return result
+    if isinstance(own, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(own):
+        return type(own)(matching_state(*pair, f"{name}.{i}") for i, pair in enumerate(zip(own, value, strict=True)))
+    if isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor):
+        fits = value.shape == own.shape and value.dtype == own.dtype and bool(torch.isfinite(value).all())
     elif own is None or isinstance(own, bool):
         fits = isinstance(value, bool | None) or (own is None and _is_number(value))
-    elif isinstance(own, str):
-        fits = value == own
+    elif isinstance(own, numbers.Real):
+        fits = _is_number(value) and (value >= 0 or own < 0) and (isinstance(own, float) or value == int(value))
+        fits = (fits or value == own) and not (value == 0 and name.rpartition(".")[2] in DIVISORS)
     else:
-        fits = _is_number(value) and (value >= 0 or own < 0)
-        fits = (fits and (isinstance(own, float) or value == int(value))) or value == own
-        fits = fits and not (value == 0 and name.rpartition(".")[2] in DIVISORS)
+        fits = type(value) is type(own) is str and value == own
     if not fits:
         raise ValueError(f"{name} has another form or an impossible value")
     return value
 
 
-def _fitted_dict(own, value, name):
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is not a dict")
-    result = copy.copy(own)
-    for key, entry in own.items():
-        if key in value:
-            result[key] = fitted(entry, value[key], f"{name}.{key}".strip("."))
-        elif not (entry is None or isinstance(entry, bool) or str(key).startswith("_")):
-            raise ValueError(f"it has no {name}.{key}".replace(" .", " "))
-    return result
+def _matching_optimizer_state(optimizer, state):
+    """The same for an optimiser. It takes a step with zero gradients for that, as torch checks little before one.
 
-
-def _fitted_optimizer(optimizer, value):
-    """The same for the state of an optimiser, which has entries only for parameters that had gradients.
-
-    The flags say how steps are computed: they stay as they are. Optimisers whose steps need more than gradients, such
-    as LBFGS, are left to torch's checks.
+    Raises:
+        Exception: nearly any, if the state does not fit.
     """
-    try:
-        form = _after_a_step(copy.deepcopy(optimizer)).state_dict()
-    except Exception:  # the step of an unknown class may need anything
-        return value
-    state = value.get("state")
-    if not isinstance(state, dict) or not state.keys() <= form["state"].keys():
+    groups = matching_state(optimizer.state_dict()["param_groups"], state["param_groups"], "param_groups")
+    state = {"state": state["state"], "param_groups": groups}
+    if not state["state"].keys() <= {index for group in groups for index in group["params"]}:
         raise ValueError("its state is not that of these parameters")
-    groups = fitted(form["param_groups"], value.get("param_groups"), "param_groups")
-    for own, group in zip(form["param_groups"], groups, strict=True):
-        group["params"] = own["params"]
-        group.update((key, flag) for key, flag in own.items() if flag is None or isinstance(flag, bool))
-    state = {index: fitted(form["state"][index], entry, f"state.{index}") for index, entry in state.items()}
-    trial = copy.deepcopy(optimizer)
-    result = {"param_groups": groups, "state": state}
-    trial.load_state_dict(copy.deepcopy(result))  # a step changes tensors in place
-    _after_a_step(trial)  # shows settings that are not possible together
-    return result
-
-
-def _after_a_step(optimizer):
-    """The optimiser after a step with zero gradients, so that it has all entries."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    return optimizer
+    optimizer.load_state_dict(copy.deepcopy(state))  # a step changes tensors in place
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(lambda: torch.zeros(()))  # some optimisers need such a closure
+    finite = all(parameter.isfinite().all() for parameter in parameters)
+    for parameter, value in zip(parameters, before, strict=True):
+        parameter.detach().copy_(value)
+        parameter.grad = None
+    if not finite:
+        raise ValueError("a step gives parameters that are not finite")
+    return state
 
 
 def _is_number(value, kind=numbers.Real):

@@ -12,22 +12,7 @@ import numpy as np
 import PIL
 
 from .errors import UsageError
-from .images import read_image
-
-__all__ = [
-    "check_availability",
-    "check_isfile",
-    "collect_env_info",
-    "count_num_param",
-    "download_url",
-    "listdir_nohidden",
-    "mkdir_if_missing",
-    "read_image",
-    "read_json",
-    "set_random_seed",
-    "tolist_if_not",
-    "write_json",
-]
+from .images import read_image  # noqa: F401 - its published place
 
 
 def mkdir_if_missing(dirname):
@@ -37,10 +22,9 @@ def mkdir_if_missing(dirname):
 
 def check_isfile(fpath):
     """Return whether ``fpath`` is a file; warn if it is not."""
-    isfile = os.path.isfile(fpath)
-    if not isfile:
+    if not os.path.isfile(fpath):
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
-    return isfile
+    return os.path.isfile(fpath)
 
 
 def read_json(fpath):
@@ -66,14 +50,6 @@ def set_random_seed(seed):
     torch.cuda.manual_seed_all(seed)
 
 
-def download_url(url, dst):
-    """Download ``url`` to the file ``dst``, with a progress bar; a failed download leaves no file."""
-    import torch
-
-    print(f'* url="{url}"\n* destination="{dst}"')
-    torch.hub.download_url_to_file(url, os.fspath(dst))
-
-
 @functools.cache  # it runs pip and lscpu, which takes seconds
 def collect_env_info():
     """Describe the machine and its software, as ``python -m torch.utils.collect_env`` does, and Pillow."""
@@ -83,12 +59,7 @@ def collect_env_info():
 
 
 def listdir_nohidden(path, sort=False):
-    """Names of the files and folders in a folder, except those that begin with a dot.
-
-    Args:
-        path (str): the folder.
-        sort (bool): sort the names.
-    """
+    """Names of the files and folders in a folder, except those that begin with a dot."""
     items = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(items) if sort else items
 
@@ -96,7 +67,7 @@ def listdir_nohidden(path, sort=False):
 def nearest(name, available):
     """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none.
 
-    For keys such as ``OPTIM.LR``, the same last name in another group counts for more than similar letters.
+    The same last name in another group (``OPTIM.LR``) counts for more than similar letters.
     """
 
     def likeness(candidate):
@@ -104,24 +75,14 @@ def nearest(name, available):
         same_last = own.rpartition(".")[2] == other.rpartition(".")[2]
         return difflib.SequenceMatcher(None, own, other).ratio() + 0.3 * same_last
 
-    closest = max(available, key=likeness, default=None)
-    return "" if closest is None else f"; did you mean {closest}?"
+    return f"; did you mean {max(available, key=likeness)}?" if available else ""
 
 
 def check_availability(requested, available):
-    """Check that a name is among the available ones.
-
-    Args:
-        requested (str): the name.
-        available (list of str): the accepted names.
-
-    Raises:
-        UsageError: it is not; the message lists the available names and the closest one.
-    """
-    if requested in available:
-        return
-    known = ", ".join(sorted(map(str, available))) or "none"
-    raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')
+    """Raise UsageError unless a name is among the available ones, which the message lists."""
+    if requested not in available:
+        known = ", ".join(sorted(map(str, available))) or "none"
+        raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')
 
 
 def tolist_if_not(x):
@@ -139,15 +100,11 @@ def count_num_param(model=None, params=None):
     Raises:
         ValueError: neither is given.
     """
-    if model is not None:
-        params = model.parameters()
+    params = params if model is None else model.parameters()
     if params is None:
         raise ValueError("count_num_param() needs a model or params")
     total = 0
     for param in params:
-        if isinstance(param, dict):
-            group = param["params"]
-            total += group.numel() if hasattr(group, "numel") else count_num_param(params=group)
-        else:
-            total += param.numel()
+        part = param["params"] if isinstance(param, dict) else param
+        total += part.numel() if hasattr(part, "numel") else count_num_param(params=part)
     return total

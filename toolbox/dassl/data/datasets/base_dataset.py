@@ -6,8 +6,9 @@ import random
 import tarfile
 import zipfile
 from collections import defaultdict
+from operator import attrgetter
 
-from dassl.utils import UsageError, check_availability, download_url, mkdir_if_missing
+from dassl.utils import UsageError, mkdir_if_missing
 
 
 class Datum:
@@ -23,35 +24,16 @@ class Datum:
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not isinstance(impath, str):
             raise TypeError(f"Datum: impath must be a str, got {type(impath).__name__}; wrap it in str()")
-        self._impath = impath
-        self._label = label
-        self._domain = domain
-        self._classname = classname
+        self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
 
-    @property
-    def impath(self):
-        return self._impath
-
-    @property
-    def label(self):
-        return self._label
-
-    @property
-    def domain(self):
-        return self._domain
-
-    @property
-    def classname(self):
-        return self._classname
-
-    def __repr__(self):
-        return f"Datum(impath={self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
+    impath = property(attrgetter("_impath"))
+    label = property(attrgetter("_label"))
+    domain = property(attrgetter("_domain"))
+    classname = property(attrgetter("_classname"))
 
 
 class DatasetBase:
-    """A dataset for domain adaptation, domain generalisation, semi-supervised or few-shot learning.
-
-    Subclasses read their files and call this constructor with lists of `Datum`.
+    """A dataset. Subclasses read their files and call this constructor with lists of `Datum`.
 
     Args:
         train_x: labelled training data, from which the classes are counted and named.
@@ -70,42 +52,19 @@ class DatasetBase:
         if not train_x:
             where = f" under {self.dataset_dir}" if self.dataset_dir else ""
             raise UsageError(f"{type(self).__name__} found no training images{where}; check DATASET.ROOT")
-        self._train_x = train_x
-        self._train_u = train_u
-        self._val = val
-        self._test = test
+        self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
         for item in itertools.chain(val or (), test or ()):
             self._check_name(item, self._lab2cname.get(item.label, item.classname))
 
-    @property
-    def train_x(self):
-        return self._train_x
-
-    @property
-    def train_u(self):
-        return self._train_u
-
-    @property
-    def val(self):
-        return self._val
-
-    @property
-    def test(self):
-        return self._test
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
-
-    @property
-    def classnames(self):
-        return self._classnames
-
-    @property
-    def num_classes(self):
-        return self._num_classes
+    train_x = property(attrgetter("_train_x"))
+    train_u = property(attrgetter("_train_u"))
+    val = property(attrgetter("_val"))
+    test = property(attrgetter("_test"))
+    lab2cname = property(attrgetter("_lab2cname"))
+    classnames = property(attrgetter("_classnames"))
+    num_classes = property(attrgetter("_num_classes"))
 
     @staticmethod
     def get_num_classes(data_source):
@@ -127,26 +86,8 @@ class DatasetBase:
     @staticmethod
     def _check_name(item, name):
         if item.classname not in (name, ""):  # test images may lack a class name
-            raise UsageError(
-                f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath}); '
-                "give each class one label and one name"
-            )
-
-    def check_input_domains(self, source_domains, target_domains):
-        """Check both lists of domain names against `self.domains`.
-
-        Raises:
-            UsageError: a list is empty or names a domain that the dataset does not have.
-        """
-        for key, names in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
-            if len(names) == 0:
-                raise UsageError(f"DATASET.{key} is empty; choose from {list(self.domains)}")
-            self.is_input_domain_valid(names)
-
-    def is_input_domain_valid(self, input_domains):
-        """Raise UsageError unless each name is one of `self.domains`."""
-        for domain in input_domains:
-            check_availability(domain, self.domains)
+            what = f'label {item.label} is called both "{name}" and "{item.classname}" ({item.impath})'
+            raise UsageError(f"{what}; give each class one label and one name")
 
     def download_data(self, url, dst, from_gdrive=True):
         """Download a zip or tar archive and extract it into its own folder, and nothing outside that.
@@ -167,23 +108,20 @@ class DatasetBase:
 
                 gdown.download(url, dst, quiet=False)
             else:
-                download_url(url, dst)
+                from torch.hub import download_url_to_file  # not every command needs torch
+
+                download_url_to_file(url, dst)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
-        print(f"Extracting {dst}")
         try:
-            if zipfile.is_zipfile(dst):
-                with zipfile.ZipFile(dst) as archive:
-                    archive.extractall(folder)
-            else:
-                with tarfile.open(dst) as archive:
-                    archive.extraction_filter = tarfile.data_filter  # no path or link leads out of the folder
-                    archive.extractall(folder)
+            with zipfile.ZipFile(dst) if zipfile.is_zipfile(dst) else tarfile.open(dst) as archive:
+                archive.extraction_filter = tarfile.data_filter  # of a tar archive: no path leads out of the folder
+                archive.extractall(folder)
         except Exception as error:  # as many kinds as there are ways to damage an archive
             reason = " ".join(str(error).split())
             raise UsageError(f"cannot extract {dst} ({reason}); delete it and download it again") from error
-        print(f"File extracted to {folder}")
+        print(f"{dst} is extracted to {folder}")
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
         """Sample `num_shots` images of each class with Python's global random generator.
@@ -202,20 +140,11 @@ class DatasetBase:
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
         print(f"Creating a {num_shots}-shot dataset")
-        output = [self._sample_shots(source, num_shots, repeat) for source in data_sources]
+        output = []
+        for source in data_sources:
+            groups = self.split_dataset_by_label(source).values()
+            output.append([item for items in groups for item in _sample(items, num_shots, repeat)])
         return output[0] if len(output) == 1 else output
-
-    def _sample_shots(self, data_source, num_shots, repeat):
-        dataset = []
-        for items in self.split_dataset_by_label(data_source).values():
-            if len(items) >= num_shots:
-                dataset.extend(random.sample(items, num_shots))
-                continue
-            how = "drawn with replacement" if repeat else "all are used"
-            name = items[0].classname or f"label {items[0].label}"
-            print(f'Class "{name}" has {len(items)} of the {num_shots} images asked for: {how}')
-            dataset.extend(random.choices(items, k=num_shots) if repeat else items)
-        return dataset
 
     def split_dataset_by_label(self, data_source):
         """Group data by label, in order of first appearance: `{label: [Datum, ...]}`."""
@@ -224,6 +153,15 @@ class DatasetBase:
     def split_dataset_by_domain(self, data_source):
         """Group data by domain, in order of first appearance: `{domain: [Datum, ...]}`."""
         return _group_by(data_source, "domain")
+
+
+def _sample(items, num_shots, repeat):
+    """Images of one class."""
+    if len(items) >= num_shots:
+        return random.sample(items, num_shots)
+    how = "drawn with replacement" if repeat else "all are used"
+    print(f'Class "{items[0].classname}" has {len(items)} of the {num_shots} images asked for: {how}')
+    return random.choices(items, k=num_shots) if repeat else items
 
 
 def _group_by(data_source, attribute):

@@ -36,68 +36,39 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     size, kernel = tuple(cfg.INPUT.SIZE), cfg.INPUT.GB_K
     if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
         raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
-
+    if is_train:
+        steps = _train_steps(cfg.INPUT, size, choices)
+    else:
+        interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+        steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
+    steps += to_tensor(cfg.INPUT, choices)
     if verbose:
         print(f"Building transform_{'train' if is_train else 'test'}")
-    steps = _train_steps(cfg.INPUT, choices) if is_train else _test_steps(cfg.INPUT, choices)
-    for description, _ in steps if verbose else ():
-        print(f"+ {description}")
-    return T.Compose([step for _, step in steps])
+        for step in steps:
+            print(f"+ {' '.join(str(step).split())}")
+    return T.Compose(steps)
 
 
-def _train_steps(options, choices):
-    """The (description, transform) pairs of a training transform."""
-    size = list(options.SIZE)
+def _train_steps(options, size, choices):
+    """The steps of a training transform on PIL images."""
     interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
-    makers = {
-        "random_crop": lambda: (
-            f"random crop (padding = {options.CROP_PADDING})",
-            T.RandomCrop(size, padding=options.CROP_PADDING),
-        ),
-        "random_resized_crop": lambda: (
-            f"random resized crop (size={tuple(size)}, scale={tuple(options.RRCROP_SCALE)})",
-            T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
-        ),
-        "center_crop": lambda: (f"center crop (size={tuple(size)})", T.CenterCrop(size)),
-        "random_flip": lambda: ("random flip", T.RandomHorizontalFlip()),
-        "randaugment": lambda: (
-            f"randaugment (n={options.RANDAUGMENT_N}, m={options.RANDAUGMENT_M})",
-            T.RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
-        ),
-        "colorjitter": lambda: (
-            f"color jitter (brightness={options.COLORJITTER_B}, contrast={options.COLORJITTER_C}, "
-            f"saturation={options.COLORJITTER_S}, hue={options.COLORJITTER_H})",
-            T.ColorJitter(options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H),
-        ),
-        "randomgrayscale": lambda: (f"random gray scale (p={options.RGS_P})", T.RandomGrayscale(p=options.RGS_P)),
-        "gaussian_blur": lambda: (
-            f"gaussian blur (kernel={options.GB_K}, p={options.GB_P})",
-            T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
-        ),
+    jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
+    known = {
+        "random_crop": T.RandomCrop(size, padding=options.CROP_PADDING),
+        "random_resized_crop": T.RandomResizedCrop(size, scale=options.RRCROP_SCALE, interpolation=interpolation),
+        "center_crop": T.CenterCrop(size),
+        "random_flip": T.RandomHorizontalFlip(),
+        "randaugment": T.RandAugment(options.RANDAUGMENT_N, options.RANDAUGMENT_M),
+        "colorjitter": T.ColorJitter(*jitter),
+        "randomgrayscale": T.RandomGrayscale(p=options.RGS_P),
+        "gaussian_blur": T.RandomApply([T.GaussianBlur(options.GB_K)], p=options.GB_P),
     }
-
-    steps = []
-    if "random_crop" not in choices and "random_resized_crop" not in choices:
-        steps.append((f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=interpolation)))
-    steps += [make() for name, make in makers.items() if name in choices]
-    return [*steps, *_to_tensor(options, choices)]
+    cropped = "random_crop" in choices or "random_resized_crop" in choices
+    resize = [] if cropped else [T.Resize(size, interpolation=interpolation)]
+    return resize + [step for name, step in known.items() if name in choices]
 
 
-def _test_steps(options, choices):
-    """The (description, transform) pairs of a test transform."""
-    size = list(options.SIZE)
-    interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
-    return [
-        (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=interpolation)),
-        (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
-        *_to_tensor(options, choices),
-    ]
-
-
-def _to_tensor(options, choices):
-    """The last (description, transform) pairs, of both transforms."""
-    steps = [("to torch tensor of range [0, 1]", T.ToTensor())]
-    if "normalize" in choices:
-        mean, std = options.PIXEL_MEAN, options.PIXEL_STD
-        steps.append((f"normalization (mean={mean}, std={std})", T.Normalize(mean=mean, std=std)))
-    return steps
+def to_tensor(options, choices):
+    """The last steps of both transforms, from an image to a tensor."""
+    normalize = T.Normalize(mean=options.PIXEL_MEAN, std=options.PIXEL_STD)
+    return [T.ToTensor(), *([normalize] if "normalize" in choices else [])]

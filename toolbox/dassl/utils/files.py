@@ -1,0 +1,55 @@
+"""Files that are written completely or not at all."""
+
+import hashlib
+import os
+import re
+
+BLOCK = 1 << 20  # bytes
+TEMPORARY = r"\.(checkpoint|model\.pth\.tar-\d+|model-best\.pth\.tar)\.\d+\.tmp"  # name of an unfinished checkpoint
+
+
+def write_atomically(path, parts):
+    """Write a temporary file, flush it to disk, then rename it to ``path``.
+
+    Args:
+        path (Path): the file; its folder exists.
+        parts (iterable of bytes): its content.
+
+    Raises:
+        OSError: names ``path``; an earlier file is unchanged and the temporary file is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # of a killed process; a link that somebody put there is not followed
+        with open(temporary, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # of the iterable
+            raise
+        reason = f"cannot write: {error.strerror}; an earlier file is unchanged"
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder):
+    """Delete the unfinished files of killed processes in a folder of checkpoints. No other process may write there."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return
+    for entry in list(os.scandir(folder)):
+        if re.fullmatch(TEMPORARY, entry.name) and not entry.is_dir(follow_symlinks=False):
+            os.remove(entry.path)
+
+
+def sha256_of(file, length):
+    """The SHA-256, an object of hashlib, of the first bytes of a file, which is left at their end."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (block := file.read(min(BLOCK, length))):
+        digest.update(block)
+        length -= len(block)
+    return digest
