@@ -32,8 +32,8 @@ class PartialTest:
         self.rows: list[Tensor] = []  # of images that are not
         self.written = time.monotonic()
 
-    def read(self, state: dict[str, Tensor]) -> Tensor:
-        """The logits of the images that are done, (images, classes), on the CPU, and their state.
+    def read(self, state: dict[str, Tensor]) -> list[Tensor]:
+        """The logits (classes,) of each image that is done, on the CPU, and the state after them.
 
         Args:
             state: that of the beginning; it becomes the one after these images. If there is none, or the files are
@@ -43,12 +43,12 @@ class PartialTest:
         if kept is None:
             for file in self.folder.glob("*.safetensors"):
                 file.unlink()
-            return torch.empty(0, 0)
+            return []
         self.done = len(kept)
         print(f"Resuming the test after {self.done:,} images")
         return kept
 
-    def read_files(self, state: dict[str, Tensor]) -> Tensor | None:
+    def read_files(self, state: dict[str, Tensor]) -> list[Tensor] | None:
         file = self.file(STATE)
         if not file.is_file():
             return None
@@ -69,7 +69,7 @@ class PartialTest:
             return None
         for name, tensor in found.items():
             state[name].copy_(tensor)
-        return torch.stack(rows)
+        return rows
 
     def add(self, logits: Tensor, state: dict[str, Tensor]) -> None:
         """Add the logits (classes,) of the next image, and what it leaves to those after it."""

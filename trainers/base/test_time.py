@@ -121,8 +121,8 @@ class ViewsTrainer(PromptTrainer):
         images, partial = loader.dataset, PartialTest(Path(self.output_dir), self.key(loader.dataset))
         labels = torch.tensor([item.label for item in images.data_source], device=self.device).split(1)
         state = self.new_state()
-        kept = partial.read(state).to(self.device).split(1)
-        yield from zip(kept, labels, strict=False)
+        kept = partial.read(state)
+        yield from ((row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False))
         rest = self.loader_of(Subset(images, range(len(kept), len(images))))
         for label, batch in zip(labels[len(kept) :], rest, strict=True):
             logits = self.answer(self.features_of(batch["img"][0].to(self.device)), state)
