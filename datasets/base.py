@@ -3,8 +3,9 @@
 import os
 import random
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from dassl.data.datasets import DatasetBase, Datum
 
@@ -14,6 +15,7 @@ from common.text import read_json, read_text
 
 from .files import File
 
+Item = TypeVar("Item")
 Items = list[Datum]
 Split = tuple[Items, Items, Items]  # for training, validation and testing
 
@@ -77,7 +79,7 @@ class FewShotDataset(DatasetBase):
         super().__init__(
             train_x=test if self.test_only else train,  # classes are counted and named by it
             val=test if self.val_is_test else val or None,
-            test=spread(test, cfg.TEST.get("MAX_IMAGES", 0)),
+            test=spread(test, cfg.TEST.get("MAX_IMAGES", 0) or len(test)),
         )
 
     @property
@@ -192,9 +194,9 @@ class FewShotDataset(DatasetBase):
             raise DatasetError(what, self.remedy, missing[0])
 
 
-def spread(items: Items, most: int) -> Items:
-    """At most this many of the images, evenly spread over them; all of them for 0."""
-    count = min(most or len(items), len(items))
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most this many of the items, evenly spread over them."""
+    count = min(most, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
+from datasets.base import spread
 from datasets.folders import IMG_EXTENSIONS
 
 from .classifier import PromptedClassifier
 from .models import Model
 from .predict import Row
 
+__all__ = ["Predictor", "find_images", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
 MANY = 5000  # class names whose text features take long enough to say so
 Predicted = tuple[list[Row], list[str], int]
@@ -46,12 +48,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def spread(files: Sequence[Path], most: int) -> list[Path]:
-    """At most this many of the files, evenly spread over them."""
-    count = min(most, len(files))
-    return [files[number * len(files) // count] for number in range(count)]
-
-
 def is_image(file: Path) -> bool:
     """Whether a path in a folder names an image; hidden files and folders are left out."""
     return file.suffix.lower() in IMG_EXTENSIONS and not any(part.startswith(".") for part in file.parts)
@@ -61,7 +57,7 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
     """The images of some files. Classifiers with the same transform read an image once.
 
     Returns:
-        the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0; the faults of other files.
+        the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0; other files' faults.
     """
     keys, good, rows, errors = [f"{c.cfg.INPUT} {c.transform}" for c in classifiers], [], [], []
     distinct = dict(zip(keys, classifiers, strict=True))

@@ -17,6 +17,7 @@ from common.errors import UsageError
 
 from .ensemble import EnsembleCLIP, TemplateEnsemble
 from .partial import PartialTest
+from .prompted import PromptedCLIP
 from .settings import MethodSettings
 from .trainer import PromptTrainer
 from .views import Views
@@ -53,7 +54,9 @@ class ViewsTrainer(PromptTrainer):
     """
 
     learns = False
-    Model: ClassVar[type[EnsembleCLIP]] = EnsembleCLIP
+    Model: ClassVar[type[PromptedCLIP]] = EnsembleCLIP
+    test_loader: Any
+    val_loader: Any
 
     def answer(self, features: Tensor, state: State) -> Tensor:
         """The logits of an image.
@@ -90,8 +93,8 @@ class ViewsTrainer(PromptTrainer):
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
-        self.test_loader = self.views_of(self.test_loader)
-        self.val_loader = self.val_loader and self.views_of(self.val_loader)
+        self.test_loader = self.views_of(self.dm.test_loader)
+        self.val_loader = self.dm.val_loader and self.views_of(self.dm.val_loader)
 
     def views_of(self, loader: Any) -> DataLoader:
         """A loader of the views of the same images, one image at a time, in the method's order."""
@@ -139,7 +142,7 @@ class ViewsTrainer(PromptTrainer):
         return digest.hexdigest()
 
     @torch.no_grad()
-    def model_inference(self, images: Tensor) -> Tensor:
+    def model_inference(self, images: Any) -> Tensor:
         """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W), one view of each."""
         views = images if images.dim() == 5 else images[:, None]
         return torch.stack([self.answer(self.features_of(each), self.new_state()) for each in views])

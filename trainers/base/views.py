@@ -89,7 +89,7 @@ def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, in
 
 def mixed(image: Picture, to_tensor: Callable[[Picture], Tensor], draw: Draw) -> Tensor:
     """AugMix of severity 1: a mean of an image and of three chains of operations on it, (3, H, W)."""
-    weights, keep = np.float32(draw.dirichlet([1.0] * CHAINS)), np.float32(draw.beta(1.0, 1.0))
+    weights, keep = draw.dirichlet([1.0] * CHAINS).tolist(), draw.beta(1.0, 1.0)
     mix: Any = 0
     for weight in weights:
         changed = image.copy()
