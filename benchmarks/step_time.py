@@ -3,11 +3,13 @@
     python benchmarks/step_time.py --trainer MPL --classes 5 50 200
     python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16
     python benchmarks/step_time.py --trainer MPL --form fast --classes 50 500 1000 --ranks 1 2
+    python benchmarks/step_time.py --trainer TPT ZERO --what test_batch --classes 100
 
 The ways that the options name are measured in turns, each time in new processes, with random weights of ViT-B/16's
 size, random images and the paper's settings of the method (with `--backbone small`, those of its small.yaml). On a CPU
 the ranks divide the threads. A record has the median of the rounds, the ratio of the first way's time to its own, and
-the memory that a step needs beyond what the process holds before it (weights, prompts, libraries).
+the memory that a step needs beyond what the process holds before it (weights, prompts, libraries). A test batch of a
+method that answers from views is one image with all its views.
 """
 
 import json
@@ -34,6 +36,7 @@ from experiments.ranks import joined
 from trainers import methods
 from trainers.base.ranks import split
 from trainers.base.settings import PRECISIONS
+from trainers.base.test_time import ViewsTrainer
 
 FORMS = ("fast", "plain")
 WHAT = ("train_step", "test_batch")
@@ -51,14 +54,18 @@ def work(way: Namespace) -> dict | None:
         trainer = measuring.build(way.trainer, way.classes, way.backbone, way.form, way.prec, way.batch)
         split(trainer, ranks)
         size = way.batch if way.what == "train_step" else way.test_batch
-        images = torch.randn(size, 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
+        shape = (size,)
+        if views := isinstance(trainer, ViewsTrainer):  # which tests one image after another
+            size, shape = 1, (1, trainer.settings.VIEWS)
+        images = torch.randn(*shape, 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
         batch = {"img": images, "label": torch.randint(way.classes, (size,), device=trainer.device)}
 
         def step() -> None:
             if way.what == "train_step":
                 trainer.forward_backward(batch)
             else:
-                trainer.set_model_mode("eval")  # a new evaluation
+                if not views or way.form == "plain":  # published test-time code encodes the texts for each image
+                    trainer.set_model_mode("eval")  # a new evaluation
                 trainer.model_inference(images)
 
         before = peak(trainer.device)

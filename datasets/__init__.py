@@ -22,6 +22,8 @@ def extend_cfg(cfg: CfgNode) -> None:
     add_setting(cfg, "DATASET.TITLE", "", Accepts(str))
     # Sentence for zero-shot CLIP, instead of the dataset's own
     add_setting(cfg, "DATASET.TEMPLATE", "", Accepts(str))
+    # Test on this many images alone, evenly spread over the list of all; 0: on all of them
+    add_setting(cfg, "TEST.MAX_IMAGES", 0, Accepts(int, 0, 10**9))
     cfg.INPUT.setdefault("EXIF_ORIENTATION", False)  # the published Dassl has no such key, and reads images as stored
 
 

@@ -3,8 +3,9 @@
 import os
 import random
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from dassl.data.datasets import DatasetBase, Datum
 
@@ -14,6 +15,7 @@ from common.text import read_json, read_text
 
 from .files import File
 
+Item = TypeVar("Item")
 Items = list[Datum]
 Split = tuple[Items, Items, Items]  # for training, validation and testing
 
@@ -30,7 +32,7 @@ class FewShotDataset(DatasetBase):
     tools/prepare.py can also download it.
 
     Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
-    `new`), DATASET.TEMPLATE (replaces `template`) and SEED.
+    `new`), DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
@@ -77,7 +79,7 @@ class FewShotDataset(DatasetBase):
         super().__init__(
             train_x=test if self.test_only else train,  # classes are counted and named by it
             val=test if self.val_is_test else val or None,
-            test=test,
+            test=spread(test, cfg.TEST.get("MAX_IMAGES", 0) or len(test)),
         )
 
     @property
@@ -190,6 +192,12 @@ class FewShotDataset(DatasetBase):
             what = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
             what = f"{len(missing)} of {len(items)} images of {self.title} are {what}, the first {missing[0]}"
             raise DatasetError(what, self.remedy, missing[0])
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most this many of the items, evenly spread over them."""
+    count = min(most, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,6 +18,7 @@ from common.files import PARTIAL, write_text
 from common.results import CONFIG
 from common.text import read_json
 from datasets import title
+from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .configs import read_yaml
 from .configuration import flatten
@@ -97,6 +99,11 @@ class OutputFolder:
         if self.writes:
             (self.path / name).unlink(missing_ok=True)
 
+    def remove_partial_test(self) -> None:
+        """Delete the results that a test has kept in order to resume."""
+        if self.writes:
+            shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)
+
 
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
@@ -134,7 +141,8 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     folder, before = Path(cfg.OUTPUT_DIR), {}
     file = folder / CONFIG
     try:
-        if file.is_file() and (finished or any(folder.glob("*/model*.pth.tar*"))):
+        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors"))
+        if file.is_file() and (finished or begun):
             before = flatten(read_yaml(file))
             if not before:
                 raise ValueError("no settings")

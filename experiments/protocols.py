@@ -100,6 +100,7 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     "CoCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)),
     "KgCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
     "ProGrad": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ours"),)),  # the published ones are for RN50
+    "TDA": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),  # not the values that were presumably chosen on test images
     "TCP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
     "VPT": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_4"),)),
     "UPT": {**dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep50"),)), "few_shot": (Recipe("vit_b16"),)},

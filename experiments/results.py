@@ -1,7 +1,9 @@
 """results.json: what a finished run has measured."""
 
 import argparse
+import hashlib
 import json
+import os
 import platform
 from contextlib import redirect_stdout
 from datetime import datetime, timezone
@@ -51,6 +53,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
         "epochs": epochs,
         "tested_epoch": tested_epoch,
         "data_use": {"choose": choices},
+        **({"test_images_sha256": hash_of_images(cfg, trainer)} if cfg.TEST.get("MAX_IMAGES", 0) else {}),
         **({"ranks": ranks} if ranks > 1 else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,6 +80,13 @@ def measured(cfg, trainer) -> dict:
         figures = {"split": cfg.TEST.SPLIT, "n_test": len(loader.dataset) if found else None}
         seconds = {"train_seconds": None, "test_seconds": None}
     return {key: found.get(key) for key in ("accuracy", "error_rate", "macro_f1")} | figures | seconds
+
+
+def hash_of_images(cfg, trainer) -> str:
+    """The SHA-256 of the test images' paths below DATASET.ROOT, joined by newlines in their order in the dataset."""
+    root = os.path.expanduser(cfg.DATASET.ROOT)
+    paths = "\n".join(os.path.relpath(item.impath, root) for item in trainer.dm.dataset.test)
+    return hashlib.sha256(os.fsencode(paths)).hexdigest()
 
 
 def mark_of(run: dict) -> str:

@@ -54,6 +54,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
         with reporting(args.report_to if folder.writes else [], cfg, trainer):
             epochs, tested_epoch = execute(args, cfg, trainer)
             folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, choices))
+            folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from dassl.config import get_cfg_default
-from dassl.data.transforms import build_transform
 from dassl.utils import read_image
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
@@ -59,7 +58,7 @@ class PromptedClassifier:
         description, source: as given.
         cfg: the configuration that a prediction depends on; its values of training are defaults.
         device: where the model is.
-        transform: from a PIL image in RGB to a (3, H, W) tensor.
+        transform: from a PIL image in RGB to a (3, H, W) tensor, or (views, 3, H, W) for a test-time method.
 
     Raises:
         UsageError: the class names are missing, the prompts do not fit the settings, or the weights are others.
@@ -92,9 +91,11 @@ class PromptedClassifier:
         cfg.merge_from_list([item for pair in values.items() for item in pair])
         cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
+        seed = description.training.get("seed")  # of the views of a test-time method
+        cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
         cfg.freeze()  # which checks Dassl's keys
         self.cfg = cfg
-        self.transform = build_transform(self.cfg, is_train=False, verbose=False)
+        self.transform = trainers.methods()[self.method].test_transform(self.cfg)
         self.clip = clip
         self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
@@ -140,6 +141,16 @@ class PromptedClassifier:
     def method(self) -> str:
         return self.description.method
 
+    @property
+    def views(self) -> int:
+        """How many tensors (3, H, W) an image becomes."""
+        return getattr(self.transform, "count", 1)
+
+    def require_one_view(self, what: str) -> None:
+        """Raise UsageError for a test-time method, whose answer for an image is not that of its model alone."""
+        if hasattr(self.transform, "count"):
+            raise UsageError(f"{self.method} answers from views of an image", f"{what} needs another method")
+
     def save(self, folder: Path) -> Description:
         """Write the exported form to an existing folder; returns what its config.json says."""
         name = self.cfg.MODEL.BACKBONE.NAME
@@ -148,7 +159,7 @@ class PromptedClassifier:
         return write_artefact(folder, description, self._own.saved_module().state_dict())
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
-        """The images (images, 3, H, W), read and transformed as for a test.
+        """The images (images, 3, H, W), or (images, views, 3, H, W), read and transformed as for a test.
 
         Raises:
             UsageError: a file is missing or not an image, or it has too many pixels.
@@ -174,7 +185,7 @@ class PromptedClassifier:
         """The probability of each class: (images, classes), fp32, on the CPU.
 
         Args:
-            images: files or PIL images, or one of them; or a tensor (images, 3, H, W) that `transform` made.
+            images: files or PIL images, or one of them; or a tensor (images, [views,] 3, H, W) that `transform` made.
             class_names: other names to choose from; by default those that the prompts were learned on.
 
         Raises:
@@ -207,11 +218,12 @@ class PromptedClassifier:
 
     def _batches(self, images: Pixels | Tensor | Sequence[Pixels]) -> Iterator[Tensor]:
         if isinstance(images, Tensor):
-            yield from (images if images.dim() == 4 else images[None]).split(BATCH)
+            yield from (images[None] if images.dim() == 3 else images).split(BATCH)
             return
         several = [images] if isinstance(images, str | PathLike | Image.Image) else list(images)
-        for start in range(0, len(several), BATCH):
-            yield self.pixels(several[start : start + BATCH])
+        size = max(1, BATCH // self.views)
+        for start in range(0, len(several), size):
+            yield self.pixels(several[start : start + size])
 
     def _method_for(self, class_names: Sequence[str] | None) -> PromptTrainer:
         own = with_spaces(self.class_names)

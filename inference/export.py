@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     with new_folder(args.to, KEY) as folder:
         ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
         names = given or classifier.class_names
+        for form in forms:
+            classifier.require_one_view(form.file)
         if names != classifier.class_names and not forms:
             what = f"{args.model} has class names of its own, which the folder keeps"
             raise UsageError(what, "add --onnx or --weights, or leave out the class names", args.model)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from common.errors import UsageError
+from datasets.base import spread
 from datasets.folders import IMG_EXTENSIONS
 
 from .classifier import PromptedClassifier
 from .models import Model
 from .predict import Row
 
+__all__ = ["Predictor", "find_images", "read_batch", "spread"]
 FEWEST = 8  # images of one call: each has some cost of its own
 MANY = 5000  # class names whose text features take long enough to say so
 Predicted = tuple[list[Row], list[str], int]
@@ -46,12 +48,6 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def spread(files: Sequence[Path], most: int) -> list[Path]:
-    """At most this many of the files, evenly spread over them."""
-    count = min(most, len(files))
-    return [files[number * len(files) // count] for number in range(count)]
-
-
 def is_image(file: Path) -> bool:
     """Whether a path in a folder names an image; hidden files and folders are left out."""
     return file.suffix.lower() in IMG_EXTENSIONS and not any(part.startswith(".") for part in file.parts)
@@ -61,9 +57,9 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
     """The images of some files. Classifiers with the same transform read an image once.
 
     Returns:
-        the N files that could be read; for each classifier (N, 3, H, W), empty if N is 0; the faults of other files.
+        the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0; other files' faults.
     """
-    keys, good, rows, errors = [str(classifier.cfg.INPUT) for classifier in classifiers], [], [], []
+    keys, good, rows, errors = [f"{c.cfg.INPUT} {c.transform}" for c in classifiers], [], [], []
     distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
         try:
@@ -88,6 +84,7 @@ class Predictor:
     def __init__(self, models: Sequence[Model], names: Sequence[str], k: int):
         self.models, self.names, self.k = models, names or None, k
         self.on_gpu = any(model.classifier.device.type == "cuda" for model in models)
+        self.views = max(model.classifier.views for model in models)
         self.turn: AbstractContextManager = Lock() if self.on_gpu else nullcontext()
         for model in models:  # text features before the threads, which would each compute them
             if (count := len(self.names or model.classifier.class_names)) > MANY:
@@ -99,10 +96,10 @@ class Predictor:
 
         There are as many threads as torch has, and each of them computes with one: small layers are twice as fast as
         with all threads on one batch, and a busy machine slows them down less. On a CPU, the threads together have
-        `batch_size` images at a time.
+        `batch_size` images, or views of images, at a time.
         """
-        threads = torch.get_num_threads()
-        size = batch_size if self.on_gpu else max(FEWEST, math.ceil(min(batch_size, len(files)) / threads))
+        threads, most = torch.get_num_threads(), max(1, batch_size // self.views)
+        size = most if self.on_gpu else max(min(FEWEST, most), math.ceil(min(most, len(files)) / threads))
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(self.of_batch, (files[start : start + size] for start in range(0, len(files), size)))
 

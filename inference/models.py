@@ -122,6 +122,9 @@ def read_model(path: Path, options: Namespace) -> Found:
     cfg.merge_from_file(str(file))
     cfg.MODEL.BACKBONE.NAME = options.backbone or cfg.MODEL.BACKBONE.NAME
     learns = trainers.methods()[method].learns
+    if not learns and training.get("epochs"):  # behind the prompts that a test-time method started from
+        remedy = "predict with that run's method"
+        raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
     return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME
 

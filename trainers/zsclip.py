@@ -26,6 +26,7 @@ class ZeroshotCLIP(PromptTrainer):
 
     Settings = ZeroshotCLIPSettings
     learns = False
+    seeded = False
     config_folder = "CoOp"
 
     def build_prompts(self, clip, classnames):

@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     files = images.find_images(args.images) if args.images else []
     with new_folder(args.output) as folder, torch.no_grad():
         ((_, classifier),) = models.open_models([args.model], args, names)
+        classifier.require_one_view("an inspection")
         classifier.check_logits(names or None)
         measures, good = Measures(classifier, names or None), []
         with tqdm(total=len(files), unit="image", disable=None) as bar:

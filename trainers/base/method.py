@@ -23,6 +23,7 @@ class Method(TrainerX):
     published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
     published_keys: ClassVar[Mapping[str, Any]] = {}  # further keys of its published YAML files, with defaults
     learns: ClassVar[bool] = True  # False: there is nothing to train
+    seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name

@@ -5,6 +5,7 @@ from typing import Any
 from clip import Ranks
 from common.errors import UsageError
 
+from .test_time import ViewsTrainer
 from .trainer import PromptTrainer
 
 
@@ -23,6 +24,8 @@ def split(trainer: Any, ranks: Ranks) -> None:
     if trainer.model.adapted or any(parameter.requires_grad for parameter in trainer.model.clip.parameters()):
         what = f"{name} learns inside the towers, whose gradients are not added up over ranks"
         raise UsageError(what, "start it without torchrun")
+    if isinstance(trainer, ViewsTrainer):
+        raise UsageError(f"{name} tests one image after another on one device", "start it without torchrun")
     if trainer.cfg.SEED < 0:
         raise UsageError("--seed is missing", "several ranks need it, to draw the same images")
     trainer.model.split(ranks)

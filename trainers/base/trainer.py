@@ -1,15 +1,17 @@
 """What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from dassl.data.transforms import build_transform
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import count_num_param, load_checkpoint, load_pretrained_weights
+from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -93,6 +95,11 @@ class PromptTrainer(LearnedPrompts):
         if any(True for _ in self.model.parameters()):
             self.optim, self.sched = self.build_optimizer()
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
+
+    @classmethod
+    def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
+        """What a test makes of a PIL image in RGB, by the section INPUT: a tensor (3, H, W)."""
+        return build_transform(cfg, is_train=False, verbose=False)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""

@@ -62,8 +62,9 @@ class EpochDisplay:
             print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
 
 
-def test_bar(outputs, split, batches):
-    """The outputs of so many batches; on a terminal with a bar that names the split ("test" or "val")."""
+def test_bar(outputs, split, loader):
+    """The outputs for a loader's batches; on a terminal with a bar that names the split ("test" or "val")."""
     leave = split == "test"  # validation has a bar for every epoch
-    options = {"leave": leave, "unit": "batch", "dynamic_ncols": True, "disable": not on_terminal()}
-    return tqdm(outputs, f"{split} set", batches, **options)
+    unit = "image" if getattr(loader, "batch_size", None) == 1 else "batch"
+    options = {"leave": leave, "unit": unit, "dynamic_ncols": True, "disable": not on_terminal()}
+    return tqdm(outputs, f"{split} set", len(loader), **options)

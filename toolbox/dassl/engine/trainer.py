@@ -165,7 +165,7 @@ class SimpleTrainer(TrainerBase):
         print(f"Evaluate on the *{split}* set")
         start, self.n_test = time.monotonic(), 0
         data_loader = self.val_loader if validates else self.test_loader
-        for output, label in test_bar(self.test_outputs(data_loader), split, len(data_loader)):
+        for output, label in test_bar(self.test_outputs(data_loader), split, data_loader):
             self.evaluator.process(output, label)
             self.n_test += len(label)
         self.test_results = self.test_metrics()

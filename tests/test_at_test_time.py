@@ -1,0 +1,275 @@
+"""Test-time methods as runs: they resume inside a test, start from learned prompts, and predict what they test."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
+from drawn import make_cfg
+from learned import NAMES, OPTIONS, own_test, rows_of
+
+from common.errors import UsageError
+from common.start import ROOT
+from experiments.output_folder import check_same_settings
+from inference import export, predict
+from inference.inspection import command as inspect_command
+from inference.models import open_models
+from trainers import methods
+from trainers.base import partial
+from trainers.base.prompts import gaussian
+from trainers.base.ranks import split
+from trainers.base.test_time import ViewsTrainer, entropies, most_confident
+from trainers.mta import mean_shift
+
+METHODS = [name for name, method in methods().items() if issubclass(method, ViewsTrainer)]
+FEW = {"VIEWS": 6, "PREC": "fp32"}
+
+
+@pytest.fixture
+def make(eurosat, tiny, tmp_path):
+    """`make("TPT", KEY, VALUE, ..., STEPS=2)` -> a trainer on 24 test images with six views; keywords are its own."""
+
+    def make(method, *pairs, output="run", **settings):
+        own = {f"TRAINER.{method}.{key}": value for key, value in (FEW | settings).items()}
+        set_random_seed(1)
+        pairs = [*(item for pair in own.items() for item in pair), *pairs]
+        trainer = build_trainer(make_cfg(method, eurosat, tiny, tmp_path / output, *pairs))
+        trainer.set_model_mode("eval")
+        return trainer
+
+    return make
+
+
+def outputs(trainer) -> torch.Tensor:
+    """The logits of a test."""
+    with torch.no_grad():
+        logits, labels = zip(*trainer.test_outputs(trainer.test_loader), strict=True)
+    items = trainer.test_loader.dataset.data_source
+    assert torch.cat(labels).tolist() == [item.label for item in items]
+    return torch.cat(logits)
+
+
+# ---------------------------------------------------------------- a test that resumes
+
+
+def interrupted(trainer, after: int) -> None:
+    """A test that ends while it computes the answer for the image after these."""
+    answer, left = trainer.answer, iter(range(after))
+
+    def answered(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    trainer.answer = answered
+    with pytest.raises(KeyboardInterrupt):
+        outputs(trainer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_test_resumes_and_ends_identically(method, make, monkeypatch):
+    whole = outputs(make(method, output="whole"))
+    monkeypatch.setattr(partial, "SECONDS", 0)
+    interrupted(make(method), 9)
+    interrupted(make(method), 5)
+    resumed, computed = make(method), []
+    answer = resumed.answer
+    resumed.answer = lambda *arguments: computed.append(1) or answer(*arguments)
+    assert torch.equal(outputs(resumed), whole)
+    assert len(computed) == len(whole) - 14
+
+
+def test_state_that_was_not_written_does_not_count(make, monkeypatch, tmp_path):
+    """The process may end between the file of the logits and the one of the state."""
+    whole = outputs(make("TDA", output="whole"))
+    monkeypatch.setattr(partial, "SECONDS", 0)
+    interrupted(make("TDA"), 6)
+    state = tmp_path / "run/partial_test/state.safetensors"
+    before = state.read_bytes()
+    interrupted(make("TDA"), 1)
+    state.write_bytes(before)
+    assert torch.equal(outputs(make("TDA")), whole)
+
+
+def damage(folder):
+    file = folder / "00000003.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def lose(folder):
+    (folder / "00000002.safetensors").unlink()
+
+
+@pytest.mark.parametrize("change", [damage, lose, None])
+def test_partial_results_that_do_not_fit_are_not_used(change, make, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(partial, "SECONDS", 0)
+    interrupted(make("ZERO"), 6)
+    if change:
+        change(tmp_path / "run/partial_test")
+    settings = {} if change else {"SELECTION": 0.6}
+    assert torch.equal(outputs(make("ZERO", **settings)), outputs(make("ZERO", output="whole", **settings)))
+    assert "are not used" in capsys.readouterr().out
+
+
+def test_folder_with_partial_results_of_other_settings_is_refused(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(partial, "SECONDS", 0)
+    trainer = make("ZERO")
+    interrupted(trainer, 6)
+    (tmp_path / "run/config.yaml").write_text(trainer.cfg.dump())
+    check_same_settings(trainer.cfg, finished=False)
+    with pytest.raises(UsageError, match=r"holds a run with TRAINER.ZERO.SELECTION 0.3, this one has 0.6"):
+        check_same_settings(make("ZERO", SELECTION=0.6).cfg, finished=False)
+
+
+# ---------------------------------------------------------------- what an answer depends on
+
+
+@pytest.mark.parametrize("method", ["TPT", "ZERO", "MTA"])
+def test_answers_depend_on_the_seed_and_not_on_other_images(method, make):
+    found = outputs(make(method))
+    alone = make(method)
+    last = alone.test_loader.dataset[len(found) - 1]["img"]
+    assert torch.equal(alone.model_inference(last[None])[0], found[-1])
+    other = make(method, "SEED", 2, output="other").test_loader.dataset[len(found) - 1]["img"]
+    assert torch.equal(other[0], last[0]) and not any(
+        torch.equal(*pair) for pair in zip(other[1:], last[1:], strict=False)
+    )
+
+
+def test_tda_reads_images_in_an_order_of_the_seed(make):
+    first, second = (make("TDA", "SEED", seed).test_loader.dataset.data_source for seed in (1, 2))
+    assert [item.impath for item in first] != [item.impath for item in second]
+    assert {item.impath for item in first} == {item.impath for item in second}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_view_is_enough(method, make):
+    assert outputs(make(method, VIEWS=1)).isfinite().all()
+
+
+def test_nothing_is_not_a_number_where_views_are_equal_or_sure():
+    features = torch.eye(3)[[0, 0, 0, 0]]
+    mode, inlierness = mean_shift(features, 100 * features, 0.2, 4.0)
+    assert torch.equal(mode, features[0]) and inlierness.tolist() == pytest.approx([0.25] * 4)
+    logits = torch.tensor([[0.0, 2e4, 0.0], [0.0, 0.0, 0.0]])
+    assert entropies(logits).tolist() == pytest.approx([0, torch.tensor(3.0).log().item()])
+    assert most_confident(logits.repeat(50, 1), 0.29).shape == (28,) and len(most_confident(logits, 0.1)) == 1
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def arguments(eurosat, tiny):
+    """`arguments("TPT", folder, KEY, VALUE, ..., options=...)`: of train.py, with four views."""
+
+    def arguments(method, folder, *pairs, options=()):
+        configs = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
+        configs += ["--config-file", ROOT / f"configs/trainers/{method}/small.yaml", "--trainer", method]
+        own = ["--root", eurosat, "--backbone", tiny, "--seed", 1, "--output-dir", folder, *configs, *options]
+        views = [f"TRAINER.{method}.VIEWS", 4] if method in METHODS else []
+        return [*own, "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, *views, *pairs]
+
+    return arguments
+
+
+def test_run_without_training_is_one_line_and_a_test(launch, arguments, eurosat, tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "SECONDS", 0)
+    run = tmp_path / "run"
+    status, printed, errors = launch(*arguments("ZERO", run, "TEST.MAX_IMAGES", 10))
+    assert (status, errors) == (0, [])
+    assert "ZERO has nothing to train: it is only tested" in printed
+    results = json.loads((run / "results.json").read_text())
+    assert (results["n_test"], results["epochs"]) == (10, 0)
+    assert not (run / "partial_test").exists()
+    rows = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]
+    paths = [f"eurosat/2750/{rows[number * 24 // 10][0]}" for number in range(10)]
+    assert results["test_images_sha256"] == hashlib.sha256("\n".join(paths).encode()).hexdigest()
+
+
+def coop(launch, arguments, folder, *pairs):
+    own = ["TRAINER.COOP.CTX_INIT", "", "OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 1]
+    assert launch(*arguments("CoOp", folder, *own, "TRAINER.COOP.N_CTX", 5, *pairs)).status == 0
+    return folder
+
+
+def test_tuning_starts_from_learned_context_vectors(launch, arguments, command, tmp_path):
+    start = coop(launch, arguments, tmp_path / "coop")
+    own = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5, "TRAINER.CTPT.LR", 0]
+    options = ["--eval-only", "--model-dir", start]
+    status, printed, errors = launch(*arguments("CTPT", tmp_path / "run", *own, options=options))
+    assert (status, errors) == (0, []) and f"Loading prompts from {start}" in printed
+    accuracies = [json.loads((run / "results.json").read_text())["accuracy"] for run in (start, tmp_path / "run")]
+    assert accuracies[0] == accuracies[1]  # without a step it is CoOp
+    status, _, (line,) = command(predict, tmp_path / "run", "a.jpg", "--classes", *NAMES)
+    assert status == 2 and "started from the prompts of another run" in line
+    # a test of a run that had no start begins as that did
+    options = ["--eval-only", "--model-dir", tmp_path / "run"]
+    assert "has no checkpoint" in launch(*arguments("CTPT", tmp_path / "new", options=options)).printed
+
+
+@pytest.mark.parametrize(
+    ("learned", "own", "words"),
+    [
+        (["TRAINER.COOP.CSC", True], [], "ctx in"),
+        ([], ["TRAINER.CTPT.N_CTX", 4], "N_CTX 5, here 4"),
+        (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], [], "CLASS_TOKEN_POSITION middle"),
+    ],
+)
+def test_start_that_does_not_fit_is_one_line(learned, own, words, launch, arguments, tmp_path):
+    start = coop(launch, arguments, tmp_path / "coop", *learned)
+    pairs = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5, *own]
+    options = ["--eval-only", "--model-dir", start]
+    status, _, errors = launch(*arguments("CTPT", tmp_path / "run", *pairs, options=options))
+    assert (status, len(errors)) == (2, 1) and words in errors[0]
+
+
+def test_context_without_words_or_start_is_refused(make):
+    with pytest.raises(UsageError, match="CTX_INIT is empty, and no context is given"):
+        outputs(make("TPT", CTX_INIT=""))
+
+
+def test_several_ranks_are_refused(make, monkeypatch):
+    class Two:
+        count = 2
+
+    with pytest.raises(UsageError, match="MTA tests one image after another"):
+        split(make("MTA"), Two())
+
+
+# ---------------------------------------------------------------- predictions
+
+
+@pytest.mark.parametrize("method", ["TPT", "ZERO", "MTA"])
+def test_predictions_are_those_of_the_test(method, launch, arguments, command, eurosat, tmp_path):
+    run, photo = tmp_path / "run", eurosat / "eurosat/2750/0/test_0.png"
+    assert launch(*arguments(method, run)).status == 0
+    (row,) = rows_of(command, run, photo, "--topk", 1, "--classes", *NAMES)
+    files, expected, names = own_test(run, "all")
+    assert row["top"][0]["class"] == names[expected[files.index(str(photo))].argmax()]
+    (model,) = open_models([run], OPTIONS, names)
+    torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-4)
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(model.classifier.logits, (files[:12], files[12:])))
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-4)
+
+
+def test_what_needs_one_view_is_refused(launch, arguments, command, tmp_path):
+    run = tmp_path / "run"
+    assert launch(*arguments("TDA", run, "TEST.MAX_IMAGES", 2)).status == 0
+    for module, *options in (
+        (export, "--to", tmp_path / "to", "--onnx"),
+        (inspect_command, "--output", tmp_path / "to"),
+    ):
+        status, _, errors = command(module, run, *options, "--classes", *NAMES)
+        assert (status, len(errors)) == (2, 1) and "answers from views of an image" in errors[0]
+
+
+def test_vectors_that_no_training_changes_are_no_parameters(make):
+    trainer = make("TPT")
+    assert list(trainer.model.parameters()) == [] and trainer.get_model_names() == []
+    assert trainer.saved_module().state_dict().keys() == {"ctx"}
+    assert gaussian(2, 3).requires_grad  # those of other methods are

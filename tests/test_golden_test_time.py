@@ -1,0 +1,166 @@
+"""Every test-time method computes what its published implementation computes, image by image from given views."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_golden import AFTER, BEFORE, LOSSES, build, close
+
+from clip.random_weights import random_tensor
+from trainers.base.test_time import entropies, most_confident
+from trainers.mta import bandwidths, mean_shift
+from trainers.zero import votes
+
+KINDS = ("test-time", "stream")
+
+
+def pytest_generate_tests(metafunc):
+    found = {file.stem: json.loads(file.read_text()) for file in metafunc.config.getoption("golden").glob("*.json")}
+    if "figures" in metafunc.fixturenames:
+        cases = {name: content for name, content in found.items() if isinstance(content, dict)}
+        cases = {name: content for name, content in cases.items() if content.get("case", {}).get("kind") in KINDS}
+        if metafunc.function is test_steps_of_tuning:
+            cases = {name: content for name, content in cases.items() if "losses" in content}
+        metafunc.parametrize("figures", cases.values(), ids=cases)
+    if "vote" in metafunc.fixturenames:
+        votes = found.get("zero_votes", {}).get("zero_votes", [])
+        metafunc.parametrize("vote", votes, ids=[case["what"] for case in votes])
+
+
+def settings_of(case: dict) -> dict:
+    """The settings of a case by the names here: those of a group (TDA's positive cache) with its name before them."""
+    flat = {}
+
+    def add(values: dict, prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}_")
+            else:
+                flat[f"{prefix}{key}".upper()] = value
+
+    add(case["cfg"], "")
+    return flat | ({"TEMPLATES": case["templates"]} if "templates" in case else {})
+
+
+@pytest.fixture(params=["fast", pytest.param("plain", marks=pytest.mark.thorough)])
+def trainer(request, figures, backbones, stand_in, tmp_path):
+    """The method of a case."""
+    case = figures["case"]
+    stand_in(case["dataset"])
+    names, arch = case["classnames"], case["arch"]
+    settings = settings_of(case)
+    trainer = build(case["trainer"], request.param, settings, arch, names, {}, backbones, tmp_path, case["dataset"])
+    for name, shape in figures["trainable"].items():
+        if case["ctx"] == "drawn":
+            trainer.model.get_buffer(name).copy_(random_tensor(name, tuple(shape)))
+    trainer.set_model_mode("eval")
+    return trainer
+
+
+def views_of(case: dict) -> torch.Tensor:
+    size = case["arch"]["image_resolution"]
+    shape = (case["images"], case["views"], 3, size, size)
+    return torch.from_numpy(np.random.default_rng(9).standard_normal(shape, dtype=np.float32))
+
+
+def test_method(trainer, figures):
+    case, state, checks = figures["case"], trainer.new_state(), CHECKS.get(figures["case"]["trainer"])
+    features = [trainer.features_of(views) for views in views_of(case)]
+    with torch.no_grad():
+        logits = [trainer.logits(each) for each in features]
+    if case["kind"] == "test-time":
+        close(torch.stack([each[0] for each in logits]), figures["logits_before"], BEFORE)
+    if "logits_views" in figures:
+        close(torch.stack(logits), figures["logits_views"], BEFORE)
+    if "kept" in figures:
+        close(torch.stack([entropies(each) for each in logits]), figures["entropies"], BEFORE)
+        assert [most_confident(each, case["cfg"]["SELECTION"]).tolist() for each in logits] == figures["kept"]
+    if case["kind"] == "stream":
+        answers = torch.stack([trainer.answer(each, state) for each in features])
+    else:
+        answers = trainer.model_inference(views_of(case))
+    close(answers, figures["logits_after"], AFTER)
+    right = (answers.argmax(dim=1) == torch.tensor(figures["labels"])).float().mean().item()
+    if "predictions" in figures:
+        assert answers.argmax(dim=1).tolist() == figures["predictions"]
+    assert right == pytest.approx(figures.get("correct", figures.get("accuracy", 100 * right) / 100), abs=1e-3)
+    if checks:
+        checks(trainer, figures, features, state)
+
+
+def check_mta(trainer, figures, features, state):
+    """Bandwidths, how much each view counts after the first step and at the end, the number of steps, the mode."""
+    close(torch.stack([bandwidths(each).sqrt() for each in features]), figures["bandwidths"], 1e-4)
+    found = [mean_shift(each, trainer.logits(each), *lambdas(trainer)) for each in features]
+    close(torch.stack([mode[:8] for mode, _ in found]), figures["mode_first8"], 1e-4)
+    close(torch.stack([scores for _, scores in found]), figures["inlierness"], 1e-4)
+
+
+def lambdas(trainer):
+    return trainer.settings.LAMBDA_Y, trainer.settings.LAMBDA_Q
+
+
+def check_tda(trainer, figures, features, state):
+    """What is computed of each image, and which images are in the caches at the end, by their features."""
+    images, logits, p = map(torch.stack, zip(*map(trainer.mean_of_views, features), strict=True))
+    close(logits, figures["logits_before"], BEFORE)
+    assert logits.argmax(dim=1).tolist() == figures["pseudo_labels"]
+    close(-(p * p.log()).sum(dim=1), figures["entropies"], BEFORE)
+    for cache, expected in figures["cached"].items():
+        entries, found = state[f"{cache.upper()}_ENTROPIES"].isfinite(), {}
+        for label, slot in entries.nonzero().tolist():
+            entry = state[f"{cache.upper()}_FEATURES"][label, slot]
+            found.setdefault(str(label), []).append(int((images - entry).norm(dim=1).argmin()))
+        assert found == expected
+
+
+def test_steps_of_tuning(trainer, figures, monkeypatch):
+    """Losses, gradients and vectors of every step of every image."""
+    name, objective, step = "prompt_learner.ctx", trainer.objective, torch.optim.AdamW.step
+    losses, gradients, moved, after = [], [], [], []
+    start = trainer.model.get_buffer(name).clone()
+    assert list(start.shape) == figures["trainable"][name]
+
+    def noted(logits, text):
+        loss = objective(logits, text)
+        losses[-1].append(loss.item())
+        return loss
+
+    def stepped(optimizer):
+        (ctx,) = optimizer.param_groups[0]["params"]
+        gradients[-1].append(ctx.grad.clone())
+        step(optimizer)
+        moved[-1].append((ctx.detach() - start).norm())
+        after[-1].append(ctx.detach().clone())
+
+    monkeypatch.setattr(trainer, "objective", noted)
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    for views in views_of(figures["case"]):
+        for record in (losses, gradients, moved, after):
+            record.append([])
+        trainer.answer(trainer.features_of(views), {})
+    close(torch.tensor(losses), figures["losses"], LOSSES)
+    norms = [[gradient.norm().item() for gradient in image] for image in gradients]
+    assert norms == [pytest.approx(image, rel=1e-3) for image in figures["grad_norms"][name]]
+    close(torch.stack([image[0][:, :8] for image in gradients]), figures["grad_first8"], 1e-3)
+    assert start.norm().item() == pytest.approx(figures["ctx_before_norm"], abs=1e-5)
+    assert torch.equal(trainer.model.get_buffer(name), start)
+    close(torch.tensor([image[-1].norm() for image in after]), figures["ctx_after_norms"], 1e-5)
+    close(torch.tensor(moved), figures["ctx_moved_norms"], 1e-5)
+    close(torch.stack([image[-1][:, :8] for image in after]), figures["ctx_after_first8"], 1e-5)
+    if "ctx_after_first_step_first8" in figures:
+        close(torch.stack([image[0][:, :8] for image in after]), figures["ctx_after_first_step_first8"], 1e-5)
+
+
+CHECKS = {"MTA": check_mta, "TDA": check_tda}
+
+
+def test_votes_of_zero(vote):
+    cosines = torch.tensor(vote["cosines"])
+    uncertain = entropies(cosines / vote["temperature"])
+    assert uncertain.argsort().tolist() == vote["order"]
+    found = votes(cosines, uncertain, vote["selection"])
+    assert found.argmax().item() == vote["prediction_meant"]
+    if "no remaining view" not in vote["what"]:  # else the published code chooses another class than is meant
+        assert found.tolist() == vote["votes"]

@@ -1,0 +1,108 @@
+"""Views of an image against the figures of the published code, and what they may depend on."""
+
+import hashlib
+import json
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from dassl.config import get_cfg_default
+from dassl.data.transforms import build_transform
+from PIL import Image
+
+from trainers.base import views
+from trainers.base.views import Views, crop_box
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def picture() -> Image.Image:
+    """The picture of the figures."""
+    y, x = np.mgrid[:300, :400]
+    waves = 127.5 + 127.5 * np.sin(x / 17) * np.cos(y / 23)
+    a = np.stack([x * 255 / 399, y * 255 / 299, waves], -1) * 0.8
+    a = a + np.random.default_rng(5).integers(0, 51, (300, 400, 3))
+    return Image.fromarray(np.floor(a).astype(np.uint8))
+
+
+def sha(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+def centre(size=224):
+    cfg = get_cfg_default()
+    cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = (size, size), "bicubic", ["normalize"]
+    cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = list(MEAN), list(STD)
+    return build_transform(cfg, is_train=False, verbose=False)
+
+
+@pytest.fixture
+def figures(pytestconfig):
+    return json.loads((pytestconfig.getoption("golden") / "views.json").read_text())["views"]
+
+
+def same_versions(figures) -> bool:
+    return all(version(name) == of.partition("+")[0] for name, of in figures["versions"].items() if name != "torch")
+
+
+def check(view: torch.Tensor, expected: dict) -> None:
+    """Means, deviations, and some pixels of the first channel."""
+    pixels, close = np.array(expected["pixels"]), {"abs": 1e-3, "rel": 0}
+    rows, columns = pixels.shape
+    assert view[0, ::56, ::56][:rows, :columns].flatten().tolist() == pytest.approx(pixels.flatten(), **close)
+    assert view.mean(dim=(1, 2)).tolist() == pytest.approx(expected["mean"], **close)
+    assert view.std(dim=(1, 2)).tolist() == pytest.approx(expected["std"], **close)
+
+
+def test_picture_is_that_of_the_figures(figures):
+    assert sha(picture()) == figures["picture_sha256_16"]
+
+
+def test_view_0_is_the_image_of_a_test(figures):
+    check(Views(centre(), (224, 224), count=2)(picture())[0], figures["view_0"])
+
+
+def test_crops_and_flips_are_those_of_the_published_code(figures):
+    chance, image = torch.Generator().manual_seed(3), picture()
+    boxes = [[*crop_box(image, chance), bool(torch.rand(1, generator=chance) < 0.5)] for _ in range(8)]
+    assert boxes == figures["boxes"]["boxes"]
+    view = Views(centre(), (224, 224)).random_view(image, torch.Generator().manual_seed(3), np.random.RandomState(0))
+    check(view, figures["crop"])
+
+
+def test_operations_are_those_of_the_published_code(figures):
+    of_test = centre()
+    source = of_test.transforms[1](of_test.transforms[0](picture()))
+    for name, cases in figures["operations"]["severity_1"].items():
+        assert getattr(views, name) in views.OPERATIONS
+        for case in cases:
+            image = getattr(views, name)(source, np.random.RandomState(case["seed"]))
+            assert np.asarray(image).mean(axis=(0, 1)).tolist() == pytest.approx(case["mean"], abs=1e-3)
+            assert not same_versions(figures) or sha(image) == case["sha256_16"]
+
+
+def test_whole_views_are_those_of_the_published_code(figures):
+    for case in figures["augmented"]:
+        make = Views(centre(), (224, 224), augmix=case["augmix"])
+        chance, draw = torch.Generator().manual_seed(4), np.random.RandomState(4)
+        for expected in case["views"]:
+            check(make.random_view(picture(), chance, draw), expected)
+
+
+def test_views_depend_on_the_pixels_and_the_seed_alone():
+    of_test, image = centre(32), picture()
+    made = Views(of_test, (32, 32), 4, True, 1)(image)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    assert torch.equal(Views(of_test, (32, 32), 4, True, 1)(image.copy()), made)
+    assert torch.equal(torch.get_rng_state(), state[0]) and np.random.get_state()[1].tolist() == state[1]
+    for other in (Views(of_test, (32, 32), 4, True, 2)(image), Views(of_test, (32, 32), 4, True, 1)(image.rotate(90))):
+        assert not any(torch.equal(a, b) for a, b in zip(made[1:], other[1:], strict=True))
+    assert torch.equal(Views(of_test, (32, 32), 4, True, 2)(image)[0], made[0])  # view 0 is not random
+
+
+@pytest.mark.parametrize("size", [(500, 5), (5, 500), (1, 1)])
+def test_images_that_no_random_crop_fits_into(size):
+    assert Views(centre(32), (32, 32), 8, True)(Image.new("RGB", size, (200, 10, 30))).shape == (8, 3, 32, 32)

@@ -1,0 +1,166 @@
+"""Methods that have nothing to train: they answer for each image of a test from views of it."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from yacs.config import CfgNode
+
+from clip.digest import add_tensors
+from common.errors import UsageError
+
+from .ensemble import EnsembleCLIP, TemplateEnsemble
+from .partial import PartialTest
+from .prompted import PromptedCLIP
+from .settings import MethodSettings
+from .trainer import PromptTrainer
+from .views import Views
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ViewsSettings(MethodSettings):
+    """VIEWS of each image, the first of which is its centre; AUGMIX changes the others."""
+
+    VIEWS: int = 64
+    AUGMIX: bool = False
+    ranges = {"VIEWS": (1, 1024)}
+
+
+@dataclass(frozen=True)
+class TemplatesSettings(ViewsSettings):
+    """TEMPLATES are sentences with {} for the class name, of whose features the mean counts."""
+
+    TEMPLATES: list[str] = field(default_factory=list)
+
+    def check(self):
+        for template in self.TEMPLATES:
+            if "{}" not in template:
+                raise UsageError(f"TEMPLATES has {template!r}", "put {} where the class name goes")
+
+
+class ViewsTrainer(PromptTrainer):
+    """A method that answers for each image from features of its views; its `Settings` are `ViewsSettings`.
+
+    The image tower reads all views of an image in one batch, without a gradient. A test that was interrupted resumes
+    after the images that it has kept results of.
+    """
+
+    learns = False
+    Model: ClassVar[type[PromptedCLIP]] = EnsembleCLIP
+    test_loader: Any
+    val_loader: Any
+
+    def answer(self, features: Tensor, state: State) -> Tensor:
+        """The logits of an image.
+
+        Args:
+            features: (views, joint), fp32, of unit length; those of the centre come first.
+            state: what the images before it have left, from `new_state` on. It is changed in place.
+
+        Returns:
+            (classes,), fp32; of equal ones the first is the answer.
+        """
+        raise NotImplementedError
+
+    def new_state(self) -> State:
+        """What the answer for the first image depends on; empty where images do not depend on one another."""
+        return {}
+
+    def order(self, images: int) -> list[int]:
+        """The order of the images of a test."""
+        return list(range(images))
+
+    @property
+    def templates(self) -> list[str]:
+        """The sentences for a class, with {} for its name."""
+        raise NotImplementedError
+
+    def build_prompts(self, clip, classnames):
+        return TemplateEnsemble(self.templates, classnames, clip.context_length)
+
+    @classmethod
+    def test_transform(cls, cfg: CfgNode) -> Views:
+        settings, seed = cls.settings_of(cfg), max(0, cfg.get("SEED", 0))
+        return Views(super().test_transform(cfg), tuple(cfg.INPUT.SIZE), settings.VIEWS, settings.AUGMIX, seed)
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        self.test_loader = self.views_of(self.dm.test_loader)
+        self.val_loader = self.dm.val_loader and self.views_of(self.dm.val_loader)
+
+    def views_of(self, loader: Any) -> DataLoader:
+        """A loader of the views of the same images, one image at a time, in the method's order."""
+        items = [loader.dataset.data_source[number] for number in self.order(len(loader.dataset))]
+        return self.loader_of(type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg)))
+
+    def loader_of(self, images: Any) -> DataLoader:
+        return DataLoader(images, batch_size=1, num_workers=self.cfg.DATALOADER.NUM_WORKERS)
+
+    def train(self) -> None:
+        print(f"{type(self).__name__} has nothing to train: it is only tested")
+        self.test()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Nothing was learned, so nothing is loaded."""
+
+    @torch.no_grad()
+    def features_of(self, views: Tensor) -> Tensor:
+        """(views, 3, H, W) -> (views, joint), fp32, of unit length."""
+        return self.model.image_features(views)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
+        return self.model.logits(features, self.model.text_features(features))
+
+    def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        images, partial = loader.dataset, PartialTest(Path(self.output_dir), self.key(loader.dataset))
+        labels = torch.tensor([item.label for item in images.data_source], device=self.device).split(1)
+        state = self.new_state()
+        kept = partial.read(state)
+        yield from ((row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False))
+        rest = self.loader_of(Subset(images, range(len(kept), len(images))))
+        for label, batch in zip(labels[len(kept) :], rest, strict=True):
+            logits = self.answer(self.features_of(batch["img"][0].to(self.device)), state)
+            partial.add(logits, state)
+            yield logits[None], label
+
+    def key(self, images: Any) -> str:
+        """A checksum of the images of a test (their paths), of how they are read, and of the model."""
+        facts = self.prompts_metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates
+        digest = hashlib.sha256(f"1 {facts}".encode())
+        for item in images.data_source:
+            digest.update(f"{item.impath} {item.label}\n".encode())
+        add_tensors(digest, self.model.state_dict())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def model_inference(self, images: Any) -> Tensor:
+        """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W), one view of each."""
+        views = images if images.dim() == 5 else images[:, None]
+        return torch.stack([self.answer(self.features_of(each), self.new_state()) for each in views])
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """(..., classes) -> (...): the entropy of the softmax, in nats."""
+    logs = logits.log_softmax(dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1)
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """(views, classes) -> the entropy of the mean over views of their softmax, in nats."""
+    logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
+    return -(logs.exp() * logs).sum()
+
+
+def most_confident(logits: Tensor, share: float) -> Tensor:
+    """The numbers of the views of least entropy, the least first: `int(share * views)` of them, at least one."""
+    order = entropies(logits).argsort(stable=True)
+    return order[: max(1, int(len(order) * share))]

@@ -1,0 +1,134 @@
+"""Context vectors that are tuned for each test image alone, on the views of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip import TextPrompts
+from common.errors import UsageError
+
+from .prompted import PromptedCLIP
+from .prompts import CoOpPrompts, check_position, sentence_context
+from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
+
+WEIGHT_DECAY = 0.01  # of AdamW
+LOSS_SCALE = 1024.0  # so that gradients in fp16 do not vanish; a power of two changes nothing else
+
+
+@dataclass(frozen=True)
+class TuningSettings(ViewsSettings):
+    """The context starts from CTX_INIT, a vector for each word; without it, from N_CTX vectors that are given.
+
+    SELECTION is the share of views, the most confident ones, that the loss is about; STEPS and LR are of AdamW.
+    """
+
+    N_CTX: int = 4
+    CTX_INIT: str = "a photo of a"
+    CLASS_TOKEN_POSITION: str = "end"
+    SELECTION: float = 0.1
+    STEPS: int = 1
+    LR: float = 0.005
+    ranges = {"SELECTION": (0, 1), "STEPS": (1, 1000), "LR": (0, 100)}
+
+    def check(self):
+        check_position(self.CLASS_TOKEN_POSITION)
+
+
+class StartingContext(CoOpPrompts):
+    """CoOp's prompts, whose vectors no training changes."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        start = self.ctx.detach().float()
+        del self.ctx
+        self.register_buffer("ctx", start)
+
+    def with_context(self, ctx: Tensor) -> TextPrompts:
+        return TextPrompts(self.ids, ctx, self.slots)
+
+
+class TuningTrainer(ViewsTrainer):
+    """A method that tunes the context for each image; its `Settings` are `TuningSettings`.
+
+    Each image begins with the same vectors and an empty AdamW. The text tower alone has a backward pass.
+    """
+
+    Model = PromptedCLIP
+    started = False  # whether the context was given, by a run or by MODEL.INIT_WEIGHTS
+
+    def objective(self, logits: Tensor, text: Tensor) -> Tensor:
+        """The loss of an image.
+
+        Args:
+            logits: (views, classes), of the most confident views.
+            text: (classes, joint), of unit length.
+        """
+        raise NotImplementedError
+
+    @property
+    def templates(self):
+        return [f"{self.settings.CTX_INIT} {{}}."]
+
+    def build_prompts(self, clip, classnames):
+        s = self.settings
+        words, ctx = sentence_context(clip, s.N_CTX, s.CTX_INIT)
+        return StartingContext(clip, classnames, words, ctx, s.CLASS_TOKEN_POSITION)
+
+    def saved_module(self):
+        return self.model.prompt_learner
+
+    def test_outputs(self, loader):
+        if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
+            key = f"TRAINER.{self.section()}.CTX_INIT"
+            raise UsageError(f"{key} is empty, and no context is given", "set it, or give --eval-only --model-dir RUN")
+        return super().test_outputs(loader)
+
+    def answer(self, features: Tensor, state: State) -> Tensor:
+        s, model, prompts = self.settings, self.model, self.saved_module()
+        ctx = prompts.ctx.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([ctx], s.LR, weight_decay=WEIGHT_DECAY)
+        kept: Any = None
+
+        def text() -> Tensor:
+            return model.of_text(model.towers.encode_text(model.clip, prompts.with_context(ctx)))
+
+        for _ in range(s.STEPS):
+            with torch.enable_grad():
+                now = text()
+                if kept is None:
+                    kept = features[most_confident(model.logits(features, now.detach()), s.SELECTION)]
+                loss = LOSS_SCALE * self.objective(model.logits(kept, now), now)
+                ctx.grad = torch.autograd.grad(loss, ctx)[0] / LOSS_SCALE
+            if ctx.grad.isfinite().all():  # an overflow in fp16 leaves out the step
+                optimizer.step()
+        with torch.no_grad():
+            return model.logits(features[:1], text())[0]
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Start from the context vectors of a run of CoOp or the like. A run without training has none."""
+        folder = Path(directory) if directory else None
+        trained = folder and any(folder.glob("*/model*.pth.tar*"))
+        if folder and not trained and (folder / "config.yaml").is_file():
+            print(f"{folder} has no checkpoint: the context starts as it does there")
+        elif folder:
+            super(ViewsTrainer, self).load_model(directory, epoch)
+
+    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """The start: a checkpoint with one set of context vectors for all classes, of any method.
+
+        Raises:
+            UsageError: it has other prompts, or they do not fit the settings.
+        """
+        written = checkpoint.get("metadata") or {}
+        position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", self.settings.CLASS_TOKEN_POSITION)
+        if position != self.settings.CLASS_TOKEN_POSITION:
+            key = f"TRAINER.{self.section()}.CLASS_TOKEN_POSITION"
+            raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
+        state = {key.removeprefix("prompt_learner."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        own = {"metadata": {**written, "method": type(self).__name__}, "state_dict": state}
+        super().load_prompts({**checkpoint, **own}, path)
+        self.started = True

@@ -1,0 +1,103 @@
+import math
+from dataclasses import dataclass
+
+import torch
+from dassl.engine import TRAINER_REGISTRY
+
+from .base.ensemble import EIGHTY, SEVEN
+from .base.test_time import TemplatesSettings, ViewsTrainer, most_confident
+
+SCALE = 100.0  # of the logits, whatever CLIP's own scale is
+CONFIDENT = 0.1  # share of the views that count
+ENSEMBLES = dict.fromkeys(("ImageNet", "ImageNetA", "ImageNetV2", "Caltech101", "StanfordCars", "SUN397"), SEVEN)
+ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
+
+
+@dataclass(frozen=True)
+class TDASettings(TemplatesSettings):
+    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative one takes those
+    whose entropy is between the thresholds, and counts classes whose probability is between those of the mask.
+    TEMPLATES replace the published ones."""
+
+    VIEWS: int = 1
+    POSITIVE_ENABLED: bool = True
+    POSITIVE_SHOT_CAPACITY: int = 3
+    POSITIVE_ALPHA: int | float = 2.0
+    POSITIVE_BETA: int | float = 5.0
+    NEGATIVE_ENABLED: bool = True
+    NEGATIVE_SHOT_CAPACITY: int = 2
+    NEGATIVE_ALPHA: int | float = 0.117
+    NEGATIVE_BETA: int | float = 1.0
+    NEGATIVE_ENTROPY_THRESHOLD_LOWER: int | float = 0.2
+    NEGATIVE_ENTROPY_THRESHOLD_UPPER: int | float = 0.5
+    NEGATIVE_MASK_THRESHOLD_LOWER: int | float = 0.03
+    NEGATIVE_MASK_THRESHOLD_UPPER: int | float = 1.0
+    ranges = {"POSITIVE_SHOT_CAPACITY": (1, 1000), "NEGATIVE_SHOT_CAPACITY": (1, 1000)}
+
+
+@TRAINER_REGISTRY.register()
+class TDA(ViewsTrainer):
+    """Two caches of test images that grow while they are tested (Karmanov et al., CVPR 2024)."""
+
+    Settings = TDASettings
+    caveat = "Its published ALPHA and BETA differ by dataset, and were presumably chosen on test images."
+
+    @property
+    def templates(self):
+        data = self.cfg.DATASET
+        own = [self.dataset_template] if data.get("TEMPLATE", "") else ENSEMBLES.get(data.NAME)
+        return list(self.settings.TEMPLATES) or list(own or [self.dataset_template])
+
+    def order(self, images):
+        """At random, by the seed: the caches depend on it."""
+        chance = torch.Generator().manual_seed(max(0, self.cfg.SEED))
+        return torch.randperm(images, generator=chance).tolist()
+
+    def new_state(self):
+        text, state = self.model.text_features(torch.empty(0)), {}
+        classes, joint = text.shape
+        for name in ("POSITIVE", "NEGATIVE"):
+            slots = getattr(self.settings, f"{name}_SHOT_CAPACITY")
+            state[f"{name}_FEATURES"] = text.new_zeros(classes, slots, joint)
+            state[f"{name}_ENTROPIES"] = text.new_full((classes, slots), torch.inf)  # inf: there is none
+        state["NEGATIVE_MASKS"] = torch.zeros(classes, slots, classes, dtype=torch.bool, device=text.device)
+        return state
+
+    def answer(self, features, state):
+        s, (feature, z, p) = self.settings, self.mean_of_views(features)
+        entropy = -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum()
+        of_class, entry = int(z.argmax()), {"FEATURES": feature, "ENTROPIES": entropy}
+        if s.POSITIVE_ENABLED:
+            keep("POSITIVE", of_class, entry, state)
+            z = z + s.POSITIVE_ALPHA * self.near("POSITIVE", feature, state).sum(dim=1)
+        lower, upper = s.NEGATIVE_ENTROPY_THRESHOLD_LOWER, s.NEGATIVE_ENTROPY_THRESHOLD_UPPER
+        if s.NEGATIVE_ENABLED:
+            if lower < entropy / math.log2(max(2, len(z))) < upper:  # of nats and bits, as published
+                mask = (p > s.NEGATIVE_MASK_THRESHOLD_LOWER) & (p < s.NEGATIVE_MASK_THRESHOLD_UPPER)
+                keep("NEGATIVE", of_class, entry | {"MASKS": mask}, state)
+            weights = self.near("NEGATIVE", feature, state).flatten()
+            z = z - s.NEGATIVE_ALPHA * weights @ state["NEGATIVE_MASKS"].flatten(0, 1).to(z.dtype)
+        return z
+
+    def mean_of_views(self, features):
+        """The feature (joint,), the logits and the probabilities (classes,): means over the confident views."""
+        logits = SCALE * features @ self.model.text_features(features).T
+        kept = most_confident(logits, CONFIDENT)
+        return features[kept].mean(dim=0), logits[kept].mean(dim=0), logits[kept].softmax(dim=1).mean(dim=0)
+
+    def near(self, cache, feature, state):
+        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 where there is none."""
+        cosines = state[f"{cache}_FEATURES"] @ feature
+        near = (-getattr(self.settings, f"{cache}_BETA") * (1 - cosines)).exp()
+        return near * state[f"{cache}_ENTROPIES"].isfinite()
+
+
+def keep(cache: str, of_class: int, entry: dict, state: dict) -> None:
+    """Put an image under a class, whose images are sorted by entropy, if it is surer than the last one there."""
+    rows = {name: state[f"{cache}_{name}"][of_class] for name in entry}
+    if entry["ENTROPIES"] < rows["ENTROPIES"][-1]:
+        for name, row in rows.items():
+            row[-1] = entry[name]
+        order = rows["ENTROPIES"].argsort(stable=True)
+        for row in rows.values():
+            row.copy_(row[order])
