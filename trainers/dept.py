@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clip import ImageOutput
 
 from .base import PromptTrainer
+from .base.feature_trainer import FeatureTrainer
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import MethodSettings
@@ -58,7 +59,7 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
 @plugin("DePT")
 def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
-    if not (base.learns and base.transfers):
+    if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
 
     @dataclass(frozen=True)
