@@ -81,11 +81,23 @@ LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD",
 
 SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 
+ON_FEATURES = ("LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter", "LPPlusPlus", "GDA")
+
 # Method -> protocol -> its recipes; the first that fits is used. A method that is not here uses the YAML file that is
 # named after the protocol, or the only one of its folder.
 RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     "ZeroshotCLIP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
-    "LinearProbe": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
+    **{method: dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)) for method in ON_FEATURES},
+    **{method: dict.fromkeys(PROTOCOLS, (Recipe("SGD_lr1e-1_B256_ep300"),)) for method in ("ZSLP", "CLAP")},
+    "TaskRes": dict.fromkeys(
+        PROTOCOLS,
+        (
+            Recipe("adam_lr2e-4_B256_ep100", datasets=("imagenet",), shots=(1, 2, 4)),
+            Recipe("adam_lr2e-4_B256_ep200", datasets=("imagenet",)),
+            Recipe("adam_lr2e-3_B256_ep100", shots=(1, 2, 4)),
+            Recipe("adam_lr2e-3_B256_ep200"),
+        ),
+    ),
     "CoOp": {
         # 200 epochs, on ImageNet 50: a comment in CoOp's scripts/cocoop/base2new_train.sh
         "base2new": (Recipe("vit_b16_ep50_ctxv1", datasets=("imagenet",)), Recipe("vit_b16_ctxv1")),

@@ -38,8 +38,8 @@ def pytest_generate_tests(metafunc):
 
 
 def is_of(key, figures):
-    """Whether figures are of a kind; those of test-time methods have a file of their own."""
-    return key in figures and "kind" not in figures.get("case", {})
+    """Whether figures are of a kind; those of test-time methods and of methods on features have their own tests."""
+    return key in figures and not {"kind", "input"} & set(figures.get("case", {}))
 
 
 def first(figures):

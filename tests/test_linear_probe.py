@@ -67,13 +67,19 @@ def test_search_prefers_the_weakest_power_and_the_lower_end():
 # The fit
 
 
+def arrays(trainer, items):
+    """Features (images, joint) and labels (images,)."""
+    found = trainer.features_of(items)
+    return found.rows.numpy(), found.labels.numpy()
+
+
 def test_model_predicts_what_scikit_learn_predicts(probe):
     trainer = probe()
     trainer.train()
-    features, labels = trainer.features_of(trainer.dm.dataset.train_x)
+    features, labels = arrays(trainer, trainer.dm.dataset.train_x)
     images = [trainer.test_loader.dataset[number]["img"] for number in range(24)]
     logits = trainer.model_inference(torch.stack(images))
-    tested, truth = trainer.features_of(trainer.dm.dataset.test)
+    tested, truth = arrays(trainer, trainer.dm.dataset.test)
     expected = fit(features, labels, trainer.choose_c(features, labels))
     assert features.shape == (24, 64) and not np.allclose(np.linalg.norm(features, axis=1), 1)
     assert np.allclose(logits.softmax(dim=1), expected.predict_proba(tested), atol=1e-4)
@@ -101,7 +107,7 @@ def test_two_classes(probe, tmp_path):
     write_eurosat(tmp_path, ["red", "blue lake"], train=4)
     trainer = probe(root=tmp_path)
     trainer.train()
-    features, labels = trainer.features_of(trainer.dm.dataset.train_x)
+    features, labels = arrays(trainer, trainer.dm.dataset.train_x)
     learner = trainer.model.prompt_learner
     logits = torch.from_numpy(features) @ learner.weight.T + learner.bias
     assert logits.argmax(dim=1).tolist() == labels.tolist()

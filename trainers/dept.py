@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clip import ImageOutput
 
 from .base import PromptTrainer
+from .base.feature_trainer import FeatureTrainer
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import MethodSettings
@@ -65,7 +66,7 @@ def published_names(base: type[PromptTrainer]) -> tuple[str, ...]:
 @plugin("DePT")
 def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
-    if not (base.learns and base.transfers):
+    if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
 
     @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The features of test images by the frozen image tower, kept on disk for every run that would compute the same."""
+"""The features of images by a frozen image tower, kept on disk for every run that would compute the same."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import ImageOutput
@@ -30,18 +30,47 @@ class KeptOutput(ImageOutput):
         raise UsageError("CACHE has the features of the test images, and this method reads the images", "unset CACHE")
 
 
+class Views(Dataset):
+    """Augmented views of images, the same for a seed whatever the number of workers; an image is decoded once.
+
+    Args:
+        images: a `DatasetWrapper` with a random transform.
+        views: of each image.
+        seed: of the run.
+    """
+
+    def __init__(self, images: Any, views: int, seed: int):
+        self.images, self.views, self.seed = images, views, seed
+        self.data_source = images.data_source
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.data_source[index]
+        image = self.images.read(item.impath)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((1_000_003 * self.seed + index) % 2**63)
+            views = torch.stack([self.images.transform(image) for _ in range(self.views)])
+        return {"img": views, "label": item.label}
+
+    @property
+    def content(self) -> str:
+        return f"{self.images.content} {self.views} views, seed {self.seed}"
+
+
 class KeptFeatures:
-    """A test loader whose batches have the output of the image tower for images that need not be read.
+    """A loader whose batches have the output of the image tower for images that need not be read.
 
     The features are those of the same images in the same batches, so that results are the same to the bit.
 
     Args:
-        model: one whose image tower is frozen and has no prompts.
-        loader: the loader of the test images.
-        cache: where the features are kept.
+        model: one whose image features are frozen.
+        loader: of images (batch, 3, H, W), or of views of images (batch, views, 3, H, W), in order.
+        cache: where the features are kept; None keeps nothing.
     """
 
-    def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache):
+    def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache | None):
         self.model, self.loader, self.cache = model, loader, cache
         self.device = model.clip.logit_scale.device
 
@@ -49,30 +78,59 @@ class KeptFeatures:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        key, features = self.find()
+        if features is None:
+            yield from self.compute(key)
+            return
+        size = self.loader.batch_size
+        for part, label in zip(features.split(size), self.labels.split(size), strict=True):
+            yield {"img": KeptOutput(part), "label": label}
+
+    def tensor(self) -> Tensor:
+        """All features, (images, joint) or (images, views, joint), as the tower computes them, on the CPU."""
+        key, features = self.find()
+        if features is None:
+            for batch in self.compute(key):
+                features = batch["all"]
+        assert features is not None
+        return features
+
+    @property
+    def labels(self) -> Tensor:
+        """(images,)."""
+        return torch.tensor([item.label for item in self.loader.dataset.data_source])
+
+    def find(self) -> tuple[str, Tensor | None]:
+        """The key of the features, empty if they cannot be kept, and those that are kept under it."""
+        if self.cache is None:
+            return "", None
         try:
             key = self.key()
         except OSError:  # a missing or damaged image, which the loader reports
-            key = ""
-        features = self.cache.get(key, len(self.loader.dataset)) if key else None
+            return "", None
+        features = self.cache.get(key, len(self.loader.dataset))
         if features is not None:
             print(f"Image features: {self.cache.file(key)}")
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
-            labels = torch.tensor([item.label for item in self.loader.dataset.data_source])
-            size = self.loader.batch_size
-            for part, label in zip(features.split(size), labels.split(size), strict=True):
-                yield {"img": KeptOutput(part), "label": label}
-            return
-        computed = []
+        return key, features
+
+    def compute(self, key: str) -> Iterator[dict[str, Any]]:
+        """The batches, each with a view of the tensor of `all` features, which is kept after the last one."""
+        features, done = torch.empty(0), 0
         for batch in self.loader:
-            features = self.encode(batch["img"].to(self.device))
-            computed.append(features.cpu())
-            yield {"img": KeptOutput(features), "label": batch["label"]}
-        if key:
-            self.cache.put(key, torch.cat(computed))
+            part = self.encode(batch["img"].to(self.device))
+            if not done:
+                features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
+            features[done : done + len(part)] = part
+            done += len(part)
+            yield {"img": KeptOutput(part), "label": batch["label"], "all": features}
+        if key and self.cache is not None:
+            self.cache.put(key, features)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return self.model.image_output(images).feature
+        """(..., 3, H, W) -> (..., joint)."""
+        return self.model.image_output(images.flatten(0, -4)).feature.unflatten(0, images.shape[:-3])
 
     def key(self) -> str:
         """A checksum of the images, how they are read, the weights, the batches and the machine's arithmetic.
@@ -83,7 +141,7 @@ class KeptFeatures:
         dataset, visual = self.loader.dataset, self.model.clip.visual
         facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
         digest = hashlib.sha256(f"1 {facts}".encode())
-        add_tensors(digest, visual.state_dict())
+        add_tensors(digest, self.model.image_tensors())
         # One output shows all else: the activation, the heads, the form of the towers, how this machine rounds.
         digest.update(as_bytes(self.encode(dataset[0]["img"][None].to(self.device))))
         return digest.hexdigest()[:32]
@@ -97,11 +155,16 @@ def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeature
         model: features can be kept if its image tower is frozen, has no prompts and is read at its feature only.
         loader: of test images, in order.
     """
-    folder, in_order = cache_folder(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
-    if not folder or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
+    cache, in_order = feature_cache(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
+    if not cache or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
         return None
-    cache = TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
     return KeptFeatures(model, loader, cache)
+
+
+def feature_cache(cfg: CfgNode) -> TensorCache | None:
+    """Where image features are kept; None without the folder CACHE."""
+    folder = cache_folder(cfg)
+    return TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB") if folder else None
 
 
 def cache_folder(cfg: CfgNode) -> Path | None:

@@ -139,6 +139,10 @@ class PromptedCLIP(nn.Module):
         learner = self.prompt_learner
         return not (self.adapted or learner.vision() or learner.read or self.read)
 
+    def image_tensors(self) -> dict[str, Tensor]:
+        """The tensors that frozen image features depend on."""
+        return self.clip.visual.state_dict()
+
     def image_output(self, images: Tensor | ImageOutput) -> ImageOutput:
         """(batch, 3, H, W) -> the output of the image tower under the prompts; an output is returned as it is."""
         if isinstance(images, ImageOutput):

@@ -1,4 +1,4 @@
-"""The frozen CLIP as a teacher: text features over any templates, computed once and kept on disk."""
+"""The text features of the frozen CLIP over any templates, computed once and kept on disk; and CLIP as a teacher."""
 
 import hashlib
 import os
@@ -76,11 +76,18 @@ class TaughtTrainer(PromptTrainer):
         return parts["loss_ce"] + weight * parts["loss_score"], parts
 
 
-@torch.no_grad()
 def teacher_text_features(
     clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
-    """The mean over templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4).
+    """The mean over templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4): (C, joint), fp32."""
+    return normalize(mean_text_features(clip, classnames, device, templates))
+
+
+@torch.no_grad()
+def mean_text_features(
+    clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str], unit: bool = False
+) -> Tensor:
+    """The mean over templates of a class's text feature.
 
     Kept in `cache_folder()` under a key made of the text tower's weights, the class names and the templates.
 
@@ -89,13 +96,14 @@ def teacher_text_features(
         classnames: C names.
         device: where the features shall be.
         templates: sentences with {} for the class name.
+        unit: whether each feature is normalised before the mean.
 
     Returns:
-        (C, joint), fp32, normalised.
+        (C, joint), fp32, not normalised.
     """
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
-    key = fingerprint(clip, classnames, templates)
+    key = fingerprint(clip, classnames, [*templates, "mean of unit" if unit else "mean"])
     ranks = current_ranks()
     if (kept := ranks.from_first(lambda: cache.get(key, len(classnames)))) is not None:
         return kept.to(device)
@@ -105,7 +113,8 @@ def teacher_text_features(
         else:
             own = encode_texts(clip, texts[ranks.share(len(texts))], device)
             features = ranks.gather(own, ranks.sizes(len(texts)))
-    features = normalize(features.unflatten(0, (len(templates), len(classnames))).mean(dim=0))
+    features = normalize(features) if unit else features
+    features = features.unflatten(0, (len(templates), len(classnames))).mean(dim=0)
     if ranks.first:
         cache.put(key, features)
     return features
@@ -114,7 +123,7 @@ def teacher_text_features(
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     """(texts, joint), fp32, not normalised."""
     features = []
-    for start in tqdm(range(0, len(texts), ROWS), desc="Teacher's text features", unit="batch"):
+    for start in tqdm(range(0, len(texts), ROWS), desc="Text features", unit="batch"):
         ids = tokenize(texts[start : start + ROWS], clip.context_length).to(device)
         features.append(encode_text(clip, TextPrompts(ids)).float())
     return torch.cat(features)

@@ -92,6 +92,10 @@ class PromptTrainer(LearnedPrompts):
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
             self.inherited_choices = inherited_choices(start) if is_checkpoint(start) else None
+        self.register()
+
+    def register(self) -> None:
+        """Register what is learned, if anything is, with its optimiser."""
         if any(True for _ in self.model.parameters()):
             self.optim, self.sched = self.build_optimizer()
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)

@@ -1,0 +1,344 @@
+"""Every method on features computes what its published code computes: texts, start, steps, searches, logits.
+
+`--golden DIR` runs other figures of the same form. Inputs are images (through the towers) or features (drawn as the
+files say). Tolerances are those of test_golden.py.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from dassl.engine import build_trainer
+from drawn import make_cfg, write_eurosat
+
+import trainers
+from clip import ImageOutput
+from clip.random_weights import random_tensor
+from trainers.base.feature_trainer import Support
+
+BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
+OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
+OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
+OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WEIGHT_DECAY", "eps": "ADAM_EPS"}
+
+
+def pytest_generate_tests(metafunc):
+    if "method_file" in metafunc.fixturenames:
+        files = sorted(metafunc.config.getoption("golden").glob("*.json"))
+        contents = {file: json.loads(file.read_text()) for file in files}
+        chosen = [file for file, one in contents.items() if isinstance(one, dict) and "input" in one.get("case", ())]
+        metafunc.parametrize("method_file", chosen, ids=[file.stem for file in chosen])
+
+
+def drawn(seed, *shape):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+class Inputs:
+    """The features of a file, all (..., joint) and not normalised."""
+
+    def __init__(self, figures, trainer):
+        case = figures["case"]
+        if case["input"] == "images":
+            size, given = case["arch"]["image_resolution"], case.get("images", {})
+            self.support_labels = given.get("support_labels", figures["labels"])
+            self.val_labels = given.get("val_labels", [])
+            self.test = self.encode(trainer, drawn(7, case["batch"], 3, size, size))
+            self.support = self.test[None]
+            if "support_labels" in given:
+                views, n = given["views"], len(self.support_labels)
+                self.support = self.encode(trainer, drawn(8, views, n, 3, size, size))
+            self.val = self.encode(trainer, drawn(13, len(self.val_labels), 3, size, size))
+            self.train = self.test if figures["labels"] != given.get("support_labels") else self.support[0]
+            self.texts = None
+            return
+        f = case["features"]
+        self.features, self.centre = f, drawn(12, 2, f["dim"])
+        self.support_labels, self.val_labels = f["support_labels"], f.get("val_labels", [])
+        self.support = self.images(8, self.support_labels, f["views"])
+        self.test = self.images(9, f["test_labels"])[0]
+        self.val = self.images(13, self.val_labels)[0]
+        self.train = self.support[0]
+        self.texts = self.of_texts(10 + 1, f["classes"])
+
+    @staticmethod
+    @torch.no_grad()
+    def encode(trainer, images):
+        return trainer.model.image_features(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+
+    def images(self, seed, labels, views=None, means=10, classes=None):
+        f = self.features
+        mean = drawn(means, classes or f["classes"], f["dim"])[labels] if labels else torch.zeros(0, f["dim"])
+        noise = drawn(seed, views or 1, len(labels), f["dim"]) if views else drawn(seed, len(labels), f["dim"])[None]
+        return f["image_scale"] * (self.centre[0] + f["image_mean"] * mean + f["image_noise"] * noise)
+
+    def of_texts(self, seed, classes, means=10):
+        f = self.features
+        mean, noise = drawn(means, classes, f["dim"]), drawn(seed, classes, f["dim"])
+        return f["text_scale"] * (self.centre[1] + f["text_mean"] * mean + f["text_noise"] * noise)
+
+
+@pytest.fixture
+def built(backbones, stand_in, tmp_path):
+    """`built(figures)` -> the trainer, started from the features of the file, and these."""
+
+    def built(figures):
+        case = figures["case"]
+        dataset = case.get("dataset", "EuroSAT")
+        stand_in(dataset)
+        if case["input"] == "images":
+            arch = case["arch"]
+            size = arch["image_resolution"]
+            backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
+            names, labels = case["classnames"], case.get("images", {}).get("support_labels", figures["labels"])
+        else:
+            size, backbone = 32, backbones(32, 16, 1, 1, 64, 64, case["features"]["dim"])
+            labels = case["features"]["support_labels"]
+            names = [f"class {number}" for number in range(case["features"]["classes"])]
+        file = write_eurosat(tmp_path, names)
+        rows = json.loads(file.read_text())
+        rows["train"] = [[f"{label}/train_0.png", label, names[label]] for label in labels]
+        file.write_text(json.dumps(rows))
+        kind = trainers.methods()[case["trainer"]]
+        section, known = kind.section(), kind.Settings.schema()
+        options = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
+        options |= {"DATASET.NAME": dataset, f"TRAINER.{section}.PREC": "fp32"}
+        options["DATALOADER.TRAIN_X.BATCH_SIZE"] = 256
+        if not figures.get("losses") or case["trainer"] == "LPPlusPlus":
+            options["OPTIM.MAX_EPOCH"] = 1
+        given = figures.get("optimizer", {})
+        options |= {f"OPTIM.{OPTIMISER[key]}": value for key, value in given.items() if key in OPTIMISER}
+        for key, value in case["cfg"].items():
+            key = "STEPS" if key == "MAX_EPOCH" and "STEPS" in known else key
+            options[f"TRAINER.{section}.{key}" if key in known else OF_OPTIM[key]] = value
+        torch.manual_seed(1)
+        pairs = [item for pair in options.items() for item in pair]
+        trainer = build_trainer(make_cfg(case["trainer"], tmp_path, backbone, tmp_path / "out", *pairs))
+        if case["input"] == "images":
+            assert list(trainer.templates) == case["templates"]
+        inputs = Inputs(figures, trainer)
+        trainer.model.clip.logit_scale.data.fill_(case.get("logit_scale", 4.6052))
+        if inputs.texts is not None:
+            trainer.set_texts(inputs.texts)
+        trainer.val = inputs.val, torch.tensor(inputs.val_labels)
+        trainer.begin(Support(inputs.support, torch.tensor(inputs.support_labels)))
+        trainer.set_model_mode("train")
+        trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 10**9, 0  # the learning rate stays
+        return trainer, inputs
+
+    return built
+
+
+def learned_of(trainer, figures):
+    """Parameter by its name in the file."""
+    found = {}
+    for name, parameter in trainer.model.named_parameters():
+        short = name.removeprefix(f"{trainer.model.prompt_learner.name}.")
+        found[name if name in figures["trainable"] else short] = parameter
+    assert {name: list(parameter.shape) for name, parameter in found.items()} == figures["trainable"]
+    return found
+
+
+def close(got, expected, tolerance):
+    assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
+
+
+@torch.no_grad()
+def logits_of(trainer, features):
+    return trainer.model(ImageOutput(features))
+
+
+def batch_of(features, labels):
+    return {"img": ImageOutputOn(features), "label": torch.as_tensor(labels)}
+
+
+class ImageOutputOn(ImageOutput):
+    def to(self, device):
+        return self
+
+
+def test_method(method_file, built):
+    figures = json.loads(method_file.read_text())
+    trainer, inputs = built(figures)
+    learned = learned_of(trainer, figures)
+    for name, how in figures.get("start", {}).items():
+        if "recipe" in how:
+            drawn = random_tensor(name, tuple(learned[name].shape))
+            learned[name].data = drawn + (learned[name].data if "published" in how else 0)
+    text = trainer.model.class_texts
+    close(text[:, :8], figures["text_first8"], 1e-4)
+    if "text_norms" in figures:
+        assert text.norm(dim=1).tolist() == pytest.approx(figures["text_norms"], rel=1e-4)
+    if "checkpoint_keys" in figures:
+        state = trainer.saved_module().state_dict()
+        assert {name: list(tensor.shape) for name, tensor in state.items()} == figures["checkpoint_keys"]
+    FORMS[figures["case"]["trainer"]](trainer, inputs, figures, learned)
+
+
+def check_training(trainer, inputs, figures, learned):
+    """The start, and steps of one batch."""
+    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    batch, steps = batch_of(inputs.train, figures["labels"]), []
+    for step in range(len(figures["losses"])):
+        steps.append(trainer.forward_backward(batch))
+        if step == 0:
+            norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
+            assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
+    close([logged["loss"] for logged in steps], figures["losses"], LOSSES)
+    for logged, expected in zip(steps, figures.get("loss_parts", steps), strict=True):
+        if expected is not logged:
+            close([logged[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
+    norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
+    assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
+    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+
+
+def accuracy(logits, labels):
+    return 100 * (logits.argmax(dim=1) == torch.tensor(labels)).float().mean().item()
+
+
+def check_search(trainer, inputs, expected):
+    trainer.finish()
+    head = trainer.model.prompt_learner
+    assert [head.beta.item(), head.alpha.item()] == pytest.approx([expected["beta"], expected["alpha"]], rel=1e-5)
+    if "val_accuracy" in expected:
+        found = accuracy(logits_of(trainer, inputs.val), inputs.val_labels)
+        assert found == pytest.approx(expected["val_accuracy"], abs=1e-4)
+
+
+def check_cache(trainer, inputs, figures):
+    head = trainer.model.prompt_learner
+    close(head.weight[:, :8], figures["keys_first8"], 1e-5)
+    assert head.values.argmax(dim=1).tolist() == figures["values_rows"]
+    assert torch.equal(head.values.sum(dim=1), torch.ones(len(head.values)))
+
+
+def check_tip_adapter(trainer, inputs, figures, learned):
+    check_cache(trainer, inputs, figures)
+    zero_shot = 100 * torch.nn.functional.normalize(inputs.test, dim=1) @ trainer.model.class_texts.T
+    close(zero_shot, figures["logits_zeroshot"], BEFORE)
+    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    found = accuracy(logits_of(trainer, inputs.val), inputs.val_labels)
+    assert found == pytest.approx(figures["val_accuracy"]["init"], abs=1e-4)
+    check_search(trainer, inputs, figures["search"])
+    close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+
+
+def check_tip_adapter_f(trainer, inputs, figures, learned):
+    """Batches in a given order; the learning rate changes with each."""
+    check_cache(trainer, inputs, figures)
+    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    close(logits_of(trainer, inputs.train)[:4], figures["train_logits_first4"], BEFORE)
+    sizes = figures["train_batches"]
+    assert len(trainer.train_loader_x) == len(sizes)
+    assert sorted(len(batch["label"]) for batch in trainer.train_loader_x) == sorted(sizes)
+    batches = list(zip(inputs.train.split(sizes), torch.tensor(figures["labels"]).split(sizes), strict=True))
+    losses, rates = [], []
+    for step in range(figures["optimizer"]["total_steps"]):
+        rates.append(trainer.get_current_lr())
+        losses.append(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"])
+        if step == 0:
+            assert learned["adapter.weight"].grad.norm().item() == pytest.approx(
+                figures["grad_norms"]["adapter.weight"], rel=1e-3
+            )
+        if step + 1 == len(figures["losses"]):
+            close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+            norm = learned["adapter.weight"].norm().item()
+            assert norm == pytest.approx(figures["param_norms_after"]["adapter.weight"], rel=1e-4)
+    assert rates == pytest.approx(figures["lrs"], rel=1e-4, abs=1e-9)
+    close(losses, figures["end"]["losses"], LOSSES)
+    assert learned["adapter.weight"].norm().item() == pytest.approx(figures["end"]["weight_norm"], rel=1e-4)
+    close(logits_of(trainer, inputs.test), figures["end"]["logits"], AFTER)
+    check_search(trainer, inputs, figures["end"]["search"])
+    close(logits_of(trainer, inputs.test), figures["end"]["logits_searched"], AFTER)
+
+
+def check_clap(trainer, inputs, figures, learned):
+    close(trainer.multipliers, figures["multipliers"], 1e-5)
+    start, given = learned["adapter.prototypes"].data.clone(), trainer.settings
+    for variant, expected in figures.get("multipliers_other", {}).items():
+        trainer.settings = replace(given, CONSTRAINT=f"l2_{variant}")
+        trainer.start(trainer.support)
+        assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    trainer.settings = given
+    trainer.start(trainer.support)
+    learned["adapter.prototypes"].data = start
+    check_training(trainer, inputs, figures, learned)
+    trainer.settings = replace(given, CONSTRAINT="l2_adaptative")
+    trainer.check_finite = trainer._save_epoch = lambda: None
+    for expected in figures.get("outer_steps", []):
+        trainer.after_epoch()
+        assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def near(got, expected, relative=1e-5):
+    """To a part of the largest value."""
+    expected = np.array(expected)
+    close(got, expected, relative * np.abs(expected).max())
+
+
+def check_lp_plus_plus(trainer, inputs, figures, learned):
+    """The steps, and then the whole fit."""
+    head = trainer.model.prompt_learner
+    assert [trainer.lr_w, trainer.lr_alpha] == pytest.approx([figures["lr_w"], figures["lr_alpha"]], rel=1e-5)
+    near(head.alpha_vec, [[figures["alpha_start"]] * head.alpha_vec.shape[1]])
+    assert head.classifier.weight.norm().item() == pytest.approx(figures["weight_start"]["norm"], rel=1e-5)
+    close(head.classifier.weight[:, :8], figures["weight_start"]["first8"], 1e-5)
+    close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
+    start = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    losses, ends, few = [], figures["steps"], len(figures["losses"])
+    images, labels = trainer.support.rows, trainer.support.row_labels
+    for number in range(1, max(map(int, ends)) + 1):
+        losses.append(trainer.step(number, images, labels))
+        if number == 1:
+            norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
+            assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-6)
+        if number == few:
+            norms = {name: parameter.norm().item() for name, parameter in learned.items()}
+            assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
+            close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
+        if expected := ends.get(str(number)):
+            assert losses[-1] == pytest.approx(expected["loss"], abs=LOSSES)
+            norms = {name: parameter.norm().item() for name, parameter in learned.items()}
+            assert norms == pytest.approx(expected["norms"], rel=1e-4)
+            near(head.alpha_vec[0], expected["alpha_vec"])
+            close(head.classifier.bias, expected["bias"], AFTER)
+            close(logits_of(trainer, inputs.test), expected["logits"], AFTER)
+    close(losses[:few], figures["losses"], LOSSES)
+    head.load_state_dict(start)
+    trainer.start(trainer.support)
+    trainer.fit(trainer.support)
+    assert trainer.chosen_step == figures["chosen_step"]
+    found = accuracy(logits_of(trainer, inputs.val), inputs.val_labels)
+    assert found == pytest.approx(figures["chosen_val_accuracy"], abs=1e-4)
+
+
+def check_gaussians(head, figures):
+    assert head.W.norm(dim=0).tolist() == pytest.approx(figures["W_norms"], rel=1e-4)
+    near(head.W.T[:, :8], figures["W_first8"], 1e-5 * max(figures["W_norms"]) / np.abs(figures["W_first8"]).max())
+    near(head.b, figures["b"])
+
+
+def check_gda(trainer, inputs, figures, learned):
+    """Logits are small differences of numbers that all classes share: they compare with the largest."""
+    head = trainer.model.prompt_learner
+    check_gaussians(head, figures)
+    near(logits_of(trainer, inputs.test), figures["logits_before"])
+    trainer.fit(trainer.support)
+    assert head.alpha.item() == pytest.approx(figures["search"]["alpha"])
+    near(logits_of(trainer, inputs.test), figures["logits_after"])
+    if "new" in figures:
+        f = inputs.features
+        texts = torch.nn.functional.normalize(inputs.of_texts(15, f["new_classes"], means=14), dim=1)
+        trainer.model.class_texts = texts
+        trainer.estimate(texts)
+        check_gaussians(head, figures["new"])
+        images = inputs.images(16, f["test_labels_new"], means=14, classes=f["new_classes"])[0]
+        near(logits_of(trainer, images), figures["new"]["logits"])
+
+
+FORMS = {"TipAdapter": check_tip_adapter, "TipAdapterF": check_tip_adapter_f, "CLAP": check_clap}
+FORMS |= dict.fromkeys(("CLIPAdapter", "TaskRes", "ZSLP"), check_training)
+FORMS |= {"LPPlusPlus": check_lp_plus_plus, "GDA": check_gda}

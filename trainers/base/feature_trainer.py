@@ -1,0 +1,324 @@
+"""Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import load_checkpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from clip import CLIP, current_ranks
+from common.errors import UsageError
+
+from .build import build_model, without_training
+from .checkpoints import find_checkpoint, is_checkpoint
+from .data_use import Choice, record
+from .features import KeptFeatures, KeptOutput, Views, feature_cache
+from .head import Head, HeadCLIP, texts_of_run
+from .prompted import normalize
+from .settings import MethodSettings
+from .teacher import mean_text_features
+from .trainer import PromptTrainer
+
+# The sentences for ImageNet in the code of Tip-Adapter and of those that follow it.
+SEVEN: tuple[str, ...] = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
+SEVEN += ("a {} in a video game.", "art of the {}.", "a photo of the small {}.")
+IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
+
+
+@dataclass(frozen=True)
+class FeatureSettings(MethodSettings):
+    """AUGMENT_EPOCH is how many augmented views of each training image are used; 0: the image as in a test.
+    FEATURES_OF is the output folder of a run whose features are used, those of CLIP if it is empty; {seed} and {shots}
+    in it are those of this run.
+    """
+
+    AUGMENT_EPOCH: int = 0
+    FEATURES_OF: str = ""
+    ranges = {"AUGMENT_EPOCH": (0, 1000)}
+
+
+@dataclass(frozen=True)
+class Support:
+    """The training images.
+
+    Attributes:
+        views: (views, images, joint), fp32, features that are not normalised.
+        labels: (images,).
+    """
+
+    views: Tensor
+    labels: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """(views * images, joint): all features of the first view, of the second, ..."""
+        return self.views.flatten(0, 1)
+
+    @property
+    def row_labels(self) -> Tensor:
+        """(views * images,)."""
+        return self.labels.repeat(len(self.views))
+
+
+class Batches:
+    """Batches of features.
+
+    Args:
+        support: the training images.
+        size: of a batch.
+        steps: batches of an epoch.
+        mixed: whether an epoch draws from the views of all images together. Else it has one view of each image.
+    """
+
+    def __init__(self, support: Support, size: int, steps: int, mixed: bool):
+        self.support, self.size, self.steps, self.mixed = support, size, steps, mixed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        views, images = self.support.views.shape[:2]
+        if self.mixed:
+            order = torch.randperm(views * images)
+        else:
+            order = torch.randperm(images) + images * torch.randint(views, (images,))
+        for rows in order[: self.steps * self.size].split(self.size):
+            yield {"img": KeptOutput(self.support.rows[rows]), "label": self.support.row_labels[rows]}
+
+
+class FeatureTrainer(PromptTrainer):
+    """A method that learns a head by gradients, in batches of features.
+
+    It defines `build_head`, and `start` if the head starts from the training images. A run keeps the last epoch, and
+    those of TRAIN.CHECKPOINT_FREQ: one that was killed starts again, as an epoch takes milliseconds.
+    """
+
+    Settings: ClassVar[type[MethodSettings]] = FeatureSettings
+    Model = HeadCLIP
+    model: HeadCLIP
+    transfers = False
+    templates_of_imagenet: ClassVar[tuple[str, ...]] = ()  # instead of the dataset's sentence
+    reads_text: ClassVar[bool] = True
+    unit_text: ClassVar[bool] = True  # of unit length, the mean over unit features; else the mean of those of the tower
+    mixed_views: ClassVar[bool] = False  # see `Batches`
+    drop_last: ClassVar[bool] = True  # whether an epoch leaves out a smaller last batch, as Dassl's does
+    # Tensors of the head with a row for each training image; none for other classes if `of_learned_classes` names them.
+    of_support: ClassVar[tuple[str, ...]] = ()
+    chosen: ClassVar[Mapping[str, str]] = {}  # settings that validation images choose if they are 0; and an example
+    support: Support
+
+    def build_head(self, classes: int, width: int, rows: int) -> Head:
+        """The head as it is before it has seen images.
+
+        Args:
+            classes: their number.
+            width: of features.
+            rows: training images: those of tensors of `of_support`.
+        """
+        raise NotImplementedError
+
+    def start(self, support: Support) -> None:
+        """Set what the head starts from."""
+
+    def finish(self) -> None:
+        """Choose settings after the last epoch."""
+
+    @property
+    def head(self) -> Any:
+        return self.model.prompt_learner
+
+    def saved_module(self) -> nn.Module:
+        return self.model.prompt_learner
+
+    def correct(self) -> int:
+        """The number of validation images that the head classifies correctly."""
+        features, labels = self.val
+        return int((self.model.logits(features, self.model.class_texts).argmax(dim=1) == labels).sum())
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        if not self.transfers and cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            what = f"{type(self).__name__} has weights for the classes it was trained on"
+            raise UsageError(f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all")
+
+    # The model
+
+    def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:
+        rows = len(self.dm.dataset.train_x) if "dm" in vars(self) else 0  # a prediction has no images
+        return self.build_head(len(classnames), clip.visual.output_dim, rows)
+
+    def finish_model(self) -> None:
+        if self.settings.FEATURES_OF:
+            self.stand_on_run()
+        if self.reads_text:
+            self.set_texts(self.texts())
+
+    def texts(self) -> Tensor:
+        """(classes, joint), fp32: the mean over the templates, not normalised."""
+        if self.model.base is not None:
+            return texts_of_run(self.model.base, self.settings.FEATURES_OF)
+        clip = self.model.frozen
+        return mean_text_features(clip, self.class_names, self.device, self.templates, self.unit_text)
+
+    def set_texts(self, texts: Tensor) -> None:
+        """Give the head these text features (classes, joint), which are not normalised."""
+        self.model.class_texts = normalize(texts) if self.unit_text else texts.float()
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The sentences for a class name."""
+        own = not self.cfg.DATASET.get("TEMPLATE", "") and self.cfg.DATASET.NAME in IMAGENETS
+        return (own and self.templates_of_imagenet) or (self.template(),)
+
+    def stand_on_run(self) -> None:
+        """Read the features of the run FEATURES_OF.
+
+        Raises:
+            UsageError: there is none, or it has other weights or no prompts for these classes.
+        """
+        shots = self.cfg.DATASET.get("NUM_SHOTS", "")
+        folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", ""))).replace(
+            "{shots}", str(shots)
+        )
+        path = find_checkpoint(folder, self.saved_as, None, "trained")
+        checkpoint = load_checkpoint(path)
+        name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
+        known = name in TRAINER_REGISTRY.registered_names()
+        kind = TRAINER_REGISTRY.get(name) if known else type(self)
+        if issubclass(kind, FeatureTrainer) or not issubclass(kind, PromptTrainer):
+            raise UsageError(f"{path} does not say which method learned its features", "give FEATURES_OF another", path)
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.TRAINER[kind.section()].update(checkpoint["metadata"].get("settings", {}))
+        base = without_training(kind, cfg, self.class_names, self.dataset_template, self.device)
+        build_model(base, clip=self.model.frozen)
+        base.load_prompts(checkpoint, path)
+        print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
+        self.model.stand_on(base.model)
+        self.inherited_choices = base.inherited_choices
+
+    def register(self) -> None:
+        if any(True for _ in self.model.parameters()):
+            super().register()
+        else:
+            self.register_model(self.saved_as, self.saved_module())
+
+    # Loading
+
+    def tensors_of_classes(self) -> list[str]:
+        others = [name for name in super().tensors_of_classes() if name not in self.of_support]
+        return [*others, *(name for name in self.of_support if name in self.of_learned_classes)]
+
+    def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        same = self.same_classes(checkpoint.get("metadata") or {})
+        for name in self.of_support:
+            tensor = getattr(self.head, name)
+            there = checkpoint["state_dict"].get(name, tensor)
+            rows = there.shape[:1] if same or name not in self.of_learned_classes else (0,)
+            tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
+        super().load_prompts(checkpoint, path)
+
+    # The images
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        return [*super().choices, *(self.choice(key) for key in self.chosen if not getattr(self.settings, key))]
+
+    def choice(self, key: str) -> Choice:
+        """The record of a setting that validation images choose."""
+        return record(f"TRAINER.{self.section()}.{key}", self.cfg, self.dataset_title, self.val_images, self.dm.dataset)
+
+    @cached_property
+    def val_images(self) -> list:
+        """The images that choose settings: the few-shot validation images, of ImageNet as in CoOp's code.
+
+        Raises:
+            UsageError: the dataset has no validation images.
+        """
+        dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
+        if not dataset.val:
+            key, example = next(iter(self.chosen.items()))
+            what = f"{self.dataset_title} has no validation images for the choice of {key}"
+            raise UsageError(what, f"set TRAINER.{self.section()}.{key}, for example to {example}")
+        if getattr(dataset, "val_is_test", False) and shots >= 1:  # as it is, it has all test images
+            return dataset.generate_fewshot_dataset(dataset.val, num_shots=min(shots, 4))
+        return dataset.val
+
+    @cached_property
+    def val(self) -> tuple[Tensor, Tensor]:
+        """Features (images, joint), not normalised, and labels (images,) of `val_images`."""
+        features = self.features_of(self.val_images)
+        return features.views[0], features.labels
+
+    def features_of(self, items: list, views: int = 0) -> Support:
+        """The features of images.
+
+        Args:
+            items: the images, a list of `Datum`.
+            views: augmented ones of each image; 0: one as in a test.
+        """
+        tests, options = self.test_loader.dataset, self.cfg.DATALOADER
+        augment = build_transform(self.cfg, is_train=True, verbose=False) if views else tests.transform
+        images: Any = type(tests)(self.cfg, items, transform=augment)
+        if views:
+            images = Views(images, views, max(self.cfg.SEED, 0))
+        size = max(1, options.TEST.BATCH_SIZE // max(1, views))
+        loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS)
+        found = KeptFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
+        features = found.tensor().to(self.device).float()
+        return Support(features.movedim(1, 0) if views else features[None], found.labels.to(self.device))
+
+    def begin(self, support: Support) -> None:
+        """Start from the features of the training images."""
+        self.support = support
+        self.start(support)
+        self.train_loader_x: Any = Batches(
+            support, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, self.steps, self.mixed_views
+        )
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        images, size = len(self.dm.dataset.train_x), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        return max(1, images // size) if self.drop_last else -(-images // size)
+
+    # Training
+
+    def before_train(self) -> None:
+        self.begin(self.features_of(self.dm.dataset.train_x, self.settings.AUGMENT_EPOCH))
+        super().before_train()
+
+    def run_epoch(self) -> None:
+        super().run_epoch()
+        if self.epoch + 1 == self.max_epoch:
+            self.finish()
+
+    def _save_epoch(self) -> None:
+        number, every = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        if number == self.max_epoch or (every > 0 and number % every == 0):
+            super()._save_epoch()
+
+
+class FittedTrainer(FeatureTrainer):
+    """A method whose head is computed from all features together, in one epoch, by `start` and `fit`."""
+
+    def fit(self, support: Support) -> None:
+        """Set what `start` has not."""
+
+    def check_cfg(self, cfg):
+        super().check_cfg(cfg)
+        if cfg.OPTIM.MAX_EPOCH != 1:
+            what = f"{type(self).__name__} is fitted once"
+            raise UsageError(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}", f"{what}: set it to 1")
+
+    def run_epoch(self) -> None:
+        with torch.no_grad():
+            self.fit(self.support)
+        self.finish()

@@ -1,0 +1,106 @@
+"""A classifier of image features: the model of every method that never runs the towers while it learns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip import ImageOutput, TextPrompts
+from common.errors import UsageError
+
+from .prompted import PromptedCLIP, PromptLearner
+
+SCALE = 100  # of cosine similarities in the code of Tip-Adapter and GDA, whatever the backbone's is
+
+
+class Head(PromptLearner):
+    """What a method fits to features. Its tensors are those of a checkpoint."""
+
+    name = "adapter"
+
+    def text(self, image_features: Tensor) -> TextPrompts:
+        """No prompts: the text features are given."""
+        return TextPrompts(torch.empty(0))
+
+    def classify(self, image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+        """Logits (batch, classes).
+
+        Args:
+            image: (batch, joint), fp32, not normalised.
+            text: (classes, joint), fp32, as `FeatureTrainer.unit_text` says.
+            scale: of cosine similarities.
+        """
+        raise NotImplementedError
+
+
+class HeadCLIP(PromptedCLIP):
+    """Images -> logits by a head on the features of a frozen CLIP, or of a trained run.
+
+    Attributes:
+        base: the model of the trained run; None for CLIP as it is.
+        class_texts: (classes, joint), fp32, the text features that the head reads.
+    """
+
+    prompt_learner: Head
+    base: PromptedCLIP | None = None
+    class_texts: Tensor = torch.empty(0)
+
+    def stand_on(self, base: PromptedCLIP) -> None:
+        """From now on, read the features of a trained model."""
+        self.__dict__["base"] = base.eval().requires_grad_(False)  # not registered, as no backbone is
+
+    def _apply(self, fn: Callable, recurse: bool = True):
+        self.class_texts = fn(self.class_texts).float()
+        if self.base is not None:
+            self.base._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def features_are_frozen(self) -> bool:
+        return True
+
+    def image_tensors(self) -> dict[str, Tensor]:
+        if self.base is None:
+            return super().image_tensors()
+        return self.base.image_tensors() | self.base.state_dict()
+
+    def image_output(self, images: Tensor | ImageOutput) -> ImageOutput:
+        if self.base is None or isinstance(images, ImageOutput):
+            return super().image_output(images)
+        tower = self.base.image_output(images)
+        plain = type(self.base.prompt_learner).image is PromptLearner.image
+        return ImageOutput(tower.feature if plain else self.base.of_tower(tower))
+
+    def of_tower(self, tower: ImageOutput) -> Tensor:
+        return tower.feature.float()
+
+    def encode_text(self, image_features: Tensor) -> Tensor:
+        return self.class_texts
+
+    def of_text(self, feature: Tensor) -> Tensor:
+        return feature
+
+    @property
+    def scale(self) -> Any:
+        """Of cosine similarities."""
+        own = None if self.base is None else self.base.prompt_learner.logit_scale
+        return own or self.clip.logit_scale.exp().float()
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.prompt_learner.classify(image_features, text_features, self.scale)
+
+
+@torch.no_grad()
+def texts_of_run(base: PromptedCLIP, method: str) -> Tensor:
+    """The text features (classes, joint) of a trained model, fp32, not normalised.
+
+    Raises:
+        UsageError: they depend on the image.
+    """
+    nothing = torch.zeros(1, base.clip.visual.output_dim, device=base.clip.logit_scale.device)
+    text = base.encode_text(nothing).float()
+    if text.dim() != 2:
+        raise UsageError(f"the text features of {method} depend on the image", "give FEATURES_OF a run without that")
+    return text

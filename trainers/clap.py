@@ -1,0 +1,119 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+
+from common.errors import UsageError
+
+from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer, Support
+from .base.head import Head
+from .base.prompted import normalize
+from .base.settings import MethodSettings
+
+VARIANTS = "balanced", "corrected", "constant", "cosine", "adaptative"  # the last one as the published code spells it
+
+
+@dataclass(frozen=True)
+class ZSLPSettings(FeatureSettings):
+    """20 views of each image, of which an epoch draws as many as there are images."""
+
+    AUGMENT_EPOCH: int = 20
+    ranges = {"AUGMENT_EPOCH": (1, 1000)}
+
+
+@dataclass(frozen=True)
+class CLAPSettings(ZSLPSettings):
+    """CONSTRAINT is l2 and, joined by underscores, variants of its weights and of the distance."""
+
+    CONSTRAINT: str = "l2"
+
+    def check(self):
+        if not {"l2"} <= set(self.CONSTRAINT.split("_")) <= {"l2", *VARIANTS}:
+            raise UsageError(f"CONSTRAINT is {self.CONSTRAINT!r}", f"it is l2, or l2 with _{', _'.join(VARIANTS)}")
+
+
+class Prototypes(Head):
+    """A vector for each class, compared with the image by its direction (Silva-Rodriguez et al., 2024, Sec. 3)."""
+
+    base_text_features: Tensor
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.zeros(classes, width))
+        self.register_buffer("base_text_features", torch.zeros(classes, width))
+        self._buffers["logit_scale"] = torch.zeros(
+            ()
+        )  # of CLIP, in published checkpoints; the class has this name, too
+
+    def classify(self, image, text, scale):
+        return scale * normalize(image) @ normalize(self.prototypes).T
+
+
+@TRAINER_REGISTRY.register()
+class ZSLP(FeatureTrainer):
+    """A linear probe that starts from the text features (Silva-Rodriguez et al., CVPR 2024)."""
+
+    Settings: ClassVar[type[MethodSettings]] = ZSLPSettings
+    saved_as = "adapter"
+    published_sections = ("TRAINER.ADAPTER",)
+    published = ("prototypes", "base_text_features", "logit_scale")
+    templates_of_imagenet = (*SEVEN, "a photo of a {}.")
+    unit_text = False
+    mixed_views = True
+
+    def build_head(self, classes, width, rows):
+        return Prototypes(classes, width)
+
+    @torch.no_grad()
+    def set_texts(self, texts):
+        super().set_texts(texts)
+        buffers = dict(self.head.named_buffers())
+        buffers["base_text_features"].copy_(self.model.class_texts)
+        buffers["logit_scale"].copy_(torch.as_tensor(self.model.scale).log())
+
+    def start(self, support: Support) -> None:
+        self.head.prototypes.data = self.model.class_texts.clone()
+
+
+@TRAINER_REGISTRY.register()
+class CLAP(ZSLP):
+    """ZSLP held near the text features of those classes that zero-shot CLIP knows (Silva-Rodriguez et al., 2024)."""
+
+    Settings: ClassVar[type[MethodSettings]] = CLAPSettings
+    multipliers: Tensor  # (classes,)
+    rho: Tensor  # (classes,), of the adaptative variant
+
+    @torch.no_grad()
+    def start(self, support: Support) -> None:
+        super().start(support)
+        image, text = normalize(support.rows), normalize(self.model.class_texts)
+        known = (self.model.scale * image @ text.T).softmax(dim=1)
+        own = F.one_hot(support.row_labels, len(text)).float()
+        a, names = (known * own).sum(dim=0) / own.sum(dim=0), self.settings.CONSTRAINT
+        if "balanced" in names:
+            a = torch.ones_like(a)
+        if "corrected" in names:
+            a = a * len(a) / a.sum()
+        if "constant" in names:
+            a = a.mean().expand_as(a)
+        self.multipliers, self.rho = a, torch.zeros_like(a)
+
+    def distances(self) -> Tensor:
+        """(classes,), of the prototypes from the text features."""
+        if "cosine" in self.settings.CONSTRAINT:
+            return 1 - F.cosine_similarity(self.head.prototypes, self.head.base_text_features)
+        return (self.head.prototypes - self.head.base_text_features).square().sum(dim=1)
+
+    def loss(self, output, labels):
+        ce, constraint = F.cross_entropy(output.logits, labels), (self.multipliers * self.distances()).mean()
+        return ce + constraint, {"loss_ce": ce, "loss_constraint": constraint}
+
+    @torch.no_grad()
+    def after_epoch(self):
+        if "adaptative" in self.settings.CONSTRAINT:
+            h = self.distances()
+            self.multipliers, self.rho = (self.multipliers + self.rho * h).clamp_min(0), h
+        super().after_epoch()

@@ -1,0 +1,45 @@
+from dataclasses import dataclass
+
+from dassl.engine import TRAINER_REGISTRY
+from torch import nn
+
+from .base.feature_trainer import FeatureSettings, FeatureTrainer
+from .base.head import Head
+from .base.prompted import normalize
+
+
+@dataclass(frozen=True)
+class CLIPAdapterSettings(FeatureSettings):
+    """RATIO is the part of the adapter in the feature of an image; its hidden layer is REDUCTION times smaller."""
+
+    AUGMENT_EPOCH: int = 20
+    RATIO: int | float = 0.2
+    REDUCTION: int = 4
+    ranges = {"RATIO": (0, 1), "REDUCTION": (1, 4096)}
+
+
+class Adapter(Head):
+    """A bottleneck on image features, whose output is mixed with its input (Gao et al., 2023, Sec. 3.2)."""
+
+    def __init__(self, width: int, hidden: int, ratio: float):
+        super().__init__()
+        self.ratio = ratio
+        layers = nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+        self.fc = nn.Sequential(*layers)
+
+    def classify(self, image, text, scale):
+        return scale * normalize(image.lerp(self.fc(image), self.ratio)) @ normalize(text).T
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapter(FeatureTrainer):
+    """A small network on image features, beside which the texts stay as they are (Gao et al., IJCV 2023)."""
+
+    Settings = CLIPAdapterSettings
+    transfers = True
+    unit_text = False
+    saved_as = "clip_adapter"
+    published = ("fc.0.weight", "fc.2.weight")
+
+    def build_head(self, classes, width, rows):
+        return Adapter(width, max(1, width // self.settings.REDUCTION), self.settings.RATIO)

@@ -1,0 +1,117 @@
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+
+from common.errors import UsageError
+
+from .base.feature_trainer import SEVEN, FeatureSettings, FittedTrainer, Support
+from .base.head import SCALE, Head
+from .base.prompted import normalize
+
+ALPHAS = 1e-4, 1e-3, 0.01, 0.1, 1, 10, 100
+OF_TEXT = 16  # images that the text of a new class counts as
+
+
+@dataclass(frozen=True)
+class GDASettings(FeatureSettings):
+    """SETTING base2new estimates base classes, and new ones from the K views nearest to their texts; auto takes it for
+    runs on base or new classes. ALPHA is the weight beside zero-shot CLIP; 0: chosen on validation images."""
+
+    AUGMENT_EPOCH: int = 10
+    SETTING: Literal["auto", "few_shots", "base2new"] = "auto"
+    K: int = 64
+    ALPHA: int | float = 0.0
+    ranges = {"AUGMENT_EPOCH": (1, 1000), "K": (2, 100_000), "ALPHA": (0, 1e6)}
+
+
+class Gaussians(Head):
+    """Gaussian classes with one covariance as a linear classifier, beside zero-shot CLIP (Wang et al., 2024, Sec. 3).
+
+    Attributes:
+        W, b: (joint, classes), (classes,).
+        rows: (n, joint), unit features of the base images, from which new classes are estimated; none if not needed.
+    """
+
+    def __init__(self, classes: int, width: int):
+        super().__init__()
+        shapes = (width, classes), (classes,), (), (0, width)
+        self.W, self.b, self.alpha, self.rows = (nn.Buffer(torch.zeros(shape)) for shape in shapes)
+
+    def classify(self, image, text, scale):
+        image = normalize(image)
+        return SCALE * image @ text.T + self.alpha * (image @ self.W + self.b)
+
+    def set(self, means: Tensor, precision: Tensor) -> None:
+        """Set W and b from the means (classes, joint) and the inverse covariance."""
+        weight = precision @ means.T
+        bias = -torch.log(torch.tensor(float(len(means)))) - (means * weight.T).sum(dim=1) / 2
+        self.W.data, self.b.data = weight.float(), bias.float()
+
+
+def shrunk_inverse(covariance: Tensor, n: int) -> Tensor:
+    """d pinv((n - 1) S + tr(S) I), of the covariance S (d, d) of n rows."""
+    ridge = covariance.trace() * torch.eye(len(covariance)).to(covariance)
+    return len(covariance) * torch.linalg.pinv((n - 1) * covariance + ridge, hermitian=True)
+
+
+@TRAINER_REGISTRY.register()
+class GDA(FittedTrainer):
+    """Gaussian discriminant analysis of the features, without training (Wang et al., ICLR 2024)."""
+
+    Settings = GDASettings
+    transfers = True
+    saved_as = "gda"
+    templates_of_imagenet = SEVEN
+    of_support = ("rows",)
+    of_learned_classes = ("W", "b")
+    chosen = {"ALPHA": "1.0"}
+
+    def build_head(self, classes, width, rows):
+        return Gaussians(classes, width)
+
+    def start(self, support: Support) -> None:
+        """W and b of the classes of the images, in double precision: they are small differences of large numbers."""
+        rows, labels = normalize(support.rows).double(), support.row_labels
+        of_class = [rows[labels == label] for label in range(len(self.head.b))]
+        means = torch.stack([part.mean(dim=0) for part in of_class])
+        self.head.alpha.fill_(self.settings.ALPHA or 1)
+        auto = "few_shots" if self.cfg.DATASET.SUBSAMPLE_CLASSES == "all" else "base2new"
+        if (auto if self.settings.SETTING == "auto" else self.settings.SETTING) == "base2new":
+            if len(rows) < self.settings.K or min(map(len, of_class)) < 2:
+                raise UsageError(f"GDA has {len(rows)} views of images", "lower TRAINER.GDA.K, or raise AUGMENT_EPOCH")
+            precision = torch.linalg.pinv(torch.stack([part.T.cov() for part in of_class]).mean(dim=0), hermitian=True)
+            self.head.rows = rows.float()
+        else:
+            precision = shrunk_inverse((rows - means[labels]).T.cov(), len(rows))
+        self.head.set(means, precision)
+
+    def fit(self, support):
+        """`start` has set all but alpha: the first of the best on the validation images."""
+        if not self.settings.ALPHA:
+            best = max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1])
+            self.head.alpha.fill_(best)
+            print(f"{self.correct()} of {len(self.val[1])} validation images with alpha {best:g}")
+
+    def load_prompts(self, checkpoint, path):
+        super().load_prompts(checkpoint, path)
+        if not self.same_classes(checkpoint.get("metadata") or {}):
+            self.estimate(self.model.class_texts)
+
+    @torch.no_grad()
+    def estimate(self, texts: Tensor) -> None:
+        """W and b of new classes by their unit text features (classes, joint). Without rows of base images, which only
+        SETTING base2new keeps, they are zero: zero-shot CLIP."""
+        rows, texts, k = self.head.rows.double(), texts.double(), self.settings.K
+        if len(rows) < k:
+            self.head.alpha.zero_()
+            return
+        means, precision = [], torch.zeros_like(rows.T @ rows)
+        for text in texts:
+            near = rows[(rows @ text).topk(k).indices]
+            means.append((near.sum(dim=0) + OF_TEXT * text) / (k + OF_TEXT))
+            apart = near - text
+            precision += shrunk_inverse(apart.T @ apart / (k - 1), k) / len(texts)
+        self.head.set(torch.stack(means), precision)

@@ -1,0 +1,117 @@
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from dassl.engine import TRAINER_REGISTRY
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from common.errors import UsageError
+
+from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer, FittedTrainer, Support
+from .base.head import SCALE, Head
+from .base.prompted import normalize
+
+
+@dataclass(frozen=True)
+class TipAdapterSettings(FeatureSettings):
+    """ALPHA and BETA, of tests, are chosen if they are 0, among SEARCH_STEP values below SEARCH_SCALE: [of beta, of
+    alpha]. Keys are learned with INIT_ALPHA and INIT_BETA."""
+
+    AUGMENT_EPOCH: int = 10
+    ALPHA: int | float = 0.0
+    BETA: int | float = 0.0
+    INIT_ALPHA: int | float = 1.17
+    INIT_BETA: int | float = 1.0
+    SEARCH_SCALE: list[int | float] = field(default_factory=lambda: [7, 3])
+    SEARCH_STEP: list[int] = field(default_factory=lambda: [200, 20])
+    ranges = {"AUGMENT_EPOCH": (1, 1000)} | dict.fromkeys(("ALPHA", "BETA", "INIT_ALPHA", "INIT_BETA"), (0, 1e6))
+
+    def check(self):
+        for key in ("SEARCH_SCALE", "SEARCH_STEP"):
+            if len(values := getattr(self, key)) != 2 or not all(1 <= value <= 10_000 for value in values):
+                raise UsageError(f"{key} is {values}", "give two numbers from 1 to 10000: of beta and of alpha")
+
+
+class CacheHead(Head):
+    """Training images vote for their classes, by their similarity to the image (Zhang et al., 2022, Sec. 3.1).
+
+    Attributes:
+        weight: (N, joint), the keys; learned ones are not of unit length.
+        values: (N, classes), the labels as one-hot rows. Classes without training images have none: zero-shot CLIP.
+    """
+
+    def __init__(self, classes: int, width: int, rows: int, learned: bool):
+        super().__init__()
+        keys = torch.zeros(rows, width)
+        self.weight: Any = nn.Parameter(keys) if learned else nn.Buffer(keys)
+        self.values, self.alpha, self.beta = (nn.Buffer(torch.ones(shape)) for shape in ((rows, classes), (), ()))
+
+    def votes(self, image: Tensor, beta: Tensor | float) -> Tensor:
+        """(batch, classes), of images of unit length."""
+        return torch.exp(beta * (image @ self.weight.T - 1)) @ self.values
+
+    def classify(self, image, text, scale):
+        image = normalize(image)
+        return SCALE * image @ text.T + self.alpha * self.votes(image, self.beta)
+
+
+class CacheTrainer(FeatureTrainer):
+    Settings = TipAdapterSettings
+    transfers = True  # new classes have no votes
+    saved_as = "tip_adapter"
+    templates_of_imagenet = SEVEN
+    of_support = of_learned_classes = ("weight", "values")
+    chosen = {"ALPHA": "1.0", "BETA": "1.0"}
+    learned = False
+
+    def build_head(self, classes, width, rows):
+        return CacheHead(classes, width, rows, self.learned)
+
+    def start(self, support: Support) -> None:
+        self.head.weight.data = normalize(support.views.mean(dim=0))
+        self.head.values = torch.eye(self.head.values.shape[1], device=self.device)[support.labels]
+        self.use(self.settings.INIT_ALPHA, self.settings.INIT_BETA)
+
+    def use(self, alpha: float, beta: float) -> None:
+        self.head.alpha.fill_(alpha)
+        self.head.beta.fill_(beta)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """ALPHA and BETA: the first of the best, with beta in the outer loop."""
+        s, best = self.settings, -1
+        grids = (
+            [0.1 + i * (end - 0.1) / n for i in range(n)] for end, n in zip(s.SEARCH_SCALE, s.SEARCH_STEP, strict=True)
+        )
+        betas, alphas = ([given] if given else grid for given, grid in zip((s.BETA, s.ALPHA), grids, strict=True))
+        found = alphas[0], betas[0]
+        if not (s.ALPHA and s.BETA):
+            image, labels = normalize(self.val[0]), self.val[1]
+            zero_shot = SCALE * image @ self.model.class_texts.T
+            for beta in betas:
+                votes = self.head.votes(image, beta)
+                for alpha in alphas:
+                    if (correct := int(((zero_shot + alpha * votes).argmax(dim=1) == labels).sum())) > best:
+                        best, found = correct, (alpha, beta)
+            print(f"{best} of {len(labels)} validation images with alpha {found[0]:.4g}, beta {found[1]:.4g}")
+        self.use(*found)
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapter(CacheTrainer, FittedTrainer):
+    """The training images as a cache beside zero-shot CLIP, without training (Zhang et al., ECCV 2022)."""
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapterF(CacheTrainer):
+    """Tip-Adapter whose keys are learned."""
+
+    saved_as = "tip_adapter_f"
+    learned = True
+    schedule_steps = True
+    drop_last = False
+
+    def build_optimizer(self):
+        optimizer, _ = super().build_optimizer()
+        return optimizer, CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)
