@@ -16,6 +16,7 @@ from clip import tokenize
 from clip.random_weights import random_tensor
 from common.start import ROOT
 from experiments.configuration import extend_cfg, merge_pairs
+from trainers.base.feature_trainer import FeatureTrainer
 
 
 def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, size=32) -> Path:
@@ -121,9 +122,13 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [key for key in a if not torch.equal(a[key], b[key])]
 
 
+# Methods that learn in epochs over images and tell other classes, without plug-ins.
 METHODS = tuple(
-    name for name, method in trainers.methods().items() if method.learns and method.transfers and "+" not in name
+    name
+    for name, method in trainers.methods().items()
+    if method.learns and method.transfers and "+" not in name and not issubclass(method, FeatureTrainer)
 )
+ADAPTED = {"CLIPLoRA", "MMA"}  # whose learned modules are inside the towers
 
 
 def run_for_real(launch, calls, monkeypatch):

@@ -2,7 +2,7 @@
 
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-from drawn import METHODS, make_cfg
+from drawn import ADAPTED, METHODS, make_cfg
 
 from clip import current_ranks
 from trainers import methods
@@ -13,7 +13,7 @@ SETTINGS = {
     "CoOp by class": ("CoOp", "CSC", True, "CLASS_TOKEN_POSITION", "middle"),
     "UPT mixed": ("UPT", "UNIFIED", True),
 }
-CASES = {name: (name,) for name in METHODS} | SETTINGS
+CASES = {name: (name,) for name in METHODS if name not in ADAPTED} | SETTINGS
 
 
 class Counted:

@@ -10,6 +10,7 @@ from clip import ImageOutput
 
 from .base import PromptTrainer
 from .base.feature_trainer import FeatureTrainer
+from .base.film import FiLM
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import MethodSettings
@@ -32,17 +33,6 @@ class DePTSettings(MethodSettings):
     ranges = {"WEIGHT": (0, 1)}
 
 
-class FiLM(nn.Module):
-    """A scale and a shift of each feature channel."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.scale, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x.float() + self.bias
-
-
 def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Tensor:
     """The logits of the head: of the images (batch, classes) or, with labels, of their texts and then of the images."""
     settings: DePTSettings = model.dept
@@ -57,17 +47,12 @@ def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Ten
     return model.linear_probe_proj(torch.cat([film_text(own), image]))
 
 
-def published_names(base: type[PromptTrainer]) -> tuple[str, ...]:
-    """Names in published checkpoints, where CoOp's context, too, has `prompt_learner.` before it."""
-    prompts = (name if name.startswith("prompt_learner.") else f"prompt_learner.{name}" for name in base.published)
-    return *prompts, *(f"{name}.*" for name in NEW)
-
-
 @plugin("DePT")
 def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
+    prompts = [f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published]  # CoOp's, too
 
     @dataclass(frozen=True)
     class Settings(DePTSettings, base.Settings):  # type: ignore[name-defined, misc]
@@ -83,14 +68,13 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             output = super().output(images, text_feature)
             if self.training or not self.classes_learned:
                 return output
-            head = head_logits(self, output)
-            mixed = torch.lerp(output.logits, head, self.dept.WEIGHT) if self.dept.TEST_TIME_FUSION else head
-            return replace(output, logits=mixed)
+            head, weight = head_logits(self, output), self.dept.WEIGHT if self.dept.TEST_TIME_FUSION else 1.0
+            return replace(output, logits=torch.lerp(output.logits, head, weight))
 
     class Trainer(base):  # type: ignore[valid-type, misc]
         __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
         published_sections = (*base.published_sections, "TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
-        published = published_names(base) if base.__name__ in FILES else ()
+        published = (*prompts, *(f"{name}.*" for name in NEW)) if base.__name__ in FILES else ()
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": 6.5}
