@@ -23,6 +23,7 @@ RECORDED = {
     "shots": "DATASET.NUM_SHOTS",
     "classes": "DATASET.SUBSAMPLE_CLASSES",
     "backbone": "MODEL.BACKBONE.NAME",
+    "weights_sha256": "MODEL.BACKBONE.SHA256",
 }
 
 
