@@ -157,10 +157,17 @@ class LinearProbe(PromptTrainer):
 
     @torch.no_grad()
     def features_of(self, items: list) -> tuple[np.ndarray, np.ndarray]:
-        """Features (images, joint) and labels (images,) under the test transform."""
+        """Features (images, joint) and labels (images,) under the test transform.
+
+        Raises:
+            UsageError: a feature is not finite.
+        """
         dataset, options = self.test_loader.dataset, self.cfg.DATALOADER
         images = type(dataset)(self.cfg, items, transform=dataset.transform)
         loader = DataLoader(images, batch_size=options.TEST.BATCH_SIZE, num_workers=options.NUM_WORKERS)
         batches = (self.parse_batch_test(batch) for batch in loader)
         features, labels = zip(*((self.model.image_features(x), y) for x, y in batches), strict=True)
+        if not all(part.isfinite().all() for part in features):
+            what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"
+            raise UsageError(what, "give another backbone, or PREC fp32")
         return torch.cat(features).cpu().numpy(), torch.cat(labels).cpu().numpy()
