@@ -40,6 +40,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
 
     from clip import current_ranks
     from datasets import title
+    from trainers.base.precision import usable
 
     from .configuration import flatten
     from .environment import versions
@@ -53,6 +54,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
         "tested_epoch": tested_epoch,
         "data_use": {"choose": choices},
         **({"ranks": ranks} if ranks > 1 else {}),
+        "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **source(),

@@ -74,6 +74,7 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
         "data_use": {"choose": []},
         "backbone": str(tiny),
         "weights_sha256": checksum(tiny),
+        "precision": "fp32",  # PREC is fp16, which a CPU lacks
     }
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"log.txt", "config.yaml", "results.json", "tensorboard", "MultiModalPromptLearner"}
