@@ -90,7 +90,8 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
     except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
-        raise ClipError(f"{source} is not a CLIP that open_clip can build ({one_line(error)})", remedy) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
+        raise ClipError(f"{source} is not a CLIP that open_clip can build ({reason})", remedy) from error
     KEPT.put(file, model)
     return model
 

@@ -154,7 +154,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ClipError(f"backbone file {path} does not fit in memory", "free some memory", path) from error
     except Exception as error:  # a damaged file makes the readers fail in any way
         explained = isinstance(error, (ValueError, RuntimeError, zipfile.BadZipFile, SafetensorError))
-        reason = one_line(error) if explained else "unreadable"
+        reason = one_line(error) if explained else f"{type(error).__name__}: {one_line(error)}"  # may be a bug
         what = f"backbone file {path} is damaged or not a weight file ({reason})"
         raise ClipError(what, "download or copy it again", path) from error
 

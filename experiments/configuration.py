@@ -12,9 +12,11 @@ from yacs.config import CfgNode
 
 import datasets
 import trainers
-from clip import TOWERS
+from clip import TOWERS, weights_sha256
 from common.errors import UsageError, choose
 from common.schema import Accepts, add_setting
+
+WEIGHTS = "MODEL.BACKBONE.SHA256"
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
@@ -29,6 +31,8 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     add_setting(cfg, "MODEL.COMPILE", False, flag)
     # Or plain, which computes the same step by step
     add_setting(cfg, "MODEL.BACKBONE.TOWERS", "fast", Accepts(Literal[tuple(TOWERS)]))
+    # Of the weights, in hexadecimal: others are refused. A run fills it in
+    add_setting(cfg, WEIGHTS, "", Accepts(str))
     # Recompute the text tower in the backward pass: less memory
     add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, flag)
     # Accept an epoch or a setting chosen on test images, and mark the results
@@ -88,6 +92,30 @@ def read_files(args: argparse.Namespace) -> CfgNode:
         if file:
             cfg.merge_from_file(file)
     return cfg
+
+
+def weights_of(cfg: CfgNode) -> str:
+    """The SHA-256 of the weights of a method's backbone, in hexadecimal; empty for a trainer of another project.
+
+    Raises:
+        UsageError: the configuration states another one (MODEL.BACKBONE.SHA256); ClipError: the file does not exist.
+    """
+    name, stated = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.SHA256
+    if cfg.TRAINER.NAME not in trainers.methods() or not name:
+        return stated
+    found = weights_sha256(name)
+    if stated and stated.lower() != found:
+        what = f"{WEIGHTS} is {stated}, and {name} has {found}"
+        raise UsageError(what, f"give the file with that checksum by --backbone, or leave {WEIGHTS} out")
+    return found
+
+
+def state_weights(cfg: CfgNode) -> None:
+    """Set MODEL.BACKBONE.SHA256 to `weights_of` the configuration."""
+    found = weights_of(cfg)
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.SHA256 = found
+    cfg.freeze()
 
 
 def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:

@@ -53,6 +53,8 @@ def kept_facts() -> dict[str, Method]:
         if content["sources"] == sources:
             return {facts["name"]: Method(**facts) for facts in content["methods"]}
     found = registered()
+    if sys.modules["trainers"].BROKEN:  # says so again next time
+        return found
     with suppress(OSError):  # a folder that cannot be written to
         file.parent.mkdir(exist_ok=True)
         write_text(file, json.dumps({"sources": sources, "methods": [asdict(facts) for facts in found.values()]}))

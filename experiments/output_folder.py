@@ -12,7 +12,7 @@ from typing import Any
 from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
-from clip import current_ranks
+from clip import ClipError, current_ranks
 from common.errors import UsageError
 from common.files import PARTIAL, write_text
 from common.results import CONFIG
@@ -21,7 +21,7 @@ from datasets import title
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .configs import read_yaml
-from .configuration import flatten
+from .configuration import WEIGHTS, flatten, weights_of
 from .lock import locked
 from .results import FILE as RESULTS
 from .results import RECORDED
@@ -155,14 +155,23 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
     now = {key: as_read(value) for key, value in flatten(cfg).items()}
+    try:
+        now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it
+    except ClipError:  # the file is not there: a run that is not finished says so later
+        before.pop(WEIGHTS)
     # The root of an ImageFolder says which images it has.
     may_differ = RESUMABLE_CHANGES - ({"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else set())
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
+    another = "choose another --output-dir, or delete that folder"
+    if changed == [WEIGHTS]:
+        name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
+        what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
+        raise UsageError(what, f"restore {name}, or {another}", folder)
     if changed:
         others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
         raise UsageError(
             f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
-            "choose another --output-dir, or delete that folder",
+            another,
             folder,
         )
 

@@ -25,6 +25,7 @@ RECORDED = {
     "shots": "DATASET.NUM_SHOTS",
     "classes": "DATASET.SUBSAMPLE_CLASSES",
     "backbone": "MODEL.BACKBONE.NAME",
+    "weights_sha256": "MODEL.BACKBONE.SHA256",
 }
 
 
@@ -41,6 +42,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
 
     from clip import current_ranks
     from datasets import title
+    from trainers.base.precision import usable
 
     from .configuration import flatten
     from .environment import versions
@@ -55,6 +57,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
         "data_use": {"choose": choices},
         **({"test_images_sha256": hash_of_images(cfg, trainer)} if cfg.TEST.get("MAX_IMAGES", 0) else {}),
         **({"ranks": ranks} if ranks > 1 else {}),
+        "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **source(),

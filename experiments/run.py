@@ -21,7 +21,7 @@ from trainers.base.checkpoints import find_checkpoint
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 from trainers.base.ranks import split
 
-from .configuration import changed_settings, read_files, setup_cfg
+from .configuration import changed_settings, read_files, setup_cfg, state_weights
 from .environment import environment
 from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
 from .ranks import check_agreement
@@ -43,6 +43,8 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     with claimed(Path(cfg.OUTPUT_DIR), wait) as folder:
         if current_ranks().from_first(lambda: already_done(args, cfg)):
             print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
+            if (found := read_results(folder.path)) and "weights_sha256" not in found:
+                print(f"{folder.path / RESULTS} does not say which weights {cfg.MODEL.BACKBONE.NAME} had")
             return
         with folder.start(cfg, args.quiet):
             log_settings(args, files, cfg, folder)
@@ -86,6 +88,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         if not cfg.MODEL.BACKBONE.NAME:
             raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
         check_backbone(cfg.MODEL.BACKBONE.NAME)
+        state_weights(cfg)
         if args.eval_only and args.model_dir and method.learns:
             find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME)
     if cfg.RESUME:

@@ -72,7 +72,7 @@ class Description:
             raise UsageError(
                 f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
                 f"{name} has {sha256[:16]}...",
-                "give the same weights by --backbone",
+                "give the same weights by --backbone, or restore that file",
             )
         return name
 

@@ -74,6 +74,9 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not description.class_names:
             description = replace(description, class_names=names)
         classifiers.append(PromptedClassifier(description, checkpoint, str(path), backbone, options.device))
+        if not description.backbone_sha256:
+            name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
+            print(f"{path} does not say on which weights its prompts were learned: check that they are those of {name}")
     methods = [classifier.method for classifier in classifiers]
     names = [name if methods.count(name) == 1 else f"{name} {path}" for name, path in zip(methods, paths, strict=True)]
     return list(map(Model, names, classifiers))
@@ -120,13 +123,12 @@ def read_model(path: Path, options: Namespace) -> Found:
         choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
-    cfg.MODEL.BACKBONE.NAME = options.backbone or cfg.MODEL.BACKBONE.NAME
     learns = trainers.methods()[method].learns
     if not learns and training.get("epochs"):  # behind the prompts that a test-time method started from
         remedy = "predict with that run's method"
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
-    return describe(cfg, checkpoint, training), checkpoint, cfg.MODEL.BACKBONE.NAME
+    return describe(cfg, checkpoint, training), checkpoint, options.backbone or cfg.MODEL.BACKBONE.NAME
 
 
 def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
@@ -159,6 +161,7 @@ def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any
 def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str, Any]) -> Description:
     """The description of a configuration's prompts."""
     name = cfg.DATASET.NAME
+    metadata = (checkpoint or {}).get("metadata") or {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     image = {key: cfg.INPUT[key] for key in INPUT if key in cfg.INPUT}
     image["TRANSFORMS"] = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
@@ -167,7 +170,8 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         settings=asdict(trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)),
         input={key: list(value) if isinstance(value, tuple | list) else value for key, value in image.items()},
         backbone=cfg.MODEL.BACKBONE.NAME,
-        class_names=((checkpoint or {}).get("metadata") or {}).get("class_names", []),
+        backbone_sha256=str(metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or "").lower(),
+        class_names=metadata.get("class_names", []),
         dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,

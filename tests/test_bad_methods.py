@@ -1,8 +1,12 @@
-"""Settings and backbones that TCP, UPT and MMRL cannot use end in one line, and leave nothing."""
+"""Settings and backbones that a method cannot use end in one line; a file that cannot be imported leaves the others."""
+
+import sys
 
 import pytest
 
+import trainers
 from common.start import ROOT
+from experiments import methods as facts
 from experiments.protocols import recipe
 
 
@@ -47,3 +51,29 @@ def run_refused(refused, eurosat, deep, tiny, tmp_path):
 )
 def test_refused_in_one_line(method, backbone, settings, words, run_refused):
     run_refused(method, backbone, settings, *words)
+
+
+def test_a_file_that_cannot_be_imported_leaves_the_others(tmp_path, monkeypatch, capsys):
+    """A syntax error in one method's file ended the runs of all methods."""
+    package = tmp_path / "of_a_stranger"
+    package.mkdir()
+    for name, code in {"a": "x = (", "b": "y = 1\nunknown", "good": "", "__init__": ""}.items():
+        (package / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert trainers.import_files([str(package)], "of_a_stranger") == ["a", "b"]
+    one, other = capsys.readouterr().err.splitlines()
+    assert one.startswith("of_a_stranger/a.py is left out: SyntaxError: ") and one.endswith("(a.py, line 1)")
+    assert other == "of_a_stranger/b.py is left out: NameError: name 'unknown' is not defined (b.py, line 2)"
+    assert "of_a_stranger.good" in sys.modules
+
+
+def test_facts_about_methods_are_not_kept_while_a_file_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "trainers").mkdir()
+    monkeypatch.setattr(facts, "ROOT", tmp_path)
+    monkeypatch.setattr(trainers, "BROKEN", ["mine"])
+    facts.kept_facts.cache_clear()
+    assert "CoOp" in facts.kept_facts() and not any(tmp_path.rglob("methods.json"))
+    monkeypatch.setattr(trainers, "BROKEN", [])
+    facts.kept_facts.cache_clear()
+    assert "CoOp" in facts.kept_facts() and any(tmp_path.rglob("methods.json"))
+    facts.kept_facts.cache_clear()

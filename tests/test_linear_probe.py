@@ -129,6 +129,16 @@ def test_without_validation_images_the_strength_must_be_given(probe):
 # Runs
 
 
+def test_image_features_that_are_not_finite_end_in_one_line(arguments, launch, tiny, tmp_path):
+    """`make fuzz` found scikit-learn's traceback."""
+    state = torch.load(tiny, weights_only=True)
+    torch.save(state | {"visual.proj": torch.full_like(state["visual.proj"], 1e38)}, tmp_path / "huge.pt")
+    ended = launch(*arguments(tmp_path / "run", options=["--backbone", tmp_path / "huge.pt"]))
+    assert ended.status == 2 and len(ended.errors) == 1
+    assert f"{tmp_path}/huge.pt gives image features that are not finite: give another backbone" in ended.errors[0]
+    assert not (tmp_path / "run/results.json").exists()
+
+
 def test_script_makes_the_calls_of_the_generic_one(script):
     generic = script("any/few_shot.sh", "LinearProbe", "eurosat", 1, *SIZE)
     own = script("lpclip/few_shot.sh", "eurosat", 1, *SIZE)

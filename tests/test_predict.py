@@ -292,7 +292,11 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, 
     options = ["--config-file", settings, "--backbone", deep, "--classes", "red", "green field", "blue lake"]
     expected = rows_of(command, finished("MaPLe"), photos)
     for model in (tmp_path / "published", file.parent, file):
-        assert rows_of(command, model, photos, *options) == expected
+        done = command(predict, model, photos, *options, "--json")
+        assert (done.status, json.loads(done.printed)) == (0, expected)
+        (line,) = done.errors
+        unknown = "does not say on which weights its prompts were learned: check that they are those of"
+        assert line == f"{model} {unknown} {deep}"
     done = command(predict, file, photos, *options[:4])
     assert (done.status, len(done.errors)) == (2, 1) and "no class names: give them by --classes" in done.errors[0]
     done = command(predict, file, photos, *options, "--trainer", "CoOp")

@@ -275,9 +275,8 @@ def test_values_that_other_repositories_state(file):
     method = file.partition("/")[0]
     cfg = setup_cfg(parse_arguments(["--trainer", method, "--config-file", str(CONFIGS / file)]))
     for key, value in STATED[file].items():
-        assert reduce(getitem, key.split("."), cfg) == (pytest.approx(value) if isinstance(value, float) else value), (
-            key
-        )
+        expected = pytest.approx(value) if isinstance(value, float) else value
+        assert reduce(getitem, key.split("."), cfg) == expected, key
 
 
 def test_other_files_are_ours_by_their_names():

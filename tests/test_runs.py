@@ -14,6 +14,7 @@ import torch
 from dassl.engine import SimpleTrainer
 from drawn import SMALL, arguments, error_lines
 
+from common.files import checksum
 from common.start import ROOT
 from common.version import source
 from experiments.arguments import parse_arguments
@@ -73,6 +74,8 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
         "tested_epoch": 2,
         "data_use": {"choose": []},
         "backbone": str(tiny),
+        "weights_sha256": checksum(tiny),
+        "precision": "fp32",  # PREC is fp16, which a CPU lacks
     }
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"log.txt", "config.yaml", "results.json", "tensorboard", "MultiModalPromptLearner"}

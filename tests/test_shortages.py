@@ -85,6 +85,20 @@ run_command(main)
     assert ("ValueError" in done.stderr) == (status == 1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_very_end_keeps_the_status_and_prints_nothing(number):
+    """A rank that had failed was told to end by torchrun, and printed the traceback of a handler."""
+    code = f"""
+import atexit, os, sys
+from experiments.session import run_command
+
+atexit.register(lambda: os.kill(os.getpid(), {number}))
+run_command(lambda: sys.exit(3))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 @pytest.mark.parametrize("error", [ImportError("libtorch_cpu.so: failed to map segment"), MemoryError(), OSError("x")])
 def test_unloadable_library_ends_in_one_line(error, capsys):
     with pytest.raises(SystemExit) as end, required_packages():

@@ -1,11 +1,24 @@
 """Learned prompts are used with the weights and the classes that they were learned on, or refused in one line."""
 
+import json
+from argparse import Namespace
+
 import pytest
 import torch
+import yaml
+from dassl.utils import load_checkpoint, save_checkpoint
+from finished import finish
+from learned import OPTIONS
 
 from clip.random_weights import random_tensor
 from common.errors import UsageError
+from common.files import checksum
 from common.start import ROOT
+from experiments.studies.progress import collect_results
+from experiments.studies.study_file import load
+from inference import export, predict
+from inference.inspection import command as inspect_command
+from inference.models import open_models
 
 EUROSAT = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
 FEW = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
@@ -53,6 +66,122 @@ def test_a_resumed_run_refuses_other_weights(train, backbone, tmp_path):
     other_weights(backbone)
     ended = train("b", "base", "--resume", tmp_path / "a")
     assert ended.status == 2 and "the run to resume has prompts for other weights" in ended.errors[0]
+
+
+@pytest.fixture
+def run(train, backbone, tmp_path):
+    """The folder of a finished run."""
+    assert train("a").status == 0
+    return tmp_path / "a"
+
+
+def recorded(run):
+    """The SHA-256 in the files of a run."""
+    (checkpoint,) = run.glob("*/model.pth.tar-2")
+    config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
+    metadata = load_checkpoint(str(checkpoint))["metadata"]
+    return config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"], metadata["weights_sha256"]
+
+
+def forget(run):
+    """Make it the run of a version that did not record the weights."""
+    (file,) = run.glob("*/model.pth.tar-2")
+    checkpoint = load_checkpoint(str(file))
+    del checkpoint["metadata"]["weights_sha256"]
+    save_checkpoint(checkpoint, str(file.parent))
+    config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
+    del config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "results.json").write_text(json.dumps(results))
+
+
+@pytest.mark.slow
+def test_all_files_of_a_run_have_the_sha256_of_its_weights(run, backbone):
+    assert recorded(run) == (checksum(backbone),) * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--skip-finished"]])
+def test_a_run_in_the_same_folder_refuses_other_weights(options, run, train, backbone):
+    assert train("a", "base", *options).status == 0
+    before, changed = checksum(backbone), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    other_weights(backbone)
+    ended = train("a", "base", *options)
+    assert ended.status == 2 and len(ended.errors) == 1
+    what = f"{run} holds a run with other weights: {backbone} had SHA-256 {before:.12}..., now it has "
+    assert f"{what}{checksum(backbone):.12}...: restore {backbone}, or choose another" in ended.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == changed
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_is_used_and_says_once_that_its_weights_are_unknown(run, train, backbone, capsys):
+    forget(run)
+    other_weights(backbone)
+    done = train("a", "base", "--skip-finished")
+    assert done.status == 0 and done.printed.count(f"does not say which weights {backbone} had") == 1
+    open_models([run], OPTIONS)
+    assert capsys.readouterr().out.count("does not say on which weights") == 1
+    assert train("b", "base", "--eval-only", "--model-dir", run).printed.count("does not say on which weights") == 1
+    assert train("a").printed.count("does not say on which weights the run began") == 1
+    assert "does not say" not in train("a", "base", "--skip-finished").printed
+
+
+@pytest.mark.slow
+def test_a_finished_run_whose_weights_are_gone_is_skipped(run, train, backbone):
+    backbone.unlink()
+    assert train("a", "base", "--skip-finished").status == 0
+
+
+def test_stated_weights_are_the_only_ones_accepted(train, backbone, tmp_path):
+    stated = "MODEL.BACKBONE.SHA256", checksum(backbone).upper()
+    assert train("a", "base", "--no-train", overrides=stated).status == 0
+    other_weights(backbone)
+    ended = train("b", "base", "--no-train", overrides=stated)
+    assert ended.status == 2 and len(ended.errors) == 1
+    assert f"{backbone} has {checksum(backbone)}: give the file with that checksum by --backbone" in ended.errors[0]
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["CoOp", "ZeroshotCLIP"])
+def test_predict_inspect_and_export_refuse_other_weights(method, train, command, photos, backbone, tmp_path):
+    argv = () if method == "CoOp" else ("--trainer", method)
+    assert train("a", "base", *argv).status == 0
+    other_weights(backbone)
+    for tool, *arguments in (
+        (predict, tmp_path / "a", photos / "a.jpg"),
+        (export, tmp_path / "a", "--to", tmp_path / "exported"),
+        (inspect_command, tmp_path / "a", "--output", tmp_path / "inspected"),
+    ):
+        ended = command(tool, *arguments, "--classes", "red", "blue")
+        assert (ended.status, ended.printed) == (2, "") and len(ended.errors) == 1
+        assert f"{backbone} has {checksum(backbone):.16}...: give the same weights by --backbone" in ended.errors[0]
+    assert not (tmp_path / "exported").exists() and not (tmp_path / "inspected").exists()
+    with pytest.raises(UsageError, match="restore that file"):  # as tools/serve.py opens it
+        open_models([tmp_path / "a"], Namespace(**vars(OPTIONS) | {"backbone": str(backbone)}), ["red", "blue"])
+
+
+@pytest.mark.slow
+def test_a_study_refuses_results_of_other_weights(study_file, backbone):
+    study = load(study_file("out", backbone=str(backbone), protocols=["few_shot"], trainers={"CoOp": "small"}))
+    (run,) = study.runs()
+    finish(run, 50.0, weights_sha256=checksum(backbone))
+    assert collect_results(study)
+    other_weights(backbone)
+    with pytest.raises(UsageError, match=f"other weights: {backbone} had SHA-256"):
+        collect_results(study)
+
+
+@pytest.mark.slow
+def test_an_evaluation_whose_logits_are_not_finite_records_nothing(train, backbone, tmp_path):
+    state = torch.load(backbone, weights_only=True)
+    state["visual.proj"] = torch.full_like(state["visual.proj"], 1e38)  # finite weights, infinite features
+    torch.save(state, backbone)
+    for method in ("CoOp", "ZeroshotCLIP"):
+        ended = train(method, "base", "--trainer", method)
+        assert ended.status == 2 and len(ended.errors) == 1
+        assert "logits that are not finite" in ended.errors[0] or "the loss is NaN" in ended.errors[0]
+        assert not (tmp_path / method / "results.json").exists()
 
 
 @pytest.mark.slow

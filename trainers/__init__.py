@@ -4,19 +4,43 @@ A new method is a file here, with a `PromptTrainer` (docs/methods.md), and a YAM
 Nothing else names the methods: `methods()` reads the registry.
 """
 
+import sys
+import traceback
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
+from common.errors import one_line
+
 from .base import PromptTrainer
 from .base.former import keep_former_paths
 from .base.plugin import register_plugins
 
+
+def import_files(folders: Iterable[str], package: str) -> list[str]:
+    """Import the files of a package; returns the names of those that cannot be, and prints why.
+
+    Somebody may be writing one of them: the others work.
+    """
+    broken = []
+    for module in iter_modules(folders):
+        try:
+            import_module(f"{package}.{module.name}")
+        except Exception as error:  # of any kind: it is code
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
+            reason = f"{type(error).__name__}: {one_line(error)}{where}"
+            print(f"{package}/{module.name}.py is left out: {reason}", file=sys.stderr)
+            broken.append(module.name)
+    return broken
+
+
 keep_former_paths()
-for module in iter_modules(__path__):
-    import_module(f"{__name__}.{module.name}")
+BROKEN = import_files(__path__, __name__)
 
 
 def methods() -> dict[str, type[PromptTrainer]]:

@@ -130,6 +130,7 @@ def build(base: Path, case: Path) -> None:
     write_eurosat(base / "data", ["red", "green field"], train=2, val=1, test=2)
     os.chdir(case)
     time.time = lambda: 1e9  # the seconds in a checkpoint
+    os.environ["XDG_CACHE_HOME"] = str(base)
     for method in METHODS:
         with contextlib.redirect_stderr(io.StringIO()):
             execute(train(method, output=f"{BASE}/runs/{method}"))
@@ -137,6 +138,9 @@ def build(base: Path, case: Path) -> None:
         prompts = load_checkpoint(str(file))["state_dict"]
         (base / "published" / method / file.parent.name).mkdir(parents=True)
         torch.save(published(prompts), base / "published" / method / file.parent.name / file.name)
+    tested = ["--eval-only", "--model-dir", f"{BASE}/runs/CoOp"]
+    cached = ("CACHE", f"{BASE}/cache", "DATALOADER.CACHE_TEST", True)
+    execute(train("CoOp", *cached, output=f"{BASE}/cached", options=tested))
     (base / "study.yaml").write_text(yaml.dump(STUDIED))
     for run in load(base / "study.yaml").runs():  # made-up results with a real config.yaml
         finish(run, 50.0, versions={"torch": "2.0"})

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from dassl.evaluation import Classification
 from published import change_file
 from serving import serving
 
@@ -25,7 +26,7 @@ from common.names import CONTROL
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
 from experiments.session import cli_main
-from inference import predict
+from inference import export, predict
 
 from .cases import Case
 from .witness import Witness
@@ -47,6 +48,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "prepare": preparing.main,
     "base2new": experiments.results.main,
     "predict": predict.main,
+    "export": export.main,
     "parse_test_res": as_script(parse_test_res.main),
 }
 GIGABYTES = 4
@@ -84,13 +86,14 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
     (outside / "kept").write_bytes(KEPT)
     case.write(folder)
     resource.setrlimit(resource.RLIMIT_AS, ((address_space() + (GIGABYTES << 30)),) * 2)
+    logits = watched_logits()
     with server_of(case) as address:
         argv = [argument.replace("{server}", address) for argument in case.argv]
         ports = (int(address.rpartition(":")[2]),) if address else ()
         Witness(folder, lambda line: report("failure", line), ports).start()
         verdict, what = ended(PROGRAMS[case.program], argv)
     wrong = leftovers(case, folder, verdict) or (
-        case.check() or nonsense(folder) or raw(case) if verdict == "accepted" else ""
+        case.check() or nonsense(folder, logits) or raw(case) if verdict == "accepted" else ""
     )
     if wrong and verdict != "failure":
         verdict, what = "failure", wrong
@@ -124,8 +127,23 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> tuple[str, s
     return "refused", lines[-1]
 
 
-def nonsense(folder: Path) -> str:
+def watched_logits() -> list[bool]:
+    """A list that gets, for each batch that an evaluation counts, whether its largest logits are finite."""
+    finite: list[bool] = []
+    process = Classification.process
+
+    def watched(self, logits, labels):
+        finite.append(bool(logits.amax(dim=1).isfinite().all()))
+        process(self, logits, labels)
+
+    Classification.process = watched  # type: ignore[method-assign]
+    return finite
+
+
+def nonsense(folder: Path, logits: list[bool]) -> str:
     """The fault in the results that a run has left."""
+    if not all(logits):
+        return "an accuracy of logits that are not finite"
     for file in (folder / place / "results.json" for place in ("out", "run")):
         accuracy = json.loads(file.read_text()).get("accuracy") if file.exists() else None
         if isinstance(accuracy, float) and not (math.isfinite(accuracy) and 0 <= accuracy <= 100):

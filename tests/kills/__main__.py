@@ -1,4 +1,7 @@
-"""Kill runs, a study and a download at random moments, and run them again: `make kill SEED=1`.
+"""Kill commands at random moments, and run them again: `make kill SEED=1`.
+
+They are runs of three methods, one of them on two ranks, an evaluation with caches, an export, a study and a download.
+Each chain is a folder in which a command is killed one to three times, and then finishes.
 
 In the end, prompts (bit for bit), results and tables must be those of an unbroken run, and no temporary file, stale
 epoch, lock or staging folder may be left. Folders in which that is not so are kept.
@@ -54,7 +57,7 @@ def main() -> int:
 
 
 def table(tallies: dict[str, Tally]) -> str:
-    lines = [f"{'command':12}{'SIGKILL':>9}{'SIGTERM':>9}{'finished':>10}{'identical':>11}"]
+    lines = [f"{'command':12}{'SIGKILL':>9}{'SIGTERM':>9}{'chains':>10}{'identical':>11}"]
     total = Tally()
     for name, tally in [*tallies.items(), ("all", total)]:
         killed, ended = (tally.kills[number] for number in (signal.SIGKILL, signal.SIGTERM))

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -42,8 +43,10 @@ def start(subject: Subject, folder: Path) -> subprocess.Popen:
     """Begin the command in a session of its own, with its output in a file in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in subject.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")
     with open(folder / "printed.txt", "a") as printed:
         return subprocess.Popen(
             subject.command, cwd=folder, env=environment, stdout=printed, stderr=printed, start_new_session=True
@@ -101,19 +104,49 @@ def random_moment(rng: Random, course: Course) -> Callable[[float, int], bool]:
     return lambda elapsed, count: count >= turn
 
 
-def kill(process: subprocess.Popen, number: int, every: bool) -> str:
-    """Send a signal to the process, or to all of its session; returns the fault of its end."""
-    (os.killpg if every else os.kill)(process.pid, number)
-    begun = time.monotonic()
+def kill(process: subprocess.Popen, number: int, victims: list[int], ranks: bool) -> str:
+    """Send a signal to processes of the command; returns the fault of its end."""
+    begun, family = time.monotonic(), descendants(process.pid)
+    for victim in victims:
+        with suppress(ProcessLookupError):
+            os.kill(victim, number)
     process.wait(PATIENCE)
-    while members(process.pid):
-        if time.monotonic() - begun > 20 * slowdown():
-            os.killpg(process.pid, signal.SIGKILL)
+    # torchrun's ranks have sessions of their own. Without it, they train to the end.
+    while left := [*members(process.pid), *filter(is_alive, family)]:
+        if time.monotonic() - begun > (PATIENCE if ranks else 20) * slowdown():
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             return "its processes outlive it"
         time.sleep(0.05)
+    if ranks:  # torchrun has exit statuses of its own
+        return ""
     # SIGTERM while Python starts, before the command can handle it, ends the process as it does any other.
     allowed = {signal.SIGKILL: (-9,), signal.SIGTERM: (130, -15, 0)}[signal.Signals(number)]
     return "" if process.returncode in allowed else f"exit status {process.returncode} after signal {number}"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have started."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    try:
+        children = [int(child) for each in threads for child in each.read_text().split()]
+    except OSError:  # it has ended
+        return []
+    return [each for child in children for each in (child, *descendants(child))]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def choose_victims(rng: Random, process: subprocess.Popen, ranks: bool) -> list[int]:
+    """The process alone, all of its processes or, of torchrun's, also one of them, such as a rank."""
+    family = [process.pid, *descendants(process.pid)]
+    return rng.choice((family[:1], family, *([[rng.choice(family)]] * ranks)))
 
 
 def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rng: Random, tally: Tally) -> None:
@@ -126,7 +159,7 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
         ended, _ = wait(process, folder / subject.place, random_moment(rng, course))
         if not ended:
             number = signals.pop()
-            wrong.append(kill(process, number, every=rng.random() < 0.5))
+            wrong.append(kill(process, number, choose_victims(rng, process, subject.ranks), subject.ranks))
             tally.kills[number] += 1
     process = start(subject, folder)
     wait(process, folder / subject.place, lambda elapsed, count: False)
@@ -134,7 +167,8 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
         wrong.append(f"exit status {process.returncode} in the end")
     else:
         wrong += differences(course.content, final(subject, folder))
-    if "Traceback" in (folder / "printed.txt").read_text():
+    printed = folder.glob("logs/**/std*.log") if subject.ranks else [folder / "printed.txt"]
+    if any("Traceback" in file.read_text() for file in printed):
         wrong.append("a traceback")
     tally.chains += 1
     if found := list(filter(None, wrong)):

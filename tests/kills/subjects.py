@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from dassl.utils import load_checkpoint
 from drawn import write_eurosat
 from finished import TIMES
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from clip.random_weights import random_clip
@@ -28,6 +30,7 @@ class Subject:
         command: its words; it runs in a folder of its own, which has `files` at first.
         place: where in that folder it writes.
         after: a command that comes after it; what this one writes counts as well.
+        ranks: whether torchrun starts it. Its ranks print to files in `logs`, as torchrun itself prints tracebacks.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Subject:
     place: str = "out"
     after: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    ranks: bool = False
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -48,12 +52,18 @@ def content(folder: Path) -> dict[str, object]:
         name = str(path.relative_to(folder))
         if re.search(r"(^|/)log\.txt", name):
             found[re.sub(r"log\.txt.*", "log.txt", name)] = "a log"
+        elif re.search(r"(^|/)cache/\.", name):
+            continue  # of a process that was killed while it wrote; others may write there, so it stays for a day
         elif "tensorboard/" in name:
             found[name.partition("tensorboard/")[0] + "tensorboard/"] = "events"
         elif path.is_dir():
             found[f"{name}/"] = "a folder"
         elif ".pth.tar" in name:
             found[name] = digest(load_checkpoint(str(path)))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:  # the order of its metadata is random
+                tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+                found[name] = digest([sorted((file.metadata() or {}).items()), tensors])
         elif path.name == "results.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMES}
         else:
@@ -104,6 +114,29 @@ def training(method: str, shared: Path, *settings: object) -> Subject:
     return Subject(method, [sys.executable, *map(str, argv)])
 
 
+def evaluation(shared: Path, run: Path) -> Subject:
+    """Of a run's prompts, with all that can be kept for other runs."""
+    cached = "CACHE", "out/cache", "DATALOADER.CACHE_TEST", True
+    subject = training("CoOp", shared, "OUTPUT_DIR", "out/tested", *cached, "DATALOADER.NUM_WORKERS", 1)
+    subject.command[2:2] = ["--eval-only", "--model-dir", str(run)]
+    subject.name = "evaluation"
+    return subject
+
+
+def export(shared: Path, run: Path) -> Subject:
+    tool = [sys.executable, str(ROOT / "tools/export.py"), str(run), "--to", "out/exported", "--weights"]
+    backbone = ["--backbone", str(shared / "tiny.safetensors")]
+    return Subject("export", [*tool, *backbone], files={"out/notes.txt": "It stays as it is.\n"})
+
+
+def two_ranks(shared: Path) -> Subject:
+    subject = training("MPL", shared, "TRAINER.MPL.PROMPT_DEPTH", 3, "DATALOADER.NUM_WORKERS", 0)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subject.command[1:1] = [*launcher, "--redirects", "3", "--log-dir", "logs"]
+    subject.name, subject.ranks = "two ranks", True
+    return subject
+
+
 def study(shared: Path) -> Subject:
     quick = {"OPTIM.MAX_EPOCH": 2, "DATALOADER.NUM_WORKERS": 0}
     content = {
@@ -151,10 +184,15 @@ def subjects(shared: Path, server) -> list[Subject]:
     save_file(model.state_dict(), shared / "tiny.safetensors")
     SmallLand.prepare(shared / "drawn/small_land")
     shallow = ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3)
+    learned = training("CoOp", shared, "DATALOADER.NUM_WORKERS", 0)
+    subprocess.run(learned.command, cwd=shared, check=True, capture_output=True)
     return [
+        export(shared, shared / "out"),
+        evaluation(shared, shared / "out"),
         training("MPL", shared, "TRAINER.MPL.PROMPT_DEPTH", 3, "TRAIN.CHECKPOINT_FREQ", 2, "DATALOADER.NUM_WORKERS", 0),
         training("CoOp", shared, "TEST.FINAL_MODEL", "best_val", "DATALOADER.NUM_WORKERS", 2),
         training("PromptSRC", shared, *shallow, "DATALOADER.NUM_WORKERS", 0),
         preparation(shared, server),
+        two_ranks(shared),
         study(shared),
     ]

@@ -42,6 +42,14 @@ def test_metrics(cfg):
     assert all(type(value) is float for value in results.values())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_result(value, cfg):
+    evaluator, labels = build_evaluator(cfg), torch.tensor([0, 1])
+    evaluator.process(torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels)  # a class that is left out
+    with pytest.raises(UsageError, match="gives logits that are not finite"):
+        evaluator.process(torch.tensor([[1.0, 0.0], [value, 1.0]]), labels)
+
+
 def test_printed_output_is_parsable(cfg, capsys):
     evaluate(cfg, TRUE * 420, PRED * 420)
     printed = capsys.readouterr().out

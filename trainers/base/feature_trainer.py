@@ -263,6 +263,9 @@ class FeatureTrainer(PromptTrainer):
         Args:
             items: the images, a list of `Datum`.
             views: augmented ones of each image; 0: one as in a test.
+
+        Raises:
+            UsageError: a feature is not finite.
         """
         tests, options = self.test_loader.dataset, self.cfg.DATALOADER
         augment = build_transform(self.cfg, is_train=True, verbose=False) if views else tests.transform
@@ -273,6 +276,9 @@ class FeatureTrainer(PromptTrainer):
         loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS)
         found = KeptFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
         features = found.tensor().to(self.device).float()
+        if not features.isfinite().all():
+            what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"
+            raise UsageError(what, "give another backbone, or PREC fp32")
         return Support(features.movedim(1, 0) if views else features[None], found.labels.to(self.device))
 
     def begin(self, support: Support) -> None:

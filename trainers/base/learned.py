@@ -155,6 +155,8 @@ class LearnedPrompts(Method):
             UsageError: the run had a backbone with other weights.
         """
         check_weights(written, self.prompts_metadata(), "the run to resume")
+        if not written.get("weights_sha256"):
+            print("The checkpoint does not say on which weights the run began: check that they are these")
 
 
 def check_weights(written: Mapping[str, Any], metadata: Mapping[str, Any], what: str) -> None:

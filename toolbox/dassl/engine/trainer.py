@@ -23,8 +23,9 @@ __getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # 
 class SimpleTrainer(TrainerBase):
     """Data, one model, evaluation and checkpoints; subclasses define the training step.
 
-    Each epoch ends with a checkpoint. An interrupted run resumes after its last complete epoch and is bit-identical to
-    an uninterrupted one. A checkpoint between those of TRAIN.CHECKPOINT_FREQ is deleted after the next one is written.
+    Each epoch ends with a checkpoint. An interrupted run resumes after its last complete epoch; on a CPU it is
+    bit-identical to an uninterrupted one. A checkpoint between those of TRAIN.CHECKPOINT_FREQ is
+    deleted after the next one is written.
 
     Args:
         cfg: the config.

@@ -53,7 +53,16 @@ class Classification(EvaluatorBase):
         self._y_pred = []
 
     def process(self, mo, gt):
-        """Add one batch: logits [batch, n_classes], and labels [batch]."""
+        """Add one batch: logits [batch, n_classes], and labels [batch].
+
+        Raises:
+            UsageError: the largest logit of an image is not finite, so that it says nothing about the class.
+        """
+        if not mo.amax(dim=1).isfinite().all():  # NaN if any is; minus infinity leaves out a class
+            raise UsageError(
+                "the model gives logits that are not finite: use other weights, the checkpoint of another epoch, "
+                "or full precision"
+            )
         self._y_true.extend(gt.tolist())
         self._y_pred.extend(mo.argmax(dim=1).tolist())
 
