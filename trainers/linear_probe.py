@@ -18,6 +18,8 @@ from .base.data_use import Choice, record
 from .base.prompted import PromptedCLIP, PromptLearner
 from .base.settings import MethodSettings
 
+TRIALS = 7 + 2 + 6  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
+
 
 @dataclass(frozen=True)
 class LinearProbeSettings(MethodSettings):
@@ -116,7 +118,7 @@ class LinearProbe(PromptTrainer):
         if self.settings.C:
             return super().choices
         what, images = "TRAINER.LINEARPROBE.C", self.val_images
-        return [*super().choices, record(what, self.cfg, self.dataset_title, images, self.dm.dataset)]
+        return [*super().choices, record(what, self.cfg, self.dataset_title, images, self.dm.dataset, TRIALS)]
 
     @cached_property
     def val_images(self) -> list:

@@ -2,13 +2,11 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor
 
-from clip import local_features
 from common.errors import UsageError
 
 from .base import require_vit
-from .base.prompted import PromptedCLIP, normalize
+from .base.local import local_logits
 from .base.prompts import ContextSettings, ContextTrainer, sentence_context
 
 
@@ -61,15 +59,3 @@ class LoCoOp(ContextTrainer):
         entropy = (entropies * outside).sum() / outside.sum().clamp(min=1)
         parts = {"loss_id": F.cross_entropy(output.logits, labels), "loss_en": -entropy}
         return parts["loss_id"] + self.settings.LAMBDA * parts["loss_en"], parts
-
-
-def local_logits(model: PromptedCLIP, last_input: Tensor, text: Tensor) -> Tensor:
-    """The logits of each patch, (batch, patches, classes), fp32.
-
-    Args:
-        model: gives the weights and the scale.
-        last_input: (batch, tokens, width), the input of the image tower's last layer.
-        text: (classes, joint), of unit length.
-    """
-    patches = local_features(model.clip, last_input)
-    return model.logits(normalize(patches).flatten(0, 1), text).unflatten(0, patches.shape[:2])

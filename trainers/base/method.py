@@ -24,6 +24,7 @@ class Method(TrainerX):
     published_keys: ClassVar[Mapping[str, Any]] = {}  # further keys of its published YAML files, with defaults
     learns: ClassVar[bool] = True  # False: there is nothing to train
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
+    kind: ClassVar[str] = "inductive"  # what it sees besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
