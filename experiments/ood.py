@@ -22,8 +22,10 @@ from yacs.config import CfgNode
 
 from common.errors import UsageError, choose
 from datasets import title
+from trainers.base import PromptTrainer
 from trainers.base.data_use import images_record
 from trainers.base.local import has_local_logits, local_logits
+from trainers.base.prompted import Output, PromptedCLIP
 
 from .configs import CONFIGS, known_datasets
 from .metrics import detection
@@ -146,23 +148,24 @@ def scores_of(cfg: CfgNode, trainer: Any, loader: Any) -> dict[str, np.ndarray]:
     }
 
 
+@torch.no_grad()
 def outputs(trainer: Any, loader: Any, local: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The logits (batch, classes) of a loader's images and, if asked for, those of their patches."""
+    one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
     for batch in loader:
         images, _ = trainer.parse_batch_test(batch)
-        logits = trainer.model_inference(images)
-        yield logits, patch_logits(trainer.model, images) if local else None
+        output = output_with_last_input(trainer.model, images) if local else None
+        logits = output.logits if output and one_pass else trainer.model_inference(images)
+        yield logits, local_logits(trainer.model, output.tower.inputs[-1], output.text) if output else None
 
 
-@torch.no_grad()
-def patch_logits(model: Any, images: Tensor) -> Tensor:
-    """(batch, patches, classes): see `local_logits`."""
+def output_with_last_input(model: PromptedCLIP, images: Tensor) -> Output:
+    """The forward pass, which also reads the input of the image tower's last layer."""
     before, model.read = model.read, (*model.read, -1)
     try:
-        output = model.output(images)
+        return model.output(images)
     finally:
         model.read = before
-    return local_logits(model, output.tower.inputs[-1], output.text)
 
 
 def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:

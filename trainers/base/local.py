@@ -25,4 +25,4 @@ def local_logits(model: PromptedCLIP, last_input: Tensor, text: Tensor) -> Tenso
 
 def has_local_logits(model: object) -> bool:
     """Whether patches can be compared with texts: a vision transformer, and logits that are similarities."""
-    return isinstance(model, PromptedCLIP) and is_vit(model.clip) and type(model).logits is PromptedCLIP.logits
+    return isinstance(model, PromptedCLIP) and type(model).logits is PromptedCLIP.logits and is_vit(model.clip)
