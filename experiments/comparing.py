@@ -176,8 +176,8 @@ def words(one: Compared, other: Compared) -> list[str]:
             if math.isnan(least)
             else f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
         )
-        lines += [] if low > 0 or high < 0 else ["These runs do not show which of the two is better."]
-    return lines
+        low, high = min(low, bounds[0]), max(high, bounds[1])
+    return lines if low > 0 or high < 0 else [*lines, "These runs do not show which of the two is better."]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,8 +13,6 @@ from numpy.lib import format as npy
 from common.errors import UsageError
 from common.files import replacing
 from common.results import read_results
-from datasets import title
-from trainers.base.data_use import list_digest, relative_paths
 
 from . import metrics
 
@@ -114,6 +112,9 @@ def check_logits(images: int, classes: int) -> None:
 
 def of_test(cfg: Any, trainer: Any) -> Predictions:
     """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it made none."""
+    from datasets import title  # here, as readers do without what these import
+    from trainers.base.data_use import list_digest, relative_paths
+
     columns = trainer.evaluator.predictions
     if not columns or not trainer.evaluator.results:
         return {}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from trainers import methods
 
+from ..comparing import POWER
 from .tables import MARK, MARKED, Summary, marked
 
 MISSING = "-"
@@ -109,6 +110,10 @@ def format_p(p: float) -> str:
     return "<0.001" if p < 0.0005 else number(p, ".3f")
 
 
+def between(interval: tuple[float, float]) -> str:
+    return "" if pd.isna(interval[0]) else f" ({interval[0]:+.2f} to {interval[1]:+.2f})"
+
+
 def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
     """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `Summary.cells`."""
     at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
@@ -178,7 +183,8 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     rows = [
         [
             Cell(marked(row.against, row.against in row.selected_on_test)),
-            Cell(f"{row.difference:+.2f}"),
+            Cell(f"{row.difference:+.2f}" + between(row.interval)),
+            Cell(number(row.smallest)),
             entry(row.p_seeds, row.holm_seeds, row.seeds),
             entry(row.p_datasets, row.holm_datasets, row.datasets),
         ]
@@ -187,13 +193,15 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     note = (
         "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
         "the number of tests in the column. "
+        "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true difference that so many "
+        f"seeds with this spread would show ({POWER:.0%} of the time, at p < 0.05). "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
     if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
         note += f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is not fair."
     focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
     title = f"{protocol}, {part}: {focus} against the others"
-    return [Table(title, ["against", "difference", "p, seeds", "p, datasets"], rows, note)]
+    return [Table(title, ["against", "difference", "smallest visible", "p, seeds", "p, datasets"], rows, note)]
 
 
 def markdown(tables: list[Table]) -> str:

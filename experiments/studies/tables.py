@@ -12,6 +12,7 @@ import pandas as pd
 
 from common.results import detected, test_record
 
+from ..comparing import seed_interval, smallest_difference
 from ..results import MEASURES, harmonic_mean, selected_on_test
 from .spec import Run, Study, Variant
 
@@ -99,9 +100,9 @@ class Summary:
     def cells(self) -> pd.DataFrame:
         """A row for every cell of the tables, missing ones too.
 
-        Columns: protocol, part, method, kind (of the method), dataset (or `average`), mean, spread, number of runs,
-        number of seeds of the study, the paper's result, whether a run was selected on test images, rank (1 is best),
-        and the difference from the paper.
+        Columns: protocol, part, method, dataset (or `average`), mean, spread, number of runs, number of seeds of the
+        study, the paper's result, whether a run was selected on test images, kind of the method, rank (1 is best), and
+        the difference from the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
@@ -123,7 +124,6 @@ class Summary:
                 "protocol": protocol,
                 "part": part,
                 "method": variant.name,
-                "kind": variant.facts.kind,
                 "dataset": accuracies.columns,
                 "mean": means.array,
                 "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
@@ -131,6 +131,7 @@ class Summary:
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
                 "selected_on_test": means.notna().to_numpy() & accuracies.columns.isin(selected),
+                "kind": variant.facts.kind,
             }
         )
 
@@ -181,7 +182,8 @@ class Summary:
         means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
         datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; a table with
         none has no rows. Those corrected by Holm's method for the comparisons of one table are in `holm_*`.
-        `selected_on_test` has those of the two methods that were selected on test images.
+        `selected_on_test` has those of the two methods that were selected on test images. `interval` is that of the
+        difference over seeds, and `smallest` the smallest difference that these seeds can show (`comparing`).
         """
         from scipy import stats  # slow to import
 
@@ -200,6 +202,8 @@ class Summary:
                 "difference": datasets.mean(),
                 "seeds": len(seeds),
                 "datasets": len(datasets),
+                "interval": seed_interval(seeds),
+                "smallest": smallest_difference(seeds),
                 "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                 "p_datasets": safe_p_value(stats.wilcoxon, datasets),
                 "selected_on_test": [
