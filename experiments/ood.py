@@ -119,7 +119,7 @@ def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
         for each of them the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC, AUPR and FPR95
         in percent, images of the classes positive}.
     """
-    if not every:
+    if not every or not trainer.evaluator.batches:  # nothing to do, or TEST.NO_TEST
         return []
     trainer.set_model_mode("eval")
     loader = trainer.test_loader
