@@ -13,6 +13,7 @@ from .blocks import local_features
 from .building import keep_backbones
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
+from .plain import has_local_features
 from .ranks import Ranks, current_ranks
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
 from .split import SplitTowers
@@ -42,6 +43,7 @@ __all__ = [
     "encode_image",
     "encode_text",
     "folded_weights",
+    "has_local_features",
     "is_published",
     "is_vit",
     "keep_backbones",

@@ -63,6 +63,11 @@ def layers_read(read: Read, layers: int) -> dict[int, list[int]]:
     return found
 
 
+def has_local_features(clip: CLIP) -> bool:
+    """Whether `local` can be read from the image tower."""
+    return is_vit(clip) or isinstance(clip.visual, ModifiedResNet)
+
+
 def resnet_output(visual: nn.Module, images: Tensor) -> ImageOutput:
     """The output of CLIP's ResNet with local features: the last map through the value path of its attention pooling.
 

@@ -7,7 +7,14 @@ from .text import read_json
 
 CONFIG, FILE = "config.yaml", "results.json"
 # What tables and plots read: numbers with the largest value, and texts.
-NUMBERS = {"accuracy": 100, "macro_f1": 100, "n_test": 10**9}
+NUMBERS: dict[str, float] = {
+    "accuracy": 100,
+    "macro_f1": 100,
+    "n_test": 10**9,
+    "top5_accuracy": 100,
+    "mean_class_accuracy": 100,
+}
+NUMBERS |= {"ece": 100, "adaptive_ece": 100, "nll": 10**6, "brier": 2.001}
 SECONDS = ("train_seconds", "test_seconds")  # may be impossible in old files: they were differences of the wall clock
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
@@ -30,7 +37,7 @@ def read_results(folder: Path) -> dict | None:
         for key in TEXTS:
             if run.get(key) is not None and not run[key].isprintable():
                 raise ValueError(f"{key} is {run[key]!r}")
-        selected_on_test(run)
+        selected_on_test(run), test_record(run), detected(run)
         return run if run["accuracy"] is not None else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
@@ -44,3 +51,36 @@ def selected_on_test(run: dict) -> bool:
     """
     choices = (run.get("data_use") or {}).get("choose") or ()
     return max((choice["test_images"] for choice in choices), default=0) > 0
+
+
+def test_record(run: dict) -> tuple[str, int] | None:
+    """The checksum of the list of tested images, and how many tests of them ended in the folder of the run.
+
+    None for results of versions that did not record it.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError: the record is damaged.
+    """
+    record = (run.get("data_use") or {}).get("test")
+    if record is None:
+        return None
+    sha256, evaluations = record["sha256"], record["evaluations"]
+    if len(sha256) != 64 or not sha256.isalnum() or not 0 <= evaluations <= 10**9:
+        raise ValueError(f"test is {record}")
+    return sha256, evaluations
+
+
+def detected(run: dict) -> dict[str, float]:
+    """The AUROC of MCM in percent for each dataset of --ood, by its name there.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError: the record is damaged.
+    """
+    found: dict[str, float] = {}
+    for each in run.get("ood") or ():
+        name, scores = each["name"], each["scores"]
+        value = scores["MCM"]["auroc"] if "MCM" in scores else None
+        if not name.isprintable() or not (value is None or 0 <= value <= 100):
+            raise ValueError(f"ood is {each}")
+        found |= {} if value is None else {name: value}
+    return found

@@ -39,6 +39,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir, do not train")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
+    parser.add_argument(
+        "--ood",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="datasets that show none of the classes, which the test tells from them (new: the new classes of the "
+        "dataset, for base ones)",
+    )
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
     parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
@@ -50,12 +58,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
 
 
+def names(text: str) -> list[str]:
+    """The argparse type of names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def trackers(text: str) -> list[str]:
     """The argparse type of `tensorboard,wandb`."""
-    names, known = [name.strip() for name in text.split(",") if name.strip()], ("tensorboard", "wandb", "mlflow")
-    if unknown := [name for name in names or [text] if name not in known]:
+    given, known = names(text), ("tensorboard", "wandb", "mlflow")
+    if unknown := [name for name in given or [text] if name not in known]:
         raise argparse.ArgumentTypeError(f"there is no tracker {unknown[0]!r}: give some of {','.join(known)}")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(given))
 
 
 def seeds(text: str) -> int | tuple[int, ...]:

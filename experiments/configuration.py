@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Collection
 from functools import reduce
 from operator import getitem
-from typing import Literal
+from typing import Any, Literal
 
 from dassl.config import clean_cfg, get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -37,6 +37,14 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, flag)
     # Accept an epoch or a setting chosen on test images, and mark the results
     add_setting(cfg, "TEST.SELECT_ON_TEST", False, flag)
+    # Write the logits of all classes to predictions.npz, too
+    add_setting(cfg, "TEST.SAVE_LOGITS", False, flag)
+    # Datasets that show none of the classes: names of their YAML files, or new
+    add_setting(cfg, "TEST.OOD", [], Accepts(list[str]))
+    # Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all that the model has
+    add_setting(cfg, "TEST.OOD_SCORES", [], Accepts(list[str]))
+    # Temperature of these scores
+    add_setting(cfg, "TEST.OOD_T", 1.0, Accepts(int | float, 1e-6))
     cfg.BY_DATASET = CfgNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
@@ -55,19 +63,7 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
         UsageError: a file is missing or malformed, a key is unknown, or a value is not accepted.
     """
     cfg = files.clone() if files else read_files(args)
-    options = {
-        "DATASET.ROOT": args.root,
-        "OUTPUT_DIR": args.output_dir,
-        "RESUME": args.resume,
-        "SEED": args.seed if args.seed != -1 else None,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "MODEL.HEAD.NAME": args.head,
-    }
-    options = {key: value for key, value in options.items() if value not in (None, "")}
+    options = given_options(args)
     for key, value in options.items():  # not by yacs, which would take "--output-dir 2024" for a number
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
@@ -82,6 +78,24 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
     if method:
         _ = method.settings_of(cfg)  # checks that they can work together
     return cfg
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that options of the command line give."""
+    options = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed if args.seed != -1 else None,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+        "TEST.OOD": args.ood,
+    }
+    return {key: value for key, value in options.items() if value not in (None, "", [])}
 
 
 def read_files(args: argparse.Namespace) -> CfgNode:

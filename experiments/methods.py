@@ -27,6 +27,7 @@ class Method:
     transfers: bool
     config_folder: str
     section: str
+    kind: str = "inductive"
 
 
 def methods() -> dict[str, Method]:
@@ -38,7 +39,9 @@ def registered() -> dict[str, Method]:
     import trainers
 
     known = trainers.methods()
-    return {name: Method(name, m.learns, m.transfers, m.config_folder, m.section()) for name, m in known.items()}
+    return {
+        name: Method(name, m.learns, m.transfers, m.config_folder, m.section(), m.kind) for name, m in known.items()
+    }
 
 
 @cache

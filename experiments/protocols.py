@@ -22,10 +22,12 @@ class Step:
     Attributes:
         classes: `base`, `new` or `all`: DATASET.SUBSAMPLE_CLASSES.
         folder: of the run, with {dataset}, {name} (METHOD/CFG), {shots} and {seed}.
+        optional: only run if it is asked for.
     """
 
     classes: str
     folder: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Protocol:
     """A training run, which also tests the prompts on its own classes, and the tests that follow it.
 
     Attributes:
-        steps: the training run, and a test of its prompts on other classes or another dataset, if there is one.
+        steps: the training run, and tests of its prompts on other classes or another dataset.
         shots: images of each class.
     """
 
@@ -46,7 +48,11 @@ BASE2NEW = "base2new/{part}/{{dataset}}/shots_{{shots}}/{{name}}/seed{{seed}}"
 FEW_SHOT = "{dataset}/{name}_{shots}shots/seed{seed}"
 PROTOCOLS = {
     "base2new": Protocol(  # CoCoOp's: trained on the first half of the classes
-        (Step("base", BASE2NEW.format(part="train_base")), Step("new", BASE2NEW.format(part="test_new")))
+        (
+            Step("base", BASE2NEW.format(part="train_base")),
+            Step("new", BASE2NEW.format(part="test_new")),
+            Step("all", BASE2NEW.format(part="test_all"), optional=True),  # base and new classes together
+        )
     ),
     "cross_dataset": Protocol(  # trained on a source dataset
         (Step("all", f"crossdataset/{FEW_SHOT}"), Step("all", f"crossdataset/evaluation/{FEW_SHOT}"))

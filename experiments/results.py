@@ -3,11 +3,10 @@
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
-from contextlib import redirect_stdout
 from datetime import datetime, timezone
-from io import StringIO
 from pathlib import Path
 
 from common.errors import UsageError
@@ -17,6 +16,9 @@ from common.version import source
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
 SELECTED = "Selected on test images"  # starts the line of a log that says so
+# What a test measures: in percent, except NLL (in nats) and the Brier score (from 0 to 2).
+MEASURES: tuple[str, ...] = ("accuracy", "error_rate", "macro_f1", "top5_accuracy", "mean_class_accuracy")
+MEASURES += ("ece", "adaptive_ece", "nll", "brier")
 # The settings that results.json holds, under names of its own.
 RECORDED = {
     "trainer": "TRAINER.NAME",
@@ -29,14 +31,15 @@ RECORDED = {
 }
 
 
-def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choices: list[dict] | None) -> str:
+def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_use: dict, ood: list[dict]) -> str:
     """The content of results.json of a run that has ended; figures that were not measured are null.
 
     Args:
         cfg: the run's configuration.
         trainer: after its test.
         epochs, tested_epoch: as `run.execute` returns them.
-        choices: the records (trainers/base/data_use.py) of what was chosen on images; None if that is not known.
+        data_use: its card (experiments/data_card.py).
+        ood: how well it told other images (experiments/ood.py).
     """
     import torch  # here, as readers of results do without it
 
@@ -54,8 +57,9 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
         **measured(cfg, trainer),
         "epochs": epochs,
         "tested_epoch": tested_epoch,
-        "data_use": {"choose": choices},
         **({"test_images_sha256": hash_of_images(cfg, trainer)} if cfg.TEST.get("MAX_IMAGES", 0) else {}),
+        "data_use": data_use,
+        **({"ood": ood} if ood else {}),
         **({"ranks": ranks} if ranks > 1 else {}),
         "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
@@ -68,21 +72,16 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, choic
 
 def measured(cfg, trainer) -> dict:
     """What the last test of a trainer has measured, and the seconds of training and of the test."""
-    if hasattr(trainer, "test_results"):
-        found = trainer.test_results or {}
-        figures = {"split": trainer.test_split, "n_test": trainer.n_test if found else None}
-        seconds = {
-            "train_seconds": trainer.train_seconds or None,
-            "test_seconds": trainer.test_seconds if found else None,
-        }
-    else:  # a trainer of the published Dassl, which keeps the results in its evaluator alone
-        validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
-        loader = trainer.val_loader if validates else trainer.test_loader
-        with redirect_stdout(StringIO()):
-            found = {} if cfg.TEST.NO_TEST else trainer.evaluator.evaluate()
-        figures = {"split": cfg.TEST.SPLIT, "n_test": len(loader.dataset) if found else None}
-        seconds = {"train_seconds": None, "test_seconds": None}
-    return {key: found.get(key) for key in ("accuracy", "error_rate", "macro_f1")} | figures | seconds
+    from .predictions import tested_images
+
+    found = trainer.evaluator.results
+    split, items = tested_images(cfg, trainer)
+    figures = {"split": split, "n_test": (getattr(trainer, "n_test", 0) or len(items)) if found else None}
+    figures |= {key: found[key] if key in found and math.isfinite(found[key]) else None for key in MEASURES}
+    return figures | {
+        "train_seconds": getattr(trainer, "train_seconds", None) or None,  # the published Dassl keeps no record
+        "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
+    }
 
 
 def hash_of_images(cfg, trainer) -> str:

@@ -2,6 +2,7 @@
 
 import warnings
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from trainers.base.checkpoints import find_checkpoint
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 from trainers.base.ranks import split
 
+from . import ood, predictions
 from .configuration import changed_settings, read_files, setup_cfg, state_weights
+from .data_card import data_use, note_test, origins
 from .environment import environment
 from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
 from .ranks import check_agreement
@@ -49,13 +52,19 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
         with folder.start(cfg, args.quiet):
             log_settings(args, files, cfg, folder)
             trainer = build(args, cfg)
-            choices = choices_of(args, cfg, trainer)
+            choices, settings = choices_of(args, cfg, trainer), origins(args, cfg)
+            others = ood.read_others(cfg, trainer)
         if args.no_train:
             return
         folder.remove(RESULTS)
+        folder.remove(predictions.FILE)
         with reporting(args.report_to if folder.writes else [], cfg, trainer):
             epochs, tested_epoch = execute(args, cfg, trainer)
-            folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, choices))
+            detected = ood.evaluate(cfg, trainer, others)
+            if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
+                predictions.save(folder.path / predictions.FILE, arrays)
+            card = data_use(args, cfg, trainer, choices, settings)
+            folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
             folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
@@ -91,6 +100,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         state_weights(cfg)
         if args.eval_only and args.model_dir and method.learns:
             find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME)
+    ood.check_settings(cfg)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
     check_trackers(args.report_to)
@@ -124,6 +134,10 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     trainer = build_trainer(cfg)
+    if cfg.TEST.SAVE_LOGITS:
+        predictions.check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
+    record = partial(note_test, cfg, trainer)
+    trainer.evaluator = predictions.Recorder(trainer.evaluator, cfg.TEST.SAVE_LOGITS, record)
     split(trainer, current_ranks())
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:

@@ -46,7 +46,7 @@ def test_method_of_a_factory_is_known_without_importing_it_again(tmp_path):
             [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True
         ).stdout
 
-    facts = "Method(name='Made', learns=False, transfers=False, config_folder='AB', section='MADE')"
+    facts = "Method(name='Made', learns=False, transfers=False, config_folder='AB', section='MADE', kind='inductive')"
     assert [ask(), ask()] == [f"{facts} True\n", f"{facts} False\n"]
     helped = subprocess.run([sys.executable, "train.py", "--help"], cwd=place, capture_output=True, text=True)
     assert "Made" in helped.stdout

@@ -19,6 +19,7 @@ from common.start import ROOT
 from common.version import source
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
+from experiments.results import MEASURES
 
 RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
 
@@ -55,13 +56,14 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
     argv = arguments(eurosat, tiny, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
     assert launch(*argv).status == 0
     found = results(tmp_path)
-    figures = {key: found.pop(key) for key in ("accuracy", "error_rate", "macro_f1", "train_seconds", "test_seconds")}
+    figures = {key: found.pop(key) for key in (*MEASURES, "train_seconds", "test_seconds")}
     assert all(isinstance(figure, float) and figure >= 0 for figure in figures.values())
     assert figures["accuracy"] + figures["error_rate"] == pytest.approx(100)
     assert isinstance(found.pop("device"), str)
     assert datetime.fromisoformat(found.pop("date")).utcoffset() is not None
     assert found.pop("versions")["torch"] == torch.__version__
     assert {key: found.pop(key) for key in ("version", "commit", "dirty")} == source()
+    card = found.pop("data_use")
     assert found == {
         "trainer": "MPL",
         "dataset": "EuroSAT",
@@ -72,13 +74,14 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
         "n_test": 12,
         "epochs": 2,
         "tested_epoch": 2,
-        "data_use": {"choose": []},
         "backbone": str(tiny),
         "weights_sha256": checksum(tiny),
         "precision": "fp32",  # PREC is fp16, which a CPU lacks
     }
+    assert (card["kind"], card["choose"]) == ("inductive", [])
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"log.txt", "config.yaml", "results.json", "tensorboard", "MultiModalPromptLearner"}
+    written = {"log.txt", "config.yaml", "results.json", "predictions.npz", "tests.jsonl", "tensorboard"}
+    assert left == written | {"MultiModalPromptLearner"}
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(launch, eurosat, tiny, tmp_path):

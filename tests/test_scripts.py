@@ -312,6 +312,13 @@ def test_unfinished_training_is_an_error(script):
     assert line.startswith("error: the training run in ") and "is not finished: finish it first" in line
 
 
+def test_all_classes_are_tested_with_the_prompts_of_base_classes(script):
+    _, (call,) = script("any/base2new_all.sh", "MaPLe", "eurosat", 1)
+    assert setting(call, "DATASET.SUBSAMPLE_CLASSES") is None  # all of them
+    trained, folder = option(call, "--model-dir"), option(call, "--output-dir")
+    assert "/train_base/" in trained and folder == trained.replace("train_base", "test_all")
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])
 def test_command_without_a_script_of_the_project(words):
     ended = subprocess.run([sys.executable, ROOT / "tools/script.py", *words], capture_output=True, text=True)

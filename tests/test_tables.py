@@ -156,7 +156,7 @@ def test_no_p_value_for_few_runs(seeds, shown, tmp_path):
     summary = Summary(study, collect_results(study))
     text = markdown(build_tables(summary))
     assert ("against the others" in text) == shown == (len(summary.tests) == 1)
-    assert ("| CoOp | +2.00 | 0.074, Holm 0.074 (n=3) | - (n=1) |" in text) == shown
+    assert ("| CoOp | +2.00 (-0.48 to +4.48) | 3.26 | 0.074, Holm 0.074 (n=3) | - (n=1) |" in text) == shown
 
 
 def test_holm_corrects_for_the_comparisons_of_a_table():

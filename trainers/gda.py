@@ -67,7 +67,7 @@ class GDA(FittedTrainer):
     templates_of_imagenet = SEVEN
     of_support = ("rows",)
     of_learned_classes = ("W", "b")
-    chosen = {"ALPHA": "1.0"}
+    chosen, trials = {"ALPHA": "1.0"}, len(ALPHAS)
 
     def build_head(self, classes, width, rows):
         return Gaussians(classes, width)

@@ -14,6 +14,8 @@ from common.errors import UsageError
 from .base.feature_trainer import FeatureSettings, FittedTrainer
 from .base.head import Head
 
+TRIALS = 7 + 2 + 6  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
+
 
 @dataclass(frozen=True)
 class LinearProbeSettings(FeatureSettings):
@@ -80,7 +82,7 @@ class LinearProbe(FittedTrainer):
     Settings = LinearProbeSettings
     saved_as = "linear_probe"
     reads_text = False
-    chosen = {"C": "1.0"}
+    chosen, trials = {"C": "1.0"}, TRIALS
 
     def saved_module(self):
         return self.model

@@ -1,13 +1,11 @@
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor
 
 from common.errors import UsageError
 
-from .base.prompted import Output, PromptedCLIP, normalize
+from .base.local import local_logits
 from .base.prompts import ContextSettings, ContextTrainer, sentence_context
 
 
@@ -59,14 +57,3 @@ class LoCoOp(ContextTrainer):
         entropy = (entropies * outside).sum() / outside.sum().clamp(min=1)
         parts = {"loss_id": F.cross_entropy(output.logits, labels), "loss_en": -entropy}
         return parts["loss_id"] + self.settings.LAMBDA * parts["loss_en"], parts
-
-
-def local_logits(model: PromptedCLIP, output: Output) -> Tensor:
-    """The logits of each patch, (batch, patches, classes), fp32.
-
-    Args:
-        model: gives the scale.
-        output: with `tower.local`.
-    """
-    patches: Any = output.tower.local
-    return model.logits(normalize(patches).flatten(0, 1), output.text).unflatten(0, patches.shape[:2])

@@ -55,6 +55,10 @@ class LPPlusPlus(FittedTrainer):
     lr_alpha: float
     momentum = 0.9
 
+    @property
+    def trials(self) -> int:
+        return self.settings.STEPS
+
     def build_head(self, classes, width, rows):
         return Blended(classes, width)
 

@@ -40,6 +40,7 @@ class TDA(ViewsTrainer):
     """Two caches of test images that grow while they are tested (Karmanov et al., CVPR 2024)."""
 
     Settings = TDASettings
+    kind = "transductive"
     caveat = "Its published ALPHA and BETA differ by dataset, and were presumably chosen on test images."
 
     @property

@@ -65,6 +65,10 @@ class CacheTrainer(FeatureTrainer):
     chosen = {"ALPHA": "1.0", "BETA": "1.0"}
     learned = False
 
+    @property
+    def trials(self) -> int:
+        return self.settings.SEARCH_STEP[0] * self.settings.SEARCH_STEP[1]
+
     def build_head(self, classes, width, rows):
         return CacheHead(classes, width, rows, self.learned)
 

@@ -9,9 +9,13 @@ import pandas as pd
 
 from trainers import methods
 
+from ..comparing import POWER
 from .tables import MARK, MARKED, Summary, marked
 
 MISSING = "-"
+LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
+LABELS |= {"ece": "ECE", "adaptive_ece": "adaptive ECE", "nll": "NLL", "brier": "Brier"}
+FORMS = {"nll": ".3f", "brier": ".3f"}
 
 
 class Cell(NamedTuple):
@@ -36,7 +40,48 @@ def build_tables(summary: Summary) -> list[Table]:
         if cells["mean"].notna().any():
             tables += [accuracies(summary, protocol, part, cells), *compared_with_paper(protocol, part, cells)]
             tables += significance(summary, protocol, part)
+            tables += measured(summary, protocol, part)
     return tables
+
+
+def measured(summary: Summary, protocol: str, part: str) -> list[Table]:
+    """The other measures of the tests of one table; no table if the runs did not record them."""
+    if part == "H":
+        return []
+    found = summary.measures.query("protocol == @protocol and part == @part").set_index("method")
+    found = found.drop(columns=["protocol", "part", "error_rate"]).dropna(axis="columns", how="all")
+    if not {"ece", "nll"} & set(found.columns):
+        return []
+    rows = [
+        [Cell(name), *(Cell(number(value, FORMS.get(key, ".2f"))) for key, value in row.items())]
+        for name, row in found.iterrows()
+    ]
+    note = f"Averages over {', '.join(summary.averaged(protocol))}, and over seeds. In %, but NLL (nats) and the Brier "
+    note += "score (0 to 2); ECE has 15 bins. Lower is better for ECE, NLL and the Brier score."
+    if any(column.startswith("AUROC") for column in found):
+        note += " AUROC: of MCM, these images against those of the table (new: of the new classes)."
+    header = ["method", *(LABELS.get(key, key) for key in found.columns)]
+    return [Table(f"{protocol}, {part}: calibration and more", header, rows, note)]
+
+
+def about_data(summary: Summary, protocol: str, part: str) -> str:
+    """A sentence on the data behind one table, if its runs recorded it."""
+    parts = ["base", "new"] if part == "H" else [part]
+    runs = summary.runs[(summary.runs["protocol"] == protocol) & summary.runs["part"].isin(parts)]
+    known = runs.dropna(subset="images")
+    if known.empty:
+        return ""
+    kinds = {name: variant.facts.kind for name, variant in summary.variants.items() if name in set(runs["method"])}
+    words = "all methods inductive"
+    if set(kinds.values()) != {"inductive"}:
+        words = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "inductive")
+        words += " (other methods inductive); ranked within a kind"
+    most = int(known["evaluations"].max())
+    selected = int(runs["selected_on_test"].sum())
+    often = "once" if most == 1 else f"up to {most} times"
+    note = f" Data: {words}; test images evaluated {often} by a run; {selected} of {len(runs)} runs chose on them"
+    unknown = len(runs) - len(known)
+    return note + (f"; {unknown} runs did not record their images." if unknown else ".")
 
 
 def overview(summary: Summary) -> list[Table]:
@@ -63,6 +108,10 @@ def number(value: float, form: str = ".2f") -> str:
 
 def format_p(p: float) -> str:
     return "<0.001" if p < 0.0005 else number(p, ".3f")
+
+
+def between(interval: tuple[float, float]) -> str:
+    return "" if pd.isna(interval[0]) else f" ({interval[0]:+.2f} to {interval[1]:+.2f})"
 
 
 def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
@@ -96,13 +145,16 @@ def describe_spread(summary: Summary) -> str:
 
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
     note = describe_spread(summary)
+    if part == "all":
+        note += " all: base and new classes together."
     if part == "H":
         note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
     caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
-    return Table(f"{protocol}, {part}", *grid(cells, "dataset", accuracy), note + about_mark(cells))
+    note += about_mark(cells) + about_data(summary, protocol, part)
+    return Table(f"{protocol}, {part}", *grid(cells, "dataset", accuracy), note)
 
 
 def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
@@ -131,7 +183,8 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     rows = [
         [
             Cell(marked(row.against, row.against in row.selected_on_test)),
-            Cell(f"{row.difference:+.2f}"),
+            Cell(f"{row.difference:+.2f}" + between(row.interval)),
+            Cell(number(row.smallest)),
             entry(row.p_seeds, row.holm_seeds, row.seeds),
             entry(row.p_datasets, row.holm_datasets, row.datasets),
         ]
@@ -140,13 +193,15 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     note = (
         "Mean difference in points, paired by dataset and seed; two-sided p, from three pairs on. Holm: corrected for "
         "the number of tests in the column. "
+        "Difference: with its 95% t-interval over seeds. Smallest visible: the smallest true difference that so many "
+        f"seeds with this spread would show ({POWER:.0%} of the time, at p < 0.05). "
         "Seeds: t-test of each seed's average over the datasets. Datasets: Wilcoxon's signed-rank test of their means."
     )
     if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
         note += f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is not fair."
     focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
     title = f"{protocol}, {part}: {focus} against the others"
-    return [Table(title, ["against", "difference", "p, seeds", "p, datasets"], rows, note)]
+    return [Table(title, ["against", "difference", "smallest visible", "p, seeds", "p, datasets"], rows, note)]
 
 
 def markdown(tables: list[Table]) -> str:

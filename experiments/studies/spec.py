@@ -106,6 +106,9 @@ class Study:
         datasets: for base2new and few_shot; names of YAML files in configs/datasets/.
         source, targets: for cross_dataset.
         shots: images per class; only few_shot uses more than the last number.
+        union: also test base and new classes together (base2new).
+        ood: datasets whose images the test of each training run tells from its own (train.py --ood); `new` for
+            base2new.
         backbone: replaces the one of the YAML files.
         cache: folder for features of frozen image towers and for decoded test images, which runs share (CACHE and
             DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
@@ -123,6 +126,8 @@ class Study:
     source: str = ""
     targets: tuple[str, ...] = ()
     shots: tuple[int, ...] = (16,)
+    union: bool = False
+    ood: tuple[str, ...] = ()
     backbone: str = ""
     cache: Path | None = None
     cpus: int = 1
@@ -150,19 +155,26 @@ class Study:
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
             choose(dataset, known_datasets(), "dataset")
+        for name in self.ood:
+            choose(name, [*known_datasets(), "new"], "dataset of ood")
+        if not isinstance(self.union, bool) or (self.union and "base2new" not in self.protocols):
+            raise UsageError(f"union has the value {self.union!r}", "give true for base2new, or leave it out")
+        if "new" in self.ood and self.protocols != ("base2new",):
+            raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
 
     def sequences(self) -> list[RunSequence]:
         """All runs, seed by seed, so that early results cover all methods: each training run, then its tests."""
         return [sequence for protocol in self.protocols for sequence in self.sequences_of(protocol)]
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
-        train, *tests = PROTOCOLS[protocol].steps
+        train, *tests = (step for step in PROTOCOLS[protocol].steps if self.union or not step.optional)
         crosses = protocol == "cross_dataset"
         datasets = (self.source,) if crosses else self.datasets
         shots = self.shots if protocol == "few_shot" else self.shots[-1:]
         for seed, dataset, number, variant in product(self.seeds, datasets, shots, self.variants):
             of = (protocol, variant, dataset, seed, number)
-            trained = self.run(train, dataset, *of, *(() if variant.learns else ("--eval-only",)))
+            options = () if variant.learns else ("--eval-only",)
+            trained = self.run(train, dataset, *of, *options, *(("--ood", ",".join(self.ood)) if self.ood else ()))
             tested = product(tests, self.targets if crosses else (dataset,))
             use = ("--eval-only", "--model-dir", trained.folder)
             yield trained, *(self.run(step, target, *of, *use) for step, target in tested)

@@ -6,16 +6,20 @@ import warnings
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from ..results import harmonic_mean, selected_on_test
+from common.results import detected, test_record
+
+from ..comparing import seed_interval, smallest_difference
+from ..results import MEASURES, harmonic_mean, selected_on_test
 from .spec import Run, Study, Variant
 
 # The results of the paper (Huang et al., ICASSP 2025, Tables II and III) with ViT-B/16 and 16 images of each class:
 # top-1 accuracy in percent by protocol, part, method, and dataset or `average`.
 PAPER = json.loads(Path(__file__).with_name("paper_tables.json").read_text())
-MEASURED = ("accuracy", "n_test", "train_seconds", "test_seconds", "device", "backbone")
+MEASURED = (*MEASURES, "n_test", "train_seconds", "test_seconds", "device", "backbone")
 CELL = ["protocol", "part", "method", "dataset"]  # the names of a cell
 MARK = "†"
 MARKED = f"{MARK}: test images chose the epoch or a setting"  # explains the mark in tables and pictures
@@ -52,8 +56,10 @@ class Summary:
         rows = []
         for run, measured in results.items():
             names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
-            settings = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
+            settings: dict[str, Any] = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
             settings["selected_on_test"] = selected_on_test(measured)
+            settings["images"], settings["evaluations"] = test_record(measured) or (None, None)
+            settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
             rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
         self.runs = runs = pd.DataFrame(rows)
         self.variants = {variant.name: variant for variant in study.variants}
@@ -70,7 +76,7 @@ class Summary:
     def parts(self) -> list[tuple[str, str]]:
         """The tables of the study: (protocol, part)."""
         several = {
-            "base2new": ["base", "new", "H"],
+            "base2new": ["base", "new", "H", *(["all"] if self.study.union else [])],
             "cross_dataset": ["all classes"],
             "few_shot": list(map(shots_label, self.study.shots)),
         }
@@ -95,8 +101,8 @@ class Summary:
         """A row for every cell of the tables, missing ones too.
 
         Columns: protocol, part, method, dataset (or `average`), mean, spread, number of runs, number of seeds of the
-        study, the paper's result, whether a run was selected on test images, rank (1 is best), and the difference from
-        the paper.
+        study, the paper's result, whether a run was selected on test images, kind of the method, rank (1 is best), and
+        the difference from the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
@@ -125,6 +131,7 @@ class Summary:
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
                 "selected_on_test": means.notna().to_numpy() & accuracies.columns.isin(selected),
+                "kind": variant.facts.kind,
             }
         )
 
@@ -175,7 +182,8 @@ class Summary:
         means over seeds, as Demšar (JMLR 2006) recommends, where n is the number of datasets. Pooling seeds and
         datasets would be wrong: the runs of one dataset are not independent. p-values need three pairs; a table with
         none has no rows. Those corrected by Holm's method for the comparisons of one table are in `holm_*`.
-        `selected_on_test` has those of the two methods that were selected on test images.
+        `selected_on_test` has those of the two methods that were selected on test images. `interval` is that of the
+        difference over seeds, and `smallest` the smallest difference that these seeds can show (`comparing`).
         """
         from scipy import stats  # slow to import
 
@@ -194,6 +202,8 @@ class Summary:
                 "difference": datasets.mean(),
                 "seeds": len(seeds),
                 "datasets": len(datasets),
+                "interval": seed_interval(seeds),
+                "smallest": smallest_difference(seeds),
                 "p_seeds": safe_p_value(stats.ttest_1samp, seeds, popmean=0),
                 "p_datasets": safe_p_value(stats.wilcoxon, datasets),
                 "selected_on_test": [
@@ -218,6 +228,26 @@ class Summary:
         groups = trained.groupby(["protocol", "part", "method", "device"], sort=False)["train_seconds"]
         return groups.agg(["mean", "count"]).rename(columns={"mean": "seconds", "count": "runs"}).reset_index()
 
+    @cached_property
+    def measures(self) -> pd.DataFrame:
+        """What else the tests measured, a row for each method of each table: the means of its runs over the datasets
+        of the average; NaN where a run did not record it. `AUROC <name>` is that of MCM for a dataset of --ood.
+        """
+        columns = [*MEASURES, *(column for column in self.runs if column.startswith("AUROC "))]
+        rows = []
+        for (protocol, part), name in product(self.parts, self.variants):
+            runs = self.runs.query("protocol == @protocol and part == @part and method == @name")
+            means = runs.groupby("dataset")[columns].agg(lambda values: values.astype(float).mean(skipna=False))
+            averaged = means.reindex(self.averaged(protocol)).mean(skipna=False)
+            rows += [{"protocol": protocol, "part": part, "method": name, **averaged}] if len(runs) else []
+        return pd.DataFrame(rows)
+
+    def different_images(self) -> list[str]:
+        """The datasets on which runs of one part and seed were tested on different images."""
+        known = self.runs.dropna(subset="images")
+        differ = known.groupby([key for key in CELL if key != "method"] + ["seed"])["images"].nunique() > 1
+        return sorted(set(differ[differ].index.get_level_values("dataset")))
+
     @property
     def warnings(self) -> list[str]:
         """Notes for readers of the tables."""
@@ -229,21 +259,26 @@ class Summary:
         if selected := self.runs["selected_on_test"].sum():
             what = f"{selected} of {len(self.runs)} runs were selected on test images"
             notes.append(f"{what}, their results have the mark {MARK}")
+        if differ := self.different_images():
+            notes.append(f"runs on {', '.join(differ)} were tested on different images: their results do not compare")
         return notes
 
     def records(self) -> dict:
         """Everything, for JSON; missing values are null."""
         frames = {"cells": self.cells, "tests": self.tests, "times": self.times, "runs": self.runs}
+        frames["measures"] = self.measures
         tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
-        return {"unit": "top-1 accuracy, percent", "spread": "population std", "warnings": self.warnings} | tables
+        words = {"unit": "top-1 accuracy, percent", "spread": "population std", "H": "of the mean accuracies"}
+        return words | {"warnings": self.warnings} | tables
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:
     """The rank of each cell in its column, 1 for the largest mean; numbers that look equal have the same rank.
 
-    Cells that were selected on test images are ranked only in a column of such cells, and no cell without a rival.
+    Cells are ranked among methods of their kind. Those that were selected on test images are ranked only among such
+    cells, and no cell without a rival.
     """
-    column = [cells[key] for key in ("protocol", "part", "dataset")]
+    column = [cells[key] for key in ("protocol", "part", "dataset", "kind")]
     present = cells["mean"].notna()
     honest = present & ~cells["selected_on_test"]
     among = honest.where(honest.groupby(column).transform("any"), present)

@@ -13,11 +13,11 @@ from common.names import CONTROL
 from common.nearest import check_folder
 
 from . import compat
-from .data_use import KINDS
+from .data_use import KINDS, LATER, PHASE
 
 LARGEST = 2**53  # number in a checkpoint
 METADATA = {"method": str, "backbone": str, "weights_sha256": str, "dataset": str, "settings": dict}
-METADATA |= {"class_names": list, "choices": list, "inherited_choices": list}
+METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
 
 
 def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str) -> str:
@@ -82,6 +82,7 @@ def is_checkpoint(content: Any) -> bool:
         and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)
         and all(map(is_setting, metadata.get("settings", {}).values()))
         and all(map(is_choice, [*metadata.get("choices", []), *metadata.get("inherited_choices", [])]))
+        and all(is_record(value, PHASE) for value in metadata.get("fit", []))
     )
 
 
@@ -94,13 +95,24 @@ def is_setting(value: Any) -> bool:
 
 
 def is_choice(value: Any) -> bool:
-    """Whether it is the record of a choice (`data_use.record`); it may have further keys."""
-    return (
-        isinstance(value, dict)
-        and all(type(value.get(key)) is kind for key, kind in KINDS.items())
-        and not any(CONTROL.search(value[key]) for key, kind in KINDS.items() if kind is str)
-        and 0 <= value["test_images"] <= value["images"] < LARGEST
-    )
+    """Whether it is the record of a choice (`data_use.record`)."""
+    return is_record(value, KINDS) and value["test_images"] <= value["images"]
+
+
+def is_record(value: Any, kinds: Mapping[str, type]) -> bool:
+    """Whether it has values of these types, texts without control characters and counts; it may have further keys."""
+    if not isinstance(value, dict) or not kinds.keys() <= value.keys():
+        return False
+    known = [(value[key], kind) for key, kind in {**kinds, **LATER}.items() if key in value]
+    return all(type(item) is kind and (is_name(item) or is_count(item)) for item, kind in known)
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and not CONTROL.search(value)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < LARGEST
 
 
 def select_prompts(

@@ -1,15 +1,26 @@
-"""What a run chooses on images (an epoch, a setting), on which images, and how many of them are test images.
+"""Which images a run learns from, chooses on (an epoch, a setting) and is tested on.
 
-The record of a choice is a dict of plain values, as checkpoints and results.json hold it:
+A record is a dict of plain values, as checkpoints and results.json hold it:
 
-- what: `epoch`, or the key of a setting
 - dataset: its name in results
 - classes: DATASET.SUBSAMPLE_CLASSES
-- split: `val`, or `test` for a dataset without validation images
+- split: `train`, `val` or `test`; a choice on a dataset without validation images is made on `test`
 - images: their number
-- test_images: how many of these are test images of the dataset
+- sha256: of the list of images (`list_digest`); records of earlier versions lack it
+
+That of a choice also has
+
+- what: `epoch`, or the key of a setting
+- test_images: how many of the images are test images of the dataset
+- trials: how many epochs or values it chooses from; records of earlier versions lack it
+
+and that of learning and testing
+
+- labels: how many of the images are used with their labels
+- class_names: how many classes are named
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +30,17 @@ from yacs.config import CfgNode
 from common.errors import UsageError
 
 Choice = dict[str, Any]
-KINDS = {"what": str, "dataset": str, "classes": str, "split": str, "images": int, "test_images": int}
+Phase = dict[str, Any]
+OF_IMAGES = {"dataset": str, "classes": str, "split": str, "images": int}
+KINDS = {"what": str, **OF_IMAGES, "test_images": int}  # of a choice
+PHASE = {**OF_IMAGES, "labels": int, "class_names": int}
+LATER = {"sha256": str, "trials": int}  # which records of earlier versions lack
+# What the methods of a fair comparison have in common: what they see besides labelled images and names of classes.
+# Those of "test-time" learn from each test image alone, those of "transductive" from several.
+METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
 
 
-def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any) -> Choice:
+def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int) -> Choice:
     """The record of a choice.
 
     Args:
@@ -31,22 +49,51 @@ def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: 
         title: the name of the dataset in results.
         images: those that decide, each with an `impath`.
         dataset: the dataset as it was loaded.
+        trials: how many epochs or values it chooses from.
     """
+    common = {"test_images": count_common(images, dataset.test), "trials": trials}
+    return {"what": what, **images_record(cfg, title, "val" if dataset.val else "test", images), **common}
+
+
+def images_record(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
+    """What every record says of its images."""
     return {
-        "what": what,
         "dataset": title,
         "classes": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
-        "split": "val" if dataset.val else "test",
+        "split": split,
         "images": len(images),
-        "test_images": count_common(images, dataset.test),
+        "sha256": list_digest(images, cfg.DATASET.ROOT),
     }
+
+
+def phase(cfg: CfgNode, title: str, split: str, images: Sequence[Any], classes: int) -> Phase:
+    """The record of learning from images, or of a test; all of them are used with their labels."""
+    return {**images_record(cfg, title, split, images), "labels": len(images), "class_names": classes}
+
+
+def list_digest(images: Sequence[Any], root: str) -> str:
+    """The SHA-256 of a list of images: `path NUL label NUL class name LF` of each, in order, in UTF-8.
+
+    Paths are relative to the folder of the datasets, so that it does not matter where that is.
+    """
+    sha256 = hashlib.sha256()
+    for path, item in zip(relative_paths(images, root), images, strict=True):
+        sha256.update(f"{path}\0{item.label}\0{item.classname}\n".encode(errors="surrogateescape"))
+    return sha256.hexdigest()
+
+
+def relative_paths(images: Sequence[Any], root: str) -> list[str]:
+    """The path of each image below the folder of the datasets; empty for images that are not files."""
+    folder = os.path.abspath(os.path.expanduser(root))
+    return [os.path.relpath(item.impath, folder) if item.impath else "" for item in images]
 
 
 def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
     """The choice of TEST.FINAL_MODEL best_val as a list of one record; an empty list for other values."""
     if cfg.TEST.NO_TEST or cfg.TEST.FINAL_MODEL != "best_val":
         return []
-    return [record("epoch", cfg, title, dataset.val or dataset.test, dataset)]  # the trainer validates on these
+    images = dataset.val or dataset.test  # the trainer validates on these
+    return [record("epoch", cfg, title, images, dataset, cfg.OPTIM.MAX_EPOCH)]
 
 
 def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
@@ -95,4 +142,10 @@ def inherited_choices(checkpoint: Mapping[str, Any]) -> list[Choice] | None:
     is_best = checkpoint.get("val_result") is not None
     own = [choice for choice in metadata["choices"] if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *own]
-    return [{key: choice[key] for key in KINDS} for choice in behind]
+    return [{key: choice[key] for key in (*KINDS, *LATER) if key in choice} for choice in behind]
+
+
+def inherited_phases(checkpoint: Mapping[str, Any]) -> list[Phase] | None:
+    """The images that the prompts in a checkpoint were learned from; None if it does not say."""
+    phases = (checkpoint.get("metadata") or {}).get("fit")
+    return phases and [{key: each[key] for key in (*PHASE, *LATER) if key in each} for each in phases]

@@ -227,13 +227,19 @@ class FeatureTrainer(PromptTrainer):
 
     # The images
 
+    @property
+    def trials(self) -> int:
+        """How many values the validation images choose from."""
+        return 1
+
     @cached_property
     def choices(self) -> list[Choice]:
         return [*super().choices, *(self.choice(key) for key in self.chosen if not getattr(self.settings, key))]
 
     def choice(self, key: str) -> Choice:
         """The record of a setting that validation images choose."""
-        return record(f"TRAINER.{self.section()}.{key}", self.cfg, self.dataset_title, self.val_images, self.dm.dataset)
+        what, images = f"TRAINER.{self.section()}.{key}", self.val_images
+        return record(what, self.cfg, self.dataset_title, images, self.dm.dataset, self.trials)
 
     @cached_property
     def val_images(self) -> list:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from common.version import __version__
 
 from .build import without_training
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
-from .data_use import Choice, inherited_choices
+from .data_use import Choice, Phase, inherited_choices, inherited_phases, phase
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
 
@@ -31,6 +32,7 @@ class LearnedPrompts(Method):
 
     def __init__(self, cfg: CfgNode):
         self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
+        self.inherited_phases: list[Phase] | None = []  # what these were learned from; None: they do not say
         super().__init__(cfg)
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
@@ -47,7 +49,13 @@ class LearnedPrompts(Method):
     def checkpoint_metadata(self) -> dict[str, Any]:
         """What a checkpoint says besides its learned tensors: plain values only."""
         choices = {"choices": self.choices, "inherited_choices": self.inherited_choices or []}
-        return self.prompts_metadata() | choices
+        fit = {"fit": [*(self.inherited_phases or []), self.fit_phase]}
+        return self.prompts_metadata() | choices | fit
+
+    @cached_property
+    def fit_phase(self) -> Phase:
+        """The images that training learns from."""
+        return phase(self.cfg, self.dataset_title, "train", self.dm.dataset.train_x, len(self.class_names))
 
     def prompts_metadata(self) -> dict[str, Any]:
         """The part of `checkpoint_metadata` that says what the prompts fit."""
@@ -112,7 +120,7 @@ class LearnedPrompts(Method):
         found = select_prompts({**checkpoint, "state_dict": state}, path, metadata, expected)
         module.load_state_dict(found, strict=len(expected) == len(module.state_dict()))
         self.loaded_epoch = checkpoint["epoch"]
-        self.inherited_choices = inherited_choices(checkpoint)
+        self.inherited_choices, self.inherited_phases = inherited_choices(checkpoint), inherited_phases(checkpoint)
         self.model.classes_learned = self.were_learned(written)
 
     def tensors_of_classes(self) -> list[str]:

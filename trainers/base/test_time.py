@@ -54,6 +54,7 @@ class ViewsTrainer(PromptTrainer):
     """
 
     learns = False
+    kind = "test-time"
     Model: ClassVar[type[PromptedCLIP]] = EnsembleCLIP
     test_loader: Any
     val_loader: Any

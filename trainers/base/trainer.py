@@ -24,7 +24,7 @@ from common.names import check_known_names
 
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
-from .data_use import inherited_choices
+from .data_use import inherited_choices, inherited_phases
 from .features import cache_folder, kept_features
 from .learned import LearnedPrompts
 from .precision import print_precision, usable
@@ -91,7 +91,9 @@ class PromptTrainer(LearnedPrompts):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
-            self.inherited_choices = inherited_choices(start) if is_checkpoint(start) else None
+            known = is_checkpoint(start)
+            self.inherited_choices = inherited_choices(start) if known else None
+            self.inherited_phases = inherited_phases(start) if known else None
         self.register()
 
     def register(self) -> None:

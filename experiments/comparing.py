@@ -1,0 +1,195 @@
+"""Two methods compared by the predictions of their runs: differences, how sure they are, and what could be seen."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UsageError
+from common.results import FILE, read_results
+from common.start import add_common_options
+
+from .predictions import read
+
+LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The runs of one method.
+
+    Attributes:
+        results: results.json of each run, by seed.
+        correct: (seeds, images), whether each prediction is right; seeds ascend.
+        images: the checksum of the list of images, and the names of the classes.
+    """
+
+    results: dict[int, dict]
+    correct: NDArray[np.bool_]
+    images: tuple
+
+
+def read_runs(folder: Path) -> Compared:
+    """The run in a folder, or the runs in its folders (seed1, seed2, ...).
+
+    Raises:
+        UsageError: there is none, one has no predictions, or they are of different images or seeds.
+    """
+    folders = [folder] if (folder / FILE).is_file() else sorted(file.parent for file in folder.glob(f"*/{FILE}"))
+    results = {each: run for each in folders if (run := read_results(each))}
+    if not results:
+        raise UsageError(f"there is no finished run in {folder}", "give the output folder of a run, or of its seeds")
+    by_seed = {
+        run["seed"]: (run, read(each)) for each, run in sorted(results.items(), key=lambda item: item[1]["seed"])
+    }
+    images = {(str(found["images_sha256"]), tuple(found["class_names"])) for _, found in by_seed.values()}
+    if len(images) > 1 or len(by_seed) < len(results):
+        what = "a seed twice" if len(by_seed) < len(results) else "tests of different images or classes"
+        raise UsageError(f"{folder} has {what}", "give the runs of one method on one dataset", folder)
+    correct = np.stack([found["classes"][:, 0] == found["label"] for _, found in by_seed.values()])
+    return Compared({seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop())
+
+
+def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
+    """The seeds that both have, and (seeds, images): 1 where only the first is right, -1 where only the second is.
+
+    Raises:
+        UsageError: they have no seed in common, or were tested on different images.
+    """
+    if one.images != other.images:
+        what = "classes" if one.images[0] == other.images[0] else "images"
+        raise UsageError(f"the runs were tested on different {what}", "give runs on one dataset and one part of it")
+    seeds = sorted(one.results.keys() & other.results.keys())
+    if not seeds:
+        raise UsageError("the runs have no seed in common", "give runs with the same seeds")
+    ours, theirs = (
+        each.correct[[list(each.results).index(seed) for seed in seeds]].astype(int) for each in (one, other)
+    )
+    return seeds, ours - theirs
+
+
+def bootstrap_interval(differences: NDArray[Any], seed: int = 0) -> tuple[float, float]:
+    """The interval of the mean difference, in points, from resampling seeds and images, each with replacement.
+
+    Args:
+        differences: (seeds, images), from `paired`. With one seed only the images are resampled.
+        seed: of the resampling.
+    """
+    from scipy.stats import bootstrap  # slow to import
+
+    rng = np.random.default_rng(seed)
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
+    if len(differences) == 1:
+        found = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
+    else:
+        ranges = tuple(np.arange(size) for size in differences.shape)
+
+        def mean(seeds: Any, images: Any) -> float:
+            return float(differences[np.ix_(seeds, images)].mean())
+
+        found = bootstrap(ranges, mean, vectorized=False, random_state=rng, **options)
+    low, high = found.confidence_interval
+    return 100 * float(low), 100 * float(high)
+
+
+def mcnemar(difference: NDArray[Any]) -> tuple[int, int, float]:
+    """McNemar's exact test of two runs.
+
+    Args:
+        difference: (images,), a row of `paired`.
+
+    Returns:
+        how many images only the first gets right, how many only the second, and the two-sided p.
+    """
+    from scipy.stats import binomtest
+
+    ours, theirs = int((difference > 0).sum()), int((difference < 0).sum())
+    return ours, theirs, float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+
+
+def seed_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The t-interval of the mean of paired differences, one for each seed; NaN for fewer than two."""
+    from scipy.stats import t
+
+    number = len(differences)
+    if number < 2:
+        return math.nan, math.nan
+    half = t.ppf((1 + LEVEL) / 2, number - 1) * np.std(differences, ddof=1) / math.sqrt(number)
+    return float(np.mean(differences) - half), float(np.mean(differences) + half)
+
+
+def smallest_difference(differences: Sequence[float]) -> float:
+    """The smallest true difference that a paired t-test (5%) would find with probability 0.8, for these seeds.
+
+    The differences, one for each seed, are only used for their standard deviation. NaN for fewer than two, or if all
+    are equal.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    number = len(differences)
+    deviation = float(np.std(differences, ddof=1)) if number > 1 else 0.0
+    if not deviation > 0:
+        return math.nan
+    critical = t.ppf((1 + LEVEL) / 2, number - 1)
+
+    def lacking(shift: float) -> float:  # in standard errors; scipy has NaN for the smallest probabilities
+        wrong_side = np.nan_to_num(nct.cdf(-critical, number - 1, shift))
+        return float(nct.sf(critical, number - 1, shift) + wrong_side) - POWER
+
+    upper = 1.0
+    while lacking(upper) < 0:
+        upper *= 2
+    return float(brentq(lacking, 0, upper)) * deviation / math.sqrt(number)
+
+
+def words(one: Compared, other: Compared) -> list[str]:
+    """The comparison in sentences."""
+    seeds, differences = paired(one, other)
+    first, second = (each.results[seeds[0]] for each in (one, other))
+    by_seed = 100 * differences.mean(axis=1)
+    means = [np.mean([each.results[seed]["accuracy"] for seed in seeds]) for each in (one, other)]
+    low, high = bootstrap_interval(differences)
+    several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
+    over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
+    lines = [
+        f"{first['trainer']} {means[0]:.2f}%, {second['trainer']} {means[1]:.2f}% ({place})",
+        f"Difference: {by_seed.mean():+.2f} points; 95% interval {low:+.2f} to {high:+.2f} (bootstrap over {over})",
+    ]
+    for seed, difference in zip(seeds, differences, strict=True):
+        ours, theirs, p = mcnemar(difference)
+        lines.append(
+            f"Seed {seed}: {ours} images only {first['trainer']} gets right, {theirs} only {second['trainer']} "
+            f"(McNemar's exact test: p = {p:.3g})"
+        )
+    if len(seeds) > 1:
+        bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
+        lines.append(f"Over other seeds: 95% interval {bounds[0]:+.2f} to {bounds[1]:+.2f} (paired t)")
+        lines.append(
+            "All seeds have the same difference"
+            if math.isnan(least)
+            else f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
+        )
+        low, high = min(low, bounds[0]), max(high, bounds[1])
+    return lines if low > 0 or high < 0 else [*lines, "These runs do not show which of the two is better."]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command `python tools/compare.py ONE OTHER ...`."""
+    parser = argparse.ArgumentParser(
+        description="Compare the first method with each other one, by the predictions of their runs on the same images."
+    )
+    help_text = "output folder of a run, or a folder with those of several seeds"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=help_text)
+    add_common_options(parser)
+    args = parser.parse_args(argv)
+    if len(args.runs) < 2:
+        raise UsageError("there is nothing to compare with", "give two folders or more")
+    one, *others = map(read_runs, args.runs)
+    print("\n\n".join("\n".join(words(one, other)) for other in others))

@@ -1,0 +1,122 @@
+"""Measures of a test beyond accuracy: calibration, and detection of images that show none of the classes."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BINS = 15  # of the expected calibration error
+Floats = NDArray[np.floating[Any]]
+
+
+def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probability: Any, brier: Any) -> dict[str, float]:
+    """The measures of a test, from the predictions of its images.
+
+    Args:
+        labels: (images,).
+        classes: (images, k), the k most likely classes, the most likely first.
+        probabilities: (images, k), theirs.
+        log_probability: (images,), the natural logarithm of the label's probability.
+        brier: (images,), the sum over classes of (probability - [class is the label])^2, from 0 to 2.
+
+    Returns:
+        `top5_accuracy`, `mean_class_accuracy` (over the classes that have images), `ece` and `adaptive_ece` in percent;
+        `nll`, the mean of -log_probability, and `brier`, a mean.
+    """
+    labels, classes, probabilities = np.asarray(labels), np.asarray(classes), np.asarray(probabilities)
+    correct, confidence = classes[:, 0] == labels, probabilities[:, 0]
+    images = np.bincount(labels)
+    recalls = np.bincount(labels, correct)[images > 0] / images[images > 0]
+    return {
+        "top5_accuracy": 100 * float((classes == labels[:, None]).any(axis=1).mean()),
+        "mean_class_accuracy": 100 * float(recalls.mean()),
+        "nll": -float(np.mean(log_probability, dtype=np.float64)),
+        "brier": float(np.mean(brier, dtype=np.float64)),
+        "ece": 100 * ece(confidence, correct),
+        "adaptive_ece": 100 * adaptive_ece(confidence, correct),
+    }
+
+
+def ece(
+    confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, closed: Literal["above", "below"] = "above"
+) -> float:
+    """The expected calibration error (Guo et al., ICML 2017), from 0 to 1.
+
+    Args:
+        confidence: (images,), the probability of the predicted class.
+        correct: (images,), whether it is the label.
+        bins: their number, 15 in most papers; C-TPT has 20.
+        closed: "above" is the usual definition, bins (lower, upper] in single precision. "below" is that of the code of
+            Wang et al. (ICML 2024), bins [lower, upper) in double precision; a confidence of 1 is then in no bin, and
+            yet counts in the weight of the last one.
+    """
+    return float(gaps(confidence, correct, bins, closed).sum())
+
+
+def largest_gap(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+    """The largest term of the sum that `ece` is (Wang et al.'s MCE, which is weighted by the share of the images)."""
+    return float(gaps(confidence, correct, bins, "above").max())
+
+
+def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]) -> Floats:
+    """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the images."""
+    import torch  # whose edges are those of the published code, to the bit
+
+    if closed == "above":
+        edges = torch.linspace(0, 1, bins + 1).numpy()
+        values = np.asarray(confidence, dtype=np.float32)
+        return gaps_of(values, correct, np.searchsorted(edges, values, side="left") - 1, bins)
+    values, edges = np.asarray(confidence, dtype=np.float64), np.linspace(0, 1, bins + 1)
+    return gaps_of(values, correct, np.searchsorted(edges, values, side="right") - 1, bins)
+
+
+def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+    """The calibration error over bins with equally many images (Nguyen and O'Connor, EMNLP 2015), from 0 to 1.
+
+    Edges are quantiles by linear interpolation, and bins are [lower, upper), the last one closed; edges closer than
+    1e-8 are one.
+    """
+    values = np.asarray(confidence, dtype=np.float64)
+    edges = np.percentile(values, np.linspace(0, 100, bins + 1))
+    edges = edges[np.ediff1d(edges, to_begin=np.inf) > 1e-8]
+    number = max(1, len(edges) - 1)
+    found = np.searchsorted(edges[1:-1], values, side="right")
+    return float(gaps_of(values, correct, found, number).sum())
+
+
+def gaps_of(confidence: Floats, correct: ArrayLike, found: NDArray[np.integer[Any]], bins: int) -> Floats:
+    """(bins,): see `gaps`; `found` is the bin of each image. The bin after the last one has weight, but no members."""
+    members = found < bins
+    sums = [
+        np.bincount(found[members], np.asarray(values, dtype=np.float64)[members], bins)
+        for values in (correct, confidence)
+    ]
+    counts = np.bincount(found[members], minlength=bins)
+    weights = np.bincount(np.minimum(found, bins - 1), minlength=bins) / len(confidence)
+    with np.errstate(invalid="ignore"):
+        return np.where(counts > 0, weights * abs(sums[0] - sums[1]) / counts, 0.0)
+
+
+def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
+    """How well a score tells images of the classes from others, in percent.
+
+    Args:
+        known, unknown: (images,), the scores of images of the classes, which count as positive, and of the others; they
+            are higher for images of the classes.
+
+    Returns:
+        `auroc`; `aupr`, the average precision; and `fpr95`, the false-positive rate at the recall nearest to 0.95, of
+        equally near ones the higher, at the lowest threshold that gives it (as in Hendrycks et al.'s code).
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve  # takes a second
+
+    scores = np.concatenate([np.asarray(known, dtype=np.float64), np.asarray(unknown, dtype=np.float64)])
+    positive = np.arange(len(scores)) < len(np.asarray(known))
+    false_rates, recalls, _ = roc_curve(positive, scores, drop_intermediate=False)
+    last = int(np.argmax(recalls == 1))  # the highest threshold that all images of the classes reach
+    false_rates, recalls = false_rates[1 : last + 1][::-1], recalls[1 : last + 1][::-1]
+    return {
+        "auroc": 100 * float(roc_auc_score(positive, scores)),
+        "aupr": 100 * float(average_precision_score(positive, scores)),
+        "fpr95": 100 * float(false_rates[np.argmin(abs(recalls - 0.95))]),
+    }

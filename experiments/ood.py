@@ -1,0 +1,191 @@
+"""Detection of images that show none of a run's classes (out-of-distribution), for every method.
+
+A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p = softmax(z / T):
+
+- MCM: the largest probability of softmax(z / 100 / T), a softmax over cosines (Ming et al., NeurIPS 2022)
+- GL-MCM: MCM, plus the same over all patches (Miyai et al., IJCV 2025)
+- MaxLogit: the largest z
+- Energy: T log sum exp(z / T) (Liu et al., NeurIPS 2020)
+- Entropy: sum p log p
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from dassl.data.datasets import DATASET_REGISTRY
+from torch import Tensor
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from common.errors import UsageError, choose
+from datasets import title
+from trainers.base import PromptTrainer
+from trainers.base.data_use import images_record
+from trainers.base.local import has_local_logits, local_logits
+from trainers.base.prompted import Output, PromptedCLIP
+
+from .configs import CONFIGS, known_datasets
+from .metrics import detection
+
+SCORES = ("MCM", "GL-MCM", "MaxLogit", "Energy", "Entropy")
+NEW = "new"  # instead of a dataset: the new classes of the run's own, which has base classes
+COSINES = 100.0  # divides logits; CLIP's scale is at most 100
+
+
+@dataclass(frozen=True)
+class Others:
+    """Images that show none of the classes.
+
+    Attributes:
+        name: as in TEST.OOD.
+        cfg: the configuration that its dataset was read with.
+        shared: names of classes of the run that it has, too.
+    """
+
+    name: str
+    cfg: CfgNode
+    images: list
+    shared: list[str]
+
+
+def check_settings(cfg: CfgNode) -> None:
+    """Check TEST.OOD and TEST.OOD_SCORES.
+
+    Raises:
+        UsageError: a dataset or a score is unknown, or `new` is asked for without base classes.
+    """
+    for name in cfg.TEST.OOD:
+        choose(name, [*known_datasets(), NEW], "dataset for --ood")
+        if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
+            what = f"--ood new needs base classes, and DATASET.SUBSAMPLE_CLASSES is {cfg.DATASET.SUBSAMPLE_CLASSES}"
+            raise UsageError(what, "set it to base, or name a dataset")
+    for score in cfg.TEST.OOD_SCORES:
+        choose(score, SCORES, "score in TEST.OOD_SCORES")
+
+
+def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
+    """The images of TEST.OOD. Classes that both sides have are printed; their images are not left out.
+
+    Raises:
+        UsageError: a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
+    """
+    found = [others(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
+    if found and not has_local_logits(getattr(trainer, "model", None)):
+        why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"
+        if "GL-MCM" in cfg.TEST.OOD_SCORES:
+            raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES, or choose a vision transformer")
+        if not cfg.TEST.OOD_SCORES:
+            print(f"{why}: it is left out")
+    for each in found:
+        if each.shared:
+            some = ", ".join(each.shared[:5]) + (", ..." if len(each.shared) > 5 else "")
+            print(
+                f"{title(each.cfg)} shares {len(each.shared)} classes with {title(cfg)}, which count as others: {some}"
+            )
+    return found
+
+
+def others(name: str, cfg: CfgNode, trainer: Any) -> Others:
+    own = cfg.clone()
+    own.defrost()
+    if name == NEW:
+        own.DATASET.SUBSAMPLE_CLASSES = "new"
+    else:
+        own.DATASET.TITLE, own.DATASET.TEMPLATE, own.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
+        own.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
+        own.INPUT = cfg.INPUT
+    own.DATASET.NUM_SHOTS = -1  # draws no random numbers
+    dataset = DATASET_REGISTRY.get(own.DATASET.NAME)(own)
+    known = {plain(each) for each in trainer.dm.dataset.classnames}
+    return Others(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])
+
+
+def plain(name: str) -> str:
+    return name.replace("_", " ").casefold().strip()
+
+
+def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
+    """How well each score tells the test images from others; printed, and in the form of results.json.
+
+    Args:
+        cfg: of the run.
+        trainer: after its test.
+        every: from `read_others`.
+
+    Returns:
+        for each of them the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC, AUPR and FPR95
+        in percent, images of the classes positive}.
+    """
+    if not every or not trainer.evaluator.batches:  # nothing to do, or TEST.NO_TEST
+        return []
+    trainer.set_model_mode("eval")
+    loader = trainer.test_loader
+    known, found = scores_of(cfg, trainer, loader), []
+    for each in every:
+        dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)
+        options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+        unknown = scores_of(cfg, trainer, DataLoader(dataset, batch_size=loader.batch_size, **options))
+        scores = {score: detection(known[score], unknown[score]) for score in known}
+        print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")
+        for score, values in scores.items():
+            print(f"* {score}: AUROC {values['auroc']:.2f}, AUPR {values['aupr']:.2f}, FPR95 {values['fpr95']:.2f}")
+        record = images_record(each.cfg, title(each.cfg), "test", each.images)
+        found.append({"name": each.name, **record, "shared_classes": each.shared, "scores": scores})
+    return found
+
+
+def scores_of(cfg: CfgNode, trainer: Any, loader: Any) -> dict[str, np.ndarray]:
+    """The scores (images,) of a loader's images."""
+    asked = cfg.TEST.OOD_SCORES or SCORES
+    wanted = [score for score in SCORES if score in asked]
+    local = "GL-MCM" in wanted and has_local_logits(getattr(trainer, "model", None))
+    batches = [scores(logits, of_patches, cfg.TEST.OOD_T) for logits, of_patches in outputs(trainer, loader, local)]
+    return {
+        score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in wanted if score in batches[0]
+    }
+
+
+@torch.no_grad()
+def outputs(trainer: Any, loader: Any, local: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The logits (batch, classes) of a loader's images and, if asked for, those of their patches."""
+    one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
+    for batch in loader:
+        images, _ = trainer.parse_batch_test(batch)
+        output = output_with_patches(trainer.model, images) if local else None
+        logits = output.logits if output and one_pass else trainer.model_inference(images)
+        yield logits, local_logits(trainer.model, output) if output else None
+
+
+def output_with_patches(model: PromptedCLIP, images: Tensor) -> Output:
+    """The forward pass, which also reads the features of single patches."""
+    before, model.read = model.read, (*model.read, "local")
+    try:
+        return model.output(images)
+    finally:
+        model.read = before
+
+
+def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
+    """The scores (batch,) of images, in double precision.
+
+    Args:
+        logits: (batch, classes).
+        of_patches: (batch, patches, classes); None: without GL-MCM.
+        temperature: T.
+    """
+    z = logits.double()
+    mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)
+    log_p = (z / temperature).log_softmax(dim=-1)
+    found = {
+        "MCM": mcm,
+        "MaxLogit": z.amax(dim=-1),
+        "Energy": temperature * (z / temperature).logsumexp(dim=-1),
+        "Entropy": (log_p.exp() * log_p).sum(dim=-1),
+    }
+    if of_patches is not None:
+        of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)
+        found["GL-MCM"] = mcm + of_patches.amax(dim=(1, 2))
+    return found

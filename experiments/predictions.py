@@ -1,0 +1,201 @@
+"""predictions.npz: what a test predicted for each image. docs/predictions.md has its schema."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.lib import format as npy
+
+from common.errors import UsageError
+from common.files import replacing
+from common.results import read_results
+
+from . import metrics
+
+FILE = "predictions.npz"
+TOP = 5
+LARGEST = 1 << 30  # bytes of an array
+# The columns, a row for each image: type and number of dimensions.
+COLUMNS = {"label": ("i", 1), "classes": ("i", 2), "probabilities": ("f", 2), "log_probability": ("f", 1)}
+COLUMNS |= {"brier": ("f", 1)}
+WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # that `zipfile` finds
+
+Predictions = dict[str, np.ndarray]
+
+
+class Recorder:
+    """An evaluator that keeps the predictions of a test, and adds measures of them to its results.
+
+    Args:
+        evaluator: of the trainer, with accuracies in percent.
+        keeps_logits: whether to keep the complete logits, too.
+        after_test: called with the results of each test.
+
+    Attributes:
+        results: of the last test.
+    """
+
+    def __init__(self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]):
+        self.evaluator, self.keeps_logits, self.after_test = evaluator, keeps_logits, after_test
+        self.batches: list[Predictions] = []
+        self.results: dict[str, float] = {}
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+        self.batches, self.results = [], {}
+
+    def process(self, logits: Any, labels: Any) -> None:
+        """Add a batch: logits (batch, classes) and labels (batch,)."""
+        self.evaluator.process(logits, labels)
+        if not (hasattr(logits, "dim") and logits.dim() == 2):  # what an evaluator of another project may take
+            return
+        self.batches.append(predictions_of(logits, labels))
+        if self.keeps_logits:
+            self.batches[-1]["logits"] = logits.float().cpu().numpy()
+
+    @property
+    def predictions(self) -> Predictions:
+        """The columns of all batches; none if there were no batches."""
+        return {key: np.concatenate([batch[key] for batch in self.batches]) for key in (self.batches or [{}])[0]}
+
+    def evaluate(self) -> dict[str, float]:
+        """The results of the evaluator and those of `metrics.of_predictions`, printed too."""
+        self.results = self.evaluator.evaluate()
+        found = measures(self.predictions) if self.batches else {}
+        self.results.update(found)
+        for key, value in found.items():
+            name = key.removesuffix("_accuracy")  # parsers of logs look for the word
+            print(f"* {name}: {value:.4f}" if key in ("nll", "brier") else f"* {name}: {value:.1f}%")
+        self.after_test(self.results)
+        return self.results
+
+
+def predictions_of(logits: Any, labels: Any) -> Predictions:
+    """The columns of a batch, from logits (batch, classes) and labels (batch,).
+
+    The first class is that of `argmax`, on which accuracy counts, also where several have the largest logit.
+    """
+    import torch  # here, as readers do without it
+
+    log_p = logits.detach().double().log_softmax(dim=1)
+    first = logits.argmax(dim=1, keepdim=True)
+    others = logits.scatter(1, first, -math.inf).topk(min(TOP, logits.shape[1]) - 1, dim=1).indices
+    classes = torch.cat([first, others], dim=1)
+    of_label = log_p.gather(1, labels[:, None].to(log_p.device)).squeeze(1)
+    p = log_p.exp()
+    columns = {
+        "label": labels.int(),
+        "classes": classes.int(),
+        "probabilities": p.gather(1, classes).float(),
+        "log_probability": of_label.float(),
+        "brier": (p.square().sum(dim=1) - 2 * of_label.exp() + 1).float(),
+    }
+    return {key: column.cpu().numpy() for key, column in columns.items()}
+
+
+def measures(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return metrics.of_predictions(*(predictions[key] for key in COLUMNS))
+
+
+def check_logits(images: int, classes: int) -> None:
+    """Raise UsageError if TEST.SAVE_LOGITS would make too large a file."""
+    if 4 * images * classes > LARGEST:
+        what = f"TEST.SAVE_LOGITS would write {images:,} x {classes:,} logits, {4 * images * classes / 1e9:.1f} GB"
+        raise UsageError(what, f"leave it False: at most {LARGEST / 1e9:.1f} GB are written")
+
+
+def of_test(cfg: Any, trainer: Any) -> Predictions:
+    """The arrays of predictions.npz for the last test of a trainer with a `Recorder`; empty if it made none."""
+    from datasets import title  # here, as readers do without what these import
+    from trainers.base.data_use import list_digest, relative_paths
+
+    columns = trainer.evaluator.predictions
+    if not columns or not trainer.evaluator.results:
+        return {}
+    split, items = tested_images(cfg, trainer)
+    if columns["label"].tolist() != [item.label for item in items]:
+        print(f"No {FILE}: the test did not read each image once, in order")
+        return {}
+    return columns | {
+        "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
+        "class_names": np.array([trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]),
+        "dataset": np.array(title(cfg)),
+        "split": np.array(split),
+        "images_sha256": np.array(list_digest(items, cfg.DATASET.ROOT)),
+    }
+
+
+def tested_images(cfg: Any, trainer: Any) -> tuple[str, list]:
+    """The split of the last test, and its images."""
+    validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
+    split = getattr(trainer, "test_split", "val" if validates else "test")  # the published Dassl keeps no record
+    return split, (trainer.val_loader if split == "val" else trainer.test_loader).dataset.data_source
+
+
+def save(file: Path, predictions: Mapping[str, Any]) -> None:
+    """Write arrays to an .npz file, completely or not at all. Equal arrays give equal bytes."""
+    with replacing(file) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for key, values in predictions.items():
+            entry = zipfile.ZipInfo(f"{key}.npy")  # dated 1980
+            entry.compress_type = zipfile.ZIP_STORED if key == "logits" else zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as stream:
+                npy.write_array(stream, np.asarray(values), allow_pickle=False)
+
+
+def read(folder: Path) -> Predictions:
+    """The predictions of a finished run, by the names of docs/predictions.md.
+
+    Raises:
+        UsageError: there are none, the file is damaged, or it does not belong to the run's results.json.
+    """
+    file = folder / FILE
+    results = read_results(folder)
+    if not file.is_file() or results is None:
+        missing = "results.json" if results is None else FILE
+        raise UsageError(f"{folder} has no {missing}", "give the output folder of a finished run that tested", folder)
+    try:
+        found = read_arrays(file)
+        check(found)
+    except (*DAMAGE, OSError, ValueError, LookupError) as error:
+        raise UsageError(f"{file} is damaged", "delete it and results.json, and start its run again", file) from error
+    accuracy = 100 * float(np.mean(found["classes"][:, 0] == found["label"]))
+    recorded = results.get("dataset"), results.get("n_test")
+    if recorded != (str(found["dataset"]), len(found["label"])) or abs(accuracy - results["accuracy"]) > 1e-6:
+        raise UsageError(f"{file} is not of the run in results.json", "delete both, and start the run again", file)
+    return found
+
+
+def read_arrays(file: Path) -> Predictions:
+    """The arrays of a file, whose sizes are checked before they are read."""
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist()[:32]:
+            with archive.open(entry) as stream:
+                version = npy.read_magic(stream)
+                header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+                shape, _, dtype = header(stream)
+                if math.prod(shape) * dtype.itemsize > LARGEST or dtype.kind not in "iufU":
+                    raise ValueError(f"{entry.filename} is too large, or has no numbers or texts")
+            with archive.open(entry) as stream:
+                array = npy.read_array(cast(Any, stream), allow_pickle=False)
+                arrays[entry.filename.removesuffix(".npy")] = array
+    return arrays
+
+
+def check(found: Predictions) -> None:
+    """Raise ValueError or KeyError for arrays that no test has written."""
+    for key, (kind, dimensions) in (COLUMNS | WORDS).items():
+        if found[key].dtype.kind != kind or found[key].ndim != dimensions:
+            raise ValueError(f"{key} has another type or number of dimensions")
+    number, names = len(found["label"]), len(found["class_names"])
+    if any(len(found[key]) != number for key in (*COLUMNS, "image")) or not number:
+        raise ValueError("columns of different lengths")
+    for key in ("label", "classes"):
+        if not ((found[key] >= 0) & (found[key] < names)).all():
+            raise ValueError(f"{key} has numbers of classes that do not exist")

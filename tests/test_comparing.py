@@ -1,0 +1,141 @@
+"""Two methods compared by the predictions of their runs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import comparing
+from experiments.comparing import bootstrap_interval, mcnemar, paired, read_runs, seed_interval, smallest_difference
+from experiments.predictions import save
+
+
+def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), sha256="0" * 64):
+    """A finished run of two classes; label 0 is right."""
+    classes = np.stack([1 - np.asarray(correct), np.asarray(correct)], axis=1)
+    number = len(classes)
+    ones = np.full(number, 0.5, dtype=np.float32)
+    folder.mkdir(parents=True)
+    words = {"image": np.array([f"{i}.png" for i in range(number)]), "class_names": np.array(names)}
+    words |= {"dataset": np.array("Set"), "split": np.array("test"), "images_sha256": np.array(sha256)}
+    columns = {"label": np.zeros(number, dtype=int), "classes": classes, "probabilities": np.stack([ones, ones], 1)}
+    save(folder / "predictions.npz", words | columns | {"log_probability": -ones, "brier": ones})
+    accuracy = 100 * float(np.mean(correct))
+    run = {"trainer": method, "dataset": "Set", "seed": seed, "classes": "all", "n_test": number, "accuracy": accuracy}
+    (folder / "results.json").write_text(json.dumps(run))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three seeds of two methods, 200 images: the first is right on more of them."""
+    rng, right = np.random.default_rng(1), {}
+    hard = rng.random(200)
+    for method, level in (("MPL", 0.8), ("CoOp", 0.6)):
+        right[method] = [(hard + 0.2 * rng.normal(size=200) < level).astype(int) for _ in range(3)]
+        for seed, correct in enumerate(right[method], start=1):
+            write_run(tmp_path / method / f"seed{seed}", correct, method, seed)
+    return tmp_path, right
+
+
+def test_sentences_have_the_numbers_of_an_independent_computation(runs, command):
+    folder, right = runs
+    ended = command(comparing, folder / "MPL", folder / "CoOp")
+    assert (ended.status, ended.errors) == (0, [])
+    ours, theirs = (np.array(right[name]) for name in ("MPL", "CoOp"))
+    by_seed = 100 * (ours - theirs).mean(axis=1)
+    assert (
+        f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 images" in ended.printed
+    )
+    assert f"Difference: {by_seed.mean():+.2f} points" in ended.printed
+    for seed in range(3):
+        only = [int(((ours - theirs)[seed] == sign).sum()) for sign in (1, -1)]
+        p = stats.binomtest(only[0], sum(only)).pvalue
+        assert f"Seed {seed + 1}: {only[0]} images only MPL gets right, {only[1]} only CoOp" in ended.printed
+        assert f"p = {p:.3g}" in ended.printed
+    low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    assert f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in ended.printed
+    assert "do not show which" not in ended.printed
+    same = command(comparing, folder / "MPL", folder / "MPL").printed
+    assert "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same and "do not show which" in same
+
+
+def test_one_prediction_changes_the_comparison(runs, command):
+    folder, right = runs
+    before = command(comparing, folder / "MPL/seed1", folder / "CoOp/seed1").printed
+    correct = right["MPL"][0].copy()
+    first = int(np.flatnonzero(correct & (1 - right["CoOp"][0]))[0])
+    correct[first] = 0
+    write_run(folder / "changed", correct)
+    after = command(comparing, folder / "changed", folder / "CoOp/seed1").printed
+    only = int(((right["MPL"][0] - right["CoOp"][0]) == 1).sum())
+    assert f"{only} images only MPL" in before and f"{only - 1} images only MPL" in after
+    assert "of this seed only" in before
+
+
+def test_bootstrap_resamples_seeds_and_images():
+    rng = np.random.default_rng(2)
+    images = rng.choice([-1, 0, 1], p=[0.1, 0.7, 0.2], size=(1, 2000))
+    low, high = bootstrap_interval(images)
+    error = 100 * images.std() / math.sqrt(2000)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    steady = np.repeat(images, 5, axis=0)  # seeds that do not differ
+    assert np.subtract(*bootstrap_interval(steady)[::-1]) == pytest.approx(high - low, rel=0.1)
+    shifted = np.stack([np.where(rng.random(2000) < share, 1, 0) for share in (0.0, 0.1, 0.2, 0.3, 0.4)])
+    wide = bootstrap_interval(shifted)
+    expected = 1.96 * 100 * np.std([0.0, 0.1, 0.2, 0.3, 0.4]) / math.sqrt(5)
+    assert (wide[1] - wide[0]) / 2 == pytest.approx(expected, rel=0.15)
+
+
+def test_mcnemar_is_exact():
+    assert mcnemar(np.array([1] * 9 + [-1] * 1 + [0] * 90)) == (9, 1, pytest.approx(22 / 1024))
+    assert mcnemar(np.zeros(5)) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize("number", [3, 10])
+def test_smallest_difference_is_found_four_times_in_five(number):
+    rng = np.random.default_rng(number)
+    unit = rng.normal(size=number)
+    unit = (unit - unit.mean()) / unit.std(ddof=1)
+    least = smallest_difference(list(2.0 * unit + 7))
+    found = stats.ttest_1samp(rng.normal(least, 2.0, (20_000, number)), 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.015)
+    assert smallest_difference(list(4.0 * unit)) == pytest.approx(2 * least)
+
+
+def test_seeds_that_say_nothing():
+    assert all(map(math.isnan, (*seed_interval([1.0]), smallest_difference([1.0]), smallest_difference([2.0, 2.0]))))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"sha256": "1" * 64}, "the runs were tested on different images: give runs on one dataset"),
+        ({"names": ("a", "c")}, "the runs were tested on different classes"),
+        ({"seed": 9}, "the runs have no seed in common"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(other, words, runs, command):
+    folder, right = runs
+    write_run(folder / "other", right["CoOp"][0], **other)
+    ended = command(comparing, folder / "MPL", folder / "other")
+    assert (ended.status, len(ended.errors)) == (2, 1) and words in ended.errors[0]
+
+
+def test_folders_without_runs_or_with_two_kinds_are_refused(runs, command, tmp_path):
+    folder, right = runs
+    assert "give two folders" in command(comparing, folder / "MPL").errors[0]
+    (tmp_path / "empty").mkdir()
+    assert "no finished run in" in command(comparing, folder / "MPL", tmp_path / "empty").errors[0]
+    (folder / "CoOp/seed2/predictions.npz").unlink()
+    assert "has no predictions.npz" in command(comparing, folder / "MPL", folder / "CoOp").errors[0]
+    write_run(folder / "MPL/again", right["MPL"][0])
+    assert "has a seed twice" in command(comparing, folder / "MPL", folder / "MPL").errors[0]
+
+
+def test_seeds_are_paired_by_their_numbers(runs):
+    folder, right = runs
+    (folder / "CoOp/seed1/results.json").unlink()
+    seeds, differences = paired(read_runs(folder / "MPL"), read_runs(folder / "CoOp"))
+    assert seeds == [2, 3] and (differences == np.array(right["MPL"][1:]) - np.array(right["CoOp"][1:])).all()

@@ -1,0 +1,74 @@
+"""Calibration and detection of other images: equal to published code, and to scikit-learn where it has them."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
+
+from experiments import metrics
+
+
+def pytest_generate_tests(metafunc):
+    folder = metafunc.config.getoption("golden")
+    for key in ("calibration", "ood_metrics"):
+        if key in metafunc.fixturenames:
+            cases = [case for file in sorted(folder.glob(f"{key}*.json")) for case in json.loads(file.read_text())[key]]
+            metafunc.parametrize(key, cases, ids=[case.get("what", f"seed {case.get('seed')}") for case in cases])
+
+
+def drawn(case):
+    """Probabilities and labels by the recipe of the golden file."""
+    r = np.random.default_rng(case["seed"])
+    exponents = np.exp(case["scale"] * r.standard_normal((case["n"], case["c"])))
+    p = exponents / exponents.sum(axis=1, keepdims=True)
+    guessed = r.random(case["n"]) >= case["right"]
+    return p, np.where(guessed, r.integers(0, case["c"], case["n"]), p.argmax(axis=1))
+
+
+def predictions(p, labels):
+    classes = np.argsort(-p, axis=1, kind="stable")[:, :5]
+    log_p = np.log(p[np.arange(len(p)), labels])
+    brier = ((p - np.eye(p.shape[1])[labels]) ** 2).sum(axis=1)
+    return labels, classes, np.take_along_axis(p, classes, axis=1), log_p, brier
+
+
+def test_calibration_is_that_of_published_code(calibration):
+    case = calibration
+    if "seed" in case:
+        p, labels = drawn(case)
+        assert p[0] == pytest.approx(case["first_row"], rel=1e-6) and labels[:10].tolist() == case["labels_first10"]
+        found = metrics.of_predictions(*predictions(p, labels))
+        assert (found["nll"], found["brier"]) == pytest.approx((case["nll"], case["brier"]), rel=1e-6)
+        assert found["ece"] == pytest.approx(100 * case["ece_bins_closed_above"]["15"], abs=1e-5)
+        assert found["adaptive_ece"] == pytest.approx(100 * case["ace"]["15"], abs=1e-5)
+        confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
+    else:
+        confidence, correct = np.array(case["confidences"]), np.array(case["correct"], dtype=bool)
+    assert (confidence.mean(), correct.mean()) == pytest.approx((case["confidence"], case["accuracy"]), rel=1e-6)
+    for bins in (10, 15, 20):
+        key = str(bins)
+        assert metrics.ece(confidence, correct, bins) == pytest.approx(case["ece_bins_closed_above"][key], abs=1e-6)
+        below = metrics.ece(confidence, correct, bins, "below")
+        assert below == pytest.approx(case["ece_bins_closed_below"][key], abs=1e-6)
+        assert metrics.adaptive_ece(confidence, correct, bins) == pytest.approx(case["ace"][key], abs=1e-6)
+        assert metrics.largest_gap(confidence, correct, bins) == pytest.approx(case["mce_weighted"][key], abs=1e-6)
+
+
+def test_measures_are_those_of_scikit_learn():
+    p, labels = drawn({"seed": 5, "n": 300, "c": 9, "scale": 1.5, "right": 0.5})
+    labels = np.where(labels == 3, 4, labels)  # a class without images
+    found = metrics.of_predictions(*predictions(p, labels))
+    known = np.arange(9)
+    assert found["top5_accuracy"] == pytest.approx(100 * top_k_accuracy_score(labels, p, k=5, labels=known))
+    assert found["mean_class_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, p.argmax(axis=1)))
+    assert found["nll"] == pytest.approx(log_loss(labels, p, labels=known))
+
+
+def test_detection_is_that_of_published_code(ood_metrics):
+    case = ood_metrics
+    known, unknown = np.array(case["id"]), np.array(case["ood"])
+    keys = "auroc", "aupr", "fpr95"
+    assert metrics.detection(known, unknown) == pytest.approx({k: 100 * case[k] for k in keys}, abs=1e-5)
+    other = metrics.detection(-unknown, -known)  # the others are positive
+    assert other == pytest.approx({k: 100 * case[k if k == "auroc" else f"{k}_ood_positive"] for k in keys}, abs=1e-5)

@@ -1,0 +1,204 @@
+"""predictions.npz: what a test predicted, from which an independent computation gets the numbers of results.json."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from drawn import arguments
+
+from common.errors import UsageError
+from common.results import read_results
+from common.start import ROOT
+from experiments import predictions
+from experiments.predictions import FILE, read, save
+from train import main as train
+
+NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]
+
+
+@pytest.fixture
+def tested(launch, eurosat, tiny, tmp_path):
+    """`tested(KEY, VALUE, ...)` -> the folder of a run of zero-shot CLIP."""
+
+    def tested(*overrides, name="out", options=()):
+        argv = arguments(eurosat, tiny, tmp_path / name, *overrides, trainer="ZeroshotCLIP", options=options)
+        ended = launch(*argv)
+        assert ended.status == 0, ended.errors
+        return tmp_path / name
+
+    return tested
+
+
+def by_numpy(found):
+    """The measures of a test, in percent where results.json has percent: nothing of the project is used."""
+    labels, classes, p = found["label"], found["classes"], found["probabilities"].astype(float)
+    correct, confidence = classes[:, 0] == labels, p[:, 0]
+    occurring = sorted(set(labels))
+    recalls = [correct[labels == label].mean() for label in occurring]
+    f1 = [
+        2 * (correct & (labels == label)).sum() / ((labels == label).sum() + (classes[:, 0] == label).sum())
+        for label in occurring
+    ]
+
+    def error(edges, closed):
+        total = 0.0
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            last = high == edges[-1]
+            inside = (confidence > low) & (confidence <= high)
+            if closed == "below":
+                inside = (confidence >= low) & ((confidence < high) | last)
+            if inside.any():
+                total += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+        return 100 * total
+
+    return {
+        "accuracy": 100 * correct.mean(),
+        "error_rate": 100 - 100 * correct.mean(),
+        "macro_f1": 100 * np.mean(f1),
+        "top5_accuracy": 100 * np.mean([label in row for label, row in zip(labels, classes, strict=True)]),
+        "mean_class_accuracy": 100 * np.mean(recalls),
+        "ece": error(np.linspace(0, 1, 16), "above"),
+        "adaptive_ece": error(np.unique(np.quantile(confidence, np.linspace(0, 1, 16))), "below"),
+        "nll": -found["log_probability"].astype(float).mean(),
+        "brier": found["brier"].astype(float).mean(),
+    }
+
+
+def differs(run, found):
+    expected = by_numpy(found)
+    return [key for key, value in expected.items() if run[key] != pytest.approx(value, abs=1e-6, rel=1e-6)]
+
+
+@pytest.fixture(scope="module")
+def on_small_objects(drawn, tmp_path_factory):
+    """The folder of zero-shot CLIP on the demo's synthetic set, with the small CLIP."""
+    folder, configs = tmp_path_factory.mktemp("small") / "out", ROOT / "configs"
+    argv = ["--root", drawn, "--output-dir", folder, "--trainer", "ZeroshotCLIP", "--backbone", "small", "--quiet"]
+    argv += ["--dataset-config-file", configs / "datasets/small_objects.yaml"]
+    argv += ["--config-file", configs / "trainers/CoOp/small.yaml", "DATALOADER.NUM_WORKERS", 0]
+    train([str(item) for item in (*argv, "TEST.SAVE_LOGITS", True)])
+    return folder
+
+
+def test_numpy_computes_the_numbers_of_results_from_the_predictions(on_small_objects):
+    run = read_results(on_small_objects)
+    with np.load(on_small_objects / FILE) as arrays:
+        found = dict(arrays)
+    assert differs(run, found) == []
+    assert 20 < run["accuracy"] < 95 and run["accuracy"] < run["top5_accuracy"] and run["ece"] > 0.1
+    changed = found["classes"].copy()
+    changed[7, 0] = (changed[7, 0] + 1) % len(found["class_names"])
+    assert {"accuracy", "macro_f1"} <= set(differs(run, found | {"classes": changed}))
+
+
+def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
+    folder = tested("TEST.SAVE_LOGITS", True)
+    with np.load(folder / FILE) as arrays:
+        found = dict(arrays)
+    run = read_results(folder)
+    assert differs(run, found) == []
+    log = (folder / "log.txt").read_text()
+    assert f"* ece: {run['ece']:.1f}%" in log and f"* nll: {run['nll']:.4f}" in log
+    split = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]
+    assert found["image"].tolist() == [f"eurosat/2750/{path}" for path, *_ in split]
+    assert found["label"].tolist() == [label for _, label, _ in split]
+    assert found["class_names"].tolist() == NAMES
+    assert (str(found["dataset"]), str(found["split"])) == ("EuroSAT", "test")
+    assert str(found["images_sha256"]) == run["data_use"]["test"]["sha256"]
+    logits = found["logits"].astype(float)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    rows = np.arange(len(p))
+    assert np.take_along_axis(p, found["classes"].astype(int), 1) == pytest.approx(found["probabilities"], abs=1e-6)
+    assert np.log(p[rows, found["label"]]) == pytest.approx(found["log_probability"], rel=1e-5, abs=1e-6)
+    assert ((p - np.eye(len(NAMES))[found["label"]]) ** 2).sum(axis=1) == pytest.approx(found["brier"], abs=1e-6)
+
+
+def test_a_reader_sees_a_change_of_one_prediction(tested):
+    folder = tested()
+    found = read(folder)
+    correct, label = found["classes"][3, 0] == found["label"][3], found["label"][3]
+    found["classes"][3, 0] = (label + 1) % len(NAMES) if correct else label
+    save(folder / FILE, found)
+    with pytest.raises(UsageError, match="is not of the run in results.json"):
+        read(folder)
+
+
+def test_first_class_is_that_of_accuracy_where_classes_tie():
+    logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
+    found = predictions.predictions_of(logits, torch.tensor([0, 2, 1]))
+    assert found["classes"][:, 0].tolist() == logits.argmax(dim=1).tolist()
+    assert [sorted(row) for row in found["classes"].tolist()] == [[0, 1, 2]] * 3
+    few = predictions.predictions_of(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
+    assert few["classes"].shape == (4, 2)
+
+
+def test_equal_tests_write_equal_bytes_and_no_logits(tested):
+    first, second = tested(), tested(name="again")
+    assert (first / FILE).read_bytes() == (second / FILE).read_bytes()
+    assert "logits" not in read(first)
+
+
+def test_logits_are_bounded(refused, eurosat, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "LARGEST", 4 * 24 * 6 - 1)
+    options = arguments(eurosat, tiny, tmp_path / "out", "TEST.SAVE_LOGITS", True, trainer="ZeroshotCLIP")
+    refused(options, "TEST.SAVE_LOGITS would write 24 x 6 logits", "leave it False")
+
+
+def test_fifty_thousand_images_take_less_than_ten_megabytes(tmp_path):
+    number, classes = 50_000, 1000
+    logits = torch.randn(number, classes, generator=torch.Generator().manual_seed(1))
+    found = predictions.predictions_of(logits, torch.arange(number) % classes)
+    found["image"] = np.array([f"imagenet/images/val/n{i % 1000:08}/ILSVRC2012_val_{i:08}.JPEG" for i in range(number)])
+    save(tmp_path / FILE, found)
+    assert (tmp_path / FILE).stat().st_size < 10e6
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-100]),
+        lambda file: file.write_bytes(b"no archive"),
+        lambda file: file.write_bytes(bytes(file.read_bytes()).replace(b"label", b"lapel")),
+        lambda file: changed(file, classes=np.full((24, 5), 6)),
+        lambda file: changed(file, classes=np.zeros((24, 5))),
+        lambda file: changed(file, label=np.zeros(23, dtype=int)),
+        lambda file: changed(file, brier=np.zeros((24, 2))),
+        lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(damage, tested):
+    folder = tested()
+    damage(folder / FILE)
+    with pytest.raises(UsageError, match="is damaged: delete it"):
+        read(folder)
+
+
+def changed(file, **arrays):
+    with np.load(file) as found:
+        save(file, dict(found) | arrays)
+
+
+def with_entry(file, name, content):
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(name, content)
+
+
+def test_claimed_sizes_are_checked_before_memory_is_taken(tested):
+    folder = tested()
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+    text = header.ljust(117).encode() + b"\n"
+    with_entry(folder / FILE, "huge.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(UsageError, match="is damaged"):
+        read(folder)
+
+
+def test_missing_predictions_are_named(tested, tmp_path):
+    folder = tested()
+    (folder / FILE).unlink()
+    with pytest.raises(UsageError, match=f"has no {FILE}"):
+        read(folder)
+    with pytest.raises(UsageError, match="has no results.json"):
+        read(tmp_path / "nowhere")
