@@ -134,7 +134,8 @@ def test_batches_of_an_epoch(make):
     for method, once in (("CLAP", False), ("TaskRes", True)):
         trainer = make(method, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, output=method)
         trainer.begin(support)
-        (batch,) = trainer.train_loader_x
+        batch = next(iter(trainer.train_loader_x))
+        assert len(batch["label"]) == (12 if method == "CLAP" else 10)
         assert torch.equal(batch["img"].feature[:, 0].long() % 10 % 6, batch["label"])
         assert (sorted(batch["label"].tolist()) == sorted(labels.tolist())) == once
 
@@ -186,7 +187,7 @@ def test_an_exported_folder_would_lack_that_run(make, learned, tmp_path):
     trainer = make("GDA", *options)
     trainer.train()
     checkpoint = torch.load(tmp_path / "run/gda/model.pth.tar-1", weights_only=False)
-    classifier = PromptedClassifier(describe(trainer.cfg, checkpoint, {}), checkpoint, "run")
+    classifier = PromptedClassifier(describe(trainer.cfg, checkpoint, {}), checkpoint, "run", trainer.cfg.MODEL.BACKBONE.NAME)
     images = images_of(trainer)
     assert torch.allclose(classifier.logits(images), trainer.model_inference(images), atol=1e-4)
     with pytest.raises(UsageError, match="needs the features of the run"):
