@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import trainers
-from common.errors import UsageError, choose, closest
+from common.errors import UsageError, choose, choose_dataset, closest
 from common.files import write_text
 from common.nearest import check_folder
 from common.start import add_common_options, at_least, path
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     args.method = closest(args.method, trainers.methods()) or args.method
     choose(args.method, trainers.methods(), "method")
     for name in args.datasets or ():
-        choose(name, known_datasets(), "dataset")
+        choose_dataset(name, known_datasets())
     study = study_of(args)
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
