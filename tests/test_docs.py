@@ -150,8 +150,8 @@ def test_study_tables_plots_and_report_have_the_method(call, copy):
 
 
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
-    """The class of docs/your_own_data.md, on images and a split made here."""
-    ((file, code),) = [item for item in blocks("docs/your_own_data.md").items() if item[0].endswith(".py")]
+    """The class of docs/own_classes.md, on images and a split made here."""
+    ((file, code),) = [item for item in blocks("docs/own_classes.md").items() if item[0].endswith(".py")]
     name, (class_name,) = Path(file).stem, re.findall(r"class (\w+)\(", code)
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
     (copy / file).write_text(code)
