@@ -132,9 +132,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
-    place.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
-    parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
+    place.add_argument(
+        "--address", help="for run: address of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)"
+    )
+    place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
+    parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
     add_common_options(parser)
     args = parser.parse_args(argv)
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)
