@@ -16,7 +16,7 @@ import trainers
 from common.start import ROOT
 from experiments.configuration import extend_cfg
 from experiments.protocols import recipe
-from experiments.studies.study_file import load
+from experiments.studies.study_file import STUDY_KEYS, load
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -92,8 +92,12 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
 
 def rows(text: str, heading: str) -> list[list[str]]:
     """The cells of the last table below a heading."""
-    part = re.split(r"^## ", text.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
-    table = re.findall(r"((?:^\|.*\|\n)+)", part, re.MULTILINE)[-1]
+    return rows_of(re.split(r"^## ", text.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0])
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of the last table of a text, without its head."""
+    table = re.findall(r"((?:^\|.*\|\n)+)", text, re.MULTILINE)[-1]
     return [[cell.strip() for cell in re.split(r"\|", line)[1:-1]] for line in table.splitlines()[2:]]
 
 
@@ -200,6 +204,8 @@ def test_studies_are_listed_with_their_numbers():
         assert numbers == [sizes[1], sizes[0], sizes[2], str(trainings), str(len(runs))], file.name
         for said in re.findall(r"(\d+) datasets x (\d+) methods x (\d+) seeds", file.read_text()):
             assert list(said) == sizes, file.name
+    keys = [re.findall(r"`(\w+)`", key) for key, *_ in rows_of(STUDIES[: STUDIES.index("In an entry of")])]
+    assert sorted(sum(keys, [])) == sorted(STUDY_KEYS)
     words = re.search(r"python tools/study.py run studies/base2new.yaml +# (.*)", REPRODUCE)
     study = load(ROOT / "studies/base2new.yaml")
     assert words[1] == f"{len(study.datasets)} datasets, {len(study.variants)} methods, {len(study.seeds)} seeds"

@@ -21,16 +21,14 @@ if TYPE_CHECKING:  # a command imports its modules when it runs: torch and panda
     from .executor import Executor
     from .tables import Summary
 
-DESCRIPTION = "Compare methods side by side: python tools/study.py run studies/small.yaml"
+DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
 EPILOG = """
 `run` executes the unfinished runs of a study, several at a time: as tasks of Ray if that is installed, on this machine
 or on a cluster (docs/studies.md), else in processes of this machine. `status` prints how many runs are finished,
 running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
 OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
 writes everything to one page there, report.html.
-The keys of a study file are the fields of `Study` in experiments/studies/spec.py. Its `trainers` map names to YAML
-files in configs/trainers/, or to {trainer, config, cross_dataset, overrides, datasets}: cross_dataset is the YAML file
-for that protocol, if it differs; datasets maps dataset names to further overrides.
+docs/studies.md explains the keys of a study file.
 """
 
 
