@@ -193,7 +193,7 @@ class FewShotDataset(DatasetBase):
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """The paths that are no regular files and no links to such. Each folder is listed once."""
+    """The paths that are neither regular files nor links to regular files. Each folder is listed once."""
     listed: dict[str, set[str]] = {}
     missing = []
     for path in paths:

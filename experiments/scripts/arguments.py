@@ -88,7 +88,7 @@ def help_text(name: str, script: Script) -> str:
 
 
 def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
-    """What the user gave a script.
+    """The arguments and variables of a script.
 
     Raises:
         UsageError: a wrong number of arguments, or a wrong value. It has the script's usage.
