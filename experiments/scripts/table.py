@@ -12,7 +12,7 @@ import yaml
 class Script:
     """The runs of a script.
 
-    Words in braces in `settings`, `folders` and `shots_name` are names of positional arguments, variables, and {dataset},
+    Words in braces in `settings`, `folders`, `shots_name` name positional arguments, variables, and {dataset},
     {name}, {shots} and {seed} of a run.
 
     Attributes:
