@@ -55,6 +55,7 @@ class ViewsTrainer(PromptTrainer):
 
     learns = False
     kind = "test-time"
+    kind = "test-time"
     Model: ClassVar[type[PromptedCLIP]] = EnsembleCLIP
     test_loader: Any
     val_loader: Any
