@@ -18,7 +18,7 @@ BLOCK = 1 << 16
 
 
 class TransferError(Exception):
-    """Raised when the server cannot be reached or does not send the whole file; resuming later may help."""
+    """Raised when the server cannot be reached or does not send the complete file; resuming later may help."""
 
 
 class WrongFile(Exception):

@@ -39,14 +39,21 @@ def closest(name: object, known: Iterable[object]) -> str:
     return by_lower[near[0]] if near else ""
 
 
-def choose(name: object, known: Iterable[object], kind: str, where: str | PathLike | None = None) -> None:
+def choose(
+    name: object, known: Iterable[object], kind: str, where: str | PathLike | None = None, otherwise: str = ""
+) -> None:
     """Check that `name` is one of the known ones.
 
     Raises:
-        UsageError: it is not; the message names the closest one, or all of them.
+        UsageError: it is not. The message names the closest one, or all of them, and ends with `otherwise`.
     """
     names = [str(candidate) for candidate in known]
     if str(name) not in names:
         near = closest(name, names)
         remedy = f"did you mean {near}?" if near else f"known are {', '.join(names) or 'none'}"
-        raise UsageError(f"there is no {kind} {name!r}", remedy, where)
+        raise UsageError(f"there is no {kind} {name!r}", f"{remedy}; {otherwise}" if otherwise else remedy, where)
+
+
+def choose_dataset(name: str, known: Iterable[str]) -> None:
+    """Check that `name` is one of the known datasets; as for `choose`."""
+    choose(name, known, "dataset", otherwise="for your own images see docs/own_classes.md")

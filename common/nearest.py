@@ -1,4 +1,4 @@
-"""Errors about missing folders: how far a path exists, and what is there."""
+"""Errors about missing folders: which part of a path exists, and the content of that folder."""
 
 from itertools import islice
 from pathlib import Path

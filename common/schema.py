@@ -58,7 +58,7 @@ class Accepts:
 
     @property
     def each(self) -> "Accepts":
-        """What the items of a list are."""
+        """The type of the items of a list."""
         return self.of((*get_args(self.kind), int | float | str)[0])
 
     def of(self, kind: Any) -> "Accepts":

@@ -201,7 +201,7 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """The paths that are no regular files and no links to such. Each folder is listed once."""
+    """The paths that are neither regular files nor links to regular files. Each folder is listed once."""
     listed: dict[str, set[str]] = {}
     missing = []
     for path in paths:

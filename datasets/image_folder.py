@@ -17,7 +17,7 @@ PARTS = ("train", "val", "test")
 
 @DATASET_REGISTRY.register()
 class ImageFolder(FolderDataset):
-    """The user's own images: DATASET.ROOT is their folder (docs/your_own_data.md).
+    """The user's own images: DATASET.ROOT is their folder (docs/own_classes.md).
 
     It contains `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`. Or it contains `<class>/*`: then
     DATASET.SPLIT_SEED (from 0) splits the images, and the split is saved there for later runs. Class names are the
@@ -25,7 +25,7 @@ class ImageFolder(FolderDataset):
     """
 
     named_by_config = True
-    remedy = "see docs/your_own_data.md"
+    remedy = "see docs/own_classes.md"
 
     def read_split(self) -> Split:
         seed = self.cfg.DATASET.get("SPLIT_SEED", -1)

@@ -7,8 +7,9 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README", "clip/small", "toolbox/README")
+PAGES = ("CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README", "clip/small", "toolbox/README")
 OUTSIDE = {f"{name}.md": f"project/{name}.md" for name in PAGES}  # in the project: on the site
+OUTSIDE["README.md"] = "index.md"
 OUTSIDE["clip/small_curves.png"] = "project/clip/small_curves.png"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
@@ -36,7 +37,7 @@ def rewritten(link, source, uri):
         return link[0]
     place = os.path.normpath(os.path.join(os.path.dirname(source), path))
     place = OUTSIDE.get(place) or (place.removeprefix("docs/") if place.startswith("docs/") else "")
-    if not place or not place.endswith((".md", ".jpg", ".png")):
+    if not place or not place.endswith((".md", ".jpg", ".png", ".svg")):
         if not (ROOT / os.path.dirname(source) / path).exists():
             raise FileNotFoundError(f"{source} links to {target}, which does not exist")
         return text

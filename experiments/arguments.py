@@ -25,18 +25,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=seeds,
         default=-1,
         metavar="SEED [SEED ...]",
-        help="chooses the few-shot images and fixes all randomness; several seeds train one after another, each in a "
-        "folder of its own: --output-dir has {seed} in it, or its last part is seed1",
+        help="choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
+        "must then contain {seed} or end in seed1",
     )
-    parser.add_argument("--source-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
-    parser.add_argument("--target-domains", nargs="+", help="for trainers of domain adaptation and generalisation")
-    parser.add_argument("--transforms", nargs="+", help="data augmentation, replaces INPUT.TRANSFORMS")
+    parser.add_argument(
+        "--source-domains", nargs="+", help="for compatibility with Dassl; not used by the methods here"
+    )
+    parser.add_argument(
+        "--target-domains", nargs="+", help="for compatibility with Dassl; not used by the methods here"
+    )
+    parser.add_argument("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
     parser.add_argument("--config-file", default="", help="YAML file of the method")
     parser.add_argument("--dataset-config-file", default="", help="YAML file of the dataset")
     parser.add_argument("--trainer", default="", help="name of the method, see below")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
-    parser.add_argument("--head", default="", help="name of the head (Dassl's own trainers)")
-    parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir, do not train")
+    parser.add_argument("--head", default="", help="for compatibility with Dassl; not used by the methods here")
+    parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
     parser.add_argument(
@@ -51,7 +55,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
     parser.add_argument(
-        "--report-to", type=trackers, default=[], metavar="A,B", help="of tensorboard,wandb,mlflow (default: the first)"
+        "--report-to",
+        type=trackers,
+        default=[],
+        metavar="A,B",
+        help="comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)",
     )
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")

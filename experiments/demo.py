@@ -77,13 +77,21 @@ def plot(summary: dict, file: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     known, baselines = trainers.methods(), [name for name, method in trainers.methods().items() if not method.learns]
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--output", type=path, default=Path("output/demo"))
+    parser.add_argument(
+        "--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)"
+    )
     parser.add_argument("--root", type=path, default=Path("data"), help="folder of the dataset")
-    parser.add_argument("--dataset", default="small_objects", choices=known_datasets(), metavar="NAME")
+    parser.add_argument(
+        "--dataset", default="small_objects", choices=known_datasets(), metavar="NAME", help="a synthetic dataset"
+    )
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
     parser.add_argument("--methods", nargs="+", default=default, choices=known, metavar="NAME", help=described)
-    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="runs at a time")
+    parser.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time"
+    )
     add_common_options(parser)
     args = parser.parse_args(argv)
     names = dict.fromkeys((*baselines, *args.methods))

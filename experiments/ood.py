@@ -72,6 +72,9 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
     Raises:
         UsageError: a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
     """
+    if cfg.TEST.OOD and getattr(trainer, "kind", "") in ("test-time", "transductive"):
+        what = f"--ood scores one view of each image, and {cfg.TRAINER.NAME} learns from the images of a test"
+        raise UsageError(what, "leave out --ood")
     found = [others(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
     if found and not has_local_logits(getattr(trainer, "model", None)):
         why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"

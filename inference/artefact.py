@@ -99,7 +99,12 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
 
 
 def write_artefact(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> Description:
-    """Write both files to an existing folder; returns the description with the SHA-256 of the prompts."""
+    """Write both files to an existing folder; returns the description with the SHA-256 of the prompts.
+
+    Raises:
+        UsageError: the tensors stand on the features of another run, which the folder would not have.
+    """
+    check_complete(description, "the model")
     content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     with replacing(folder / PROMPTS) as partial:
         partial.write_bytes(content)
@@ -128,4 +133,12 @@ def read_config(file: Path) -> Description:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
     except TypeError as error:
         raise UsageError(f"{file} is not a description of prompts ({error})", "export it again", file) from error
-    return Description(**values)
+    description = Description(**values)
+    check_complete(description, str(file))
+    return description
+
+
+def check_complete(description: Description, what: str) -> None:
+    """Raise UsageError for learned tensors that need another run's: its path would be followed."""
+    if folder := description.settings.get("FEATURES_OF"):
+        raise UsageError(f"{what} needs the features of the run {str(folder)[:200]!r}", "predict from its own run")

@@ -22,10 +22,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
         "an error.",
     )
-    parser.add_argument("model", type=path, nargs="?", metavar="MODEL", help="without it: zero-shot CLIP on --backbone")
+    parser.add_argument(
+        "model",
+        type=path,
+        nargs="?",
+        metavar="MODEL",
+        help="the model to export (without it: zero-shot CLIP on --backbone)",
+    )
     parser.add_argument("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
-    parser.add_argument("--onnx", action="store_true", help="also model.onnx: images -> logits")
-    parser.add_argument("--weights", action="store_true", help="also class_matrix.safetensors, for users of open_clip")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, from images to logits")
+    parser.add_argument(
+        "--weights", action="store_true", help="also write class_matrix.safetensors, for users of open_clip"
+    )
     add_model_options(parser, device="cpu")
     return parser.parse_args(argv)
 
@@ -47,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         classifier.check_logits()
         description = classifier.save(folder)
         check_vacant(args.to, KEY, folder)  # before what takes minutes
-        written = {"prompts.safetensors": "the learned tensors", "config.json": "what is needed to use them"}
+        written = {"prompts.safetensors": "the learned tensors", "config.json": "everything that is needed to use them"}
         for form in forms:
             form.write(classifier, names, folder / form.file)
             largest = programs.largest_difference(form, classifier, names, folder)

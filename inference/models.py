@@ -1,8 +1,10 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,6 @@ from yacs.config import CfgNode
 import trainers
 from common.errors import UsageError, choose
 from common.names import check_names
-from common.nearest import what_exists
 from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
 from datasets import title
@@ -27,6 +28,7 @@ from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 CHECKPOINTS = "model*.pth.tar*"
+MOST_FOLDERS = 20_000  # to search for runs
 RECORDED = (  # facts of results.json that an exported folder keeps
     *("classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"),
     *("date", "version", "commit", "dirty"),
@@ -111,7 +113,7 @@ def read_model(path: Path, options: Namespace) -> Found:
         anything.merge_from_file(str(file))
         method, training = anything.TRAINER.NAME, facts_of(path, options.load_epoch)
     elif not path.exists():
-        raise UsageError(f"there is no model {path}", what_exists(path), path)
+        raise UsageError(f"no model at {path}", newest_runs(path), path)
     elif not is_model(path):
         remedy = "give a run's output folder, or one that tools/export.py wrote"
         raise UsageError(f"{path} is not a model", remedy, path)
@@ -129,6 +131,19 @@ def read_model(path: Path, options: Namespace) -> Found:
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
     return describe(cfg, checkpoint, training), checkpoint, options.backbone or cfg.MODEL.BACKBONE.NAME
+
+
+def newest_runs(path: Path) -> str:
+    """For a missing model: the three newest runs with learned prompts, below the nearest folder that exists."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    if folder in (Path(), Path(path.anchor)):  # too large to search
+        folder = Path("output")
+    found = [Path(place) for place, _, files in islice(os.walk(folder), MOST_FOLDERS) if CONFIG in files]
+    runs = {run: (run / CONFIG).stat().st_mtime for run in found if any(run.glob(f"*/{CHECKPOINTS}"))}
+    newest = sorted(runs, key=lambda run: -runs[run])[:3]
+    if not newest:
+        return f"give the output folder of a run (there is none with learned prompts below {folder})"
+    return f"the newest runs below {folder} are {', '.join(map(str, newest))}"
 
 
 def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:

@@ -22,13 +22,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Print the most probable classes of images.",
         usage="predict.py [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
-        epilog=f"{MODELS} Several models stand side by side. Without a MODEL, --backbone and --classes give "
+        epilog=f"{MODELS} Several models are compared. Without a MODEL, --backbone and --classes give "
         "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are reported and skipped), "
         "and 2 after another error.",
     )
     parser.add_argument("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
     add_model_options(parser)
-    parser.add_argument("--topk", type=at_least(1), default=5, metavar="K", help="classes for each image (default: 5)")
+    parser.add_argument(
+        "--topk",
+        type=at_least(1),
+        default=5,
+        metavar="K",
+        help="number of classes to print for each image (default: 5)",
+    )
     parser.add_argument(
         "--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)"
     )

@@ -150,8 +150,8 @@ def test_study_tables_plots_and_report_have_the_method(call, copy):
 
 
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
-    """The class of docs/your_own_data.md, on images and a split made here."""
-    ((file, code),) = [item for item in blocks("docs/your_own_data.md").items() if item[0].endswith(".py")]
+    """The class of docs/own_classes.md, on images and a split made here."""
+    ((file, code),) = [item for item in blocks("docs/own_classes.md").items() if item[0].endswith(".py")]
     name, (class_name,) = Path(file).stem, re.findall(r"class (\w+)\(", code)
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
     (copy / file).write_text(code)
@@ -164,3 +164,37 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     assert "nothing is wrong" in call("tools/prepare.py", "--check", name, "--root", "data").stdout
     found = sorted((copy / "out/dataset").rglob("results.json"))
     assert [json.loads(file.read_text())["dataset"] for file in found] == [class_name, class_name]
+
+
+def quick_start(title: str) -> str:
+    """The first block of commands below a heading of README.md, for the small CLIP and its synthetic datasets."""
+    part = (ROOT / "README.md").read_text().partition(f"## {title}\n")[2]
+    block = re.search(r"```bash\n(.*?)```", part, re.DOTALL)[1]
+    return block.replace("vit_b4_c1_add2_rm1", "small").replace("eurosat", "small_land").replace("shots_16", "shots_2")
+
+
+def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call, copy):
+    call("tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)  # draws the images
+    for path, label, name in json.loads((copy / "data/small_land/split.json").read_text())["train"]:
+        if label < 3:
+            (copy / "birds" / name).mkdir(parents=True, exist_ok=True)
+            image = shutil.copy(copy / "data/small_land/images" / path, copy / "birds" / name)
+    shutil.copy(image, copy / "photo.jpg")
+    page = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/own_classes.md").read_text(), re.DOTALL)
+    (per_class,) = [block for block in page if "PER_CLASS_RESULT" in block]
+    evaluation = per_class.replace("vit_b4_c1_add2_rm1", "small").replace("python train.py", '"$PYTHON" train.py')
+    block = quick_start("Quick start: own classes").replace("python tools", '"$PYTHON" tools') + evaluation
+    (copy / "quick.sh").write_text(f"set -e\n{block}")
+    printed = call("quick.sh").stdout
+    assert "=> per-class result" in printed and (copy / "output/birds_per_class/cmat.pt").is_file()
+    assert re.search(r"^ZeroshotCLIP on image_folder", printed, re.MULTILINE), printed
+
+
+def test_quick_start_of_a_table_runs_as_it_is_written(call, copy):
+    lines = quick_start("Quick start: reproduce a table").splitlines()
+    assert lines[0].startswith("python tools/prepare.py")  # synthetic images are not downloaded
+    commands = [line.replace("python parse", '"$PYTHON" parse') for line in lines[1:]]
+    (copy / "table.sh").write_text("\n".join(["set -e", *commands]))
+    printed = call("table.sh").stdout
+    assert printed.count("Harmonic mean") == 3
+    assert len(re.findall(r"^\* accuracy: [\d.]+% \+- ", printed, re.MULTILINE)) == 2, printed[-2000:]

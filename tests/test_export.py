@@ -2,18 +2,23 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from learned import images_of
+from PIL import Image
 from safetensors.torch import load_file
 
 from clip import load_backbone
 from common.errors import UsageError
 from common.files import new_folder
+from common.start import ROOT
 from inference import export, programs
 from inference.classifier import PromptedClassifier
 
@@ -35,6 +40,24 @@ def test_onnx_agrees_with_predict(size, method, settings, finished, command, req
     torch.testing.assert_close(torch.from_numpy(logits), classifier.logits(images), rtol=0, atol=1e-3)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == classifier.class_names
     assert onnx.load(folder / "model.onnx").opset_import[0].version == programs.OPSET
+    if method == "MPL":
+        check_example(folder, classifier, tmp_path)
+
+
+def check_example(folder: Path, classifier: PromptedClassifier, tmp_path: Path) -> None:
+    """The program of docs/predict.md gives the probabilities of the classifier, where torch cannot be imported."""
+    (code,) = re.findall(r"```python\n(import json\n.*?)```", (ROOT / "docs/predict.md").read_text(), re.DOTALL)
+    numbers = np.random.default_rng(1).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    Image.fromarray(numbers).save(tmp_path / "photo.png")
+    code = code.replace("exported/mpl", str(folder)).replace("photo.jpg", str(tmp_path / "photo.png"))
+    code = "import sys\nsys.modules['torch'] = None\n" + code
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = classifier.probabilities([tmp_path / "photo.png"])[0]
+    found = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert len(found) == min(5, len(expected))
+    for name, probability in found.items():
+        assert abs(float(probability) - expected[classifier.class_names.index(name)]) < 1e-3
 
 
 def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, command, deep, eurosat, tmp_path):

@@ -1,4 +1,4 @@
-"""The user's own images: layouts, names, seeded splits, and the examples of docs/your_own_data.md."""
+"""The user's own images: layouts, names, seeded splits, and the examples of docs/own_classes.md."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_base_and_new_classes_need_images(birds):
 
 
 def test_inconsistent_folders_are_rejected(birds, tmp_path):
-    with pytest.raises(DatasetError, match=f"no folder {tmp_path}/nowhere: .*docs/your_own_data.md"):
+    with pytest.raises(DatasetError, match=f"no folder {tmp_path}/nowhere: .*docs/own_classes.md"):
         load(tmp_path / "nowhere")
     folders(birds / "test", 1, ["wren"])
     with pytest.raises(DatasetError, match="class 'wren' .* has images for validation or test, and none for training"):
@@ -189,9 +189,9 @@ def test_split_without_a_writable_folder_is_the_same_in_each_run(unsplit, monkey
     assert f"Split not saved in {unsplit}/split_seed1.json: cannot write: Permission denied" in capsys.readouterr().out
 
 
-# docs/your_own_data.md
+# docs/own_classes.md
 
-DOCUMENT = (ROOT / "docs/your_own_data.md").read_text()
+DOCUMENT = (ROOT / "docs/own_classes.md").read_text()
 
 
 def blocks(language):
@@ -208,9 +208,9 @@ def example(birds, tiny, script, launch, tmp_path, monkeypatch):
     (clone / re.match(r"# (\S+)", yaml)[1]).write_text(yaml)
 
     def example(line):
-        name, *arguments = line.removeprefix("bash scripts/").split("#")[0].split()
-        if name.startswith("mpl/"):
-            arguments.insert(2, 1)  # epochs, after dataset and seed
+        name, *arguments = line.partition("bash scripts/")[2].split("#")[0].split()
+        if "zsclip" not in name:
+            arguments.insert(arguments.index("1") + 1, 1)  # epochs, after the seed
         ended, asked = script(name, *arguments, *SMALL, root=clone, DATA=birds, BACKBONE=tiny, SHOTS=2)
         assert ended.returncode == 0, ended.stderr
         calls = [[str(clone / item) if item.startswith("configs/") else item for item in call] for call in asked]
@@ -220,7 +220,8 @@ def example(birds, tiny, script, launch, tmp_path, monkeypatch):
 
 
 def test_example_of_the_docs(example, capsys):
-    _, *commands = blocks("bash")[0].splitlines()
+    (block,) = [block for block in blocks("bash") if "zeroshot.sh birds" in block]
+    commands = block.splitlines()
     runs = [run for line in commands for run in example(line)]
     assert [(run["trainer"], run["dataset"], run["classes"], run["n_test"]) for run in runs] == [
         ("ZeroshotCLIP", "birds", "all", 6),
@@ -247,8 +248,8 @@ def test_template_of_the_docs_is_used_by_zero_shot_clip(birds, tiny, tmp_path, l
 def test_seeded_split_of_the_docs(example, birds, unsplit):
     for part in ("train", "test"):
         shutil.rmtree(birds / part)
-    (line,) = blocks("bash")[1].splitlines()
-    assert [run["n_test"] for run in example(line)] == [9]
+    zeroshot, train, _ = blocks("bash")[0].splitlines()
+    assert [run["n_test"] for line in (zeroshot, train) for run in example(line)] == [9, 9]
     assert (birds / "split_seed1.json").is_file()
 
 

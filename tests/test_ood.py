@@ -54,7 +54,7 @@ def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
         close(logits, figures[f"logits_{when}"], tolerance)
         close(of_patches, figures[f"logits_local_{when}"], 2 * tolerance)
         same_scores(logits, of_patches, figures[f"scores_{when}"])
-        assert trainer.model.read == (-1,)
+        assert trainer.model.read == ("local",)
         trainer.set_model_mode("train")
 
     check("before", BEFORE)
@@ -166,21 +166,28 @@ def test_chosen_scores_and_temperature(run):
     assert warm["Energy"] != first["Energy"]
 
 
-def test_resnets_have_no_patches(launch, run, eurosat, tmp_path, refused):
+def test_resnets_have_patches_too(run, tmp_path):
     from clip.random_weights import random_clip
 
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 64}
-    model = random_clip("RN50", vision, {"width": 64, "layers": 2}, 64)
-    torch.save(model.state_dict(), tmp_path / "rn.pt")
+    torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 64).state_dict(), tmp_path / "rn.pt")
     base = ("DATASET.SUBSAMPLE_CLASSES", "base", "MODEL.BACKBONE.NAME", tmp_path / "rn.pt")
-    words = arguments(
-        eurosat, tmp_path / "rn.pt", tmp_path / "out", *base, "TEST.OOD_SCORES", "['GL-MCM']",
-        trainer="ZeroshotCLIP", options=["--ood", "new"],
-    )  # fmt: skip
+    _, results, _ = run(*base, options=["--ood", "new"])
+    assert "GL-MCM" in results["ood"][0]["scores"]
+
+
+def test_a_method_without_texts_has_no_patches(refused, eurosat, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ood, "has_local_logits", lambda model: False)
+    options = {"trainer": "ZeroshotCLIP", "options": ["--ood", "new"]}
+    wanted = ("DATASET.SUBSAMPLE_CLASSES", "base", "TEST.OOD_SCORES", "['GL-MCM']")
+    words = arguments(eurosat, tiny, tmp_path / "out", *wanted, **options)
     refused(words, "GL-MCM compares patches with texts", "leave it out of TEST.OOD_SCORES")
-    printed, results, _ = run(*base, options=["--ood", "new"])
-    assert list(results["ood"][0]["scores"]) == ["MCM", "MaxLogit", "Energy", "Entropy"]
-    assert "it is left out" in printed
+
+
+def test_a_test_time_method_is_refused(refused, eurosat, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "test-time")
+    options = {"trainer": "ZeroshotCLIP", "options": ["--ood", "dtd"]}
+    refused(arguments(eurosat, tiny, tmp_path / "out", **options), "--ood scores one view of each image")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,10 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
 LONG = "a very " * 80 + "long name"
 WRONG = {
     "no model": (["{photos}"], "{photos} is not a model"),
-    "nothing there": (["/nowhere", "{photos}"], "there is no model /nowhere"),
+    "nothing there": (
+        ["/nowhere", "{photos}"],
+        "no model at /nowhere: give the output folder of a run (there is none ",
+    ),
     "no image": (["{run}"], "no images are given"),
     "a name of many tokens": (["{run}", "{photos}", "--classes", LONG], "tokens, the text tower has 77 positions"),
     "a name given twice": (["{run}", "{photos}", "--classes", "red", "blue", " red"], "'red' is given 2 times"),
@@ -156,6 +159,23 @@ def test_wrong_arguments_end_in_one_line(name, finished, command, photos):
     done = command(predict, *(item.format(**places) if item[1:-1] in places else item for item in arguments))
     assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done.errors
     assert reason.format(**places) in done.errors[0]
+
+
+def test_a_missing_model_names_the_newest_runs(command, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (line,) = command(predict, "output/mpl", photos).errors
+    assert line.endswith("give the output folder of a run (there is none with learned prompts below output)")
+    for age, name in enumerate(("tested", "newest", "newer", "new", "old")):
+        folder = tmp_path / "output/base2new" / name
+        (folder / "prompt_learner").mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+        os.utime(folder / "config.yaml", (1e9 - age, 1e9 - age))
+        if name != "tested":
+            (folder / "prompt_learner/model.pth.tar-5").write_text("")
+    runs = "output/base2new/newest, output/base2new/newer, output/base2new/new"
+    for missing in ("output/mpl", "outputs/mpl"):
+        (line,) = command(predict, missing, photos).errors
+        assert line == f"error: no model at {missing}: the newest runs below output are {runs}"
 
 
 def test_run_without_a_finished_training_is_refused(finished, command, photos, tmp_path):

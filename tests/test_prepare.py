@@ -162,7 +162,7 @@ def test_check_of_the_users_images_suggests_no_download(prepare, tmp_path):
     image.write_bytes(image.read_bytes()[:200])
     ended = prepare("--check", "image_folder")
     assert ended.status == 2 and f"1 images are unreadable, the first {image}" in ended.printed
-    assert ended.printed.endswith("  -> replace these images, or see docs/your_own_data.md\n")
+    assert ended.printed.endswith("  -> replace these images, or see docs/own_classes.md\n")
 
 
 # Few-shot choices

@@ -263,7 +263,7 @@ def test_help_says_whose_script_it_is(script):
 
 
 WRONG = [  # script, arguments, words of the line
-    ("mpl/base2new_train", ["eurosatt", 1], "there is no dataset 'eurosatt': did you mean eurosat?"),
+    ("mpl/base2new_train", ["eurosatt", 1], "did you mean eurosat?; for your own images see docs/own_classes.md"),
     ("mpl/base2new_train", ["eurosat", "one"], "SEED is 'one': give an integer below 10^9, or several"),
     ("mpl/base2new_train", ["eurosat", 1, 0], "EPOCHS is '0': give an integer from 1 on"),
     ("mpl/base2new_train", ["eurosat", 1, "OPTIM.LR"], "'OPTIM.LR' is not KEY VALUE ..."),

@@ -1,5 +1,6 @@
-"""The documentation: it builds without warnings, its commands can be typed, its guides cover every method."""
+"""The documentation: it builds without warnings, its commands can be typed, its tables cover every method."""
 
+import json
 import os
 import re
 import shutil
@@ -14,17 +15,19 @@ from dassl.config import get_cfg_default
 import trainers
 from common.start import ROOT
 from experiments.configuration import extend_cfg
-from experiments.studies.reproduce import AUTHORS
-from experiments.studies.study_file import load
+from experiments.protocols import recipe
+from experiments.studies.study_file import STUDY_KEYS, load
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 STUDIES = (ROOT / "docs/studies.md").read_text()
-GUIDES = {"ZeroshotCLIP": "zsclip", "LinearProbe": "lpclip"}  # others have their names in lower case
+README, REPRODUCE, TROUBLE = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/reproduce.md", "docs/troubleshooting.md")
+)
 SOURCES = "".join(
     file.read_text()
-    for room in ("experiments", "inference", "common", "datasets/preparing")
-    for file in sorted((ROOT / room).rglob("*.py"))
+    for folder in ("experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
+    for file in sorted((ROOT / folder).rglob("*.py"))
 )
 
 
@@ -52,13 +55,13 @@ def test_site_builds_without_warnings(build, tmp_path):
     assert status == 0 and "WARNING" not in printed and "Aborted" not in printed, printed
     pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
     for page in NAMES:
-        assert page.removeprefix("docs/").replace("README.md", "project/index.md").replace(".md", ".html") in pages
+        assert page.removeprefix("docs/").replace("README.md", "index.md").replace(".md", ".html") in pages
     for page in pages:  # nothing is loaded from another server
         text = (tmp_path / "site" / page).read_text()
         assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', text) == [], page
 
 
-@pytest.mark.parametrize("link", ["nowhere.md", "faq.md#no-such-question", "../tools/nowhere.py"])
+@pytest.mark.parametrize("link", ["nowhere.md", "troubleshooting.md#no-such-question", "../tools/nowhere.py"])
 def test_broken_links_fail_the_build(link, build, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -66,7 +69,7 @@ def test_broken_links_fail_the_build(link, build, tmp_path):
         if entry.name != "docs" and not entry.name.startswith("."):
             (copy / entry.name).symlink_to(entry)
     shutil.copytree(ROOT / "docs", copy / "docs")
-    (copy / "docs/index.md").write_text(f"# Index\n\n[a link]({link})\n")
+    (copy / "docs/glossary.md").write_text(f"# Glossary\n\n[a link]({link})\n")
     status, printed = build(copy)
     assert status != 0 and link.partition("#")[0] in printed
 
@@ -80,67 +83,119 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
         for name in re.findall(called, block):
             assert (ROOT / name).is_file(), f"{name} in {page}"
         for name in re.findall(r"\b((?:studies|configs)/[\w./+-]+\.yaml)", block):
-            assert (ROOT / name).is_file() or page.name in ("your_own_data.md", "methods.md"), f"{name} in {page}"
+            assert (ROOT / name).is_file() or page.name in ("own_classes.md", "methods.md"), f"{name} in {page}"
         for line in block.replace("\\\n", " ").splitlines():
             if re.match(r"\s*python (?:train|tools/\w+)(?:\.py)? ", line):
                 for option in re.findall(r" (--[a-z][\w-]+)", line.split("#")[0]):
                     assert f'"{option}"' in SOURCES, f"{option} of {line}"
 
 
-def test_every_method_and_protocol_has_a_guide_in_the_navigation():
-    navigation = (ROOT / "mkdocs.yml").read_text()
-    keys = [GUIDES.get(name, name.lower()) for name in trainers.methods()]
-    keys += ["base2new", "cross_dataset", "domain_generalisation", "few_shot"]
-    for key in keys:
-        assert f"guides/{key}.md" in navigation and (ROOT / f"docs/guides/{key}.md").is_file(), key
-        assert f"({key}.md)" in (ROOT / "docs/guides/index.md").read_text()
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The cells of the last table below a heading."""
+    return rows_of(re.split(r"^## ", text.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0])
 
 
-def test_figures_in_the_guides_are_the_published_ones():
-    for row in AUTHORS:
-        text = (ROOT / f"docs/guides/{GUIDES.get(row['method'], row['method'].lower())}.md").read_text()
-        assert f"base {row['base']:.2f}, new {row['new']:.2f}, H {row['H']:.2f}" in text, row
-        assert row["cfg"] == "*" or row["cfg"].split("4ctx_")[-1] in text, row
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of the last table of a text, without its head."""
+    table = re.findall(r"((?:^\|.*\|\n)+)", text, re.MULTILINE)[-1]
+    return [[cell.strip() for cell in re.split(r"\|", line)[1:-1]] for line in table.splitlines()[2:]]
 
 
-def test_settings_named_in_the_guides_exist():
-    for page in (ROOT / "docs/guides").glob("*.md"):
-        method = next((name for name in trainers.methods() if GUIDES.get(name, name.lower()) == page.stem), "")
-        for cfg in re.findall(r"`(vit_b\w*[\w+]*)`", page.read_text()) if method else ():
-            folder = trainers.methods()[method].config_folder
-            assert (ROOT / f"configs/trainers/{folder}/{cfg}.yaml").is_file(), f"{cfg} in {page.name}"
+def cases() -> dict[str, int]:
+    """The files in tests/golden that compare a method with its official code."""
+    counts = dict.fromkeys(trainers.methods(), 0)
+    for file in (ROOT / "tests/golden").glob("*.json"):
+        content = json.loads(file.read_text())
+        method = content["case"]["trainer"] if "case" in content else "ZeroshotCLIP" if "template" in content else ""
+        counts[method] = counts.get(method, 0) + 1
+    return counts
 
 
-def test_epochs_in_the_guides_are_those_of_the_yaml_files():
+def test_readme_lists_every_method_with_its_settings_and_cases():
+    table = {name: cells for name, *cells in rows(README, "Supported methods")}
+    counts = cases()
+    plugins = {name.partition("+")[0] for name in trainers.methods() if "+" in name}
+    assert {name for name in trainers.methods() if "+" not in name} <= table.keys()
+    assert {f"{name}+METHOD" for name in plugins} <= table.keys()
+    for name, (paper, kind, settings, verified) in table.items():
+        assert re.fullmatch(r"\[.* \d{4}\]\(https://\S+\)", paper) and kind, name
+        method = trainers.methods().get(name)
+        if method is None and name.removesuffix("+METHOD") not in plugins:
+            continue  # not in this version
+        count = counts.get(name.removesuffix("+METHOD"), 0)
+        assert verified.startswith(f"{count or 'no'} case{'s' * (count > 1)}"), name
+        for cfg in re.findall(r"`([^`]+)`", settings):
+            assert (ROOT / f"configs/trainers/{method.config_folder}/{cfg}.yaml").is_file(), name
+            assert cfg == recipe(name, "base2new" if method.transfers else "few_shot", "eurosat").cfg, name
+            own = ", ours" in settings
+            text = (ROOT / f"configs/trainers/{method.config_folder}/{cfg}.yaml").read_text()
+            assert not own or "Ours" in text or "no YAML file" in text, name
+
+
+def test_settings_of_the_tables_are_those_of_the_yaml_files():
+    """Names and epochs in docs/reproduce.md, and the files that the scripts use."""
     compared = 0
-    for name, method in trainers.methods().items():
-        text = (ROOT / f"docs/guides/{GUIDES.get(name, name.lower())}.md").read_text().partition("## What to expect")[0]
-        for cfg, epochs in re.findall(r"`(vit_b[\w+]*)`([^`;]*?\d+)\s+epochs?\b", text):
-            node = get_cfg_default()
-            extend_cfg(node, name)
-            node.merge_from_file(ROOT / f"configs/trainers/{method.config_folder}/{cfg}.yaml")
-            assert int(re.findall(r"\d+", epochs)[-1]) == node.OPTIM.MAX_EPOCH, f"{cfg} in the guide of {name}"
-            compared += 1
-    assert compared > 10
+    known = trainers.methods()
+    for heading, protocol in (
+        ("Cross-dataset transfer", "cross_dataset"),
+        ("Few-shot learning", "few_shot"),
+        ("Settings of each method", "base2new"),
+    ):
+        for name, *cells in rows(REPRODUCE, heading):
+            folder = ROOT / "configs/trainers" / known[name].config_folder
+            used = {
+                recipe(name, protocol, dataset, shots).cfg for dataset in ("imagenet", "dtd") for shots in (1, 4, 16)
+            }
+            named = re.findall(r"`(vit_b[\w+]*)`", cells[0])
+            assert set(named) <= used or known[name].transfers is False, name
+            for cfg in re.findall(r"`(vit_b[\w+]*)`", " ".join(cells)):
+                assert (folder / f"{cfg}.yaml").is_file(), f"{cfg} of {name}"
+            for cfg, epochs in re.findall(r"`(vit_b[\w+]*)`,(?: is)? (\d+) epochs", " ".join(cells)):
+                node = get_cfg_default()
+                extend_cfg(node, name)
+                node.merge_from_file(folder / f"{cfg}.yaml")
+                assert int(epochs) == node.OPTIM.MAX_EPOCH, f"{cfg} of {name}"
+                compared += 1
+    assert compared > 15
 
 
-def test_the_number_of_methods_is_right():
-    others = len(trainers.methods()) - 1
-    for name in ("docs/index.md", "mkdocs.yml"):
-        assert re.findall(r"(\w+) other methods", (ROOT / name).read_text()) == [str(others)], name
-    first_page = (ROOT / "README.md").read_text().split("## The demo")[0]
-    for name in trainers.methods():
-        called = {"ZeroshotCLIP": "zero-shot CLIP", "LinearProbe": "linear probe"}.get(name, name)
-        assert called in first_page, name
+def test_error_messages_of_the_page_are_those_of_the_code():
+    messages = [re.fullmatch(r"`(.*)`", message)[1] for message, *_ in rows(TROUBLE, "Error messages")[:-1]]
+    assert len(messages) > 10
+    known = SOURCES.replace("{kind}", "dataset").replace("{what}", "NaN")
+    for message in messages:
+        for part in re.split(r"'\w+'|\b(?:[A-Z]{3,}|output/mpl|ViT-B/16)\b|\(\.\.\.\)", message):
+            words = part.strip(" ,:(")
+            assert words in known or len(words) < 8, f"{words!r} of {message!r}"
+
+
+def test_paths_in_commands_are_those_that_earlier_commands_write():
+    """The runs below output/ that commands of a page use, and the output folders of its scripts."""
+    for page in (ROOT / "README.md", ROOT / "docs/own_classes.md", ROOT / "docs/reproduce.md"):
+        made, used = set(), set()
+        for line in "\n".join(blocks(page)).replace("\\\n", " ").splitlines():
+            command = line.split(" #")[0].strip()
+            if re.match(r"(?:\w+=\S+ )*bash scripts/", command) and "$" not in command and "imagenet" not in command:
+                env = os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable}
+                done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
+                assert done.returncode == 0 or "birds" in done.stderr, done.stderr
+                made |= set(re.findall(r"--output-dir (\S+)", done.stdout))
+            elif not command.startswith("bash"):
+                used |= set(re.findall(r"(?<!-dir )\boutput/\S+", command))
+                used |= set(re.findall(r"--model-dir (\S+)", command))
+                made |= set(re.findall(r"--output-dir (\S+)", command))
+        assert used or page.name == "methods.md"
+        for path in used:
+            assert any(run == path or run.startswith(f"{path}/") for run in made), f"{path} in {page}: {made}"
 
 
 def test_studies_are_listed_with_their_numbers():
-    rows = re.findall(
+    listed = re.findall(
         r"^\| `(\w+\.yaml)` \| .* \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", STUDIES, re.MULTILINE
     )
     files = sorted((ROOT / "studies").glob("*.yaml"))
-    assert [name for name, *_ in rows] == [file.name for file in files]
-    for file, (_, *numbers) in zip(files, rows, strict=True):
+    assert [name for name, *_ in listed] == [file.name for file in files]
+    for file, (_, *numbers) in zip(files, listed, strict=True):
         study = load(file)
         runs = study.runs()
         data = study.datasets or study.targets
@@ -149,8 +204,8 @@ def test_studies_are_listed_with_their_numbers():
         assert numbers == [sizes[1], sizes[0], sizes[2], str(trainings), str(len(runs))], file.name
         for said in re.findall(r"(\d+) datasets x (\d+) methods x (\d+) seeds", file.read_text()):
             assert list(said) == sizes, file.name
-    words = re.search(
-        r"python tools/study.py run studies/base2new.yaml  # (.*)", (ROOT / "docs/guides/base2new.md").read_text()
-    )
+    keys = [re.findall(r"`(\w+)`", key) for key, *_ in rows_of(STUDIES[: STUDIES.index("In an entry of")])]
+    assert sorted(sum(keys, [])) == sorted(STUDY_KEYS)
+    words = re.search(r"python tools/study.py run studies/base2new.yaml +# (.*)", REPRODUCE)
     study = load(ROOT / "studies/base2new.yaml")
     assert words[1] == f"{len(study.datasets)} datasets, {len(study.variants)} methods, {len(study.seeds)} seeds"

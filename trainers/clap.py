@@ -59,7 +59,7 @@ class ZSLP(FeatureTrainer):
     Settings: ClassVar[type[MethodSettings]] = ZSLPSettings
     saved_as = "adapter"
     published_sections = ("TRAINER.ADAPTER",)
-    published = ("prototypes", "base_text_features", "logit_scale")
+    published = ("prototypes", "base_text_features")
     templates_of_imagenet = (*SEVEN, "a photo of a {}.")
     unit_text = False
     mixed_views = True

@@ -36,9 +36,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--from", type=path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
     help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
     add("--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror)
-    add("--seed", type=at_least(0), default=1, help="with fewshot: the run's seed (1)")
-    add("--shots", type=at_least(1), default=16, help="with fewshot: images per class (16)")
-    add("--classes", choices=("all", "base", "new"), default="all", help="with fewshot: which classes")
+    add("--seed", type=at_least(0), default=1, help="for fewshot: the seed of the run (default: 1)")
+    add("--shots", type=at_least(1), default=16, help="for fewshot: images per class (default: 16)")
+    add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     if args.from_dir and not args.from_dir.is_dir():

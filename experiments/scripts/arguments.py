@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, choose, choose_dataset
 from common.start import ROOT
 
 from ..configs import known_datasets
@@ -88,7 +88,7 @@ def help_text(name: str, script: Script) -> str:
 
 
 def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
-    """What the user gave a script.
+    """The arguments and variables of a script.
 
     Raises:
         UsageError: a wrong number of arguments, or a wrong value. It has the script's usage.
@@ -132,7 +132,7 @@ def check(values: dict[str, str]) -> None:
         if key in FORMS and not re.fullmatch(FORMS[key][0], value):
             raise UsageError(f"{key} is {value!r}", f"give {FORMS[key][1]}")
         if key in ("DATASET", "SOURCE"):
-            choose(value, known_datasets(), "dataset")
+            choose_dataset(value, known_datasets())
     if "PROTOCOL" in values:
         choose(values["PROTOCOL"], PROTOCOLS, "protocol")
     if "METHOD" in values:

@@ -167,7 +167,7 @@ def reproduce(call: Call) -> list[str]:
 
 
 def check_trained(runs: Sequence[Run]) -> None:
-    """Raise UsageError if a training run whose prompts are to be tested is not finished, unless its epoch is given."""
+    """Raise UsageError if a training run whose prompts will be tested is not finished, unless its epoch is given."""
     trained = {run.folder for run in runs if not run.trained}
     for folder in {run.trained for run in runs if run.trained and "--load-epoch" not in run.arguments} - trained:
         if (ROOT / folder).is_dir() and not (ROOT / folder / results.FILE).is_file():

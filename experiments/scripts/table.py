@@ -1,4 +1,4 @@
-"""What each script in scripts/ runs: table.yaml has the published ones, under their published paths, and our own."""
+"""The runs of each script in scripts/: table.yaml has published scripts, under their paths, and our own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ import yaml
 class Script:
     """The runs of a script.
 
-    Words in braces in `settings`, `folders` and `shots_name` stand for positional arguments, variables, and {dataset},
+    Words in braces in `settings`, `folders`, `shots_name` name positional arguments, variables, and {dataset},
     {name}, {shots} and {seed} of a run.
 
     Attributes:

@@ -21,16 +21,14 @@ if TYPE_CHECKING:  # a command imports its modules when it runs: torch and panda
     from .executor import Executor
     from .tables import Summary
 
-DESCRIPTION = "Compare methods side by side: python tools/study.py run studies/small.yaml"
+DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
 EPILOG = """
 `run` executes the unfinished runs of a study, several at a time: as tasks of Ray if that is installed, on this machine
-or on a cluster (docs/cluster.md), else in processes of this machine. `status` prints how many runs are finished,
+or on a cluster (docs/studies.md), else in processes of this machine. `status` prints how many runs are finished,
 running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
 OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
 writes everything to one page there, report.html.
-The keys of a study file are the fields of `Study` in experiments/studies/spec.py. Its `trainers` map names to YAML
-files in configs/trainers/, or to {trainer, config, cross_dataset, overrides, datasets}: cross_dataset is the YAML file
-for that protocol, if it differs; datasets maps dataset names to further overrides.
+docs/studies.md explains the keys of a study file.
 """
 
 
@@ -132,9 +130,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--address", help="run: of a Ray cluster, such as auto or HOST:6379 (docs/cluster.md)")
-    place.add_argument("--workers", type=at_least(1), help="run: without Ray, this number of processes")
-    parser.add_argument("--dry-run", action="store_true", help="run: print the commands instead")
+    place.add_argument(
+        "--address", help="for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
+    )
+    place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
+    parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
     add_common_options(parser)
     args = parser.parse_args(argv)
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import trainers
-from common.errors import UsageError, choose, closest
+from common.errors import UsageError, choose, choose_dataset, closest
 from common.files import write_text
 from common.nearest import check_folder
 from common.start import add_common_options, at_least, path
@@ -102,21 +102,31 @@ def compared_with_authors(summary: Summary) -> list[Table]:
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("method", metavar="METHOD")
-    parser.add_argument("--checkpoints", type=path, required=True, metavar="FOLDER")
-    parser.add_argument("--protocol", choices=[*LAYOUTS, DOMAINS], help="default: the first that the folder fits")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="to test (default: the papers')")
-    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6])
+    parser.add_argument("method", metavar="METHOD", help="name of the method, such as MaPLe")
+    parser.add_argument("--checkpoints", type=path, required=True, metavar="FOLDER", help="folder of the checkpoints")
+    parser.add_argument(
+        "--protocol",
+        choices=[*LAYOUTS, DOMAINS],
+        help="protocol of the tests (default: the first that fits the folder)",
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="datasets to test (default: those of the papers)")
+    parser.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)"
+    )
     parser.add_argument(
         "--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)"
     )
-    parser.add_argument("--source", default="imagenet", help="cross_dataset: the dataset of the training")
-    parser.add_argument("--epoch", type=at_least(1), help="of the checkpoints (default: the best, else the newest)")
+    parser.add_argument(
+        "--source", default="imagenet", help="for cross_dataset: the training dataset (default: imagenet)"
+    )
+    parser.add_argument(
+        "--epoch", type=at_least(1), help="epoch of the checkpoints (default: the best, else the newest)"
+    )
     parser.add_argument("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
-    parser.add_argument("--backbone", default="")
-    parser.add_argument("--root", type=path, default=Path("data"), help="folder of the datasets")
-    parser.add_argument("--output", type=path, default=Path("output/reproduced"))
-    parser.add_argument("--workers", type=at_least(1), default=1, help="tests at a time")
+    parser.add_argument("--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)")
+    parser.add_argument("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
+    parser.add_argument("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")
     add_common_options(parser)
     return parser.parse_args(argv)
 
@@ -126,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     args.method = closest(args.method, trainers.methods()) or args.method
     choose(args.method, trainers.methods(), "method")
     for name in args.datasets or ():
-        choose(name, known_datasets(), "dataset")
+        choose_dataset(name, known_datasets())
     study = study_of(args)
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")

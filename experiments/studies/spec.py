@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from common.errors import UsageError, choose
+from common.errors import UsageError, choose, choose_dataset
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
@@ -53,7 +53,7 @@ class Variant:
         for config in filter(None, (self.cfg, self.cross_cfg)):
             choose(config, names, f"YAML file of {self.name}")
         for dataset in self.dataset_overrides:
-            choose(dataset, known_datasets(), "dataset")
+            choose_dataset(dataset, known_datasets())
         for pairs in (self.overrides, *self.dataset_overrides.values()):
             for key in pairs[::2]:
                 self.check_override(key)
@@ -154,7 +154,7 @@ class Study:
         if "cross_dataset" in self.protocols and not (self.source and self.targets):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
-            choose(dataset, known_datasets(), "dataset")
+            choose_dataset(dataset, known_datasets())
         for name in self.ood:
             choose(name, [*known_datasets(), "new"], "dataset of ood")
         if not isinstance(self.union, bool) or (self.union and "base2new" not in self.protocols):

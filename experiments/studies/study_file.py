@@ -38,7 +38,7 @@ def load(file: Path, settings: bool = True) -> Study:
 
 
 def study_from(content: dict) -> Study:
-    """A `Study` from the content of its file. An empty value stands for the default."""
+    """A `Study` from the content of its file. An empty value means the default."""
     given = {key: value for key, value in content.items() if value is not None}
     if "together" in content:
         given.pop("together", None)

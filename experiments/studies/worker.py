@@ -1,4 +1,4 @@
-"""What a process of a study does: it executes runs, and says how each of them ended."""
+"""A process of a study: it executes runs, and reports how each of them ended."""
 
 import os
 import signal

@@ -25,7 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("models", type=path, nargs="*", metavar="MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
-    parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="(default: 7860)")
+    parser.add_argument("--port", type=at_least(1, 65535), default=7860, help="port to listen at (default: 7860)")
     parser.add_argument("--examples", type=path, nargs="+", default=[], metavar="PATH", help="images, or their folders")
     add_model_options(parser)
     return parser.parse_args(argv)

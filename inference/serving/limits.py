@@ -1,4 +1,4 @@
-"""What a visitor of the page may send: the size of one request, and of all uploaded files together."""
+"""Limits for visitors of the page: the size of one request, and of all uploaded files together."""
 
 from contextlib import suppress
 from pathlib import Path

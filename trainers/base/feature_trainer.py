@@ -187,7 +187,11 @@ class FeatureTrainer(PromptTrainer):
         folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", ""))).replace(
             "{shots}", str(shots)
         )
-        path = find_checkpoint(folder, self.saved_as, None, "trained")
+        try:
+            path = find_checkpoint(folder, "", None, "trained")
+        except UsageError as error:
+            remedy = error.remedy.replace("check --model-dir", f"check TRAINER.{self.section()}.FEATURES_OF")
+            raise UsageError(error.what, remedy, error.where) from error
         checkpoint = load_checkpoint(path)
         name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
         known = name in TRAINER_REGISTRY.registered_names()
@@ -196,7 +200,7 @@ class FeatureTrainer(PromptTrainer):
             raise UsageError(f"{path} does not say which method learned its features", "give FEATURES_OF another", path)
         cfg = self.cfg.clone()
         cfg.defrost()
-        cfg.TRAINER[kind.section()].update(checkpoint["metadata"].get("settings", {}))
+        cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
         base = without_training(kind, cfg, self.class_names, self.dataset_template, self.device)
         build_model(base, clip=self.model.frozen)
         base.load_prompts(checkpoint, path)
@@ -234,12 +238,11 @@ class FeatureTrainer(PromptTrainer):
 
     @cached_property
     def choices(self) -> list[Choice]:
-        return [*super().choices, *(self.choice(key) for key in self.chosen if not getattr(self.settings, key))]
-
-    def choice(self, key: str) -> Choice:
-        """The record of a setting that validation images choose."""
-        what, images = f"TRAINER.{self.section()}.{key}", self.val_images
-        return record(what, self.cfg, self.dataset_title, images, self.dm.dataset, self.trials)
+        keys = [f"TRAINER.{self.section()}.{key}" for key in self.chosen if not getattr(self.settings, key)]
+        if not keys:
+            return super().choices
+        first = record(keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials)
+        return [*super().choices, *({**first, "what": key} for key in keys)]
 
     @cached_property
     def val_images(self) -> list:

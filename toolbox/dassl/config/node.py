@@ -144,7 +144,7 @@ def _check(node, prefix=""):
 
 
 def _limits(node):
-    """What the keys of a node accept, {key: limit}; of a plain yacs node too."""
+    """The limits of the keys of a node, {key: limit}. Also works for a plain yacs node."""
     return node.__dict__.setdefault(LIMITS, {})
 
 

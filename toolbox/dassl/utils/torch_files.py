@@ -154,7 +154,7 @@ def sealed(archive):
 
 
 def read_torch_file(path):
-    """What a file of torch.save holds, on the CPU. Its seal is verified or, without one, the CRCs of its members.
+    """The content of a file of torch.save, on the CPU. Its seal is verified or, without one, the CRCs of its members.
 
     Raises:
         DamagedError: it is damaged, or has something other than tensors and plain values.

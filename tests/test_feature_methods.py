@@ -1,0 +1,197 @@
+"""Methods on features: what they compute once, what they keep, other classes, features of a trained run."""
+
+import json
+
+import pytest
+import torch
+from dassl.engine import build_trainer
+from drawn import make_cfg, prompts_of, write_eurosat
+
+import trainers
+import trainers.base.features
+from common.errors import UsageError
+from inference.classifier import PromptedClassifier
+from inference.models import describe
+from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer, Support
+
+METHODS = {name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)}
+
+
+@pytest.fixture
+def make(eurosat, tiny, tmp_path):
+    """`make("GDA", KEY, VALUE, ...)` -> a trainer on four images of each class, for 2 epochs if it learns by steps."""
+
+    def make(method, *options, root=eurosat, output="run"):
+        epochs = 1 if issubclass(METHODS.get(method, FeatureTrainer), FittedTrainer) else 2
+        pairs = {"DATASET.NUM_SHOTS": 4, "OPTIM.MAX_EPOCH": epochs, f"TRAINER.{method.upper()}.PREC": "fp32"}
+        pairs |= dict(zip(options[::2], options[1::2], strict=True))
+        torch.manual_seed(1)
+        options = [item for pair in pairs.items() for item in pair]
+        return build_trainer(make_cfg(method, root, tiny, tmp_path / output, *options))
+
+    return make
+
+
+def images_of(trainer):
+    dataset = trainer.test_loader.dataset
+    return torch.stack([dataset[number]["img"] for number in range(len(dataset))])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
+    first = make(method)
+    first.train()
+    first.set_model_mode("eval")
+    images = images_of(first)
+    expected = first.model_inference(images)
+    second = make(method, output="test")
+    second.load_model(str(tmp_path / "run"))
+    second.set_model_mode("eval")
+    assert torch.equal(second.model_inference(images), expected)
+    folder = tmp_path / "run" / first.saved_as
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", f"model.pth.tar-{first.max_epoch}"]
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
+def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
+    base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
+    base.train()
+    new = make(method, "DATASET.SUBSAMPLE_CLASSES", "new", output="new")
+    new.load_model(str(tmp_path / "run"))
+    images = images_of(new)
+    logits = new.model_inference(images)
+    zero_shot = make("ZeroshotCLIP", "DATASET.SUBSAMPLE_CLASSES", "new", output="zero").model_inference(images)
+    same = torch.allclose(logits, zero_shot * 100 / new.model.scale, atol=1e-3)
+    assert same == method.startswith("Tip")  # no votes for new classes
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
+def test_base_to_new_is_refused_where_it_has_no_meaning(method, make):
+    with pytest.raises(UsageError, match=f"{method} has weights .* base-to-new has no meaning for it"):
+        make(method, "DATASET.SUBSAMPLE_CLASSES", "new")
+
+
+def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_before(make):
+    found = []
+    for seed, workers in ((1, 0), (1, 2), (2, 0)):
+        trainer = make("GDA", "SEED", seed, "DATALOADER.NUM_WORKERS", workers, output=f"{seed}{workers}")
+        torch.rand(seed + workers)
+        found.append(trainer.features_of(trainer.dm.dataset.test[:5], 3).views)
+    assert found[0].shape == (3, 5, 64)
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert not torch.allclose(found[0], found[2], atol=1e-3)
+    assert not torch.allclose(found[0][0], found[0][1], atol=1e-3)
+
+
+def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch):
+    computed, encode = [], trainers.base.features.KeptFeatures.compute
+    monkeypatch.setattr(
+        trainers.base.features.KeptFeatures, "compute", lambda self, key: (computed.append(key), encode(self, key))[1]
+    )
+    cache = ["CACHE", str(tmp_path / "cache")]
+    first = make("TipAdapter", *cache)
+    first.train()
+    assert len(computed) == 3  # training, validation and test images
+    again = make("TipAdapter", *cache, output="again")
+    again.train()
+    other = make("GDA", *cache, output="other")
+    other.train()
+    assert len(computed) == 3
+    assert all(torch.equal(prompts_of(first)[key], value) for key, value in prompts_of(again).items())
+
+
+def test_settings_that_images_choose_are_recorded_and_not_chosen_if_given(make):
+    whats = [choice["what"] for choice in make("TipAdapter").choices]
+    assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
+    given = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0, output="given")
+    given.dm.dataset._val = None
+    assert given.choices == []
+    given.train()
+    head = given.model.prompt_learner
+    assert (head.alpha.item(), head.beta.item()) == (2, 3)
+    lacking = make("GDA", output="lacking")
+    lacking.dm.dataset._val = None
+    with pytest.raises(UsageError, match=r"no validation images for the choice of ALPHA: set TRAINER.GDA.ALPHA"):
+        lacking.train()
+
+
+def test_unbalanced_support(make, tmp_path):
+    file = write_eurosat(tmp_path, ["red", "blue lake", "grey"], train=4)
+    rows = json.loads(file.read_text())
+    rows["train"] = [row for row in rows["train"] if row[1] or row[0].endswith("train_0.png")]
+    file.write_text(json.dumps(rows))
+    for method in METHODS:
+        trainer = make(method, "DATASET.NUM_SHOTS", -1, root=tmp_path, output=method)
+        trainer.train()
+        assert trainer.support.labels.bincount().tolist() == [1, 4, 4]
+        assert all(value.isfinite().all() for value in prompts_of(trainer).values())
+
+
+def test_batches_of_an_epoch(make):
+    """CLAP draws from all views, as many as there are images; others take one view of each image."""
+    labels = torch.arange(10) % 6
+    support = Support(torch.arange(40.0).reshape(4, 10, 1).expand(-1, -1, 64), labels)
+    for method, once in (("CLAP", False), ("TaskRes", True)):
+        trainer = make(method, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, output=method)
+        trainer.begin(support)
+        batch = next(iter(trainer.train_loader_x))
+        assert len(batch["label"]) == (12 if method == "CLAP" else 10)
+        assert torch.equal(batch["img"].feature[:, 0].long() % 10 % 6, batch["label"])
+        assert (sorted(batch["label"].tolist()) == sorted(labels.tolist())) == once
+
+
+# Features of a trained run
+
+
+@pytest.fixture
+def learned(make, tmp_path):
+    """The folder of a run of CoOp on base classes."""
+    make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", output="coop").train()
+    return tmp_path / "coop"
+
+
+def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
+    section = "TRAINER.TIPADAPTER."
+    options = ["DATASET.SUBSAMPLE_CLASSES", "base", f"{section}FEATURES_OF", str(learned)]
+    trainer = make("TipAdapter", *options, output="head")
+    coop = make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", output="again")
+    coop.load_model(str(learned))
+    coop.set_model_mode("eval")
+    images = images_of(trainer)
+    output = coop.model.output(images)
+    assert torch.allclose(trainer.model.class_texts, output.text, atol=1e-6)
+    trainer.train()
+    head = trainer.model.prompt_learner
+    head.alpha.zero_()
+    assert torch.allclose(trainer.model_inference(images), output.logits, atol=1e-3)
+    new = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "new", *options[2:], output="new")
+    new.load_model(str(tmp_path / "head"))
+    coop = make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "new", output="coop new")
+    coop.load_model(str(learned))
+    assert torch.allclose(new.model_inference(images_of(new)), coop.model_inference(images_of(new)), atol=1e-3)
+
+
+def test_a_folder_without_such_a_run_is_one_line(make, learned, tmp_path):
+    with pytest.raises(UsageError, match=r"there is no folder .*check TRAINER.GDA.FEATURES_OF"):
+        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "missing"))
+    make("GDA", output="gda").train()
+    with pytest.raises(UsageError, match="does not say which method learned its features"):
+        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "gda"))
+    make("CoCoOp", output="cocoop").train()
+    with pytest.raises(UsageError, match="depend on the image"):
+        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "cocoop"))
+
+
+def test_an_exported_folder_would_lack_that_run(make, learned, tmp_path):
+    options = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.FEATURES_OF", str(learned)]
+    trainer = make("GDA", *options)
+    trainer.train()
+    checkpoint = torch.load(tmp_path / "run/gda/model.pth.tar-1", weights_only=False)
+    classifier = PromptedClassifier(
+        describe(trainer.cfg, checkpoint, {}), checkpoint, "run", trainer.cfg.MODEL.BACKBONE.NAME
+    )
+    images = images_of(trainer)
+    assert torch.allclose(classifier.logits(images), trainer.model_inference(images), atol=1e-4)
+    with pytest.raises(UsageError, match="needs the features of the run"):
+        classifier.save(tmp_path)
+    assert not (tmp_path / "config.json").exists()
