@@ -41,7 +41,6 @@ class TDA(ViewsTrainer):
 
     Settings = TDASettings
     kind = "transductive"
-    kind = "transductive"
     caveat = "Its published ALPHA and BETA differ by dataset, and were presumably chosen on test images."
 
     @property

@@ -55,7 +55,6 @@ class ViewsTrainer(PromptTrainer):
 
     learns = False
     kind = "test-time"
-    kind = "test-time"
     Model: ClassVar[type[PromptedCLIP]] = EnsembleCLIP
     test_loader: Any
     val_loader: Any
