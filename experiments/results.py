@@ -1,10 +1,8 @@
 """results.json: what a finished run has measured."""
 
 import argparse
-import hashlib
 import json
 import math
-import os
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
@@ -57,7 +55,6 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
         **measured(cfg, trainer),
         "epochs": epochs,
         "tested_epoch": tested_epoch,
-        **({"test_images_sha256": hash_of_images(cfg, trainer)} if cfg.TEST.get("MAX_IMAGES", 0) else {}),
         "data_use": data_use,
         **({"ood": ood} if ood else {}),
         **({"ranks": ranks} if ranks > 1 else {}),
@@ -82,13 +79,6 @@ def measured(cfg, trainer) -> dict:
         "train_seconds": getattr(trainer, "train_seconds", None) or None,  # the published Dassl keeps no record
         "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
     }
-
-
-def hash_of_images(cfg, trainer) -> str:
-    """The SHA-256 of the test images' paths below DATASET.ROOT, joined by newlines in their order in the dataset."""
-    root = os.path.expanduser(cfg.DATASET.ROOT)
-    paths = "\n".join(os.path.relpath(item.impath, root) for item in trainer.dm.dataset.test)
-    return hashlib.sha256(os.fsencode(paths)).hexdigest()
 
 
 def mark_of(run: dict) -> str:

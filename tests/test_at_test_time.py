@@ -186,8 +186,10 @@ def test_run_without_training_is_one_line_and_a_test(launch, arguments, eurosat,
     assert (results["n_test"], results["epochs"]) == (10, 0)
     assert not (run / "partial_test").exists()
     rows = json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]
-    paths = [f"eurosat/2750/{rows[number * 24 // 10][0]}" for number in range(10)]
-    assert results["test_images_sha256"] == hashlib.sha256("\n".join(paths).encode()).hexdigest()
+    chosen = [rows[number * 24 // 10] for number in range(10)]
+    lines = "".join(f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in chosen)
+    assert results["data_use"]["test"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert results["data_use"]["kind"] == "test-time"
 
 
 def coop(launch, arguments, folder, *pairs):
