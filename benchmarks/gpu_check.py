@@ -146,7 +146,8 @@ def against_fp32(check: Check, method: str, prec: str) -> dict:
 def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and the gradient of all learned parameters, in one vector."""
     with trainer.autocast():
-        loss, logits, _ = trainer.loss(batch["img"], batch["label"])
+        output = trainer.model.output(batch["img"])
+        loss, logits = trainer.loss(output, batch["label"])[0], output.logits
     loss.backward()
     found = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     result = logits.detach().float(), torch.cat([gradient.flatten() for gradient in found])
@@ -177,7 +178,7 @@ def captured(trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
         raise NotImplementedError("CUDA graphs need a GPU")
 
     def both() -> None:
-        loss, _, parts = trainer.loss(batch["img"], batch["label"])
+        loss, parts = trainer.loss(trainer.model.output(batch["img"]), batch["label"])
         trainer.model.zero_grad(set_to_none=False)
         trainer.backward(loss, parts)
 

@@ -78,7 +78,7 @@ class AdaptedBlock(nn.Module):
         """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
         block: Any = self
         q, k, v = heads(block, qkv(block, x))
-        return block_output(block, x, attention(q, k, v, None if attn_mask is None else attn_mask == 0))
+        return block_output(block, x, attention(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype)))
 
 
 def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
+from .frozen import applied, is_plain, linear, normed, product_type, quick_gelu_mlp
+
 # The parts of torch's attention module, and of the one in open_clip's development version.
 ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
 
@@ -45,8 +47,8 @@ def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
     """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width)."""
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
-    x = normed(block.ln_1, x, weight)
-    parts = F.linear(x, weight[first:end], bias[first:end])
+    x = normed(block.ln_1, x, product_type(x, weight.dtype))
+    parts = linear(x, weight, bias, slice(first, end))
     added = change_of(block, "attention_input", x)
     return parts if added is None else parts + added[..., first:end]
 
@@ -81,7 +83,10 @@ def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Multi-head attention, before the output projection: (batch, heads, tokens, ...) -> (batch, tokens, width)."""
+    """Multi-head attention, before the output projection: (batch, heads, tokens, ...) -> (batch, tokens, width).
+
+    A mask is added to the scores: 0 where a query reads a key, else -inf.
+    """
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
         attended = bf16_attention(q, k, v, mask, causal)
     else:
@@ -92,32 +97,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causa
 def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """`F.scaled_dot_product_attention`, whose own gradient takes two to five times as long in bf16 on a CPU.
 
-    A mask is True where a query reads a key. With more than 64 keys the scores are rounded to bf16; in an evaluation,
-    which needs no gradient, they are not.
+    With more than 64 keys the scores are rounded to bf16; in an evaluation, which needs no gradient, they are not.
     """
     if k.shape[-2] <= 64:  # as fast as products
+        mask = None if mask is None else mask.float()
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(q.dtype)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + mask
     return scores.softmax(dim=-1) @ v
-
-
-def normed(norm: nn.LayerNorm, x: Tensor, weights: Tensor) -> Tensor:
-    """LayerNorm's output for a product with these weights. If they are bf16, x may be in fp32."""
-    x = norm(x)
-    return x.to(weights.dtype) if weights.dtype == torch.bfloat16 else x
 
 
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, beside = adapter_of(block), None
+    adapter, beside, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
     if adapter is not None and "parallel" in adapter.defined:
-        beside = change_of(block, "parallel", normed(block.ln_1, x, block.attn.in_proj_weight))
-    x = x + block.ls_1(plus(block.attn.out_proj(attended), change_of(block, "attention_output", attended)))
-    hidden, mlp = normed(block.ln_2, x, block.attn.in_proj_weight), block.mlp
+        beside = change_of(block, "parallel", normed(block.ln_1, x, products))
+    x = x + block.ls_1(plus(applied(block.attn.out_proj, attended), change_of(block, "attention_output", attended)))
+    hidden, mlp = normed(block.ln_2, x, products), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
     return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden))), beside)
@@ -145,23 +144,8 @@ def local_features(clip: Any, x: Tensor) -> Tensor:
     visual = clip.visual
     block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size
     x = x[:, 1 : 1 + rows * columns]
-    width = x.shape[-1]
-    weight, bias = (part[2 * width :] for part in (block.attn.in_proj_weight, block.attn.in_proj_bias))
-    values = F.linear(normed(block.ln_1, x, weight), weight, bias)
-    return normed(visual.ln_post, block_output(block, x, values), visual.proj) @ visual.proj
-
-
-def is_plain(layer: Any) -> bool:
-    """Whether a module computes what its weight and bias say."""
-    return type(layer) is nn.Linear and layer.bias is not None
-
-
-def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
-    """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
-
-    The products multiply by these numbers, so that no pass over the hidden values does.
-    """
-    first, last, scale = mlp.c_fc, mlp.c_proj, 1.702
-    hidden = torch.addmm(scale * first.bias, x.flatten(0, -2), first.weight.T, alpha=scale)
-    hidden = F.silu(hidden, inplace=not hidden.requires_grad)
-    return torch.addmm(last.bias, hidden, last.weight.T, alpha=1 / scale).unflatten(0, x.shape[:-1])
+    width, weight = x.shape[-1], block.attn.in_proj_weight
+    normal = normed(block.ln_1, x, product_type(x, weight.dtype))
+    values = linear(normal, weight, block.attn.in_proj_bias, slice(2 * width, None))
+    x = block_output(block, x, values)
+    return normed(visual.ln_post, x, product_type(x, visual.proj.dtype)) @ visual.proj

@@ -34,8 +34,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, draws, heads, is_standard, local_features, normed, qkv
-from .layout import Layout, Packing, layout_of, select
+from .blocks import attention, block_output, draws, heads, is_standard, local_features, qkv
+from .frozen import normed, product_type
+from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
 from .towers import ImageOutput, Read
 
@@ -75,7 +76,8 @@ class Encoder:
         local = local_features(clip, x) if "local" in read else None
         everything = "patches" in read or draws(blocks[-1])
         x = self.image_layer(blocks[-1], x, None if everything else present if "prompts" in read else 0)
-        return plain.image_output(visual, normed(visual.ln_post, x, visual.proj), present, read, local, inputs)
+        x = normed(visual.ln_post, x, product_type(x, visual.proj.dtype))
+        return plain.image_output(visual, x, present, read, local, inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""
@@ -93,6 +95,7 @@ class Encoder:
         layout = layout_of(prompts)
         x: Tensor = embed(clip, prompts, layout)  # (images, P + N, width)
         packing: Any = layout.packing
+        products = product_type(x, clip.transformer.get_cast_dtype())
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
@@ -104,7 +107,8 @@ class Encoder:
                 x, packing = whole_rows(x, packing)
             if isinstance(packing, Packing):
                 text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
-            arguments = block, x, packing, layer + 1 == len(blocks)
+            of_type = packing.of_type(products) if isinstance(packing, Packing) else packing
+            arguments = block, x, of_type, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(text_layer, *arguments, use_reentrant=False)
             else:
@@ -169,33 +173,26 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    mask: Any = packing.mask
     if last:
         k, v = heads(block, qkv(block, x, "kv"))
-        eot = packing.prefix + packing.eot
-        x, mask = select(x, eot), mask[eot]
+        x = packing.to_eot.take(x)
         (q,) = heads(block, qkv(block, x, "q"))
-    else:
-        q, k, v = heads(block, qkv(block, x))
-    return block_output(block, x, attention(q, k, v, mask))
+        return block_output(block, x, attention(q, k, v, packing.eot_mask))
+    q, k, v = heads(block, qkv(block, x))
+    return block_output(block, x, attention(q, k, v, packing.mask))
 
 
 def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
     """Same as `text_layer`, for any packing: attention pads its tokens to rows."""
-    images, tokens, width = x.shape
-    parts = [packing.prefix, tokens - packing.prefix]
+    images, _, width = x.shape
     if last:
-        k, v = heads(block, packing.rows(*qkv(block, x, "kv").split(parts, dim=1)))
-        x = select(x, packing.prefix + packing.eot)
+        k, v = heads(block, packing.in_rows(qkv(block, x, "kv")))
+        x = packing.to_eot.take(x)
         (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
-        return block_output(block, x, attention(q, k, v, packing.eot_mask(images)).view_as(x))
-    of_prefix, of_packed = qkv(block, x).split(parts, dim=1)
-    q, k, v = heads(block, of_prefix)
-    prefix = attention(q, k, v, causal=True)
-    (_, kv), (packed_q, packed_kv) = (part.split([width, 2 * width], dim=-1) for part in (of_prefix, of_packed))
-    (q,), (k, v) = heads(block, packing.pad(packed_q)), heads(block, packing.rows(kv, packed_kv))
-    packed = packing.pack(attention(q, k, v, packing.causal_mask()), images)
-    return block_output(block, x, torch.cat([prefix, packed], dim=1))
+        mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
+        return block_output(block, x, attention(q, k, v, mask).view_as(x))
+    q, k, v = heads(block, packing.in_rows(qkv(block, x)))
+    return block_output(block, x, packing.packed(attention(q, k, v, causal=True), images))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +210,7 @@ class Rows:
 
 def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Rows]:
     """Give each row all of its tokens, from a layer on that draws random numbers for each token of each row."""
-    rows = packing.rows(*x.split([packing.prefix, x.shape[1] - packing.prefix], dim=1))
-    return rows, Rows(len(x), packing.prefix + packing.lengths - 1)
+    return packing.in_rows(x), Rows(len(x), packing.prefix + packing.lengths - 1)
 
 
 def text_layer_of_rows(block: ResidualAttentionBlock, x: Tensor, rows: Rows, last: bool) -> Tensor:
@@ -258,27 +254,25 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
     if shared:
         return plain.edit(x, change, end), packing.after(n_prefix + change.added - change.remove)
     kept = min(n_prefix, end - change.remove)
-    prefix, rest, packed = x.split([kept, n_prefix - kept, tokens - n_prefix], dim=1)
-    rows = plain.edit(packing.rows(rest, packed), change, end - kept)
+    prefix, rest = x.split([kept, tokens - kept], dim=1)
+    rows = plain.edit(packing.after(n_prefix - kept).in_rows(rest), change, end - kept)
     packing = packing.without_sharing(kept, n_prefix - kept + change.added - change.remove)
-    return torch.cat([prefix, packing.pack(rows, images)], dim=1), packing
+    return torch.cat([prefix, packing.after(0).packed(rows, images)], dim=1), packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     """The input of layer 0, (images, P + N, width): the prefix and the packed tokens."""
-    prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
-    n_prefix, row, position = layout.prefix, layout.row, layout.position
-    dtype = state_type(clip.transformer.get_cast_dtype(), clip.ln_final)
-    embedding = clip.positional_embedding.to(dtype)  # (context_length, width)
+    dtype, ctx = state_type(clip.transformer.get_cast_dtype(), clip.ln_final), prompts.ctx
+    positions = clip.positional_embedding.to(dtype)[layout.position]  # (P + N, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
+        prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
         x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx), dtype) for ctx in prompts.contexts])
-        return torch.cat([x[:, 0, :n_prefix] + embedding[:n_prefix], x[:, row, position] + embedding[position]], 1)
-    # The prefix is that of row 0: (images, length, width)
-    first = replace(prompts, ids=prompts.ids[:1], slots=None if prompts.slots is None else prompts.slots[:1])
-    contexts = [ctx[:1] if ctx is not None and ctx.dim() == 3 else ctx for ctx in prompts.contexts]
-    x = torch.cat([plain.embed(clip, replace(first, ctx=ctx), dtype) for ctx in contexts])
-    suffix = clip.token_embedding(prompts.ids[row, position]).to(dtype) + embedding[position]
-    return torch.cat([x[:, :n_prefix] + embedding[:n_prefix], suffix.expand(len(x), -1, -1)], 1)
+        return x[:, layout.row, layout.position] + positions
+    x = clip.token_embedding(layout.ids)[None].to(dtype)
+    if ctx is not None:  # the vectors of row 0 are those of all rows: (images, n, width)
+        ctx = (ctx[:, 0] if ctx.dim() == 4 else ctx[:1] if ctx.dim() == 3 else ctx[None]).to(dtype)
+        x = x.expand(len(ctx), -1, -1).index_copy(1, layout.slots, ctx)
+    return x + positions
 
 
 FAST = Encoder(image_layer, text_layer, text_layer_by_row)

@@ -1,18 +1,66 @@
 """The layout of the text tower's tokens: a prefix that all rows share, and the packed tokens after it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from .schedule import TextPrompts
 
-# Up to this many tokens attend at once, under a mask: on a CPU 450 do so faster than row by row, and 900 slower. CUDA's
-# kernel adds up the gradient of up to 64 keys always in the same order.
-AT_ONCE = {"cpu": 512, "cuda": 64}
+# Up to this many tokens attend at once, under a mask: on a CPU 450 do so faster than row by row, and 900 slower. A GPU
+# needs fewer launches for it.
+AT_ONCE = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Which of n tokens is at each of m places.
+
+    Attributes:
+        token: (m,) the token at each place.
+        place: (m,) the places of token 0, then those of token 1, and so on.
+        start: (n,) where each token's places begin in `place`.
+    """
+
+    token: Tensor
+    place: Tensor
+    start: Tensor
+
+    @classmethod
+    @torch.inference_mode(False)  # so that training can use it, too
+    def of(cls, token: Tensor, tokens: int) -> "Places":
+        place = token.argsort(stable=True)
+        start = torch.searchsorted(token[place], torch.arange(tokens, device=token.device))
+        return cls(token, place, start)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(images, n, width) -> (images, m, width)."""
+        return Taken.apply(x, self.token, self.place, self.start)
+
+
+class Taken(torch.autograd.Function):
+    """`x.index_select(1, token)`, whose gradient is one operation that always adds up in the same order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor, start: Tensor) -> Tensor:
+        ctx.save_for_backward(place, start)
+        return x.index_select(1, token)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        place, start = ctx.saved_tensors
+        images, places, width = gradient.shape
+        rows = gradient.transpose(0, 1).reshape(places, -1)  # (m, images * width)
+        summed = F.embedding_bag(place, rows, start, mode="sum")
+        return summed.view(-1, images, width).transpose(0, 1), None, None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +75,8 @@ class Packing:
         lengths: (C,) number of packed tokens of each row.
         mask: (P + N, P + N) whether a token attends to another, the prefix first: to those before it in its rows, and
             to itself. None for more than `AT_ONCE` tokens.
+        eot_mask: (C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, P + longest), the positions of its
+            row that EOT attends to.
     """
 
     prefix: int
@@ -35,7 +85,8 @@ class Packing:
     eot: Tensor
     lengths: Tensor
     mask: Tensor | None
-    _others: dict[tuple, "Packing"] = field(default_factory=dict, repr=False)  # made of it
+    eot_mask: Tensor
+    _others: dict[Any, "Packing"] = field(default_factory=dict, repr=False)  # made of it
 
     @classmethod
     def of_rows(cls, rows: list[list[int]], prefix: int, device: torch.device) -> "Packing":
@@ -46,35 +97,61 @@ class Packing:
         for place, token in enumerate(token for row in padded for token in row):
             place_of.setdefault(token, place)
         tokens = len(place_of)
-        return cls(
-            prefix=prefix,
+        packing = cls(
+            prefix=0,
             packed_index=torch.tensor([place_of[token] for token in range(tokens)], device=device),
             padded_index=torch.tensor(padded, device=device),
             eot=torch.tensor([row[-1] for row in rows], device=device),
             lengths=torch.tensor([len(row) for row in rows], device=device),
-            mask=with_prefix(ancestors(rows, tokens).to(device), prefix) if at_once(prefix + tokens, device) else None,
+            mask=ancestors(rows, tokens).to(device) if prefix + tokens <= AT_ONCE else None,
+            eot_mask=torch.empty(0),
         )
+        return packing._after(prefix)
 
-    @torch.inference_mode(False)
+    def _after(self, prefix: int) -> "Packing":
+        """The same rows after a prefix of another length."""
+        mask = None
+        if self.mask is not None and prefix + len(self.packed_index) <= AT_ONCE:
+            mask = with_prefix(self.mask[self.prefix :, self.prefix :], prefix)
+            eot_mask = mask[prefix + self.eot]
+        else:
+            position = torch.arange(prefix + self.longest, device=self.eot.device)
+            eot_mask = position < prefix + self.lengths[:, None, None, None]
+        return replace(self, prefix=prefix, mask=mask, eot_mask=eot_mask, _others={})
+
+    def _made(self, key: Any, make: Callable[[], "Packing"]) -> "Packing":
+        """Another packing, computed once."""
+        if key not in self._others:
+            with torch.inference_mode(False):  # so that training can use it, too
+                self._others[key] = make()
+        return self._others[key]
+
     def after(self, prefix: int) -> "Packing":
         """The same rows after a prefix of another length; computed once."""
-        if prefix == self.prefix:
-            return self
-        if (prefix,) not in self._others:
-            mask = None
-            if self.mask is not None and at_once(prefix + len(self.packed_index), self.mask.device):
-                mask = with_prefix(self.mask[self.prefix :, self.prefix :], prefix)
-            self._others[prefix,] = replace(self, prefix=prefix, mask=mask, _others={})
-        return self._others[prefix,]
+        return self if prefix == self.prefix else self._made(prefix, lambda: self._after(prefix))
 
-    @torch.inference_mode(False)
     def without_sharing(self, prefix: int, more: int) -> "Packing":
         """Rows after another prefix, each longer by `more` packed tokens, which share none; computed once."""
-        if (prefix, more) not in self._others:
+
+        def make() -> Packing:
             token = count()
             rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
-            self._others[prefix, more] = self.of_rows(rows, prefix, self.lengths.device)
-        return self._others[prefix, more]
+            return self.of_rows(rows, prefix, self.lengths.device)
+
+        return self._made((prefix, more), make)
+
+    def of_type(self, dtype: torch.dtype) -> "Packing":
+        """The same with masks to be added to scores of a type (0, or -inf where a token is not read); computed once."""
+
+        def make() -> Packing:
+            mask = None if self.mask is None else additive(self.mask, dtype)
+            made = replace(self, mask=mask, eot_mask=additive(self.eot_mask, dtype), _others={})
+            if mask is None:
+                _ = made.to_rows, made.to_tokens  # before a compiled layer asks for them
+            _ = made.to_eot
+            return made
+
+        return self._made(dtype, make)
 
     @property
     def classes(self) -> int:
@@ -84,33 +161,37 @@ class Packing:
     def longest(self) -> int:
         return self.padded_index.shape[1]
 
-    def pad(self, x: Tensor) -> Tensor:
-        """(images, N, width) -> (images * C, longest, width)."""
-        return select(x, self.padded_index.flatten()).view(-1, self.longest, x.shape[-1])
+    @property
+    def tokens(self) -> int:
+        """P + N."""
+        return self.prefix + len(self.packed_index)
 
-    def rows(self, prefix: Tensor, x: Tensor) -> Tensor:
-        """(images, P, width) and (images, N, width) -> (images * C, P + longest, width)."""
-        return torch.cat([prefix.repeat_interleave(self.classes, 0), self.pad(x)], 1)
+    @cached_property
+    def to_rows(self) -> Places:
+        """The P + N tokens at C * (P + longest) places."""
+        prefix = torch.arange(self.prefix, device=self.eot.device).expand(self.classes, -1)
+        return Places.of(torch.cat([prefix, self.prefix + self.padded_index], 1).flatten(), self.tokens)
 
-    def pack(self, x: Tensor, images: int) -> Tensor:
-        """(images * C, longest, width) -> (images, N, width)."""
-        return x.reshape(images, -1, x.shape[-1]).index_select(1, self.packed_index)
+    @cached_property
+    def to_tokens(self) -> Places:
+        """One of these places for each token."""
+        row, position = self.packed_index // self.longest, self.packed_index % self.longest
+        length = self.prefix + self.longest
+        places = [torch.arange(self.prefix, device=row.device), row * length + self.prefix + position]
+        return Places.of(torch.cat(places), self.classes * length)
 
-    def causal_mask(self) -> Tensor:
-        """Whether a position of a row attends to another, (longest, P + longest): to the prefix and up to itself."""
-        position = torch.arange(self.longest, device=self.padded_index.device)
-        return F.pad(position <= position[:, None], (self.prefix, 0), value=True)
+    @cached_property
+    def to_eot(self) -> Places:
+        """EOT of each row."""
+        return Places.of(self.prefix + self.eot, self.tokens)
 
-    def eot_mask(self, images: int) -> Tensor:
-        """The positions that EOT of each row attends to, (images * C, 1, 1, P + longest)."""
-        position = torch.arange(self.longest, device=self.padded_index.device)
-        mask = position < self.lengths[:, None, None, None]
-        return F.pad(mask.repeat(images, 1, 1, 1), (self.prefix, 0), value=True)
+    def in_rows(self, x: Tensor) -> Tensor:
+        """(images, P + N, width) -> (images * C, P + longest, width)."""
+        return self.to_rows.take(x).view(-1, self.prefix + self.longest, x.shape[-1])
 
-
-def at_once(tokens: int, device: torch.device) -> bool:
-    """Whether so few tokens attend at once."""
-    return tokens <= AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
+    def packed(self, x: Tensor, images: int) -> Tensor:
+        """(images * C, P + longest, width) -> (images, P + N, width)."""
+        return self.to_tokens.take(x.reshape(images, -1, x.shape[-1]))
 
 
 def ancestors(rows: list[list[int]], tokens: int) -> Tensor:
@@ -128,10 +209,11 @@ def with_prefix(mask: Tensor, prefix: int) -> Tensor:
     return torch.cat([causal, F.pad(mask, (prefix, 0), value=True)])
 
 
-def select(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens of (images, tokens, width)."""
-    # On CUDA the gradient of index_select is added up in any order, that of [] always in the same; here [] is slow.
-    return x[:, index] if x.is_cuda else x.index_select(1, index)
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as numbers. Its rows begin at multiples of 16, else CUDA's kernels copy it in each layer."""
+    width = mask.shape[-1]
+    padded = F.pad(mask, (0, -width % 16))
+    return torch.zeros(padded.shape, dtype=dtype, device=mask.device).masked_fill_(~padded, -torch.inf)[..., :width]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +222,17 @@ class Layout:
 
     Attributes:
         packing: where the tokens are in the rows.
-        row, position: (N,) a row, and the position in it, of each packed token.
+        row, position: (P + N,) a row, and the position in it, of each token, the prefix first.
+        ids: (P + N,) the token ids there.
+        slots: (n,) positions of the learned vectors in row 0.
         has_suffix_ctx: whether some of the packed tokens are learned vectors.
     """
 
     packing: Packing
     row: Tensor
     position: Tensor
+    ids: Tensor
+    slots: Tensor
     has_suffix_ctx: bool
 
     @property
@@ -201,10 +287,15 @@ def token_layout(prompts: TextPrompts) -> Layout:
     nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
 
     packing = Packing.of_rows(nodes, prefix, prompts.ids.device)
+    of_prefix = torch.arange(prefix, device=prompts.ids.device)
+    row = torch.cat([torch.zeros_like(of_prefix), packing.packed_index // packing.longest])
+    position = torch.cat([of_prefix, prefix + packing.packed_index % packing.longest])
     return Layout(
         packing=packing,
-        row=packing.packed_index // packing.longest,
-        position=prefix + packing.packed_index % packing.longest,
+        row=row,
+        position=position,
+        ids=prompts.ids[row, position],
+        slots=prompts.ctx_positions[0],
         has_suffix_ctx=any(item < 0 for suffix in suffixes for item in suffix),
     )
 

@@ -6,7 +6,6 @@ from drawn import prompts_of
 
 import trainers.base.trainer
 from clip import TOWERS, compiled_towers
-from clip.layout import AT_ONCE
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def learned(trainer, batches=2):
     ],
 )
 def test_compiled_towers_train_and_predict_the_same(build, graphs, monkeypatch, method, at_once):
-    monkeypatch.setitem(AT_ONCE, "cpu", at_once)
+    monkeypatch.setattr("clip.layout.AT_ONCE", at_once)
     expected = learned(build(method))
     trainer = build(method)
     trainer.model.towers = compiled_towers(graphs)

@@ -15,7 +15,7 @@ from torch import nn
 
 from clip import Edit, ImageOutput, TextPrompts, fast, plain
 from clip.blocks import is_standard
-from clip.layout import AT_ONCE, layout_of, token_layout
+from clip.layout import layout_of, token_layout
 
 LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -26,7 +26,7 @@ def clip(request):
     """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(AT_ONCE, "cpu", request.param)
+        patch.setattr("clip.layout.AT_ONCE", request.param)
         yield small_clip({"layers": LAYERS, "width": WIDTH}, text).double()
 
 
@@ -154,14 +154,15 @@ def test_shared_beginning_of_names_is_computed_once(clip):
     layout = token_layout(prompts)
     assert layout.prefix == 4  # SOS, two vectors, the word
     beginnings = {tuple([*name, EOT][:length]) for name in names for length in range(1, len(name) + 2)}
-    assert len(layout.row) == len(beginnings) == 10
-    packed = prompts.ids[layout.row, layout.position]
+    assert len(layout.packing.packed_index) == len(beginnings) == 10
+    packed = prompts.ids[layout.row, layout.position][layout.prefix :]
+    assert packed.equal(layout.ids[layout.prefix :])
     assert sorted(packed.tolist()) == sorted(beginning[-1] for beginning in beginnings)
     assert_same("encode_text", (clip, prompts), [ctx])
 
 
 def test_layout_of_the_example_in_its_documentation(monkeypatch):
-    monkeypatch.setitem(AT_ONCE, "cpu", 12)
+    monkeypatch.setattr("clip.layout.AT_ONCE", 12)
     audi, bmw, s4, s5 = range(2, 6)
     layout = token_layout(TextPrompts(rows([[audi, s4], [audi, s5], [bmw]], 2, []), torch.zeros(2, WIDTH)))
     packing = layout.packing
@@ -172,7 +173,7 @@ def test_layout_of_the_example_in_its_documentation(monkeypatch):
     assert packing.after(3) is packing and packing.after(5) is packing.after(5)
     attended = [[0], [1], [0, 2], [0, 3], [1, 4], [0, 2, 5], [0, 3, 6]]  # by each packed token, besides the prefix
     masks = [packing.mask, packing.after(5).mask]
-    monkeypatch.setitem(AT_ONCE, "cpu", 9)
+    monkeypatch.setattr("clip.layout.AT_ONCE", 9)
     assert packing.without_sharing(2, 0).mask is None and packing.after(4).mask is None
     for prefix, mask in zip((3, 5), masks, strict=True):
         assert mask[:prefix].equal(torch.ones(prefix, prefix + 7, dtype=torch.bool).tril())

@@ -8,7 +8,7 @@ from clip import Edit, Schedule, TextPrompts, tokenize
 
 from .base import PromptLearner, PromptTrainer, require_vit
 from .base.compat import COUPLED
-from .base.prompts import check_depth, gaussian, start_context, text_width, vision_width
+from .base.prompts import check_depth, gaussian, mapped, start_context, text_width, vision_width
 from .base.settings import MethodSettings
 
 
@@ -43,8 +43,9 @@ class MaPLePrompts(PromptLearner):
         return TextPrompts(self.ids, self.ctx, deep=[Edit(), *(Edit(len(p), p) for p in self.compound_prompts_text)])
 
     def vision(self) -> Schedule:
-        pairs = zip(self.compound_prompt_projections, self.compound_prompts_text, strict=True)
-        return [Edit(add=self.proj(self.ctx)), *(Edit(len(prompt), proj(prompt)) for proj, prompt in pairs)]
+        maps, prompts = [self.proj, *self.compound_prompt_projections], [self.ctx, *self.compound_prompts_text]
+        first, *deep = mapped(maps, prompts)
+        return [Edit(add=first), *(Edit(len(prompt), prompt) for prompt in deep)]
 
 
 @TRAINER_REGISTRY.register()

@@ -12,7 +12,7 @@ from common.errors import UsageError
 
 from .base import require_vit
 from .base.prompted import normalize
-from .base.prompts import TemplatePrompts, check_depth, gaussian, text_width, vision_width
+from .base.prompts import TemplatePrompts, check_depth, gaussian, mapped, text_width, vision_width
 from .base.settings import MethodSettings
 from .base.teacher import TaughtTrainer, distance
 
@@ -67,7 +67,7 @@ class MMRLPrompts(TemplatePrompts):
         self.extra_modules: dict[str, Any] = {"image_encoder": head}
 
     def schedule(self, maps: Any) -> Schedule:
-        first, *later = (linear(self.compound_rep_tokens) for linear in maps)
+        first, *later = mapped(list(maps), [self.compound_rep_tokens] * len(maps))
         return [*[Edit()] * self.before, Edit(0, first, after_norm=True), *(Edit(len(new), new) for new in later)]
 
     def text(self, image_features: Tensor) -> TextPrompts:

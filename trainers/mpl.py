@@ -1,5 +1,6 @@
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
 
 from .base import PromptLearner, PromptTrainer, require_vit
 from .base.compat import COUPLED
-from .base.prompts import check_depth, gaussian, text_width, vision_width, word_embeddings
+from .base.prompts import check_depth, gaussian, mapped, text_width, vision_width, word_embeddings
 from .base.settings import MethodSettings, PerLayer
 
 
@@ -73,10 +74,14 @@ class MPLPrompts(PromptLearner):
 
     def vision(self) -> Schedule:
         projections: Any = self.txt2img_proj
-        schedule = [Edit(add=self.proj(self.ctx))]
-        for layer, (ctx, remove) in enumerate(zip(self.compound_prompts_text, self.removes, strict=True)):
-            new = [proj[str(layer)](ctx) for proj in projections if str(layer) in proj]
-            schedule.append(Edit(remove, torch.cat(new) if new else None))
+        keys = [str(layer) for layer in range(len(self.adds))]
+        maps = [[which[key] for which in projections if key in which] for key in keys]  # of each layer
+        contexts = [ctx for ctx, of_layer in zip(self.compound_prompts_text, maps, strict=True) for _ in of_layer]
+        first, *others = mapped([self.proj, *chain(*maps)], [self.ctx, *contexts])
+        schedule, new = [Edit(add=first)], iter(others)
+        for of_layer, remove in zip(maps, self.removes, strict=True):
+            vectors = list(islice(new, len(of_layer)))
+            schedule.append(Edit(remove, torch.cat(vectors) if vectors else None))
         return schedule
 
 

@@ -127,9 +127,11 @@ class PromptTrainer(LearnedPrompts):
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, H, W) and labels (batch,) on the trainer's device."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+        return images, labels
 
-    def forward_backward(self, batch: dict) -> dict[str, float]:
+    def forward_backward(self, batch: dict) -> dict[str, float | Tensor]:
+        """A training step; what is logged is a number or, so that nothing waits for a GPU, a tensor there."""
         images, labels = self.parse_batch_train(batch)
         with self.autocast():
             output = self.model.output(images)
@@ -142,7 +144,8 @@ class PromptTrainer(LearnedPrompts):
         if self.schedule_steps or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         accuracy = compute_accuracy(output.logits, labels)[0]
-        return {name: value.item() for name, value in {"loss": loss, "acc": accuracy, **parts}.items()}
+        logged = {"loss": loss, "acc": accuracy, **parts}
+        return {name: value.detach() if value.is_cuda else value.item() for name, value in logged.items()}
 
     def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Leave the gradient of the step, scaled by `self.scaler`, in the learned parameters.

@@ -4,13 +4,13 @@ import math
 import os
 from collections import OrderedDict
 
-import torch
+from dassl.engine.anomalies import AnomalyChecks
 from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
 from dassl.utils import save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import load_training_state, restore
 
 
-class TrainerBase:
+class TrainerBase(AnomalyChecks):
     """Registered models and the frame of a training loop; subclasses fill in the hooks.
 
     Attributes:
@@ -19,14 +19,12 @@ class TrainerBase:
         train_seconds (float): training time, the time before a resumption included.
         scaler (torch.amp.GradScaler): None by default. A trainer in mixed precision sets it in `build_model`; its
             state is then saved in checkpoints and restored on resuming.
-        divergence_remedy (str): class attribute; the advice in the error about a loss or a parameter that is not
-            finite.
     """
 
     scaler = None
-    divergence_remedy = "lower OPTIM.LR"
 
     def __init__(self):
+        super().__init__()
         self._models = OrderedDict()
         self._optims = OrderedDict()
         self._scheds = OrderedDict()
@@ -88,25 +86,6 @@ class TrainerBase:
 
     # Steps
 
-    def detect_anomaly(self, loss):
-        """Raise FloatingPointError unless the loss is finite."""
-        if not torch.isfinite(loss).all():
-            what = "NaN" if torch.isnan(loss).any() else "infinite"
-            self._raise_diverged(f"the loss is {what}", f", batch {getattr(self, 'batch_idx', 0) + 1}")
-
-    def check_finite(self):
-        """Raise FloatingPointError if a trainable parameter of a registered model is not finite."""
-        for model_name, model in self._models.items():
-            for name, param in model.named_parameters():
-                if param.requires_grad and not torch.isfinite(param).all():
-                    self._raise_diverged(f"{name} of {model_name} is not finite")
-
-    def _raise_diverged(self, what, batch=""):
-        kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
-        raise FloatingPointError(
-            f"{what} at epoch {getattr(self, 'epoch', 0) + 1}{batch}: {self.divergence_remedy}{kept}"
-        )
-
     def model_zero_grad(self, names=None):
         for optimizer in self._registered(self._optims, names):
             optimizer.zero_grad()
@@ -137,6 +116,7 @@ class TrainerBase:
             val_result (float): validation result, stored in the file.
             model_name (str): a file name to use instead of `model.pth.tar-<epoch + 1>`.
         """
+        self.read_together()  # a checkpoint of diverged training is not written
         run, metadata = self.run_state(), self.checkpoint_metadata()
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]

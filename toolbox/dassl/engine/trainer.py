@@ -191,29 +191,55 @@ class SimpleTrainer(TrainerBase):
 
     def parse_batch_test(self, batch):
         """A batch's images and labels, on the trainer's device."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        return batch["img"].to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
 
 
 class TrainerX(SimpleTrainer):
-    """Trains on labelled data; subclasses define `forward_backward(batch)`, which returns a dict of losses."""
+    """Trains on labelled data.
+
+    Subclasses define `forward_backward(batch)`, which returns a dict of losses: numbers, or tensors of one element.
+    Those on a GPU are read together every TRAIN.PRINT_FREQ steps.
+    """
 
     def run_epoch(self):
         self.set_model_mode("train")
         self.num_batches, losses = len(self.train_loader_x), MetricMeter()
-        with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, self.cfg.TRAIN.PRINT_FREQ) as display:
+        frequency, unread = self.cfg.TRAIN.PRINT_FREQ, []
+        with EpochDisplay(self.epoch + 1, self.max_epoch, self.num_batches, frequency) as display:
             end = time.monotonic()
             for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
-                data_seconds = time.monotonic() - end
-                losses.update(self.forward_backward(batch))
+                data_seconds, number = time.monotonic() - end, batch_idx + 1
+                unread.append((self.epoch * self.num_batches + batch_idx, self.forward_backward(batch)))
+                # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step.
+                if number % frequency == 0 or number == self.num_batches or not on_gpu(unread[-1][1]):
+                    self.log(unread, losses)
+                    unread = []
                 display.update(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
-
-                step = self.epoch * self.num_batches + batch_idx
-                for name, meter in losses.meters.items():
-                    self.write_scalar(f"train/{name}", meter.avg, step)
-                self.write_scalar("train/lr", self.get_current_lr(), step)
+                self.write_scalar("train/lr", self.get_current_lr(), self.epoch * self.num_batches + batch_idx)
                 end = time.monotonic()
+
+    def log(self, steps, losses):
+        """Add steps to the means of the epoch, and write these to TensorBoard.
+
+        Args:
+            steps (list): for each one its number and what `forward_backward` returned.
+            losses (MetricMeter): of the epoch.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        values = iter(self.read_together(value for _, logged in steps for value in on_gpu(logged).values()))
+        for step, logged in steps:
+            losses.update(logged and {**logged, **{name: next(values) for name in on_gpu(logged)}})
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.avg, step)
 
     def parse_batch_train(self, batch):
         """A batch's images, labels and domains, on the trainer's device."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
+
+
+def on_gpu(logged):
+    """Of what `forward_backward` returned, the tensors on a GPU."""
+    return {name: value for name, value in (logged or {}).items() if getattr(value, "is_cuda", False)}

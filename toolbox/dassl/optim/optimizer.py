@@ -32,20 +32,29 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     else:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
 
+    param_groups = list(param_groups)
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     adam = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS, **common}
     if name == "sgd":
         if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
             raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
         sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV, **common}
-        return torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, **sgd)
+        return torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=_on_cuda(param_groups), **sgd)
     if name == "rmsprop":
         return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     if name == "radam":
         return torch.optim.RAdam(param_groups, **adam)
+    adam["fused"] = _on_cuda(param_groups)
     if name == "adamw":
         return torch.optim.AdamW(param_groups, **adam)
     return torch.optim.Adam(param_groups, amsgrad=name == "amsgrad", **adam)
+
+
+def _on_cuda(param_groups):
+    """True if all parameters are on a GPU, where a fused step is one launch and does not wait for a GradScaler."""
+    groups = [group["params"] if isinstance(group, dict) else [group] for group in param_groups]
+    parameters = [param for group in groups for param in ([group] if isinstance(group, torch.Tensor) else group)]
+    return all(param.is_cuda for param in parameters) or None
 
 
 def _staged_groups(model, optim_cfg):

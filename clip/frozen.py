@@ -1,0 +1,99 @@
+"""Products with frozen weights: what is computed of the weights is computed once, not in every step."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import LayerNormFp32
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Frozen tensor -> {type and factor: (the tensor as it was, what was computed of it)}
+_kept = WeakTensorKeyDictionary()
+
+
+def product_type(x: Tensor, weights: torch.dtype) -> torch.dtype:
+    """The type that products of x with weights of a type are computed in: that of the weights, or autocast's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights
+
+
+def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
+    """Weights in a type, times a factor; for frozen ones computed once, and again after they have changed."""
+    if weights.dtype == dtype and factor == 1:
+        return weights
+    if weights.requires_grad or torch.compiler.is_compiling():
+        return (weights * factor).to(dtype)
+    known = _kept.setdefault(weights, {})
+    before, made = known.get((dtype, factor), (None, None))
+    if before is None or (before.data_ptr(), before._version) != (weights.data_ptr(), weights._version):
+        with torch.inference_mode(False), torch.no_grad():
+            before, made = weights.detach(), (weights * factor).to(dtype)
+        known[dtype, factor] = before, made
+    return made
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, part: slice = slice(None)) -> Tensor:
+    """(..., inputs) -> (..., outputs), or some of the outputs."""
+    dtype = product_type(x, weight.dtype)
+    return F.linear(x.to(dtype), kept(weight, dtype)[part], kept(bias, dtype)[part])
+
+
+def applied(module: Any, x: Tensor) -> Tensor:
+    """A module's output."""
+    if is_plain(module) and not (module._forward_hooks or module._forward_pre_hooks):
+        return linear(x, module.weight, module.bias)
+    return module(x)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a module computes what its weight and bias say."""
+    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None
+
+
+def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """LayerNorm's output in a type."""
+    if x.is_cuda and x.dtype == dtype != norm.weight.dtype and isinstance(norm, LayerNormFp32):
+        # CUDA's kernel computes in fp32, whatever the type of its arguments, which autocast would convert.
+        with torch.autocast("cuda", enabled=False):
+            return F.layer_norm(x, norm.normalized_shape, kept(norm.weight, dtype), kept(norm.bias, dtype), norm.eps)
+    return norm(x).to(dtype)
+
+
+def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
+    first, last, scale = mlp.c_fc, mlp.c_proj, 1.702
+    dtype = product_type(x, first.weight.dtype)
+    weights = (
+        kept(first.weight, dtype),
+        kept(first.bias, dtype, scale),
+        kept(last.weight, dtype),
+        kept(last.bias, dtype),
+    )
+    return ScaledMLP.apply(x.to(dtype).flatten(0, -2), *weights, scale).unflatten(0, x.shape[:-1])
+
+
+class ScaledMLP(torch.autograd.Function):
+    """silu(scale x A + a) B / scale + b for frozen A, B.
+
+    The products multiply by these numbers, which cancel in the gradient, so that no pass over the hidden values does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, scaled: Tensor, last: Tensor, bias: Tensor, scale: float) -> Tensor:
+        hidden = torch.addmm(scaled, x, first.T, alpha=scale)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(hidden, first, last)
+            active = F.silu(hidden)
+        else:
+            active = F.silu(hidden, inplace=True)
+        return torch.addmm(bias, active, last.T, alpha=1 / scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, first, last = ctx.saved_tensors
+        of_hidden = gradient @ last
+        torch.ops.aten.silu_backward.grad_input(of_hidden, hidden, grad_input=of_hidden)
+        return of_hidden @ first, None, None, None, None, None
