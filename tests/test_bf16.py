@@ -66,7 +66,8 @@ def test_attention_and_its_gradients_are_those_of_fp32_within_its_rounding(keys,
     found = []
     for dtype in (torch.bfloat16, torch.float32):
         inputs = [tensor.to(dtype).transpose(1, 2).requires_grad_() for tensor in qkv]
-        output = attention(*inputs, mask, kind == "causal")
+        added = None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
+        output = attention(*inputs, added, kind == "causal")
         assert output.dtype == dtype
         output.square().sum().backward()
         found.append([output, *(tensor.grad for tensor in inputs)])

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from drawn import METHODS
+from drawn import ADAPTED, METHODS
 
-from clip import load_backbone, private_copy
+from clip import load_backbone
 
 pytestmark = pytest.mark.slow
 
 LOGITS, GRADIENT = 0.08, 0.02  # absolute; relative to the norm in fp32
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ADAPTED])  # published with amp
 def test_half_weights_give_the_logits_and_gradients_of_fp32(method, build, deep):
     trainer = build(method, "all", options=("MODEL.BACKBONE.TOWERS", "fast"))
     images = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0))
@@ -29,10 +29,7 @@ def test_half_weights_give_the_logits_and_gradients_of_fp32(method, build, deep)
     half = load_backbone(str(deep), "fp16")
     assert half.visual.conv1.weight.dtype == half.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.float16
     assert half.ln_final.weight.dtype == half.visual.ln_pre.weight.dtype == torch.float32
-    copy = half
-    if trainer.model.adapted:
-        trainer.model.prompt_learner.install(copy := private_copy(half))
-    trainer.model._clips = (copy, half)
+    trainer.model._clips = (half, half)
     half_logits, half_gradients = step()
     assert (half_logits - logits).abs().max() < LOGITS
     whole, difference = (
