@@ -2,10 +2,12 @@
 
 import socket
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -24,9 +26,10 @@ from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
 
 BARS = 5  # classes of each model
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
+LONG_NAMES, LONG_PIXELS = 100, 16_000_000  # more of them take seconds: one such request at a time
 MOST_WAITING = 100  # requests
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+TWO_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 2, "api_visibility": "private"}
 
 
 class Page:
@@ -39,7 +42,7 @@ class Page:
     """
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
-        self.models = models
+        self.models, self.names, self.long = models, list(names), Lock()
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
             with gr.Row():
@@ -58,8 +61,8 @@ class Page:
                         bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
                     looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
             inputs = [image, edited]
-            gr.on([image.change, edited.change], self.classify, inputs, [message, *bars], **ONE_AT_A_TIME)
-            image.change(lambda file: figures(self.look(file)), image, looks, **ONE_AT_A_TIME)
+            gr.on([image.change, edited.change], self.classify, inputs, [message, *bars], **TWO_AT_A_TIME)
+            image.change(lambda file: figures(self.look(file)), image, looks, **TWO_AT_A_TIME)
 
     def start(self, host: str, port: int) -> str:
         """Serve in the background; returns the page's address.
@@ -103,11 +106,20 @@ class Page:
             names = check_names([line for line in text.splitlines() if line.strip()])
             if len(names) > MOST_NAMES:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
-            _, inputs, faults = self.read(file)
-            for fault in faults:
-                raise UsageError(fault)
+            with self.turn(file, names):
+                return self.bars(file, names)
         except UsageError as error:
             return [message_update(without_folder(str(error), file)), *nothing]
+
+    def bars(self, file: str, names: list[str]) -> list[Any]:
+        """`classify` for names that may be used.
+
+        Raises:
+            UsageError: the image cannot be read.
+        """
+        _, inputs, faults = self.read(file)
+        for fault in faults:
+            raise UsageError(fault)
         found: list[dict[str, float] | None] = []
         errors: dict[str, bool] = {}  # each once, in their order
         for (_, classifier), pixels in zip(self.models, inputs, strict=True):
@@ -119,6 +131,29 @@ class Page:
                 errors[without_folder(str(error), file)] = True
         return [message_update("\n".join(errors)), *found]
 
+    @contextmanager
+    def turn(self, file: str, names: Sequence[str]) -> Iterator[None]:
+        """One thread of the machine for a request that takes long, and only one such request at a time.
+
+        Others are computed meanwhile, so that no visitor makes all others wait.
+
+        Raises:
+            UsageError: another one is being computed.
+        """
+        if not (len(names) > LONG_NAMES and names != self.names) and pixels_of(file) <= LONG_PIXELS:
+            yield
+            return
+        if not self.long.acquire(blocking=False):
+            what = f"more than {LONG_NAMES} class names, or an image of more than {LONG_PIXELS:,} pixels,"
+            raise UsageError(f"{what} are computed for another visitor", "try again in some seconds")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # of this thread
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            self.long.release()
+
     def read(self, file: str) -> Batch:
         """An image, once for all models that read it in the same way: a large one takes seconds."""
         return read_batch([Path(file)], [classifier for _, classifier in self.models])
@@ -126,8 +161,16 @@ class Page:
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
         """Which patches CLS consists of: for each backbone alone, then for each model that changes its image tower."""
+        try:
+            with self.turn(file or "", []):
+                return self.roll_outs(file) if file else []
+        except UsageError:  # which the message is about
+            return []
+
+    def roll_outs(self, file: str) -> list[tuple[Image.Image, str]]:
+        """`look` for an uploaded file."""
         found: dict[str, tuple[Image.Image, str]] = {}
-        inputs = self.read(file)[1] if file else []  # of an unreadable image, which the message is about, none
+        inputs = self.read(file)[1]  # of an unreadable image, which the message is about, none
         for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
             (colours,) = classifier.colours(pixels)
             for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
@@ -136,6 +179,15 @@ class Page:
                 picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                 found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
+
+
+def pixels_of(file: str) -> int:
+    """The number of pixels by the header of an image; 0 if it has none that can be read."""
+    try:
+        with Image.open(file) as image:
+            return image.width * image.height
+    except Exception:  # `read` reports it
+        return 0
 
 
 def message_update(text: str) -> Any:
