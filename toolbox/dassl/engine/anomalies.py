@@ -59,7 +59,7 @@ class AnomalyChecks:
                 self._raise_diverged(f"{name} is not finite")
 
     def _raise_diverged_loss(self, loss, batch):
-        self._raise_diverged(f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}")
+        self._raise_diverged("the loss is NaN" if math.isnan(loss) else "the loss is infinite", f", batch {batch}")
 
     def _raise_diverged(self, what, batch=""):
         kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
