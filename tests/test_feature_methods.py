@@ -187,9 +187,8 @@ def test_an_exported_folder_would_lack_that_run(make, learned, tmp_path):
     trainer = make("GDA", *options)
     trainer.train()
     checkpoint = torch.load(tmp_path / "run/gda/model.pth.tar-1", weights_only=False)
-    classifier = PromptedClassifier(
-        describe(trainer.cfg, checkpoint, {}), checkpoint, "run", trainer.cfg.MODEL.BACKBONE.NAME
-    )
+    backbone = trainer.cfg.MODEL.BACKBONE.NAME
+    classifier = PromptedClassifier(describe(trainer.cfg, checkpoint, {}), checkpoint, "run", backbone)
     images = images_of(trainer)
     assert torch.allclose(classifier.logits(images), trainer.model_inference(images), atol=1e-4)
     with pytest.raises(UsageError, match="needs the features of the run"):
