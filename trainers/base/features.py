@@ -21,8 +21,8 @@ from .tensor_cache import TensorCache
 class KeptOutput(ImageOutput):
     """The feature of images that were not read."""
 
-    def to(self, device: torch.device) -> "KeptOutput":
-        return KeptOutput(self.feature.to(device))
+    def to(self, device: torch.device, non_blocking: bool = False) -> "KeptOutput":
+        return KeptOutput(self.feature.to(device, non_blocking=non_blocking))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
