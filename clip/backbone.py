@@ -124,7 +124,17 @@ def weights_sha256(name: str, cache: str | None = None) -> str:
     arch, _, tag = name.partition(":")
     if pretrained := open_clip.get_pretrained_cfg(arch, tag):
         return sha256(identity(open_clip_file(name, pretrained, cache)))
-    return sha256(identity(regular_file(tag if arch in open_clip.list_models() else name)))
+    if arch not in open_clip.list_models():
+        return sha256(identity(regular_file(name)))
+    check_tag(arch, tag)
+    return sha256(identity(regular_file(tag)))
+
+
+def check_tag(arch: str, tag: str) -> None:
+    """Raise ClipError for what is neither one of open_clip's tags for an architecture nor a file."""
+    if not open_clip.get_pretrained_cfg(arch, tag) and not os.path.lexists(os.path.expanduser(tag)):
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
+        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
 
 
 def open_clip_file(name: str, pretrained: dict, cache: str | None) -> Path:
@@ -153,10 +163,8 @@ def config_beside(path: Path) -> dict | None:
 
 def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
     """A model by open_clip's own names, with the activation that its weights were trained with."""
+    check_tag(arch, tag)
     pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
-    if not pretrained and not os.path.lexists(os.path.expanduser(tag)):
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
-        raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
     config = open_clip.get_model_config(arch)
     if config.pop("custom_text", False) or "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
         raise ClipError(f"{arch} is not built like CLIP: prompts cannot enter its towers", "choose a CLIP architecture")
