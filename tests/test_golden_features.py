@@ -155,7 +155,7 @@ def batch_of(features, labels):
 
 
 class ImageOutputOn(ImageOutput):
-    def to(self, device):
+    def to(self, device, non_blocking=False):
         return self
 
 
