@@ -75,7 +75,10 @@ def plot(summary: dict, file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    known, baselines = trainers.methods(), [name for name, method in trainers.methods().items() if not method.learns]
+    known, baselines = (
+        trainers.methods(),
+        [name for name, method in trainers.methods().items() if not method.learns and method.kind == "inductive"],
+    )
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)"
