@@ -16,7 +16,6 @@ from PIL import Image
 from visitors import BOUNDARY, answer, attacks, classified, file_data, hostile, join, png, post, upload
 
 from common.start import ROOT
-from experiments.studies.group import free_port
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
 
@@ -48,6 +47,11 @@ class Served:
 
     def uploaded(self) -> int:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.fixture
