@@ -135,7 +135,7 @@ def state_weights(cfg: CfgNode) -> None:
 def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
     """The settings of a run that differ from its YAML files: {key: (value in the files, value in the run)}."""
     before = flatten(files)
-    now = {key: value for key, value in flatten(cfg).items() if not key.startswith("BY_DATASET.")}
+    now = {key: value for key, value in flatten(cfg).items() if not key.startswith("BY_DATASET.") and key != WEIGHTS}
     return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
 
 

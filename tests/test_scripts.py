@@ -19,6 +19,7 @@ from finished import wait_until
 
 from common.errors import UsageError
 from experiments import protocols
+from experiments.methods import methods
 from experiments.protocols import RECIPES, recipe
 from experiments.scripts.table import SCRIPTS
 
@@ -86,9 +87,10 @@ def test_without_a_python_it_says_what_to_do(script):
 # ---------------------------------------------------------------- what they start
 
 
-@pytest.mark.parametrize("method", [method for method in RECIPES if method != "ZeroshotCLIP"])
+@pytest.mark.parametrize("method", [method for method in RECIPES if methods()[method].learns])
 def test_any_method_uses_its_recipes(method, script):
     for kind, shared in ANY.items():
+        tests = kind.endswith(("test", "all"))
         ended, calls = script(f"any/{kind}.sh", method.lower(), "ucf101", "2 5", 3, "OPTIM.LR", 0.1, BACKBONE="")
         assert ended.returncode == 0, ended.stderr
         shots = SHOTS if kind == "few_shot" else (16,)
@@ -98,11 +100,11 @@ def test_any_method_uses_its_recipes(method, script):
             expected = (method, seed, str(number), used.cfg)
             shown = option(call, "--trainer"), option(call, "--seed"), setting(call, "DATASET.NUM_SHOTS")
             assert (*shown, yaml_file(call)) == expected
-            given = {"OPTIM.LR": "0.1"} if kind.endswith("test") else {"OPTIM.LR": "0.1", "OPTIM.MAX_EPOCH": "3"}
+            given = {"OPTIM.LR": "0.1"} if tests else {"OPTIM.LR": "0.1", "OPTIM.MAX_EPOCH": "3"}
             settings = dict(zip(used.settings[::2], used.settings[1::2], strict=True)) | given
             assert {key: setting(call, key) for key in settings} == settings
-            assert option(call, "--load-epoch") == ("3" if kind.endswith("test") else None)
-            assert ("--eval-only" in call) == kind.endswith("test")
+            assert option(call, "--load-epoch") == ("3" if tests else None)
+            assert ("--eval-only" in call) == tests
 
 
 @pytest.mark.parametrize("variables", [{}, {"BACKBONE": "small"}, {"CFG": "small"}], ids=["default", "backbone", "cfg"])
@@ -272,7 +274,7 @@ WRONG = [  # script, arguments, words of the line
     ("base2new_train", ["MPL", "eurosat", 1], "base2new_train.sh takes DATASET WEIGHT "),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
     ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),
-    ("any/base2new_train", ["zeroshotclip", "eurosat", 1], "use scripts/zsclip/zeroshot.sh DATASET"),
+    ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
     ("any/reproduce", ["MaPLe", "xd", "eurosat", 1, "w"], "there is no protocol 'xd'"),
 ]
 

@@ -140,4 +140,5 @@ def check(values: dict[str, str]) -> None:
         values["METHOD"] = exact.get(values["METHOD"]) or exact.get(values["METHOD"].lower(), values["METHOD"])
         choose(values["METHOD"], methods(), "method")
         if not methods()[values["METHOD"]].learns:
-            raise UsageError(f"{values['METHOD']} has nothing to train", "use scripts/zsclip/zeroshot.sh DATASET")
+            remedy = f"test it by python train.py --trainer {values['METHOD']} --eval-only, or in a study"
+            raise UsageError(f"{values['METHOD']} has nothing to train", remedy)
