@@ -71,7 +71,16 @@ class SimpleTrainer(TrainerBase):
 
     def train(self):
         """Train from the first epoch, or resume after the last checkpoint, then test."""
-        super().train(self.start_epoch, self.max_epoch)
+        try:
+            super().train(self.start_epoch, self.max_epoch)
+        finally:  # also after an error, whose traceback keeps them
+            self.stop_workers()
+
+    def stop_workers(self):
+        """End the processes that load training images."""
+        for loader in (self.train_loader_x, self.train_loader_u):
+            if isinstance(loader, SteadyLoader):
+                loader.stop_workers()
 
     def before_train(self):
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
@@ -96,9 +105,7 @@ class SimpleTrainer(TrainerBase):
 
     def after_train(self):
         self._update_train_seconds()
-        for loader in (self.train_loader_x, self.train_loader_u):
-            if isinstance(loader, SteadyLoader):
-                loader.stop_workers()
+        self.stop_workers()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
