@@ -21,6 +21,7 @@ from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 SLOW = pytest.mark.slow
+SECOND = ("cliplora_vision_up_qkvo", "mma_scale01_middle", "mmrl_dim128_three")  # that take seconds
 
 
 def pytest_generate_tests(metafunc):
@@ -32,7 +33,9 @@ def pytest_generate_tests(metafunc):
         if name in metafunc.fixturenames:
             chosen = [file for file in files if is_of(key, first(json.loads(file.read_text())))]
             quick = [file for file in chosen if file.stem.startswith(("mpl_add2_rm1", "zeroshot"))]
-            params = [pytest.param(file, id=file.stem, marks=() if file in quick else SLOW) for file in chosen]
+            marks = {file: () if file in quick else SLOW for file in chosen}
+            marks |= {file: pytest.mark.thorough for file in chosen if file.stem in SECOND}
+            params = [pytest.param(file, id=file.stem, marks=marks[file]) for file in chosen]
             metafunc.parametrize(name, params)
 
 

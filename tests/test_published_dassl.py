@@ -14,6 +14,7 @@ from drawn import error_lines
 from common.start import ROOT
 
 pytestmark = pytest.mark.slow
+THOROUGH = pytest.mark.thorough
 
 # In the style of CoOp's train.py
 TRAIN = """
@@ -75,7 +76,7 @@ def run(script, backbone, *arguments):
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("method", YAMLS)
+@pytest.mark.parametrize("method", ["MPL", *(pytest.param(name, marks=THOROUGH) for name in ("PromptSRC", "CoOp"))])
 def test_train_py_of_a_user(method, published, deep, eurosat, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)

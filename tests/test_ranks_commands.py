@@ -157,7 +157,11 @@ def test_an_interrupt_ends_all_ranks_with_one_line(number, arguments, begin, tmp
     ("other", "words"),
     [
         (["OPTIM.LRR", "0.5"], ["unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"]),
-        (["OPTIM.LR", "0.5"], ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"]),
+        pytest.param(
+            ["OPTIM.LR", "0.5"],
+            ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"],
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tmp_path):

@@ -226,7 +226,7 @@ def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny
     assert (tmp_path / "out").read_text() == "a file"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_path):
     """... with augmentation and two workers; and the scripts around it say what was reached."""
     folder = tmp_path / "output/base2new/train_base" / RUN

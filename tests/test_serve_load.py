@@ -87,6 +87,7 @@ def names_of(visitor: int, number: int) -> list[str]:
     return [f"thing {visitor} {number} {letter}" for letter in "abcde"]
 
 
+@pytest.mark.thorough
 def test_twenty_visitors_get_right_answers_in_time_also_with_a_hostile_one(served, models):
     attacks(served.connect), png(12_000, 7_000)  # its images take this process a while
     visits(served, 2, 1)  # what the server computes once
