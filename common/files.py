@@ -129,6 +129,14 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
         raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
 
 
+def check_no_link(folder: Path, parent: Path) -> None:
+    """Raise UsageError if `folder`, or one between `parent` and it, is a link: it may lead out of `parent`."""
+    between = [folder, *folder.parents]
+    for path in between[: between.index(parent)]:
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link", f"replace it by a folder, or name another than {parent}", path)
+
+
 def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:
     """The checksum of a file in hexadecimal.
 

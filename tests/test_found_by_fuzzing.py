@@ -4,11 +4,15 @@ import json
 import os
 
 import pytest
+import yaml
 from drawn import arguments
+from finished import finish
 
 import parse_test_res
 from common.errors import UsageError
 from experiments.results import read_results
+from experiments.studies import command as studies
+from experiments.studies.study_file import load
 
 
 @pytest.mark.parametrize("key", ["a\0b", "\ufeffOPTIM", "\x1b]0;title\x07", "\x9b2J"])
@@ -40,6 +44,33 @@ def test_log_is_not_written_through_a_link(launch, eurosat, tiny, tmp_path):
     (tmp_path / "out/log.txt").symlink_to(tmp_path / "elsewhere")
     assert launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--no-train"])).status == 0
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_confusion_matrix_is_not_written_through_a_link(launch, eurosat, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/cmat.pt").symlink_to(tmp_path / "elsewhere")
+    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "TEST.COMPUTE_CMAT", True))
+    assert ended.status == 0 and not (tmp_path / "elsewhere").exists() and (tmp_path / "out/cmat.pt").is_file()
+
+
+@pytest.mark.parametrize("link", ["base2new", "base2new/train_base/small_land", "studies"])
+def test_study_does_not_write_through_a_link(link, command, tmp_path):
+    """Whoever gives away the folder of a study could have files written elsewhere."""
+    study = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["small_land"], "seeds": [1]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"output": str(tmp_path / "out")}))
+    for run in load(tmp_path / "study.yaml").runs():
+        finish(run, 50.0)
+    (tmp_path / "elsewhere").mkdir()
+    place = tmp_path / "out" / link
+    if place.exists():
+        place.rename(tmp_path / "elsewhere/found")
+        place.symlink_to(tmp_path / "elsewhere/found")
+    else:
+        place.symlink_to(tmp_path / "elsewhere")
+    before = sorted(tmp_path.rglob("*"))
+    status, _, errors = command(studies, "tables", tmp_path / "study.yaml")
+    assert (status, len(errors)) == (2, 1) and f"{place} is a link: replace it by a folder" in errors[0]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["", "unpacked", "EuroSAT.zip.partial", "unpacked/eurosat/2750"])

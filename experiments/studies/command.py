@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.files import write_text
+from common.files import check_no_link, write_text
 from common.names import csv_cell
 from common.start import add_common_options, at_least
 
@@ -83,6 +83,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder = study.output / "studies" / args.file.stem
+    check_no_link(folder, study.output)
     folder.mkdir(parents=True, exist_ok=True)
     return summary, folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from common.errors import UsageError, choose
+from common.files import check_no_link
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
@@ -93,13 +94,14 @@ def mapping(value: Any, what: str, form: str) -> dict:
 
 
 def distinct_runs(study: Study) -> list[Run]:
-    """A run of each variant in each protocol; UsageError if two runs share a folder."""
+    """A run of each variant in each protocol; UsageError if two share a folder, or one's is a link."""
     folders, examples = set(), {}
     for run in study.runs():
         if run.folder in folders:
             what = f"the study has the run of {run.folder} twice"
             raise UsageError(what, "leave one out, or give one of them overrides")
         folders.add(run.folder)
+        check_no_link(run.folder, study.output)
         examples[run.protocol, run.variant.name] = run
     return list(examples.values())
 

@@ -11,7 +11,7 @@ from drawn import clip_config
 
 from common.start import ROOT
 
-from .cases import Case, kind, sometimes_special
+from .cases import LINKS, SPECIAL, Case, kind, sometimes_special
 from .changes import change_bytes, change_tree
 from .corpus import BASE, METHODS, SETTINGS, STUDIED, train
 from .weights import as_json
@@ -170,6 +170,20 @@ def studied(rng: Random) -> Case:
     change = changed_json if name.endswith(".json") else changed_yaml
     files[name] = change(rng, yaml.safe_load(files[name]))
     return Case("study", [rng.choice(("tables", "status", "report")), "study.yaml"], files)
+
+
+@kind("study folder", share=3)
+def study_folder(rng: Random) -> Case:
+    """The folder of a study, with one of its files or folders replaced by a link or a special file."""
+    files: dict[str, bytes | str] = dict(study_files())
+    written = {str(path.relative_to(BASE)) for path in Path(BASE, "studied").rglob("*")}
+    made = {f"studied/studies/study/tables.{kind}" for kind in ("md", "tex", "csv", "json")}
+    name = rng.choice(sorted(written | made))
+    files = {path: data for path, data in files.items() if path != name and not path.startswith(f"{name}/")}
+    command = rng.choice((["tables"], ["report"], ["status"], ["run", "--dry-run"]))
+    return Case(
+        "study", [command[0], "study.yaml", *command[1:]], files | {name: rng.choice((*LINKS, *LINKS, *SPECIAL))}
+    )
 
 
 LOG = b"Finish training\n=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n"

@@ -153,10 +153,12 @@ def output_folder(rng: Random) -> Case:
     method = rng.choice(list(METHODS))
     file = only(f"runs/{method}")
     folder = file.parent.name
-    case = Case("train", train(method, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val", output="run"))
+    settings = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
+    case = Case("train", train(method, *settings, output="run"))
     case.files = {f"run/{folder}/{file.name}": file.read_bytes(), f"run/{folder}/checkpoint": b"model.pth.tar-2\n"}
     names = ["log.txt", "config.yaml", "results.json", "tensorboard", ".lock", ".lock.json", folder, "error.txt"]
     names += [f"{folder}/{name}" for name in ("checkpoint", "model.pth.tar-2", "model.pth.tar-3", "model-best.pth.tar")]
+    names += ["predictions.npz", "tests.jsonl", "cmat.pt", "partial_test"]
     names += [".results.json.9.partial", f"{folder}/.checkpoint.9.tmp", f"{folder}/.model.pth.tar-3.9.tmp"]
     for name in rng.sample(names, rng.choice((0, 1, 1, 2))):
         if name == folder:

@@ -25,6 +25,7 @@ from common import download
 from common.names import CONTROL
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
+from experiments import comparing
 from experiments.session import cli_main
 from inference import export, predict
 
@@ -49,6 +50,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "base2new": experiments.results.main,
     "predict": predict.main,
     "export": export.main,
+    "compare": comparing.main,
     "parse_test_res": as_script(parse_test_res.main),
 }
 GIGABYTES = 4

@@ -57,7 +57,7 @@ class TensorCache:
             print(f"{file} is damaged: the {self.what} are computed again")
             return None
         with suppress(OSError):
-            os.utime(file)
+            os.utime(file, follow_symlinks=False)
         return tensor
 
     def put(self, key: str, tensor: Tensor) -> None:

@@ -106,7 +106,7 @@ class KeptImages:
                 if sha256_of(file, self.file.stat().st_size - DIGEST).digest() != file.read():
                     return False
             pixels = np.load(self.file, mmap_mode="r")
-            os.utime(self.file)  # files that were not used for longest are deleted first
+            os.utime(self.file, follow_symlinks=False)  # files that were not used for longest are deleted first
         except (OSError, ValueError):  # deleted meanwhile, or not such a file
             return False
         if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):

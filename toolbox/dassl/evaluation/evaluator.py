@@ -1,10 +1,12 @@
 """Metrics of a split, computed batch by batch and printed at the end."""
 
+import io
 from collections import Counter, OrderedDict
 from pathlib import Path
 
 import torch
 from dassl.utils import UsageError, mkdir_if_missing
+from dassl.utils.files import write_atomically
 
 from .build import EVALUATOR_REGISTRY
 
@@ -117,5 +119,7 @@ class Classification(EvaluatorBase):
         matrix = confusion_matrix(self._y_true, self._y_pred, normalize="true")
         path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
         mkdir_if_missing(path.parent)
-        torch.save(torch.from_numpy(matrix), path)
+        buffer = io.BytesIO()
+        torch.save(torch.from_numpy(matrix), buffer)
+        write_atomically(path, [buffer.getbuffer()])
         print(f"Confusion matrix is saved to {path}")
