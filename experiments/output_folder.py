@@ -41,16 +41,15 @@ class OutputFolder:
         writes: False for all ranks but the first one, which write nothing.
 
     Raises:
-        UsageError: a folder in it is a link, so that the run would write elsewhere.
+        UsageError: something in it is a link, so that the run would write elsewhere, or a pipe, which may never end.
     """
 
     def __init__(self, path: Path, writes: bool = True):
         self.path, self.writes = path, writes
         for entry in path.iterdir() if writes else ():
-            if entry.is_symlink() and entry.is_dir():
-                raise UsageError(
-                    f"{entry} is a link to a folder elsewhere", "replace it, or choose another --output-dir", entry
-                )
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                what = f"{entry} is a link or not a regular file"
+                raise UsageError(what, "replace it, or choose another --output-dir", entry)
             if re.fullmatch(PARTIAL, entry.name) and entry.is_file():  # of a run that was killed while it wrote
                 entry.unlink()
 
