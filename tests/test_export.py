@@ -46,7 +46,7 @@ def test_onnx_agrees_with_predict(size, method, settings, finished, command, req
 
 
 def check_example(folder: Path, classifier: PromptedClassifier, tmp_path: Path) -> None:
-    """The program of docs/predict.md gives the probabilities of the classifier, with the packages that it names alone."""
+    """The program of docs/predict.md gives the classifier's probabilities, with no other packages than it names."""
     (code,) = re.findall(r"```python\n(import json\n.*?)```", (ROOT / "docs/predict.md").read_text(), re.DOTALL)
     numbers = np.random.default_rng(1).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     Image.fromarray(numbers).save(tmp_path / "photo.png")
