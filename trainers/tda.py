@@ -15,9 +15,9 @@ ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
 
 @dataclass(frozen=True)
 class TDASettings(TemplatesSettings):
-    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative one takes those
-    whose entropy is between the thresholds, and counts classes whose probability is between those of the mask.
-    TEMPLATES replace the published ones."""
+    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative cache
+    takes images whose entropy is between the thresholds. It counts classes whose probability is between those of the
+    mask. TEMPLATES replace the published ones."""
 
     VIEWS: int = 1
     POSITIVE_ENABLED: bool = True

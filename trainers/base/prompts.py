@@ -283,7 +283,7 @@ class IndependentPrompts(PromptLearner):
 
 @dataclass(frozen=True)
 class TwoTowerSettings(MethodSettings):
-    """The settings of `two_tower_prompts`. A depth of 0 means no prompts in that tower."""
+    """Prompts enter the first PROMPT_DEPTH layers of a tower. A depth of 0 means no prompts in that tower."""
 
     N_CTX_VISION: int = 2
     N_CTX_TEXT: int = 2

@@ -21,9 +21,9 @@ LOSS_SCALE = 1024.0  # so that gradients in fp16 do not vanish; a power of two c
 
 @dataclass(frozen=True)
 class TuningSettings(ViewsSettings):
-    """The context starts from CTX_INIT, a vector for each word; without it, from N_CTX vectors that are given.
+    """The context starts from the words of CTX_INIT, with one vector for each, or else from N_CTX given vectors.
 
-    SELECTION is the share of views, the most confident ones, that the loss is about; STEPS and LR are of AdamW.
+    SELECTION is the share of views in the loss, the most confident ones. STEPS and LR are those of AdamW.
     """
 
     N_CTX: int = 4
