@@ -18,9 +18,9 @@ PAGE = ROOT / "docs/configuration.md"
 SOURCES = [ROOT / "experiments/configuration.py", ROOT / "datasets/__init__.py"]
 HEAD = """# Configuration reference
 
-Every setting, its default and the values that it accepts. `python docs/reference.py` writes this page from the code. Set
-a value in a YAML file, or as `KEY VALUE` at the end of a command. A value that is not accepted ends the command with one
-line that names the key. [Train and test](running.md#settings) explains the most important settings, and
+Every setting, its default and the values that it accepts. `python docs/reference.py` writes this page from the code.
+Set a value in a YAML file, or as `KEY VALUE` at the end of a command. A value that is not accepted ends the command in
+one line that names the key. [Train and test](running.md#settings) explains the most important settings, and
 [Reproduce a table](reproduce.md) has the values of the protocols.
 
 `BY_DATASET.<NAME>.<KEY>` in the YAML file of a method is a value for one dataset.
