@@ -309,6 +309,9 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
     bars.nth(2).wait_for()
     assert tab.locator("#message textarea").count() == 0
     for width in (1280, 390):
-        tab.set_viewport_size({"width": width, "height": 900})
+        tab.set_viewport_size({"width": width, "height": 844})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        answer = bars.first.bounding_box()
+        assert answer["y"] + answer["height"] < 844  # without scrolling
+    assert tab.get_by_label("Class names").bounding_box()["y"] > bars.nth(2).bounding_box()["y"]  # on a phone
     assert {url for url in servers if url and not url.startswith(address.rstrip("/"))} == set()  # to nobody else
