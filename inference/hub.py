@@ -40,8 +40,8 @@ def download(name: str, revision: str | None = None) -> Path:
             files that were downloaded last are used.
 
     Raises:
-        UsageError: there is no such repository or revision, it has no exported folder, a file is too large, or there
-            is no connection.
+        UsageError: there is no such repository or revision, it has no exported folder, a file is too large, or the
+            Hub does not answer.
     """
     check_name(name)
     api = HfApi()

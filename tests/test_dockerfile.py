@@ -34,13 +34,13 @@ def test_files_exist_and_docker_does_not_ignore_them():
         assert name in copied()
 
 
-def test_python_of_the_image_is_one_that_the_project_supports():
+def test_python_of_the_image_is_supported():
     needed = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())[1]
     image = re.search(r"^FROM python:3\.(\d+)-slim$", DOCKERFILE, re.MULTILINE)[1]
     assert int(image) >= int(needed)
 
 
-def test_port_is_that_of_the_command_and_of_the_page():
+def test_port_equals_the_default_and_the_documented_port():
     port = re.search(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)[1]
     assert f'"--port", type=at_least(1, 65535), default={port}' in (ROOT / "inference/serving/command.py").read_text()
     page = (ROOT / "docs/predict.md").read_text().partition("### In a container")[2].partition("\n## ")[0]

@@ -126,7 +126,7 @@ def test_export_uploads_the_folder_as_one_commit(server, finished, command, deep
         ("hf_other", NAME, ["the Hub refuses a request about me/birds (HTTP 401", "with a token that may write"], True),
     ],
 )
-def test_upload_that_is_refused(token, name, words, written, server, finished, command, tmp_path, monkeypatch):
+def test_refused_uploads(token, name, words, written, server, finished, command, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--push-to-hub", name)

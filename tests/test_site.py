@@ -178,7 +178,7 @@ def test_error_messages_of_the_page_are_those_of_the_code():
             assert words in known or len(words) < 8, f"{words!r} of {message!r}"
 
 
-def test_paths_in_commands_are_those_that_earlier_commands_write():
+def test_paths_in_commands_were_written_by_earlier_commands():
     """The runs below output/ that commands of a page use, and the output folders of its scripts."""
     for page in (ROOT / "README.md", ROOT / "docs/own_classes.md", ROOT / "docs/reproduce.md"):
         made, used = set(), set()

@@ -87,7 +87,7 @@ class TDA(ViewsTrainer):
         return features[kept].mean(dim=0), logits[kept].mean(dim=0), logits[kept].softmax(dim=1).mean(dim=0)
 
     def near(self, cache, feature, state):
-        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 where there is none."""
+        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 for an empty slot."""
         cosines = state[f"{cache}_FEATURES"] @ feature
         near = (-getattr(self.settings, f"{cache}_BETA") * (1 - cosines)).exp()
         return near * state[f"{cache}_ENTROPIES"].isfinite()

@@ -109,7 +109,7 @@ class TuningTrainer(ViewsTrainer):
             return model.logits(features[:1], text())[0]
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Start from the context vectors of a run of CoOp or the like. A run without training has none."""
+        """Start from the context vectors of a run of CoOp or a similar method. A run without training has none."""
         folder = Path(directory) if directory else None
         trained = folder and any(folder.glob("*/model*.pth.tar*"))
         if folder and not trained and (folder / "config.yaml").is_file():
