@@ -63,7 +63,7 @@ def check_sizes(info: ModelInfo, name: str) -> None:
     for file, most in LARGEST.items():
         if file not in sizes:
             raise UsageError(f"the model {name} on the Hub has no {file}", "give one that tools/export.py wrote")
-        if (size := sizes[file]) is None or size > most:
+        if not isinstance(size := sizes[file], int) or size > most:
             what = f"{file} of the model {name} is larger than {most:,} bytes, or has no known size"
             raise UsageError(what, "give another model")
 
@@ -127,6 +127,6 @@ def answers(name: str) -> Iterator[None]:
         ) from error
     except UsageError:
         raise
-    except (OSError, HTTPError, ValueError) as error:
+    except (OSError, HTTPError, ValueError, TypeError, LookupError, AttributeError) as error:  # or of another form
         what = f"no answer about {name} from {HfApi().endpoint} ({one_line(error)})"
         raise NoConnection(what, "check the connection, and try again") from error

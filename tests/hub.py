@@ -13,7 +13,8 @@ TOKEN = "hf_stand_in"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`server.models` has the files of each model by name, and `server.large` uploaded files by their SHA-256."""
+    """`server.models` has the files of each model by name, `server.large` uploaded files by their SHA-256, and
+    `server.fault` a status and content for all questions about models."""
 
     protocol_version = "HTTP/1.1"
 
@@ -31,8 +32,8 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def of_model(self, name: str, revision: str | None):
-        if self.server.broken:
-            return self.answer(500)
+        if self.server.fault:
+            return self.answer(*self.server.fault)
         if name not in self.server.models:
             return self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
         commit = self.server.commit(name)
@@ -113,7 +114,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.models, self.large, self.sizes = {}, {}, {}
-        self.requests, self.created, self.broken = [], [], False
+        self.requests, self.created, self.fault = [], [], ()
 
     def commit(self, name: str) -> str:
         """The hash of the newest commit of a model."""

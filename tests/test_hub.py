@@ -99,8 +99,16 @@ def test_what_is_not_downloaded(name, sizes, words, birds, tmp_path):
 def test_other_models_and_other_answers_of_the_hub(birds):
     del birds.models[NAME]["config.json"]
     refused("the model me/birds on the Hub has no config.json", "tools/export.py")
-    birds.broken = True
+    birds.fault = (500,)
     refused("the Hub refuses a request about me/birds (HTTP 500", "try again later")
+
+
+@pytest.mark.parametrize("siblings", [None, 3, ["x"], [{"size": 3}], [{"rfilename": "config.json", "size": "3"}]])
+def test_answers_of_another_form_end_in_one_line(siblings, birds):
+    birds.fault = (200, {"id": NAME, "sha": 3, "siblings": siblings})
+    refused("me/birds")
+    birds.fault = (200, b"<html>")
+    refused("no answer about me/birds from")
 
 
 def test_export_uploads_the_folder_as_one_commit(server, finished, command, deep, tmp_path):
