@@ -12,7 +12,7 @@ from .blocks import attention, block_output, heads, not_half, qkv
 
 
 class BlockAdapter(nn.Module):
-    """What is added in one transformer block. A subclass defines the methods that it needs; the others add nothing.
+    """The changes of one transformer block. A subclass defines the methods that it needs; the others add nothing.
 
     All tensors are (rows, tokens, width), in fp32 or, under amp, whatever the block computes in. Each token must be
     treated by itself, because the fast towers give only the tokens that are needed, in any order; the exception is

@@ -65,7 +65,7 @@ def draws(block: Any) -> bool:
 
 
 def change_of(block: Any, method: str, x: Tensor) -> Tensor | None:
-    """What a method of the block's adapter adds for x, in the type of x; None without an adapter.
+    """The sum that a method of the block's adapter adds for x, in the type of x; None without an adapter.
 
     An adapter computes in fp32 where the block has half precision, as its weights are in fp32.
     """

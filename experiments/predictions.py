@@ -55,7 +55,7 @@ class Recorder:
     def process(self, logits: Any, labels: Any) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,)."""
         self.evaluator.process(logits, labels)
-        if not (hasattr(logits, "dim") and logits.dim() == 2):  # what an evaluator of another project may take
+        if not (hasattr(logits, "dim") and logits.dim() == 2):  # for an evaluator of another project
             return
         self.batches.append(predictions_of(logits, labels))
         if self.keeps_logits:

@@ -150,7 +150,7 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
 
 
 def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | None:
-    """What was, or will be, chosen on images for the prompts that a run tests; None if their checkpoint does not say.
+    """The past and future choices on images for the prompts that a run tests; None if their checkpoint does not say.
 
     Raises:
         UsageError: this run would choose on test images, and TEST.SELECT_ON_TEST is False.

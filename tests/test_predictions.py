@@ -126,7 +126,7 @@ def test_a_reader_sees_a_change_of_one_prediction(tested):
         read(folder)
 
 
-def test_first_class_is_that_of_accuracy_where_classes_tie():
+def test_first_class_agrees_with_accuracy_when_classes_tie():
     logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
     found = predictions.predictions_of(logits, torch.tensor([0, 2, 1]))
     assert found["classes"][:, 0].tolist() == logits.argmax(dim=1).tolist()

@@ -87,7 +87,7 @@ run_command(main)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_very_end_keeps_the_status_and_prints_nothing(number):
-    """A rank that had failed was told to end by torchrun, and printed the traceback of a handler."""
+    """torchrun ended a rank that had failed, which printed the traceback of a handler."""
     code = f"""
 import atexit, os, sys
 from experiments.session import run_command

@@ -47,7 +47,7 @@ class LearnedPrompts(Method):
         return self.model
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """What a checkpoint says besides its learned tensors: plain values only."""
+        """The facts in a checkpoint besides its learned tensors: plain values only."""
         choices = {"choices": self.choices, "inherited_choices": self.inherited_choices or []}
         fit = {"fit": [*(self.inherited_phases or []), self.fit_phase]}
         return self.prompts_metadata() | choices | fit | {"commit": source()["commit"] or ""}

@@ -104,7 +104,7 @@ class PromptTrainer(LearnedPrompts):
 
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
-        """What a test makes of a PIL image in RGB, by the section INPUT: a tensor (3, H, W)."""
+        """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
         return build_transform(cfg, is_train=False, verbose=False)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
