@@ -64,8 +64,9 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
 
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
-    cfg.merge_from_file(str(config_folder(method) / f"{recipe(method, 'few_shot', backbone=backbone).cfg}.yaml"))
-    merge_pairs(cfg, [])
+    settings = recipe(method, "few_shot", backbone=backbone)
+    cfg.merge_from_file(str(config_folder(method) / f"{settings.cfg}.yaml"))
+    merge_pairs(cfg, list(settings.settings))
     cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.SEED = method, "Names", 1
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, form
     cfg.TRAINER[methods()[method].section()].PREC = prec
