@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_rehearsal.py --trainer MPL CoOp --classes 5 50 500 --prec fp32 fp16 amp
 
-No GPU is needed (stand_in/). A launch is an operation of torch on the device: one kernel, seldom more. Their number does
-not depend on the width of the model, so the weights are random and narrow, of ViT-B/16's depth. The first step is left
-out: later ones find what it has cached. `loss` and `logits` are the largest differences from the same two steps and a
-test batch in fp32 on the CPU. The exit status is 1 if a method fails.
+No GPU is needed (stand_in/). A launch is an operation of torch on the device: one kernel, seldom more. Their number
+does not depend on the width of the model, so the weights are random and narrow, of ViT-B/16's depth. The first step is
+left out: later ones find what it has cached. `loss` and `logits` are the largest differences from the same two steps
+and a test batch in fp32 on the CPU. The exit status is 1 if a method fails.
 """
 
 import argparse
