@@ -42,6 +42,8 @@ def steps(method: str, classes: int, form: str, prec: str, backbone: str, counte
     """The losses of two training steps, the logits of a test batch and, of the second step, what was counted."""
     torch.manual_seed(1)
     trainer = measuring.build(method, classes, backbone, form, prec, BATCH)
+    # Small enough for the first step: by default a GradScaler begins with steps that it skips.
+    trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
     batch = {"img": images(), "label": torch.arange(BATCH) % classes}
     if counted:
         batch = {key: value.pin_memory() for key, value in batch.items()}

@@ -221,7 +221,13 @@ OF_CUDA = {
 }
 NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
 NOTHING += ("empty_cache", "reset_peak_memory_stats")
-GENERATOR = torch.Generator
+
+
+class Generator(torch.Generator):
+    """A generator of the CPU, which draws the numbers of the device too."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu")
 
 
 @contextmanager
@@ -240,7 +246,7 @@ def stand_in() -> Iterator[Counted]:
         for name in NOTHING:
             stack.enter_context(patch.object(torch.cuda, name, lambda *arguments, **options: None))
         stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
-        stack.enter_context(patch.object(torch, "Generator", lambda device="cpu": GENERATOR()))
+        stack.enter_context(patch.object(torch, "Generator", Generator))
         stack.enter_context(patch.object(threading.Thread, "run", run_with_device))
         lifts = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes a copy that a mode sees
