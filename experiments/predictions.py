@@ -1,6 +1,7 @@
 """predictions.npz: what a test predicted for each image. docs/predictions.md has its schema."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ COLUMNS |= {"brier": ("f", 1)}
 WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
 
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # that `zipfile` finds
+DAMAGE += (tokenize.TokenError,)  # that numpy finds in a header
 
 Predictions = dict[str, np.ndarray]
 

@@ -167,6 +167,7 @@ def test_fifty_thousand_images_take_less_than_ten_megabytes(tmp_path):
         lambda file: changed(file, label=np.zeros(23, dtype=int)),
         lambda file: changed(file, brier=np.zeros((24, 2))),
         lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n"),
+        lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(damage, tested):
