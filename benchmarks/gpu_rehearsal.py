@@ -4,8 +4,8 @@
 
 No GPU is needed (stand_in/). A launch is an operation of torch on the device: one kernel, seldom more. Their number
 does not depend on the width of the model, so the weights are random and narrow, of ViT-B/16's depth. The first step is
-left out: later ones find what it has cached. `loss` and `logits` are the largest differences from the same two steps
-and a test batch in fp32 on the CPU. The exit status is 1 if a method fails.
+left out: later ones find what it has cached. `loss` and `logits` are the largest differences from the same
+steps and a test batch in fp32 on the CPU. The exit status is 1 if a method fails.
 """
 
 import argparse
@@ -38,30 +38,33 @@ BATCH, SIDE = 4, 224
 VISION, TEXT = {"image_size": SIDE, "patch_size": 32, "layers": 12, "width": 64}, {"layers": 12, "width": 64}
 
 
-def steps(method: str, classes: int, form: str, prec: str, backbone: str, counted: Counted | None = None) -> dict:
-    """The losses of two training steps, the logits of a test batch and, of the second step, what was counted."""
+def steps(
+    args: argparse.Namespace, method: str, classes: int, form: str, prec: str, counted: Counted | None = None
+) -> dict:
+    """The losses of some training steps, the logits of a test batch and, of the last step, what was counted."""
     torch.manual_seed(1)
-    trainer = measuring.build(method, classes, backbone, form, prec, BATCH)
+    trainer = measuring.build(method, classes, args.backbone, form, prec, BATCH, graphs=args.graphs and bool(counted))
     # Small enough for the first step: by default a GradScaler begins with steps that it skips.
     trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
-    batch = {"img": images(), "label": torch.arange(BATCH) % classes}
+    losses, found = [], {}
+    for number in range(6 if args.graphs else 2):
+        batch = {"img": images(number), "label": (number + torch.arange(BATCH)) % classes}
+        if counted:
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+            counted.reset()
+        losses.append(trainer.forward_backward(batch)["loss"])
     if counted:
-        batch = {key: value.pin_memory() for key, value in batch.items()}
-    losses = [trainer.forward_backward(batch)["loss"]]
-    if counted:
-        counted.reset()
-    losses.append(trainer.forward_backward(batch)["loss"])
-    found = {"launches": counted.launches.total(), "waits": counted.waits.copy()} if counted else {}
+        found = {"launches": counted.launches.total(), "waits": counted.waits.copy()}
     trainer.set_model_mode("eval")
-    logits = trainer.model_inference(batch["img"].to(trainer.device)).float().cpu()
+    logits = trainer.model_inference(images(0).to(trainer.device)).float().cpu()
     return found | {"losses": [float(loss) for loss in losses], "logits": logits}
 
 
-def images() -> torch.Tensor:
-    return torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+def images(seed: int) -> torch.Tensor:
+    return torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
-def records(args: argparse.Namespace, backbone: str) -> Iterator[dict]:
+def records(args: argparse.Namespace) -> Iterator[dict]:
     """A record of each method, number of classes, form and precision."""
     for method, classes, form in product(args.trainer, args.classes, args.form):
         expected: dict = {}
@@ -69,9 +72,9 @@ def records(args: argparse.Namespace, backbone: str) -> Iterator[dict]:
             record = {"method": method, "classes": classes, "form": form, "prec": prec}
             try:
                 with redirect_stdout(sys.stderr):
-                    expected = expected or steps(method, classes, form, "fp32", backbone)
+                    expected = expected or steps(args, method, classes, form, "fp32")
                     with stand_in() as counted:
-                        found = steps(method, classes, form, prec, backbone, counted)
+                        found = steps(args, method, classes, form, prec, counted)
                 record |= {"launches": found["launches"], "waits": found["waits"].total()}
                 record |= {"loss": max(abs(a - b) for a, b in zip(found["losses"], expected["losses"], strict=True))}
                 record |= {"logits": (found["logits"] - expected["logits"]).abs().max().item()}
@@ -92,14 +95,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--classes", nargs="+", type=at_least(1), default=[50])
     parser.add_argument("--form", nargs="+", default=["fast"], choices=("fast", "plain"), help="of the towers")
     parser.add_argument("--prec", nargs="+", default=["fp32", "fp16", "amp"], choices=PRECISIONS)
+    parser.add_argument("--graphs", action="store_true", help="with MODEL.CUDA_GRAPHS, in six steps of other images")
     parser.add_argument("--json", type=Path, help="write the records there as well")
     parser.add_argument("--debug", action="store_true", help="end with the traceback of the first error")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        backbone = f"{folder}/narrow.pt"
-        torch.save(random_clip("ViT-B-16", VISION, TEXT, 64).state_dict(), backbone)
-        measuring.show(records(args, backbone), args.json, 1)
+        args.backbone = f"{folder}/narrow.pt"
+        torch.save(random_clip("ViT-B-16", VISION, TEXT, 64).state_dict(), args.backbone)
+        measuring.show(records(args), args.json, 1)
     if FAILED:
         sys.exit(f"failed: {', '.join(dict.fromkeys(FAILED))}")
 

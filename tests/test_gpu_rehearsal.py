@@ -51,6 +51,24 @@ def test_steps_have_few_launches_and_never_wait(method, precisions, tmp_path):
 
 
 @pytest.mark.thorough
+def test_a_graph_computes_the_steps_with_few_launches(tmp_path):
+    """Six steps of other images; a wait, or a copy that waits, would end the capture."""
+    methods = ("MPL", "MaPLe", "CoOp", "CoCoOp", "PromptSRC", "ProGrad", "KgCoOp", "TCP")
+    found = rehearse(tmp_path, "--graphs", "--trainer", *methods, "--prec", "fp32", "amp", "--classes", 5)
+    assert len(found) == 2 * len(methods)
+    for each in found:
+        assert each["launches"] <= 20 and each["waits"] == 0, each
+        assert each["loss"] < (1e-4 if each["prec"] == "fp32" else 0.1), each
+
+
+def test_dropout_is_not_captured(tmp_path):
+    done = on_stand_in(
+        "benchmarks/gpu_rehearsal.py", "--graphs", "--trainer", "CLIPLoRA", "--prec", "fp32", "--classes", 2
+    )
+    assert done.returncode == 1 and "repeat the same dropout in every step: set MODEL.CUDA_GRAPHS False" in done.stdout
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("file", "chosen"),
     [

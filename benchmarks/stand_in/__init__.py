@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -146,13 +146,58 @@ def compute(operation, arguments: tuple, options: dict):
     inner = {key: value for key, value in options.items() if key not in ("non_blocking", "pin_memory")}
     inner |= {"device": CPU} if asked else {}
     inner_arguments, inner = tree_map_only(OnDevice, lambda tensor: tensor.values, (arguments, inner))
-    result = operation(*inner_arguments, **inner)
+    result = executed(operation, *inner_arguments, **inner)
     if operation is aten.copy_.default and not isinstance(arguments[0], OnDevice):
         return arguments[0]
     if asked == "cpu":
         return result
     wrapped = tree_map_only(Tensor, lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), result)
     return return_and_correct_aliasing(operation, arguments, options, wrapped)
+
+
+def executed(function, *arguments, **options):
+    """The result of a function of tensors on the CPU, which the graph that is being captured repeats."""
+    result = function(*arguments, **options)
+    if CAPTURING:
+        CAPTURING[-1].calls.append((function, arguments, options, result))
+    return result
+
+
+class Graph:
+    """In place of torch.cuda.CUDAGraph: it repeats what was executed while it was captured."""
+
+    def __init__(self):
+        self.calls: list[tuple] = []
+
+    def replay(self) -> None:
+        COUNTED.launches["graph"] += 1
+        for function, arguments, options, result in self.calls:
+            again = function(*arguments, **options)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
+                    old.copy_(new)
+
+
+CAPTURING: list[Graph] = []
+
+
+@contextmanager
+def capture(graph: Graph) -> Iterator[None]:
+    """In place of `torch.cuda.graph`."""
+    CAPTURING.append(graph)
+    COUNTED.capturing = True
+    try:
+        yield
+    finally:
+        CAPTURING.clear()
+        COUNTED.capturing = False
+
+
+class Stream:
+    """In place of torch.cuda.Stream: there is one."""
+
+    def wait_stream(self, other: "Stream") -> None:
+        pass
 
 
 def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
@@ -195,16 +240,20 @@ class Attention(torch.autograd.Function):
         ctx.rest = mask if mask is None else mask.values, causal, scale
         COUNTED.launches["attention"] += 1 if mask is None or mask.dtype != torch.bool else 2
         tensors = (query.values, key.values, value.values)
-        return OnDevice(ON_CPU(*tensors, ctx.rest[0], is_causal=causal, scale=scale))
+        return OnDevice(executed(ON_CPU, *tensors, ctx.rest[0], is_causal=causal, scale=scale))
 
     @staticmethod
     def backward(ctx, gradient):
-        mask, causal, scale = ctx.rest
         COUNTED.launches["attention backward"] += 1
-        tensors = [tensor.values.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        with torch.enable_grad():
-            result = ON_CPU(*tensors, mask, is_causal=causal, scale=scale)
-        return *map(OnDevice, torch.autograd.grad(result, tensors, gradient.values)), None, None, None
+        tensors = [tensor.values for tensor in ctx.saved_tensors]
+        return *map(OnDevice, executed(attention_gradients, tensors, gradient.values, *ctx.rest)), None, None, None
+
+
+def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | None, causal: bool, scale) -> tuple:
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        result = ON_CPU(*tensors, mask, is_causal=causal, scale=scale)
+    return torch.autograd.grad(result, tensors, gradient)
 
 
 STATE = torch.zeros(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
@@ -218,6 +267,12 @@ OF_CUDA = {
     "get_rng_state": lambda device=0: STATE,
     "get_rng_state_all": lambda: [STATE],
     "max_memory_allocated": lambda device=None: 0,
+    "CUDAGraph": Graph,
+    "graph": capture,
+    "Stream": Stream,
+    "current_stream": lambda device=None: Stream(),
+    "stream": lambda stream: nullcontext(),
+    "is_current_stream_capturing": lambda: bool(CAPTURING),
 }
 NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
 NOTHING += ("empty_cache", "reset_peak_memory_stats")

@@ -23,7 +23,7 @@ class Counted:
     """
 
     def __init__(self, project: str):
-        self.project = f"{project}/"
+        self.project, self.capturing = f"{project}/", False
         self.reset()
 
     def reset(self) -> None:
@@ -49,12 +49,16 @@ class Counted:
             blocking = not (options.get("non_blocking") or arguments[2:3] == (True,)) or not any(
                 getattr(tensor, "pinned", False) for tensor in there
             )
+            if blocking and self.capturing:
+                raise RuntimeError("Cannot copy from the CPU during a capture unless its memory is pinned")
             self.copies[f"{self.place()}{' (the CPU waits)' if blocking else ''}"] += 1
         elif operation not in FREE and not is_view(operation) and (not here or here[0].numel()):
             self.launches[name] += 1
         return None
 
     def wait(self, why: str) -> None:
+        if self.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
         self.waits[f"{self.place()} {why}"] += 1
 
     def place(self) -> str:
