@@ -47,12 +47,12 @@ def backbone_file(given: str | None, arch: str = "ViT-B-16") -> Iterator[str]:
         yield given or f"{folder}/random.pt"
 
 
-def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, compiled=False):
+def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, compiled=False, graphs=False):
     """The trainer, as train.py makes it, on a dataset of class names without images.
 
     Args:
         form: of the towers.
-        compiled: MODEL.COMPILE.
+        compiled, graphs: MODEL.COMPILE, MODEL.CUDA_GRAPHS.
     """
 
     @DATASET_REGISTRY.register(force=True)
@@ -64,12 +64,13 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
 
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
-    cfg.merge_from_file(str(config_folder(method) / f"{recipe(method, 'few_shot', backbone=backbone).cfg}.yaml"))
-    merge_pairs(cfg, [])
+    settings = recipe(method, "few_shot", backbone=backbone)
+    cfg.merge_from_file(str(config_folder(method) / f"{settings.cfg}.yaml"))
+    merge_pairs(cfg, list(settings.settings))
     cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.SEED = method, "Names", 1
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, form
     cfg.TRAINER[methods()[method].section()].PREC = prec
-    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE = 0, compiled
+    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS = 0, compiled, graphs
     trainer = methods()[method](cfg)
     trainer.batch_idx, trainer.num_batches = 0, 10**9
     trainer.set_model_mode("train")

@@ -29,6 +29,8 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     flag = Accepts(bool)
     # Put the layers of the towers through torch.compile (CUDA)
     add_setting(cfg, "MODEL.COMPILE", False, flag)
+    # Launch the kernels of a training step together (CUDA)
+    add_setting(cfg, "MODEL.CUDA_GRAPHS", False, flag)
     # plain computes every class in full, as the published code, with the same results
     add_setting(cfg, "MODEL.BACKBONE.TOWERS", "fast", Accepts(Literal[tuple(TOWERS)]))
     # SHA-256 of the weights in hexadecimal: others are refused. A run fills it in

@@ -25,8 +25,8 @@ COLUMNS = {"label": ("i", 1), "classes": ("i", 2), "probabilities": ("f", 2), "l
 COLUMNS |= {"brier": ("f", 1)}
 WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # that `zipfile` finds
-DAMAGE += (tokenize.TokenError,)  # that numpy finds in a header
+# What zipfile finds in a damaged archive, and numpy in a header.
+DAMAGE = zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, tokenize.TokenError
 
 Predictions = dict[str, np.ndarray]
 
