@@ -136,6 +136,27 @@ def test_ctrl_c_while_processes_start_gives_no_traceback_of_theirs():
     assert (done.returncode, done.stdout, done.stderr) == (0, "it lives\n", "")
 
 
+GONE = """
+import _multiprocessing, os
+from experiments.studies.worker import process_context
+lock = process_context().Lock()
+process = process_context().Process(target=print, args=(lock,))
+_multiprocessing.sem_unlink(lock._semlock.name)  # as at the end of the main process
+process.start()
+process.join()
+print(process.exitcode, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
+def test_a_main_process_that_ends_while_others_start_gives_no_traceback_of_theirs():
+    """SIGTERM at the start of a study: the semaphores of a process were gone before it had begun."""
+    done = subprocess.run([sys.executable, "-c", GONE], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1\n" and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_path):
     """The second one reads the image features that the first one has kept."""

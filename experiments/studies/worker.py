@@ -26,7 +26,8 @@ def process_context() -> Any:
     if sys.platform != "linux":
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision"])
+    own = f"{__package__}.preloaded"
+    context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision", own])
     # Inherited by multiprocessing's resource tracker, which would warn of every semaphore that a killed process leaves.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     resource_tracker.ensure_running()  # before the next lines, as it unblocks signals
