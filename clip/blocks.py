@@ -40,7 +40,7 @@ def has_no_effect(part: Any) -> bool:
     return part is None or isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)
 
 
-PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3)}
+PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3), "v": (2, 3)}
 
 
 def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: Any = None) -> Tensor:
@@ -159,8 +159,5 @@ def local_features(clip: Any, x: Tensor) -> Tensor:
     visual = clip.visual
     block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size
     x = x[:, 1 : 1 + rows * columns]
-    width, weight = x.shape[-1], block.attn.in_proj_weight
-    normal = normed(block.ln_1, x, product_type(x, weight.dtype))
-    values = linear(normal, weight, block.attn.in_proj_bias, slice(2 * width, None))
-    x = block_output(block, x, values)
+    x = block_output(block, x, qkv(block, x, "v"))
     return normed(visual.ln_post, x, product_type(x, visual.proj.dtype)) @ visual.proj
