@@ -170,10 +170,12 @@ def reading(
     Args:
         take: all tokens -> those that are read.
     """
+    taken = take(x)
     if not draws(block):
-        return take(x), qkv(block, take(x), "q"), qkv(block, x, "kv")
+        kv = qkv(block, x, "kv")
+        return taken, qkv(block, taken, "q"), kv
     q, k, v = qkv(block, x, packing=packing).chunk(3, dim=-1)  # in one call, so that it draws as often as `plain`
-    return take(x), take(q), torch.cat([k, v], dim=-1)
+    return taken, take(q), torch.cat([k, v], dim=-1)
 
 
 def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
