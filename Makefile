@@ -1,12 +1,12 @@
-# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill. PYTHON chooses the
-# interpreter.
+# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, gpu-rehearsal.
+# PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint style docs fuzz kill
+.PHONY: setup demo test test-all check lint style docs fuzz kill gpu-rehearsal
 
 setup: $(VENV)/.ready
 
@@ -53,6 +53,11 @@ fuzz: $(VENV)/.ready-dev
 # 100 SIGKILL and 50 SIGTERM at random moments; a quarter of an hour on two cores.
 kill: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills --seed $(SEED)
+
+# Steps of all methods, and tests of numbers and of resuming, on a CUDA device that is not there; it needs g++.
+gpu-rehearsal: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/gpu_rehearsal.py --prec fp32 fp16 bf16 amp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_gpu_rehearsal.py
 
 style: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

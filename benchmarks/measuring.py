@@ -48,12 +48,12 @@ def backbone_file(given: str | None, arch: str = "ViT-B-16") -> Iterator[str]:
         yield given or f"{folder}/random.pt"
 
 
-def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, compiled=False):
+def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, compiled=False, graphs=False):
     """The trainer, as train.py makes it, on a dataset of class names without images.
 
     Args:
         form: of the towers; `published` is the plain form with what the published code computes besides.
-        compiled: MODEL.COMPILE.
+        compiled, graphs: MODEL.COMPILE, MODEL.CUDA_GRAPHS.
     """
 
     @DATASET_REGISTRY.register(force=True)
@@ -71,7 +71,7 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
     cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.SEED = method, "Names", 1
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, "plain" if form == "published" else form
     cfg.TRAINER[methods()[method].section()].PREC = prec
-    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE = 0, compiled
+    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS = 0, compiled, graphs
     trainer = methods()[method](cfg)
     if form == "published":
         as_published(trainer.model)

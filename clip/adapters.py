@@ -8,11 +8,13 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from common.errors import UsageError
+
 from .blocks import attention, block_output, heads, not_half, qkv
 
 
 class BlockAdapter(nn.Module):
-    """What is added in one transformer block. A subclass defines the methods that it needs; the others add nothing.
+    """The changes of one transformer block. A subclass defines the methods that it needs; the others add nothing.
 
     All tensors are (rows, tokens, width), in fp32 or, under amp, whatever the block computes in. Each token must be
     treated by itself, because the fast towers give only the tokens that are needed, in any order; the exception is
@@ -139,6 +141,8 @@ def token_dropout(x: Tensor, p: float) -> Tensor:
     probability is rounded to 1 / 65536.
     """
     rows, tokens, width = x.shape
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise UsageError("a CUDA graph would repeat the same dropout in every step", "set MODEL.CUDA_GRAPHS False")
     generator = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, ())))
     numbers = torch.empty(tokens, -(-rows * width // 4), dtype=torch.int64, device=x.device)
     numbers.random_(-(2**63), None, generator=generator)

@@ -74,7 +74,7 @@ def draws_after_input(block: Any) -> bool:
 
 
 def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor | None:
-    """What a method of the block's adapter adds for x, in the type of x; None without an adapter.
+    """The sum that a method of the block's adapter adds for x, in the type of x; None without an adapter.
 
     An adapter computes in fp32 where the block has half precision, as its weights are in fp32. It gets packed tokens
     as padded rows if it draws random numbers for them.

@@ -10,7 +10,7 @@ a token at any layer depends only on the tokens up to it.
    own beginning. This ends at a layer where deep prompts differ by class or follow what differs: from there on, rows
    share only the tokens before these prompts.
 3. Every step except attention treats each token separately. So the tokens after the prefix are packed, without
-   repetition or padding. A few hundred of them attend at once, under a mask. If there are more, they are padded to rows
+   repetition or padding. A few hundred of them attend together, under a mask. More of them are padded to rows
    for attention, where causality hides the padding.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from .schedule import TextPrompts
 
-# Up to this many tokens attend at once, under a mask: on a CPU 450 do so faster than row by row, and 900 slower. A GPU
+# Up to this many tokens attend together, under a mask: on a CPU 450 do so faster than row by row, and 900 slower. A GPU
 # needs fewer launches for it.
 AT_ONCE = 512
 

@@ -4,7 +4,7 @@ Everything outside the towers (couplings of prompts, logits, losses, optimiser s
 computes all of it. So all ranks have the same loss and the same prompts at any time, and nothing of a method has to be
 rewritten. Two functions connect both worlds. `Gathered` returns the outputs of all ranks; its gradient is the rank's
 own part, since each rank has that of the complete loss. `Summed` returns the learned vectors that enter a tower; their
-gradient is the sum of those of all ranks, each of which has used the vectors for its own part.
+gradient is the sum of those of all ranks, because each rank has used the vectors for its own part.
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,7 @@ class Gathered(torch.autograd.Function):
 
 
 class Summed(torch.autograd.Function):
-    """Returns its tensors, of which each rank uses its part."""
+    """Returns its tensors. Each rank uses its part of them."""
 
     @staticmethod
     def forward(ctx: Any, ranks: Ranks, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,11 +15,11 @@ from torch import Tensor
 MAX_READ = 1 << 21
 MAX_NAMES = 40_000  # of tensors in TorchScript modules, in all levels: five times those of the largest CLIP
 MAX_NAME = 1000  # letters
-BLOCK = 1 << 18  # bytes of a tensor that are read at once: they stay in the processor's cache
+BLOCK = 1 << 18  # bytes of a tensor that are read together: they stay in the processor's cache
 LEGACY = 0x1950A86A20F9469CFC6C  # the first number in a file of torch.save before version 1.6
 
 # PROTO MARK STOP, constants, numbers, text, tuples, lists, dictionaries, the memo, GLOBAL BINPERSID: what torch writes,
-# but for the operations that `TensorUnpickler` has in its own form.
+# except the operations that `TensorUnpickler` has in its own form.
 OPERATIONS = b"\x80(.N\x88\x89GJKM\x8aXU)t\x85\x86\x87]ae}hjqrcQ"
 TYPES = {
     torch.float64: "Double", torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16",
@@ -51,7 +51,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     It is Python's unpickler in Python, with the operations that torch writes, and with its own form of those that would
     call something. (The one in C reserves memory for any number of an object in the memo, and computes the hash of any
-    key: that of nested tuples can take for ever.)
+    key: that of nested tuples may never end.)
 
     Args:
         file: with the pickle; its position is behind it afterwards.
@@ -160,7 +160,7 @@ class BoundedFile(io.BufferedReader):
 
 
 def read(path: Path) -> Any:
-    """What a file of torch.save holds; of torch.jit.save, a `Module`.
+    """The content of a file of torch.save; of torch.jit.save, a `Module`.
 
     Raises:
         Exception: nearly any, for a file that is damaged, or of another kind.

@@ -23,7 +23,7 @@ from .errors import ClipError
 from .torch_files import read
 
 CACHE = "~/.cache/clip"
-MAX_BYTES = 1 << 31  # of OpenAI's files, the largest of which has 1.3 GB
+MAX_BYTES = 1 << 31  # of OpenAI's files; the largest has 1.3 GB
 MAX_TENSORS = 4000  # in a file, three times those of the largest CLIP
 
 # OpenAI's names -> open_clip's. The address, with the file's SHA-256 as its last folder, is in open_clip's table.

@@ -20,7 +20,7 @@ TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
 
 def read_results(folder: Path) -> dict | None:
-    """results.json of a finished run; None without such a file, or without a test. Impossible times are None.
+    """results.json of a finished run; None without such a file, or without a test. Impossible times become None.
 
     Raises:
         UsageError: the file is damaged.

@@ -27,7 +27,7 @@ class ImageNetFolders(FolderDataset):
         from open_clip import IMAGENET_CLASSNAMES
         from timm.data import ImageNetInfo  # has the ids, which open_clip lacks
 
-        print(f"No {self.root}/classnames.txt: using open_clip's class names, some of which differ from CoOp's")
+        print(f"No {self.root}/classnames.txt: using open_clip's class names (some differ from CoOp's)")
         return dict(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True)), "open_clip"
 
 

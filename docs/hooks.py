@@ -1,5 +1,10 @@
-"""Hooks of MkDocs: pages of the project that lie outside docs/, and links to them; links to code become plain text."""
+"""Hooks of MkDocs: pages of the project that lie outside docs/, the notebook, and links to them.
 
+Links to code become plain text.
+"""
+
+import base64
+import json
 import os
 import re
 from pathlib import Path
@@ -10,14 +15,38 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README", "clip/small", "toolbox/README")
 OUTSIDE = {f"{name}.md": f"project/{name}.md" for name in PAGES}  # in the project: on the site
 OUTSIDE["README.md"] = "index.md"
+OUTSIDE["docs/tour.ipynb"] = "tour.md"
 OUTSIDE["clip/small_curves.png"] = "project/clip/small_curves.png"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
 def on_files(files, config):
     for path, uri in OUTSIDE.items():
-        files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+        if path.endswith(".ipynb"):
+            text, pictures = notebook(json.loads((ROOT / path).read_text()))
+            files.append(File.generated(config, uri, content=text))
+            for name, content in pictures.items():
+                files.append(File.generated(config, name, content=content))
+        else:
+            files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return files
+
+
+def notebook(content):
+    """The cells of a notebook and their outputs as Markdown, and its pictures by their names."""
+    parts, pictures = [], {}
+    for cell in content["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = "".join("".join(output.get("text", "")) for output in cell.get("outputs", ()))
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
+        for output in cell.get("outputs", ()):
+            if picture := output.get("data", {}).get("image/png"):
+                name = f"tour_{len(pictures)}.png"
+                pictures[name] = base64.b64decode(picture)
+                parts.append(f"![The picture that the cell above shows]({name})")
+    return "\n\n".join(parts), pictures
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -34,6 +63,8 @@ def rewritten(link, source, uri):
     image, text, target = link.groups()
     path, mark, anchor = target.partition("#")
     if "://" in target or not path:
+        return link[0]
+    if source.endswith(".ipynb") and image:
         return link[0]
     place = os.path.normpath(os.path.join(os.path.dirname(source), path))
     place = OUTSIDE.get(place) or (place.removeprefix("docs/") if place.startswith("docs/") else "")

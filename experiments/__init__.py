@@ -1,5 +1,5 @@
 """Runs and studies: what `train.py` and the commands in `tools/` do.
 
-A *run* trains or tests one method on one dataset (`run`); a *study* is a set of runs and what is made of them
-(`studies/`).
+A *run* trains or tests one method on one dataset (`run`); a *study* is a set of runs with their tables,
+plots and report (`studies/`).
 """

@@ -29,9 +29,11 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     flag = Accepts(bool)
     # Put the layers of the towers through torch.compile (CUDA)
     add_setting(cfg, "MODEL.COMPILE", False, flag)
-    # Or plain, which computes the same step by step
+    # Launch the kernels of a training step together (CUDA)
+    add_setting(cfg, "MODEL.CUDA_GRAPHS", False, flag)
+    # plain computes every class in full, as the published code, with the same results
     add_setting(cfg, "MODEL.BACKBONE.TOWERS", "fast", Accepts(Literal[tuple(TOWERS)]))
-    # Of the weights, in hexadecimal: others are refused. A run fills it in
+    # SHA-256 of the weights in hexadecimal: others are refused. A run fills it in
     add_setting(cfg, WEIGHTS, "", Accepts(str))
     # Recompute the text tower in the backward pass: less memory
     add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, flag)

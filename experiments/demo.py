@@ -4,13 +4,18 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
+
+import numpy as np
+from dassl.utils import read_image
 
 import trainers
 from common.files import replacing, write_text
 from common.start import add_common_options, at_least, path
 
 from .configs import config_files, known_datasets
+from .predictions import read as read_predictions
 from .protocols import recipe
 from .studies.executor import LocalExecutor, check_datasets, execute_runs
 from .studies.progress import collect_results
@@ -20,9 +25,16 @@ from .studies.tables import Summary
 
 DESCRIPTION = "Train methods on the base classes of a synthetic dataset and test them on its base and new classes."
 EPILOG = """
-Nothing is downloaded: the backbone is the project's own small CLIP, and the dataset is generated. Prints a table, and
-writes it to OUTPUT/summary.json and as a picture to OUTPUT/summary.png. Run the same command again to resume.
+Nothing is downloaded: the backbone is the project's own small CLIP, and the dataset is generated. Prints accuracies
+before training (zero-shot CLIP) and after it, and writes them to OUTPUT/summary.json. OUTPUT/images.png shows test
+images with the probabilities before and after. Run the same command again to resume.
 """
+CAUTION = """\
+ZeroshotCLIP is the backbone before training. This is a smoke test: training and testing work on this machine. The
+accuracies of a few seeds on synthetic images cannot rank methods, and say nothing about ViT-B/16 on photographs.
+"""
+IMAGES = 6  # of the picture
+RIGHT, WRONG = "#8fc99a", "#d5d5d5"  # of the bars, light enough for black words
 PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their names in summary.json
 
 
@@ -53,25 +65,37 @@ def to_markdown(summary: dict) -> str:
     return markdown_grid(Table("", ["method", *PARTS, "seconds"], [list(map(Cell, row)) for row in rows]))
 
 
-def plot(summary: dict, file: Path) -> None:
-    """Draw bars of base, new and H for each method, in grey."""
+def draw_answers(study: Study, file: Path) -> None:
+    """Draw test images of base classes with the probabilities before training and after it.
+
+    The images are the first ones of the first classes, whatever the methods answer. Before is the first method of the
+    study, zero-shot CLIP; after is the last one. Both are runs of the first seed.
+    """
     from matplotlib.figure import Figure
 
-    methods = summary["methods"]
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    labels = zip(PARTS.values(), ("base classes", "new classes", "harmonic mean"), ("0.85", "0.6", "0.3"), strict=True)
-    for index, (key, label, grey) in enumerate(labels):
-        x = [position + 0.27 * (index - 1) for position in range(len(methods))]
-        values, errors = ([row[name] for row in methods.values()] for name in (key, f"{key}_std"))
-        bars = axes.bar(x, values, 0.25, yerr=errors, label=label, color=grey, edgecolor="black", capsize=3)
-        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
-    axes.set_xticks(range(len(methods)), methods)
-    axes.set(ylabel="accuracy (%)", ylim=(0, 109), title=f"{summary['dataset']}, mean of {len(summary['seeds'])} seeds")
-    axes.legend(loc="upper left", ncols=3, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    seed = [run for run in study.runs() if run.classes == "base" and run.seed == study.seeds[0]]
+    runs = {"before": seed[0], "after": seed[-1]}
+    found = {when: read_predictions(run.folder) for when, run in runs.items()}
+    rows = np.unique(found["before"]["label"], return_index=True)[1][:IMAGES]
+    names = found["before"]["class_names"]
+    figure = Figure(figsize=(5.6, 0.4 + 1.15 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1.6, 1.6))
+    for (image, *bars), row in zip(grid, rows, strict=True):
+        label = found["before"]["label"][row]
+        image.imshow(read_image(study.root / found["before"]["image"][row]))
+        image.set_xlabel(textwrap.fill(names[label], 14), fontsize=9)
+        image.set(xticks=[], yticks=[])
+        for axes, (when, predictions) in zip(bars, found.items(), strict=True):
+            classes, probabilities = (predictions[key][row][:3] for key in ("classes", "probabilities"))
+            colours = [RIGHT if index == label else WRONG for index in classes]
+            axes.barh(range(len(classes)), probabilities, 0.9, color=colours)
+            for place, (index, value) in enumerate(zip(classes, probabilities, strict=True)):
+                axes.text(0.02, place, f"{names[index]} {value:.0%}", va="center", fontsize=9)
+            axes.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])
+            if row == rows[0]:
+                axes.set_title(f"{when}: {runs[when].variant.name}", fontsize=10)
     with replacing(file) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+        figure.savefig(partial, dpi=150, format="png")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"{count} failed, see above; run the same command again to retry")
     summary = summarize(study)
     write_text(args.output / "summary.json", json.dumps(summary, indent=1) + "\n")
-    plot(summary, args.output / "summary.png")
-    print(
-        f"\n{args.dataset}, accuracy in %, mean ± standard deviation of {len(seeds)} seeds\n\n{to_markdown(summary)}\n"
-    )
-    print(f"Written: {args.output}/summary.json and summary.png")
+    draw_answers(study, args.output / "images.png")
+    counted = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    print(f"\n{args.dataset}, accuracy in %, mean ± standard deviation of {counted}\n\n{to_markdown(summary)}\n")
+    print(CAUTION)
+    print(f"Written: {args.output}/summary.json and images.png")

@@ -1,9 +1,13 @@
 """The machine and the software of a run, for its log and its results."""
 
+import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
+
+DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is loaded
 
 PACKAGES = {"torchvision": "torchvision", "open_clip": "open_clip_torch"}  # importing them takes time
 
@@ -25,3 +29,14 @@ def environment() -> dict[str, str]:
         "processor": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         "GPU": f"{', '.join(gpus) or 'none'} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})",
     }
+
+
+def unused_gpu() -> str:
+    """Why torch does not use an NVIDIA GPU of this machine, in its own words; empty without one, or if it is hidden."""
+    if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not DRIVER.is_file():
+        return ""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # a driver too old, or a build of torch for CPUs
+        return str(error).split(". ")[0].splitlines()[0]
+    return "no reason is known"

@@ -29,7 +29,13 @@ from .results import RECORDED
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
 RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
-RESUMABLE_CHANGES |= {"MODEL.COMPILE", "MODEL.BACKBONE.TOWERS", "MODEL.BACKBONE.CHECKPOINT_TEXT", "INPUT.MAX_PIXELS"}
+RESUMABLE_CHANGES |= {
+    "MODEL.COMPILE",
+    "MODEL.CUDA_GRAPHS",
+    "MODEL.BACKBONE.TOWERS",
+    "MODEL.BACKBONE.CHECKPOINT_TEXT",
+    "INPUT.MAX_PIXELS",
+}
 RESUMABLE_CHANGES |= {"TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 
 
@@ -41,16 +47,15 @@ class OutputFolder:
         writes: False for all ranks but the first one, which write nothing.
 
     Raises:
-        UsageError: a folder in it is a link, so that the run would write elsewhere.
+        UsageError: something in it is a link, so that the run would write elsewhere, or a pipe, which may never end.
     """
 
     def __init__(self, path: Path, writes: bool = True):
         self.path, self.writes = path, writes
         for entry in path.iterdir() if writes else ():
-            if entry.is_symlink() and entry.is_dir():
-                raise UsageError(
-                    f"{entry} is a link to a folder elsewhere", "replace it, or choose another --output-dir", entry
-                )
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                what = f"{entry} is a link or not a regular file"
+                raise UsageError(what, "replace it, or choose another --output-dir", entry)
             if re.fullmatch(PARTIAL, entry.name) and entry.is_file():  # of a run that was killed while it wrote
                 entry.unlink()
 

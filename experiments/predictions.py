@@ -1,6 +1,7 @@
 """predictions.npz: what a test predicted for each image. docs/predictions.md has its schema."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,7 +25,8 @@ COLUMNS = {"label": ("i", 1), "classes": ("i", 2), "probabilities": ("f", 2), "l
 COLUMNS |= {"brier": ("f", 1)}
 WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # that `zipfile` finds
+# What zipfile finds in a damaged archive, and numpy in a header.
+DAMAGE = zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, tokenize.TokenError
 
 Predictions = dict[str, np.ndarray]
 
@@ -53,7 +55,7 @@ class Recorder:
     def process(self, logits: Any, labels: Any) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,)."""
         self.evaluator.process(logits, labels)
-        if not (hasattr(logits, "dim") and logits.dim() == 2):  # what an evaluator of another project may take
+        if not (hasattr(logits, "dim") and logits.dim() == 2):  # for an evaluator of another project
             return
         self.batches.append(predictions_of(logits, labels))
         if self.keeps_logits:

@@ -80,8 +80,8 @@ class Recipe:
         return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
 
 
-# PromptSRC's documentation: the Gaussian average over epochs is later and narrower than in the YAML file, but for six
-# datasets.
+# PromptSRC's documentation: the Gaussian average over epochs is later and narrower than in the YAML file, except
+# for six datasets.
 EARLY_AVERAGE = ("imagenet", "caltech101", "oxford_pets", "food101", "ucf101", "sun397")
 LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
 

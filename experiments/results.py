@@ -14,7 +14,7 @@ from common.version import source
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
 SELECTED = "Selected on test images"  # starts the line of a log that says so
-# What a test measures: in percent, except NLL (in nats) and the Brier score (from 0 to 2).
+# The measures of a test: in percent, except NLL (in nats) and the Brier score (from 0 to 2).
 MEASURES: tuple[str, ...] = ("accuracy", "error_rate", "macro_f1", "top5_accuracy", "mean_class_accuracy")
 MEASURES += ("ece", "adaptive_ece", "nll", "brier")
 # The settings that results.json holds, under names of its own.
@@ -68,7 +68,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
 
 
 def measured(cfg, trainer) -> dict:
-    """What the last test of a trainer has measured, and the seconds of training and of the test."""
+    """The results of the last test of a trainer, and the seconds of training and of the test."""
     from .predictions import tested_images
 
     found = trainer.evaluator.results

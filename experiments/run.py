@@ -25,7 +25,7 @@ from trainers.base.ranks import split
 from . import ood, predictions
 from .configuration import changed_settings, read_files, setup_cfg, state_weights
 from .data_card import data_use, note_test, origins
-from .environment import environment
+from .environment import environment, unused_gpu
 from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
 from .ranks import check_agreement
 from .results import FILE as RESULTS
@@ -133,6 +133,10 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
         set_random_seed(cfg.SEED)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
+    elif cfg.USE_CUDA and (why := unused_gpu()):
+        print(
+            f"Computing on the CPU, although there is an NVIDIA GPU: {why} (docs/install.md; USE_CUDA False hides this)"
+        )
     trainer = build_trainer(cfg)
     if cfg.TEST.SAVE_LOGITS:
         predictions.check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
@@ -153,7 +157,7 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
 
 
 def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | None:
-    """What was, or will be, chosen on images for the prompts that a run tests; None if their checkpoint does not say.
+    """The past and future choices on images for the prompts that a run tests; None if their checkpoint does not say.
 
     Raises:
         UsageError: this run would choose on test images, and TEST.SELECT_ON_TEST is False.

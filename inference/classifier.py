@@ -117,6 +117,27 @@ class PromptedClassifier:
         return cls(*read_artefact(Path(folder)), str(folder), backbone, device)
 
     @classmethod
+    def from_pretrained(
+        cls, name: str | PathLike, backbone: str = "", device: str = "", revision: str | None = None
+    ) -> "PromptedClassifier":
+        """The classifier of an exported folder, or of one on the Hugging Face Hub.
+
+        Args:
+            name: a folder; or `user/name`, a repository that `tools/export.py --push-to-hub` wrote.
+            backbone, device: as for `from_folder`.
+            revision: of the repository: a branch, a tag or a commit; by default the newest commit.
+
+        Raises:
+            UsageError: as for `from_folder`; there is no such repository, a file of it is too large, or there is no
+                connection to the Hub and the repository was never downloaded.
+        """
+        if Path(name).is_dir():
+            return cls.from_folder(name, backbone, device)
+        from .hub import download  # here, as most users need no Hub
+
+        return cls(*read_artefact(download(str(name), revision)), str(name), backbone, device)
+
+    @classmethod
     def zero_shot(
         cls, backbone: str, class_names: Sequence[str], template: str = TEMPLATE, device: str = ""
     ) -> "PromptedClassifier":

@@ -34,6 +34,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights", action="store_true", help="also write class_matrix.safetensors, for users of open_clip"
     )
+    parser.add_argument(
+        "--push-to-hub",
+        default="",
+        metavar="USER/NAME",
+        help="also upload the folder to this repository of the Hugging Face Hub; a new one is private",
+    )
     add_model_options(parser, device="cpu")
     return parser.parse_args(argv)
 
@@ -43,6 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     given = given_class_names(args)
     with required_packages():
         from . import models, programs
+
+        if args.push_to_hub:
+            from . import hub
+
+            hub.check_login(args.push_to_hub)
     forms = [form for name, form in programs.FORMS.items() if getattr(args, name)]
     with new_folder(args.to, KEY) as folder:
         ((_, classifier),) = models.open_models([args.model] if args.model else [], args, given)
@@ -64,7 +75,11 @@ def main(argv: list[str] | None = None) -> None:
         if (folder / programs.FOLDED).is_file():
             written[programs.FOLDED] = "the CLIP with the learned changes folded in; open_clip loads it as pretrained"
         write_text(folder / "README.md", card(description, written, names))
-    print(f"Written: {', '.join([*written, 'README.md'])} to {args.to}")
+    files = [*written, "README.md"]
+    print(f"Written: {', '.join(files)} to {args.to}")
+    if args.push_to_hub:
+        others = [*(form.file for form in programs.FORMS.values()), programs.FOLDED]
+        print(f"Uploaded to {hub.upload(args.to, files, args.push_to_hub, others)}")
 
 
 def card(description, written: dict[str, str], names: Sequence[str]) -> str:

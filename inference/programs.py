@@ -82,7 +82,7 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
             output_names=["logits"],
             verbose=False,
         )
-    assert program is not None  # it is None only where torch writes the file itself
+    assert program is not None  # torch returns None if it writes the file itself
     proto = program.model_proto
     onnx.helper.set_model_props(proto, metadata(classifier, class_names))
     onnx.save(proto, file)

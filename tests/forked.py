@@ -1,4 +1,4 @@
-"""A `python` that starts scripts at once, as a fork of a process that has imported their libraries: that takes seconds.
+"""A `python` that starts scripts without delay, as a fork of a process with their libraries imported.
 
 Signals do not reach the script, so a test that interrupts or kills uses `sys.executable`.
 """

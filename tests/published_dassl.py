@@ -1,7 +1,7 @@
 """Run a script on a stand-in for the published Dassl 0.6.3: `python tests/published_dassl.py SCRIPT ARGUMENTS`.
 
 It has the names in NAMES, and no others. Those that this file does not define are the toolbox's, which behave as
-published. The others are written anew, because the published ones differ from the toolbox: the configuration has yacs'
+published. The others are new, because the published ones differ from the toolbox: the configuration has yacs'
 nodes and lacks the toolbox's own keys, the log closes the console when it is deleted, images are read as stored,
 loaders are plain, and a trainer keeps no record of its run or its test.
 """
@@ -201,7 +201,7 @@ class TrainerX:
 
 
 def install():
-    """Put the stand-in in place of the toolbox."""
+    """Replace the toolbox by the stand-in."""
     modules = {"dassl": {}}
     for module, names in NAMES.items():
         found = import_module(module)

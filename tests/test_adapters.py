@@ -122,7 +122,7 @@ def test_folded_low_rank_maps_compute_the_same(params, adapted):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_dropout_draws_anew_and_an_evaluation_draws_nothing(adapted):
+def test_dropout_differs_by_step_and_an_evaluation_has_none(adapted):
     _, copy, adapters = adapted(0.25, [1])
     a, b = (outputs(fast, copy)[1] for _ in range(2))
     assert not torch.allclose(a, b)
@@ -132,7 +132,7 @@ def test_dropout_draws_anew_and_an_evaluation_draws_nothing(adapted):
     assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
 
 
-def test_texts_that_differ_by_image_go_through_adapters(adapted):
+def test_texts_of_single_images_go_through_adapters(adapted):
     _, copy, _ = adapted(0, [0, 2])
     for expected, got in zip(outputs(plain, copy, by_image=True), outputs(fast, copy, by_image=True), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)

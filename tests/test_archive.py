@@ -182,7 +182,7 @@ def test_damaged_archive_is_refused_in_one_line(name, tmp_path):
 # Memo 3 is a class of TorchScript, 1 a tensor, 0 an object of the class, whose dictionary of attributes is on top.
 MODULE = b"\x80\x02(" + pickled(Stored()).replace(b"q", b"r\0\0\x01")[2:-1] + b"q\1"
 MODULE += b"c" + text("__torch__", "M") + b"q\3)\x81q\0}"
-NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash takes for ever
+NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash never ends
 PICKLES = {
     "many_operations": b"\x80\x02" + b"]" * (MAX_READ - 10) + b".",
     "large_memo_index": b"\x80\x02Nr\xff\xff\xff\x7f.",

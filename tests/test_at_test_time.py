@@ -82,7 +82,7 @@ def test_killed_test_resumes_and_ends_identically(method, make, monkeypatch):
     assert len(computed) == len(whole) - 14
 
 
-def test_state_that_was_not_written_does_not_count(make, monkeypatch, tmp_path):
+def test_unwritten_state_does_not_count(make, monkeypatch, tmp_path):
     """The process may end between the file of the logits and the one of the state."""
     whole = outputs(make("TDA", output="whole"))
     monkeypatch.setattr(partial, "SECONDS", 0)
@@ -104,7 +104,7 @@ def lose(folder):
 
 
 @pytest.mark.parametrize("change", [damage, lose, None])
-def test_partial_results_that_do_not_fit_are_not_used(change, make, monkeypatch, tmp_path, capsys):
+def test_unfit_partial_results_are_not_used(change, make, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(partial, "SECONDS", 0)
     interrupted(make("ZERO"), 6)
     if change:
@@ -124,7 +124,7 @@ def test_folder_with_partial_results_of_other_settings_is_refused(make, monkeypa
         check_same_settings(make("ZERO", SELECTION=0.6).cfg, finished=False)
 
 
-# ---------------------------------------------------------------- what an answer depends on
+# ---------------------------------------------------------------- dependence on earlier images
 
 
 @pytest.mark.parametrize("method", ["TPT", "ZERO", "MTA"])
@@ -176,7 +176,7 @@ def arguments(eurosat, tiny):
     return arguments
 
 
-def test_run_without_training_is_one_line_and_a_test(launch, arguments, eurosat, tmp_path, monkeypatch):
+def test_run_without_training_prints_one_line_and_tests(launch, arguments, eurosat, tmp_path, monkeypatch):
     monkeypatch.setattr(partial, "SECONDS", 0)
     run = tmp_path / "run"
     status, printed, errors = launch(*arguments("ZERO", run, "TEST.MAX_IMAGES", 10))
@@ -221,7 +221,7 @@ def test_tuning_starts_from_learned_context_vectors(launch, arguments, command, 
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], [], "CLASS_TOKEN_POSITION middle"),
     ],
 )
-def test_start_that_does_not_fit_is_one_line(learned, own, words, launch, arguments, tmp_path):
+def test_unfit_start_gives_an_error_of_one_line(learned, own, words, launch, arguments, tmp_path):
     start = coop(launch, arguments, tmp_path / "coop", *learned)
     pairs = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5, *own]
     options = ["--eval-only", "--model-dir", start]
@@ -270,7 +270,7 @@ def test_what_needs_one_view_is_refused(launch, arguments, command, tmp_path):
         assert (status, len(errors)) == (2, 1) and "answers from views of an image" in errors[0]
 
 
-def test_vectors_that_no_training_changes_are_no_parameters(make):
+def test_fixed_vectors_are_not_among_the_parameters(make):
     trainer = make("TPT")
     assert list(trainer.model.parameters()) == [] and trainer.get_model_names() == []
     assert trainer.saved_module().state_dict().keys() == {"ctx"}

@@ -74,7 +74,7 @@ def test_refused_in_one_line(method, backbone, settings, words, run_refused):
     run_refused(method, backbone, settings, *words)
 
 
-def test_a_file_that_cannot_be_imported_leaves_the_others(tmp_path, monkeypatch, capsys):
+def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, capsys):
     """A syntax error in one method's file ended the runs of all methods."""
     package = tmp_path / "of_a_stranger"
     package.mkdir()

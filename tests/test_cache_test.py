@@ -103,7 +103,14 @@ def of_another_shape(root, tmp_path):
     file.write_bytes(file.read_bytes() + hashlib.sha256(file.read_bytes()).digest())
 
 
-@pytest.mark.parametrize("harm", [change_an_image, flip_a_bit, cut, empty, of_another_shape])
+def with_half_a_header(root, tmp_path):
+    """... which numpy's own parser does not expect."""
+    (file,) = kept(tmp_path)
+    content = b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"
+    file.write_bytes(content + hashlib.sha256(content).digest())
+
+
+@pytest.mark.parametrize("harm", [change_an_image, flip_a_bit, cut, empty, of_another_shape, with_half_a_header])
 def test_stale_or_damaged_file_is_not_used(harm, root, loader, decodes, tmp_path):
     images(loader())
     harm(root, tmp_path)

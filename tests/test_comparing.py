@@ -104,7 +104,7 @@ def test_smallest_difference_is_found_four_times_in_five(number):
     assert smallest_difference(list(4.0 * unit)) == pytest.approx(2 * least)
 
 
-def test_seeds_that_say_nothing():
+def test_too_few_seeds_for_a_conclusion():
     assert all(map(math.isnan, (*seed_interval([1.0]), smallest_difference([1.0]), smallest_difference([2.0, 2.0]))))
 
 
@@ -116,7 +116,7 @@ def test_seeds_that_say_nothing():
         ({"seed": 9}, "the runs have no seed in common"),
     ],
 )
-def test_runs_that_do_not_compare_are_refused(other, words, runs, command):
+def test_incomparable_runs_are_refused(other, words, runs, command):
     folder, right = runs
     write_run(folder / "other", right["CoOp"][0], **other)
     ended = command(comparing, folder / "MPL", folder / "other")

@@ -63,6 +63,12 @@ def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
     assert trainer.model.towers is TOWERS["fast"]
 
 
+def test_graphs_without_a_gpu_are_ignored_with_a_note(build, capsys):
+    trainer = build("CoOp", options=("MODEL.CUDA_GRAPHS", True))
+    assert "MODEL.CUDA_GRAPHS is ignored: it needs a GPU, and a run on one device\n" in capsys.readouterr().out
+    assert trainer.passes == trainer.both_passes
+
+
 @pytest.mark.parametrize(("device", "towers", "compiles"), [("cuda", "fast", True), ("cuda", "plain", False)])
 def test_only_fast_towers_are_compiled_on_a_gpu(build, monkeypatch, device, towers, compiles):
     trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))

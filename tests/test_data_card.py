@@ -77,7 +77,7 @@ def test_an_evaluation_says_what_its_prompts_were_learned_from(run):
     assert zero["fit"] == zero["choose"] == []
 
 
-def test_a_checkpoint_that_does_not_say_is_not_guessed(run, launch, eurosat, tiny, tmp_path):
+def test_data_use_of_a_silent_checkpoint_is_not_guessed(run, launch, eurosat, tiny, tmp_path):
     trained = run("trained")
     file = trained / LOCKED / "model.pth.tar-2"
     checkpoint = torch.load(file, weights_only=True)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in ("LoCoOp", "DePT+CoCoOp", "DePT+MPL")]
 NEW = ["CLIPLoRA", "MMA", "DePT+CoOp", *THOROUGH]
 QUICK = {"CLIPLoRA": ("TRAINER.CLIPLORA.N_ITERS", 4), "LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2)}
-WORDS = {  # what is refused, and the line
+WORDS = {  # refused exports, and the line of each
     ("MMA", "--weights"): "MMA does not only learn text",
     ("DePT+CoOp", "--weights"): "DePT+CoOp does not only learn text",
     ("DePT+MPL", "--weights"): "DePT+MPL does not only learn text",

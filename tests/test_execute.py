@@ -48,7 +48,7 @@ def test_dead_process_fails_only_its_run(study_file):
     assert execute_runs([(unlucky,)], LocalExecutor(1), "again") == {} and Progress(study).failed == {}
 
 
-def test_process_that_dies_between_two_runs_is_replaced(study_file):
+def test_process_killed_between_two_runs_is_replaced(study_file):
     first, second = (sequence[0] for sequence in load(study_file("idle")).sequences())
     for run in (first, second):
         finish(run, 50.0)

@@ -22,6 +22,7 @@ from common.start import ROOT
 from inference import export, programs
 from inference.classifier import PromptedClassifier
 
+NEEDED_BY_ONNXRUNTIME = "flatbuffers", "google", "packaging"
 METHODS = "CoOp", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
 THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name in METHODS]
 
@@ -45,14 +46,20 @@ def test_onnx_agrees_with_predict(size, method, settings, finished, command, req
 
 
 def check_example(folder: Path, classifier: PromptedClassifier, tmp_path: Path) -> None:
-    """The program of docs/predict.md gives the probabilities of the classifier, where torch cannot be imported."""
+    """The program of docs/predict.md gives the classifier's probabilities, with no other packages than it names."""
     (code,) = re.findall(r"```python\n(import json\n.*?)```", (ROOT / "docs/predict.md").read_text(), re.DOTALL)
     numbers = np.random.default_rng(1).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     Image.fromarray(numbers).save(tmp_path / "photo.png")
     code = code.replace("exported/mpl", str(folder)).replace("photo.jpg", str(tmp_path / "photo.png"))
-    code = "import sys\nsys.modules['torch'] = None\n" + code
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    packages, site = tmp_path / "packages", Path(onnxruntime.__file__).parents[1]
+    packages.mkdir()
+    for name in ("PIL", "pillow.libs", "numpy", "numpy.libs", "onnxruntime", *NEEDED_BY_ONNXRUNTIME):
+        (packages / name).symlink_to(site / name)
+    code = f"import sys\nsys.path.append({str(packages)!r})\n{code}\nassert 'torch' not in sys.modules"
+    isolated = [sys.executable, "-I", "-S", "-c"]  # without the packages of this environment
+    done = subprocess.run([*isolated, code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert subprocess.run([*isolated, "import torch"], capture_output=True).returncode != 0
     expected = classifier.probabilities([tmp_path / "photo.png"])[0]
     found = dict(line.split(": ") for line in done.stdout.splitlines())
     assert len(found) == min(5, len(expected))

@@ -21,7 +21,7 @@ LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture(scope="module", params=[10_000, 0, 24], ids=["at once", "by row", "both"])
+@pytest.fixture(scope="module", params=[10_000, 0, 24], ids=["together", "by row", "both"])
 def clip(request):
     """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}
@@ -249,7 +249,7 @@ def test_layout_of_edited_inference_tensors_is_computed_again():
 
 
 @pytest.mark.parametrize("by_class", [False, True])
-def test_text_that_inference_mode_used_first_can_train_later(clip, by_class):
+def test_text_first_used_in_inference_mode_can_train_later(clip, by_class):
     ctx, deep = leaf(2, WIDTH), leaf(*([2] if by_class else []), 3, WIDTH)
     prompts = TextPrompts(rows([[2], [3]], 2, []), ctx, deep=[Edit(), Edit(1, deep)])
     with torch.inference_mode():

@@ -100,7 +100,7 @@ def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch)
     assert all(torch.equal(prompts_of(first)[key], value) for key, value in prompts_of(again).items())
 
 
-def test_settings_that_images_choose_are_recorded_and_not_chosen_if_given(make):
+def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
     whats = [choice["what"] for choice in make("TipAdapter").choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
     given = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0, output="given")
@@ -171,7 +171,7 @@ def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
     assert torch.allclose(new.model_inference(images_of(new)), coop.model_inference(images_of(new)), atol=1e-3)
 
 
-def test_a_folder_without_such_a_run_is_one_line(make, learned, tmp_path):
+def test_a_folder_without_such_a_run_gives_an_error_of_one_line(make, learned, tmp_path):
     with pytest.raises(UsageError, match=r"there is no folder .*check TRAINER.GDA.FEATURES_OF"):
         make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "missing"))
     make("GDA", output="gda").train()
@@ -182,7 +182,7 @@ def test_a_folder_without_such_a_run_is_one_line(make, learned, tmp_path):
         make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "cocoop"))
 
 
-def test_an_exported_folder_would_lack_that_run(make, learned, tmp_path):
+def test_an_exported_folder_would_lack_the_features_run(make, learned, tmp_path):
     options = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.FEATURES_OF", str(learned)]
     trainer = make("GDA", *options)
     trainer.train()

@@ -179,7 +179,7 @@ def test_new_method_with_its_own_reading_of_images_gets_its_own_features(own, fi
 
 
 @pytest.mark.parametrize("own", [{"model_inference": flipped_inference}, {"parse_batch_test": flipped_batch}])
-def test_new_method_that_reads_the_images_themselves_is_refused(own, register, build):
+def test_new_method_with_its_own_reading_of_images_is_refused(own, register, build):
     register(type("Mine", (CoOp,), own))
     with pytest.raises(UsageError, match="this method reads the images: unset CACHE"):
         logits_of(build("Mine"))
@@ -320,7 +320,7 @@ def test_damaged_or_foreign_file_is_computed_again(harm, build, read_images, kep
 
 
 def test_training_is_the_same_when_each_epoch_is_validated(build):
-    """A loader that does not run takes its number from the generator of random numbers all the same."""
+    """A loader that does not run also draws its number from the random generator."""
     learned = []
     for output, cache in (("a", ["CACHE", ""]), ("b", []), ("c", [])):
         trainer = build("CoOp", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3, *cache, output=output)

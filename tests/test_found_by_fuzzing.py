@@ -29,28 +29,21 @@ def test_error_is_short_and_keeps_its_remedy(launch, tmp_path):
     assert errors[0].startswith("error: 'xxx") and errors[0].endswith(" are pairs of KEY VALUE")
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "MultiModalPromptLearner"])
-def test_run_does_not_write_through_a_link_to_a_folder(name, launch, eurosat, tiny, tmp_path):
-    for folder in ("out", "elsewhere"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
-    status, _, errors = launch(*arguments(eurosat, tiny, tmp_path / "out"))
-    assert (status, len(errors)) == (2, 1) and f"out/{name} is a link to a folder elsewhere: replace it" in errors[0]
-    assert [path.name for path in tmp_path.rglob("*")].count(name) == 1 and not any((tmp_path / "elsewhere").iterdir())
+NAMES = ["tensorboard", "MultiModalPromptLearner", "log.txt", "cmat.pt", "tests.jsonl", "partial_test"]
 
 
-def test_log_is_not_written_through_a_link(launch, eurosat, tiny, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["folder", "file", "pipe"])
+def test_run_does_not_write_through_links_or_wait_for_pipes(kind, name, launch, eurosat, tiny, tmp_path):
+    """A confusion matrix was written elsewhere, and a pipe named tests.jsonl or partial_test was waited for."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/log.txt").symlink_to(tmp_path / "elsewhere")
-    assert launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--no-train"])).status == 0
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_confusion_matrix_is_not_written_through_a_link(launch, eurosat, tiny, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/cmat.pt").symlink_to(tmp_path / "elsewhere")
-    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", "OPTIM.MAX_EPOCH", 1, "TEST.COMPUTE_CMAT", True))
-    assert ended.status == 0 and not (tmp_path / "elsewhere").exists() and (tmp_path / "out/cmat.pt").is_file()
+    (tmp_path / "elsewhere").mkdir()
+    target = {"folder": tmp_path / "elsewhere", "file": tmp_path / "elsewhere/file"}
+    path = tmp_path / "out" / name
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(target[kind])
+    status, _, errors = launch(*arguments(eurosat, tiny, tmp_path / "out", "TEST.COMPUTE_CMAT", True))
+    assert (status, len(errors)) == (2, 1) and f"{path} is a link or not a regular file: replace it" in errors[0]
+    assert os.listdir(tmp_path / "out") == [name] and not any((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.parametrize("link", ["base2new", "base2new/train_base/small_land", "studies"])

@@ -102,7 +102,7 @@ def lambdas(trainer):
 
 
 def check_tda(trainer, figures, features, state):
-    """What is computed of each image, and which images are in the caches at the end, by their features."""
+    """The numbers computed from each image, and the images in the caches at the end, by their features."""
     images, logits, p = map(torch.stack, zip(*map(trainer.mean_of_views, features), strict=True))
     close(logits, figures["logits_before"], BEFORE)
     assert logits.argmax(dim=1).tolist() == figures["pseudo_labels"]

@@ -140,7 +140,7 @@ def test_carried_prompts_are_compared_with_themselves_on_entry(model_of):
 
 @pytest.mark.parametrize("changed", [False, True])
 @torch.no_grad()
-def test_a_tower_that_a_method_has_changed_is_not_taken_for_clip(changed, deep):
+def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
     """It was called "without prompts"."""
     classifier = PromptedClassifier.zero_shot(str(deep), ["red", "blue"])
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

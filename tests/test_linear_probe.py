@@ -129,7 +129,7 @@ def test_without_validation_images_the_strength_must_be_given(probe):
 # Runs
 
 
-def test_image_features_that_are_not_finite_end_in_one_line(arguments, launch, tiny, tmp_path):
+def test_non_finite_image_features_end_in_one_line(arguments, launch, tiny, tmp_path):
     """`make fuzz` found scikit-learn's traceback."""
     state = torch.load(tiny, weights_only=True)
     torch.save(state | {"visual.proj": torch.full_like(state["visual.proj"], 1e38)}, tmp_path / "huge.pt")

@@ -33,7 +33,7 @@ def predictions(p, labels):
     return labels, classes, np.take_along_axis(p, classes, axis=1), log_p, brier
 
 
-def test_calibration_is_that_of_published_code(calibration):
+def test_calibration_equals_published_code(calibration):
     case = calibration
     if "seed" in case:
         p, labels = drawn(case)
@@ -65,7 +65,7 @@ def test_measures_are_those_of_scikit_learn():
     assert found["nll"] == pytest.approx(log_loss(labels, p, labels=known))
 
 
-def test_detection_is_that_of_published_code(ood_metrics):
+def test_detection_equals_published_code(ood_metrics):
     case = ood_metrics
     known, unknown = np.array(case["id"]), np.array(case["ood"])
     keys = "auroc", "aupr", "fpr95"

@@ -146,7 +146,7 @@ def test_a_training_run_and_its_evaluation_find_the_same(run):
     assert run(*base, trainer="MPL", options=options, name="tested")[1]["ood"] == trained["ood"]
 
 
-def test_another_dataset_and_shared_classes_are_said(run, tiny, tmp_path):
+def test_another_dataset_and_shared_classes_are_printed(run, tiny, tmp_path):
     build_tree("dtd", tmp_path / "data")
     write_eurosat(tmp_path / "data", ["Banded", "red", "dotted"], test=3)
     printed, results, _ = run(root=tmp_path / "data", options=["--ood", "dtd"])

@@ -43,7 +43,7 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
 
 
 @pytest.mark.parametrize(("classes", "labels", "options"), [("base", range(3), []), ("new", range(3, 6), NAMES[3:])])
-def test_accuracy_is_that_of_the_runs_test(classes, labels, options, finished, command, eurosat):
+def test_accuracy_equals_the_test_of_the_run(classes, labels, options, finished, command, eurosat):
     run, names = finished("MaPLe"), images_of(eurosat, labels)
     tested = run if classes == "base" else finished("MaPLe", "new", tests=run)
     rows = rows_of(command, run, "--topk", 1, *names, *(["--classes", *options] if options else []))
@@ -235,7 +235,7 @@ def huge(finished, tmp_path):
     ("module", "options"),
     [(predict, "{photos} --json"), (export, "--to {out}"), (inspect_command, "--output {out}")],
 )
-def test_logits_that_are_not_finite_end_in_one_line(module, options, huge, command, photos, tmp_path):
+def test_non_finite_logits_end_in_one_line(module, options, huge, command, photos, tmp_path):
     arguments = options.format(photos=photos / "a.jpg", out=tmp_path / "out").split()
     done = command(module, huge, *arguments)
     assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done

@@ -126,7 +126,7 @@ def test_a_reader_sees_a_change_of_one_prediction(tested):
         read(folder)
 
 
-def test_first_class_is_that_of_accuracy_where_classes_tie():
+def test_first_class_agrees_with_accuracy_when_classes_tie():
     logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
     found = predictions.predictions_of(logits, torch.tensor([0, 2, 1]))
     assert found["classes"][:, 0].tolist() == logits.argmax(dim=1).tolist()
@@ -167,6 +167,7 @@ def test_fifty_thousand_images_take_less_than_ten_megabytes(tmp_path):
         lambda file: changed(file, label=np.zeros(23, dtype=int)),
         lambda file: changed(file, brier=np.zeros((24, 2))),
         lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n"),
+        lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(damage, tested):

@@ -218,7 +218,7 @@ def test_one_process_at_a_time(publish, tmp_path):
     assert publish.server.requests == [] and files_below(folder) == files_below(made)
 
 
-def test_folder_in_which_no_file_can_be_made(prepare):
+def test_folder_without_permission_to_write(prepare):
     """Nobody, root included, can write to /proc/self."""
     status, printed, _ = prepare("--check", "small_shapes", root="/proc/self")
     assert status == 2 and "cannot draw SmallShapes: cannot write to /proc/self/small_shapes (No such" in printed

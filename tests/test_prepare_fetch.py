@@ -181,7 +181,7 @@ def test_endless_download_is_rejected(published, server, file, tmp_path):
 @pytest.mark.parametrize(
     "answer", [b"nonsense", HEAD + b"X: " + b"x" * 70_000, "silence"], ids=["nonsense", "long", "no"]
 )
-def test_nonsense_and_silence_are_one_line(answer, server, file, tmp_path, monkeypatch):
+def test_nonsense_and_silence_end_in_one_line(answer, server, file, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.1)
     server.faults = download.TRIES * [(lambda handler: time.sleep(0.3)) if answer == "silence" else answer]
     refused(file, tmp_path, "the connection failed (")

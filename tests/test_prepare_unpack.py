@@ -127,7 +127,7 @@ def test_bomb_outside_the_files_does_not_fill_the_memory(place, tmp_path, monkey
 
 
 def test_negative_size_in_a_tar_is_refused(tmp_path):
-    """tarfile of Python 3.11.7 reads the same header for ever, if the file itself is not wanted."""
+    """tarfile of Python 3.11.7 never stops reading the header, if the file itself is not wanted."""
     header = bytearray(tarfile.TarInfo("._a.jpg").tobuf())
     header[124:136] = (-512).to_bytes(12, "big", signed=True)
     header[148:156] = b" " * 8

@@ -66,7 +66,7 @@ PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 
 
 def substitute(text, variables):
-    """The text with $X and ${X} replaced by the script's variables, as often as they stand for one another."""
+    """The text with $X and ${X} replaced by the script's variables, which may contain other variables."""
     for _ in range(5):
         text = re.sub(r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], match[0])), str(text))
     return text

@@ -140,7 +140,7 @@ def named_here(file: str, key: str) -> str:
 
 
 def plain(value):
-    """A value with lists for tuples and for texts such as `(224, 224)`, of which yacs makes tuples."""
+    """A value with lists for tuples and for texts such as `(224, 224)`, which yacs reads as tuples."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, str) and value.startswith("("):
@@ -271,7 +271,7 @@ STATED = {
 
 
 @pytest.mark.parametrize("file", STATED)
-def test_values_that_other_repositories_state(file):
+def test_values_of_other_repositories(file):
     method = file.partition("/")[0]
     cfg = setup_cfg(parse_arguments(["--trainer", method, "--config-file", str(CONFIGS / file)]))
     for key, value in STATED[file].items():
@@ -292,7 +292,7 @@ def test_other_files_are_ours_by_their_names():
         assert reason and any(fnmatchcase(file, pattern) for file in files - set(PUBLISHED)), pattern
 
 
-def test_files_of_other_methods_are_those_of_a_trainer_that_is_not_here():
+def test_unlisted_files_belong_to_missing_trainers():
     """MVLPT trains on several datasets together; its form of UPT is here, without a published file."""
     others = {file.split("/")[0] for name in REPOSITORIES for file in FACTS[name]["yaml"]} - set(trainers.methods())
     assert others == {"MVLPT"}
@@ -325,7 +325,7 @@ def changed(value):
 
 
 def notices(file: str, key: str, folder: Path) -> bool:
-    """Whether the comparison fails when `key` is changed in a YAML file, of which `folder` gets a copy."""
+    """Whether the comparison fails when `key` is changed in a copy of a YAML file in `folder`."""
     tree = CfgNode(new_allowed=True)
     tree.merge_from_file(str(CONFIGS / file))
     *groups, last = key.split(".")

@@ -1,5 +1,6 @@
 """The files of a run, and resuming after a kill, an interrupt, a full disk or a diverged loss."""
 
+import itertools
 import json
 import os
 import re
@@ -125,6 +126,29 @@ def half_done(launch, eurosat, tiny, tmp_path):
     (folder / "MultiModalPromptLearner/model.pth.tar-2").unlink()
     (folder / "MultiModalPromptLearner/checkpoint").write_text("model.pth.tar-1\n")
     return arguments(eurosat, tiny, folder), folder
+
+
+def test_a_run_that_another_version_resumes_says_so(launch, half_done, monkeypatch):
+    argv, folder = half_done
+    assert "two versions" not in launch(*argv).printed
+    for file in (folder / "results.json", folder / "MultiModalPromptLearner/model.pth.tar-2"):
+        file.unlink()
+    (folder / "MultiModalPromptLearner/checkpoint").write_text("model.pth.tar-1\n")
+    monkeypatch.setattr("trainers.base.learned.__version__", "9.9.9")
+    ended = launch(*argv)
+    assert ended.status == 0
+    words = (
+        r"results will be of two versions of this project: .* version 1\.\S+ \(commit .*\) and with version 9\.9\.9 "
+    )
+    assert re.search(words, ended.printed)
+
+
+def test_a_clock_that_steps_back_leaves_possible_times(launch, eurosat, tiny, monkeypatch, tmp_path):
+    now = itertools.count(1e9, -100.0)
+    monkeypatch.setattr("time.time", lambda: next(now))
+    assert launch(*arguments(eurosat, tiny, tmp_path)).status == 0
+    found = results(tmp_path)
+    assert 0 < found["train_seconds"] < 100 and 0 < found["test_seconds"] < 100
 
 
 def test_a_full_disk_costs_no_checkpoint(launch, half_done):

@@ -84,7 +84,7 @@ def test_without_a_python_it_says_what_to_do(script):
     assert line.startswith("error: there is no no-python: run `make setup` in ")
 
 
-# ---------------------------------------------------------------- what they start
+# ---------------------------------------------------------------- the commands that they start
 
 
 @pytest.mark.parametrize("method", [method for method in RECIPES if methods()[method].learns])
@@ -184,7 +184,7 @@ def test_base_to_new_by_mpls_scripts(script, launch, monkeypatch):
     assert lines[-1] == f"Harmonic mean: {2 * base * new / (base + new) if base + new else 0:.2f}%"
 
 
-def test_pair_of_scripts_that_trains_five_epochs_and_tests_the_second(script, launch, monkeypatch):
+def test_pair_of_scripts_trains_five_epochs_and_tests_the_second(script, launch, monkeypatch):
     """As published: xd_train_vpt.sh trains the 5 epochs of its YAML file, xd_test_vpt.sh loads epoch 2."""
     given = ["eurosat", 1, *SMALL, "TRAINER.VPT.PROMPT_DEPTH_VISION", 2]
     epochs = []
@@ -257,7 +257,7 @@ def test_too_few_arguments(name, script):
     assert line.startswith(f"error: {name}.sh takes {SCRIPTS[name].usage}, and got {len(form) - 1} of these: ")
 
 
-def test_help_says_whose_script_it_is(script):
+def test_help_names_the_origin_of_a_script(script):
     ended, _ = script("promptsrc/few_shot.sh", "--help")
     first, does, whose, note, *_ = ended.stdout.splitlines()
     assert first == "bash scripts/promptsrc/few_shot.sh DATASET SHOTS [EPOCHS] [KEY VALUE ...]"
@@ -280,7 +280,7 @@ WRONG = [  # script, arguments, words of the line
 
 
 @pytest.mark.parametrize(("name", "arguments", "words"), WRONG)
-def test_wrong_argument_is_one_line_with_the_usage(name, arguments, words, script):
+def test_wrong_argument_gives_one_line_with_the_usage(name, arguments, words, script):
     ended, calls = script(f"{name}.sh", *arguments, BACKBONE="")
     assert (ended.returncode, ended.stdout, calls) == (2, "", [])
     (line,) = ended.stderr.splitlines()
@@ -298,7 +298,7 @@ WRONG_VALUES = [  # that train.py checks: script, arguments, variables, words of
 
 
 @pytest.mark.parametrize(("name", "arguments", "variables", "words"), WRONG_VALUES)
-def test_wrong_value_is_one_line_and_leaves_nothing(name, arguments, variables, words, script, tmp_path):
+def test_wrong_value_gives_one_line_and_leaves_nothing(name, arguments, variables, words, script, tmp_path):
     ended, _ = script(f"{name}.sh", *arguments, DRY_RUN="", **variables)
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2 and line.startswith("error: ") and words in line

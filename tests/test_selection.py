@@ -1,4 +1,4 @@
-"""Runs that choose an epoch or a setting on test images: refused, or marked for good; and which epoch was tested."""
+"""Runs that choose an epoch or a setting on test images: refused or marked in all results; the tested epoch."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_evaluation_keeps_the_mark_unless_it_names_an_epoch(run):
     assert choices(again) == choices(trained)  # its start was selected, whatever its own epoch
 
 
-def test_evaluation_of_a_checkpoint_that_does_not_say_claims_nothing(run):
+def test_evaluation_of_a_silent_checkpoint_claims_nothing(run):
     trained = run("trained", *BEST, *ACCEPTED)
     file = trained / LOCKED / "model-best.pth.tar"
     checkpoint = torch.load(file, weights_only=True)
@@ -221,7 +221,7 @@ def test_partly_common_images_of_folders_are_found(refused, birds, tiny, tmp_pat
     refused(argv, "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step")
 
 
-def test_only_images_that_take_part_count(run, birds, tmp_path):
+def test_only_participating_images_count(run, birds, tmp_path):
     """Few-shot validation may leave the common ones out."""
     for name in ("robin", "wren"):
         (birds / f"val/{name}/3.jpg").unlink()
@@ -232,7 +232,7 @@ def test_only_images_that_take_part_count(run, birds, tmp_path):
     assert choice["sha256"] != results(folder)["data_use"]["test"]["sha256"]
 
 
-def test_a_dataset_that_gives_the_same_list_twice_is_found(refused, eurosat, tiny, monkeypatch, tmp_path):
+def test_a_dataset_with_one_list_twice_is_found(refused, eurosat, tiny, monkeypatch, tmp_path):
     class Own(EuroSAT):  # without `val_is_test`
         def read_split(self):
             train, _, test = super().read_split()
@@ -296,7 +296,7 @@ def test_trainer_of_another_project_is_refused_and_marked_too(refused, run, imag
 # The epoch that was tested
 
 
-def test_results_name_the_epoch_that_was_tested(launch, first_is_best, eurosat, tiny, tmp_path):
+def test_results_name_the_tested_epoch(launch, first_is_best, eurosat, tiny, tmp_path):
     assert launch(*arguments(eurosat, tiny, tmp_path / "best", *BEST)).status == 0
     found = results(tmp_path / "best")
     assert (found["epochs"], found["tested_epoch"]) == (2, 1)
@@ -335,7 +335,7 @@ def test_linear_probe_does_not_choose_on_test_images(refused, run, imagenet, tin
         assert choices(tested) == choices(folder) and len(logged(tested)) == 1
 
 
-def test_linear_probe_records_the_images_that_chose(run):
+def test_linear_probe_records_the_choosing_images(run):
     """Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's code."""
     folder = run("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
     assert [(choice["images"], choice["test_images"]) for choice in choices(folder)] == [(4, 4)]
@@ -366,7 +366,7 @@ def test_one_line_reports_say_it(run, command):
 DAMAGED = (3, {"choose": 3}, {"choose": [3]}, {"choose": [{}]}, {"choose": [{"test_images": "8"}]})
 
 
-def test_damaged_record_in_results_is_one_line(run, command):
+def test_damaged_record_in_results_gives_one_line(run, command):
     folder = run("out")
     whole = results(folder)
     for record in DAMAGED:

@@ -101,7 +101,7 @@ def test_h_and_averages_of_a_marked_half_are_marked(summarised):
     ("method", "focus", "others"),
     [("CoOp", "MPL", [f"CoOp {MARK}", "VPT"]), ("MPL", f"MPL {MARK}", ["CoOp", "VPT"])],
 )
-def test_significance_says_which_methods_have_the_mark(method, focus, others, summarised):
+def test_significance_names_the_marked_methods(method, focus, others, summarised):
     table = next(table for table in build_tables(summarised({(method, "small_land")})) if "against" in table.title)
     assert table.title.endswith(f": {focus} against the others")
     assert [cells[0].text for cells in table.rows] == others

@@ -94,7 +94,7 @@ def test_a_file_without_an_image_gives_a_message_without_the_servers_folders(pag
     assert page.classify(None, "red")[1:] == [None] * 3 and page.look(None) == []
 
 
-def test_roll_out_is_shown_for_clip_and_for_each_model_that_changes_its_image_tower(page, photo):
+def test_roll_out_is_shown_for_clip_and_each_changed_image_tower(page, photo):
     pictures = page.look(photo)
     assert [caption.partition(":")[0] for _, caption in pictures] == ["CLIP", "MPL"]
     assert all(re.search(r"patches \d+ %", caption) for _, caption in pictures)
@@ -151,7 +151,7 @@ def upload(server, *contents):
         ("upload", {"Content-Length": 60 << 20, "Content-Type": "multipart/form-data; boundary=x"}, 413),
     ],
 )
-def test_request_that_is_too_large_is_refused_before_its_body(path, headers, status, server):
+def test_too_large_request_is_refused_before_its_body(path, headers, status, server):
     assert answer(server, path, headers)[0] == status
 
 
@@ -309,6 +309,9 @@ def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, pa
     bars.nth(2).wait_for()
     assert tab.locator("#message textarea").count() == 0
     for width in (1280, 390):
-        tab.set_viewport_size({"width": width, "height": 900})
+        tab.set_viewport_size({"width": width, "height": 844})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        answer = bars.first.bounding_box()
+        assert answer["y"] + answer["height"] < 844  # without scrolling
+    assert tab.get_by_label("Class names").bounding_box()["y"] > bars.nth(2).bounding_box()["y"]  # on a phone
     assert {url for url in servers if url and not url.startswith(address.rstrip("/"))} == set()  # to nobody else

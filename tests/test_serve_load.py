@@ -1,4 +1,4 @@
-"""The page with twenty visitors at once, one of them hostile: right answers, a bounded delay, memory and disk."""
+"""The page with twenty simultaneous visitors, one of them hostile: right answers, a bounded delay, memory and disk."""
 
 import io
 import os
@@ -90,7 +90,7 @@ def names_of(visitor: int, number: int) -> list[str]:
 @pytest.mark.thorough
 def test_twenty_visitors_get_right_answers_in_time_also_with_a_hostile_one(served, models):
     attacks(served.connect), png(12_000, 7_000)  # its images take this process a while
-    visits(served, 2, 1)  # what the server computes once
+    visits(served, 2, 1)  # the server computes some things once
     alone = visits(served, VISITORS)
     before, ended, counts = served.megabytes(), threading.Event(), []
     thread = threading.Thread(target=lambda: counts.append(hostile(served.connect, ended)))
@@ -124,7 +124,7 @@ def open_models_of(models: list[Path]) -> list[PromptedClassifier]:
     return OPENED[str(models)]
 
 
-def test_one_request_that_takes_long_at_a_time(served):
+def test_one_slow_request_at_a_time(served):
     """Each visitor who asked for a thousand names made all others wait for seconds."""
     many = "\n".join(f"a long name {number}" for number in range(1000))
     file = file_data(upload(served.connect, photo(1)))
@@ -143,7 +143,7 @@ def test_a_body_in_chunks_is_refused_even_with_a_length(served):
     assert post(served.connect, "queue/join", b"ffffffff\r\n", "application/json", **headers)[0] == 411
 
 
-def test_uploads_that_never_end_refuse_nobody(served):
+def test_endless_uploads_refuse_nobody(served):
     """Each had its promised size reserved, so that twenty idle connections kept all others out."""
     head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
     idle = []

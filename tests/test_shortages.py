@@ -12,6 +12,7 @@ from drawn import arguments, error_lines
 from torch.utils.data import DataLoader
 
 from common.start import ROOT, required_packages
+from experiments import environment
 from experiments.session import cli_main
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,7 @@ EMFILE = OSError(errno.EMFILE, "Too many open files")
         (raising(MemoryError()), FULL, "MODEL.BACKBONE.CHECKPOINT_TEXT True"),
         (raising(torch.OutOfMemoryError("CUDA out of memory.")), GPU, "MODEL.BACKBONE.CHECKPOINT_TEXT True"),
         (raising(RuntimeError("CUDA error: out of memory")), GPU, "lower the batch size"),
+        (raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")), GPU, "lower the batch size"),
         (raising(RuntimeError("unable to write to file </torch_12_3>: No")), "the shared memory is full", "/dev/shm"),
         (raising(EMFILE), FILES, "`ulimit -n 4096`"),
         (raising(RuntimeError("Communication ..."), EMFILE), FILES, "lower DATALOADER.NUM_WORKERS"),
@@ -87,7 +89,7 @@ run_command(main)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_very_end_keeps_the_status_and_prints_nothing(number):
-    """A rank that had failed was told to end by torchrun, and printed the traceback of a handler."""
+    """torchrun ended a rank that had failed, which printed the traceback of a handler."""
     code = f"""
 import atexit, os, sys
 from experiments.session import run_command
@@ -117,3 +119,26 @@ def test_limits_of_the_shell(limit, eurosat, tiny, tmp_path):
     command = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, f"{ROOT}/train.py", *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, len(error_lines(done.stderr))) == (2, 1), done.stderr
+
+
+OLD = "The NVIDIA driver on your system is too old (found version 11040)"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(f"{OLD}. Please update your GPU driver"), AssertionError(OLD)])
+def test_a_gpu_that_torch_cannot_use_is_named(error, launch, eurosat, tiny, monkeypatch, tmp_path):
+    """A driver too old for the build of torch, or a build for CPUs, meant a run on the CPU without a word."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
+    assert environment.unused_gpu() == ""
+    monkeypatch.setattr(environment, "DRIVER", tiny)  # a file
+    argv = arguments(eurosat, tiny, tmp_path / "out", trainer="ZeroshotCLIP", options=["--eval-only"])
+    ended = launch(*argv)
+    assert ended.status == 0 and f"although there is an NVIDIA GPU: {OLD} (docs/install.md" in ended.printed
+    assert "NVIDIA" not in launch(*argv, "USE_CUDA", False).printed
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environment.unused_gpu() == ""

@@ -56,6 +56,11 @@ def test_site_builds_without_warnings(build, tmp_path):
     pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
     for page in NAMES:
         assert page.removeprefix("docs/").replace("README.md", "index.md").replace(".md", ".html") in pages
+    tour = (tmp_path / "site/tour.html").read_text()
+    assert "PromptedClassifier" in tour and "layer 11: patches" in tour
+    pictures = re.findall(r'<img[^>]* src="(tour_\d\.png)"', tour)
+    assert [(tmp_path / "site" / name).is_file() for name in pictures] == [True] * 3
+    assert 'href="tour.html"' in (tmp_path / "site/predict.html").read_text()
     for page in pages:  # nothing is loaded from another server
         text = (tmp_path / "site" / page).read_text()
         assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', text) == [], page
@@ -173,7 +178,7 @@ def test_error_messages_of_the_page_are_those_of_the_code():
             assert words in known or len(words) < 8, f"{words!r} of {message!r}"
 
 
-def test_paths_in_commands_are_those_that_earlier_commands_write():
+def test_paths_in_commands_were_written_by_earlier_commands():
     """The runs below output/ that commands of a page use, and the output folders of its scripts."""
     for page in (ROOT / "README.md", ROOT / "docs/own_classes.md", ROOT / "docs/reproduce.md"):
         made, used = set(), set()

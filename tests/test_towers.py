@@ -139,7 +139,7 @@ def assert_same(got, expected, leaves):
     direction = torch.randn(got.shape, dtype=got.dtype, generator=torch.manual_seed(9))
     gradients = []
     for y in (got, expected):
-        zero = sum((leaf * 0).sum() for leaf in leaves)  # so that a vector which is removed at once has a gradient, too
+        zero = sum((leaf * 0).sum() for leaf in leaves)  # so that a vector removed immediately has a gradient, too
         gradients.append(torch.autograd.grad((y * direction).sum() + zero, leaves))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -163,7 +163,7 @@ CTX = {"shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
 
 
 def assert_text_equals_the_oracle(model, form, slots=None, deep=()):
-    """For three classes of 5, 4 and 7 words, two of which are learned."""
+    """For three classes of 5, 4 and 7 words with two learned vectors."""
     ids, ctx = token_rows(5, 4, 7), random(*CTX[form])
     places = slots or [[1, 2]] * 3
     got = encode_text(model, TextPrompts(ids, ctx, torch.tensor(slots) if slots else None, deep))

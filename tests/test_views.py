@@ -55,7 +55,7 @@ def check(view: torch.Tensor, expected: dict) -> None:
     assert view.std(dim=(1, 2)).tolist() == pytest.approx(expected["std"], **close)
 
 
-def test_picture_is_that_of_the_figures(figures):
+def test_picture_equals_the_figures(figures):
     assert sha(picture()) == figures["picture_sha256_16"]
 
 
@@ -104,5 +104,5 @@ def test_views_depend_on_the_pixels_and_the_seed_alone():
 
 
 @pytest.mark.parametrize("size", [(500, 5), (5, 500), (1, 1)])
-def test_images_that_no_random_crop_fits_into(size):
+def test_images_too_thin_for_a_random_crop(size):
     assert Views(centre(32), (32, 32), 8, True)(Image.new("RGB", size, (200, 10, 30))).shape == (8, 3, 32, 32)

@@ -114,7 +114,7 @@ def test_a_run_in_the_same_folder_refuses_other_weights(options, run, train, bac
 
 
 @pytest.mark.slow
-def test_a_run_of_an_earlier_version_is_used_and_says_once_that_its_weights_are_unknown(run, train, backbone, capsys):
+def test_a_run_of_an_earlier_version_is_used_with_one_warning_about_its_weights(run, train, backbone, capsys):
     forget(run)
     other_weights(backbone)
     done = train("a", "base", "--skip-finished")
@@ -127,7 +127,7 @@ def test_a_run_of_an_earlier_version_is_used_and_says_once_that_its_weights_are_
 
 
 @pytest.mark.slow
-def test_a_finished_run_whose_weights_are_gone_is_skipped(run, train, backbone):
+def test_a_finished_run_with_deleted_weights_is_skipped(run, train, backbone):
     backbone.unlink()
     assert train("a", "base", "--skip-finished").status == 0
 
@@ -173,7 +173,7 @@ def test_a_study_refuses_results_of_other_weights(study_file, backbone):
 
 
 @pytest.mark.slow
-def test_an_evaluation_whose_logits_are_not_finite_records_nothing(train, backbone, tmp_path):
+def test_an_evaluation_with_non_finite_logits_records_nothing(train, backbone, tmp_path):
     state = torch.load(backbone, weights_only=True)
     state["visual.proj"] = torch.full_like(state["visual.proj"], 1e38)  # finite weights, infinite features
     torch.save(state, backbone)

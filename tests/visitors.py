@@ -46,7 +46,7 @@ def join(connect: Connect, function: int, data: list[Any]) -> str:
 
 
 def answer(connect: Connect, session: str) -> list[Any]:
-    """What the function returns, which may take a while; RuntimeError if it was refused."""
+    """The answer of the function, which may take a while; RuntimeError if it was refused."""
     if not session:
         raise RuntimeError("the page refused the request")
     with closing(connect()) as connection:
@@ -79,7 +79,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def attacks(connect: Connect) -> list[Callable[[], object]]:
-    """What the hostile visitor does: none of it waits for an answer of the functions."""
+    """The actions of the hostile visitor: none of them waits for an answer of the functions."""
     thin = [png(200_000, 1), png(1, 200_000), png(9000, 90)]
     most = "\n".join(f"a long name of a class {number}"[:19] for number in range(1000))
     length, form = {"Content-Length": str(200 << 20)}, f"multipart/form-data; boundary={BOUNDARY}"

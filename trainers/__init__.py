@@ -22,7 +22,7 @@ from .base.plugin import register_plugins
 
 
 def import_files(folders: Iterable[str], package: str) -> list[str]:
-    """Import the files of a package; returns the names of those that cannot be, and prints why.
+    """Import the files of a package; returns the names of the broken ones, and prints the reason.
 
     Somebody may be writing one of them: the others work.
     """

@@ -18,7 +18,7 @@ VARIANTS = "balanced", "corrected", "constant", "cosine", "adaptative"  # the la
 
 @dataclass(frozen=True)
 class ZSLPSettings(FeatureSettings):
-    """20 views of each image, of which an epoch draws as many as there are images."""
+    """20 views of each image. An epoch draws as many of them as there are images."""
 
     AUGMENT_EPOCH: int = 20
     ranges = {"AUGMENT_EPOCH": (1, 1000)}

@@ -10,7 +10,7 @@ from .base.prompted import normalize
 
 @dataclass(frozen=True)
 class CLIPAdapterSettings(FeatureSettings):
-    """RATIO is the part of the adapter in the feature of an image; its hidden layer is REDUCTION times smaller."""
+    """RATIO is the share of the adapter's output in the image feature. Its hidden layer is REDUCTION times smaller."""
 
     AUGMENT_EPOCH: int = 20
     RATIO: int | float = 0.2

@@ -23,7 +23,7 @@ class CoCoOpSettings(MethodSettings):
 
 
 class CoCoOpPrompts(PromptLearner):
-    """Context vectors shifted by what a small network makes of the image (CoCoOp, Sec. 3.2).
+    """Context vectors shifted by the output of a small network for the image (CoCoOp, Sec. 3.2).
 
     Args:
         clip: the frozen backbone.

@@ -18,7 +18,8 @@ OF_TEXT = 16  # images that the text of a new class counts as
 @dataclass(frozen=True)
 class GDASettings(FeatureSettings):
     """SETTING base2new estimates base classes, and new ones from the K views nearest to their texts; auto takes it for
-    runs on base or new classes. ALPHA is the weight beside zero-shot CLIP; 0: chosen on validation images."""
+    runs on base or new classes. ALPHA is the weight of the classifier that is added to zero-shot CLIP. 0: chosen on
+    validation images."""
 
     AUGMENT_EPOCH: int = 10
     SETTING: Literal["auto", "few_shots", "base2new"] = "auto"

@@ -13,7 +13,8 @@ from .base.teacher import TaughtTrainer
 
 @dataclass(frozen=True)
 class ProGradSettings(ContextSettings):
-    """CTX_INIT is words, or True for those of the teacher's sentence. T and LAMBDA: see `loss` and `backward`."""
+    """CTX_INIT is words, or True for those of the teacher's sentence. T is the temperature of both predictions in
+    the divergence from the frozen CLIP. LAMBDA is the share of the opposing gradient to remove."""
 
     CTX_INIT: bool | str = False
     NAME: str = "prograd"

@@ -53,7 +53,7 @@ class TCPPrompts(TemplatePrompts):
         clip: the frozen backbone.
         classnames: C names.
         template: the sentence, with at least four words before the class name.
-        ctx: (n, text width), n <= 4, in place of the first n of these words.
+        ctx: (n, text width), n <= 4, which replace the first n of these words.
     """
 
     class_features: Tensor  # (C, joint), normalised: the frozen CLIP's

@@ -15,9 +15,9 @@ ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
 
 @dataclass(frozen=True)
 class TDASettings(TemplatesSettings):
-    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative one takes those
-    whose entropy is between the thresholds, and counts classes whose probability is between those of the mask.
-    TEMPLATES replace the published ones."""
+    """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative cache
+    takes images whose entropy is between the thresholds. It counts classes whose probability is between those of the
+    mask. TEMPLATES replace the published ones."""
 
     VIEWS: int = 1
     POSITIVE_ENABLED: bool = True
@@ -87,7 +87,7 @@ class TDA(ViewsTrainer):
         return features[kept].mean(dim=0), logits[kept].mean(dim=0), logits[kept].softmax(dim=1).mean(dim=0)
 
     def near(self, cache, feature, state):
-        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 where there is none."""
+        """(classes, slots): how near the images of a cache are to a feature (joint,); 0 for an empty slot."""
         cosines = state[f"{cache}_FEATURES"] @ feature
         near = (-getattr(self.settings, f"{cache}_BETA") * (1 - cosines)).exp()
         return near * state[f"{cache}_ENTROPIES"].isfinite()

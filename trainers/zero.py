@@ -9,7 +9,7 @@ from .base.test_time import TemplatesSettings, ViewsTrainer, entropies
 
 @dataclass(frozen=True)
 class ZEROSettings(TemplatesSettings):
-    """SELECTION is the share of views that vote, the surest ones. TEMPLATES replace the sentence of CTX_INIT."""
+    """SELECTION is the share of the views that vote, the most confident. TEMPLATES replace the sentence of CTX_INIT."""
 
     CTX_INIT: str = "a photo of a"
     SELECTION: float = 0.3

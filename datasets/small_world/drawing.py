@@ -38,7 +38,7 @@ class Subject:
     Attributes:
         colour, texture, shape: of an object, or of the complete image if the shape is `pattern`.
         count: number of objects, 1 to 5.
-        ground, feature: of a landscape seen from above; the others are None then.
+        ground, feature: of a landscape seen from above, which has no other attributes.
     """
 
     colour: str | None = None
@@ -296,7 +296,7 @@ def pick(rng: np.random.Generator, names) -> str:
 
 
 def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """(FINE, FINE), true inside the objects, each of which is in its own cell."""
+    """(FINE, FINE), true inside the objects. Each object is in its own cell."""
     cells = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2), 5: (3, 2)}[count]
     places = rng.permutation(cells[0] * cells[1])[:count]
     size = 1 / max(cells)

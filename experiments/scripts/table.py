@@ -22,7 +22,7 @@ class Script:
         steps: 0 is the protocol's training run, 1 its test, `reproduce` the test of published prompts.
         method: empty if METHOD is the first argument.
         cfg: the YAML file; empty: the method's recipe for the protocol.
-        datasets, shots: one run for each, where they are no arguments; no shots: the protocol's.
+        datasets, shots: one run for each, unless they are arguments; no shots: the protocol's.
         epoch: the epoch that the test loads, if the YAML file is the script's; None: the best or newest.
         epochs: the same, for single datasets.
         settings: more settings of all runs: KEY VALUE pairs.

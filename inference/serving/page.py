@@ -29,6 +29,14 @@ MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their charac
 LONG_NAMES, LONG_PIXELS = 100, 16_000_000  # more of them take seconds: one such request at a time
 MOST_WAITING = 100  # requests
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
+# On a phone: one column with the image, the examples in one row, the answers, and then the class names.
+CSS = """@media (max-width: 700px) {
+    #columns > .column { display: contents }
+    #columns > .column > * { flex: 1 1 100%; order: 1 }
+    #columns > .column:first-child > .form { order: 2 }
+    #examples .gallery { flex-wrap: nowrap; overflow-x: auto }
+    #examples .gallery > * { flex: none }
+}"""
 TWO_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 2, "api_visibility": "private"}
 
 
@@ -45,18 +53,19 @@ class Page:
         self.models, self.names, self.long = models, list(names), Lock()
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
-            with gr.Row():
+            with gr.Row(elem_id="columns"):
                 with gr.Column(scale=2, min_width=300):
                     image: Any = gr.Image(
                         type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
                     )
                     image.preprocess = lambda payload: payload and payload.path  # `read` reports its fault
-                    message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
                     text = "\n".join(dict.fromkeys(names))  # some of a model may be equal
                     edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")
                     if examples:
-                        gr.Examples([[str(file)] for file in examples], image, label="Examples", cache_examples=False)
+                        files = [[str(file)] for file in examples]
+                        gr.Examples(files, image, label="Examples", cache_examples=False, elem_id="examples")
                 with gr.Column(scale=3, min_width=300):
+                    message = gr.Textbox(label="Message", visible=False, interactive=False, elem_id="message")
                     with gr.Row():
                         bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
                     looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
@@ -85,6 +94,7 @@ class Page:
                 mcp_server=False,
                 footer_links=[],
                 max_file_size=LARGEST_UPLOAD,
+                css=CSS,
                 theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
             )
         except OSError as error:

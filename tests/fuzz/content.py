@@ -21,7 +21,7 @@ CACHES = ("CACHE", CACHE, "DATALOADER.CACHE_TEST", True)
 
 @kind("replaced backbone", share=4)
 def replaced_backbone(rng: Random) -> Case:
-    """A run that goes on, is tested or predicts with a weight file that had other weights; or a run of its own."""
+    """A run that resumes, is tested or predicts with a weight file that had other weights; or a new run."""
     state = torch.load(io.BytesIO(content("tiny.pt")), weights_only=True)
     how = rng.choice(("same", "perturbed", "one tensor", "huge"))
     for key in rng.sample(sorted(state), len(state) if how == "perturbed" else 1) if how != "same" else ():

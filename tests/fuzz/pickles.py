@@ -30,7 +30,7 @@ CODE = [
     call("torch.hub", "load", "no/such"),
     call("torch.storage", "_load_from_bytes", "\x80\x02cos\nsystem\n"),
 ]
-NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash takes for ever
+NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash never ends
 WITHOUT_END = [
     b"}" + NESTED + b"Ns",
     b"c" + texts("collections", "Counter") + b"](" + NESTED + b"e\x85R",

@@ -12,7 +12,7 @@ from common.start import ROOT
 
 # Whose code may run: this project, Python and the installed packages.
 CODE = tuple({f"{path}/" for path in (ROOT, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())})
-# Whose texts may become code: those of namedtuple, dataclasses and the like. Never those of readers of files.
+# Whose texts may become code: those of namedtuple, dataclasses and similar. Never those of readers of files.
 MAKERS = ("/collections/__init__.py", "/dataclasses.py", "/enum.py", "/typing.py", "/decorator.py")
 MAKERS += ("/scipy/", "/numpy/", "/pandas/", "/torch/", "/matplotlib/", "/jinja2/", "/sklearn/")
 READERS = ("/torch/serialization.py", "/torch/_weights_only_unpickler.py", "/torch/jit/", "/numpy/lib/", "/scipy/io/")

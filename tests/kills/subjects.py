@@ -45,7 +45,8 @@ def content(folder: Path) -> dict[str, object]:
     """What must not depend on kills: the names of all files below a folder, and the content of each.
 
     Of checkpoints it is every tensor and number, of results and tables all but times and dates, of logs and of events
-    for TensorBoard only that there are some.
+    for TensorBoard only that there are some. A run that was killed after its test is tested again, so how often it was
+    tested is left out.
     """
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
@@ -65,12 +66,17 @@ def content(folder: Path) -> dict[str, object]:
                 tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
                 found[name] = digest([sorted((file.metadata() or {}).items()), tensors])
         elif path.name == "results.json":
-            found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMES}
+            results = {key: value for key, value in json.loads(path.read_text()).items() if key not in TIMES}
+            assert results.get("data_use", {}).get("test", {}).pop("evaluations", 1) >= 1
+            found[name] = results
+        elif path.name == "tests.jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = {json.dumps({key: value for key, value in line.items() if key != "date"}) for line in lines}
         else:
             text = path.read_bytes()
             if path.stem == "tables":
                 # Training times, which have one decimal in tables; accuracies have two.
-                text = re.sub(rb'.*seconds".*\n|(?<![\d.])\d+\.\d(?!\d)', b"", text)
+                text = re.sub(rb'.*seconds".*\n|(?<![\d.])\d+\.\d(?!\d)|evaluated (once|up to \d+ times)', b"", text)
             found[name] = hashlib.sha256(text).hexdigest()
     return found
 

@@ -143,7 +143,7 @@ def test_other_kinds_of_tensors_are_refused(tensor, tmp_path):
     refuses(tmp_path / "a")
 
 
-def test_learned_tensors_that_are_not_finite_are_refused_by_name(root, run, newest):
+def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
     checkpoint = load_checkpoint(newest)
     checkpoint["state_dict"]["ctx"][1, 2] = float("inf")
     torch.save(checkpoint, newest)

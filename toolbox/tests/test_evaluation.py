@@ -43,7 +43,7 @@ def test_metrics(cfg):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_no_result(value, cfg):
+def test_non_finite_logits_give_an_error(value, cfg):
     evaluator, labels = build_evaluator(cfg), torch.tensor([0, 1])
     evaluator.process(torch.tensor([[1.0, float("-inf")], [0.0, 1.0]]), labels)  # a class that is left out
     with pytest.raises(UsageError, match="gives logits that are not finite"):

@@ -1,4 +1,4 @@
-"""Pickles in checkpoints that torch's weights-only unpickler would accept, or be busy with for ever, are refused."""
+"""Pickles in checkpoints that torch's weights-only unpickler would accept, or never finish, are refused."""
 
 import resource
 import time

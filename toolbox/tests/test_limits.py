@@ -1,4 +1,4 @@
-"""What each option accepts: checked when a value is merged and when a config is frozen, in one line."""
+"""The values that each option accepts: checked when a value is merged and when a config is frozen, in one line."""
 
 import pickle
 
@@ -51,7 +51,7 @@ def test_defaults_are_accepted_and_none_and_nan_are_not():
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_a_value_that_is_not_accepted_is_refused_with_key_and_remedy(name, value, accepted):
+def test_an_invalid_value_is_refused_with_key_and_remedy(name, value, accepted):
     cfg = get_cfg_default()
     for refuse in (lambda: cfg.merge_from_list([name, value]), with_value(name, value).freeze):
         with pytest.raises(UsageError) as caught:

@@ -37,6 +37,33 @@ def build(model=None, **options):
     return optimizer, build_lr_scheduler(optimizer, cfg)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_skipped_first_step_leaves_a_fused_optimiser_as_any_other(momentum, monkeypatch):
+    """Its momentum was memory that nobody had set, and a run with PREC amp diverged in its second step."""
+    learned = {}
+    for fused in (None, True):
+        monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups, fused=fused: fused)
+        torch.manual_seed(1)
+        model = torch.nn.Linear(300, 300)
+        optimizer, _ = build(model, LR=0.1, MOMENTUM=momentum)
+        assert optimizer.defaults["fused"] is fused
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for scale in (float("inf"), 1.0, 0.5):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 300)).square().mean() * scale).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        learned[fused] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert torch.allclose(learned[None], learned[True], rtol=1e-6, atol=1e-7)
+
+
+def test_groups_may_be_iterators():
+    """Finding out where the parameters are used up the iterators."""
+    parameters = list(torch.nn.Linear(2, 2).parameters())
+    optimizer = build_optimizer(None, optim_cfg(), [{"params": iter(parameters), "lr": 0.1}])
+    assert optimizer.param_groups[0]["params"] == parameters and optimizer.param_groups[0]["lr"] == 0.1
+
+
 def rates(optimizer, scheduler, epochs):
     found = []
     for _ in range(epochs):

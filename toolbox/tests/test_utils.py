@@ -190,6 +190,6 @@ IMPORTED = {
 
 
 @pytest.mark.parametrize("module", IMPORTED)
-def test_names_that_projects_import_exist(module):
+def test_names_imported_by_projects_exist(module):
     found = import_module(f"dassl.{module}")
     assert [name for name in IMPORTED[module].split() if not hasattr(found, name)] == []

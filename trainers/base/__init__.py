@@ -1,4 +1,4 @@
-"""What the methods share: the trainer, the prompted model, settings, checkpoints, features and teachers."""
+"""Shared by the methods: the trainer, the prompted model, settings, checkpoints, features and teachers."""
 
 from .build import require_vit
 from .method import TEMPLATE

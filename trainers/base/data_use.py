@@ -35,7 +35,7 @@ OF_IMAGES = {"dataset": str, "classes": str, "split": str, "images": int}
 KINDS = {"what": str, **OF_IMAGES, "test_images": int}  # of a choice
 PHASE = {**OF_IMAGES, "labels": int, "class_names": int}
 LATER = {"sha256": str, "trials": int}  # which records of earlier versions lack
-# What the methods of a fair comparison have in common: what they see besides labelled images and names of classes.
+# Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
 # Those of "test-time" learn from each test image alone, those of "transductive" from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
 

@@ -23,6 +23,6 @@ class Former(ModuleType):
 
 
 def keep_former_paths() -> None:
-    """Let `trainers.settings` and the like be imported by these names."""
+    """Let `trainers.settings` and the other former names be imported."""
     for name in MOVED:
         sys.modules[f"trainers.{name}"] = Former(f"trainers.{name}")

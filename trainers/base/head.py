@@ -15,7 +15,7 @@ SCALE = 100  # of cosine similarities in the code of Tip-Adapter and GDA, whatev
 
 
 class Head(PromptLearner):
-    """What a method fits to features. Its tensors are those of a checkpoint."""
+    """A classifier that is fitted to features. Its tensors are those of a checkpoint."""
 
     name = "adapter"
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, current_ranks, weights_sha256
 from common.errors import UsageError
-from common.version import __version__
+from common.version import __version__, source
 
 from .build import without_training
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
@@ -48,10 +48,10 @@ class LearnedPrompts(Method):
         return self.model
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """What a checkpoint says besides its learned tensors: plain values only."""
+        """The facts in a checkpoint besides its learned tensors: plain values only."""
         choices = {"choices": self.choices, "inherited_choices": self.inherited_choices or []}
         fit = {"fit": [*(self.inherited_phases or []), self.fit_phase]}
-        return self.prompts_metadata() | choices | fit
+        return self.prompts_metadata() | choices | fit | {"commit": source()["commit"] or ""}
 
     @cached_property
     def fit_phase(self) -> Phase:
@@ -174,6 +174,14 @@ class LearnedPrompts(Method):
             UsageError: the run had a backbone with other weights.
         """
         check_weights(written, self.prompts_metadata(), "the run to resume")
+        before, now = (
+            (facts.get("version"), (facts.get("commit") or "")[:9]) for facts in (written, self.checkpoint_metadata())
+        )
+        if before[0] and before != now:
+            words = " and with ".join(
+                f"version {version} (commit {commit or 'unknown'})" for version, commit in (before, now)
+            )
+            print(f"The results will be of two versions of this project: the run was trained with {words}")
         if not written.get("weights_sha256"):
             print("The checkpoint does not say on which weights the run began: check that they are these")
 

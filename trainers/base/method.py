@@ -1,4 +1,4 @@
-"""What a method says about itself, and what it knows of a run before there is a model."""
+"""The facts that a method declares, and those that it derives from a run before there is a model."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,7 +25,7 @@ class Method(TrainerX):
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
-    kind: ClassVar[str] = "inductive"  # what it sees besides labelled images and class names: data_use.METHOD_KINDS
+    kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop
     config_folder: ClassVar[str] = ""  # of its YAML files in configs/trainers/; by default its name
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"

@@ -47,7 +47,7 @@ class PromptLearner(nn.Module):
     def install(self, clip: CLIP) -> None:
         """Put learned modules into a CLIP (`clip.adapt`, or replace its modules). It is a private copy.
 
-        What is put there must be registered in the prompt learner, too. The frozen weights are shared with the
+        Register these modules in the prompt learner, too. The frozen weights are shared with the
         original, which remains in `PromptedCLIP.frozen`: do not change them.
         """
 
@@ -78,7 +78,7 @@ class PromptedCLIP(nn.Module):
 
     The CLIP is not a registered submodule: `parameters()`, `state_dict()` and the optimiser have the learned prompts
     and nothing else, under the names of the published checkpoints (`prompt_learner.ctx`, ...). `to()`, `half()` and
-    the like change it nevertheless.
+    similar calls still change it.
 
     Args:
         clip: the frozen backbone.

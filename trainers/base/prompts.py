@@ -56,7 +56,7 @@ def start_context(clip: CLIP, n_ctx: int, ctx_init: str) -> tuple[str, nn.Parame
     """The words before the class name, and the ctx that replaces the first n_ctx of their tokens.
 
     The convention of the deep-prompt methods: up to four vectors start from `ctx_init`, and its further words stay as
-    they are; more than four start at random, in place of `X X X ...`.
+    they are; more than four start at random and replace `X X X ...`.
     """
     if ctx_init and n_ctx <= 4:
         words = ctx_init.replace("_", " ")
@@ -91,7 +91,7 @@ def zeros_and_words(clip: CLIP, n_ctx: int, sentence: str, section: str) -> tupl
     """The words before the class name, and the ctx (n_ctx, text width) that replaces all of them.
 
     The convention of ProGrad's repository: the last vectors start from the words of `sentence`, one for each, and those
-    before them from zero, in place of `X`.
+    before them from zero. They replace `X`.
 
     Raises:
         UsageError: the sentence has no words, or more than n_ctx. The message names TRAINER.<section>.CTX_INIT.
@@ -126,7 +126,7 @@ class TemplatePrompts(PromptLearner):
 
 
 class CoOpPrompts(PromptLearner):
-    """Context vectors in place of the words around the class name (CoOp, Sec. 3.2).
+    """Context vectors that replace the words around the class name (CoOp, Sec. 3.2).
 
     Args:
         clip: the frozen backbone.
@@ -283,7 +283,7 @@ class IndependentPrompts(PromptLearner):
 
 @dataclass(frozen=True)
 class TwoTowerSettings(MethodSettings):
-    """The settings of `two_tower_prompts`. A depth of 0 means no prompts in that tower."""
+    """Prompts enter the first PROMPT_DEPTH layers of a tower. A depth of 0 means no prompts in that tower."""
 
     N_CTX_VISION: int = 2
     N_CTX_TEXT: int = 2

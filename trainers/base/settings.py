@@ -47,7 +47,7 @@ class MethodSettings:
     @classmethod
     @cache  # a study asks some thousand times
     def schema(cls) -> dict[str, Accepts]:
-        """What each field accepts."""
+        """The values that each field accepts."""
         types, ranges = get_type_hints(cls), dict[str, tuple[float, float]]()
         for parent in reversed(cls.__mro__):
             ranges |= vars(parent).get("ranges", {})

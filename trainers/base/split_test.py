@@ -1,4 +1,4 @@
-"""A test of which each rank computes a part."""
+"""A test that is divided among ranks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

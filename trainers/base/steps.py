@@ -33,7 +33,7 @@ class Repeated:
 
 
 class SteppedTrainer(PromptTrainer):
-    """A method that trains for `steps` steps, divided into OPTIM.MAX_EPOCH parts of which each ends with a checkpoint.
+    """A method that trains for `steps` steps, divided into OPTIM.MAX_EPOCH parts. Each part ends with a checkpoint.
 
     The learning rate is a cosine over all steps, from OPTIM.LR to 1e-6, without a warm-up.
     """

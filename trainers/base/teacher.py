@@ -94,7 +94,7 @@ def mean_text_features(
     Args:
         clip: the frozen backbone.
         classnames: C names.
-        device: where the features shall be.
+        device: of the features.
         templates: sentences with {} for the class name.
         unit: whether each feature is normalised before the mean.
 

@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ViewsSettings(MethodSettings):
-    """VIEWS of each image, the first of which is its centre; AUGMIX changes the others."""
+    """VIEWS of each image: the first one is its centre, and AUGMIX changes the others."""
 
     VIEWS: int = 64
     AUGMIX: bool = False
@@ -72,7 +72,7 @@ class ViewsTrainer(PromptTrainer):
         raise NotImplementedError
 
     def new_state(self) -> State:
-        """What the answer for the first image depends on; empty where images do not depend on one another."""
+        """The initial state that answers depend on; empty if images do not depend on one another."""
         return {}
 
     def order(self, images: int) -> list[int]:

@@ -26,6 +26,7 @@ from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .data_use import inherited_choices, inherited_phases
 from .features import cache_folder, kept_features
+from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision, usable
 from .prompted import Output, PromptedCLIP
@@ -108,10 +109,13 @@ class PromptTrainer(LearnedPrompts):
         if any(True for _ in self.model.parameters()):
             self.optim, self.sched = self.build_optimizer()
             self.register_model(self.saved_as, self.saved_module(), self.optim, self.sched)
+        self.passes = self.both_passes
+        if self.cfg.MODEL.get("CUDA_GRAPHS", False):
+            self.use_graphs()
 
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
-        """What a test makes of a PIL image in RGB, by the section INPUT: a tensor (3, H, W)."""
+        """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
         return build_transform(cfg, is_train=False, verbose=False)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
@@ -126,6 +130,13 @@ class PromptTrainer(LearnedPrompts):
         else:
             self.model.towers = compiled_towers()
 
+    def use_graphs(self) -> None:
+        """MODEL.CUDA_GRAPHS: launch the passes of a step together, or print why not."""
+        if self.device.type != "cuda" or current_ranks().count > 1:
+            print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU, and a run on one device")
+        else:
+            self.passes = StepGraph(self.both_passes, self.model.parameters())
+
     def autocast(self):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
         if not self.amp:
@@ -139,20 +150,23 @@ class PromptTrainer(LearnedPrompts):
 
     def forward_backward(self, batch: dict) -> dict[str, float | Tensor]:
         """A training step; what is logged is a number or, so that nothing waits for a GPU, a tensor there."""
-        images, labels = self.parse_batch_train(batch)
-        with self.autocast():
-            output = self.model.output(images)
-            loss, parts = self.loss(output, labels)
-        self.detect_anomaly(loss)
-        self.optim.zero_grad()
-        self.backward(loss, parts)
+        logged = self.passes(*self.parse_batch_train(batch))
+        self.detect_anomaly(logged["loss"])
         self.scaler.step(self.optim)
         self.scaler.update()
         if self.schedule_steps or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        accuracy = compute_accuracy(output.logits, labels)[0]
-        logged = {"loss": loss, "acc": accuracy, **parts}
-        return {name: value.detach() if value.is_cuda else value.item() for name, value in logged.items()}
+        return {name: value if value.is_cuda else value.item() for name, value in logged.items()}
+
+    def both_passes(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The forward and the backward pass: leaves the gradient in the learned parameters, returns what is logged."""
+        with self.autocast():
+            output = self.model.output(images)
+            loss, parts = self.loss(output, labels)
+        self.optim.zero_grad()
+        self.backward(loss, parts)
+        logged = {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0], **parts}
+        return {name: value.detach() for name, value in logged.items()}
 
     def backward(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Leave the gradient of the step, scaled by `self.scaler`, in the learned parameters.

@@ -21,9 +21,9 @@ LOSS_SCALE = 1024.0  # so that gradients in fp16 do not vanish; a power of two c
 
 @dataclass(frozen=True)
 class TuningSettings(ViewsSettings):
-    """The context starts from CTX_INIT, a vector for each word; without it, from N_CTX vectors that are given.
+    """The context starts from the words of CTX_INIT, with one vector for each, or else from N_CTX given vectors.
 
-    SELECTION is the share of views, the most confident ones, that the loss is about; STEPS and LR are of AdamW.
+    SELECTION is the share of views in the loss, the most confident ones. STEPS and LR are those of AdamW.
     """
 
     N_CTX: int = 4
@@ -109,7 +109,7 @@ class TuningTrainer(ViewsTrainer):
             return model.logits(features[:1], text())[0]
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Start from the context vectors of a run of CoOp or the like. A run without training has none."""
+        """Start from the context vectors of a run of CoOp or a similar method. A run without training has none."""
         folder = Path(directory) if directory else None
         trained = folder and any(folder.glob("*/model*.pth.tar*"))
         if folder and not trained and (folder / "config.yaml").is_file():

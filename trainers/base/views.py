@@ -72,7 +72,7 @@ class Views:
 
 
 def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop: torchvision's RandomResizedCrop with a generator of one's own."""
+    """(top, left, height, width) of a random crop: torchvision's RandomResizedCrop with a given generator."""
     width, height = image.size
     for _ in range(TRIES):
         area = width * height * torch.empty(1).uniform_(*AREA, generator=chance).item()

@@ -26,68 +26,68 @@ SCHEDULERS = ("single_step", "multi_step", "cosine")
 WARMUPS = ("constant", "linear")
 
 OPTIONS = {  # name: (default, what it accepts)
-    "VERSION": (1, COUNT),
+    "VERSION": (1, COUNT),  # of the form of the files
     "OUTPUT_DIR": ("./output", TEXT),  # log, checkpoints and TensorBoard events
     "RESUME": ("", TEXT),  # folder of the run to resume; empty: the run in OUTPUT_DIR, if there is one
-    "SEED": (-1, Integer(-1, 2**32 - 1, "-1: not seeded")),
+    "SEED": (-1, Integer(-1, 2**32 - 1, "-1: not seeded")),  # of sampled images, initial values and the order of images
     "CACHE": ("", TEXT),  # folder for what is computed once for many runs; empty: nothing is kept
     "CACHE_GB": (20.0, GIGABYTES),  # size limit of each kind of file in it, in gigabytes
-    "USE_CUDA": (True, FLAG),
-    "VERBOSE": (True, FLAG),
+    "USE_CUDA": (True, FLAG),  # compute on a GPU if there is one
+    "VERBOSE": (True, FLAG),  # print more about the run
     "INPUT.SIZE": ((224, 224), Several(Integer(1, 4096), 2, 2)),  # height, width
-    "INPUT.INTERPOLATION": ("bilinear", Choice(INTERPOLATIONS)),
+    "INPUT.INTERPOLATION": ("bilinear", Choice(INTERPOLATIONS)),  # of the resized image
     "INPUT.TRANSFORMS": ((), Several(Choice(TRANSFORMS))),  # names, see dassl.data.transforms
-    "INPUT.NO_TRANSFORM": (False, FLAG),
+    "INPUT.NO_TRANSFORM": (False, FLAG),  # leave it False: images without a transform cannot form a batch
     "INPUT.MAX_PIXELS": (89_478_485, Integer(1, 1_000_000_000)),  # larger images are refused; the default is Pillow's
     "INPUT.EXIF_ORIENTATION": (True, FLAG),  # turn images as their EXIF data says; False, as published: as stored
-    "INPUT.PIXEL_MEAN": ([0.485, 0.456, 0.406], Several(Number(-1000, 1000), 3, 3)),
-    "INPUT.PIXEL_STD": ([0.229, 0.224, 0.225], Several(Number(0.001, 1000), 3, 3)),
-    "INPUT.CROP_PADDING": (4, Integer(0, 1024)),
-    "INPUT.RRCROP_SCALE": ((0.08, 1.0), Several(Number(0.0001, 1), 2, 2, ascending=True)),
-    "INPUT.RANDAUGMENT_N": (2, Integer(0, 100)),
-    "INPUT.RANDAUGMENT_M": (10, Integer(0, 30)),
-    "INPUT.COLORJITTER_B": (0.4, Number(0, 1000)),
-    "INPUT.COLORJITTER_C": (0.4, Number(0, 1000)),
-    "INPUT.COLORJITTER_S": (0.4, Number(0, 1000)),
-    "INPUT.COLORJITTER_H": (0.1, Number(0, 0.5)),
+    "INPUT.PIXEL_MEAN": ([0.485, 0.456, 0.406], Several(Number(-1000, 1000), 3, 3)),  # red, green, blue
+    "INPUT.PIXEL_STD": ([0.229, 0.224, 0.225], Several(Number(0.001, 1000), 3, 3)),  # red, green, blue
+    "INPUT.CROP_PADDING": (4, Integer(0, 1024)),  # pixels around the image before a random crop
+    "INPUT.RRCROP_SCALE": ((0.08, 1.0), Several(Number(0.0001, 1), 2, 2, ascending=True)),  # share of the area
+    "INPUT.RANDAUGMENT_N": (2, Integer(0, 100)),  # operations on an image
+    "INPUT.RANDAUGMENT_M": (10, Integer(0, 30)),  # strength of each
+    "INPUT.COLORJITTER_B": (0.4, Number(0, 1000)),  # brightness
+    "INPUT.COLORJITTER_C": (0.4, Number(0, 1000)),  # contrast
+    "INPUT.COLORJITTER_S": (0.4, Number(0, 1000)),  # saturation
+    "INPUT.COLORJITTER_H": (0.1, Number(0, 0.5)),  # hue
     "INPUT.RGS_P": (0.2, PROBABILITY),  # random greyscale: probability
     "INPUT.GB_P": (0.5, PROBABILITY),  # Gaussian blur: probability
     "INPUT.GB_K": (21, Integer(1, 999, "odd", range(0, 1000, 2))),  # Gaussian blur: kernel size, pixels
-    "DATASET.ROOT": ("", TEXT),
-    "DATASET.NAME": ("", TEXT),
-    "DATASET.SOURCE_DOMAINS": ((), Several(TEXT)),
-    "DATASET.TARGET_DOMAINS": ((), Several(TEXT)),
+    "DATASET.ROOT": ("", TEXT),  # folder of the datasets
+    "DATASET.NAME": ("", TEXT),  # name of its class
+    "DATASET.SOURCE_DOMAINS": ((), Several(TEXT)),  # of datasets with domains
+    "DATASET.TARGET_DOMAINS": ((), Several(TEXT)),  # of datasets with domains
     "DATASET.NUM_SHOTS": (-1, Integer(-1, 1_000_000, "-1: all images", (0,))),  # images per class
-    "DATALOADER.NUM_WORKERS": (4, Integer(0, 256)),
+    "DATALOADER.NUM_WORKERS": (4, Integer(0, 256)),  # processes that read training images
     "DATALOADER.CACHE_TEST": (False, FLAG),  # keep decoded, resized test images in CACHE (or ~/.cache/dassl)
     "DATALOADER.K_TRANSFORMS": (1, Integer(1, 100)),  # augmented views per training image
     "DATALOADER.RETURN_IMG0": (False, FLAG),  # also return the image without augmentation
-    "DATALOADER.TRAIN_X.SAMPLER": ("RandomSampler", Choice(SAMPLERS)),
-    "DATALOADER.TRAIN_X.BATCH_SIZE": (32, COUNT),
+    "DATALOADER.TRAIN_X.SAMPLER": ("RandomSampler", Choice(SAMPLERS)),  # of labelled images
+    "DATALOADER.TRAIN_X.BATCH_SIZE": (32, COUNT),  # labelled images in a step
     "DATALOADER.TRAIN_U.SAME_AS_X": (True, FLAG),  # take the loader options of TRAIN_X
-    "DATALOADER.TRAIN_U.SAMPLER": ("RandomSampler", Choice(SAMPLERS)),
-    "DATALOADER.TRAIN_U.BATCH_SIZE": (32, COUNT),
+    "DATALOADER.TRAIN_U.SAMPLER": ("RandomSampler", Choice(SAMPLERS)),  # of unlabelled images
+    "DATALOADER.TRAIN_U.BATCH_SIZE": (32, COUNT),  # unlabelled images in a step
     "DATALOADER.TEST.SAMPLER": ("SequentialSampler", Choice(SAMPLERS)),
-    "DATALOADER.TEST.BATCH_SIZE": (32, COUNT),
+    "DATALOADER.TEST.BATCH_SIZE": (32, COUNT),  # images at a time in a test
     "MODEL.INIT_WEIGHTS": ("", TEXT),  # file to load weights from, by name and shape
-    "MODEL.BACKBONE.NAME": ("", TEXT),
+    "MODEL.BACKBONE.NAME": ("", TEXT),  # published weights such as ViT-B/16, small, or a file
     "OPTIM.NAME": ("adam", Choice(OPTIMISERS)),
-    "OPTIM.LR": (0.0003, RATE),
+    "OPTIM.LR": (0.0003, RATE),  # learning rate
     "OPTIM.WEIGHT_DECAY": (5e-4, RATE),
-    "OPTIM.MOMENTUM": (0.9, PROBABILITY),
-    "OPTIM.SGD_DAMPNING": (0, PROBABILITY),
-    "OPTIM.SGD_NESTEROV": (False, FLAG),
-    "OPTIM.RMSPROP_ALPHA": (0.99, PROBABILITY),
+    "OPTIM.MOMENTUM": (0.9, PROBABILITY),  # of SGD and RMSprop
+    "OPTIM.SGD_DAMPNING": (0, PROBABILITY),  # of the momentum of SGD
+    "OPTIM.SGD_NESTEROV": (False, FLAG),  # Nesterov momentum
+    "OPTIM.RMSPROP_ALPHA": (0.99, PROBABILITY),  # decay of the mean of squares
     "OPTIM.ADAM_BETA1": (0.9, Number(0, 0.999999)),
     "OPTIM.ADAM_BETA2": (0.999, Number(0, 0.999999)),
     "OPTIM.ADAM_EPS": (1e-8, Number(0, 1)),  # also of AdamW, AMSGrad and RAdam
     "OPTIM.STAGED_LR": (False, FLAG),  # a smaller learning rate for all layers except NEW_LAYERS
-    "OPTIM.NEW_LAYERS": ((), Several(TEXT)),
-    "OPTIM.BASE_LR_MULT": (0.1, RATE),
+    "OPTIM.NEW_LAYERS": ((), Several(TEXT)),  # names of layers with the full learning rate
+    "OPTIM.BASE_LR_MULT": (0.1, RATE),  # factor of the learning rate of the other layers
     "OPTIM.LR_SCHEDULER": ("single_step", Choice(SCHEDULERS)),
     "OPTIM.STEPSIZE": ((-1,), Several(Integer(-1, EPOCHS), least=1)),  # epochs; -1: MAX_EPOCH
-    "OPTIM.GAMMA": (0.1, Number(0, 1000)),
-    "OPTIM.MAX_EPOCH": (10, Integer(1, EPOCHS)),
+    "OPTIM.GAMMA": (0.1, Number(0, 1000)),  # factor of the learning rate at each step of the schedule
+    "OPTIM.MAX_EPOCH": (10, Integer(1, EPOCHS)),  # epochs of training
     "OPTIM.WARMUP_EPOCH": (-1, Integer(-1, EPOCHS)),  # below 1: no warm-up
     "OPTIM.WARMUP_TYPE": ("linear", Choice(WARMUPS)),
     "OPTIM.WARMUP_CONS_LR": (1e-5, RATE),  # learning rate of a constant warm-up
@@ -95,11 +95,11 @@ OPTIONS = {  # name: (default, what it accepts)
     "OPTIM.WARMUP_RECOUNT": (True, FLAG),  # the scheduler counts its epochs from the end of the warm-up
     "TRAIN.CHECKPOINT_FREQ": (0, Integer(0, EPOCHS)),  # epochs between kept checkpoints; 0: only the last
     "TRAIN.PRINT_FREQ": (10, COUNT),  # batches
-    "TEST.EVALUATOR": ("Classification", TEXT),
-    "TEST.PER_CLASS_RESULT": (False, FLAG),
-    "TEST.COMPUTE_CMAT": (False, FLAG),
-    "TEST.NO_TEST": (False, FLAG),
-    "TEST.SPLIT": ("test", Choice(("test", "val"))),
+    "TEST.EVALUATOR": ("Classification", TEXT),  # name of a registered evaluator
+    "TEST.PER_CLASS_RESULT": (False, FLAG),  # also print the accuracy of each class
+    "TEST.COMPUTE_CMAT": (False, FLAG),  # also save the confusion matrix, cmat.pt
+    "TEST.NO_TEST": (False, FLAG),  # do not test after training
+    "TEST.SPLIT": ("test", Choice(("test", "val"))),  # the images that are tested
     "TEST.FINAL_MODEL": ("last_step", Choice(("last_step", "best_val"))),  # best on val, or else on test
     "TRAINER.NAME": ("", TEXT),
 }

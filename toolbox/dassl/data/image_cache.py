@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+import tokenize
 from contextlib import suppress
 from importlib.metadata import version
 from io import BytesIO
@@ -107,7 +108,7 @@ class KeptImages:
                     return False
             pixels = np.load(self.file, mmap_mode="r")
             os.utime(self.file, follow_symlinks=False)  # files that were not used for longest are deleted first
-        except (OSError, ValueError):  # deleted meanwhile, or not such a file
+        except (OSError, ValueError, tokenize.TokenError):  # deleted meanwhile, or not such a file
             return False
         if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
             return False

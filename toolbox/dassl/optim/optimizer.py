@@ -39,7 +39,11 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         if optim_cfg.SGD_NESTEROV and (optim_cfg.MOMENTUM == 0 or optim_cfg.SGD_DAMPNING != 0):
             raise UsageError("OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0 and OPTIM.SGD_DAMPNING 0")
         sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV, **common}
-        return torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=_on_cuda(param_groups), **sgd)
+        fused = _on_cuda(param_groups) and optim_cfg.SGD_DAMPNING == 0 or None
+        optimizer = torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=fused, **sgd)
+        if fused and optim_cfg.MOMENTUM:
+            _start_momentum(optimizer)
+        return optimizer
     if name == "rmsprop":
         return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
     if name == "radam":
@@ -52,9 +56,23 @@ def build_optimizer(model, optim_cfg, param_groups=None):
 
 def _on_cuda(param_groups):
     """True if all parameters are on a GPU, where a fused step is one launch and does not wait for a GradScaler."""
-    groups = [group["params"] if isinstance(group, dict) else [group] for group in param_groups]
-    parameters = [param for group in groups for param in ([group] if isinstance(group, torch.Tensor) else group)]
+    parameters = []
+    for group in param_groups:
+        if isinstance(group, dict):
+            group["params"] = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
+        parameters += group["params"] if isinstance(group, dict) else [group]
     return all(param.is_cuda for param in parameters) or None
+
+
+def _start_momentum(optimizer):
+    """Start the momentum of a fused SGD at zero, which without damping is what its first step does.
+
+    Else torch makes it in the first step, unset, and leaves it so if a GradScaler skips that step: the second one would
+    add whatever the memory held.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
 
 def _staged_groups(model, optim_cfg):

@@ -12,7 +12,7 @@ from .errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_RATIO = 100  # of the sides: a test resizes the shorter side to INPUT.SIZE, which makes a thin image a huge one
-MAX_SCANS = 64  # of a JPEG, each of which goes over all pixels; cameras and optimisers write up to about 15
+MAX_SCANS = 64  # of a JPEG; each scan reads all pixels. Cameras and optimisers write up to about 15
 RGB_SOURCES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `read_image` raises an error instead

@@ -1,0 +1,112 @@
+"""Steps of all methods on a stand-in CUDA device: launches, waits, and how far they are from the CPU's.
+
+    python benchmarks/gpu_rehearsal.py --trainer MPL CoOp --classes 5 50 500 --prec fp32 fp16 amp
+
+No GPU is needed (stand_in/). A launch is an operation of torch on the device: one kernel, seldom more. Their number
+does not depend on the width of the model, so the weights are random and narrow, of ViT-B/16's depth. The first step is
+left out: later ones find what it has cached. `loss` and `logits` are the largest differences from the same
+steps and a test batch in fp32 on the CPU. The exit status is 1 if a method fails.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from itertools import product
+from pathlib import Path
+
+if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+try:
+    from benchmarks.stand_in import Counted, stand_in  # before torch
+except ImportError as error:
+    sys.exit(f"error: {error}: install g++ (on Debian: apt install g++)")
+
+import torch
+
+from benchmarks import measuring
+from clip.random_weights import random_clip
+from common.start import at_least
+from trainers import methods
+from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.settings import PRECISIONS
+
+FAILED: list[str] = []
+BATCH, SIDE = 4, 224
+VISION, TEXT = {"image_size": SIDE, "patch_size": 32, "layers": 12, "width": 64}, {"layers": 12, "width": 64}
+
+
+def steps(
+    args: argparse.Namespace, method: str, classes: int, form: str, prec: str, counted: Counted | None = None
+) -> dict:
+    """The losses of some training steps, the logits of a test batch and, of the last step, what was counted."""
+    torch.manual_seed(1)
+    trainer = measuring.build(method, classes, args.backbone, form, prec, BATCH, graphs=args.graphs and bool(counted))
+    # Small enough for the first step: by default a GradScaler begins with steps that it skips.
+    trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
+    losses, found = [], {}
+    for number in range(6 if args.graphs else 2):
+        batch = {"img": images(number), "label": (number + torch.arange(BATCH)) % classes}
+        if counted:
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+            counted.reset()
+        losses.append(trainer.forward_backward(batch)["loss"])
+    if counted:
+        found = {"launches": counted.launches.total(), "waits": counted.waits.copy()}
+    trainer.set_model_mode("eval")
+    logits = trainer.model_inference(images(0).to(trainer.device)).float().cpu()
+    return found | {"losses": [float(loss) for loss in losses], "logits": logits}
+
+
+def images(seed: int) -> torch.Tensor:
+    return torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def records(args: argparse.Namespace) -> Iterator[dict]:
+    """A record of each method, number of classes, form and precision."""
+    for method, classes, form in product(args.trainer, args.classes, args.form):
+        expected: dict = {}
+        for prec in args.prec:
+            record = {"method": method, "classes": classes, "form": form, "prec": prec}
+            try:
+                with redirect_stdout(sys.stderr):
+                    expected = expected or steps(args, method, classes, form, "fp32")
+                    with stand_in() as counted:
+                        found = steps(args, method, classes, form, prec, counted)
+                record |= {"launches": found["launches"], "waits": found["waits"].total()}
+                record |= {"loss": max(abs(a - b) for a, b in zip(found["losses"], expected["losses"], strict=True))}
+                record |= {"logits": (found["logits"] - expected["logits"]).abs().max().item()}
+                record |= {"note": ", ".join(found["waits"])}
+            except Exception as error:  # noqa: BLE001 - the other methods follow
+                FAILED.append(method)
+                record |= {"launches": "", "waits": "", "loss": "", "logits": ""}
+                record |= {"note": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+                if args.debug:
+                    raise
+            yield record
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    stepped = [name for name in measuring.learning() if not issubclass(methods()[name], FeatureTrainer)]
+    parser.add_argument("--trainer", nargs="+", default=stepped, choices=stepped)
+    parser.add_argument("--classes", nargs="+", type=at_least(1), default=[50])
+    parser.add_argument("--form", nargs="+", default=["fast"], choices=("fast", "plain"), help="of the towers")
+    parser.add_argument("--prec", nargs="+", default=["fp32", "fp16", "amp"], choices=PRECISIONS)
+    parser.add_argument("--graphs", action="store_true", help="with MODEL.CUDA_GRAPHS, in six steps of other images")
+    parser.add_argument("--json", type=Path, help="write the records there as well")
+    parser.add_argument("--debug", action="store_true", help="end with the traceback of the first error")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        args.backbone = f"{folder}/narrow.pt"
+        torch.save(random_clip("ViT-B-16", VISION, TEXT, 64).state_dict(), args.backbone)
+        measuring.show(records(args), args.json, 1)
+    if FAILED:
+        sys.exit(f"failed: {', '.join(dict.fromkeys(FAILED))}")
+
+
+if __name__ == "__main__":
+    main()
