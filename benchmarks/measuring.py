@@ -16,6 +16,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from open_clip import IMAGENET_CLASSNAMES
 
+from benchmarks.published import as_published
 from clip.random_weights import random_clip
 from common.start import at_least
 from experiments.configs import config_folder
@@ -51,7 +52,7 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
     """The trainer, as train.py makes it, on a dataset of class names without images.
 
     Args:
-        form: of the towers.
+        form: of the towers; `published` is the plain form with what the published code computes besides.
         compiled, graphs: MODEL.COMPILE, MODEL.CUDA_GRAPHS.
     """
 
@@ -68,10 +69,12 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
     cfg.merge_from_file(str(config_folder(method) / f"{settings.cfg}.yaml"))
     merge_pairs(cfg, list(settings.settings))
     cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.SEED = method, "Names", 1
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, form
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, "plain" if form == "published" else form
     cfg.TRAINER[methods()[method].section()].PREC = prec
     cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS = 0, compiled, graphs
     trainer = methods()[method](cfg)
+    if form == "published":
+        as_published(trainer.model)
     trainer.batch_idx, trainer.num_batches = 0, 10**9
     trainer.set_model_mode("train")
     return trainer

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any
 
 import open_clip
 import torch
@@ -21,7 +21,7 @@ class BlockAdapter(nn.Module):
     `token_dropout`, which says so by `draws`.
     """
 
-    defined: ClassVar[frozenset[str]] = frozenset()  # the methods below that a subclass defines
+    defined: frozenset[str] = frozenset()  # the methods below that a subclass defines
 
     def __init_subclass__(cls) -> None:
         names = ("attention_input", "attention_output", "mlp", "parallel")
@@ -147,4 +147,5 @@ def token_dropout(x: Tensor, p: float) -> Tensor:
     numbers = torch.empty(tokens, -(-rows * width // 4), dtype=torch.int64, device=x.device)
     numbers.random_(-(2**63), None, generator=generator)
     chances = numbers.view(torch.int16)[:, : rows * width].view(tokens, rows, width).transpose(0, 1)
-    return torch.where(chances >= round(p * 65536) - 32768, x / (1 - p), 0)
+    kept = (chances >= round(p * 65536) - 32768).to(x.dtype)
+    return x * (kept * (1 / (1 - p)))  # a product takes half of the time of `torch.where`

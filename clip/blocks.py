@@ -40,16 +40,20 @@ def has_no_effect(part: Any) -> bool:
     return part is None or isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)
 
 
-PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3)}
+PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3), "v": (2, 3)}
 
 
-def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv") -> Tensor:
-    """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width)."""
+def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: Any = None) -> Tensor:
+    """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width).
+
+    Args:
+        packing: `layout.Packing` if the tokens are packed.
+    """
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
     x = normed(block.ln_1, x, product_type(x, weight.dtype))
     parts = linear(x, weight, bias, slice(first, end))
-    added = change_of(block, "attention_input", x)
+    added = change_of(block, "attention_input", x, packing)
     return parts if added is None else parts + added[..., first:end]
 
 
@@ -64,16 +68,26 @@ def draws(block: Any) -> bool:
     return adapter is not None and adapter.draws
 
 
-def change_of(block: Any, method: str, x: Tensor) -> Tensor | None:
+def draws_after_input(block: Any) -> bool:
+    """Whether it may draw after queries, keys and values, so that no token's output can be left out."""
+    return draws(block) and not adapter_of(block).defined <= {"attention_input"}
+
+
+def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor | None:
     """The sum that a method of the block's adapter adds for x, in the type of x; None without an adapter.
 
-    An adapter computes in fp32 where the block has half precision, as its weights are in fp32.
+    An adapter computes in fp32 where the block has half precision, as its weights are in fp32. It gets packed tokens
+    as padded rows if it draws random numbers for them.
     """
     adapter = adapter_of(block)
     if adapter is None or method not in adapter.defined:
         return None
-    added = getattr(adapter, method)(x if torch.is_autocast_enabled(x.device.type) else not_half(x))
-    return None if added is None else added.to(x.dtype)
+    in_rows = packing is not None and adapter.draws
+    tokens = packing.in_rows(x) if in_rows else x
+    added = getattr(adapter, method)(tokens if torch.is_autocast_enabled(x.device.type) else not_half(tokens))
+    if added is None:
+        return None
+    return (packing.packed(added, len(x)) if in_rows else added).to(x.dtype)
 
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
@@ -110,16 +124,17 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
     return scores.softmax(dim=-1) @ v
 
 
-def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None) -> Tensor:
     """The block's output from its input and the result of attention."""
     adapter, beside, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
     if adapter is not None and "parallel" in adapter.defined:
-        beside = change_of(block, "parallel", normed(block.ln_1, x, products))
-    x = x + block.ls_1(plus(applied(block.attn.out_proj, attended), change_of(block, "attention_output", attended)))
+        beside = change_of(block, "parallel", normed(block.ln_1, x, products), packing)
+    projected = applied(block.attn.out_proj, attended)
+    x = x + block.ls_1(plus(projected, change_of(block, "attention_output", attended, packing)))
     hidden, mlp = normed(block.ln_2, x, products), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
-    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden))), beside)
+    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), beside)
 
 
 def not_half(x: Tensor) -> Tensor:
@@ -144,8 +159,5 @@ def local_features(clip: Any, x: Tensor) -> Tensor:
     visual = clip.visual
     block, (rows, columns) = visual.transformer.resblocks[-1], visual.grid_size
     x = x[:, 1 : 1 + rows * columns]
-    width, weight = x.shape[-1], block.attn.in_proj_weight
-    normal = normed(block.ln_1, x, product_type(x, weight.dtype))
-    values = linear(normal, weight, block.attn.in_proj_bias, slice(2 * width, None))
-    x = block_output(block, x, values)
+    x = block_output(block, x, qkv(block, x, "v"))
     return normed(visual.ln_post, x, product_type(x, visual.proj.dtype)) @ visual.proj

@@ -15,7 +15,8 @@ a token at any layer depends only on the tokens up to it.
 4. Of the last layer only EOT is read (CLS in the image tower, and the prompts if they are asked for): it needs keys and
    values of all tokens, but queries, output and MLP of these tokens only.
 5. An adapter in a block treats each token separately, too. From a block on that draws random numbers for each token of
-   each row (dropout), rows share nothing: they run side by side up to the longest EOT.
+   each row (dropout), rows share nothing. Their tokens stay packed. Only the adapter gets padded rows, so that it draws
+   the same numbers as in the plain form.
 
 A layer takes tensors apart by `split`, not by slices: the gradient of a split is one concatenation, but that of each
 slice is a tensor of the size of the whole, filled with zeros.
@@ -24,7 +25,6 @@ slice is a tensor of the size of the whole, filled with zeros.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from open_clip import CLIP
@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, draws, heads, is_standard, local_features, qkv
+from .blocks import attention, block_output, draws, draws_after_input, heads, is_standard, local_features, qkv
 from .frozen import normed, product_type
 from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
@@ -74,7 +74,7 @@ class Encoder:
         x = plain.image_input(visual, x, schedule, len(blocks) - 1)
         inputs |= dict.fromkeys(layers.get(len(blocks) - 1, ()), x)
         local = local_features(clip, x) if "local" in read else None
-        everything = "patches" in read or draws(blocks[-1])
+        everything = "patches" in read or draws_after_input(blocks[-1])
         x = self.image_layer(blocks[-1], x, None if everything else present if "prompts" in read else 0)
         x = normed(visual.ln_post, x, product_type(x, visual.proj.dtype))
         return plain.image_output(visual, x, present, read, local, inputs)
@@ -94,21 +94,17 @@ class Encoder:
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
         x: Tensor = embed(clip, prompts, layout)  # (images, P + N, width)
-        packing: Any = layout.packing
+        packing, shared = layout.packing, True
         products = product_type(x, clip.transformer.get_cast_dtype())
         prompts_end = 1 + prompts.n_ctx
         for layer, block in enumerate(blocks):
             if layer < len(deep):
-                edited = edit if isinstance(packing, Packing) else edit_rows
-                x, packing = edited(x, packing, deep[layer], prompts_end)
+                x, packing = edit(x, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            text_layer: Any = text_layer_of_rows
-            if draws(block) and isinstance(packing, Packing):
-                x, packing = whole_rows(x, packing)
-            if isinstance(packing, Packing):
-                text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
-            of_type = packing.of_type(products) if isinstance(packing, Packing) else packing
-            arguments = block, x, of_type, layer + 1 == len(blocks)
+            if draws(block) and shared:
+                x, packing, shared = *whole_rows(x, packing), False
+            text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
+            arguments = block, x, packing.of_type(products), layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(text_layer, *arguments, use_reentrant=False)
             else:
@@ -155,11 +151,31 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
     if read is None:
         q, k, v = heads(block, qkv(block, x))
         return block_output(block, x, attention(q, k, v))
-    k, v = heads(block, qkv(block, x, "kv"))
-    cls, _, prompts = x.split([1, x.shape[1] - 1 - read, read], dim=1)
-    x = torch.cat([cls, prompts], dim=1)
-    (q,) = heads(block, qkv(block, x, "q"))
+    width = x.shape[1]
+
+    def take(x: Tensor) -> Tensor:
+        cls, _, prompts = x.split([1, width - 1 - read, read], dim=1)
+        return torch.cat([cls, prompts], dim=1)
+
+    x, queries, kv = reading(block, x, take)
+    (q,), (k, v) = heads(block, queries), heads(block, kv)
     return block_output(block, x, attention(q, k, v))
+
+
+def reading(
+    block: ResidualAttentionBlock, x: Tensor, take: Callable[[Tensor], Tensor], packing: Packing | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In the last layer: the tokens that are read, their queries, and keys and values of all tokens.
+
+    Args:
+        take: all tokens -> those that are read.
+    """
+    taken = take(x)
+    if not draws(block):
+        kv = qkv(block, x, "kv")
+        return taken, qkv(block, taken, "q"), kv
+    q, k, v = qkv(block, x, packing=packing).chunk(3, dim=-1)  # in one call, so that it draws as often as `plain`
+    return taken, take(q), torch.cat([k, v], dim=-1)
 
 
 def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
@@ -173,63 +189,33 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    if last:
-        k, v = heads(block, qkv(block, x, "kv"))
-        x = packing.to_eot.take(x)
-        (q,) = heads(block, qkv(block, x, "q"))
+    if last and not draws_after_input(block):
+        x, queries, kv = reading(block, x, packing.to_eot.take, packing)
+        (q,), (k, v) = heads(block, queries), heads(block, kv)
         return block_output(block, x, attention(q, k, v, packing.eot_mask))
-    q, k, v = heads(block, qkv(block, x))
-    return block_output(block, x, attention(q, k, v, packing.mask))
+    q, k, v = heads(block, qkv(block, x, packing=packing))
+    x = block_output(block, x, attention(q, k, v, packing.mask), packing)
+    return packing.to_eot.take(x) if last else x
 
 
 def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
     """Same as `text_layer`, for any packing: attention pads its tokens to rows."""
     images, _, width = x.shape
-    if last:
-        k, v = heads(block, packing.in_rows(qkv(block, x, "kv")))
-        x = packing.to_eot.take(x)
-        (q,) = heads(block, qkv(block, x, "q").view(-1, 1, width))  # (images * C, heads, 1, width of a head)
+    if last and not draws_after_input(block):
+        x, queries, kv = reading(block, x, packing.to_eot.take, packing)
+        k, v = heads(block, packing.in_rows(kv))
+        (q,) = heads(block, queries.view(-1, 1, width))  # (images * C, heads, 1, width of a head)
         mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
         return block_output(block, x, attention(q, k, v, mask).view_as(x))
-    q, k, v = heads(block, packing.in_rows(qkv(block, x)))
-    return block_output(block, x, packing.packed(attention(q, k, v, causal=True), images))
+    q, k, v = heads(block, packing.in_rows(qkv(block, x, packing=packing)))
+    x = block_output(block, x, packing.packed(attention(q, k, v, causal=True), images), packing)
+    return packing.to_eot.take(x) if last else x
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """All tokens of `images * C` rows up to the longest EOT, none of them shared.
-
-    Attributes:
-        images: how many images the C classes have texts for.
-        eot: (C,) the position of EOT.
-    """
-
-    images: int
-    eot: Tensor
-
-
-def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Rows]:
-    """Give each row all of its tokens, from a layer on that draws random numbers for each token of each row."""
-    return packing.in_rows(x), Rows(len(x), packing.prefix + packing.lengths - 1)
-
-
-def text_layer_of_rows(block: ResidualAttentionBlock, x: Tensor, rows: Rows, last: bool) -> Tensor:
-    """Same as `text_layer`, for (images * C, positions, width)."""
-    q, k, v = heads(block, qkv(block, x))
-    x = block_output(block, x, attention(q, k, v, causal=True))
-    if not last:
-        return x
-    eot = rows.eot.repeat(rows.images)
-    return x[torch.arange(len(x), device=x.device), eot].unflatten(0, (rows.images, -1))
-
-
-def edit_rows(x: Tensor, rows: Rows, change: Edit, end: int) -> tuple[Tensor, Rows]:
-    """Same as `edit`, for whole rows."""
-    new = change.add
-    if new is not None and new.dim() > 2:
-        new = new.expand(rows.images, len(rows.eot), -1, -1).flatten(0, 1)
-    edited = plain.edit(x, replace(change, add=new), end)
-    return edited, replace(rows, eot=rows.eot + edited.shape[1] - x.shape[1])
+def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
+    """Give each row tokens of its own, from a layer on that draws random numbers for each token of each row."""
+    rows = packing.without_sharing(0, packing.prefix)
+    return rows.packed(packing.in_rows(x), len(x)), rows
 
 
 def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:

@@ -146,9 +146,7 @@ class Packing:
         def make() -> Packing:
             mask = None if self.mask is None else additive(self.mask, dtype)
             made = replace(self, mask=mask, eot_mask=additive(self.eot_mask, dtype), _others={})
-            if mask is None:
-                _ = made.to_rows, made.to_tokens  # before a compiled layer asks for them
-            _ = made.to_eot
+            _ = made.to_eot, made.to_rows, made.to_tokens  # before a compiled layer asks for them
             return made
 
         return self._made(dtype, make)

@@ -99,7 +99,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         check_backbone(cfg.MODEL.BACKBONE.NAME)
         state_weights(cfg)
         if args.eval_only and args.model_dir and method.learns:
-            find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME)
+            find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME, method.published_file)
     ood.check_settings(cfg)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
@@ -147,8 +147,11 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    elif is_trainable(trainer) and getattr(trainer.dm.dataset, "test_only", False):
-        print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
+    elif is_trainable(trainer):
+        if isinstance(trainer, trainers.PromptTrainer):
+            trainer.check_training()
+        if getattr(trainer.dm.dataset, "test_only", False):
+            print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
     check_agreement(args, cfg, trainer)
     return trainer
 

@@ -5,7 +5,19 @@ import torch
 from drawn import small_clip
 from torch import nn
 
-from clip import BlockAdapter, Edit, TextPrompts, adapt, fast, plain, private_copy, token_dropout, tokenize
+from clip import (
+    BlockAdapter,
+    Edit,
+    TextPrompts,
+    adapt,
+    fast,
+    folded_weights,
+    plain,
+    private_copy,
+    token_dropout,
+    tokenize,
+)
+from trainers.base.lora import LoRA
 
 LAYERS = 3
 TEXTS = ["a photo of a river.", "a photo of a very long street.", "forest"]
@@ -45,14 +57,14 @@ class Everything(BlockAdapter):
 def adapted():
     """`adapted(p, layers)` -> a CLIP, its copy with adapters in these layers of both towers, and the adapters."""
 
-    def adapted(p, layers):
+    def adapted(p, layers, make=Everything):
         torch.manual_seed(0)
         clip = small_clip({"layers": LAYERS, "width": 64}, {"layers": LAYERS}).double()
         copy, adapters = private_copy(clip), nn.ModuleList()
         for tower in (copy, copy.visual):
             width = tower.transformer.resblocks[0].ln_1.normalized_shape[0]
             for layer in layers:
-                adapters.append(Everything(width, p).double())
+                adapters.append(make(width, p).double())
                 adapt(tower, layer, adapters[-1])
         return clip, copy, adapters
 
@@ -72,10 +84,23 @@ def outputs(form, clip, by_image=False):
     ]
 
 
+def lora(params):
+    """Low-rank maps that change something, as B is not zero."""
+
+    def make(width, p):
+        made = LoRA(width, 3, 0.5, params, p)
+        for name, parameter in made.named_parameters():
+            nn.init.normal_(parameter, std=width**-0.5, generator=torch.Generator().manual_seed(len(name)))
+        return made
+
+    return make
+
+
 @pytest.mark.parametrize("layers", [[0, 1, 2], [1], [2]], ids=str)
 @pytest.mark.parametrize("p", [0, 0.25])
-def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(p, layers, adapted):
-    clip, copy, adapters = adapted(p, layers)
+@pytest.mark.parametrize("make", [Everything, lora("qkv"), lora("v"), lora("ko")], ids=["all", "qkv", "v", "ko"])
+def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(make, p, layers, adapted):
+    clip, copy, adapters = adapted(p, layers, make)
     found = []
     for form in (plain, fast):
         torch.manual_seed(5)
@@ -84,6 +109,17 @@ def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(p, layers,
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
     assert not torch.allclose(found[0][0], outputs(plain, clip)[0])
+
+
+@pytest.mark.parametrize("params", ["qkvo", "v", "ko"])
+def test_folded_low_rank_maps_compute_the_same(params, adapted):
+    clip, copy, _ = adapted(0, [1, LAYERS - 1], lora(params))
+    images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double)
+    before = [*outputs(plain, copy), fast.encode_image(copy, images, read=["local"]).local]
+    clip.load_state_dict(folded_weights(copy))
+    after = [*outputs(plain, clip), plain.encode_image(clip, images, read=["local"]).local]
+    for expected, got in zip(before, after, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_dropout_differs_by_step_and_an_evaluation_has_none(adapted):

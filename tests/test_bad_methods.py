@@ -19,7 +19,8 @@ def run_refused(refused, eurosat, deep, tiny, tmp_path):
         argv = ["--root", eurosat, "--backbone", {"deep": deep, "tiny": tiny}[backbone], "--trainer", method]
         argv += ["--config-file", config, "--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
         argv += ["--output-dir", tmp_path / "out", "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]
-        pairs = [(f"TRAINER.{method}.{key}", value) for key, value in settings.items()]
+        section = trainers.methods()[method].section()
+        pairs = [(f"TRAINER.{section}.{key}", value) for key, value in settings.items()]
         refused([*argv, *(item for pair in pairs for item in pair)], *words)
 
     return run_refused
@@ -46,6 +47,26 @@ def run_refused(refused, eurosat, deep, tiny, tmp_path):
         ("MMRL", "deep", {"REP_LAYERS": 6}, ["TRAINER.MMRL.REP_LAYERS", "list"]),
         ("MMRL", "deep", {"ALPHA": 1.5}, ["TRAINER.MMRL.ALPHA is 1.5", "a number from 0 to 1"]),
         ("MMRL", "deep", {"TASK": "XD"}, ["TRAINER.MMRL.TASK is 'XD'", "B2N, FS, CD"]),
+        ("CLIPLoRA", "deep", {"R": 0}, ["TRAINER.CLIPLORA.R is 0", "an integer from 1 to 1,024"]),
+        ("CLIPLoRA", "deep", {"ALPHA": -1}, ["TRAINER.CLIPLORA.ALPHA is -1", "a number from 0"]),
+        ("CLIPLoRA", "deep", {"DROPOUT_RATE": 1.0}, ["TRAINER.CLIPLORA.DROPOUT_RATE is 1.0", "from 0 to 0.95"]),
+        ("CLIPLoRA", "deep", {"N_ITERS": 0}, ["TRAINER.CLIPLORA.N_ITERS is 0", "an integer from 1"]),
+        ("CLIPLoRA", "deep", {"PARAMS": ["q", "z"]}, ["PARAMS is ['q', 'z']", "some of q, k, v and o"]),
+        ("CLIPLoRA", "deep", {"PARAMS": ["q", "q"]}, ["PARAMS is ['q', 'q']", "some of q, k, v and o"]),
+        ("CLIPLoRA", "deep", {"PARAMS": []}, ["PARAMS is []", "some of q, k, v and o"]),
+        ("CLIPLoRA", "deep", {"ENCODER": "image"}, ["TRAINER.CLIPLORA.ENCODER is 'image'", "both, text, vision"]),
+        ("CLIPLoRA", "deep", {"POSITION": "top"}, ["TRAINER.CLIPLORA.POSITION is 'top'", "all, bottom, mid"]),
+        ("CLIPLoRA", "tiny", {"POSITION": "up"}, ["TRAINER.CLIPLORA.POSITION is up", "do not exist: give all"]),
+        ("MMA", "deep", {"ADAPTER_START": 9, "ADAPTER_END": 8}, ["ADAPTER_START is 9", "the last block is 8"]),
+        ("MMA", "deep", {"ADAPTER_END": 13}, ["TRAINER.MMA.ADAPTER_END is 13", "has 12 blocks"]),
+        ("MMA", "deep", {"ADAPTER_DIM": 0}, ["TRAINER.MMA.ADAPTER_DIM is 0", "an integer from 1"]),
+        ("MMA", "deep", {"ADAPTER_SCALE": 0}, ["TRAINER.MMA.ADAPTER_SCALE is 0", "a number from 1e-09"]),
+        ("LoCoOp", "deep", {}, ["TRAINER.LOCOOP.TOPK is 200, and there are 6 classes", "give 1, or 0.2"]),
+        ("LoCoOp", "deep", {"TOPK": 2.5}, ["TOPK is 2.5", "a number of classes, or a share of them below 1"]),
+        ("LoCoOp", "deep", {"LAMBDA": -0.5}, ["TRAINER.LOCOOP.LAMBDA is -0.5", "a number from 0"]),
+        ("DePT+CoOp", "deep", {"WEIGHT": 1.5}, ["TRAINER.COOP.WEIGHT is 1.5", "a number from 0 to 1"]),
+        ("DePT+CoOp", "deep", {"TYPE": "cosine"}, ["TRAINER.COOP.TYPE is 'cosine'", "linear, similarity"]),
+        ("DePT+MaPLe", "tiny", {}, ["TRAINER.MAPLE.PROMPT_DEPTH is 9", "4 layers"]),
     ],
     ids=str,
 )

@@ -10,6 +10,12 @@ CASES = {
     "key of the method": (["TRAINER.MPL.N_ADD", 2], "TRAINER.MPL.N_ADD; did you mean TRAINER.MPL.N_ADD_OP?"),
     "dataset": (["DATASET.NAME", "EuroSta"], "no dataset 'EuroSta': did you mean EuroSAT?"),
     "trainer": (["TRAINER.NAME", "MLP"], "no trainer 'MLP': did you mean MPL?"),
+    "plug-in": (["TRAINER.NAME", "DePT+MPLL"], "no trainer 'DePT+MPLL': did you mean DePT+MPL?"),
+    "plug-in twice": (["TRAINER.NAME", "DePT+DePT+MPL"], "no trainer 'DePT+DePT+MPL': did you mean DePT+MPL?"),
+    "plug-in over a method that it does not fit": (
+        ["TRAINER.NAME", "DePT+TPT"],
+        "no trainer 'DePT+TPT': did you mean ",
+    ),
     "no dataset": (["DATASET.NAME", "''"], "--dataset-config-file is missing"),
     "no trainer": (["TRAINER.NAME", "''"], "--trainer is missing"),
     "no name": (["TRAINER.NAME", "None"], "TRAINER.NAME is None: give text"),

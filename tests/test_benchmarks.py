@@ -150,3 +150,20 @@ def test_on_a_gpu(tmp_path):
         gpu_check.main(["--minutes", "3", "--json", str(tmp_path / "check.json")])
     found = json.loads((tmp_path / "check.json").read_text())
     assert end.value.code == 0, found["left_out"]
+
+
+def test_published_steps_compute_the_same_without_dropout(backbones):
+    found, backbone = [], str(backbones(224, 112, 12, 12, 64, 64, 64))
+    for form in ("fast", "plain", "published"):
+        torch.manual_seed(0)
+        trainer = measuring.build("CLIPLoRA", 3, backbone, form)
+        for adapter in trainer.model.prompt_learner.extra_modules.values():
+            adapter.p = 0
+        for name, parameter in trainer.model.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        images = torch.randn(2, 3, *trainer.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(1))
+        loss, _ = trainer.loss(trainer.model.output(images), torch.tensor([0, 2]))
+        found.append([loss, *torch.autograd.grad(loss, trainer.model.parameters())])
+    for other in found[1:]:
+        for got, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)

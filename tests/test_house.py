@@ -149,3 +149,8 @@ def test_debug_shows_the_traceback_of_a_one_line_error(debug):
     assert line.startswith("error: ") and "missing.yaml" in line
     assert bool(traceback) == debug
     assert not debug or "FileNotFoundError" in done.stderr  # the cause too
+
+
+def test_a_method_is_a_file_of_at_most_120_lines():
+    lines = {file.name: len(file.read_text().splitlines()) for file in (ROOT / "trainers").glob("*.py")}
+    assert {name: count for name, count in lines.items() if count > 120} == {}

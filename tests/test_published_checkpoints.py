@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from test_checkpoints import published_training
+from test_lora_files import lora_shapes, write_lora
 from test_reproduce import InThisProcess, read
 
 import trainers
@@ -72,6 +73,22 @@ def mmrl(n: int, width: int, layers: int) -> Shapes:
     return shapes
 
 
+def mma(start: int, end: int, dim: int) -> Shapes:
+    shapes: Shapes = {}
+    for block in range(start, end + 1):
+        for tower, width in (("text", TEXT), ("visual", VISION)):
+            shapes |= linear(f"{tower}_adapter.{block}.down.0", width, dim)
+            shapes |= linear(f"{tower}_adapter.{block}.up", dim, width)
+        shapes |= linear(f"shared_adapter.{block}.0", dim, dim)
+    return shapes
+
+
+def dept(prompts: Shapes) -> Shapes:
+    """DePT's head and scales next to the prompts of its base, whose names have a prefix."""
+    films = {f"film_lp_{kind}.{name}": (JOINT,) for kind in ("img", "text") for name in ("scale", "bias")}
+    return prompts | films | linear("linear_probe_proj", JOINT, CLASSES)
+
+
 @dataclass(frozen=True)
 class Published:
     """A published checkpoint of EuroSAT or ImageNet.
@@ -94,6 +111,7 @@ class Published:
 
 PROMPTS, BOTH, COUPLED = "prompt_learner", "VLPromptLearner", "MultiModalPromptLearner"
 REPRESENTATIONS = "MultiModalRepresentationLearner"
+LORA = lora_shapes([TEXT] * 12 + [VISION] * 12, 2)
 KGCOOP_UNUSED = {"bias_vectors": (1, 512), **linear("meta_net.linear1", 512, 512)}
 
 
@@ -115,6 +133,13 @@ def imagenet(method: str, place: str, saved_as: str, epoch: int, learned: Shapes
     return Published(method, place, saved_as, epoch, learned, options=("--protocol", "cross_dataset", *options))
 
 
+def probed(method: str, cfg: str, saved_as: str, learned: Shapes, unused: Shapes | None = None) -> Published:
+    """DePT over a method."""
+    place = f"train_base/ExtrasLinearProbe{method}/eurosat/shots16/{cfg}/seed1"
+    return Published(f"DePT+{method}", place, saved_as, 10, dept(learned), unused or {})
+
+
+BASE2NEW = "base2new/train_base/eurosat/shots_16"
 TOWERS_20, LANGUAGE = "vit_b16_c2_ep20_batch4_4+4ctx", "vit_b16_c2_ep5_batch4_4ctx_language_only"
 MPL_CFG = "vit_b4_c1_add2_rm1"
 COOP_IMAGENET = "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1"
@@ -144,6 +169,27 @@ CASES = {
     "MMRL": output("MMRL", "vit_b16", REPRESENTATIONS, 10, mmrl(5, 2048, 7)),
     "MMRL, ImageNet": imagenet("MMRL", MMRL_IMAGENET, REPRESENTATIONS, 1, mmrl(5, 512, 7)),
     "MPL": output("MPL", MPL_CFG, COUPLED, 5, mpl(1, 2, 9)),
+    "MMA": Published("MMA", f"{BASE2NEW}/MultiModalAdapter/seed1", "adapter_learner", 5, mma(5, 12, 32)),
+    "DePT+CoOp": probed("CoOp", "vit_b16_ep10_bs4_lr35", "PromptLearner", {"prompt_learner.ctx": (16, TEXT)}),
+    "DePT+KgCoOp": probed(
+        "KgCoOp",
+        "vit_b16_ep10_ctxv1_bs4_lr35",
+        "PromptLearner",
+        {"prompt_learner.ctx": (4, TEXT)},
+        {f"prompt_learner.{name}": shape for name, shape in KGCOOP_UNUSED.items()} | linear("adapter.fc", 8, 8),
+    ),
+    "DePT+CoCoOp": probed(
+        "CoCoOp",
+        "vit_b16_c4_ep10_batch1_ctxv1",
+        "PromptLearner",
+        {"prompt_learner.ctx": (4, TEXT)}
+        | {f"prompt_learner.{name}": shape for name, shape in network(JOINT // 16, TEXT).items()},
+    ),
+    "DePT+MaPLe": probed("MaPLe", "vit_b16_c2_ep10_batch4_2ctx", COUPLED, maple(2, 9)),
+    "LoCoOp, ImageNet": imagenet(
+        "LoCoOp", "imagenet/LoCoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1", PROMPTS, 50, CONTEXT_16
+    ),
+    "CLIPLoRA": Published("CLIPLoRA", "vitb16/eurosat/16shots/seed1", "", 50, LORA, options=("--protocol", "few_shot")),
     "MPL, ImageNet": imagenet("MPL", MPL_IMAGENET, COUPLED, 2, mpl(1, 2, 9), "--cfg", MPL_CFG),
 }
 
@@ -173,7 +219,10 @@ def frozen(backbone, teacher: str = "") -> dict[str, torch.Tensor]:
 def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
     """Write a checkpoint as its project does; returns what the method has learned."""
     learned = random_tensors(case.learned, seed=1)
-    whole = case.saved_as != "prompt_learner" or case.method == "VPT"
+    if case.method == "CLIPLoRA":
+        write_lora(folder / case.place, learned)
+        return learned
+    whole = case.saved_as not in ("prompt_learner", "adapter_learner") or case.method == "VPT"
     state = learned | random_tensors(case.unused, seed=2)
     tokens = case.learned.get("prompt_learner.ctx" if whole else "ctx")
     if tokens:
@@ -217,7 +266,12 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
     return tested
 
 
-@pytest.mark.parametrize("name", CASES)
+MORE = {"DePT+CoOp", "DePT+CoCoOp", "DePT+MaPLe"}  # over one more method each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] if name in MORE else []) for name in CASES]
+)
 def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone, tmp_path):
     case = CASES[name]
     learned = publish(case, tmp_path / "set", backbone)
@@ -227,9 +281,11 @@ def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone
     tests = 1 if "--protocol" in case.options else 2  # base and new classes
     assert [result["epochs"] for result in results] == [case.epoch] * tests
     assert len(loaded) == tests
-    for state, _ in loaded:
+    for state, learned_classes in loaded:
         assert state.keys() == learned.keys()
-        assert [key for key in state if not torch.equal(state[key], learned[key].float())] == []
+        different = {key for key in state if not torch.equal(state[key], learned[key].float())}
+        head = {key for key in state if key.startswith("linear_probe_proj")}  # of the learned classes alone
+        assert different == (set() if learned_classes else head)
 
 
 @pytest.mark.parametrize(("name", "learned_classes"), [("MMRL", [True, False]), ("MMRL, ImageNet", [False])])

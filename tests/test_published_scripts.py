@@ -31,7 +31,14 @@ VALUES = {  # positional arguments of the tests
     "WEIGHT": "8.0",
     "MAX_EPOCH": "7",
     "WEIGHTSPATH": "prompts",
+    "DATA": "my data",
+    "LAMBDA": "0.5",
+    "TOPK": "3",
+    "LOADEP": "4",
+    "LOADER": "4",
 }
+NAMES = {"MultiModalAdapter": "MMA"}  # published names of trainers
+OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5"}  # where a repository has no file of the name above
 SCRIPT_FACTS = [
     (repository, path)
     for repository, facts in FACTS.items()
@@ -68,7 +75,7 @@ def substitute(text, variables):
 def published_runs(repository, path, dataset="eurosat"):
     """The runs of a published script, each as the facts that are compared, and its settings."""
     facts = FACTS[repository]["scripts"][path]
-    given = {name: VALUES[name] for name in facts["arguments"]}
+    given = {name: value_of(repository, name) for name in facts["arguments"]}
     given |= {"DATASET": dataset} if "DATASET" in given else {}
     loops = {name: values for name, values in facts["loops"].items() if name not in given}
     for values in product(*loops.values()):
@@ -80,11 +87,18 @@ def published_runs(repository, path, dataset="eurosat"):
             yield run_of(repository, options, {key: settings[key] for key in settings if key not in DROPPED})
 
 
+def value_of(repository, name):
+    return OF_ANOTHER.get((repository, name), VALUES[name])
+
+
 def run_of(repository, options, settings):
     method, cfg = options["--config-file"].removesuffix(".yaml").split("/")[-2:]
+    method = NAMES.get(method, method)
     tests = "--eval-only" in options
+    places = {"--lambda_value": "TRAINER.LOCOOP.LAMBDA", "--topk": "TRAINER.LOCOOP.TOPK"}  # LoCoOp's options
+    settings |= {places[key]: value for key, value in options.items() if key in places}
     facts = {
-        "method": options["--trainer"],
+        "method": NAMES.get(options["--trainer"], options["--trainer"]),
         "yaml": f"{method}/{OTHER_YAML.get((repository, cfg), cfg)}",
         "dataset": Path(options["--dataset-config-file"]).stem,
         "seed": options.get("--seed"),
@@ -146,7 +160,7 @@ def test_script_starts_the_published_runs(repository, path, script):
     positions = FACTS[repository]["scripts"][path]["arguments"]
     by_dataset = "DATASET" in positions and repository in ("MMRL", "TCP")  # whose code sets values for single datasets
     for dataset in ("eurosat", "imagenet", "sun397") if by_dataset else ("eurosat",):
-        arguments = [dataset if name == "DATASET" else VALUES[name] for name in positions]
+        arguments = [dataset if name == "DATASET" else value_of(repository, name) for name in positions]
         ended, calls = script(f"{script_of(repository, path)}.sh", *arguments, BACKBONE="")
         assert ended.returncode == 0, ended.stderr
         source = OTHER_REPOSITORY.get((repository, path), repository)
@@ -175,4 +189,4 @@ def test_every_published_script_is_compared():
     compared = {script_of(repository, path) for repository, path in SCRIPT_FACTS}
     claimed = {name for name, script in SCRIPTS.items() if script.repository}
     assert compared == claimed
-    assert len(SCRIPT_FACTS) == 118 and len(compared) == 61
+    assert len(SCRIPT_FACTS) == 123 and len(compared) == 66

@@ -67,16 +67,40 @@ class LoRALearner(TemplatePrompts):
             adapt(clip if tower == "text" else clip.visual, layer, lora)
 
 
+def of(value: Any) -> dict[Any, Any]:
+    """A dictionary of a file, or an empty one if it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(SteppedTrainer):
     """Low-rank adaptation of CLIP's attention (Zanella and Ben Ayed, CVPRW 2024)."""
 
     Settings = CLIPLoRASettings
     published = ("layer_*",)
+    published_file = "lora_weights.pt"
 
     def build_prompts(self, clip, classnames):
         require_vit(clip, "CLIPLoRA", self.cfg.MODEL.BACKBONE.NAME)
         return LoRALearner(clip, classnames, self.settings)
+
+    def of_published_file(self, content: Any, path: str) -> dict[str, Any]:
+        """`weights` has tensors by layer, map and name; `metadata` the settings that say what the layers are."""
+        written = of(content).get("metadata")
+        if not isinstance(written, dict):
+            raise UsageError(f"{path} is not a LoRA file of CLIP-LoRA's code", "check --model-dir", path)
+        for key in ("r", "alpha", "encoder", "position", "params"):
+            name, here, there = f"TRAINER.CLIPLORA.{key.upper()}", getattr(self.settings, key.upper()), written.get(key)
+            there = sorted(map(str, there)) if isinstance(there, list | tuple) else there
+            if there != (sorted(here) if isinstance(here, list) else here):
+                raise UsageError(f"{path} has {key} {there!r:.40}, and {name} is {here}", f"give that {name}", path)
+        state = {
+            f"{layer}.{part}.{name}": tensor
+            for layer, parts in of(of(content).get("weights")).items()
+            for part, tensors in of(parts).items()
+            for name, tensor in of(tensors).items()
+        }
+        return {"state_dict": state, "epoch": self.max_epoch}  # the last weights
 
     @property
     def steps(self) -> int:

@@ -16,8 +16,7 @@ from .base.prompted import Output, normalize
 from .base.settings import MethodSettings
 
 NEW = ("film_lp_img", "film_lp_text", "linear_probe_proj")
-# Folders of the published checkpoints, of the four methods that have some.
-FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {"MaPLe": "MultiModalPromptLearner"}
+FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {"MaPLe": "MultiModalPromptLearner"}  # published
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
         published_sections = (*base.published_sections, "TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
         published = (*prompts, *(f"{name}.*" for name in NEW)) if base.__name__ in FILES else ()
+        published_unused = (*(f"prompt_learner.{name}" for name in base.published_unused), "meta_net.*")
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": 6.5}

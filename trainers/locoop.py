@@ -37,6 +37,8 @@ class LoCoOp(ContextTrainer):
 
     def finish_model(self):
         self.model.read = ("local",)
+
+    def check_training(self):
         if self.topk > len(self.class_names):
             what = f"TRAINER.LOCOOP.TOPK is {self.topk}, and there are {len(self.class_names)} classes"
             raise UsageError(what, f"give {max(1, len(self.class_names) // 5)}, or 0.2 for a fifth of them")

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
@@ -44,7 +43,7 @@ class CacheHead(Head):
     def __init__(self, classes: int, width: int, rows: int, learned: bool):
         super().__init__()
         keys = torch.zeros(rows, width)
-        self.weight: Any = nn.Parameter(keys) if learned else nn.Buffer(keys)
+        self.weight: Tensor = nn.Parameter(keys) if learned else nn.Buffer(keys)
         self.values, self.alpha, self.beta = (nn.Buffer(torch.ones(shape)) for shape in ((rows, classes), (), ()))
 
     def votes(self, image: Tensor, beta: Tensor | float) -> Tensor:

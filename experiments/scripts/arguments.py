@@ -112,7 +112,7 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     except UsageError as error:
         raise UsageError(f"{usage}: {error}", script.note) from error
     here = Path() if Path.cwd() == ROOT else Path.cwd()  # the user's relative paths; the defaults are in ROOT
-    folders = {"data": environment.get("DATA"), "output": environment.get("OUT")}
+    folders = {"data": values.pop("DATA", None) or environment.get("DATA"), "output": environment.get("OUT")}
     paths = {key: here / os.path.expanduser(path) if path else Path(key) for key, path in folders.items()}
     if "WEIGHTS" in values:
         values["WEIGHTS"] = str(here / os.path.expanduser(values["WEIGHTS"]))

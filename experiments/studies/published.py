@@ -21,6 +21,8 @@ LAYOUTS = {
         "train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",
         "base2new/train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",  # KgCoOp, TCP: with a weight
         "train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",
+        "base2new/train_base/{dataset}/shots_{shots}/{method}/seed{seed}",  # MMA
+        "train_base/{method}/{dataset}/shots{shots}/*/seed{seed}",  # DePT
     ),
     "cross_dataset": (
         "{dataset}/seed{seed}",
@@ -29,6 +31,8 @@ LAYOUTS = {
         "{dataset}/{method}/*_{shots}shots/seed{seed}",  # output folders of CoCoOp, MaPLe
         "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp
         "base2new/train_base/{dataset}/shots_{shots}/{method}/*_cross_datasets/seed{seed}",  # MMRL
+        "{method}/{dataset}/shots{shots}/*/seed{seed}",  # DePT
+        "*/{dataset}/{shots}shots/seed{seed}",  # CLIP-LoRA: a folder for each backbone
     ),
     "few_shot": (
         "{dataset}/{shots}shot/seed{seed}",  # PromptSRC
@@ -36,8 +40,14 @@ LAYOUTS = {
         "{dataset}/{method}/*_{shots}shots/seed{seed}",
         "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp, ProGrad
         "few_shot/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # MMRL
+        "*/{dataset}/{shots}shots/seed{seed}",  # CLIP-LoRA
+        "{dataset}/{shots}shots/seed{seed}",
     ),
 }
+# Names of methods and datasets in their folders, where these are others than here.
+NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
+NAMES |= {f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")}
+FILES = "*/model*.pth.tar*", "lora_weights.pt"
 Key = tuple[str, int, int]  # dataset, shots, seed
 
 
@@ -54,12 +64,13 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
         UsageError: several folders fit.
     """
     dataset, shots, seed = key
-    for layout in LAYOUTS[protocol]:
+    names = [(NAMES.get(method, method), name) for name in (NAMES.get(dataset, dataset), dataset)]
+    for layout, (of_method, of_dataset) in product(LAYOUTS[protocol], dict.fromkeys([(method, dataset), *names])):
         if "{dataset}" not in layout and not alone:
             continue
-        pattern = layout.format(dataset=dataset, shots=shots, seed=seed, method=method)
+        pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
         fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
-        found = [path for path in fitting if any(path.glob("*/model*.pth.tar*"))]
+        found = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
         if len(found) > 1:
             raise UsageError(
                 f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}", "keep one of them", folder

@@ -21,7 +21,7 @@ METADATA |= {"version": str, "commit": str}
 METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
 
 
-def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str) -> str:
+def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str, published_file: str = "") -> str:
     """Path of a run's checkpoint.
 
     Args:
@@ -29,6 +29,7 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str)
         folder: name of the method's folder of checkpoints in it.
         epoch: None for the best on validation or, if there is none, the newest.
         method: for the error.
+        published_file: name of the file that the published code writes to the output folder instead.
 
     Returns:
         the path; if the run has no checkpoint of this method, one of another method, so that it can be named.
@@ -41,6 +42,8 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str)
         for name in checkpoint_names(place, epoch):
             if os.path.isfile(os.path.join(place, name)):
                 return os.path.join(place, name)
+    if published_file and epoch is None and os.path.isfile(os.path.join(directory, published_file)):
+        return os.path.join(directory, published_file)
     check_folder(Path(directory), "there is no folder", "check --model-dir")
     expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
     there = [name.rpartition("-")[2] for name in reversed(checkpoint_names(os.path.dirname(expected), None)[1:])]

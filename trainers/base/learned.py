@@ -1,5 +1,6 @@
 """The part of a trainer that reads and writes learned prompts."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -83,8 +84,10 @@ class LearnedPrompts(Method):
             print("Note that load_model() is skipped as no pretrained model is given")
             return
         current_ranks().objects(None)  # rank 0 may have written it just now
-        path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__)
+        path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__, self.published_file)
         checkpoint = load_checkpoint(path)
+        if os.path.basename(path) == self.published_file:
+            checkpoint = self.of_published_file(checkpoint, path)
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
         self.load_prompts(checkpoint, path)
@@ -94,6 +97,14 @@ class LearnedPrompts(Method):
         if not (checkpoint.get("metadata") or {}).get("weights_sha256"):
             print(f"{path} does not say on which weights its prompts were learned: check that they are these")
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
+
+    def of_published_file(self, content: Any, path: str) -> Any:
+        """A checkpoint, with `state_dict` and `epoch`, from the content of a `published_file`.
+
+        Raises:
+            UsageError: it is of other settings.
+        """
+        raise NotImplementedError
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
         """Load the learned prompts among everything that a checkpoint holds.

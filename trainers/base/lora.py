@@ -35,30 +35,33 @@ class LoRA(BlockAdapter):
 
     def __init__(self, width: int, rank: int, scale: float, params: Sequence[str], p: float):
         super().__init__()
-        self.p, self.scale = p, scale
+        self.p, self.scale, self.width = p, scale, width
         for param in params:
             self.add_module("proj" if param == "o" else f"{param}_proj", LowRank(width, rank))
+        places = {"attention_input": set(params) & set("qkv"), "attention_output": set(params) & {"o"}}
+        self.defined = frozenset(place for place, there in places.items() if there)
 
     @property
     def draws(self) -> bool:
         return self.training and self.p > 0
 
-    def change(self, name: str, x: Tensor) -> Tensor:
-        """(rows, tokens, width) to the same; zero without such a map."""
-        low_rank = self._modules.get(name)
-        if low_rank is None:
-            return torch.zeros_like(x)
-        return self.scale * low_rank(token_dropout(x, self.p) if self.draws else x)
+    def dropped(self, x: Tensor) -> Tensor:
+        return token_dropout(x, self.p) if self.draws else x
 
     def attention_input(self, x: Tensor) -> Tensor:
-        return torch.cat([self.change(name, x) for name in ("q_proj", "k_proj", "v_proj")], dim=-1)
+        maps: list[Any] = [self._modules.get(f"{param}_proj") for param in "qkv"]
+        low = [self.dropped(x) @ each.w_lora_A.T for each in maps if each is not None]
+        none = x.new_empty(self.width, 0)
+        up = torch.block_diag(*(none if each is None else each.w_lora_B for each in maps))  # one product for all
+        return self.scale * torch.cat(low, dim=-1) @ up.T
+
+    def attention_output(self, x: Tensor) -> Tensor:
+        return self.scale * self.get_submodule("proj")(self.dropped(x))
 
     def folded(self, block: Any) -> dict[str, Tensor]:
-        eye, attn = torch.eye(block.attn.in_proj_weight.shape[1]), block.attn
-        return {
-            "attn.in_proj_weight": attn.in_proj_weight + self.attention_input(eye).T,
-            "attn.out_proj.weight": attn.out_proj.weight + self.change("proj", eye).T,
-        }
-
-    def attention_output(self, x: Tensor) -> Tensor | None:
-        return self.change("proj", x) if "proj" in self._modules else None
+        eye, tensors = torch.eye(self.width, dtype=next(self.parameters()).dtype), {}
+        if "attention_input" in self.defined:
+            tensors["attn.in_proj_weight"] = block.attn.in_proj_weight + self.attention_input(eye).T
+        if "attention_output" in self.defined:
+            tensors["attn.out_proj.weight"] = block.attn.out_proj.weight + self.attention_output(eye).T
+        return tensors

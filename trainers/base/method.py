@@ -31,6 +31,7 @@ class Method(TrainerX):
     divergence_remedy: ClassVar[str] = "lower OPTIM.LR or use PREC fp32"
     saved_as: ClassVar[str] = "prompt_learner"  # folder of the checkpoints in the output folder
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
+    published_file: ClassVar[str] = ""  # written by its published code instead of checkpoints (`of_published_file`)
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
     dm: Any
     evaluator: Any

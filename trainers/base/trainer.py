@@ -46,6 +46,13 @@ class PromptTrainer(LearnedPrompts):
     def finish_model(self) -> None:
         """Add to `self.model`, on its device, what is computed with the frozen CLIP and not learned."""
 
+    def check_training(self) -> None:
+        """Check what only training needs: a test or a prediction may have other classes.
+
+        Raises:
+            UsageError: the settings do not fit the classes to learn.
+        """
+
     def notes(self) -> list[str]:
         """Lines about the model for the log of a run."""
         return []
