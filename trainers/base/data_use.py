@@ -4,7 +4,7 @@ A record is a dict of plain values, as checkpoints and results.json hold it:
 
 - dataset: its name in results
 - classes: DATASET.SUBSAMPLE_CLASSES
-- split: `train`, `val` or `test`; a choice on a dataset without validation images is made on `test`
+- split: `train`, `val` or `test`; that of an epoch on a dataset without validation images is made on `test`
 - images: their number
 - sha256: of the list of images (`list_digest`); records of earlier versions lack it
 
@@ -12,7 +12,7 @@ That of a choice also has
 
 - what: `epoch`, or the key of a setting
 - test_images: how many of the images are test images of the dataset
-- trials: how many epochs or values it chooses from; records of earlier versions lack it
+- trials: how many epochs or values it chooses from; missing if that is not known
 
 and that of learning and testing
 
@@ -52,7 +52,8 @@ def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: 
         trials: how many epochs or values it chooses from.
     """
     common = {"test_images": count_common(images, dataset.test), "trials": trials}
-    return {"what": what, **images_record(cfg, title, "val" if dataset.val else "test", images), **common}
+    validation = dataset.val and (images is not dataset.test or images is dataset.val)
+    return {"what": what, **images_record(cfg, title, "val" if validation else "test", images), **common}
 
 
 def images_record(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -116,8 +117,13 @@ def check_choices(choices: Sequence[Choice]) -> None:
         UsageError: one does.
     """
     for choice in on_test_images(choices):
-        instead = "TEST.FINAL_MODEL last_step" if choice["what"] == "epoch" else choice["what"]
-        remedy = f"set {instead}, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
+        if choice["what"] == "epoch":
+            instead = "set TEST.FINAL_MODEL last_step"
+        elif choice["split"] == "test":
+            instead = f"leave out {choice['what'].rpartition('.')[0]}.CHOOSE_ON oracle"
+        else:
+            instead = f"set {choice['what']}"
+        remedy = f"{instead}, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
         raise UsageError(in_words(choice), remedy)
 
 
@@ -126,7 +132,7 @@ def in_words(choice: Choice) -> str:
     what = "the epoch" if choice["what"] == "epoch" else choice["what"]
     number, common = choice["images"], choice["test_images"]
     of_test = "all of them" if common == number else f"{common:,} of them"
-    lacking = ", which has no validation images" if choice["split"] == "test" else ""
+    lacking = ", which has no validation images" if choice["split"] == "test" and what == "the epoch" else ""
     classes = "" if choice["classes"] == "all" else f" ({choice['classes']} classes)"
     return f"{what} is chosen on {number:,} images, {of_test} test images of {choice['dataset']}{classes}{lacking}"
 
