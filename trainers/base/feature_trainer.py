@@ -97,7 +97,8 @@ class Batches:
         else:
             order = torch.randperm(images) + images * torch.randint(views, (images,))
         for rows in order[: self.steps * self.size].split(self.size):
-            yield {"img": KeptOutput(self.support.rows[rows]), "label": self.support.row_labels[rows]}
+            image = rows % images
+            yield {"img": KeptOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}
 
 
 class FeatureTrainer(PromptTrainer):
