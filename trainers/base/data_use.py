@@ -23,6 +23,7 @@ and that of learning and testing
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from yacs.config import CfgNode
@@ -86,7 +87,13 @@ def list_digest(images: Sequence[Any], root: str) -> str:
 def relative_paths(images: Sequence[Any], root: str) -> list[str]:
     """The path of each image below the folder of the datasets; empty for images that are not files."""
     folder = os.path.abspath(os.path.expanduser(root))
-    return [os.path.relpath(item.impath, folder) if item.impath else "" for item in images]
+    return [relative(item.impath, folder) if item.impath else "" for item in images]
+
+
+def relative(path: str, folder: str) -> str:
+    """As `os.path.relpath`, and several times as fast for a path below an absolute folder."""
+    absolute = os.path.abspath(path)
+    return absolute.removeprefix(f"{folder}/") if absolute.startswith(f"{folder}/") else os.path.relpath(path, folder)
 
 
 def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
@@ -101,8 +108,14 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     """How many of the images are also among the others, by their path; a link counts as the file it leads to."""
     if images is others:
         return len(images)
-    known = {os.path.realpath(item.impath) for item in others if item.impath}
-    return sum(os.path.realpath(item.impath) in known for item in images if item.impath)
+    folders = cache(os.path.realpath)  # that of a few folders takes no time, that of each file takes a second
+
+    def real(path: str) -> str:
+        folder, name = os.path.split(path)
+        return os.path.realpath(path) if os.path.islink(path) else f"{folders(folder)}/{name}"
+
+    known = {real(item.impath) for item in others if item.impath}
+    return sum(real(item.impath) in known for item in images if item.impath)
 
 
 def on_test_images(choices: Sequence[Choice] | None) -> list[Choice]:
