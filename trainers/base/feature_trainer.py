@@ -255,8 +255,7 @@ class FeatureTrainer(PromptTrainer):
 
     @cached_property
     def val_images(self) -> list:
-        """The images that choose settings: the few-shot validation images, of ImageNet as in CoOp's code; or the test
-        images, if CHOOSE_ON says so.
+        """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are as in CoOp's code.
 
         Raises:
             UsageError: the dataset has no validation images.
