@@ -163,14 +163,12 @@ def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | No
         UsageError: this run would choose on test images, and TEST.SELECT_ON_TEST is False.
     """
     choices = getattr(trainer, "inherited_choices", None if args.eval_only else [])
-    if not args.eval_only and is_trainable(trainer):
-        if isinstance(trainer, trainers.PromptTrainer):
-            own = trainer.choices
-        else:  # a trainer of another project
-            own = epoch_choice(cfg, title(cfg), trainer.dm.dataset)
+    here, training = isinstance(trainer, trainers.PromptTrainer), not args.eval_only and is_trainable(trainer)
+    if training or (here and not trainer.learns):
+        own = trainer.choices if here else epoch_choice(cfg, title(cfg), trainer.dm.dataset)
         if not cfg.TEST.SELECT_ON_TEST:
             check_choices(own)
-        choices = [*(choices or []), *own]
+        choices = [*(choices or []), *own] if training or own else choices
     if selecting := on_test_images(choices):
         print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
     return choices

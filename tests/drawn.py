@@ -82,7 +82,9 @@ SMALL += ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
 
 def error_lines(stderr: str) -> list[str]:
     """The lines of stderr that are not progress bars."""
-    return [line for line in stderr.splitlines() if line.strip() and not re.search(r"\|.*(it/s|s/it|B/s)\]", line)]
+    return [
+        line for line in stderr.splitlines() if line.strip() and not re.search(r"\|.*(it/s|s/it|B/s|batch/s)\]", line)
+    ]
 
 
 def clip_config(vision=(), text=(), quick_gelu=True) -> dict:

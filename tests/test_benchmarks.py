@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, measuring, predict_time, step_time
+from benchmarks import gpu_check, measuring, predict_time, step_time, views_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,6 +80,19 @@ def test_predict_is_compared_with_open_clip(arch, tmp_path, monkeypatch):
         for each in json.loads((tmp_path / "times.json").read_text())
     ]
     assert found == [("open_clip", 3, 1), ("ZeroshotCLIP", 6, 2), ("MPL", 1.5, 0.5)]
+
+
+def test_published_loops_of_views_give_the_same_answers(arch, tmp_path, monkeypatch):
+    seconds = iter([4.0, 2.0, 1.0, 1.0])
+    monkeypatch.setattr(measuring, "timed", lambda function, device: next(seconds))
+    options = ["--arch", arch, "--rounds", "1", "--threads", "1", "--classes", "3", "--views", "20"]
+    views_time.main([*options, "--json", str(tmp_path / "times.json")])
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert [(each["method"], each["ours, images/s"], each["ratio"]) for each in found] == [
+        ("TPT", 0.5, 2),
+        ("ZERO", 1, 1),
+    ]
+    assert max(each["difference"] for each in found) < 1e-3
 
 
 # gpu_check, every line but CUDA's own

@@ -100,7 +100,15 @@ def test_folder_or_pipe_named_like_an_archive_is_refused(kind, prepare_fails, pu
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("accuracy", 1e308), ("accuracy", -1), ("n_test", -5), ("trainer", "\x1b]0;title\x07")]
+    ("key", "value"),
+    [
+        ("accuracy", 1e308),
+        ("accuracy", -1),
+        ("n_test", -5),
+        ("trainer", "\x1b]0;title\x07"),
+        ("versions", 0.5),
+        ("versions", {"torch": [2]}),
+    ],
 )
 def test_results_out_of_range_are_refused(key, value, tmp_path):
     (tmp_path / "results.json").write_text(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FittedTrainer, Support
+from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
@@ -16,7 +16,7 @@ OF_TEXT = 16  # images that the text of a new class counts as
 
 
 @dataclass(frozen=True)
-class GDASettings(FeatureSettings):
+class GDASettings(ChoosingSettings):
     """SETTING base2new estimates base classes, and new ones from the K views nearest to their texts; auto takes it for
     runs on base or new classes. ALPHA is the weight of the classifier that is added to zero-shot CLIP. 0: chosen on
     validation images."""

@@ -11,14 +11,14 @@ from torch import nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import FeatureSettings, FittedTrainer
+from .base.feature_trainer import ChoosingSettings, FittedTrainer
 from .base.head import Head
 
 TRIALS = 7 + 2 + 6  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
 
 
 @dataclass(frozen=True)
-class LinearProbeSettings(FeatureSettings):
+class LinearProbeSettings(ChoosingSettings):
     """C is the inverse strength of the L2 penalty; 0 asks for a search on the validation images."""
 
     C: int | float = 0.0

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FittedTrainer, Support
+from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -15,7 +15,7 @@ START = 250  # times the mean similarity of an image and the text of its class
 
 
 @dataclass(frozen=True)
-class LPPlusPlusSettings(FeatureSettings):
+class LPPlusPlusSettings(ChoosingSettings):
     """Of STEPS steps with all images, the weights after STEP are kept; 0 lets the validation images choose it. After
     ALPHA_EVERY steps the weights of the texts take one."""
 

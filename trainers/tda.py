@@ -1,9 +1,12 @@
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
 
+from .base.data_use import record
 from .base.ensemble import EIGHTY, SEVEN
 from .base.test_time import TemplatesSettings, ViewsTrainer, most_confident
 
@@ -17,7 +20,8 @@ ENSEMBLES |= dict.fromkeys(("ImageNetR", "ImageNetSketch"), EIGHTY)
 class TDASettings(TemplatesSettings):
     """Each cache keeps SHOT_CAPACITY images of a class, and weighs them by ALPHA and BETA. The negative cache
     takes images whose entropy is between the thresholds. It counts classes whose probability is between those of the
-    mask. TEMPLATES replace the published ones."""
+    mask. TEMPLATES replace the published ones. CHOOSE_ON says how the positive ALPHA and BETA were found; oracle: on
+    test images, as those that were published for a dataset, which marks the results."""
 
     VIEWS: int = 1
     POSITIVE_ENABLED: bool = True
@@ -32,6 +36,7 @@ class TDASettings(TemplatesSettings):
     NEGATIVE_ENTROPY_THRESHOLD_UPPER: int | float = 0.5
     NEGATIVE_MASK_THRESHOLD_LOWER: int | float = 0.03
     NEGATIVE_MASK_THRESHOLD_UPPER: int | float = 1.0
+    CHOOSE_ON: Literal["nothing", "oracle"] = "nothing"
     ranges = {"POSITIVE_SHOT_CAPACITY": (1, 1000), "NEGATIVE_SHOT_CAPACITY": (1, 1000)}
 
 
@@ -48,6 +53,15 @@ class TDA(ViewsTrainer):
         data = self.cfg.DATASET
         own = [self.dataset_template] if data.get("TEMPLATE", "") else ENSEMBLES.get(data.NAME)
         return list(self.settings.TEMPLATES) or list(own or [self.dataset_template])
+
+    @cached_property
+    def choices(self):
+        if self.settings.CHOOSE_ON == "nothing":
+            return super().choices
+        images = self.dm.dataset.test
+        found = record("TRAINER.TDA.POSITIVE_ALPHA", self.cfg, self.dataset_title, images, self.dm.dataset, 0)
+        del found["trials"]  # nobody says how many there were
+        return [found, {**found, "what": "TRAINER.TDA.POSITIVE_BETA"}]
 
     def order(self, images):
         """At random, by the seed: the caches depend on it."""

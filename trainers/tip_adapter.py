@@ -7,13 +7,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer, FittedTrainer, Support
+from .base.feature_trainer import SEVEN, ChoosingSettings, FeatureTrainer, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
 
 @dataclass(frozen=True)
-class TipAdapterSettings(FeatureSettings):
+class TipAdapterSettings(ChoosingSettings):
     """ALPHA and BETA, of tests, are chosen if they are 0, among SEARCH_STEP values below SEARCH_SCALE: [of beta, of
     alpha]. Keys are learned with INIT_ALPHA and INIT_BETA."""
 

@@ -4,7 +4,7 @@ A record is a dict of plain values, as checkpoints and results.json hold it:
 
 - dataset: its name in results
 - classes: DATASET.SUBSAMPLE_CLASSES
-- split: `train`, `val` or `test`; a choice on a dataset without validation images is made on `test`
+- split: `train`, `val` or `test`; that of an epoch on a dataset without validation images is made on `test`
 - images: their number
 - sha256: of the list of images (`list_digest`); records of earlier versions lack it
 
@@ -12,7 +12,7 @@ That of a choice also has
 
 - what: `epoch`, or the key of a setting
 - test_images: how many of the images are test images of the dataset
-- trials: how many epochs or values it chooses from; records of earlier versions lack it
+- trials: how many epochs or values it chooses from; missing if that is not known
 
 and that of learning and testing
 
@@ -23,6 +23,7 @@ and that of learning and testing
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from yacs.config import CfgNode
@@ -52,7 +53,8 @@ def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: 
         trials: how many epochs or values it chooses from.
     """
     common = {"test_images": count_common(images, dataset.test), "trials": trials}
-    return {"what": what, **images_record(cfg, title, "val" if dataset.val else "test", images), **common}
+    validation = dataset.val and (images is not dataset.test or images is dataset.val)
+    return {"what": what, **images_record(cfg, title, "val" if validation else "test", images), **common}
 
 
 def images_record(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -> dict[str, Any]:
@@ -85,7 +87,13 @@ def list_digest(images: Sequence[Any], root: str) -> str:
 def relative_paths(images: Sequence[Any], root: str) -> list[str]:
     """The path of each image below the folder of the datasets; empty for images that are not files."""
     folder = os.path.abspath(os.path.expanduser(root))
-    return [os.path.relpath(item.impath, folder) if item.impath else "" for item in images]
+    return [relative(item.impath, folder) if item.impath else "" for item in images]
+
+
+def relative(path: str, folder: str) -> str:
+    """As `os.path.relpath`, and several times as fast for a path below an absolute folder."""
+    absolute = os.path.abspath(path)
+    return absolute.removeprefix(f"{folder}/") if absolute.startswith(f"{folder}/") else os.path.relpath(path, folder)
 
 
 def epoch_choice(cfg: CfgNode, title: str, dataset: Any) -> list[Choice]:
@@ -100,8 +108,14 @@ def count_common(images: Sequence[Any], others: Sequence[Any]) -> int:
     """How many of the images are also among the others, by their path; a link counts as the file it leads to."""
     if images is others:
         return len(images)
-    known = {os.path.realpath(item.impath) for item in others if item.impath}
-    return sum(os.path.realpath(item.impath) in known for item in images if item.impath)
+    folders = cache(os.path.realpath)  # that of a few folders takes no time, that of each file takes a second
+
+    def real(path: str) -> str:
+        folder, name = os.path.split(path)
+        return os.path.realpath(path) if os.path.islink(path) else f"{folders(folder)}/{name}"
+
+    known = {real(item.impath) for item in others if item.impath}
+    return sum(real(item.impath) in known for item in images if item.impath)
 
 
 def on_test_images(choices: Sequence[Choice] | None) -> list[Choice]:
@@ -116,8 +130,13 @@ def check_choices(choices: Sequence[Choice]) -> None:
         UsageError: one does.
     """
     for choice in on_test_images(choices):
-        instead = "TEST.FINAL_MODEL last_step" if choice["what"] == "epoch" else choice["what"]
-        remedy = f"set {instead}, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
+        if choice["what"] == "epoch":
+            instead = "set TEST.FINAL_MODEL last_step"
+        elif choice["split"] == "test":
+            instead = f"leave out {choice['what'].rpartition('.')[0]}.CHOOSE_ON oracle"
+        else:
+            instead = f"set {choice['what']}"
+        remedy = f"{instead}, or accept it by TEST.SELECT_ON_TEST True, which marks the results"
         raise UsageError(in_words(choice), remedy)
 
 
@@ -126,7 +145,7 @@ def in_words(choice: Choice) -> str:
     what = "the epoch" if choice["what"] == "epoch" else choice["what"]
     number, common = choice["images"], choice["test_images"]
     of_test = "all of them" if common == number else f"{common:,} of them"
-    lacking = ", which has no validation images" if choice["split"] == "test" else ""
+    lacking = ", which has no validation images" if choice["split"] == "test" and what == "the epoch" else ""
     classes = "" if choice["classes"] == "all" else f" ({choice['classes']} classes)"
     return f"{what} is chosen on {number:,} images, {of_test} test images of {choice['dataset']}{classes}{lacking}"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from dassl.data.transforms import build_transform
@@ -42,6 +42,13 @@ class FeatureSettings(MethodSettings):
     AUGMENT_EPOCH: int = 0
     FEATURES_OF: str = ""
     ranges = {"AUGMENT_EPOCH": (0, 1000)}
+
+
+@dataclass(frozen=True)
+class ChoosingSettings(FeatureSettings):
+    """CHOOSE_ON is which images choose the settings that are 0; oracle: the test images, which marks the results."""
+
+    CHOOSE_ON: Literal["validation", "oracle"] = "validation"
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ class Batches:
         else:
             order = torch.randperm(images) + images * torch.randint(views, (images,))
         for rows in order[: self.steps * self.size].split(self.size):
-            yield {"img": KeptOutput(self.support.rows[rows]), "label": self.support.row_labels[rows]}
+            image = rows % images
+            yield {"img": KeptOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}
 
 
 class FeatureTrainer(PromptTrainer):
@@ -111,7 +119,8 @@ class FeatureTrainer(PromptTrainer):
     drop_last: ClassVar[bool] = True  # whether an epoch leaves out a smaller last batch, as Dassl's does
     # Tensors of the head with a row for each training image; none for other classes if `of_learned_classes` names them.
     of_support: ClassVar[tuple[str, ...]] = ()
-    chosen: ClassVar[Mapping[str, str]] = {}  # settings that validation images choose if they are 0; and an example
+    # Settings that images choose if they are 0, and an example of each. Its `Settings` are then `ChoosingSettings`.
+    chosen: ClassVar[Mapping[str, str]] = {}
     support: Support
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
@@ -246,12 +255,14 @@ class FeatureTrainer(PromptTrainer):
 
     @cached_property
     def val_images(self) -> list:
-        """The images that choose settings: the few-shot validation images, of ImageNet as in CoOp's code.
+        """The images that choose settings, by CHOOSE_ON; few-shot validation images of ImageNet are as in CoOp's code.
 
         Raises:
             UsageError: the dataset has no validation images.
         """
         dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
+        if self.settings.CHOOSE_ON == "oracle":
+            return dataset.test
         if not dataset.val:
             key, example = next(iter(self.chosen.items()))
             what = f"{self.dataset_title} has no validation images for the choice of {key}"

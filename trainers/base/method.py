@@ -70,7 +70,7 @@ class Method(TrainerX):
     @cached_property
     def choices(self) -> list[Choice]:
         """What training chooses on images, and on which (data_use.py). A method that chooses a setting adds it."""
-        return epoch_choice(self.cfg, self.dataset_title, self.dm.dataset)
+        return epoch_choice(self.cfg, self.dataset_title, self.dm.dataset) if self.learns else []
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -1,19 +1,24 @@
-"""Tensors that are kept on disk for other runs: one file for each, with a checksum, and a limit on the size of all."""
+"""Tensors that are kept on disk for other runs: one file for each, with a checksum, and a limit on the size of all.
+
+A tensor is never copied: reading maps its file into memory, and writing reads the tensor where it lies.
+"""
 
 import hashlib
+import json
 import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from clip.digest import as_bytes
 from common.files import replacing
 
+TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
@@ -53,7 +58,7 @@ class TensorCache:
                 tensor, facts = content.get_tensor(self.kind), content.metadata()
         except (OSError, SafetensorError):  # deleted meanwhile, or damaged
             facts = None
-        if facts is None or facts != self.facts(key, tensor) or len(tensor) != rows or not tensor.isfinite().all():
+        if facts is None or facts != self.facts(key, tensor) or len(tensor) != rows or not finite(tensor):
             print(f"{file} is damaged: the {self.what} are computed again")
             return None
         with suppress(OSError):
@@ -70,12 +75,21 @@ class TensorCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(file) as partial:
-                partial.write_bytes(save({self.kind: tensor}, self.facts(key, tensor)))
+                self.write(partial, tensor, self.facts(key, tensor))
         except OSError as error:
             print(f"The {self.what} are not kept for other runs ({error})")
             return
         with suppress(OSError):  # another process deletes them too
             self.make_room(file)
+
+    def write(self, file: Path, tensor: Tensor, facts: dict[str, str]) -> None:
+        """A file of safetensors. The library's own functions copy the tensor, or leave files if they are killed."""
+        entry = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]}
+        header = json.dumps({"__metadata__": facts, self.kind: entry}).encode()
+        header += b" " * (-len(header) % 8)
+        with open(file, "wb") as content:
+            content.write(len(header).to_bytes(8, "little") + header)
+            content.write(as_bytes(tensor))
 
     def make_room(self, newest: Path) -> None:
         """Delete unfinished files that were given up, and old ones until the limit is kept."""
@@ -91,3 +105,8 @@ class TensorCache:
 
     def facts(self, key: str, tensor: Tensor) -> dict[str, str]:
         return {"key": key, "sha256": hashlib.sha256(as_bytes(tensor)).hexdigest()}
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; it needs little memory besides the tensor."""
+    return all(bool(part.isfinite().all()) for part in tensor.flatten().split(1 << 20))

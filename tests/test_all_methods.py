@@ -1,0 +1,153 @@
+"""Every method through every command: killed and resumed, other classes, predict, export, a study and its tables.
+
+A method that is refused somewhere has the line in REFUSED.
+"""
+
+import json
+import re
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from finished import TIMES
+from learned import NAMES, OPTIONS, images_of
+
+from common.start import ROOT
+from experiments.studies import command as study
+from inference import export, predict
+from inference.classifier import PromptedClassifier
+from inference.models import open_models
+from trainers import methods
+from trainers.base import partial
+from trainers.base.feature_trainer import FittedTrainer
+from trainers.base.test_time import ViewsTrainer
+
+OTHER = ["grey", "white snow"]
+QUICK = {
+    "CLIPLoRA": {"N_ITERS": 4},
+    "LoCoOp": {"TOPK": 0.2},
+    "TipAdapter": {"SEARCH_STEP": [4, 3]},
+    "TipAdapterF": {"SEARCH_STEP": [4, 3]},
+    "LPPlusPlus": {"STEPS": 20},
+    "GDA": {"K": 6},
+}
+OF_CLASSES = "has values of its own for each class that it was learned on: leave out the class names"
+NO_NEW = "has weights for the classes it was trained on: base-to-new has no meaning for it"
+REFUSED = {  # (method, command): the line
+    (name, where): line
+    for name, kind in methods().items()
+    if not kind.transfers
+    for where, line in (("new", NO_NEW), ("predict", OF_CLASSES))
+}
+# One method of each kind; `make test-all` has all of them.
+FIRST = {"TaskRes", "TipAdapterF", "GDA", "ZERO"}
+ALL = [pytest.param(name, marks=() if name in FIRST else pytest.mark.thorough) for name in methods()]
+
+
+@pytest.fixture
+def train(launch, eurosat, deep, tmp_path):
+    """`train("MPL", "run", "base", options=[...])` -> how train.py ended: two shots, and three epochs if it has any."""
+
+    def train(method, name, classes="all", options=()):
+        kind = methods()[method]
+        quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsTrainer) else {})
+        epochs = 1 if issubclass(kind, FittedTrainer) else 3
+        pairs = {"OPTIM.MAX_EPOCH": epochs, "DATASET.NUM_SHOTS": 2, "DATASET.SUBSAMPLE_CLASSES": classes}
+        pairs |= {"INPUT.SIZE": (32, 32), "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.CACHE": False}
+        pairs |= {f"TRAINER.{kind.section()}.{key}": value for key, value in quick.items()}
+        files = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
+        files += ["--config-file", ROOT / f"configs/trainers/{kind.config_folder}/small.yaml", "--trainer", method]
+        own = ["--root", eurosat, "--backbone", deep, "--seed", 1, "--output-dir", tmp_path / name]
+        return launch(*own, *files, *options, *(item for pair in pairs.items() for item in pair))
+
+    return train
+
+
+def kill(kind, monkeypatch):
+    """Runs of a method end in the second epoch, in the fit, or in the test."""
+    step, left = "forward_backward", iter(())
+    if issubclass(kind, ViewsTrainer):
+        step, left = "answer", iter(range(8))
+    elif not kind.learns:
+        step = "model_inference"
+    elif issubclass(kind, FittedTrainer):
+        step = "fit"
+    original = getattr(kind, step)
+
+    def killed(self, *arguments):
+        if (step != "forward_backward" or self.epoch == 1) and next(left, None) is None:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(kind, step, killed)
+    return {"answer": "Resuming the test after 8 images", "forward_backward": "Previous epoch: 1"}.get(step, "")
+
+
+def outcome(folder):
+    """results.json without its times, the predictions, and the learned tensors of the last epoch."""
+    results = json.loads((folder / "results.json").read_text())
+    results["data_use"]["test"].pop("evaluations")
+    arrays = dict(np.load(folder / "predictions.npz"))
+    checkpoints = sorted(folder.glob("*/model.pth.tar-*"))
+    tensors = torch.load(checkpoints[-1], weights_only=False)["state_dict"] if checkpoints else {}
+    return {key: value for key, value in results.items() if key not in TIMES}, arrays, tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ALL)
+def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_path):
+    monkeypatch.setattr(partial, "SECONDS", 0)
+    assert train(method, "whole").status == 0
+    with monkeypatch.context() as patch:
+        words = kill(methods()[method], patch)
+        assert train(method, "killed").status == 130
+    assert not (tmp_path / "killed/results.json").exists()
+    done = train(method, "killed")
+    assert done.status == 0 and words in done.printed, done
+    (results, *found), (expected, *rest) = (outcome(tmp_path / name) for name in ("killed", "whole"))
+    assert results == expected
+    for tensors, others in zip(found, rest, strict=True):
+        assert tensors.keys() == others.keys()
+        assert all(np.array_equal(value, others[key]) for key, value in tensors.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ALL)
+def test_other_classes_predictions_and_exports(method, train, command, deep, eurosat, tmp_path):
+    run, images = tmp_path / "run", list(images_of(eurosat, range(6)))[:4]
+
+    def expect(done, what):
+        line = REFUSED.get((method, what))
+        assert (done.status, len(done.errors)) == ((2, 1) if line else (0, 0)), done
+        assert not line or line in done.errors[0]
+
+    assert train(method, "run", "base" if methods()[method].transfers else "all").status == 0
+    expect(train(method, "new", "new", ["--eval-only", "--model-dir", run]), "new")
+    names = () if methods()[method].learns else ("--classes", *NAMES)
+    for what, classes in (("own", names), ("predict", ("--classes", *OTHER))):
+        expect(command(predict, run, *images, "--backbone", deep, *classes), what)
+    expect(command(export, run, "--to", tmp_path / "out", "--backbone", deep, *names), "export")
+    (own,) = open_models([run], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}), list(names[1:]) or None)
+    exported = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    torch.testing.assert_close(exported.logits(images), own.classifier.logits(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.thorough
+def test_every_method_is_in_one_study_and_its_table(study_file, command):
+    common = {"DATALOADER.NUM_WORKERS": 0, "TEST.MAX_IMAGES": 16, "OPTIM.MAX_EPOCH": 1}
+    trainers = {
+        name: {
+            "config": "small",
+            "overrides": common
+            | {f"TRAINER.{kind.section()}.{key}": value for key, value in QUICK.get(name, {}).items()}
+            | ({f"TRAINER.{kind.section()}.VIEWS": 4} if issubclass(kind, ViewsTrainer) else {}),
+        }
+        for name, kind in methods().items()
+    }
+    file = study_file("out", trainers=trainers, protocols=["few_shot"], shots=1)
+    done = command(study, "run", file, "--workers", 1)
+    assert done.status == 0, done.errors
+    table = command(study, "tables", file).printed
+    rows = {line.split("|")[1].strip(" *_") for line in table.splitlines() if re.match(r"\| [^|]+ \| [*_]*\d", line)}
+    assert set(methods()) <= rows

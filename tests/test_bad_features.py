@@ -1,0 +1,75 @@
+"""Images, folders and commands that methods on features and test-time methods cannot use end in one line."""
+
+import json
+
+import pytest
+from drawn import arguments, write_eurosat
+
+from common.start import ROOT
+from trainers import methods
+from trainers.base.feature_trainer import FeatureTrainer
+from trainers.base.test_time import ViewsTrainer
+
+HEADS = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer)]
+AT_TEST = [name for name, kind in methods().items() if issubclass(kind, ViewsTrainer)]
+
+
+@pytest.fixture
+def head(tiny, eurosat, tmp_path):
+    """`head("GDA", KEY, VALUE, ..., output=, backbone=, root=, options=)`: a command line of train.py."""
+
+    def head(method, *pairs, output="out", backbone=tiny, root=eurosat, options=()):
+        small = ROOT / f"configs/trainers/{method}/small.yaml"
+        own = ["--trainer", method, "--config-file", small, *options]
+        epochs = ["OPTIM.MAX_EPOCH", 1, "CACHE", str(tmp_path / "cache")]
+        return arguments(root, backbone, tmp_path / output, *epochs, *pairs, options=own)
+
+    return head
+
+
+@pytest.mark.parametrize("label", [1, 2])
+@pytest.mark.parametrize("method", [HEADS[0], *(pytest.param(name, marks=pytest.mark.thorough) for name in HEADS[1:])])
+def test_class_without_training_images(method, label, refused, head, tmp_path):
+    file = write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], train=4)
+    rows = json.loads(file.read_text())
+    rows["train"] = [row for row in rows["train"] if row[1] != label]
+    file.write_text(json.dumps(rows))
+    what = f"(label {label}) has images for validation or test, and none for training"
+    refused(head(method, root=tmp_path / "data"), what)
+
+
+def test_head_meets_the_features_of_its_backbone_alone(launch, head, backbones, tmp_path):
+    other = backbones(32, 16, 4, 4, 64, 64, 128)
+    assert launch(*head("TipAdapter", output="run")).status == 0
+    options = ["--eval-only", "--model-dir", tmp_path / "run"]
+    ended = launch(*head("TipAdapter", backbone=other, options=options))
+    assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
+
+
+def test_features_of_a_run_on_another_backbone(launch, head, backbones, eurosat, tiny, tmp_path):
+    other = backbones(32, 16, 4, 4, 64, 64, 128)
+    assert launch(*arguments(eurosat, other, tmp_path / "mpl", "OPTIM.MAX_EPOCH", 1)).status == 0
+    ended = launch(*head("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl")))
+    assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
+
+
+def test_cache_of_another_backbone_is_not_used(launch, head, backbones, tmp_path):
+    """It may be shared: each backbone finds its own features there."""
+    other = backbones(32, 16, 4, 4, 64, 64, 128)
+    accuracies = {}
+    for name, backbone in (("first", None), ("other", other), ("again", None)):
+        ended = launch(*head("GDA", output=name, **({"backbone": backbone} if backbone else {})))
+        assert ended.status == 0 and ("Image features: " in ended.printed) == (name == "again")
+        accuracies[name] = json.loads((tmp_path / name / "results.json").read_text())["accuracy"]
+    assert accuracies["again"] == accuracies["first"]
+    assert launch(*head("GDA", "CACHE", "", output="alone", backbone=other)).status == 0
+    assert json.loads((tmp_path / "alone/results.json").read_text())["accuracy"] == accuracies["other"]
+
+
+@pytest.mark.parametrize("method", AT_TEST)
+@pytest.mark.parametrize("name", ["base2new_train", "few_shot", "xd_train"])
+def test_test_time_method_in_a_training_script(name, method, script, tmp_path):
+    ended, calls = script(f"any/{name}.sh", method, "eurosat", 1)
+    assert (ended.returncode, calls) == (2, []) and not (tmp_path / "out").exists()
+    (line,) = ended.stderr.splitlines()
+    assert f"{method} has nothing to train: test it by python train.py --trainer {method} --eval-only" in line
