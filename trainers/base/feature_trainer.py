@@ -21,7 +21,7 @@ from .checkpoints import find_checkpoint, is_checkpoint
 from .data_use import Choice, record
 from .features import KeptFeatures, KeptOutput, Views, feature_cache
 from .head import Head, HeadCLIP, texts_of_run
-from .prompted import normalize
+from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
 from .trainer import PromptTrainer
@@ -202,6 +202,9 @@ class FeatureTrainer(PromptTrainer):
         cfg.defrost()
         cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
         base = without_training(kind, cfg, self.class_names, self.dataset_template, self.device)
+        if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
+            what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
+            raise UsageError(what, "give FEATURES_OF a run of another method", path)
         build_model(base, clip=self.model.frozen)
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
