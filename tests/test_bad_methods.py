@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
+from drawn import arguments
 from torch import nn
 
 import trainers
@@ -310,6 +311,31 @@ class UnregisteredAddition(Adapted):
 def test_an_adapter(learner, words, own, mistaken):
     own(type("Adapting", (Correct,), {"Learner": Adapted}), output="right")
     mistaken(type("Adapting", (Correct,), {"Learner": learner}), *words)
+
+
+def test_a_random_text_is_read_in_every_step(own):
+    class Random(Sentences):
+        def text(self, image_features):
+            read.append(self.training)
+            return super().text(image_features)
+
+    counts = {}
+    for random_text in (False, True):
+        read = []
+        kind = type("Drawn", (Random,), {"random_text": random_text})
+        own(type("Drawing", (Correct,), {"Learner": kind}), output=str(random_text)).train()
+        counts[random_text] = read.count(True)
+    assert counts == {False: 3, True: 3 * 3}  # of 3 epochs, each of 3 steps
+
+
+def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat, tiny, tmp_path):
+    file = tmp_path / "own.yaml"
+    for section, count in {"MPL": 1, "COOP": 0}.items():
+        file.write_text(f"_BASE_: {ROOT}/configs/trainers/small.yaml\nTRAINER:\n  {section}:\n    PREC: fp32\n")
+        options = ["--no-train", "--trainer", "CoOp", "--config-file", file]
+        ended = launch(*arguments(eurosat, tiny, tmp_path / section, options=options))
+        line = f"{file} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
+        assert (ended.status, ended.printed.count(line)) == (0, count), ended
 
 
 def test_a_plug_in_has_the_section_and_the_yaml_files_of_its_method(monkeypatch):

@@ -51,6 +51,9 @@ def check_saved(trainer: "PromptTrainer") -> None:
 def check_same_logits(trainer: "PromptTrainer", loaded: "PromptTrainer") -> None:
     """Load what a trainer would save into a method without training, and compare their logits for two test images."""
     loaded.model.towers = trainer.model.towers
+    types = {name: tensor.dtype for name, tensor in tensors_of(trainer.model)}
+    for name, tensor in tensors_of(loaded.model):
+        tensor.data = tensor.data.to(types.get(name, tensor.dtype))
     state, metadata = trainer.saved_module().state_dict(), trainer.checkpoint_metadata()
     loaded.load_prompts({"state_dict": state, "epoch": trainer.max_epoch, "metadata": metadata}, "the checkpoint")
     tests = trainer.test_loader.dataset
@@ -64,6 +67,10 @@ def check_same_logits(trainer: "PromptTrainer", loaded: "PromptTrainer") -> None
         raise UsageError(
             f"{what}{names and f', which lacks {names}'}", f"make what a test reads {SAVED} (docs/methods.md)"
         )
+
+
+def tensors_of(model: PromptedCLIP) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def unsaved(trained: PromptedCLIP, loaded: PromptedCLIP) -> list[str]:
