@@ -108,16 +108,14 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     assert results(copy, "out/new")["epochs"] == 3
 
 
-def test_a_head_on_features_is_fitted_and_evaluated_on_new_and_on_all_classes(call, copy):
+def test_a_head_on_features_is_fitted_and_keeps_what_it_knows_in_a_test_on_all_classes(call, copy):
     once = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1)
     call(*train("out/means", *once, "DATASET.SUBSAMPLE_CLASSES", "base", method="ClassMeans"))
-    assert results(copy, "out/means")["data_use"]["choices"][0]["what"] == "TRAINER.CLASSMEANS.ALPHA"
-    found = {}
-    for classes in ("new", "all"):
-        options = ("--eval-only", "--model-dir", "out/means", *once, "DATASET.SUBSAMPLE_CLASSES", classes)
-        printed = call(*train(f"out/means_{classes}", *options, method="ClassMeans")).stdout
-        found[classes] = re.search(r"The prompts were learned on (\d+) of these (\d+) classes", printed).groups()
-    assert found == {"new": ("0", "8"), "all": ("8", "16")}
+    chosen = results(copy, "out/means")["data_use"]["choose"]
+    assert "TRAINER.CLASSMEANS.ALPHA" in [choice["what"] for choice in chosen]
+    options = ("--eval-only", "--model-dir", "out/means", *once)
+    printed = call(*train("out/means_all", *options, method="ClassMeans")).stdout
+    assert "The prompts were learned on 8 of these 16 classes" in printed
 
 
 def test_a_plug_in_has_the_settings_of_the_method_under_it(call, copy):
