@@ -26,10 +26,8 @@ def check_learner(trainer: "PromptTrainer") -> None:
     name, model = type(trainer).__name__, trainer.model
     if trainer.learns and not trainer.get_model_names():
         raise UsageError(f"{name} has nothing to train with these settings", "change them, or set `learns = False`")
-    adapters = {type(adapter): adapter for adapter, _ in adapters_of(model.clip)}
-    widths = {type(adapter): width for adapter, width in adapters_of(model.clip)}
-    for kind, adapter in adapters.items():
-        check_adapter(adapter, widths[kind])
+    for adapter, width in {type(adapter): (adapter, width) for adapter, width in adapters_of(model.clip)}.values():
+        check_adapter(adapter, width)
 
 
 def adapters_of(clip: CLIP) -> list[tuple[BlockAdapter, int]]:
@@ -52,21 +50,20 @@ def check_adapter(adapter: BlockAdapter, width: int) -> None:
     kind, tried = type(adapter).__name__, deepcopy(adapter)
     remedy = "see BlockAdapter in docs/methods.md"
     tensor = next(tried.parameters(), None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for parameter in tried.parameters():
-            parameter.copy_(torch.randn(parameter.shape))
-        x = torch.randn(2, 3, width).to(None if tensor is None else tensor.device)
-        tried.train(not tried.draws)
-        for name in tried.defined:
-            method = getattr(tried, name)
-            try:
-                together, alone = method(x), method(x.view(1, 6, width)[:, [4, 0, 3]])
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise UsageError(f"{kind}.{name} cannot compute single tokens ({one_line(error)})", remedy) from error
-            if together is not None and differs(together.flatten(0, 1)[[4, 0, 3]], alone[0]):
-                what = f"{kind}.{name} mixes tokens, or draws random numbers without `draws`"
-                raise UsageError(f"{what}: the fast towers would give other results than the plain ones", remedy)
+    numbers = torch.Generator().manual_seed(0)
+    for parameter in tried.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=numbers))
+    x = torch.randn(2, 3, width, generator=numbers).to("cpu" if tensor is None else tensor.device)
+    tried.train(not tried.draws)
+    for name in tried.defined:
+        method = getattr(tried, name)
+        try:
+            together, alone = method(x), method(x.view(1, 6, width)[:, [4, 0, 3]])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UsageError(f"{kind}.{name} cannot compute single tokens ({one_line(error)})", remedy) from error
+        if together is not None and differs(together.flatten(0, 1)[[4, 0, 3]], alone[0]):
+            what = f"{kind}.{name} mixes tokens, or draws random numbers without `draws`"
+            raise UsageError(f"{what}: the fast towers would give other results than the plain ones", remedy)
 
 
 def differs(one: Tensor, other: Tensor) -> bool:
