@@ -47,7 +47,8 @@ def steps(
     # Small enough for the first step: by default a GradScaler begins with steps that it skips.
     trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
     losses, found = [], {}
-    for number in range(6 if args.graphs else 2):
+    for trainer.batch_idx in range(6 if args.graphs else 2):
+        number = trainer.batch_idx
         batch = {"img": images(number), "label": (number + torch.arange(BATCH)) % classes}
         if counted:
             batch = {key: value.pin_memory() for key, value in batch.items()}

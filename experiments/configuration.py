@@ -141,6 +141,30 @@ def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
     return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
 
 
+def unread_settings(file: str, cfg: CfgNode) -> str:
+    """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none.
+
+    Args:
+        file: the YAML file, with those that it includes.
+        cfg: of the run.
+    """
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
+        return ""
+    given, own = CfgNode(new_allowed=True), method.section()
+    given.merge_from_file(file)
+    sections = {key: values for key, values in given.get("TRAINER", {}).items() if isinstance(values, dict)}
+    if {own, *(name.removeprefix("TRAINER.") for name in method.published_sections)} & {*sections}:
+        return ""
+    now = cfg.TRAINER[own]
+    for section, values in sections.items():
+        others = [f"{key} {now[key]}, not {values[key]}" for key in values if now.get(key, values[key]) != values[key]]
+        if others:
+            what = f"{file} sets TRAINER.{section}, but {cfg.TRAINER.NAME} reads TRAINER.{own}"
+            return f"{what} ({'; '.join(others)}): rename the section if you mean these"
+    return ""
+
+
 def merge_pairs(cfg: CfgNode, pairs: list) -> None:
     """Merge KEY, VALUE, KEY, VALUE, ..."""
     if len(pairs) % 2:

@@ -23,7 +23,7 @@ from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words
 from trainers.base.ranks import split
 
 from . import ood, predictions
-from .configuration import changed_settings, read_files, setup_cfg, state_weights
+from .configuration import changed_settings, read_files, setup_cfg, state_weights, unread_settings
 from .data_card import data_use, note_test, origins
 from .environment import environment, unused_gpu
 from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
@@ -119,6 +119,8 @@ def log_settings(args: Namespace, files: CfgNode, cfg: CfgNode, folder: OutputFo
     for key, (before, now) in changes.items():
         print(f"  {key:{width}}  {now}" + (f"  (was {before})" if before not in ("", None, ()) else ""))
     print(f"All settings: {Path(cfg.OUTPUT_DIR, CONFIG)}")
+    if unread := unread_settings(args.config_file, cfg):
+        print(unread)
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")

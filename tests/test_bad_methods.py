@@ -1,13 +1,27 @@
-"""Settings and backbones that a method cannot use end in one line; a file that cannot be imported leaves the others."""
+"""Settings and backbones that a method cannot use, and a method's own mistakes, end in one line."""
 
 import sys
 
 import pytest
+import torch
+import torch.nn.functional as F
+from dassl.engine import TRAINER_REGISTRY
+from drawn import arguments
+from torch import nn
 
 import trainers
+from clip import BlockAdapter, WithAdded, adapt
+from common.errors import UsageError
 from common.start import ROOT
 from experiments import methods as facts
 from experiments.protocols import recipe
+from trainers.base import PromptTrainer
+from trainers.base.feature_trainer import FittedTrainer
+from trainers.base.head import Head
+from trainers.base.plugin import plugin, register_plugins
+from trainers.base.prompted import PromptedCLIP, normalize
+from trainers.base.prompts import TemplatePrompts, check_layer, gaussian
+from trainers.base.settings import MethodSettings
 
 
 @pytest.fixture
@@ -98,3 +112,258 @@ def test_facts_about_methods_are_not_kept_while_a_file_cannot_be_imported(tmp_pa
     facts.kept_facts.cache_clear()
     assert "CoOp" in facts.kept_facts() and any(tmp_path.rglob("methods.json"))
     facts.kept_facts.cache_clear()
+
+
+class Sentences(TemplatePrompts):
+    """One learned vector that is added to every image feature."""
+
+    def __init__(self, clip, classnames):
+        super().__init__("a photo of a {}.", classnames, clip.context_length)
+        self.shift = gaussian(clip.visual.output_dim)
+
+    def image(self, tower, learned):
+        return normalize(tower.feature + self.shift)
+
+
+class Correct(PromptTrainer):
+    Learner = Sentences
+
+    def build_prompts(self, clip, classnames):
+        return self.Learner(clip, classnames)
+
+
+@pytest.fixture
+def own(build, monkeypatch):
+    """`own(method, *settings)`: the trainer of a class that is registered for this test."""
+
+    def own(method, *settings, **options):
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
+        return build(method.__name__, "all", *settings, **options)
+
+    return own
+
+
+@pytest.fixture
+def mistaken(own):
+    """`mistaken(method, *words, end=True)`: its run ends in one line with these words."""
+
+    def mistaken(method, *words, **options):
+        with pytest.raises(UsageError) as caught:
+            own(method, **options).train()
+        assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    return mistaken
+
+
+class Means(Head):
+    kept: type = nn.Buffer
+
+    def __init__(self, classes, width):
+        super().__init__()
+        self.means = self.kept(torch.zeros(classes, width))
+
+    def classify(self, image, text, scale):
+        return scale * normalize(image) @ (text + self.means).T
+
+
+class PlainMeans(Means):
+    kept = torch.Tensor
+
+
+class ClassMeans(FittedTrainer):
+    Kind = Means
+
+    def build_head(self, classes, width, rows):
+        return self.Kind(classes, width)
+
+    def start(self, support):
+        features, labels = normalize(support.rows), support.row_labels
+        self.head.means.copy_(torch.stack([features[labels == c].mean(dim=0) for c in range(len(self.class_names))]))
+
+
+def test_a_head_with_a_tensor_that_is_not_saved_is_refused(own, mistaken, tmp_path):
+    once = ("OPTIM.MAX_EPOCH", 1)
+    own(ClassMeans, options=once, output="right").train()
+    plain = type("Forgetful", (ClassMeans,), {"Kind": PlainMeans})
+    mistaken(
+        plain, "Forgetful gives other logits than a model that reads its checkpoint", "means", "Buffer", options=once
+    )
+
+
+def test_what_a_loss_leaves_in_the_model_is_refused(own, mistaken):
+    class Remembering(Correct):
+        def finish_model(self):
+            self.model.seen = torch.zeros(())
+
+        def loss(self, output, labels):
+            self.model.seen = self.model.seen + 1
+            return super().loss(output, labels)
+
+        class Model(PromptedCLIP):
+            def logits(self, image_features, text_features):
+                return super().logits(image_features, text_features) * (1 + self.seen)
+
+    mistaken(Remembering, "Remembering gives other logits", "which lacks seen")
+
+
+def test_the_check_of_a_checkpoint_draws_no_random_numbers(own, monkeypatch):
+    import trainers.base.trainer as module
+
+    found = []
+    for check in (module.check_saved, lambda trainer: None):
+        monkeypatch.setattr(module, "check_saved", check)
+        monkeypatch.setattr(Correct, "test", lambda self: found.append((torch.get_rng_state(), self.model.training)))
+        own(Correct).train()
+    assert torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda output, labels: F.cross_entropy(output.logits, labels), ["loss returns a Tensor", "`loss, {}`"]),
+        (lambda output, labels: (output.tower.local.mean(), {}), ["'local' was not read", '("local",)']),
+    ],
+    ids=["tensor alone", "not read"],
+)
+def test_a_loss(loss, words, mistaken):
+    mistaken(type("Lossy", (Correct,), {"loss": lambda self, *given: loss(*given)}), *words)
+
+
+def test_features_longer_than_texts_are_refused(mistaken):
+    class Long(Sentences):
+        def image(self, tower, learned):
+            return 9 * normalize(tower.feature + self.shift)
+
+    mistaken(type("Longer", (Correct,), {"Learner": Long}), "Long.image returns features of length 9", "normalize")
+
+
+def test_what_is_read_may_be_one_word(own):
+    class Reading(Sentences):
+        read = "local"
+
+        def image(self, tower, learned):
+            return normalize(tower.local.mean(dim=1) + self.shift)
+
+    own(type("Reader", (Correct,), {"Learner": Reading})).train()
+
+
+def test_a_method_without_parameters_is_refused(mistaken):
+    mistaken(
+        type("Idle", (Correct,), {"Learner": lambda self, clip, names: TemplatePrompts("{}", names, 77)}),
+        "Idle has nothing to train",
+        "learns = False",
+    )
+
+
+def test_a_layer_that_the_backbone_lacks_is_refused(own):
+    trainer = own(Correct)
+    with pytest.raises(UsageError, match=r"FIRST is 12.*give 0 to 11"):
+        check_layer(trainer.model.clip, "FIRST", 12)
+    check_layer(trainer.model.clip, "FIRST", 11)
+
+
+def test_the_name_of_a_setting_stands_once_in_an_error():
+    class Settings(MethodSettings):
+        def check(self):
+            raise UsageError("TRAINER.MINE.PREC is wrong", "change it")
+
+    with pytest.raises(UsageError, match=r"^TRAINER.MINE.PREC is wrong: change it$"):
+        Settings.from_cfg({}, "MINE")
+
+
+class Small(BlockAdapter):
+    def __init__(self, width):
+        super().__init__()
+        self.map = nn.Linear(width, width)
+        nn.init.zeros_(self.map.weight)
+
+    def mlp(self, x):
+        return self.map(x)
+
+
+class Mixing(Small):
+    def mlp(self, x):
+        return self.map(x - x.mean(dim=1, keepdim=True))
+
+
+class Dropping(Small):
+    def mlp(self, x):
+        return self.map(F.dropout(x, 0.5, self.training))
+
+
+class Gridded(Small):
+    def mlp(self, x):
+        return self.map(x.unflatten(1, (1, 5)).flatten(1, 2))
+
+
+class Adapted(Sentences):
+    Adapter = Small
+
+    def __init__(self, clip, classnames):
+        super().__init__(clip, classnames)
+        self.adapter = self.Adapter(64)
+
+    def install(self, clip):
+        adapt(clip.visual, 11, self.adapter)
+
+
+class Unregistered(Adapted):
+    def install(self, clip):
+        adapt(clip.visual, 11, Small(64))
+
+
+class UnregisteredAddition(Adapted):
+    def install(self, clip):
+        clip.visual.ln_pre = WithAdded(clip.visual.ln_pre, Small(64).mlp)
+
+
+@pytest.mark.parametrize(
+    ("learner", "words"),
+    [
+        (Unregistered, ["Unregistered.install adds Small.map.weight", "neither trained nor saved"]),
+        (UnregisteredAddition, ["UnregisteredAddition.install adds Small.map.weight", "neither trained nor saved"]),
+        (type("Mixed", (Adapted,), {"Adapter": Mixing}), ["Mixing.mlp mixes tokens", "the fast towers"]),
+        (type("Dropped", (Adapted,), {"Adapter": Dropping}), ["Dropping.mlp mixes tokens, or draws", "`draws`"]),
+        (type("Grid", (Adapted,), {"Adapter": Gridded}), ["Gridded.mlp cannot compute single tokens"]),
+    ],
+    ids=lambda item: getattr(item, "__name__", ""),
+)
+def test_an_adapter(learner, words, own, mistaken):
+    own(type("Adapting", (Correct,), {"Learner": Adapted}), output="right")
+    mistaken(type("Adapting", (Correct,), {"Learner": learner}), *words)
+
+
+def test_a_random_text_is_read_in_every_step(own):
+    class Random(Sentences):
+        def text(self, image_features):
+            read.append(self.training)
+            return super().text(image_features)
+
+    counts = {}
+    for random_text in (False, True):
+        read = []
+        kind = type("Drawn", (Random,), {"random_text": random_text})
+        own(type("Drawing", (Correct,), {"Learner": kind}), output=str(random_text)).train()
+        counts[random_text] = read.count(True)
+    assert counts == {False: 3, True: 3 * 3}  # of 3 epochs, each of 3 steps
+
+
+def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat, tiny, tmp_path):
+    file = tmp_path / "own.yaml"
+    for section, count in {"MPL": 1, "COOP": 0}.items():
+        file.write_text(f"_BASE_: {ROOT}/configs/trainers/small.yaml\nTRAINER:\n  {section}:\n    PREC: fp32\n")
+        options = ["--no-train", "--trainer", "CoOp", "--config-file", file]
+        ended = launch(*arguments(eurosat, tiny, tmp_path / section, options=options))
+        line = f"{file} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
+        assert (ended.status, ended.printed.count(line)) == (0, count), ended
+
+
+def test_a_plug_in_has_the_section_and_the_yaml_files_of_its_method(monkeypatch):
+    monkeypatch.setattr("trainers.base.plugin.MAKERS", {})
+    plugin("Plain")(lambda base: type("Trainer", (base,), {}))
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Plain+MPL", None)
+    del TRAINER_REGISTRY._obj_map["Plain+MPL"]
+    register_plugins({"MPL": trainers.methods()["MPL"]})
+    made = TRAINER_REGISTRY._obj_map.pop("Plain+MPL")
+    assert (made.section(), made.config_folder, made.__name__) == ("MPL", "MPL", "Plain+MPL")

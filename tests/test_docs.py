@@ -37,9 +37,9 @@ def copy(tmp_path_factory):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     example = blocks("docs/methods.md")
-    files = {"growing": "Growing", "bottleneck": "Bottleneck"}
+    files = {"growing": "Growing", "bottleneck": "Bottleneck", "class_means": "ClassMeans"}
     expected = [(f"trainers/{file}.py", f"configs/trainers/{name}/small.yaml") for file, name in files.items()]
-    assert list(example) == [name for pair in expected for name in pair]
+    assert list(example) == [*(name for pair in expected for name in pair), "trainers/smooth.py"]
     for name, text in example.items():
         assert not (root / name).exists()
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,23 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     call(*train("out/new", "--eval-only", "--model-dir", whole, *new))
     assert results(copy, "out/new")["n_test"] == 8 * 40
     assert results(copy, "out/new")["epochs"] == 3
+
+
+def test_a_head_on_features_is_fitted_and_keeps_what_it_knows_in_a_test_on_all_classes(call, copy):
+    once = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1)
+    call(*train("out/means", *once, "DATASET.SUBSAMPLE_CLASSES", "base", method="ClassMeans"))
+    chosen = results(copy, "out/means")["data_use"]["choose"]
+    assert "TRAINER.CLASSMEANS.ALPHA" in [choice["what"] for choice in chosen]
+    options = ("--eval-only", "--model-dir", "out/means", *once)
+    printed = call(*train("out/means_all", *options, method="ClassMeans")).stdout
+    assert "The prompts were learned on 8 of these 16 classes" in printed
+
+
+def test_a_plug_in_has_the_settings_of_the_method_under_it(call, copy):
+    options = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TRAINER.GROWING.SMOOTHING", 0.2)
+    printed = call(*train("out/smooth", *options, method="Smooth+Growing")).stdout
+    assert "TRAINER.GROWING.SMOOTHING  0.2" in printed and "PREC fp16" not in printed
+    assert results(copy, "out/smooth")["trainer"] == "Smooth+Growing"
 
 
 @pytest.mark.parametrize("method", ["Bottleneck", "DePT+Bottleneck"])

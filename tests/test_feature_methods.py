@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, prompts_of, write_eurosat
 
 import trainers
@@ -22,8 +22,9 @@ def make(eurosat, tiny, tmp_path):
     """`make("GDA", KEY, VALUE, ...)` -> a trainer on four images of each class, for 2 epochs if it learns by steps."""
 
     def make(method, *options, root=eurosat, output="run"):
+        section = trainers.methods()[method].section()
         epochs = 1 if issubclass(METHODS.get(method, FeatureTrainer), FittedTrainer) else 2
-        pairs = {"DATASET.NUM_SHOTS": 4, "OPTIM.MAX_EPOCH": epochs, f"TRAINER.{method.upper()}.PREC": "fp32"}
+        pairs = {"DATASET.NUM_SHOTS": 4, "OPTIM.MAX_EPOCH": epochs, f"TRAINER.{section}.PREC": "fp32"}
         pairs |= dict(zip(options[::2], options[1::2], strict=True))
         torch.manual_seed(1)
         options = [item for pair in pairs.items() for item in pair]
@@ -194,3 +195,38 @@ def test_an_exported_folder_would_lack_the_features_run(make, learned, tmp_path)
     with pytest.raises(UsageError, match="needs the features of the run"):
         classifier.save(tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, capsys):
+    """They were dropped: such a test was that of zero-shot CLIP."""
+    base = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")
+    base.train()
+    every = make("TipAdapter", output="all")
+    every.load_model(str(tmp_path / "base"))
+    assert "The prompts were learned on 3 of these 6 classes" in capsys.readouterr().out
+    images, head = images_of(every), every.head
+    votes = every.model_inference(images)
+    known = [every.class_names.index(name) for name in base.class_names]
+    others = [label for label in range(6) if label not in known]
+    assert torch.allclose(votes[:, known], base.model_inference(images), atol=1e-4)
+    assert head.values[:, others].abs().sum() == 0 < head.values[:, known].abs().sum()
+
+
+def test_a_linear_classifier_of_all_classes_serves_some_of_them(make, tmp_path):
+    whole = make("GDA", output="whole")
+    whole.train()
+    base = make("GDA", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")
+    base.load_model(str(tmp_path / "whole"))
+    images, known = images_of(base), [whole.class_names.index(name) for name in base.class_names]
+    assert torch.allclose(base.model_inference(images), whole.model_inference(images)[:, known], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["DePT+CoOp", "PatchVoting"])
+def test_a_run_with_logits_of_its_own_is_no_source_of_features(method, make, tmp_path, monkeypatch):
+    coop = trainers.methods()["CoOp"]
+    model = type("Model", (coop.Model,), {"logits": lambda self, image, text: image @ text.T})
+    voting = type("PatchVoting", (coop,), {"Model": model, "section": coop.section})
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "PatchVoting", voting)
+    make(method, output="source").train()
+    with pytest.raises(UsageError, match="has its own `output` or `logits`"):
+        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "source"))

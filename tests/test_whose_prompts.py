@@ -197,7 +197,7 @@ def test_class_specific_contexts_never_meet_other_classes(train, tmp_path):
 @pytest.mark.parametrize("names", [["a", "b", "c", "d", "e", "f"], ["a", "b"]], ids=["as many", "fewer"])
 def test_a_tensor_of_the_classes_is_known_by_its_shape(names, build):
     trainer = build("CoOp", "all", "CSC", True)
-    assert trainer.tensors_of_classes() == ["ctx"] and build("CoOp").tensors_of_classes() == []
+    assert trainer.tensors_of_classes() == {"ctx": 0} and build("CoOp").tensors_of_classes() == {}
     checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
     trainer.load_prompts(checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file")
     with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):

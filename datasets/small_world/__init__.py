@@ -74,7 +74,7 @@ class SmallWorldSet(FewShotDataset):
         """Draw every image, each from its own seed, and write the split."""
         split: dict[str, list] = {part: [] for part in cls.per_class}
         numbers = [(part, number) for part, size in cls.per_class.items() for number in range(size)]
-        for label, subject in enumerate(tqdm(cls.subjects, f"drawing {cls.__name__}", leave=False)):
+        for label, subject in enumerate(tqdm(cls.subjects, f"drawing {cls.__name__}", leave=False, disable=None)):
             place = folder / cls.image_dir / subject.words.replace(" ", "_")
             place.mkdir(parents=True)
             for index, (part, number) in enumerate(numbers):

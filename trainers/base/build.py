@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 from clip import CLIP, is_vit, load_backbone
 from common.errors import UsageError
 
+from .checks import check_registered
 from .precision import usable
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def build_model(method: "PromptTrainer", towers: str = "fast", clip: CLIP | None
     with clip.logit_scale.device:
         prompts = method.build_prompts(clip, method.class_names)
     method.model = method.Model(clip, prompts, towers)
+    check_registered(method.model)
     if clip.logit_scale.device.type != device.type:
         method.model.to(device)
     method.finish_model()

@@ -21,7 +21,7 @@ from .checkpoints import find_checkpoint, is_checkpoint
 from .data_use import Choice, record
 from .features import KeptFeatures, KeptOutput, Views, feature_cache
 from .head import Head, HeadCLIP, texts_of_run
-from .prompted import normalize
+from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
 from .trainer import PromptTrainer
@@ -117,7 +117,8 @@ class FeatureTrainer(PromptTrainer):
     unit_text: ClassVar[bool] = True  # of unit length, the mean over unit features; else the mean of those of the tower
     mixed_views: ClassVar[bool] = False  # see `Batches`
     drop_last: ClassVar[bool] = True  # whether an epoch leaves out a smaller last batch, as Dassl's does
-    # Tensors of the head with a row for each training image; none for other classes if `of_learned_classes` names them.
+    # Tensors of the head with a row for each training image. If `of_learned_classes` names them and no class of a test
+    # was learned, they have no rows.
     of_support: ClassVar[tuple[str, ...]] = ()
     # Settings that images choose if they are 0, and an example of each. Its `Settings` are then `ChoosingSettings`.
     chosen: ClassVar[Mapping[str, str]] = {}
@@ -211,6 +212,9 @@ class FeatureTrainer(PromptTrainer):
         cfg.defrost()
         cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
         base = without_training(kind, cfg, self.class_names, self.dataset_template, self.device)
+        if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
+            what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
+            raise UsageError(what, "give FEATURES_OF a run of another method", path)
         build_model(base, clip=self.model.frozen)
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
@@ -225,16 +229,18 @@ class FeatureTrainer(PromptTrainer):
 
     # Loading
 
-    def tensors_of_classes(self) -> list[str]:
-        others = [name for name in super().tensors_of_classes() if name not in self.of_support]
-        return [*others, *(name for name in self.of_support if name in self.of_learned_classes)]
+    def tensors_of_classes(self) -> dict[str, int | None]:
+        found = super().tensors_of_classes()
+        rows = {name: found.pop(name, None) for name in self.of_support}  # dimension 0 has a row for each image
+        return found | {name: dim or None for name, dim in rows.items() if name in self.of_learned_classes}
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        same = self.same_classes(checkpoint.get("metadata") or {})
+        written = checkpoint.get("metadata") or {}
+        known = self.same_classes(written) or self.known_classes(written)
         for name in self.of_support:
             tensor = getattr(self.head, name)
             there = checkpoint["state_dict"].get(name, tensor)
-            rows = there.shape[:1] if same or name not in self.of_learned_classes else (0,)
+            rows = there.shape[:1] if known or name not in self.of_learned_classes else (0,)
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
         super().load_prompts(checkpoint, path)
 

@@ -69,7 +69,8 @@ class HeadCLIP(PromptedCLIP):
         if self.base is None or isinstance(images, ImageOutput):
             return super().image_output(images)
         tower = self.base.image_output(images)
-        plain = type(self.base.prompt_learner).image is PromptLearner.image
+        hooks = type(self.base.prompt_learner).image, type(self.base).of_tower
+        plain = hooks == (PromptLearner.image, PromptedCLIP.of_tower)
         return ImageOutput(tower.feature if plain else self.base.of_tower(tower))
 
     def of_tower(self, tower: ImageOutput) -> Tensor:

@@ -27,7 +27,8 @@ class LearnedPrompts(Method):
     """A method with the prompts that a checkpoint holds, which belong to some classes and weights."""
 
     Model: ClassVar[type[PromptedCLIP]]
-    of_learned_classes: ClassVar[tuple[str, ...]] = ()  # names of tensors with a row for each class that others lack
+    # Names of tensors with values for each class: others have those that the method starts from.
+    of_learned_classes: ClassVar[tuple[str, ...]] = ()
     model: PromptedCLIP
     loaded_epoch: int
 
@@ -119,23 +120,64 @@ class LearnedPrompts(Method):
         module, metadata, written = self.saved_module(), self.prompts_metadata(), checkpoint.get("metadata") or {}
         check_weights(written, metadata, path)
         state, expected = checkpoint["state_dict"], module.state_dict()
+        kept: dict[str, Tensor] = {}
         if not self.same_classes(written):
             of_classes = self.tensors_of_classes()
             unknown = [name for name in of_classes if not any(fnmatchcase(name, p) for p in self.of_learned_classes)]
             if unknown:
                 what = f"{path} has {unknown[0]} with values for each class that it was learned on"
                 raise UsageError(what, "test it on these classes", path)
+            kept = self.of_known_classes(state, expected, of_classes, self.known_classes(written))
             state, expected = (
                 {k: v for k, v in tensors.items() if k not in of_classes} for tensors in (state, expected)
             )
         found = select_prompts({**checkpoint, "state_dict": state}, path, metadata, expected)
-        module.load_state_dict(found, strict=len(expected) == len(module.state_dict()))
+        module.load_state_dict({**found, **kept}, strict=len(expected) == len(module.state_dict()))
         self.loaded_epoch = checkpoint["epoch"]
         self.inherited_choices, self.inherited_phases = inherited_choices(checkpoint), inherited_phases(checkpoint)
         self.model.classes_learned = self.were_learned(written)
 
-    def tensors_of_classes(self) -> list[str]:
-        """The learned tensors whose shape depends on the number of classes, by their names in a checkpoint."""
+    def known_classes(self, written: Mapping[str, Any]) -> dict[int, int]:
+        """The labels of the classes that prompts were learned on, in this run and in theirs, by their metadata.
+
+        Classes of another dataset count only if all of them have learned names: else a name may mean something else.
+        """
+        names = written.get("class_names")
+        before = [name.replace("_", " ") for name in names] if isinstance(names, list) else []
+        found = {label: before.index(name) for label, name in enumerate(self.class_names) if name in before}
+        same_dataset = written.get("dataset") in (self.dataset_title, self.cfg.DATASET.NAME)
+        return found if same_dataset or len(found) == len(self.class_names) else {}
+
+    def of_known_classes(
+        self,
+        state: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        of_classes: Mapping[str, int | None],
+        known: Mapping[int, int],
+    ) -> dict[str, Tensor]:
+        """The tensors of a checkpoint with values for each class, for the classes of this run.
+
+        Args:
+            state, expected: the tensors of the checkpoint, and those of this run, by name.
+            of_classes: what `tensors_of_classes` returned.
+            known: what `known_classes` returned.
+        """
+        if of_classes:
+            print(f"The prompts were learned on {len(known)} of these {len(self.class_names)} classes")
+        kept, device = {}, self.model.frozen.logit_scale.device
+        for name in of_classes.keys() & state.keys() if known else ():
+            tensor, dim = state[name].to(device), of_classes[name]
+            if dim is not None:
+                here, there = (torch.tensor(list(labels), device=device) for labels in (known.keys(), known.values()))
+                tensor = expected[name].clone().index_copy_(dim, here, tensor.index_select(dim, there))
+            kept[name] = tensor
+        return kept
+
+    def tensors_of_classes(self) -> dict[str, int | None]:
+        """The learned tensors whose shape depends on the number of classes, by their names in a checkpoint.
+
+        Each has the number of that dimension; None if it has none and is left out of a test on other classes.
+        """
         names = [*self.class_names, "one more"]
         with torch.random.fork_rng(devices=[]):
             clip = self.model.frozen
@@ -144,7 +186,12 @@ class LearnedPrompts(Method):
             with device:
                 other.model = self.Model(clip, other.build_prompts(clip, names))
         shapes: dict[str, Tensor] = other.saved_module().state_dict()
-        return [key for key, value in self.saved_module().state_dict().items() if value.shape != shapes[key].shape]
+        dims: dict[str, int | None] = {}
+        for key, value in self.saved_module().state_dict().items():
+            sizes = zip(value.shape, shapes[key].shape, strict=True)
+            if differing := [dim for dim, (here, there) in enumerate(sizes) if here != there]:
+                dims[key] = differing[-1]
+        return dims
 
     def same_classes(self, written: Mapping[str, Any]) -> bool:
         """Whether prompts were learned on the classes of this run, in the same order, by their checkpoint's metadata.

@@ -13,7 +13,8 @@ MAKERS: dict[str, Maker] = {}
 def plugin(name: str) -> Callable[[Maker], Maker]:
     """Register a function that makes a method `<name>+<method>` of a method, or returns None if it cannot.
 
-    It is called once for each other method, after all files of methods are imported.
+    It is called once for each other method, after all files of methods are imported. Unless the class that it returns
+    says otherwise, its settings are in the section of that method, and its YAML files in the folder of that method.
     """
 
     def register(maker: Maker) -> Maker:
@@ -29,5 +30,9 @@ def register_plugins(methods: dict[str, type[PromptTrainer]]) -> None:
         for base, method in methods.items():
             known = f"{name}+{base}" in TRAINER_REGISTRY.registered_names()
             if not known and "+" not in base and (made := make(method)):
+                if made.config_folder == made.__name__:  # nothing was given
+                    made.config_folder = method.config_folder
+                if "section" not in vars(made):
+                    made.section = method.section  # type: ignore[method-assign]
                 made.__name__ = made.__qualname__ = f"{name}+{base}"
                 TRAINER_REGISTRY.register()(made)

@@ -23,6 +23,7 @@ class PromptLearner(nn.Module):
     name: str = "prompt_learner"  # of this module in published checkpoints
     logit_scale: float | None = None  # replaces CLIP's own
     read: Read = ()  # what `image` needs of the image tower besides the feature
+    random_text: bool = False  # whether texts in which nothing is learned differ from one training step to the next
 
     def text(self, image_features: Tensor) -> TextPrompts:
         """The input of the text tower. Only methods like CoCoOp use `image_features` (batch, joint), normalised."""
@@ -148,7 +149,8 @@ class PromptedCLIP(nn.Module):
         if isinstance(images, ImageOutput):
             return images
         learner = self.prompt_learner
-        return self.towers.encode_image(self.clip, images, learner.vision(), {*learner.read, *self.read})
+        reads = ([read] if isinstance(read, str) else read for read in (learner.read, self.read))
+        return self.towers.encode_image(self.clip, images, learner.vision(), set().union(*reads))
 
     def of_tower(self, tower: ImageOutput) -> Tensor:
         """The features (batch, joint), fp32, of images with these outputs of the image tower."""
@@ -161,15 +163,16 @@ class PromptedCLIP(nn.Module):
     def encode_text(self, image_features: Tensor) -> Tensor:
         """(classes, joint), or (batch, classes, joint) where the texts depend on the image; not normalised.
 
-        Texts that are the same for every image are encoded once, in training as well if nothing in them is learned. The
-        plain towers encode them for each batch, as the published code does.
+        Texts that are the same for every image are encoded once, in training as well if nothing in them is learned and
+        they are not `random_text`. The plain towers encode them for each batch, as the published code does.
         """
         training = torch.is_grad_enabled()
         state = None if training else [(tensor.data_ptr(), tensor._version) for tensor in self.parameters()]
         if self._text and self._text[0] == state:
             return self._text[1]
         text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
-        if text.dim() == 2 and not text.requires_grad and self.towers is not TOWERS["plain"]:
+        changes = training and self.prompt_learner.random_text
+        if text.dim() == 2 and not text.requires_grad and not changes and self.towers is not TOWERS["plain"]:
             self._text = state, text
         return text
 

@@ -312,9 +312,20 @@ def two_tower_prompts(trainer: PromptTrainer, clip: CLIP, classnames: list[str])
     )
 
 
+def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...] = ("text", "vision")) -> None:
+    """Raise UsageError for the number of a layer, from 0, that one of the towers does not have."""
+    layers = fewest_layers(clip, towers)
+    if not 0 <= layer < layers:
+        raise UsageError(f"{key} is {layer}", f"this backbone has {layers} layers from 0 on, so give 0 to {layers - 1}")
+
+
+def fewest_layers(clip: CLIP, towers: tuple[str, ...]) -> int:
+    layers = {"text": len(clip.transformer.resblocks), "vision": len(clip.visual.transformer.resblocks)}
+    return min(layers[tower] for tower in towers)
+
+
 def check_depth(clip: CLIP, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):
     """Raise UsageError for a prompt depth that one of the towers does not have."""
-    layers = {"text": len(clip.transformer.resblocks), "vision": len(clip.visual.transformer.resblocks)}
-    most = min(layers[tower] for tower in towers)
+    most = fewest_layers(clip, towers)
     if not least <= depth <= most:
         raise UsageError(f"{key} is {depth}", f"this backbone has {most} layers, so it can be {least} to {most}")

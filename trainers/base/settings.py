@@ -92,7 +92,8 @@ class MethodSettings:
         try:
             return cls(**{key: value for key, value in values.items() if key in known and value is not None})
         except UsageError as error:
-            raise UsageError(f"TRAINER.{section}.{error.what}", error.remedy) from error
+            what = error.what.removeprefix(f"TRAINER.{section}.")
+            raise UsageError(f"TRAINER.{section}.{what}", error.remedy) from error
 
 
 def settings_from(defaults: Mapping[str, Any], base: type[MethodSettings] = MethodSettings) -> type[MethodSettings]:

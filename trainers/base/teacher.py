@@ -123,7 +123,7 @@ def mean_text_features(
 def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     """(texts, joint), fp32, not normalised."""
     features = []
-    for start in tqdm(range(0, len(texts), ROWS), desc="Text features", unit="batch"):
+    for start in tqdm(range(0, len(texts), ROWS), desc="Text features", unit="batch", disable=None):
         ids = tokenize(texts[start : start + ROWS], clip.context_length).to(device)
         features.append(encode_text(clip, TextPrompts(ids)).float())
     return torch.cat(features)

@@ -24,12 +24,14 @@ from common.names import check_known_names
 
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
+from .checks import check_features, check_learner, check_loss
 from .data_use import inherited_choices, inherited_phases
 from .features import cache_folder, kept_features
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision, usable
 from .prompted import Output, PromptedCLIP
+from .saved import check_saved
 from .split_test import outputs_of_ranks
 
 
@@ -103,6 +105,7 @@ class PromptTrainer(LearnedPrompts):
             self.inherited_choices = inherited_choices(start) if known else None
             self.inherited_phases = inherited_phases(start) if known else None
         self.register()
+        check_learner(self)
 
     def register(self) -> None:
         """Register what is learned, if anything is, with its optimiser."""
@@ -162,7 +165,9 @@ class PromptTrainer(LearnedPrompts):
         """The forward and the backward pass: leaves the gradient in the learned parameters, returns what is logged."""
         with self.autocast():
             output = self.model.output(images)
-            loss, parts = self.loss(output, labels)
+            loss, parts = check_loss(self, self.loss(output, labels))
+        if self.batch_idx == 0 and self.epoch == self.start_epoch:
+            check_features(self.model.prompt_learner, output.image)
         self.optim.zero_grad()
         self.backward(loss, parts)
         logged = {"loss": loss, "acc": compute_accuracy(output.logits, labels)[0], **parts}
@@ -187,6 +192,10 @@ class PromptTrainer(LearnedPrompts):
             super().before_train()
         if ranks.count > 1:
             ranks.agree({"first epoch": self.start_epoch, "start of the prompts": digest(self.model.state_dict())})
+
+    def after_train(self) -> None:
+        check_saved(self)
+        super().after_train()
 
     # Of several ranks the first one writes.
 
