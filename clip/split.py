@@ -46,11 +46,11 @@ class SplitTowers:
         output = self.towers.encode_image(clip, images[own], of_sequences(self._summed(schedule), own), read)
 
         def gathered(part: Any) -> Any:
-            return Gathered.apply(self.ranks, part, sizes)
+            return None if part is None else Gathered.apply(self.ranks, part, sizes)
 
-        read = dict(vars(output))
-        inputs = {layer: gathered(x) for layer, x in read.pop("inputs").items()}
-        return ImageOutput(**{name: gathered(part) for name, part in read.items()}, inputs=inputs)
+        inputs = {layer: gathered(x) for layer, x in output.inputs.items()}
+        names = ("feature", "prompts", "patches", "local")
+        return ImageOutput(**{name: gathered(getattr(output, name)) for name in names}, inputs=inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         images, classes = len(prompts.contexts) if prompts.by_image else 0, len(prompts.ids)

@@ -49,14 +49,34 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
         with suppress(OSError), opened(left) as descriptor:  # in use, or not a folder of this user
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left)
-    folder = Path(mkdtemp(prefix=prefix, dir=parent))
-    with opened(folder) as descriptor:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    descriptor = None
+    while descriptor is None:
+        folder = Path(mkdtemp(prefix=prefix, dir=parent))
+        descriptor = held(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def held(folder: Path) -> int | None:
+    """The descriptor of a new folder, with a lock; None if another process has taken it for one that was left."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # it is about to be deleted
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        return descriptor
+    if folder.is_dir():
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 @contextmanager

@@ -119,8 +119,10 @@ def test_other_classes_predictions_and_exports(method, train, command, deep, eur
 
     def expect(done, what):
         line = REFUSED.get((method, what))
-        assert (done.status, len(done.errors)) == ((2, 1) if line else (0, 0)), done
-        assert not line or line in done.errors[0]
+        told = ("The prompts were learned on ", "GDA estimates all classes")
+        errors = [error for error in done.errors if not error.startswith(told)]
+        assert (done.status, len(errors)) == ((2, 1) if line else (0, 0)), done
+        assert not line or line in errors[0]
 
     assert train(method, "run", "base" if methods()[method].transfers else "all").status == 0
     expect(train(method, "new", "new", ["--eval-only", "--model-dir", run]), "new")

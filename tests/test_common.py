@@ -1,6 +1,7 @@
 """Errors of one line, and files that are written completely or not at all."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -88,6 +89,18 @@ def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tm
             assert other != one and (one / "file").exists() and not (tmp_path / "work-killed").exists()
         assert not other.exists() and one.stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
+
+
+def test_a_new_scratch_folder_is_not_taken_for_one_that_was_left(tmp_path):
+    """Between the creation of a folder and its lock, another process could delete it."""
+
+    def use(_):
+        with scratch(tmp_path, "work-") as folder:
+            (folder / "file").touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(800)))
+    assert not any(tmp_path.iterdir())
 
 
 def test_missing_package_ends_in_a_line_and_status_2(capsys):

@@ -87,6 +87,7 @@ QUICK = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3)
 BASE = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
+@pytest.mark.thorough
 def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call, copy, whole):
     killed = subprocess.Popen([sys.executable, *train("out/killed", *BASE)], cwd=copy, stdout=subprocess.DEVNULL)
     first = copy / "out/killed/prompt_learner/model.pth.tar-1"
@@ -137,6 +138,7 @@ def test_an_adapter_learns_and_is_evaluated_on_new_classes(method, call, copy):
     assert results(copy, f"out/{name}_new")["n_test"] == 8 * 40
 
 
+@pytest.mark.thorough
 def test_generic_scripts_run_the_method(call, copy):
     out = {"OUT": "out/scripts"}
     call("scripts/any/base2new_train.sh", "Growing", "small_land", 1, 1, **out)
@@ -145,6 +147,7 @@ def test_generic_scripts_run_the_method(call, copy):
     assert len(list((copy / "out/scripts").rglob("results.json"))) == 2
 
 
+@pytest.mark.thorough
 def test_study_tables_plots_and_report_have_the_method(call, copy):
     quick = {"OPTIM.MAX_EPOCH": 1}
     study = {

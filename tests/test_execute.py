@@ -126,6 +126,7 @@ process.join()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
 def test_ctrl_c_while_processes_start_gives_no_traceback_of_theirs():

@@ -33,6 +33,7 @@ TRAINER_REGISTRY.register()(make("Made", False))
 ASK = "from experiments.methods import methods; import sys; print(methods().get('Made'), 'torch' in sys.modules)"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_method_of_a_factory_is_known_without_importing_it_again(tmp_path):
     place = tmp_path / "clone"

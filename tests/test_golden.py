@@ -21,7 +21,12 @@ from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 SLOW = pytest.mark.slow
-SECOND = ("cliplora_vision_up_qkvo", "mma_scale01_middle", "mmrl_dim128_three")  # that take seconds
+SECOND = (
+    "cliplora_vision_up_qkvo",
+    "dept_coop_middle_w04",
+    "mma_scale01_middle",
+    "mmrl_dim128_three",
+)  # that take seconds
 
 
 def pytest_generate_tests(metafunc):

@@ -61,6 +61,7 @@ def test_a_graph_computes_the_steps_with_few_launches(tmp_path):
         assert each["loss"] < (1e-4 if each["prec"] == "fp32" else 0.1), each
 
 
+@pytest.mark.thorough
 def test_dropout_is_not_captured(tmp_path):
     done = on_stand_in(
         "benchmarks/gpu_rehearsal.py", "--graphs", "--trainer", "CLIPLoRA", "--prec", "fp32", "--classes", 2

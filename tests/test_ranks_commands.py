@@ -124,7 +124,8 @@ def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin
     assert made[0] - events[0] == made[1] - events[1] and list(map(len, events)) == [1, 1]
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.thorough), 1])
+@pytest.mark.thorough
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
     argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
     processes = ranks(2, argv)

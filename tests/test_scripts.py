@@ -232,7 +232,7 @@ def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("to_group", [True, False])
+@pytest.mark.parametrize("to_group", [pytest.param(True, marks=pytest.mark.thorough), False])
 def test_sigterm_ends_the_run_too(to_group, begin, eurosat, deep, tmp_path):
     env = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
     env = os.environ | {key: str(value) for key, value in env.items()}
@@ -251,7 +251,7 @@ def test_sigterm_ends_the_run_too(to_group, begin, eurosat, deep, tmp_path):
 @pytest.mark.parametrize("name", sorted(name for name, script in SCRIPTS.items() if script.positions))
 def test_too_few_arguments(name, script):
     form = SCRIPTS[name].positions.replace("[CFG]", "").split()
-    ended, calls = script(f"{name}.sh", *["eurosat", "3", "1", "1", "1"][: len(form) - 1])
+    ended, calls = script(f"{name}.sh", *["eurosat", "3", *["1"] * 8][: len(form) - 1])
     assert (ended.returncode, ended.stdout, calls) == (2, "", [])
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"error: {name}.sh takes {SCRIPTS[name].usage}, and got {len(form) - 1} of these: ")

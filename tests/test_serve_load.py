@@ -137,12 +137,14 @@ def test_one_slow_request_at_a_time(served):
     assert len(refused) < 3 and not message["value"] and all(bars)
 
 
+@pytest.mark.thorough
 def test_a_body_in_chunks_is_refused_even_with_a_length(served):
     """The length was believed, and the chunks were read without an end."""
     headers = {"Transfer-Encoding": "chunked", "Content-Length": "10"}
     assert post(served.connect, "queue/join", b"ffffffff\r\n", "application/json", **headers)[0] == 411
 
 
+@pytest.mark.thorough
 def test_endless_uploads_refuse_nobody(served):
     """Each had its promised size reserved, so that twenty idle connections kept all others out."""
     head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"

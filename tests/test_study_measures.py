@@ -143,6 +143,7 @@ def test_impossible_measures_are_refused(damage, study):
         read_results(run.folder)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_study_with_all_classes_and_detection(study_file, command):
     file = study_file("out", union=True, ood=["new", "small_objects"])

@@ -127,6 +127,7 @@ def wandb_records(content):
             record = b""
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_wandb_offline_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path):
     pytest.importorskip("wandb", reason="not installed: requirements-trackers.txt")

@@ -104,8 +104,7 @@ class GDA(FittedTrainer):
 
     @torch.no_grad()
     def estimate(self, texts: Tensor) -> None:
-        """W and b of new classes by their unit text features (classes, joint). Without rows of base images, which only
-        SETTING base2new keeps, they are zero: zero-shot CLIP."""
+        """W and b of new classes by their unit text features (classes, joint); none without rows of base images."""
         rows, texts, k = self.head.rows.double(), texts.double(), self.settings.K
         if len(rows) < k:
             self.head.alpha.zero_()

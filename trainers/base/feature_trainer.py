@@ -267,7 +267,7 @@ class FeatureTrainer(PromptTrainer):
             UsageError: the dataset has no validation images.
         """
         dataset, shots = self.dm.dataset, self.cfg.DATASET.NUM_SHOTS
-        if self.settings.CHOOSE_ON == "oracle":
+        if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
             return dataset.test
         if not dataset.val:
             key, example = next(iter(self.chosen.items()))
