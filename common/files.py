@@ -49,15 +49,14 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
         with suppress(OSError), opened(left) as descriptor:  # in use, or not a folder of this user
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left)
-    descriptor = None
-    while descriptor is None:
+    folder = Path(mkdtemp(prefix=prefix, dir=parent))
+    while (lock := held(folder)) is None:
         folder = Path(mkdtemp(prefix=prefix, dir=parent))
-        descriptor = held(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        os.close(lock)
 
 
 def held(folder: Path) -> int | None:

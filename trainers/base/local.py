@@ -1,5 +1,7 @@
 """Logits of single patches."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,8 @@ def local_logits(model: PromptedCLIP, output: Output) -> Tensor:
         model: gives the scale.
         output: of the model, with `tower.local`; its texts may depend on the image.
     """
-    patches = normalize(output.tower.local)  # (batch, patches, joint)
+    found: Any = output.tower.local
+    patches = normalize(found)  # (batch, patches, joint)
     if output.text.dim() == 3:
         pairs = zip(patches, output.text, strict=True)
         return torch.stack([model.logits(of_image, own) for of_image, own in pairs])
