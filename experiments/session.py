@@ -46,6 +46,7 @@ def run_command(
     It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second, and
     threads of a process group may abort it.
     """
+    sys.unraisablehook = interrupt_again
     try:
         cli_main(main, resumes, several_ranks)
         status = 0
@@ -97,12 +98,21 @@ def handle_interrupts() -> None:
     def interrupt(number, frame) -> None:
         if os.getpid() != process:  # a worker of the data loader, which inherits this handler and has nothing to say
             os._exit(0)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a signal has ended a worker too
+        # torch's handler raises when a signal has ended a worker too. Python reports a default one as a race.
+        signal.signal(signal.SIGCHLD, lambda *caught: None)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as background jobs have it
             signal.signal(number, interrupt)
+
+
+def interrupt_again(found: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised while it deletes an object. An interrupt is repeated soon, elsewhere."""
+    if isinstance(found.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(found)
 
 
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from drawn import arguments, error_lines
+from finished import slowdown
 from torch.utils.data import DataLoader
 
 from common.start import ROOT, required_packages
@@ -119,6 +121,32 @@ def test_limits_of_the_shell(limit, eurosat, tiny, tmp_path):
     command = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, f"{ROOT}/train.py", *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, len(error_lines(done.stderr))) == (2, 1), done.stderr
+
+
+DELETING = """
+import os, signal, time
+from experiments.session import run_command
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+def main():
+    for number in range(5):  # the first interrupts are dropped
+        Deleted()
+    time.sleep(20)
+
+run_command(main)
+"""
+
+
+def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
+    """Python dropped it with a traceback, and the run went on."""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", DELETING], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "") and time.monotonic() - begun < 15 * slowdown()
+    assert done.stderr.strip() == "Interrupted. Run the same command again to resume from the last complete epoch."
 
 
 OLD = "The NVIDIA driver on your system is too old (found version 11040)"
