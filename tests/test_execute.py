@@ -150,7 +150,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
 def test_a_main_process_that_ends_while_others_start_gives_no_traceback_of_theirs():
     """SIGTERM at the start of a study: the semaphores of a process were gone before it had begun."""

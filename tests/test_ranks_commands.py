@@ -108,6 +108,7 @@ def prompts(folder):
     return torch.load(file, weights_only=True)["state_dict"]
 
 
+@pytest.mark.thorough
 def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin, tmp_path):
     argv = arguments("MPL", "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
     launch(*argv)

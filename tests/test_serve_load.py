@@ -124,6 +124,7 @@ def open_models_of(models: list[Path]) -> list[PromptedClassifier]:
     return OPENED[str(models)]
 
 
+@pytest.mark.thorough
 def test_one_slow_request_at_a_time(served):
     """Each visitor who asked for a thousand names made all others wait for seconds."""
     many = "\n".join(f"a long name {number}" for number in range(1000))

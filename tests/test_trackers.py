@@ -75,6 +75,7 @@ def test_unknown_tracker_and_missing_package(launch, refused, eurosat, tiny, tmp
     refused(argv, "the package mlflow is not installed", "pip install -r requirements-trackers.txt")
 
 
+@pytest.mark.thorough
 def test_trackers_are_not_imported_unless_asked_for():
     """Also not by timm, a package of open_clip, which does so in a process of its own."""
     code = "import sys, experiments.run; print([name for name in ('wandb', 'mlflow') if name in sys.modules])"
