@@ -38,7 +38,7 @@ def read_results(folder: Path) -> dict | None:
             if run.get(key) is not None and not run[key].isprintable():
                 raise ValueError(f"{key} is {run[key]!r}")
         if not all(isinstance(text, str) for text in run.get("versions", {}).values()):
-            raise ValueError("a version is no text")
+            raise ValueError("a version must be text")
         selected_on_test(run), test_record(run), detected(run)
         return run if run["accuracy"] is not None else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:

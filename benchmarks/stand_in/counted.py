@@ -1,4 +1,4 @@
-"""What a GPU would do in some steps: kernels launched, waits of the CPU, copies to the device."""
+"""Counts for a stand-in GPU: kernels launched, waits of the CPU, copies to the device."""
 
 import sys
 from collections import Counter

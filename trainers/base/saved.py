@@ -24,7 +24,7 @@ SAVED = "a Parameter or persistent Buffer of the prompt learner"
 
 @torch.no_grad()
 def check_saved(trainer: "PromptTrainer") -> None:
-    """Check after training that a model that is built anew and reads the checkpoint gives the same logits.
+    """Check after training that a second model, which reads the checkpoint, gives the same logits.
 
     It costs the texts twice and two test images, no random numbers, and is no part of the training time. Several ranks
     leave it out.
