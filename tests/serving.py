@@ -66,10 +66,17 @@ def serving(files: dict[str, bytes]) -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.faults, server.requests = files, [], []
     server.address = f"http://127.0.0.1:{server.server_port}"
+    with running(server):
+        yield server
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Answer requests in another thread, until the end."""
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield server
+        yield
     finally:
         server.shutdown()
         thread.join()
