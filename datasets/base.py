@@ -3,6 +3,7 @@
 import os
 import random
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from common.errors import UsageError
 from common.names import CONTROL
 from common.text import read_json, read_text
 
+from . import splits
 from .files import File
 
 Item = TypeVar("Item")
@@ -31,12 +33,16 @@ class FewShotDataset(DatasetBase):
     DATASET_REGISTRY and named in a YAML file of configs/datasets, it works everywhere; with `files`,
     tools/prepare.py can also download it.
 
-    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
-    `new`), DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
+    Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.FEWSHOT_FILE (a file that chooses them),
+    DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the
+    test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
         images (bool): check that every image exists. If False, only the split must exist.
+
+    Attributes:
+        fewshot_file: `file` and `file_sha256` of DATASET.FEWSHOT_FILE, for the data-use card; empty without one.
 
     Raises:
         DatasetError: a file is missing or damaged, or the split has no images for the chosen classes.
@@ -66,6 +72,7 @@ class FewShotDataset(DatasetBase):
 
     def __init__(self, cfg, images: bool = True):
         self.cfg = cfg
+        self.fewshot_file: dict[str, str] = {}
         self.template = cfg.DATASET.get("TEMPLATE", "") or type(self).template
         if "{}" not in self.template:
             raise UsageError(f"DATASET.TEMPLATE is {self.template!r}", "put {} where the class name goes")
@@ -177,13 +184,27 @@ class FewShotDataset(DatasetBase):
 
     def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
         """The few-shot images, the same as in the literature: CoOp, MaPLe, ..."""
-        shots = self.cfg.DATASET.NUM_SHOTS
+        shots, every = self.cfg.DATASET.NUM_SHOTS, {"train": train, "val": val, "test": test}
         if shots >= 1:
             # Python's generator, freshly seeded; training images first.
             random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
             train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
+        if (name := self.cfg.DATASET.get("FEWSHOT_FILE", "")) and train:
+            name = name.replace("{shots}", str(shots)).replace("{seed}", str(self.cfg.SEED))
+            file = Path(os.path.expanduser(name)).absolute()
+            chosen, self.fewshot_file = splits.read(file, every, self.images, self.data)
+            self.compare_shots(file, Counter(item.label for item in train), chosen["train"])
+            train, val = chosen["train"], chosen.get("val", val)
         return train, val, test
+
+    def compare_shots(self, file: Path, expected: Counter[int], train: Items) -> None:
+        """Check that a file has DATASET.NUM_SHOTS images of each class; with -1 it may have any number."""
+        for label, number in Counter(item.label for item in train).items():
+            if self.cfg.DATASET.NUM_SHOTS >= 1 and number != expected[label]:
+                name = next(item.classname for item in train if item.label == label)
+                what = f"{file} has {number} images of {name!r}, and DATASET.NUM_SHOTS {self.cfg.DATASET.NUM_SHOTS}"
+                raise DatasetError(f"{what} means {expected[label]}", "set NUM_SHOTS to its number, or to -1", file)
 
     def check_images(self, items: Items) -> None:
         """Check that every image is a regular file. No image is opened."""

@@ -9,7 +9,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from datasets import title
-from trainers.base.data_use import Choice, list_digest, phase
+from trainers.base.data_use import Choice, fit_phase, list_digest, phase
 
 from .configs import read_yaml
 from .configuration import flatten, given_options
@@ -75,8 +75,7 @@ def data_use(
     """
     fit = getattr(trainer, "inherited_phases", None if args.eval_only else [])
     if not args.eval_only and trainer.get_model_names():
-        images, classes = trainer.dm.dataset.train_x, trainer.dm.num_classes
-        fit = [*(fit or []), phase(cfg, title(cfg), "train", images, classes)]
+        fit = [*(fit or []), fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes)]
     test = None
     if trainer.evaluator.results:
         split, items = tested_images(cfg, trainer)

@@ -100,7 +100,7 @@ def others(name: str, cfg: CfgNode, trainer: Any) -> Others:
         own.DATASET.TITLE, own.DATASET.TEMPLATE, own.DATASET.SUBSAMPLE_CLASSES = "", "", "all"
         own.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
         own.INPUT = cfg.INPUT
-    own.DATASET.NUM_SHOTS = -1  # draws no random numbers
+    own.DATASET.NUM_SHOTS, own.DATASET.FEWSHOT_FILE = -1, ""  # draws no random numbers
     dataset = DATASET_REGISTRY.get(own.DATASET.NAME)(own)
     known = {plain(each) for each in trainer.dm.dataset.classnames}
     return Others(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])

@@ -4,6 +4,8 @@
     python tools/prepare.py --list --root data               # every dataset: size, terms, whether it is ready
     python tools/prepare.py --check eurosat --root data      # compare a dataset with its split; read every image
     python tools/prepare.py fewshot eurosat --root data --seed 1 --shots 16    # the images that a run would select
+    python tools/prepare.py splits eurosat --root data --seed 1 --shots 16     # write them as CoOp's and 2SFS's files
+    python tools/prepare.py splits eurosat --root data --file FILE             # check such a file
 
 After an interruption, the same command resumes. If a file cannot be downloaded from your network, put it into the
 dataset's folder under the same name, or into a folder given by --from.
@@ -16,8 +18,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from common.errors import UsageError
+from common.files import checksum
 from common.start import add_common_options, at_least, path
 
+from .. import splits
+from ..base import FewShotDataset, Items
 from .arrange import Preparation
 from .check import describe, inspect
 from .sources import Source, downloadable, find
@@ -28,7 +33,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="DATASET", help="names in configs/datasets, or all; or: fewshot DATASET")
+    add(
+        "names",
+        nargs="*",
+        metavar="DATASET",
+        help="names in configs/datasets, or all; or: fewshot DATASET, splits DATASET",
+    )
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
     add("--check", action="store_true", help="report missing and wrong files; change nothing")
@@ -36,9 +46,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--from", type=path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
     help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
     add("--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror)
-    add("--seed", type=at_least(0), default=1, help="for fewshot: the seed of the run (default: 1)")
-    add("--shots", type=at_least(1), default=16, help="for fewshot: images per class (default: 16)")
+    add("--seed", type=at_least(0), default=1, help="for fewshot and splits: the seed of the run (default: 1)")
+    add("--shots", type=at_least(1), default=16, help="for fewshot and splits: images per class (default: 16)")
     add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
+    add("--file", type=path, help="for splits: check this few-shot choice, a .pkl or _train.jsonl; write nothing")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     if args.from_dir and not args.from_dir.is_dir():
@@ -83,19 +94,42 @@ def show_list(sources: list[Source], args: argparse.Namespace) -> None:
         print(f"{source.name:16} {state:10} {terms}")
 
 
-def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
-    """Print the images that a run trains and validates on, in its order, relative to the folder of images."""
+def read_fewshot(
+    sources: list[Source], args: argparse.Namespace, *options: str
+) -> tuple[FewShotDataset, dict[str, Items]]:
+    """A dataset, and the images that a run trains and validates on, in its order."""
     if len(sources) != 1:
-        raise UsageError("fewshot needs one dataset", "python tools/prepare.py fewshot DATASET --seed 1 --shots 16")
+        what = f"{args.names[0]} needs one dataset"
+        raise UsageError(what, f"python tools/prepare.py {args.names[0]} DATASET --seed 1 --shots 16")
     (source,) = sources
     if getattr(source.dataset, "test_only", False):
         raise UsageError(f"{source.name} has test images only", "choose a dataset with training images")
-    options = ["DATASET.NUM_SHOTS", str(args.shots), "DATASET.SUBSAMPLE_CLASSES", args.classes]
     with redirect_stdout(sys.stderr):
-        dataset = source.read(args.root, *options, seed=args.seed)
-    for part, items in (("train", dataset.train_x), ("val", dataset.val or [])):
+        dataset = source.read(args.root, *options, "DATASET.SUBSAMPLE_CLASSES", args.classes, seed=args.seed)
+    return dataset, {"train": dataset.train_x, "val": dataset.val or []}
+
+
+def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
+    """Print the images of a run, relative to the folder of images."""
+    dataset, parts = read_fewshot(sources, args, "DATASET.NUM_SHOTS", str(args.shots))
+    for part, items in parts.items():
         for item in items:
             print(part, os.path.relpath(item.impath, dataset.images))
+
+
+def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
+    """Write the images of a run as files, or check a file; print the SHA-256 of each file."""
+    if args.classes != "all":
+        raise UsageError("the files of splits have all classes", "leave --classes out: a run takes its part of them")
+    options = ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else ["DATASET.NUM_SHOTS", str(args.shots)]
+    dataset, parts = read_fewshot(sources, args, *options)
+    if args.file:
+        print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
+    else:
+        parts = {part: items for part, items in parts.items() if items and not (part == "val" and dataset.val_is_test)}
+        for file in splits.write(splits.names(dataset.root, args.shots, args.seed), parts, dataset.data):
+            print(f"{checksum(file)}  {file}")
+    print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
 
 
 def check(sources: list[Source], args: argparse.Namespace) -> None:
@@ -111,11 +145,12 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    fewshot, names = args.names[:1] == ["fewshot"], [name for name in args.names if name != "fewshot"]
+    choose = {"fewshot": show_fewshot, "splits": make_splits}.get((args.names or [""])[0])
+    names = args.names[1:] if choose else args.names
     every = "all" in names or (not args.names and (args.list or args.check))
     sources = [find(name) for name in dict.fromkeys(downloadable() if every else names)]
-    if fewshot:
-        show_fewshot(sources, args)
+    if choose:
+        choose(sources, args)
     elif not sources:
         raise UsageError("no dataset is given", "python tools/prepare.py --list shows their names")
     else:

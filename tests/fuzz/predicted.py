@@ -1,14 +1,18 @@
-"""Cases of predictions.npz."""
+"""Cases of predictions.npz and of few-shot choices."""
 
 import io
+import json
+import pickle
 from pathlib import Path
 from random import Random
 
 import numpy as np
+from dassl.data.datasets import Datum
 
 from .cases import Case, kind, sometimes_special
+from .changes import change_bytes, change_tree
 from .corpus import BASE
-from .pickles import change_zip
+from .pickles import change_pickle, change_zip
 
 
 @kind("predictions", share=3)
@@ -40,3 +44,18 @@ def arrays(rng: Random, before: bytes) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **found)
     return buffer.getvalue()
+
+
+@kind("few-shot choices", share=3)
+def choices(rng: Random) -> Case:
+    """A pickle of CoOp or a .jsonl file of 2SFS with an image of each class."""
+    rows = json.loads(Path(BASE, "data/eurosat/split_zhou_EuroSAT.json").read_text())["train"]
+    chosen = {label: (f"eurosat/2750/{path}", name) for path, label, name in rows}
+    items = [Datum(path, label, classname=name) for label, (path, name) in chosen.items()]
+    content = pickle.dumps({"train": items}, protocol=rng.choice((2, 4)))
+    content, name = (change_pickle if rng.random() < 0.8 else change_bytes)(rng, content), "a.pkl"
+    if rng.random() < 0.4:
+        lines = change_tree(rng, [vars(item) for item in items])
+        content, name = "\n".join(json.dumps(line) for line in list(lines)).encode(), "a_train.jsonl"
+    files = {name: sometimes_special(rng, content)}
+    return Case("prepare", ["splits", "eurosat", "--root", f"{BASE}/data", "--file", name], files)

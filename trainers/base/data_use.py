@@ -18,6 +18,10 @@ and that of learning and testing
 
 - labels: how many of the images are used with their labels
 - class_names: how many classes are named
+
+and that of learning from the images that a file chooses
+
+- file, file_sha256: of DATASET.FEWSHOT_FILE; the path below the folder of the datasets
 """
 
 import hashlib
@@ -35,7 +39,7 @@ Phase = dict[str, Any]
 OF_IMAGES = {"dataset": str, "classes": str, "split": str, "images": int}
 KINDS = {"what": str, **OF_IMAGES, "test_images": int}  # of a choice
 PHASE = {**OF_IMAGES, "labels": int, "class_names": int}
-LATER = {"sha256": str, "trials": int}  # which records of earlier versions lack
+LATER = {"sha256": str, "trials": int, "file": str, "file_sha256": str}  # which records may lack
 # Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
 # Those of "test-time" learn from each test image alone, those of "transductive" from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
@@ -71,6 +75,11 @@ def images_record(cfg: CfgNode, title: str, split: str, images: Sequence[Any]) -
 def phase(cfg: CfgNode, title: str, split: str, images: Sequence[Any], classes: int) -> Phase:
     """The record of learning from images, or of a test; all of them are used with their labels."""
     return {**images_record(cfg, title, split, images), "labels": len(images), "class_names": classes}
+
+
+def fit_phase(cfg: CfgNode, title: str, dataset: Any, classes: int) -> Phase:
+    """The record of learning from the training images of a dataset."""
+    return phase(cfg, title, "train", dataset.train_x, classes) | getattr(dataset, "fewshot_file", {})
 
 
 def list_digest(images: Sequence[Any], root: str) -> str:

@@ -18,7 +18,7 @@ from common.version import __version__, source
 
 from .build import without_training
 from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
-from .data_use import Choice, Phase, inherited_choices, inherited_phases, phase
+from .data_use import Choice, Phase, fit_phase, inherited_choices, inherited_phases
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
 
@@ -57,7 +57,7 @@ class LearnedPrompts(Method):
     @cached_property
     def fit_phase(self) -> Phase:
         """The images that training learns from."""
-        return phase(self.cfg, self.dataset_title, "train", self.dm.dataset.train_x, len(self.class_names))
+        return fit_phase(self.cfg, self.dataset_title, self.dm.dataset, len(self.class_names))
 
     def prompts_metadata(self) -> dict[str, Any]:
         """The part of `checkpoint_metadata` that says what the prompts fit."""

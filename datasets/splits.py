@@ -1,0 +1,203 @@
+"""Few-shot choices as files: CoOp's pickles and the .jsonl files of 2SFS.
+
+CoOp keeps `split_fewshot/shot_K-seed_S.pkl` in a dataset's folder: {"train": [Datum, ...], "val": [Datum, ...]},
+without "val" for ImageNet. 2SFS publishes `shot_K-seed_S_train.jsonl` and `shot_K-seed_S_val.jsonl` with the attributes
+of a Datum on each line, the path relative to the folder of all datasets.
+
+A file only chooses among the images of a dataset's own split. No path in it is opened, and nothing in a pickle is
+imported or called.
+"""
+
+import io
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dassl.data.datasets import Datum
+
+from common.errors import UsageError, one_line
+from common.files import replacing
+from common.names import printable
+from common.text import read_bytes, refuse
+
+FOLDER = "split_fewshot"
+MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
+DATUM = "dassl.data.datasets.base_dataset", "Datum"
+FIELDS = ("_impath", "_label", "_domain", "_classname")
+# PROTO FRAME STOP MARK, None, numbers, text, the empty tuple, lists, dictionaries, the memo and names of classes: what
+# pickles of protocols 2 to 5 have, except the operations that `DatumUnpickler` defines itself
+OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}\x94qrhjc\x93"
+
+Parts = dict[str, list[Datum]]
+Record = dict[str, Any]
+
+
+class DatumClass:
+    """Replaces the class of the images in a pickle."""
+
+
+class DatumUnpickler(pickle._Unpickler):
+    """Python's unpickler with the operations that a list of `Datum` needs; each becomes a dictionary of attributes."""
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    dispatch = {operation: pickle._Unpickler.dispatch[operation] for operation in OPERATIONS}
+
+    def find_class(self, module: str, name: str) -> type[DatumClass]:
+        if (module, name) != DATUM:
+            raise ValueError(f"it contains {module}.{name}, which is not loaded")
+        return DatumClass
+
+    def load_new(self) -> None:
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        if kind is not DatumClass or arguments != ():
+            raise ValueError("it makes an unknown object")
+        self.append({})
+
+    def load_items(self) -> None:
+        """The attributes of an image, or the items of a dictionary."""
+        items = self.pop_mark()
+        if not all(type(key) is str for key in items[::2]):  # other keys may take long to compare
+            raise ValueError("it has a key that is not a text")
+        dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+    def load_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        if type(key) is not str:
+            raise ValueError("it has a key that is not a text")
+        dict.update(self.stack[-1], {key: value})
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        dict.update(self.stack[-1], dict.items(state))
+
+    dispatch[pickle.NEWOBJ[0]] = load_new  # type: ignore[assignment]
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    dispatch[pickle.SETITEM[0]] = load_item  # type: ignore[assignment]
+    dispatch[pickle.SETITEMS[0]] = load_items  # type: ignore[assignment]
+
+
+def names(folder: Path, shots: int, seed: int) -> tuple[Path, Path, Path]:
+    """The files of a choice in a dataset's folder: CoOp's, and those of 2SFS for training and validation."""
+    stem = f"shot_{shots}-seed_{seed}"
+    return tuple(folder / FOLDER / f"{stem}{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl"))  # type: ignore[return-value]
+
+
+def write(files: tuple[Path, Path, Path], parts: Mapping[str, list[Datum]], data: Path) -> list[Path]:
+    """Write a choice in both forms; a file that exists must have the same content.
+
+    Args:
+        files: from `names`.
+        parts: `train` and, if the dataset has validation images, `val`.
+        data: the absolute folder of all datasets.
+
+    Returns:
+        the files: two for a dataset without validation images, else three.
+
+    Raises:
+        UsageError: a file exists with another content.
+    """
+    contents = {files[0]: pickle.dumps(dict(parts), protocol=4)}
+    for file, part in zip(files[1:], ("train", "val"), strict=True):
+        rows = [vars(item) | {"_impath": below(item.impath, data)} for item in parts.get(part, [])]
+        if rows:
+            text = "".join(json.dumps({key: row[key] for key in FIELDS}) + "\n" for row in rows)
+            contents[file] = text.encode()
+    for file, content in contents.items():
+        if file.exists() and read_bytes(file, MOST) != content:
+            raise UsageError(f"{file} exists and has another choice", "move it elsewhere, or use another seed", file)
+    for file, content in contents.items():
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as partial:
+            partial.write_bytes(content)
+    return list(contents)
+
+
+def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path) -> tuple[Parts, Record]:
+    """The images that a file chooses.
+
+    Args:
+        file: a pickle, or a .jsonl file; the images for validation are in the file next to `NAME_train.jsonl` that is
+            called `NAME_val.jsonl`.
+        split: all images for `train`, `val` and `test`.
+        folder: the dataset's images, below `data`.
+        data: the absolute folder of all datasets.
+
+    Returns:
+        the images of each part that the file has, `train` at least, in its order; and `file` and `file_sha256`.
+
+    Raises:
+        UsageError: the file is missing, too large or damaged; or it has an image that is not in the split, is in
+            another part of it or has another label there, has one twice, or lacks a class.
+    """
+    content = read_bytes(file, MOST)
+    try:
+        if file.suffix == ".jsonl":
+            rows = {"train": lines(content)}
+            other = file.with_name(file.name.replace("_train", "_val"))
+            if other != file and other.is_file():
+                rows["val"] = lines(read_bytes(other, MOST))
+        else:
+            rows = DatumUnpickler(io.BytesIO(content)).load()
+        if not rows["train"] or not {"train"} <= rows.keys() <= {"train", "val"}:
+            raise ValueError("expected images for train, and perhaps for val")
+        chosen = {part: [plain(row) for row in rows[part]] for part in rows}
+    except UsageError:
+        raise
+    except Exception as error:  # as many kinds as there are ways to damage a pickle
+        what = f"{file} is not a few-shot choice of CoOp or 2SFS ({one_line(error)})"
+        raise UsageError(what, "replace it, or write one with: python tools/prepare.py splits", file) from error
+    places = {below(item.impath, data): (part, item) for part, items in split.items() for item in items}
+    parts = {part: [find(file, *row, part, places, folder, data) for row in chosen[part]] for part in chosen}
+    for part, items in parts.items():
+        if len({item.impath for item in items}) < len(items):
+            raise UsageError(f"{file} has an image for {part} twice", "give each image once", file)
+        missing = {item.label: item.classname for item in split[part]}
+        for item in items:
+            missing.pop(item.label, None)
+        if missing:
+            what = f"{file} has no image for {part} of the class {next(iter(missing.values()))!r}"
+            raise UsageError(what, "give each class an image", file)
+    return parts, {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
+
+
+def lines(content: bytes) -> list[Any]:
+    return [json.loads(line, parse_constant=refuse) for line in content.decode().splitlines() if line.strip()]
+
+
+def plain(row: Any) -> tuple[str, int]:
+    """Path and label of an image."""
+    path, label = row["_impath"], row["_label"]
+    if not isinstance(path, str) or type(label) is not int:
+        raise TypeError("an image has no path or no label")
+    return path, label
+
+
+def below(path: str, data: Path) -> str:
+    """The path relative to the folder of the datasets, if it is there."""
+    return path.removeprefix(f"{data}/")
+
+
+def find(
+    file: Path, path: str, label: int, part: str, places: Mapping[str, tuple[str, Datum]], folder: Path, data: Path
+) -> Datum:
+    """The image of a split that a row means. A pickle has absolute paths, perhaps those of another machine: what comes
+    before the dataset's folder does not count."""
+    name = below(path, data)
+    if PurePosixPath(name).is_absolute() and folder != data:
+        _, found, rest = name.rpartition(f"/{folder.relative_to(data)}/")
+        name = f"{folder.relative_to(data)}/{rest}" if found else name
+    where, item = places.get(name, ("", None))
+    shown = printable(one_line(path))
+    if item is None:
+        raise UsageError(f"{file} has {shown}, which is not an image of the dataset's split in {folder}", where=file)
+    if where != part:
+        raise UsageError(f"{file} has {shown} for {part}, which is an image for {where}", "remove it", file)
+    if item.label != label:
+        what = f"{file} gives {shown} the label {label}, and it has {item.label} ({item.classname})"
+        raise UsageError(what, "use the dataset's own labels", file)
+    return item

@@ -1,0 +1,166 @@
+"""Few-shot choices as files: CoOp's pickles and the .jsonl files of 2SFS."""
+
+import hashlib
+import json
+import pickle
+import pickletools
+import shutil
+from pathlib import Path
+
+import pytest
+from dassl.data.datasets import Datum
+from drawn import arguments
+from fuzz.pickles import CODE, WITHOUT_END
+
+from datasets import splits
+from datasets.preparing.sources import downloadable
+from experiments.results import FILE
+
+
+@pytest.fixture
+def written(prepare, eurosat, tmp_path):
+    """The files of the choice of two images by seed 1, in a folder of their own."""
+    ended = prepare("splits", "eurosat", "--shots", 2, root=eurosat)
+    assert ended.status == 0, ended.errors
+    lines = [line.split("  ") for line in ended.printed.splitlines()[:-1]]
+    assert ended.printed.splitlines()[-1] == "12 images of 6 classes to learn from"
+    for digest, file in lines:
+        assert hashlib.sha256(Path(file).read_bytes()).hexdigest() == digest
+    return [Path(shutil.copy(file, tmp_path)) for _, file in lines]
+
+
+@pytest.fixture
+def chosen(eurosat, prepare):
+    """The images of the default sampler: paths below the folder of images, for `train` and `val`."""
+    printed = prepare("fewshot", "eurosat", "--shots", 2, root=eurosat).printed.splitlines()
+    return {part: [line.split(" ", 1)[1] for line in printed if line.startswith(part)] for part in ("train", "val")}
+
+
+def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(written, chosen, eurosat):
+    pkl, train, val = written
+    assert [file.name for file in written] == [f"shot_2-seed_1{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl")]
+    as_coop_reads_it = pickle.loads(pkl.read_bytes())
+    assert all(type(item) is Datum for part in as_coop_reads_it.values() for item in part)
+    names = {part: [item.impath for item in items] for part, items in as_coop_reads_it.items()}
+    assert names == {part: [f"{eurosat}/eurosat/2750/{path}" for path in paths] for part, paths in chosen.items()}
+    split = {
+        path: (label, name)
+        for path, label, name in json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["train"]
+    }
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    assert [list(row) for row in rows] == [["_impath", "_label", "_domain", "_classname"]] * 12
+    for row, path in zip(rows, chosen["train"], strict=True):
+        assert row["_impath"] == f"eurosat/2750/{path}" and (row["_label"], row["_classname"]) == split[path]
+    assert len(val.read_text().splitlines()) == 12
+
+
+@pytest.fixture
+def refuses(prepare, eurosat):
+    """`refuses(argument, ..., word)`: the command ends in one line with the word."""
+
+    def refuses(*arguments):
+        *options, word = arguments
+        status, printed, errors = prepare("splits", "eurosat", *options, root=eurosat)
+        (line,) = (line for line in errors if not line.startswith(("EuroSAT has", "Creating")))  # messages of the read
+        assert (status, printed) == (2, "") and line.startswith("error: ") and word in line, errors
+
+    return refuses
+
+
+def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chosen, launch, eurosat, tiny, tmp_path):
+    for file in written[:2]:
+        found = downloadable()["eurosat"].read(eurosat, "DATASET.FEWSHOT_FILE", str(file), "DATASET.NUM_SHOTS", "2")
+        for part, items in (("train", found.train_x), ("val", found.val)):
+            assert [item.impath for item in items] == [f"{eurosat}/eurosat/2750/{path}" for path in chosen[part]]
+    pattern = f"{tmp_path}/shot_{{shots}}-seed_{{seed}}_train.jsonl"
+    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1))
+    assert ended.status == 0, ended.errors
+    (fit,) = json.loads((tmp_path / "out" / FILE).read_text())["data_use"]["fit"]
+    assert (fit["file"], fit["images"]) == (str(written[1]), 12)
+    assert fit["file_sha256"] == hashlib.sha256(written[1].read_bytes()).hexdigest()
+    rows = [json.loads(line) for line in written[1].read_text().splitlines()]
+    images = "".join(f"{row['_impath']}\0{row['_label']}\0{row['_classname']}\n" for row in rows)
+    assert fit["sha256"] == hashlib.sha256(images.encode()).hexdigest()
+
+
+def test_pickles_of_another_machine_are_read(written, prepare, eurosat, tmp_path):
+    rows = pickle.loads(written[0].read_bytes())
+    for row in rows["train"]:
+        row._impath = row.impath.replace(str(eurosat), "/home/kaiyang/data")
+    for protocol in (2, 5):
+        (tmp_path / "other.pkl").write_bytes(pickle.dumps({"train": rows["train"]}, protocol=protocol))
+        ended = prepare("splits", "eurosat", "--file", tmp_path / "other.pkl", root=eurosat)
+        assert ended.status == 0 and ended.printed.endswith("12 images of 6 classes to learn from\n")
+
+
+def with_path(path):
+    return lambda row: row.update(_impath=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (with_path("/etc/passwd"), "/etc/passwd, which is not an image of the dataset's split"),
+        (with_path("eurosat/2750/../2750/0/train_0.png"), "which is not an image"),
+        (with_path("../data/eurosat/2750/0/train_0.png"), "which is not an image"),
+        (with_path("eurosat/2750/0/nowhere.png"), "which is not an image"),
+        (with_path("eurosat/2750/0/link.png"), "which is not an image"),
+        (with_path("eurosat/2750/0/\x1b[31m.png"), "which is not an image"),
+        (with_path("eurosat/2750/0/test_0.png"), "is an image for test"),
+        (lambda row: row.update(_label=(row["_label"] + 1) % 6), "the label"),
+        (lambda row: row.update(_label="0"), "is not a few-shot choice"),
+        (lambda row: row.pop("_impath"), "is not a few-shot choice"),
+    ],
+)  # fmt: skip
+def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, eurosat, tmp_path):
+    (eurosat / "eurosat/2750/0/link.png").unlink(missing_ok=True)
+    (eurosat / "eurosat/2750/0/link.png").symlink_to("/etc/passwd")
+    rows = [json.loads(line) for line in written[1].read_text().splitlines()]
+    change(rows[3])
+    (tmp_path / "a_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [Datum() for _ in rows]
+    for item, row in zip(data, rows, strict=True):
+        vars(item).clear()
+        vars(item).update(row)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"train": data}, protocol=4))
+    for file in ("a_train.jsonl", "a.pkl"):
+        refuses("--file", tmp_path / file, word)
+    (eurosat / "eurosat/2750/0/link.png").unlink()
+
+
+def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_path):
+    whole, file = written[0].read_bytes(), tmp_path / "bad.pkl"
+    contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]
+    contents += [b"\x80\x02" + code + b"." for code in (*CODE, *WITHOUT_END)]
+    contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
+    start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
+    contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
+    for content in contents:
+        file.write_bytes(content)
+        refuses("--file", file, "bad.pkl")
+    for text in ("{", "[]", "NaN", "[" * 100_000, "\xff", '{"_impath": "a", "_label": 1e99}'):
+        (tmp_path / "bad.jsonl").write_text(text)
+        refuses("--file", tmp_path / "bad.jsonl", "bad.jsonl")
+    refuses("--file", tmp_path, str(tmp_path))
+    refuses("--classes", "base", "all classes")
+
+
+def test_a_choice_has_every_class_and_the_runs_number_of_images(written, refused, eurosat, tiny, tmp_path):
+    def run(*settings):
+        return arguments(eurosat, tiny, tmp_path / "out", *settings, "DATASET.FEWSHOT_FILE", written[1])
+
+    refused(run("DATASET.NUM_SHOTS", 4), "has 2 images of", "DATASET.NUM_SHOTS 4 means 4")
+    lines = written[1].read_text().splitlines(keepends=True)
+    written[1].write_text("".join(lines[:-2]))
+    refused(run(), "has no image for train of the class")
+    written[1].write_text("".join([*lines, lines[0]]))
+    refused(run("DATASET.NUM_SHOTS", -1), "twice")
+
+
+def test_another_choice_is_not_overwritten(prepare, refuses, written, eurosat):
+    file = eurosat / "eurosat/split_fewshot/shot_2-seed_1_val.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    refuses("--shots", 2, "exists and has another choice")
+    file.write_bytes(content)
+    assert prepare("splits", "eurosat", "--shots", 2, root=eurosat).status == 0
