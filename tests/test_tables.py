@@ -11,6 +11,7 @@ import pytest
 from finished import finish, finish_all
 from scipy import stats
 
+from experiments.studies.critical import groups, ranking
 from experiments.studies.progress import collect_results
 from experiments.studies.render import Cell, Table, build_tables, latex, markdown, overview
 from experiments.studies.spec import Study, Variant
@@ -201,6 +202,45 @@ def test_json_has_every_run_and_null_for_missing_values(study):
     missing = [cell for cell in records["cells"] if cell["mean"] is None]
     names = {(cell["part"], cell["method"], cell["dataset"]) for cell in missing}
     assert names == {(part, "MPL", dataset) for part in ("new", "H") for dataset in ("small_counts", "average")}
+
+
+def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
+    study = Study(VARIANTS[1:], ("small_land",), protocols=("few_shot",), seeds=(1, 2, 3), output=tmp_path)
+    for run, value in zip(study.runs(), (50, 52, 57), strict=True):
+        finish(run, value)
+    low, high = stats.ttest_1samp([50, 52, 57], 0).confidence_interval(0.95)
+    text = markdown(build_tables(Summary(study, collect_results(study), intervals=True)))
+    assert f"| MPL | 53.00 ± {(high - low) / 2:.2f} |" in text and "mean ± half of the 95% t-interval over" in text
+    assert "± 2.94" in markdown(build_tables(Summary(study, collect_results(study))))
+
+
+NEMENYI = {3: 2.343, 4: 2.569}  # q at 0.05 for k methods (Demšar, JMLR 2006, table 5a)
+SETS = ("dtd", "eurosat", "food101", "small_counts", "small_land", "sun397")
+
+
+@pytest.mark.parametrize("methods", [3, 4])
+def test_ranks_over_datasets_are_those_of_the_published_formulas(methods, tmp_path):
+    variants = tuple(Variant(name, "MPL", "small", overrides=("OPTIM.LR", "1.0")) for name in "abcd"[:methods])
+    study = Study(variants, SETS, protocols=("few_shot",), seeds=(1,), output=tmp_path)
+    values = {
+        "a": (90, 90, 90, 90, 90, 90),
+        "b": (80, 80, 85, 80, 80, 80),
+        "c": (80, 70, 91, 70, 70, 70),
+        "d": range(6),
+    }
+    for run in study.runs():
+        finish(run, values[run.variant.name][SETS.index(run.dataset)])
+    found = ranking(Summary(study, collect_results(study)), "few_shot", "16 shots")
+    expected = {"a": 7 / 6, "b": 13.5 / 6, "c": 15.5 / 6, "d": 4}
+    assert found.ranks.to_dict() == pytest.approx({name: expected[name] for name in "abcd"[:methods]})
+    k, n = methods, len(SETS)
+    chi2 = 12 * n / (k * (k + 1)) * (sum(found.ranks**2) - k * (k + 1) ** 2 / 4)
+    ties = 6 / (n * (k**3 - k))  # of the two that share a rank
+    assert found.p == pytest.approx(stats.chi2.sf(chi2 / (1 - ties), k - 1))
+    assert found.difference == pytest.approx(NEMENYI[k] * (k * (k + 1) / (6 * n)) ** 0.5, rel=1e-3)
+    for i, one in enumerate(found.ranks):
+        for j, other in enumerate(found.ranks[i + 1 :], start=i + 1):
+            assert any(first <= i and j <= last for first, last in groups(found)) == (other - one < found.difference)
 
 
 HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], [[Cell("x ± -1.00", 1), Cell("(-0.50) ~^\\$|", 2)]], "n=2")

@@ -79,7 +79,7 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     results = collect_results(study)
     if not results:
         raise UsageError("no run of this study is finished", f"python tools/study.py run {args.file}")
-    summary = Summary(study, results)
+    summary = Summary(study, results, args.intervals or args.command == "report")
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     folder = study.output / "studies" / args.file.stem
@@ -106,12 +106,18 @@ def tables(study: Study, args: argparse.Namespace) -> None:
 
 
 def plots(study: Study, args: argparse.Namespace) -> None:
+    from .critical import ranking
     from .plots import draw
 
     summary, folder = summarize(study, args)
     for *_, files in draw(summary, folder):
         for file in files:
             print(f"Written: {file}")
+    for protocol, part in summary.parts:
+        try:
+            ranking(summary, protocol, part)
+        except UsageError as error:
+            print(f"Not in critical_difference: {error}")
 
 
 def report(study: Study, args: argparse.Namespace) -> None:
@@ -136,6 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
     parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
+    parser.add_argument(
+        "--intervals", action="store_true", help="for tables: 95%% t-intervals over seeds, instead of the deviation"
+    )
     add_common_options(parser)
     args = parser.parse_args(argv)
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
@@ -12,22 +13,24 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from common.errors import UsageError
 from common.files import replacing
 
+from .critical import draw_ranking, ranking
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
 Y_LABELS = {"base": "accuracy on base classes (%)", "new": "accuracy on new classes (%)", "H": "harmonic mean (%)"}
 KINDS = ("png", "svg", "pdf")
-MARKERS = "osD^v<>PXhpd"  # they and the line styles tell methods apart in grey
-LINES = ("--", "-.", ":")
+MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
+LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
 
 
 def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
     """Write every picture that the results allow; yields the name, the caption and the files of each."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    for picture in (accuracy_time, few_shot, gains):
+    for picture in (accuracy_time, few_shot, gains, critical_difference):
         figure = picture(summary)
         if figure is None:
             continue
@@ -59,7 +62,8 @@ def accuracy_time(summary: Summary) -> Figure | None:
             style["label"] += f" ({time.device})" * (len(devices) > 1)
             ax.errorbar(time.seconds, *rows.loc[time.method, ["mean", "spread"]], **style)
         for name in rows.index.difference(times["method"]):
-            ax.axhline(rows.loc[name, "mean"], color="0.4", linestyle=":", label=f"{name} (no training)")
+            style = styles[name] | {"label": f"{name} (no training)"}
+            ax.axhline(rows.loc[name, "mean"], **style)
         device = devices[0] if len(devices) == 1 else f"{len(devices)} devices: not comparable"
         ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
         ax.margins(x=0.08)
@@ -114,6 +118,23 @@ def gains(summary: Summary) -> Figure | None:
         ax.update_datalim([(-1, 0), (1, 0)])  # at least a point to both sides
         ax.margins(x=0.18)
         ax.set(title=f"{protocol}, {part}", xlabel=f"{focus} over {baseline} (points)")
+    return figure
+
+
+def critical_difference(summary: Summary) -> Figure | None:
+    """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Methods that a bar at the right spans are not
+    shown to differ: Nemenyi's test at 5%, after Friedman's."""
+    found = {}
+    for names in summary.parts:
+        with suppress(UsageError):
+            found[names] = ranking(summary, *names)
+    if not found:
+        return None
+    figure, axes = subplots_grid(len(found), 4.4, 1.6 + 0.25 * max(len(each.ranks) for each in found.values()), 3)
+    for ax, ((protocol, part), each) in zip(axes, found.items(), strict=True):
+        labels = [marked(name, bool(summary.selected(protocol, part, name))) for name in each.ranks.index]
+        draw_ranking(ax, each, labels)
+        ax.set_title(f"{protocol}, {part}")
     return figure
 
 

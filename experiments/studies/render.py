@@ -3,13 +3,16 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from common.errors import UsageError
 from trainers import methods
 
 from ..comparing import POWER
+from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked
 
 MISSING = "-"
@@ -91,7 +94,7 @@ def overview(summary: Summary) -> list[Table]:
         cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
         times = summary.times[summary.times["protocol"] == protocol]
         several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
-        header, rows = grid(cells, "part", accuracy)
+        header, rows = grid(cells, "part", with_spread(summary))
         for row in rows:
             own = times[times["method"] == row[0].text].itertuples()
             taken = ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in own)
@@ -121,9 +124,9 @@ def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[l
     return ["method", *columns], [[Cell(name), *(at[name, c] for c in columns)] for name in cells["method"].unique()]
 
 
-def accuracy(cell) -> Cell:
-    """The mean of a row of `Summary.cells`, its spread, n if runs are missing, and the mark."""
-    spread = "" if pd.isna(cell.spread) else f" ± {cell.spread:.2f}"
+def accuracy(cell, key: str = "spread") -> Cell:
+    """The mean of a row of `Summary.cells`, its spread (or `interval`), n if runs are missing, and the mark."""
+    spread = "" if pd.isna(getattr(cell, key)) else f" ± {getattr(cell, key):.2f}"
     missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
     text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
     return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
@@ -140,7 +143,12 @@ def about_mark(cells: pd.DataFrame) -> str:
 def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
     over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are finished"
-    return f"Accuracy in %: mean ± population standard deviation over {over}; first and second best marked; -: missing."
+    spread = "half of the 95% t-interval" if summary.intervals else "population standard deviation"
+    return f"Accuracy in %: mean ± {spread} over {over}; first and second best marked; -: missing."
+
+
+def with_spread(summary: Summary) -> Callable[[Any], Cell]:
+    return partial(accuracy, key="interval" if summary.intervals else "spread")
 
 
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
@@ -154,7 +162,7 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     note += about_mark(cells) + about_data(summary, protocol, part)
-    return Table(f"{protocol}, {part}", *grid(cells, "dataset", accuracy), note)
+    return Table(f"{protocol}, {part}", *grid(cells, "dataset", with_spread(summary)), note)
 
 
 def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:
@@ -200,8 +208,21 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
     if selected := list(dict.fromkeys(tests["selected_on_test"].sum())):
         note += f" {MARKED} of {', '.join(selected)}; a comparison with methods without {MARK} is not fair."
     focus = marked(summary.focus, summary.focus in tests.iloc[0]["selected_on_test"])
+    note += over_datasets(summary, protocol, part)
     title = f"{protocol}, {part}: {focus} against the others"
     return [Table(title, ["against", "difference", "smallest visible", "p, seeds", "p, datasets"], rows, note)]
+
+
+def over_datasets(summary: Summary, protocol: str, part: str) -> str:
+    """A sentence on the test of all methods over datasets; empty if it needs more of them."""
+    try:
+        found = ranking(summary, protocol, part)
+    except UsageError:
+        return ""
+    note = f" All methods over {found.datasets} datasets: Friedman's test, p = {format_p(found.p)}"
+    if found.p >= 0.05:
+        return f"{note}."
+    return f"{note}; average ranks differ if they are {found.difference:.2f} apart (Nemenyi)."
 
 
 def markdown(tables: list[Table]) -> str:

@@ -45,14 +45,15 @@ class Summary:
     Args:
         study: the study.
         results: from `collect_results`; at least one run.
+        intervals: show 95% t-intervals over seeds in tables, instead of the standard deviation.
 
     Attributes:
         runs: a row for every finished run: its settings and the measurements of its results.json.
         values: an accuracy in percent for every (protocol, part, method, dataset, seed): that of a run, or H of two.
     """
 
-    def __init__(self, study: Study, results: dict[Run, dict]):
-        self.study, self.results = study, results
+    def __init__(self, study: Study, results: dict[Run, dict], intervals: bool = False):
+        self.study, self.results, self.intervals = study, results, intervals
         rows = []
         for run, measured in results.items():
             names = {"protocol": run.protocol, "part": part_of(run), "method": run.variant.name, "dataset": run.dataset}
@@ -100,9 +101,9 @@ class Summary:
     def cells(self) -> pd.DataFrame:
         """A row for every cell of the tables, missing ones too.
 
-        Columns: protocol, part, method, dataset (or `average`), mean, spread, number of runs, number of seeds of the
-        study, the paper's result, whether a run was selected on test images, kind of the method, rank (1 is best), and
-        the difference from the paper.
+        Columns: protocol, part, method, dataset (or `average`), mean, spread, interval (half the 95% t-interval over
+        seeds), number of runs, number of seeds of the study, the paper's result, whether a run was selected on test
+        images, kind of the method, rank (1 is best), and the difference from the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
@@ -127,6 +128,7 @@ class Summary:
                 "dataset": accuracies.columns,
                 "mean": means.array,
                 "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
+                "interval": [half_interval(accuracies[dataset].dropna()) for dataset in accuracies],
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
@@ -270,6 +272,12 @@ class Summary:
         tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
         words = {"unit": "top-1 accuracy, percent", "spread": "population std", "H": "of the mean accuracies"}
         return words | {"warnings": self.warnings} | tables
+
+
+def half_interval(values: pd.Series) -> float:
+    """Half the 95% t-interval of a mean; NaN for fewer than two values."""
+    low, high = seed_interval(values)
+    return (high - low) / 2
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:
