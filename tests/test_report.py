@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append(Element(tag, dict(attributes), []))
-        if tag not in ("meta", "img", "wbr"):
+        if tag not in ("meta", "img", "source", "wbr"):
             self.open.append(self.elements[-1])
         if tag == "table":
             self.tables.append([])
@@ -128,7 +128,7 @@ def fail(run, error):
 def test_page_has_every_table_with_marks_and_notes(write, without_pictures, report):
     study = load(file := write())
     finish_all(study)
-    page, summary = report(file), Summary(study, collect_results(study))
+    page, summary = report(file), Summary(study, collect_results(study), intervals=True)
     tables = [*overview(summary), *build_tables(summary)]
     assert len(tables) == 6
     marks = ("span", "strong", "u")
@@ -211,7 +211,10 @@ def test_page_loads_nothing_and_pictures_have_alternative_text(write, report):
     finish_all(load(file := write()))
     page = report(file)
     addresses = [
-        element.attributes[key] for element in page.elements for key in ("src", "href") if key in element.attributes
+        element.attributes[key]
+        for element in page.elements
+        for key in ("src", "srcset", "href")
+        if key in element.attributes
     ]
     assert {re.match("#|data:image/svg\\+xml;base64,", address) is not None for address in addresses} == {True}
     assert not re.search(r"http:|https:|//\w|@import|url\(", re.sub(r"base64,[^\"]+", "", page.html))

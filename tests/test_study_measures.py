@@ -71,7 +71,12 @@ def test_tables_show_what_the_tests_measured(study):
         ood = [{"name": "new", "scores": {"MCM": {"auroc": 70.0 + is_mpl}}}] if run.classes == "base" else []
         finish(run, 50 + run.seed, **found, data_use=card(), ood=ood)
     tables = tables_of(study)
-    assert tables["Summary: base2new"].header == ["method", "base", "new", "H", "all", "training time (s)"]
+    first = tables["Summary: base2new"]
+    of_calibration = [f"ECE, {part} (%)" for part in ("base", "new", "all")]
+    own = ["training time (s)", *of_calibration, "chosen on images"]
+    assert first.header == ["method", "base", "new", "H", "all", *own]
+    assert {row[0].text: row[6].text for row in first.rows} == {"CoOp": "10.5", "MPL": "8.5"}
+    assert {row[-1].text for row in first.rows} == {"nothing"}
     base = tables["base2new, base: calibration and more"]
     rows = [dict(zip(base.header, [cell.text for cell in row], strict=True)) for row in base.rows]
     assert [row["ECE"] for row in rows] == ["10.50", "8.50"]  # of two datasets and two seeds

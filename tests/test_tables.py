@@ -13,7 +13,7 @@ from scipy import stats
 
 from experiments.studies.critical import groups, ranking
 from experiments.studies.progress import collect_results
-from experiments.studies.render import Cell, Table, build_tables, latex, markdown, overview
+from experiments.studies.render import Cell, Table, build_tables, headlines, latex, markdown, overview
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import PAPER, Summary, holm
@@ -202,6 +202,32 @@ def test_json_has_every_run_and_null_for_missing_values(study):
     missing = [cell for cell in records["cells"] if cell["mean"] is None]
     names = {(cell["part"], cell["method"], cell["dataset"]) for cell in missing}
     assert names == {(part, "MPL", dataset) for part in ("new", "H") for dataset in ("small_counts", "average")}
+
+
+@pytest.mark.parametrize(
+    ("of_coop", "words"),
+    [
+        ((50, 50, 50), "5.0 points above CoOp. The 3 seeds show that it is better (95% interval +2.5 to +7.5)."),
+        (
+            (40, 56, 60),
+            "do not show that it is better (95% interval -21.0 to +27.0; they could show a",
+        ),
+        ((40,), "10.0 points above CoOp. With one seed, nothing says how sure this is."),
+    ],
+)
+def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_path):
+    seeds = tuple(range(len(of_coop)))
+    study = Study(VARIANTS, ("small_land",), protocols=("few_shot",), seeds=seeds, output=tmp_path)
+    values = {"CoOp": of_coop, "MPL": (54, 55, 56) if len(seeds) > 1 else (50,)}
+    for run in study.runs():
+        choose = [{"what": "epoch", "split": "val", "test_images": 0}] if run.variant.name == "MPL" else []
+        finish(run, values[run.variant.name][run.seed], data_use={"choose": choose})
+    summary = Summary(study, collect_results(study))
+    (sentence,) = headlines(summary)
+    assert sentence.startswith("few_shot: MPL is first with 16 shots 5") and words in sentence
+    (table,) = overview(summary)
+    assert [row[0].text for row in table.rows] == ["MPL", "CoOp"]
+    assert [row[-1].text for row in table.rows] == ["epoch: val", "nothing"]
 
 
 def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):

@@ -1,9 +1,15 @@
-"""Look inside a model: see `python tools/inspect.py --help`."""
+"""Look inside a model, or at the predictions of a run: see `python tools/inspect.py --help`."""
 
 if __name__ == "__main__":
+    import sys
+
     from _start import run
 
-    run("inference.inspection.command", "from the start")
+    if sys.argv[1:2] == ["predictions"]:
+        del sys.argv[1]
+        run("experiments.inspecting", "from the start")
+    else:
+        run("inference.inspection.command", "from the start")
 elif __name__ == "inspect":  # a program that was started in tools/ imports Python's own module
     import os
 

@@ -6,7 +6,7 @@ The page is one file without scripts or links to other files. Its template is re
 import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from ..configs import YAML_BYTES, read_yaml
 from ..configuration import flatten
 from .plots import draw
 from .progress import Progress
-from .render import MISSING, Cell, Table, build_tables, overview
+from .render import MISSING, Cell, Table, build_tables, headlines, overview
 from .spec import Run
 from .tables import Summary
 
@@ -42,6 +42,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         progress=progress,
         warnings=summary.warnings,
+        headlines=headlines(summary),
         overview=overview(summary),
         lead=[picture for picture in drawn if picture[0] == LEAD],
         results=build_tables(summary),
@@ -53,13 +54,20 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     )
 
 
-def pictures(summary: Summary) -> list[tuple[str, str, str]]:
-    """The name of each picture, its caption, and the picture itself as a data: address."""
+def pictures(summary: Summary) -> list[tuple[str, str, str, str]]:
+    """The name of each picture, its caption, and as data: addresses the picture and its form for narrow screens."""
     with TemporaryDirectory() as folder:
+        both = (draw(summary, Path(folder), ["svg"], narrow) for narrow in (False, True))
         return [
-            (name, caption, f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
-            for name, caption, (file,) in draw(summary, Path(folder), ["svg"])
+            (name, caption, *(f"data:image/svg+xml;base64,{b64encode(data).decode()}" for data in (wide, narrow)))
+            for (name, caption, wide), (*_, narrow) in zip(*map(contents, both), strict=True)
         ]
+
+
+def contents(drawn: Iterable[tuple[str, str, list[Path]]]) -> Iterator[tuple[str, str, bytes]]:
+    """Each picture with its content, before the next one replaces its file."""
+    for name, caption, (file,) in drawn:
+        yield name, caption, file.read_bytes()
 
 
 def settings(runs: Collection[Run]) -> Table:

@@ -17,7 +17,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Look inside a model: the words nearest to its text vectors, the prompts at each layer, and, over "
         "images, the attention that CLS pays to patches, new prompts and carried prompts.",
-        epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and SVG.",
+        epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and SVG. "
+        "`inspect.py predictions RUN` draws what the test of a run predicted.",
     )
     parser.add_argument("model", type=path, metavar="MODEL")
     parser.add_argument("--images", type=path, nargs="+", default=[], metavar="PATH", help="image files, or folders")

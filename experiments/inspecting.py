@@ -1,0 +1,85 @@
+"""The command `python tools/inspect.py predictions`: what the predictions of a run's test show, as pictures."""
+
+import argparse
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from common.files import new_folder, write_text
+from common.names import printable
+from common.pages import render
+from common.results import CONFIG, read_results
+from common.start import add_common_options, path
+
+from . import predictions
+from .configs import read_yaml
+from .outcomes import MOST, Outcome, draw_confusion, draw_pairs, draw_reliability, draw_risk
+from .results import describe
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="inspect.py predictions",
+        description="Draw what a test predicted: reliability, risk against coverage, accuracy by class, and confused "
+        "classes with their images.",
+        epilog="The folder gets predictions.html, and the pictures as PNG and SVG.",
+    )
+    parser.add_argument("run", type=path, metavar="RUN", help="output folder of a finished run")
+    parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
+    parser.add_argument("--root", type=path, help="folder of the datasets (default: that of the run)")
+    add_common_options(parser)
+    args = parser.parse_args(argv)
+    arrays, results = predictions.read(args.run), read_results(args.run)
+    found = Outcome([str(name) for name in arrays["class_names"]])
+    found.add(arrays)
+    root = args.root or Path(str(read_yaml(args.run / CONFIG).get("DATASET", {}).get("ROOT", "")))
+    with new_folder(args.output) as folder:
+        shown = [(name, caption, save(figure, folder / name)) for name, caption, figure in pictures(found, root)]
+        title, about = printable(args.run.name), printable(describe(results or {}))
+        template = Path(__file__).with_name("outcomes.html")
+        write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
+    print(f"Written: predictions.html and pictures to {args.output}")
+
+
+def save(figure: Figure, file: Path) -> str:
+    """Write a picture as PNG and SVG; returns an address with the content of the SVG, for a page."""
+    figure.savefig(file.with_suffix(".png"), dpi=150)
+    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{b64encode(file.with_suffix('.svg').read_bytes()).decode()}"
+
+
+def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
+    """Name, caption and figure of each picture that the predictions allow."""
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    draw_reliability(figure.subplots(), found.bins, color="black", marker="o")
+    caption = "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. Bins with fewer "
+    yield "reliability", f"{caption}than ten images are left out.", figure
+    figure = Figure(figsize=(4, 3.4), layout="constrained")
+    draw_risk(figure.subplots(), found.risks, color="black")
+    yield "risk_and_coverage", "The error on the images that the model is most sure of, against their share.", figure
+    recalls, some = found.recalls(), ""
+    if len(recalls) > MOST:
+        recalls, some = [*recalls[: MOST // 2], *recalls[-MOST // 2 :]], f" The {MOST // 2} worst and best classes."
+    figure = Figure(figsize=(4, 0.8 + 0.2 * len(recalls)), layout="constrained")
+    ax = figure.subplots()
+    ax.barh(range(len(recalls)), [value for _, value in recalls], color="0.75", edgecolor="black")
+    ax.set_yticks(range(len(recalls)), [name for name, _ in recalls], fontsize=8, parse_math=False)
+    ax.set(xlabel="accuracy (%)", xlim=(0, 100))
+    ax.invert_yaxis()
+    yield "accuracy_by_class", f"Sorted, the worst class at the top.{some}", figure
+    figure = Figure(figsize=(4, 4.2), layout="constrained")
+    draw_confusion(figure.subplots(), found)
+    yield (
+        "confusion",
+        "Classes by predicted classes, in the share of the images of a class; black is all of them.",
+        figure,
+    )
+    if pairs := found.pairs():
+        words = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, and "
+        yield (
+            "confused_pairs",
+            f"{words}the images with the highest probability.",
+            draw_pairs([("", p) for p in pairs], root),
+        )

@@ -1,0 +1,158 @@
+"""What the predictions of tests show: reliability, risk against coverage, accuracy by class, and confused classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from dassl.utils import read_image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from common.names import printable
+
+from .metrics import BINS
+
+COVERAGES = np.linspace(0.01, 1, 100)
+FEW = 10  # images: a bin with fewer is not drawn
+PAIRS, EXAMPLES, PIXELS = 5, 3, 64  # confused pairs, images of each, and the size of an image
+LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
+Array = NDArray[Any]
+
+
+class Pair(NamedTuple):
+    """Images of one class that are predicted to be another one.
+
+    Attributes:
+        label, predicted: names of the classes.
+        number, images: how many of the images of the class.
+        examples: paths of the images with the highest probability, below the folder of the datasets.
+    """
+
+    label: str
+    predicted: str
+    number: int
+    images: int
+    examples: list[str]
+
+
+@dataclass
+class Outcome:
+    """The predictions of one or several tests of the same classes, such as those of several seeds.
+
+    Attributes:
+        names: of the classes.
+        bins: (3, BINS): number of images, sums of their confidence and of correct ones, in bins of confidence.
+        risks: for each test (100,), the error in % on the most confident 1%, 2%, ... of its images.
+        confusion: (classes, classes): labels x predictions, numbers of images.
+        wrong: for each wrong prediction (label, prediction, confidence, path).
+    """
+
+    names: list[str]
+    bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
+    risks: list[Array] = field(default_factory=list)
+    confusion: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    wrong: list[tuple[int, int, float, str]] = field(default_factory=list)
+
+    def add(self, found: Mapping[str, Array]) -> None:
+        """Add the arrays of a predictions.npz with these classes."""
+        from sklearn.metrics import confusion_matrix  # slow to import
+
+        label, predicted, confidence = found["label"], found["classes"][:, 0], found["probabilities"][:, 0]
+        correct = label == predicted
+        place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        for row, values in zip(self.bins, (None, confidence, correct), strict=True):
+            row += np.bincount(place, values, BINS)
+        order = np.argsort(-confidence, kind="stable")
+        errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
+        self.risks.append(100 * errors[np.ceil(COVERAGES * len(label)).astype(int) - 1])
+        matrix = confusion_matrix(label, predicted, labels=range(len(self.names)))
+        self.confusion = self.confusion + matrix if self.confusion.size else matrix
+        at = np.flatnonzero(~correct)
+        rows = zip(label[at], predicted[at], confidence[at], found["image"][at], strict=True)
+        self.wrong += [(int(one), int(other), float(p), str(path)) for one, other, p, path in rows]
+
+    def recalls(self) -> list[tuple[str, float]]:
+        """Name and accuracy in % of each class that has images, ascending."""
+        images = self.confusion.sum(axis=1)
+        known = np.flatnonzero(images)
+        values = 100 * self.confusion[known, known] / images[known]
+        return [(self.name(known[place]), float(values[place])) for place in np.argsort(values, kind="stable")]
+
+    def pairs(self, most: int = PAIRS) -> list[Pair]:
+        """The pairs of classes with the most wrong predictions, most first."""
+        off = self.confusion * (1 - np.eye(len(self.names), dtype=int))
+        found = []
+        for place in np.argsort(-off, axis=None, kind="stable")[:most]:
+            label, predicted = np.unravel_index(place, off.shape)
+            examples = sorted((row for row in self.wrong if row[:2] == (label, predicted)), key=lambda row: -row[2])
+            paths = list(dict.fromkeys(path for *_, path in examples if path))[:EXAMPLES]
+            images = int(self.confusion[label].sum())
+            found.append(Pair(self.name(label), self.name(predicted), int(off[label, predicted]), images, paths))
+        return [pair for pair in found if pair.number]
+
+    def name(self, label: int) -> str:
+        name = printable(self.names[label])
+        return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def draw_reliability(ax: Axes, bins: Array, **style: Any) -> None:
+    """Accuracy against mean confidence in bins of confidence; below the diagonal a model is too confident."""
+    count, confidence, correct = bins[:, bins[0] >= FEW]
+    ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=0)
+    ax.plot(100 * confidence / count, 100 * correct / count, **style)
+    ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100), aspect="equal")
+
+
+def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
+    """The error on the most confident images, mean over tests, against their share."""
+    mean = np.mean(risks, axis=0)
+    highest = max(ax.get_ylim()[1] if ax.lines else 0, 1.05 * float(mean.max()), 1)
+    ax.plot(100 * COVERAGES, mean, markevery=0.2, **style)
+    ax.set(xlabel="most confident images (%)", ylabel="error on them (%)", xlim=(0, 102), ylim=(0, highest))
+
+
+def draw_confusion(ax: Axes, found: Outcome) -> None:
+    """Labels x predictions in % of the images of a class, dark where there are many."""
+    images = found.confusion.sum(axis=1, keepdims=True)
+    ax.imshow(found.confusion / np.maximum(images, 1), cmap="Greys", vmin=0, vmax=1)
+    number = len(found.names)
+    ax.set(xlabel="predicted class", ylabel="class")
+    if number <= MOST:
+        size, labels = max(4, min(8, 160 / number)), [found.name(label) for label in range(number)]
+        ax.set_xticks(range(number), labels, rotation=90, fontsize=size, parse_math=False)
+        ax.set_yticks(range(number), labels, fontsize=size, parse_math=False)
+
+
+def draw_pairs(pairs: Sequence[tuple[str, Pair]], root: Path) -> Figure:
+    """A row for each confused pair, under a line with its title and one with its classes, with examples."""
+    height = 1.75 * len(pairs)
+    figure = Figure(figsize=(4, height))
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.1 / height, top=1 - 0.45 / height, hspace=0.5)
+    grid = figure.subplots(len(pairs), EXAMPLES, squeeze=False)
+    for axes, (title, pair) in zip(grid, pairs, strict=True):
+        words = f"{title}\n{pair.label} → {pair.predicted}: {pair.number} of {pair.images}"
+        axes[0].text(0, 1.05, words, fontsize=8, transform=axes[0].transAxes, parse_math=False)
+        for ax, path in zip(axes, pair.examples, strict=False):
+            image = thumbnail(root, path)
+            if image is not None:
+                ax.imshow(image, interpolation="none")
+        for ax in axes:
+            ax.set_axis_off()
+            ax.set_anchor("W")
+    return figure
+
+
+def thumbnail(root: Path, path: str) -> Any:
+    """A test image of at most PIXELS x PIXELS; None if it is not there, or not below the folder of the datasets."""
+    file = (root / path).absolute()
+    if ".." in Path(path).parts or not file.is_relative_to(root.absolute()):
+        return None
+    try:
+        image = read_image(str(file))
+    except OSError:
+        return None
+    image.thumbnail((PIXELS, PIXELS))
+    return image

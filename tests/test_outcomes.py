@@ -1,0 +1,134 @@
+"""Pictures of what tests predicted: their numbers, in a study and of a run."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from experiments import inspecting
+from experiments.metrics import of_predictions
+from experiments.outcomes import COVERAGES, Outcome, thumbnail
+from experiments.predictions import COLUMNS, save
+from experiments.studies import plots, predicted
+from experiments.studies.panels import plot_styles
+from experiments.studies.spec import Study, Variant
+from experiments.studies.tables import Summary
+from trainers import methods
+
+NAMES = ["lake", "river $\\frac", "road \x1b[31m in a very long street of houses", "wood"]
+
+
+def made_up(seed=1, number=200, right=0.6):
+    """The arrays of a test of `number` images, and its results.json."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(number) % len(NAMES)
+    first = np.where(rng.random(number) < right, label, rng.integers(0, len(NAMES), number))
+    classes = np.stack([first, (first + 1) % len(NAMES)], axis=1)
+    confidence = rng.uniform(0.3, 1, number).astype(np.float32)
+    arrays = {"label": label, "classes": classes, "probabilities": np.stack([confidence, 1 - confidence], axis=1)}
+    arrays |= {"log_probability": np.full(number, -1, np.float32), "brier": np.full(number, 0.5, np.float32)}
+    arrays["image"] = np.array([f"images/{place}.png" for place in range(number)])
+    arrays |= {"class_names": np.array(NAMES), "dataset": np.array("Set"), "split": np.array("test")}
+    arrays["images_sha256"] = np.array("0" * 64)
+    accuracy = 100 * float(np.mean(first == label))
+    results = {"dataset": "Set", "n_test": number, "accuracy": accuracy, "trainer": "MPL", "classes": "all"}
+    return arrays, results | {"shots": 4, "seed": seed, "train_seconds": 2.0, "device": "cpu"}
+
+
+def write(folder, seed=1):
+    arrays, results = made_up(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / "predictions.npz", arrays)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_numbers_are_those_of_the_measures_and_of_a_count():
+    arrays, results = made_up()
+    found = Outcome(NAMES)
+    found.add(arrays)
+    measures = of_predictions(*(arrays[key] for key in COLUMNS))
+    count, confidence, correct = found.bins
+    assert 100 * np.abs(confidence - correct).sum() / count.sum() == pytest.approx(measures["ece"], abs=1e-4)
+    assert found.risks[0][-1] == pytest.approx(100 - results["accuracy"])
+    top = np.argsort(-arrays["probabilities"][:, 0])[: int(np.ceil(COVERAGES[9] * 200))]
+    assert found.risks[0][9] == pytest.approx(100 * np.mean(arrays["classes"][top, 0] != arrays["label"][top]))
+    values = [value for _, value in found.recalls()]
+    assert values == sorted(values) and np.mean(values) == pytest.approx(measures["mean_class_accuracy"])
+    counted = {
+        (one, other): int(((arrays["label"] == one) & (arrays["classes"][:, 0] == other)).sum())
+        for one, other in product(range(4), repeat=2)
+        if one != other
+    }
+    pairs = found.pairs()
+    assert [pair.number for pair in pairs] == sorted(counted.values(), reverse=True)[:5]
+    shown = [found.name(label) for label in range(4)]
+    first = shown.index(pairs[0].label), shown.index(pairs[0].predicted)
+    assert counted[first] == pairs[0].number and pairs[0].images == 50
+    wrong = (arrays["label"] == first[0]) & (arrays["classes"][:, 0] == first[1])
+    surest = np.flatnonzero(wrong)[np.argsort(-arrays["probabilities"][wrong, 0])[:3]]
+    assert pairs[0].examples == [f"images/{place}.png" for place in surest]
+
+
+@pytest.fixture
+def summary(tmp_path):
+    """Two methods with predictions on one dataset, one of whose runs lost them."""
+    variants = tuple(Variant(name, name, "small") for name in ("ZeroshotCLIP", "CoOp", "MPL"))
+    study = Study(variants, ("small_land",), seeds=(1, 2), root=tmp_path / "data", output=tmp_path / "out")
+    for run in study.runs():
+        write(run.folder, run.seed)
+    (study.runs()[0].folder / "predictions.npz").unlink()
+    yield Summary(study, {run: made_up(run.seed)[1] for run in study.runs()})
+    plt.close("all")
+
+
+OF_PREDICTIONS = (predicted.reliability, predicted.risk_coverage, predicted.class_accuracy, predicted.confusion)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_study(summary):
+    titles = [ax.get_title() for picture in OF_PREDICTIONS for ax in picture(summary).axes]
+    assert titles[:3] == [f"{name}\nbase2new" for name in ("ZeroshotCLIP", "CoOp", "MPL")]
+    assert titles[3:] == [
+        "base2new, base",
+        "base2new, new",
+        *["small_land\nbase2new, new"],
+        "MPL: small_land\nbase2new, new",
+    ]
+    base, new = (line for line in predicted.reliability(summary).axes[2].lines if line.get_label() in ("base", "new"))
+    assert (base.get_marker(), base.get_linestyle()) != (new.get_marker(), new.get_linestyle())
+    for picture in (*OF_PREDICTIONS, predicted.worst_pairs, plots.accuracy_time, plots.gains):
+        figure = picture(summary, narrow=True)
+        assert figure.get_figwidth() <= 4  # inches: what a screen of 390 px shows at its size
+        figure.canvas.draw()  # names with $ are no formulas
+
+
+def test_methods_differ_in_every_picture_also_in_grey(tmp_path):
+    names = [name for name, found in methods().items() if "+" not in name][:30]
+    variants = tuple(Variant(name, name, "", overrides=()) for name in names if methods()[name].config_folder)
+    study = Study(variants, ("dtd",), protocols=("few_shot",), seeds=(1,), output=tmp_path)
+    styles = plot_styles(
+        type("Summary", (), {"variants": {each.name: each for each in study.variants}, "focus": "MPL"})
+    )
+    looks = [(style["marker"], style.get("linestyle", "-")) for style in styles.values()]
+    assert len(set(looks)) == len(looks) > 20
+
+
+def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):
+    write(tmp_path / "run")
+    (tmp_path / "data/images").mkdir(parents=True)
+    for place in range(200):
+        Image.new("RGB", (8, 6), (place, 0, 0)).save(tmp_path / f"data/images/{place}.png")
+    ended = command(inspecting, tmp_path / "run", "--output", tmp_path / "out", "--root", tmp_path / "data")
+    assert (ended.status, ended.errors) == (0, [])
+    page = (tmp_path / "out/predictions.html").read_text()
+    assert page.count('<img src="data:image/svg+xml;base64,') == 5 and "<script" not in page and "\x1b" not in page
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    root = tmp_path / "data/images"
+    assert thumbnail(root, "1.png").size == (8, 6)
+    for path in ("../images/1.png", str(root.parent / "images2/1.png"), "none.png", "", "/etc/passwd"):
+        assert thumbnail(root, path) is None
+    ended = command(inspecting, tmp_path, "--output", tmp_path / "other")
+    assert ended.status == 2 and "has no results.json" in ended.errors[0] and not (tmp_path / "other").exists()
