@@ -1,5 +1,6 @@
 """What the predictions of tests show: reliability, risk against coverage, accuracy by class, and confused classes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,22 +127,22 @@ def draw_confusion(ax: Axes, found: Outcome) -> None:
         ax.set_yticks(range(number), labels, fontsize=size, parse_math=False)
 
 
-def draw_pairs(pairs: Sequence[tuple[str, Pair]], root: Path) -> Figure:
-    """A row for each confused pair, under a line with its title and one with its classes, with examples."""
-    height = 1.75 * len(pairs)
-    figure = Figure(figsize=(4, height))
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.1 / height, top=1 - 0.45 / height, hspace=0.5)
-    grid = figure.subplots(len(pairs), EXAMPLES, squeeze=False)
-    for axes, (title, pair) in zip(grid, pairs, strict=True):
+def draw_pairs(pairs: Sequence[tuple[str, Pair]], root: Path, across: int = 1) -> Figure:
+    """Confused pairs, `across` of them in a row: a line with a title, one with the classes, and the examples."""
+    rows = math.ceil(len(pairs) / across)
+    figure = Figure(figsize=(4 * across, 1.75 * rows))
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.05 / rows, top=1 - 0.25 / rows, hspace=0.5)
+    grid = figure.subplots(rows, EXAMPLES * across, squeeze=False)
+    for ax in grid.flat:
+        ax.set_axis_off()
+        ax.set_anchor("W")
+    for axes, (title, pair) in zip(grid.reshape(-1, EXAMPLES), pairs, strict=False):
         words = f"{title}\n{pair.label} → {pair.predicted}: {pair.number} of {pair.images}"
         axes[0].text(0, 1.05, words, fontsize=8, transform=axes[0].transAxes, parse_math=False)
         for ax, path in zip(axes, pair.examples, strict=False):
             image = thumbnail(root, path)
             if image is not None:
                 ax.imshow(image, interpolation="none")
-        for ax in axes:
-            ax.set_axis_off()
-            ax.set_anchor("W")
     return figure
 
 

@@ -48,8 +48,8 @@ def draw(
 
 
 def accuracy_time(summary: Summary, narrow: bool = False) -> Figure | None:
-    """Average accuracy against the average training time of a run (the paper's Figure 2). A method that is not trained
-    is a line."""
+    """Average accuracy against the average training time of a run (the paper's Figure 2), with the standard deviation
+    over seeds. A method that is not trained is a line."""
     cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(subset="mean")
     trained = set(summary.times[["protocol", "method"]].itertuples(index=False, name=None))
     panels = [  # others have no axis of time
@@ -131,7 +131,7 @@ def gains(summary: Summary, narrow: bool = False) -> Figure | None:
 
 def critical_difference(summary: Summary, narrow: bool = False) -> Figure | None:
     """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Methods that a bar at the right spans are not
-    shown to differ: Nemenyi's test at 5%, after Friedman's."""
+    shown to differ: Nemenyi's test at 5%, after Friedman's (CD: the critical difference)."""
     found = {}
     for names in summary.parts:
         with suppress(UsageError):

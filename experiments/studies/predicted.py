@@ -146,4 +146,4 @@ def worst_pairs(summary: Summary, narrow: bool = False) -> Figure | None:
     ]
     if not rows:
         return None
-    return draw_pairs(rows, summary.study.root)
+    return draw_pairs(rows, summary.study.root, 1 if narrow else SHOWN)

@@ -91,8 +91,7 @@ def about_data(summary: Summary, protocol: str, part: str) -> str:
 
 def main_part(summary: Summary, protocol: str) -> str:
     """The part of a protocol that its methods are ranked by: H, all classes, or most images of each class."""
-    parts = [part for each, part in summary.parts if each == protocol and part != "all"]
-    return parts[-1]
+    return [part for each, part in summary.parts if each == protocol and part != "all"][-1]
 
 
 def overview(summary: Summary) -> list[Table]:
@@ -101,9 +100,11 @@ def overview(summary: Summary) -> list[Table]:
     tables = []
     for protocol, cells in summary.cells.query("dataset == 'average'").groupby("protocol", sort=False):
         cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
-        times = summary.times[summary.times["protocol"] == protocol]
-        several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
         main = main_part(summary, protocol)
+        times = summary.times[summary.times["protocol"] == protocol]
+        if protocol == "few_shot":  # every number of shots is trained
+            times = times[times["part"] == main]
+        several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
         order = cells[cells["part"] == main].set_index("method")["mean"].sort_values(ascending=False, kind="stable")
         header, rows = grid(cells, "part", with_spread(summary))
         rows.sort(key=lambda row: list(order.index).index(row[0].text))
