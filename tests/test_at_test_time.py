@@ -189,7 +189,8 @@ def test_run_without_training_prints_one_line_and_tests(launch, arguments, euros
     chosen = [rows[number * 24 // 10] for number in range(10)]
     lines = "".join(f"eurosat/2750/{path}\0{label}\0{name}\n" for path, label, name in chosen)
     assert results["data_use"]["test"]["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
-    assert results["data_use"]["kind"] == "test-time"
+    used = results["data_use"]
+    assert (used["kind"], used["fit"], used["choose"], used["test"]["evaluations"]) == ("test-time", [], [], 1)
 
 
 def coop(launch, arguments, folder, *pairs):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, measuring, predict_time, step_time, views_time
+from benchmarks import gpu_check, measuring, predict_time, predictions_time, step_time, views_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +29,14 @@ def test_step_time_writes_a_record_for_each_way(python, backbones, tmp_path):
             and each["mb"] > 0
             and (each["ratio"] == 1) == (each["form"] == "fast" and each["ranks"] == 1)
         )
+
+
+@pytest.mark.thorough
+def test_predictions_time_writes_a_record(drawn, tmp_path):
+    options = ["--root", str(drawn), "--dataset", "small_objects", "--rounds", "1", "--threads", "1"]
+    predictions_time.main([*options, "--json", str(tmp_path / "times.json")])
+    (record,) = json.loads((tmp_path / "times.json").read_text())
+    assert record["images"] > 100 and 0.5 < record["ratio"] < 2 and 1000 < record["bytes"] < 200 * record["images"]
 
 
 def test_ways_take_turns_and_are_compared_with_the_first(monkeypatch, tmp_path, capsys):

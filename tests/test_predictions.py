@@ -68,7 +68,7 @@ def by_numpy(found):
 
 def differs(run, found):
     expected = by_numpy(found)
-    return [key for key, value in expected.items() if run[key] != pytest.approx(value, abs=1e-6, rel=1e-6)]
+    return [key for key, value in expected.items() if run[key] != pytest.approx(value, abs=1e-6)]
 
 
 @pytest.fixture(scope="module")
