@@ -18,7 +18,7 @@ from .metrics import BINS
 
 COVERAGES = np.linspace(0.01, 1, 100)
 FEW = 10  # images: a bin with fewer is not drawn
-PAIRS, EXAMPLES, PIXELS = 5, 3, 64  # confused pairs, images of each, and the size of an image
+PAIRS, EXAMPLES, PIXELS = 5, 3, 48  # confused pairs, images of each, and the size of an image
 LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
 Array = NDArray[Any]
 

@@ -74,7 +74,7 @@ def test_tables_show_what_the_tests_measured(study):
     first = tables["Summary: base2new"]
     of_calibration = [f"ECE, {part} (%)" for part in ("base", "new", "all")]
     own = ["training time (s)", *of_calibration, "chosen on images"]
-    assert first.header == ["method", "base", "new", "H", "all", *own]
+    assert first.header == ["method", "H", "base", "new", "all", *own]
     assert {row[0].text: row[6].text for row in first.rows} == {"CoOp": "10.5", "MPL": "8.5"}
     assert {row[-1].text for row in first.rows} == {"nothing"}
     base = tables["base2new, base: calibration and more"]

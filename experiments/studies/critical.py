@@ -70,7 +70,5 @@ def draw_ranking(ax: Axes, found: Ranking, labels: list[str]) -> None:
         ax.vlines(len(found.ranks) + 0.3 + 0.3 * number, first - 0.2, last + 0.2, color="black", linewidth=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    known = "none" if math.isinf(found.difference) else f"{found.difference:.2f}"
-    ax.set_xlabel(
-        f"average rank over {found.datasets} datasets\nFriedman p = {found.p:.2g}, critical difference {known}"
-    )
+    difference = "" if math.isinf(found.difference) else f", CD = {found.difference:.2f}"
+    ax.set_xlabel(f"average rank over {found.datasets} datasets\n(Friedman p = {found.p:.2g}{difference})")

@@ -16,7 +16,7 @@ from .panels import COLOURS, LINES, MARKERS, legend, plot_styles, subplots_grid
 from .tables import Summary, part_of
 
 Outcomes = dict[tuple[str, str, str, str], Outcome]  # by protocol, part, method and dataset
-SHOWN = 3  # confused pairs of a dataset
+SHOWN = 2  # confused pairs of a dataset
 
 
 @lru_cache(maxsize=1)
@@ -57,18 +57,14 @@ def reliability(summary: Summary, narrow: bool = False) -> Figure | None:
         panels[protocol, method][part].append(found)
     if not panels:
         return None
+    looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
+    styles: dict[str, Any] = dict(zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False))
     figure, axes = subplots_grid(len(panels), 3.2, 3.4, 4, narrow)
     for ax, ((protocol, method), parts) in zip(axes, panels.items(), strict=True):
-        styles = zip(parts.items(), cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
-        for (part, outcomes), marker, line, colour in styles:
-            style: dict[str, Any] = {
-                "marker": marker,
-                "linestyle": line,
-                "color": colour,
-                "markersize": 4,
-                "label": part,
-            }
-            draw_reliability(ax, np.sum([each.bins for each in outcomes], axis=0), **style)
+        for part, outcomes in parts.items():
+            marker, line, colour = styles[part]
+            bins = np.sum([each.bins for each in outcomes], axis=0)
+            draw_reliability(ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part)
         ax.set_title(f"{method}\n{protocol}", fontsize=10, parse_math=False)
     legend(figure, axes, narrow)
     return figure

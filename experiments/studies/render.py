@@ -105,6 +105,7 @@ def overview(summary: Summary) -> list[Table]:
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
         several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
+        cells = cells.sort_values("part", key=lambda part: part != main, kind="stable")  # what ranks them comes first
         order = cells[cells["part"] == main].set_index("method")["mean"].sort_values(ascending=False, kind="stable")
         header, rows = grid(cells, "part", with_spread(summary))
         rows.sort(key=lambda row: list(order.index).index(row[0].text))

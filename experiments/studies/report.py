@@ -17,6 +17,7 @@ from common.text import read_text
 from ..configs import YAML_BYTES, read_yaml
 from ..configuration import flatten
 from .plots import draw
+from .predicted import read_outcomes
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables, headlines, overview
 from .spec import Run
@@ -47,6 +48,7 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
         lead=[picture for picture in drawn if picture[0] == LEAD],
         results=build_tables(summary),
         pictures=[picture for picture in drawn if picture[0] != LEAD],
+        unread=len(summary.results) - sum(len(found.risks) for found in read_outcomes(summary).values()),
         commands={run: shlex.join(["python", "train.py", *run.arguments]) for run in progress.failed},
         settings=settings(summary.results),
         versions=versions(summary.results.values()),
