@@ -73,7 +73,8 @@ def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chose
         for part, items in (("train", found.train_x), ("val", found.val)):
             assert [item.impath for item in items] == [f"{eurosat}/eurosat/2750/{path}" for path in chosen[part]]
     pattern = f"{tmp_path}/shot_{{shots}}-seed_{{seed}}_train.jsonl"
-    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1))
+    argv = arguments(eurosat, tiny, tmp_path / "out", "DATASET.FEWSHOT_FILE", pattern, "OPTIM.MAX_EPOCH", 1)
+    ended = launch(*argv)
     assert ended.status == 0, ended.errors
     (fit,) = json.loads((tmp_path / "out" / FILE).read_text())["data_use"]["fit"]
     assert (fit["file"], fit["images"]) == (str(written[1]), 12)
@@ -81,6 +82,10 @@ def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chose
     rows = [json.loads(line) for line in written[1].read_text().splitlines()]
     images = "".join(f"{row['_impath']}\0{row['_label']}\0{row['_classname']}\n" for row in rows)
     assert fit["sha256"] == hashlib.sha256(images.encode()).hexdigest()
+    (tmp_path / "out" / FILE).unlink()
+    written[1].write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
+    ended = launch(*argv)
+    assert ended.status == 2 and "are not those that the run to resume began with" in ended.errors[-1]
 
 
 def test_pickles_of_another_machine_are_read(written, prepare, eurosat, tmp_path):

@@ -218,9 +218,13 @@ class LearnedPrompts(Method):
         """Dassl calls this with the metadata of a checkpoint that a run resumes from.
 
         Raises:
-            UsageError: the run had a backbone with other weights.
+            UsageError: the run had a backbone with other weights, or learned from other images.
         """
         check_weights(written, self.prompts_metadata(), "the run to resume")
+        images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase["sha256"])
+        if images != self.fit_phase["sha256"]:
+            what = "the training images, their order or their classes are not those that the run to resume began with"
+            raise UsageError(what, "restore the files of the dataset, or choose another --output-dir")
         before, now = (
             (facts.get("version"), (facts.get("commit") or "")[:9]) for facts in (written, self.checkpoint_metadata())
         )
