@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer
+from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings
-from .base.support import Support
 
 VARIANTS = "balanced", "corrected", "constant", "cosine", "adaptative"  # the last one as the published code spells it
 

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer
+from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
-from .base.support import Support
 
 ALPHAS = 1e-4, 1e-3, 0.01, 0.1, 1, 10, 100
 OF_TEXT = 16  # images that the text of a new class counts as

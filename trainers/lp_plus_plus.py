@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer
+from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
-from .base.support import Support
 
 START = 250  # times the mean similarity of an image and the text of its class
 

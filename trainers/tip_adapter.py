@@ -7,10 +7,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FeatureTrainer, FittedTrainer
+from .base.feature_trainer import SEVEN, ChoosingSettings, FeatureTrainer, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
-from .base.support import Support
 
 
 @dataclass(frozen=True)
