@@ -1,4 +1,4 @@
-# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, gpu-rehearsal.
+# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, gpu-rehearsal.
 # PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint style docs fuzz kill gpu-rehearsal
+.PHONY: setup demo test test-all check lint style docs fuzz kill bench gpu-rehearsal
 
 setup: $(VENV)/.ready
 
@@ -53,6 +53,10 @@ fuzz: $(VENV)/.ready-dev
 # 100 SIGKILL and 50 SIGTERM at random moments; a quarter of an hour on two cores.
 kill: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills --seed $(SEED)
+
+# All measurements of time and memory, on an idle machine; benchmarks/RESULTS.md is the page that it writes.
+bench: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/dashboard.py
 
 # Steps of all methods, and tests of numbers and of resuming, on a CUDA device that is not there; it needs g++.
 gpu-rehearsal: $(VENV)/.ready-dev

@@ -2,12 +2,13 @@
 
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, measuring, predict_time, predictions_time, step_time, views_time
+from benchmarks import dashboard, gpu_check, measuring, predict_time, predictions_time, step_time, views_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,3 +189,25 @@ def test_published_steps_compute_the_same_without_dropout(backbones):
     for other in found[1:]:
         for got, expected in zip(other, found[0], strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_dashboard_keeps_a_section_for_each_program_that_ended(monkeypatch, tmp_path):
+    (tmp_path / "good.py").write_text("import sys\nopen(sys.argv[-1], 'w').write('[{\"ratio\": 2.0}]')\n")
+    (tmp_path / "bad.py").write_text("raise SystemExit('error: no memory')\n")
+    commands = {"good": f"{tmp_path}/good.py --classes 5", "bad": f"{tmp_path}/bad.py"}
+    found = {name: dashboard.Benchmark(name, command, "") for name, command in commands.items()}
+    monkeypatch.setattr(dashboard, "BENCHMARKS", found)
+    dashboard.main(["--only", "good", "bad", "--rounds", "1", "--page", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text()
+    assert "| ratio |\n| --- |\n| 2 |" in page and "Not measured: error: no memory" in page
+    assert "--classes 5 --rounds 1" in page and "commit" in page
+
+
+def test_the_dashboard_has_every_option_of_its_programs(monkeypatch):
+    """A program's options are checked before it measures."""
+    programs = {"step_time.py": step_time, "predict_time.py": predict_time, "views_time.py": views_time}
+    monkeypatch.setattr(measuring, "show", lambda *_: None)
+    monkeypatch.setattr(measuring, "backbone_file", lambda *_: nullcontext("none.pt"))
+    for each in dashboard.BENCHMARKS.values():
+        program, *options = each.command.split()
+        programs[program].main([*options, "--rounds", "1"])

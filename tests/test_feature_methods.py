@@ -12,7 +12,8 @@ import trainers.base.features
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.models import describe
-from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer, Support
+from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
+from trainers.base.support import Support
 
 METHODS = {name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)}
 

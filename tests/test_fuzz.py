@@ -20,14 +20,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer fork
 
 
 @pytest.mark.slow
-def test_hundred_inputs_have_no_failure(tmp_path):
-    command = [sys.executable, "-m", "fuzz", "--count", "100", "--keep", str(tmp_path)]
+@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.thorough)])
+def test_first_inputs_have_no_failure(count, tmp_path):
+    command = [sys.executable, "-m", "fuzz", "--count", str(count), "--keep", str(tmp_path)]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (total,) = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("all"))
     inputs, refused, accepted, failures = map(int, total)
-    assert (inputs, failures) == (100, 0) and refused > 40 and accepted > 10
+    assert (inputs, failures) == (count, 0) and refused > 0.4 * count and accepted > 0.1 * count
 
 
 # Faults of a command that the harness must report

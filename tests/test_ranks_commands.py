@@ -155,15 +155,12 @@ def test_an_interrupt_ends_all_ranks_with_one_line(number, arguments, begin, tmp
     assert not [path.name for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("other", "words"),
     [
         (["OPTIM.LRR", "0.5"], ["unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"]),
-        pytest.param(
-            ["OPTIM.LR", "0.5"],
-            ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"],
-            marks=pytest.mark.thorough,
-        ),
+        (["OPTIM.LR", "0.5"], ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"]),
     ],
 )
 def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tmp_path):

@@ -28,7 +28,7 @@ def settings(method: str) -> dict[str, Any]:
 def setting(rng: Random, key: str, default: Any, trains: bool) -> str:
     """A text for a setting: of its kind or another, in its range or not."""
     numbers = [number for number in NUMBERS if not (trains and key in LENGTHY and number > 7)]
-    names = [name for name in NAMES if "\0" not in name and not (key in OWN_FILES and "/" in name)]
+    names = [name for name in NAMES if "\0" not in name and not (key in OWN_FILES and ("/" in name or name == ".."))]
     number, wrong = rng.choice(numbers), rng.random() < 0.25
     if isinstance(default, bool) and not wrong:
         return str(rng.choice((True, False)))

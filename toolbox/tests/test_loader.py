@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import sys
 from itertools import islice
 
 import numpy as np
@@ -91,6 +92,17 @@ def test_incomplete_epoch_does_not_change_later_ones(cfg_of):
         set_random_seed(6)
         found.append([epoch(loader, 2), epoch(loader, 1), epoch(loader)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("error", "printed"), [(ConnectionResetError, ""), (ValueError, "ValueError")])
+def test_a_worker_prints_its_errors_but_not_that_its_main_process_was_killed(
+    cfg_of, monkeypatch, capsys, error, printed
+):
+    monkeypatch.setattr(sys, "excepthook", None)
+    steady(cfg_of()).worker_init_fn(0)  # as in a worker
+    sys.excepthook(error, error(), None)
+    said = capsys.readouterr().err
+    assert (printed in said) if printed else said == ""
 
 
 def test_other_dataset_wrappers_use_torchs_loader(cfg_of):

@@ -1,11 +1,12 @@
 """Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
+from dassl.data.loader import start_worker
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint
@@ -19,10 +20,11 @@ from common.errors import UsageError
 from .build import build_model, without_training
 from .checkpoints import find_checkpoint, is_checkpoint
 from .data_use import Choice, record
-from .features import KeptFeatures, KeptOutput, Views, feature_cache
+from .features import KeptFeatures, Views, feature_cache
 from .head import Head, HeadCLIP, texts_of_run
 from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
+from .support import Batches, Support
 from .teacher import mean_text_features
 from .trainer import PromptTrainer
 
@@ -49,56 +51,6 @@ class ChoosingSettings(FeatureSettings):
     """CHOOSE_ON is which images choose the settings that are 0; oracle: the test images, which marks the results."""
 
     CHOOSE_ON: Literal["validation", "oracle"] = "validation"
-
-
-@dataclass(frozen=True)
-class Support:
-    """The training images.
-
-    Attributes:
-        views: (views, images, joint), fp32, features that are not normalised.
-        labels: (images,).
-    """
-
-    views: Tensor
-    labels: Tensor
-
-    @property
-    def rows(self) -> Tensor:
-        """(views * images, joint): all features of the first view, of the second, ..."""
-        return self.views.flatten(0, 1)
-
-    @property
-    def row_labels(self) -> Tensor:
-        """(views * images,)."""
-        return self.labels.repeat(len(self.views))
-
-
-class Batches:
-    """Batches of features.
-
-    Args:
-        support: the training images.
-        size: of a batch.
-        steps: batches of an epoch.
-        mixed: whether an epoch draws from the views of all images together. Else it has one view of each image.
-    """
-
-    def __init__(self, support: Support, size: int, steps: int, mixed: bool):
-        self.support, self.size, self.steps, self.mixed = support, size, steps, mixed
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        views, images = self.support.views.shape[:2]
-        if self.mixed:
-            order = torch.randperm(views * images)
-        else:
-            order = torch.randperm(images) + images * torch.randint(views, (images,))
-        for rows in order[: self.steps * self.size].split(self.size):
-            image = rows % images
-            yield {"img": KeptOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}
 
 
 class FeatureTrainer(PromptTrainer):
@@ -299,7 +251,7 @@ class FeatureTrainer(PromptTrainer):
         if views:
             images = Views(images, views, max(self.cfg.SEED, 0))
         size = max(1, options.TEST.BATCH_SIZE // max(1, views))
-        loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS)
+        loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start_worker)
         found = KeptFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
         features = found.tensor().to(self.device).float()
         if not features.isfinite().all():

@@ -7,7 +7,7 @@ from operator import attrgetter
 import torch
 from dassl.data.datasets import build_dataset
 from dassl.data.image_cache import KeepingLoader, content_of, keep_images
-from dassl.data.loader import SeededIndex, SteadyLoader, seed_worker
+from dassl.data.loader import SeededIndex, SteadyLoader, seed_worker, start_worker
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
 from dassl.utils import UsageError, read_image
@@ -56,6 +56,7 @@ def build_data_loader(
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, data_source=data_source),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        worker_init_fn=start_worker,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )

@@ -1,6 +1,7 @@
 """A data loader that starts its workers once, without changing the batches."""
 
 import random
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,17 @@ class SeededIndices(Sampler):
 
     def __len__(self):
         return len(self.sampler)
+
+
+def start_worker(number):
+    """The `worker_init_fn` of all loaders: a worker does not print that its main process was killed."""
+    sys.excepthook = report_unless_alone
+
+
+def report_unless_alone(kind, error, trace):
+    """Print an uncaught error, unless it only says that the main process has ended: its pipes and files are gone."""
+    if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def seed_worker(seed):

@@ -1,0 +1,112 @@
+"""Run all benchmarks, and write their figures with the machine and the commit to one page: `make bench`.
+
+    python benchmarks/dashboard.py
+    python benchmarks/dashboard.py --only views --page views.md
+
+The page is written anew after each benchmark, so that one that was stopped keeps what it measured. Each benchmark is a
+program of this folder in a process of its own. Times mean something on an idle machine only; the ratios are of ways
+that are measured in turns, and are less sensitive.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+
+from benchmarks import measuring
+from common.files import write_text
+from common.start import ROOT, at_least
+from common.version import source
+
+PAGE = ROOT / "benchmarks/RESULTS.md"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A program of this folder with options.
+
+    Attributes:
+        title: of its section.
+        command: the program's file and its options.
+        note: what the columns are.
+    """
+
+    title: str
+    command: str
+    note: str
+
+
+FORMS = "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is the first row's time"
+FORMS += " divided by this one's, *mb* the memory that a step needs beyond weights and prompts."
+STEP = "step_time.py --classes 50 --trainer"
+
+BENCHMARKS = {
+    "step": Benchmark("A training step of MPL", "step_time.py --trainer MPL --classes 5 50 200", FORMS),
+    "methods": Benchmark("A training step of other methods", f"{STEP} CoOp MaPLe PromptSRC CoCoOp", FORMS),
+    "adapters": Benchmark("Adapters, a plug-in, patches", f"{STEP} CLIPLoRA MMA DePT+MaPLe LoCoOp", FORMS),
+    "precision": Benchmark(
+        "Precisions", f"{STEP} MPL --form fast --prec fp32 bf16 amp", "*ratio* is fp32's time divided by this one's."
+    ),
+    "test": Benchmark("A test batch", f"{STEP} MPL --what test_batch --test-batch 20", FORMS),
+    "predict": Benchmark(
+        "Prediction",
+        "predict_time.py --images 60",
+        "`tools/predict.py` with files of 256 x 256 pixels, and open_clip's `encode_image` of images in memory.",
+    ),
+    "views": Benchmark(
+        "Views of an image",
+        "views_time.py --classes 100",
+        "One test image with 64 views; *ratio* is the published loop's time divided by ours.",
+    ),
+    "ranks": Benchmark(
+        "Several ranks",
+        "step_time.py --form fast --classes 5 500 --ranks 1 2",
+        "The ranks divide the threads of this machine; *ratio* is the time of one rank divided by this one's.",
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=list(BENCHMARKS), choices=BENCHMARKS)
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="how often the ways to compare take turns")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args(argv)
+    found = source()
+    commit = f"commit {(found['commit'] or 'unknown')[:12]}{', changed' if found['dirty'] else ''}"
+    sections = [f"# Measured times\n\n{measuring.machine(torch.get_num_threads())}, {commit}."]
+    sections[0] += " Weights are random, of ViT-B/16's size. `make bench` measures again and replaces this page."
+    for name in args.only:
+        print(f"{name}: {BENCHMARKS[name].command}", flush=True)
+        sections.append(section(BENCHMARKS[name], args.rounds))
+        write_text(args.page, "\n\n".join(sections) + "\n")
+    print(f"written: {args.page}")
+
+
+def section(benchmark: Benchmark, rounds: int) -> str:
+    """The section of a benchmark, with its table or the reason for which it has none."""
+    with TemporaryDirectory() as folder:
+        records = Path(folder) / "records.json"
+        program, *options = shlex.split(benchmark.command)
+        command = [sys.executable, str(ROOT / "benchmarks" / program), *options, "--rounds", str(rounds)]
+        ended = subprocess.run([*command, "--json", str(records)], capture_output=True, text=True)
+        if ended.returncode:
+            reason = (ended.stderr.strip() or f"status {ended.returncode}").splitlines()[-1]
+            table = f"Not measured: {reason}"
+        else:
+            table = measuring.table(json.loads(records.read_text()))
+    heading = f"## {benchmark.title}\n\n`python benchmarks/{benchmark.command} --rounds {rounds}`"
+    return f"{heading}. {benchmark.note}\n\n{table}"
+
+
+if __name__ == "__main__":
+    main()
