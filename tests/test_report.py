@@ -12,8 +12,9 @@ from finished import finish, finish_all
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
+from experiments.studies.first_page import overview
 from experiments.studies.progress import collect_results
-from experiments.studies.render import build_tables, overview
+from experiments.studies.render import build_tables
 from experiments.studies.study_file import load
 from experiments.studies.tables import Summary
 

@@ -15,8 +15,9 @@ from common.start import ROOT
 from experiments.results import SELECTED
 from experiments.studies import command as study_command
 from experiments.studies import plots
+from experiments.studies.first_page import overview
 from experiments.studies.progress import collect_results
-from experiments.studies.render import build_tables, latex, markdown, overview
+from experiments.studies.render import build_tables, latex, markdown
 from experiments.studies.reproduce import compared_with_authors
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load

@@ -10,8 +10,9 @@ from common.errors import UsageError
 from common.results import FILE, read_results
 from experiments.methods import methods
 from experiments.studies import command as study_command
+from experiments.studies.first_page import overview
 from experiments.studies.progress import collect_results
-from experiments.studies.render import build_tables, markdown, overview
+from experiments.studies.render import build_tables, markdown
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load, study_from
 from experiments.studies.tables import Summary

@@ -12,8 +12,9 @@ from finished import finish, finish_all
 from scipy import stats
 
 from experiments.studies.critical import groups, ranking
+from experiments.studies.first_page import headlines, overview
 from experiments.studies.progress import collect_results
-from experiments.studies.render import Cell, Table, build_tables, headlines, latex, markdown, overview
+from experiments.studies.render import Cell, Table, build_tables, latex, markdown
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import PAPER, Summary, holm

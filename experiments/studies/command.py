@@ -89,7 +89,8 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
-    from .render import build_tables, latex, markdown, overview
+    from .first_page import overview
+    from .render import build_tables, latex, markdown
 
     summary, folder = summarize(study, args)
     made = [*overview(summary), *build_tables(summary)]

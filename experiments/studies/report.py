@@ -16,10 +16,11 @@ from common.text import read_text
 
 from ..configs import YAML_BYTES, read_yaml
 from ..configuration import flatten
+from .first_page import headlines, overview
 from .plots import draw
 from .predicted import read_outcomes
 from .progress import Progress
-from .render import MISSING, Cell, Table, build_tables, headlines, overview
+from .render import MISSING, Cell, Table, build_tables
 from .spec import Run
 from .tables import Summary
 
