@@ -8,7 +8,7 @@ from common.names import printable
 
 from ..comparing import seed_interval, smallest_difference
 from .render import MISSING, Cell, Table, about_mark, describe_spread, grid, number, with_spread
-from .tables import Summary
+from .tables import Summary, marked
 
 
 def main_part(summary: Summary, protocol: str) -> str:
@@ -59,7 +59,9 @@ def chosen_on(summary: Summary, protocol: str, method: str) -> str:
         if card:
             choices = card.get("choose")
             texts |= {"not known"} if choices is None else {"nothing"} if not choices else set()
-            texts |= {f"{printable(each.get('what'))}: {printable(each.get('split'))}" for each in choices or ()}
+            for each in choices or ():
+                text = f"{printable(each.get('what'))}: {printable(each.get('split'))}"
+                texts.add(marked(text, each["test_images"] > 0))
     return ", ".join(sorted(texts - {"nothing"}) or texts)
 
 
