@@ -95,12 +95,6 @@ def test_h_and_averages_of_a_marked_half_are_marked(summarised):
     (table,) = overview(summary)
     in_columns = [MARK in text for text, _ in row(table, "MPL")]
     assert in_columns == [True, True, False, False, True]  # H, base, new, time, choice
-        True,
-        True,
-        False,
-        False,
-        True,
-    ]  # H, base, new, time, choice
     assert table.note.endswith(f" {MARKED}; not ranked with the others.")
     assert summary.warnings == [f"3 of 36 runs were selected on test images, their results have the mark {MARK}"]
 
