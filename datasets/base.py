@@ -32,7 +32,8 @@ class FewShotDataset(DatasetBase):
     tools/prepare.py can also download it.
 
     Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.SUBSAMPLE_CLASSES (`all`, `base` or
-    `new`), DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
+    `new`), DATASET.HOLD_OUT (validate on one training image of each class), DATASET.TEMPLATE (replaces `template`),
+    TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
@@ -78,7 +79,7 @@ class FewShotDataset(DatasetBase):
             self.check_images([*train, *val, *test])
         super().__init__(
             train_x=test if self.test_only else train,  # classes are counted and named by it
-            val=test if self.val_is_test else val or None,
+            val=test if self.val_is_test and not self.holds_out else val or None,
             test=spread(test, cfg.TEST.get("MAX_IMAGES", 0) or len(test)),
         )
 
@@ -183,7 +184,24 @@ class FewShotDataset(DatasetBase):
             random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
             train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
-        return train, val, test
+        return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the last training image of each class is for validation."""
+        return self.cfg.DATASET.get("HOLD_OUT", False)
+
+    def hold_out(self, train: Items) -> tuple[Items, Items]:
+        """All images but the last of each class, and these."""
+        last = {item.label: number for number, item in enumerate(train)}
+        held = [train[number] for number in last.values()]
+        kept = [item for number, item in enumerate(train) if number != last[item.label]]
+        learned = {item.label for item in kept}
+        for item in held:
+            if item.label not in learned:
+                what = f"DATASET.HOLD_OUT leaves class {item.classname!r} of {self.title} without training images"
+                raise DatasetError(what, "give two or more images of each class")
+        return kept, held
 
     def check_images(self, items: Items) -> None:
         """Check that every image is a regular file. No image is opened."""

@@ -33,19 +33,29 @@ docs/studies.md explains the keys of a study file.
 
 
 def run(study: Study, args: argparse.Namespace) -> None:
+    trials = study.trials()
     if args.dry_run:
-        for each in study.runs():
+        for each in (*trials, *study.runs()):
             print(shlex.join(["python", "train.py", *each.arguments]))
         return
     from .executor import check_datasets, execute_runs
+    from .trials import decide
 
-    executor = choose_executor(study, args)
-    collect_results(study)  # raises for damaged results, and those of other settings
+    executor, waiting = choose_executor(study, args), decide(study)
+    collect_results(study, [*trials, *study.runs()])  # raises for damaged results, and those of other settings
     print(Progress(study))
     check_datasets(study)
-    failed = execute_runs(study.sequences(), executor, args.file.stem)
+    failed = {}
+    if waiting:
+        failed = execute_runs([(each,) for each in trials], executor, f"{args.file.stem}: trials")
+        executor, waiting = choose_executor(study, args), decide(study)
+    undecided = {run for search in waiting for run in study.runs() if search.decides(run)}
+    sequences = [sequence for sequence in study.sequences() if not undecided.intersection(sequence)]
+    failed |= execute_runs(sequences, executor, args.file.stem)
     if failed:
         print(f"\nFailed runs: {len(failed)}", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
+        if waiting:
+            print(f"Choices that wait for failed trials, so that their runs have not started: {len(waiting)}")
         print("Run the same command again to retry the failed runs and continue")
         sys.exit(1)
 
