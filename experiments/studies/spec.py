@@ -236,17 +236,19 @@ class Study:
             of = product(self.trained_on(protocol), self.shots_of(protocol), self.variants)
             for dataset, shots, variant in of:
                 if keys := self.keys_of(variant):
+                    others = [name for name in self.trained_on(protocol) if name != dataset]
+                    decide = others if self.choose and self.choose.by == OTHERS else [dataset]
                     names, lists = zip(*keys, strict=True)
                     tried = [tuple(chain(*zip(names, values, strict=True))) for values in product(*lists)]
-                    trials = {values: self.trials_of(values, protocol, variant, dataset, shots) for values in tried}
+                    trials = {values: self.trials_of(values, protocol, variant, decide, shots) for values in tried}
                     file = self.chosen_file(protocol, variant, dataset, shots)
                     found.append(Search(protocol, variant, dataset, shots, keys, file, trials))
         return found
 
-    def trials_of(self, values: Values, protocol: str, variant: Variant, dataset: str, shots: int) -> tuple[Run, ...]:
-        """The runs whose accuracy speaks for these values, on this dataset or, if it is left out, on all others."""
-        leaves_out = self.choose is not None and self.choose.by == OTHERS
-        datasets = [name for name in self.trained_on(protocol) if name != dataset] if leaves_out else [dataset]
+    def trials_of(
+        self, values: Values, protocol: str, variant: Variant, datasets: Iterable[str], shots: int
+    ) -> tuple[Run, ...]:
+        """The trials of these values on some datasets, for every seed."""
         step, options = PROTOCOLS[protocol].steps[0], () if variant.learns else ("--eval-only",)
         return tuple(
             self.run(step, name, protocol, variant, name, seed, shots, *options, values=values)
