@@ -108,7 +108,7 @@ def check_choose(study: "Study") -> None:
         raise UsageError("choose has nothing to choose from", "give keys, such as {OPTIM.LR: [0.001, 0.002]}")
     for variant in study.variants:
         check_keys(study, variant)
-    if study.choose.by == HELD_OUT and (shots := min(study.shots_of(protocol)[0] for protocol in study.protocols)) < 2:
+    if study.choose.by == HELD_OUT and (shots := min(min(study.shots_of(name)) for name in study.protocols)) < 2:
         raise UsageError(f"{HELD_OUT} leaves nothing of {shots} shot to train on", "give shots from 2 on")
     if study.choose.by == OTHERS:
         for protocol in study.protocols:

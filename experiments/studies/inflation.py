@@ -34,8 +34,8 @@ from .trials import best
 
 EPOCH, SETTINGS = "epoch", "settings"
 TABLE = ["protocol", "shots", "chosen", "by"]  # the names of a table, and of a panel
-ACCURACIES = {"default": "without a choice", "honest": "chosen by the rule", "on_test": f"chosen on test {MARK}"}
-STYLES = {"default": ("o", "0.6"), "honest": ("s", "#0072b2"), "on_test": ("D", "#d55e00")}
+ACCURACIES = {"default": "without a choice", "honest": "by the rule", "on_test": f"on test images {MARK}"}
+STYLES = {"default": ("o", "white", 120), "honest": ("s", "#56b4e9", 45), "on_test": ("D", "#d55e00", 14)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def tables(cells: pd.DataFrame) -> list[Table]:
             [Cell(row.method), Cell(row.dataset), Cell(f"{row.candidates:g}")]
             + [Cell(number(value)) for value in (row.default, row.honest, row.on_test)]
             + [Cell(number(row.worth, "+.2f"))]
-            for row in rows.itertuples()
+            for _, of_method in rows.groupby("method", sort=False)
+            for row in of_method.itertuples()
         ]
         note = "Test accuracy in %, mean over seeds; worth: points that a choice on test images adds to the other "
         note += f"choice. {'Each run chooses its epoch' if chosen == EPOCH else 'One choice for all seeds'}. {MARKED}."
@@ -199,24 +200,24 @@ def tables(cells: pd.DataFrame) -> list[Table]:
 
 def picture(cells: pd.DataFrame) -> Figure:
     """The averages of each method: without a choice, by the rule, and on test images; a panel for each table."""
-    averages = cells[cells["dataset"] == "average"]
-    panels = list(averages.groupby(TABLE, sort=False))
-    height = 1.6 + 0.4 * max(len(rows) for _, rows in panels)
-    figure, axes = plt.subplots(len(panels), 1, figsize=(7, height * len(panels)), layout="constrained", squeeze=False)
+    panels = list(cells[cells["dataset"] == "average"].groupby(TABLE, sort=False))
+    height = 1.3 + 0.35 * max(len(rows) for _, rows in panels)
+    size = (7, 0.7 + height * len(panels))
+    figure, axes = plt.subplots(len(panels), figsize=size, layout="constrained", squeeze=False)
     for ax, ((protocol, shots, chosen, by), rows) in zip(axes.flat, panels, strict=True):
-        lines = range(len(rows))
-        ends = rows[list(ACCURACIES)].min(axis="columns"), rows[list(ACCURACIES)].max(axis="columns")
-        ax.hlines(lines, *ends, color="0.8", zorder=1)
-        for key, (marker, colour) in STYLES.items():
-            label = f"by {by}" if key == "honest" else ACCURACIES[key]
-            ax.scatter(rows[key], lines, marker=marker, color=colour, edgecolor="black", label=label, zorder=2)
-        for line, worth, right in zip(lines, rows["worth"], ends[1], strict=True):
+        lines, accuracies = range(len(rows)), rows[list(ACCURACIES)]
+        right = accuracies.max(axis="columns")
+        ax.hlines(lines, accuracies.min(axis="columns"), right, color="0.8", zorder=1)
+        for key, (marker, colour, area) in STYLES.items():  # a smaller marker is drawn over a larger one
+            label = ACCURACIES[key]
+            ax.scatter(rows[key], lines, area, marker=marker, color=colour, edgecolor="black", label=label, zorder=2)
+        for line, worth, x in zip(lines, rows["worth"], right, strict=True):
             text = "" if pd.isna(worth) else f"{worth:+.2f}"
-            ax.annotate(text, (right, line), (8, 0), textcoords="offset points", va="center", fontsize=8)
+            ax.annotate(text, (x, line), (10, 0), textcoords="offset points", va="center", fontsize=8)
         ax.set_yticks(lines, rows["method"])
-        ax.invert_yaxis()
-        ax.margins(x=0.12, y=0.15)
-        ax.set(title=f"{protocol}, {shots_label(shots)}: choice of {chosen}", xlabel="test accuracy (%)")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28 * 4 / height), ncols=3, frameon=False, fontsize=8)
-    figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=8)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.margins(x=0.12)
+        ax.set(title=f"{protocol}, {shots_label(shots)}: {chosen}, by {by}", xlabel="test accuracy (%)")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel(f"{MARKED}. Numbers: points over the rule.", x=0.01, ha="left", fontsize=8)
     return figure

@@ -45,7 +45,7 @@ def outcome(study: Study, search: Search) -> dict[str, Any] | None:
             return None
         accuracies[values] = fmean(each["accuracy"] for each in results.values() if each)
         records += [chosen_on(study.choose, run, each) for run, each in results.items() if each]
-    lists = list({record["sha256"]: record for record in records}.values())
+    lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
     trials = {"trials": len(accuracies)}
     return {
         "by": study.choose.by,
