@@ -5,6 +5,8 @@ and on the test images. Then the test accuracies of three candidates are compare
 that the study's rule chooses, and the best one on test images.
 """
 
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -91,7 +93,10 @@ def choices(study: Study) -> list[Choice]:
     Raises:
         UsageError: there are none.
     """
-    found = [*of_settings(study), *of_epochs(study)]
+    settings, all_of = list(of_settings(study)), study.searches()
+    if left := len(all_of) - len(settings):
+        print(f"Left out: {left} of {len(all_of)} choices of settings, whose trials are not finished", file=sys.stderr)
+    found = [*settings, *of_epochs(study)]
     if not found:
         what = "the study has no choice with all its trials, and no finished run that keeps several epochs"
         remedy = "add choose, or TRAIN.CHECKPOINT_FREQ 1 to the overrides, and run it with tools/study.py run"
@@ -121,7 +126,8 @@ def of_settings(study: Study) -> Iterator[Choice]:
 def of_epochs(study: Study) -> Iterator[Choice]:
     """A choice for each run, as TEST.FINAL_MODEL best_val makes it. The default is the last epoch."""
     for run, *_ in study.sequences():
-        epochs = sorted({int(file.name.rpartition("-")[2]) for file in run.folder.glob("*/model.pth.tar-[0-9]*")})
+        names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in run.folder.glob("*/model*"))
+        epochs = sorted({int(name[1]) for name in names if name})
         if not run.trains or len(epochs) < 2 or not read_results(run.folder):
             continue
         candidates = {}
@@ -165,13 +171,16 @@ def has_validation(root: Path, dataset: str) -> bool:
 def compare(found: Iterable[Choice]) -> pd.DataFrame:
     """A row for each method and dataset, and for the average over a method's datasets.
 
-    Columns: TABLE, method, dataset, the number of candidates, the mean test accuracies of ACCURACIES in percent, and
-    how many points choosing on test images adds to the rule (`worth`) and to no choice (`over_default`).
+    Columns: TABLE, method, dataset, the number of candidates, the mean test accuracies of ACCURACIES in percent, the
+    number of choices (of an epoch, the finished runs), and how many points choosing on test images adds to the rule
+    (`worth`) and to no choice (`over_default`).
     """
     rows = pd.DataFrame([choice.row() for choice in found]).astype(dict.fromkeys(ACCURACIES, float))
     keys = [*TABLE, "method"]
-    of_datasets = rows.groupby([*keys, "dataset"], sort=False).mean().reset_index()
-    of_methods = of_datasets.groupby(keys, sort=False)[["candidates", *ACCURACIES]]
+    rows["choices"] = 1
+    groups = rows.groupby([*keys, "dataset"], sort=False)
+    of_datasets = groups.mean().assign(choices=groups.size()).reset_index()
+    of_methods = of_datasets.groupby(keys, sort=False)[["candidates", *ACCURACIES, "choices"]]
     averages = of_methods.agg(lambda values: values.mean(skipna=False))
     cells = pd.concat([of_datasets, averages.reset_index().assign(dataset="average")], ignore_index=True)
     cells["worth"] = cells["on_test"] - cells["honest"]
@@ -184,9 +193,18 @@ def tables(cells: pd.DataFrame) -> list[Table]:
     made = []
     for (protocol, shots, chosen, by), rows in cells.groupby(TABLE, sort=False):
         default = "last epoch" if chosen == EPOCH else "first values"
-        header = ["method", "dataset", "candidates", default, f"by {by}", ACCURACIES["on_test"], "worth of test"]
+        header = [
+            "method",
+            "dataset",
+            "choices",
+            "candidates",
+            default,
+            f"by {by}",
+            ACCURACIES["on_test"],
+            "worth of test",
+        ]
         lines = [
-            [Cell(row.method), Cell(row.dataset), Cell(f"{row.candidates:g}")]
+            [Cell(row.method), Cell(row.dataset), Cell(f"{row.choices:g}"), Cell(f"{row.candidates:g}")]
             + [Cell(number(value)) for value in (row.default, row.honest, row.on_test)]
             + [Cell(number(row.worth, "+.2f"))]
             for _, of_method in rows.groupby("method", sort=False)
