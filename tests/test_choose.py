@@ -44,7 +44,7 @@ def finish_trials(study, accuracy):
 
 
 def choice(study, number=0):
-    return json.loads(study.searches()[number].file.read_text())
+    return json.loads(study.searches[number].file.read_text())
 
 
 # The file
@@ -157,7 +157,7 @@ def test_held_out_images_are_a_shot_of_the_training_images(build):
 )
 def test_one_choice_for_all_seeds(chosen, accuracies, best):
     study = load(chosen(seeds=[1, 2]), settings=False)
-    assert len(decide(study)) == 1 and not study.searches()[0].file.exists()
+    assert len(decide(study)) == 1 and not study.searches[0].file.exists()
     finish_trials(study, lambda run: accuracies[run.values[1], run.seed])
     assert decide(study) == [] and choice(study)["settings"] == {"OPTIM.LR": best}
     records = [(each["what"], each["split"], each["images"], each["test_images"]) for each in choice(study)["choices"]]
@@ -200,7 +200,7 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     study = load(file, settings=False)
     finish_trials(study, lambda run: 50)
     decide(study)
-    made = study.searches()[0].file
+    made = study.searches[0].file
     content = json.loads(made.read_text())
     for damage in ("{", [], content | {"choices": [{"what": "x"}]}, content | {"settings": 1}):
         made.write_text(damage if isinstance(damage, str) else json.dumps(damage))
@@ -335,7 +335,7 @@ def test_a_study_killed_after_its_trials_continues_bit_for_bit(chosen, start):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     made = {run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in study.trials()}
-    study.searches()[0].file.unlink()
+    study.searches[0].file.unlink()
     process = start(killed, "--workers", "1")
     assert process.wait(timeout=600) == 0, process.communicate()
     assert made == {folder: (folder / "results.json").stat().st_mtime_ns for folder in made}

@@ -93,7 +93,7 @@ def choices(study: Study) -> list[Choice]:
     Raises:
         UsageError: there are none.
     """
-    settings, all_of = list(of_settings(study)), study.searches()
+    settings, all_of = list(of_settings(study)), study.searches
     if left := len(all_of) - len(settings):
         print(f"Left out: {left} of {len(all_of)} choices of settings, whose trials are not finished", file=sys.stderr)
     found = [*settings, *of_epochs(study)]
@@ -106,12 +106,12 @@ def choices(study: Study) -> list[Choice]:
 
 def of_settings(study: Study) -> Iterator[Choice]:
     """One choice for all seeds, as the study makes it. The default are the first values."""
-    for search in study.searches():
+    for search in study.searches:
         assert study.choose
         oracle, tested = study.choose.by == ORACLE, study.choose.rule.split == "test"
         candidates = {}
         for values, trials in search.trials.items():
-            own = study.trials_of(values, search.protocol, search.variant, (search.dataset,), search.shots)
+            own = search.own[values]
             if not all(read_results(run.folder) for run in (*own, *trials)):
                 break
             tests = own if tested else tuple(evaluation(study, run, "test") for run in own)

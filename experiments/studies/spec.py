@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
 
@@ -114,6 +115,7 @@ class Search:
         keys: each setting with its values; the first ones win a tie.
         file: where the choice is written.
         trials: for each combination of values (KEY, VALUE, ...) the runs whose mean accuracy counts.
+        own: for each combination the trials on the dataset; they count too, unless the dataset is left out.
     """
 
     protocol: str
@@ -123,6 +125,7 @@ class Search:
     keys: Keys
     file: Path
     trials: dict[Values, tuple[Run, ...]]
+    own: dict[Values, tuple[Run, ...]]
 
     def decides(self, run: Run) -> bool:
         """Whether a run has the settings that are chosen."""
@@ -229,35 +232,38 @@ class Study:
             return variant.choose or ()
         return self.choose.keys if variant.learns else ()
 
+    @cached_property
     def searches(self) -> list[Search]:
         """The choices to be made before the runs of the comparison."""
-        found = []
-        for protocol in self.protocols if self.choose else ():
-            of = product(self.trained_on(protocol), self.shots_of(protocol), self.variants)
-            for dataset, shots, variant in of:
-                if keys := self.keys_of(variant):
-                    others = [name for name in self.trained_on(protocol) if name != dataset]
-                    decide = others if self.choose and self.choose.by == OTHERS else [dataset]
-                    names, lists = zip(*keys, strict=True)
-                    tried = [tuple(chain(*zip(names, values, strict=True))) for values in product(*lists)]
-                    trials = {values: self.trials_of(values, protocol, variant, decide, shots) for values in tried}
-                    file = self.chosen_file(protocol, variant, dataset, shots)
-                    found.append(Search(protocol, variant, dataset, shots, keys, file, trials))
-        return found
+        protocols = self.protocols if self.choose else ()
+        return [search for protocol in protocols for search in self.searches_of(protocol)]
 
-    def trials_of(
-        self, values: Values, protocol: str, variant: Variant, datasets: Iterable[str], shots: int
-    ) -> tuple[Run, ...]:
-        """The trials of these values on some datasets, for every seed."""
+    def searches_of(self, protocol: str) -> Iterator[Search]:
+        names = self.trained_on(protocol)
+        leaves_out = self.choose is not None and self.choose.by == OTHERS
+        for shots, variant in product(self.shots_of(protocol), self.variants):
+            if not (keys := self.keys_of(variant)):
+                continue
+            tried = [tuple(chain(*zip(dict(keys), values, strict=True))) for values in product(*dict(keys).values())]
+            of = {
+                name: {values: self.trials_of(values, protocol, variant, name, shots) for values in tried}
+                for name in names
+            }
+            for dataset in names:
+                choosing = [name for name in names if name != dataset] if leaves_out else [dataset]
+                trials = {values: tuple(chain(*(of[name][values] for name in choosing))) for values in tried}
+                file = self.chosen_file(protocol, variant, dataset, shots)
+                yield Search(protocol, variant, dataset, shots, keys, file, trials, of[dataset])
+
+    def trials_of(self, values: Values, protocol: str, variant: Variant, dataset: str, shots: int) -> tuple[Run, ...]:
+        """The trials of these values on a dataset, one for each seed."""
         step, options = PROTOCOLS[protocol].steps[0], () if variant.learns else ("--eval-only",)
-        return tuple(
-            self.run(step, name, protocol, variant, name, seed, shots, *options, values=values)
-            for seed, name in product(self.seeds, datasets)
-        )
+        of = (protocol, variant, dataset)
+        return tuple(self.run(step, dataset, *of, seed, shots, *options, values=values) for seed in self.seeds)
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
-        found = (run for search in self.searches() for runs in search.trials.values() for run in runs)
+        found = (run for search in self.searches for runs in search.trials.values() for run in runs)
         return list(dict.fromkeys(found))
 
     def folder(

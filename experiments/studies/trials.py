@@ -25,7 +25,7 @@ def decide(study: Study) -> list[Search]:
         UsageError: results.json of a trial is damaged, or was measured on other images.
     """
     waiting = []
-    for search in study.searches():
+    for search in study.searches:
         if (content := outcome(study, search)) is None:
             waiting.append(search)
             continue
@@ -78,7 +78,7 @@ def chosen_on(choose: Choose, run: Run, results: dict) -> dict[str, Any]:
 def chosen_settings(study: Study) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
     """The choices that were made, in words: {(protocol, shots): {method: {dataset: KEY VALUE, ...}}}."""
     found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for search in study.searches():
+    for search in study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings
             of_shots = found.setdefault((search.protocol, shots_label(search.shots)), {})
