@@ -1,5 +1,6 @@
 """The file of a choice (`train.py --chosen`): the settings that trials have chosen, and on which images."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UsageError
@@ -25,6 +26,8 @@ def read_chosen(file: str) -> Chosen:
     """
     if not file:
         return Chosen({}, [])
+    if not Path(file).exists():
+        raise UsageError(f"there is no {file}", "tools/study.py run writes it after the trials of its study", file)
     content: Any = read_json(file, MOST_BYTES)
     settings, choices = map(content.get, Chosen._fields) if isinstance(content, dict) else (None, None)
     named = isinstance(settings, dict) and all(isinstance(value, str) for value in settings.values())

@@ -202,6 +202,10 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     decide(study)
     made = study.searches[0].file
     content = json.loads(made.read_text())
+    made.unlink()
+    assert launch(*study.runs()[0].arguments).errors == [
+        f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
+    ]
     for damage in ("{", [], content | {"choices": [{"what": "x"}]}, content | {"settings": 1}):
         made.write_text(damage if isinstance(damage, str) else json.dumps(damage))
         done = launch(*study.runs()[0].arguments)
@@ -270,7 +274,7 @@ def test_a_study_from_trials_to_tables(executed, launch):
     (error,) = launch(*again).errors
     assert "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out --chosen, or" in error
     _, printed = executed("tables", **BY_TEST)
-    assert f"| CoOp {MARK} | LR {best} |" in printed and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
+    assert f"| CoOp {MARK} | LR {best} (of 2) |" in printed and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
 
 
 @pytest.mark.thorough

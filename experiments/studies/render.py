@@ -55,7 +55,9 @@ def chosen(summary: Summary) -> list[Table]:
             [Cell(marked(name, by == ORACLE)), *(Cell(settings.get(dataset, MISSING)) for dataset in datasets)]
             for name, settings in methods_of.items()
         ]
-        note = f"Chosen by {by}, one choice for all seeds" + (f". {MARKED}." if by == ORACLE else ".")
+        note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations" + (
+            f". {MARKED}." if by == ORACLE else "."
+        )
         tables.append(Table(f"{protocol}, {shots}: chosen settings", ["method", *datasets], rows, note))
     return tables
 

@@ -76,12 +76,12 @@ def chosen_on(choose: Choose, run: Run, results: dict) -> dict[str, Any]:
 
 
 def chosen_settings(study: Study) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
-    """The choices that were made, in words: {(protocol, shots): {method: {dataset: KEY VALUE, ...}}}."""
+    """The choices that were made, in words: {(protocol, shots): {method: {dataset: KEY VALUE ... (of TRIALS)}}}."""
     found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for search in study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings
             of_shots = found.setdefault((search.protocol, shots_label(search.shots)), {})
             words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
-            of_shots.setdefault(search.variant.name, {})[search.dataset] = words
+            of_shots.setdefault(search.variant.name, {})[search.dataset] = f"{words} (of {len(search.trials)})"
     return found
