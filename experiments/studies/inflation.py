@@ -210,8 +210,8 @@ def tables(cells: pd.DataFrame) -> list[Table]:
             for _, of_method in rows.groupby("method", sort=False)
             for row in of_method.itertuples()
         ]
-        note = "Test accuracy in %, mean over seeds; worth: points that a choice on test images adds to the other "
-        note += f"choice. {'Each run chooses its epoch' if chosen == EPOCH else 'One choice for all seeds'}. {MARKED}."
+        note = "Test accuracy in %, mean over seeds; worth: points that a choice on test images adds to that by the "
+        note += f"rule. {'Each run chooses its epoch' if chosen == EPOCH else 'One choice for all seeds'}. {MARKED}."
         made.append(Table(f"{protocol}, {shots_label(shots)}: choice of {chosen}", header, lines, note))
     return made
 
