@@ -34,8 +34,8 @@ class FewShotDataset(DatasetBase):
     tools/prepare.py can also download it.
 
     Config keys: DATASET.ROOT, DATASET.NUM_SHOTS (-1: every image), DATASET.FEWSHOT_FILE (a file that chooses them),
-    DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the
-    test images, 0: all) and SEED.
+    DATASET.SUBSAMPLE_CLASSES (`all`, `base` or `new`), DATASET.HOLD_OUT (validate on one training image of each class),
+    DATASET.TEMPLATE (replaces `template`), TEST.MAX_IMAGES (of the test images, 0: all) and SEED.
 
     Args:
         cfg: the configuration.
@@ -85,7 +85,7 @@ class FewShotDataset(DatasetBase):
             self.check_images([*train, *val, *test])
         super().__init__(
             train_x=test if self.test_only else train,  # classes are counted and named by it
-            val=test if self.val_is_test else val or None,
+            val=test if self.val_is_test and not self.holds_out else val or None,
             test=spread(test, cfg.TEST.get("MAX_IMAGES", 0) or len(test)),
         )
 
@@ -196,7 +196,24 @@ class FewShotDataset(DatasetBase):
             chosen, self.fewshot_file = splits.read(file, every, self.images, self.data)
             self.compare_shots(file, Counter(item.label for item in train), chosen["train"])
             train, val = chosen["train"], chosen.get("val", val)
-        return train, val, test
+        return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the last training image of each class is for validation."""
+        return self.cfg.DATASET.get("HOLD_OUT", False)
+
+    def hold_out(self, train: Items) -> tuple[Items, Items]:
+        """All images but the last of each class, and these."""
+        last = {item.label: number for number, item in enumerate(train)}
+        held = [train[number] for number in last.values()]
+        kept = [item for number, item in enumerate(train) if number != last[item.label]]
+        learned = {item.label for item in kept}
+        for item in held:
+            if item.label not in learned:
+                what = f"DATASET.HOLD_OUT leaves class {item.classname!r} of {self.title} without training images"
+                raise DatasetError(what, "give two or more images of each class")
+        return kept, held
 
     def compare_shots(self, file: Path, expected: Counter[int], train: Items) -> None:
         """Check that a file has DATASET.NUM_SHOTS images of each class; with -1 it may have any number."""

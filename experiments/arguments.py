@@ -51,6 +51,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="datasets that show none of the classes, which the test tells from them (new: the new classes of the "
         "dataset, for base ones)",
     )
+    parser.add_argument("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
     parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")

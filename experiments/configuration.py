@@ -16,6 +16,8 @@ from clip import TOWERS, weights_sha256
 from common.errors import UsageError, choose
 from common.schema import Accepts, add_setting
 
+from .chosen import read_chosen
+
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 
 
@@ -53,7 +55,7 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 
 
 def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode:
-    """The configuration of a run: its YAML files, then the arguments and the trailing pairs.
+    """The configuration of a run: its YAML files, then the arguments, the trailing pairs and the chosen settings.
 
     The method's YAML file may have values for single datasets (`merge_by_dataset`).
 
@@ -69,8 +71,10 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
     for key, value in options.items():  # not by yacs, which would take "--output-dir 2024" for a number
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
+    chosen = [word for pair in read_chosen(args.chosen).settings.items() for word in pair]
     merge_pairs(cfg, args.opts)
-    merge_by_dataset(cfg, [*options, *args.opts[::2]])
+    merge_pairs(cfg, chosen)
+    merge_by_dataset(cfg, [*options, *args.opts[::2], *chosen[::2]])
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))

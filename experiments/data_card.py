@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 from datasets import title
 from trainers.base.data_use import Choice, fit_phase, list_digest, phase
 
+from .chosen import read_chosen
 from .configs import read_yaml
 from .configuration import flatten, given_options
 from .predictions import tested_images
@@ -50,6 +51,7 @@ def origins(args: Namespace, cfg: CfgNode) -> dict[str, list[str]]:
         found |= dict.fromkeys(flatten(read_yaml(path)), f"{path.parent.name}/{path.name}")
     found |= dict.fromkeys(cfg.BY_DATASET, "BY_DATASET")
     found |= dict.fromkeys([*given_options(args), *args.opts[::2]], "command line")
+    found |= dict.fromkeys(read_chosen(args.chosen).settings, "a choice")
     kept = {key: origin for key, origin in found.items() if key in known}
     return {origin: sorted(key for key in kept if kept[key] == origin) for origin in dict.fromkeys(kept.values())}
 
@@ -81,7 +83,7 @@ def data_use(
         split, items = tested_images(cfg, trainer)
         test = phase(cfg, title(cfg), split, items, trainer.dm.num_classes)
         test["evaluations"] = tests_of(Path(cfg.OUTPUT_DIR), test["sha256"])
-    chosen = [choice["what"] for choice in choices or () if choice["what"] != "epoch"]
+    chosen = list(dict.fromkeys(choice["what"] for choice in choices or () if choice["what"] != "epoch"))
     origin = {"a choice": chosen} if chosen else {}
     return {
         "kind": getattr(trainer, "kind", None),

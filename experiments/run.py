@@ -23,6 +23,7 @@ from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words
 from trainers.base.ranks import split
 
 from . import ood, predictions
+from .chosen import read_chosen
 from .configuration import changed_settings, read_files, setup_cfg, state_weights, unread_settings
 from .data_card import data_use, note_test, origins
 from .environment import environment, unused_gpu
@@ -168,6 +169,9 @@ def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | No
     here, training = isinstance(trainer, trainers.PromptTrainer), not args.eval_only and is_trainable(trainer)
     if training or (here and not trainer.learns):
         own = trainer.choices if here else epoch_choice(cfg, title(cfg), trainer.dm.dataset)
+        if before := read_chosen(args.chosen).choices:
+            trainer.inherited_choices = [*(choices or []), *before]  # for the checkpoints
+            own = [*before, *own]
         if not cfg.TEST.SELECT_ON_TEST:
             check_choices(own)
         choices = [*(choices or []), *own] if training or own else choices

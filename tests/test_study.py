@@ -141,7 +141,8 @@ def test_method_without_config_runs_as_its_scripts(write, script):
 def test_included_study_is_valid(file):
     """Each kind of its runs has a configuration, and each schedule of vision prompts is possible."""
     seen = {}
-    for run in load(file).runs():
+    study = load(file)
+    for run in (*study.trials(), *study.runs()):
         seen.setdefault((run.protocol, run.variant.name), run)
     assert len(seen) >= 3
     for run in seen.values():

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.files import check_no_link, write_text
+from common.files import check_no_link, replacing, write_text
 from common.names import csv_cell
 from common.start import add_common_options, at_least
 
 from .progress import Progress, collect_results
-from .spec import Study
+from .spec import Run, Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
@@ -27,23 +27,39 @@ EPILOG = """
 or on a cluster (docs/studies.md), else in processes of this machine. `status` prints how many runs are finished,
 running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
 OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
-writes everything to one page there, report.html.
+writes everything to one page there, report.html. `inflation` tests what a choice could have been on validation and test
+images, and writes what choosing on test images is worth: inflation.{md,csv,png,svg,pdf} in the same folder.
 docs/studies.md explains the keys of a study file.
 """
 
 
 def run(study: Study, args: argparse.Namespace) -> None:
+    trials = study.trials()
     if args.dry_run:
-        for each in study.runs():
+        for each in (*trials, *study.runs()):
             print(shlex.join(["python", "train.py", *each.arguments]))
         return
     from .executor import check_datasets, execute_runs
+    from .trials import decide
 
-    executor = choose_executor(study, args)
-    collect_results(study)  # raises for damaged results, and those of other settings
+    executor, waiting = choose_executor(study, args), decide(study)
+    collect_results(study, [*trials, *study.runs()])  # raises for damaged results, and those of other settings
     print(Progress(study))
     check_datasets(study)
-    failed = execute_runs(study.sequences(), executor, args.file.stem)
+    failed = {}
+    if waiting:
+        failed = execute_runs([(each,) for each in trials], executor, f"{args.file.stem}: trials")
+        executor, waiting = choose_executor(study, args), decide(study)
+    undecided = {run for search in waiting for run in study.runs() if search.decides(run)}
+    sequences = [sequence for sequence in study.sequences() if not undecided.intersection(sequence)]
+    failed |= execute_runs(sequences, executor, args.file.stem)
+    if waiting:
+        print(f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started")
+    end(failed)
+
+
+def end(failed: dict[Run, str]) -> None:
+    """List failed runs, and exit with status 1 if there are any."""
     if failed:
         print(f"\nFailed runs: {len(failed)}", *(f"{each.folder}: {error}" for each, error in failed.items()), sep="\n")
         print("Run the same command again to retry the failed runs and continue")
@@ -82,10 +98,14 @@ def summarize(study: Study, args: argparse.Namespace) -> "tuple[Summary, Path]":
     summary = Summary(study, results, args.intervals or args.command == "report")
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    return summary, results_folder(study, args)
+
+
+def results_folder(study: Study, args: argparse.Namespace) -> Path:
     folder = study.output / "studies" / args.file.stem
     check_no_link(folder, study.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return summary, folder
+    return folder
 
 
 def tables(study: Study, args: argparse.Namespace) -> None:
@@ -130,7 +150,30 @@ def report(study: Study, args: argparse.Namespace) -> None:
     print(f"Written: {file}")
 
 
-COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report}
+def inflation(study: Study, args: argparse.Namespace) -> None:
+    from . import inflation as measuring
+    from .executor import execute_runs
+    from .plots import KINDS, plt
+    from .render import markdown
+
+    found = measuring.choices(study)
+    runs = list(dict.fromkeys(each for choice in found for each in choice.runs()))
+    collect_results(study, runs)  # raises for damaged results, and those of other settings
+    end(execute_runs([(each,) for each in runs], choose_executor(study, args), f"{args.file.stem}: inflation"))
+    cells, folder = measuring.compare(found), results_folder(study, args)
+    text = markdown(measuring.tables(cells))
+    write_text(folder / "inflation.md", text)
+    write_text(folder / "inflation.csv", cells.map(csv_cell).to_csv(index=False))
+    figure = measuring.picture(cells)
+    for kind in KINDS:
+        with replacing(folder / f"inflation.{kind}") as partial:
+            figure.savefig(partial, format=kind, dpi=150)
+    plt.close(figure)
+    print(text)
+    print(f"Written: {folder}/inflation.{{md,csv,{','.join(KINDS)}}}")
+
+
+COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report, "inflation": inflation}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,9 +182,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
-        "--address", help="for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
+        "--address", help="for run and inflation: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
     )
-    place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
+    place.add_argument(
+        "--workers", type=at_least(1), help="for run and inflation: use this number of processes instead of Ray"
+    )
     parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
     parser.add_argument(
         "--intervals", action="store_true", help="for tables: 95%% t-intervals over seeds, instead of the deviation"

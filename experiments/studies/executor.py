@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children
-from typing import Protocol
+from typing import Any, Protocol
 
 from dassl.data.datasets import build_dataset
 from tqdm import tqdm
+
+from common.errors import UsageError
+from trainers.base.data_use import count_common
 
 from ..arguments import parse_arguments
 from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import read_results
+from .choose import HELD_OUT
 from .spec import Run, RunSequence, Study
 from .worker import execute_run, init_worker, process_context, record_outcome
 
@@ -24,10 +28,27 @@ TRIES = 3  # for a run whose process or machine dies
 
 
 def check_datasets(study: Study) -> None:
-    """Build every dataset once, so that missing data is reported before the first run; generates synthetic datasets."""
+    """Build every dataset once, so that missing data is reported before the first run; generates synthetic datasets.
+
+    Raises:
+        UsageError: there are no files of a dataset, or trials would choose on its test images against their rule.
+    """
     for dataset in dict.fromkeys(run.dataset for run in study.runs()):
         arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
         build_dataset(setup_cfg(parse_arguments(arguments)))
+    for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
+        cfg = setup_cfg(parse_arguments(list(run.arguments)))
+        if cfg.TEST.SPLIT == "val":
+            check_validation(build_dataset(cfg), run.dataset)
+
+
+def check_validation(dataset: Any, name: str) -> None:
+    """Check that a dataset has validation images, none of which is a test image."""
+    instead = f"leave it out, or choose by {HELD_OUT}"
+    if not dataset.val:
+        raise UsageError(f"{name} has no validation images to choose on", instead)
+    if common := count_common(dataset.val, dataset.test):
+        raise UsageError(f"{common:,} of {len(dataset.val):,} validation images of {name} are test images", instead)
 
 
 class Executor(Protocol):

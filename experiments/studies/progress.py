@@ -1,6 +1,7 @@
 """Study progress: finished, running, failed and pending runs, and the remaining time."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -12,8 +13,12 @@ from ..results import ERROR, read_results
 from .spec import Run, Study
 
 
-def collect_results(study: Study) -> dict[Run, dict]:
+def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run, dict]:
     """The results.json of every finished run.
+
+    Args:
+        study: the study.
+        runs: by default those of the comparison, without trials.
 
     Raises:
         UsageError: one is damaged, or a folder holds a run with other settings than the study's.
@@ -22,7 +27,7 @@ def collect_results(study: Study) -> dict[Run, dict]:
     from ..output_folder import check_same_settings
 
     results = {}
-    for run in tqdm(study.runs(), "reading results", unit="run", delay=2, disable=None):
+    for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
         found = read_results(run.folder)
         if found is not None:
             check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
@@ -31,7 +36,7 @@ def collect_results(study: Study) -> dict[Run, dict]:
 
 
 class Progress:
-    """The state of a study's runs now, from their folders.
+    """The state of a study's runs now, trials among them, from their folders.
 
     Attributes:
         done: the finished runs, with the seconds from the set-up of each to its results.
@@ -48,7 +53,7 @@ class Progress:
         self.running: list[Run] = []
         self.failed: dict[Run, str] = {}
         self.left: list[Run] = []
-        for run in study.runs():
+        for run in (*study.trials(), *study.runs()):
             if read_results(run.folder) is not None:
                 self.done[run] = duration(run.folder)
             elif is_locked(run.folder):
@@ -74,6 +79,9 @@ class Progress:
         total = len(self.done) + len(self.running) + len(self.failed) + len(self.left)
         counts = f"{len(self.running)} are running, {len(self.failed)} have failed, {len(self.left)} are left"
         text = f"{len(self.done)} of {total} runs are done, {counts}"
+        states = (self.done, self.running, self.failed, self.left)
+        if trials := sum(bool(run.values) for state in states for run in state):
+            text += f", {sum(bool(run.values) for run in self.done)} of {trials} trials are done"
         if self.done and (seconds := self.seconds_left()):
             text += f", about {tqdm.format_interval(int(seconds))} to go ({max(1, len(self.running))} at a time)"
         return text

@@ -12,8 +12,10 @@ from common.errors import UsageError
 from trainers import methods
 
 from ..comparing import POWER
+from .choose import ORACLE
 from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked
+from .trials import chosen_settings
 
 MISSING = "-"
 LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
@@ -37,13 +39,29 @@ class Table:
 
 
 def build_tables(summary: Summary) -> list[Table]:
-    """For each part of each protocol: accuracies, the paper's results, and tests."""
+    """For each part of each protocol: accuracies, the paper's results, and tests; then the chosen settings."""
     tables = []
     for (protocol, part), cells in summary.cells.groupby(["protocol", "part"], sort=False):
         if cells["mean"].notna().any():
             tables += [accuracies(summary, protocol, part, cells), *compared_with_paper(protocol, part, cells)]
             tables += significance(summary, protocol, part)
             tables += measured(summary, protocol, part)
+    return tables + chosen(summary)
+
+
+def chosen(summary: Summary) -> list[Table]:
+    """The settings that trials have chosen; no table for a study without `choose`."""
+    tables, by = [], summary.study.choose and summary.study.choose.by
+    for (protocol, shots), methods_of in chosen_settings(summary.study).items():
+        datasets = list(dict.fromkeys(name for settings in methods_of.values() for name in settings))
+        rows = [
+            [Cell(marked(name, by == ORACLE)), *(Cell(settings.get(dataset, MISSING)) for dataset in datasets)]
+            for name, settings in methods_of.items()
+        ]
+        note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations" + (
+            f". {MARKED}." if by == ORACLE else "."
+        )
+        tables.append(Table(f"{protocol}, {shots}: chosen settings", ["method", *datasets], rows, note))
     return tables
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cached_property
+from itertools import chain, product
 from pathlib import Path
 
 from common.errors import UsageError, choose, choose_dataset
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
-from ..protocols import PROTOCOLS, Step, arguments, recipe
+from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
+from .choose import ACCEPTED, NOTHING, ORACLE, OTHERS, Choose, Keys, Values, check_choose, chosen_place, trial_place
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -33,6 +35,7 @@ class Variant:
         cross_cfg: the YAML file for cross_dataset, if it differs.
         overrides: KEY, VALUE, KEY, VALUE, ...
         dataset_overrides: more overrides, for single datasets by name.
+        choose: the settings to try, instead of those of the study; empty: none.
 
     Raises:
         UsageError: there is no such method, YAML file or dataset, or the method has no such setting.
@@ -44,6 +47,7 @@ class Variant:
     cross_cfg: str = ""
     overrides: tuple[str, ...] = ()
     dataset_overrides: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    choose: Keys | None = None
 
     def __post_init__(self) -> None:
         choose(self.method, methods(), "trainer")
@@ -56,11 +60,12 @@ class Variant:
             choose_dataset(dataset, known_datasets())
         for pairs in (self.overrides, *self.dataset_overrides.values()):
             for key in pairs[::2]:
-                self.check_override(key)
+                self.check_key(key, "override")
 
-    def check_override(self, key: str) -> None:
+    def check_key(self, key: str, verb: str) -> None:
+        """UsageError if the study sets the key by one of its own, or the method has no such section."""
         group, _, rest = key.partition(".")
-        what = f"{self.name} cannot override {key}"
+        what = f"{self.name} cannot {verb} {key}"
         if key in SET_BY_STUDY:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
         if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
@@ -77,7 +82,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`."""
+    """One call of train.py: `classes` (`base`, `new` or `all`) of a dataset, with its results in `folder`.
+
+    `values` are those that a trial tries: KEY, VALUE, ...
+    """
 
     protocol: str
     variant: Variant
@@ -87,6 +95,7 @@ class Run:
     classes: str
     folder: Path
     arguments: tuple[str, ...] = field(repr=False)
+    values: Values = ()
 
     @property
     def trains(self) -> bool:
@@ -95,6 +104,32 @@ class Run:
 
 
 RunSequence = tuple[Run, ...]  # each run needs the ones before it
+
+
+@dataclass(frozen=True)
+class Search:
+    """The choice of the settings of a variant on a dataset: one for all seeds.
+
+    Attributes:
+        protocol, variant, dataset, shots: whose settings; the dataset is the one to train on.
+        keys: each setting with its values; the first ones win a tie.
+        file: where the choice is written.
+        trials: for each combination of values (KEY, VALUE, ...) the runs whose mean accuracy counts.
+        own: for each combination the trials on the dataset; they count too, unless the dataset is left out.
+    """
+
+    protocol: str
+    variant: Variant
+    dataset: str
+    shots: int
+    keys: Keys
+    file: Path
+    trials: dict[Values, tuple[Run, ...]]
+    own: dict[Values, tuple[Run, ...]]
+
+    def decides(self, run: Run) -> bool:
+        """Whether a run has the settings that are chosen."""
+        return str(self.file) in run.arguments
 
 
 @dataclass(frozen=True)
@@ -107,6 +142,7 @@ class Study:
         source, targets: for cross_dataset.
         shots: images per class; only few_shot uses more than the last number.
         union: also test base and new classes together (base2new).
+        choose: settings that trials choose before the runs of the comparison; without it, all are given.
         ood: datasets whose images the test of each training run tells from its own (train.py --ood); `new` for
             base2new.
         backbone: replaces the one of the YAML files.
@@ -128,6 +164,7 @@ class Study:
     shots: tuple[int, ...] = (16,)
     union: bool = False
     ood: tuple[str, ...] = ()
+    choose: Choose | None = None
     backbone: str = ""
     cache: Path | None = None
     cpus: int = 1
@@ -161,6 +198,7 @@ class Study:
             raise UsageError(f"union has the value {self.union!r}", "give true for base2new, or leave it out")
         if "new" in self.ood and self.protocols != ("base2new",):
             raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
+        check_choose(self)
 
     def sequences(self) -> list[RunSequence]:
         """All runs, seed by seed, so that early results cover all methods: each training run, then its tests."""
@@ -169,9 +207,8 @@ class Study:
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         train, *tests = (step for step in PROTOCOLS[protocol].steps if self.union or not step.optional)
         crosses = protocol == "cross_dataset"
-        datasets = (self.source,) if crosses else self.datasets
-        shots = self.shots if protocol == "few_shot" else self.shots[-1:]
-        for seed, dataset, number, variant in product(self.seeds, datasets, shots, self.variants):
+        trainings = product(self.seeds, self.trained_on(protocol), self.shots_of(protocol), self.variants)
+        for seed, dataset, number, variant in trainings:
             of = (protocol, variant, dataset, seed, number)
             options = () if variant.learns else ("--eval-only",)
             trained = self.run(train, dataset, *of, *options, *(("--ood", ",".join(self.ood)) if self.ood else ()))
@@ -180,7 +217,73 @@ class Study:
             yield trained, *(self.run(step, target, *of, *use) for step, target in tested)
 
     def runs(self) -> list[Run]:
+        """Those of the comparison, without trials."""
         return [run for sequence in self.sequences() for run in sequence]
+
+    def trained_on(self, protocol: str) -> tuple[str, ...]:
+        return (self.source,) if protocol == "cross_dataset" else self.datasets
+
+    def shots_of(self, protocol: str) -> tuple[int, ...]:
+        return self.shots if protocol == "few_shot" else self.shots[-1:]
+
+    def keys_of(self, variant: Variant) -> Keys:
+        """The settings that trials choose for a variant; none if they are given."""
+        if self.choose is None or variant.choose is not None:
+            return variant.choose or ()
+        return self.choose.keys if variant.learns else ()
+
+    @cached_property
+    def searches(self) -> list[Search]:
+        """The choices to be made before the runs of the comparison."""
+        protocols = self.protocols if self.choose else ()
+        return [search for protocol in protocols for search in self.searches_of(protocol)]
+
+    def searches_of(self, protocol: str) -> Iterator[Search]:
+        names = self.trained_on(protocol)
+        leaves_out = self.choose is not None and self.choose.by == OTHERS
+        for shots, variant in product(self.shots_of(protocol), self.variants):
+            if not (keys := self.keys_of(variant)):
+                continue
+            tried = [tuple(chain(*zip(dict(keys), values, strict=True))) for values in product(*dict(keys).values())]
+            of = {
+                name: {values: self.trials_of(values, protocol, variant, name, shots) for values in tried}
+                for name in names
+            }
+            for dataset in names:
+                choosing = [name for name in names if name != dataset] if leaves_out else [dataset]
+                trials = {values: tuple(chain(*(of[name][values] for name in choosing))) for values in tried}
+                file = self.chosen_file(protocol, variant, dataset, shots)
+                yield Search(protocol, variant, dataset, shots, keys, file, trials, of[dataset])
+
+    def trials_of(self, values: Values, protocol: str, variant: Variant, dataset: str, shots: int) -> tuple[Run, ...]:
+        """The trials of these values on a dataset, one for each seed."""
+        step, options = PROTOCOLS[protocol].steps[0], () if variant.learns else ("--eval-only",)
+        of = (protocol, variant, dataset)
+        return tuple(self.run(step, dataset, *of, seed, shots, *options, values=values) for seed in self.seeds)
+
+    def trials(self) -> list[Run]:
+        """The runs that choose, each once."""
+        found = (run for search in self.searches for runs in search.trials.values() for run in runs)
+        return list(dict.fromkeys(found))
+
+    def folder(
+        self, step: Step, dataset: str, protocol: str, variant: Variant, trained_on: str, seed: int, shots: int
+    ) -> Path:
+        """The folder of a run, below that of the results: the scripts', unless settings are overridden."""
+        used = self.recipe(protocol, variant, trained_on, shots)
+        name = variant.name.replace(" ", "_") if variant.overrides else used.cfg
+        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
+        return Path(step.folder.format(**words))
+
+    def recipe(self, protocol: str, variant: Variant, trained_on: str, shots: int) -> Recipe:
+        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+        return recipe(variant.method, protocol, trained_on, shots, cfg, self.backbone)
+
+    def chosen_file(self, protocol: str, variant: Variant, dataset: str, shots: int) -> Path:
+        """The file of the settings that were chosen for a dataset."""
+        step = PROTOCOLS[protocol].steps[0]
+        folder = self.folder(step, dataset, protocol, variant, dataset, self.seeds[0], shots).parent
+        return self.output / chosen_place(self, variant, protocol) / folder / "choice.json"
 
     def run(
         self,
@@ -192,14 +295,23 @@ class Study:
         seed: int,
         shots: int,
         *options,
+        values: Values = (),
     ) -> Run:
-        """The run of one step of a protocol on a dataset; `options` are those of train.py."""
-        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
-        used = recipe(variant.method, protocol, trained_on, shots, cfg, self.backbone)
-        # The same folder as the scripts', unless settings are overridden.
-        name = variant.name.replace(" ", "_") if variant.overrides else used.cfg
-        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
-        results = self.output / step.folder.format(**words)
+        """The run of one step of a protocol on a dataset.
+
+        Args:
+            options: of train.py.
+            values: of a trial; without them, the run has the chosen settings if there is a choice.
+        """
+        used = self.recipe(protocol, variant, trained_on, shots)
+        place, more = Path(), NOTHING
+        if values and self.choose:
+            place, more = trial_place(self.choose.rule, values), values + self.choose.rule.settings
+        elif self.choose and self.keys_of(variant):
+            place = chosen_place(self, variant, protocol)
+            options = (*options, "--chosen", self.chosen_file(protocol, variant, trained_on, shots))
+            more = ACCEPTED if self.choose.by == ORACLE else ()
+        results = self.output / place / self.folder(step, dataset, protocol, variant, trained_on, seed, shots)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
@@ -212,9 +324,9 @@ class Study:
             options=options,
             shots=shots,
             classes=step.classes,
-            settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ())),
+            settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ()), *more),
         )
-        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv))
+        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
 
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:

@@ -12,10 +12,11 @@ from common.files import check_no_link
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
+from .choose import choose_from, keys_from
 from .spec import Run, Study, Variant
 
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
-TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets")
+TRAINER_KEYS = ("trainer", "config", "cross_dataset", "overrides", "datasets", "choose")
 
 
 def load(file: Path, settings: bool = True) -> Study:
@@ -56,6 +57,8 @@ def study_from(content: dict) -> Study:
 
 def convert(key: str, value: Any, kind: Any) -> Any:
     """A value of a YAML file as a field of `Study`: a single value becomes a list of one."""
+    if key == "choose":
+        return choose_from(value)
     if get_origin(kind) is tuple:
         return tuple(value) if isinstance(value, list) else (value,)
     if kind not in (str, Path, Path | None):
@@ -66,7 +69,7 @@ def convert(key: str, value: Any, kind: Any) -> Any:
 
 
 def variant_from(name: str, entry: Any) -> Variant:
-    """A `Variant` from `NAME:`, `NAME: CONFIG`, or `NAME: {trainer, config, cross_dataset, overrides, datasets}`."""
+    """A `Variant` from `NAME:`, `NAME: CONFIG`, or `NAME: {KEY: ...}` with TRAINER_KEYS."""
     given = entry if isinstance(entry, dict) else {"config": entry}
     for key in given:
         choose(key, TRAINER_KEYS, f"key of {name}")
@@ -78,6 +81,7 @@ def variant_from(name: str, entry: Any) -> Variant:
         str(given.get("cross_dataset") or ""),
         pairs(given.get("overrides", {}), name),
         {str(dataset): pairs(overrides, name) for dataset, overrides in datasets.items()},
+        None if given.get("choose") is None else keys_from(given["choose"], f"choose of {name}"),
     )
 
 
@@ -94,15 +98,17 @@ def mapping(value: Any, what: str, form: str) -> dict:
 
 
 def distinct_runs(study: Study) -> list[Run]:
-    """A run of each variant in each protocol; UsageError if two share a folder, or one's is a link."""
-    folders, examples = set(), {}
-    for run in study.runs():
+    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder, or
+    one's is a link."""
+    folders, examples, trials = set(), {}, study.trials()
+    for run in (*trials, *study.runs()):
         if run.folder in folders:
             what = f"the study has the run of {run.folder} twice"
             raise UsageError(what, "leave one out, or give one of them overrides")
         folders.add(run.folder)
         check_no_link(run.folder, study.output)
-        examples[run.protocol, run.variant.name] = run
+        if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
+            examples[run.protocol, run.variant.name, run.values] = run
     return list(examples.values())
 
 

@@ -11,8 +11,9 @@ A record is a dict of plain values, as checkpoints and results.json hold it:
 That of a choice also has
 
 - what: `epoch`, or the key of a setting
-- test_images: how many of the images are test images of the dataset
+- test_images: how many of the images are test images of the dataset of the run
 - trials: how many epochs or values it chooses from; missing if that is not known
+- by: the rule of a study that has chosen it; missing if the run itself has
 
 and that of learning and testing
 
@@ -39,7 +40,7 @@ Phase = dict[str, Any]
 OF_IMAGES = {"dataset": str, "classes": str, "split": str, "images": int}
 KINDS = {"what": str, **OF_IMAGES, "test_images": int}  # of a choice
 PHASE = {**OF_IMAGES, "labels": int, "class_names": int}
-LATER = {"sha256": str, "trials": int, "file": str, "file_sha256": str}  # which records may lack
+LATER = {"sha256": str, "trials": int, "by": str, "file": str, "file_sha256": str}  # which records may lack
 # Methods are comparable if they see the same data besides labelled images and class names: the kinds of methods.
 # Those of "test-time" learn from each test image alone, those of "transductive" from several.
 METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger teacher")
@@ -141,6 +142,8 @@ def check_choices(choices: Sequence[Choice]) -> None:
     for choice in on_test_images(choices):
         if choice["what"] == "epoch":
             instead = "set TEST.FINAL_MODEL last_step"
+        elif "by" in choice:
+            instead = "leave out --chosen"
         elif choice["split"] == "test":
             instead = f"leave out {choice['what'].rpartition('.')[0]}.CHOOSE_ON oracle"
         else:

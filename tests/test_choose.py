@@ -1,0 +1,350 @@
+"""The key `choose` of a study: trials, the choice, the runs with it, and what choosing on test images is worth."""
+
+import json
+import os
+import signal
+
+import pandas as pd
+import pytest
+from drawn import write_eurosat
+from finished import figures, finish, wait_until
+
+from common.errors import UsageError
+from experiments.arguments import parse_arguments
+from experiments.configuration import setup_cfg
+from experiments.studies import command as study_command
+from experiments.studies.choose import RULES
+from experiments.studies.executor import check_datasets
+from experiments.studies.progress import Progress
+from experiments.studies.study_file import load
+from experiments.studies.tables import MARK
+from experiments.studies.trials import decide
+
+RATES = {"OPTIM.LR": [0.1, 0.02]}
+VALIDATION, HELD_OUT, OTHERS, ORACLE = RULES
+
+
+@pytest.fixture
+def chosen(study_file):
+    """`chosen(by, keys, **settings)` -> a study file with a choice for CoOp; zero-shot CLIP has none."""
+
+    def chosen(by=VALIDATION, keys=RATES, output="out", **settings):
+        trainers = {"CoOp": {"config": "small"}, "ZeroshotCLIP": {"config": "small"}}
+        return study_file(output, **{"choose": {"keys": keys, "by": by}, "trainers": trainers} | settings)
+
+    return chosen
+
+
+def finish_trials(study, accuracy):
+    """Write made-up results of all trials; `accuracy(run)` is in percent."""
+    split = study.choose.rule.split
+    for run in study.trials():
+        image_list = {"split": split, "images": 40, "classes": run.classes, "sha256": f"{run.seed}".zfill(64)}
+        finish(run, accuracy(run), data_use={"test": {"dataset": run.dataset, **image_list, "evaluations": 1}})
+
+
+def choice(study, number=0):
+    return json.loads(study.searches[number].file.read_text())
+
+
+# The file
+
+
+def one(**settings):
+    return {"trainers": {"x": {"trainer": "CoOp", "config": "small"} | settings}}
+
+
+INVALID = [  # by, keys, other settings, words of the message
+    (VALIDATION, {}, {}, "choose has no keys: give some, such as"),
+    (VALIDATION, {"OPTIM.LR": []}, {}, "choose has the values [] for OPTIM.LR: give a list of two or more"),
+    (VALIDATION, {"OPTIM.LR": [0.1]}, {}, "choose has the values [0.1] for OPTIM.LR"),
+    (VALIDATION, {"OPTIM.LR": [0.1, 0.1]}, {}, "two or more different ones"),
+    (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
+    (VALIDATION, ["OPTIM.LR"], {}, "the keys of choose must be a mapping of KEY: [VALUE, ...], not ['OPTIM.LR']"),
+    (VALIDATION, {"OPTIM.LRR": [0.1, 0.2]}, {}, "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
+    (VALIDATION, {"OPTIM.LR": [0.1, "fast"]}, {}, "OPTIM.LR is 'fast'"),
+    (VALIDATION, {"OPTIM.MAX_EPOCH": [1, 1.5]}, {}, "OPTIM.MAX_EPOCH is 1.5"),
+    (VALIDATION, {"TRAINER.MPL.N_CTX": [1, 2]}, {}, "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has the settings"),
+    (VALIDATION, {"SEED": [1, 2]}, {}, "CoOp cannot choose SEED: use the study's own key seeds"),
+    (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
+    (VALIDATION, RATES, one(datasets={"dtd": {"OPTIM.LR": 1}}), "x cannot choose OPTIM.LR, which the study sets"),
+    (VALIDATION, {"TEST.SPLIT": ["val", "test"]}, {}, "CoOp cannot choose TEST.SPLIT, which the study sets"),
+    (VALIDATION, {"CACHE": ["a", "b"]}, {"cache": "c"}, "CoOp cannot choose CACHE, which the study sets"),
+    ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
+    (None, RATES, {}, "choose has no by: give one of few-shot validation, hold one shot out, leave one"),
+    (OTHERS, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
+    (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
+    (HELD_OUT, RATES, {"shots": [4, 1], "protocols": "few_shot"}, "leaves nothing of 1 shot to train on"),
+    (VALIDATION, RATES, one(choose={}), "choose has nothing to choose from: give keys"),
+    (VALIDATION, RATES, {"choose": "oracle"}, "choose is 'oracle': give {keys:"),
+    (VALIDATION, RATES, {"choose": {"key": RATES, "by": ORACLE}}, "no key of choose 'key': did you mean keys?"),
+    (VALIDATION, RATES, {"choose": None} | one(choose=RATES), "x has choose: say by what: choose: {by: few-shot"),
+]
+
+
+@pytest.mark.parametrize(("by", "keys", "settings", "message"), INVALID)
+def test_invalid_choice_has_a_one_line_error(chosen, by, keys, settings, message):
+    with pytest.raises(UsageError) as caught:
+        load(chosen(by, keys, **settings))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_datasets_without_validation_images_are_refused_before_any_run(chosen, tmp_path, stand_in, monkeypatch):
+    write_eurosat(tmp_path / "data", ["red", "blue"], train=4, val=0, test=2)
+    root = {"root": str(tmp_path / "data"), "datasets": ["eurosat"]}
+    with pytest.raises(UsageError, match="^eurosat has no validation images to choose on: leave it out, or c"):
+        check_datasets(load(chosen(**root), settings=False))
+    check_datasets(load(chosen(HELD_OUT, **root), settings=False))
+    monkeypatch.setattr("datasets.eurosat.EuroSAT.val_is_test", True)
+    with pytest.raises(UsageError, match="^2 of 2 validation images of eurosat are test images: leave it out"):
+        check_datasets(load(chosen(**root), settings=False))
+    check_datasets(load(chosen(HELD_OUT, **root), settings=False))
+
+
+# Trials
+
+
+def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
+    keys = RATES | {"OPTIM.WEIGHT_DECAY": [0.0, 0.1, 0.2]}
+    expected = {VALIDATION: ("val", False), HELD_OUT: ("val", True), OTHERS: ("test", False), ORACLE: ("test", False)}
+    folders = {}
+    for by, images in expected.items():
+        study = load(chosen(by, keys, seeds=[1, 2], datasets=["small_land", "small_counts"]), settings=False)
+        trials = study.trials()
+        assert len(trials) == 2 * 3 * 2 * 2 and {run.classes for run in trials} == {"base"}
+        for run in trials[:3]:
+            cfg = setup_cfg(parse_arguments(list(run.arguments)))
+            assert images == (cfg.TEST.SPLIT, cfg.DATASET.HOLD_OUT)
+            assert run.values == ("OPTIM.LR", str(cfg.OPTIM.LR), "OPTIM.WEIGHT_DECAY", str(cfg.OPTIM.WEIGHT_DECAY))
+        folders[by] = {run.folder for run in trials}
+    assert folders[OTHERS] == folders[ORACLE] and not folders[VALIDATION] & (folders[HELD_OUT] | folders[ORACLE])
+
+
+def test_a_method_has_keys_of_its_own_or_none(chosen):
+    trainers = {"GDA": {"config": "small", "choose": {"TRAINER.GDA.ALPHA": [1, 2]}}, "LinearProbe": {"choose": {}}}
+    study = load(chosen(protocols="few_shot", trainers={"CoOp": "small", "ZeroshotCLIP": "small"} | trainers))
+    assert {(run.variant.name, run.values) for run in study.trials()} == {
+        ("CoOp", ("OPTIM.LR", "0.1")),
+        ("CoOp", ("OPTIM.LR", "0.02")),
+        ("GDA", ("TRAINER.GDA.ALPHA", "1")),
+        ("GDA", ("TRAINER.GDA.ALPHA", "2")),
+    }
+    usual = {run.variant.name for run in study.runs() if "chosen" not in run.folder.relative_to(study.output).parts}
+    assert usual == {"ZeroshotCLIP", "LinearProbe"}
+
+
+def test_held_out_images_are_a_shot_of_the_training_images(build):
+    def images(*options):
+        dataset = build("CoOp", "all", options=options).dm.dataset
+        return [{item.impath for item in part} for part in (dataset.train_x, dataset.val, dataset.test)]
+
+    train, _, test = images()
+    kept, held, tested = images("DATASET.HOLD_OUT", True)
+    assert kept | held == train and not kept & held and len(kept) == len(held) == 6 and tested == test
+    with pytest.raises(UsageError, match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or"):
+        images("DATASET.HOLD_OUT", True, "DATASET.NUM_SHOTS", 1)
+
+
+# The choice
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 55, ("0.02", 2): 56}, "0.02"),  # the mean over seeds
+        ({("0.1", 1): 60, ("0.1", 2): 50, ("0.02", 1): 50, ("0.02", 2): 60}, "0.1"),  # a tie: the first value
+    ],
+)
+def test_one_choice_for_all_seeds(chosen, accuracies, best):
+    study = load(chosen(seeds=[1, 2]), settings=False)
+    assert len(decide(study)) == 1 and not study.searches[0].file.exists()
+    finish_trials(study, lambda run: accuracies[run.values[1], run.seed])
+    assert decide(study) == [] and choice(study)["settings"] == {"OPTIM.LR": best}
+    records = [(each["what"], each["split"], each["images"], each["test_images"]) for each in choice(study)["choices"]]
+    assert records == 2 * [("OPTIM.LR", "val", 40, 0)]  # the images of each seed
+    for run in study.runs():
+        if run.variant.name == "CoOp":
+            assert float(best) == setup_cfg(parse_arguments(list(run.arguments))).OPTIM.LR
+
+
+def test_left_out_dataset_has_the_choice_of_the_others(chosen):
+    names = ["small_land", "small_counts", "small_shapes"]
+    study = load(chosen(OTHERS, datasets=names, protocols="few_shot"), settings=False)
+    likes = dict(zip(names, ["0.1", "0.02", "0.02"], strict=True))  # the value that is better on each
+    finish_trials(study, lambda run: 60 if run.values[1] == likes[run.dataset] else 50)
+    assert decide(study) == []
+    assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == ["0.02", "0.1", "0.1"]
+    records = choice(study)["choices"]
+    assert {each["dataset"] for each in records} == {"small_counts", "small_shapes"}
+    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {("test", 0, OTHERS)}
+
+
+def test_another_choice_keeps_the_trials_and_changes_only_what_depends_on_it(chosen):
+    def folders(**settings):
+        study = load(chosen(**settings), settings=False)
+        return {run.folder for run in study.trials()}, {
+            run.variant.name: run.folder for run in study.runs() if run.seed == 1 and run.classes == "base"
+        }
+
+    trials, runs = folders()
+    more = {"keys": {"OPTIM.LR": [0.1, 0.02, 0.5]}}
+    for change in (more, {"keys": {"OPTIM.LR": [0.02, 0.1]}}, {"seeds": [1, 2]}):
+        trials_now, now = folders(**change)
+        assert trials_now >= trials and now["CoOp"] != runs["CoOp"] and now["ZeroshotCLIP"] == runs["ZeroshotCLIP"]
+    assert folders(by=ORACLE)[1]["CoOp"] != runs["CoOp"]
+    assert folders(shots=8)[1]["CoOp"].parts[-6] == runs["CoOp"].parts[-6]  # the same choice of other runs
+
+
+def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command):
+    file = chosen()
+    study = load(file, settings=False)
+    finish_trials(study, lambda run: 50)
+    decide(study)
+    made = study.searches[0].file
+    content = json.loads(made.read_text())
+    made.unlink()
+    assert launch(*study.runs()[0].arguments).errors == [
+        f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
+    ]
+    for damage in ("{", [], content | {"choices": [{"what": "x"}]}, content | {"settings": 1}):
+        made.write_text(damage if isinstance(damage, str) else json.dumps(damage))
+        done = launch(*study.runs()[0].arguments)
+        assert done.status == 2 and len(done.errors) == 1 and str(made) in done.errors[0], done.errors
+    trial = study.trials()[0].folder / "results.json"
+    trial.write_text(trial.read_text().replace('"val"', '"test"'))
+    done = command(study_command, "run", file, "--workers", 1)
+    assert (done.status, len(done.errors)) == (2, 1) and "not say that it was tested on val images" in done.errors[0]
+
+
+def test_status_counts_trials(chosen, capsys):
+    study = load(chosen(seeds=[1, 2]), settings=False)
+    finish(study.trials()[0], 50)
+    assert str(Progress(study)).startswith("1 of 12 runs are done, 0 are running, 0 have failed, 11 are left")
+    assert "1 of 4 trials are done" in str(Progress(study))
+
+
+# Real runs
+
+QUICK = {"OPTIM.MAX_EPOCH": 2, "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.NUM_WORKERS": 0, "INPUT.SIZE": "(32, 32)"}
+BY_TEST = {"by": ORACLE, "keys": {"OPTIM.LR": [0.002, 30.0]}, "protocols": "base2new"}
+
+
+@pytest.fixture
+def executed(chosen, eurosat, tiny, command, monkeypatch):
+    """`executed(command, by, ...)` -> the study, after a command whose runs take place in this process."""
+    from experiments.studies import executor
+    from experiments.studies.worker import execute_run
+
+    class Here(executor.LocalExecutor):
+        def submit(self, run):
+            future = executor.Future()
+            future.set_result(execute_run(run.arguments))
+            return future
+
+    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: Here(1))
+
+    def executed(name, by, keys=RATES, **settings):
+        usual = {"trainers": {"CoOp": {"config": "small", "overrides": QUICK}}, "backbone": str(tiny), "shots": 2}
+        usual |= {"root": str(eurosat), "datasets": ["eurosat"], "protocols": "few_shot"}
+        file = chosen(by, keys, **usual | settings)
+        done = command(study_command, name, file)
+        assert done.status == 0, done
+        return load(file, settings=False), done.printed
+
+    return executed
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_study_from_trials_to_tables(executed, launch):
+    """Test images choose, so that everything has the mark. New classes take no part in the choice."""
+    study, _ = executed("run", **BY_TEST)
+    trials = {run.values[1]: results_of(run.folder)["accuracy"] for run in study.trials()}
+    best = max(trials, key=trials.get)
+    base, new = (results_of(run.folder) for run in study.runs())
+    assert base["accuracy"] == trials[best] and choice(study)["settings"] == {"OPTIM.LR": best}
+    expected = {"what": "OPTIM.LR", "classes": "base", "split": "test", "trials": 2, "by": ORACLE}
+    for card in (base["data_use"], new["data_use"]):
+        (record,) = card["choose"]
+        assert record.items() >= expected.items() and record["test_images"] == record["images"] == 12
+        assert card["settings"]["a choice"] == ["OPTIM.LR"] and str(card["settings"]).count("OPTIM.LR") == 1
+    again = [*study.runs()[0].arguments, "OUTPUT_DIR", study.output / "again", "TEST.SELECT_ON_TEST", False]
+    (error,) = launch(*again).errors
+    assert "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out --chosen, or" in error
+    _, printed = executed("tables", **BY_TEST)
+    assert f"| CoOp {MARK} | LR {best} (of 2) |" in printed and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
+
+
+@pytest.mark.thorough
+def test_inflation_compares_the_candidates(executed):
+    executed("run", **BY_TEST)
+    study, printed = executed("inflation", **BY_TEST)
+    trials = {run.values[1]: results_of(run.folder)["accuracy"] for run in study.trials()}
+    base, output = study.runs()[0].folder, study.output
+    found = pd.read_csv(output / "studies/out/inflation.csv").query("dataset == 'eurosat'").set_index("chosen")
+
+    def accuracies(split, folders):
+        return [results_of(output / "inflation" / split / each.relative_to(output))["accuracy"] for each in folders]
+
+    validated = accuracies("val", [run.folder for run in study.trials()])
+    by_rule = list(trials.values())[validated.index(max(validated))]
+    columns = ["candidates", "default", "honest", "on_test"]
+    assert found.loc["settings", columns].tolist() == [2, trials["0.002"], by_rule, max(trials.values())]
+    epochs = [base / f"epoch{number}" for number in (1, 2)]
+    validated, tested = accuracies("val", epochs), accuracies("test", epochs)
+    by_rule = tested[validated.index(max(validated))]
+    assert found.loc["epoch", columns].tolist() == [2, tested[-1], by_rule, max(tested)]
+    assert tested[-1] == max(trials.values()) and found.loc["epoch", "worth"] == pytest.approx(max(tested) - by_rule)
+    assert f"by few-shot validation | on test images {MARK} |" in printed
+    assert all((output / f"studies/out/inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("by", "split", "images"), [(VALIDATION, "val", 12), (HELD_OUT, "train", 6)])
+def test_card_names_the_images_that_chose(executed, by, split, images):
+    study, _ = executed("run", by, seeds=[1, 2])
+    fitted = {run.seed: results_of(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
+    assert fitted == dict.fromkeys((1, 2), 6 if by == HELD_OUT else 12)
+    for run in study.runs():
+        records = results_of(run.folder)["data_use"]["choose"]
+        assert {(each["split"], each["images"], each["test_images"], each["by"]) for each in records} == {
+            (split, images, 0, by)
+        }
+        assert len({each["sha256"] for each in records}) == 2  # those of both seeds
+    _, printed = executed("inflation", by, seeds=[1, 2])
+    assert f"| by {by} |" in printed and MARK not in executed("tables", by, seeds=[1, 2])[1]
+
+
+def test_inflation_without_candidates_is_refused(chosen, command):
+    for file in (chosen(), chosen(choose=None)):
+        done = command(study_command, "inflation", file)
+        assert done.status == 2 and done.printed == ""
+        assert "no choice with all its trials, and no finished run that keeps several epochs: add" in done.errors[-1]
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_a_study_killed_after_its_trials_continues_bit_for_bit(chosen, start):
+    """It is killed when the first run with the chosen settings has begun; then a chosen one and its choice are lost."""
+    overrides = {"OPTIM.MAX_EPOCH": 3, "DATALOADER.NUM_WORKERS": 0}
+    how = {"trainers": {"CoOp": {"config": "small", "overrides": overrides}}, "protocols": "few_shot", "seeds": [1, 2]}
+    whole, killed = (chosen(output=name, **how) for name in ("whole", "killed"))
+    process = start(whole, "--workers", "1")
+    assert process.wait(timeout=600) == 0, process.communicate()
+    study = load(killed, settings=False)
+    process = start(killed, "--workers", "1")
+    wait_until(lambda: any(run.folder.is_dir() for run in study.runs()), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    made = {run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in study.trials()}
+    study.searches[0].file.unlink()
+    process = start(killed, "--workers", "1")
+    assert process.wait(timeout=600) == 0, process.communicate()
+    assert made == {folder: (folder / "results.json").stat().st_mtime_ns for folder in made}
+    assert without_folders(figures(study)) == without_folders(figures(load(whole, settings=False)))
+
+
+def without_folders(figures):
+    return json.loads(json.dumps(figures).replace("killed", "whole"))
