@@ -89,6 +89,15 @@ class OnDevice(Tensor):
     def __format__(self, form: str) -> str:
         return format(self.item(), form) if self.dim() == 0 else str(self)
 
+    @property
+    def data(self):
+        return OnDevice(self.values.data)
+
+    @data.setter
+    def data(self, new):
+        Tensor.data.__set__(self, new)
+        self.values = new.values
+
     def tolist(self):
         COUNTED.wait("tolist")
         return self.values.tolist()
@@ -209,7 +218,8 @@ def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
         return isinstance(arguments[0], OnDevice) and (
             values is None or isinstance(values, OnDevice) or not values.dim()
         )
-    pointwise = torch.Tag.pointwise in operation.tags or operation.__name__.startswith(("_foreach", "_fused", "where"))
+    scalars = ("_foreach", "_fused", "where", "fill", "masked_fill")
+    pointwise = torch.Tag.pointwise in operation.tags or operation.__name__.startswith(scalars)
     return pointwise and all(tensor.dim() == 0 for tensor in there)
 
 
@@ -285,6 +295,19 @@ class Generator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+APPLY = torch.nn.Module._apply
+
+
+def apply(module, function, recurse=True):
+    """`Module._apply`: parameters that it replaces keep their hooks, as those that a GPU moves."""
+    hooks = {name: each._backward_hooks for name, each in module._parameters.items() if each is not None}
+    result = APPLY(module, function, recurse)
+    for name, own in hooks.items():
+        if own:
+            module._parameters[name]._backward_hooks = own
+    return result
+
+
 @contextmanager
 def stand_in() -> Iterator[Counted]:
     """Within it there is a CUDA device; yields what is counted, from here on."""
@@ -302,6 +325,7 @@ def stand_in() -> Iterator[Counted]:
             stack.enter_context(patch.object(torch.cuda, name, lambda *arguments, **options: None))
         stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
         stack.enter_context(patch.object(torch, "Generator", Generator))
+        stack.enter_context(patch.object(torch.nn.Module, "_apply", apply))
         stack.enter_context(patch.object(threading.Thread, "run", run_with_device))
         lifts = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes a copy that a mode sees
