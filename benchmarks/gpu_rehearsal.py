@@ -19,10 +19,9 @@ from pathlib import Path
 if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-try:
-    from benchmarks.stand_in import Counted, stand_in  # before torch
-except ImportError as error:
-    sys.exit(f"error: {error}: install g++ (on Debian: apt install g++)")
+from benchmarks.stand_in import Counted, stand_in  # before torch
+
+# isort: split
 
 import torch
 

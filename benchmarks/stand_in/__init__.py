@@ -9,7 +9,7 @@
 Devices, autograd, autocast, the gradient scaler, `.item()` and copies behave as on a GPU; an operation on tensors of
 two devices raises torch's error. Values are the CPU's. It shows no rounding, kernels, memory or speed of a GPU.
 
-It needs Linux and g++, and compiles a few lines of C++ when it is imported.
+It needs Linux and g++, and compiles a few lines of C++ when it is imported; without g++ the program ends with status 2.
 """
 
 import ctypes
@@ -29,11 +29,15 @@ def compiled() -> ctypes.CDLL:
     """The library of device.cpp, with torch's libraries that it needs; torch must not be imported yet.
 
     Raises:
-        ImportError: there is no g++, or torch was imported before.
+        ImportError: torch was imported before.
+        SystemExit: there is no g++.
     """
     spec, compiler = find_spec("torch"), shutil.which("g++")
-    if "torch" in sys.modules or compiler is None or spec is None or spec.origin is None:
-        raise ImportError("the stand-in device needs g++, and has to be imported before torch")
+    if compiler is None:
+        print("error: the stand-in device needs g++: install it (on Debian: apt install g++)", file=sys.stderr)
+        sys.exit(2)
+    if "torch" in sys.modules or spec is None or spec.origin is None:
+        raise ImportError("the stand-in device has to be imported before torch")
     torch_folder = Path(spec.origin).parent
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / name), ctypes.RTLD_GLOBAL)
