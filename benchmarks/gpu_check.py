@@ -70,7 +70,7 @@ class Check:
         self.all, self.full = self.device.type == "cuda", self.device.type == "cuda" and not args.narrow
         self.records: list[dict] = []
         self.left_out: list[tuple[str, str]] = []
-        self.failures = 0
+        self.failures, self.complete = 0, False
         self.backbone, self.wide = str(folder / "backbone.pt"), str(folder / "wide.pt")
         torch.save(random_clip("ViT-B-16", *(() if self.full else (VISION, TEXT, 64))).state_dict(), self.backbone)
         if self.full or not self.all or not args.official:
@@ -132,8 +132,8 @@ class Check:
     def run(self, command: list[object]) -> subprocess.CompletedProcess:
         """A program of Python in a process of its own, on the device of this one."""
         stand_in = ["-m", "benchmarks.stand_in"] if "benchmarks.stand_in" in sys.modules else []
-        if stand_in and command[:2] == ["-m", "pytest"]:
-            command = command[2:]
+        if stand_in and command[:3] == ["-m", "pytest", "-q"]:
+            command = command[3:]
         argv = [sys.executable, *stand_in, *map(str, command)]
         try:
             limit = max(1.0, self.seconds_left)
@@ -290,6 +290,8 @@ def report(check: Check) -> str:
     lines.append(f"{', '.join(f'{name}: {value}' for name, value in environment().items())}.")
     if not check.full:
         lines.append("Reduced form or narrow weights: it shows that the check runs; its results mean nothing.")
+    if not check.complete:
+        lines.append("The check is still running, or was ended: not everything is here.")
     for part in dict.fromkeys(record["part"] for record in check.records):
         rows = [{key: value for key, value in each.items() if key != "part"} for each in check.records]
         rows = [row for row, each in zip(rows, check.records, strict=True) if each["part"] == part]
@@ -335,6 +337,8 @@ def main(argv: list[str] | None = None) -> None:
         for part, items in parts(check):
             for what, measure in items:
                 check.execute(part, what, measure)
+        check.complete = True
+        check.write()
         print(report(check))
     sys.exit(1 if check.failures else 0)
 

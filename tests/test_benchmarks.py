@@ -171,7 +171,7 @@ def test_failure_is_named_and_the_time_limit_ends_a_measurement(check, monkeypat
     assert status == 1
     assert "- failed: RuntimeError: 1 failed in 1 s: published numbers: mpl, fp32" in page
     memory = "- failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB: peak memory: MPL, 5, fp32, fast"
-    assert memory in page and memory in pages[0]
+    assert memory in page and memory in pages[0] and [("was ended" in each) for each in (*pages, page)] == [True, False]
     assert "- no time left: training step: endless" in page
 
 

@@ -189,10 +189,10 @@ def check_training(trainer, inputs, figures, learned):
         if step == 0:
             norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
             assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
-    close([logged["loss"] for logged in steps], figures["losses"], LOSSES)
+    close([float(logged["loss"]) for logged in steps], figures["losses"], LOSSES)
     for logged, expected in zip(steps, figures.get("loss_parts", steps), strict=True):
         if expected is not logged:
-            close([logged[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
+            close([float(logged[f"loss_{part}"]) for part in expected], list(expected.values()), LOSSES)
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
     assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
     close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
@@ -241,7 +241,7 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
     losses, rates = [], []
     for step in range(figures["optimizer"]["total_steps"]):
         rates.append(trainer.get_current_lr())
-        losses.append(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"])
+        losses.append(float(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"]))
         if step == 0:
             assert learned["adapter.weight"].grad.norm().item() == pytest.approx(
                 figures["grad_norms"]["adapter.weight"], rel=1e-3

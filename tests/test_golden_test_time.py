@@ -131,7 +131,7 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
         (ctx,) = optimizer.param_groups[0]["params"]
         gradients[-1].append(ctx.grad.clone())
         step(optimizer)
-        moved[-1].append((ctx.detach() - start).norm())
+        moved[-1].append((ctx.detach() - start).norm().item())
         after[-1].append(ctx.detach().clone())
 
     monkeypatch.setattr(trainer, "objective", noted)
@@ -146,7 +146,7 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
     close(torch.stack([image[0][:, :8] for image in gradients]), figures["grad_first8"], 1e-3)
     assert start.norm().item() == pytest.approx(figures["ctx_before_norm"], abs=1e-5)
     assert torch.equal(trainer.model.get_buffer(name), start)
-    close(torch.tensor([image[-1].norm() for image in after]), figures["ctx_after_norms"], 1e-5)
+    close(torch.tensor([image[-1].norm().item() for image in after]), figures["ctx_after_norms"], 1e-5)
     close(torch.tensor(moved), figures["ctx_moved_norms"], 1e-5)
     close(torch.stack([image[-1][:, :8] for image in after]), figures["ctx_after_first8"], 1e-5)
     if "ctx_after_first_step_first8" in figures:
