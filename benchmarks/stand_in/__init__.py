@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 
@@ -270,13 +271,14 @@ def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | 
     return torch.autograd.grad(result, tensors, gradient)
 
 
-STATE = torch.zeros(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
+STATE = torch.arange(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
 OF_CUDA = {
     "is_available": lambda: True,
     "is_initialized": lambda: True,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "get_device_name": lambda device=None: "stand-in device",
+    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=1 << 34, multi_processor_count=1),
     "is_bf16_supported": lambda including_emulation=True: True,
     "get_rng_state": lambda device=0: STATE,
     "get_rng_state_all": lambda: [STATE],
