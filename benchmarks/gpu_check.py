@@ -130,7 +130,7 @@ class Check:
         return {key: value.pin_memory() if self.device.type == "cuda" else value for key, value in batch.items()}
 
     def run(self, command: list[object], share: float = 1.0) -> subprocess.CompletedProcess:
-        """A program of Python in a process of its own, on the device of this one, for a share of the time that is left."""
+        """A program of Python on the device of this process, for at most a share of the time that is left."""
         stand_in = ["-m", "benchmarks.stand_in"] if "benchmarks.stand_in" in sys.modules else []
         if stand_in and command[:3] == ["-m", "pytest", "-q"]:
             command = command[3:]
