@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -118,6 +119,8 @@ class Check:
         wanted = {"fp16": prec == "fp16", "MODEL.COMPILE": compiled, "MODEL.CUDA_GRAPHS": graphs}
         if self.device.type == "cpu" and any(wanted.values()):
             raise NotImplementedError(f"{next(name for name, needed in wanted.items() if needed)} needs a GPU")
+        if compiled and find_spec("triton") is None:
+            raise NotImplementedError("MODEL.COMPILE needs Triton")
         torch.manual_seed(0)
         trainer = measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled, graphs)
         trainer.batch_idx = 1  # the first step of a run is checked, and waits
