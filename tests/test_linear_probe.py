@@ -70,7 +70,7 @@ def test_search_prefers_the_weakest_power_and_the_lower_end():
 def arrays(trainer, items):
     """Features (images, joint) and labels (images,)."""
     found = trainer.features_of(items)
-    return found.rows.numpy(), found.labels.numpy()
+    return found.rows.cpu().numpy(), found.labels.cpu().numpy()
 
 
 def test_model_predicts_what_scikit_learn_predicts(probe):
