@@ -58,9 +58,10 @@ kill: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/dashboard.py
 
-# Steps of all methods, and tests of numbers and of resuming, on a CUDA device that is not there; it needs g++.
+# Steps of all methods, the GPU check, and tests of numbers and of resuming, on a CUDA device that is not there; it needs g++.
 gpu-rehearsal: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/gpu_rehearsal.py --prec fp32 fp16 bf16 amp
+	$(BIN)/python -m benchmarks.stand_in benchmarks/gpu_check.py --narrow --minutes 10
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_gpu_rehearsal.py
 
 style: $(VENV)/.ready-dev

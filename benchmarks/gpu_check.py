@@ -1,23 +1,26 @@
-"""Check and measure this project on a GPU: golden cases, precisions, times, memory, test passes.
+"""Check and measure this project on a GPU: steps, launches, precisions, memory, test passes and published numbers.
 
-    python benchmarks/gpu_check.py --minutes 8 --json gpu_check.json
+    python benchmarks/gpu_check.py --minutes 8 --page gpu_check.md --official ../Modular-Prompt-Learning
 
-It needs no data and no weights: images and weights of ViT-B/16's size are random. It prints Markdown tables, and at the
-end the measurements that it left out, and why. After its minutes it begins no other measurement. Without a GPU it runs
-in a reduced form, whose results mean nothing. The exit status is 1 if a measurement failed.
+It needs no data and no weights: images and weights of ViT-B/16's size are random. The page is written after every
+measurement, the most important ones first, and names what was left out, and why. After its minutes the measurement that
+is running is left out, too. `--official DIR` measures the steps of a checkout of official code, whose code it runs.
+Without a GPU it runs in a reduced form, whose results mean nothing. The exit status is 1 if a measurement failed.
 """
 
 import argparse
 import json
 import os
-import statistics
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -28,105 +31,141 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import measuring
+from benchmarks import measuring, official
+from benchmarks.one_step import measured
 from clip.random_weights import random_clip
+from common.errors import UsageError
+from common.files import write_text
 from common.start import ROOT
 from experiments.arguments import parse_arguments as run_arguments
 from experiments.configs import CONFIGS
 from experiments.configuration import setup_cfg
+from experiments.environment import environment, unused_gpu
+from experiments.protocols import recipe
+from experiments.session import run_command
 from trainers import methods
 
 BATCH, SIDE = 4, 224
-VISION = {"image_size": SIDE, "patch_size": 32, "layers": 12, "width": 64}  # of the reduced form
+VISION = {"image_size": SIDE, "patch_size": 112, "layers": 12, "width": 64}  # of narrow weights
 TEXT = {"layers": 12, "width": 64}
+FIRST, DEPT = ["MPL", "CoOp", "MaPLe", "PromptSRC"], ["DePT+CoOp", "DePT+MaPLe"]
 
 Items = Iterator[tuple[dict, Callable[[], dict]]]  # facts of a measurement, and the function that measures
+
+
+class TimeIsUp(NotImplementedError):
+    """The minutes have passed, before a measurement or during one."""
 
 
 class Check:
     """The measurements to make, their device and their time limit.
 
     Args:
-        minutes: after them nothing more begins.
-        full: with random weights of ViT-B/16's size; else the reduced form.
+        args: options of the command line.
         folder: for temporary files.
     """
 
-    def __init__(self, minutes: float, full: bool, folder: Path):
-        self.end, self.full, self.folder = time.monotonic() + 60 * minutes, full, folder
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        self.args, self.end, self.folder = args, time.monotonic() + 60 * args.minutes, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.all, self.full = self.device.type == "cuda", self.device.type == "cuda" and not args.narrow
         self.records: list[dict] = []
         self.left_out: list[tuple[str, str]] = []
-        self.failures = 0
-        self.backbone = str(folder / "backbone.pt")
-        torch.save(random_clip("ViT-B-16", *(() if full else (VISION, TEXT, 64))).state_dict(), self.backbone)
+        self.failures, self.complete = 0, False
+        self.backbone, self.wide = str(folder / "backbone.pt"), str(folder / "wide.pt")
+        torch.save(random_clip("ViT-B-16", *(() if self.full else (VISION, TEXT, 64))).state_dict(), self.backbone)
+        if self.full or not self.all or not args.official:
+            self.wide = self.backbone
+        else:  # official code has ViT-B/16's widths in it
+            torch.save(random_clip("ViT-B-16", VISION | {"width": 768}).state_dict(), self.wide)
 
     @property
     def seconds_left(self) -> float:
         return self.end - time.monotonic()
 
-    def choose(self, full: list, reduced: list) -> list:
-        return full if self.full else reduced
+    def choose(self, everything: list, reduced: list) -> list:
+        return everything if self.all else reduced
 
     def execute(self, part: str, what: dict, measure: Callable[[], dict]) -> None:
-        """Record the result of `measure`; note an error, or why it cannot be measured."""
+        """Record the result of `measure`; note an error, or why it cannot be measured. Write the page."""
         name = f"{part}: {', '.join(map(str, what.values()))}"
         try:
             if self.seconds_left <= 0:
-                raise NotImplementedError("no time left")
-            print(name, file=sys.stderr)
+                raise TimeIsUp("no time left")
+            signal.setitimer(signal.ITIMER_REAL, self.seconds_left)
+            print(name, file=sys.stderr, flush=True)
             with redirect_stdout(sys.stderr):
                 self.records.append({"part": part, **what, **measure()})
-        except NotImplementedError as error:
+        except (NotImplementedError, UsageError) as error:
             self.left_out.append((name, str(error)))
         except Exception as error:  # noqa: BLE001 - the other measurements follow
             self.failures += 1
             self.left_out.append((name, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        self.write()
 
-    def trainer(self, method: str, classes: int, form: str = "fast", prec: str = "fp32", compiled: bool = False):
+    def write(self) -> None:
+        """The page, and the records as JSON."""
+        write_text(self.args.page, report(self))
+        if self.args.json:
+            left_out = [{"what": name, "why": why} for name, why in self.left_out]
+            write_text(self.args.json, json.dumps({"records": self.records, "left_out": left_out}, indent=1) + "\n")
+
+    def trainer(self, method: str, classes: int, form: str = "fast", prec: str = "fp32", compiled=False, graphs=False):
         """A trainer as train.py builds it; NotImplementedError if the device cannot run it."""
-        if prec == "fp16" and self.device.type == "cpu":
-            raise NotImplementedError("fp16 needs a GPU")
-        if compiled and self.device.type == "cpu":
-            raise NotImplementedError("MODEL.COMPILE needs a GPU")
+        wanted = {"fp16": prec == "fp16", "MODEL.COMPILE": compiled, "MODEL.CUDA_GRAPHS": graphs}
+        if self.device.type == "cpu" and any(wanted.values()):
+            raise NotImplementedError(f"{next(name for name, needed in wanted.items() if needed)} needs a GPU")
+        if compiled and find_spec("triton") is None:
+            raise NotImplementedError("MODEL.COMPILE needs Triton")
         torch.manual_seed(0)
-        return measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled=compiled)
+        trainer = measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled, graphs)
+        trainer.batch_idx = 1  # the first step of a run is checked, and waits
+        return trainer
 
     def batch(self, classes: int) -> dict[str, torch.Tensor]:
-        images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.manual_seed(0))
-        return {"img": images.to(self.device), "label": (torch.arange(BATCH) % classes).to(self.device)}
+        """As a loader gives it: in pinned memory for a GPU."""
+        images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+        batch = {"img": images, "label": torch.arange(BATCH) % classes}
+        return {key: value.pin_memory() if self.device.type == "cuda" else value for key, value in batch.items()}
 
-    def time(self, function: Callable[[], object]) -> float:
-        """Median seconds of ten calls of a function, after three calls that are not counted."""
-        for _ in range(3 if self.full else 1):
-            function()
-        return statistics.median(measuring.timed(function, self.device) for _ in range(10 if self.full else 1))
+    def run(self, command: list[object], share: float = 1.0) -> subprocess.CompletedProcess:
+        """A program of Python on the device of this process, for at most a share of the time that is left."""
+        stand_in = ["-m", "benchmarks.stand_in"] if "benchmarks.stand_in" in sys.modules else []
+        if stand_in and command[:3] == ["-m", "pytest", "-q"]:
+            command = command[3:]
+        argv = [sys.executable, *stand_in, *map(str, command)]
+        try:
+            limit = max(1.0, share * self.seconds_left)
+            return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=self.environment)
+        except subprocess.TimeoutExpired:
+            raise TimeIsUp("no time left") from None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"NVIDIA_TF32_OVERRIDE": "0", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
 
 
-def golden(check: Check) -> Items:
-    """Figures of the published implementations, without TF32."""
-    yield {"prec": "fp32"}, partial(golden_cases, check)
+def published_numbers(check: Check, cases: str) -> Items:
+    """The numbers of the published implementations, without TF32."""
+    yield {"cases": cases, "prec": "fp32"}, partial(golden_cases, check, cases)
 
 
-def golden_cases(check: Check) -> dict:
-    chosen = [] if check.full else ["-k", "vpt_shallow and fast"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py", *chosen]
-    environment, limit = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}, max(1.0, check.seconds_left / 2)
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        raise NotImplementedError("no time left") from None
+def golden_cases(check: Check, cases: str) -> dict:
+    chosen = ["-k", cases, "-m", "not thorough"] if check.all else ["-k", "vpt_shallow and fast"]
+    done = check.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py", *chosen], 0.5)
     lines = done.stdout.strip().splitlines() or [done.stderr[-200:]]
     if done.returncode:
         raise RuntimeError(lines[-1])
     return {"result": lines[-1]}
 
 
-def precisions(check: Check) -> Items:
+def precisions(check: Check, chosen: list[str]) -> Items:
     """Logits, gradients and twenty steps in half precision, against fp32."""
-    for method, prec in product(check.choose(measuring.learning(), ["CoOp", "MPL"]), ("fp16", "bf16", "amp")):
+    for method, prec in product(chosen, ("fp16", "bf16", "amp")):
         yield {"method": method, "prec": prec}, partial(against_fp32, check, method, prec)
 
 
@@ -135,7 +174,7 @@ def against_fp32(check: Check, method: str, prec: str) -> dict:
     whole, half = check.trainer(method, 50), check.trainer(method, 50, prec=prec)
     half.model.load_state_dict(whole.model.state_dict())
     (logits, gradient), (half_logits, half_gradient) = gradients(whole, batch), gradients(half, batch)
-    losses = [[each.forward_backward(batch)["loss"] for _ in range(steps)][-1] for each in (whole, half)]
+    losses = [[float(each.forward_backward(batch)["loss"]) for _ in range(steps)][-1] for each in (whole, half)]
     return {
         "logits": (half_logits - logits).abs().max().item(),
         "gradient": ((half_gradient - gradient).norm() / gradient.norm()).item(),
@@ -146,8 +185,9 @@ def against_fp32(check: Check, method: str, prec: str) -> dict:
 def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and the gradient of all learned parameters, in one vector."""
     with trainer.autocast():
-        output = trainer.model.output(batch["img"])
-        loss, logits = trainer.loss(output, batch["label"])[0], output.logits
+        images, labels = trainer.parse_batch_train(batch)
+        output = trainer.model.output(images)
+        loss, logits = trainer.loss(output, labels)[0], output.logits
     loss.backward()
     found = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     result = logits.detach().float(), torch.cat([gradient.flatten() for gradient in found])
@@ -155,50 +195,42 @@ def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, to
     return result
 
 
-def steps(check: Check) -> Items:
-    """Seconds of a training step of every method; compiled ones, which take longest to measure, last."""
-    names, counts = check.choose(measuring.learning(), ["CoOp"]), check.choose([5, 50, 200], [5])
-    ways = [("fast", False, False), ("plain", False, False), ("fast", False, True), ("fast", True, False)]
-    for way, classes, prec, method in product(ways, counts, ("fp32", "fp16", "bf16"), names):
-        form, compiled, graph = way
-        how = form + " compiled" * compiled + " as a CUDA graph" * graph
-        what = {"method": method, "classes": classes, "prec": prec, "form": how}
-        yield what, partial(step, check, (method, classes, form, prec, compiled), graph)
+def steps(
+    check: Check, chosen: Iterable[str], counts: list[int], forms: Iterable[str], precisions: Iterable[str]
+) -> Items:
+    """Time, launches and waits of training steps."""
+    for classes, method, prec, form in product(counts, chosen, precisions, forms):
+        measure = official_step if form == "official" else step
+        if form != "official" or check.args.official:
+            what = {"method": method, "classes": classes, "prec": prec, "form": form}
+            yield what, partial(measure, check, method, classes, prec, form)
 
 
-def step(check: Check, how: tuple, graph: bool) -> dict:
-    trainer, batch = check.trainer(*how), check.batch(how[1])
-    function = captured(trainer, batch) if graph else partial(trainer.forward_backward, batch)
-    return {"ms": 1e3 * check.time(function)}
+def step(check: Check, method: str, classes: int, prec: str, form: str) -> dict:
+    graphs = form == "CUDA graphs"
+    trainer = check.trainer(method, classes, "plain" if form == "plain" else "fast", prec, form == "compiled", graphs)
+    batch = check.batch(classes)
+    warm_up = 5 if graphs else 3 if check.full else 1  # a graph is captured in the fourth step
+    return measured(partial(trainer.forward_backward, batch), check.device, warm_up, 10 if check.full else 1)
 
 
-def captured(trainer, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """The forward and backward pass of a step as a CUDA graph; the optimiser's step is not in it."""
-    if trainer.device.type != "cuda":
-        raise NotImplementedError("CUDA graphs need a GPU")
-
-    def both() -> None:
-        loss, parts = trainer.loss(trainer.model.output(batch["img"]), batch["label"])
-        trainer.model.zero_grad(set_to_none=False)
-        trainer.backward(loss, parts)
-
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                both()
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph):
-            both()
-    except RuntimeError as error:  # something in the step waits for the GPU, or copies from pageable memory
-        raise NotImplementedError(f"cannot be captured: {str(error).splitlines()[0]}") from error
-    return graph.replay
+def official_step(check: Check, method: str, classes: int, prec: str, form: str) -> dict:
+    config = f"{recipe(method, 'few_shot').cfg}.yaml"
+    if not (check.args.official / "configs/trainers" / method / config).is_file():
+        raise NotImplementedError(f"{check.args.official} has no configs/trainers/{method}/{config}")
+    if prec == "fp16" and check.device.type == "cpu":
+        raise NotImplementedError("fp16 needs a GPU")
+    command = ["benchmarks/official.py", check.args.official, "--trainer", method, "--config", config]
+    command += ["--backbone", check.wide, "--classes", classes, "--prec", prec]
+    done = check.run([*command, *(() if check.full else ("--warm-up", 1, "--times", 1))])
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def memory(check: Check) -> Items:
     """Peak memory of a training step of MPL."""
-    for classes, form in product(check.choose([50, 200, 1000], [5]), ("fast", "plain")):
+    for classes, form in product(check.choose([50, 200, 1000] if check.full else [50], [5]), ("fast", "plain")):
         yield {"method": "MPL", "classes": classes, "prec": "fp32", "form": form}, partial(peak, check, classes, form)
 
 
@@ -208,7 +240,9 @@ def peak(check: Check, classes: int, form: str) -> dict:
         raise NotImplementedError("it is measured on a GPU only")
     torch.cuda.reset_peak_memory_stats()
     trainer.forward_backward(check.batch(classes))
-    return {"MB": torch.cuda.max_memory_allocated() / 2**20}
+    if not (peak := torch.cuda.max_memory_allocated()):
+        raise NotImplementedError("this device does not count its memory")
+    return {"MB": peak / 2**20}
 
 
 def test_passes(check: Check) -> Items:
@@ -233,45 +267,84 @@ def images_a_second(check: Check, photos: Path, kept: bool) -> dict:
     return {"images a second": trainer.n_test / trainer.test_seconds}
 
 
-PARTS: dict[str, Callable[[Check], Items]] = {
-    "golden cases": golden,
-    "against fp32": precisions,
-    "peak memory": memory,
-    "test pass": test_passes,
-    "training step": steps,  # hundreds of them: the last ones may have no time left
-}
+def parts(check: Check) -> Iterator[tuple[str, Items]]:
+    """The parts with their measurements, the most important ones first."""
+    others = [name for name in measuring.stepped() if name not in FIRST and not name.startswith("DePT+")] + DEPT
+    forms, precs = ("fast", "plain", "official"), ("fp16", "fp32", "amp")
+    first, second = check.choose(FIRST[:1], ["CoOp"]), check.choose(FIRST[1:], [])
+    yield "training step", steps(check, first, check.choose([50], [5]), forms, precs)
+    yield "training step", steps(check, first, check.choose([50], [5]), ["CUDA graphs"], precs)
+    yield "published numbers", published_numbers(check, "mpl")
+    yield "training step", steps(check, second, [50], [*forms, "CUDA graphs"], precs)
+    yield "training step", steps(check, first + second[:1], check.choose([5, 500], []), [*forms, "CUDA graphs"], precs)
+    yield "against fp32", precisions(check, check.choose(FIRST, ["CoOp", "MPL"]))
+    yield "peak memory", memory(check)
+    yield "test pass", test_passes(check)
+    yield "published numbers", published_numbers(check, "not mpl")
+    yield "against fp32", precisions(check, check.choose(others, []))
+    yield "training step", steps(check, check.choose(others, []), [50], ["fast", "CUDA graphs"], precs)
+    yield "training step", steps(check, check.choose(FIRST + others, []), [50], ["fast"], ["bf16"])
+    yield "training step", steps(check, check.choose(FIRST, ["CoOp"]), [50], ["compiled"], precs)
 
 
 def report(check: Check) -> str:
-    """The records as a Markdown table for each part, and a list of the parts that did not run."""
-    lines = [measuring.machine(torch.get_num_threads())]
+    """The page: the machine, the records as a table for each part, and what was left out by reason."""
+    lines = [f"# {measuring.machine(torch.get_num_threads())}", driver()]
+    lines.append(f"{', '.join(f'{name}: {value}' for name, value in environment().items())}.")
     if not check.full:
-        lines.append("Reduced form: it shows that the check runs; its results mean nothing.")
+        lines.append("Reduced form or narrow weights: it shows that the check runs; its results mean nothing.")
+    if not check.complete:
+        lines.append("The check is still running, or was ended: not everything is here.")
     for part in dict.fromkeys(record["part"] for record in check.records):
-        rows = [each for each in check.records if each["part"] == part]
+        rows = [{key: value for key, value in each.items() if key != "part"} for each in check.records]
+        rows = [row for row, each in zip(rows, check.records, strict=True) if each["part"] == part]
         lines.append(f"{part.capitalize()}:\n\n{measuring.table(rows)}")
-    reasons = [f"- {name}: {why}" for name, why in check.left_out] or ["- nothing"]
-    return "\n\n".join([*lines, "\n".join(["Left out:\n", *reasons])])
+    reasons: dict[str, list[str]] = {}
+    for name, why in check.left_out:
+        reasons.setdefault(why, []).append(name)
+    left_out = [f"- {why}: {shortened(names)}" for why, names in reasons.items()] or ["- nothing"]
+    return "\n\n".join([*lines, "\n".join(["Left out:\n", *left_out])]) + "\n"
+
+
+def shortened(names: list[str]) -> str:
+    return "; ".join(names if len(names) < 9 else [*names[:6], f"and {len(names) - 6} more"])
+
+
+def driver() -> str:
+    """NVIDIA's driver and the memory of the GPU, or why torch does not use it."""
+    if not shutil.which("nvidia-smi"):
+        return f"No NVIDIA driver. {unused_gpu()}".strip()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True)
+    return " ".join(f"{found.stdout or found.stderr} {unused_gpu()}".split())
+
+
+def stop(number: int, frame: object) -> None:
+    raise TimeIsUp("no time left")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--page", type=Path, default=Path("gpu_check.md"), help="the results (default: gpu_check.md)")
     parser.add_argument("--json", type=Path, help="write the records there as well")
-    parser.add_argument("--minutes", type=float, default=8, help="after them nothing more begins")
-    parser.add_argument("--reduced", action="store_true", help="the form that runs without a GPU")
+    parser.add_argument("--minutes", type=float, default=8, help="after them it ends")
+    parser.add_argument("--narrow", action="store_true", help="narrow weights, and each step only once")
+    parser.add_argument("--official", type=Path, metavar="DIR", help="a checkout of official code, which is run")
     args = parser.parse_args(argv)
+    if args.official and (part := official.missing(args.official)):
+        raise UsageError(f"{args.official} has no {part}", "give --official a checkout in the form of CoOp's")
+    signal.signal(signal.SIGALRM, stop)
     with tempfile.TemporaryDirectory() as folder:
-        full = torch.cuda.is_available() and not args.reduced
-        check = Check(args.minutes, full, Path(folder))
-        for part, items in PARTS.items():
-            for what, measure in items(check):
+        check = Check(args, Path(folder))
+        check.write()
+        for part, items in parts(check):
+            for what, measure in items:
                 check.execute(part, what, measure)
+        check.complete = True
+        check.write()
         print(report(check))
-        if args.json:
-            left_out = [{"what": name, "why": why} for name, why in check.left_out]
-            args.json.write_text(json.dumps({"records": check.records, "left_out": left_out}, indent=1) + "\n")
     sys.exit(1 if check.failures else 0)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "from the first measurement")

@@ -19,18 +19,15 @@ from pathlib import Path
 if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-try:
-    from benchmarks.stand_in import Counted, stand_in  # before torch
-except ImportError as error:
-    sys.exit(f"error: {error}: install g++ (on Debian: apt install g++)")
+from benchmarks.stand_in import Counted, stand_in  # before torch
+
+# isort: split
 
 import torch
 
 from benchmarks import measuring
 from clip.random_weights import random_clip
 from common.start import at_least
-from trainers import methods
-from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.settings import PRECISIONS
 
 FAILED: list[str] = []
@@ -91,7 +88,7 @@ def records(args: argparse.Namespace) -> Iterator[dict]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    stepped = [name for name in measuring.learning() if not issubclass(methods()[name], FeatureTrainer)]
+    stepped = measuring.stepped()
     parser.add_argument("--trainer", nargs="+", default=stepped, choices=stepped)
     parser.add_argument("--classes", nargs="+", type=at_least(1), default=[50])
     parser.add_argument("--form", nargs="+", default=["fast"], choices=("fast", "plain"), help="of the towers")

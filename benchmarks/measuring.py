@@ -4,7 +4,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -16,6 +15,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from open_clip import IMAGENET_CLASSNAMES
 
+from benchmarks.one_step import timed as timed
 from benchmarks.published import as_published
 from clip.random_weights import random_clip
 from common.start import at_least
@@ -23,6 +23,7 @@ from experiments.configs import config_folder
 from experiments.configuration import extend_cfg, merge_pairs
 from experiments.protocols import recipe
 from trainers import methods
+from trainers.base.feature_trainer import FeatureTrainer
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -37,6 +38,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def learning() -> list[str]:
     """The methods that learn prompts."""
     return [name for name, method in methods().items() if method.learns and method.transfers]
+
+
+def stepped() -> list[str]:
+    """The methods whose steps go through the towers."""
+    return [name for name in learning() if not issubclass(methods()[name], FeatureTrainer)]
 
 
 @contextmanager
@@ -78,14 +84,6 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
     trainer.batch_idx, trainer.num_batches = 0, 10**9
     trainer.set_model_mode("train")
     return trainer
-
-
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def in_turns(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, tuple[float, float]]:

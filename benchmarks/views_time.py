@@ -44,7 +44,9 @@ class Published:
     def __init__(self, arch: str, backbone: str, names: list[str]):
         self.model = open_clip.create_model(arch, force_quick_gelu=True).eval().requires_grad_(False)
         self.model.load_state_dict(load_backbone(backbone).state_dict())
-        self.ids = tokenize([f"{CONTEXT} {name}." for name in names], self.model.context_length)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = self.model.to(self.device)
+        self.ids = tokenize([f"{CONTEXT} {name}." for name in names], self.model.context_length).to(self.device)
         self.tokens = self.model.token_embedding(self.ids)  # (classes, 77, width)
         self.start = self.tokens[0, 1 : 1 + len(CONTEXT.split())].clone()
 
@@ -99,7 +101,7 @@ def records(args: argparse.Namespace, backbone: str) -> Iterator[dict]:
     for classes in args.classes:
         published = Published(args.arch, backbone, open_clip.IMAGENET_CLASSNAMES[:classes])
         size = published.model.visual.image_size
-        views = torch.randn(args.views, 3, *(size if isinstance(size, tuple) else (size, size)))
+        views = torch.randn(args.views, 3, *(size if isinstance(size, tuple) else (size, size))).to(published.device)
         for method in args.method:
             what = {"method": method, "classes": classes, "views": args.views}
             yield what | compare(args.rounds, method, backbone, published, views)

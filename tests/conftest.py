@@ -142,7 +142,10 @@ def in_double(monkeypatch, tmp_path):
 
 @pytest.fixture
 def build(eurosat, deep, tmp_path):
-    """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are those of its method."""
+    """`build("CoOp", "base", "N_CTX", 4, ...)` -> a trainer in fp32 for 3 epochs; settings are those of its method.
+
+    It is on the CPU, also where there is a GPU: its tests compare it with formulas.
+    """
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
     from drawn import make_cfg
@@ -153,7 +156,7 @@ def build(eurosat, deep, tmp_path):
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
         section = methods()[method].section()
         settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
-        few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3, "DATASET.SUBSAMPLE_CLASSES", classes]
+        few = ["USE_CUDA", False, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3, "DATASET.SUBSAMPLE_CLASSES", classes]
         set_random_seed(1)
         return build_trainer(make_cfg(method, eurosat, backbone, tmp_path / output, *few, *settings, *options))
 

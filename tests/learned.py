@@ -49,7 +49,7 @@ def own_test(run: Path, classes: str) -> tuple[list[str], torch.Tensor, list[str
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
     batches = list(trainer.test_loader)
-    logits = torch.cat([trainer.model_inference(batch["img"]) for batch in batches])
+    logits = torch.cat([trainer.model_inference(batch["img"].to(trainer.device)).cpu() for batch in batches])
     return [path for batch in batches for path in batch["impath"]], logits, trainer.dm.dataset.classnames
 
 

@@ -132,7 +132,7 @@ def test_answers_depend_on_the_seed_and_not_on_other_images(method, make):
     found = outputs(make(method))
     alone = make(method)
     last = alone.test_loader.dataset[len(found) - 1]["img"]
-    assert torch.equal(alone.model_inference(last[None])[0], found[-1])
+    assert torch.equal(alone.model_inference(last[None].to(alone.device))[0], found[-1])
     other = make(method, "SEED", 2, output="other").test_loader.dataset[len(found) - 1]["img"]
     assert torch.equal(other[0], last[0]) and not any(
         torch.equal(*pair) for pair in zip(other[1:], last[1:], strict=False)

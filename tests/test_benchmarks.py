@@ -2,13 +2,24 @@
 
 import json
 import subprocess
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import dashboard, gpu_check, measuring, predict_time, predictions_time, step_time, views_time
+from benchmarks import (
+    dashboard,
+    gpu_check,
+    measuring,
+    official,
+    predict_time,
+    predictions_time,
+    step_time,
+    views_time,
+)
+from experiments.session import cli_main
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,68 +120,160 @@ def test_published_loops_of_views_give_the_same_answers(arch, tmp_path, monkeypa
 
 @pytest.fixture
 def check(monkeypatch, tmp_path, capsys):
-    """`check(*options)` -> (exit status, what it printed, its JSON), without a GPU; the golden case is not started."""
+    """`check(*options)` -> (exit status, its page, its JSON), without a GPU; the published numbers are not computed."""
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
-    done = gpu_check.subprocess.CompletedProcess([], 0, "1 passed in 1 s\n", "")
-    monkeypatch.setattr(gpu_check.subprocess, "run", lambda *arguments, **options: done)
+    run = subprocess.run
+
+    def without_golden(command, **options):
+        return run(command, **options) if "tests/test_golden.py" not in command else check.golden
 
     def check(*options):
         with pytest.raises(SystemExit) as end:
-            gpu_check.main(["--json", str(tmp_path / "check.json"), *options])
-        return end.value.code, capsys.readouterr().out, json.loads((tmp_path / "check.json").read_text())
+            gpu_check.main(["--page", str(tmp_path / "p.md"), "--json", str(tmp_path / "p.json"), *map(str, options)])
+        assert capsys.readouterr().out.strip() == (tmp_path / "p.md").read_text().strip()
+        return end.value.code, (tmp_path / "p.md").read_text(), json.loads((tmp_path / "p.json").read_text())
 
+    monkeypatch.setattr(gpu_check.subprocess, "run", without_golden)
+    check.golden = subprocess.CompletedProcess([], 0, "1 passed in 1 s\n", "")
     return check
 
 
 @pytest.mark.slow
 def test_reduced_form_measures_each_part(check):
-    status, printed, found = check()
+    status, page, found = check()
     assert status == 0, found["left_out"]
-    rows = {part: [each for each in found["records"] if each["part"] == part] for part in gpu_check.PARTS}
-    assert [part for part in rows if not rows[part]] == ["peak memory"]
-    assert rows["golden cases"][0]["result"] == "1 passed in 1 s"
+    rows: dict = {}
+    for each in found["records"]:
+        rows.setdefault(each["part"], []).append(each)
+    assert list(rows) == ["training step", "published numbers", "against fp32", "test pass"]
+    assert rows["published numbers"][0]["result"] == "1 passed in 1 s"
     assert {each["prec"] for each in rows["against fp32"]} == {"bf16", "amp"}
     for each in rows["against fp32"]:
         assert 0 < each["logits"] < 2 and 0 < each["gradient"] < 0.2 and abs(each["loss after 2 steps"]) < 0.5
-    assert {(each["form"], each["prec"]) for each in rows["training step"]} == {
-        (form, prec) for form in ("fast", "plain") for prec in ("fp32", "bf16")
-    }
+    steps = {(each["form"], each["prec"]) for each in rows["training step"]}
+    assert steps == {(form, prec) for form in ("fast", "plain") for prec in ("fp32", "amp")}
+    assert all(each["ms"] > 0 for each in rows["training step"])
     assert [each["decoded"] for each in rows["test pass"]] == ["each time", "kept"]
     assert all(each["images a second"] > 0 for each in rows["test pass"])
     reasons = {each["why"] for each in found["left_out"]}
-    needs = ("fp16 needs", "MODEL.COMPILE needs", "CUDA graphs need", "it is measured on")
-    assert reasons == {f"{need} a GPU{' only' * need.startswith('it')}" for need in needs}
-    assert "Reduced form" in printed and printed.count("\n| --- |") == 4 and "- peak memory: MPL, 5" in printed
+    needs = {f"{what} needs a GPU" for what in ("fp16", "MODEL.COMPILE", "MODEL.CUDA_GRAPHS")}
+    assert reasons == needs | {"it is measured on a GPU only"}
+    assert "Reduced form" in page and page.count("\n| --- |") == 4 and "- it is measured on a GPU only: peak" in page
 
 
 def test_without_time_all_is_left_out_and_named(check):
-    status, printed, found = check("--minutes", "0")
+    status, page, found = check("--minutes", "0")
     assert status == 0 and found["records"] == []
     assert {each["why"] for each in found["left_out"]} == {"no time left"}
-    assert "- training step: CoOp, 5, fp32, fast: no time left" in printed
+    assert "- no time left: training step: CoOp, 5, fp16, fast; training step: CoOp, 5, fp16, plain;" in page
 
 
-def test_failure_is_named_and_the_rest_is_measured(check, monkeypatch):
+def test_failure_is_named_and_the_time_limit_ends_a_measurement(check, monkeypatch):
+    """The page has what was measured before an end that nothing can catch."""
+    pages = []
+
     def broken(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
 
-    failed = gpu_check.subprocess.CompletedProcess([], 1, "1 failed in 1 s\n", "")
-    monkeypatch.setattr(gpu_check.subprocess, "run", lambda *arguments, **options: failed)
-    chosen = {part: gpu_check.PARTS[part] for part in ("golden cases", "peak memory")}
-    monkeypatch.setattr(gpu_check, "PARTS", chosen)
+    def parts(running):
+        yield "published numbers", gpu_check.published_numbers(running, "mpl")
+        yield "peak memory", gpu_check.memory(running)
+        pages.append(running.args.page.read_text())
+        running.end = time.monotonic() + 0.1
+        yield "training step", [({"method": "endless"}, lambda: time.sleep(60))]
+
+    monkeypatch.setattr(gpu_check, "parts", parts)
     monkeypatch.setattr(gpu_check.measuring, "build", broken)
-    status, printed, found = check()
+    check.golden = subprocess.CompletedProcess([], 1, "1 failed in 1 s\n", "")
+    status, page, found = check()
     assert status == 1
-    assert "- golden cases: fp32: failed: RuntimeError: 1 failed in 1 s" in printed
-    assert "- peak memory: MPL, 5, fp32, fast: failed: OutOfMemoryError: CUDA out of memory. Tried to" in printed
+    assert "- failed: RuntimeError: 1 failed in 1 s: published numbers: mpl, fp32" in page
+    memory = "- failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB: peak memory: MPL, 5, fp32, fast"
+    assert memory in page and memory in pages[0] and [("was ended" in each) for each in (*pages, page)] == [True, False]
+    assert "- no time left: training step: endless" in page
+
+
+# A checkout in the form of CoOp's, with a method of its own
+OFFICIAL = {
+    "train.py": """
+from yacs.config import CfgNode
+import datasets.names
+import trainers.coop
+
+def extend_cfg(cfg):
+    cfg.TRAINER.COOP = CfgNode({"PREC": "fp16"})
+""",
+    "clip/__init__.py": "from .clip import *",
+    "clip/clip.py": """
+_MODELS = {"ViT-B/16": "https://openaipublic.azureedge.net/clip/ViT-B-16.pt"}
+
+def _download(url, root):
+    raise AssertionError("it has to be replaced")
+""",
+    "datasets/__init__.py": "",
+    "datasets/names.py": "",
+    "trainers/__init__.py": "",
+    "trainers/coop.py": """
+import torch
+from clip import clip
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+
+@TRAINER_REGISTRY.register()
+class CoOp(TrainerX):
+    def build_model(self):
+        weights = torch.load(clip._download(clip._MODELS[self.cfg.MODEL.BACKBONE.NAME], "~/.cache"))
+        width = weights["text_projection"].shape[1]
+        self.model = torch.nn.Linear(width, len(self.dm.dataset.classnames)).half().to(self.device)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("prompt_learner", self.model, self.optim, self.sched)
+
+    def forward_backward(self, batch):
+        images, labels = batch["img"].to(self.device), batch["label"].to(self.device)
+        scores = self.model(images.flatten(1)[:, : self.model.in_features].to(self.model.weight.dtype)).float()
+        loss = torch.nn.functional.cross_entropy(scores, labels)
+        self.model_backward_and_update(loss)
+        return {"loss": loss.item()}
+""",
+    "configs/trainers/CoOp/vit_b16.yaml": "OPTIM:\n  NAME: sgd\n  LR: 0.002\n  WARMUP_CONS_LR: 1e-5\n",
+}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name, text in OFFICIAL.items():
+        (tmp_path / "official" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "official" / name).write_text(text)
+    return tmp_path / "official"
+
+
+@pytest.mark.thorough
+def test_steps_of_official_code_are_measured_in_its_own_packages(check, checkout, monkeypatch):
+    def parts(running):
+        yield "training step", gpu_check.steps(running, ["CoOp", "MPL"], [5], ["official"], ["fp32"])
+
+    monkeypatch.setattr(gpu_check, "parts", parts)
+    status, page, found = check("--official", checkout)
+    assert status == 0 and [each["form"] for each in found["records"]] == ["official"], page
+    assert found["records"][0]["ms"] > 0
+    assert "has no configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml: training step: MPL, 5, fp32, official" in page
+
+
+@pytest.mark.parametrize("part", official.PARTS)
+def test_a_folder_that_is_no_checkout_is_named(part, checkout, ended):
+    (checkout / part).rename(checkout / "elsewhere")
+    status, _, errors = ended(lambda: cli_main(lambda: gpu_check.main(["--official", str(checkout)])))
+    remedy = "give --official a checkout in the form of CoOp's"
+    assert (status, errors) == (2, [f"error: {checkout} has no {part}: {remedy}"])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(tmp_path):
     with pytest.raises(SystemExit) as end:
-        gpu_check.main(["--minutes", "3", "--json", str(tmp_path / "check.json")])
-    found = json.loads((tmp_path / "check.json").read_text())
+        gpu_check.main(["--minutes", "3", "--page", str(tmp_path / "p.md"), "--json", str(tmp_path / "p.json")])
+    found = json.loads((tmp_path / "p.json").read_text())
     assert end.value.code == 0, found["left_out"]
 
 

@@ -41,7 +41,7 @@ def mpl(eurosat, tiny, tmp_path):
 
 def logits(trainer):
     trainer.set_model_mode("eval")
-    return trainer.model_inference(IMAGES)
+    return trainer.model_inference(IMAGES.to(trainer.device))
 
 
 def expected_of(trainer, prompts):
@@ -86,7 +86,7 @@ def randomised(trainer):
     """The trainer's prompts, moved off their initial values so that nothing passes by standing still."""
     generator = torch.manual_seed(3)
     for parameter in trainer.model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
     return {key: value.clone() for key, value in trainer.model.state_dict().items()}
 
 
@@ -209,7 +209,7 @@ def test_ours_loads_in_the_published_module(trained):
     assert unexpected == []
     assert {key for key in missing if "token_" not in key} == {"image_encoder.weight", "image_encoder.bias"}
     for name, parameter in trainer.model.named_parameters():
-        assert torch.equal(theirs.get_parameter(name), parameter)
+        assert torch.equal(theirs.get_parameter(name), parameter.cpu())
 
 
 def test_the_best_checkpoint_is_loaded_else_the_newest(trained, mpl, tmp_path):

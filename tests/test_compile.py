@@ -69,10 +69,13 @@ def test_graphs_without_a_gpu_are_ignored_with_a_note(build, capsys):
     assert trainer.passes == trainer.both_passes
 
 
-@pytest.mark.parametrize(("device", "towers", "compiles"), [("cuda", "fast", True), ("cuda", "plain", False)])
-def test_only_fast_towers_are_compiled_on_a_gpu(build, monkeypatch, device, towers, compiles):
+@pytest.mark.parametrize(
+    ("towers", "found", "compiles"), [("fast", "triton", True), ("plain", "triton", False), ("fast", "nothing", False)]
+)
+def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(build, monkeypatch, capsys, towers, found, compiles):
     trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))
-    monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == "triton")
-    trainer.device = torch.device(device)
+    monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == found or None)
+    trainer.device = torch.device("cuda")
     trainer.compile_towers()
     assert (trainer.model.towers is not TOWERS[towers]) == compiles
+    assert ("MODEL.COMPILE is ignored: it needs a GPU, Triton and" in capsys.readouterr().out) != compiles

@@ -69,7 +69,7 @@ def test_folded_weights_are_a_clip_with_the_same_features(run, command, deep, eu
     plain.load_state_dict(state)
     pixels = classifier.pixels(list(images_of(eurosat, range(6))))
     with torch.no_grad():
-        expected = classifier.model_for().image_output(pixels).feature
+        expected = classifier.model_for().image_output(pixels.to(classifier.device)).feature.cpu()
         torch.testing.assert_close(plain.encode_image(pixels), expected, rtol=1e-4, atol=1e-5)
     changed = {key.split(".")[-1] for key in state if not torch.equal(state[key], before[key])}
     assert changed == {"in_proj_weight"}

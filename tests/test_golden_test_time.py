@@ -58,15 +58,15 @@ def trainer(request, figures, backbones, stand_in, tmp_path):
     return trainer
 
 
-def views_of(case: dict) -> torch.Tensor:
+def views_of(case: dict, trainer) -> torch.Tensor:
     size = case["arch"]["image_resolution"]
     shape = (case["images"], case["views"], 3, size, size)
-    return torch.from_numpy(np.random.default_rng(9).standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.random.default_rng(9).standard_normal(shape, dtype=np.float32)).to(trainer.device)
 
 
 def test_method(trainer, figures):
     case, state, checks = figures["case"], trainer.new_state(), CHECKS.get(figures["case"]["trainer"])
-    features = [trainer.features_of(views) for views in views_of(case)]
+    features = [trainer.features_of(views) for views in views_of(case, trainer)]
     with torch.no_grad():
         logits = [trainer.logits(each) for each in features]
     if case["kind"] == "test-time":
@@ -79,9 +79,9 @@ def test_method(trainer, figures):
     if case["kind"] == "stream":
         answers = torch.stack([trainer.answer(each, state) for each in features])
     else:
-        answers = trainer.model_inference(views_of(case))
+        answers = trainer.model_inference(views_of(case, trainer))
     close(answers, figures["logits_after"], AFTER)
-    right = (answers.argmax(dim=1) == torch.tensor(figures["labels"])).float().mean().item()
+    right = (answers.argmax(dim=1).cpu() == torch.tensor(figures["labels"])).float().mean().item()
     if "predictions" in figures:
         assert answers.argmax(dim=1).tolist() == figures["predictions"]
     assert right == pytest.approx(figures.get("correct", figures.get("accuracy", 100 * right) / 100), abs=1e-3)
@@ -131,12 +131,12 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
         (ctx,) = optimizer.param_groups[0]["params"]
         gradients[-1].append(ctx.grad.clone())
         step(optimizer)
-        moved[-1].append((ctx.detach() - start).norm())
+        moved[-1].append((ctx.detach() - start).norm().item())
         after[-1].append(ctx.detach().clone())
 
     monkeypatch.setattr(trainer, "objective", noted)
     monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
-    for views in views_of(figures["case"]):
+    for views in views_of(figures["case"], trainer):
         for record in (losses, gradients, moved, after):
             record.append([])
         trainer.answer(trainer.features_of(views), {})
@@ -146,7 +146,7 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
     close(torch.stack([image[0][:, :8] for image in gradients]), figures["grad_first8"], 1e-3)
     assert start.norm().item() == pytest.approx(figures["ctx_before_norm"], abs=1e-5)
     assert torch.equal(trainer.model.get_buffer(name), start)
-    close(torch.tensor([image[-1].norm() for image in after]), figures["ctx_after_norms"], 1e-5)
+    close(torch.tensor([image[-1].norm().item() for image in after]), figures["ctx_after_norms"], 1e-5)
     close(torch.tensor(moved), figures["ctx_moved_norms"], 1e-5)
     close(torch.stack([image[-1][:, :8] for image in after]), figures["ctx_after_first8"], 1e-5)
     if "ctx_after_first_step_first8" in figures:

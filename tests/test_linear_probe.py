@@ -70,7 +70,7 @@ def test_search_prefers_the_weakest_power_and_the_lower_end():
 def arrays(trainer, items):
     """Features (images, joint) and labels (images,)."""
     found = trainer.features_of(items)
-    return found.rows.numpy(), found.labels.numpy()
+    return found.rows.cpu().numpy(), found.labels.cpu().numpy()
 
 
 def test_model_predicts_what_scikit_learn_predicts(probe):
@@ -78,7 +78,7 @@ def test_model_predicts_what_scikit_learn_predicts(probe):
     trainer.train()
     features, labels = arrays(trainer, trainer.dm.dataset.train_x)
     images = [trainer.test_loader.dataset[number]["img"] for number in range(24)]
-    logits = trainer.model_inference(torch.stack(images))
+    logits = trainer.model_inference(torch.stack(images).to(trainer.device)).cpu()
     tested, truth = arrays(trainer, trainer.dm.dataset.test)
     expected = fit(features, labels, trainer.choose_c(features, labels))
     assert features.shape == (24, 64) and not np.allclose(np.linalg.norm(features, axis=1), 1)

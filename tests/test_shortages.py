@@ -159,6 +159,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(error, launch, eurosat, tiny, monk
     def fail():
         raise error
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", fail)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")

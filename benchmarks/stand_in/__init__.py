@@ -9,7 +9,7 @@
 Devices, autograd, autocast, the gradient scaler, `.item()` and copies behave as on a GPU; an operation on tensors of
 two devices raises torch's error. Values are the CPU's. It shows no rounding, kernels, memory or speed of a GPU.
 
-It needs Linux and g++, and compiles a few lines of C++ when it is imported.
+It needs Linux and g++, and compiles a few lines of C++ when it is imported; without g++ the program ends with status 2.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 
@@ -29,11 +30,15 @@ def compiled() -> ctypes.CDLL:
     """The library of device.cpp, with torch's libraries that it needs; torch must not be imported yet.
 
     Raises:
-        ImportError: there is no g++, or torch was imported before.
+        ImportError: torch was imported before.
+        SystemExit: there is no g++.
     """
     spec, compiler = find_spec("torch"), shutil.which("g++")
-    if "torch" in sys.modules or compiler is None or spec is None or spec.origin is None:
-        raise ImportError("the stand-in device needs g++, and has to be imported before torch")
+    if compiler is None:
+        print("error: the stand-in device needs g++: install it (on Debian: apt install g++)", file=sys.stderr)
+        sys.exit(2)
+    if "torch" in sys.modules or spec is None or spec.origin is None:
+        raise ImportError("the stand-in device has to be imported before torch")
     torch_folder = Path(spec.origin).parent
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / name), ctypes.RTLD_GLOBAL)
@@ -88,6 +93,15 @@ class OnDevice(Tensor):
 
     def __format__(self, form: str) -> str:
         return format(self.item(), form) if self.dim() == 0 else str(self)
+
+    @property
+    def data(self):
+        return OnDevice(self.values.data)
+
+    @data.setter
+    def data(self, new):
+        Tensor.data.__set__(self, new)
+        self.values = new.values
 
     def tolist(self):
         COUNTED.wait("tolist")
@@ -209,7 +223,8 @@ def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
         return isinstance(arguments[0], OnDevice) and (
             values is None or isinstance(values, OnDevice) or not values.dim()
         )
-    pointwise = torch.Tag.pointwise in operation.tags or operation.__name__.startswith(("_foreach", "_fused", "where"))
+    scalars = ("_foreach", "_fused", "where", "fill", "masked_fill")
+    pointwise = torch.Tag.pointwise in operation.tags or operation.__name__.startswith(scalars)
     return pointwise and all(tensor.dim() == 0 for tensor in there)
 
 
@@ -256,13 +271,14 @@ def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | 
     return torch.autograd.grad(result, tensors, gradient)
 
 
-STATE = torch.zeros(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
+STATE = torch.arange(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
 OF_CUDA = {
     "is_available": lambda: True,
     "is_initialized": lambda: True,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "get_device_name": lambda device=None: "stand-in device",
+    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=1 << 34, multi_processor_count=1),
     "is_bf16_supported": lambda including_emulation=True: True,
     "get_rng_state": lambda device=0: STATE,
     "get_rng_state_all": lambda: [STATE],
@@ -285,6 +301,19 @@ class Generator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
+APPLY = torch.nn.Module._apply
+
+
+def apply(module, function, recurse=True):
+    """`Module._apply`: parameters that it replaces keep their hooks, as those that a GPU moves."""
+    hooks = {name: each._backward_hooks for name, each in module._parameters.items() if each is not None}
+    result = APPLY(module, function, recurse)
+    for name, own in hooks.items():
+        if own:
+            module._parameters[name]._backward_hooks = own
+    return result
+
+
 @contextmanager
 def stand_in() -> Iterator[Counted]:
     """Within it there is a CUDA device; yields what is counted, from here on."""
@@ -302,6 +331,7 @@ def stand_in() -> Iterator[Counted]:
             stack.enter_context(patch.object(torch.cuda, name, lambda *arguments, **options: None))
         stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
         stack.enter_context(patch.object(torch, "Generator", Generator))
+        stack.enter_context(patch.object(torch.nn.Module, "_apply", apply))
         stack.enter_context(patch.object(threading.Thread, "run", run_with_device))
         lifts = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes a copy that a mode sees

@@ -1,5 +1,10 @@
-"""Tests as on a machine with a GPU: `python -m benchmarks.stand_in tests/test_golden.py -k mpl`, options of pytest."""
+"""Tests, or a program, as on a machine with a GPU.
 
+python -m benchmarks.stand_in tests/test_golden.py -k mpl    # options of pytest
+python -m benchmarks.stand_in benchmarks/gpu_check.py --narrow
+"""
+
+import runpy
 import sys
 from pathlib import Path
 
@@ -10,5 +15,10 @@ from benchmarks.stand_in import stand_in  # noqa: E402  - before torch
 
 import pytest  # noqa: E402
 
+program = Path(sys.argv[1]) if sys.argv[1:] else Path()
 with stand_in():
-    sys.exit(pytest.main(["-p", "no:cacheprovider", "-q", "--tb=line", *sys.argv[1:]]))
+    if program.suffix == ".py" and not program.name.startswith("test_"):
+        sys.argv = sys.argv[1:]
+        runpy.run_path(str(program), run_name="__main__")
+    else:
+        sys.exit(pytest.main(["-p", "no:cacheprovider", "-q", "--tb=line", *sys.argv[1:]]))
