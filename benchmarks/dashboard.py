@@ -3,7 +3,7 @@
     python benchmarks/dashboard.py
     python benchmarks/dashboard.py --only views --page views.md
 
-The page is written anew after each benchmark, so that one that was stopped keeps what it measured. Each benchmark is a
+The page is rewritten after each benchmark, so that a stopped program keeps its figures. Each benchmark is a
 program of this folder in a process of its own. Times mean something on an idle machine only; the ratios are of ways
 that are measured in turns, and are less sensitive.
 """

@@ -3,7 +3,7 @@
     python benchmarks/gpu_check.py --minutes 8 --page gpu_check.md --official ../Modular-Prompt-Learning
 
 It needs no data and no weights: images and weights of ViT-B/16's size are random. The page is written after every
-measurement, the most important ones first, and names what was left out, and why. After its minutes the measurement that
+measurement, the most important ones first, and names the parts left out. After its minutes the measurement that
 is running is left out, too. `--official DIR` measures the steps of a checkout of official code, whose code it runs.
 Without a GPU it runs in a reduced form, whose results mean nothing. The exit status is 1 if a measurement failed.
 """
@@ -288,7 +288,7 @@ def parts(check: Check) -> Iterator[tuple[str, Items]]:
 
 
 def report(check: Check) -> str:
-    """The page: the machine, the records as a table for each part, and what was left out by reason."""
+    """The page: the machine, the records as a table for each part, and the parts left out, by reason."""
     lines = [f"# {measuring.machine(torch.get_num_threads())}", driver()]
     lines.append(f"{', '.join(f'{name}: {value}' for name, value in environment().items())}.")
     if not check.full:

@@ -26,7 +26,7 @@ PARTS = ("train.py", "clip/clip.py", "datasets", "trainers", "configs/trainers")
 
 
 def missing(checkout: Path) -> str:
-    """What a folder lacks to be a checkout; empty if it is one."""
+    """The missing parts of a checkout; empty if it is complete."""
     return next((part for part in PARTS if not (checkout / part).exists()), "")
 
 

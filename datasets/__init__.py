@@ -18,7 +18,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     add_setting(cfg, "DATASET.SUBSAMPLE_CLASSES", "all", Accepts(Literal["all", "base", "new"]))
     # ImageFolder: from 0, split images that are not split yet
     add_setting(cfg, "DATASET.SPLIT_SEED", -1, Accepts(int, -1, 2**32 - 1))
-    # A .pkl of CoOp or _train.jsonl of 2SFS that chooses the few-shot images; {shots} and {seed} stand for the run's
+    # A .pkl of CoOp or _train.jsonl of 2SFS that chooses the few-shot images; {shots} and {seed} are the run's
     add_setting(cfg, "DATASET.FEWSHOT_FILE", "", Accepts(str))
     # Its name in results; ImageFolder: that of the YAML file (default: DATASET.NAME)
     add_setting(cfg, "DATASET.TITLE", "", Accepts(str))

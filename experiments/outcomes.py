@@ -1,4 +1,4 @@
-"""What the predictions of tests show: reliability, risk against coverage, accuracy by class, and confused classes."""
+"""Pictures and figures of predictions: reliability, risk against coverage, accuracy by class, and confused classes."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -182,7 +182,7 @@ class ClassMeans(FittedTrainer):
         self.head.means.copy_(torch.stack([features[labels == c].mean(dim=0) for c in range(len(self.class_names))]))
 
 
-def test_a_head_with_a_tensor_that_is_not_saved_is_refused(own, mistaken, tmp_path):
+def test_unsaved_tensor_of_a_head_is_refused(own, mistaken, tmp_path):
     once = ("OPTIM.MAX_EPOCH", 1)
     own(ClassMeans, options=once, output="right").train()
     plain = type("Forgetful", (ClassMeans,), {"Kind": PlainMeans})
@@ -251,7 +251,7 @@ def test_a_method_without_parameters_is_refused(mistaken):
     )
 
 
-def test_a_layer_that_the_backbone_lacks_is_refused(own):
+def test_layer_beyond_the_backbone_is_refused(own):
     trainer = own(Correct)
     with pytest.raises(UsageError, match=r"FIRST is 12.*give 0 to 11"):
         check_layer(trainer.model.clip, "FIRST", 12)

@@ -261,7 +261,7 @@ def test_steps_of_official_code_are_measured_in_its_own_packages(check, checkout
 
 
 @pytest.mark.parametrize("part", official.PARTS)
-def test_a_folder_that_is_no_checkout_is_named(part, checkout, ended):
+def test_folder_without_official_code_is_named(part, checkout, ended):
     (checkout / part).rename(checkout / "elsewhere")
     status, _, errors = ended(lambda: cli_main(lambda: gpu_check.main(["--official", str(checkout)])))
     remedy = "give --official a checkout in the form of CoOp's"
@@ -294,7 +294,7 @@ def test_published_steps_compute_the_same_without_dropout(backbones):
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_dashboard_keeps_a_section_for_each_program_that_ended(monkeypatch, tmp_path):
+def test_dashboard_has_a_section_for_each_program(monkeypatch, tmp_path):
     (tmp_path / "good.py").write_text("import sys\nopen(sys.argv[-1], 'w').write('[{\"ratio\": 2.0}]')\n")
     (tmp_path / "bad.py").write_text("raise SystemExit('error: no memory')\n")
     commands = {"good": f"{tmp_path}/good.py --classes 5", "bad": f"{tmp_path}/bad.py"}

@@ -303,7 +303,7 @@ def test_inflation_compares_the_candidates(executed):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("by", "split", "images"), [(VALIDATION, "val", 12), (HELD_OUT, "train", 6)])
-def test_card_names_the_images_that_chose(executed, by, split, images):
+def test_card_names_the_choosing_images(executed, by, split, images):
     study, _ = executed("run", by, seeds=[1, 2])
     fitted = {run.seed: results_of(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
     assert fitted == dict.fromkeys((1, 2), 6 if by == HELD_OUT else 12)

@@ -91,7 +91,7 @@ def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tm
     assert [path.name for path in tmp_path.iterdir()] == ["work-link"]
 
 
-def test_a_new_scratch_folder_is_not_taken_for_one_that_was_left(tmp_path):
+def test_new_scratch_folder_is_not_deleted_as_abandoned(tmp_path):
     """Between the creation of a folder and its lock, another process could delete it."""
 
     def use(_):

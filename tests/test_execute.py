@@ -152,7 +152,7 @@ os._exit(0)
 
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
-def test_a_main_process_that_ends_while_others_start_gives_no_traceback_of_theirs():
+def test_main_process_ended_during_a_start_gives_no_traceback():
     """SIGTERM at the start of a study: the semaphores of a process were gone before it had begun."""
     done = subprocess.run([sys.executable, "-c", GONE], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "1\n" and "Traceback" not in done.stderr, done.stderr

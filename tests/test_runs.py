@@ -128,7 +128,7 @@ def half_done(launch, eurosat, tiny, tmp_path):
     return arguments(eurosat, tiny, folder), folder
 
 
-def test_a_run_that_another_version_resumes_says_so(launch, half_done, monkeypatch):
+def test_run_resumed_by_another_version_prints_it(launch, half_done, monkeypatch):
     argv, folder = half_done
     assert "two versions" not in launch(*argv).printed
     for file in (folder / "results.json", folder / "MultiModalPromptLearner/model.pth.tar-2"):
@@ -143,7 +143,7 @@ def test_a_run_that_another_version_resumes_says_so(launch, half_done, monkeypat
     assert re.search(words, ended.printed)
 
 
-def test_a_clock_that_steps_back_leaves_possible_times(launch, eurosat, tiny, monkeypatch, tmp_path):
+def test_clock_stepping_back_leaves_possible_times(launch, eurosat, tiny, monkeypatch, tmp_path):
     now = itertools.count(1e9, -100.0)
     monkeypatch.setattr("time.time", lambda: next(now))
     assert launch(*arguments(eurosat, tiny, tmp_path)).status == 0

@@ -142,7 +142,7 @@ run_command(main)
 
 
 def test_an_interrupt_while_an_object_is_deleted_is_not_lost():
-    """Python dropped it with a traceback, and the run went on."""
+    """Python dropped it with a traceback, and the run continued."""
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", DELETING], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "") and time.monotonic() - begun < 15 * slowdown()
@@ -153,7 +153,7 @@ OLD = "The NVIDIA driver on your system is too old (found version 11040)"
 
 
 @pytest.mark.parametrize("error", [RuntimeError(f"{OLD}. Please update your GPU driver"), AssertionError(OLD)])
-def test_a_gpu_that_torch_cannot_use_is_named(error, launch, eurosat, tiny, monkeypatch, tmp_path):
+def test_gpu_unusable_by_torch_is_named(error, launch, eurosat, tiny, monkeypatch, tmp_path):
     """A driver too old for the build of torch, or a build for CPUs, meant a run on the CPU without a word."""
 
     def fail():

@@ -1,4 +1,4 @@
-"""What a study has found, for a reader with one minute: sentences, and a table for each protocol."""
+"""The results of a study for a reader with one minute: sentences, and a table for each protocol."""
 
 import math
 
@@ -52,7 +52,7 @@ def overview(summary: Summary) -> list[Table]:
 
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:
-    """What the runs of a method chose on which images, by their data-use cards; empty if they have none."""
+    """The choices of a method's runs and their images, by the data-use cards; empty without cards."""
     texts = set()
     for run, found in summary.results.items():
         card = found.get("data_use") if (run.protocol, run.variant.name) == (protocol, method) else None

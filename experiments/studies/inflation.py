@@ -1,4 +1,4 @@
-"""What it is worth to choose an epoch, or the settings of `choose`, on test images.
+"""The points that a choice of an epoch, or of the settings of `choose`, on test images adds.
 
 Each candidate, an epoch whose checkpoint is kept or the trials of some values, is tested on the images that may choose
 and on the test images. Then the test accuracies of three candidates are compared: the one without a choice, the one

@@ -1,4 +1,4 @@
-"""Panels of pictures, and how methods are told apart in them."""
+"""Panels of pictures, and the colours, lines and markers of methods."""
 
 import math
 from itertools import cycle

@@ -1,4 +1,4 @@
-"""What the trials of a study have chosen."""
+"""The choices of a study, by its trials."""
 
 import json
 from collections.abc import Mapping

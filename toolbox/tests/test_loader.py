@@ -95,9 +95,7 @@ def test_incomplete_epoch_does_not_change_later_ones(cfg_of):
 
 
 @pytest.mark.parametrize(("error", "printed"), [(ConnectionResetError, ""), (ValueError, "ValueError")])
-def test_a_worker_prints_its_errors_but_not_that_its_main_process_was_killed(
-    cfg_of, monkeypatch, capsys, error, printed
-):
+def test_worker_prints_its_errors_but_not_the_end_of_its_main_process(cfg_of, monkeypatch, capsys, error, printed):
     monkeypatch.setattr(sys, "excepthook", None)
     steady(cfg_of()).worker_init_fn(0)  # as in a worker
     sys.excepthook(error, error(), None)

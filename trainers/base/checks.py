@@ -85,7 +85,7 @@ def check_features(learner: PromptLearner, features: Tensor) -> None:
 
 
 def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a `loss` returned, if it is what it should be.
+    """The loss and the logged values that a `loss` returned.
 
     Raises:
         UsageError: it is not.

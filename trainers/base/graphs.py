@@ -13,7 +13,7 @@ Step = Callable[[Tensor, Tensor], dict[str, Tensor]]
 class StepGraph:
     """A step whose kernels are launched together, from the fourth batch on. Smaller batches are computed as usual.
 
-    What the step reads besides its batch has to be in tensors that stay where they are: a graph keeps numbers of Python
+    Besides its batch, the step may only read tensors that keep their memory: a graph keeps the values of Python numbers
     as they were.
 
     Args:

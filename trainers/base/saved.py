@@ -26,8 +26,8 @@ SAVED = "a Parameter or persistent Buffer of the prompt learner"
 def check_saved(trainer: "PromptTrainer") -> None:
     """Check after training that a second model, which reads the checkpoint, gives the same logits.
 
-    It costs the texts twice and two test images, no random numbers, and is no part of the training time. Several ranks
-    leave it out.
+    It costs the texts twice and two test images, draws no random numbers, and does not count as training
+    time. Several ranks leave it out.
 
     Raises:
         UsageError: the logits differ.
