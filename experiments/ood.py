@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.data.loader import start_worker
 from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
@@ -130,7 +129,11 @@ def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
     known, found = scores_of(cfg, trainer, loader), []
     for each in every:
         dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)
-        options = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn, "worker_init_fn": start_worker}
+        options = {
+            "num_workers": loader.num_workers,
+            "collate_fn": loader.collate_fn,
+            "worker_init_fn": loader.worker_init_fn,
+        }
         unknown = scores_of(cfg, trainer, DataLoader(dataset, batch_size=loader.batch_size, **options))
         scores = {score: detection(known[score], unknown[score]) for score in known}
         print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")

@@ -108,7 +108,7 @@ def test_wrong_address_has_a_one_line_error(study_file, start):
 def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # makes `import ray` fail
     used = []
-    monkeypatch.setattr(executor, "execute_runs", lambda sequences, chosen, title: used.append(chosen))
+    monkeypatch.setattr(executor, "execute_runs", lambda sequences, chosen, title: used.append(chosen) or {})
     file = str(study_file("local", datasets=["small_objects"]))
     command.main(["run", file])
     assert [type(executor) for executor in used] == [LocalExecutor]

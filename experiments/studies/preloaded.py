@@ -1,10 +1,16 @@
-"""Imported once by the process from which the workers of a study are forked.
-
-The main process may end while a worker starts: its semaphores are then gone, or the pipe that it reads its task from.
-"""
+"""Imported once by the process from which the workers of a study are forked."""
 
 import sys
+from types import TracebackType
 
-from dassl.data.loader import report_unless_alone
 
-sys.excepthook = report_unless_alone
+def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error, unless it only says that the main process has ended while a worker was starting.
+
+    The semaphores of a worker are then gone, or the pipe that it reads its task from.
+    """
+    if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = report

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
-from dassl.data.loader import start_worker
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint
@@ -251,7 +250,9 @@ class FeatureTrainer(PromptTrainer):
         if views:
             images = Views(images, views, max(self.cfg.SEED, 0))
         size = max(1, options.TEST.BATCH_SIZE // max(1, views))
-        loader = DataLoader(images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=start_worker)
+        loader = DataLoader(
+            images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=self.test_loader.worker_init_fn
+        )
         found = KeptFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
         features = found.tensor().to(self.device).float()
         if not features.isfinite().all():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from dassl.data.loader import start_worker
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
@@ -104,9 +103,8 @@ class ViewsTrainer(PromptTrainer):
         return self.loader_of(type(loader.dataset)(self.cfg, items, transform=self.test_transform(self.cfg)))
 
     def loader_of(self, images: Any) -> DataLoader:
-        return DataLoader(
-            images, batch_size=1, num_workers=self.cfg.DATALOADER.NUM_WORKERS, worker_init_fn=start_worker
-        )
+        start, workers = self.dm.test_loader.worker_init_fn, self.cfg.DATALOADER.NUM_WORKERS
+        return DataLoader(images, batch_size=1, num_workers=workers, worker_init_fn=start)
 
     def train(self) -> None:
         print(f"{type(self).__name__} has nothing to train: it is only tested")
