@@ -138,7 +138,7 @@ def check(monkeypatch, tmp_path, capsys):
     return check
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # `make gpu-rehearsal` runs it too, on the stand-in
 def test_reduced_form_measures_each_part(check):
     status, page, found = check()
     assert status == 0, found["left_out"]

@@ -37,7 +37,7 @@ def rehearse(tmp_path, *options):
 @pytest.mark.parametrize(
     ("method", "precisions"),
     [
-        ("MPL", ["fp32", "amp"]),
+        ("CoOp", ["amp"]),
         *(pytest.param(method, PRECISIONS, marks=pytest.mark.thorough) for method in MOST),
     ],
 )

@@ -142,7 +142,8 @@ def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments,
     assert (tmp_path / "out/results.json").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
+@pytest.mark.thorough  # as many kills of two ranks are in `make kill`
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_ranks_with_one_line(number, arguments, begin, tmp_path):
     argv = arguments("MPL", "OPTIM.MAX_EPOCH", 300, "DATALOADER.NUM_WORKERS", 1)
     process = begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)

@@ -113,7 +113,7 @@ def test_a_run_in_the_same_folder_refuses_other_weights(options, run, train, bac
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == changed
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_of_an_earlier_version_is_used_with_one_warning_about_its_weights(run, train, backbone, capsys):
     forget(run)
     other_weights(backbone)
