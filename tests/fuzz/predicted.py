@@ -13,6 +13,7 @@ from .cases import Case, kind, sometimes_special
 from .changes import change_bytes, change_tree
 from .corpus import BASE
 from .pickles import change_pickle, change_zip
+from .weights import as_json
 
 
 @kind("predictions", share=3)
@@ -56,6 +57,7 @@ def choices(rng: Random) -> Case:
     content, name = (change_pickle if rng.random() < 0.8 else change_bytes)(rng, content), "a.pkl"
     if rng.random() < 0.4:
         lines = change_tree(rng, [vars(item) for item in items])
-        content, name = "\n".join(json.dumps(line) for line in list(lines)).encode(), "a_train.jsonl"
+        lines = lines if isinstance(lines, list | tuple) else [lines]
+        content, name = "\n".join(map(as_json, lines)).encode(errors="surrogatepass"), "a_train.jsonl"
     files = {name: sometimes_special(rng, content)}
     return Case("prepare", ["splits", "eurosat", "--root", f"{BASE}/data", "--file", name], files)
