@@ -18,7 +18,7 @@ def main_part(summary: Summary, protocol: str) -> str:
 
 def overview(summary: Summary) -> list[Table]:
     """For each protocol, the best method first: averages over datasets, the training time, the calibration error, and
-    what was chosen on which images."""
+    the choices with their images."""
     tables = []
     for protocol, cells in summary.cells.query("dataset == 'average'").groupby("protocol", sort=False):
         cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
