@@ -34,6 +34,8 @@ VALUES = {  # positional arguments of the tests
     "DATA": "my data",
     "LAMBDA": "0.5",
     "TOPK": "3",
+    "T": "0.5",
+    "MODEL_DIR": "trained",
     "LOADEP": "4",
     "LOADER": "4",
 }
@@ -61,6 +63,11 @@ ADDED = {  # settings that only our runs have
     "TRAINER.PROMPTSRC.GPA_MEAN": "PromptSRC's documentation asks for other values on five datasets",
     "TRAINER.PROMPTSRC.GPA_STD": "PromptSRC's documentation asks for other values on five datasets",
 }
+LOCOOP = {
+    "--lambda_value": "TRAINER.LOCOOP.LAMBDA",
+    "--topk": "TRAINER.LOCOOP.TOPK",
+    "--T": "TEST.OOD_T",
+}  # its options
 DROPPED = {"TASK": "MMRL's checkpoints say here which classes were trained"}
 PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 
@@ -95,8 +102,7 @@ def run_of(repository, options, settings):
     method, cfg = options["--config-file"].removesuffix(".yaml").split("/")[-2:]
     method = NAMES.get(method, method)
     tests = "--eval-only" in options
-    places = {"--lambda_value": "TRAINER.LOCOOP.LAMBDA", "--topk": "TRAINER.LOCOOP.TOPK"}  # LoCoOp's options
-    settings |= {places[key]: value for key, value in options.items() if key in places}
+    settings |= {LOCOOP[key]: value for key, value in options.items() if key in LOCOOP}
     facts = {
         "method": NAMES.get(options["--trainer"], options["--trainer"]),
         "yaml": f"{method}/{OTHER_YAML.get((repository, cfg), cfg)}",
@@ -189,4 +195,4 @@ def test_every_published_script_is_compared():
     compared = {script_of(repository, path) for repository, path in SCRIPT_FACTS}
     claimed = {name for name, script in SCRIPTS.items() if script.repository}
     assert compared == claimed
-    assert len(SCRIPT_FACTS) == 123 and len(compared) == 66
+    assert len(SCRIPT_FACTS) == 124 and len(compared) == 67

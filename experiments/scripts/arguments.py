@@ -114,8 +114,8 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     here = Path() if Path.cwd() == ROOT else Path.cwd()  # the user's relative paths; the defaults are in ROOT
     folders = {"data": values.pop("DATA", None) or environment.get("DATA"), "output": environment.get("OUT")}
     paths = {key: here / os.path.expanduser(path) if path else Path(key) for key, path in folders.items()}
-    if "WEIGHTS" in values:
-        values["WEIGHTS"] = str(here / os.path.expanduser(values["WEIGHTS"]))
+    for key in {"WEIGHTS", "MODEL_DIR"} & set(values):
+        values[key] = str(here / os.path.expanduser(values[key]))
     backbone = environment.get("BACKBONE", "")
     if Path(backbone).is_file():
         backbone = str(here / backbone)

@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
 def runs_of(call: Call) -> Iterator[Run]:
     """The calls of train.py of a script, in order."""
     script, values = call.script, call.values
-    if script.protocol == "zero_shot":
-        yield zero_shot(call)
+    if script.protocol in (alone := {"zero_shot": zero_shot, "ood": detect}):
+        yield alone[script.protocol](call)
         return
     datasets = script.datasets or (values.get("DATASET") or values["SOURCE"],)
     seeds = list(map(int, values["SEED"].split())) if "SEED" in values else SEEDS
@@ -126,6 +126,16 @@ def zero_shot(call: Call) -> Run:
     folder = call.output.joinpath("ZeroshotCLIP", cfg, dataset, *classes)
     words = train_arguments(call, cfg, folder=folder, dataset=dataset, options=("--eval-only",))
     return Run(dataset, folder, None, words)
+
+
+def detect(call: Call) -> Run:
+    """A test of trained prompts that also detects images of the datasets OOD; its results are in MODEL_DIR/ood."""
+    cfg = recipe(call.method, "few_shot", cfg=call.cfg, backbone=call.backbone).cfg
+    trained, dataset = Path(call.values["MODEL_DIR"]), call.values["DATASET"]
+    options = ("--eval-only", "--model-dir", trained, "--load-epoch", call.script.epoch, "--ood", call.values["OOD"])
+    settings = tuple(call.script.settings.format(**call.values).split())
+    words = train_arguments(call, cfg, folder=trained / "ood", dataset=dataset, options=options, settings=settings)
+    return Run(dataset, trained / "ood", trained, words)
 
 
 def train_arguments(call: Call, cfg: str, options: tuple = (), settings: tuple = (), **run) -> list[str]:

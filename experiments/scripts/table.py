@@ -18,7 +18,8 @@ class Script:
     Attributes:
         does: one sentence for --help.
         form: its positional arguments. EPOCHS and KEY VALUE pairs may follow those of a training run or a test.
-        protocol: a key of `PROTOCOLS`; `zero_shot` tests zero-shot CLIP; empty if PROTOCOL is an argument.
+        protocol: a key of `PROTOCOLS`; `zero_shot` tests zero-shot CLIP, `ood` prompts in a folder, with --ood; empty
+            if PROTOCOL is an argument.
         steps: 0 is the protocol's training run, 1 its test, `reproduce` the test of published prompts.
         method: empty if METHOD is the first argument.
         cfg: the YAML file; empty: the method's recipe for the protocol.
@@ -62,7 +63,7 @@ class Script:
         """Its arguments, required and optional."""
         if self.steps == "reproduce":
             return f"{self.positions} [OPTION ...]"
-        if "EPOCHS" in self.form or self.protocol == "zero_shot":
+        if "EPOCHS" in self.form or self.protocol in ("zero_shot", "ood"):
             return f"{self.positions} [KEY VALUE ...]"
         return f"{self.positions} [EPOCHS] [KEY VALUE ...]".strip()
 
