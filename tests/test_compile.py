@@ -33,19 +33,13 @@ def learned(trainer, batches=2):
     return losses, prompts_of(trainer), trainer.model_inference(next(iter(trainer.test_loader))["img"])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "at_once"),
     [
-        ("MPL", 512),
-        *(
-            pytest.param(*case, marks=pytest.mark.thorough)
-            for case in [
-                *((name, 512) for name in ("CoCoOp", "CoOp", "MMRL", "PromptSRC", "TCP")),
-                *((name, 0) for name in ("MPL", "CoCoOp", "PromptSRC")),
-                ("TCP", 32),  # the form of attention changes where prompts differ by class
-            ]
-        ),
+        *((name, 512) for name in ("MPL", "CoCoOp", "CoOp", "MMRL", "PromptSRC", "TCP")),
+        *((name, 0) for name in ("MPL", "CoCoOp", "PromptSRC")),
+        ("TCP", 32),  # the form of attention changes where prompts differ by class
     ],
 )
 def test_compiled_towers_train_and_predict_the_same(build, graphs, monkeypatch, method, at_once):

@@ -21,7 +21,9 @@ LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture(scope="module", params=[10_000, 0, 24], ids=["together", "by row", "both"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(10_000, marks=pytest.mark.thorough), 0, 24], ids=["together", "by row", "both"]
+)
 def clip(request):
     """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}

@@ -24,8 +24,11 @@ SLOW = pytest.mark.slow
 SECOND = (
     "cliplora_vision_up_qkvo",
     "dept_coop_middle_w04",
+    "dept_kgcoop",
     "mma_scale01_middle",
     "mmrl_dim128_three",
+    "tcp_pets_adam",
+    "upt_shallow_end",
 )  # that take seconds
 
 

@@ -32,6 +32,7 @@ def test_captions_describe_the_image_partly_or_fully():
     assert len(set(captions)) > 40
 
 
+@pytest.mark.thorough
 def test_pretraining_writes_weights_and_history(command, tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "LAYERS", 1)
     monkeypatch.setattr(pretraining, "UNSEEN", 50)

@@ -75,7 +75,7 @@ def test_all_ranks_compute_what_one_computes(case, count, in_double, deep, euros
             assert set(each.images) == ({3} if count == 4 else {2 if each.rank == 0 else 1})
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.thorough), 2])
 @pytest.mark.parametrize("method", ["CoOp", pytest.param("PromptSRC", marks=pytest.mark.thorough)])
 def test_a_run_resumes_on_another_number_of_ranks(method, count, in_double, deep, eurosat, tmp_path):
     steps = *STEPS, "OPTIM.MAX_EPOCH", 3

@@ -42,7 +42,7 @@ def results(folder):
 # In this process
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.thorough)])
 def test_the_seed_decides_every_bit(workers, launch, eurosat, tiny, tmp_path):
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         argv = arguments(

@@ -232,7 +232,8 @@ def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("to_group", [pytest.param(True, marks=pytest.mark.thorough), False])
+@pytest.mark.thorough
+@pytest.mark.parametrize("to_group", [True, False])
 def test_sigterm_ends_the_run_too(to_group, begin, eurosat, deep, tmp_path):
     env = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
     env = os.environ | {key: str(value) for key, value in env.items()}

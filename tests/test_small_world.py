@@ -169,6 +169,7 @@ def test_damaged_weights_are_reported_with_the_way_to_restore_them(harm, tmp_pat
     assert "git checkout -- clip/small.safetensors" in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_zero_shot_accuracy_agrees_with_the_card(drawn, tmp_path):
     stated = card("SmallObjects")
     for half, expected in zip(("all", "base", "new"), stated, strict=True):

@@ -67,7 +67,7 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "final"), [(2, "best_val"), pytest.param(0, "last_step", marks=pytest.mark.thorough)]
+    ("workers", "final"), [(0, "best_val"), pytest.param(2, "last_step", marks=pytest.mark.thorough)]
 )
 @pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final):
