@@ -28,7 +28,7 @@ DESCRIPTION = "Test a published set of checkpoints and print the results next to
 EPILOG = """
 CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),
 DATASET/Kshot/seedN (PromptSRC), or the output folder of a project (base2new/train_base/..., crossdataset/imagenet/...).
-docs/checkpoints.md says where authors publish them.
+docs/reproduce.md says where authors publish them.
 """
 
 
@@ -54,7 +54,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         if prompts:
             break
     else:
-        remedy = "see docs/checkpoints.md for the layouts; --datasets and --seeds choose some of them"
+        remedy = "see docs/reproduce.md for the layouts; --datasets and --seeds choose some of them"
         if args.protocol:
             remedy = f"expected {', '.join(LAYOUTS[layout])}"
         raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
