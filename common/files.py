@@ -45,10 +45,7 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
     Raises:
         OSError: `parent` is missing, full or not writable.
     """
-    for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError), opened(left) as descriptor:  # in use, or not a folder of this user
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left)
+    remove_left(parent, prefix)
     folder = Path(mkdtemp(prefix=prefix, dir=parent))
     while (lock := held(folder)) is None:
         folder = Path(mkdtemp(prefix=prefix, dir=parent))
@@ -57,6 +54,14 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def remove_left(parent: Path, prefix: str) -> None:
+    """Delete the folders `parent/prefix...` of processes that have ended."""
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), opened(left) as descriptor:  # in use, or not a folder of this user
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
 
 
 def held(folder: Path) -> int | None:
@@ -110,6 +115,9 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
     if not there and os.path.lexists(folder):
         raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
     check_vacant(folder, key)
+    remove_left(
+        folder.absolute().parent, stage_prefix(folder)
+    )  # of a call that was killed after it had moved its files
     with ExitStack() as stack:
         try:
             stage = stack.enter_context(scratch(parent, stage_prefix(folder))) / folder.absolute().name

@@ -122,6 +122,7 @@ def test_interrupted_export_can_be_run_again(finished, command, tmp_path):
     (tmp_path / "out/README.md").unlink()  # an existing folder is filled file by file
     done = command(export, finished("MaPLe"), *options)
     assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
+    (tmp_path / ".out.partial-x").mkdir()  # of a call that was killed when its files were in place
     assert command(export, finished("CoOp"), *options).status == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
