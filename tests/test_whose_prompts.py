@@ -68,6 +68,20 @@ def test_a_resumed_run_refuses_other_weights(train, backbone, tmp_path):
     assert ended.status == 2 and "the run to resume has prompts for other weights" in ended.errors[0]
 
 
+def test_a_run_whose_metadata_is_damaged_is_not_resumed(train, tmp_path):
+    """Its SHA-256 was a list, and the message about it a traceback."""
+    assert train("a").status == 0
+    (file,) = (tmp_path / "a").glob("*/model.pth.tar-2")
+    checkpoint = load_checkpoint(str(file))
+    checkpoint["metadata"]["weights_sha256"] = [1]
+    save_checkpoint(checkpoint, str(file.parent))
+    ended = train("b", "base", "--resume", tmp_path / "a")
+    assert (ended.status, len(ended.errors)) == (
+        2,
+        1,
+    ) and "metadata of the run's checkpoints is damaged" in ended.errors[0]
+
+
 @pytest.fixture
 def run(train, backbone, tmp_path):
     """The folder of a finished run."""

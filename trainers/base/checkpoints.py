@@ -74,13 +74,19 @@ def is_checkpoint(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
     state, epoch, metadata = map(content.get, ("state_dict", "epoch", "metadata"))
-    metadata = {} if metadata is None else metadata
     return (
         isinstance(state, dict)
         and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
         and type(epoch) is int
         and 0 <= epoch < LARGEST
-        and isinstance(metadata, dict)
+        and is_metadata({} if metadata is None else metadata)
+    )
+
+
+def is_metadata(metadata: Any) -> bool:
+    """Whether it is the metadata of a checkpoint, all of which may be missing."""
+    return (
+        isinstance(metadata, dict)
         and all(isinstance(metadata.get(key, kind()), kind) for key, kind in METADATA.items())
         and all(isinstance(name, str) for name in (*metadata.get("class_names", []), *metadata.get("settings", {})))
         and not any(CONTROL.search(metadata.get(key, "")) for key, kind in METADATA.items() if kind is str)

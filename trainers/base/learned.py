@@ -17,7 +17,7 @@ from common.errors import UsageError
 from common.version import __version__, source
 
 from .build import without_training
-from .checkpoints import find_checkpoint, is_checkpoint, select_prompts
+from .checkpoints import find_checkpoint, is_checkpoint, is_metadata, select_prompts
 from .data_use import Choice, Phase, fit_phase, inherited_choices, inherited_phases
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
@@ -218,8 +218,10 @@ class LearnedPrompts(Method):
         """Dassl calls this with the metadata of a checkpoint that a run resumes from.
 
         Raises:
-            UsageError: the run had a backbone with other weights, or learned from other images.
+            UsageError: the run had a backbone with other weights, or learned from other images; or it is damaged.
         """
+        if not is_metadata(written):
+            raise UsageError("the metadata of the run's checkpoints is damaged", "choose another --output-dir")
         check_weights(written, self.prompts_metadata(), "the run to resume")
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase["sha256"])
         if images != self.fit_phase["sha256"]:
