@@ -55,8 +55,12 @@ class CfgNode(YacsNode):
         """A node from YAML: its text, or an open file."""
         text = cfg_file_obj_or_str if isinstance(cfg_file_obj_or_str, str) else cfg_file_obj_or_str.read()
         name = getattr(cfg_file_obj_or_str, "name", "the text")
+        tree = parse_yaml(text, name)
+        for key in _keys(tree):
+            if not isinstance(key, str):
+                raise UsageError(f"the key {shown(key)} in {name} is not text: put it in quotes")
         try:
-            return cls(parse_yaml(text, name))
+            return cls(tree)
         except AssertionError as error:  # yacs' check of types
             raise UsageError(f"{name} is not a config: {error}") from None
 
@@ -146,6 +150,14 @@ def _check(node, prefix=""):
 def _limits(node):
     """The limits of the keys of a node, {key: limit}. Also works for a plain yacs node."""
     return node.__dict__.setdefault(LIMITS, {})
+
+
+def _keys(tree):
+    """The keys of nested dicts."""
+    for key, value in tree.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value)
 
 
 def _names(tree, prefix=""):
