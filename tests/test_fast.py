@@ -11,10 +11,8 @@ from drawn import small_clip
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from open_clip.transformer import LayerNormFp32
-from torch import nn
 
 from clip import Edit, ImageOutput, TextPrompts, fast, plain
-from clip.blocks import is_standard
 from clip.layout import layout_of, token_layout
 
 LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
@@ -289,113 +287,9 @@ def test_images_under_any_schedule(clip, schedule, read):
     assert_same("encode_image", (clip, images, schedule, sorted(read, key=str)), added(schedule))
 
 
-def test_other_blocks_than_clips_run_in_the_plain_towers(clip):
-    odd = small_clip({"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}).double()
-    assert not is_standard(odd.visual.transformer)
-    assert not is_standard(odd.transformer)
-    ids = torch.tensor([[1, 2, 49407, *[0] * 74]])
-    assert_same("encode_text", (odd, TextPrompts(ids)), [])
-    images, schedule = torch.randn(1, 3, 32, 32, dtype=torch.double), [Edit(add=leaf(1, WIDTH))]
-    assert_same("encode_image", (odd, images, schedule), [])
-    assert_same("encode_image", (odd, images, schedule, ("prompts",)), [])
-
-
 def test_gradients_are_the_same_with_checkpointing_of_the_text_tower(clip, monkeypatch):
     monkeypatch.setattr(clip.transformer, "grad_checkpointing", True)
     ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
     assert_same(
         "encode_text", (clip, TextPrompts(rows([[2], [3]], 2, []), ctx, deep=[Edit(), Edit(2, deep)])), [ctx, deep]
     )
-
-
-# ---------------------------------------------------------------- blocks that the fast towers take apart, and others
-
-
-class Attention(nn.Module):
-    """As in open_clip's development version: torch's weights without its class, `embed_dim` and `batch_first`."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.num_heads = like.num_heads
-        self.in_proj_weight, self.in_proj_bias, self.out_proj = like.in_proj_weight, like.in_proj_bias, like.out_proj
-        self.ln_q, self.attn_drop = nn.Identity(), nn.Dropout(0.0)
-
-    def forward(self, x, attn_mask=None):
-        parts = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-def development_block(block):
-    """A block of open_clip's development version with the weights of this one."""
-
-    class ResidualAttentionBlock(nn.Module):
-        def forward(self, x, attn_mask=None):
-            x = x + self.ls_1(self.attn(self.ln_1(x), attn_mask))
-            return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-        def get_weight_dtype(self):
-            return self.mlp.c_fc.weight.dtype
-
-    ResidualAttentionBlock.__module__ = "open_clip.transformer"
-    new = ResidualAttentionBlock()
-    for name, module in block.named_children():
-        new.add_module(name, Attention(module) if name == "attn" else module)
-    return new
-
-
-def with_blocks(clip, change):
-    clip = deepcopy(clip)
-    for transformer in (clip.transformer, clip.visual.transformer):
-        transformer.resblocks = nn.ModuleList(map(change, transformer.resblocks))
-    return clip
-
-
-def outputs(form, clip):
-    images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    texts = TextPrompts(rows([[3], [4, 5]], 0, [7, 8]))
-    return form.encode_image(clip, images).feature, form.encode_text(clip, texts)
-
-
-def test_blocks_of_open_clips_development_version(clip, recwarn):
-    new = with_blocks(clip, development_block)
-    for transformer in (new.transformer, new.visual.transformer):
-        del transformer.batch_first
-        assert is_standard(transformer)
-    for expected, *others in zip(outputs(plain, clip), outputs(plain, new), outputs(fast, new), strict=True):
-        for other in others:
-            assert (other - expected).norm() <= 1e-8 * expected.norm()
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize("where", ["", "attn", "mlp", "mlp.c_fc", "mlp.gelu"])
-def test_forward_hooks_are_called(where, clip):
-    seen, clip = [], deepcopy(clip)
-    for transformer in (clip.transformer, clip.visual.transformer):
-        transformer.resblocks[1].get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
-    with pytest.warns(UserWarning, match="runs in its plain form, which takes longer"):
-        outputs(fast, clip)
-    assert len(seen) == 2
-
-
-def test_other_blocks_are_computed_as_they_are(clip):
-    class Block(type(clip.transformer.resblocks[0])):
-        def forward(self, x, **options):
-            return 2 * super().forward(x, **options)
-
-    def doubled(block):
-        block.__class__ = Block
-        return block
-
-    def scaled(block):
-        block.attn.head_scale = nn.Parameter(torch.ones(1))
-        return block
-
-    for change in (doubled, scaled):
-        other = with_blocks(clip, change)
-        assert not is_standard(other.transformer)
-        with pytest.warns(UserWarning, match="plain form"):
-            found = outputs(fast, other)
-        for expected, got in zip(outputs(plain, other), found, strict=True):
-            assert torch.equal(expected, got)

@@ -1,0 +1,122 @@
+"""Blocks: which ones the fast towers take apart, and that others are computed as they are."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from drawn import small_clip
+from torch import nn
+
+from clip import Edit, TextPrompts, fast, plain, tokenize
+from clip.blocks import is_standard
+
+LAYERS, WIDTH = 3, 64
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return small_clip({"layers": LAYERS, "width": WIDTH}, {"layers": LAYERS, "width": WIDTH}).double()
+
+
+class Attention(nn.Module):
+    """As in open_clip's development version: torch's weights without its class, `embed_dim` and `batch_first`."""
+
+    def __init__(self, like):
+        super().__init__()
+        self.num_heads = like.num_heads
+        self.in_proj_weight, self.in_proj_bias, self.out_proj = like.in_proj_weight, like.in_proj_bias, like.out_proj
+        self.ln_q, self.attn_drop = nn.Identity(), nn.Dropout(0.0)
+
+    def forward(self, x, attn_mask=None):
+        parts = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def development_block(block):
+    """A block of open_clip's development version with the weights of this one."""
+
+    class ResidualAttentionBlock(nn.Module):
+        def forward(self, x, attn_mask=None):
+            x = x + self.ls_1(self.attn(self.ln_1(x), attn_mask))
+            return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+        def get_weight_dtype(self):
+            return self.mlp.c_fc.weight.dtype
+
+    ResidualAttentionBlock.__module__ = "open_clip.transformer"
+    new = ResidualAttentionBlock()
+    for name, module in block.named_children():
+        new.add_module(name, Attention(module) if name == "attn" else module)
+    return new
+
+
+def with_blocks(clip, change):
+    clip = deepcopy(clip)
+    for transformer in (clip.transformer, clip.visual.transformer):
+        transformer.resblocks = nn.ModuleList(map(change, transformer.resblocks))
+    return clip
+
+
+def outputs(form, clip, schedule=(), read=()):
+    images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    texts = TextPrompts(tokenize(["a cat", "a big dog"]))
+    return form.encode_image(clip, images, list(schedule), read).feature, form.encode_text(clip, texts)
+
+
+def test_blocks_of_open_clips_development_version(clip, recwarn):
+    new = with_blocks(clip, development_block)
+    for transformer in (new.transformer, new.visual.transformer):
+        del transformer.batch_first
+        assert is_standard(transformer)
+    for expected, *others in zip(outputs(plain, clip), outputs(plain, new), outputs(fast, new), strict=True):
+        for other in others:
+            assert (other - expected).norm() <= 1e-8 * expected.norm()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("where", ["", "attn", "mlp", "mlp.c_fc", "mlp.gelu"])
+def test_forward_hooks_are_called(where, clip):
+    seen, clip = [], deepcopy(clip)
+    for transformer in (clip.transformer, clip.visual.transformer):
+        transformer.resblocks[1].get_submodule(where).register_forward_hook(lambda *_: seen.append(1))
+    with pytest.warns(UserWarning, match="runs in its plain form, which takes longer"):
+        outputs(fast, clip)
+    assert len(seen) == 2
+
+
+def test_other_blocks_are_computed_as_they_are(clip):
+    class Block(type(clip.transformer.resblocks[0])):
+        def forward(self, x, **options):
+            return 2 * super().forward(x, **options)
+
+    def doubled(block):
+        block.__class__ = Block
+        return block
+
+    def scaled(block):
+        block.attn.head_scale = nn.Parameter(torch.ones(1))
+        return block
+
+    for change in (doubled, scaled):
+        other = with_blocks(clip, change)
+        assert not is_standard(other.transformer)
+        with pytest.warns(UserWarning, match="plain form"):
+            found = outputs(fast, other)
+        for expected, got in zip(outputs(plain, other), found, strict=True):
+            assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("read", [(), ("prompts",)])
+def test_other_blocks_than_clips_run_in_the_plain_towers(read):
+    odd = small_clip({"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}).double()
+    assert not is_standard(odd.visual.transformer) and not is_standard(odd.transformer)
+    prompt = torch.randn(1, WIDTH, dtype=torch.double).requires_grad_()
+    gradients = []
+    for form in (plain, fast):
+        image, text = outputs(form, odd, [Edit(add=prompt)], read)
+        gradients += torch.autograd.grad(image.sum(), prompt)
+    assert torch.equal(*gradients)
+    for expected, got in zip(outputs(plain, odd), outputs(fast, odd), strict=True):
+        assert torch.equal(expected, got)
