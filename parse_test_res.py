@@ -33,7 +33,8 @@ def logs(folder: Path) -> list[Path]:
 def read_log(text: str, signal: str, keyword: str) -> float | None:
     """The last `* keyword: VALUE%` after a line that is the signal, or None."""
     start = [match.end() for match in re.finditer(rf"^{re.escape(signal)}\s*$", text, re.MULTILINE)]
-    values = re.findall(rf"^\* {re.escape(keyword)}: ([\d.,]+)%?\s*$", text[start[0] :] if start else "", re.MULTILINE)
+    line = rf"^\* {re.escape(keyword)}: (\d[\d,]*(?:\.\d+)?)%?\s*$"
+    values = re.findall(line, text[start[0] :] if start else "", re.MULTILINE | re.ASCII)
     return float(values[-1].replace(",", "")) if values else None
 
 
