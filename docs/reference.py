@@ -84,6 +84,8 @@ def page() -> str:
     cfg = get_cfg_default()
     extend_cfg(cfg)
     found, meanings = settings(cfg), comments()
+    for name, method in trainers.methods().items():
+        meanings |= dict.fromkeys(method.published_keys, f"Read by {name.partition('+')[0]} ([Methods](methods.md))")
     common = {key: value for key, value in found.items() if not key.startswith("TRAINER.") or key == "TRAINER.NAME"}
     unread = [key for key, (_, limit) in common.items() if limit is None]
     parts = [HEAD]

@@ -31,6 +31,7 @@ CASES = {
     "split seed": (["DATASET.SPLIT_SEED", -5], "DATASET.SPLIT_SEED is -5: give an integer from -1 to 4,294,967,295"),
     "towers": (["MODEL.BACKBONE.TOWERS", "fats"], "MODEL.BACKBONE.TOWERS is 'fats': give one of fast, plain"),
     "flag": (["MODEL.COMPILE", "None"], "MODEL.COMPILE is None: give True or False"),
+    "factor of a plug-in": (["OPTIM.LR_EXP", "None"], "OPTIM.LR_EXP is None: give a number from 0 to 1,000,000"),
     "precision": (["TRAINER.MPL.PREC", "fp8"], "TRAINER.MPL.PREC is 'fp8': give one of fp16, bf16, fp32, amp"),
     "negative": (["TRAINER.MPL.N_RM_OP", -1], "TRAINER.MPL.N_RM_OP is -1: give an integer from 0 to 10,000 or a list"),
     "negative in a list": (

@@ -15,6 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
 
 from common.errors import one_line
+from common.schema import add_setting
 
 from .base import PromptTrainer
 from .base.former import keep_former_paths
@@ -60,9 +61,10 @@ def extend_cfg(cfg: CfgNode, chosen: str = "") -> None:
     for name, method in sorted(methods().items(), key=lambda item: item[0] != chosen):
         if method.section() not in cfg.TRAINER or not chosen:
             method.Settings.add_to(cfg, method.section())
-        for key, default in method.published_keys.items():
+        for key, (default, accepts) in method.published_keys.items():
             group, _, name_of = key.rpartition(".")
-            cfg[group].setdefault(name_of, default)
+            if name_of not in cfg[group]:
+                add_setting(cfg, key, default, accepts)
         for published in method.published_sections if name == chosen else ():
             group, _, key = published.rpartition(".")
             (cfg.TRAINER if group else cfg)[key] = cfg.TRAINER[method.section()]

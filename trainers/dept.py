@@ -7,6 +7,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import Tensor, nn
 
 from clip import ImageOutput
+from common.schema import Accepts
 
 from .base import PromptTrainer
 from .base.feature_trainer import FeatureTrainer
@@ -77,7 +78,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         published_unused = (*(f"prompt_learner.{name}" for name in base.published_unused), "meta_net.*")
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
-        published_keys = {"OPTIM.LR_EXP": 6.5}
+        published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
         of_learned_classes = ("linear_probe_proj.*",)
 
         @classmethod

@@ -8,6 +8,7 @@ from dassl.engine import TrainerX
 from yacs.config import CfgNode
 
 from common.errors import UsageError
+from common.schema import Accepts
 
 from .data_use import Choice, epoch_choice
 from .settings import MethodSettings, settings_from
@@ -21,7 +22,7 @@ class Method(TrainerX):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     defaults: ClassVar[dict[str, Any]] = {}  # a short form of `Settings`, for settings that need no checks
     published_sections: ClassVar[tuple[str, ...]] = ()  # other names of its section, in published YAML files
-    published_keys: ClassVar[Mapping[str, Any]] = {}  # further keys of its published YAML files, with defaults
+    published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}  # more keys of its published YAML files; defaults
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
