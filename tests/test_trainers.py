@@ -93,6 +93,15 @@ def test_every_published_setting_learns_and_is_tested(name, precision, deep, res
     assert scores.dtype == torch.float32 and scores.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["CLIPLoRA/vit_b16", "TipAdapterF/vit_b16"])
+def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, tmp_path):
+    """It started at the rate of a warm-up that these methods do not have, and stayed below it."""
+    trainer = build_trainer(configured(YAMLS[name], deep, 32, eurosat, tmp_path))
+    if isinstance(trainer, FeatureTrainer):
+        trainer.before_train()
+    assert trainer.get_current_lr() == trainer.cfg.OPTIM.LR and trainer.cfg.OPTIM.WARMUP_EPOCH == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):

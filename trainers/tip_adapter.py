@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
+from dassl.optim import build_optimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -116,5 +117,5 @@ class TipAdapterF(CacheTrainer):
     drop_last = False
 
     def build_optimizer(self):
-        optimizer, _ = super().build_optimizer()
+        optimizer = build_optimizer(self.model, self.cfg.OPTIM)  # without a warm-up
         return optimizer, CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)

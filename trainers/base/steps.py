@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from dassl.optim import build_optimizer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
@@ -52,7 +53,9 @@ class SteppedTrainer(PromptTrainer):
         self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
-        optimizer, _ = super().build_optimizer()
+        optimizer = build_optimizer(
+            self.model, self.cfg.OPTIM
+        )  # Dassl's schedule would already have set the warm-up's rate
         return optimizer, CosineAnnealingLR(optimizer, self.steps, LAST_RATE)
 
     def before_epoch(self) -> None:
