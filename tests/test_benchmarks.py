@@ -285,9 +285,11 @@ def test_published_steps_compute_the_same_without_dropout(backbones):
         for adapter in trainer.model.prompt_learner.extra_modules.values():
             adapter.p = 0
         for name, parameter in trainer.model.named_parameters():
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+            parameter.data.copy_(0.1 * values)
         images = torch.randn(2, 3, *trainer.cfg.INPUT.SIZE, generator=torch.Generator().manual_seed(1))
-        loss, _ = trainer.loss(trainer.model.output(images), torch.tensor([0, 2]))
+        labels = torch.tensor([0, 2], device=trainer.device)
+        loss, _ = trainer.loss(trainer.model.output(images.to(trainer.device)), labels)
         found.append([loss, *torch.autograd.grad(loss, trainer.model.parameters())])
     for other in found[1:]:
         for got, expected in zip(other, found[0], strict=True):

@@ -21,6 +21,7 @@ from common.files import new_folder
 from common.start import ROOT
 from inference import export, programs
 from inference.classifier import PromptedClassifier
+from trainers import methods
 
 NEEDED_BY_ONNXRUNTIME = "flatbuffers", "google", "packaging"
 METHODS = "CoOp", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
@@ -31,7 +32,8 @@ THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name 
 @pytest.mark.parametrize(("size", "method", "settings"), [("tiny", "MPL", ("TRAINER.MPL.PROMPT_DEPTH", 3)), *THOROUGH])
 def test_onnx_agrees_with_predict(size, method, settings, finished, command, request, eurosat, tmp_path):
     images, backbone = list(images_of(eurosat, range(6))), request.getfixturevalue(size)
-    folder, run = tmp_path / "exported/deeper", finished(method, "base", *settings, backbone=backbone)
+    precision = f"TRAINER.{methods()[method].section()}.PREC", "fp32"  # on a GPU, too
+    folder, run = tmp_path / "exported/deeper", finished(method, "base", *settings, *precision, backbone=backbone)
     done = command(export, run, "--to", folder, "--onnx")
     assert done.status == 0, done.errors
     assert re.search(r"model.onnx: largest difference of a logit on images of noise: \d", done.printed)
@@ -70,7 +72,15 @@ def check_example(folder: Path, classifier: PromptedClassifier, tmp_path: Path) 
 def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, command, deep, eurosat, tmp_path):
     images = list(images_of(eurosat, range(6)))
     names = ["grey", "white snow"]
-    done = command(export, finished("CoOp"), "--to", tmp_path / "out", "--weights", "--classes", *names)
+    done = command(
+        export,
+        finished("CoOp", "base", "TRAINER.COOP.PREC", "fp32"),
+        "--to",
+        tmp_path / "out",
+        "--weights",
+        "--classes",
+        *names,
+    )
     assert done.status == 0, done.errors
     tensors = load_file(tmp_path / "out/class_matrix.safetensors")
     classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))

@@ -228,11 +228,11 @@ def one_weight(trainer):
 
 
 def fp16(trainer):
-    trainer.model._clips = 2 * (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16"),)
+    trainer.model._clips = 2 * (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16").to(trainer.device),)
 
 
 def bf16(trainer):
-    trainer.model._clips = 2 * (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "bf16"),)
+    trainer.model._clips = 2 * (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "bf16").to(trainer.device),)
 
 
 def other_activation(trainer):

@@ -7,14 +7,13 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from torch import Tensor, nn
 
 from clip import ImageOutput
-from common.schema import Accepts
 
 from .base import PromptTrainer
 from .base.feature_trainer import FeatureTrainer
 from .base.film import FiLM
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
-from .base.settings import MethodSettings
+from .base.settings import Accepts, MethodSettings
 
 NEW = ("film_lp_img", "film_lp_text", "linear_probe_proj")
 FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {"MaPLe": "MultiModalPromptLearner"}  # published

@@ -2,15 +2,14 @@ from dataclasses import dataclass, field
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
-from dassl.optim import build_optimizer
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import UsageError
 
 from .base.feature_trainer import SEVEN, ChoosingSettings, FeatureTrainer, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
+from .base.steps import cosine
 
 
 @dataclass(frozen=True)
@@ -117,5 +116,4 @@ class TipAdapterF(CacheTrainer):
     drop_last = False
 
     def build_optimizer(self):
-        optimizer = build_optimizer(self.model, self.cfg.OPTIM)  # without a warm-up
-        return optimizer, CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)
+        return cosine(self, self.cfg.OPTIM.MAX_EPOCH * self.steps)

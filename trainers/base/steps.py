@@ -14,6 +14,15 @@ from .trainer import PromptTrainer
 LAST_RATE = 1e-6
 
 
+def cosine(trainer: PromptTrainer, steps: int, last: float = 0.0) -> tuple[Optimizer, LRScheduler]:
+    """An optimiser whose rate is a cosine over all steps, from OPTIM.LR to `last`.
+
+    Without a warm-up: Dassl's schedule sets the rate of one as soon as it exists.
+    """
+    optimizer = build_optimizer(trainer.model, trainer.cfg.OPTIM)
+    return optimizer, CosineAnnealingLR(optimizer, steps, last)
+
+
 class Repeated:
     """A loader that starts again until there were `steps` batches."""
 
@@ -53,10 +62,7 @@ class SteppedTrainer(PromptTrainer):
         self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
-        optimizer = build_optimizer(
-            self.model, self.cfg.OPTIM
-        )  # Dassl's schedule would already have set the warm-up's rate
-        return optimizer, CosineAnnealingLR(optimizer, self.steps, LAST_RATE)
+        return cosine(self, self.steps, LAST_RATE)
 
     def before_epoch(self) -> None:
         super().before_epoch()
