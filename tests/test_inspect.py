@@ -145,7 +145,7 @@ def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
     classifier = PromptedClassifier.zero_shot(str(deep), ["red", "blue"])
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     if changed:
-        classifier.clip.visual.transformer.resblocks[3].mlp.c_proj = torch.nn.Linear(256, 64)
+        classifier.clip.visual.transformer.resblocks[3].mlp.c_proj = torch.nn.Linear(256, 64).to(classifier.device)
     found = compared_roll_outs(classifier, images)
     assert list(found) == ["CLIP", "ZeroshotCLIP"][: 1 + changed]
     assert found["CLIP"] == roll_out(load_backbone(str(deep)), images, ())

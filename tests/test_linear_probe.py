@@ -108,7 +108,7 @@ def test_two_classes(probe, tmp_path):
     trainer = probe(root=tmp_path)
     trainer.train()
     features, labels = arrays(trainer, trainer.dm.dataset.train_x)
-    learner = trainer.model.prompt_learner
+    learner = trainer.model.prompt_learner.cpu()
     logits = torch.from_numpy(features) @ learner.weight.T + learner.bias
     assert logits.argmax(dim=1).tolist() == labels.tolist()
 
