@@ -267,12 +267,12 @@ class Foreign(TrainerX):
     """A trainer of another project: it knows nothing of choices."""
 
     def build_model(self):
-        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, self.num_classes))
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, self.num_classes)).to(self.device)
         self.optim = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.register_model("own", self.model, self.optim)
 
     def parse_batch_train(self, batch):
-        return batch["img"], batch["label"]
+        return batch["img"].to(self.device), batch["label"].to(self.device)
 
     def forward_backward(self, batch):
         images, labels = self.parse_batch_train(batch)
