@@ -8,6 +8,8 @@ from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
+import torch
 import torch.distributed as dist
 
 PATIENCE = 300
@@ -20,6 +22,8 @@ def in_ranks(count, function):
     """
     if count == 1:
         return [function()]
+    if torch.cuda.is_available():
+        pytest.skip("a process that has used CUDA cannot fork")
     context = get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(count)]

@@ -248,7 +248,7 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
 
     def noted(trainer, checkpoint, path):
         load_prompts(trainer, checkpoint, path)
-        state = {key: value.clone() for key, value in trainer.saved_module().state_dict().items()}
+        state = {key: value.cpu().clone() for key, value in trainer.saved_module().state_dict().items()}
         loaded.append((state, trainer.model.classes_learned))
 
     def collected(study):

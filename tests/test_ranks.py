@@ -151,7 +151,7 @@ def test_learned_pixels_have_their_gradient(deep, eurosat, tmp_path):
         model = each.trainer.model
         model.train()
         torch.manual_seed(0)
-        images = torch.randn(4, 3, 32, 32, requires_grad=True)
+        images = torch.randn(4, 3, 32, 32).to(each.trainer.device).requires_grad_()
         model(images).logsumexp(dim=1).sum().backward()
         return images.grad
 

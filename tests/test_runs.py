@@ -77,7 +77,7 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
         "tested_epoch": 2,
         "backbone": str(tiny),
         "weights_sha256": checksum(tiny),
-        "precision": "fp32",  # PREC is fp16, which a CPU lacks
+        "precision": "fp16" if torch.cuda.is_available() else "fp32",  # PREC is fp16, which a CPU lacks
     }
     assert (card["kind"], card["choose"]) == ("inductive", [])
     left = {path.name for path in tmp_path.iterdir()}
@@ -87,7 +87,7 @@ def test_results_have_the_promised_fields(launch, eurosat, tiny, tmp_path):
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(launch, eurosat, tiny, tmp_path):
     rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)  # from the second epoch on
-    argv = arguments(eurosat, tiny, tmp_path, "OPTIM.MAX_EPOCH", 3, *rates)
+    argv = arguments(eurosat, tiny, tmp_path, "OPTIM.MAX_EPOCH", 3, "TRAINER.MPL.PREC", "fp32", *rates)
     ended = launch(*argv)
     assert (ended.status, len(ended.errors)) == (2, 1), ended.errors
     assert ended.errors[0].startswith("error: the loss is NaN at epoch 2, batch 3: lower OPTIM.LR")
