@@ -16,12 +16,15 @@ from experiments.studies.study_file import load
 from trainers import methods
 
 ROOT = Path(__file__).parent.parent
-SMALL = yaml.safe_load((ROOT / "studies/small.yaml").read_text())
+BASE2NEW, SMALL = (
+    yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("small", "small_cross_datasets")
+)
+SMALL |= {"protocols": ["base2new", "cross_dataset"], "datasets": BASE2NEW["datasets"]}  # both
 
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(key=value, ...)` -> a study file like small.yaml, with some settings changed; None removes one."""
+    """`write(key=value, ...)` -> the two small studies together, with some settings changed; None removes one."""
 
     def write(**settings):
         changed = SMALL | {"output": str(tmp_path)} | settings
@@ -100,7 +103,7 @@ def test_runs_have_the_folders_of_the_scripts(write, tmp_path):
         "crossdataset/small_source/CoCoOp/small_cross_datasets_16shots/seed2",
         "crossdataset/evaluation/small_source_outline/VPT/small_cross_datasets_16shots/seed2",
     }
-    assert len(folders) == 14 * 3 * (5 * 2 + 8)  # 13 methods, one of them in two forms
+    assert len(folders) == 19 * 3 * (5 * 2 + 8)  # 18 methods, one of them in two forms
 
 
 def test_prompts_are_tested_by_the_run_sequence_of_their_training(write):
