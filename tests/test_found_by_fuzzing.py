@@ -129,7 +129,7 @@ def test_endless_log_is_refused(tmp_path, monkeypatch, capsys):
     assert "seed1/log.txt is not a regular file" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_key_that_is_no_text_is_named(command, tmp_path):
+def test_key_other_than_text_is_named(command, tmp_path):
     """yacs joined the names of the groups, and could not."""
     (tmp_path / "study.yaml").write_text("trainers: {CoOp: small}\ndatasets: [eurosat]\ntargets: {a: {true: {b: 1}}}\n")
     status, _, errors = command(studies, "run", tmp_path / "study.yaml")

@@ -91,7 +91,7 @@ def test_missing_folder_is_named(tmp_path, parse, capsys):
     assert f"no folder {tmp_path}/nowhere" in capsys.readouterr().err
 
 
-def test_a_value_that_is_no_number_is_no_result(runs, parse):
+def test_value_that_cannot_be_a_number_is_left_out(runs, parse):
     root = runs(TRAINING, {"seed1": "90.590.5", "seed2": 80.0})
     printed = parse(root)
     assert f"{root}/seed1/log.txt. no result: " in printed and "* accuracy: 80.00% +- 0.00%" in printed

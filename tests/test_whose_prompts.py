@@ -68,7 +68,7 @@ def test_a_resumed_run_refuses_other_weights(train, backbone, tmp_path):
     assert ended.status == 2 and "the run to resume has prompts for other weights" in ended.errors[0]
 
 
-def test_a_run_whose_metadata_is_damaged_is_not_resumed(train, tmp_path):
+def test_damaged_metadata_is_refused_before_a_resume(train, tmp_path):
     """Its SHA-256 was a list, and the message about it a traceback."""
     assert train("a").status == 0
     (file,) = (tmp_path / "a").glob("*/model.pth.tar-2")
