@@ -174,7 +174,10 @@ def against_fp32(check: Check, method: str, prec: str) -> dict:
     whole, half = check.trainer(method, 50), check.trainer(method, 50, prec=prec)
     half.model.load_state_dict(whole.model.state_dict())
     (logits, gradient), (half_logits, half_gradient) = gradients(whole, batch), gradients(half, batch)
-    losses = [[float(each.forward_backward(batch)["loss"]) for _ in range(steps)][-1] for each in (whole, half)]
+    losses = []
+    for each in (whole, half):
+        torch.manual_seed(0)
+        losses.append([float(each.forward_backward(batch)["loss"]) for _ in range(steps)][-1])
     return {
         "logits": (half_logits - logits).abs().max().item(),
         "gradient": ((half_gradient - gradient).norm() / gradient.norm()).item(),
@@ -183,7 +186,8 @@ def against_fp32(check: Check, method: str, prec: str) -> dict:
 
 
 def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and the gradient of all learned parameters, in one vector."""
+    """Logits and the gradient of all learned parameters, in one vector; dropout is the same in every call."""
+    torch.manual_seed(0)
     with trainer.autocast():
         images, labels = trainer.parse_batch_train(batch)
         output = trainer.model.output(images)
