@@ -115,9 +115,8 @@ def new_folder(folder: Path, key: str = "") -> Iterator[Path]:
     if not there and os.path.lexists(folder):
         raise UsageError(f"{folder} is not a folder", "choose another name, or delete it", folder)
     check_vacant(folder, key)
-    remove_left(
-        folder.absolute().parent, stage_prefix(folder)
-    )  # of a call that was killed after it had moved its files
+    # A call that was killed after it had moved its files has left an empty one.
+    remove_left(folder.absolute().parent, stage_prefix(folder))
     with ExitStack() as stack:
         try:
             stage = stack.enter_context(scratch(parent, stage_prefix(folder))) / folder.absolute().name

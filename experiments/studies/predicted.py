@@ -111,7 +111,7 @@ def class_accuracy(summary: Summary, narrow: bool = False) -> Figure | None:
 
 
 def of_focus(summary: Summary) -> dict[tuple[str, str], Outcome]:
-    """The outcomes of the method `Summary.focus`, {(protocol, dataset): outcome}, on the main part of each protocol."""
+    """The outcomes of one method, `Summary.focus`, by protocol and dataset, on the main part of each protocol."""
     return {
         (protocol, dataset): found
         for (protocol, part, method, dataset), found in read_outcomes(summary).items()
