@@ -12,6 +12,7 @@ import pytest
 import torch
 from finished import TIMES
 from learned import NAMES, OPTIONS, images_of
+from marks import thorough_but
 
 from common.start import ROOT
 from experiments.studies import command as study
@@ -42,7 +43,7 @@ REFUSED = {  # (method, command): the line
 }
 # One method of each kind; `make test-all` has all of them.
 FIRST = {"TaskRes", "TipAdapterF", "GDA", "ZERO"}
-ALL = [pytest.param(name, marks=() if name in FIRST else pytest.mark.thorough) for name in methods()]
+ALL = thorough_but(FIRST, methods())
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from drawn import arguments, write_eurosat
+from marks import thorough_but
 
 from common.start import ROOT
 from trainers import methods
@@ -28,7 +29,7 @@ def head(tiny, eurosat, tmp_path):
 
 
 @pytest.mark.parametrize("label", [1, 2])
-@pytest.mark.parametrize("method", [HEADS[0], *(pytest.param(name, marks=pytest.mark.thorough) for name in HEADS[1:])])
+@pytest.mark.parametrize("method", thorough_but(HEADS[:1], HEADS))
 def test_class_without_training_images(method, label, refused, head, tmp_path):
     file = write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], train=4)
     rows = json.loads(file.read_text())

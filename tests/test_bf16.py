@@ -3,6 +3,7 @@
 import pytest
 import torch
 from drawn import METHODS, prompts_of
+from marks import thorough_but
 
 from clip.blocks import attention
 from trainers.base import precision
@@ -33,7 +34,7 @@ def step(trainer):
     return logits.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thorough_but(("CoOp", "CoCoOp", "MPL", "PromptSRC", "CLIPLoRA"), METHODS))
 def test_logits_and_gradients_are_those_of_fp32_within_its_rounding(method, build, units, capsys):
     half, whole = build(method, "all", "PREC", "bf16"), build(method)
     assert capsys.readouterr().out.count("PREC bf16: training and evaluation compute in bf16\n") == 1
@@ -86,7 +87,7 @@ def test_tokens_between_layers_are_in_fp32(build, units):
     assert types == {"image": torch.float32, "text": torch.float32}
 
 
-@pytest.mark.parametrize("method", ["CoOp", "MPL"])
+@pytest.mark.parametrize("method", thorough_but(("CoOp",), ("CoOp", "MPL")))
 def test_twenty_steps_learn_as_in_fp32(method, build, units):
     losses = {}
     for prec in ("fp32", "bf16"):

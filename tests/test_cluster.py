@@ -105,6 +105,7 @@ def test_wrong_address_has_a_one_line_error(study_file, start):
     assert errors.strip().splitlines()[-1].startswith("error: no Ray cluster at 127.0.0.1:1 (")
 
 
+@pytest.mark.thorough
 def test_without_ray_a_study_uses_local_processes_and_refuses_an_address(study_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)  # makes `import ray` fail
     used = []

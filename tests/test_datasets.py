@@ -11,6 +11,7 @@ import yaml
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.engine import build_trainer
 from drawn import make_cfg
+from marks import thorough_but
 from trees import LAYOUTS, NAMES, WNIDS, build_tree
 
 from common.errors import UsageError
@@ -153,7 +154,7 @@ def real(tmp_path, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("real", REAL, indirect=True)
+@pytest.mark.parametrize("real", thorough_but(("dtd", "oxford_pets", "ucf101"), REAL), indirect=True)
 def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(real, load, capsys):
     (name, split), kind = real, class_of(real[0])
     whole = load(name)

@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 from learned import images_of
+from marks import thorough_but
 from safetensors.torch import load_file
 
 from clip import load_backbone
@@ -16,8 +17,7 @@ from inference.models import open_models
 
 pytestmark = pytest.mark.slow
 
-THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in ("LoCoOp", "DePT+CoCoOp", "DePT+MPL")]
-NEW = ["CLIPLoRA", "MMA", "DePT+CoOp", *THOROUGH]
+NEW = thorough_but(("CLIPLoRA",), ("CLIPLoRA", "MMA", "DePT+CoOp", "LoCoOp", "DePT+CoCoOp", "DePT+MPL"))
 QUICK = {"CLIPLoRA": ("TRAINER.CLIPLORA.N_ITERS", 4), "LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2)}
 WORDS = {  # refused exports, and the line of each
     ("MMA", "--weights"): "MMA does not only learn text",
@@ -50,7 +50,7 @@ def test_new_classes_are_tested_and_predicted_alike(method, run, command, deep, 
     assert exported.logits(images, names).isfinite().all()
 
 
-@pytest.mark.parametrize("form", [pytest.param("--onnx", marks=pytest.mark.thorough), "--weights"])
+@pytest.mark.parametrize("form", thorough_but(("--weights",), ("--onnx", "--weights")))
 @pytest.mark.parametrize("method", NEW)
 def test_programs_are_exported_or_refused_in_one_line(method, form, run, command, deep, tmp_path):
     done = command(export, run(method), "--to", tmp_path / "out", form, "--backbone", deep)

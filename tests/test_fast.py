@@ -10,6 +10,7 @@ import torch
 from drawn import small_clip
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from marks import thorough_but
 from open_clip.transformer import LayerNormFp32
 
 from clip import Edit, ImageOutput, TextPrompts, fast, plain
@@ -19,9 +20,7 @@ LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(10_000, marks=pytest.mark.thorough), 0, 24], ids=["together", "by row", "both"]
-)
+@pytest.fixture(scope="module", params=thorough_but((24,), (10_000, 0, 24)), ids=["together", "by row", "both"])
 def clip(request):
     """With both forms of the text tower's attention; `both` changes the form where the rows become longer."""
     text = {"context_length": POSITIONS, "vocab_size": EOT + 1, "layers": LAYERS, "width": WIDTH}

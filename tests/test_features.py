@@ -12,6 +12,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from drawn import METHODS, differing, make_cfg, prompts_of
+from marks import thorough_but
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -88,7 +89,7 @@ def expected(build, method="CoOp", *options, **how) -> torch.Tensor:
     return logits_of(build(method, *options, "CACHE", "", **how))
 
 
-@pytest.mark.parametrize("method", sorted(OWN))
+@pytest.mark.parametrize("method", thorough_but(("CoOp", "CoCoOp", "MPL", "UPT", "CLIPLoRA"), sorted(OWN)))
 def test_methods_without_vision_prompts_read_each_image_once(method, build, deep, read_images, kept):
     computed = expected(build, method, backbone=deep)
     assert torch.equal(logits_of(build(method, backbone=deep)), computed)

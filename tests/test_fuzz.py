@@ -13,6 +13,7 @@ import pytest
 from fuzz import content, downloads, harness, images, models, predicted, settings, texts, weights, worker  # noqa: F401 - they register their kinds
 from fuzz.cases import KINDS, Case, kind_of
 from fuzz.changes import change_bytes, change_tree
+from marks import thorough_but
 
 from common.start import ROOT
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer fork
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("count", thorough_but((30,), (30, 100)))
 def test_first_inputs_have_no_failure(count, tmp_path):
     command = [sys.executable, "-m", "fuzz", "--count", str(count), "--keep", str(tmp_path)]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))

@@ -12,6 +12,7 @@ import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
 from in_ranks import in_ranks
+from marks import thorough_but
 
 import trainers.promptsrc
 from clip import TOWERS, current_ranks
@@ -23,13 +24,22 @@ BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 SLOW = pytest.mark.slow
 SECOND = (
     "cliplora_vision_up_qkvo",
+    "coop_end16",
+    "coop_init_words",
     "dept_coop_middle_w04",
     "dept_kgcoop",
+    "kgcoop_random_pets",
+    "locoop_csc_middle",
+    "locoop_no_region",
+    "maple_d1",
+    "maple_d4_ctx5",
     "mma_scale01_middle",
+    "mma_start0",
     "mmrl_dim128_three",
+    "prograd_init_food",
     "tcp_pets_adam",
     "upt_shallow_end",
-)  # that take seconds
+)  # other settings of a method; `make test-all` runs them
 
 
 def pytest_generate_tests(metafunc):
@@ -56,7 +66,7 @@ def first(figures):
     return figures[0] if isinstance(figures, list) else figures
 
 
-@pytest.fixture(params=["fast", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("by row", "plain"))])
+@pytest.fixture(params=thorough_but(("fast",), ("fast", "by row", "plain")))
 def towers(request, monkeypatch):
     """The form of the towers: all must give the published numbers."""
     if request.param != "by row":

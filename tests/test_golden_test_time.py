@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from marks import thorough_but
 from test_golden import AFTER, BEFORE, LOSSES, build, close
 
 from clip.random_weights import random_tensor
@@ -13,6 +14,7 @@ from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 
 KINDS = ("test-time", "stream")
+SECOND = ("ctpt_drawn_steps2", "mta_lambdas", "tda", "tpt_drawn_steps3", "zero_templates")  # `make test-all` runs them
 
 
 def pytest_generate_tests(metafunc):
@@ -22,7 +24,10 @@ def pytest_generate_tests(metafunc):
         cases = {name: content for name, content in cases.items() if content.get("case", {}).get("kind") in KINDS}
         if metafunc.function is test_steps_of_tuning:
             cases = {name: content for name, content in cases.items() if "losses" in content}
-        metafunc.parametrize("figures", cases.values(), ids=cases)
+        marks = {name: pytest.mark.thorough if name in SECOND else () for name in cases}
+        metafunc.parametrize(
+            "figures", [pytest.param(each, id=name, marks=marks[name]) for name, each in cases.items()]
+        )
     if "vote" in metafunc.fixturenames:
         votes = found.get("zero_votes", {}).get("zero_votes", [])
         metafunc.parametrize("vote", votes, ids=[case["what"] for case in votes])
@@ -43,7 +48,7 @@ def settings_of(case: dict) -> dict:
     return flat | ({"TEMPLATES": case["templates"]} if "templates" in case else {})
 
 
-@pytest.fixture(params=["fast", pytest.param("plain", marks=pytest.mark.thorough)])
+@pytest.fixture(params=thorough_but(("fast",), ("fast", "plain")))
 def trainer(request, figures, backbones, stand_in, tmp_path):
     """The method of a case."""
     case = figures["case"]

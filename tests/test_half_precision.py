@@ -3,6 +3,7 @@
 import pytest
 import torch
 from drawn import ADAPTED, METHODS
+from marks import thorough_but
 
 from clip import load_backbone
 
@@ -11,7 +12,9 @@ pytestmark = pytest.mark.slow
 LOGITS, GRADIENT = 0.08, 0.02  # absolute; relative to the norm in fp32
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ADAPTED])  # published with amp
+@pytest.mark.parametrize(
+    "method", thorough_but(("CoOp", "IVLP", "MPL", "MMRL"), [name for name in METHODS if name not in ADAPTED])
+)
 def test_half_weights_give_the_logits_and_gradients_of_fp32(method, build, deep):
     trainer = build(method, "all", options=("MODEL.BACKBONE.TOWERS", "fast"))
     images = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0))

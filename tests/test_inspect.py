@@ -12,6 +12,7 @@ import pytest
 import torch
 from drawn import METHODS
 from learned import OPTIONS
+from marks import thorough_but
 from PIL import Image
 
 from clip import Edit, TextPrompts, load_backbone, plain, tokenize
@@ -228,10 +229,9 @@ def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
 
 
 QUICK = "VPT", "CoCoOp", "ZeroshotCLIP"
-THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in METHODS if name not in QUICK]
 
 
-@pytest.mark.parametrize("method", [*QUICK, *THOROUGH])
+@pytest.mark.parametrize("method", thorough_but(QUICK, ("ZeroshotCLIP", *METHODS)))
 def test_every_method_can_be_inspected(method, finished, found, photos, without_pictures):
     names = ["--classes", "red", "green field", "blue lake"]
     content, _ = found(finished(method), "--images", photos / "a.jpg", "--topk", 2, *names)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import arguments, write_eurosat
+from marks import thorough_but
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_golden import AFTER, BEFORE, build, close, images_of
 from trees import build_tree
@@ -40,7 +41,7 @@ def test_scores_of_published_logits(figures):
             assert (fewer < ood.scores(torch.tensor(logits), torch.tensor(of_patches))["GL-MCM"] - 1e-4).any()
 
 
-@pytest.mark.parametrize("towers", ["fast", pytest.param("plain", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("towers", thorough_but(("fast",), ("fast", "plain")))
 def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
     case = figures["case"]
     settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]

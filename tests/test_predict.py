@@ -12,6 +12,7 @@ import torch
 from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import METHODS
 from learned import NAMES, OPTIONS, images_of, own_test, rows_of
+from marks import thorough_but
 from PIL import Image
 
 from clip import load_backbone, tokenize
@@ -27,10 +28,9 @@ pytestmark = pytest.mark.slow
 
 
 QUICK = "MPL", "CoCoOp", "VPT"
-THOROUGH = [pytest.param(name, marks=pytest.mark.thorough) for name in METHODS if name not in QUICK]
 
 
-@pytest.mark.parametrize("method", [*QUICK, *THOROUGH])
+@pytest.mark.parametrize("method", thorough_but(QUICK, METHODS))
 def test_logits_are_those_of_the_runs_test(method, finished, command):
     folder = finished(method)
     files, expected, names = own_test(folder, "base")

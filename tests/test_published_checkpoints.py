@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from marks import thorough_but
 from test_checkpoints import published_training
 from test_lora_files import lora_shapes, write_lora
 from test_reproduce import InThisProcess, read
@@ -266,12 +267,10 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
     return tested
 
 
-MORE = {"DePT+CoOp", "DePT+CoCoOp", "DePT+MaPLe"}  # over one more method each
+FIRST = {case.method: name for name, case in reversed(CASES.items())}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] if name in MORE else []) for name in CASES]
-)
+@pytest.mark.parametrize("name", thorough_but(FIRST.values(), CASES))
 def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone, tmp_path):
     case = CASES[name]
     learned = publish(case, tmp_path / "set", backbone)

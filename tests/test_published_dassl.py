@@ -10,11 +10,11 @@ from functools import reduce
 import pytest
 import yaml
 from drawn import error_lines
+from marks import thorough_but
 
 from common.start import ROOT
 
 pytestmark = pytest.mark.slow
-THOROUGH = pytest.mark.thorough
 
 # In the style of CoOp's train.py
 TRAIN = """
@@ -76,7 +76,7 @@ def run(script, backbone, *arguments):
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("method", ["MPL", *(pytest.param(name, marks=THOROUGH) for name in ("PromptSRC", "CoOp"))])
+@pytest.mark.parametrize("method", thorough_but(("MPL",), ("MPL", "PromptSRC", "CoOp")))
 def test_train_py_of_a_user(method, published, deep, eurosat, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
@@ -88,6 +88,7 @@ def test_train_py_of_a_user(method, published, deep, eurosat, tmp_path):
     assert (tmp_path / "out/log.txt").read_text().count("epoch [2/2] batch [3/3]") == 1
 
 
+@pytest.mark.thorough
 def test_train_py_of_this_project(published, deep, eurosat, tmp_path):
     own = ["--trainer", "MPL", "--root", eurosat, "--output-dir", tmp_path / "out", "--seed", 1]
     files = ["--dataset-config-file", DATASET, "--config-file", published("MPL")]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from drawn import make_cfg
 from in_ranks import in_ranks
+from marks import thorough_but
 from recorder import CASES, Recorder, assert_close
 
 from clip import Ranks, SplitTowers, current_ranks
@@ -19,7 +20,7 @@ from trainers.base.ranks import split
 
 pytestmark = pytest.mark.slow
 
-QUICK = "CoCoOp", "MPL", "PromptSRC"
+DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool
 STEPS = "DATALOADER.TRAIN_X.BATCH_SIZE", 3, "DATALOADER.TEST.BATCH_SIZE", 5  # 24 test images: the last batch has 4
 
 
@@ -52,13 +53,7 @@ class Killed(Exception):
 
 def cases():
     for case, count in product(CASES, (2, 4)):
-        mark = {
-            (True, 2): (),
-            (True, 4): pytest.mark.thorough,
-            (False, 2): pytest.mark.thorough,
-            (False, 4): pytest.mark.thorough,
-        }
-        yield pytest.param(case, count, marks=mark[case in QUICK, count])
+        yield pytest.param(case, count, marks=() if (case, count) == ("MPL", 2) else pytest.mark.thorough)
 
 
 @pytest.mark.parametrize(("case", "count"), list(cases()))
@@ -75,8 +70,8 @@ def test_all_ranks_compute_what_one_computes(case, count, in_double, deep, euros
             assert set(each.images) == ({3} if count == 4 else {2 if each.rank == 0 else 1})
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.thorough), 2])
-@pytest.mark.parametrize("method", ["CoOp", pytest.param("PromptSRC", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("count", thorough_but((2,), (1, 2)))
+@pytest.mark.parametrize("method", thorough_but(("CoOp",), ("CoOp", "PromptSRC")))
 def test_a_run_resumes_on_another_number_of_ranks(method, count, in_double, deep, eurosat, tmp_path):
     steps = *STEPS, "OPTIM.MAX_EPOCH", 3
     alone = OnRanks(eurosat, deep, tmp_path / "alone", 1, method, steps)
@@ -134,7 +129,7 @@ def test_the_images_of_a_split_count_in_their_order(deep, eurosat, tmp_path):
     assert digest_of_images(dataset, str(eurosat)) != before
 
 
-@pytest.mark.parametrize("method", ["KgCoOp", pytest.param("MMRL", marks=[pytest.mark.slow, pytest.mark.thorough])])
+@pytest.mark.parametrize("method", thorough_but(("KgCoOp",), ("KgCoOp", "MMRL")))
 def test_more_ranks_than_classes(method, in_double, deep, eurosat, tmp_path):
     """And than images in a step."""
     few = "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", 2
@@ -200,7 +195,7 @@ def test_an_object_other_than_a_prompt_method_is_refused():
         split(object(), Ranks(0, 2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", thorough_but((torch.bfloat16,), DTYPES))
 def test_rows_of_all_ranks_arrive_bit_for_bit(dtype):
     sizes = [3, 0, 2]
     every = (torch.arange(20).view(5, 2, 2) % 7).to(dtype)
@@ -214,7 +209,7 @@ def test_rows_of_all_ranks_arrive_bit_for_bit(dtype):
         assert torch.equal(rows, every) and rows.dtype == dtype and nothing.shape == (5, 0, 2)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "amp"])
+@pytest.mark.parametrize("precision", thorough_but(("amp",), ("fp16", "bf16", "amp")))
 def test_every_precision_computes_as_on_one_rank(precision, deep, eurosat, tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.base.trainer.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
     steps = *STEPS, "TRAINER.MPL.PREC", precision

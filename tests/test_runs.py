@@ -14,6 +14,7 @@ import pytest
 import torch
 from dassl.engine import SimpleTrainer
 from drawn import SMALL, arguments, error_lines
+from marks import thorough_but
 
 from common.files import checksum
 from common.start import ROOT
@@ -42,7 +43,7 @@ def results(folder):
 # In this process
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("workers", thorough_but((0,), (0, 2)))
 def test_the_seed_decides_every_bit(workers, launch, eurosat, tiny, tmp_path):
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         argv = arguments(
@@ -289,8 +290,8 @@ def test_resume_after_kill_is_bit_identical(script, launch, eurosat, tiny, tmp_p
     assert printed.splitlines()[-1] == f"Harmonic mean: {2 * b * n / (b + n) if b + n else 0:.2f}%"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path):
     folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
     for _ in range(2):

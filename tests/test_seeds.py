@@ -96,6 +96,7 @@ def test_several_seeds_are_bit_for_bit_the_runs_of_single_seeds(seeds, alone, tm
     assert printed.index("Setting fixed seed: 1") < printed.index("Setting fixed seed: 2")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used CUDA cannot fork")
 def test_resume_after_a_kill_in_the_second_seed_is_bit_identical(seeds, alone, at_step, tmp_path):
     at_step(2, 1, lambda loss: os.kill(os.getpid(), signal.SIGKILL))

@@ -12,6 +12,7 @@ import yaml
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from drawn import METHODS, differing, prompts_of
+from marks import thorough_but
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
@@ -59,10 +60,8 @@ def configured(file, backbone, size, root, output, *overrides, trainer=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("amp", marks=pytest.mark.thorough)])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.thorough) for name in YAMLS]
-)
+@pytest.mark.parametrize("precision", thorough_but(("fp32",), ("fp32", "amp")))
+@pytest.mark.parametrize("name", thorough_but(FIRST.values(), YAMLS))
 def test_every_published_setting_learns_and_is_tested(name, precision, deep, resnet, eurosat, tmp_path):
     file = YAMLS[name]
     backbone, size = (resnet, 64) if file.stem.startswith("rn") else (deep, 32)
@@ -103,7 +102,7 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS))
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
     losses, types = {}, {}
     for precision in ("fp32", "amp"):
@@ -213,7 +212,7 @@ def watched(trainer, cut_at=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", thorough_but(("MPL", "PromptSRC", "MMRL", "CLIPLoRA", "DePT+CoOp"), METHODS))
 def test_resume_is_bit_identical(method, build):
     own = {"PromptSRC": ("GPA_MEAN", 2, "GPA_STD", 1), "CLIPLoRA": ("N_ITERS", 3)}
     settings = own.get(method, ())

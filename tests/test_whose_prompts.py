@@ -9,6 +9,7 @@ import yaml
 from dassl.utils import load_checkpoint, save_checkpoint
 from finished import finish
 from learned import OPTIONS
+from marks import thorough_but
 
 from clip.random_weights import random_tensor
 from common.errors import UsageError
@@ -115,7 +116,7 @@ def test_all_files_of_a_run_have_the_sha256_of_its_weights(run, backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], pytest.param(["--skip-finished"], marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("options", thorough_but(([],), ([], ["--skip-finished"])))
 def test_a_run_in_the_same_folder_refuses_other_weights(options, run, train, backbone):
     assert train("a", "base", *options).status == 0
     before, changed = checksum(backbone), {path: path.stat().st_mtime_ns for path in run.rglob("*")}

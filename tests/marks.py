@@ -1,0 +1,6 @@
+import pytest
+
+
+def thorough_but(quick, values):
+    """Parameters `values`; `make test` runs the quick ones, `make test-all` all of them."""
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.thorough) for value in values]
