@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from marks import thorough_but
 
 from common.start import ROOT
 
@@ -126,7 +127,7 @@ def test_a_plug_in_has_the_settings_of_the_method_under_it(call, copy):
     assert results(copy, "out/smooth")["trainer"] == "Smooth+Growing"
 
 
-@pytest.mark.parametrize("method", ["Bottleneck", "DePT+Bottleneck"])
+@pytest.mark.parametrize("method", thorough_but(("Bottleneck",), ("Bottleneck", "DePT+Bottleneck")))
 def test_an_adapter_learns_and_is_evaluated_on_new_classes(method, call, copy):
     name = method.replace("+", "_")
     call(*train(f"out/{name}", *BASE, method=method))
@@ -213,8 +214,8 @@ def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call,
 def test_quick_start_of_a_table_runs_as_it_is_written(call, copy):
     lines = quick_start("Quick start: reproduce a table").splitlines()
     assert lines[0].startswith("python tools/prepare.py")  # synthetic images are not downloaded
-    commands = [line.replace("python parse", '"$PYTHON" parse') for line in lines[1:]]
+    commands = [line.replace("python parse", '"$PYTHON" parse').replace("1 2 3", "1 2") for line in lines[1:]]
     (copy / "table.sh").write_text("\n".join(["set -e", *commands]))
     printed = call("table.sh").stdout
-    assert printed.count("Harmonic mean") == 3
+    assert printed.count("Harmonic mean") == 2
     assert len(re.findall(r"^\* accuracy: [\d.]+% \+- ", printed, re.MULTILINE)) == 2, printed[-2000:]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer fork
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", thorough_but((30,), (30, 100)))
+@pytest.mark.parametrize("count", thorough_but((12,), (12, 100)))
 def test_first_inputs_have_no_failure(count, tmp_path):
     command = [sys.executable, "-m", "fuzz", "--count", str(count), "--keep", str(tmp_path)]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
