@@ -9,7 +9,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from datasets import title
-from trainers.base.data_use import Choice, fit_phase, list_digest, phase
+from trainers.base.data_use import Choice, Phase, fit_phase, list_digest, phase
 
 from .chosen import read_chosen
 from .configs import read_yaml
@@ -56,28 +56,37 @@ def origins(args: Namespace, cfg: CfgNode) -> dict[str, list[str]]:
     return {origin: sorted(key for key in kept if kept[key] == origin) for origin in dict.fromkeys(kept.values())}
 
 
+def learned_from(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Phase] | None:
+    """The records of the images behind the prompts that a run tests, before it trains; None if that is not known."""
+    fit = getattr(trainer, "inherited_phases", None if args.eval_only else [])
+    if fit is None or args.eval_only or not trainer.get_model_names():
+        return fit
+    return [*fit, fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes)]
+
+
 def data_use(
-    args: Namespace, cfg: CfgNode, trainer: Any, choices: list[Choice] | None, settings: dict[str, list[str]]
+    cfg: CfgNode,
+    trainer: Any,
+    fit: list[Phase] | None,
+    choices: list[Choice] | None,
+    settings: dict[str, list[str]],
 ) -> dict[str, Any]:
     """The card of a run that has ended.
 
     Args:
-        args, cfg: of the run.
+        cfg: of the run.
         trainer: after its test.
+        fit: from `learned_from`.
         choices: the records of what was chosen on images; None if that is not known.
         settings: from `origins`.
 
     Returns:
         - `kind`: of the method (`data_use.METHOD_KINDS`); None for a trainer of another project
-        - `fit`: the records of the images that the prompts were learned from; None if that is not known
-        - `choose`: the choices
+        - `fit`, `choose`: as given
         - `test`: the record of the tested images, with `evaluations`, how many tests of them ended in this output
           folder; None without a test
         - `settings`: the origins of settings that are not defaults
     """
-    fit = getattr(trainer, "inherited_phases", None if args.eval_only else [])
-    if not args.eval_only and trainer.get_model_names():
-        fit = [*(fit or []), fit_phase(cfg, title(cfg), trainer.dm.dataset, trainer.dm.num_classes)]
     test = None
     if trainer.evaluator.results:
         split, items = tested_images(cfg, trainer)

@@ -121,9 +121,14 @@ def of_test(cfg: Any, trainer: Any) -> Predictions:
     if not columns or not trainer.evaluator.results:
         return {}
     split, items = tested_images(cfg, trainer)
-    if columns["label"].tolist() != [item.label for item in items]:
+    read_items = images_of(trainer, split)
+    if columns["label"].tolist() != [item.label for item in read_items]:
         print(f"No {FILE}: the test did not read each image once, in order")
         return {}
+    if read_items is not items:  # a method with an order of its own
+        rows = {id(item): row for row, item in enumerate(read_items)}
+        order = [rows[id(item)] for item in items]
+        columns = {key: column[order] for key, column in columns.items()}
     return columns | {
         "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
         "class_names": np.array([trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]),
@@ -134,10 +139,16 @@ def of_test(cfg: Any, trainer: Any) -> Predictions:
 
 
 def tested_images(cfg: Any, trainer: Any) -> tuple[str, list]:
-    """The split of the last test, and its images."""
+    """The split of the last test, and its images: in the order of the dataset's list, also if a method has another."""
     validates = cfg.TEST.SPLIT == "val" and trainer.val_loader is not None
     split = getattr(trainer, "test_split", "val" if validates else "test")  # the published Dassl keeps no record
-    return split, (trainer.val_loader if split == "val" else trainer.test_loader).dataset.data_source
+    read_items, listed = images_of(trainer, split), images_of(trainer.dm, split)
+    return split, listed if set(map(id, listed)) == set(map(id, read_items)) else read_items
+
+
+def images_of(owner: Any, split: str) -> list:
+    """The images of a split in the order in which a trainer, or its data manager, reads them."""
+    return (owner.val_loader if split == "val" else owner.test_loader).dataset.data_source
 
 
 def save(file: Path, predictions: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from trainers.base.ranks import split
 from . import ood, predictions
 from .chosen import read_chosen
 from .configuration import changed_settings, read_files, setup_cfg, state_weights, unread_settings
-from .data_card import data_use, note_test, origins
+from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
 from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
 from .ranks import check_agreement
@@ -54,6 +54,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             log_settings(args, files, cfg, folder)
             trainer = build(args, cfg)
             choices, settings = choices_of(args, cfg, trainer), origins(args, cfg)
+            fit = learned_from(args, cfg, trainer)  # before a test loads the best epoch, which names its images itself
             others = ood.read_others(cfg, trainer)
         if args.no_train:
             return
@@ -64,7 +65,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             detected = ood.evaluate(cfg, trainer, others)
             if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
                 predictions.save(folder.path / predictions.FILE, arrays)
-            card = data_use(args, cfg, trainer, choices, settings)
+            card = data_use(cfg, trainer, fit, choices, settings)
             folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
             folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
@@ -174,7 +175,7 @@ def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | No
             own = [*before, *own]
         if not cfg.TEST.SELECT_ON_TEST:
             check_choices(own)
-        choices = [*(choices or []), *own] if training or own else choices
+        choices = [*(choices or []), *own] if own else choices
     if selecting := on_test_images(choices):
         print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
     return choices

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from drawn import arguments
@@ -153,3 +154,48 @@ def test_search_tries_as_many_values_as_the_card_says():
     tried = set()
     search(lambda x: tried.add(x) or -abs(x - 1.3))
     assert len(tried) == TRIALS
+
+
+def test_the_best_epoch_does_not_double_the_images_that_were_learned_from(run):
+    best, last = card(run("best", *BEST)), card(run("last"))
+    assert len(last["fit"]) == 1 and best["fit"] == last["fit"]
+    held = card(run("held", *BEST, "DATASET.HOLD_OUT", True))
+    assert [fit["images"] for fit in held["fit"]] == [6]
+
+
+def test_a_head_names_the_images_behind_its_features(run):
+    base = run("base", "DATASET.NUM_SHOTS", 4)
+    settings = ("OPTIM.MAX_EPOCH", 1, "TRAINER.GDA.FEATURES_OF", base)
+    options = ["--trainer", "GDA", "--config-file", ROOT / "configs/trainers/GDA/small.yaml"]
+    head = run("head", *settings, options=options)
+    assert [fit["images"] for fit in card(head)["fit"]] == [24, 12]
+    tested = run("tested", *settings, options=[*options, "--eval-only", "--model-dir", head])
+    assert card(tested)["fit"] == card(head)["fit"]
+
+
+def test_a_start_that_does_not_name_its_images_is_not_forgotten(run, imagenet):
+    file = run("trained") / LOCKED / "model.pth.tar-2"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["metadata"]
+    torch.save(checkpoint, file)
+    begun = run("begun", "MODEL.INIT_WEIGHTS", file)
+    tested = run("tested", options=["--eval-only", "--model-dir", begun])
+    for folder in (begun, tested):
+        assert card(folder)["fit"] is card(folder)["choose"] is None
+    selected = run("selected", "MODEL.INIT_WEIGHTS", file, *BEST, "TEST.SELECT_ON_TEST", True, **imagenet)
+    again = run("again", options=["--eval-only", "--model-dir", selected])
+    assert card(again)["choose"] == card(selected)["choose"] and card(again)["choose"][0]["test_images"]
+
+
+def test_an_order_of_the_method_is_not_another_list_of_images(run):
+    options = ["--trainer", "TDA", "--config-file", ROOT / "configs/trainers/TDA/small.yaml"]
+    zero = run("zero", trainer="ZeroshotCLIP")
+    one, two = (run(f"seed{seed}", "SEED", seed, options=options) for seed in (1, 2))
+    assert card(zero)["test"] == card(one)["test"] == card(two)["test"]
+    found = [dict(np.load(folder / "predictions.npz")) for folder in (zero, one, two)]
+    for each in found:
+        assert (
+            each["image"].tolist() == found[0]["image"].tolist()
+            and each["label"].tolist() == found[0]["label"].tolist()
+        )
+        assert str(each["images_sha256"]) == card(zero)["test"]["sha256"]

@@ -173,10 +173,13 @@ def inherited_choices(checkpoint: Mapping[str, Any]) -> list[Choice] | None:
     is_best = checkpoint.get("val_result") is not None
     own = [choice for choice in metadata["choices"] if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *own]
+    if not behind and "inherited_choices" not in metadata:  # the run began from prompts that do not name theirs
+        return None
     return [{key: choice[key] for key in (*KINDS, *LATER) if key in choice} for choice in behind]
 
 
 def inherited_phases(checkpoint: Mapping[str, Any]) -> list[Phase] | None:
     """The images that the prompts in a checkpoint were learned from; None if it does not say."""
-    phases = (checkpoint.get("metadata") or {}).get("fit")
+    metadata = checkpoint.get("metadata") or {}
+    phases = metadata.get("fit") if "inherited_choices" in metadata else None  # as above
     return phases and [{key: each[key] for key in (*PHASE, *LATER) if key in each} for each in phases]

@@ -170,7 +170,7 @@ class FeatureTrainer(PromptTrainer):
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
         self.model.stand_on(base.model)
-        self.inherited_choices = base.inherited_choices
+        self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
     def register(self) -> None:
         if any(True for _ in self.model.parameters()):

@@ -50,7 +50,9 @@ class LearnedPrompts(Method):
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """The facts in a checkpoint besides its learned tensors: plain values only."""
-        choices = {"choices": self.choices, "inherited_choices": self.inherited_choices or []}
+        choices: dict[str, Any] = {"choices": self.choices}
+        if self.inherited_choices is not None:
+            choices["inherited_choices"] = self.inherited_choices
         fit = {"fit": [*(self.inherited_phases or []), self.fit_phase]}
         return self.prompts_metadata() | choices | fit | {"commit": source()["commit"] or ""}
 
