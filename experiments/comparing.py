@@ -15,6 +15,7 @@ from common.results import FILE, read_results
 from common.start import add_common_options
 
 from .predictions import read
+from .results import mark_of
 
 LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
 
@@ -44,10 +45,9 @@ def read_runs(folder: Path) -> Compared:
     results = {each: run for each in folders if (run := read_results(each))}
     if not results:
         raise UsageError(f"there is no finished run in {folder}", "give the output folder of a run, or of its seeds")
-    by_seed = {
-        run["seed"]: (run, read(each)) for each, run in sorted(results.items(), key=lambda item: item[1]["seed"])
-    }
-    images = {(str(found["images_sha256"]), tuple(found["class_names"])) for _, found in by_seed.values()}
+    found = [(run, read(each)) for each, run in results.items()]
+    by_seed = {run["seed"]: (run, arrays) for run, arrays in sorted(found, key=lambda pair: pair[0]["seed"])}
+    images = {(str(arrays["images_sha256"]), tuple(arrays["class_names"])) for _, arrays in by_seed.values()}
     if len(images) > 1 or len(by_seed) < len(results):
         what = "a seed twice" if len(by_seed) < len(results) else "tests of different images or classes"
         raise UsageError(f"{folder} has {what}", "give the runs of one method on one dataset", folder)
@@ -64,6 +64,8 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     if one.images != other.images:
         what = "classes" if one.images[0] == other.images[0] else "images"
         raise UsageError(f"the runs were tested on different {what}", "give runs on one dataset and one part of it")
+    if one.correct.shape[1] < 2:
+        raise UsageError("the runs were tested on one image", "give runs with more of them")
     seeds = sorted(one.results.keys() & other.results.keys())
     if not seeds:
         raise UsageError("the runs have no seed in common", "give runs with the same seeds")
@@ -154,12 +156,13 @@ def words(one: Compared, other: Compared) -> list[str]:
     first, second = (each.results[seeds[0]] for each in (one, other))
     by_seed = 100 * differences.mean(axis=1)
     means = [np.mean([each.results[seed]["accuracy"] for seed in seeds]) for each in (one, other)]
+    marked = [f"{run['trainer']} {mean:.2f}%{mark_of(run)}" for run, mean in zip((first, second), means, strict=True)]
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
     over = "seeds and images" if len(seeds) > 1 else "images: of this seed only"
     lines = [
-        f"{first['trainer']} {means[0]:.2f}%, {second['trainer']} {means[1]:.2f}% ({place})",
+        f"{marked[0]}, {marked[1]} ({place})",
         f"Difference: {by_seed.mean():+.2f} points; 95% interval {low:+.2f} to {high:+.2f} (bootstrap over {over})",
     ]
     for seed, difference in zip(seeds, differences, strict=True):

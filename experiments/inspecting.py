@@ -34,13 +34,19 @@ def main(argv: list[str] | None = None) -> None:
     arrays, results = predictions.read(args.run), read_results(args.run)
     found = Outcome([str(name) for name in arrays["class_names"]])
     found.add(arrays)
-    root = args.root or Path(str(read_yaml(args.run / CONFIG).get("DATASET", {}).get("ROOT", "")))
+    root = args.root or root_of(args.run)
     with new_folder(args.output) as folder:
         shown = [(name, caption, save(figure, folder / name)) for name, caption, figure in pictures(found, root)]
         title, about = printable(args.run.name), printable(describe(results or {}))
         template = Path(__file__).with_name("outcomes.html")
         write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
     print(f"Written: predictions.html and pictures to {args.output}")
+
+
+def root_of(run: Path) -> Path:
+    """The folder of the datasets of a run."""
+    settings = read_yaml(run / CONFIG).get("DATASET")
+    return Path(str(settings.get("ROOT", "")) if isinstance(settings, dict) else "")
 
 
 def save(figure: Figure, file: Path) -> str:

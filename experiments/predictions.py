@@ -13,9 +13,11 @@ from numpy.lib import format as npy
 
 from common.errors import UsageError
 from common.files import replacing
-from common.results import read_results
+from common.results import FILE as RESULTS
+from common.results import read_results, test_record
 
 from . import metrics
+from .results import describe
 
 FILE = "predictions.npz"
 TOP = 5
@@ -173,31 +175,36 @@ def read(folder: Path) -> Predictions:
         missing = "results.json" if results is None else FILE
         raise UsageError(f"{folder} has no {missing}", "give the output folder of a finished run that tested", folder)
     try:
+        describe(results)
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"{folder / RESULTS} is damaged"
+        raise UsageError(what, "delete it and start its run again", folder / RESULTS) from error
+    try:
         found = read_arrays(file)
         check(found)
     except (*DAMAGE, OSError, ValueError, LookupError) as error:
         raise UsageError(f"{file} is damaged", "delete it and results.json, and start its run again", file) from error
     accuracy = 100 * float(np.mean(found["classes"][:, 0] == found["label"]))
-    recorded = results.get("dataset"), results.get("n_test")
-    if recorded != (str(found["dataset"]), len(found["label"])) or abs(accuracy - results["accuracy"]) > 1e-6:
+    tested = str(found["images_sha256"])
+    recorded = (results["dataset"], results["n_test"], (test_record(results) or [tested])[0])
+    if recorded != (str(found["dataset"]), len(found["label"]), tested) or abs(accuracy - results["accuracy"]) > 1e-6:
         raise UsageError(f"{file} is not of the run in results.json", "delete both, and start the run again", file)
     return found
 
 
 def read_arrays(file: Path) -> Predictions:
-    """The arrays of a file, whose sizes are checked before they are read."""
+    """The arrays of a file without logits, whose sizes are checked before they are read."""
     arrays = {}
     with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist()[:32]:
-            with archive.open(entry) as stream:
+        for key in COLUMNS | WORDS:
+            with archive.open(f"{key}.npy") as stream:
                 version = npy.read_magic(stream)
                 header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
                 shape, _, dtype = header(stream)
                 if math.prod(shape) * dtype.itemsize > LARGEST or dtype.kind not in "iufU":
-                    raise ValueError(f"{entry.filename} is too large, or has no numbers or texts")
-            with archive.open(entry) as stream:
-                array = npy.read_array(cast(Any, stream), allow_pickle=False)
-                arrays[entry.filename.removesuffix(".npy")] = array
+                    raise ValueError(f"{key} is too large, or has no numbers or texts")
+            with archive.open(f"{key}.npy") as stream:
+                arrays[key] = npy.read_array(cast(Any, stream), allow_pickle=False)
     return arrays
 
 
@@ -209,6 +216,10 @@ def check(found: Predictions) -> None:
     number, names = len(found["label"]), len(found["class_names"])
     if any(len(found[key]) != number for key in (*COLUMNS, "image")) or not number:
         raise ValueError("columns of different lengths")
+    if found["classes"].shape != found["probabilities"].shape or not found["classes"].size:
+        raise ValueError("not one probability for each class")
+    if not ((found["probabilities"] >= 0) & (found["probabilities"] <= 1)).all():
+        raise ValueError("a probability that is none")
     for key in ("label", "classes"):
         if not ((found[key] >= 0) & (found[key] < names)).all():
             raise ValueError(f"{key} has numbers of classes that do not exist")

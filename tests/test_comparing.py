@@ -12,7 +12,7 @@ from experiments.comparing import bootstrap_interval, mcnemar, paired, read_runs
 from experiments.predictions import save
 
 
-def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), sha256="0" * 64):
+def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), sha256="0" * 64, test_images=0):
     """A finished run of two classes; label 0 is right."""
     classes = np.stack([1 - np.asarray(correct), np.asarray(correct)], axis=1)
     number = len(classes)
@@ -24,6 +24,7 @@ def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), sha256="0
     save(folder / "predictions.npz", words | columns | {"log_probability": -ones, "brier": ones})
     accuracy = 100 * float(np.mean(correct))
     run = {"trainer": method, "dataset": "Set", "seed": seed, "classes": "all", "n_test": number, "accuracy": accuracy}
+    run |= {"shots": 4, "data_use": {"choose": [{"test_images": test_images}]}}
     (folder / "results.json").write_text(json.dumps(run))
 
 
@@ -121,6 +122,21 @@ def test_incomparable_runs_are_refused(other, words, runs, command):
     write_run(folder / "other", right["CoOp"][0], **other)
     ended = command(comparing, folder / "MPL", folder / "other")
     assert (ended.status, len(ended.errors)) == (2, 1) and words in ended.errors[0]
+
+
+def test_runs_that_test_images_have_selected_are_marked(runs, command):
+    folder, right = runs
+    write_run(folder / "selected", right["MPL"][0], test_images=5)
+    printed = command(comparing, folder / "selected", folder / "CoOp/seed1").printed
+    assert f"MPL {100 * np.mean(right['MPL'][0]):.2f}% (selected on test images), CoOp" in printed
+
+
+def test_one_image_is_not_compared(tmp_path, command):
+    for method in ("MPL", "CoOp"):
+        for seed in (1, 2):
+            write_run(tmp_path / method / f"seed{seed}", [1], method, seed)
+    ended = command(comparing, tmp_path / "MPL", tmp_path / "CoOp")
+    assert (ended.status, len(ended.errors)) == (2, 1) and "were tested on one image" in ended.errors[0]
 
 
 def test_folders_without_runs_or_with_two_kinds_are_refused(runs, command, tmp_path):

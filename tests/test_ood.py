@@ -122,7 +122,7 @@ def test_near_ood_by_the_new_classes(run, eurosat):
     assert f"AUROC {found['scores']['MCM']['auroc']:.2f}" in printed
     assert results["accuracy"] == run(*base, name="without")[1]["accuracy"]
     # The new images under the base classes' texts, by another way: an evaluation whose logits are kept.
-    known = read(folder)["logits"]
+    known = np.load(folder / "predictions.npz")["logits"]
     labels = [label for _, label, _ in json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]]
     unknown = logits_of_new_images(run, folder, labels)
     positive = [1] * len(known) + [0] * len(unknown)
@@ -134,7 +134,7 @@ def test_near_ood_by_the_new_classes(run, eurosat):
 
 def logits_of_new_images(run, folder, labels):
     """Zero-shot CLIP's logits of all classes are those of each class alone: the first three columns are the base's."""
-    everything = read(run("TEST.SAVE_LOGITS", True, name="all")[2])
+    everything = np.load(run("TEST.SAVE_LOGITS", True, name="all")[2] / "predictions.npz")
     base_names = read(folder)["class_names"].tolist()
     assert everything["class_names"].tolist()[:3] == base_names
     return everything["logits"][np.array(labels) >= 3][:, :3]

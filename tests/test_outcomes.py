@@ -130,5 +130,7 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):
     assert thumbnail(root, "1.png").size == (8, 6)
     for path in ("../images/1.png", str(root.parent / "images2/1.png"), "none.png", "", "/etc/passwd"):
         assert thumbnail(root, path) is None
+    (tmp_path / "run/config.yaml").write_text("DATASET: 3\n")
+    assert command(inspecting, tmp_path / "run", "--output", tmp_path / "rootless").status == 0
     ended = command(inspecting, tmp_path, "--output", tmp_path / "other")
     assert ended.status == 2 and "has no results.json" in ended.errors[0] and not (tmp_path / "other").exists()

@@ -166,8 +166,12 @@ def test_fifty_thousand_images_take_less_than_ten_megabytes(tmp_path):
         lambda file: changed(file, classes=np.zeros((24, 5))),
         lambda file: changed(file, label=np.zeros(23, dtype=int)),
         lambda file: changed(file, brier=np.zeros((24, 2))),
-        lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n"),
-        lambda file: with_entry(file, "x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"),
+        lambda file: with_entry(file, "label.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n"),
+        lambda file: with_entry(file, "label.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"),
+        lambda file: changed(file, classes=np.zeros((24, 0), int), probabilities=np.zeros((24, 0))),
+        lambda file: changed(file, probabilities=np.zeros((24, 0))),
+        lambda file: changed(file, probabilities=np.full((24, 5), np.nan)),
+        lambda file: changed(file, probabilities=np.full((24, 5), 2.0)),
     ],
 )
 def test_damaged_files_are_named_in_one_line(damage, tested):
@@ -183,16 +187,42 @@ def changed(file, **arrays):
 
 
 def with_entry(file, name, content):
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(name, content)
+    with zipfile.ZipFile(file) as archive:
+        entries = {each: archive.read(each) for each in archive.namelist()} | {name: content}
+    with zipfile.ZipFile(file, "w") as archive:
+        for each, written in entries.items():
+            archive.writestr(each, written)
 
 
 def test_claimed_sizes_are_checked_before_memory_is_taken(tested):
     folder = tested()
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
     text = header.ljust(117).encode() + b"\n"
-    with_entry(folder / FILE, "huge.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with_entry(folder / FILE, "label.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
     with pytest.raises(UsageError, match="is damaged"):
+        read(folder)
+
+
+def test_predictions_of_other_images_with_the_same_accuracy_are_refused(tested):
+    folder = tested()
+    changed(folder / FILE, images_sha256=np.array("0" * 64))
+    with pytest.raises(UsageError, match="is not of the run in results.json"):
+        read(folder)
+
+
+def test_readers_do_not_load_logits(tested):
+    folder = tested("TEST.SAVE_LOGITS", True)
+    with_entry(folder / FILE, "logits.npy", b"damaged")
+    assert "logits" not in read(folder)
+
+
+@pytest.mark.parametrize("key", ["seed", "trainer", "classes", "shots"])
+def test_results_without_what_every_run_writes_are_damaged(key, tested):
+    folder = tested()
+    results = json.loads((folder / "results.json").read_text())
+    del results[key]
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UsageError, match="results.json is damaged: delete it and start its run again"):
         read(folder)
 
 
