@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -40,7 +41,7 @@ RULES = {
 }
 NOTHING: Values = ()
 ACCEPTED: Values = ("TEST.SELECT_ON_TEST", "True")  # of runs whose settings test images have chosen
-SET_BY_CHOOSE = ("TEST.SPLIT", "DATASET.HOLD_OUT", "TEST.SELECT_ON_TEST")
+SET_BY_CHOOSE = ("TEST.SPLIT", "DATASET.HOLD_OUT", "TEST.NO_TEST")  # also by being left as they are
 LONGEST = 120  # characters of a folder's name
 
 
@@ -119,8 +120,10 @@ def check_choose(study: "Study") -> None:
 
 def check_keys(study: "Study", variant: "Variant") -> None:
     """Check that the method has the keys to try, and that nothing else in the study sets them."""
-    elsewhere = {*variant.overrides[::2], *SET_BY_CHOOSE}
-    elsewhere = elsewhere.union(*(pairs[::2] for pairs in variant.dataset_overrides.values()))
+    elsewhere = {*chain(*(pairs[::2] for pairs in (variant.overrides, *variant.dataset_overrides.values())))}
+    if study.keys_of(variant) and (both := sorted(elsewhere.intersection(SET_BY_CHOOSE))):
+        raise UsageError(f"{variant.name} has {both[0]}, which choose sets", "leave one of them out")
+    elsewhere |= {*SET_BY_CHOOSE, ACCEPTED[0]}
     elsewhere |= {"MODEL.BACKBONE.NAME"} if study.backbone else set()
     elsewhere |= {"CACHE", "DATALOADER.CACHE_TEST"} if study.cache else set()
     elsewhere |= {"TEST.OOD"} if study.ood else set()
