@@ -61,6 +61,10 @@ def test_caveats_of_a_method_are_below_the_tables(study, monkeypatch):
     assert len(notes) == 3 and all(note.endswith(" CoOp: published with 4 shots.") for note in notes)
 
 
+def test_a_caveat_has_no_full_stop_of_its_own():
+    assert not [method for method in methods().values() if method.caveat.endswith(".")]
+
+
 def test_means_and_spreads_over_seeds(study):
     found = cell(Summary(study, collect_results(study)), "base2new", "base", "MPL", "small_land")
     assert tuple(found[["mean", "spread", "runs"]]) == (75, 5, 2)
@@ -229,6 +233,17 @@ def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_pat
     (table,) = overview(summary)
     assert [row[0].text for row in table.rows] == ["MPL", "CoOp"]
     assert [row[-1].text for row in table.rows] == ["epoch: val", "nothing"]
+
+
+def test_the_first_page_ranks_a_method_among_its_kind(tmp_path):
+    variants = (*VARIANTS, Variant("TDA", "TDA", "small"))
+    study = Study(variants, ("small_land",), protocols=("few_shot",), seeds=(1,), output=tmp_path)
+    for run, value in zip(study.runs(), (50, 55, 60), strict=True):
+        finish(run, value)
+    (sentence,) = headlines(Summary(study, collect_results(study)))
+    assert sentence.startswith(
+        "few_shot: MPL is first of the inductive methods with 16 shots 55.0%, 5.0 points above C"
+    )
 
 
 def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):

@@ -46,7 +46,7 @@ class TDA(ViewsTrainer):
 
     Settings = TDASettings
     kind = "transductive"
-    caveat = "Its published ALPHA and BETA differ by dataset, and were presumably chosen on test images."
+    caveat = "its published ALPHA and BETA differ by dataset, and were presumably chosen on test images"
 
     @property
     def templates(self):

@@ -66,7 +66,7 @@ def chosen_on(summary: Summary, protocol: str, method: str) -> str:
 
 
 def headlines(summary: Summary) -> list[str]:
-    """For each protocol a sentence on the best method, and one on how sure it is that it is better than the second.
+    """For each protocol and kind of method, how sure it is that the best method is better than the second.
 
     Methods that were selected on test images take no part.
     """
@@ -75,22 +75,26 @@ def headlines(summary: Summary) -> list[str]:
         part = main_part(summary, protocol)
         cells = summary.cells.query("protocol == @protocol and part == @part and dataset == 'average'")
         cells = cells[~cells["selected_on_test"]].dropna(subset="mean").sort_values("mean", ascending=False)
-        if len(cells) < 2:
-            continue
-        first, second = list(cells.itertuples())[:2]
-        one, other = (summary.by_seed(protocol, part, cell.method) for cell in (first, second))
-        seeds = (one - other)[summary.averaged(protocol)].dropna().mean(axis="columns")
-        low, high = seed_interval(seeds)
-        least = smallest_difference(seeds)
-        of_seeds = f"{len(seeds)} seeds"
-        text = f"{protocol}: {first.method} is first with {part} {first.mean:.1f}%, "
-        text += f"{first.mean - second.mean:.1f} points above {second.method}. "
-        if pd.isna(low):
-            text += "With one seed, nothing says how sure this is."
-        elif low > 0:
-            text += f"The {of_seeds} show that it is better (95% interval {low:+.1f} to {high:+.1f})."
-        else:
-            text += f"The {of_seeds} do not show that it is better (95% interval {low:+.1f} to {high:+.1f}"
-            text += ")." if pd.isna(least) else f"; they could show a difference of {least:.1f} points)."
-        found.append(text)
+        for kind, of_kind in cells.groupby("kind", sort=False):
+            if len(of_kind) < 2:
+                continue
+            first, second = list(of_kind.itertuples())[:2]
+            among = f" of the {kind} methods" if cells["kind"].nunique() > 1 else ""
+            text = f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
+            text += f"{first.mean - second.mean:.1f} points above {second.method}. "
+            found.append(text + how_sure(summary, protocol, part, first.method, second.method))
     return found
+
+
+def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str) -> str:
+    """A sentence on whether the seeds show that the first method is better than the second."""
+    one, other = (summary.by_seed(protocol, part, method) for method in (first, second))
+    seeds = (one - other)[summary.averaged(protocol)].dropna().mean(axis="columns")
+    low, high = seed_interval(seeds)
+    if pd.isna(low):
+        return "With one seed, nothing says how sure this is."
+    if low > 0:
+        return f"The {len(seeds)} seeds show that it is better (95% interval {low:+.1f} to {high:+.1f})."
+    least = smallest_difference(seeds)
+    could = "" if pd.isna(least) else f"; they could show a difference of {least:.1f} points"
+    return f"The {len(seeds)} seeds do not show that it is better (95% interval {low:+.1f} to {high:+.1f}{could})."
