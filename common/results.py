@@ -39,7 +39,7 @@ def read_results(folder: Path) -> dict | None:
                 raise ValueError(f"{key} is {run[key]!r}")
         if not all(isinstance(text, str) for text in run.get("versions", {}).values()):
             raise ValueError("a version must be text")
-        selected_on_test(run), test_record(run), detected(run)
+        selected_on_test(run), test_record(run), learned_from(run), detected(run)
         return run if run["accuracy"] is not None else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"{file} is damaged", "delete it and start its run again", file) from error
@@ -67,9 +67,26 @@ def test_record(run: dict) -> tuple[str, int] | None:
     if record is None:
         return None
     sha256, evaluations = record["sha256"], record["evaluations"]
-    if len(sha256) != 64 or not sha256.isalnum() or not 0 <= evaluations <= 10**9:
+    if not is_checksum(sha256) or not 0 <= evaluations <= 10**9:
         raise ValueError(f"test is {record}")
     return sha256, evaluations
+
+
+def learned_from(run: dict) -> str | None:
+    """The checksum of the list of images that the tested prompts were last learned from; None if it is not recorded.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError: the record is damaged.
+    """
+    *_, last = (run.get("data_use") or {}).get("fit") or [{}]
+    sha256 = last.get("sha256")
+    if sha256 is not None and not is_checksum(sha256):
+        raise ValueError(f"fit is {last}")
+    return sha256
+
+
+def is_checksum(sha256: str) -> bool:
+    return len(sha256) == 64 and sha256.isalnum()
 
 
 def detected(run: dict) -> dict[str, float]:

@@ -117,6 +117,16 @@ def test_runs_with_different_images_are_named(study):
     assert warnings == ["runs on small_counts were tested on different images: their results do not compare"]
 
 
+def test_methods_that_learned_from_different_images_are_named(study):
+    for run in study.runs():
+        other = run.variant.name == "MPL" and run.dataset == "small_land"
+        fit = [{"sha256": "2" * 64}, {"sha256": ("1" if other else "0") * 64}]  # the first is a start's
+        finish(run, 50, data_use=card() | {"fit": fit if other else fit[1:]})
+    assert summary_of(study).warnings == [
+        "runs on small_land learned from different images: their results do not compare"
+    ]
+
+
 def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
     facts = dataclasses.replace(methods()["MPL"], kind="transductive")
     monkeypatch.setattr("experiments.studies.spec.methods", lambda: methods() | {"MPL": facts})
@@ -137,6 +147,8 @@ def test_methods_are_ranked_among_their_kind(tmp_path, monkeypatch):
         {"brier": "0.2"},
         {"data_use": {"test": {"sha256": "a|b"}}},
         {"data_use": {"test": {"sha256": "0" * 64, "evaluations": -1}}},
+        {"data_use": {"fit": [{"sha256": "a|b"}]}},
+        {"data_use": {"fit": {"sha256": "0" * 64}}},
         {"ood": [{"name": "a\x1b", "scores": {}}]},
         {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]},
         {"ood": 3},

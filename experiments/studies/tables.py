@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.results import detected, test_record
+from common.results import detected, learned_from, test_record
 
 from ..comparing import seed_interval, smallest_difference
 from ..results import MEASURES, harmonic_mean, selected_on_test
@@ -60,6 +60,7 @@ class Summary:
             settings: dict[str, Any] = {"shots": run.shots, "seed": run.seed, "trained": run.trains}
             settings["selected_on_test"] = selected_on_test(measured)
             settings["images"], settings["evaluations"] = test_record(measured) or (None, None)
+            settings["learned_from"] = learned_from(measured)
             settings |= {f"AUROC {name}": value for name, value in detected(measured).items()}
             rows.append(names | settings | {key: measured.get(key) for key in MEASURED})
         self.runs = runs = pd.DataFrame(rows)
@@ -244,10 +245,11 @@ class Summary:
             rows += [{"protocol": protocol, "part": part, "method": name, **averaged}] if len(runs) else []
         return pd.DataFrame(rows)
 
-    def different_images(self) -> list[str]:
-        """The datasets on which runs of one part and seed were tested on different images."""
-        known = self.runs.dropna(subset="images")
-        differ = known.groupby([key for key in CELL if key != "method"] + ["seed"])["images"].nunique() > 1
+    def different_images(self, lists: str) -> list[str]:
+        """The datasets on which runs of one part and seed have different lists of images, `images` (of the test) or
+        `learned_from`."""
+        known = self.runs.dropna(subset=lists)
+        differ = known.groupby([key for key in CELL if key != "method"] + ["seed"])[lists].nunique() > 1
         return sorted(set(differ[differ].index.get_level_values("dataset")))
 
     @property
@@ -261,8 +263,9 @@ class Summary:
         if selected := self.runs["selected_on_test"].sum():
             what = f"{selected} of {len(self.runs)} runs were selected on test images"
             notes.append(f"{what}, their results have the mark {MARK}")
-        if differ := self.different_images():
-            notes.append(f"runs on {', '.join(differ)} were tested on different images: their results do not compare")
+        for lists, words in {"images": "were tested on", "learned_from": "learned from"}.items():
+            if differ := self.different_images(lists):
+                notes.append(f"runs on {', '.join(differ)} {words} different images: their results do not compare")
         return notes
 
     def records(self) -> dict:
