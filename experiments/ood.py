@@ -29,6 +29,7 @@ from trainers.base.prompted import Output, PromptedCLIP
 
 from .configs import CONFIGS, known_datasets
 from .metrics import detection
+from .predictions import tested_images
 
 SCORES = ("MCM", "GL-MCM", "MaxLogit", "Energy", "Entropy")
 NEW = "new"  # instead of a dataset: the new classes of the run's own, which has base classes
@@ -111,7 +112,7 @@ def plain(name: str) -> str:
 
 
 def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
-    """How well each score tells the test images from others; printed, and in the form of results.json.
+    """How well each score tells the tested images from others; printed, and in the form of results.json.
 
     Args:
         cfg: of the run.
@@ -125,7 +126,8 @@ def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
     if not every or not trainer.evaluator.batches:  # nothing to do, or TEST.NO_TEST
         return []
     trainer.set_model_mode("eval")
-    loader = trainer.test_loader
+    split, _ = tested_images(cfg, trainer)
+    loader = trainer.val_loader if split == "val" else trainer.test_loader
     known, found = scores_of(cfg, trainer, loader), []
     for each in every:
         dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)

@@ -113,8 +113,9 @@ def run(launch, eurosat, tiny, tmp_path):
     return run
 
 
-def test_near_ood_by_the_new_classes(run, eurosat):
-    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_near_ood_by_the_new_classes(split, run, eurosat):
+    base = ("DATASET.SUBSAMPLE_CLASSES", "base", "TEST.SPLIT", split)
     printed, results, folder = run(*base, "TEST.SAVE_LOGITS", True, options=["--ood", "new"])
     (found,) = results["ood"]
     assert (found["name"], found["classes"], found["images"], found["shared_classes"]) == ("new", "new", 12, [])
