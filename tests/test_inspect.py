@@ -229,17 +229,20 @@ def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
 
 
 QUICK = "VPT", "CoCoOp", "ZeroshotCLIP"
+SMALLER = {"LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2)}
 
 
 @pytest.mark.parametrize("method", thorough_but(QUICK, ("ZeroshotCLIP", *METHODS)))
 def test_every_method_can_be_inspected(method, finished, found, photos, without_pictures):
     names = ["--classes", "red", "green field", "blue lake"]
-    content, _ = found(finished(method), "--images", photos / "a.jpg", "--topk", 2, *names)
+    run = finished(method, "base", *SMALLER.get(method, ()))
+    content, _ = found(run, "--images", photos / "a.jpg", "--topk", 2, *names)
     assert content["images"] == 1
     assert bool(content["layers"]) == ("image" in content["schedule"])
     assert bool(content["words"]) == ("text" in content["schedule"])
-    assert list(content["rollout"][0]["shares"]) == (["CLIP", method] if content["layers"] else ["CLIP"])
-    content, output = found(finished(method), *names)
+    changes = content["layers"] or method == "CLIPLoRA"  # in these few steps MMA changes less than 1 %
+    assert list(content["rollout"][0]["shares"]) == (["CLIP", method] if changes else ["CLIP"])
+    content, output = found(run, *names)
     assert (content["images"], content["layers"], content["rollout"]) == (0, [], [])
     assert "Not drawn: it needs images (--images)" in (output / "inspect.html").read_text()
 

@@ -25,11 +25,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("figures", [json.loads(file.read_text()) for file in files], ids=lambda case: "")
 
 
-def same_scores(logits, of_patches, expected):
+def same_scores(logits, of_patches, expected, tolerance=2e-6):
     for each in expected:
         got = ood.scores(torch.as_tensor(logits), torch.as_tensor(of_patches), each["T"])
         for score in ("MCM", "GL-MCM"):
-            close(got[score], each[score], 2e-6)
+            close(got[score], each[score], tolerance)
 
 
 def test_scores_of_published_logits(figures):
@@ -54,7 +54,7 @@ def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
         logits, of_patches = next(ood.outputs(trainer, [batch], True))
         close(logits, figures[f"logits_{when}"], tolerance)
         close(of_patches, figures[f"logits_local_{when}"], 2 * tolerance)
-        same_scores(logits, of_patches, figures[f"scores_{when}"])
+        same_scores(logits, of_patches, figures[f"scores_{when}"], tolerance)
         assert trainer.model.read == ("local",)
         trainer.set_model_mode("train")
 
