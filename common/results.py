@@ -1,5 +1,7 @@
 """The files of a finished run that others read: its configuration and what it has measured."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import UsageError
@@ -83,6 +85,14 @@ def learned_from(run: dict) -> str | None:
     if sha256 is not None and not is_checksum(sha256):
         raise ValueError(f"fit is {last}")
     return sha256
+
+
+def digest_of_rows(rows: Iterable[tuple[str, int, str]]) -> str:
+    """The SHA-256 of a list of images, each with its path, label and class name: see `data_use.list_digest`."""
+    sha256 = hashlib.sha256()
+    for path, label, name in rows:
+        sha256.update(f"{path}\0{label}\0{name}\n".encode(errors="surrogateescape"))
+    return sha256.hexdigest()
 
 
 def is_checksum(sha256: str) -> bool:

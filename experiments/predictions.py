@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from common.errors import UsageError
 from common.files import replacing
 from common.results import FILE as RESULTS
-from common.results import read_results, test_record
+from common.results import digest_of_rows, read_results, test_record
 
 from . import metrics
 from .results import describe
@@ -223,3 +223,7 @@ def check(found: Predictions) -> None:
     for key in ("label", "classes"):
         if not ((found[key] >= 0) & (found[key] < names)).all():
             raise ValueError(f"{key} has numbers of classes that do not exist")
+    names_of_rows = found["class_names"][found["label"]].tolist()
+    rows = zip(found["image"].tolist(), found["label"].tolist(), names_of_rows, strict=True)
+    if digest_of_rows(rows) != str(found["images_sha256"]):
+        raise ValueError("other images, labels or class names than the SHA-256 is of")

@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from common.results import digest_of_rows
 from experiments import comparing
 from experiments.comparing import bootstrap_interval, mcnemar, paired, read_runs, seed_interval, smallest_difference
 from experiments.predictions import save
 
 
-def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), sha256="0" * 64, test_images=0):
+def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="old", test_images=0):
     """A finished run of two classes; label 0 is right."""
     classes = np.stack([1 - np.asarray(correct), np.asarray(correct)], axis=1)
     number = len(classes)
     ones = np.full(number, 0.5, dtype=np.float32)
     folder.mkdir(parents=True)
-    words = {"image": np.array([f"{i}.png" for i in range(number)]), "class_names": np.array(names)}
-    words |= {"dataset": np.array("Set"), "split": np.array("test"), "images_sha256": np.array(sha256)}
+    paths = [f"{images}/{i}.png" for i in range(number)]
+    words = {"image": np.array(paths), "class_names": np.array(names)}
+    words |= {"dataset": np.array("Set"), "split": np.array("test")}
+    words["images_sha256"] = np.array(digest_of_rows((path, 0, names[0]) for path in paths))
     columns = {"label": np.zeros(number, dtype=int), "classes": classes, "probabilities": np.stack([ones, ones], 1)}
     save(folder / "predictions.npz", words | columns | {"log_probability": -ones, "brier": ones})
     accuracy = 100 * float(np.mean(correct))
@@ -112,7 +115,7 @@ def test_too_few_seeds_for_a_conclusion():
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"sha256": "1" * 64}, "the runs were tested on different images: give runs on one dataset"),
+        ({"images": "new"}, "the runs were tested on different images: give runs on one dataset"),
         ({"names": ("a", "c")}, "the runs were tested on different classes"),
         ({"seed": 9}, "the runs have no seed in common"),
     ],

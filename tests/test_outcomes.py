@@ -8,6 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from common.results import digest_of_rows
 from experiments import inspecting
 from experiments.metrics import of_predictions
 from experiments.outcomes import COVERAGES, Outcome, thumbnail
@@ -32,7 +33,8 @@ def made_up(seed=1, number=200, right=0.6):
     arrays |= {"log_probability": np.full(number, -1, np.float32), "brier": np.full(number, 0.5, np.float32)}
     arrays["image"] = np.array([f"images/{place}.png" for place in range(number)])
     arrays |= {"class_names": np.array(NAMES), "dataset": np.array("Set"), "split": np.array("test")}
-    arrays["images_sha256"] = np.array("0" * 64)
+    rows = zip(arrays["image"].tolist(), label.tolist(), [NAMES[each] for each in label], strict=True)
+    arrays["images_sha256"] = np.array(digest_of_rows(rows))
     accuracy = 100 * float(np.mean(first == label))
     results = {"dataset": "Set", "n_test": number, "accuracy": accuracy, "trainer": "MPL", "classes": "all"}
     return arrays, results | {"shots": 4, "seed": seed, "train_seconds": 2.0, "device": "cpu"}

@@ -9,7 +9,7 @@ import torch
 from drawn import arguments
 
 from common.errors import UsageError
-from common.results import read_results
+from common.results import digest_of_rows, read_results
 from common.start import ROOT
 from experiments import predictions
 from experiments.predictions import FILE, read, save
@@ -205,8 +205,20 @@ def test_claimed_sizes_are_checked_before_memory_is_taken(tested):
 
 def test_predictions_of_other_images_with_the_same_accuracy_are_refused(tested):
     folder = tested()
-    changed(folder / FILE, images_sha256=np.array("0" * 64))
+    found = read(folder)
+    images, names = found["image"][::-1], found["class_names"]
+    rows = zip(images.tolist(), found["label"].tolist(), names[found["label"]].tolist(), strict=True)
+    changed(folder / FILE, image=images, images_sha256=np.array(digest_of_rows(rows)))
     with pytest.raises(UsageError, match="is not of the run in results.json"):
+        read(folder)
+
+
+@pytest.mark.parametrize("key", ["image", "class_names", "images_sha256"])
+def test_changed_images_or_class_names_are_found_by_the_checksum(key, tested):
+    folder = tested()
+    found = read(folder)[key]
+    changed(folder / FILE, **{key: found[::-1] if found.ndim else np.array("0" * 64)})
+    with pytest.raises(UsageError, match="predictions.npz is damaged"):
         read(folder)
 
 

@@ -285,6 +285,15 @@ def test_ranks_over_datasets_are_those_of_the_published_formulas(methods, tmp_pa
             assert any(first <= i and j <= last for first, last in groups(found)) == (other - one < found.difference)
 
 
+def test_methods_selected_on_test_images_have_no_rank(tmp_path):
+    variants = tuple(Variant(name, "MPL", "small", overrides=("OPTIM.LR", "1.0")) for name in "abcd")
+    study = Study(variants, SETS, protocols=("few_shot",), seeds=(1,), output=tmp_path)
+    on_test = {"choose": [{"what": "epoch", "split": "test", "test_images": 12}]}
+    for run in study.runs():
+        finish(run, ord(run.variant.name) - 50, **({"data_use": on_test} if run.variant.name == "d" else {}))
+    assert list(ranking(Summary(study, collect_results(study)), "few_shot", "16 shots").ranks.index) == ["c", "b", "a"]
+
+
 HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], [[Cell("x ± -1.00", 1), Cell("(-0.50) ~^\\$|", 2)]], "n=2")
 
 

@@ -31,7 +31,7 @@ class Ranking(NamedTuple):
 
 
 def ranking(summary: Summary, protocol: str, part: str) -> Ranking:
-    """The ranks of the methods that have a result on every dataset of the average.
+    """The ranks of the methods with a result on every dataset of the average, none of them selected on test images.
 
     Raises:
         UsageError: there are too few methods or datasets.
@@ -39,7 +39,8 @@ def ranking(summary: Summary, protocol: str, part: str) -> Ranking:
     from scipy.stats import friedmanchisquare, studentized_range  # slow to import
 
     cells = summary.cells.query("protocol == @protocol and part == @part")
-    cells = cells[cells["dataset"].isin(summary.averaged(protocol))]
+    selected = cells.loc[cells["selected_on_test"], "method"]
+    cells = cells[cells["dataset"].isin(summary.averaged(protocol)) & ~cells["method"].isin(selected)]
     means = cells.pivot(index="method", columns="dataset", values="mean").dropna().round(2)
     methods, datasets = means.shape
     if methods < METHODS or datasets < DATASETS:

@@ -25,7 +25,6 @@ and that of learning from the images that a file chooses
 - file, file_sha256: of DATASET.FEWSHOT_FILE; the path below the folder of the datasets
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -34,6 +33,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from common.errors import UsageError
+from common.results import digest_of_rows
 
 Choice = dict[str, Any]
 Phase = dict[str, Any]
@@ -88,10 +88,8 @@ def list_digest(images: Sequence[Any], root: str) -> str:
 
     Paths are relative to the folder of the datasets, so that it does not matter where that is.
     """
-    sha256 = hashlib.sha256()
-    for path, item in zip(relative_paths(images, root), images, strict=True):
-        sha256.update(f"{path}\0{item.label}\0{item.classname}\n".encode(errors="surrogateescape"))
-    return sha256.hexdigest()
+    labels, names = [item.label for item in images], [item.classname for item in images]
+    return digest_of_rows(zip(relative_paths(images, root), labels, names, strict=True))
 
 
 def relative_paths(images: Sequence[Any], root: str) -> list[str]:
