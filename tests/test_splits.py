@@ -54,6 +54,11 @@ def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(w
     assert len(val.read_text().splitlines()) == 12
 
 
+def test_images_of_a_file_are_listed(written, chosen, prepare, eurosat):
+    printed = prepare("fewshot", "eurosat", "--seed", 7, "--file", written[0], root=eurosat).printed.splitlines()
+    assert [line.split(" ", 1)[1] for line in printed if line.startswith("train")] == chosen["train"]
+
+
 @pytest.fixture
 def refuses(prepare, eurosat):
     """`refuses(argument, ..., word)`: the command ends in one line with the word."""

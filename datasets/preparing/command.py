@@ -49,7 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=at_least(0), default=1, help="for fewshot and splits: the seed of the run (default: 1)")
     add("--shots", type=at_least(1), default=16, help="for fewshot and splits: images per class (default: 16)")
     add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
-    add("--file", type=path, help="for splits: check this few-shot choice, a .pkl or _train.jsonl; write nothing")
+    add("--file", type=path, help="for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
     if args.from_dir and not args.from_dir.is_dir():
@@ -94,9 +94,7 @@ def show_list(sources: list[Source], args: argparse.Namespace) -> None:
         print(f"{source.name:16} {state:10} {terms}")
 
 
-def read_fewshot(
-    sources: list[Source], args: argparse.Namespace, *options: str
-) -> tuple[FewShotDataset, dict[str, Items]]:
+def read_fewshot(sources: list[Source], args: argparse.Namespace) -> tuple[FewShotDataset, dict[str, Items]]:
     """A dataset, and the images that a run trains and validates on, in its order."""
     if len(sources) != 1:
         what = f"{args.names[0]} needs one dataset"
@@ -104,6 +102,7 @@ def read_fewshot(
     (source,) = sources
     if getattr(source.dataset, "test_only", False):
         raise UsageError(f"{source.name} has test images only", "choose a dataset with training images")
+    options = ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else ["DATASET.NUM_SHOTS", str(args.shots)]
     with redirect_stdout(sys.stderr):
         dataset = source.read(args.root, *options, "DATASET.SUBSAMPLE_CLASSES", args.classes, seed=args.seed)
     return dataset, {"train": dataset.train_x, "val": dataset.val or []}
@@ -111,7 +110,7 @@ def read_fewshot(
 
 def show_fewshot(sources: list[Source], args: argparse.Namespace) -> None:
     """Print the images of a run, relative to the folder of images."""
-    dataset, parts = read_fewshot(sources, args, "DATASET.NUM_SHOTS", str(args.shots))
+    dataset, parts = read_fewshot(sources, args)
     for part, items in parts.items():
         for item in items:
             print(part, os.path.relpath(item.impath, dataset.images))
@@ -121,8 +120,7 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
     """Write the images of a run as files, or check a file; print the SHA-256 of each file."""
     if args.classes != "all":
         raise UsageError("the files of splits have all classes", "leave --classes out: a run takes its part of them")
-    options = ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else ["DATASET.NUM_SHOTS", str(args.shots)]
-    dataset, parts = read_fewshot(sources, args, *options)
+    dataset, parts = read_fewshot(sources, args)
     if args.file:
         print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
     else:
