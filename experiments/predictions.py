@@ -219,7 +219,7 @@ def check(found: Predictions) -> None:
     if found["classes"].shape != found["probabilities"].shape or not found["classes"].size:
         raise ValueError("not one probability for each class")
     if not ((found["probabilities"] >= 0) & (found["probabilities"] <= 1)).all():
-        raise ValueError("a probability that is none")
+        raise ValueError("a probability outside 0 to 1")
     for key in ("label", "classes"):
         if not ((found[key] >= 0) & (found[key] < names)).all():
             raise ValueError(f"{key} has numbers of classes that do not exist")

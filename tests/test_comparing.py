@@ -127,7 +127,7 @@ def test_incomparable_runs_are_refused(other, words, runs, command):
     assert (ended.status, len(ended.errors)) == (2, 1) and words in ended.errors[0]
 
 
-def test_runs_that_test_images_have_selected_are_marked(runs, command):
+def test_runs_selected_on_test_images_are_marked(runs, command):
     folder, right = runs
     write_run(folder / "selected", right["MPL"][0], test_images=5)
     printed = command(comparing, folder / "selected", folder / "CoOp/seed1").printed

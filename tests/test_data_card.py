@@ -156,7 +156,7 @@ def test_search_tries_as_many_values_as_the_card_says():
     assert len(tried) == TRIALS
 
 
-def test_the_best_epoch_does_not_double_the_images_that_were_learned_from(run):
+def test_best_epoch_lists_its_training_images_once(run):
     best, last = card(run("best", *BEST)), card(run("last"))
     assert len(last["fit"]) == 1 and best["fit"] == last["fit"]
     held = card(run("held", *BEST, "DATASET.HOLD_OUT", True))
@@ -173,7 +173,7 @@ def test_a_head_names_the_images_behind_its_features(run):
     assert card(tested)["fit"] == card(head)["fit"]
 
 
-def test_a_start_that_does_not_name_its_images_is_not_forgotten(run, imagenet):
+def test_start_from_silent_weights_is_not_forgotten(run, imagenet):
     file = run("trained") / LOCKED / "model.pth.tar-2"
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["metadata"]

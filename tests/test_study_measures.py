@@ -117,7 +117,7 @@ def test_runs_with_different_images_are_named(study):
     assert warnings == ["runs on small_counts were tested on different images: their results do not compare"]
 
 
-def test_methods_that_learned_from_different_images_are_named(study):
+def test_methods_with_other_training_images_are_named(study):
     for run in study.runs():
         other = run.variant.name == "MPL" and run.dataset == "small_land"
         fit = [{"sha256": "2" * 64}, {"sha256": ("1" if other else "0") * 64}]  # the first is a start's
