@@ -61,7 +61,7 @@ def check_answers(output, words: list[str]) -> None:
     assert words == expected
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_failed_runs_are_reported(drawn, tmp_path, capsys):
     shutil.copytree(drawn / "small_objects", tmp_path / "data/small_objects")
     for file in tmp_path.glob("data/small_objects/images/*/train_00.png"):

@@ -110,6 +110,7 @@ def test_method_trains_resumes_after_a_kill_and_is_evaluated_on_new_classes(call
     assert results(copy, "out/new")["epochs"] == 3
 
 
+@pytest.mark.thorough
 def test_a_head_on_features_is_fitted_and_keeps_what_it_knows_in_a_test_on_all_classes(call, copy):
     once = ("DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1)
     call(*train("out/means", *once, "DATASET.SUBSAMPLE_CLASSES", "base", method="ClassMeans"))

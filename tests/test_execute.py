@@ -24,7 +24,7 @@ from experiments.studies.study_file import load
 from experiments.studies.worker import ERROR, execute_run
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_dead_process_fails_only_its_run(study_file):
     """The process of one run is killed each time, as by a full memory."""
     study = load(study_file("deaths", trainers={"ZeroshotCLIP": "small"}))

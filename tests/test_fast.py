@@ -17,7 +17,7 @@ from clip import Edit, ImageOutput, TextPrompts, fast, plain
 from clip.layout import layout_of, token_layout
 
 LAYERS, WIDTH, POSITIONS, EOT = 3, 64, 60, 49
-EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module", params=thorough_but((24,), (10_000, 0, 24)), ids=["together", "by row", "both"])

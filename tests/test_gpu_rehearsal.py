@@ -37,7 +37,7 @@ def rehearse(tmp_path, *options):
 @pytest.mark.parametrize(
     ("method", "precisions"),
     [
-        ("CoOp", ["amp"]),
+        pytest.param("CoOp", ["amp"], marks=pytest.mark.thorough),
         *(pytest.param(method, PRECISIONS, marks=pytest.mark.thorough) for method in MOST),
     ],
 )

@@ -215,6 +215,7 @@ def test_zero_shot(name, script, launch, monkeypatch):
         assert run["n_test"] == 12
 
 
+@pytest.mark.thorough
 def test_cross_dataset_scripts_for_real(script):
     variables = {"SHOTS": 1, "SOURCE": "eurosat", "OMP_NUM_THREADS": 1, "DRY_RUN": ""}
     results = []
