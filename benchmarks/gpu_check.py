@@ -155,7 +155,7 @@ def published_numbers(check: Check, cases: str) -> Items:
 
 
 def golden_cases(check: Check, cases: str) -> dict:
-    chosen = ["-k", cases, "-m", "not thorough"] if check.all else ["-k", "vpt_shallow and fast"]
+    chosen = ["-k", f"({cases}) and not plain and not row"] if check.all else ["-k", "vpt_shallow and fast"]
     done = check.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py", *chosen], 0.5)
     lines = done.stdout.strip().splitlines() or [done.stderr[-200:]]
     if done.returncode:
@@ -173,30 +173,13 @@ def against_fp32(check: Check, method: str, prec: str) -> dict:
     steps, batch = 20 if check.full else 2, check.batch(50)
     whole, half = check.trainer(method, 50), check.trainer(method, 50, prec=prec)
     half.model.load_state_dict(whole.model.state_dict())
-    (logits, gradient), (half_logits, half_gradient) = gradients(whole, batch), gradients(half, batch)
-    losses = []
-    for each in (whole, half):
-        torch.manual_seed(0)
-        losses.append([float(each.forward_backward(batch)["loss"]) for _ in range(steps)][-1])
+    (logits, gradient), (half_logits, half_gradient) = (measuring.gradients(each, batch) for each in (whole, half))
+    in_fp32, in_half = (measuring.loss_after(each, batch, steps) for each in (whole, half))
     return {
         "logits": (half_logits - logits).abs().max().item(),
         "gradient": ((half_gradient - gradient).norm() / gradient.norm()).item(),
-        f"loss after {steps} steps": losses[1] - losses[0],
+        f"loss after {steps} steps": in_half - in_fp32,
     }
-
-
-def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and the gradient of all learned parameters, in one vector; dropout is the same in every call."""
-    torch.manual_seed(0)
-    with trainer.autocast():
-        images, labels = trainer.parse_batch_train(batch)
-        output = trainer.model.output(images)
-        loss, logits = trainer.loss(output, labels)[0], output.logits
-    loss.backward()
-    found = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-    result = logits.detach().float(), torch.cat([gradient.flatten() for gradient in found])
-    trainer.model.zero_grad()
-    return result
 
 
 def steps(

@@ -130,3 +130,23 @@ def machine(threads: int) -> str:
     """The day and the machine, for the line above a table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {threads} threads"
     return f"{date.today()}, {device}, torch {torch.__version__}"
+
+
+def loss_after(trainer, batch: dict[str, torch.Tensor], steps: int) -> float:
+    """The loss of the last of some training steps; dropout is the same in every call."""
+    torch.manual_seed(0)
+    return [float(trainer.forward_backward(batch)["loss"]) for _ in range(steps)][-1]
+
+
+def gradients(trainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and the gradient of all learned parameters, in one vector; dropout is the same in every call."""
+    torch.manual_seed(0)
+    with trainer.autocast():
+        images, labels = trainer.parse_batch_train(batch)
+        output = trainer.model.output(images)
+        loss, logits = trainer.loss(output, labels)[0], output.logits
+    loss.backward()
+    found = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    result = logits.detach().float(), torch.cat([gradient.flatten() for gradient in found])
+    trainer.model.zero_grad()
+    return result
