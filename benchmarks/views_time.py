@@ -101,6 +101,7 @@ def records(args: argparse.Namespace, backbone: str) -> Iterator[dict]:
     for classes in args.classes:
         published = Published(args.arch, backbone, open_clip.IMAGENET_CLASSNAMES[:classes])
         size = published.model.visual.image_size
+        torch.manual_seed(0)
         views = torch.randn(args.views, 3, *(size if isinstance(size, tuple) else (size, size))).to(published.device)
         for method in args.method:
             what = {"method": method, "classes": classes, "views": args.views}
