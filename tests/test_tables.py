@@ -13,8 +13,9 @@ from scipy import stats
 
 from experiments.studies.critical import groups, ranking
 from experiments.studies.first_page import headlines, overview
+from experiments.studies.plots import critical_difference
 from experiments.studies.progress import collect_results
-from experiments.studies.render import Cell, Table, build_tables, latex, markdown
+from experiments.studies.render import Cell, Table, build_tables, latex, markdown, over_datasets
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import PAPER, Summary, holm
@@ -272,7 +273,7 @@ def test_ranks_over_datasets_are_those_of_the_published_formulas(methods, tmp_pa
     }
     for run in study.runs():
         finish(run, values[run.variant.name][SETS.index(run.dataset)])
-    found = ranking(Summary(study, collect_results(study)), "few_shot", "16 shots")
+    found = ranking(Summary(study, collect_results(study)), "few_shot", "16 shots", "inductive")
     expected = {"a": 7 / 6, "b": 13.5 / 6, "c": 15.5 / 6, "d": 4}
     assert found.ranks.to_dict() == pytest.approx({name: expected[name] for name in "abcd"[:methods]})
     k, n = methods, len(SETS)
@@ -291,7 +292,25 @@ def test_methods_selected_on_test_images_have_no_rank(tmp_path):
     on_test = {"choose": [{"what": "epoch", "split": "test", "test_images": 12}]}
     for run in study.runs():
         finish(run, ord(run.variant.name) - 50, **({"data_use": on_test} if run.variant.name == "d" else {}))
-    assert list(ranking(Summary(study, collect_results(study)), "few_shot", "16 shots").ranks.index) == ["c", "b", "a"]
+    found = ranking(Summary(study, collect_results(study)), "few_shot", "16 shots", "inductive")
+    assert list(found.ranks.index) == ["c", "b", "a"]
+
+
+def test_methods_of_another_kind_have_ranks_of_their_own(tmp_path):
+    names = {"MPL": "abc", "TDA": "xyz"}
+    variants = tuple(
+        Variant(name, method, "small", overrides=("OPTIM.LR", "1.0")) for method, each in names.items() for name in each
+    )
+    study = Study(variants, SETS, protocols=("few_shot",), seeds=(1,), output=tmp_path)
+    for run in study.runs():
+        finish(run, ord(run.variant.name) - 50)
+    summary = Summary(study, collect_results(study))
+    found = {kind: list(ranking(summary, "few_shot", "16 shots", kind).ranks.index) for kind in summary.kinds}
+    assert found == {"inductive": ["c", "b", "a"], methods()["TDA"].kind: ["z", "y", "x"]}
+    panels = critical_difference(summary)
+    assert [ax.get_title().rpartition("\n")[2] for ax in panels.axes] == [f"{kind} methods" for kind in found]
+    note = over_datasets(summary, "few_shot", "16 shots")
+    assert all(f"All {kind} methods over 6 datasets" in note for kind in found)
 
 
 HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], [[Cell("x ± -1.00", 1), Cell("(-0.50) ~^\\$|", 2)]], "n=2")

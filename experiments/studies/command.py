@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,9 +135,9 @@ def plots(study: Study, args: argparse.Namespace) -> None:
     for *_, files in draw(summary, folder):
         for file in files:
             print(f"Written: {file}")
-    for protocol, part in summary.parts:
+    for names, kind in product(summary.parts, summary.kinds):
         try:
-            ranking(summary, protocol, part)
+            ranking(summary, *names, kind)
         except UsageError as error:
             print(f"Not in critical_difference: {error}")
 

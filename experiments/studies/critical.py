@@ -1,4 +1,4 @@
-"""All methods of a table compared over datasets: Friedman's test, and Nemenyi's critical difference of ranks."""
+"""The methods of one kind compared over datasets: Friedman's test, and Nemenyi's critical difference of ranks."""
 
 import math
 from typing import NamedTuple
@@ -30,21 +30,22 @@ class Ranking(NamedTuple):
     difference: float
 
 
-def ranking(summary: Summary, protocol: str, part: str) -> Ranking:
-    """The ranks of the methods with a result on every dataset of the average, none of them selected on test images.
+def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking:
+    """The ranks of the methods of a kind (`Method.kind`) with a result on every dataset of the average, none of them
+    selected on test images.
 
     Raises:
         UsageError: there are too few methods or datasets.
     """
     from scipy.stats import friedmanchisquare, studentized_range  # slow to import
 
-    cells = summary.cells.query("protocol == @protocol and part == @part")
+    cells = summary.cells.query("protocol == @protocol and part == @part and kind == @kind")
     selected = cells.loc[cells["selected_on_test"], "method"]
     cells = cells[cells["dataset"].isin(summary.averaged(protocol)) & ~cells["method"].isin(selected)]
     means = cells.pivot(index="method", columns="dataset", values="mean").dropna().round(2)
     methods, datasets = means.shape
     if methods < METHODS or datasets < DATASETS:
-        what = f"{protocol}, {part} has {methods} complete methods and {datasets} datasets"
+        what = f"{protocol}, {part} has {methods} complete {kind} methods and {datasets} datasets"
         raise UsageError(what, f"a comparison over datasets needs {METHODS} and {DATASETS}")
     ranks = means.rank(ascending=False).mean(axis="columns").sort_values(kind="stable")
     p = float(friedmanchisquare(*means.to_numpy()).pvalue)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,15 @@ def critical_difference(summary: Summary, narrow: bool = False) -> Figure | None
     """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Methods that a bar at the right spans are not
     shown to differ: Nemenyi's test at 5%, after Friedman's (CD: the critical difference)."""
     found = {}
-    for names in summary.parts:
+    for names, kind in product(summary.parts, summary.kinds):
         with suppress(UsageError):
-            found[names] = ranking(summary, *names)
+            found[(*names, kind)] = ranking(summary, *names, kind)
     if not found:
         return None
     height = 1.6 + 0.25 * max(len(each.ranks) for each in found.values())
     figure, axes = subplots_grid(len(found), 4.4, height, 3, narrow)
-    for ax, ((protocol, part), each) in zip(axes, found.items(), strict=True):
+    for ax, ((protocol, part, kind), each) in zip(axes, found.items(), strict=True):
         labels = [marked(name, bool(summary.selected(protocol, part, name))) for name in each.ranks.index]
         draw_ranking(ax, each, labels)
-        ax.set_title(f"{protocol}, {part}")
+        ax.set_title(f"{protocol}, {part}" + f"\n{kind} methods" * (len(summary.kinds) > 1))
     return figure

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -214,15 +215,16 @@ def significance(summary: Summary, protocol: str, part: str) -> list[Table]:
 
 
 def over_datasets(summary: Summary, protocol: str, part: str) -> str:
-    """A sentence on the test of all methods over datasets; empty if it needs more of them."""
-    try:
-        found = ranking(summary, protocol, part)
-    except UsageError:
-        return ""
-    note = f" All methods over {found.datasets} datasets: Friedman's test, p = {format_p(found.p)}"
-    if found.p >= 0.05:
-        return f"{note}."
-    return f"{note}; average ranks differ if they are {found.difference:.2f} apart (Nemenyi)."
+    """A sentence for each kind of method on the test of all its methods over datasets, if there are enough."""
+    notes = ""
+    for kind in summary.kinds:
+        with suppress(UsageError):
+            found = ranking(summary, protocol, part, kind)
+            of_kind = f" {kind}" * (len(summary.kinds) > 1)
+            notes += f" All{of_kind} methods over {found.datasets} datasets: Friedman's test, p = {format_p(found.p)}"
+            apart = f"; average ranks differ if they are {found.difference:.2f} apart (Nemenyi)"
+            notes += f"{apart if found.p < 0.05 else ''}."
+    return notes
 
 
 def markdown(tables: list[Table]) -> str:

@@ -75,6 +75,11 @@ class Summary:
         self.values = pd.concat([runs[columns], both] if len(both) else [runs[columns]])
 
     @property
+    def kinds(self) -> list[str]:
+        """The kinds of the study's methods (`Method.kind`)."""
+        return list(dict.fromkeys(variant.facts.kind for variant in self.study.variants))
+
+    @property
     def parts(self) -> list[tuple[str, str]]:
         """The tables of the study: (protocol, part)."""
         several = {
