@@ -38,19 +38,21 @@ class Benchmark:
         title: of its section.
         command: the program's file and its options.
         note: what the columns are.
+        counts: the program counts instead of timing, so that it has no rounds.
     """
 
     title: str
     command: str
     note: str
+    counts: bool = False
 
 
 FORMS = "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is the first row's time"
 FORMS += " divided by this one's, *mb* the memory that a step needs beyond weights and prompts."
-STEP = "step_time.py --classes 50 --trainer"
+STEP = "step_time.py --seconds 3 --classes 50 --trainer"
 
 BENCHMARKS = {
-    "step": Benchmark("A training step of MPL", "step_time.py --trainer MPL --classes 5 50 200", FORMS),
+    "step": Benchmark("A training step of MPL", "step_time.py --seconds 3 --trainer MPL --classes 5 50 200", FORMS),
     "methods": Benchmark("A training step of other methods", f"{STEP} CoOp MaPLe PromptSRC CoCoOp", FORMS),
     "adapters": Benchmark("Adapters, a plug-in, patches", f"{STEP} CLIPLoRA MMA DePT+MaPLe LoCoOp", FORMS),
     "precision": Benchmark(
@@ -69,8 +71,20 @@ BENCHMARKS = {
     ),
     "ranks": Benchmark(
         "Several ranks",
-        "step_time.py --form fast --classes 5 500 --ranks 1 2",
+        "step_time.py --seconds 3 --form fast --classes 5 500 --ranks 1 2",
         "The ranks divide the threads of this machine; *ratio* is the time of one rank divided by this one's.",
+    ),
+    "predictions": Benchmark(
+        "Predictions of a test",
+        "predictions_time.py --dataset small_land",
+        "A test pass of the small CLIP without and with predictions.npz, and the bytes of the file.",
+    ),
+    "launches": Benchmark(
+        "Launches of a step on a GPU",
+        "gpu_rehearsal.py",
+        "Counted on a stand-in CUDA device with 50 classes: operations of a step, and how often the CPU waits for the "
+        "device. *loss* and *logits* are the largest differences from fp32 on the CPU, with random narrow weights.",
+        counts=True,
     ),
 }
 
@@ -94,17 +108,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def section(benchmark: Benchmark, rounds: int) -> str:
     """The section of a benchmark, with its table or the reason for which it has none."""
+    program, *options = shlex.split(benchmark.command)
     with TemporaryDirectory() as folder:
         records = Path(folder) / "records.json"
-        program, *options = shlex.split(benchmark.command)
-        command = [sys.executable, str(ROOT / "benchmarks" / program), *options, "--rounds", str(rounds)]
-        ended = subprocess.run([*command, "--json", str(records)], capture_output=True, text=True)
+        options += [] if benchmark.counts else ["--rounds", str(rounds)]
+        command = [sys.executable, str(ROOT / "benchmarks" / program), *options, "--json", str(records)]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if ended.returncode:
             reason = (ended.stderr.strip() or f"status {ended.returncode}").splitlines()[-1]
             table = f"Not measured: {reason}"
         else:
             table = measuring.table(json.loads(records.read_text()))
-    heading = f"## {benchmark.title}\n\n`python benchmarks/{benchmark.command} --rounds {rounds}`"
+    heading = f"## {benchmark.title}\n\n`python benchmarks/{shlex.join([program, *options])}`"
     return f"{heading}. {benchmark.note}\n\n{table}"
 
 
