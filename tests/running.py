@@ -9,9 +9,10 @@ import traceback
 from typing import NamedTuple
 
 import pytest
-from drawn import error_lines
+from drawn import arguments, error_lines
 from forked import forking_python
 from published import publishing
+from trees import build_tree
 
 from common.start import ROOT
 from datasets.preparing import command as preparing
@@ -59,6 +60,27 @@ def launch(ended, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
     return lambda *arguments: ended(lambda: cli_main(lambda: train([str(argument) for argument in arguments])))
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and 2 for testing."""
+    build_tree("imagenet", tmp_path / "data")
+    build_tree("imagenetv2", tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def on_imagenet(launch, tiny, imagenet, tmp_path):
+    """`on_imagenet(name, KEY, VALUE, ..., root=, options=)` trains MPL two epochs, and returns the folder."""
+
+    def on_imagenet(name, *overrides, root=imagenet, options=()):
+        options = ["--dataset-config-file", ROOT / "configs/datasets/imagenet.yaml", *options]
+        ended = launch(*arguments(root, tiny, tmp_path / name, *overrides, options=options))
+        assert ended.status == 0, ended.errors
+        return tmp_path / name
+
+    return on_imagenet
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from dassl.utils import UsageError as DasslError
-from drawn import arguments, make_cfg
+from drawn import arguments, differing, make_cfg, prompts_of
 from torch import nn
 
 from clip import load_backbone
@@ -46,7 +46,7 @@ def logits(trainer):
 
 def expected_of(trainer, prompts):
     """The logits of these prompts, put into the model with no checkpoint in between."""
-    own = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    own = prompts_of(trainer)
     trainer.model.load_state_dict(prompts)
     result = logits(trainer)
     trainer.model.load_state_dict(own)
@@ -87,10 +87,10 @@ def randomised(trainer):
     generator = torch.manual_seed(3)
     for parameter in trainer.model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
-    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    return prompts_of(trainer)
 
 
-# ---------------------------------------------------------------- published checkpoints here
+# Published checkpoints here
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
@@ -139,10 +139,10 @@ def test_half_precision_prompts_of_a_published_checkpoint_load_as_fp32(mpl, tiny
 def test_prompts_of_other_settings_are_refused_and_nothing_is_loaded(settings, reason, mpl, tiny, tmp_path):
     save_published(tmp_path / "published", published_model(mpl("base").model.state_dict(), tiny, 3))
     trainer = mpl("base", *settings)
-    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    before = prompts_of(trainer)
     with pytest.raises(UsageError, match=f"{reason}.*: use the settings and the backbone it was trained with"):
         trainer.load_model(str(tmp_path / "published"), epoch=5)
-    assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
+    assert differing(prompts_of(trainer), before) == []
 
 
 def test_class_specific_context_is_refused(mpl, tiny, tmp_path):
@@ -158,10 +158,10 @@ def test_published_weights_can_be_what_training_starts_from(mpl, tiny, tmp_path)
     save_published(tmp_path / "published", published_model(prompts, tiny, 3))
     file = tmp_path / "published" / FOLDER / "model.pth.tar-5"
     trainer = mpl("new", options=["MODEL.INIT_WEIGHTS", str(file)])
-    assert all(torch.equal(value, prompts[key]) for key, value in trainer.model.state_dict().items())
+    assert differing(prompts_of(trainer), prompts) == []
 
 
-# ---------------------------------------------------------------- ours
+# Ours
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,12 @@ def trained(eurosat, tiny, tmp_path_factory):
     trainer = build_trainer(make_cfg("MPL", eurosat, tiny, folder, *options, *SHORT))
     trainer.train()
     return trainer, folder
+
+
+@pytest.fixture
+def checkpoints(trained, tmp_path):
+    """A copy of that folder's checkpoints, as tests change them."""
+    return shutil.copytree(trained[1] / FOLDER, tmp_path / "a run" / FOLDER)
 
 
 def test_ours_holds_the_learned_prompts_and_nothing_else(trained):
@@ -212,52 +218,41 @@ def test_ours_loads_in_the_published_module(trained):
         assert torch.equal(theirs.get_parameter(name), parameter.cpu())
 
 
-def test_the_best_checkpoint_is_loaded_else_the_newest(trained, mpl, tmp_path):
-    folder = tmp_path / "run with epochs"
-    shutil.copytree(trained[1] / FOLDER, folder / FOLDER)
-    trainer, checkpoints = mpl("all"), folder / FOLDER
+def test_the_best_checkpoint_is_loaded_else_the_newest(checkpoints, mpl):
+    trainer, folder = mpl("all"), str(checkpoints.parent)
     checkpoint = torch.load(checkpoints / "model.pth.tar-1", weights_only=True)
     for name, epoch in (("model.pth.tar-2", 2), ("model.pth.tar-10", 10)):
         torch.save({**checkpoint, "epoch": epoch}, checkpoints / name)
     (checkpoints / "checkpoint").write_text("model.pth.tar-10\n")
-    trainer.load_model(str(folder))
+    trainer.load_model(folder)
     assert trainer.loaded_epoch == 10
-    trainer.load_model(str(folder), epoch=2)
+    trainer.load_model(folder, epoch=2)
     assert trainer.loaded_epoch == 2
 
     torch.save({**checkpoint, "epoch": 7}, checkpoints / "model-best.pth.tar")
-    trainer.load_model(str(folder))
+    trainer.load_model(folder)
     assert trainer.loaded_epoch == 7
     with pytest.raises(UsageError, match=r"no MPL .*tar-3: check --load-epoch \(epochs there: 1, 2, 10\)"):
-        trainer.load_model(str(folder), epoch=3)
+        trainer.load_model(folder, epoch=3)
 
 
-def test_newest_checkpoint_is_found_without_its_text_file(trained, mpl, tmp_path):
-    """Published checkpoints are often passed on as the one file in its folder."""
-    shutil.copytree(trained[1] / FOLDER, tmp_path / "bare" / FOLDER)
-    bare = tmp_path / "bare" / FOLDER
-    (bare / "checkpoint").unlink()
-    checkpoint = torch.load(bare / "model.pth.tar-1", weights_only=True)
+@pytest.mark.parametrize("name", [None, b"\xff\xfe\x00", b"../other/model.pth.tar-1", b"model.pth.tar-7"])
+def test_newest_checkpoint_is_found_without_its_text_file(name, checkpoints, mpl):
+    """Published checkpoints are often passed on as the one file in its folder; a damaged text file is like none."""
+    (checkpoints / "checkpoint").unlink()
+    if name:
+        (checkpoints / "checkpoint").write_bytes(name)
+    checkpoint = torch.load(checkpoints / "model.pth.tar-1", weights_only=True)
     for epoch in (9, 10):
-        torch.save({**checkpoint, "epoch": epoch}, bare / f"model.pth.tar-{epoch}")
+        torch.save({**checkpoint, "epoch": epoch}, checkpoints / f"model.pth.tar-{epoch}")
     trainer = mpl("all")
-    trainer.load_model(str(tmp_path / "bare"))
+    trainer.load_model(str(checkpoints.parent))
     assert trainer.loaded_epoch == 10
 
 
-@pytest.mark.parametrize("name", [b"\xff\xfe\x00", b"../other/model.pth.tar-1", b"model.pth.tar-7"])
-def test_damaged_text_file_does_not_hide_the_newest_checkpoint(name, trained, mpl, tmp_path):
-    shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
-    (tmp_path / "run" / FOLDER / "checkpoint").write_bytes(name)
-    trainer = mpl("all")
-    trainer.load_model(str(tmp_path / "run"))
-    assert trainer.loaded_epoch == 1
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "integers"])
-def test_prompts_with_nan_or_infinity_are_refused_by_name(value, trained, mpl, tmp_path):
-    shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
-    file = tmp_path / "run" / FOLDER / "model.pth.tar-1"
+def test_prompts_with_nan_or_infinity_are_refused_by_name(value, checkpoints, mpl):
+    file = checkpoints / "model.pth.tar-1"
     checkpoint = torch.load(file, weights_only=True)
     prompt = checkpoint["state_dict"]["prompt_learner.ctx"]
     if value == "integers":
@@ -266,22 +261,16 @@ def test_prompts_with_nan_or_infinity_are_refused_by_name(value, trained, mpl, t
         prompt[0, 3] = value
     torch.save(checkpoint, file)
     trainer = mpl("all")
-    before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
-    with pytest.raises(
-        UsageError, match=r"prompt_learner.ctx in .*model.pth.tar-1 is not finite: use the checkpoint of"
-    ):
-        trainer.load_model(str(tmp_path / "run"))
-    assert same(trainer.model.state_dict(), before)
+    before = prompts_of(trainer)
+    refusal = r"prompt_learner.ctx in .*model.pth.tar-1 is not finite: use the checkpoint of"
+    with pytest.raises(UsageError, match=refusal):
+        trainer.load_model(str(checkpoints.parent))
+    assert differing(prompts_of(trainer), before) == []
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_mutated_checkpoints_are_refused_in_one_line_or_sound(trained, mpl, tmp_path):
+def test_mutated_checkpoints_are_refused_in_one_line_or_sound(checkpoints, mpl):
     """The facts beside the tensors of a checkpoint change at random places; an evaluation that accepts it runs."""
-    shutil.copytree(trained[1] / FOLDER, tmp_path / "run" / FOLDER)
-    file = tmp_path / "run" / FOLDER / "model.pth.tar-1"
+    file = checkpoints / "model.pth.tar-1"
     whole = torch.load(file, weights_only=True)
     trainer, chance, accepted = mpl("all"), random.Random(13), 0
     parts = [("metadata", key) for key in whole["metadata"]] + [("metadata", "settings", "N_CTX")]
@@ -295,7 +284,7 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(trained, mpl, tmp_
         part[key] = value
         torch.save(checkpoint, file)
         try:
-            trainer.load_model(str(tmp_path / "run"))
+            trainer.load_model(str(checkpoints.parent))
         except (UsageError, DasslError):
             continue
         accepted += 1
@@ -303,7 +292,7 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(trained, mpl, tmp_
     assert 0 < accepted < 100
 
 
-# ---------------------------------------------------------------- hostile ones
+# Hostile ones
 
 
 class Call:

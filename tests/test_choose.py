@@ -13,12 +13,13 @@ from common.errors import UsageError
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
+from experiments.studies import executor
 from experiments.studies.choose import RULES
-from experiments.studies.executor import check_datasets
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK
 from experiments.studies.trials import decide
+from experiments.studies.worker import execute_run
 
 RATES = {"OPTIM.LR": [0.1, 0.02]}
 VALIDATION, HELD_OUT, OTHERS, ORACLE = RULES
@@ -37,10 +38,10 @@ def chosen(study_file):
 
 def finish_trials(study, accuracy):
     """Write made-up results of all trials; `accuracy(run)` is in percent."""
-    split = study.choose.rule.split
     for run in study.trials():
-        image_list = {"split": split, "images": 40, "classes": run.classes, "sha256": f"{run.seed}".zfill(64)}
-        finish(run, accuracy(run), data_use={"test": {"dataset": run.dataset, **image_list, "evaluations": 1}})
+        tested = {"dataset": run.dataset, "split": study.choose.rule.split, "classes": run.classes, "images": 40}
+        tested |= {"sha256": f"{run.seed}".zfill(64), "evaluations": 1}
+        finish(run, accuracy(run), data_use={"test": tested})
 
 
 def choice(study, number=0):
@@ -97,12 +98,12 @@ def test_datasets_without_validation_images_are_refused_before_any_run(chosen, t
     write_eurosat(tmp_path / "data", ["red", "blue"], train=4, val=0, test=2)
     root = {"root": str(tmp_path / "data"), "datasets": ["eurosat"]}
     with pytest.raises(UsageError, match="^eurosat has no validation images to choose on: leave it out, or c"):
-        check_datasets(load(chosen(**root), settings=False))
-    check_datasets(load(chosen(HELD_OUT, **root), settings=False))
+        executor.check_datasets(load(chosen(**root), settings=False))
+    executor.check_datasets(load(chosen(HELD_OUT, **root), settings=False))
     monkeypatch.setattr("datasets.eurosat.EuroSAT.val_is_test", True)
     with pytest.raises(UsageError, match="^2 of 2 validation images of eurosat are test images: leave it out"):
-        check_datasets(load(chosen(**root), settings=False))
-    check_datasets(load(chosen(HELD_OUT, **root), settings=False))
+        executor.check_datasets(load(chosen(**root), settings=False))
+    executor.check_datasets(load(chosen(HELD_OUT, **root), settings=False))
 
 
 # Trials
@@ -166,9 +167,8 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     assert decide(study) == [] and choice(study)["settings"] == {"OPTIM.LR": best}
     records = [(each["what"], each["split"], each["images"], each["test_images"]) for each in choice(study)["choices"]]
     assert records == 2 * [("OPTIM.LR", "val", 40, 0)]  # the images of each seed
-    for run in study.runs():
-        if run.variant.name == "CoOp":
-            assert float(best) == setup_cfg(parse_arguments(list(run.arguments))).OPTIM.LR
+    cfgs = [setup_cfg(parse_arguments(list(run.arguments))) for run in study.runs() if run.variant.name == "CoOp"]
+    assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 
 def test_left_out_dataset_has_the_choice_of_the_others(chosen):
@@ -186,9 +186,8 @@ def test_left_out_dataset_has_the_choice_of_the_others(chosen):
 def test_another_choice_keeps_the_trials_and_changes_only_what_depends_on_it(chosen):
     def folders(**settings):
         study = load(chosen(**settings), settings=False)
-        return {run.folder for run in study.trials()}, {
-            run.variant.name: run.folder for run in study.runs() if run.seed == 1 and run.classes == "base"
-        }
+        base = {run.variant.name: run.folder for run in study.runs() if run.seed == 1 and run.classes == "base"}
+        return {run.folder for run in study.trials()}, base
 
     trials, runs = folders()
     more = {"keys": {"OPTIM.LR": [0.1, 0.02, 0.5]}}
@@ -204,12 +203,10 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     study = load(file, settings=False)
     finish_trials(study, lambda run: 50)
     decide(study)
-    made = study.searches[0].file
-    content = json.loads(made.read_text())
+    made, content = study.searches[0].file, choice(study)
     made.unlink()
-    assert launch(*study.runs()[0].arguments).errors == [
-        f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
-    ]
+    (error,) = launch(*study.runs()[0].arguments).errors
+    assert error == f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
     for damage in ("{", [], content | {"choices": [{"what": "x"}]}, content | {"settings": 1}):
         made.write_text(damage if isinstance(damage, str) else json.dumps(damage))
         done = launch(*study.runs()[0].arguments)
@@ -220,7 +217,7 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     assert (done.status, len(done.errors)) == (2, 1) and "not say that it was tested on val images" in done.errors[0]
 
 
-def test_status_counts_trials(chosen, capsys):
+def test_status_counts_trials(chosen):
     study = load(chosen(seeds=[1, 2]), settings=False)
     finish(study.trials()[0], 50)
     assert str(Progress(study)).startswith("1 of 12 runs are done, 0 are running, 0 have failed, 11 are left")
@@ -236,8 +233,6 @@ BY_TEST = {"by": ORACLE, "keys": {"OPTIM.LR": [0.002, 30.0]}, "protocols": "base
 @pytest.fixture
 def executed(chosen, eurosat, tiny, command, monkeypatch):
     """`executed(command, by, ...)` -> the study, after a command whose runs take place in this process."""
-    from experiments.studies import executor
-    from experiments.studies.worker import execute_run
 
     class Here(executor.LocalExecutor):
         def submit(self, run):
@@ -313,9 +308,8 @@ def test_card_names_the_choosing_images(executed, by, split, images):
     assert fitted == dict.fromkeys((1, 2), 6 if by == HELD_OUT else 12)
     for run in study.runs():
         records = results_of(run.folder)["data_use"]["choose"]
-        assert {(each["split"], each["images"], each["test_images"], each["by"]) for each in records} == {
-            (split, images, 0, by)
-        }
+        found = {(each["split"], each["images"], each["test_images"], each["by"]) for each in records}
+        assert found == {(split, images, 0, by)}
         assert len({each["sha256"] for each in records}) == 2  # those of both seeds
     _, printed = executed("inflation", by, seeds=[1, 2])
     assert f"| by {by} |" in printed and MARK not in executed("tables", by, seeds=[1, 2])[1]
@@ -347,8 +341,5 @@ def test_a_study_killed_after_its_trials_continues_bit_for_bit(chosen, start):
     process = start(killed, "--workers", "1")
     assert process.wait(timeout=600) == 0, process.communicate()
     assert made == {folder: (folder / "results.json").stat().st_mtime_ns for folder in made}
-    assert without_folders(figures(study)) == without_folders(figures(load(whole, settings=False)))
-
-
-def without_folders(figures):
-    return json.loads(json.dumps(figures).replace("killed", "whole"))
+    continued = json.dumps(figures(study)).replace("killed", "whole")  # the folders differ
+    assert json.loads(continued) == figures(load(whole, settings=False))

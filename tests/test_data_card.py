@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from drawn import arguments
-from trees import build_tree
 
 import trainers
 from common.errors import UsageError
@@ -33,13 +32,6 @@ def run(launch, eurosat, tiny, tmp_path):
         return tmp_path / name
 
     return run
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    """A root with a miniature of ImageNet, whose validation images are its test images, and the options for it."""
-    build_tree("imagenet", tmp_path / "data")
-    return {"root": tmp_path / "data", "options": ["--dataset-config-file", ROOT / "configs/datasets/imagenet.yaml"]}
 
 
 def digest(root, part, names):
@@ -100,13 +92,13 @@ def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path)
     assert card(run("trained"))["test"]["evaluations"] == 2
 
 
-def test_validation_on_test_images_counts_as_evaluations(run, imagenet):
-    found = card(run("out", *BEST, "TEST.SELECT_ON_TEST", True, **imagenet))
+def test_validation_on_test_images_counts_as_evaluations(on_imagenet):
+    found = card(on_imagenet("out", *BEST, "TEST.SELECT_ON_TEST", True))
     assert (found["test"]["evaluations"], found["choose"][0]["trials"]) == (3, 2)  # two epochs, and the end
     assert found["choose"][0]["sha256"] == found["test"]["sha256"]
 
 
-def test_a_resumed_run_counts_the_tests_before_it(run, imagenet, monkeypatch, tmp_path):
+def test_a_resumed_run_counts_the_tests_before_it(on_imagenet, monkeypatch, tmp_path):
     mpl = trainers.methods()["MPL"]
     step = mpl.forward_backward
 
@@ -117,10 +109,10 @@ def test_a_resumed_run_counts_the_tests_before_it(run, imagenet, monkeypatch, tm
 
     monkeypatch.setattr(mpl, "forward_backward", stops)
     with pytest.raises(AssertionError, match="cut off"):
-        run("out", *BEST, "TEST.SELECT_ON_TEST", True, **imagenet)
+        on_imagenet("out", *BEST, "TEST.SELECT_ON_TEST", True)
     monkeypatch.setattr(mpl, "forward_backward", step)
-    found = card(run("out", *BEST, "TEST.SELECT_ON_TEST", True, **imagenet))
-    through = card(run("through", *BEST, "TEST.SELECT_ON_TEST", True, **imagenet))
+    found = card(on_imagenet("out", *BEST, "TEST.SELECT_ON_TEST", True))
+    through = card(on_imagenet("through", *BEST, "TEST.SELECT_ON_TEST", True))
     assert found == through and found["test"]["evaluations"] == 3
 
 
@@ -173,7 +165,7 @@ def test_a_head_names_the_images_behind_its_features(run):
     assert card(tested)["fit"] == card(head)["fit"]
 
 
-def test_start_from_silent_weights_is_not_forgotten(run, imagenet):
+def test_start_from_silent_weights_is_not_forgotten(run, on_imagenet):
     file = run("trained") / LOCKED / "model.pth.tar-2"
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["metadata"]
@@ -182,7 +174,7 @@ def test_start_from_silent_weights_is_not_forgotten(run, imagenet):
     tested = run("tested", options=["--eval-only", "--model-dir", begun])
     for folder in (begun, tested):
         assert card(folder)["fit"] is card(folder)["choose"] is None
-    selected = run("selected", "MODEL.INIT_WEIGHTS", file, *BEST, "TEST.SELECT_ON_TEST", True, **imagenet)
+    selected = on_imagenet("selected", "MODEL.INIT_WEIGHTS", file, *BEST, "TEST.SELECT_ON_TEST", True)
     again = run("again", options=["--eval-only", "--model-dir", selected])
     assert card(again)["choose"] == card(selected)["choose"] and card(again)["choose"][0]["test_images"]
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 FRESH = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "DATALOADER.TEST.BATCH_SIZE", 5]
 TEXT_ONLY = {"CoOp", "CoCoOp", "KgCoOp", "ProGrad", "TCP"}
-OWN = {"ZeroshotCLIP", "LinearProbe", *METHODS}
+ALL = {"ZeroshotCLIP", "LinearProbe", *METHODS}
 
 
 @pytest.fixture
@@ -56,17 +56,13 @@ def build(root, tiny, tmp_path):
 def read_images(monkeypatch):
     """The number of images in each call of the image tower."""
     counts = []
-    for name, tower in TOWERS.items():
-        encode = tower.encode_image
+    for tower in TOWERS.values():
 
-        def counted(clip, images, *options, encode=encode):
+        def counted(clip, images, *options, encode=tower.encode_image):
             counts.append(len(images))
             return encode(clip, images, *options)
 
-        if name == "plain":
-            monkeypatch.setattr(tower, "encode_image", counted)
-        else:
-            monkeypatch.setitem(tower.__dict__, "encode_image", counted)
+        monkeypatch.setitem(vars(tower), "encode_image", counted)
     return counts
 
 
@@ -89,7 +85,7 @@ def expected(build, method="CoOp", *options, **how) -> torch.Tensor:
     return logits_of(build(method, *options, "CACHE", "", **how))
 
 
-@pytest.mark.parametrize("method", thorough_but(("CoOp", "CoCoOp", "MPL", "UPT", "CLIPLoRA"), sorted(OWN)))
+@pytest.mark.parametrize("method", thorough_but(("CoOp", "CoCoOp", "MPL", "UPT", "CLIPLoRA"), sorted(ALL)))
 def test_methods_without_vision_prompts_read_each_image_once(method, build, deep, read_images, kept):
     computed = expected(build, method, backbone=deep)
     assert torch.equal(logits_of(build(method, backbone=deep)), computed)
@@ -124,23 +120,6 @@ def test_prompt_learner_decides_not_the_name(build, read_images, kept):
 # The users' own methods
 
 
-@pytest.fixture
-def register(monkeypatch):
-    def register(method):
-        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
-        return method
-
-    return register
-
-
-def test_new_method_without_vision_prompts_uses_it(register, build, read_images, monkeypatch):
-    register(type("Mine", (CoOp,), {}))
-    logits_of(build("Mine"))
-    read_images.clear()
-    assert torch.equal(logits_of(build("Mine")), expected(build, "Mine"))
-    assert read_images[0] == 1
-
-
 class Adapted(PromptedCLIP):
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -155,33 +134,29 @@ class Flipped(PromptedCLIP):
         return super().image_output(images.flip(-1) if isinstance(images, torch.Tensor) else images)
 
 
-def flipped_inference(self, images):
-    return PromptTrainer.model_inference(self, images.flip(-1))
+NEW = {"usual": ({}, 1), "adapter": ({"Model": Adapted}, 1), "model": ({"Model": Flipped}, 2)}  # files with CoOp's
 
 
-def flipped_batch(self, batch):
-    return batch["img"].flip(-1), batch["label"]
+@pytest.mark.parametrize(("own", "files"), NEW.values(), ids=NEW)
+def test_new_method_has_its_own_features_if_it_reads_images_itself(own, files, build, read_images, kept, monkeypatch):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Mine", type("Mine", (CoOp,), own))
+    logits_of(build("CoOp"))
+    computed = expected(build, "Mine")
+    assert torch.equal(logits_of(build("Mine")), computed)
+    read_images.clear()
+    assert torch.equal(logits_of(build("Mine")), computed)
+    assert read_images == [1] and len(kept()) == files
 
 
 @pytest.mark.parametrize(
-    ("own", "files"),
+    "own",
     [
-        ({"Model": Adapted}, 1),
-        ({"Model": Flipped}, 2),
+        {"model_inference": lambda self, images: PromptTrainer.model_inference(self, images.flip(-1))},
+        {"parse_batch_test": lambda self, batch: (batch["img"].flip(-1), batch["label"])},
     ],
-    ids=["adapter", "model"],
 )
-def test_new_method_with_its_own_reading_of_images_gets_its_own_features(own, files, register, build, kept):
-    register(type("Mine", (CoOp,), own))
-    logits_of(build("CoOp"))
-    for _ in range(2):
-        assert torch.equal(logits_of(build("Mine")), expected(build, "Mine"))
-    assert len(kept()) == files
-
-
-@pytest.mark.parametrize("own", [{"model_inference": flipped_inference}, {"parse_batch_test": flipped_batch}])
-def test_new_method_with_its_own_reading_of_images_is_refused(own, register, build):
-    register(type("Mine", (CoOp,), own))
+def test_new_method_with_its_own_reading_of_images_is_refused(own, build, monkeypatch):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Mine", type("Mine", (CoOp,), own))
     with pytest.raises(UsageError, match="this method reads the images: unset CACHE"):
         logits_of(build("Mine"))
 
@@ -189,18 +164,14 @@ def test_new_method_with_its_own_reading_of_images_is_refused(own, register, bui
 # The facts that a file depends on
 
 
-def change_an_image(root):
+def test_changed_image_under_the_same_name_and_time_is_seen(build, root, kept):
+    logits_of(build("CoOp"))
     file = sorted((root / "eurosat/2750").glob("3/test_*.png"))[1]
     before = file.stat()
     image = Image.open(file).copy()
     image.putpixel((5, 5), (1, 2, 3))
     image.save(file)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def test_changed_image_under_the_same_name_and_time_is_seen(build, root, kept):
-    logits_of(build("CoOp"))
-    change_an_image(root)
     assert torch.equal(logits_of(build("CoOp")), expected(build))
     assert len(kept()) == 2
 
@@ -224,8 +195,7 @@ def test_other_images_transform_batches_or_towers_have_a_file_of_their_own(optio
 
 
 def one_weight(trainer):
-    clip = trainer.model.clip
-    clip.visual.transformer.resblocks[3].mlp.c_proj.weight[2, 1] += 1e-7
+    trainer.model.clip.visual.transformer.resblocks[3].mlp.c_proj.weight[2, 1] += 1e-7
 
 
 def fp16(trainer):
@@ -265,50 +235,31 @@ def test_shuffled_tests_are_not_kept(build, kept):
 # Files
 
 
-def flip_a_bit(file, place=-3):
+def flip_a_bit(file):
     content = bytearray(file.read_bytes())
-    content[place] ^= 1
+    content[-3] ^= 1
     file.write_bytes(content)
 
 
-def cut(file):
-    file.write_bytes(file.read_bytes()[:-100])
+def rewrite(file, change, key):
+    """A sound file of changed features."""
+    features = change(load_file(file)["features"])
+    save_file({"features": features}, file, {"key": key, "sha256": hashlib.sha256(as_bytes(features)).hexdigest()})
 
 
-def empty(file):
-    file.write_bytes(b"")
+HARMS = {
+    "flip_a_bit": flip_a_bit,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "empty": lambda file: file.write_bytes(b""),
+    "of_another_key": lambda file: rewrite(file, lambda rows: 2 * rows, "f" * 32),  # copied to this name
+    "of_fewer_images": lambda file: rewrite(file, lambda rows: rows[:-1].clone(), file.stem[9:]),
+    "without_facts": lambda file: save_file(load_file(file), file),
+    "of_another_project": lambda file: save_file({"weights": torch.ones(3)}, file),
+    "not_a_file": lambda file: (file.unlink(), os.mkfifo(file)),
+}
 
 
-def of_another_key(file):
-    """A good file, copied to this name."""
-    outputs = 2 * load_file(file)["features"]
-    facts = {"key": "f" * 32, "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
-    save_file({"features": outputs}, file, facts)
-
-
-def of_fewer_images(file):
-    outputs = load_file(file)["features"][:-1].clone()
-    facts = {"key": file.stem[9:], "sha256": hashlib.sha256(as_bytes(outputs)).hexdigest()}
-    save_file({"features": outputs}, file, facts)
-
-
-def without_facts(file):
-    save_file(load_file(file), file)
-
-
-def of_another_project(file):
-    save_file({"weights": torch.ones(3)}, file)
-
-
-def not_a_file(file):
-    file.unlink()
-    os.mkfifo(file)
-
-
-HARMS = [flip_a_bit, cut, empty, of_another_key, of_fewer_images, without_facts, of_another_project, not_a_file]
-
-
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_damaged_or_foreign_file_is_computed_again(harm, build, read_images, kept):
     computed = logits_of(build("CoOp"))
     harm(*kept())

@@ -28,6 +28,7 @@ CONFIGS = ROOT / "configs/trainers"
 NOT_SET = "not set"
 COMPUTES_THE_SAME = "it changes no result, and takes less memory"
 SCRIPTS = "the published scripts set it: test_published_scripts_set_what_the_files_do_not"
+TCP_EPOCHS = {"ImageNet": {"OPTIM.MAX_EPOCH": 25}, "SUN397": {"OPTIM.MAX_EPOCH": 25}}
 MMRL_WEIGHTS = {
     "StanfordCars": {"TRAINER.MMRL.REG_WEIGHT": 7.0},
     "FGVCAircraft": {"TRAINER.MMRL.REG_WEIGHT": 6.0},
@@ -54,19 +55,14 @@ ALLOWED = [
     ("TCP/*", "TRAINER.TCP.N_CTX", NOT_SET, 4, SCRIPTS),
     ("TCP/*", "OPTIM.ADAM_EPS", NOT_SET, 1e-3, "TCP's README says to set it in the toolbox"),
     ("KgCoOp/*_b*", "OPTIM.ADAM_EPS", NOT_SET, 1e-3, "files of TCP's repository, which uses that toolbox"),
-    (
-        "TCP/*",
-        "BY_DATASET",
-        NOT_SET,
-        {"ImageNet": {"OPTIM.MAX_EPOCH": 25}, "SUN397": {"OPTIM.MAX_EPOCH": 25}},
-        "TCP's train.py sets it, and its scripts load epoch 25",
-    ),
+    ("TCP/*", "BY_DATASET", NOT_SET, TCP_EPOCHS, "TCP's train.py sets it, and its scripts load epoch 25"),
     ("MMRL/vit_b16_cross_datasets.yaml", "TRAINER.MMRL.TASK", NOT_SET, "CD", SCRIPTS),
     ("MMRL/*", "BY_DATASET", NOT_SET, MMRL_WEIGHTS, "MMRL's train.py sets a weight for each dataset"),
 ]
 
 # Other values in a copy of a file in another repository: that repository, the file, the values, why they are not ours.
 AUTHORS_FIRST = "the file of the method's own repository counts"
+BATCHES_OF_32 = {"DATALOADER.TEST.BATCH_SIZE": 32, "DATALOADER.TRAIN_X.BATCH_SIZE": 32}
 COPIES = [
     ("PromptSRC", "MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml", {"OPTIM.MAX_EPOCH": 2}, AUTHORS_FIRST),
     (
@@ -93,15 +89,7 @@ COPIES = [
         {"DATALOADER.TRAIN_X.BATCH_SIZE": 256, "OPTIM.NAME": "adam", "TRAINER.KGCOOP.CTX_INIT": False},
         AUTHORS_FIRST,
     ),
-    *(
-        (
-            repository,
-            "CoOp/rn50_val.yaml",
-            {"DATALOADER.TEST.BATCH_SIZE": 32, "DATALOADER.TRAIN_X.BATCH_SIZE": 32},
-            AUTHORS_FIRST,
-        )
-        for repository in ("KgCoOp", "ProGrad", "TCP")
-    ),
+    *((name, "CoOp/rn50_val.yaml", BATCHES_OF_32, AUTHORS_FIRST) for name in ("KgCoOp", "ProGrad", "TCP")),
     (
         "MVLPT",
         "CoOp/vit_b16.yaml",
@@ -115,20 +103,14 @@ COPIES = [
     ),
 ]
 
+WITHOUT_DASSL = ("CLIPAdapter", "GDA", "LPPlusPlus", "TipAdapter", "TipAdapterF", "TPT", "CTPT", "ZERO", "MTA", "TDA")
 OURS = {  # files that nobody published: their names, and why they are here
     "*/small.yaml": "for the small CLIP of this project",
     "*/small_cross_datasets.yaml": "for the small CLIP of this project",
     "*/*_ours.yaml": "a published method has no file for the backbone of the comparison",
     "UPT/*.yaml": "UPT's repository has no code",
     "LinearProbe/*.yaml": "the linear probe was published without Dassl",
-    **dict.fromkeys(
-        [f"{name}/vit_b16*.yaml" for name in ("CLIPAdapter", "GDA", "LPPlusPlus", "TipAdapter", "TipAdapterF")],
-        "published without Dassl's YAML files",
-    ),
-    **dict.fromkeys(
-        [f"{name}/vit_b16*.yaml" for name in ("TPT", "CTPT", "ZERO", "MTA", "TDA")],
-        "published without Dassl's YAML files",
-    ),
+    **{f"{name}/vit_b16*.yaml": "published without Dassl's YAML files" for name in WITHOUT_DASSL},
 }
 
 
@@ -166,12 +148,19 @@ def published() -> dict[str, dict[str, dict]]:
 PUBLISHED = published()
 
 
+def tree_of(path: Path) -> CfgNode:
+    """What a YAML file or its bases set."""
+    tree = CfgNode(new_allowed=True)
+    tree.merge_from_file(str(path))
+    return tree
+
+
 def effective(file: str, configs: Path) -> tuple[dict, set[str]]:
     """All values of a run with a YAML file, and the keys that this file or its bases set."""
-    set_there, path = CfgNode(new_allowed=True), str(configs / file)
-    set_there.merge_from_file(path)
+    set_there = tree_of(configs / file)
     tables = set_there.pop("BY_DATASET", {})
-    values = flatten(setup_cfg(parse_arguments(["--trainer", Path(file).parent.name, "--config-file", path])))
+    argv = ["--trainer", Path(file).parent.name, "--config-file", str(configs / file)]
+    values = flatten(setup_cfg(parse_arguments(argv)))
     keys = {named_here(file, key) for key in flatten(set_there)} | ({"BY_DATASET"} if tables else set())
     return {key: plain(value) for key, value in (values | {"BY_DATASET": dict(tables)}).items()}, keys
 
@@ -284,10 +273,7 @@ def test_other_files_are_ours_by_their_names():
     assert set(PUBLISHED) <= files
     for file in files - set(PUBLISHED):
         assert any(fnmatchcase(file, pattern) for pattern in OURS), f"{file}: is it published? name it ..._ours.yaml"
-        ours = "small" in file or "Ours" in head(file)
-        assert ours or OURS.get(f"{file.partition('/')[0]}/vit_b16*.yaml") == "published without Dassl's YAML files", (
-            file
-        )
+        assert "small" in file or "Ours" in head(file) or file.partition("/")[0] in WITHOUT_DASSL, file
     for pattern, reason in OURS.items():
         assert reason and any(fnmatchcase(file, pattern) for file in files - set(PUBLISHED)), pattern
 
@@ -326,18 +312,12 @@ def changed(value):
 
 def notices(file: str, key: str, folder: Path) -> bool:
     """Whether the comparison fails when `key` is changed in a copy of a YAML file in `folder`."""
-    tree = CfgNode(new_allowed=True)
-    tree.merge_from_file(str(CONFIGS / file))
-    *groups, last = key.split(".")
-    node = tree
-    for group in groups:
-        node = node[group]
-    value = changed(node[last])
+    parts = key.split(".")
+    nested = changed(reduce(getitem, parts, tree_of(CONFIGS / file)))
+    for part in reversed(parts):
+        nested = {part: nested}
     copy = folder / file
     copy.parent.mkdir(exist_ok=True)
-    nested = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
     copy.write_text(yaml.safe_dump({"_BASE_": str(CONFIGS / file), **nested}))
     try:
         return unexplained(file, differences(file, authors_values(file), folder)) != {}
@@ -346,10 +326,7 @@ def notices(file: str, key: str, folder: Path) -> bool:
 
 
 def keys_of(file: str) -> list[str]:
-    tree = CfgNode(new_allowed=True)
-    tree.merge_from_file(str(CONFIGS / file))
-    tree.pop("BY_DATASET", None)
-    return sorted(flatten(tree))
+    return sorted(key for key in flatten(tree_of(CONFIGS / file)) if not key.startswith("BY_DATASET"))
 
 
 def test_one_changed_value_in_any_file_is_noticed(tmp_path, random_seed):

@@ -9,12 +9,11 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from drawn import arguments, write_eurosat
 from torch import nn
-from trees import build_tree, write_image
+from trees import write_image
 
 from common.errors import UsageError
 from common.start import ROOT
 from datasets.eurosat import EuroSAT
-from experiments import results as base2new
 from experiments.results import FILE, SELECTED
 from trainers import methods
 from trainers.base.data_use import count_common
@@ -42,27 +41,6 @@ def logged(folder):
     """The lines on the selection in the newest log."""
     newest = max(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime_ns)
     return [line for line in newest.read_text().splitlines() if SELECTED in line]
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and 2 for testing."""
-    build_tree("imagenet", tmp_path / "data")
-    build_tree("imagenetv2", tmp_path / "data")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def run(launch, tiny, imagenet, tmp_path):
-    """`run(name, KEY, VALUE, ..., root=, options=)` trains MPL two epochs on ImageNet, and returns the folder."""
-
-    def run(name, *overrides, root=imagenet, options=()):
-        argv = arguments(root, tiny, tmp_path / name, *overrides, options=[*dataset("imagenet"), *options])
-        ended = launch(*argv)
-        assert ended.status == 0, ended.errors
-        return tmp_path / name
-
-    return run
 
 
 @pytest.fixture
@@ -108,13 +86,13 @@ def test_several_seeds_are_refused_and_leave_nothing(launch, imagenet, tiny, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_last_epoch_on_imagenet_chooses_nothing(run):
-    folder = run("out")
+def test_last_epoch_on_imagenet_chooses_nothing(on_imagenet):
+    folder = on_imagenet("out")
     assert choices(folder) == [] and results(folder)["tested_epoch"] == 2 and logged(folder) == []
 
 
-def test_accepted_selection_is_in_the_log_the_results_and_the_checkpoint(run):
-    folder = run("out", *BEST, *ACCEPTED)
+def test_accepted_selection_is_in_the_log_the_results_and_the_checkpoint(on_imagenet):
+    folder = on_imagenet("out", *BEST, *ACCEPTED)
     record = {"what": "epoch", "dataset": "ImageNet", "classes": "all", "split": "val", "images": 8, "test_images": 8}
     record |= {"trials": 2, "sha256": results(folder)["data_use"]["test"]["sha256"]}
     assert choices(folder) == [record]
@@ -123,27 +101,27 @@ def test_accepted_selection_is_in_the_log_the_results_and_the_checkpoint(run):
     assert checkpoint["metadata"]["choices"] == [record]
 
 
-def test_evaluation_keeps_the_mark_unless_it_names_an_epoch(run):
-    trained = run("trained", *BEST, *ACCEPTED)
-    tested = run("tested", options=["--eval-only", "--model-dir", trained])
+def test_evaluation_keeps_the_mark_unless_it_names_an_epoch(on_imagenet):
+    trained = on_imagenet("trained", *BEST, *ACCEPTED)
+    tested = on_imagenet("tested", options=["--eval-only", "--model-dir", trained])
     assert choices(tested) == choices(trained) and len(logged(tested)) == 1
-    named = run("named", options=["--eval-only", "--model-dir", trained, "--load-epoch", 2])
+    named = on_imagenet("named", options=["--eval-only", "--model-dir", trained, "--load-epoch", 2])
     assert choices(named) == [] and logged(named) == []
-    elsewhere = run("elsewhere", options=[*dataset("imagenetv2"), "--eval-only", "--model-dir", trained])
+    elsewhere = on_imagenet("elsewhere", options=[*dataset("imagenetv2"), "--eval-only", "--model-dir", trained])
     assert results(elsewhere)["dataset"] == "ImageNetV2" and choices(elsewhere) == choices(trained)
-    begun = run("begun", "MODEL.INIT_WEIGHTS", trained / LOCKED / "model-best.pth.tar")
+    begun = on_imagenet("begun", "MODEL.INIT_WEIGHTS", trained / LOCKED / "model-best.pth.tar")
     assert choices(begun) == choices(trained) and len(logged(begun)) == 1
-    again = run("again", options=["--eval-only", "--model-dir", begun, "--load-epoch", 1 + 1])
+    again = on_imagenet("again", options=["--eval-only", "--model-dir", begun, "--load-epoch", 1 + 1])
     assert choices(again) == choices(trained)  # its start was selected, whatever its own epoch
 
 
-def test_evaluation_of_a_silent_checkpoint_claims_nothing(run):
-    trained = run("trained", *BEST, *ACCEPTED)
+def test_evaluation_of_a_silent_checkpoint_claims_nothing(on_imagenet):
+    trained = on_imagenet("trained", *BEST, *ACCEPTED)
     file = trained / LOCKED / "model-best.pth.tar"
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["metadata"]["choices"], checkpoint["metadata"]["inherited_choices"]  # an earlier version's
     torch.save(checkpoint, file)
-    assert choices(run("tested", options=["--eval-only", "--model-dir", trained])) is None
+    assert choices(on_imagenet("tested", options=["--eval-only", "--model-dir", trained])) is None
 
 
 @pytest.mark.parametrize(
@@ -156,8 +134,8 @@ def test_evaluation_of_a_silent_checkpoint_claims_nothing(run):
         lambda record: record.pop("what"),
     ],
 )
-def test_impossible_record_in_a_checkpoint_is_refused(damage, run, launch, imagenet, tiny, tmp_path):
-    trained = run("trained", *BEST, *ACCEPTED)
+def test_impossible_record_in_a_checkpoint_is_refused(damage, on_imagenet, launch, imagenet, tiny, tmp_path):
+    trained = on_imagenet("trained", *BEST, *ACCEPTED)
     file = trained / LOCKED / "model-best.pth.tar"
     checkpoint = torch.load(file, weights_only=True)
     damage(checkpoint["metadata"]["choices"][0])
@@ -167,7 +145,7 @@ def test_impossible_record_in_a_checkpoint_is_refused(damage, run, launch, image
     assert (ended.status, len(ended.errors)) == (2, 1) and "is not a checkpoint of a training run" in ended.errors[0]
 
 
-def test_resumed_run_keeps_the_mark_and_the_best_epoch(run, first_is_best, monkeypatch, tmp_path):
+def test_resumed_run_keeps_the_mark_and_the_best_epoch(on_imagenet, first_is_best, monkeypatch, tmp_path):
     mpl = methods()["MPL"]
     step, steps = mpl.forward_backward, []
 
@@ -179,24 +157,26 @@ def test_resumed_run_keeps_the_mark_and_the_best_epoch(run, first_is_best, monke
 
     monkeypatch.setattr(mpl, "forward_backward", stops)
     with pytest.raises(AssertionError, match="cut off"):
-        run("out", *BEST, *ACCEPTED)
+        on_imagenet("out", *BEST, *ACCEPTED)
     assert steps[-1] == 1 and not (tmp_path / "out" / FILE).exists()
     monkeypatch.setattr(mpl, "forward_backward", step)
-    folder = run("out", *BEST, *ACCEPTED)
+    folder = on_imagenet("out", *BEST, *ACCEPTED)
     assert len(list(folder.glob("log.txt*"))) == 2 and len(logged(folder)) == 1
     assert [choice["test_images"] for choice in choices(folder)] == [8]
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
 
 
-def test_run_of_an_earlier_version_resumes_when_the_selection_is_accepted(run, launch, imagenet, tiny, tmp_path):
-    folder = run("out", *BEST, *ACCEPTED)
+def test_run_of_an_earlier_version_resumes_when_the_selection_is_accepted(
+    on_imagenet, launch, imagenet, tiny, tmp_path
+):
+    folder = on_imagenet("out", *BEST, *ACCEPTED)
     (folder / FILE).unlink()
     config = folder / "config.yaml"
     config.write_text("".join(line for line in config.open() if "SELECT_ON_TEST" not in line))
     ended = launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet")))
     assert ended.status == 2 and WHY in ended.errors[0]
     assert "SELECT_ON_TEST" not in config.read_text()
-    assert len(choices(run("out", *BEST, *ACCEPTED))) == 1
+    assert len(choices(on_imagenet("out", *BEST, *ACCEPTED))) == 1
 
 
 # Other datasets
@@ -221,11 +201,11 @@ def test_partly_common_images_of_folders_are_found(refused, birds, tiny, tmp_pat
     refused(argv, "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step")
 
 
-def test_only_participating_images_count(run, birds, tmp_path):
+def test_only_participating_images_count(on_imagenet, birds, tmp_path):
     """Few-shot validation may leave the common ones out."""
     for name in ("robin", "wren"):
         (birds / f"val/{name}/3.jpg").unlink()
-    folder = run("out", *BEST, root=birds, options=["--dataset-config-file", tmp_path / "birds.yaml"])
+    folder = on_imagenet("out", *BEST, root=birds, options=["--dataset-config-file", tmp_path / "birds.yaml"])
     record = {"what": "epoch", "dataset": "birds", "classes": "all", "split": "val", "images": 4, "test_images": 0}
     (choice,) = choices(folder)
     assert record.items() <= choice.items() and logged(folder) == []
@@ -281,15 +261,17 @@ class Foreign(TrainerX):
         return {"loss": loss.item()}
 
 
-def test_trainer_of_another_project_is_refused_and_marked_too(refused, run, imagenet, tiny, monkeypatch, tmp_path):
+def test_trainer_of_another_project_is_refused_and_marked_too(
+    refused, on_imagenet, imagenet, tiny, monkeypatch, tmp_path
+):
     monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Foreign", Foreign)
     monkeypatch.setattr(Foreign, "test", falling(TrainerX.test))
     options = [*dataset("imagenet"), "--trainer", "Foreign"]
     refused(arguments(imagenet, tiny, tmp_path / "out", *BEST, options=options), WHY)
-    folder = run("marked", *BEST, *ACCEPTED, options=options)
+    folder = on_imagenet("marked", *BEST, *ACCEPTED, options=options)
     assert [choice["what"] for choice in choices(folder)] == ["epoch"] and len(logged(folder)) == 1
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
-    tested = run("tested", options=[*options, "--eval-only", "--model-dir", folder])
+    tested = on_imagenet("tested", options=[*options, "--eval-only", "--model-dir", folder])
     assert choices(tested) is None and results(tested)["tested_epoch"] == 1
 
 
@@ -322,22 +304,22 @@ ONCE = ["OPTIM.MAX_EPOCH", 1]
 C = "TRAINER.LINEARPROBE.C"
 
 
-def test_linear_probe_does_not_choose_on_test_images(refused, run, imagenet, tiny, tmp_path):
+def test_linear_probe_does_not_choose_on_test_images(refused, on_imagenet, imagenet, tiny, tmp_path):
     options = [*dataset("imagenet"), *PROBE]
     why = f"{C} is chosen on 8 images, all of them test images of ImageNet: set {C}, or accept it by TEST.SELECT_ON"
     refused(arguments(imagenet, tiny, tmp_path / "out", *ONCE, options=options), why)
-    assert choices(run("given", *ONCE, C, 1.0, options=options)) == []
-    folder = run("accepted", *ONCE, *ACCEPTED, options=options)
+    assert choices(on_imagenet("given", *ONCE, C, 1.0, options=options)) == []
+    folder = on_imagenet("accepted", *ONCE, *ACCEPTED, options=options)
     assert [(choice["what"], choice["test_images"]) for choice in choices(folder)] == [(C, 8)]
     assert len(logged(folder)) == 1
     for name, epoch in (("newest", []), ("named", ["--load-epoch", 1])):  # C chose the weights of every epoch
-        tested = run(name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch])
+        tested = on_imagenet(name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch])
         assert choices(tested) == choices(folder) and len(logged(tested)) == 1
 
 
-def test_linear_probe_records_the_choosing_images(run):
+def test_linear_probe_records_the_choosing_images(on_imagenet):
     """Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's code."""
-    folder = run("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
+    folder = on_imagenet("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
     assert [(choice["images"], choice["test_images"]) for choice in choices(folder)] == [(4, 4)]
 
 
@@ -345,40 +327,3 @@ def test_linear_probe_without_validation_images_stops_before_the_fit(refused, ti
     write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
     argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *ONCE, *ACCEPTED, options=PROBE)
     refused(argv, f"EuroSAT has no validation images for the choice of C: set {C}, for example to 1.0")
-
-
-# Lines of results
-
-
-def test_one_line_reports_say_it(run, command):
-    halves = {
-        part: run(part, *BEST, *ACCEPTED, "DATASET.SUBSAMPLE_CLASSES", part, options=["--quiet"])
-        for part in ("base", "new")
-    }
-    clean = run("clean", "DATASET.SUBSAMPLE_CLASSES", "new")
-    for new, marks in ((halves["new"], 2), (clean, 1)):
-        printed = command(base2new, halves["base"], new).printed.splitlines()
-        assert sum(line.endswith(" (selected on test images)") for line in printed[:-1]) == marks
-        assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith("% (selected on test images)")
-    assert "selected" not in command(base2new, clean).printed
-
-
-DAMAGED = (3, {"choose": 3}, {"choose": [3]}, {"choose": [{}]}, {"choose": [{"test_images": "8"}]})
-
-
-def test_damaged_record_in_results_gives_one_line(run, command):
-    folder = run("out")
-    whole = results(folder)
-    for record in DAMAGED:
-        (folder / FILE).write_text(json.dumps(whole | {"data_use": record}))
-        ended = command(base2new, folder)
-        assert (ended.status, len(ended.errors)) == (2, 1) and f"{folder / FILE} is damaged" in ended.errors[0]
-
-
-def test_results_without_the_record_are_read(run, command):
-    folder = run("out")
-    old = {key: value for key, value in results(folder).items() if key not in ("data_use", "tested_epoch")}
-    (folder / FILE).write_text(json.dumps(old))
-
-    ended = command(base2new, folder)
-    assert ended.status == 0 and ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed

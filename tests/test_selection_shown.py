@@ -1,18 +1,17 @@
-"""The mark of results that were selected on test images: tables, pictures, the report, averages of logs, exports."""
+"""The mark of results that were selected on test images: tables, pictures, the report, lines, logs, exports."""
 
 import json
 import re
 
 import pytest
 import yaml
-from drawn import arguments
 from finished import finish, finish_all
 from matplotlib import pyplot as plt
-from trees import build_tree
 
 import parse_test_res
 from common.start import ROOT
-from experiments.results import SELECTED
+from experiments import results as base2new
+from experiments.results import FILE, SELECTED
 from experiments.studies import command as study_command
 from experiments.studies import plots
 from experiments.studies.first_page import overview
@@ -28,6 +27,7 @@ CHOICE = {"what": "epoch", "dataset": "x", "classes": "all", "split": "val", "im
 SELECTED_RUN = {"data_use": {"choose": [CHOICE]}}
 HONEST_RUN = {"data_use": {"choose": [CHOICE | {"test_images": 0}]}}
 SETS = ("small_land", "small_counts")
+ON_TEST = ("TEST.FINAL_MODEL", "best_val", "TEST.SELECT_ON_TEST", True)  # settings of a run on ImageNet
 
 
 @pytest.fixture(autouse=True)
@@ -212,27 +212,51 @@ def test_averages_of_logs_say_how_many_runs_were_selected(tmp_path, monkeypatch,
         assert printed.count("accuracy: 80.00% (selected on test images)") == bool(lines)
 
 
-@pytest.fixture
-def selected_run(launch, tiny, tmp_path):
-    """The folder of a run that was selected on the test images of a miniature of ImageNet."""
-    build_tree("imagenet", tmp_path / "data")
-    options = ["--dataset-config-file", ROOT / "configs/datasets/imagenet.yaml"]
-    best = ("TEST.FINAL_MODEL", "best_val", "TEST.SELECT_ON_TEST", True)
-    assert launch(*arguments(tmp_path / "data", tiny, tmp_path / "out/seed1", *best, options=options)).status == 0
-    return tmp_path / "out/seed1"
-
-
-def test_log_of_a_real_run_is_recognised(selected_run, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(selected_run.parent)])
+def test_log_of_a_real_run_is_recognised(on_imagenet, monkeypatch, capsys):
+    folder = on_imagenet("out/seed1", *ON_TEST)
+    monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(folder.parent)])
     parse_test_res.main()
     assert "* selected on test images: 1 of 1 runs" in capsys.readouterr().out
 
 
-def test_model_card_of_an_export_says_it(selected_run, command, tmp_path):
-    assert command(export, selected_run, "--to", tmp_path / "model").status == 0
+def test_model_card_of_an_export_says_it(on_imagenet, command, tmp_path):
+    assert command(export, on_imagenet("out", *ON_TEST), "--to", tmp_path / "model").status == 0
     card = (tmp_path / "model/README.md").read_text()
     assert re.search(r"\| accuracy \| [\d.]+ % on 8 images, which chose the epoch or a setting \|", card)
     assert json.loads((tmp_path / "model/config.json").read_text())["training"]["selected_on_test"] is True
+
+
+def test_one_line_reports_say_it(on_imagenet, command):
+    base, new, clean = (
+        on_imagenet(name, *choice, "DATASET.SUBSAMPLE_CLASSES", classes, options=["--quiet"])
+        for name, classes, choice in (("base", "base", ON_TEST), ("new", "new", ON_TEST), ("clean", "new", ()))
+    )
+    for half, marks in ((new, 2), (clean, 1)):
+        printed = command(base2new, base, half).printed.splitlines()
+        assert sum(line.endswith(" (selected on test images)") for line in printed[:-1]) == marks
+        assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith("% (selected on test images)")
+    assert "selected" not in command(base2new, clean).printed
+
+
+DAMAGED = (3, {"choose": 3}, {"choose": [3]}, {"choose": [{}]}, {"choose": [{"test_images": "8"}]})
+
+
+def test_damaged_record_in_results_gives_one_line(on_imagenet, command):
+    folder = on_imagenet("out")
+    whole = json.loads((folder / FILE).read_text())
+    for record in DAMAGED:
+        (folder / FILE).write_text(json.dumps(whole | {"data_use": record}))
+        ended = command(base2new, folder)
+        assert (ended.status, len(ended.errors)) == (2, 1) and f"{folder / FILE} is damaged" in ended.errors[0]
+
+
+def test_results_without_the_record_are_read(on_imagenet, command):
+    folder = on_imagenet("out")
+    whole = json.loads((folder / FILE).read_text())
+    old = {key: value for key, value in whole.items() if key not in ("data_use", "tested_epoch")}
+    (folder / FILE).write_text(json.dumps(old))
+    ended = command(base2new, folder)
+    assert ended.status == 0 and ended.printed.startswith("MPL on ImageNet") and "selected" not in ended.printed
 
 
 def test_few_shot_study_accepts_the_linear_probe_on_imagenet():
