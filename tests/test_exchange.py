@@ -17,8 +17,9 @@ def publish(trainer, folder, backbone):
     """Write a trainer's prompts as the published code of its method saves them; returns them."""
     prompts = randomised(trainer)
     state = published_model(prompts, backbone, 37)  # buffers of 37 classes
-    if trainer.saved_module() is not trainer.model:  # CoOp, CoCoOp: the prompt learner alone
-        inner = "module.prompt_learner."
+    if trainer.saved_module() is not trainer.model:  # CoOp, MMA: the learned module alone
+        (name,) = (name for name, part in trainer.model.named_children() if part is trainer.saved_module())
+        inner = f"module.{name}."
         state = OrderedDict((key.replace(inner, "module."), value) for key, value in state.items() if inner in key)
     if type(trainer).__name__ == "PromptSRC":
         tower = [(key, value) for key, value in state.items() if "image_encoder." in key and "VPT" not in key]
