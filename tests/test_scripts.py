@@ -122,6 +122,12 @@ def test_methods_scripts_start_what_the_ones_for_any_method_start(folder, variab
             assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
 
 
+@pytest.mark.parametrize(("dataset", "rate"), [("imagenet", "2e-4"), ("dtd", "2e-3")])
+def test_task_res_trains_longer_with_eight_images_or_more(dataset, rate):
+    epochs = {shots: recipe("TaskRes", "few_shot", dataset, shots).cfg for shots in (1, 2, 4, 8, 16)}
+    assert epochs == {n: f"adam_lr{rate}_B256_ep{100 if n < 8 else 200}" for n in epochs}
+
+
 def test_yaml_file_of_a_new_method(monkeypatch):
     files = []
     monkeypatch.setattr(protocols, "config_files", lambda method: [Path(f"{name}.yaml") for name in files])
