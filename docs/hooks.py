@@ -12,7 +12,15 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README", "clip/small", "toolbox/README")
+PAGES = (
+    "CONTRIBUTING",
+    "CHANGELOG",
+    "SECURITY",
+    "benchmarks/README",
+    "benchmarks/RESULTS",
+    "clip/small",
+    "toolbox/README",
+)
 OUTSIDE = {f"{name}.md": f"project/{name}.md" for name in PAGES}  # in the project: on the site
 OUTSIDE["README.md"] = "index.md"
 OUTSIDE["docs/tour.ipynb"] = "tour.md"
