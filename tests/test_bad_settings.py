@@ -142,7 +142,7 @@ def test_output_folder_is_not_writable(place, launch, eurosat, tiny, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-# What a method cannot use
+# Settings that a method refuses
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ PUBLISHED = published()
 
 
 def tree_of(path: Path) -> CfgNode:
-    """What a YAML file or its bases set."""
+    """The keys that a YAML file or its bases set."""
     tree = CfgNode(new_allowed=True)
     tree.merge_from_file(str(path))
     return tree
