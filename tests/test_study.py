@@ -236,7 +236,7 @@ def test_plots_are_written_next_to_the_tables_and_listed(write, tmp_path, capsys
     lines = capsys.readouterr().out.splitlines()
     written = [Path(line.removeprefix("Written: ")) for line in lines if line.startswith("Written: ")]
     assert written == [tmp_path / f"studies/study/accuracy_time.{kind}" for kind in ("png", "svg", "pdf")]
-    assert "Not in critical_difference: base2new, base has 1 complete methods" in "\n".join(lines)
+    assert "Not in critical_difference: base2new, base has 1 complete inductive methods" in "\n".join(lines)
     assert all(path.stat().st_size > 1000 for path in written)
 
 
