@@ -55,8 +55,9 @@ kill: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills --seed $(SEED)
 
 # All measurements of time and memory, on an idle machine; benchmarks/RESULTS.md is the page that it writes.
+ROUNDS ?= 3
 bench: $(VENV)/.ready-dev
-	$(BIN)/python benchmarks/dashboard.py
+	$(BIN)/python benchmarks/dashboard.py --rounds $(ROUNDS)
 
 # Steps of all methods, the GPU check, and tests of numbers and of resuming, on a CUDA device that is not there; it needs g++.
 gpu-rehearsal: $(VENV)/.ready-dev
