@@ -24,6 +24,8 @@ from trainers.base.ranks import split
 from trainers.base.test_time import ViewsTrainer, entropies, most_confident
 from trainers.mta import mean_shift
 
+pytestmark = pytest.mark.slow
+
 METHODS = [name for name, method in methods().items() if issubclass(method, ViewsTrainer)]
 FEW = {"VIEWS": 6, "PREC": "fp32"}
 

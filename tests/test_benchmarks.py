@@ -21,6 +21,8 @@ from benchmarks import (
 )
 from experiments.session import cli_main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -16,6 +16,8 @@ from drawn import make_cfg
 from PIL import Image
 from torchvision import transforms as T
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def root(eurosat, tmp_path):

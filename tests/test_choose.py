@@ -21,6 +21,8 @@ from experiments.studies.tables import MARK
 from experiments.studies.trials import decide
 from experiments.studies.worker import execute_run
 
+pytestmark = pytest.mark.slow
+
 RATES = {"OPTIM.LR": [0.1, 0.02]}
 VALIDATION, HELD_OUT, OTHERS, ORACLE = RULES
 

@@ -14,6 +14,8 @@ from common.start import ROOT
 from experiments.results import FILE
 from trainers.base.data_use import METHOD_KINDS
 
+pytestmark = pytest.mark.slow
+
 LOCKED = "MultiModalPromptLearner"
 BEST = ("TEST.FINAL_MODEL", "best_val")
 

@@ -23,6 +23,8 @@ from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.worker import ERROR, execute_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.thorough
 def test_dead_process_fails_only_its_run(study_file):

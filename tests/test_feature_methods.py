@@ -15,6 +15,8 @@ from inference.models import describe
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
 from trainers.base.support import Support
 
+pytestmark = pytest.mark.slow
+
 METHODS = {name: kind for name, kind in trainers.methods().items() if issubclass(kind, FeatureTrainer)}
 
 

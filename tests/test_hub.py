@@ -17,6 +17,8 @@ from common.start import ROOT
 from inference import export
 from inference.classifier import PromptedClassifier
 
+pytestmark = pytest.mark.slow
+
 NAME = "me/birds"
 
 

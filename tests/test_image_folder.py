@@ -18,6 +18,8 @@ from datasets.files import File
 from datasets.preparing import sources
 from experiments.results import describe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
 BIRDS = ("blue_tit", "house_sparrow", "robin")

@@ -18,6 +18,8 @@ from experiments.predictions import read
 from experiments.results import FILE
 from trainers.base.local import has_local_logits
 
+pytestmark = pytest.mark.slow
+
 
 def pytest_generate_tests(metafunc):
     if "figures" in metafunc.fixturenames:

@@ -13,6 +13,8 @@ from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.gda import ALPHAS
 
+pytestmark = pytest.mark.slow
+
 ACCEPTED = ("TEST.SELECT_ON_TEST", True)
 CHOOSING = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer) and kind.chosen]
 

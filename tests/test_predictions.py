@@ -15,6 +15,8 @@ from experiments import predictions
 from experiments.predictions import FILE, read, save
 from train import main as train
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["red", "green field", "blue_lake", "grey", "white snow", "black"]
 
 

@@ -23,6 +23,8 @@ from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.results import MEASURES
 
+pytestmark = pytest.mark.slow
+
 RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
 
 

@@ -18,6 +18,8 @@ from experiments.results import FILE, SELECTED
 from trainers import methods
 from trainers.base.data_use import count_common
 
+pytestmark = pytest.mark.slow
+
 BEST = ("TEST.FINAL_MODEL", "best_val")
 ACCEPTED = ("TEST.SELECT_ON_TEST", True)
 LOCKED = "MultiModalPromptLearner"

@@ -23,6 +23,8 @@ from experiments.studies.study_file import load
 from experiments.studies.tables import MARK, MARKED, Summary
 from inference import export
 
+pytestmark = pytest.mark.slow
+
 CHOICE = {"what": "epoch", "dataset": "x", "classes": "all", "split": "val", "images": 8, "test_images": 8}
 SELECTED_RUN = {"data_use": {"choose": [CHOICE]}}
 HONEST_RUN = {"data_use": {"choose": [CHOICE | {"test_images": 0}]}}

@@ -18,6 +18,8 @@ from experiments.configuration import extend_cfg
 from experiments.protocols import recipe
 from experiments.studies.study_file import STUDY_KEYS, load
 
+pytestmark = pytest.mark.slow
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 STUDIES = (ROOT / "docs/studies.md").read_text()
