@@ -201,6 +201,11 @@ def test_paths_in_commands_were_written_by_earlier_commands():
             assert any(run == path or run.startswith(f"{path}/") for run in made), f"{path} in {page}: {made}"
 
 
+def test_eurosat_has_the_methods_and_rates_of_the_synthetic_benchmark():
+    one, other = (load(ROOT / f"studies/{name}.yaml") for name in ("small", "small_eurosat"))
+    assert one.variants == other.variants
+
+
 def test_studies_are_listed_with_their_numbers():
     listed = re.findall(
         r"^\| `(\w+\.yaml)` \| .* \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", STUDIES, re.MULTILINE
