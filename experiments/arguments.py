@@ -9,6 +9,8 @@ from common.start import add_common_options
 
 from .methods import methods
 
+UNUSED = "for compatibility with Dassl; not used by the methods here"
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """CoOp's command line."""
@@ -28,18 +30,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
         "must then contain {seed} or end in seed1",
     )
-    parser.add_argument(
-        "--source-domains", nargs="+", help="for compatibility with Dassl; not used by the methods here"
-    )
-    parser.add_argument(
-        "--target-domains", nargs="+", help="for compatibility with Dassl; not used by the methods here"
-    )
+    parser.add_argument("--source-domains", nargs="+", help=UNUSED)
+    parser.add_argument("--target-domains", nargs="+", help=UNUSED)
     parser.add_argument("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
     parser.add_argument("--config-file", default="", help="YAML file of the method")
     parser.add_argument("--dataset-config-file", default="", help="YAML file of the dataset")
     parser.add_argument("--trainer", default="", help="name of the method, see below")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
-    parser.add_argument("--head", default="", help="for compatibility with Dassl; not used by the methods here")
+    parser.add_argument("--head", default="", help=UNUSED)
     parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
@@ -93,10 +91,9 @@ def join_seeds(argv: list[str]) -> list[str]:
     """The arguments with all seeds in one: argparse would take the KEY VALUE pairs after several for seeds, too."""
     joined: list[str] = []
     for argument in argv:
-        if len(joined) > 1 and joined[-2] == "--seed" and re.fullmatch("[0-9]+", argument):
-            joined[-1] += f" {argument}"
-        else:
-            joined.append(argument)
+        if joined[-2:-1] == ["--seed"] and re.fullmatch("[0-9]+", argument):
+            argument = f"{joined.pop()} {argument}"
+        joined.append(argument)
     return joined
 
 
@@ -118,13 +115,10 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
         folders = {name: re.sub("(^|/)seed[0-9]+/*$", r"\1seed{seed}", path) for name, path in folders.items()}
         for name, path in folders.items():
             if "{seed}" not in path and (path or name == "output_dir"):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {path} is one folder for several seeds",
-                    "put {seed} in it, as in output/seed{seed}",
-                )
-    return [
-        argparse.Namespace(
-            **vars(args) | {"seed": seed} | {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
-        )
-        for seed in every
-    ]
+                what = f"--{name.replace('_', '-')} {path} is one folder for several seeds"
+                raise UsageError(what, "put {seed} in it, as in output/seed{seed}")
+    runs = []
+    for seed in every:
+        own = {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
+        runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own))
+    return runs

@@ -22,17 +22,11 @@ LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
 
 @dataclass(frozen=True)
 class Compared:
-    """The runs of one method.
+    """The runs of one method."""
 
-    Attributes:
-        results: results.json of each run, by seed.
-        correct: (seeds, images), whether each prediction is right; seeds ascend.
-        images: the checksum of the list of images, and the names of the classes.
-    """
-
-    results: dict[int, dict]
-    correct: NDArray[np.bool_]
-    images: tuple
+    results: dict[int, dict]  # results.json of each run, by seed
+    correct: NDArray[np.bool_]  # (seeds, images), whether each prediction is right; seeds ascend
+    images: tuple  # the checksum of the list of images, and the names of the classes
 
 
 def read_runs(folder: Path) -> Compared:
@@ -69,9 +63,8 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     seeds = sorted(one.results.keys() & other.results.keys())
     if not seeds:
         raise UsageError("the runs have no seed in common", "give runs with the same seeds")
-    ours, theirs = (
-        each.correct[[list(each.results).index(seed) for seed in seeds]].astype(int) for each in (one, other)
-    )
+    both = ((each.correct, list(each.results)) for each in (one, other))
+    ours, theirs = (correct[[every.index(seed) for seed in seeds]].astype(int) for correct, every in both)
     return seeds, ours - theirs
 
 
