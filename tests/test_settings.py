@@ -124,41 +124,6 @@ def test_ranges_are_those_of_settings():
         assert set(method.Settings.ranges) <= names | set(MethodSettings.ranges)
 
 
-def test_short_form_has_the_keys_and_types_of_its_defaults():
-    settings = settings_from({"DEPTH": 3, "PREC": "fp32", "WORDS": "a photo"})
-    assert asdict(settings()) == {"PREC": "fp32", "DEPTH": 3, "WORDS": "a photo"}
-    assert settings.from_cfg({"DEPTH": 5}, "SHORT").DEPTH == 5
-
-
-@pytest.fixture
-def short():
-    """A method in the short form, registered during the test."""
-
-    @TRAINER_REGISTRY.register()
-    class Short(trainers.PromptTrainer):
-        defaults = {"DEPTH": 3}
-
-    yield Short
-    del TRAINER_REGISTRY._obj_map["Short"]
-
-
-def test_registered_method_is_known_at_once(short):
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    merge_pairs(cfg, ["TRAINER.SHORT.DEPTH", "5"])
-    assert short.settings_of(cfg).DEPTH == 5
-    assert trainers.methods()["Short"] is short
-    assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
-
-
-def test_list_may_follow_on_a_number_and_back():
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for value in ("3", "[1,2]", "4"):
-        merge_pairs(cfg, ["TRAINER.MPL.N_ADD_OP", value])
-    assert cfg.TRAINER.MPL.N_ADD_OP == 4
-
-
 @pytest.mark.parametrize(
     ("keys", "method", "expected", "others"),
     [
@@ -177,18 +142,39 @@ def test_method_of_a_published_checkpoint_is_guessed_from_its_keys(keys, method,
     assert other_methods(keys, method, expected) == others
 
 
-def test_short_form_takes_lists_and_extends_an_inherited_one():
-    first = settings_from({"DEPTH": 3, "STEPS": [1, 2]})
+@pytest.fixture
+def registered(monkeypatch):
+    """`registered(method)`: the method is registered during the test."""
+
+    def registered(method):
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
+        return method
+
+    return registered
+
+
+def test_short_form(registered):
+    first = settings_from({"DEPTH": 3, "STEPS": [1, 2], "PREC": "fp32", "WORDS": "a photo"})
     second = settings_from({"MORE": 1}, first)
-    assert asdict(second()) == {"PREC": "fp16", "DEPTH": 3, "STEPS": [1, 2], "MORE": 1}
+    assert asdict(second()) == {"PREC": "fp32", "DEPTH": 3, "STEPS": [1, 2], "WORDS": "a photo", "MORE": 1}
     assert second().STEPS is not second().STEPS
+
+    class Short(trainers.PromptTrainer):
+        defaults = {"DEPTH": 3}
+
+    short = registered(Short)
+    assert trainers.methods()["Short"] is short
+    assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    merge_pairs(cfg, ["TRAINER.SHORT.DEPTH", "5"])
+    assert short.settings_of(cfg).DEPTH == 5
 
 
 @pytest.fixture
-def renamed():
+def renamed(registered):
     """A method whose published YAML files have its settings under other names, as KgCoOp's and ProGrad's do."""
 
-    @TRAINER_REGISTRY.register()
     class Renamed(trainers.PromptTrainer):
         @dataclass(frozen=True)
         class Settings(MethodSettings):
@@ -197,8 +183,7 @@ def renamed():
 
         published_sections = ("TRAINER.COOP", "LOSS")
 
-    yield Renamed
-    del TRAINER_REGISTRY._obj_map["Renamed"]
+    return registered(Renamed)
 
 
 def test_section_is_read_under_its_published_names(renamed, tmp_path):
@@ -222,10 +207,9 @@ def test_key_of_several_types_of_one_method_does_not_loosen_those_of_others(rena
         setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CTX_INIT", "True"]))
 
 
-def test_methods_may_share_a_section():
+def test_methods_may_share_a_section(registered):
     """As KgCoOp, whose published YAML files set TRAINER.COOP.*"""
 
-    @TRAINER_REGISTRY.register()
     class Sharing(trainers.PromptTrainer):
         defaults = {"W": 8.0, "N_CTX": 4}
 
@@ -233,12 +217,10 @@ def test_methods_may_share_a_section():
         def section(cls):
             return "COOP"
 
-    try:
-        cfg = setup_cfg(parse_arguments(["--trainer", "Sharing", "TRAINER.COOP.W", "2.0"]))
-        assert dict(cfg.TRAINER.COOP) == {"PREC": "fp16", "W": 2.0, "N_CTX": 4}
-        cfg = setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CSC", "True"]))
-        assert cfg.TRAINER.COOP.CSC and "W" not in cfg.TRAINER.COOP
-        with pytest.raises(ValueError, match="unknown config key TRAINER.COOP.W"):
-            setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.W", "2.0"]))
-    finally:
-        del TRAINER_REGISTRY._obj_map["Sharing"]
+    registered(Sharing)
+    cfg = setup_cfg(parse_arguments(["--trainer", "Sharing", "TRAINER.COOP.W", "2.0"]))
+    assert dict(cfg.TRAINER.COOP) == {"PREC": "fp16", "W": 2.0, "N_CTX": 4}
+    cfg = setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CSC", "True"]))
+    assert cfg.TRAINER.COOP.CSC and "W" not in cfg.TRAINER.COOP
+    with pytest.raises(ValueError, match="unknown config key TRAINER.COOP.W"):
+        setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.W", "2.0"]))
