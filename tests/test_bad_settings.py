@@ -51,7 +51,10 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("OPTIM.SGD_NESTEROV True OPTIM.MOMENTUM 0.0", "OPTIM.SGD_NESTEROV needs OPTIM.MOMENTUM above 0"),
     ("DATALOADER.K_TRANSFORMS 2", "DATALOADER.K_TRANSFORMS is 2: set it to 1 for MPL"),
     ("INPUT.NO_TRANSFORM True", "INPUT.NO_TRANSFORM leaves images that cannot form a batch"),
-    ("INPUT.GB_K 65 INPUT.TRANSFORMS ['gaussian_blur']", "INPUT.GB_K is 65: for INPUT.SIZE (32, 32) give at most 63"),
+    (
+        "INPUT.GB_K 65 INPUT.TRANSFORMS \"('gaussian_blur',)\"",
+        "INPUT.GB_K is 65: for INPUT.SIZE (32, 32) give at most 63",
+    ),
 ]
 
 
@@ -152,13 +155,8 @@ TWO = {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2}
         ("DePT+CoOp", "deep", {"TYPE": "cosine"}, ["TRAINER.COOP.TYPE is 'cosine'", "linear, similarity"]),
         ("DePT+MaPLe", "tiny", {}, ["TRAINER.MAPLE.PROMPT_DEPTH is 9", "4 layers"]),
         ("IVLP", "deep", TWO | {"PROMPT_DEPTH_TEXT": 0, "PROMPT_DEPTH_VISION": 0}, ["are 0: raise one of them"]),
-        ("IVLP", "deep", {"N_CTX_VISION": 0}, ["N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is 9: set both to 0"]),
-        (
-            "PromptSRC",
-            "tiny",
-            TWO | {"GPA_MEAN": 1000},
-            ["GPA_MEAN 1000 is far from all", "choose one of them"],
-        ),
+        ("IVLP", "deep", {"N_CTX_VISION": 0}, ["N_CTX_VISION is 0, and PROMPT_DEPTH_VISION is 12: set both to 0"]),
+        ("PromptSRC", "tiny", TWO | {"GPA_MEAN": 1000, "GPA_STD": 1}, ["GPA_MEAN 1000 is far from all 2 epochs"]),
     ],
     ids=str,
 )
