@@ -100,10 +100,7 @@ def join_seeds(argv: list[str]) -> list[str]:
 def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed.
 
-    Of several seeds, a last part such as seed1 counts as seed{seed}.
-
-    Raises:
-        UsageError: a seed is negative or given twice, or the runs would share a folder.
+    Of several seeds, a last part such as seed1 counts as seed{seed}. They must differ, and have folders of their own.
     """
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}

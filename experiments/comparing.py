@@ -52,8 +52,7 @@ def read_runs(folder: Path) -> Compared:
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
     """The seeds that both have, and (seeds, images): 1 where only the first is right, -1 where only the second is.
 
-    Raises:
-        UsageError: they have no seed in common, or were tested on different images.
+    Raises UsageError if they have no seed in common, or were tested on different images.
     """
     if one.images != other.images:
         what = "classes" if one.images[0] == other.images[0] else "images"

@@ -119,11 +119,7 @@ class Chosen(NamedTuple):
 
 
 def read_chosen(file: str) -> Chosen:
-    """The content of the file of a choice; nothing without a file.
-
-    Raises:
-        UsageError: it is missing or damaged.
-    """
+    """The content of the file of a choice (UsageError if it is missing or damaged); nothing without a file."""
     if not file:
         return Chosen({}, [])
     if not Path(file).exists():
@@ -196,9 +192,6 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the log and for config.yaml.
 
     Keys that the command line has given keep their values.
-
-    Raises:
-        UsageError: a dataset, a key or a value is unknown or malformed.
     """
     table = {key: value for key, value in cfg.BY_DATASET.items() if "." not in key}
     if not table:  # the config.yaml of an earlier run has keys

@@ -46,11 +46,7 @@ class Others:
 
 
 def check_settings(cfg: CfgNode) -> None:
-    """Check TEST.OOD and TEST.OOD_SCORES.
-
-    Raises:
-        UsageError: a dataset or a score is unknown, or `new` is asked for without base classes.
-    """
+    """Check TEST.OOD and TEST.OOD_SCORES: known names, and `new` for base classes only."""
     for name in cfg.TEST.OOD:
         choose(name, [*known_datasets(), NEW], "dataset for --ood")
         if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
@@ -63,8 +59,7 @@ def check_settings(cfg: CfgNode) -> None:
 def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
     """The images of TEST.OOD. Classes that both sides have are printed; their images are not left out.
 
-    Raises:
-        UsageError: a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
+    Raises UsageError if a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
     """
     if cfg.TEST.OOD and getattr(trainer, "kind", "") in ("test-time", "transductive"):
         what = f"--ood scores one view of each image, and {cfg.TRAINER.NAME} learns from the images of a test"

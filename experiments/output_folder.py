@@ -35,14 +35,9 @@ RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_
 
 
 class OutputFolder:
-    """The output folder of a run.
+    """The output folder of a run, locked by this process. All ranks but the first one write nothing.
 
-    Args:
-        path: the folder, locked by this process.
-        writes: False for all ranks but the first one, which write nothing.
-
-    Raises:
-        UsageError: something in it is a link, so that the run would write elsewhere, or a pipe, which may never end.
+    Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -120,12 +115,7 @@ def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
 def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
-    Args:
-        cfg: the configuration of this run.
-        finished: whether its results would count as those of this run; results.json is compared too then.
-
-    Raises:
-        UsageError: some settings differ, or a file is damaged.
+    If it is `finished`, its results would count as those of this run: results.json is compared, too.
     """
     folder, before = Path(cfg.OUTPUT_DIR), {}
     file = folder / CONFIG

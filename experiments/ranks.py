@@ -30,9 +30,6 @@ def joined() -> Iterator[None]:
     """Be one of the ranks that torchrun has started; without torchrun, do nothing.
 
     Only rank 0 prints, and of an error only the rank that fails first.
-
-    Raises:
-        UsageError: the ranks do not connect, or there are more ranks than GPUs.
     """
     if rank_count() == 1:
         yield
@@ -97,11 +94,7 @@ def fails_first(store: Any) -> bool:
 
 
 def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
-    """Check that all ranks have the same code, arguments, settings, images and weights.
-
-    Raises:
-        UsageError: something differs.
-    """
+    """Raise UsageError unless all ranks have the same code, arguments, settings, images and weights."""
     from clip import current_ranks
     from clip.digest import digest
     from common.version import source

@@ -106,12 +106,6 @@ def test_a_resumed_run_counts_the_tests_before_it_and_validation_on_test_images(
     assert found["choose"][0]["sha256"] == found["test"]["sha256"]
 
 
-def test_best_val_on_validation_images_does_not_touch_test_images(run):
-    found = card(run("out", *BEST))
-    assert (found["test"]["evaluations"], found["choose"][0]["test_images"]) == (1, 0)
-    assert found["choose"][0]["sha256"] != found["test"]["sha256"]
-
-
 def test_the_kind_of_a_method_is_on_the_card(run, monkeypatch):
     assert {method.kind for method in trainers.methods().values()} <= set(METHOD_KINDS)
     monkeypatch.setattr(trainers.methods()["MPL"], "kind", "test-time")
@@ -135,6 +129,9 @@ def test_best_epoch_lists_its_training_images_once(run):
     assert len(last["fit"]) == 1 and best["fit"] == last["fit"]
     held = card(run("held", *BEST, "DATASET.HOLD_OUT", True))
     assert [fit["images"] for fit in held["fit"]] == [6]
+    # Validation images do not touch test images.
+    assert (best["test"]["evaluations"], best["choose"][0]["test_images"]) == (1, 0)
+    assert best["choose"][0]["sha256"] != best["test"]["sha256"]
 
 
 def test_a_head_names_the_images_behind_its_features(run):

@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 import torch
 from dassl.engine import SimpleTrainer
-from drawn import SMALL, arguments, error_lines, results
+from drawn import arguments, results
 from finished import wait_until
 from marks import thorough_but
 
@@ -25,7 +25,6 @@ from experiments.results import MEASURES
 
 pytestmark = pytest.mark.slow
 
-RUN = "eurosat/shots_8/MPL/vit_b4_c1_add2_rm1/seed1"
 LEARNED = "MultiModalPromptLearner"
 
 
@@ -42,6 +41,11 @@ def prompts(folder):
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def newest_log(folder):
+    """What the last start has logged; a log that exists is kept."""
+    return max(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime).read_text()
 
 
 def times(folder):
@@ -209,68 +213,18 @@ def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny
     assert (tmp_path / "out").read_text() == "a file"
 
 
-# Through the scripts
-
-
-@pytest.fixture
-def script(begin, python, eurosat, tiny, tmp_path):
-    """`script(path, *arguments)` starts one of scripts/ on the drawn data, in a process group of its own."""
-
-    def start(path, *arguments, python=python):
-        env = {"DATA": eurosat, "OUT": tmp_path / "output", "BACKBONE": tiny, "SHOTS": 8, "PYTHON": python}
-        env = os.environ | {"OMP_NUM_THREADS": "1"} | {key: str(value) for key, value in env.items()}
-        options = [str(option) for option in (*arguments, *SMALL[:4])]
-        return begin(["bash", f"{ROOT}/scripts/{path}", *options], env=env, cwd="/")
-
-    return start
-
-
-def finish(process):
-    printed, errors = process.communicate(timeout=300)
-    return process.returncode, printed, error_lines(errors)
-
-
 @pytest.mark.thorough
-def test_resume_after_kill_is_bit_identical(script, run, tiny, tmp_path):
-    """... with augmentation and two workers; and the scripts around it say what was reached."""
-    folder = tmp_path / "output/base2new/train_base" / RUN
-    command = ("mpl/base2new_train.sh", "eurosat", 1, 5, "DATALOADER.NUM_WORKERS", 2)
-    killed = script(*command, python=sys.executable)
-    wait_until(lambda: newest(folder) >= 3, killed)
+def test_resume_after_kill_is_bit_identical(begin, run, eurosat, tiny, tmp_path):
+    """... with augmentation and two workers."""
+    settings = ("DATASET.NUM_SHOTS", 8, "OPTIM.MAX_EPOCH", 5, "TRAIN.CHECKPOINT_FREQ", 1, "DATALOADER.NUM_WORKERS", 2)
+    killed = begin([sys.executable, f"{ROOT}/train.py", *arguments(eurosat, tiny, tmp_path / "killed", *settings)])
+    wait_until(lambda: newest(tmp_path / "killed") >= 3, killed)
     os.killpg(killed.pid, signal.SIGKILL)
-    assert finish(killed)[0] == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (folder / "results.json").exists()
+    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "killed/results.json").exists()
 
-    status, printed, errors = finish(script(*command))
-    assert (status, errors) == (0, [])
-    assert "Previous epoch: 3" in printed or "Previous epoch: 4" in printed
-    base = results(folder)
-    assert (base["classes"], base["shots"], base["epochs"], base["backbone"]) == ("base", 8, 5, str(tiny))
-    assert f"MPL on EuroSAT 8 shots seed 1: {base['accuracy']:.2f}% on 12 test images of base" in printed
-
-    settings = ["DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 5]
-    through = run("through", *settings, "DATALOADER.NUM_WORKERS", 2)
+    folder, through = run("killed", *settings), run("through", *settings)
+    assert re.search("Previous epoch: [34]", newest_log(folder))
     assert same(prompts(folder), prompts(through)), "other prompts"
-    own = dict.fromkeys(("train_seconds", "test_seconds", "date", "commit", "dirty"))
-    assert base | own == results(through) | own
-
-    status, printed, errors = finish(script("mpl/base2new_test.sh", "eurosat", 1, "DATALOADER.NUM_WORKERS", 0))
-    assert (status, errors) == (0, [])
-    new = results(tmp_path / "output/base2new/test_new" / RUN)
-    assert (new["classes"], new["epochs"], new["n_test"]) == ("new", 5, 12)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_ends_with_one_line_and_resumes(number, script, tmp_path):
-    folder, epoch = tmp_path / "output/base2new/train_base" / RUN, 0
-    for _ in range(2):
-        begun = script("mpl/base2new_train.sh", "eurosat", 1, 500, "DATALOADER.NUM_WORKERS", 2, python=sys.executable)
-        wait_until(lambda last=epoch: newest(folder) > last, begun)
-        os.killpg(begun.pid, number)
-        status, printed, errors = finish(begun)
-        assert status == 130
-        assert errors == ["Interrupted. Run the same command again to resume from the last complete epoch."]
-        assert not (folder / "results.json").exists()
-        assert (f"Previous epoch: {epoch}\n" if epoch else "train from scratch") in printed
-        epoch = newest(folder)
+    own = dict.fromkeys(("train_seconds", "test_seconds", "date"))
+    assert results(folder) | own == results(through) | own

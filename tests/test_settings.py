@@ -1,6 +1,6 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Optional, Union
 
 import pytest
@@ -21,6 +21,10 @@ from trainers.base.settings import MethodSettings, PerLayer, settings_from
 class Example(MethodSettings):
     DEPTH: int = 3
     COUNTS: PerLayer = 1
+    N_CTX: int = 4
+    W: float = 8.0
+    STEPS: list[int] = field(default_factory=list)
+    WORDS: str = ""
     ranges = {"COUNTS": (0, 9)}
 
     def check(self):
@@ -37,38 +41,29 @@ def test_settings_are_read_from_a_node():
 
 
 @pytest.mark.parametrize(
-    ("values", "text"),
+    ("key", "value", "text"),
     [
-        ({"PREC": "half"}, "TRAINER.EXAMPLE.PREC is 'half': give one of fp16, bf16, fp32, amp"),
-        ({"DEPTH": 0}, "TRAINER.EXAMPLE.DEPTH is 0: start at 1"),
-        ({"COUNTS": [1]}, r"TRAINER.EXAMPLE.COUNTS is \[1\]: give one number, or a list of DEPTH = 3 of them"),
-        ({"COUNTS": True}, "TRAINER.EXAMPLE.COUNTS is True: give an integer from .* or a list of .* each an integer"),
-        ({"COUNTS": [1, -1, 1]}, r"TRAINER.EXAMPLE.COUNTS is \[1, -1, 1\]: give an integer from 0 to 9 or a list"),
+        ("PREC", "half", "is 'half': give one of fp16, bf16, fp32, amp"),
+        ("DEPTH", 0, "is 0: start at 1"),
+        ("COUNTS", [1], r"is \[1\]: give one number, or a list of DEPTH = 3 of them"),
+        ("COUNTS", True, "is True: give an integer from .* or a list of .* each an integer"),
+        ("COUNTS", [1, -1, 1], r"is \[1, -1, 1\]: give an integer from 0 to 9 or a list"),
+        ("N_CTX", 0, "is 0: give an integer from 1 to 256"),
+        ("DEPTH", 10**9, "is 1000000000: give an integer from -1,000,000 to 1,000,000"),
+        ("W", float("nan"), "is nan: give a number from -1,000,000 to 1,000,000"),
+        (
+            "STEPS",
+            [1, 10**7],
+            r"is \[1, .*: give a list of at most 1,000 values, each an integer from -1,000,000 to 1,000",
+        ),
+        ("STEPS", [1] * 5000, r"is \[1, .*: give a list of at most 1,000 values"),
+        ("WORDS", "x" * 5000, "is 'xxx.*: give text of at most 1,000 characters"),
+        ("WORDS", "caf\udce9", "is .*: give text of .* characters, without NUL or bytes that are not UTF-8"),
     ],
 )
-def test_invalid_values_are_named_with_their_key(values, text):
-    with pytest.raises(UsageError, match=text):
-        Example.from_cfg(values, "EXAMPLE")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "accepted"),
-    [
-        ("N_CTX", 0, "an integer from 1 to 256"),
-        ("N_CTX", 1.0, "an integer from 1 to 256"),
-        ("PROMPT_DEPTH", 10**9, "an integer from 1 to 100"),
-        ("W", float("nan"), "a number from -1,000,000 to 1,000,000"),
-        ("W", float("inf"), "a number from -1,000,000 to 1,000,000"),
-        ("STEPS", [1, 10**7], "a list of at most 1,000 values, each a number from -1,000,000 to 1,000,000"),
-        ("STEPS", [1] * 5000, "a list of at most 1,000 values"),
-        ("WORDS", "x" * 5000, "text of at most 1,000 characters"),
-        ("WORDS", "caf\udce9", "text of at most 1,000 characters, without NUL or bytes that are not UTF-8"),
-    ],
-)
-def test_short_form_has_types_and_ranges_too(key, value, accepted):
-    settings = settings_from({"N_CTX": 4, "PROMPT_DEPTH": 9, "WORDS": "a photo", "W": 8.0, "STEPS": [1]})
-    with pytest.raises(UsageError, match=f"^TRAINER.SHORT.{key} is .*: give {accepted}") as caught:
-        settings.from_cfg({key: value}, "SHORT")
+def test_invalid_values_are_named_with_their_key(key, value, text):
+    with pytest.raises(UsageError, match=f"^TRAINER.EXAMPLE.{key} {text}") as caught:
+        Example.from_cfg({key: value}, "EXAMPLE")
     assert len(str(caught.value)) < 250
 
 
@@ -94,18 +89,12 @@ def test_values_of_a_type(kind, accepted, refused):
 
 def test_a_method_replaces_a_range():
     @dataclass(frozen=True)
-    class Own(MethodSettings):
-        N_CTX: int = 0
+    class Extended(Example):
         SCALE: float = 0.5
         ranges = {"N_CTX": (0, 4), "SCALE": (0, 1)}
 
-    @dataclass(frozen=True)
-    class Extended(Own):
-        W: float = 1.0
-        ranges = {"W": (0, 2)}
-
-    assert asdict(Own()) == {"PREC": "fp16", "N_CTX": 0, "SCALE": 0.5}
-    for values in ({"N_CTX": 5}, {"SCALE": 1.5}, {"W": 3.0}):
+    assert Extended(N_CTX=0).N_CTX == 0
+    for values in ({"N_CTX": 5}, {"SCALE": 1.5}, {"COUNTS": 10}):
         with pytest.raises(UsageError, match="give an? (number|integer) from 0 to"):
             Extended.from_cfg(values, "OWN")
 

@@ -54,11 +54,7 @@ class Call:
 
 
 def find(path: str) -> str:
-    """The name of a script in the table: its path below scripts/, without its ending.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The name of a script in the table: its path below scripts/, without its ending."""
     name = os.path.relpath(Path(path).parent.resolve() / Path(path).stem, (ROOT / "scripts").resolve())
     if name not in SCRIPTS:
         remedy = "see those in scripts/, such as scripts/mpl/base2new_train.sh --help"
@@ -77,11 +73,7 @@ def help_text(name: str, script: Script) -> str:
 
 
 def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
-    """The arguments and variables of a script.
-
-    Raises:
-        UsageError: a wrong number of arguments, or a wrong value. It has the script's usage.
-    """
+    """The arguments and variables of a script; an error has its usage."""
     script = SCRIPTS[name]
     usage = f"{name}.sh takes {script.usage}"
     positions = script.positions.replace("[CFG]", "").split()
@@ -112,11 +104,7 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
 
 
 def check(values: dict[str, str]) -> None:
-    """Check values by their names; METHOD becomes the exact name.
-
-    Raises:
-        UsageError: one is wrong.
-    """
+    """Check values by their names; METHOD becomes the exact name."""
     for key, value in values.items():
         if key in FORMS and not re.fullmatch(FORMS[key][0], value):
             raise UsageError(f"{key} is {value!r}", f"give {FORMS[key][1]}")
