@@ -54,14 +54,8 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode:
     """The configuration of a run: its YAML files, then the arguments, the trailing pairs and the chosen settings.
 
-    The method's YAML file may have values for single datasets (`merge_by_dataset`).
-
-    Args:
-        args: of the command line.
-        files: what `read_files` returned for them; None: the files are read here.
-
-    Raises:
-        UsageError: a file is missing or malformed, a key is unknown, or a value is not accepted.
+    The method's YAML file may have values for single datasets (`merge_by_dataset`). `files` is what `read_files` has
+    returned for these arguments, if that was called before. All errors of files, keys and values are UsageError.
     """
     cfg = files.clone() if files else read_files(args)
     options = given_options(args)

@@ -155,10 +155,7 @@ def outputs(trainer: Any, loader: Any, local: bool) -> Iterator[tuple[Tensor, Te
 def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
     """The scores (batch,) of images, in double precision.
 
-    Args:
-        logits: (batch, classes).
-        of_patches: (batch, patches, classes); None: without GL-MCM.
-        temperature: T.
+    `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM alone.
     """
     z = logits.double()
     mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)

@@ -67,7 +67,8 @@ class Recorder:
     def evaluate(self) -> dict[str, float]:
         """The results of the evaluator and those of `metrics.of_predictions`, printed too."""
         self.results = self.evaluator.evaluate()
-        found = measures(self.predictions) if self.batches else {}
+        columns = self.predictions
+        found = metrics.of_predictions(*(columns[key] for key in COLUMNS)) if columns else {}
         self.results.update(found)
         for key, value in found.items():
             name = key.removesuffix("_accuracy")  # parsers of logs look for the word
@@ -97,10 +98,6 @@ def predictions_of(logits: Any, labels: Any) -> Predictions:
         "brier": (p.square().sum(dim=1) - 2 * of_label.exp() + 1).float(),
     }
     return {key: column.cpu().numpy() for key, column in columns.items()}
-
-
-def measures(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return metrics.of_predictions(*(predictions[key] for key in COLUMNS))
 
 
 def check_logits(images: int, classes: int) -> None:

@@ -145,8 +145,7 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
         cfg: the YAML file, if the user has chosen one. The settings that belong to it in this protocol stay.
         backbone: of the run. The small CLIP has YAML files of its own, `small` and `small_cross_datasets`.
 
-    Raises:
-        UsageError: the method has several YAML files, or none, and nothing says which one is for the protocol.
+    Raises UsageError if nothing says which of several YAML files is for the protocol, or there is none.
     """
     recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})  # of a plug-in its base's
     fitting = [each for each in recipes.get(protocol, recipes.get(OTHERWISE, ())) if each.fits(dataset, shots)]

@@ -108,9 +108,8 @@ def described(folder: Path, run: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/base2new.py RUN ...`."""
-    parser = argparse.ArgumentParser(
-        description="Print one line of results for each run, and the harmonic mean after a base and a new one."
-    )
+    text = "Print one line of results for each run, and the harmonic mean after a base and a new one."
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
     add_common_options(parser)
     args = parser.parse_args(argv)

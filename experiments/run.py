@@ -36,9 +36,7 @@ from .trackers import check_trackers, reporting
 def train_and_test(args: Namespace, wait: bool = False) -> None:
     """Arguments -> configuration -> output folder -> trainer -> training and test -> results.json, written last.
 
-    Args:
-        args: the command line of one run, with one seed.
-        wait: wait for another run in the same output folder, instead of raising UsageError.
+    If `wait`, it waits for another run in the same output folder, instead of raising UsageError.
     """
     files = read_files(args)
     cfg = setup_cfg(args, files)
@@ -163,8 +161,7 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
 def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | None:
     """The past and future choices on images for the prompts that a run tests; None if their checkpoint does not say.
 
-    Raises:
-        UsageError: this run would choose on test images, and TEST.SELECT_ON_TEST is False.
+    Raises UsageError if this run would choose on test images, and TEST.SELECT_ON_TEST is False.
     """
     choices = getattr(trainer, "inherited_choices", None if args.eval_only else [])
     here, training = isinstance(trainer, trainers.PromptTrainer), not args.eval_only and is_trainable(trainer)

@@ -63,7 +63,6 @@ def cli_main(
     `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
 
     Args:
-        main: the command.
         resumes: where the same command resumes after an interrupt.
         several_ranks: whether torchrun may start it on several devices.
     """

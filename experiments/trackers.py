@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from yacs.config import CfgNode
@@ -96,20 +97,6 @@ class MLflow:
 TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
 
 
-class Several:
-    """The trackers of a run, as the one writer that a trainer of Dassl has."""
-
-    def __init__(self, trackers: list):
-        self.trackers = trackers
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        for tracker in self.trackers:
-            tracker.add_scalar(tag, value, global_step)
-
-    def close(self) -> None:
-        """The trackers stay open until `finish`."""
-
-
 def check_trackers(names: list[str]) -> None:
     """Raise UsageError for a tracker whose package is not installed."""
     for name in names:
@@ -131,8 +118,13 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     Without `names`, keys of TRACKERS, nothing changes: the trainer opens TensorBoard itself.
     """
     trackers = [TRACKERS[name](cfg) for name in names]
-    if trackers:
-        trainer._writer = Several(trackers)  # `init_writer` then opens no other
+
+    def add_scalar(tag: str, value: float, global_step: int) -> None:
+        for tracker in trackers:
+            tracker.add_scalar(tag, value, global_step)
+
+    if trackers:  # `init_writer` then opens no other, and closes none before `finish`
+        trainer._writer = SimpleNamespace(add_scalar=add_scalar, close=lambda: None)
     folder, results = Path(cfg.OUTPUT_DIR), None
     before, threading.excepthook = threading.excepthook, report_thread
     try:
