@@ -112,13 +112,10 @@ def test_the_kind_of_a_method_is_on_the_card(run, monkeypatch):
     assert card(run("out", "OPTIM.MAX_EPOCH", 1))["kind"] == "test-time"
 
 
-def test_a_chosen_setting_is_no_default(run):
+def test_a_chosen_setting_is_no_default_and_has_as_many_trials_as_the_card_says(run):
     found = card(run("out", "OPTIM.MAX_EPOCH", 1, trainer="LinearProbe", config="small"))
     assert found["settings"]["a choice"] == ["TRAINER.LINEARPROBE.C"]
     assert [(choice["what"], choice["trials"]) for choice in found["choose"]] == [("TRAINER.LINEARPROBE.C", TRIALS)]
-
-
-def test_search_tries_as_many_values_as_the_card_says():
     tried = set()
     search(lambda x: tried.add(x) or -abs(x - 1.3))
     assert len(tried) == TRIALS

@@ -114,29 +114,13 @@ def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, command_li
     assert (tmp_path / "out/results.json").is_file()
 
 
-@pytest.mark.thorough  # as many kills of two ranks are in `make kill`
-def test_an_interrupt_ends_all_ranks_with_one_line(command_line, begin, tmp_path):
-    argv = command_line("MPL", "OPTIM.MAX_EPOCH", 300, "DATALOADER.NUM_WORKERS", 1)
-    process = begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)
-    wait_until(has_checkpoint(tmp_path), process)
-    process.send_signal(signal.SIGTERM)
-    interrupted = time.time()
-    ((code, _, errors),) = ended([process])
-    assert code != 0 and errors.count("Interrupted. Run the same command again") == 1, errors
-    assert time.time() - interrupted < 20 * slowdown()
-    assert not [path.name for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (["OPTIM.LRR", "0.5"], ["unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"]),
-        (["OPTIM.LR", "0.5"], ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"]),
-    ],
+    "pair", [("OPTIM.LRR", "unknown config key"), ("OPTIM.LR", "OPTIM.LR of rank 1 differs (0.5)")]
 )
-def test_an_error_of_one_rank_is_printed_once(other, words, command_line, ranks, tmp_path):
-    ended_in_one_line(ranks(2, command_line("MPL"), other), *words)
+def test_an_error_of_one_rank_is_printed_once(pair, command_line, ranks, tmp_path):
+    key, words = pair
+    ended_in_one_line(ranks(2, command_line("MPL"), [key, "0.5"]), words)
     assert list((tmp_path / "out").rglob("*")) == []
 
 
