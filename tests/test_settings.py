@@ -51,11 +51,7 @@ def test_settings_are_read_from_a_node():
         ("N_CTX", 0, "is 0: give an integer from 1 to 256"),
         ("DEPTH", 10**9, "is 1000000000: give an integer from -1,000,000 to 1,000,000"),
         ("W", float("nan"), "is nan: give a number from -1,000,000 to 1,000,000"),
-        (
-            "STEPS",
-            [1, 10**7],
-            r"is \[1, .*: give a list of at most 1,000 values, each an integer from -1,000,000 to 1,000",
-        ),
+        ("STEPS", [1, 10**7], r"is \[1, .*: give a list of at most 1,000 values, each an integer from -1,000,000"),
         ("STEPS", [1] * 5000, r"is \[1, .*: give a list of at most 1,000 values"),
         ("WORDS", "x" * 5000, "is 'xxx.*: give text of at most 1,000 characters"),
         ("WORDS", "caf\udce9", "is .*: give text of .* characters, without NUL or bytes that are not UTF-8"),
