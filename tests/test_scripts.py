@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,19 +100,19 @@ def test_any_method_uses_its_recipes(method, script):
             assert ("--eval-only" in call) == tests
 
 
-@pytest.mark.parametrize("variables", [{}, {"BACKBONE": "small"}, {"CFG": "small"}], ids=["default", "backbone", "cfg"])
-@pytest.mark.parametrize("folder", ["coop", "vpt", "ivlp", "maple", "promptsrc", "mpl"])
-def test_methods_scripts_start_what_the_ones_for_any_method_start(folder, variables, script):
-    given = {"SHOTS": 2, "SOURCE": "eurosat"} | variables
+def test_scripts_of_a_method_are_those_for_any_method():
+    own = {name: facts for name, facts in SCRIPTS.items() if not facts.repository and name.partition("/")[2] in ANY}
+    for name, facts in own.items():
+        assert facts == replace(ANY[name.partition("/")[2]], method=facts.method), name
+    assert len(own) > 20
+
+
+@pytest.mark.parametrize("variables", [{"BACKBONE": "small"}, {"CFG": "small"}], ids=["backbone", "cfg"])
+def test_small_clip_has_yaml_files_of_its_own(variables, script):
     for kind in ANY:
-        name = f"{folder}/{kind}"
-        if name not in SCRIPTS or name == "promptsrc/few_shot":  # PromptSRC's own: DATASET SHOTS
-            continue
-        _, calls = script(f"{name}.sh", "eurosat", 2, 5, "OPTIM.LR", 0.1, **given)
-        assert calls and calls == script(f"any/{kind}.sh", folder, "eurosat", 2, 5, "OPTIM.LR", 0.1, **given)[1]
-        if variables:
-            cross = kind.startswith("xd") and "BACKBONE" in variables
-            assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
+        _, calls = script(f"any/{kind}.sh", "maple", "eurosat", 2, **variables)
+        cross = kind.startswith("xd") and "BACKBONE" in variables
+        assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
 
 
 @pytest.mark.parametrize(("dataset", "rate"), [("imagenet", "2e-4"), ("dtd", "2e-3")])
