@@ -9,6 +9,8 @@ from common.start import add_common_options
 
 from .methods import methods
 
+UNUSED = "for compatibility with Dassl; not used by the methods here"
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """CoOp's command line."""
@@ -20,48 +22,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", default="", help="folder of the datasets")
     parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")
     parser.add_argument("--resume", default="", help="folder of a run to resume (default: the output folder)")
-    parser.add_argument(
-        "--seed",
-        type=seeds,
-        default=-1,
-        metavar="SEED [SEED ...]",
-        help="choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
-        "must then contain {seed} or end in seed1",
+    text = (
+        "choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir must "
     )
-    parser.add_argument(
-        "--source-domains", nargs="+", help="for compatibility with Dassl; not used by the methods here"
-    )
-    parser.add_argument(
-        "--target-domains", nargs="+", help="for compatibility with Dassl; not used by the methods here"
-    )
+    text += "then contain {seed} or end in seed1"
+    parser.add_argument("--seed", type=seeds, default=-1, metavar="SEED [SEED ...]", help=text)
+    parser.add_argument("--source-domains", nargs="+", help=UNUSED)
+    parser.add_argument("--target-domains", nargs="+", help=UNUSED)
     parser.add_argument("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
     parser.add_argument("--config-file", default="", help="YAML file of the method")
     parser.add_argument("--dataset-config-file", default="", help="YAML file of the dataset")
     parser.add_argument("--trainer", default="", help="name of the method, see below")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50, ..., small, a weight file, or architecture:tag")
-    parser.add_argument("--head", default="", help="for compatibility with Dassl; not used by the methods here")
+    parser.add_argument("--head", default="", help=UNUSED)
     parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
-    parser.add_argument(
-        "--ood",
-        type=names,
-        default=[],
-        metavar="A,B",
-        help="datasets that show none of the classes, which the test tells from them (new: the new classes of the "
-        "dataset, for base ones)",
+    text = (
+        "datasets that show none of the classes, which the test tells from them (new: the new classes of the dataset, "
     )
+    text += "for base ones)"
+    parser.add_argument("--ood", type=names, default=[], metavar="A,B", help=text)
     parser.add_argument("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
     parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
-    parser.add_argument(
-        "--report-to",
-        type=trackers,
-        default=[],
-        metavar="A,B",
-        help="comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)",
-    )
+    text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
+    parser.add_argument("--report-to", type=trackers, default=[], metavar="A,B", help=text)
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
@@ -93,20 +80,16 @@ def join_seeds(argv: list[str]) -> list[str]:
     """The arguments with all seeds in one: argparse would take the KEY VALUE pairs after several for seeds, too."""
     joined: list[str] = []
     for argument in argv:
-        if len(joined) > 1 and joined[-2] == "--seed" and re.fullmatch("[0-9]+", argument):
-            joined[-1] += f" {argument}"
-        else:
-            joined.append(argument)
+        if joined[-2:-1] == ["--seed"] and re.fullmatch("[0-9]+", argument):
+            argument = f"{joined.pop()} {argument}"
+        joined.append(argument)
     return joined
 
 
 def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of the run of each seed; {seed} in the path of a folder becomes the seed.
 
-    Of several seeds, a last part such as seed1 counts as seed{seed}.
-
-    Raises:
-        UsageError: a seed is negative or given twice, or the runs would share a folder.
+    Of several seeds, a last part such as seed1 counts as seed{seed}. They must differ, and have folders of their own.
     """
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}
@@ -118,13 +101,10 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
         folders = {name: re.sub("(^|/)seed[0-9]+/*$", r"\1seed{seed}", path) for name, path in folders.items()}
         for name, path in folders.items():
             if "{seed}" not in path and (path or name == "output_dir"):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {path} is one folder for several seeds",
-                    "put {seed} in it, as in output/seed{seed}",
-                )
-    return [
-        argparse.Namespace(
-            **vars(args) | {"seed": seed} | {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
-        )
-        for seed in every
-    ]
+                what = f"--{name.replace('_', '-')} {path} is one folder for several seeds"
+                raise UsageError(what, "put {seed} in it, as in output/seed{seed}")
+    runs = []
+    for seed in every:
+        own = {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
+        runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own))
+    return runs

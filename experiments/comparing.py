@@ -22,17 +22,11 @@ LEVEL, POWER, RESAMPLES = 0.95, 0.8, 2000
 
 @dataclass(frozen=True)
 class Compared:
-    """The runs of one method.
+    """The runs of one method."""
 
-    Attributes:
-        results: results.json of each run, by seed.
-        correct: (seeds, images), whether each prediction is right; seeds ascend.
-        images: the checksum of the list of images, and the names of the classes.
-    """
-
-    results: dict[int, dict]
-    correct: NDArray[np.bool_]
-    images: tuple
+    results: dict[int, dict]  # results.json of each run, by seed
+    correct: NDArray[np.bool_]  # (seeds, images), whether each prediction is right; seeds ascend
+    images: tuple  # the checksum of the list of images, and the names of the classes
 
 
 def read_runs(folder: Path) -> Compared:
@@ -58,8 +52,7 @@ def read_runs(folder: Path) -> Compared:
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
     """The seeds that both have, and (seeds, images): 1 where only the first is right, -1 where only the second is.
 
-    Raises:
-        UsageError: they have no seed in common, or were tested on different images.
+    Raises UsageError if they have no seed in common, or were tested on different images.
     """
     if one.images != other.images:
         what = "classes" if one.images[0] == other.images[0] else "images"
@@ -69,22 +62,19 @@ def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.intege
     seeds = sorted(one.results.keys() & other.results.keys())
     if not seeds:
         raise UsageError("the runs have no seed in common", "give runs with the same seeds")
-    ours, theirs = (
-        each.correct[[list(each.results).index(seed) for seed in seeds]].astype(int) for each in (one, other)
-    )
+    both = ((each.correct, list(each.results)) for each in (one, other))
+    ours, theirs = (correct[[every.index(seed) for seed in seeds]].astype(int) for correct, every in both)
     return seeds, ours - theirs
 
 
-def bootstrap_interval(differences: NDArray[Any], seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(differences: NDArray[Any]) -> tuple[float, float]:
     """The interval of the mean difference, in points, from resampling seeds and images, each with replacement.
 
-    Args:
-        differences: (seeds, images), from `paired`. With one seed only the images are resampled.
-        seed: of the resampling.
+    `differences`, (seeds, images), are from `paired`. With one seed only the images are resampled.
     """
     from scipy.stats import bootstrap  # slow to import
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
     if len(differences) == 1:
         found = bootstrap((differences[0],), np.mean, batch=100, random_state=rng, **options)
@@ -100,13 +90,9 @@ def bootstrap_interval(differences: NDArray[Any], seed: int = 0) -> tuple[float,
 
 
 def mcnemar(difference: NDArray[Any]) -> tuple[int, int, float]:
-    """McNemar's exact test of two runs.
+    """McNemar's exact test of two runs, from a row of `paired` (images,).
 
-    Args:
-        difference: (images,), a row of `paired`.
-
-    Returns:
-        how many images only the first gets right, how many only the second, and the two-sided p.
+    Returns how many images only the first gets right, how many only the second, and the two-sided p.
     """
     from scipy.stats import binomtest
 
@@ -167,29 +153,23 @@ def words(one: Compared, other: Compared) -> list[str]:
     ]
     for seed, difference in zip(seeds, differences, strict=True):
         ours, theirs, p = mcnemar(difference)
-        lines.append(
-            f"Seed {seed}: {ours} images only {first['trainer']} gets right, {theirs} only {second['trainer']} "
-            f"(McNemar's exact test: p = {p:.3g})"
-        )
+        only = f"{ours} images only {first['trainer']} gets right, {theirs} only {second['trainer']}"
+        lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))
+        shown = f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
         lines.append(f"Over other seeds: 95% interval {bounds[0]:+.2f} to {bounds[1]:+.2f} (paired t)")
-        lines.append(
-            "All seeds have the same difference"
-            if math.isnan(least)
-            else f"The smallest difference that {len(seeds)} such seeds can show: {least:.2f} points (power {POWER})"
-        )
+        lines.append("All seeds have the same difference" if math.isnan(least) else shown)
         low, high = min(low, bounds[0]), max(high, bounds[1])
     return lines if low > 0 or high < 0 else [*lines, "These runs do not show which of the two is better."]
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/compare.py ONE OTHER ...`."""
-    parser = argparse.ArgumentParser(
-        description="Compare the first method with each other one, by the predictions of their runs on the same images."
-    )
-    help_text = "output folder of a run, or a folder with those of several seeds"
-    parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=help_text)
+    text = "Compare the first method with each other one, by the predictions of their runs on the same images."
+    parser = argparse.ArgumentParser(description=text)
+    text = "output folder of a run, or a folder with those of several seeds"
+    parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=text)
     add_common_options(parser)
     args = parser.parse_args(argv)
     if len(args.runs) < 2:

@@ -31,11 +31,7 @@ def known_datasets() -> tuple[str, ...]:
 
 
 def read_yaml(file: Path) -> dict:
-    """The content of a YAML file, read within the bounds of Dassl's configuration files.
-
-    Raises:
-        UsageError: it cannot be read, or is not YAML with keys and plain values.
-    """
+    """The content of a YAML file of keys and plain values, read within the bounds of Dassl's configuration files."""
     stream = io.StringIO(read_text(file, YAML_BYTES))
     stream.name = str(file)  # type: ignore[misc]  # for messages
     try:

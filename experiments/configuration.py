@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Collection
 from functools import reduce
 from operator import getitem
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from dassl.config import clean_cfg, get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -15,34 +16,30 @@ import trainers
 from clip import TOWERS, weights_sha256
 from common.errors import UsageError, choose
 from common.schema import Accepts, add_setting
-
-from .chosen import read_chosen
+from common.text import read_json
+from trainers.base.checkpoints import is_choice
+from trainers.base.data_use import Choice
 
 WEIGHTS = "MODEL.BACKBONE.SHA256"
+CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
-    """Add this project's keys to Dassl's: which images, the form of the towers, what may choose, TRAINER.<METHOD>.*
-
-    Args:
-        cfg: changed in place.
-        method: the method of the run, whose keys a section has that several methods share.
-    """
-    flag = Accepts(bool)
+    """Add this project's keys to Dassl's. `method` is that of the run: its keys has a section that several share."""
     # Put the layers of the towers through torch.compile (CUDA)
-    add_setting(cfg, "MODEL.COMPILE", False, flag)
+    add_setting(cfg, "MODEL.COMPILE", False, Accepts(bool))
     # Launch the kernels of a training step together (CUDA)
-    add_setting(cfg, "MODEL.CUDA_GRAPHS", False, flag)
+    add_setting(cfg, "MODEL.CUDA_GRAPHS", False, Accepts(bool))
     # plain computes every class in full, as the published code, with the same results
     add_setting(cfg, "MODEL.BACKBONE.TOWERS", "fast", Accepts(Literal[tuple(TOWERS)]))
     # SHA-256 of the weights in hexadecimal: others are refused. A run fills it in
     add_setting(cfg, WEIGHTS, "", Accepts(str))
     # Recompute the text tower in the backward pass: less memory
-    add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, flag)
+    add_setting(cfg, "MODEL.BACKBONE.CHECKPOINT_TEXT", False, Accepts(bool))
     # Accept an epoch or a setting chosen on test images, and mark the results
-    add_setting(cfg, "TEST.SELECT_ON_TEST", False, flag)
+    add_setting(cfg, "TEST.SELECT_ON_TEST", False, Accepts(bool))
     # Write the logits of all classes to predictions.npz, too
-    add_setting(cfg, "TEST.SAVE_LOGITS", False, flag)
+    add_setting(cfg, "TEST.SAVE_LOGITS", False, Accepts(bool))
     # Datasets that show none of the classes: names of their YAML files, or new
     add_setting(cfg, "TEST.OOD", [], Accepts(list[str]))
     # Some of MCM, GL-MCM, MaxLogit, Energy, Entropy; empty: all that the model has
@@ -57,14 +54,8 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
 def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode:
     """The configuration of a run: its YAML files, then the arguments, the trailing pairs and the chosen settings.
 
-    The method's YAML file may have values for single datasets (`merge_by_dataset`).
-
-    Args:
-        args: of the command line.
-        files: what `read_files` returned for them; None: the files are read here.
-
-    Raises:
-        UsageError: a file is missing or malformed, a key is unknown, or a value is not accepted.
+    The method's YAML file may have values for single datasets (`merge_by_dataset`). `files` is what `read_files` has
+    returned for these arguments, if that was called before. All errors of files, keys and values are UsageError.
     """
     cfg = files.clone() if files else read_files(args)
     options = given_options(args)
@@ -114,6 +105,28 @@ def read_files(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+class Chosen(NamedTuple):
+    """What the trials of a study have chosen (`train.py --chosen`)."""
+
+    settings: dict[str, str]  # as words, by key
+    choices: list[Choice]  # a record for each key and list of images (`data_use`)
+
+
+def read_chosen(file: str) -> Chosen:
+    """The content of the file of a choice (UsageError if it is missing or damaged); nothing without a file."""
+    if not file:
+        return Chosen({}, [])
+    if not Path(file).exists():
+        raise UsageError(f"there is no {file}", "tools/study.py run writes it after the trials of its study", file)
+    content: Any = read_json(file, CHOSEN_BYTES)
+    settings, choices = map(content.get, Chosen._fields) if isinstance(content, dict) else (None, None)
+    named = isinstance(settings, dict) and all(isinstance(value, str) for value in settings.values())
+    if not named or not isinstance(choices, list) or not all(map(is_choice, choices)):
+        remedy = "delete it and start its study again (tools/study.py run), which writes it"
+        raise UsageError(f"{file} is not a file of chosen settings", remedy, file)
+    return Chosen(settings, choices)  # type: ignore[arg-type]
+
+
 def weights_of(cfg: CfgNode) -> str:
     """The SHA-256 of the weights of a method's backbone, in hexadecimal; empty for a trainer of another project.
 
@@ -130,28 +143,15 @@ def weights_of(cfg: CfgNode) -> str:
     return found
 
 
-def state_weights(cfg: CfgNode) -> None:
-    """Set MODEL.BACKBONE.SHA256 to `weights_of` the configuration."""
-    found = weights_of(cfg)
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.SHA256 = found
-    cfg.freeze()
-
-
 def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
     """The settings of a run that differ from its YAML files: {key: (value in the files, value in the run)}."""
-    before = flatten(files)
-    now = {key: value for key, value in flatten(cfg).items() if not key.startswith("BY_DATASET.") and key != WEIGHTS}
-    return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
+    before, now = flatten(files), flatten(cfg)
+    both = [key for key in now if key in before and not key.startswith("BY_DATASET.") and key != WEIGHTS]
+    return {key: (before[key], now[key]) for key in both if before[key] != now[key]}
 
 
 def unread_settings(file: str, cfg: CfgNode) -> str:
-    """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none.
-
-    Args:
-        file: the YAML file, with those that it includes.
-        cfg: of the run.
-    """
+    """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none."""
     method = trainers.methods().get(cfg.TRAINER.NAME)
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
         return ""
@@ -185,12 +185,7 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     BY_DATASET has the form {dataset: {key: value}}, for all runs; below a key `base2new` the same, for runs on base or
     new classes. Afterwards BY_DATASET is {key: value}, what was merged, for the log and for config.yaml.
 
-    Args:
-        cfg: changed in place.
-        given: the keys that the command line gives; they keep their values.
-
-    Raises:
-        UsageError: a dataset, a key or a value is unknown or malformed.
+    Keys that the command line has given keep their values.
     """
     table = {key: value for key, value in cfg.BY_DATASET.items() if "." not in key}
     if not table:  # the config.yaml of an earlier run has keys
@@ -219,5 +214,5 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     """{"OPTIM": {"LR": 1}} -> {"OPTIM.LR": 1}"""
     flat: dict = {}
     for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

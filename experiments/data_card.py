@@ -11,9 +11,8 @@ from yacs.config import CfgNode
 from datasets import title
 from trainers.base.data_use import Choice, Phase, fit_phase, list_digest, phase
 
-from .chosen import read_chosen
 from .configs import read_yaml
-from .configuration import flatten, given_options
+from .configuration import flatten, given_options, read_chosen
 from .predictions import tested_images
 
 TESTS = "tests.jsonl"  # a line for each test that ended
@@ -65,20 +64,10 @@ def learned_from(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Phase] | N
 
 
 def data_use(
-    cfg: CfgNode,
-    trainer: Any,
-    fit: list[Phase] | None,
-    choices: list[Choice] | None,
-    settings: dict[str, list[str]],
+    cfg: CfgNode, trainer: Any, fit: list[Phase] | None, choices: list[Choice] | None, settings: dict[str, list[str]]
 ) -> dict[str, Any]:
-    """The card of a run that has ended.
-
-    Args:
-        cfg: of the run.
-        trainer: after its test.
-        fit: from `learned_from`.
-        choices: the records of what was chosen on images; None if that is not known.
-        settings: from `origins`.
+    """The card of a run that has ended; `fit`, `choices` and `settings` are from `learned_from`, `run.choices_of` and
+    `origins`.
 
     Returns:
         - `kind`: of the method (`data_use.METHOD_KINDS`); None for a trainer of another project
@@ -92,12 +81,6 @@ def data_use(
         split, items = tested_images(cfg, trainer)
         test = phase(cfg, title(cfg), split, items, trainer.dm.num_classes)
         test["evaluations"] = tests_of(Path(cfg.OUTPUT_DIR), test["sha256"])
-    chosen = list(dict.fromkeys(choice["what"] for choice in choices or () if choice["what"] != "epoch"))
-    origin = {"a choice": chosen} if chosen else {}
-    return {
-        "kind": getattr(trainer, "kind", None),
-        "fit": fit,
-        "choose": choices,
-        "test": test,
-        "settings": settings | origin,
-    }
+    if chosen := list(dict.fromkeys(choice["what"] for choice in choices or () if choice["what"] != "epoch")):
+        settings = settings | {"a choice": chosen}
+    return {"kind": getattr(trainer, "kind", None), "fit": fit, "choose": choices, "test": test, "settings": settings}

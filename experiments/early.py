@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
@@ -14,11 +15,7 @@ from .results import FILE as RESULTS
 
 
 def check_early(args: Namespace) -> None:
-    """Check that the folders of the dataset and of the prompts to test exist, as far as the arguments name them.
-
-    Raises:
-        UsageError: one does not, or the dataset's YAML file is missing or malformed.
-    """
+    """Check that the folders of the dataset and of the prompts to test exist, as far as the arguments name them."""
     if args.skip_finished and Path(args.output_dir, RESULTS).is_file():
         return
     if args.model_dir:
@@ -30,12 +27,9 @@ def check_early(args: Namespace) -> None:
     datasets.extend_cfg(cfg)
     cfg.merge_from_file(args.dataset_config_file)
     cfg.DATASET.ROOT = args.root
-    if cfg.DATASET.NAME not in DATASET_REGISTRY.registered_names():
+    known = cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
+    dataset: Any = DATASET_REGISTRY.get(cfg.DATASET.NAME) if known else None
+    if getattr(dataset, "is_synthetic", True):  # which datasets of other projects do not say
         return
-    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    # Datasets of other projects have no `is_synthetic`.
-    if (
-        not getattr(dataset, "is_synthetic", True)
-        and not Path(os.path.expanduser(args.root), dataset.dataset_dir).is_dir()
-    ):
+    if not Path(os.path.expanduser(args.root), dataset.dataset_dir).is_dir():
         dataset(cfg, images=False)  # raises its own error

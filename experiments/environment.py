@@ -9,12 +9,10 @@ import torch
 
 DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is loaded
 
-PACKAGES = {"torchvision": "torchvision", "open_clip": "open_clip_torch"}  # importing them takes time
-
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that the figures depend on."""
-    libraries = {name: version(package) for name, package in PACKAGES.items()}
+    libraries = {"torchvision": version("torchvision"), "open_clip": version("open_clip_torch")}  # faster than imports
     return {"python": platform.python_version(), "torch": torch.__version__, **libraries}
 
 

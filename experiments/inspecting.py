@@ -2,9 +2,11 @@
 
 import argparse
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import new_folder, write_text
@@ -58,34 +60,34 @@ def save(figure: Figure, file: Path) -> str:
 
 def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of each picture that the predictions allow."""
-    figure = Figure(figsize=(4, 4), layout="constrained")
-    draw_reliability(figure.subplots(), found.bins, color="black", marker="o")
+
+    def drawn(height: float, draw: Callable, *values: Any, **style: Any) -> Figure:
+        figure = Figure(figsize=(4, height), layout="constrained")
+        draw(figure.subplots(), *values, **style)
+        return figure
+
     caption = "Accuracy against confidence in 15 bins. Below the diagonal the model is too confident. Bins with fewer "
-    yield "reliability", f"{caption}than ten images are left out.", figure
-    figure = Figure(figsize=(4, 3.4), layout="constrained")
-    draw_risk(figure.subplots(), found.risks, color="black")
-    yield "risk_and_coverage", "The error on the images that the model is most sure of, against their share.", figure
-    recalls, some = found.recalls(), ""
+    caption += "than ten images are left out."
+    yield "reliability", caption, drawn(4, draw_reliability, found.bins, color="black", marker="o")
+    caption = "The error on the images that the model is most sure of, against their share."
+    yield "risk_and_coverage", caption, drawn(3.4, draw_risk, found.risks, color="black")
+    recalls, caption = found.recalls(), "Sorted, the worst class at the top."
     if len(recalls) > MOST:
-        recalls, some = [*recalls[: MOST // 2], *recalls[-MOST // 2 :]], f" The {MOST // 2} worst and best classes."
-    figure = Figure(figsize=(4, 0.8 + 0.2 * len(recalls)), layout="constrained")
-    ax = figure.subplots()
-    ax.barh(range(len(recalls)), [value for _, value in recalls], color="0.75", edgecolor="black")
-    ax.set_yticks(range(len(recalls)), [name for name, _ in recalls], fontsize=8, parse_math=False)
+        recalls = [*recalls[: MOST // 2], *recalls[-MOST // 2 :]]
+        caption += f" The {MOST // 2} worst and best classes."
+    yield "accuracy_by_class", caption, drawn(0.8 + 0.2 * len(recalls), draw_recalls, recalls)
+    caption = "Classes by predicted classes, in the share of the images of a class; black is all of them."
+    yield "confusion", caption, drawn(4.2, draw_confusion, found)
+    if pairs := found.pairs():
+        caption = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, "
+        caption += "and the images with the highest probability."
+        yield "confused_pairs", caption, draw_pairs([("", pair) for pair in pairs], root)
+
+
+def draw_recalls(ax: Axes, recalls: list[tuple[str, float]]) -> None:
+    """The accuracy of each class, the first at the top."""
+    names, values = zip(*recalls, strict=True)
+    ax.barh(range(len(names)), values, color="0.75", edgecolor="black")
+    ax.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     ax.set(xlabel="accuracy (%)", xlim=(0, 100))
     ax.invert_yaxis()
-    yield "accuracy_by_class", f"Sorted, the worst class at the top.{some}", figure
-    figure = Figure(figsize=(4, 4.2), layout="constrained")
-    draw_confusion(figure.subplots(), found)
-    yield (
-        "confusion",
-        "Classes by predicted classes, in the share of the images of a class; black is all of them.",
-        figure,
-    )
-    if pairs := found.pairs():
-        words = "The most frequent wrong predictions: class, predicted class, how many of the images of the class, and "
-        yield (
-            "confused_pairs",
-            f"{words}the images with the highest probability.",
-            draw_pairs([("", p) for p in pairs], root),
-        )

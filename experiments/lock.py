@@ -30,10 +30,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other runs out of an output folder, which is made if it is missing, and deleted again if it stays empty.
 
     On a file system without flock, a lock file takes its place where filelock has one; else a warning is printed.
-
-    Args:
-        folder: the folder.
-        wait: wait for a run that is there already.
+    If `wait`, it waits for a run that is there already.
 
     Raises:
         UsageError: another run is there, or the folder is not writable.
@@ -52,9 +49,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         raise UsageError(f"another run is in {folder}: {holder(folder)}", remedy, folder) from None
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
-            raise UsageError(
-                f"cannot write to the output folder {folder} ({error.strerror})", "choose another --output-dir"
-            ) from error
+            raise not_writable(folder, error) from error
         print(f"The file system of {folder} has no locks: start no other run there until this one has ended")
     try:
         began = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -68,6 +63,10 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             for path in sorted(made, reverse=True):  # the innermost first
                 path.rmdir()
         lock.release()
+
+
+def not_writable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write to the output folder {folder} ({error.strerror})", "choose another --output-dir")
 
 
 def remove_leftover(folder: Path) -> None:

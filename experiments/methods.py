@@ -16,17 +16,13 @@ from common.start import ROOT
 
 @dataclass(frozen=True)
 class Method:
-    """Facts of a method: attributes of its class, as `trainers.base.PromptTrainer` describes them.
-
-    Attributes:
-        section: its key under TRAINER.
-    """
+    """Facts of a method: attributes of its class, as `trainers.base.PromptTrainer` describes them."""
 
     name: str
     learns: bool
     transfers: bool
     config_folder: str
-    section: str
+    section: str  # its key under TRAINER
     kind: str = "inductive"
 
 

@@ -53,21 +53,13 @@ def ece(
     return float(gaps(confidence, correct, bins, closed).sum())
 
 
-def largest_gap(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
-    """The largest term of the sum that `ece` is (Wang et al.'s MCE, which is weighted by the share of the images)."""
-    return float(gaps(confidence, correct, bins, "above").max())
-
-
 def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]) -> Floats:
     """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the images."""
     import torch  # whose edges are those of the published code, to the bit
 
-    if closed == "above":
-        edges = torch.linspace(0, 1, bins + 1).numpy()
-        values = np.asarray(confidence, dtype=np.float32)
-        return gaps_of(values, correct, np.searchsorted(edges, values, side="left") - 1, bins)
-    values, edges = np.asarray(confidence, dtype=np.float64), np.linspace(0, 1, bins + 1)
-    return gaps_of(values, correct, np.searchsorted(edges, values, side="right") - 1, bins)
+    edges = torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
+    values = np.asarray(confidence, dtype=edges.dtype)
+    return gaps_of(values, correct, np.searchsorted(edges, values, "left" if closed == "above" else "right") - 1, bins)
 
 
 def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
@@ -87,14 +79,11 @@ def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) ->
 def gaps_of(confidence: Floats, correct: ArrayLike, found: NDArray[np.integer[Any]], bins: int) -> Floats:
     """(bins,): see `gaps`; `found` is the bin of each image. The bin after the last one has weight, but no members."""
     members = found < bins
-    sums = [
-        np.bincount(found[members], np.asarray(values, dtype=np.float64)[members], bins)
-        for values in (correct, confidence)
-    ]
+    both = (np.asarray(values, dtype=np.float64)[members] for values in (correct, confidence))
+    right, sure = (np.bincount(found[members], values, bins) for values in both)
     counts = np.bincount(found[members], minlength=bins)
     weights = np.bincount(np.minimum(found, bins - 1), minlength=bins) / len(confidence)
-    with np.errstate(invalid="ignore"):
-        return np.where(counts > 0, weights * abs(sums[0] - sums[1]) / counts, 0.0)
+    return weights * abs(right - sure) / np.maximum(counts, 1)
 
 
 def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
@@ -110,8 +99,8 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve  # takes a second
 
-    scores = np.concatenate([np.asarray(known, dtype=np.float64), np.asarray(unknown, dtype=np.float64)])
-    positive = np.arange(len(scores)) < len(np.asarray(known))
+    scores = np.concatenate([known, unknown], dtype=np.float64)
+    positive = np.arange(len(scores)) < np.size(known)
     false_rates, recalls, _ = roc_curve(positive, scores, drop_intermediate=False)
     last = int(np.argmax(recalls == 1))  # the highest threshold that all images of the classes reach
     false_rates, recalls = false_rates[1 : last + 1][::-1], recalls[1 : last + 1][::-1]

@@ -25,7 +25,6 @@ from datasets import title
 from trainers.base import PromptTrainer
 from trainers.base.data_use import images_record
 from trainers.base.local import has_local_logits, local_logits
-from trainers.base.prompted import Output, PromptedCLIP
 
 from .configs import CONFIGS, known_datasets
 from .metrics import detection
@@ -38,26 +37,16 @@ COSINES = 100.0  # divides logits; CLIP's scale is at most 100
 
 @dataclass(frozen=True)
 class Others:
-    """Images that show none of the classes.
+    """Images that show none of the classes."""
 
-    Attributes:
-        name: as in TEST.OOD.
-        cfg: the configuration that its dataset was read with.
-        shared: names of classes of the run that it has, too.
-    """
-
-    name: str
-    cfg: CfgNode
+    name: str  # as in TEST.OOD
+    cfg: CfgNode  # that its dataset was read with
     images: list
-    shared: list[str]
+    shared: list[str]  # names of classes of the run that it has, too
 
 
 def check_settings(cfg: CfgNode) -> None:
-    """Check TEST.OOD and TEST.OOD_SCORES.
-
-    Raises:
-        UsageError: a dataset or a score is unknown, or `new` is asked for without base classes.
-    """
+    """Check TEST.OOD and TEST.OOD_SCORES: known names, and `new` for base classes only."""
     for name in cfg.TEST.OOD:
         choose(name, [*known_datasets(), NEW], "dataset for --ood")
         if name == NEW and cfg.DATASET.SUBSAMPLE_CLASSES != "base":
@@ -70,13 +59,12 @@ def check_settings(cfg: CfgNode) -> None:
 def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
     """The images of TEST.OOD. Classes that both sides have are printed; their images are not left out.
 
-    Raises:
-        UsageError: a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
+    Raises UsageError if a dataset is missing, or the model does not have a score of TEST.OOD_SCORES.
     """
     if cfg.TEST.OOD and getattr(trainer, "kind", "") in ("test-time", "transductive"):
         what = f"--ood scores one view of each image, and {cfg.TRAINER.NAME} learns from the images of a test"
         raise UsageError(what, "leave out --ood")
-    found = [others(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
+    found = [others_of(name, cfg, trainer) for name in dict.fromkeys(cfg.TEST.OOD)]
     if found and not has_local_logits(getattr(trainer, "model", None)):
         why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"
         if "GL-MCM" in cfg.TEST.OOD_SCORES:
@@ -85,14 +73,13 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
             print(f"{why}: it is left out")
     for each in found:
         if each.shared:
-            some = ", ".join(each.shared[:5]) + (", ..." if len(each.shared) > 5 else "")
-            print(
-                f"{title(each.cfg)} shares {len(each.shared)} classes with {title(cfg)}, which count as others: {some}"
-            )
+            some = ", ".join([*each.shared[:5], *(["..."] if len(each.shared) > 5 else [])])
+            what = f"{title(each.cfg)} shares {len(each.shared)} classes with {title(cfg)}"
+            print(f"{what}, which count as others: {some}")
     return found
 
 
-def others(name: str, cfg: CfgNode, trainer: Any) -> Others:
+def others_of(name: str, cfg: CfgNode, trainer: Any) -> Others:
     own = cfg.clone()
     own.defrost()
     if name == NEW:
@@ -103,21 +90,16 @@ def others(name: str, cfg: CfgNode, trainer: Any) -> Others:
         own.INPUT = cfg.INPUT
     own.DATASET.NUM_SHOTS, own.DATASET.FEWSHOT_FILE = -1, ""  # draws no random numbers
     dataset = DATASET_REGISTRY.get(own.DATASET.NAME)(own)
-    known = {plain(each) for each in trainer.dm.dataset.classnames}
+
+    def plain(name: str) -> str:
+        return name.replace("_", " ").casefold().strip()
+
+    known = set(map(plain, trainer.dm.dataset.classnames))
     return Others(name, own, dataset.test, [each for each in dataset.classnames if plain(each) in known])
 
 
-def plain(name: str) -> str:
-    return name.replace("_", " ").casefold().strip()
-
-
 def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
-    """How well each score tells the tested images from others; printed, and in the form of results.json.
-
-    Args:
-        cfg: of the run.
-        trainer: after its test.
-        every: from `read_others`.
+    """How well each score tells the images that the trainer has tested from others; printed, too.
 
     Returns:
         for each of them the record of its images, `name`, `shared_classes`, and `scores`: {score: AUROC, AUPR and FPR95
@@ -131,12 +113,8 @@ def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
     known, found = scores_of(cfg, trainer, loader), []
     for each in every:
         dataset = type(loader.dataset)(cfg, each.images, transform=loader.dataset.transform)
-        options = {
-            "num_workers": loader.num_workers,
-            "collate_fn": loader.collate_fn,
-            "worker_init_fn": loader.worker_init_fn,
-        }
-        unknown = scores_of(cfg, trainer, DataLoader(dataset, batch_size=loader.batch_size, **options))
+        same = ("batch_size", "num_workers", "collate_fn", "worker_init_fn")
+        unknown = scores_of(cfg, trainer, DataLoader(dataset, **{name: getattr(loader, name) for name in same}))
         scores = {score: detection(known[score], unknown[score]) for score in known}
         print(f"=> {title(each.cfg)}{' (new classes)' if each.name == NEW else ''}: {len(each.images):,} images")
         for score, values in scores.items():
@@ -149,12 +127,10 @@ def evaluate(cfg: CfgNode, trainer: Any, every: list[Others]) -> list[dict]:
 def scores_of(cfg: CfgNode, trainer: Any, loader: Any) -> dict[str, np.ndarray]:
     """The scores (images,) of a loader's images."""
     asked = cfg.TEST.OOD_SCORES or SCORES
-    wanted = [score for score in SCORES if score in asked]
-    local = "GL-MCM" in wanted and has_local_logits(getattr(trainer, "model", None))
+    local = "GL-MCM" in asked and has_local_logits(getattr(trainer, "model", None))
     batches = [scores(logits, of_patches, cfg.TEST.OOD_T) for logits, of_patches in outputs(trainer, loader, local)]
-    return {
-        score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in wanted if score in batches[0]
-    }
+    found = [score for score in SCORES if score in asked and score in batches[0]]
+    return {score: torch.cat([batch[score] for batch in batches]).cpu().numpy() for score in found}
 
 
 @torch.no_grad()
@@ -163,27 +139,23 @@ def outputs(trainer: Any, loader: Any, local: bool) -> Iterator[tuple[Tensor, Te
     one_pass = getattr(type(trainer), "model_inference", None) is PromptTrainer.model_inference
     for batch in loader:
         images, _ = trainer.parse_batch_test(batch)
-        output = output_with_patches(trainer.model, images) if local else None
-        logits = output.logits if output and one_pass else trainer.model_inference(images)
-        yield logits, local_logits(trainer.model, output) if output else None
-
-
-def output_with_patches(model: PromptedCLIP, images: Tensor) -> Output:
-    """The forward pass, which also reads the features of single patches."""
-    before, model.read = model.read, (*model.read, "local")
-    try:
-        return model.output(images)
-    finally:
-        model.read = before
+        if not local:
+            yield trainer.model_inference(images), None
+            continue
+        before = trainer.model.read
+        trainer.model.read = (*before, "local")  # also the features of single patches
+        try:
+            output = trainer.model.output(images)
+        finally:
+            trainer.model.read = before
+        logits = output.logits if one_pass else trainer.model_inference(images)
+        yield logits, local_logits(trainer.model, output)
 
 
 def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float = 1.0) -> dict[str, Tensor]:
     """The scores (batch,) of images, in double precision.
 
-    Args:
-        logits: (batch, classes).
-        of_patches: (batch, patches, classes); None: without GL-MCM.
-        temperature: T.
+    `logits` are (batch, classes); `of_patches`, (batch, patches, classes), are needed for GL-MCM alone.
     """
     z = logits.double()
     mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)

@@ -24,38 +24,25 @@ Array = NDArray[Any]
 
 
 class Pair(NamedTuple):
-    """Images of one class that are predicted to be another one.
-
-    Attributes:
-        label, predicted: names of the classes.
-        number, images: how many of the images of the class.
-        examples: paths of the images with the highest probability, below the folder of the datasets.
-    """
+    """Images of one class that are predicted to be another one."""
 
     label: str
     predicted: str
-    number: int
-    images: int
-    examples: list[str]
+    number: int  # of these images
+    images: int  # of the class
+    examples: list[str]  # paths of those with the highest probability, below the folder of the datasets
 
 
 @dataclass
 class Outcome:
-    """The predictions of one or several tests of the same classes, such as those of several seeds.
+    """The predictions of one or several tests of the same classes, such as those of several seeds."""
 
-    Attributes:
-        names: of the classes.
-        bins: (3, BINS): number of images, sums of their confidence and of correct ones, in bins of confidence.
-        risks: for each test (100,), the error in % on the most confident 1%, 2%, ... of its images.
-        confusion: (classes, classes): labels x predictions, numbers of images.
-        wrong: for each wrong prediction (label, prediction, confidence, path).
-    """
-
-    names: list[str]
+    names: list[str]  # of the classes
+    # (3, BINS): number of images, sums of their confidence and of correct ones, in bins of confidence
     bins: Array = field(default_factory=lambda: np.zeros((3, BINS)))
-    risks: list[Array] = field(default_factory=list)
-    confusion: Array = field(default_factory=lambda: np.zeros((0, 0)))
-    wrong: list[tuple[int, int, float, str]] = field(default_factory=list)
+    risks: list[Array] = field(default_factory=list)  # each (100,): error in % on the most confident 1%, 2%, ...
+    confusion: Array = field(default_factory=lambda: np.zeros((0, 0), int))  # labels x predictions: numbers of images
+    wrong: list[tuple[int, int, float, str]] = field(default_factory=list)  # label, prediction, confidence, path
 
     def add(self, found: Mapping[str, Array]) -> None:
         """Add the arrays of a predictions.npz with these classes."""

@@ -22,32 +22,22 @@ from trainers.base.partial import FOLDER as PARTIAL_TEST
 
 from .configs import read_yaml
 from .configuration import WEIGHTS, flatten, weights_of
-from .lock import locked
+from .lock import locked, not_writable
 from .results import FILE as RESULTS
 from .results import RECORDED
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
 RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
-RESUMABLE_CHANGES |= {
-    "MODEL.COMPILE",
-    "MODEL.CUDA_GRAPHS",
-    "MODEL.BACKBONE.TOWERS",
-    "MODEL.BACKBONE.CHECKPOINT_TEXT",
-    "INPUT.MAX_PIXELS",
-}
-RESUMABLE_CHANGES |= {"TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
+RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
+RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
+RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
 
 
 class OutputFolder:
-    """The output folder of a run.
+    """The output folder of a run, locked by this process. All ranks but the first one write nothing.
 
-    Args:
-        path: the folder, locked by this process.
-        writes: False for all ranks but the first one, which write nothing.
-
-    Raises:
-        UsageError: something in it is a link, so that the run would write elsewhere, or a pipe, which may never end.
+    Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -63,11 +53,7 @@ class OutputFolder:
     def start(self, cfg: CfgNode, quiet: bool = False) -> Iterator[None]:
         """The start of a run: everything printed goes to log.txt too, and config.yaml is written at its end.
 
-        A start that fails leaves the folder as it was.
-
-        Args:
-            cfg: the run's configuration.
-            quiet: print to log.txt alone.
+        A start that fails leaves the folder as it was. If `quiet`, everything is printed to log.txt alone.
         """
         if not self.writes:
             yield
@@ -77,9 +63,7 @@ class OutputFolder:
         try:
             setup_logger(str(self.path))
         except OSError as error:
-            raise UsageError(
-                f"cannot write to the output folder {self.path} ({error.strerror})", "choose another --output-dir"
-            ) from error
+            raise not_writable(self.path, error) from error
         log: Any = sys.stdout
         try:
             yield
@@ -100,25 +84,20 @@ class OutputFolder:
         if self.writes:
             write_text(self.path / name, text)
 
-    def remove(self, name: str) -> None:
-        if self.writes:
-            (self.path / name).unlink(missing_ok=True)
-
-    def remove_partial_test(self) -> None:
-        """Delete the results that a test has kept in order to resume."""
-        if self.writes:
-            shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)
+    def remove(self, *names: str) -> None:
+        """Delete files and folders, where they exist."""
+        for path in (self.path / name for name in names if self.writes):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
     """The output folder, which no other run can claim until the end; stdout is then what it was before.
 
-    Of several ranks the first one claims it.
-
-    Args:
-        path: the folder.
-        wait: wait for a run that is there already, instead of raising UsageError.
+    Of several ranks the first one claims it. If `wait`, it waits for a run that is there already.
     """
     stdout, first = sys.stdout, current_ranks().first
     with locked(path, wait) if first else nullcontext():
@@ -136,12 +115,7 @@ def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
 def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
-    Args:
-        cfg: the configuration of this run.
-        finished: whether its results would count as those of this run; results.json is compared too then.
-
-    Raises:
-        UsageError: some settings differ, or a file is damaged.
+    If it is `finished`, its results would count as those of this run: results.json is compared, too.
     """
     folder, before = Path(cfg.OUTPUT_DIR), {}
     file = folder / CONFIG

@@ -13,11 +13,10 @@ from numpy.lib import format as npy
 
 from common.errors import UsageError
 from common.files import replacing
-from common.results import FILE as RESULTS
 from common.results import digest_of_rows, read_results, test_record
 
 from . import metrics
-from .results import describe
+from .results import described
 
 FILE = "predictions.npz"
 TOP = 5
@@ -34,25 +33,22 @@ Predictions = dict[str, np.ndarray]
 
 
 class Recorder:
-    """An evaluator that keeps the predictions of a test, and adds measures of them to its results.
+    """The evaluator of a trainer, which keeps the predictions of a test and adds measures of them to its results.
 
     Args:
-        evaluator: of the trainer, with accuracies in percent.
+        evaluator: with accuracies in percent.
         keeps_logits: whether to keep the complete logits, too.
         after_test: called with the results of each test.
-
-    Attributes:
-        results: of the last test.
     """
 
     def __init__(self, evaluator: Any, keeps_logits: bool, after_test: Callable[[dict[str, float]], None]):
         self.evaluator, self.keeps_logits, self.after_test = evaluator, keeps_logits, after_test
-        self.batches: list[Predictions] = []
-        self.results: dict[str, float] = {}
+        self.reset()
 
     def reset(self) -> None:
         self.evaluator.reset()
-        self.batches, self.results = [], {}
+        self.batches: list[Predictions] = []
+        self.results: dict[str, float] = {}
 
     def process(self, logits: Any, labels: Any) -> None:
         """Add a batch: logits (batch, classes) and labels (batch,)."""
@@ -71,7 +67,8 @@ class Recorder:
     def evaluate(self) -> dict[str, float]:
         """The results of the evaluator and those of `metrics.of_predictions`, printed too."""
         self.results = self.evaluator.evaluate()
-        found = measures(self.predictions) if self.batches else {}
+        columns = self.predictions
+        found = metrics.of_predictions(*(columns[key] for key in COLUMNS)) if columns else {}
         self.results.update(found)
         for key, value in found.items():
             name = key.removesuffix("_accuracy")  # parsers of logs look for the word
@@ -103,10 +100,6 @@ def predictions_of(logits: Any, labels: Any) -> Predictions:
     return {key: column.cpu().numpy() for key, column in columns.items()}
 
 
-def measures(predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return metrics.of_predictions(*(predictions[key] for key in COLUMNS))
-
-
 def check_logits(images: int, classes: int) -> None:
     """Raise UsageError if TEST.SAVE_LOGITS would make too large a file."""
     if 4 * images * classes > LARGEST:
@@ -123,15 +116,12 @@ def of_test(cfg: Any, trainer: Any) -> Predictions:
     if not columns or not trainer.evaluator.results:
         return {}
     split, items = tested_images(cfg, trainer)
-    read_items = images_of(trainer, split)
-    if columns["label"].tolist() != [item.label for item in read_items]:
+    rows = {id(item): row for row, item in enumerate(images_of(trainer, split))}
+    order = [rows[id(item)] for item in items]  # a method may read them in another one
+    if len(columns["label"]) != len(order) or columns["label"][order].tolist() != [item.label for item in items]:
         print(f"No {FILE}: the test did not read each image once, in order")
         return {}
-    if read_items is not items:  # a method with an order of its own
-        rows = {id(item): row for row, item in enumerate(read_items)}
-        order = [rows[id(item)] for item in items]
-        columns = {key: column[order] for key, column in columns.items()}
-    return columns | {
+    return {key: column[order] for key, column in columns.items()} | {
         "image": np.array(relative_paths(items, cfg.DATASET.ROOT)),
         "class_names": np.array([trainer.dm.lab2cname[label] for label in range(trainer.dm.num_classes)]),
         "dataset": np.array(title(cfg)),
@@ -155,12 +145,9 @@ def images_of(owner: Any, split: str) -> list:
 
 def save(file: Path, predictions: Mapping[str, Any]) -> None:
     """Write arrays to an .npz file, completely or not at all. Equal arrays give equal bytes."""
-    with replacing(file) as partial, zipfile.ZipFile(partial, "w") as archive:
-        for key, values in predictions.items():
-            entry = zipfile.ZipInfo(f"{key}.npy")  # dated 1980
-            entry.compress_type = zipfile.ZIP_STORED if key == "logits" else zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w", force_zip64=True) as stream:
-                npy.write_array(stream, np.asarray(values), allow_pickle=False)
+    write: Callable = np.savez if "logits" in predictions else np.savez_compressed  # logits hardly shrink
+    with replacing(file) as partial, open(partial, "wb") as stream:
+        write(stream, **predictions)
 
 
 def read(folder: Path) -> Predictions:
@@ -174,11 +161,7 @@ def read(folder: Path) -> Predictions:
     if not file.is_file() or results is None:
         missing = "results.json" if results is None else FILE
         raise UsageError(f"{folder} has no {missing}", "give the output folder of a finished run that tested", folder)
-    try:
-        describe(results)
-    except (LookupError, TypeError, ValueError) as error:
-        what = f"{folder / RESULTS} is damaged"
-        raise UsageError(what, "delete it and start its run again", folder / RESULTS) from error
+    described(folder, results)  # checks what every run writes
     try:
         found = read_arrays(file)
         check(found)

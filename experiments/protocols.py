@@ -17,30 +17,19 @@ ELEVEN += ("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")  # the order o
 
 @dataclass(frozen=True)
 class Step:
-    """One run of a protocol.
+    """One run of a protocol."""
 
-    Attributes:
-        classes: `base`, `new` or `all`: DATASET.SUBSAMPLE_CLASSES.
-        folder: of the run, with {dataset}, {name} (METHOD/CFG), {shots} and {seed}.
-        optional: only run if it is asked for.
-    """
-
-    classes: str
-    folder: str
-    optional: bool = False
+    classes: str  # `base`, `new` or `all`: DATASET.SUBSAMPLE_CLASSES
+    folder: str  # with {dataset}, {name} (METHOD/CFG), {shots} and {seed}
+    optional: bool = False  # only run if it is asked for
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A training run, which also tests the prompts on its own classes, and the tests that follow it.
-
-    Attributes:
-        steps: the training run, and tests of its prompts on other classes or another dataset.
-        shots: images of each class.
-    """
+    """A training run, which also tests its prompts on its own classes; then tests on other classes or datasets."""
 
     steps: tuple[Step, ...]
-    shots: tuple[int, ...] = (16,)
+    shots: tuple[int, ...] = (16,)  # images of each class
 
 
 SEEDS = (1, 2, 3)  # of most papers; MPL's has six
@@ -63,18 +52,12 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a method in a protocol.
+    """The settings of a method in a protocol."""
 
-    Attributes:
-        cfg: name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's).
-        settings: KEY, VALUE, ... that the authors' script or documentation adds to it.
-        datasets, shots: what it is for; empty: for every dataset, every number of images of each class.
-    """
-
-    cfg: str
-    settings: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    shots: tuple[int, ...] = ()
+    cfg: str  # name of a YAML file in configs/trainers/<method>/ (zero-shot CLIP uses CoOp's)
+    settings: tuple[str, ...] = ()  # KEY, VALUE, ... that the authors' script or documentation adds to it
+    datasets: tuple[str, ...] = ()  # empty: for every dataset
+    shots: tuple[int, ...] = ()  # empty: for every number of images of each class
 
     def fits(self, dataset: str, shots: int) -> bool:
         return (not self.datasets or dataset in self.datasets) and (not self.shots or shots in self.shots)
@@ -87,23 +70,19 @@ LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD",
 
 SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 
-ON_FEATURES = ("LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter", "LPPlusPlus", "GDA")
-
-# Method -> protocol -> its recipes; the first that fits is used. A method that is not here uses the YAML file that is
-# named after the protocol, or the only one of its folder.
+# Method -> protocol (OTHERWISE: all others) -> its recipes; the first that fits is used. A method that is not here uses
+# the YAML file that is named after the protocol, or the only one of its folder.
+OTHERWISE = ""
 RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
-    "ZeroshotCLIP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
-    **{method: dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)) for method in ON_FEATURES},
-    **{method: dict.fromkeys(PROTOCOLS, (Recipe("SGD_lr1e-1_B256_ep300"),)) for method in ("ZSLP", "CLAP")},
-    "TaskRes": dict.fromkeys(
-        PROTOCOLS,
-        (
+    "ZeroshotCLIP": {OTHERWISE: (Recipe("vit_b16"),)},
+    "TaskRes": {
+        OTHERWISE: (
             Recipe("adam_lr2e-4_B256_ep100", datasets=("imagenet",), shots=(1, 2, 4)),
             Recipe("adam_lr2e-4_B256_ep200", datasets=("imagenet",)),
             Recipe("adam_lr2e-3_B256_ep100", shots=(1, 2, 4)),
             Recipe("adam_lr2e-3_B256_ep200"),
-        ),
-    ),
+        )
+    },
     "CoOp": {
         # 200 epochs, on ImageNet 50: a comment in CoOp's scripts/cocoop/base2new_train.sh
         "base2new": (Recipe("vit_b16_ep50_ctxv1", datasets=("imagenet",)), Recipe("vit_b16_ctxv1")),
@@ -115,17 +94,15 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
             Recipe("vit_b16"),
         ),
     },
-    "CoCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)),
-    "KgCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
-    "ProGrad": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ours"),)),  # the published ones are for RN50
-    "TDA": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),  # not the values that were presumably chosen on test images
-    "TCP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep100_ctxv1"),)),
-    "VPT": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_4"),)),
-    "UPT": {**dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep50"),)), "few_shot": (Recipe("vit_b16"),)},
-    "IVLP": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2+2ctx"),)),
+    "CoCoOp": {OTHERWISE: (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)},
+    "KgCoOp": {OTHERWISE: (Recipe("vit_b16_ep100_ctxv1"),)},
+    "ProGrad": {OTHERWISE: (Recipe("vit_b16_ep100_ours"),)},  # the published ones are for RN50
+    "TDA": {OTHERWISE: (Recipe("vit_b16"),)},  # not the values that were presumably chosen on test images
+    "UPT": {"few_shot": (Recipe("vit_b16"),), OTHERWISE: (Recipe("vit_b16_ep50"),)},
+    "IVLP": {OTHERWISE: (Recipe("vit_b16_c2_ep5_batch4_2+2ctx"),)},
     "MaPLe": {
-        **dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep5_batch4_2ctx"),)),
         "cross_dataset": (Recipe("vit_b16_c2_ep5_batch4_2ctx_cross_datasets"),),
+        OTHERWISE: (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
     },
     "MMRL": {
         "base2new": (Recipe("vit_b16_imagenet", datasets=("imagenet",)), Recipe("vit_b16")),
@@ -143,41 +120,35 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
             Recipe("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", LATE_AVERAGE),
         ),
     },
-    "CLIPLoRA": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16"),)),
-    "MMA": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep5_imnet", datasets=("imagenet",)), Recipe("vit_b16_ep5"))),
-    "LoCoOp": dict.fromkeys(
-        PROTOCOLS,  # the authors' 200 classes are a fifth of ImageNet's
-        (Recipe("vit_b16_ep50", datasets=("imagenet",)), Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2"))),
-    ),
-    "DePT+CoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep10_bs4_lr35"),)),
-    "DePT+CoCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)),
-    "DePT+KgCoOp": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_ep10_ctxv1_bs4_lr35"),)),
-    "DePT+MaPLe": dict.fromkeys(PROTOCOLS, (Recipe("vit_b16_c2_ep10_batch4_2ctx"),)),
+    "MMA": {OTHERWISE: (Recipe("vit_b16_ep5_imnet", datasets=("imagenet",)), Recipe("vit_b16_ep5"))},
+    "LoCoOp": {  # the authors' 200 classes are a fifth of ImageNet's
+        OTHERWISE: (
+            Recipe("vit_b16_ep50", datasets=("imagenet",)),
+            Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),
+        )
+    },
+    "DePT+CoOp": {OTHERWISE: (Recipe("vit_b16_ep10_bs4_lr35"),)},
+    "DePT+KgCoOp": {OTHERWISE: (Recipe("vit_b16_ep10_ctxv1_bs4_lr35"),)},
+    "DePT+MaPLe": {OTHERWISE: (Recipe("vit_b16_c2_ep10_batch4_2ctx"),)},
     "MPL": {
-        "base2new": (Recipe("vit_b4_c1_add2_rm1"),),
         # The authors' script. Their repository also has vit_b4_c1_add2_rm1_cross_datasets, which no script names.
         "cross_dataset": (Recipe("vit_b4_c1_add2_rm1", ("OPTIM.MAX_EPOCH", "2")),),
-        "few_shot": (Recipe("vit_b4_c1_add2_rm1"),),
+        OTHERWISE: (Recipe("vit_b4_c1_add2_rm1"),),
     },
 }
 
 
 def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: str = "", backbone: str = "") -> Recipe:
-    """The settings of a method in a protocol.
+    """The settings of a method in a protocol, on the dataset of a YAML file, with `shots` images of each class.
 
     Args:
-        method: name of the trainer.
-        protocol: a key of PROTOCOLS.
-        dataset: name of a YAML file in configs/datasets/.
-        shots: images of each class.
         cfg: the YAML file, if the user has chosen one. The settings that belong to it in this protocol stay.
         backbone: of the run. The small CLIP has YAML files of its own, `small` and `small_cross_datasets`.
 
-    Raises:
-        UsageError: the method has several YAML files, or none, and nothing says which one is for the protocol.
+    Raises UsageError if nothing says which of several YAML files is for the protocol, or there is none.
     """
     recipes = RECIPES.get(method, {}) or RECIPES.get(method.rpartition("+")[2], {})  # of a plug-in its base's
-    fitting = [each for each in recipes.get(protocol, ()) if each.fits(dataset, shots)]
+    fitting = [each for each in recipes.get(protocol, recipes.get(OTHERWISE, ())) if each.fits(dataset, shots)]
     if cfg:
         return next((each for each in fitting if each.cfg == cfg), Recipe(cfg))
     names = [file.stem for file in config_files(method)]

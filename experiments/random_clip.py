@@ -23,24 +23,17 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where to write it: .pt, or .safetensors")
     parser.add_argument("--arch", default="ViT-B-16", choices=open_clip.list_models(), metavar="ARCH")
     parser.add_argument("--embed-dim", type=at_least(1))
-    for flag, size in {
-        "--image-size": "vision.image_size",
-        "--patch-size": "vision.patch_size",
-        "--vision-width": "vision.width",
-        "--vision-layers": "vision.layers",
-        "--text-width": "text.width",
-        "--text-layers": "text.layers",
-    }.items():
-        parser.add_argument(flag, type=at_least(1), dest=size)
+    for size in ("image-size", "patch-size", "vision-width", "vision-layers", "text-width", "text-layers"):
+        parser.add_argument(f"--{size}", type=at_least(1))
     add_common_options(parser)
-    args = vars(parser.parse_args())
-    towers = {
-        tower: {k.split(".")[1]: v for k, v in args.items() if k.startswith(f"{tower}.") and v}
-        for tower in ("vision", "text")
-    }
+    args = parser.parse_args()
+    vision = {"image_size": args.image_size, "patch_size": args.patch_size}
+    vision |= {"width": args.vision_width, "layers": args.vision_layers}
+    text = {"width": args.text_width, "layers": args.text_layers}
     torch.manual_seed(0)
-    state = random_clip(args["arch"], towers["vision"], towers["text"], args["embed_dim"]).state_dict()
-    args["file"].parent.mkdir(parents=True, exist_ok=True)
-    with replacing(args["file"]) as partial:
-        (save_file if args["file"].suffix == ".safetensors" else torch.save)(state, partial)
-    print(f"{args['file']}: {sum(tensor.numel() for tensor in state.values()):,} random numbers")
+    vision, text = ({key: size for key, size in tower.items() if size} for tower in (vision, text))
+    state = random_clip(args.arch, vision, text, args.embed_dim).state_dict()
+    args.file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(args.file) as partial:
+        (save_file if args.file.suffix == ".safetensors" else torch.save)(state, partial)
+    print(f"{args.file}: {sum(tensor.numel() for tensor in state.values()):,} random numbers")

@@ -30,9 +30,6 @@ def joined() -> Iterator[None]:
     """Be one of the ranks that torchrun has started; without torchrun, do nothing.
 
     Only rank 0 prints, and of an error only the rank that fails first.
-
-    Raises:
-        UsageError: the ranks do not connect, or there are more ranks than GPUs.
     """
     if rank_count() == 1:
         yield
@@ -74,24 +71,16 @@ def connect() -> Any:
         backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(
-            f"cannot connect to the other ranks ({one_line(error)})",
-            "start them by torchrun (if the port is in use, with another --master-port), or unset WORLD_SIZE",
-        ) from error
+        remedy = "start them by torchrun (if the port is in use, with another --master-port), or unset WORLD_SIZE"
+        raise UsageError(f"cannot connect to the other ranks ({one_line(error)})", remedy) from error
     return store
 
 
 def take_own_gpu(count: int, local_rank: int) -> None:
-    """Let this process see only its own GPU.
-
-    Raises:
-        UsageError: the machine has fewer GPUs than ranks.
-    """
+    """Let this process see only its own GPU; raises UsageError if the machine has fewer GPUs than ranks."""
     if local_rank >= count:
-        raise UsageError(
-            f"there are more ranks than the {count} GPUs of this machine",
-            "start one for each (--nproc-per-node), or hide the GPUs by CUDA_VISIBLE_DEVICES=",
-        )
+        remedy = "start one for each (--nproc-per-node), or hide the GPUs by CUDA_VISIBLE_DEVICES="
+        raise UsageError(f"there are more ranks than the {count} GPUs of this machine", remedy)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local_rank]
 
@@ -105,11 +94,7 @@ def fails_first(store: Any) -> bool:
 
 
 def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
-    """Check that all ranks have the same code, arguments, settings, images and weights.
-
-    Raises:
-        UsageError: something differs.
-    """
+    """Raise UsageError unless all ranks have the same code, arguments, settings, images and weights."""
     from clip import current_ranks
     from clip.digest import digest
     from common.version import source
@@ -122,11 +107,11 @@ def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
         return
     options = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
     settings = {key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER}
-    weights = {
+    facts = {
         "choice of images": digest_of_images(trainer.dm.dataset, cfg.DATASET.ROOT),
         "device": trainer.device.type,
         "backbone": digest(trainer.model.clip.state_dict()),
         "prompts": digest(trainer.model.state_dict()),
     }
-    ranks.agree({"version of the project": source(), **options, **settings, **weights})
+    ranks.agree({"version of the project": source(), **options, **settings, **facts})
     print(f"{ranks.count} ranks: each computes a part of the classes and of the images")

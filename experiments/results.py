@@ -32,12 +32,7 @@ RECORDED = {
 def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_use: dict, ood: list[dict]) -> str:
     """The content of results.json of a run that has ended; figures that were not measured are null.
 
-    Args:
-        cfg: the run's configuration.
-        trainer: after its test.
-        epochs, tested_epoch: as `run.execute` returns them.
-        data_use: its card (experiments/data_card.py).
-        ood: how well it told other images (experiments/ood.py).
+    The arguments are from `run.execute`, `data_card.data_use` and `ood.evaluate`.
     """
     import torch  # here, as readers of results do without it
 
@@ -73,9 +68,10 @@ def measured(cfg, trainer) -> dict:
 
     found = trainer.evaluator.results
     split, items = tested_images(cfg, trainer)
-    figures = {"split": split, "n_test": (getattr(trainer, "n_test", 0) or len(items)) if found else None}
-    figures |= {key: found[key] if key in found and math.isfinite(found[key]) else None for key in MEASURES}
-    return figures | {
+    return {
+        "split": split,
+        "n_test": (getattr(trainer, "n_test", 0) or len(items)) if found else None,
+        **{key: found[key] if math.isfinite(found.get(key, math.nan)) else None for key in MEASURES},
         "train_seconds": getattr(trainer, "train_seconds", None) or None,  # the published Dassl keeps no record
         "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
     }
@@ -101,11 +97,19 @@ def describe(run: dict) -> str:
     )
 
 
+def described(folder: Path, run: dict) -> str:
+    """`describe` for the results of a folder; raises UsageError if they are damaged."""
+    try:
+        return describe(run)
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"{folder / FILE} is damaged"
+        raise UsageError(what, "delete it and start its run again", folder / FILE) from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/base2new.py RUN ...`."""
-    parser = argparse.ArgumentParser(
-        description="Print one line of results for each run, and the harmonic mean after a base and a new one."
-    )
+    text = "Print one line of results for each run, and the harmonic mean after a base and a new one."
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
     add_common_options(parser)
     args = parser.parse_args(argv)
@@ -114,10 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"there is no {folder / FILE}", "give the output folder of a finished run", folder)
     found = {folder: run for folder in args.runs if (run := read_results(folder))}
     for folder, run in found.items():
-        try:
-            print(describe(run))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{folder / FILE} is damaged", "delete it and start its run again", folder) from error
+        print(described(folder, run))
     runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
         mark = max(map(mark_of, runs))  # one of them is enough

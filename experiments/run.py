@@ -23,11 +23,10 @@ from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words
 from trainers.base.ranks import split
 
 from . import ood, predictions
-from .chosen import read_chosen
-from .configuration import changed_settings, read_files, setup_cfg, state_weights, unread_settings
+from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
-from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
+from .output_folder import CONFIG, PARTIAL_TEST, OutputFolder, check_same_settings, claimed
 from .ranks import check_agreement
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, read_results, results_of
@@ -37,9 +36,7 @@ from .trackers import check_trackers, reporting
 def train_and_test(args: Namespace, wait: bool = False) -> None:
     """Arguments -> configuration -> output folder -> trainer -> training and test -> results.json, written last.
 
-    Args:
-        args: the command line of one run, with one seed.
-        wait: wait for another run in the same output folder, instead of raising UsageError.
+    If `wait`, it waits for another run in the same output folder, instead of raising UsageError.
     """
     files = read_files(args)
     cfg = setup_cfg(args, files)
@@ -58,8 +55,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             others = ood.read_others(cfg, trainer)
         if args.no_train:
             return
-        folder.remove(RESULTS)
-        folder.remove(predictions.FILE)
+        folder.remove(RESULTS, predictions.FILE)
         with reporting(args.report_to if folder.writes else [], cfg, trainer):
             epochs, tested_epoch = execute(args, cfg, trainer)
             detected = ood.evaluate(cfg, trainer, others)
@@ -67,7 +63,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
                 predictions.save(folder.path / predictions.FILE, arrays)
             card = data_use(cfg, trainer, fit, choices, settings)
             folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
-            folder.remove_partial_test()
+            folder.remove(PARTIAL_TEST)  # what the test has kept in order to resume
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
 
@@ -99,7 +95,10 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         if not cfg.MODEL.BACKBONE.NAME:
             raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
         check_backbone(cfg.MODEL.BACKBONE.NAME)
-        state_weights(cfg)
+        weights = weights_of(cfg)
+        cfg.defrost()
+        cfg.MODEL.BACKBONE.SHA256 = weights
+        cfg.freeze()
         if args.eval_only and args.model_dir and method.learns:
             find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME, method.published_file)
     ood.check_settings(cfg)
@@ -138,9 +137,8 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     elif cfg.USE_CUDA and (why := unused_gpu()):
-        print(
-            f"Computing on the CPU, although there is an NVIDIA GPU: {why} (docs/install.md; USE_CUDA False hides this)"
-        )
+        hint = "docs/install.md; USE_CUDA False hides this"
+        print(f"Computing on the CPU, although there is an NVIDIA GPU: {why} ({hint})")
     trainer = build_trainer(cfg)
     if cfg.TEST.SAVE_LOGITS:
         predictions.check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
@@ -163,8 +161,7 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
 def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | None:
     """The past and future choices on images for the prompts that a run tests; None if their checkpoint does not say.
 
-    Raises:
-        UsageError: this run would choose on test images, and TEST.SELECT_ON_TEST is False.
+    Raises UsageError if this run would choose on test images, and TEST.SELECT_ON_TEST is False.
     """
     choices = getattr(trainer, "inherited_choices", None if args.eval_only else [])
     here, training = isinstance(trainer, trainers.PromptTrainer), not args.eval_only and is_trainable(trainer)

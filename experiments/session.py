@@ -21,26 +21,18 @@ BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATA
 WORKERS = "lower DATALOADER.NUM_WORKERS"
 LESS_TEXT = "or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
 # Words in the text of an error, what the machine lacks, and the remedy. The first row that fits counts.
+ON_GPU = "CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+ON_CPU = "allocate memory|MemoryError|DataLoader worker .*(killed by signal|exited unexpectedly)"
 SHORTAGES = (
-    (
-        "CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED",
-        "the memory of the GPU is full",
-        f"{BATCH}, {LESS_TEXT}",
-    ),
+    (ON_GPU, "the memory of the GPU is full", f"{BATCH}, {LESS_TEXT}"),
     ("shared memory|Bus error|file </torch_", "the shared memory is full", f"{WORKERS}, or make /dev/shm larger"),
-    (
-        "allocate memory|MemoryError|DataLoader worker .*(killed by signal|exited unexpectedly)",
-        "the memory is full",
-        f"{BATCH}, {WORKERS}, {LESS_TEXT}",
-    ),
+    (ON_CPU, "the memory is full", f"{BATCH}, {WORKERS}, {LESS_TEXT}"),
     ("Too many open files", "too many files are open", f"raise the limit by `ulimit -n 4096`, or {WORKERS}"),
     ("No space left on device", "the disk is full", "free some space, then run the same command again"),
 )
 
 
-def run_command(
-    main: Callable[[], None], resumes: str = "from the last complete epoch", several_ranks: bool = False
-) -> None:
+def run_command(main: Callable[[], None], *resumes: str, several_ranks: bool = False) -> None:
     """`cli_main` as the last call of a process, which it ends with the exit status.
 
     It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second, and
@@ -48,7 +40,7 @@ def run_command(
     """
     sys.unraisablehook = interrupt_again
     try:
-        cli_main(main, resumes, several_ranks)
+        cli_main(main, *resumes, several_ranks=several_ranks)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -64,14 +56,13 @@ def run_command(
 
 
 def cli_main(
-    main: Callable[[], None], resumes: str = "from the last complete epoch", several_ranks: bool = False
+    main: Callable[[], None], resumes: str = "from the last complete epoch", *, several_ranks: bool = False
 ) -> None:
     """Run `main`. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
 
     `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
 
     Args:
-        main: the command.
         resumes: where the same command resumes after an interrupt.
         several_ranks: whether torchrun may start it on several devices.
     """

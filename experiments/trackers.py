@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from yacs.config import CfgNode
@@ -28,7 +29,7 @@ PARAMS = 100  # settings in a request to MLflow
 class TensorBoard:
     """As all trackers, it takes figures by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
 
-    `finish(results, files)` ends it with the run's results (None: it failed) and its files.
+    `finish(results, files)` ends it with the run's results (None: it failed) and its files {path: folder}.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -37,7 +38,7 @@ class TensorBoard:
         self.writer = SummaryWriter(log_dir=str(Path(cfg.OUTPUT_DIR, "tensorboard")))
         self.add_scalar = self.writer.add_scalar
 
-    def finish(self, results: dict | None, files: list[Path]) -> None:
+    def finish(self, results: dict | None, files: dict[Path, str]) -> None:
         self.writer.close()
 
 
@@ -57,13 +58,12 @@ class Wandb:
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.run.log({tag: value, "batch" if tag.startswith("train/") else "epoch": global_step})
 
-    def finish(self, results: dict | None, files: list[Path]) -> None:
+    def finish(self, results: dict | None, files: dict[Path, str]) -> None:
         if results is not None:
             self.run.summary.update({f"results/{key}": value for key, value in results.items()})
             artefact = self.wandb.Artifact(f"prompts-{self.run.id}", type="model")
-            for file in files:
-                inside = f"{file.parent.name}/" if is_checkpoint(file) else ""
-                artefact.add_file(str(file), name=inside + file.name)
+            for file, inside in files.items():
+                artefact.add_file(str(file), name=str(Path(inside, file.name)))
             self.run.log_artifact(artefact)
         self.run.finish(exit_code=0 if results is not None else 1)
 
@@ -85,44 +85,24 @@ class MLflow:
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.client.log_metric(self.run, tag, float(value), step=global_step)
 
-    def finish(self, results: dict | None, files: list[Path]) -> None:
+    def finish(self, results: dict | None, files: dict[Path, str]) -> None:
         for key, value in (results or {}).items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self.client.log_metric(self.run, f"results/{key}", float(value))
-        for file in files if results is not None else ():
-            self.client.log_artifact(self.run, str(file), file.parent.name if is_checkpoint(file) else None)
+        for file, inside in files.items() if results is not None else ():
+            self.client.log_artifact(self.run, str(file), inside or None)
         self.client.set_terminated(self.run, "FINISHED" if results is not None else "FAILED")
 
 
 TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": MLflow}
 
 
-class Several:
-    """The trackers of a run, as the one writer that a trainer of Dassl has."""
-
-    def __init__(self, trackers: list):
-        self.trackers = trackers
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        for tracker in self.trackers:
-            tracker.add_scalar(tag, value, global_step)
-
-    def close(self) -> None:
-        """The trackers stay open until `finish`."""
-
-
-def is_checkpoint(file: Path) -> bool:
-    return file.name not in FILES
-
-
 def check_trackers(names: list[str]) -> None:
     """Raise UsageError for a tracker whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
-            raise UsageError(
-                f"--report-to {name}: the package {name} is not installed",
-                "run `pip install -r requirements-trackers.txt`",
-            )
+            what = f"--report-to {name}: the package {name} is not installed"
+            raise UsageError(what, "run `pip install -r requirements-trackers.txt`")
 
 
 def report_thread(failure: Any) -> None:
@@ -135,14 +115,16 @@ def report_thread(failure: Any) -> None:
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     """Send the scalars of a trainer to trackers and, at the end, what the run has left in its folder.
 
-    Args:
-        names: keys of TRACKERS. Nothing changes if they are empty: the trainer opens TensorBoard itself.
-        cfg: the run's configuration.
-        trainer: ready to train or to test.
+    Without `names`, keys of TRACKERS, nothing changes: the trainer opens TensorBoard itself.
     """
     trackers = [TRACKERS[name](cfg) for name in names]
-    if trackers:
-        trainer._writer = Several(trackers)  # `init_writer` then opens no other
+
+    def add_scalar(tag: str, value: float, global_step: int) -> None:
+        for tracker in trackers:
+            tracker.add_scalar(tag, value, global_step)
+
+    if trackers:  # `init_writer` then opens no other, and closes none before `finish`
+        trainer._writer = SimpleNamespace(add_scalar=add_scalar, close=lambda: None)
     folder, results = Path(cfg.OUTPUT_DIR), None
     before, threading.excepthook = threading.excepthook, report_thread
     try:
@@ -151,7 +133,8 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
             results = json.loads((folder / RESULTS).read_text())
     finally:
         threading.excepthook = before
-        checkpoints = [file for name in trainer.get_model_names() for file in sorted((folder / name).glob("model*"))]
-        files = [file for file in (*(folder / name for name in FILES), *checkpoints) if file.is_file()]
+        files = {folder / name: "" for name in FILES if (folder / name).is_file()}
+        for name in trainer.get_model_names():
+            files |= {file: name for file in sorted((folder / name).glob("model*")) if file.is_file()}
         for tracker in trackers:
             tracker.finish(results, files)

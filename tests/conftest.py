@@ -11,7 +11,6 @@ import yaml
 from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
-# In place of Python for a script: notes what it is asked for, and leaves a result.
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # A shell ignores SIGINT in what it starts in the background, and Python then leaves it ignored.
@@ -27,10 +26,8 @@ def pytest_collection_finish(session):
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--golden", type=Path, default=ROOT / "tests/golden", help="folder of the published implementations' figures"
-    )
-
+    golden = ROOT / "tests/golden"
+    parser.addoption("--golden", type=Path, default=golden, help="folder of the published implementations' figures")
     parser.addoption("--ranks", type=int, default=1, help="number of ranks of the golden cases")
     parser.addoption("--random-seed", type=int, help="seed of the random tests (default: another one each time)")
 

@@ -63,13 +63,15 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
     return cfg
 
 
-def arguments(root, backbone, output, *overrides, trainer="MPL", options=()) -> list[str]:
+def arguments(root, backbone, output, *overrides, trainer="MPL", config="", options=()) -> list[str]:
     """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2 epochs.
 
-    `options` and `overrides` (KEY, VALUE, ...) come after those given here, and so replace them.
+    `options` and `overrides` (KEY, VALUE, ...) come after those given here, and so replace them. `config` names
+    another YAML file of the method.
     """
     configs = ROOT / "configs"
-    yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}[trainer]
+    yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}.get(trainer)
+    yaml = f"{trainer}/{config}.yaml" if config else yaml
     argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--seed", 1, "--trainer", trainer]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml"]
     argv += ["--config-file", configs / "trainers" / yaml, *options]
@@ -133,16 +135,18 @@ METHODS = tuple(
 ADAPTED = {"CLIPLoRA", "MMA"}  # whose learned modules are inside the towers
 
 
+def results(folder: Path) -> dict:
+    """The content of results.json."""
+    return json.loads((folder / "results.json").read_text())
+
+
 def run_for_real(launch, calls, monkeypatch):
     """Give the calls that a script would make to train.py in this process; returns the results of the runs."""
     monkeypatch.chdir(ROOT)
-    results = []
     for call in calls:
-        file = Path(call[call.index("--output-dir") + 1], "results.json")
-        status, _, errors = launch(*call)
-        assert status == 0, errors
-        results.append(json.loads(file.read_text()))
-    return results
+        ended = launch(*call)
+        assert ended.status == 0, ended.errors
+    return [results(Path(call[call.index("--output-dir") + 1])) for call in calls]
 
 
 def card(name: str) -> list[float]:

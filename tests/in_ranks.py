@@ -45,11 +45,9 @@ def in_ranks(count, function):
 
 def answer_of(receiving):
     try:
-        return (
-            pickle.loads(receiving.recv_bytes())
-            if receiving.poll(PATIENCE)
-            else (f"it takes more than {PATIENCE} seconds", None)
-        )
+        if not receiving.poll(PATIENCE):
+            return f"it takes more than {PATIENCE} seconds", None
+        return pickle.loads(receiving.recv_bytes())
     except EOFError:
         return "it ended early", None
 

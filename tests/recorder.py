@@ -17,38 +17,35 @@ CASES = {name: (name,) for name in METHODS if name not in ADAPTED} | SETTINGS
 
 
 class Counted:
-    """Towers that note their calls: the function, whether it is a training step's, and the number of images."""
+    """Towers that note the number of images in each call of a training step."""
 
-    def __init__(self, towers, trainer, calls):
-        self.towers, self.trainer, self.calls = towers, trainer, calls
+    def __init__(self, towers, trainer, images):
+        self.towers, self.trainer, self.images = towers, trainer, images
 
     def __getattr__(self, name):
         def call(clip, *arguments):
-            images = len(arguments[0]) if name != "encode_text" else 0
-            self.calls.append((name, self.trainer.model.training, images))
+            if name != "encode_text" and self.trainer.model.training:
+                self.images.append(len(arguments[0]))
             return getattr(self.towers, name)(clip, *arguments)
 
         return call
 
 
 class Recorder:
-    """Trains a seed for some steps, alone or on several ranks, and notes what it sees."""
+    """A seed's trainer, alone or on several ranks, which notes what it sees."""
 
-    def __init__(self, root, backbone, output, seed, case, options=()):
-        self.seed, (method, *settings) = seed, CASES[case]
+    def __init__(self, root, backbone, output, case, options=(), seed=1, double=False):
+        method, *settings = CASES[case]
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
         section = methods()[method].section()
-        self.settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
+        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
         few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "SEED", seed, *options]
-        self.cfg = make_cfg(method, root, backbone, output / f"seed{seed}", *few, *self.settings)
-        self.paths, self.logits, self.calls = [], [], []
-
-    def build(self, double=False):
-        set_random_seed(self.seed)
-        self.trainer = trainer = build_trainer(self.cfg)
+        self.paths, self.logits, self.images = [], [], []
+        set_random_seed(seed)
+        self.trainer = trainer = build_trainer(make_cfg(method, root, backbone, output, *few, *settings))
         if double:
             trainer.model.double()
-        trainer.model.towers = Counted(trainer.model.towers, trainer, self.calls)
+        trainer.model.towers = Counted(trainer.model.towers, trainer, self.images)
         split(trainer, current_ranks())
         self.start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         loss, step = trainer.loss, trainer.forward_backward

@@ -28,6 +28,13 @@ class Ended(NamedTuple):
     printed: str
     errors: list[str]
 
+    @property
+    def error(self) -> str:
+        """The line of a program that has ended with an error of its user."""
+        assert (self.status, len(self.errors)) == (2, 1), self.errors
+        assert self.errors[0].startswith("error: ")
+        return self.errors[0]
+
 
 @pytest.fixture
 def ended(capsys):
@@ -63,6 +70,18 @@ def launch(ended, monkeypatch):
 
 
 @pytest.fixture
+def run(launch, eurosat, tiny, tmp_path):
+    """`run(name, KEY, VALUE, ..., root=, backbone=, **of_arguments)` is a run that succeeds; returns its folder."""
+
+    def run(name, *overrides, root=eurosat, backbone=tiny, **others):
+        ended = launch(*arguments(root, backbone, tmp_path / name, *overrides, **others))
+        assert ended.status == 0, ended.errors
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
 def imagenet(tmp_path):
     """A root with miniatures of ImageNet and ImageNetV2: 4 classes, 3 images each for training and 2 for testing."""
     build_tree("imagenet", tmp_path / "data")
@@ -71,14 +90,12 @@ def imagenet(tmp_path):
 
 
 @pytest.fixture
-def on_imagenet(launch, tiny, imagenet, tmp_path):
+def on_imagenet(run, imagenet):
     """`on_imagenet(name, KEY, VALUE, ..., root=, options=)` trains MPL two epochs, and returns the folder."""
 
     def on_imagenet(name, *overrides, root=imagenet, options=()):
         options = ["--dataset-config-file", ROOT / "configs/datasets/imagenet.yaml", *options]
-        ended = launch(*arguments(root, tiny, tmp_path / name, *overrides, options=options))
-        assert ended.status == 0, ended.errors
-        return tmp_path / name
+        return run(name, *overrides, root=root, options=options)
 
     return on_imagenet
 
@@ -95,10 +112,8 @@ def refused(launch, tmp_path):
     """`refused(arguments, *words)`: the run to `tmp_path/out` ends in one line with these words, and leaves nothing."""
 
     def refused(argv, *words):
-        status, _, errors = launch(*argv)
-        assert (status, len(errors)) == (2, 1), errors
-        assert errors[0].startswith("error: ")
-        assert [word for word in map(str, words) if word not in errors[0]] == [], errors[0]
+        error = launch(*argv).error
+        assert [word for word in map(str, words) if word not in error] == [], error
         assert not (tmp_path / "out").exists()
 
     return refused
@@ -168,11 +183,9 @@ def prepare_fails(prepare):
     """`prepare_fails(arguments, *words)`: it ends in one line with these words; returns what it printed before."""
 
     def prepare_fails(arguments, *words, **how):
-        status, printed, errors = prepare(*arguments, **how)
-        assert (status, len(errors)) == (2, 1), errors
-        assert errors[0].startswith("error: ")
-        assert [word for word in map(str, words) if word not in errors[0]] == [], errors[0]
-        return printed
+        ended = prepare(*arguments, **how)
+        assert [word for word in map(str, words) if word not in ended.error] == [], ended.error
+        return ended.printed
 
     return prepare_fails
 

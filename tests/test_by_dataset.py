@@ -2,7 +2,6 @@
 
 import pytest
 import yaml
-from drawn import arguments
 
 from common.start import ROOT
 from experiments.arguments import parse_arguments
@@ -26,12 +25,15 @@ def configured(tmp_path):
     return configured
 
 
-@pytest.mark.parametrize("classes", ["base", "new"])
-def test_values_of_the_dataset_replace_those_of_the_file(classes, configured):
+def test_values_of_the_dataset_replace_those_of_the_file(configured):
     table = {"base2new": {"EuroSAT": VALUES, "OxfordPets": {"OPTIM.LR": 3.0}}}
-    cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
-    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.TRAINER.MPL.N_ADD_OP) == (0.25, "adamw", [2] * 8)
-    assert cfg.BY_DATASET == {"OPTIM.LR": 0.25, "TRAINER.MPL.N_ADD_OP": [2] * 8, "OPTIM.NAME": "adamw"}
+    for classes in ("base", "new"):
+        cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
+        assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.TRAINER.MPL.N_ADD_OP) == (0.25, "adamw", [2] * 8)
+        assert cfg.BY_DATASET == {"OPTIM.LR": 0.25, "TRAINER.MPL.N_ADD_OP": [2] * 8, "OPTIM.NAME": "adamw"}
+    for table, classes in (({"OxfordPets": VALUES}, "base"), ({"EuroSAT": VALUES}, "all")):
+        cfg = configured({"base2new": table}, "DATASET.SUBSAMPLE_CLASSES", classes)
+        assert (cfg.OPTIM.LR, cfg.BY_DATASET) == (0.5, {})
 
 
 def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
@@ -39,12 +41,6 @@ def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
     for classes, rate in (("all", 0.25), ("base", 0.125), ("new", 0.125)):
         cfg = configured(table, "DATASET.SUBSAMPLE_CLASSES", classes)
         assert cfg.OPTIM.NAME == "adam" and rate == cfg.OPTIM.LR
-
-
-def test_other_datasets_and_all_classes_keep_the_values_of_the_file(configured):
-    for table, classes in (({"OxfordPets": VALUES}, "base"), ({"EuroSAT": VALUES}, "all")):
-        cfg = configured({"base2new": table}, "DATASET.SUBSAMPLE_CLASSES", classes)
-        assert (cfg.OPTIM.LR, cfg.BY_DATASET) == (0.5, {})
 
 
 def test_command_line_goes_before_the_values_of_the_dataset(configured):
@@ -78,20 +74,17 @@ def test_invalid_table_is_refused(table, words, configured):
         configured(table, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
-def test_run_logs_them_and_its_config_file_repeats_it(launch, eurosat, tiny, tmp_path):
-    file, out = tmp_path / "method.yaml", tmp_path / "out"
+def test_run_logs_them_and_its_config_file_repeats_it(run, tmp_path):
+    file, base = tmp_path / "method.yaml", ("DATASET.SUBSAMPLE_CLASSES", "base")
     file.write_text(yaml.safe_dump(MPL | {"BY_DATASET": {"base2new": {"EuroSAT": {"OPTIM.LR": 0.25}}}}))
-    for folder, config, options in (
-        (out, file, ["OPTIM.WEIGHT_DECAY", 0.1]),
-        (tmp_path / "given", file, ["OPTIM.LR", 0.75]),
-        (tmp_path / "again", tmp_path / "given/config.yaml", []),
-    ):
-        base = ["DATASET.SUBSAMPLE_CLASSES", "base", *options]
-        argv = arguments(eurosat, tiny, folder, *base, options=["--config-file", config, "--no-train"])
-        ended = launch(*argv)
-        assert (ended.status, ended.errors) == (0, [])
+
+    def started(name, config, *overrides):
+        folder = run(name, *base, *overrides, options=["--config-file", config, "--no-train"])
+        return (folder / "log.txt").read_text(), yaml.safe_load((folder / "config.yaml").read_text())["OPTIM"]["LR"]
+
     line = "The YAML file sets for EuroSAT (BY_DATASET): OPTIM.LR 0.25\n"
-    logs = [(folder / "log.txt").read_text() for folder in (out, tmp_path / "given")]
-    assert [line in log for log in logs] == [True, False]
-    rates = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["OPTIM"]["LR"] for name in ("out", "again")]
-    assert rates == [0.25, 0.75]
+    log, rate = started("out", file)
+    assert line in log and rate == 0.25
+    log, rate = started("given", file, "OPTIM.LR", 0.75)
+    assert line not in log and rate == 0.75
+    assert started("again", tmp_path / "given/config.yaml")[1] == 0.75

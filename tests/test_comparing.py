@@ -16,16 +16,14 @@ from experiments.predictions import save
 def write_run(folder, correct, method="MPL", seed=1, names=("a", "b"), images="old", test_images=0):
     """A finished run of two classes; label 0 is right."""
     classes = np.stack([1 - np.asarray(correct), np.asarray(correct)], axis=1)
-    number = len(classes)
+    number, accuracy = len(classes), 100 * float(np.mean(correct))
     ones = np.full(number, 0.5, dtype=np.float32)
     folder.mkdir(parents=True)
     paths = [f"{images}/{i}.png" for i in range(number)]
-    words = {"image": np.array(paths), "class_names": np.array(names)}
-    words |= {"dataset": np.array("Set"), "split": np.array("test")}
-    words["images_sha256"] = np.array(digest_of_rows((path, 0, names[0]) for path in paths))
-    columns = {"label": np.zeros(number, dtype=int), "classes": classes, "probabilities": np.stack([ones, ones], 1)}
-    save(folder / "predictions.npz", words | columns | {"log_probability": -ones, "brier": ones})
-    accuracy = 100 * float(np.mean(correct))
+    digest = digest_of_rows((path, 0, names[0]) for path in paths)
+    arrays = {"image": paths, "class_names": names, "dataset": "Set", "split": "test", "images_sha256": digest}
+    arrays |= {"label": np.zeros(number, dtype=int), "classes": classes, "probabilities": np.stack([ones, ones], 1)}
+    save(folder / "predictions.npz", arrays | {"log_probability": -ones, "brier": ones})
     run = {"trainer": method, "dataset": "Set", "seed": seed, "classes": "all", "n_test": number, "accuracy": accuracy}
     run |= {"shots": 4, "data_use": {"choose": [{"test_images": test_images}]}}
     (folder / "results.json").write_text(json.dumps(run))
@@ -45,37 +43,22 @@ def runs(tmp_path):
 
 def test_sentences_have_the_numbers_of_an_independent_computation(runs, command):
     folder, right = runs
-    ended = command(comparing, folder / "MPL", folder / "CoOp")
-    assert (ended.status, ended.errors) == (0, [])
+    printed = command(comparing, folder / "MPL", folder / "CoOp").printed
     ours, theirs = (np.array(right[name]) for name in ("MPL", "CoOp"))
     by_seed = 100 * (ours - theirs).mean(axis=1)
-    assert (
-        f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 images" in ended.printed
-    )
-    assert f"Difference: {by_seed.mean():+.2f} points" in ended.printed
+    assert f"MPL {100 * ours.mean():.2f}%, CoOp {100 * theirs.mean():.2f}% (Set, all classes, 200 images" in printed
+    assert f"Difference: {by_seed.mean():+.2f} points" in printed
     for seed in range(3):
         only = [int(((ours - theirs)[seed] == sign).sum()) for sign in (1, -1)]
         p = stats.binomtest(only[0], sum(only)).pvalue
-        assert f"Seed {seed + 1}: {only[0]} images only MPL gets right, {only[1]} only CoOp" in ended.printed
-        assert f"p = {p:.3g}" in ended.printed
+        assert f"Seed {seed + 1}: {only[0]} images only MPL gets right, {only[1]} only CoOp" in printed
+        assert f"p = {p:.3g}" in printed
     low, high = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
-    assert f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in ended.printed
-    assert "do not show which" not in ended.printed
+    assert f"95% interval {low:+.2f} to {high:+.2f} (paired t)" in printed and "do not show which" not in printed
+    one = command(comparing, folder / "MPL/seed1", folder / "CoOp/seed1").printed
+    assert f"Difference: {by_seed[0]:+.2f} points" in one and "of this seed only" in one
     same = command(comparing, folder / "MPL", folder / "MPL").printed
     assert "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same and "do not show which" in same
-
-
-def test_one_prediction_changes_the_comparison(runs, command):
-    folder, right = runs
-    before = command(comparing, folder / "MPL/seed1", folder / "CoOp/seed1").printed
-    correct = right["MPL"][0].copy()
-    first = int(np.flatnonzero(correct & (1 - right["CoOp"][0]))[0])
-    correct[first] = 0
-    write_run(folder / "changed", correct)
-    after = command(comparing, folder / "changed", folder / "CoOp/seed1").printed
-    only = int(((right["MPL"][0] - right["CoOp"][0]) == 1).sum())
-    assert f"{only} images only MPL" in before and f"{only - 1} images only MPL" in after
-    assert "of this seed only" in before
 
 
 def test_bootstrap_resamples_seeds_and_images():
@@ -123,8 +106,7 @@ def test_too_few_seeds_for_a_conclusion():
 def test_incomparable_runs_are_refused(other, words, runs, command):
     folder, right = runs
     write_run(folder / "other", right["CoOp"][0], **other)
-    ended = command(comparing, folder / "MPL", folder / "other")
-    assert (ended.status, len(ended.errors)) == (2, 1) and words in ended.errors[0]
+    assert words in command(comparing, folder / "MPL", folder / "other").error
 
 
 def test_runs_selected_on_test_images_are_marked(runs, command):
@@ -134,23 +116,17 @@ def test_runs_selected_on_test_images_are_marked(runs, command):
     assert f"MPL {100 * np.mean(right['MPL'][0]):.2f}% (selected on test images), CoOp" in printed
 
 
-def test_one_image_is_not_compared(tmp_path, command):
-    for method in ("MPL", "CoOp"):
-        for seed in (1, 2):
-            write_run(tmp_path / method / f"seed{seed}", [1], method, seed)
-    ended = command(comparing, tmp_path / "MPL", tmp_path / "CoOp")
-    assert (ended.status, len(ended.errors)) == (2, 1) and "were tested on one image" in ended.errors[0]
-
-
-def test_folders_without_runs_or_with_two_kinds_are_refused(runs, command, tmp_path):
+def test_folders_that_are_not_compared(runs, command, tmp_path):
     folder, right = runs
-    assert "give two folders" in command(comparing, folder / "MPL").errors[0]
+    assert "give two folders" in command(comparing, folder / "MPL").error
     (tmp_path / "empty").mkdir()
-    assert "no finished run in" in command(comparing, folder / "MPL", tmp_path / "empty").errors[0]
+    assert "no finished run in" in command(comparing, folder / "MPL", tmp_path / "empty").error
+    write_run(folder / "one image", [1])
+    assert "were tested on one image" in command(comparing, folder / "one image", folder / "one image").error
     (folder / "CoOp/seed2/predictions.npz").unlink()
-    assert "has no predictions.npz" in command(comparing, folder / "MPL", folder / "CoOp").errors[0]
+    assert "has no predictions.npz" in command(comparing, folder / "MPL", folder / "CoOp").error
     write_run(folder / "MPL/again", right["MPL"][0])
-    assert "has a seed twice" in command(comparing, folder / "MPL", folder / "MPL").errors[0]
+    assert "has a seed twice" in command(comparing, folder / "MPL", folder / "MPL").error
 
 
 def test_seeds_are_paired_by_their_numbers(runs):

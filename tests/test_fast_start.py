@@ -1,6 +1,5 @@
 """What does not wait for torch: the facts of methods from their source, and the status of a study."""
 
-import shutil
 import subprocess
 import sys
 
@@ -21,54 +20,42 @@ sys.exit(f"imported: {{slow}}" if slow else 0)
 """
 
 
-FACTORY = """
-from dassl.engine import TRAINER_REGISTRY
-from .zsclip import ZeroshotCLIP
+@pytest.fixture
+def ask():
+    """`ask()` -> the facts of a process that has just started."""
 
-def make(name, transfers):
-    return type(name, (ZeroshotCLIP,), {"transfers": transfers, "config_folder": "A" + "B", "__module__": __name__})
+    def ask():
+        methods.kept_facts.cache_clear()
+        return methods.kept_facts()
 
-TRAINER_REGISTRY.register()(make("Made", False))
-"""
-ASK = "from experiments.methods import methods; import sys; print(methods().get('Made'), 'torch' in sys.modules)"
-
-
-@pytest.mark.thorough
-@pytest.mark.slow
-def test_method_of_a_factory_is_known_without_importing_it_again(tmp_path):
-    place = tmp_path / "clone"
-    for folder in ("clip", "common", "configs", "datasets", "experiments", "trainers"):
-        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", place)
-    (place / "trainers/made.py").write_text(FACTORY)
-
-    def ask(code=ASK):
-        return subprocess.run(
-            [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True
-        ).stdout
-
-    facts = "Method(name='Made', learns=False, transfers=False, config_folder='AB', section='MADE', kind='inductive')"
-    assert [ask(), ask()] == [f"{facts} True\n", f"{facts} False\n"]
-    helped = subprocess.run([sys.executable, "train.py", "--help"], cwd=place, capture_output=True, text=True)
-    assert "Made" in helped.stdout
-    (place / "trainers/made.py").write_text(FACTORY.replace('"Made", False', '"Made", True'))
-    assert ask() == f"{facts.replace('transfers=False', 'transfers=True')} True\n"
-    (place / "trainers/__pycache__/methods.json").write_text("{")
-    assert ask() == f"{facts.replace('transfers=False', 'transfers=True')} True\n"
-
-
-def test_kept_facts_are_those_of_the_registry(monkeypatch):
-    registered = methods.methods()
+    yield ask
     methods.kept_facts.cache_clear()
-    assert methods.kept_facts() == registered  # now they are in the file
+
+
+def test_facts_are_kept_until_a_source_file_changes(ask, monkeypatch, tmp_path):
+    source, facts, imported = tmp_path / "trainers/base/one.py", methods.registered(), []
+    source.parent.mkdir(parents=True)
+    monkeypatch.setattr(methods, "ROOT", tmp_path)
+    monkeypatch.setattr(methods, "registered", lambda: imported.append(1) or facts)
+    kept = tmp_path / "trainers/__pycache__/methods.json"
+    for number, change in enumerate((source, source, kept), start=1):  # its time or its size; a damaged file
+        change.write_text("{" * number)
+        assert (ask(), ask()) == (facts, facts) and len(imported) == number
+    monkeypatch.setattr(trainers, "BROKEN", ["one"])  # says so again next time
+    source.write_text("")
+    assert (ask(), ask()) == (facts, facts) and len(imported) == 5
+
+
+def test_kept_facts_are_those_of_the_registry(ask, monkeypatch):
+    registered = methods.methods()
+    assert ask() == registered  # now they are in the file
     methods.kept_facts.cache_clear()
     monkeypatch.setitem(sys.modules, "trainers", None)  # as if it were not imported
     assert methods.methods() == registered and set(registered) == set(trainers.methods())
 
 
-def test_status_imports_nothing_slow(study_file, tmp_path):
-    methods.kept_facts.cache_clear()
-    methods.kept_facts()
+def test_status_imports_nothing_slow(ask, study_file):
+    ask()
     code = QUICK.format(file=str(study_file("status")))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

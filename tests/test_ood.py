@@ -5,17 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from drawn import arguments, write_eurosat
+from drawn import arguments, results, write_eurosat
 from marks import thorough_but
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_golden import AFTER, BEFORE, build, close, images_of
 from trees import build_tree
 
 import trainers
-from common.start import ROOT
+from clip.random_weights import random_clip
 from experiments import ood
-from experiments.predictions import read
-from experiments.results import FILE
+from experiments.arguments import parse_arguments
 from trainers.base.local import has_local_logits
 
 pytestmark = pytest.mark.slow
@@ -78,56 +77,61 @@ def test_other_scores_by_numpy():
 
 
 @pytest.mark.parametrize("method", ["CoCoOp", "MMRL", "DePT+MaPLe", "CLIPLoRA", "VPT"])
-def test_patches_of_a_method(method, build_trainer):
-    """Those of one image, which does not depend on the others."""
+def test_patches_of_an_image_do_not_depend_on_the_others(method, build_trainer):
     trainer = build_trainer(method)
     trainer.set_model_mode("eval")
+
+    def patches(images):
+        return next(ood.outputs(trainer, [{"img": images, "label": torch.zeros(len(images))}], True))[1]
+
     images = torch.randn(3, 3, 32, 32)
-    together = patches(trainer, images)
+    together = patches(images)
     assert together.shape == (3, 4, 6)
-    alone = torch.cat([patches(trainer, image[None]) for image in images])
-    close(together, alone, 1e-3)
-    text = trainer.model.output(images).text
-    assert text.dim() == (3 if method == "CoCoOp" else 2)
-
-
-def patches(trainer, images):
-    return next(ood.outputs(trainer, [{"img": images, "label": torch.zeros(len(images))}], True))[1]
+    close(together, torch.cat([patches(image[None]) for image in images]), 1e-3)
 
 
 @pytest.fixture
-def build_trainer(build):
-    return lambda method: build(method)
+def build_trainer(build):  # `build` is test_golden's here
+    return build
+
+
+def test_a_probe_has_no_texts_for_patches(build_trainer):
+    probed = trainers.methods()["LinearProbe"].Model
+    assert not has_local_logits(probed.__new__(probed))
+    assert has_local_logits(build_trainer("CoOp").model)
 
 
 # Runs
 
 
+BASE = ("DATASET.SUBSAMPLE_CLASSES", "base")
+
+
 @pytest.fixture
-def run(launch, eurosat, tiny, tmp_path):
-    """`run(KEY, VALUE, ..., options=)` -> what zero-shot CLIP's run printed, its results and its folder."""
+def detect(run):
+    """`detect(name, other, KEY, VALUE, ...)` tests zero-shot CLIP with --ood, and returns its folder and result."""
 
-    def run(*overrides, options=(), trainer="ZeroshotCLIP", root=eurosat, name="out"):
-        ended = launch(*arguments(root, tiny, tmp_path / name, *overrides, trainer=trainer, options=options))
-        assert ended.status == 0, ended.errors
-        return ended.printed, json.loads((tmp_path / name / FILE).read_text()), tmp_path / name
+    def detect(name, other, *overrides, trainer="ZeroshotCLIP", options=(), **how):
+        folder = run(name, *overrides, trainer=trainer, options=["--ood", other, *options], **how)
+        (found,) = results(folder)["ood"]
+        return folder, found
 
-    return run
+    return detect
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_near_ood_by_the_new_classes(split, run, eurosat):
-    base = ("DATASET.SUBSAMPLE_CLASSES", "base", "TEST.SPLIT", split)
-    printed, results, folder = run(*base, "TEST.SAVE_LOGITS", True, options=["--ood", "new"])
-    (found,) = results["ood"]
+def test_near_ood_by_the_new_classes(split, run, detect, eurosat):
+    base = (*BASE, "TEST.SPLIT", split)
+    folder, found = detect("out", "new", *base, "TEST.SAVE_LOGITS", True)
     assert (found["name"], found["classes"], found["images"], found["shared_classes"]) == ("new", "new", 12, [])
     assert list(found["scores"]) == list(ood.SCORES)
-    assert f"AUROC {found['scores']['MCM']['auroc']:.2f}" in printed
-    assert results["accuracy"] == run(*base, name="without")[1]["accuracy"]
-    # The new images under the base classes' texts, by another way: an evaluation whose logits are kept.
+    assert f"AUROC {found['scores']['MCM']['auroc']:.2f}" in (folder / "log.txt").read_text()
+    without = results(run("without", *base, trainer="ZeroshotCLIP"))
+    assert results(folder)["accuracy"] == without["accuracy"] and "ood" not in without
+    # Zero-shot CLIP's logits of all classes are those of each class alone: the first three columns are the base's.
     known = np.load(folder / "predictions.npz")["logits"]
-    labels = [label for _, label, _ in json.loads((eurosat / "eurosat/split_zhou_EuroSAT.json").read_text())["test"]]
-    unknown = logits_of_new_images(run, folder, labels)
+    everything = np.load(run("all", "TEST.SAVE_LOGITS", True, trainer="ZeroshotCLIP") / "predictions.npz")
+    unknown = everything["logits"][everything["label"] >= 3][:, :3]
     positive = [1] * len(known) + [0] * len(unknown)
     scores = np.concatenate([known.max(axis=1), unknown.max(axis=1)])
     assert found["scores"]["MaxLogit"]["auroc"] == pytest.approx(100 * roc_auc_score(positive, scores), abs=1e-6)
@@ -135,63 +139,30 @@ def test_near_ood_by_the_new_classes(split, run, eurosat):
     assert found["scores"]["MaxLogit"]["aupr"] == pytest.approx(100 * aupr, abs=1e-6)
 
 
-def logits_of_new_images(run, folder, labels):
-    """Zero-shot CLIP's logits of all classes are those of each class alone: the first three columns are the base's."""
-    everything = np.load(run("TEST.SAVE_LOGITS", True, name="all")[2] / "predictions.npz")
-    base_names = read(folder)["class_names"].tolist()
-    assert everything["class_names"].tolist()[:3] == base_names
-    return everything["logits"][np.array(labels) >= 3][:, :3]
+def test_a_training_run_and_its_evaluation_find_the_same(detect):
+    folder, trained = detect("out", "new", *BASE, trainer="MPL")
+    evaluation = {"trainer": "MPL", "options": ["--eval-only", "--model-dir", folder]}
+    assert detect("tested", "new", *BASE, **evaluation)[1] == trained
 
 
-def test_a_training_run_and_its_evaluation_find_the_same(run):
-    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
-    _, trained, folder = run(*base, trainer="MPL", options=["--ood", "new"])
-    options = ["--eval-only", "--model-dir", folder, "--ood", "new"]
-    assert run(*base, trainer="MPL", options=options, name="tested")[1]["ood"] == trained["ood"]
-
-
-def test_another_dataset_and_shared_classes_are_printed(run, tiny, tmp_path):
+def test_another_dataset_and_shared_classes_are_printed(detect, tmp_path):
     build_tree("dtd", tmp_path / "data")
     write_eurosat(tmp_path / "data", ["Banded", "red", "dotted"], test=3)
-    printed, results, _ = run(root=tmp_path / "data", options=["--ood", "dtd"])
-    (found,) = results["ood"]
+    folder, found = detect("out", "dtd", root=tmp_path / "data")
     assert found["dataset"] == "DescribableTextures" and found["images"] > 3
     shared = [name for name in found["shared_classes"] if name.lower() in ("banded", "dotted")]
     assert shared == found["shared_classes"] != []
-    assert f"DescribableTextures shares {len(shared)} classes with EuroSAT" in printed
+    line = f"DescribableTextures shares {len(shared)} classes with EuroSAT"
+    assert line in (folder / "log.txt").read_text()
 
 
-def test_chosen_scores_and_temperature(run):
-    choice = ("TEST.OOD_SCORES", "['Energy', 'MCM']")
-    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
-    first = run(*base, *choice, options=["--ood", "new"])[1]["ood"][0]["scores"]
-    assert set(first) == {"Energy", "MCM"}
-    warm = run(*base, *choice, "TEST.OOD_T", 50.0, options=["--ood", "new"], name="warm")[1]["ood"][0]["scores"]
-    assert warm["Energy"] != first["Energy"]
-
-
-def test_resnets_have_patches_too(run, tmp_path):
-    from clip.random_weights import random_clip
-
+def test_chosen_scores_and_temperature_with_a_resnet(detect, tmp_path):
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 64}
     torch.save(random_clip("RN50", vision, {"width": 64, "layers": 2}, 64).state_dict(), tmp_path / "rn.pt")
-    base = ("DATASET.SUBSAMPLE_CLASSES", "base", "MODEL.BACKBONE.NAME", tmp_path / "rn.pt")
-    _, results, _ = run(*base, options=["--ood", "new"])
-    assert "GL-MCM" in results["ood"][0]["scores"]
-
-
-def test_a_method_without_texts_has_no_patches(refused, eurosat, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(ood, "has_local_logits", lambda model: False)
-    options = {"trainer": "ZeroshotCLIP", "options": ["--ood", "new"]}
-    wanted = ("DATASET.SUBSAMPLE_CLASSES", "base", "TEST.OOD_SCORES", "['GL-MCM']")
-    words = arguments(eurosat, tiny, tmp_path / "out", *wanted, **options)
-    refused(words, "GL-MCM compares patches with texts", "leave it out of TEST.OOD_SCORES")
-
-
-def test_a_test_time_method_is_refused(refused, eurosat, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "test-time")
-    options = {"trainer": "ZeroshotCLIP", "options": ["--ood", "dtd"]}
-    refused(arguments(eurosat, tiny, tmp_path / "out", **options), "--ood scores one view of each image")
+    choice = (*BASE, "TEST.OOD_SCORES", "['Energy', 'GL-MCM']")
+    _, first = detect("first", "new", *choice, backbone=tmp_path / "rn.pt")
+    _, warm = detect("warm", "new", *choice, "TEST.OOD_T", 50.0, backbone=tmp_path / "rn.pt")
+    assert list(first["scores"]) == ["GL-MCM", "Energy"] and warm["scores"]["Energy"] != first["scores"]["Energy"]
 
 
 @pytest.mark.parametrize(
@@ -202,21 +173,19 @@ def test_a_test_time_method_is_refused(refused, eurosat, tiny, tmp_path, monkeyp
         ((), "dtd", "no folder"),
         (("TEST.OOD_SCORES", "['MSM']"), "dtd", "score"),
         (("TEST.OOD_T", 0), "dtd", "TEST.OOD_T is 0"),
+        ((*BASE, "TEST.OOD_SCORES", "['GL-MCM']"), "new", "leave it out of TEST.OOD_SCORES"),  # without texts
+        (BASE, "new", "--ood scores one view of each image"),  # of a test-time method
     ],
 )
-def test_wrong_requests_are_refused_and_leave_nothing(overrides, name, words, refused, eurosat, tiny, tmp_path):
+def test_wrong_requests_are_refused_and_leave_nothing(
+    overrides, name, words, refused, eurosat, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ood, "has_local_logits", lambda model: False)
+    if "one view" in words:
+        monkeypatch.setattr(trainers.methods()["ZeroshotCLIP"], "kind", "test-time")
     options = ["--ood", name]
     refused(arguments(eurosat, tiny, tmp_path / "out", *overrides, trainer="ZeroshotCLIP", options=options), words)
 
 
-def test_a_probe_has_no_texts_for_patches(build_trainer):
-    probed = trainers.methods()["LinearProbe"].Model
-    assert not has_local_logits(probed.__new__(probed))
-    assert has_local_logits(build_trainer("CoOp").model)
-
-
-def test_help_names_the_option(ended):
-    from experiments.arguments import parse_arguments
-
+def test_datasets_are_given_with_commas():
     assert parse_arguments(["--ood", "dtd, new"]).ood == ["dtd", "new"]
-    assert (ROOT / "configs/datasets/dtd.yaml").is_file()

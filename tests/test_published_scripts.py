@@ -20,25 +20,10 @@ from experiments.studies.reproduce import read_arguments, study_of
 
 ROOT = Path(__file__).parent.parent
 FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
-VALUES = {  # positional arguments of the tests
-    "DATASET": "eurosat",
-    "SEED": "3",
-    "CFG": "rn50_ep50",
-    "CTP": "middle",
-    "NCTX": "4",
-    "SHOTS": "2",
-    "CSC": "True",
-    "WEIGHT": "8.0",
-    "MAX_EPOCH": "7",
-    "WEIGHTSPATH": "prompts",
-    "DATA": "my data",
-    "LAMBDA": "0.5",
-    "TOPK": "3",
-    "T": "0.5",
-    "MODEL_DIR": "trained",
-    "LOADEP": "4",
-    "LOADER": "4",
-}
+# Positional arguments of the tests
+VALUES = {"DATASET": "eurosat", "SEED": "3", "CFG": "rn50_ep50", "CTP": "middle", "NCTX": "4", "SHOTS": "2"}
+VALUES |= {"CSC": "True", "WEIGHT": "8.0", "MAX_EPOCH": "7", "WEIGHTSPATH": "prompts", "DATA": "my data"}
+VALUES |= {"LAMBDA": "0.5", "TOPK": "3", "T": "0.5", "MODEL_DIR": "trained", "LOADEP": "4", "LOADER": "4"}
 NAMES = {"MultiModalAdapter": "MMA"}  # published names of trainers
 OF_ANOTHER = {("MMA", "CFG"): "vit_b16_ep5"}  # where a repository has no file of the name above
 SCRIPT_FACTS = [
@@ -63,11 +48,8 @@ ADDED = {  # settings that only our runs have
     "TRAINER.PROMPTSRC.GPA_MEAN": "PromptSRC's documentation asks for other values on five datasets",
     "TRAINER.PROMPTSRC.GPA_STD": "PromptSRC's documentation asks for other values on five datasets",
 }
-LOCOOP = {
-    "--lambda_value": "TRAINER.LOCOOP.LAMBDA",
-    "--topk": "TRAINER.LOCOOP.TOPK",
-    "--T": "TEST.OOD_T",
-}  # its options
+# LoCoOp's options
+LOCOOP = {"--lambda_value": "TRAINER.LOCOOP.LAMBDA", "--topk": "TRAINER.LOCOOP.TOPK", "--T": "TEST.OOD_T"}
 DROPPED = {"TASK": "MMRL's checkpoints say here which classes were trained"}
 PLACES = {"OUTPUT_DIR", "DATASET.ROOT", "RESUME"}
 

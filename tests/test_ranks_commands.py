@@ -1,6 +1,5 @@
 """train.py on several ranks, as commands: what they print and leave behind, and how they end."""
 
-import json
 import os
 import signal
 import socket
@@ -10,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn import arguments, results
 from finished import slowdown, wait_until
 
 from common.errors import UsageError
 from common.start import ROOT
 from experiments.ranks import joined
+from experiments.studies import command as study
 
 pytestmark = pytest.mark.slow
 
@@ -23,39 +24,14 @@ LOST = "error: another rank has ended too early: run the same command again to r
 
 
 @pytest.fixture
-def arguments(eurosat, deep, tmp_path):
-    """`arguments("MPL", KEY, VALUE, ..., options=[...])` of train.py: 3 epochs, with 3 images in a step."""
+def command_line(eurosat, tiny, tmp_path):
+    """`command_line("MPL", KEY, VALUE, ...)` of train.py: 3 epochs, with 3 images in a step."""
 
-    def arguments(method, *overrides, options=(), config="vit_b4_c1_add2_rm1"):
-        configs = ROOT / "configs"
-        argv = [
-            "--root",
-            eurosat,
-            "--backbone",
-            deep,
-            "--trainer",
-            method,
-            "--seed",
-            1,
-            "--output-dir",
-            tmp_path / "out",
-        ]
-        argv += ["--config-file", configs / f"trainers/{method}/{config}.yaml", *options]
-        argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml", "DATASET.NUM_SHOTS", 2]
-        argv += [
-            "OPTIM.MAX_EPOCH",
-            3,
-            "DATALOADER.NUM_WORKERS",
-            0,
-            "INPUT.SIZE",
-            "(32, 32)",
-            "DATALOADER.TRAIN_X.BATCH_SIZE",
-            3,
-            *overrides,
-        ]
-        return list(map(str, argv))
+    def command_line(method, *overrides, config="vit_b4_c1_add2_rm1"):
+        few = ("OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 3, *overrides)
+        return arguments(eurosat, tiny, tmp_path / "out", *few, trainer=method, config=config)
 
-    return arguments
+    return command_line
 
 
 def free_port():
@@ -98,26 +74,22 @@ def has_checkpoint(folder):
     return lambda: list(folder.glob("out/*/model.pth.tar-*"))
 
 
-def results(folder):
-    read = json.loads((folder / "results.json").read_text())
-    return [read[key] for key in ("accuracy", "macro_f1", "n_test", "epochs")], read.get("ranks")
-
-
 def prompts(folder):
     (file,) = folder.glob("*/model.pth.tar-3")
     return torch.load(file, weights_only=True)["state_dict"]
 
 
 @pytest.mark.thorough
-def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin, tmp_path):
-    argv = arguments("MPL", "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
+def test_torchrun_trains_as_one_process_and_prints_once(command_line, launch, begin, tmp_path):
+    argv = command_line("MPL", "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
     launch(*argv)
     alone, written = tmp_path / "alone", tmp_path / "out"
     written.rename(alone)
     (code, printed, errors) = ended([begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)])[0]
     assert (code, "Traceback" in errors) == (0, False), errors
     assert printed.count("* accuracy:") == alone.joinpath("log.txt").read_text().count("* accuracy:")
-    assert results(written) == (results(alone)[0], 2)
+    one, two = results(alone), results(written)
+    assert all(one[key] == two[key] for key in ("accuracy", "macro_f1", "n_test", "epochs")) and two["ranks"] == 2
     for name, value in prompts(alone).items():
         assert torch.allclose(value, prompts(written)[name], rtol=1e-3, atol=1e-5), name
     made = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (alone, written)]
@@ -127,8 +99,8 @@ def test_torchrun_trains_as_one_process_and_prints_once(arguments, launch, begin
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments, ranks, launch, tmp_path):
-    argv = arguments("CoOp", "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
+def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, command_line, ranks, launch, tmp_path):
+    argv = command_line("CoOp", "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
     processes = ranks(2, argv)
     wait_until(has_checkpoint(tmp_path), processes[0])
     processes[victim].send_signal(signal.SIGKILL)
@@ -142,37 +114,20 @@ def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, arguments,
     assert (tmp_path / "out/results.json").is_file()
 
 
-@pytest.mark.thorough  # as many kills of two ranks are in `make kill`
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_all_ranks_with_one_line(number, arguments, begin, tmp_path):
-    argv = arguments("MPL", "OPTIM.MAX_EPOCH", 300, "DATALOADER.NUM_WORKERS", 1)
-    process = begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)
-    wait_until(has_checkpoint(tmp_path), process)
-    process.send_signal(number)
-    interrupted = time.time()
-    ((code, _, errors),) = ended([process])
-    assert code != 0 and errors.count("Interrupted. Run the same command again") == 1, errors
-    assert time.time() - interrupted < 20 * slowdown()
-    assert not [path.name for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (["OPTIM.LRR", "0.5"], ["unknown config key OPTIM.LRR", "did you mean OPTIM.LR?"]),
-        (["OPTIM.LR", "0.5"], ["OPTIM.LR of rank 1 differs (0.5) from rank 0 (", "give all ranks the same"]),
-    ],
+    "pair", [("OPTIM.LRR", "unknown config key"), ("OPTIM.LR", "OPTIM.LR of rank 1 differs (0.5)")]
 )
-def test_an_error_of_one_rank_is_printed_once(other, words, arguments, ranks, tmp_path):
-    ended_in_one_line(ranks(2, arguments("MPL"), other), *words)
+def test_an_error_of_one_rank_is_printed_once(pair, command_line, ranks, tmp_path):
+    key, words = pair
+    ended_in_one_line(ranks(2, command_line("MPL"), [key, "0.5"]), words)
     assert list((tmp_path / "out").rglob("*")) == []
 
 
 @pytest.mark.thorough
-def test_torchrun_starts_all_ranks_again(arguments, begin, tmp_path):
+def test_torchrun_starts_all_ranks_again(command_line, begin, tmp_path):
     """With --max-restarts, after one is killed; and workers of a data loader do not hide its end."""
-    argv = arguments("MPL", "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1)
+    argv = command_line("MPL", "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1)
     process = begin([*TORCHRUN, "--max-restarts", "1", "train.py", *argv], cwd=ROOT)
     wait_until(has_checkpoint(tmp_path), process)
     os.kill(max(children(process.pid)), signal.SIGKILL)
@@ -185,10 +140,10 @@ def children(process):
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_port_in_use_ends_in_one_line(arguments, ranks):
+def test_a_port_in_use_ends_in_one_line(command_line, ranks):
     with socket.create_server(("", 0)) as server:
         ended_in_one_line(
-            ranks(2, arguments("MPL"), port=server.getsockname()[1], started=1),
+            ranks(2, command_line("MPL"), port=server.getsockname()[1], started=1),
             "cannot connect to the other ranks (",
             "with another --master-port",
         )
@@ -201,12 +156,7 @@ def test_a_variable_of_the_launcher_is_missing(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("tool", ["predict", "study"])
-def test_other_commands_refuse_to_run_on_several_ranks(tool, command, monkeypatch):
-    from experiments.studies import command as study
-    from inference import predict
-
+def test_other_commands_refuse_to_run_on_several_ranks(command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    status, _, errors = command({"predict": predict, "study": study}[tool])
-    assert (status, errors) == (2, ["error: this command does not run on several devices: start it without torchrun"])
+    line = "error: this command does not run on several devices: start it without torchrun"
+    assert command(study).error == line

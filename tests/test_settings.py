@@ -1,6 +1,6 @@
 """Settings of methods: dataclasses that check themselves and read TRAINER.<NAME>.*"""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Optional, Union
 
 import pytest
@@ -21,6 +21,10 @@ from trainers.base.settings import MethodSettings, PerLayer, settings_from
 class Example(MethodSettings):
     DEPTH: int = 3
     COUNTS: PerLayer = 1
+    N_CTX: int = 4
+    W: float = 8.0
+    STEPS: list[int] = field(default_factory=list)
+    WORDS: str = ""
     ranges = {"COUNTS": (0, 9)}
 
     def check(self):
@@ -37,38 +41,25 @@ def test_settings_are_read_from_a_node():
 
 
 @pytest.mark.parametrize(
-    ("values", "text"),
+    ("key", "value", "text"),
     [
-        ({"PREC": "half"}, "TRAINER.EXAMPLE.PREC is 'half': give one of fp16, bf16, fp32, amp"),
-        ({"DEPTH": 0}, "TRAINER.EXAMPLE.DEPTH is 0: start at 1"),
-        ({"COUNTS": [1]}, r"TRAINER.EXAMPLE.COUNTS is \[1\]: give one number, or a list of DEPTH = 3 of them"),
-        ({"COUNTS": True}, "TRAINER.EXAMPLE.COUNTS is True: give an integer from .* or a list of .* each an integer"),
-        ({"COUNTS": [1, -1, 1]}, r"TRAINER.EXAMPLE.COUNTS is \[1, -1, 1\]: give an integer from 0 to 9 or a list"),
+        ("PREC", "half", "is 'half': give one of fp16, bf16, fp32, amp"),
+        ("DEPTH", 0, "is 0: start at 1"),
+        ("COUNTS", [1], r"is \[1\]: give one number, or a list of DEPTH = 3 of them"),
+        ("COUNTS", True, "is True: give an integer from .* or a list of .* each an integer"),
+        ("COUNTS", [1, -1, 1], r"is \[1, -1, 1\]: give an integer from 0 to 9 or a list"),
+        ("N_CTX", 0, "is 0: give an integer from 1 to 256"),
+        ("DEPTH", 10**9, "is 1000000000: give an integer from -1,000,000 to 1,000,000"),
+        ("W", float("nan"), "is nan: give a number from -1,000,000 to 1,000,000"),
+        ("STEPS", [1, 10**7], r"is \[1, .*: give a list of at most 1,000 values, each an integer from -1,000,000"),
+        ("STEPS", [1] * 5000, r"is \[1, .*: give a list of at most 1,000 values"),
+        ("WORDS", "x" * 5000, "is 'xxx.*: give text of at most 1,000 characters"),
+        ("WORDS", "caf\udce9", "is .*: give text of .* characters, without NUL or bytes that are not UTF-8"),
     ],
 )
-def test_invalid_values_are_named_with_their_key(values, text):
-    with pytest.raises(UsageError, match=text):
-        Example.from_cfg(values, "EXAMPLE")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "accepted"),
-    [
-        ("N_CTX", 0, "an integer from 1 to 256"),
-        ("N_CTX", 1.0, "an integer from 1 to 256"),
-        ("PROMPT_DEPTH", 10**9, "an integer from 1 to 100"),
-        ("W", float("nan"), "a number from -1,000,000 to 1,000,000"),
-        ("W", float("inf"), "a number from -1,000,000 to 1,000,000"),
-        ("STEPS", [1, 10**7], "a list of at most 1,000 values, each a number from -1,000,000 to 1,000,000"),
-        ("STEPS", [1] * 5000, "a list of at most 1,000 values"),
-        ("WORDS", "x" * 5000, "text of at most 1,000 characters"),
-        ("WORDS", "caf\udce9", "text of at most 1,000 characters, without NUL or bytes that are not UTF-8"),
-    ],
-)
-def test_short_form_has_types_and_ranges_too(key, value, accepted):
-    settings = settings_from({"N_CTX": 4, "PROMPT_DEPTH": 9, "WORDS": "a photo", "W": 8.0, "STEPS": [1]})
-    with pytest.raises(UsageError, match=f"^TRAINER.SHORT.{key} is .*: give {accepted}") as caught:
-        settings.from_cfg({key: value}, "SHORT")
+def test_invalid_values_are_named_with_their_key(key, value, text):
+    with pytest.raises(UsageError, match=f"^TRAINER.EXAMPLE.{key} {text}") as caught:
+        Example.from_cfg({key: value}, "EXAMPLE")
     assert len(str(caught.value)) < 250
 
 
@@ -94,18 +85,12 @@ def test_values_of_a_type(kind, accepted, refused):
 
 def test_a_method_replaces_a_range():
     @dataclass(frozen=True)
-    class Own(MethodSettings):
-        N_CTX: int = 0
+    class Extended(Example):
         SCALE: float = 0.5
         ranges = {"N_CTX": (0, 4), "SCALE": (0, 1)}
 
-    @dataclass(frozen=True)
-    class Extended(Own):
-        W: float = 1.0
-        ranges = {"W": (0, 2)}
-
-    assert asdict(Own()) == {"PREC": "fp16", "N_CTX": 0, "SCALE": 0.5}
-    for values in ({"N_CTX": 5}, {"SCALE": 1.5}, {"W": 3.0}):
+    assert Extended(N_CTX=0).N_CTX == 0
+    for values in ({"N_CTX": 5}, {"SCALE": 1.5}, {"COUNTS": 10}):
         with pytest.raises(UsageError, match="give an? (number|integer) from 0 to"):
             Extended.from_cfg(values, "OWN")
 
@@ -122,41 +107,6 @@ def test_ranges_are_those_of_settings():
     for method in trainers.methods().values():
         names = {item.name for item in fields(method.Settings)}
         assert set(method.Settings.ranges) <= names | set(MethodSettings.ranges)
-
-
-def test_short_form_has_the_keys_and_types_of_its_defaults():
-    settings = settings_from({"DEPTH": 3, "PREC": "fp32", "WORDS": "a photo"})
-    assert asdict(settings()) == {"PREC": "fp32", "DEPTH": 3, "WORDS": "a photo"}
-    assert settings.from_cfg({"DEPTH": 5}, "SHORT").DEPTH == 5
-
-
-@pytest.fixture
-def short():
-    """A method in the short form, registered during the test."""
-
-    @TRAINER_REGISTRY.register()
-    class Short(trainers.PromptTrainer):
-        defaults = {"DEPTH": 3}
-
-    yield Short
-    del TRAINER_REGISTRY._obj_map["Short"]
-
-
-def test_registered_method_is_known_at_once(short):
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    merge_pairs(cfg, ["TRAINER.SHORT.DEPTH", "5"])
-    assert short.settings_of(cfg).DEPTH == 5
-    assert trainers.methods()["Short"] is short
-    assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
-
-
-def test_list_may_follow_on_a_number_and_back():
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for value in ("3", "[1,2]", "4"):
-        merge_pairs(cfg, ["TRAINER.MPL.N_ADD_OP", value])
-    assert cfg.TRAINER.MPL.N_ADD_OP == 4
 
 
 @pytest.mark.parametrize(
@@ -177,18 +127,39 @@ def test_method_of_a_published_checkpoint_is_guessed_from_its_keys(keys, method,
     assert other_methods(keys, method, expected) == others
 
 
-def test_short_form_takes_lists_and_extends_an_inherited_one():
-    first = settings_from({"DEPTH": 3, "STEPS": [1, 2]})
+@pytest.fixture
+def registered(monkeypatch):
+    """`registered(method)`: the method is registered during the test."""
+
+    def registered(method):
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
+        return method
+
+    return registered
+
+
+def test_short_form(registered):
+    first = settings_from({"DEPTH": 3, "STEPS": [1, 2], "PREC": "fp32", "WORDS": "a photo"})
     second = settings_from({"MORE": 1}, first)
-    assert asdict(second()) == {"PREC": "fp16", "DEPTH": 3, "STEPS": [1, 2], "MORE": 1}
+    assert asdict(second()) == {"PREC": "fp32", "DEPTH": 3, "STEPS": [1, 2], "WORDS": "a photo", "MORE": 1}
     assert second().STEPS is not second().STEPS
+
+    class Short(trainers.PromptTrainer):
+        defaults = {"DEPTH": 3}
+
+    short = registered(Short)
+    assert trainers.methods()["Short"] is short
+    assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    merge_pairs(cfg, ["TRAINER.SHORT.DEPTH", "5"])
+    assert short.settings_of(cfg).DEPTH == 5
 
 
 @pytest.fixture
-def renamed():
+def renamed(registered):
     """A method whose published YAML files have its settings under other names, as KgCoOp's and ProGrad's do."""
 
-    @TRAINER_REGISTRY.register()
     class Renamed(trainers.PromptTrainer):
         @dataclass(frozen=True)
         class Settings(MethodSettings):
@@ -197,8 +168,7 @@ def renamed():
 
         published_sections = ("TRAINER.COOP", "LOSS")
 
-    yield Renamed
-    del TRAINER_REGISTRY._obj_map["Renamed"]
+    return registered(Renamed)
 
 
 def test_section_is_read_under_its_published_names(renamed, tmp_path):
@@ -222,10 +192,9 @@ def test_key_of_several_types_of_one_method_does_not_loosen_those_of_others(rena
         setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CTX_INIT", "True"]))
 
 
-def test_methods_may_share_a_section():
+def test_methods_may_share_a_section(registered):
     """As KgCoOp, whose published YAML files set TRAINER.COOP.*"""
 
-    @TRAINER_REGISTRY.register()
     class Sharing(trainers.PromptTrainer):
         defaults = {"W": 8.0, "N_CTX": 4}
 
@@ -233,12 +202,10 @@ def test_methods_may_share_a_section():
         def section(cls):
             return "COOP"
 
-    try:
-        cfg = setup_cfg(parse_arguments(["--trainer", "Sharing", "TRAINER.COOP.W", "2.0"]))
-        assert dict(cfg.TRAINER.COOP) == {"PREC": "fp16", "W": 2.0, "N_CTX": 4}
-        cfg = setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CSC", "True"]))
-        assert cfg.TRAINER.COOP.CSC and "W" not in cfg.TRAINER.COOP
-        with pytest.raises(ValueError, match="unknown config key TRAINER.COOP.W"):
-            setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.W", "2.0"]))
-    finally:
-        del TRAINER_REGISTRY._obj_map["Sharing"]
+    registered(Sharing)
+    cfg = setup_cfg(parse_arguments(["--trainer", "Sharing", "TRAINER.COOP.W", "2.0"]))
+    assert dict(cfg.TRAINER.COOP) == {"PREC": "fp16", "W": 2.0, "N_CTX": 4}
+    cfg = setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CSC", "True"]))
+    assert cfg.TRAINER.COOP.CSC and "W" not in cfg.TRAINER.COOP
+    with pytest.raises(ValueError, match="unknown config key TRAINER.COOP.W"):
+        setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.W", "2.0"]))

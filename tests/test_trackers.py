@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from drawn import arguments
+from drawn import arguments, results
 
 from common.start import ROOT
 from experiments import trackers
@@ -16,52 +16,35 @@ from experiments import trackers
 pytestmark = pytest.mark.slow
 
 
-class Recorder:
-    """A tracker that notes what it gets."""
-
-    made = []
-
-    def __init__(self, cfg):
-        self.cfg, self.scalars, self.ended = cfg, [], None
-        self.made.append(self)
-
-    def add_scalar(self, tag, value, global_step):
-        self.scalars.append((tag, float(value), global_step))
-
-    def finish(self, results, files):
-        self.ended = results, [str(file) for file in files]
-
-
 @pytest.fixture
 def recorded(monkeypatch):
-    """wandb is a `Recorder`; returns those that are made."""
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", Recorder)
+    """wandb is replaced by a list of what it gets."""
+    calls = []
+    made = SimpleNamespace(
+        add_scalar=lambda *scalar: calls.append(scalar), finish=lambda *ended: calls.append(("finish", *ended))
+    )
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda cfg: calls.append(("cfg", cfg)) or made)
     monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace())
-    Recorder.made = []
-    return Recorder.made
+    return calls
 
 
-def test_tracker_gets_metrics_settings_and_files(recorded, launch, eurosat, tiny, tmp_path):
-    run = tmp_path / "run"
-    ended = launch(*arguments(eurosat, tiny, run, options=["--report-to", "wandb,tensorboard"]))
-    assert (ended.status, ended.errors) == (0, [])
-    (tracker,) = recorded
-    results = json.loads((run / "results.json").read_text())
-    assert tracker.ended[0] == results
-    assert tracker.ended[1] == [f"{run}/{name}" for name in ("config.yaml", "results.json")] + [
-        f"{run}/MultiModalPromptLearner/model.pth.tar-2"
-    ]
-    steps = [step for tag, _, step in tracker.scalars if tag == "train/loss"]
+def test_tracker_gets_metrics_settings_and_files(recorded, run):
+    folder = run("run", options=["--report-to", "wandb,tensorboard"])
+    (_, cfg), *scalars, (_, found, files) = recorded
+    learned = "MultiModalPromptLearner"
+    assert cfg.OPTIM.MAX_EPOCH == 2 and found == results(folder)
+    inside = {"config.yaml": "", "results.json": "", f"{learned}/model.pth.tar-2": learned}
+    assert files == {folder / name: place for name, place in inside.items()}
+    steps = [step for tag, _, step in scalars if tag == "train/loss"]
     assert steps == list(range(len(steps))) and len(steps) >= 2
-    assert ("test/accuracy", results["accuracy"], 1) in tracker.scalars
-    assert tracker.cfg.OPTIM.MAX_EPOCH == 2
-    assert list((run / "tensorboard").glob("events.*"))
+    assert ("test/accuracy", found["accuracy"], 1) in scalars
+    assert list((folder / "tensorboard").glob("events.*"))
 
 
 def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
     rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)
-    ended = launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"]))
-    assert ended.status == 2 and recorded[0].ended[0] is None
+    assert launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"])).error
+    assert recorded[-1][:2] == ("finish", None)
     assert not list((tmp_path / "run/tensorboard").glob("events.*"))
 
 
@@ -90,25 +73,24 @@ def offline(name, eurosat, tiny, tmp_path, **variables):
     command = [sys.executable, str(ROOT / "train.py"), *argv]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return tmp_path / "run", json.loads((tmp_path / "run/results.json").read_text())
+    return tmp_path / "run", results(tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_mlflow_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="not installed: requirements-trackers.txt")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.chdir(tmp_path)  # where its artefacts are
-    run, results = offline("mlflow", eurosat, tiny, tmp_path, MLFLOW_TRACKING_URI=uri)
+    folder, found = offline("mlflow", eurosat, tiny, tmp_path, MLFLOW_TRACKING_URI=uri)
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(trackers.PROJECT)
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.status == "FINISHED"
-    assert found.data.metrics["results/accuracy"] == results["accuracy"] == found.data.metrics["test/accuracy"]
-    assert found.data.metrics["results/train_seconds"] == results["train_seconds"]
-    assert found.data.params["OPTIM.MAX_EPOCH"] == "2"
-    assert len(client.get_metric_history(found.info.run_id, "train/loss")) >= 2
-    names = {item.path for item in client.list_artifacts(found.info.run_id)}
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["results/accuracy"] == found["accuracy"] == run.data.metrics["test/accuracy"]
+    assert run.data.metrics["results/train_seconds"] == found["train_seconds"]
+    assert run.data.params["OPTIM.MAX_EPOCH"] == "2"
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) >= 2
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "results.json", "MultiModalPromptLearner"} <= names
 
 
@@ -129,13 +111,12 @@ def wandb_records(content):
 
 
 @pytest.mark.thorough
-@pytest.mark.slow
 def test_wandb_offline_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path):
     pytest.importorskip("wandb", reason="not installed: requirements-trackers.txt")
     from wandb.proto import wandb_internal_pb2
 
-    run, results = offline("wandb", eurosat, tiny, tmp_path, WANDB_MODE="offline")
-    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    folder, found = offline("wandb", eurosat, tiny, tmp_path, WANDB_MODE="offline")
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     summary, losses = {}, 0
     for data in wandb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
@@ -143,6 +124,6 @@ def test_wandb_offline_holds_the_numbers_of_results_json(eurosat, tiny, tmp_path
         for item in record.summary.update:
             summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
         losses += any((item.key or "/".join(item.nested_key)) == "train/loss" for item in record.history.item)
-    assert summary["results/accuracy"] == results["accuracy"]
-    assert summary["results/train_seconds"] == results["train_seconds"]
+    assert summary["results/accuracy"] == found["accuracy"]
+    assert summary["results/train_seconds"] == found["train_seconds"]
     assert losses >= 2

@@ -4,12 +4,8 @@ import os
 import sys
 
 
-def run(module: str, resumes: str = "from the last complete epoch") -> None:
-    """Call `main()` of a module, and end with the exit status.
-
-    Args:
-        resumes: where the same command resumes after an interrupt.
-    """
+def run(module: str, *resumes: str) -> None:
+    """Call `main()` of a module, and end with the exit status; for `resumes` see `session.cli_main`."""
     # The project instead of tools/, so that its packages are found first, and Python's own inspect.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     from common.start import required_packages
@@ -20,4 +16,4 @@ def run(module: str, resumes: str = "from the last complete epoch") -> None:
         from experiments.session import run_command
 
         main = import_module(module).main
-    run_command(main, resumes)
+    run_command(main, *resumes)

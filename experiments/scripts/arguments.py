@@ -34,16 +34,11 @@ FORMS = {  # values that the script itself reads: a pattern, and words for it. t
 
 @dataclass(frozen=True)
 class Call:
-    """A script, and what the user gave it.
-
-    Attributes:
-        values: positional arguments and variables, by name.
-        rest: KEY VALUE pairs, or the options of tools/reproduce.py.
-    """
+    """A script, and what the user gave it."""
 
     script: Script
-    values: dict[str, str]
-    rest: tuple[str, ...]
+    values: dict[str, str]  # positional arguments and variables, by name
+    rest: tuple[str, ...]  # KEY VALUE pairs, or the options of tools/reproduce.py
     data: Path
     output: Path
     backbone: str
@@ -57,20 +52,10 @@ class Call:
         """The YAML file that the user has chosen."""
         return self.values.get("CFG", "")
 
-    @property
-    def epochs(self) -> str:
-        """How many to train, or the one to test; empty: the script's."""
-        return self.values.get("EPOCHS", "")
-
 
 def find(path: str) -> str:
-    """The name of a script in the table: its path below scripts/, without its ending.
-
-    Raises:
-        UsageError: there is none.
-    """
-    place = Path(path).parent.resolve() / Path(path).stem
-    name = os.path.relpath(place, (ROOT / "scripts").resolve())
+    """The name of a script in the table: its path below scripts/, without its ending."""
+    name = os.path.relpath(Path(path).parent.resolve() / Path(path).stem, (ROOT / "scripts").resolve())
     if name not in SCRIPTS:
         remedy = "see those in scripts/, such as scripts/mpl/base2new_train.sh --help"
         raise UsageError(f"{path or 'run.sh alone'} is not a script of this project", remedy)
@@ -88,11 +73,7 @@ def help_text(name: str, script: Script) -> str:
 
 
 def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
-    """The arguments and variables of a script.
-
-    Raises:
-        UsageError: a wrong number of arguments, or a wrong value. It has the script's usage.
-    """
+    """The arguments and variables of a script; an error has its usage."""
     script = SCRIPTS[name]
     usage = f"{name}.sh takes {script.usage}"
     positions = script.positions.replace("[CFG]", "").split()
@@ -123,11 +104,7 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
 
 
 def check(values: dict[str, str]) -> None:
-    """Check values by their names; METHOD becomes the exact name.
-
-    Raises:
-        UsageError: one is wrong.
-    """
+    """Check values by their names; METHOD becomes the exact name."""
     for key, value in values.items():
         if key in FORMS and not re.fullmatch(FORMS[key][0], value):
             raise UsageError(f"{key} is {value!r}", f"give {FORMS[key][1]}")
@@ -135,10 +112,10 @@ def check(values: dict[str, str]) -> None:
             choose_dataset(value, known_datasets())
     if "PROTOCOL" in values:
         choose(values["PROTOCOL"], PROTOCOLS, "protocol")
-    if "METHOD" in values:
+    if given := values.get("METHOD"):
         exact = {name.lower(): name for name in methods()} | {name: name for name in methods()}
-        values["METHOD"] = exact.get(values["METHOD"]) or exact.get(values["METHOD"].lower(), values["METHOD"])
-        choose(values["METHOD"], methods(), "method")
-        if not methods()[values["METHOD"]].learns:
-            remedy = f"test it by python train.py --trainer {values['METHOD']} --eval-only, or in a study"
-            raise UsageError(f"{values['METHOD']} has nothing to train", remedy)
+        method = values["METHOD"] = exact.get(given) or exact.get(given.lower(), given)
+        choose(method, methods(), "method")
+        if not methods()[method].learns:
+            remedy = f"test it by python train.py --trainer {method} --eval-only, or in a study"
+            raise UsageError(f"{method} has nothing to train", remedy)

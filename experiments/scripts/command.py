@@ -23,25 +23,16 @@ from .table import SCRIPTS
 
 @dataclass(frozen=True)
 class Run:
-    """A call of train.py.
-
-    Attributes:
-        trained: folder of the training run whose prompts it tests; None: it trains.
-        arguments: of train.py.
-    """
+    """A call of train.py."""
 
     dataset: str
     folder: Path
-    trained: Path | None
+    trained: Path | None  # folder of the training run whose prompts it tests; None: it trains
     arguments: list[str]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a script: its path, and its arguments.
-
-    Raises:
-        UsageError: wrong arguments.
-    """
+    """Run a script: its path, and its arguments."""
     path, *words = (sys.argv[1:] if argv is None else argv) or [""]
     name = find(path)
     if "--help" in words or "-h" in words:
@@ -70,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
 def runs_of(call: Call) -> Iterator[Run]:
     """The calls of train.py of a script, in order."""
     script, values = call.script, call.values
-    if script.protocol in (alone := {"zero_shot": zero_shot, "ood": detect}):
-        yield alone[script.protocol](call)
+    if script.protocol not in PROTOCOLS:
+        yield test_alone(call)
         return
     datasets = script.datasets or (values.get("DATASET") or values["SOURCE"],)
     seeds = list(map(int, values["SEED"].split())) if "SEED" in values else SEEDS
@@ -93,65 +84,50 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
 
     def folder(step: int, dataset: str) -> Path:
         words = {**call.values, "dataset": dataset, "name": f"{call.method}/{used.cfg}", "seed": seed}
-        return call.output / templates[step].format(**words, shots=script.shots_name.format(**call.values, shots=shots))
+        return call.output / templates[step].format(**words, shots=shots)
 
     trained = folder(0, source) if step else None
     options: list = []
     settings = [*used.settings, *script.settings.format(**call.values).split()]
     if trained:
         published = used.cfg == default or "CFG" in script.form.split()
-        epoch = call.epochs or (script.epochs.get(dataset, script.epoch) if published else None)
+        epoch = call.values.get("EPOCHS") or (script.epochs.get(dataset, script.epoch) if published else None)
         options = ["--eval-only", "--model-dir", trained, *(("--load-epoch", epoch) if epoch else ())]
     else:
         settings += script.train_settings.split()
-        settings += ["OPTIM.MAX_EPOCH", call.epochs] if call.epochs else []
-    words = train_arguments(
-        call,
-        used.cfg,
-        folder=folder(step, dataset),
-        dataset=dataset,
-        seed=seed,
-        options=tuple(options),
-        shots=shots,
-        classes=steps[min(step, len(steps) - 1)].classes,
-        settings=tuple(settings),
-    )
+        settings += ["OPTIM.MAX_EPOCH", call.values["EPOCHS"]] if "EPOCHS" in call.values else []
+    own = {"folder": folder(step, dataset), "classes": steps[min(step, len(steps) - 1)].classes}
+    words = train_arguments(call, used.cfg, options, settings, dataset=dataset, seed=seed, shots=shots, **own)
     return Run(dataset, folder(step, dataset), trained, words)
 
 
-def zero_shot(call: Call) -> Run:
-    """The test of zero-shot CLIP, with one of CoOp's YAML files."""
+def test_alone(call: Call) -> Run:
+    """The test of zero-shot CLIP; or of the prompts in MODEL_DIR, which also detects images of the datasets OOD."""
     cfg = recipe(call.method, "few_shot", cfg=call.cfg, backbone=call.backbone).cfg
-    dataset, classes = call.values["DATASET"], [word for word in call.rest if word in ("base", "new")]
-    folder = call.output.joinpath("ZeroshotCLIP", cfg, dataset, *classes)
-    words = train_arguments(call, cfg, folder=folder, dataset=dataset, options=("--eval-only",))
-    return Run(dataset, folder, None, words)
+    dataset, trained = call.values["DATASET"], None
+    options: list = ["--eval-only"]
+    if call.script.protocol == "ood":
+        trained = Path(call.values["MODEL_DIR"])
+        folder = trained / "ood"
+        options += ["--model-dir", trained, "--load-epoch", call.script.epoch, "--ood", call.values["OOD"]]
+    else:
+        classes = [word for word in call.rest if word in ("base", "new")]
+        folder = call.output.joinpath("ZeroshotCLIP", cfg, dataset, *classes)
+    settings = call.script.settings.format(**call.values).split()
+    return Run(dataset, folder, trained, train_arguments(call, cfg, options, settings, folder=folder, dataset=dataset))
 
 
-def detect(call: Call) -> Run:
-    """A test of trained prompts that also detects images of the datasets OOD; its results are in MODEL_DIR/ood."""
-    cfg = recipe(call.method, "few_shot", cfg=call.cfg, backbone=call.backbone).cfg
-    trained, dataset = Path(call.values["MODEL_DIR"]), call.values["DATASET"]
-    options = ("--eval-only", "--model-dir", trained, "--load-epoch", call.script.epoch, "--ood", call.values["OOD"])
-    settings = tuple(call.script.settings.format(**call.values).split())
-    words = train_arguments(call, cfg, folder=trained / "ood", dataset=dataset, options=options, settings=settings)
-    return Run(dataset, trained / "ood", trained, words)
-
-
-def train_arguments(call: Call, cfg: str, options: tuple = (), settings: tuple = (), **run) -> list[str]:
+def train_arguments(call: Call, cfg: str, options: Sequence, settings: Sequence, **run) -> list[str]:
     """The arguments of train.py for one run of a script: see `protocols.arguments`. Paths are relative to ROOT."""
     trackers = os.environ.get("REPORT_TO")
+    everywhere = [*(["--report-to", trackers] if trackers else []), *(["--quiet"] if os.environ.get("QUIET") else [])]
     return arguments(
         root=call.data,
         method=call.method,
         config_file=config_folder(call.method).relative_to(ROOT) / f"{cfg}.yaml",
         configs=CONFIGS.relative_to(ROOT),
         backbone=call.backbone,
-        options=(
-            *options,
-            *(("--report-to", trackers) if trackers else ()),
-            *(("--quiet",) if os.environ.get("QUIET") else ()),
-        ),
+        options=(*options, *everywhere),
         settings=(*settings, *call.rest),
         **run,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from common.errors import UsageError
 from common.files import check_no_link, write_text
 
-from ..chosen import read_chosen
+from ..configuration import read_chosen
 from ..results import FILE, read_results
 from .choose import HELD_OUT, ORACLE, Choose, Values
 from .spec import Run, Search, Study
