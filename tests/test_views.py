@@ -75,9 +75,9 @@ def test_operations_are_those_of_the_published_code(figures):
     of_test = centre()
     source = of_test.transforms[1](of_test.transforms[0](picture()))
     for name, cases in figures["operations"]["severity_1"].items():
-        assert getattr(views, name) in views.OPERATIONS
+        operation = views.OPERATIONS[name]
         for case in cases:
-            image = getattr(views, name)(source, np.random.RandomState(case["seed"]))
+            image = operation(source, np.random.RandomState(case["seed"]))
             assert np.asarray(image).mean(axis=(0, 1)).tolist() == pytest.approx(case["mean"], abs=1e-3)
             assert not same_versions(figures) or sha(image) == case["sha256_16"]
 
