@@ -1,7 +1,6 @@
 """Methods that have nothing to train: they answer for each image of a test from views of it."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,8 +80,8 @@ class ViewsTrainer(PromptTrainer):
 
     @property
     def templates(self) -> list[str]:
-        """The sentences for a class, with {} for its name."""
-        raise NotImplementedError
+        """The sentences for a class, with {} for its name: TEMPLATES or, without any, the words of CTX_INIT."""
+        return list(getattr(self.settings, "TEMPLATES", ())) or [f"{self.settings.CTX_INIT} {{}}."]
 
     def build_prompts(self, clip, classnames):
         return TemplateEnsemble(self.templates, classnames, clip.context_length)
@@ -154,12 +153,6 @@ def entropies(logits: Tensor) -> Tensor:
     """(..., classes) -> (...): the entropy of the softmax, in nats."""
     logs = logits.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
-
-
-def entropy_of_mean(logits: Tensor) -> Tensor:
-    """(views, classes) -> the entropy of the mean over views of their softmax, in nats."""
-    logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
-    return -(logs.exp() * logs).sum()
 
 
 def most_confident(logits: Tensor, share: float) -> Tensor:
