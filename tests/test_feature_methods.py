@@ -13,7 +13,7 @@ from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.models import describe
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
-from trainers.base.support import Support
+from trainers.base.features import Support
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from drawn import make_cfg, write_eurosat
 import trainers
 from clip import ImageOutput
 from clip.random_weights import random_tensor
-from trainers.base.support import Support
+from trainers.base.features import Support
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer, Support
+from .base.ensemble import SEVEN
+from .base.feature_trainer import FeatureSettings, FeatureTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings

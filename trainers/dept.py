@@ -10,7 +10,7 @@ from clip import ImageOutput
 
 from .base import PromptTrainer
 from .base.feature_trainer import FeatureTrainer
-from .base.film import FiLM
+from .base.head import FiLM
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import Accepts, MethodSettings

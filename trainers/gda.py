@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
+from .base.ensemble import SEVEN
+from .base.feature_trainer import ChoosingSettings, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 

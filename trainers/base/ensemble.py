@@ -10,7 +10,7 @@ from clip import TextPrompts, tokenize
 
 from .prompted import PromptedCLIP, PromptLearner, normalize
 
-# Of Tip-Adapter, for ImageNet and other sets of many kinds of classes.
+# Of Tip-Adapter and of the methods that follow it, for ImageNet and other sets of many kinds of classes.
 SEVEN = (
     "itap of a {}.",
     "a bad photo of the {}.",
