@@ -71,7 +71,7 @@ def views_of(case: dict, trainer) -> torch.Tensor:
 
 def test_method(trainer, figures):
     case, state, checks = figures["case"], trainer.new_state(), CHECKS.get(figures["case"]["trainer"])
-    features = [trainer.features_of(views) for views in views_of(case, trainer)]
+    features = [trainer.model.image_features(views) for views in views_of(case, trainer)]
     with torch.no_grad():
         logits = [trainer.logits(each) for each in features]
     if case["kind"] == "test-time":
@@ -144,7 +144,7 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
     for views in views_of(figures["case"], trainer):
         for record in (losses, gradients, moved, after):
             record.append([])
-        trainer.answer(trainer.features_of(views), {})
+        trainer.answer(trainer.model.image_features(views), {})
     close(torch.tensor(losses), figures["losses"], LOSSES)
     norms = [[gradient.norm().item() for gradient in image] for image in gradients]
     assert norms == [pytest.approx(image, rel=1e-3) for image in figures["grad_norms"][name]]

@@ -45,9 +45,7 @@ class Prototypes(Head):
         super().__init__()
         self.prototypes = nn.Parameter(torch.zeros(classes, width))
         self.register_buffer("base_text_features", torch.zeros(classes, width))
-        self._buffers["logit_scale"] = torch.zeros(
-            ()
-        )  # of CLIP, in published checkpoints; the class has this name, too
+        self._buffers["logit_scale"] = torch.zeros(())  # CLIP's, in published checkpoints; the class has this name, too
 
     def classify(self, image, text, scale):
         return scale * normalize(image) @ normalize(self.prototypes).T

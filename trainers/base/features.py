@@ -149,13 +149,7 @@ def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeature
 
 
 def feature_cache(cfg: CfgNode) -> TensorCache | None:
-    """Where image features are kept; None without the folder CACHE."""
-    folder = cache_folder(cfg)
-    return TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB") if folder else None
-
-
-def cache_folder(cfg: CfgNode) -> Path | None:
-    """The folder CACHE; None if it is not set, and nothing is kept.
+    """Where image features are kept; None if the folder CACHE is not set.
 
     Raises:
         UsageError: it is not a folder.
@@ -165,7 +159,7 @@ def cache_folder(cfg: CfgNode) -> Path | None:
     folder = Path(cfg.CACHE).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"CACHE is {cfg.CACHE}, which is not a folder", "give the path of a folder", folder)
-    return folder
+    return TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
 
 
 @dataclass(frozen=True)

@@ -112,11 +112,6 @@ class ViewsTrainer(PromptTrainer):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Nothing was learned, so nothing is loaded."""
 
-    @torch.no_grad()
-    def features_of(self, views: Tensor) -> Tensor:
-        """(views, 3, H, W) -> (views, joint), fp32, of unit length."""
-        return self.model.image_features(views)
-
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
         return self.model.logits(features, self.model.text_features(features))
@@ -129,7 +124,7 @@ class ViewsTrainer(PromptTrainer):
         yield from ((row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False))
         rest = self.loader_of(Subset(images, range(len(kept), len(images))))
         for label, batch in zip(labels[len(kept) :], rest, strict=True):
-            logits = self.answer(self.features_of(batch["img"][0].to(self.device)), state)
+            logits = self.answer(self.model.image_features(batch["img"][0].to(self.device)), state)
             partial.add(logits, state)
             yield logits[None], label
 
@@ -146,7 +141,7 @@ class ViewsTrainer(PromptTrainer):
     def model_inference(self, images: Any) -> Tensor:
         """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W), one view of each."""
         views = images if images.dim() == 5 else images[:, None]
-        return torch.stack([self.answer(self.features_of(each), self.new_state()) for each in views])
+        return torch.stack([self.answer(self.model.image_features(each), self.new_state()) for each in views])
 
 
 def entropies(logits: Tensor) -> Tensor:
