@@ -68,54 +68,52 @@ def test_same_pixels_to_the_bit_as_without_it_and_none_is_decoded_again(workers,
 
 
 def test_batches_keep_labels_and_paths(loader):
-    with_file = [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in loader()]
-    without = loader("DATALOADER.CACHE_TEST", "False")
-    assert with_file == [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in without]
+    kept, read = (
+        [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in loader(*options)]
+        for options in ((), ("DATALOADER.CACHE_TEST", "False"))
+    )
+    assert kept == read
 
 
-def change_an_image(root, tmp_path):
-    file = sorted((root / "eurosat/2750").glob("3/test_*.png"))[0]
-    before = file.stat()
-    pixels = np.asarray(Image.open(file)).copy()
+def change_an_image(file, root):
+    image = sorted((root / "eurosat/2750").glob("3/test_*.png"))[0]
+    before = image.stat()
+    pixels = np.asarray(Image.open(image)).copy()
     pixels[0, 0] ^= 1
-    Image.fromarray(pixels).save(file)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    Image.fromarray(pixels).save(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def flip_a_bit(root, tmp_path):
-    (file,) = kept(tmp_path)
+def flip_a_bit(file, root):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def cut(root, tmp_path):
-    (file,) = kept(tmp_path)
-    file.write_bytes(file.read_bytes()[:1000])
-
-
-def empty(root, tmp_path):
-    kept(tmp_path)[0].write_bytes(b"")
-
-
-def of_another_shape(root, tmp_path):
-    """A complete file under this name, of fewer images."""
-    (file,) = kept(tmp_path)
-    np.save(file, np.zeros((1, 24, 20, 3), np.uint8))
-    file.write_bytes(file.read_bytes() + hashlib.sha256(file.read_bytes()).digest())
-
-
-def with_half_a_header(root, tmp_path):
-    """... which numpy's own parser does not expect."""
-    (file,) = kept(tmp_path)
-    content = b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"
+def with_checksum(file, content):
     file.write_bytes(content + hashlib.sha256(content).digest())
 
 
-@pytest.mark.parametrize("harm", [change_an_image, flip_a_bit, cut, empty, of_another_shape, with_half_a_header])
+def of_fewer_images(file, root):
+    np.save(file, np.zeros((1, 24, 20, 3), np.uint8))
+    with_checksum(file, file.read_bytes())
+
+
+HARMS = {
+    "changed image": change_an_image,
+    "flipped bit": flip_a_bit,
+    "cut": lambda file, root: file.write_bytes(file.read_bytes()[:1000]),
+    "empty": lambda file, root: file.write_bytes(b""),
+    "fewer images": of_fewer_images,
+    # ... which numpy's own parser does not expect
+    "half a header": lambda file, root: with_checksum(file, b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_stale_or_damaged_file_is_not_used(harm, root, loader, decodes, tmp_path):
     images(loader())
-    harm(root, tmp_path)
+    harm(*kept(tmp_path), root)
     expected = images(loader("DATALOADER.CACHE_TEST", "False"))
     decodes.clear()
     assert torch.equal(images(loader()), expected)
@@ -125,35 +123,22 @@ def test_stale_or_damaged_file_is_not_used(harm, root, loader, decodes, tmp_path
     assert len(decodes) == 1
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["INPUT.SIZE", (20, 24)],
-        ["INPUT.INTERPOLATION", "bicubic"],
-        ["INPUT.EXIF_ORIENTATION", False],
-        ["DATASET.SUBSAMPLE_CLASSES", "base"],
-    ],
-)
+OTHER = {"INPUT.SIZE": (20, 24), "INPUT.INTERPOLATION": "bicubic", "INPUT.EXIF_ORIENTATION": False}
+OTHER |= {"DATASET.SUBSAMPLE_CLASSES": "base"}
+
+
+@pytest.mark.parametrize("options", OTHER.items(), ids=OTHER)
 def test_other_images_or_another_transform_have_a_file_of_their_own(options, loader, tmp_path):
     images(loader())
     assert torch.equal(images(loader(*options)), images(loader(*options, "DATALOADER.CACHE_TEST", "False")))
     assert len(kept(tmp_path)) == 2
 
 
-class Brighter(torch.nn.Module):
-    """A transform whose text does not tell by how much."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, image):
-        return image.point(lambda value: value * self.factor)
-
-
 def test_transform_of_the_user_is_known_by_what_it_does(loader):
+    """Its text does not tell by how much."""
     for factor in (0.5, 0.9):
-        transform = T.Compose([T.Resize((24, 20)), Brighter(factor), T.ToTensor()])
+        brighter = T.Lambda(lambda image, factor=factor: image.point(lambda value: value * factor))
+        transform = T.Compose([T.Resize((24, 20)), brighter, T.ToTensor()])
         found = images(loader(test_transform=transform))
         assert torch.equal(found, images(loader("DATALOADER.CACHE_TEST", "False", test_transform=transform)))
 

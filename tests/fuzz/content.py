@@ -11,7 +11,7 @@ from dassl.utils import load_checkpoint
 
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes
-from .corpus import BASE, METHODS, OTHERS, train
+from .corpus import BASE, METHODS, OTHERS, run_files, train
 from .images import pictures
 from .weights import changed_safetensors, content, only, saved
 
@@ -25,25 +25,18 @@ def replaced_backbone(rng: Random) -> Case:
     state = torch.load(io.BytesIO(content("tiny.pt")), weights_only=True)
     how = rng.choice(("same", "perturbed", "one tensor", "huge"))
     for key in rng.sample(sorted(state), len(state) if how == "perturbed" else 1) if how != "same" else ():
-        if not state[key].is_floating_point():
-            continue
-        huge = torch.full_like(
-            state[key], rng.choice((1e20, 1e38, -1e38)), dtype=torch.float32
-        )  # their squares are not
-        state[key] = huge if how == "huge" else state[key] + 0.01 * torch.ones_like(state[key])
+        number = rng.choice((1e20, 1e38, -1e38))  # their squares are infinite
+        state[key] = torch.full(state[key].shape, number) if how == "huge" else state[key] + 0.01
     method = rng.choice(list(METHODS))
     if rng.random() < 0.4:  # without a run before: the logits may be infinite or NaN
         options = ["--backbone", "weights.pt"]
         case = Case("train", train(rng.choice([*METHODS, *OTHERS]), options=options), {"weights.pt": saved(state)})
         case.argv += ["OPTIM.MAX_EPOCH", "1"]
         return case
-    folder = Path(BASE, "runs", method)
-    case = Case("train", [], {"weights.pt": saved(state) if how != "same" else content("tiny.pt")})
-    checkpoint = only(f"runs/{method}")
-    case.files[f"run/{checkpoint.relative_to(folder)}"] = checkpoint.read_bytes()
-    case.files[f"run/{checkpoint.parent.name}/checkpoint"] = b"model.pth.tar-2\n"
+    case = Case("train", [], run_files(method))
+    case.files["weights.pt"] = saved(state) if how != "same" else content("tiny.pt")
     for name in ("config.yaml", "results.json"):  # as if the backbone had this name then
-        text = (folder / name).read_text().replace(f"{BASE}/tiny.pt", "weights.pt")
+        text = Path(BASE, "runs", method, name).read_text().replace(f"{BASE}/tiny.pt", "weights.pt")
         case.files[f"run/{name}"] = text.encode()
     use, options = rng.randrange(5), ["--backbone", "weights.pt"]
     if use == 0:

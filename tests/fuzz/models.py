@@ -9,7 +9,7 @@ import yaml
 
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes
-from .corpus import BASE
+from .corpus import BASE, run_files
 from .images import crafted_png, pictures, thin_png
 from .texts import changed_json, changed_yaml
 from .weights import changed_file, changed_safetensors, only
@@ -53,18 +53,13 @@ def exported(rng: Random) -> Case:
 @kind("run as a model", share=3)
 def run(rng: Random) -> Case:
     """The folder of a finished run, with a change in one file."""
-    folder, checkpoint = Path(BASE, "runs/CoOp"), only("runs/CoOp")
-    content = checkpoint.read_bytes()
-    config, results = (folder / "config.yaml").read_text(), (folder / "results.json").read_text()
-    changed = rng.randrange(3)
-    return Case(
-        "predict",
-        ["run", "image.png", "--backbone", f"{BASE}/tiny.pt"],
-        {
-            f"run/{checkpoint.relative_to(folder)}": changed_file(rng, checkpoint) if changed == 0 else content,
-            "run/config.yaml": changed_yaml(rng, yaml.safe_load(config)) if changed == 1 else config.encode(),
-            "run/results.json": changed_json(rng, json.loads(results)) if changed == 2 else results.encode(),
-            f"run/{checkpoint.parent.name}/checkpoint": b"model.pth.tar-2\n",
-            "image.png": pictures()["0 PNG"],
-        },
-    )
+    files, changed = run_files("CoOp", "runs", "config.yaml", "results.json"), rng.randrange(3)
+    path, config, results, _ = files
+    if changed == 0:
+        files[path] = changed_file(rng, only("runs/CoOp"))
+    elif changed == 1:
+        files[config] = changed_yaml(rng, yaml.safe_load(files[config]))
+    else:
+        files[results] = changed_json(rng, json.loads(files[results]))
+    argv = ["run", "image.png", "--backbone", f"{BASE}/tiny.pt"]
+    return Case("predict", argv, files | {"image.png": pictures()["0 PNG"]})

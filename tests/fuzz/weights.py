@@ -14,8 +14,10 @@ from dassl.utils import load_checkpoint, save_checkpoint
 
 from .cases import LINKS, SPECIAL, Case, kind, sometimes_special
 from .changes import change_bytes, change_tree, hostile
-from .corpus import BASE, METHODS, saved, train
+from .corpus import BASE, METHODS, run_files, saved, train
 from .pickles import CODE, change_zip
+
+EVALUATED = ("--eval-only", "--model-dir", "run")
 
 
 @cache
@@ -123,27 +125,24 @@ def unnoticed(before: bytes, after: bytes) -> str:
 def checkpoint(rng: Random) -> Case:
     """Of this project: evaluated, resumed, or given as MODEL.INIT_WEIGHTS."""
     method = rng.choice(list(METHODS))
-    file = only(f"runs/{method}")
-    before = file.read_bytes()
-    damaged = rng.random() < 0.3
+    file, damaged = only(f"runs/{method}"), rng.random() < 0.3
+    before, path, pointer = file.read_bytes(), *run_files(method)
     after = sometimes_special(rng, change_bytes(rng, before) if damaged else changed_file(rng, file))
-    case = Case("train", [], {f"run/{file.parent.name}/{file.name}": after})
-    pointer: bytes | str = b"model.pth.tar-2\n"
+    case = Case("train", [], run_files(method) | {path: after})
     if rng.random() < 0.1:
         wrong = (b"../../outside/kept", b"/dev/zero", b"\xff\xfe", b"", b"\0", b"model.pth.tar-9", b"." * 5000)
-        pointer = rng.choice((*wrong, *SPECIAL))
+        case.files[pointer] = rng.choice((*wrong, *SPECIAL))
     elif damaged and isinstance(after, bytes) and after != before:
         case.check = lambda: unnoticed(before, after)
-    case.files[f"run/{file.parent.name}/checkpoint"] = pointer
     use = rng.randrange(5)
     if use < 2:
-        case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * (use == 1))])
+        case.argv = train(method, options=[*EVALUATED, *(["--load-epoch", 2] * (use == 1))])
     elif use < 4:
         if rng.random() < 0.5:
-            case.files["run/config.yaml"] = Path(BASE, "runs", method, "config.yaml").read_bytes()
+            case.files["run/config.yaml"] = content(f"runs/{method}/config.yaml")
         case.argv = train(method, "OPTIM.MAX_EPOCH", 2 + use % 2, output="run")
     else:
-        case.argv = train(method, "MODEL.INIT_WEIGHTS", f"run/{file.parent.name}/{file.name}", options=["--no-train"])
+        case.argv = train(method, "MODEL.INIT_WEIGHTS", path, options=["--no-train"])
     return case
 
 
@@ -151,11 +150,9 @@ def checkpoint(rng: Random) -> Case:
 def output_folder(rng: Random) -> Case:
     """Of a run to resume, with one or two of its files or folders replaced by links."""
     method = rng.choice(list(METHODS))
-    file = only(f"runs/{method}")
-    folder = file.parent.name
+    folder = only(f"runs/{method}").parent.name
     settings = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
-    case = Case("train", train(method, *settings, output="run"))
-    case.files = {f"run/{folder}/{file.name}": file.read_bytes(), f"run/{folder}/checkpoint": b"model.pth.tar-2\n"}
+    case = Case("train", train(method, *settings, output="run"), run_files(method))
     names = ["log.txt", "config.yaml", "results.json", "tensorboard", ".lock", ".lock.json", folder, "error.txt"]
     names += [f"{folder}/{name}" for name in ("checkpoint", "model.pth.tar-2", "model.pth.tar-3", "model-best.pth.tar")]
     names += ["predictions.npz", "tests.jsonl", "cmat.pt", "partial_test"]
@@ -172,12 +169,10 @@ def output_folder(rng: Random) -> Case:
 @kind("published checkpoint", share=5)
 def published_checkpoint(rng: Random) -> Case:
     method = rng.choice(list(METHODS))
-    file = only(f"published/{method}")
-    folder = f"run/{file.parent.name}"
-    case = Case("train", [], {f"{folder}/{file.name}": sometimes_special(rng, changed_file(rng, file))})
-    case.files[f"{folder}/checkpoint"] = b"model.pth.tar-2\n"
-    case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * rng.randrange(2))])
-    return case
+    path, _ = files = run_files(method, "published")
+    changed = sometimes_special(rng, changed_file(rng, only(f"published/{method}")))
+    argv = train(method, options=[*EVALUATED, *(["--load-epoch", 2] * rng.randrange(2))])
+    return Case("train", argv, files | {path: changed})
 
 
 def with_backbone(rng: Random, name: str, data: bytes, **files: bytes) -> Case:
