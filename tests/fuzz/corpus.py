@@ -8,6 +8,7 @@ import pickle
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -87,12 +88,21 @@ def published(state: dict[str, torch.Tensor]) -> dict:
     return {"state_dict": tensors, "epoch": 2, "optimizer": optimizer.state_dict(), "scheduler": scheduler}
 
 
-def run_files(method: str, kind: str = "runs", *others: str) -> dict[str, bytes | str]:
+SPLIT = "data/eurosat/split_zhou_EuroSAT.json"
+
+
+def dataset() -> dict[str, Any]:
+    """The images and the split file of the drawn EuroSAT, as files of a case."""
+    paths = (path for path in sorted(Path(BASE, "data").rglob("*")) if path.is_file())
+    return {str(path.relative_to(BASE)): path.read_bytes() for path in paths}
+
+
+def run_files(method: str, kind: str = "runs", *others: str) -> dict[str, Any]:
     """The checkpoint of a run in the corpus, its pointer and other files of it, as files of `run/`."""
     folder = Path(BASE, kind, method)
     (checkpoint,) = folder.glob("*/model.pth.tar-2")
     paths = [checkpoint, *(folder / name for name in others)]
-    files: dict[str, bytes | str] = {f"run/{path.relative_to(folder)}": path.read_bytes() for path in paths}
+    files: dict[str, Any] = {f"run/{path.relative_to(folder)}": path.read_bytes() for path in paths}
     return files | {f"run/{checkpoint.parent.name}/checkpoint": b"model.pth.tar-2\n"}
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 from random import Random
 
 import yaml
@@ -12,15 +11,13 @@ from .changes import change_bytes
 from .corpus import BASE, run_files
 from .images import crafted_png, pictures, thin_png
 from .texts import changed_json, changed_yaml
-from .weights import changed_file, changed_safetensors, only
+from .weights import changed_file, changed_safetensors, content, only
 
 
 @kind("exported model", share=5)
 def exported(rng: Random) -> Case:
     """A folder that tools/export.py wrote, with a change in one file; or an image for it."""
-    folder = Path(BASE, "exported")
-    description = json.loads((folder / "config.json").read_text())
-    prompts = (folder / "prompts.safetensors").read_bytes()
+    description, prompts = json.loads(content("exported/config.json")), content("exported/prompts.safetensors")
     image = pictures()["0 PNG"]
     case = Case("predict", ["model", "image.png", "--backbone", f"{BASE}/tiny.pt"])
     use = rng.randrange(6)

@@ -3,7 +3,6 @@
 import io
 import json
 import pickle
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -11,16 +10,15 @@ from dassl.data.datasets import Datum
 
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes, change_tree
-from .corpus import BASE
+from .corpus import BASE, SPLIT
 from .pickles import change_pickle, change_zip
-from .weights import as_json
+from .weights import as_json, content
 
 
 @kind("predictions", share=3)
 def predictions(rng: Random) -> Case:
     """predictions.npz of one of two runs that are compared."""
-    folder = Path(BASE, "runs/CoOp")
-    kept = {name: (folder / name).read_bytes() for name in ("results.json", "predictions.npz")}
+    kept = {name: content(f"runs/CoOp/{name}") for name in ("results.json", "predictions.npz")}
     files: dict[str, bytes | str] = {f"{run}/{name}": kept[name] for run in ("one", "two") for name in kept}
     before = kept["predictions.npz"]
     after = change_zip(rng, before) if rng.random() < 0.4 else arrays(rng, before)
@@ -50,14 +48,14 @@ def arrays(rng: Random, before: bytes) -> bytes:
 @kind("few-shot choices", share=3)
 def choices(rng: Random) -> Case:
     """A pickle of CoOp or a .jsonl file of 2SFS with an image of each class."""
-    rows = json.loads(Path(BASE, "data/eurosat/split_zhou_EuroSAT.json").read_text())["train"]
+    rows = json.loads(content(SPLIT))["train"]
     chosen = {label: (f"eurosat/2750/{path}", name) for path, label, name in rows}
     items = [Datum(path, label, classname=name) for label, (path, name) in chosen.items()]
-    content = pickle.dumps({"train": items}, protocol=rng.choice((2, 4)))
-    content, name = (change_pickle if rng.random() < 0.8 else change_bytes)(rng, content), "a.pkl"
+    pickled = pickle.dumps({"train": items}, protocol=rng.choice((2, 4)))
+    data, name = (change_pickle if rng.random() < 0.8 else change_bytes)(rng, pickled), "a.pkl"
     if rng.random() < 0.4:
         lines = change_tree(rng, [vars(item) for item in items])
         lines = lines if isinstance(lines, list | tuple) else [lines]
-        content, name = "\n".join(map(as_json, lines)).encode(errors="surrogatepass"), "a_train.jsonl"
-    files = {name: sometimes_special(rng, content)}
+        data, name = "\n".join(map(as_json, lines)).encode(errors="surrogatepass"), "a_train.jsonl"
+    files = {name: sometimes_special(rng, data)}
     return Case("prepare", ["splits", "eurosat", "--root", f"{BASE}/data", "--file", name], files)

@@ -20,9 +20,8 @@ OWN_FILES = {"OUTPUT_DIR", "RESUME"}  # the user's choice where to write
 def settings(method: str) -> dict[str, Any]:
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
-    return {key: item for key, item in flatten(cfg).items() if key.count(".") < 2 or not key.startswith("TRAINER.")} | {
-        key: item for key, item in flatten(cfg).items() if key.startswith(f"TRAINER.{method.upper()}.")
-    }
+    own = f"TRAINER.{method.upper()}."
+    return {key: item for key, item in flatten(cfg).items() if key.startswith(own) or not key.startswith("TRAINER.")}
 
 
 def setting(rng: Random, key: str, default: Any, trains: bool) -> str:
@@ -59,8 +58,6 @@ def pairs(rng: Random) -> Case:
     options = [] if trains else ["--no-train"]
     if rng.random() < 0.1:
         given = "seed", "load-epoch", "backbone", "config-file", "resume", "model-dir", "transforms"
-        options += [
-            f"--{rng.choice(given)}",
-            rng.choice([name for name in NAMES if "\0" not in name] + [str(2**33), "-5", "x"]),
-        ]
+        names = [name for name in NAMES if "\0" not in name]
+        options += [f"--{rng.choice(given)}", rng.choice([*names, str(2**33), "-5", "x"])]
     return Case("train", train(method, *items, options=options))
