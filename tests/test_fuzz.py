@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz import content, downloads, harness, images, models, predicted, settings, texts, weights, worker  # noqa: F401 - they register their kinds
+from fuzz import __main__, harness, worker  # noqa: F401 - it registers the kinds
 from fuzz.cases import KINDS, Case, kind_of
 from fuzz.changes import change_bytes, change_tree
 from marks import thorough_but
