@@ -32,9 +32,8 @@ class GDASettings(ChoosingSettings):
 class Gaussians(Head):
     """Gaussian classes with one covariance as a linear classifier, beside zero-shot CLIP (Wang et al., 2024, Sec. 3).
 
-    Attributes:
-        W, b: (joint, classes), (classes,).
-        rows: (n, joint), unit features of the base images, from which new classes are estimated; none if not needed.
+    W is (joint, classes), b (classes,). `rows` (n, joint) are unit features of the base images, from which new classes
+    are estimated; there are none if they are not needed.
     """
 
     def __init__(self, classes: int, width: int):

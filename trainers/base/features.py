@@ -32,12 +32,9 @@ class KeptOutput(ImageOutput):
 
 
 class Views(Dataset):
-    """Augmented views of images, the same for a seed whatever the number of workers; an image is decoded once.
+    """So many views of each image of a `DatasetWrapper` with a random transform; an image is decoded once.
 
-    Args:
-        images: a `DatasetWrapper` with a random transform.
-        views: of each image.
-        seed: of the run.
+    They are the same for a seed, whatever the number of workers.
     """
 
     def __init__(self, images: Any, views: int, seed: int):
@@ -137,10 +134,7 @@ class KeptFeatures:
 def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeatures | None:
     """The features of a loader's images by way of the folder CACHE; None without it, or if they cannot be kept.
 
-    Args:
-        cfg: of the run.
-        model: features can be kept if its image tower is frozen, has no prompts and is read at its feature only.
-        loader: of test images, in order.
+    They can if the loader reads images in order, and the frozen image tower has no prompts and gives features only.
     """
     cache, in_order = feature_cache(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
     if not cache or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
@@ -186,13 +180,9 @@ class Support:
 
 
 class Batches:
-    """Batches of features.
+    """Batches of features, `steps` of them in an epoch.
 
-    Args:
-        support: the training images.
-        size: of a batch.
-        steps: batches of an epoch.
-        mixed: whether an epoch draws from the views of all images together. Else it has one view of each image.
+    A `mixed` epoch draws from the views of all images together, another one has one view of each image.
     """
 
     def __init__(self, support: Support, size: int, steps: int, mixed: bool):

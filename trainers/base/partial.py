@@ -19,11 +19,8 @@ class PartialTest:
     """Logits of the first images of a test, in files of some seconds' work each, and the state after them.
 
     The state is written last and says how many images count, so a process may end between any two files. The files
-    together are as large as all logits of the test; the run deletes them once it has written its results.
-
-    Args:
-        run: the output folder of the run.
-        key: a checksum of everything that the logits depend on.
+    together are as large as all logits of the test; the run deletes them once it has written its results. Files with
+    another `key`, a checksum of everything that the logits depend on, are of another test.
     """
 
     def __init__(self, run: Path, key: str):

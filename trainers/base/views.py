@@ -51,13 +51,7 @@ class Views:
         return torch.stack([self.centre(image), *others])
 
     def random_view(self, image: Picture, chance: torch.Generator, draw: Draw) -> Tensor:
-        """A random crop, flipped with probability 1/2: (3, H, W).
-
-        Args:
-            image: of any size.
-            chance: draws the crop and the flip.
-            draw: draws for AugMix.
-        """
+        """A random crop, flipped with probability 1/2, by `chance`; `draw` is for AugMix. (3, H, W)."""
         crop = F.resized_crop(image, *crop_box(image, chance), list(self.size), InterpolationMode.BILINEAR)
         if torch.rand(1, generator=chance) < 0.5:
             crop = F.hflip(crop)
