@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -106,24 +105,6 @@ def test_methods_without_vision_prompts_read_each_image_once(method, build, deep
         assert not kept()
 
 
-def test_all_methods_share_the_file(build, read_images, kept):
-    logits_of(build("ZeroshotCLIP"))
-    read_images.clear()
-    for method in ("CoOp", "LinearProbe", "CoCoOp", "KgCoOp"):
-        logits_of(build(method))
-    assert read_images == [1] * 4 and len(kept()) == 1
-
-
-def test_prompt_learner_decides_not_the_name(build, kept):
-    """IVLP without vision prompts has none for the image tower."""
-    options = ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0, "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 2]
-    assert torch.equal(logits_of(build("IVLP", *options)), expected(build, "IVLP", *options))
-    assert len(kept()) == 1
-
-
-# The users' own methods
-
-
 class Adapted(PromptedCLIP):
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -138,17 +119,24 @@ class Flipped(PromptedCLIP):
         return super().image_output(images.flip(-1) if isinstance(images, torch.Tensor) else images)
 
 
-NEW = {"usual": ({}, 1), "adapter": ({"Model": Adapted}, 1), "model": ({"Model": Flipped}, 2)}  # files with CoOp's
+DEPTHS = ["TRAINER.IVLP.PROMPT_DEPTH_VISION", 0, "TRAINER.IVLP.PROMPT_DEPTH_TEXT", 2]
+FILES = {  # a method, its settings, attributes of the user's own, and the number of files with CoOp's
+    "usual": ("ZeroshotCLIP", [], {}, 1),
+    "no vision prompts": ("IVLP", DEPTHS, {}, 1),
+    "adapter": ("Mine", [], {"Model": Adapted}, 1),
+    "model": ("Mine", [], {"Model": Flipped}, 2),
+}
 
 
-@pytest.mark.parametrize(("own", "files"), NEW.values(), ids=NEW)
-def test_new_method_has_its_own_features_if_it_reads_images_itself(own, files, build, read_images, kept, mine):
+@pytest.mark.parametrize("case", FILES.values(), ids=FILES)
+def test_method_has_its_own_features_if_it_reads_images_itself(case, build, read_images, kept, mine):
+    method, options, own, files = case
     mine(own)
     logits_of(build("CoOp"))
-    computed = expected(build, "Mine")
-    assert torch.equal(logits_of(build("Mine")), computed)
+    computed = expected(build, method, *options)
+    assert torch.equal(logits_of(build(method, *options)), computed)
     read_images.clear()
-    assert torch.equal(logits_of(build("Mine")), computed)
+    assert torch.equal(logits_of(build(method, *options)), computed)
     assert read_images == [1] and len(kept()) == files
 
 
@@ -267,16 +255,6 @@ def test_training_is_the_same_when_each_epoch_is_validated(build):
         trainer.train()
         learned.append(prompts_of(trainer))
     assert differing(*learned[:2]) == differing(*learned[1:]) == []
-
-
-def test_several_runs_fill_it_at_once(build, tmp_path, kept):
-    computed = expected(build)
-    trainers = [build("CoOp") for _ in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(logits_of, trainers))
-    assert all(torch.equal(each, computed) for each in found)
-    assert [file.suffix for file in kept()] == [".safetensors"]
-    assert torch.equal(logits_of(build("CoOp")), computed)
 
 
 def test_limit_deletes_what_was_not_used_for_longest(build, kept):
