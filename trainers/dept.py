@@ -55,7 +55,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
 
     @dataclass(frozen=True)
     class Settings(DePTSettings, base.Settings):  # type: ignore[name-defined, misc]
-        """Those of both."""
+        pass
 
     class Model(base.Model):  # type: ignore[name-defined, misc]
         """The base's model, whose tests of learned classes mix in the logits of a linear head."""
