@@ -5,11 +5,11 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import drawn
 import pytest
 import torch
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-from drawn import make_cfg
 from learned import NAMES, OPTIONS, own_test, rows_of
 
 from common.errors import UsageError
@@ -43,7 +43,7 @@ def make(eurosat, tiny, tmp_path):
         own = {f"TRAINER.{method}.{key}": value for key, value in (FEW | settings).items()}
         set_random_seed(1)
         pairs = [*(item for pair in own.items() for item in pair), *pairs]
-        trainer = build_trainer(make_cfg(method, eurosat, tiny, tmp_path / output, *pairs))
+        trainer = build_trainer(drawn.make_cfg(method, eurosat, tiny, tmp_path / output, *pairs))
         trainer.set_model_mode("eval")
         return trainer
 
@@ -165,11 +165,9 @@ def arguments(eurosat, tiny):
     """`arguments("TPT", folder, KEY, VALUE, ..., options=...)`: of train.py, with four views."""
 
     def arguments(method, folder, *pairs, options=()):
-        configs = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
-        configs += ["--config-file", ROOT / f"configs/trainers/{method}/small.yaml", "--trainer", method]
-        own = ["--root", eurosat, "--backbone", tiny, "--seed", 1, "--output-dir", folder, *configs, *options]
+        small = ["--trainer", method, "--config-file", ROOT / f"configs/trainers/{method}/small.yaml"]
         views = [f"TRAINER.{method}.VIEWS", 4] if method in METHODS else []
-        return [*own, "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, *views, *pairs]
+        return drawn.arguments(eurosat, tiny, folder, *views, *pairs, options=[*small, *options])
 
     return arguments
 

@@ -79,10 +79,6 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
         of_learned_classes = ("linear_probe_proj.*",)
 
-        @classmethod
-        def section(cls) -> str:
-            return base.section()
-
         def build_prompts(self, clip, classnames):
             learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
             new = dict(zip(NEW, (FiLM(width), FiLM(width), nn.Linear(width, len(classnames))), strict=True))
