@@ -6,6 +6,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,10 +56,13 @@ def kept(tmp_path) -> list:
     return sorted((tmp_path / "cache").glob("*"))
 
 
+PLAIN = "DATALOADER.CACHE_TEST", "False"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_pixels_to_the_bit_as_without_it_and_none_is_decoded_again(workers, loader, decodes, tmp_path):
     options = ["DATALOADER.NUM_WORKERS", workers]
-    plain = images(loader("DATALOADER.CACHE_TEST", "False", *options))
+    plain = images(loader(*PLAIN, *options))
     assert torch.equal(images(loader(*options)), plain)
     assert len(kept(tmp_path)) == 1
     decodes.clear()
@@ -68,11 +72,11 @@ def test_same_pixels_to_the_bit_as_without_it_and_none_is_decoded_again(workers,
 
 
 def test_batches_keep_labels_and_paths(loader):
-    kept, read = (
+    found = [
         [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in loader(*options)]
-        for options in ((), ("DATALOADER.CACHE_TEST", "False"))
-    )
-    assert kept == read
+        for options in ((), PLAIN)
+    ]
+    assert found[0] == found[1]
 
 
 def change_an_image(file, root):
@@ -114,7 +118,7 @@ HARMS = {
 def test_stale_or_damaged_file_is_not_used(harm, root, loader, decodes, tmp_path):
     images(loader())
     harm(*kept(tmp_path), root)
-    expected = images(loader("DATALOADER.CACHE_TEST", "False"))
+    expected = images(loader(*PLAIN))
     decodes.clear()
     assert torch.equal(images(loader()), expected)
     assert len(decodes) > 1
@@ -130,7 +134,7 @@ OTHER |= {"DATASET.SUBSAMPLE_CLASSES": "base"}
 @pytest.mark.parametrize("options", OTHER.items(), ids=OTHER)
 def test_other_images_or_another_transform_have_a_file_of_their_own(options, loader, tmp_path):
     images(loader())
-    assert torch.equal(images(loader(*options)), images(loader(*options, "DATALOADER.CACHE_TEST", "False")))
+    assert torch.equal(images(loader(*options)), images(loader(*options, *PLAIN)))
     assert len(kept(tmp_path)) == 2
 
 
@@ -140,7 +144,7 @@ def test_transform_of_the_user_is_known_by_what_it_does(loader):
         brighter = T.Lambda(lambda image, factor=factor: image.point(lambda value: value * factor))
         transform = T.Compose([T.Resize((24, 20)), brighter, T.ToTensor()])
         found = images(loader(test_transform=transform))
-        assert torch.equal(found, images(loader("DATALOADER.CACHE_TEST", "False", test_transform=transform)))
+        assert torch.equal(found, images(loader(*PLAIN, test_transform=transform)))
 
 
 def test_transform_without_steps_is_applied_to_each_image(loader, tmp_path, capsys):
@@ -158,7 +162,7 @@ def test_limit_deletes_what_was_not_used_for_longest(loader, tmp_path):
 
 
 def test_images_beyond_the_limit_and_an_unwritable_folder_only_cost_time(loader, tmp_path, capsys):
-    expected = images(loader("DATALOADER.CACHE_TEST", "False"))
+    expected = images(loader(*PLAIN))
     assert torch.equal(images(loader("CACHE_GB", 1e-6)), expected)
     assert "are not kept: raise CACHE_GB" in capsys.readouterr().out
     (tmp_path / "file").touch()
@@ -184,16 +188,16 @@ def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(loader, 
     assert writing.exists() and not abandoned.exists()
 
 
-def fill(folder: str, first: int) -> bytes:
+def fill(file: Path) -> bytes:
     """Keep images in a file, in a process of its own."""
-    file = image_cache.Path(folder, "images-1.npy")
     made = image_cache.KeptImages(file, (40, 64, 64, 3), T.ToTensor())
     made.write((Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(40)), 1e9)
     return made.pixels.tobytes()
 
 
 def test_two_processes_fill_it_at_once(tmp_path):
+    file = tmp_path / "images-1.npy"
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        found = list(pool.map(fill, [str(tmp_path)] * 8, range(8)))
+        found = list(pool.map(fill, [file] * 8))
     assert len(set(found)) == 1 and found[0][:3] == b"\0\0\0" and found[0][-3:] == b"\x27\0\0"
-    assert [file.name for file in tmp_path.glob("*")] == ["images-1.npy"]
+    assert list(tmp_path.iterdir()) == [file]
