@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from drawn import arguments
+from drawn import arguments, small_clip
 
+from common.errors import UsageError
 from common.start import ROOT
+from trainers.cliplora import CLIPLoRASettings, LoRALearner
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -68,3 +70,15 @@ def test_another_file_is_refused(content, lora_refused, tmp_path):
     (tmp_path / "set").mkdir()
     torch.save(content, tmp_path / "set/lora_weights.pt")
     lora_refused(f"{tmp_path}/set/lora_weights.pt is not a LoRA file of CLIP-LoRA's code: check --model-dir")
+
+
+@pytest.mark.parametrize(
+    ("depth", "position", "layers"),
+    [(12, "top3", range(9, 12)), (24, "half-up", range(12, 24)), (24, "half-bottom", range(12)), (4, "all", range(4))],
+)
+def test_adapted_layers(depth, position, layers):
+    settings = CLIPLoRASettings(POSITION=position, ENCODER="text")
+    learner = LoRALearner(small_clip({"layers": 2}, {"layers": depth}), ["red"], settings)
+    assert [(tower, layer) for tower, layer, _ in learner.adapters] == [("text", layer) for layer in layers]
+    with pytest.raises(UsageError, match="give half-up, half-bottom, all for 24 layers"):
+        LoRALearner(small_clip({"layers": 2}, {"layers": 13}), ["red"], settings)
