@@ -3,6 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from shutil import copy
 from types import SimpleNamespace
 
 import drawn
@@ -101,6 +102,7 @@ def test_unwritten_state_does_not_count(make, tmp_path):
 
 HARMS = {  # `other settings`: the test has them
     "damaged": lambda folder: (folder / "00000003.safetensors").write_bytes(b"{}" * 25),
+    "exchanged": lambda folder: copy(folder / "00000003.safetensors", folder / "00000002.safetensors"),
     "lost": lambda folder: (folder / "00000002.safetensors").unlink(),
     "other settings": lambda folder: None,
 }

@@ -160,6 +160,7 @@ def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
     images = images_of(head)
     output = coop.model.output(images)
     assert torch.allclose(head.model.class_texts, output.text, atol=1e-6)
+    assert not head.model.base.training and not any(each.requires_grad for each in head.model.base.parameters())
     head.train()
     head.head.alpha.zero_()
     assert torch.allclose(head.model_inference(images), output.logits, atol=1e-3)

@@ -222,6 +222,7 @@ HARMS = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
     "of_another_key": lambda file: rewrite(file, lambda rows: 2 * rows, "f" * 32),  # copied to this name
     "of_fewer_images": lambda file: rewrite(file, lambda rows: rows[:-1].clone(), file.stem[9:]),
+    "not_finite": lambda file: rewrite(file, lambda rows: rows * torch.inf, file.stem[9:]),
     "without_facts": lambda file: save_file(load_file(file), file),
     "of_another_project": lambda file: save_file({"weights": torch.ones(3)}, file),
     "not_a_file": lambda file: (file.unlink(), os.mkfifo(file)),

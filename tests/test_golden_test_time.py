@@ -14,7 +14,7 @@ from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 
 KINDS = ("test-time", "stream")
-SECOND = ("ctpt_drawn_steps2", "mta_lambdas", "tda", "tpt_drawn_steps3", "zero_templates")  # `make test-all` runs them
+SECOND = ("ctpt_drawn_steps2", "mta_lambdas", "tda", "tpt_drawn_steps3", "zero")  # `make test-all` runs them
 
 
 def pytest_generate_tests(metafunc):
