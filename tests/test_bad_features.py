@@ -39,32 +39,30 @@ def test_class_without_training_images(method, label, refused, head, tmp_path):
     refused(head(method, root=tmp_path / "data"), what)
 
 
-def test_head_meets_the_features_of_its_backbone_alone(launch, head, backbones, tmp_path):
-    other = backbones(32, 16, 4, 4, 64, 64, 128)
+@pytest.fixture
+def other(backbones):
+    """A backbone with features of another width."""
+    return backbones(32, 16, 4, 4, 64, 64, 128)
+
+
+def test_weights_of_another_backbone(launch, head, other, eurosat, tmp_path):
+    """A head tested on its features, and a head on the features of a run there."""
     assert launch(*head("TipAdapter", output="run")).status == 0
-    options = ["--eval-only", "--model-dir", tmp_path / "run"]
-    ended = launch(*head("TipAdapter", backbone=other, options=options))
-    assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
-
-
-def test_features_of_a_run_on_another_backbone(launch, head, backbones, eurosat, tiny, tmp_path):
-    other = backbones(32, 16, 4, 4, 64, 64, 128)
     assert launch(*arguments(eurosat, other, tmp_path / "mpl", "OPTIM.MAX_EPOCH", 1)).status == 0
-    ended = launch(*head("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl")))
-    assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
+    tested = head("TipAdapter", backbone=other, options=["--eval-only", "--model-dir", tmp_path / "run"])
+    for argv in (tested, head("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl"))):
+        ended = launch(*argv)
+        assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
 
 
-def test_cache_of_another_backbone_is_not_used(launch, head, backbones, tmp_path):
+def test_cache_of_another_backbone_is_not_used(launch, head, other, tiny, tmp_path):
     """It may be shared: each backbone finds its own features there."""
-    other = backbones(32, 16, 4, 4, 64, 64, 128)
     accuracies = {}
-    for name, backbone in (("first", None), ("other", other), ("again", None)):
-        ended = launch(*head("GDA", output=name, **({"backbone": backbone} if backbone else {})))
+    for name, backbone, *cache in (("first", tiny), ("other", other), ("again", tiny), ("alone", other, "CACHE", "")):
+        ended = launch(*head("GDA", *cache, output=name, backbone=backbone))
         assert ended.status == 0 and ("Image features: " in ended.printed) == (name == "again")
         accuracies[name] = json.loads((tmp_path / name / "results.json").read_text())["accuracy"]
-    assert accuracies["again"] == accuracies["first"]
-    assert launch(*head("GDA", "CACHE", "", output="alone", backbone=other)).status == 0
-    assert json.loads((tmp_path / "alone/results.json").read_text())["accuracy"] == accuracies["other"]
+    assert accuracies["again"] == accuracies["first"] and accuracies["alone"] == accuracies["other"]
 
 
 @pytest.mark.parametrize("method", AT_TEST)

@@ -6,6 +6,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,10 +56,13 @@ def kept(tmp_path) -> list:
     return sorted((tmp_path / "cache").glob("*"))
 
 
+PLAIN = "DATALOADER.CACHE_TEST", "False"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_pixels_to_the_bit_as_without_it_and_none_is_decoded_again(workers, loader, decodes, tmp_path):
     options = ["DATALOADER.NUM_WORKERS", workers]
-    plain = images(loader("DATALOADER.CACHE_TEST", "False", *options))
+    plain = images(loader(*PLAIN, *options))
     assert torch.equal(images(loader(*options)), plain)
     assert len(kept(tmp_path)) == 1
     decodes.clear()
@@ -68,55 +72,53 @@ def test_same_pixels_to_the_bit_as_without_it_and_none_is_decoded_again(workers,
 
 
 def test_batches_keep_labels_and_paths(loader):
-    with_file = [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in loader()]
-    without = loader("DATALOADER.CACHE_TEST", "False")
-    assert with_file == [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in without]
+    found = [
+        [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in loader(*options)]
+        for options in ((), PLAIN)
+    ]
+    assert found[0] == found[1]
 
 
-def change_an_image(root, tmp_path):
-    file = sorted((root / "eurosat/2750").glob("3/test_*.png"))[0]
-    before = file.stat()
-    pixels = np.asarray(Image.open(file)).copy()
+def change_an_image(file, root):
+    image = sorted((root / "eurosat/2750").glob("3/test_*.png"))[0]
+    before = image.stat()
+    pixels = np.asarray(Image.open(image)).copy()
     pixels[0, 0] ^= 1
-    Image.fromarray(pixels).save(file)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    Image.fromarray(pixels).save(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def flip_a_bit(root, tmp_path):
-    (file,) = kept(tmp_path)
+def flip_a_bit(file, root):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def cut(root, tmp_path):
-    (file,) = kept(tmp_path)
-    file.write_bytes(file.read_bytes()[:1000])
-
-
-def empty(root, tmp_path):
-    kept(tmp_path)[0].write_bytes(b"")
-
-
-def of_another_shape(root, tmp_path):
-    """A complete file under this name, of fewer images."""
-    (file,) = kept(tmp_path)
-    np.save(file, np.zeros((1, 24, 20, 3), np.uint8))
-    file.write_bytes(file.read_bytes() + hashlib.sha256(file.read_bytes()).digest())
-
-
-def with_half_a_header(root, tmp_path):
-    """... which numpy's own parser does not expect."""
-    (file,) = kept(tmp_path)
-    content = b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"
+def with_checksum(file, content):
     file.write_bytes(content + hashlib.sha256(content).digest())
 
 
-@pytest.mark.parametrize("harm", [change_an_image, flip_a_bit, cut, empty, of_another_shape, with_half_a_header])
+def of_fewer_images(file, root):
+    np.save(file, np.zeros((1, 24, 20, 3), np.uint8))
+    with_checksum(file, file.read_bytes())
+
+
+HARMS = {
+    "changed image": change_an_image,
+    "flipped bit": flip_a_bit,
+    "cut": lambda file, root: file.write_bytes(file.read_bytes()[:1000]),
+    "empty": lambda file, root: file.write_bytes(b""),
+    "fewer images": of_fewer_images,
+    # ... which numpy's own parser does not expect
+    "half a header": lambda file, root: with_checksum(file, b"\x93NUMPY\x01\x00\x10\x00{'descr': ('|O'  \n"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_stale_or_damaged_file_is_not_used(harm, root, loader, decodes, tmp_path):
     images(loader())
-    harm(root, tmp_path)
-    expected = images(loader("DATALOADER.CACHE_TEST", "False"))
+    harm(*kept(tmp_path), root)
+    expected = images(loader(*PLAIN))
     decodes.clear()
     assert torch.equal(images(loader()), expected)
     assert len(decodes) > 1
@@ -125,37 +127,24 @@ def test_stale_or_damaged_file_is_not_used(harm, root, loader, decodes, tmp_path
     assert len(decodes) == 1
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["INPUT.SIZE", (20, 24)],
-        ["INPUT.INTERPOLATION", "bicubic"],
-        ["INPUT.EXIF_ORIENTATION", False],
-        ["DATASET.SUBSAMPLE_CLASSES", "base"],
-    ],
-)
+OTHER = {"INPUT.SIZE": (20, 24), "INPUT.INTERPOLATION": "bicubic", "INPUT.EXIF_ORIENTATION": False}
+OTHER |= {"DATASET.SUBSAMPLE_CLASSES": "base"}
+
+
+@pytest.mark.parametrize("options", OTHER.items(), ids=OTHER)
 def test_other_images_or_another_transform_have_a_file_of_their_own(options, loader, tmp_path):
     images(loader())
-    assert torch.equal(images(loader(*options)), images(loader(*options, "DATALOADER.CACHE_TEST", "False")))
+    assert torch.equal(images(loader(*options)), images(loader(*options, *PLAIN)))
     assert len(kept(tmp_path)) == 2
 
 
-class Brighter(torch.nn.Module):
-    """A transform whose text does not tell by how much."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, image):
-        return image.point(lambda value: value * self.factor)
-
-
 def test_transform_of_the_user_is_known_by_what_it_does(loader):
+    """Its text does not tell by how much."""
     for factor in (0.5, 0.9):
-        transform = T.Compose([T.Resize((24, 20)), Brighter(factor), T.ToTensor()])
+        brighter = T.Lambda(lambda image, factor=factor: image.point(lambda value: value * factor))
+        transform = T.Compose([T.Resize((24, 20)), brighter, T.ToTensor()])
         found = images(loader(test_transform=transform))
-        assert torch.equal(found, images(loader("DATALOADER.CACHE_TEST", "False", test_transform=transform)))
+        assert torch.equal(found, images(loader(*PLAIN, test_transform=transform)))
 
 
 def test_transform_without_steps_is_applied_to_each_image(loader, tmp_path, capsys):
@@ -173,7 +162,7 @@ def test_limit_deletes_what_was_not_used_for_longest(loader, tmp_path):
 
 
 def test_images_beyond_the_limit_and_an_unwritable_folder_only_cost_time(loader, tmp_path, capsys):
-    expected = images(loader("DATALOADER.CACHE_TEST", "False"))
+    expected = images(loader(*PLAIN))
     assert torch.equal(images(loader("CACHE_GB", 1e-6)), expected)
     assert "are not kept: raise CACHE_GB" in capsys.readouterr().out
     (tmp_path / "file").touch()
@@ -199,16 +188,16 @@ def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(loader, 
     assert writing.exists() and not abandoned.exists()
 
 
-def fill(folder: str, first: int) -> bytes:
+def fill(file: Path) -> bytes:
     """Keep images in a file, in a process of its own."""
-    file = image_cache.Path(folder, "images-1.npy")
     made = image_cache.KeptImages(file, (40, 64, 64, 3), T.ToTensor())
     made.write((Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(40)), 1e9)
     return made.pixels.tobytes()
 
 
 def test_two_processes_fill_it_at_once(tmp_path):
+    file = tmp_path / "images-1.npy"
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        found = list(pool.map(fill, [str(tmp_path)] * 8, range(8)))
+        found = list(pool.map(fill, [file] * 8))
     assert len(set(found)) == 1 and found[0][:3] == b"\0\0\0" and found[0][-3:] == b"\x27\0\0"
-    assert [file.name for file in tmp_path.glob("*")] == ["images-1.npy"]
+    assert list(tmp_path.iterdir()) == [file]

@@ -5,15 +5,14 @@ import json
 import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from drawn import make_cfg, prompts_of, write_eurosat
+from drawn import differing, make_cfg, prompts_of, write_eurosat
 
 import trainers
-import trainers.base.features
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.models import describe
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
-from trainers.base.support import Support
+from trainers.base.features import KeptFeatures, Support
 
 pytestmark = pytest.mark.slow
 
@@ -88,20 +87,14 @@ def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_bef
 
 
 def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch):
-    computed, encode = [], trainers.base.features.KeptFeatures.compute
-    monkeypatch.setattr(
-        trainers.base.features.KeptFeatures, "compute", lambda self, key: (computed.append(key), encode(self, key))[1]
-    )
-    cache = ["CACHE", str(tmp_path / "cache")]
-    first = make("TipAdapter", *cache)
-    first.train()
-    assert len(computed) == 3  # training, validation and test images
-    again = make("TipAdapter", *cache, output="again")
-    again.train()
-    other = make("GDA", *cache, output="other")
-    other.train()
-    assert len(computed) == 3
-    assert all(torch.equal(prompts_of(first)[key], value) for key, value in prompts_of(again).items())
+    computed, compute = [], KeptFeatures.compute
+    monkeypatch.setattr(KeptFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1])
+    trained = []
+    for output, method in (("first", "TipAdapter"), ("again", "TipAdapter"), ("other", "GDA")):
+        trained.append(make(method, "CACHE", str(tmp_path / "cache"), output=output))
+        trained[-1].train()
+        assert len(computed) == 3  # training, validation and test images
+    assert differing(*map(prompts_of, trained[:2])) == []
 
 
 def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
@@ -134,14 +127,14 @@ def test_unbalanced_support(make, tmp_path):
 def test_batches_of_an_epoch(make):
     """CLAP draws from all views, as many as there are images; others take one view of each image."""
     labels = torch.arange(10) % 6
-    support = Support(torch.arange(40.0).reshape(4, 10, 1).expand(-1, -1, 64), labels)
-    for method, once in (("CLAP", False), ("TaskRes", True)):
+    views = torch.arange(40.0).reshape(4, 10, 1).expand(-1, -1, 64)
+    for method, size, once in (("CLAP", 12, False), ("TaskRes", 10, True)):
         trainer = make(method, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, output=method)
-        trainer.begin(Support(support.views.to(trainer.device), labels.to(trainer.device)))
+        trainer.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
         batch = next(iter(trainer.train_loader_x))
-        assert len(batch["label"]) == (12 if method == "CLAP" else 10)
-        assert (batch["img"].feature[:, 0].long() % 10 % 6).tolist() == batch["label"].tolist()
-        assert (sorted(batch["label"].tolist()) == sorted(labels.tolist())) == once
+        found = batch["label"].tolist()
+        assert len(found) == size and (sorted(found) == sorted(labels.tolist())) == once
+        assert (batch["img"].feature[:, 0].long() % 10 % 6).tolist() == found
 
 
 # Features of a trained run
@@ -155,35 +148,36 @@ def learned(make, tmp_path):
 
 
 def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
-    section = "TRAINER.TIPADAPTER."
-    options = ["DATASET.SUBSAMPLE_CLASSES", "base", f"{section}FEATURES_OF", str(learned)]
-    trainer = make("TipAdapter", *options, output="head")
-    coop = make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", output="again")
-    coop.load_model(str(learned))
-    coop.set_model_mode("eval")
-    images = images_of(trainer)
+    def both(classes):
+        """A head and the run itself, on these classes."""
+        options = ["DATASET.SUBSAMPLE_CLASSES", classes]
+        coop = make("CoOp", *options, output=f"coop {classes}")
+        coop.load_model(str(learned))
+        coop.set_model_mode("eval")
+        return make("TipAdapter", *options, "TRAINER.TIPADAPTER.FEATURES_OF", str(learned), output=classes), coop
+
+    head, coop = both("base")
+    images = images_of(head)
     output = coop.model.output(images)
-    assert torch.allclose(trainer.model.class_texts, output.text, atol=1e-6)
-    trainer.train()
-    head = trainer.model.prompt_learner
-    head.alpha.zero_()
-    assert torch.allclose(trainer.model_inference(images), output.logits, atol=1e-3)
-    new = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "new", *options[2:], output="new")
-    new.load_model(str(tmp_path / "head"))
-    coop = make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "new", output="coop new")
-    coop.load_model(str(learned))
-    assert torch.allclose(new.model_inference(images_of(new)), coop.model_inference(images_of(new)), atol=1e-3)
+    assert torch.allclose(head.model.class_texts, output.text, atol=1e-6)
+    assert not head.model.base.training and not any(each.requires_grad for each in head.model.base.parameters())
+    head.train()
+    head.head.alpha.zero_()
+    assert torch.allclose(head.model_inference(images), output.logits, atol=1e-3)
+    head, coop = both("new")
+    head.load_model(str(tmp_path / "base"))
+    images = images_of(head)
+    assert torch.allclose(head.model_inference(images), coop.model_inference(images), atol=1e-3)
 
 
-def test_a_folder_without_such_a_run_gives_an_error_of_one_line(make, learned, tmp_path):
-    with pytest.raises(UsageError, match=r"there is no folder .*check TRAINER.GDA.FEATURES_OF"):
-        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "missing"))
+def test_a_folder_without_such_a_run_gives_an_error_of_one_line(make, tmp_path):
     make("GDA", output="gda").train()
-    with pytest.raises(UsageError, match="does not say which method learned its features"):
-        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "gda"))
     make("CoCoOp", output="cocoop").train()
-    with pytest.raises(UsageError, match="depend on the image"):
-        make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "cocoop"))
+    words = {"missing": r"there is no folder .*check TRAINER.GDA.FEATURES_OF", "cocoop": "depend on the image"}
+    words["gda"] = "does not say which method learned its features"
+    for name, what in words.items():
+        with pytest.raises(UsageError, match=what):
+            make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / name))
 
 
 def test_an_exported_folder_would_lack_the_features_run(make, learned, tmp_path):

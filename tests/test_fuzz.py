@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz import content, downloads, harness, images, models, predicted, settings, texts, weights, worker  # noqa: F401 - they register their kinds
+from fuzz import __main__, harness, worker  # noqa: F401 - it registers the kinds
 from fuzz.cases import KINDS, Case, kind_of
 from fuzz.changes import change_bytes, change_tree
 from marks import thorough_but
@@ -98,17 +98,18 @@ def test_faults_of_a_command_are_failures(monkeypatch, tmp_path):
 
 
 def test_the_number_of_an_input_decides_it():
-    tree = {"a": [1, 2.0, "x"], "b": {"c": (True, None)}}
-    first, second = (
-        [repr(change_tree(Random(f"1 {number}"), tree, Random.random)) for number in range(200)] for _ in range(2)
-    )
-    assert first == second and len(set(first)) > 100
+    tree, data = {"a": [1, 2.0, "x"], "b": {"c": (True, None)}}, bytes(range(256)) * 8
+
+    def changed():
+        return [repr(change_tree(Random(number), tree, Random.random)) for number in range(200)]
+
+    found = changed()
+    assert found == changed() and len(set(found)) > 100
     assert tree == {"a": [1, 2.0, "x"], "b": {"c": (True, None)}}
-    data = bytes(range(256)) * 8
     assert len({change_bytes(Random(number), data) for number in range(200)}) > 150
 
 
 def test_the_first_inputs_have_every_kind():
-    total = sum(share for share, _ in KINDS.values())
+    shares = {name: share for name, (share, _) in KINDS.items()}
     assert {kind_of(number) for number in range(len(KINDS))} == set(KINDS)
-    assert Counter(map(kind_of, range(total))) == {name: share for name, (share, _) in KINDS.items()}
+    assert Counter(map(kind_of, range(sum(shares.values())))) == shares

@@ -12,13 +12,13 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, write_eurosat
+from test_golden import AFTER, BEFORE, LOSSES, close
 
 import trainers
 from clip import ImageOutput
 from clip.random_weights import random_tensor
-from trainers.base.support import Support
+from trainers.base.features import KeptOutput, Support
 
-BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
 OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
 OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WEIGHT_DECAY", "eps": "ADAM_EPS"}
@@ -61,17 +61,17 @@ class Inputs:
         self.test = self.images(9, f["test_labels"])[0]
         self.val = self.images(13, self.val_labels)[0]
         self.train = self.support[0]
-        self.texts = self.of_texts(10 + 1, f["classes"])
+        self.texts = self.of_texts(11, f["classes"])
 
     @staticmethod
     @torch.no_grad()
     def encode(trainer, images):
         return trainer.model.image_features(images.flatten(0, -4).to(trainer.device)).unflatten(0, images.shape[:-3])
 
-    def images(self, seed, labels, views=None, means=10, classes=None):
+    def images(self, seed, labels, views=1, means=10, classes=None):
         f = self.features
         mean = drawn(means, classes or f["classes"], f["dim"])[labels] if labels else torch.zeros(0, f["dim"])
-        noise = drawn(seed, views or 1, len(labels), f["dim"]) if views else drawn(seed, len(labels), f["dim"])[None]
+        noise = drawn(seed, views, len(labels), f["dim"])
         return f["image_scale"] * (self.centre[0] + f["image_mean"] * mean + f["image_noise"] * noise).to(self.device)
 
     def of_texts(self, seed, classes, means=10):
@@ -144,8 +144,17 @@ def learned_of(trainer, figures):
     return found
 
 
-def close(got, expected, tolerance):
-    assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
+def near(got, expected, relative=1e-5):
+    """To a part of the largest value."""
+    close(got, expected, relative * np.abs(expected).max())
+
+
+def norms_of(tensors):
+    return {name: tensor.norm().item() for name, tensor in tensors.items()}
+
+
+def gradients_of(learned):
+    return norms_of({name: parameter.grad for name, parameter in learned.items()})
 
 
 @torch.no_grad()
@@ -154,12 +163,7 @@ def logits_of(trainer, features):
 
 
 def batch_of(features, labels):
-    return {"img": ImageOutputOn(features), "label": torch.as_tensor(labels)}
-
-
-class ImageOutputOn(ImageOutput):
-    def to(self, device, non_blocking=False):
-        return self
+    return {"img": KeptOutput(features), "label": torch.as_tensor(labels)}
 
 
 def test_method(method_file, built):
@@ -187,19 +191,19 @@ def check_training(trainer, inputs, figures, learned):
     for step in range(len(figures["losses"])):
         steps.append(trainer.forward_backward(batch))
         if step == 0:
-            norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
-            assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
+            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
     close([float(logged["loss"]) for logged in steps], figures["losses"], LOSSES)
     for logged, expected in zip(steps, figures.get("loss_parts", steps), strict=True):
         if expected is not logged:
             close([float(logged[f"loss_{part}"]) for part in expected], list(expected.values()), LOSSES)
-    norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
-    assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
+    assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
     close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
 
 
-def accuracy(logits, labels):
-    return 100 * (logits.argmax(dim=1).cpu() == torch.tensor(labels)).float().mean().item()
+def check_accuracy(trainer, inputs, expected):
+    """On the validation images."""
+    right = logits_of(trainer, inputs.val).argmax(dim=1).cpu() == torch.tensor(inputs.val_labels)
+    assert 100 * right.float().mean().item() == pytest.approx(expected, abs=1e-4)
 
 
 def check_search(trainer, inputs, expected):
@@ -207,8 +211,7 @@ def check_search(trainer, inputs, expected):
     head = trainer.model.prompt_learner
     assert [head.beta.item(), head.alpha.item()] == pytest.approx([expected["beta"], expected["alpha"]], rel=1e-5)
     if "val_accuracy" in expected:
-        found = accuracy(logits_of(trainer, inputs.val), inputs.val_labels)
-        assert found == pytest.approx(expected["val_accuracy"], abs=1e-4)
+        check_accuracy(trainer, inputs, expected["val_accuracy"])
 
 
 def check_cache(trainer, inputs, figures):
@@ -223,8 +226,7 @@ def check_tip_adapter(trainer, inputs, figures, learned):
     zero_shot = 100 * torch.nn.functional.normalize(inputs.test, dim=1) @ trainer.model.class_texts.T
     close(zero_shot, figures["logits_zeroshot"], BEFORE)
     close(logits_of(trainer, inputs.test), figures["logits_before"], BEFORE)
-    found = accuracy(logits_of(trainer, inputs.val), inputs.val_labels)
-    assert found == pytest.approx(figures["val_accuracy"]["init"], abs=1e-4)
+    check_accuracy(trainer, inputs, figures["val_accuracy"]["init"])
     check_search(trainer, inputs, figures["search"])
     close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
 
@@ -243,13 +245,10 @@ def check_tip_adapter_f(trainer, inputs, figures, learned):
         rates.append(trainer.get_current_lr())
         losses.append(float(trainer.forward_backward(batch_of(*batches[step % len(batches)]))["loss"]))
         if step == 0:
-            assert learned["adapter.weight"].grad.norm().item() == pytest.approx(
-                figures["grad_norms"]["adapter.weight"], rel=1e-3
-            )
+            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3)
         if step + 1 == len(figures["losses"]):
             close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
-            norm = learned["adapter.weight"].norm().item()
-            assert norm == pytest.approx(figures["param_norms_after"]["adapter.weight"], rel=1e-4)
+            assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
     assert rates == pytest.approx(figures["lrs"], rel=1e-4, abs=1e-9)
     close(losses, figures["end"]["losses"], LOSSES)
     assert learned["adapter.weight"].norm().item() == pytest.approx(figures["end"]["weight_norm"], rel=1e-4)
@@ -276,12 +275,6 @@ def check_clap(trainer, inputs, figures, learned):
         assert trainer.multipliers.tolist() == pytest.approx(expected, rel=1e-3)
 
 
-def near(got, expected, relative=1e-5):
-    """To a part of the largest value."""
-    expected = np.array(expected)
-    close(got, expected, relative * np.abs(expected).max())
-
-
 def check_lp_plus_plus(trainer, inputs, figures, learned):
     """The steps, and then the whole fit."""
     head = trainer.model.prompt_learner
@@ -296,16 +289,13 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
     for number in range(1, max(map(int, ends)) + 1):
         losses.append(trainer.step(number, images, labels))
         if number == 1:
-            norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
-            assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-6)
+            assert gradients_of(learned) == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-6)
         if number == few:
-            norms = {name: parameter.norm().item() for name, parameter in learned.items()}
-            assert norms == pytest.approx(figures["param_norms_after"], rel=1e-4)
+            assert norms_of(learned) == pytest.approx(figures["param_norms_after"], rel=1e-4)
             close(logits_of(trainer, inputs.test), figures["logits_after"], AFTER)
         if expected := ends.get(str(number)):
             assert losses[-1] == pytest.approx(expected["loss"], abs=LOSSES)
-            norms = {name: parameter.norm().item() for name, parameter in learned.items()}
-            assert norms == pytest.approx(expected["norms"], rel=1e-4)
+            assert norms_of(learned) == pytest.approx(expected["norms"], rel=1e-4)
             near(head.alpha_vec[0], expected["alpha_vec"])
             close(head.classifier.bias, expected["bias"], AFTER)
             close(logits_of(trainer, inputs.test), expected["logits"], AFTER)
@@ -314,8 +304,7 @@ def check_lp_plus_plus(trainer, inputs, figures, learned):
     trainer.start(trainer.support)
     trainer.fit(trainer.support)
     assert trainer.chosen_step == figures["chosen_step"]
-    found = accuracy(logits_of(trainer, inputs.val), inputs.val_labels)
-    assert found == pytest.approx(figures["chosen_val_accuracy"], abs=1e-4)
+    check_accuracy(trainer, inputs, figures["chosen_val_accuracy"])
 
 
 def check_gaussians(head, figures):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections import Counter
 
 import pytest
 import torch
@@ -35,35 +36,30 @@ def finished(launch, eurosat, tiny, tmp_path):
 def test_every_difference_is_reported(finished):
     before = content(finished)
     assert differences(before, content(finished)) == []
-    folder = finished / "MultiModalPromptLearner"
+    folder, log = finished / "MultiModalPromptLearner", finished / "log.txt-2024-01-01-00-00-00"  # of a killed run
     checkpoint = load_checkpoint(str(folder / "model.pth.tar-2"))
     checkpoint["state_dict"]["prompt_learner.ctx"][0, 0] += 1e-6
-    torch.save(checkpoint, folder / "model.pth.tar-2")
+    for name in ("model.pth.tar-1", "model.pth.tar-2"):
+        torch.save(checkpoint, folder / name)
     results = json.loads((finished / "results.json").read_text())
-    (finished / "results.json").write_text(
-        json.dumps(results | {"accuracy": results["accuracy"] + 0.01, "date": "later"})
-    )
-    leftovers = ["MultiModalPromptLearner/model.pth.tar-1", ".config.yaml.99.partial", ".lock"]
-    for name in leftovers:
-        (finished / name).touch()
+    changed = results | {"accuracy": results["accuracy"] + 0.01, "date": "later"}
+    (finished / "results.json").write_text(json.dumps(changed))
+    for file in (log, finished / ".config.yaml.99.partial", finished / ".lock"):
+        file.touch()
     (finished / "empty").mkdir()
     (finished / "config.yaml").unlink()
-    (finished / "log.txt-2024-01-01-00-00-00").touch()  # of a killed run
-    with pytest.raises(ValueError, match="model.pth.tar-1"):  # it is not a checkpoint
-        content(finished)
-    torch.save(checkpoint, folder / "model.pth.tar-1")
     assert set(differences(before, content(finished))) == {
         "different: MultiModalPromptLearner/model.pth.tar-2",
         "different: results.json",
-        *(f"left over: {name}" for name in leftovers),
+        "left over: MultiModalPromptLearner/model.pth.tar-1",
+        "left over: .config.yaml.99.partial",
+        "left over: .lock",
         "left over: empty/",
         "missing: config.yaml",
     }
 
 
 def test_table_counts_kills_and_chains():
-    one, other = Tally(), Tally()
-    one.kills.update({signal.SIGKILL: 3, signal.SIGTERM: 1})
-    one.chains, other.chains, other.wrong = 2, 1, ["folder: left over: .lock"]
-    *_, last = table({"train": one, "study": other}).splitlines()
+    one = Tally(Counter({signal.SIGKILL: 3, signal.SIGTERM: 1}), chains=2)
+    *_, last = table({"train": one, "study": Tally(chains=1, wrong=["folder: left over: .lock"])}).splitlines()
     assert last.split() == ["all", "3", "1", "3", "2"]

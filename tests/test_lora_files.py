@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from drawn import arguments, small_clip
 
+from common.errors import UsageError
 from common.start import ROOT
+from trainers.cliplora import CLIPLoRASettings, LoRALearner
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -34,49 +37,32 @@ def lora_refused(refused, eurosat, tiny, tmp_path):
     """`lora_refused(words)`: a test of the file in tmp_path/set, with published settings, is refused."""
 
     def lora_refused(*words):
-        argv = ["--root", eurosat, "--backbone", tiny, "--trainer", "CLIPLoRA", "--output-dir", tmp_path / "out"]
-        argv += ["--config-file", ROOT / "configs/trainers/CLIPLoRA/vit_b16.yaml", "--model-dir", tmp_path / "set"]
-        argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml", "--eval-only"]
-        argv += ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "DATASET.NUM_SHOTS", 1]
-        refused(argv, *words)
+        options = ["--config-file", ROOT / "configs/trainers/CLIPLoRA/vit_b16.yaml", "--trainer", "CLIPLoRA"]
+        options += ["--model-dir", tmp_path / "set", "--eval-only"]
+        refused(arguments(eurosat, tiny, tmp_path / "out", options=options), *words)
 
     return lora_refused
 
 
-def written(folder, layers=8, rank=2, **metadata):
-    generator = torch.manual_seed(0)
-    shapes = lora_shapes([64] * layers, rank)
-    write_lora(folder / "set", {key: torch.randn(shapes[key], generator=generator) for key in shapes}, **metadata)
-
-
-SETTINGS = {  # what a file says, and the refusal
+REFUSED = {  # what a file has, and the refusal
     "rank": ({"r": 4}, "has r 4, and TRAINER.CLIPLORA.R is 2: give that TRAINER.CLIPLORA.R"),
     "encoder": ({"encoder": "text"}, "has encoder 'text', and TRAINER.CLIPLORA.ENCODER is both"),
     "position": ({"position": "up"}, "has position 'up', and TRAINER.CLIPLORA.POSITION is all"),
     "maps": ({"params": ["v", "q"]}, "has params ['q', 'v'], and TRAINER.CLIPLORA.PARAMS is ['q', 'k', 'v']"),
     "long": ({"alpha": "\n" * 99}, f"has alpha '{chr(92)}n", "and TRAINER.CLIPLORA.ALPHA is 1"),
+    "fewer layers": ({"layers": 4}, "has no layer_4.q_proj.w_lora_A"),
+    "more layers": ({"layers": 9}, "has prompts beyond these settings, such as layer_8"),
+    "shapes": ({"rank": 3}, "has shape (3, 64), expected is (2, 64)"),
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS.values(), ids=SETTINGS)
-def test_file_of_other_settings_is_refused(case, lora_refused, tmp_path):
-    metadata, *words = case
-    written(tmp_path, **metadata)
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_file_of_other_settings_layers_or_shapes_is_refused(case, lora_refused, tmp_path):
+    given, *words = case
+    metadata = {"layers": 8, "rank": 2} | given
+    shapes = lora_shapes([64] * metadata.pop("layers"), metadata.pop("rank"))
+    write_lora(tmp_path / "set", {key: torch.randn(shape) for key, shape in shapes.items()}, **metadata)
     lora_refused(f"{tmp_path}/set/lora_weights.pt has ", *words)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "words"),
-    [
-        ({"layers": 4}, "has no layer_4.q_proj.w_lora_A"),
-        ({"layers": 9}, "has prompts beyond these settings, such as layer_8"),
-        ({"rank": 3}, "has shape (3, 64), expected is (2, 64)"),
-    ],
-    ids=str,
-)
-def test_file_with_other_layers_or_shapes_is_refused(shapes, words, lora_refused, tmp_path):
-    written(tmp_path, **shapes)
-    lora_refused(words)
 
 
 @pytest.mark.parametrize("content", [{"weights": {}}, [1], {"metadata": 1, "weights": 2}], ids=str)
@@ -84,3 +70,15 @@ def test_another_file_is_refused(content, lora_refused, tmp_path):
     (tmp_path / "set").mkdir()
     torch.save(content, tmp_path / "set/lora_weights.pt")
     lora_refused(f"{tmp_path}/set/lora_weights.pt is not a LoRA file of CLIP-LoRA's code: check --model-dir")
+
+
+@pytest.mark.parametrize(
+    ("depth", "position", "layers"),
+    [(12, "top3", range(9, 12)), (24, "half-up", range(12, 24)), (24, "half-bottom", range(12)), (4, "all", range(4))],
+)
+def test_adapted_layers(depth, position, layers):
+    settings = CLIPLoRASettings(POSITION=position, ENCODER="text")
+    learner = LoRALearner(small_clip({"layers": 2}, {"layers": depth}), ["red"], settings)
+    assert [(tower, layer) for tower, layer, _ in learner.adapters] == [("text", layer) for layer in layers]
+    with pytest.raises(UsageError, match="give half-up, half-bottom, all for 24 layers"):
+        LoRALearner(small_clip({"layers": 2}, {"layers": 13}), ["red"], settings)

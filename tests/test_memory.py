@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.base.support import Batches, Support
+from trainers.base.features import Batches, Support
 from trainers.base.tensor_cache import TensorCache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the memory")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer, Support
+from .base.ensemble import SEVEN
+from .base.feature_trainer import FeatureSettings, FeatureTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings
@@ -44,9 +45,7 @@ class Prototypes(Head):
         super().__init__()
         self.prototypes = nn.Parameter(torch.zeros(classes, width))
         self.register_buffer("base_text_features", torch.zeros(classes, width))
-        self._buffers["logit_scale"] = torch.zeros(
-            ()
-        )  # of CLIP, in published checkpoints; the class has this name, too
+        self._buffers["logit_scale"] = torch.zeros(())  # CLIP's, in published checkpoints; the class has this name, too
 
     def classify(self, image, text, scale):
         return scale * normalize(image) @ normalize(self.prototypes).T

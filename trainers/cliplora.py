@@ -12,10 +12,10 @@ from .base.prompts import TemplatePrompts
 from .base.settings import MethodSettings
 from .base.steps import SteppedTrainer, shots_of
 
-# Layers from 0, in towers of 12 layers; only three of these have a meaning in a tower of 24.
+# Layers from 0, in towers of 12 layers.
 POSITIONS = {"bottom": (0, 4), "mid": (4, 8), "up": (8, 12), "half-up": (6, 12), "half-bottom": (0, 6), "top3": (9, 12)}
 POSITIONS |= {"all": (0, 12)}
-OF_24 = {"half-up": (12, 24), "half-bottom": (0, 12), "all": (0, 24)}
+OF_24 = "half-up", "half-bottom", "all"  # these have a meaning in a tower of 24 layers, too
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class LoRALearner(TemplatePrompts):
         super().__init__("a photo of a {}.", classnames, clip.context_length)
         self.adapters: list[tuple[str, int, LoRA]] = []
         for tower, part in (("text", clip), ("vision", clip.visual)):
-            depth, layers = len(part.transformer.resblocks), POSITIONS
-            if depth > 12:
-                layers = OF_24
-                if settings.POSITION not in OF_24 or depth != 24:
-                    what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower has {depth} layers"
-                    raise UsageError(what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone")
+            depth = len(part.transformer.resblocks)
+            if depth > 12 and (settings.POSITION not in OF_24 or depth != 24):
+                what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower has {depth} layers"
+                raise UsageError(what, f"give {', '.join(OF_24)} for 24 layers, or choose another backbone")
             width = part.transformer.resblocks[0].ln_1.normalized_shape[0]
-            chosen = range(*layers[settings.POSITION]) if settings.ENCODER in ("both", tower) else ()
-            self.adapters += [(tower, layer, settings.lora(width)) for layer in chosen if layer < depth]
+            first, end = POSITIONS[settings.POSITION]
+            layers = range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
+            chosen = layers if settings.ENCODER in ("both", tower) else ()
+            self.adapters += [(tower, layer, settings.lora(width)) for layer in chosen]
         if not self.adapters:
             raise UsageError(f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}", "its layers do not exist: give all")
         self.extra_modules = {f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)}

@@ -1,9 +1,7 @@
 from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor
 
-from .base.test_time import entropy_of_mean
 from .base.tuning import TuningSettings, TuningTrainer
 
 
@@ -22,9 +20,5 @@ class CTPT(TuningTrainer):
     Settings = CTPTSettings
 
     def objective(self, logits, text):
-        return entropy_of_mean(logits) - self.settings.LAMBDA * dispersion(text)
-
-
-def dispersion(text: Tensor) -> Tensor:
-    """The mean distance of text features (classes, joint) from their mean."""
-    return (text - text.mean(dim=0)).norm(dim=1).mean()
+        dispersion = (text - text.mean(dim=0)).norm(dim=1).mean()  # the mean distance from their mean
+        return super().objective(logits, text) - self.settings.LAMBDA * dispersion

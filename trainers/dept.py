@@ -10,7 +10,7 @@ from clip import ImageOutput
 
 from .base import PromptTrainer
 from .base.feature_trainer import FeatureTrainer
-from .base.film import FiLM
+from .base.head import FiLM
 from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import Accepts, MethodSettings
@@ -55,8 +55,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
 
     @dataclass(frozen=True)
     class Settings(DePTSettings, base.Settings):  # type: ignore[name-defined, misc]
-        def check(self):
-            base.Settings.check(self)
+        pass
 
     class Model(base.Model):  # type: ignore[name-defined, misc]
         """The base's model, whose tests of learned classes mix in the logits of a linear head."""
@@ -79,10 +78,6 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
         of_learned_classes = ("linear_probe_proj.*",)
-
-        @classmethod
-        def section(cls) -> str:
-            return base.section()
 
         def build_prompts(self, clip, classnames):
             learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim

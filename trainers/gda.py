@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
+from .base.ensemble import SEVEN
+from .base.feature_trainer import ChoosingSettings, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
@@ -31,9 +32,8 @@ class GDASettings(ChoosingSettings):
 class Gaussians(Head):
     """Gaussian classes with one covariance as a linear classifier, beside zero-shot CLIP (Wang et al., 2024, Sec. 3).
 
-    Attributes:
-        W, b: (joint, classes), (classes,).
-        rows: (n, joint), unit features of the base images, from which new classes are estimated; none if not needed.
+    W is (joint, classes), b (classes,). `rows` (n, joint) are unit features of the base images, from which new classes
+    are estimated; there are none if they are not needed.
     """
 
     def __init__(self, classes: int, width: int):

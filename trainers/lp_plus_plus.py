@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FittedTrainer, Support
+from .base.ensemble import SEVEN
+from .base.feature_trainer import ChoosingSettings, FittedTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -51,9 +52,6 @@ class LPPlusPlus(FittedTrainer):
     saved_as = "lp_plus_plus"
     templates_of_imagenet = SEVEN
     chosen = {"STEP": "300"}
-    lr_w: float
-    lr_alpha: float
-    momentum = 0.9
 
     @property
     def trials(self) -> int:
@@ -72,7 +70,7 @@ class LPPlusPlus(FittedTrainer):
         self.lr_w = 4 * len(image) / torch.linalg.eigvalsh((image.T @ image).double())[-1].item()
         self.lr_alpha = len(image) / (4 * similarity.square().sum(dim=0).max().item())
         parameters = list(self.head.classifier.parameters())
-        self.steps_of_w = torch.optim.SGD(parameters, self.lr_w, momentum=self.momentum)
+        self.steps_of_w = torch.optim.SGD(parameters, self.lr_w, momentum=0.9)
         self.gradient_of_alpha = torch.zeros_like(self.head.alpha_vec)
 
     @torch.enable_grad()

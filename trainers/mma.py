@@ -22,12 +22,8 @@ class MMASettings(MethodSettings):
     ADAPTER_END: int = 12
     ADAPTER_DIM: int = 32
     ADAPTER_SCALE: int | float = 0.001
-    ranges = {
-        "ADAPTER_START": (0, 100),
-        "ADAPTER_END": (0, 100),
-        "ADAPTER_DIM": (1, 16_384),
-        "ADAPTER_SCALE": (1e-9, 1000),
-    }
+    ranges = dict.fromkeys(("ADAPTER_START", "ADAPTER_END"), (0, 100))
+    ranges |= {"ADAPTER_DIM": (1, 16_384), "ADAPTER_SCALE": (1e-9, 1000)}
 
     def check(self):
         if self.ADAPTER_START > self.ADAPTER_END:
@@ -103,11 +99,9 @@ class MMA(PromptTrainer):
 
     def build_prompts(self, clip, classnames):
         require_vit(clip, "MMA", self.cfg.MODEL.BACKBONE.NAME)
-        last = min(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
-        if last < self.settings.ADAPTER_END:
-            raise UsageError(
-                f"TRAINER.MMA.ADAPTER_END is {self.settings.ADAPTER_END}", f"this backbone has {last} blocks"
-            )
+        blocks, last = min(len(each.transformer.resblocks) for each in (clip, clip.visual)), self.settings.ADAPTER_END
+        if blocks < last:
+            raise UsageError(f"TRAINER.MMA.ADAPTER_END is {last}", f"this backbone has {blocks} blocks")
         return MMALearner(clip, classnames, self.settings)
 
     def saved_module(self) -> nn.Module:

@@ -27,10 +27,6 @@ class MTA(ViewsTrainer):
 
     Settings = MTASettings
 
-    @property
-    def templates(self):
-        return [f"{self.settings.CTX_INIT} {{}}."]
-
     def answer(self, features, state):
         mode, _ = mean_shift(features, self.logits(features), self.settings.LAMBDA_Y, self.settings.LAMBDA_Q)
         return self.logits(mode[None])[0]

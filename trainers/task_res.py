@@ -4,7 +4,8 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from .base.feature_trainer import SEVEN, FeatureSettings, FeatureTrainer
+from .base.ensemble import SEVEN
+from .base.feature_trainer import FeatureSettings, FeatureTrainer
 from .base.head import Head
 from .base.prompted import normalize
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import SEVEN, ChoosingSettings, FeatureTrainer, FittedTrainer, Support
+from .base.ensemble import SEVEN
+from .base.feature_trainer import ChoosingSettings, FeatureTrainer, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 from .base.steps import cosine

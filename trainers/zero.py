@@ -22,10 +22,6 @@ class ZERO(ViewsTrainer):
 
     Settings = ZEROSettings
 
-    @property
-    def templates(self):
-        return list(self.settings.TEMPLATES) or [f"{self.settings.CTX_INIT} {{}}."]
-
     def answer(self, features, state):
         cosines = features @ self.model.text_features(features).T
         return votes(cosines, entropies(self.logits(features)), self.settings.SELECTION)

@@ -28,7 +28,7 @@ from clip import keep_backbones, load_backbone, tokenize
 from common.version import source
 from experiments.environment import environment
 
-from . import content, corpus, downloads, images, models, predicted, settings, texts, weights  # noqa: F401 - they register their kinds
+from . import corpus, downloads, images, models, texts, weights  # noqa: F401 - they register their kinds
 from .cases import kind_of, make
 from .harness import barren, fuzz, table
 from .worker import in_process

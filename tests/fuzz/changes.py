@@ -8,24 +8,12 @@ from random import Random
 from typing import Any
 
 OUTSIDE = "../outside/"  # from the folder of a case: nothing may change there
-NAMES = [
-    *("", " ", ".", "..", "/", "~nosuchuser/x", "a\0b", "a\nb", "a\x1b[2J", "\udcff", "{}", "%s", "-rf"),
-    *(
-        "é" * 300,
-        "x" * 5000,
-        "/dev/zero",
-        "/dev/full",
-        "/dev/stdin",
-        "/proc/self/mem",
-        "no/such/file",
-        "__class__",
-        "null",
-        "1e9",
-    ),
-    *(OUTSIDE + "made", OUTSIDE + "kept", "../../../" + OUTSIDE + "kept"),
-]
+NAMES = ["", " ", ".", "..", "/", "~nosuchuser/x", "a\0b", "a\nb", "a\x1b[2J", "\udcff", "{}", "%s", "-rf", "null"]
+NAMES += ["é" * 300, "x" * 5000, "/dev/zero", "/dev/full", "/dev/stdin", "/proc/self/mem", "no/such/file", "__class__"]
+NAMES += ["1e9", OUTSIDE + "made", OUTSIDE + "kept", "../../../" + OUTSIDE + "kept"]
 NUMBERS = [0, 1, -1, 2, 7, 255, 65536, 2**31, -(2**31) - 1, 2**33, 2**53 + 1, 2**63, 2**64, 10**30, -(10**30)]
 NUMBERS += [math.nan, math.inf, -math.inf, 1e-320, 1e308, 0.5, -0.0]
+INTEGERS = (0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)  # sizes and places in headers
 DROP = object()
 UNCHANGED = 0.04  # share of the inputs that stay valid: they must be accepted, or the others show nothing
 
@@ -45,16 +33,15 @@ def nested(rng: Random) -> Any:
 def hostile(rng: Random) -> Any:
     """A value that is likely to be wrong wherever it stands; of kinds that YAML and pickle can hold."""
     plain = (None, True, False, [], {}, (), [[]], b"\xff\x00", date(2024, 2, 29), {"a": 1}, 10**5000)
-    return rng.choice(
-        [
-            lambda: rng.choice(NAMES),
-            lambda: rng.choice(NUMBERS),
-            lambda: rng.choice(plain),
-            lambda: [rng.choice(NUMBERS) for _ in range(rng.choice((1, 2, 3, 1000)))],
-            lambda: {rng.choice(NAMES): rng.choice(NUMBERS) for _ in range(3)},
-            lambda: nested(rng),
-        ]
-    )()
+    kinds: list[Callable[[], Any]] = [
+        lambda: rng.choice(NAMES),
+        lambda: rng.choice(NUMBERS),
+        lambda: rng.choice(plain),
+        lambda: [rng.choice(NUMBERS) for _ in range(rng.choice((1, 2, 3, 1000)))],
+        lambda: {rng.choice(NAMES): rng.choice(NUMBERS) for _ in range(3)},
+        lambda: nested(rng),
+    ]
+    return rng.choice(kinds)()
 
 
 def near(rng: Random, old: Any) -> Any:
@@ -89,12 +76,12 @@ def at(tree: Any, path: tuple) -> Any:
     return tree
 
 
-def with_change(tree: Any, path: tuple, change: Callable[[Any], Any]) -> Any:
-    """A copy of the tree with `change(value)` at the path; DROP removes it."""
+def with_value(tree: Any, path: tuple, value: Any) -> Any:
+    """A copy of the tree with the value at the path; DROP removes what is there."""
     if not path:
-        return change(tree)
+        return value
     key, *rest = path
-    new = with_change(tree[key], tuple(rest), change)
+    new = with_value(tree[key], tuple(rest), value)
     if isinstance(tree, dict):
         return type(tree)((k, new if k == key else v) for k, v in tree.items() if not (k == key and new is DROP))
     return type(tree)(new if k == key else v for k, v in enumerate(tree) if not (k == key and new is DROP))
@@ -122,19 +109,17 @@ def change_tree(rng: Random, tree: Any, value: Callable[[Random], Any] = hostile
         path, other = (rng.choice(found) for _ in range(2))
         if rng.random() < 0.5:  # near the root, where there are few
             path = rng.choice([place for place in found if len(place) <= 2])
-        copied = at(tree, other)
-        changes = [
-            lambda old: DROP,
-            lambda old: value(rng),
-            lambda old: near(rng, old),
-            lambda old: near(rng, old),
-            lambda old: renamed(old, rng),
-            lambda old, copied=copied: copied,
-            lambda old: {**old, rng.choice(NAMES): value(rng)} if isinstance(old, dict) else [old],
+        old = at(tree, path)
+        changes: list[Callable[[], Any]] = [
+            lambda: DROP,
+            lambda: value(rng),
+            *[lambda old=old: near(rng, old)] * 2,
+            lambda old=old: renamed(old, rng),
+            lambda tree=tree, other=other: at(tree, other),
+            lambda old=old: {**old, rng.choice(NAMES): value(rng)} if isinstance(old, dict) else [old],
         ]
-        new = rng.choice(changes)
-        tree = with_change(tree, path, new) if path else new(tree)
-        if tree is DROP or not path:
+        tree = with_value(tree, path, rng.choice(changes)())
+        if not path:
             return None if tree is DROP else tree
     return tree
 
@@ -155,23 +140,19 @@ def change_bytes(rng: Random, data: bytes) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 3))):
         here, there = sorted((position(rng, data), position(rng, data)))
         there = min(there, here + rng.choice((1, 2, 4, 8, 100, len(data))))
-        kind = rng.randrange(8)
-        if kind == 0 and here < len(data):
-            data = data[:here] + bytes([data[here] ^ 1 << rng.randrange(8)]) + data[here + 1 :]
-        elif kind == 1:
-            data = data[:here]
-        elif kind == 2:
-            data = data[:here] + data[there:]
-        elif kind == 3:
-            data = data[:there] + data[here:]
-        elif kind == 4:
-            data = data[:here] + rng.randbytes(there - here) + data[there:]
-        elif kind == 5:
-            data = data[:here] + rng.choice((b"\0", b"\xff", b"\x80", b"9", b"A")) * (there - here) + data[there:]
-        elif kind == 6:
-            number = rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1))
-            packed = struct.pack(rng.choice("<>") + "Q", number)[: rng.choice((2, 4, 8))]
-            data = data[:here] + packed + data[here + len(packed) :]
-        else:
-            data = rng.choice((b"", b"\n", rng.randbytes(40), data[here:], data[here:there]))
+        size, start, end = there - here, data[:here], data[there:]
+        number = struct.pack(rng.choice("<>") + "Q", rng.choice(INTEGERS))[: rng.choice((2, 4, 8))]
+        flipped = bytes(byte ^ 1 << rng.randrange(8) for byte in data[here : here + 1])
+        data = rng.choice(
+            [
+                start + flipped + data[here + 1 :],
+                start,
+                start + end,
+                data[:there] + data[here:],
+                start + rng.randbytes(size) + end,
+                start + rng.choice((b"\0", b"\xff", b"\x80", b"9", b"A")) * size + end,
+                start + number + data[here + len(number) :],
+                rng.choice((b"", b"\n", rng.randbytes(40), data[here:], data[here:there])),
+            ]
+        )
     return data

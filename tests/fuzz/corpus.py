@@ -8,20 +8,20 @@ import pickle
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
-import open_clip
 import torch
 import yaml
 from dassl.utils import load_checkpoint
-from drawn import clip_config, write_eurosat
+from drawn import clip_config, small_clip, write_eurosat
 from finished import finish
 from published import packed
 from safetensors.torch import save_file
 from torch import nn
 from trees import build_tree
+from weight_files import save_as_openai
 
 import trainers
-from clip.random_weights import random_tensor
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
@@ -56,18 +56,8 @@ def train(method: str, *overrides, output: str = "out", root: str = f"{BASE}/dat
     return [str(argument) for argument in (*argv, *options, *own, *overrides)]
 
 
-def backbone() -> OrderedDict[str, torch.Tensor]:
-    """Random half-precision weights of a CLIP of 32 px, two layers and width 64, by OpenAI's names."""
-    shapes = open_clip.CLIP(**clip_config()).state_dict()
-    return OrderedDict((key, random_tensor(key, tuple(value.shape)).half()) for key, value in shapes.items())
-
-
 class WritingModule(nn.Module):
     """A module whose saved code overwrites a file while it is loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -79,23 +69,6 @@ class WritingModule(nn.Module):
     @torch.jit.export
     def __setstate__(self, state: int) -> None:
         torch.from_file("../outside/kept", True, 4).fill_(0.0)
-
-
-def archive(state: dict[str, torch.Tensor]) -> bytes:
-    """OpenAI's form: a traced module, with its sizes among the tensors."""
-    model = open_clip.CLIP(**clip_config())
-    model.load_state_dict(state)
-    for name, size in {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}.items():
-        vars(model).pop(name, None)
-        model.register_buffer(name, torch.tensor(size))
-    traced = torch.jit.trace(model.eval(), (torch.zeros(1, 3, 32, 32), torch.ones(1, 77).long()), check_trace=False)
-    return script_bytes(traced.half())
-
-
-def script_bytes(module: torch.jit.ScriptModule) -> bytes:
-    buffer = io.BytesIO()
-    torch.jit.save(module, buffer)
-    return buffer.getvalue()
 
 
 def saved(tree, legacy: bool = False) -> bytes:
@@ -115,16 +88,35 @@ def published(state: dict[str, torch.Tensor]) -> dict:
     return {"state_dict": tensors, "epoch": 2, "optimizer": optimizer.state_dict(), "scheduler": scheduler}
 
 
+SPLIT = "data/eurosat/split_zhou_EuroSAT.json"
+
+
+def dataset() -> dict[str, Any]:
+    """The images and the split file of the drawn EuroSAT, as files of a case."""
+    paths = (path for path in sorted(Path(BASE, "data").rglob("*")) if path.is_file())
+    return {str(path.relative_to(BASE)): path.read_bytes() for path in paths}
+
+
+def run_files(method: str, kind: str = "runs", *others: str) -> dict[str, Any]:
+    """The checkpoint of a run in the corpus, its pointer and other files of it, as files of `run/`."""
+    folder = Path(BASE, kind, method)
+    (checkpoint,) = folder.glob("*/model.pth.tar-2")
+    paths = [checkpoint, *(folder / name for name in others)]
+    files: dict[str, Any] = {f"run/{path.relative_to(folder)}": path.read_bytes() for path in paths}
+    return files | {f"run/{checkpoint.parent.name}/checkpoint": b"model.pth.tar-2\n"}
+
+
 def build(base: Path, case: Path) -> None:
     """Write the corpus to `base`, the same each time; runs start in a folder like a case's, by relative paths."""
     torch.manual_seed(1)
     base.mkdir()
-    state = backbone()
+    # Half-precision weights of a CLIP of 32 px, two layers and width 64, by OpenAI's names.
+    state = OrderedDict((key, value.half()) for key, value in small_clip().state_dict().items())
     torch.save(state, base / "tiny.pt")
     save_file(state, base / "tiny.safetensors")
     (base / "legacy.pt").write_bytes(saved({"state_dict": state, "epoch": 3}, legacy=True))
-    (base / "archive.pt").write_bytes(archive(state))
-    (base / "writing.pt").write_bytes(script_bytes(torch.jit.script(WritingModule())))
+    save_as_openai(small_clip(), clip_config(), base / "archive.pt")
+    torch.jit.script(WritingModule()).save(base / "writing.pt")
     (base / "config.yaml").write_text(json.dumps(SETTINGS, indent=1))
     (base / "ViT-tiny.json").write_text(json.dumps(clip_config()))
     write_eurosat(base / "data", ["red", "green field"], train=2, val=1, test=2)

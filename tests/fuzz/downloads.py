@@ -70,43 +70,27 @@ STATUS += ["9" * 5000, "101 Switching"]
 LENGTHS = ["0", "1", "-1", "5", "{size}", "{size}, {size}", "\xb2", "1e3", "0x10", " ", "+3", "9" * 14, "9" * 5000]
 RANGES = ["bytes 0-9/{size}", "bytes 5-1/2", "bytes \xb2-3/\xb2", "bytes */{size}", "x", "/", "bytes 0-" + "9" * 5000]
 TYPES = ["text/html", "application/octet-stream", "\xff", "text/html; charset=\0", "multipart/byteranges; boundary=a"]
-PLACES = [
-    "{server}/eurosat/EuroSAT.zip",
-    "http://[::1/",
-    "http://[",
-    "file:///etc/passwd",
-    "//",
-    "",
-    "\xff",
-    "x" * 9000,
-]
+PLACES = ["{server}/eurosat/EuroSAT.zip", "http://[::1/", "http://[", "file:///etc/passwd", "//", "", "\xff"]
+PLACES += ["x" * 9000, "gopher://a/", "ftp://a/"]
 HEADERS = {
     "Content-Length": LENGTHS,
     "Content-Range": RANGES,
     "Content-Type": TYPES,
     "Content-Encoding": ["gzip", "br", "deflate, gzip", "identity", "x"],
     "Transfer-Encoding": ["chunked", "gzip, chunked", "x", "chunked, chunked"],
-    "Location": [*PLACES, "gopher://a/", "ftp://a/"],
+    "Location": PLACES,
     "Retry-After": ["0", "99999999", "-1", "x", "Fri, 31 Dec 9999 23:59:59 GMT"],
     "Set-Cookie": ["a=b", "=" * 5000, "a=b; expires=x"],
     "Connection": ["close", "keep-alive", "x"],
 }
+# Of tests/serving.py.
+FAULTS = ["not found", "busy", "quota page", "no ranges", "short range", "cut off in a chunk", "too long", "cut off"]
 
 
 def answer(rng: Random, content: bytes) -> bytes | str:
     """A whole answer with nonsense in its status, headers or body; or a fault that tests/serving.py knows."""
-    faults = [
-        "not found",
-        "busy",
-        "quota page",
-        "no ranges",
-        "short range",
-        "cut off in a chunk",
-        "too long",
-        "cut off",
-    ]
     if rng.random() < 0.25:
-        return rng.choice(faults)
+        return rng.choice(FAULTS)
     status = rng.choice(STATUS) if rng.random() < 0.6 else "200 OK"
     lines = [f"HTTP/1.{rng.choice('1111109')} {status}"]
     for name in rng.sample(sorted(HEADERS), rng.choice((1, 2, 3))):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from finished import slowdown
 
@@ -72,36 +71,25 @@ class Slot:
         return "".join(file.read_text(errors="backslashreplace") for file in files if file.exists())
 
 
-class Failure(NamedTuple):
-    number: int
-    what: str
-
-
 def fuzz(
     make: Callable[[int], Case], numbers: Collection[int], scratch: Path, keep: Path, show: bool = False
-) -> tuple[Counter[tuple[str, str]], list[Failure]]:
-    """Run the inputs of these numbers, two at a time.
+) -> tuple[Counter[tuple[str, str]], list[tuple[int, str]]]:
+    """Run the inputs that `make` makes of these numbers, two at a time, in `scratch`; failing ones move to `keep`.
 
     Args:
-        make: makes the input of a number.
-        numbers: of the inputs.
-        scratch: a folder for the cases.
-        keep: a folder that failing inputs are moved to.
         show: print the command, the output and the verdict of each.
 
     Returns:
-        the number of inputs by (kind, verdict), and the failures.
+        the number of inputs by (kind, verdict), and the numbers and faults of failing ones.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    failures: list[Failure] = []
-    waiting, busy, idle = iter(numbers), [], [Slot(scratch, index) for index in range(SLOTS)]
-    number = next(waiting, None)
+    failures: list[tuple[int, str]] = []
+    waiting, busy, idle = list(numbers)[::-1], [], [Slot(scratch, index) for index in range(SLOTS)]
     try:
-        while number is not None or busy:
-            while idle and number is not None:
+        while waiting or busy:
+            while idle and waiting:
                 busy.append(idle.pop())
-                busy[-1].begin(number, partial(make, number))
-                number = next(waiting, None)
+                busy[-1].begin(waiting[-1], partial(make, waiting.pop()))
             for slot in list(busy):
                 if ended := slot.poll():
                     busy.remove(slot)
@@ -110,7 +98,7 @@ def fuzz(
                     if show:
                         print(slot.printed(), *ended, "", sep="\n")
                     if ended[0] not in ("accepted", "refused"):
-                        failures.append(Failure(slot.number, ended[1]))
+                        failures.append((slot.number, ended[1]))
                         keep_input(slot, ended[1], keep)
             time.sleep(0.004)
     finally:
@@ -132,17 +120,16 @@ def keep_input(slot: Slot, what: str, keep: Path) -> None:
 
 def barren(counts: Counter[tuple[str, str]]) -> list[str]:
     """Kinds without an accepted input. Some inputs of each kind stay valid, so something else refuses them."""
-    total: Counter[str] = Counter()
-    for (kind, _), number in counts.items():
-        total[kind] += number
-    return [kind for kind in total if total[kind] >= 200 and not counts[kind, "accepted"]]
+    total = {kind: sum(number for (each, _), number in counts.items() if each == kind) for kind in KINDS}
+    return [kind for kind in KINDS if total[kind] >= 200 and not counts[kind, "accepted"]]
 
 
 def table(counts: Counter[tuple[str, str]]) -> str:
     lines = [f"{'kind':22}{'inputs':>8}{'refused':>9}{'accepted':>10}{'failures':>10}"]
     for kind in [*KINDS, "all"]:
-        found = {verdict: sum(n for (k, v), n in counts.items() if v == verdict and kind in (k, "all"))
-                 for verdict in ("refused", "accepted", "failure", "harness")}  # fmt: skip
+        found: Counter[str] = Counter()
+        for (name, verdict), number in counts.items():
+            found[verdict] += number * (kind in (name, "all"))
         failed = found["failure"] + found["harness"]
-        lines.append(f"{kind:22}{sum(found.values()):8}{found['refused']:9}{found['accepted']:10}{failed:10}")
+        lines.append(f"{kind:22}{found.total():8}{found['refused']:9}{found['accepted']:10}{failed:10}")
     return "\n".join(lines)

@@ -4,7 +4,6 @@ import io
 import struct
 import zlib
 from functools import cache
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from .cases import SPECIAL, Case, kind
 from .changes import change_bytes
-from .corpus import BASE, train
+from .corpus import SPLIT, dataset, train
 
 
 @cache
@@ -64,14 +63,12 @@ def thin_png(rng: Random) -> bytes:
 @kind("image", share=10)
 def image(rng: Random) -> Case:
     """One or two changed images among those of a dataset: tested on, trained on, or checked."""
-    data = Path(BASE, "data/eurosat")
-    files: dict[str, bytes | str] = {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*.png")}
-    for name in rng.sample(sorted(files), 2):
+    files = dataset()
+    for name in rng.sample([name for name in files if name != SPLIT], 2):
         picture, how, crafted = rng.choice(list(pictures().values())), rng.random(), rng.choice((crafted_png, thin_png))
         content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else crafted(rng)
         files[name] = rng.choice(SPECIAL) if rng.random() < 0.1 else content
-    files["split_zhou_EuroSAT.json"] = (data / "split_zhou_EuroSAT.json").read_bytes()
-    case = Case("train", [], {f"data/eurosat/{name}": content for name, content in files.items()})
+    case = Case("train", [], files)
     use = rng.randrange(4)
     if use < 2:
         case.argv = train("ZeroshotCLIP", "DATASET.NUM_SHOTS", -1, root="data")

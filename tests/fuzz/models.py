@@ -1,26 +1,28 @@
-"""Cases of tools/predict.py: exported models, run folders and images from anybody."""
+"""Cases of exported models, run folders and images from anybody, of predictions.npz, and of few-shot choices."""
 
 import hashlib
+import io
 import json
-from pathlib import Path
+import pickle
 from random import Random
 
+import numpy as np
 import yaml
+from dassl.data.datasets import Datum
 
 from .cases import Case, kind, sometimes_special
-from .changes import change_bytes
-from .corpus import BASE
+from .changes import change_bytes, change_tree
+from .corpus import BASE, SPLIT, run_files
 from .images import crafted_png, pictures, thin_png
+from .pickles import change_pickle, change_zip
 from .texts import changed_json, changed_yaml
-from .weights import changed_file, changed_safetensors, only
+from .weights import as_json, changed_file, changed_safetensors, content, only
 
 
 @kind("exported model", share=5)
 def exported(rng: Random) -> Case:
     """A folder that tools/export.py wrote, with a change in one file; or an image for it."""
-    folder = Path(BASE, "exported")
-    description = json.loads((folder / "config.json").read_text())
-    prompts = (folder / "prompts.safetensors").read_bytes()
+    description, prompts = json.loads(content("exported/config.json")), content("exported/prompts.safetensors")
     image = pictures()["0 PNG"]
     case = Case("predict", ["model", "image.png", "--backbone", f"{BASE}/tiny.pt"])
     use = rng.randrange(6)
@@ -53,18 +55,59 @@ def exported(rng: Random) -> Case:
 @kind("run as a model", share=3)
 def run(rng: Random) -> Case:
     """The folder of a finished run, with a change in one file."""
-    folder, checkpoint = Path(BASE, "runs/CoOp"), only("runs/CoOp")
-    content = checkpoint.read_bytes()
-    config, results = (folder / "config.yaml").read_text(), (folder / "results.json").read_text()
-    changed = rng.randrange(3)
-    return Case(
-        "predict",
-        ["run", "image.png", "--backbone", f"{BASE}/tiny.pt"],
-        {
-            f"run/{checkpoint.relative_to(folder)}": changed_file(rng, checkpoint) if changed == 0 else content,
-            "run/config.yaml": changed_yaml(rng, yaml.safe_load(config)) if changed == 1 else config.encode(),
-            "run/results.json": changed_json(rng, json.loads(results)) if changed == 2 else results.encode(),
-            f"run/{checkpoint.parent.name}/checkpoint": b"model.pth.tar-2\n",
-            "image.png": pictures()["0 PNG"],
-        },
-    )
+    files, changed = run_files("CoOp", "runs", "config.yaml", "results.json"), rng.randrange(3)
+    path, config, results, _ = files
+    if changed == 0:
+        files[path] = changed_file(rng, only("runs/CoOp"))
+    elif changed == 1:
+        files[config] = changed_yaml(rng, yaml.safe_load(files[config]))
+    else:
+        files[results] = changed_json(rng, json.loads(files[results]))
+    argv = ["run", "image.png", "--backbone", f"{BASE}/tiny.pt"]
+    return Case("predict", argv, files | {"image.png": pictures()["0 PNG"]})
+
+
+@kind("predictions", share=3)
+def predictions(rng: Random) -> Case:
+    """predictions.npz of one of two runs that are compared."""
+    kept = {name: content(f"runs/CoOp/{name}") for name in ("results.json", "predictions.npz")}
+    files: dict[str, bytes | str] = {f"{run}/{name}": kept[name] for run in ("one", "two") for name in kept}
+    before = kept["predictions.npz"]
+    after = change_zip(rng, before) if rng.random() < 0.4 else arrays(rng, before)
+    files["one/predictions.npz"] = sometimes_special(rng, after)
+    return Case("compare", ["one", "two"], files)
+
+
+def arrays(rng: Random, before: bytes) -> bytes:
+    """An .npz file with one array changed in type, shape or value."""
+    with np.load(io.BytesIO(before)) as archive:
+        found = dict(archive)
+    name = rng.choice(sorted(found))
+    value = found[name]
+    changed = (
+        np.array([{}], dtype=object), value[:0] if value.ndim else value, value.astype("S"), value[None],
+        np.full_like(value, value.flat[0]), value.astype(complex) if value.dtype.kind in "if" else value,
+        np.full(value.shape, np.nan) if value.dtype.kind == "f" else np.full(value.shape, -1),
+    )  # fmt: skip
+    found[name] = rng.choice(changed)
+    if rng.random() < 0.1:
+        del found[name]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **found)
+    return buffer.getvalue()
+
+
+@kind("few-shot choices", share=3)
+def choices(rng: Random) -> Case:
+    """A pickle of CoOp or a .jsonl file of 2SFS with an image of each class."""
+    rows = json.loads(content(SPLIT))["train"]
+    chosen = {label: (f"eurosat/2750/{path}", name) for path, label, name in rows}
+    items = [Datum(path, label, classname=name) for label, (path, name) in chosen.items()]
+    pickled = pickle.dumps({"train": items}, protocol=rng.choice((2, 4)))
+    data, name = (change_pickle if rng.random() < 0.8 else change_bytes)(rng, pickled), "a.pkl"
+    if rng.random() < 0.4:
+        lines = change_tree(rng, [vars(item) for item in items])
+        lines = lines if isinstance(lines, list | tuple) else [lines]
+        data, name = "\n".join(map(as_json, lines)).encode(errors="surrogatepass"), "a_train.jsonl"
+    files = {name: sometimes_special(rng, data)}
+    return Case("prepare", ["splits", "eurosat", "--root", f"{BASE}/data", "--file", name], files)

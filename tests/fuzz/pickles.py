@@ -4,7 +4,6 @@ import io
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
 from random import Random
 
 from .changes import NAMES, OUTSIDE, change_bytes
@@ -82,19 +81,19 @@ def change_zip(rng: Random, data: bytes) -> bytes:
     here, there = (rng.randrange(len(members)) for _ in range(2))
     name, content = members[here]
     folder = name.partition("/")[0]
-    changed: Callable[[], list] = rng.choice(
-        [
-            list,
-            lambda: [(rng.choice([f"{folder}/{rng.choice(NAMES)}", rng.choice(NAMES)]), content)],
-            lambda: [(name, content), (name, members[there][1])],
-            lambda: [(name, members[there][1])],
-            lambda: [(name, change_bytes(rng, content))],
-            lambda: [(name, b"")],
-            lambda: [(name, content), (f"{folder}/{rng.choice(('byteorder', 'code/x.py', '.data/x'))}", b"big")],
-            lambda: [(name, bytes(BOMB))],
-        ]
-    )
-    members[here : here + 1] = changed()
+    foreign = f"{folder}/{rng.choice(NAMES)}", rng.choice(NAMES)
+    extra = f"{folder}/{rng.choice(('byteorder', 'code/x.py', '.data/x'))}"
+    changed: list[list[tuple[str, bytes]]] = [
+        [],
+        [(rng.choice(foreign), content)],
+        [(name, content), (name, members[there][1])],
+        [(name, members[there][1])],
+        [(name, change_bytes(rng, content))],
+        [(name, b"")],
+        [(name, content), (extra, b"big")],
+        [(name, bytes(BOMB))],
+    ]
+    members[here : here + 1] = rng.choice(changed)
     for index, (name, content) in enumerate(members):
         if name.endswith(".pkl") and rng.random() < 0.4:
             members[index] = name, change_pickle(rng, content)

@@ -1,20 +1,23 @@
-"""Cases of text files: YAML, study files, JSON."""
+"""Cases of text files (YAML, study files, JSON), and of settings on the command line."""
 
 import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import yaml
+from dassl.config import get_cfg_default
 from drawn import clip_config
 
 from common.start import ROOT
+from experiments.configuration import extend_cfg, flatten
 
 from .cases import LINKS, SPECIAL, Case, kind, sometimes_special
-from .changes import change_bytes, change_tree
-from .corpus import BASE, METHODS, SETTINGS, STUDIED, train
-from .weights import as_json
+from .changes import NAMES, NUMBERS, change_bytes, change_tree
+from .corpus import BASE, METHODS, OTHERS, SETTINGS, SPLIT, STUDIED, dataset, train
+from .weights import as_json, content
 
 SNIPPETS = [
     "a: !!python/object/apply:os.system ['touch ../outside/made']",
@@ -31,6 +34,8 @@ SNIPPETS = [
 BASES = ("/dev/zero", "/dev/full", "'a\\0b'", '"a\\0b"', "~nosuchuser/x", "[]", "[[a]]", "config.yaml", "{a: b}", "1")
 SNIPPETS += [f"_BASE_: {name}" for name in (*BASES, "null", ".", "x" * 5000, "[config.yaml]")]
 
+WRONG_JSON = ("", "[" * 9000, '{"a":' * 3000, "NaN", "1" * 5000, "null", '"\\ud800"', '{"train": [1e999]}', "\x00")
+
 
 def as_yaml(tree: Any) -> str:
     try:
@@ -45,28 +50,25 @@ def text_bytes(rng: Random, text: str) -> bytes:
     return text.encode(encoding, errors="replace" if encoding == "latin-1" else "surrogatepass")
 
 
-def changed_yaml(rng: Random, tree: dict) -> bytes | str:
-    how = rng.random()
+def changed_text(rng: Random, tree: Any, write: Callable[[Any], str], others: Sequence[str]) -> bytes | str:
+    """A changed tree as text, other text in place of it, before it or after it, or the text with changed bytes."""
+    before, how = write(tree), rng.random()
     if how < 0.6:
-        data = text_bytes(rng, as_yaml(change_tree(rng, tree)))
+        data = text_bytes(rng, write(change_tree(rng, tree)))
     elif how < 0.85:
-        before, after = as_yaml(tree), rng.choice(SNIPPETS)
-        data = text_bytes(rng, rng.choice((after, f"{before}\n{after}", f"{after}\n{before}")))
+        other = rng.choice(others)
+        data = text_bytes(rng, rng.choice((other, f"{before}\n{other}", f"{other}\n{before}")))
     else:
-        data = change_bytes(rng, as_yaml(tree).encode())
+        data = change_bytes(rng, before.encode())
     return sometimes_special(rng, data)
+
+
+def changed_yaml(rng: Random, tree: dict) -> bytes | str:
+    return changed_text(rng, tree, as_yaml, SNIPPETS)
 
 
 def changed_json(rng: Random, tree: Any) -> bytes | str:
-    how = rng.random()
-    if how < 0.7:
-        data = text_bytes(rng, as_json(change_tree(rng, tree)))
-    elif how < 0.8:
-        wrong = ("", "[" * 9000, '{"a":' * 3000, "NaN", "1" * 5000, "null", '"\\ud800"', '{"train": [1e999]}', "\x00")
-        data = text_bytes(rng, rng.choice(wrong))
-    else:
-        data = change_bytes(rng, as_json(tree).encode())
-    return sometimes_special(rng, data)
+    return changed_text(rng, tree, as_json, WRONG_JSON)
 
 
 # YAML
@@ -90,10 +92,9 @@ def config(rng: Random) -> Case:
         case.argv[argv.index("--dataset-config-file") + 1] = "dataset.yaml"
         case.files["dataset.yaml"] = changed_yaml(rng, {"DATASET": {"NAME": "EuroSAT", "TEMPLATE": "a photo of a {}."}})
     else:
-        done = yaml.safe_load(Path(BASE, "runs/CoOp/config.yaml").read_text())
         case = Case("train", train("CoOp", output="run", options=["--skip-finished"]))
-        case.files = {"run/config.yaml": changed_yaml(rng, done)}
-        case.files["run/results.json"] = Path(BASE, "runs/CoOp/results.json").read_bytes()
+        case.files = {"run/config.yaml": changed_yaml(rng, yaml.safe_load(content("runs/CoOp/config.yaml")))}
+        case.files["run/results.json"] = content("runs/CoOp/results.json")
     return case
 
 
@@ -125,11 +126,6 @@ def study(rng: Random) -> Case:
 # JSON
 
 
-@cache
-def finished() -> dict:
-    return json.loads(Path(BASE, "runs/CoOp/results.json").read_text())
-
-
 @kind("JSON", share=7)
 def json_file(rng: Random) -> Case:
     return rng.choice((split, results, class_names, seeded_split, backbone_config, studied, logs))(rng)
@@ -137,17 +133,14 @@ def json_file(rng: Random) -> Case:
 
 def split(rng: Random) -> Case:
     """The split file of a dataset."""
-    data = Path(BASE, "data/eurosat")
-    case = Case("train", train(rng.choice(("ZeroshotCLIP", "CoOp")), root="data", options=["--no-train"]))
-    case.files = {f"data/eurosat/{path.relative_to(data)}": path.read_bytes() for path in data.rglob("*.png")}
-    rows = json.loads((data / "split_zhou_EuroSAT.json").read_text())
-    case.files["data/eurosat/split_zhou_EuroSAT.json"] = changed_json(rng, rows)
-    return case
+    files = dataset()
+    files[SPLIT] = changed_json(rng, json.loads(files[SPLIT]))
+    return Case("train", train(rng.choice(("ZeroshotCLIP", "CoOp")), root="data", options=["--no-train"]), files)
 
 
 def results(rng: Random) -> Case:
     """results.json, read by three commands."""
-    file = {"run/results.json": changed_json(rng, finished())}
+    file = {"run/results.json": changed_json(rng, json.loads(content("runs/CoOp/results.json")))}
     if rng.random() < 0.4:
         return Case("base2new", ["run", "run"], file)
     if rng.random() < 0.5:
@@ -180,10 +173,9 @@ def study_folder(rng: Random) -> Case:
     made = {f"studied/studies/study/tables.{kind}" for kind in ("md", "tex", "csv", "json")}
     name = rng.choice(sorted(written | made))
     files = {path: data for path, data in files.items() if path != name and not path.startswith(f"{name}/")}
-    command = rng.choice((["tables"], ["report"], ["status"], ["run", "--dry-run"]))
-    return Case(
-        "study", [command[0], "study.yaml", *command[1:]], files | {name: rng.choice((*LINKS, *LINKS, *SPECIAL))}
-    )
+    files[name] = rng.choice((*LINKS, *LINKS, *SPECIAL))
+    command, *options = rng.choice((["tables"], ["report"], ["status"], ["run", "--dry-run"]))
+    return Case("study", [command, "study.yaml", *options], files)
 
 
 LOG = b"Finish training\n=> result\n* total: 9\n* accuracy: 90.5%\n* macro_f1: 80.0%\n"
@@ -199,10 +191,9 @@ def image_folder(rng: Random, place: str, files: dict[str, bytes | str], *option
     """Images of the user's own, in one folder for each class below each of `place`."""
     case = Case("train", train("ZeroshotCLIP", *options, root="data", options=["--no-train"]), files)
     case.argv[case.argv.index("--dataset-config-file") + 1] = str(ROOT / "configs/datasets/image_folder.yaml")
-    image = Path(BASE, "data/eurosat/2750/0/train_0.png").read_bytes()
-    for part in place.split():
-        for name in ("red", "green", "blue"):
-            case.files |= {f"data/{part}/{name}/{number}.png": image for number in range(3)}
+    image = content("data/eurosat/2750/0/train_0.png")
+    for folder in (f"data/{part}/{name}" for part in place.split() for name in ("red", "green", "blue")):
+        case.files |= {f"{folder}/{number}.png": image for number in range(3)}
     return case
 
 
@@ -225,5 +216,58 @@ def backbone_config(rng: Random) -> Case:
     """open_clip_config.json next to a backbone."""
     tree = {"model_cfg": clip_config(), "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.3] * 3}}
     files = {"hub/open_clip_config.json": changed_json(rng, tree)}
-    files["hub/weights.safetensors"] = Path(BASE, "tiny.safetensors").read_bytes()
+    files["hub/weights.safetensors"] = content("tiny.safetensors")
     return Case("train", train("CoOp", options=["--no-train", "--backbone", "hub/weights.safetensors"]), files)
+
+
+# Settings
+
+LENGTHY = {"OPTIM.MAX_EPOCH", "OPTIM.WARMUP_EPOCH", "DATALOADER.NUM_WORKERS", "DATALOADER.K_TRANSFORMS"}
+OWN_FILES = {"OUTPUT_DIR", "RESUME"}  # the user's choice where to write
+
+
+@cache
+def settings(method: str) -> dict[str, Any]:
+    cfg = get_cfg_default()
+    extend_cfg(cfg, method)
+    own = f"TRAINER.{method.upper()}."
+    return {key: item for key, item in flatten(cfg).items() if key.startswith(own) or not key.startswith("TRAINER.")}
+
+
+def setting(rng: Random, key: str, default: Any, trains: bool) -> str:
+    """A text for a setting: of its kind or another, in its range or not."""
+    numbers = [number for number in NUMBERS if not (trains and key in LENGTHY and number > 7)]
+    names = [name for name in NAMES if "\0" not in name and not (key in OWN_FILES and ("/" in name or name == ".."))]
+    number, wrong = rng.choice(numbers), rng.random() < 0.25
+    if isinstance(default, bool) and not wrong:
+        return str(rng.choice((True, False)))
+    if isinstance(default, int) and not wrong:
+        return str(int(number) if number == number and abs(number) != float("inf") else -2)
+    if isinstance(default, float) and not wrong:
+        return str(float(number))
+    if isinstance(default, list | tuple) and not wrong:
+        return str([type(item)(0) if rng.random() < 0.2 else item if rng.random() < 0.5 else rng.choice(numbers)
+                    for item in [*default, 1][: rng.choice((1, 2, 3, 4))]])  # fmt: skip
+    if trains and key in LENGTHY:
+        return rng.choice(("0", "-1", "1", "2", "None", "[]", "x"))
+    wrong_kinds = ("None", "[]", "()", "{}", "[[1]]", "True", "1.5", "[" * 3000 + "1" + "]" * 3000)
+    return rng.choice((rng.choice(names), str(number), *wrong_kinds))
+
+
+@kind("settings", share=10)
+def pairs(rng: Random) -> Case:
+    """KEY VALUE pairs and a few options; a third of the runs train."""
+    method = rng.choice([*METHODS, *OTHERS])
+    trains, known = rng.random() < 0.35, settings(method)
+    chosen = rng.sample(sorted(known), rng.choice((1, 1, 1, 2, 3)))
+    if rng.random() < 0.3:  # those of the method and the optimiser have most meaning
+        chosen[0] = rng.choice([key for key in known if key.startswith(("TRAINER.", "OPTIM.", "DATALOADER."))])
+    items = [item for key in dict.fromkeys(chosen) for item in (key, setting(rng, key, known[key], trains))]
+    if rng.random() < 0.03:
+        items.insert(rng.randrange(len(items) + 1), rng.choice((*NAMES[:5], "--debug", "X.Y", "OPTIM", "OPTIM.LR.X")))
+    options = [] if trains else ["--no-train"]
+    if rng.random() < 0.1:
+        given = "seed", "load-epoch", "backbone", "config-file", "resume", "model-dir", "transforms"
+        names = [name for name in NAMES if "\0" not in name]
+        options += [f"--{rng.choice(given)}", rng.choice([*names, str(2**33), "-5", "x"])]
+    return Case("train", train(method, *items, options=options))

@@ -1,9 +1,10 @@
-"""Cases of files with tensors: checkpoints of this project and the published ones, backbones in all their forms."""
+"""Cases of files with tensors: checkpoints of this project and the published ones, backbones in all forms, caches."""
 
 import io
 import json
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -14,8 +15,11 @@ from dassl.utils import load_checkpoint, save_checkpoint
 
 from .cases import LINKS, SPECIAL, Case, kind, sometimes_special
 from .changes import change_bytes, change_tree, hostile
-from .corpus import BASE, METHODS, saved, train
+from .corpus import BASE, METHODS, OTHERS, run_files, saved, train
+from .images import pictures
 from .pickles import CODE, change_zip
+
+EVALUATED = ("--eval-only", "--model-dir", "run")
 
 
 @cache
@@ -123,27 +127,24 @@ def unnoticed(before: bytes, after: bytes) -> str:
 def checkpoint(rng: Random) -> Case:
     """Of this project: evaluated, resumed, or given as MODEL.INIT_WEIGHTS."""
     method = rng.choice(list(METHODS))
-    file = only(f"runs/{method}")
-    before = file.read_bytes()
-    damaged = rng.random() < 0.3
+    file, damaged = only(f"runs/{method}"), rng.random() < 0.3
+    before, path, pointer = file.read_bytes(), *run_files(method)
     after = sometimes_special(rng, change_bytes(rng, before) if damaged else changed_file(rng, file))
-    case = Case("train", [], {f"run/{file.parent.name}/{file.name}": after})
-    pointer: bytes | str = b"model.pth.tar-2\n"
+    case = Case("train", [], run_files(method) | {path: after})
     if rng.random() < 0.1:
         wrong = (b"../../outside/kept", b"/dev/zero", b"\xff\xfe", b"", b"\0", b"model.pth.tar-9", b"." * 5000)
-        pointer = rng.choice((*wrong, *SPECIAL))
+        case.files[pointer] = rng.choice((*wrong, *SPECIAL))
     elif damaged and isinstance(after, bytes) and after != before:
         case.check = lambda: unnoticed(before, after)
-    case.files[f"run/{file.parent.name}/checkpoint"] = pointer
     use = rng.randrange(5)
     if use < 2:
-        case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * (use == 1))])
+        case.argv = train(method, options=[*EVALUATED, *(["--load-epoch", 2] * (use == 1))])
     elif use < 4:
         if rng.random() < 0.5:
-            case.files["run/config.yaml"] = Path(BASE, "runs", method, "config.yaml").read_bytes()
+            case.files["run/config.yaml"] = content(f"runs/{method}/config.yaml")
         case.argv = train(method, "OPTIM.MAX_EPOCH", 2 + use % 2, output="run")
     else:
-        case.argv = train(method, "MODEL.INIT_WEIGHTS", f"run/{file.parent.name}/{file.name}", options=["--no-train"])
+        case.argv = train(method, "MODEL.INIT_WEIGHTS", path, options=["--no-train"])
     return case
 
 
@@ -151,11 +152,9 @@ def checkpoint(rng: Random) -> Case:
 def output_folder(rng: Random) -> Case:
     """Of a run to resume, with one or two of its files or folders replaced by links."""
     method = rng.choice(list(METHODS))
-    file = only(f"runs/{method}")
-    folder = file.parent.name
+    folder = only(f"runs/{method}").parent.name
     settings = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
-    case = Case("train", train(method, *settings, output="run"))
-    case.files = {f"run/{folder}/{file.name}": file.read_bytes(), f"run/{folder}/checkpoint": b"model.pth.tar-2\n"}
+    case = Case("train", train(method, *settings, output="run"), run_files(method))
     names = ["log.txt", "config.yaml", "results.json", "tensorboard", ".lock", ".lock.json", folder, "error.txt"]
     names += [f"{folder}/{name}" for name in ("checkpoint", "model.pth.tar-2", "model.pth.tar-3", "model-best.pth.tar")]
     names += ["predictions.npz", "tests.jsonl", "cmat.pt", "partial_test"]
@@ -172,12 +171,10 @@ def output_folder(rng: Random) -> Case:
 @kind("published checkpoint", share=5)
 def published_checkpoint(rng: Random) -> Case:
     method = rng.choice(list(METHODS))
-    file = only(f"published/{method}")
-    folder = f"run/{file.parent.name}"
-    case = Case("train", [], {f"{folder}/{file.name}": sometimes_special(rng, changed_file(rng, file))})
-    case.files[f"{folder}/checkpoint"] = b"model.pth.tar-2\n"
-    case.argv = train(method, options=["--eval-only", "--model-dir", "run", *(["--load-epoch", 2] * rng.randrange(2))])
-    return case
+    path, _ = files = run_files(method, "published")
+    changed = sometimes_special(rng, changed_file(rng, only(f"published/{method}")))
+    argv = train(method, options=[*EVALUATED, *(["--load-epoch", 2] * rng.randrange(2))])
+    return Case("train", argv, files | {path: changed})
 
 
 def with_backbone(rng: Random, name: str, data: bytes, **files: bytes) -> Case:
@@ -223,3 +220,85 @@ def archive(rng: Random) -> Case:
     before, how = content("archive.pt"), rng.random()
     data = change_zip(rng, before) if how < 0.6 else change_bytes(rng, before) if how < 0.9 else foreign(rng)
     return with_backbone(rng, "weights.pt", data)
+
+
+# Files whose content changed under their names
+
+CACHE, TEACHERS = "cache", "modular-prompt-learning"  # folders of a case
+CACHES = ("CACHE", CACHE, "DATALOADER.CACHE_TEST", True)
+
+
+@kind("replaced backbone", share=4)
+def replaced_backbone(rng: Random) -> Case:
+    """A run that resumes, is tested or predicts with a weight file that had other weights; or a new run."""
+    state = torch.load(io.BytesIO(content("tiny.pt")), weights_only=True)
+    how = rng.choice(("same", "perturbed", "one tensor", "huge"))
+    for key in rng.sample(sorted(state), len(state) if how == "perturbed" else 1) if how != "same" else ():
+        number = rng.choice((1e20, 1e38, -1e38))  # their squares are infinite
+        state[key] = torch.full(state[key].shape, number) if how == "huge" else state[key] + 0.01
+    method = rng.choice(list(METHODS))
+    if rng.random() < 0.4:  # without a run before: the logits may be infinite or NaN
+        options = ["--backbone", "weights.pt"]
+        case = Case("train", train(rng.choice([*METHODS, *OTHERS]), options=options), {"weights.pt": saved(state)})
+        case.argv += ["OPTIM.MAX_EPOCH", "1"]
+        return case
+    case = Case("train", [], run_files(method))
+    case.files["weights.pt"] = saved(state) if how != "same" else content("tiny.pt")
+    for name in ("config.yaml", "results.json"):  # as if the backbone had this name then
+        text = Path(BASE, "runs", method, name).read_text().replace(f"{BASE}/tiny.pt", "weights.pt")
+        case.files[f"run/{name}"] = text.encode()
+    use, options = rng.randrange(5), ["--backbone", "weights.pt"]
+    if use == 0:
+        case.argv = train(method, options=[*options, "--eval-only", "--model-dir", "run"])
+    elif use < 3:
+        case.argv = train(method, output="run", options=[*options, *(["--skip-finished"] * (use == 1))])
+    else:
+        case.program, case.argv = ("predict", "export")[use - 3], ["run", *options]
+        case.argv += ["image.png"] if use == 3 else ["--to", "exported"]
+        case.files["image.png"] = pictures()["0 PNG"]
+    if how != "same":
+        case.check = lambda: "other weights are accepted"
+    return case
+
+
+# Caches
+
+
+def other_results(method: str, folder: str) -> str:
+    """The fault of a run with changed caches: it has other results than the one with the valid ones."""
+    keys = ("accuracy", "macro_f1", "n_test")
+    one, other = (json.loads(Path(place, "results.json").read_text()) for place in (f"{BASE}/{folder}", "out"))
+    if [one[key] for key in keys] != [other[key] for key in keys]:
+        return "a changed cache gives another result, and nothing says so"
+    for file in Path("out").glob("*/model.pth.tar-2"):
+        before, after = (load_checkpoint(str(path))["state_dict"] for path in (only(f"runs/{method}"), file))
+        if not all(torch.equal(before[key], after[key]) for key in before):
+            return "a changed cache gives other prompts, and nothing says so"
+    return ""
+
+
+@kind("cache", share=3)
+def caches(rng: Random) -> Case:
+    """Of image features, decoded images or a teacher's text features."""
+    teaches = rng.random() < 0.4
+    place = TEACHERS if teaches else CACHE
+    files: dict[str, bytes | str] = {f"{place}/{path.name}": path.read_bytes() for path in Path(BASE, place).iterdir()}
+    name = rng.choice(sorted(files))
+    files[name] = changed_cache(rng, files[name], [data for data in files.values() if isinstance(data, bytes)])
+    if teaches:
+        check: Callable[[], str] = lambda: other_results("KgCoOp", "runs/KgCoOp")  # noqa: E731
+        return Case("train", train("KgCoOp"), files, check=check)
+    options = ["--eval-only", "--model-dir", f"{BASE}/runs/CoOp"]
+    return Case("train", train("CoOp", *CACHES, options=options), files, check=lambda: other_results("CoOp", "cached"))
+
+
+def changed_cache(rng: Random, before: bytes, others: list[bytes]) -> bytes | str:
+    """The content of another file, other numbers in the same form, or damage."""
+    how = rng.random()
+    if how < 0.15:
+        return rng.choice(others)
+    if how < 0.5:
+        place = rng.randrange(len(before) // 2, len(before))
+        return before[:place] + rng.randbytes(len(before[place:]))
+    data = changed_safetensors(rng, before) if before[8:9] == b"{" and how < 0.75 else change_bytes(rng, before)
+    return sometimes_special(rng, data)

@@ -33,14 +33,10 @@ from .cases import Case
 from .witness import Witness
 
 
-def as_script(main: Callable[[], None]) -> Callable[[list[str]], None]:
-    """A command that takes its arguments from `sys.argv`."""
-
-    def run(argv: list[str]) -> None:
-        sys.argv[1:] = argv
-        main()
-
-    return run
+def parse(argv: list[str]) -> None:
+    """A script that takes its arguments from `sys.argv`."""
+    sys.argv[1:] = argv
+    parse_test_res.main()
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
@@ -51,7 +47,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "predict": predict.main,
     "export": export.main,
     "compare": comparing.main,
-    "parse_test_res": as_script(parse_test_res.main),
+    "parse_test_res": parse,
 }
 GIGABYTES = 4
 KEPT = b"This file stays as it is.\n"  # ../outside/kept
@@ -87,22 +83,21 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
     outside.mkdir(exist_ok=True)
     (outside / "kept").write_bytes(KEPT)
     case.write(folder)
-    resource.setrlimit(resource.RLIMIT_AS, ((address_space() + (GIGABYTES << 30)),) * 2)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (GIGABYTES << 30),) * 2)
     logits = watched_logits()
     with server_of(case) as address:
         argv = [argument.replace("{server}", address) for argument in case.argv]
         ports = (int(address.rpartition(":")[2]),) if address else ()
         Witness(folder, lambda line: report("failure", line), ports).start()
         verdict, what = ended(PROGRAMS[case.program], argv)
-    wrong = leftovers(case, folder, verdict) or (
-        case.check() or nonsense(folder, logits) or raw(case) if verdict == "accepted" else ""
-    )
-    if wrong and verdict != "failure":
-        verdict, what = "failure", wrong
-    if {item.name: item.is_file() and item.read_bytes() for item in outside.iterdir()} != {"kept": KEPT}:
-        names = sorted(item.name for item in outside.iterdir())
-        verdict, what = "failure", f"changes files outside its folder: {names}"
-    report(verdict, what)
+    wrong = leftovers(case, folder, verdict)
+    if verdict == "accepted":
+        wrong = wrong or case.check() or nonsense(case, folder, logits)
+    found = {item.name: item.is_file() and item.read_bytes() for item in outside.iterdir()}
+    if found != {"kept": KEPT}:
+        verdict, wrong = "", f"changes files outside its folder: {sorted(found)}"
+    report(*(("failure", wrong) if wrong and verdict != "failure" else (verdict, what)))
 
 
 def ended(program: Callable[[list[str]], None], argv: list[str]) -> tuple[str, str]:
@@ -142,8 +137,11 @@ def watched_logits() -> list[bool]:
     return finite
 
 
-def nonsense(folder: Path, logits: list[bool]) -> str:
-    """The fault in the results that a run has left."""
+def nonsense(case: Case, folder: Path, logits: list[bool]) -> str:
+    """The fault in the results that a run has left, or in what is printed: a terminal would obey names from files."""
+    printed = Path("/proc/self/fd/2").read_text(errors="replace").replace("\n", "") if case.program == "predict" else ""
+    if found := CONTROL.search(printed):
+        return f"prints {found[0]!r}"
     if not all(logits):
         return "an accuracy of logits that are not finite"
     for file in (folder / place / "results.json" for place in ("out", "run")):
@@ -153,12 +151,6 @@ def nonsense(folder: Path, logits: list[bool]) -> str:
     return ""
 
 
-def raw(case: Case) -> str:
-    """The fault of predictions that have names from files as they are: a terminal would obey them."""
-    printed = Path("/proc/self/fd/2").read_text(errors="replace").replace("\n", "") if case.program == "predict" else ""
-    return f"prints {found[0]!r}" if (found := CONTROL.search(printed)) else ""
-
-
 def leftovers(case: Case, folder: Path, verdict: str) -> str:
     """The files that an input has left behind, or an empty text. A download may stay, so that it can be resumed."""
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - case.files.keys()
@@ -166,10 +158,6 @@ def leftovers(case: Case, folder: Path, verdict: str) -> str:
     if verdict == "refused" and "--no-train" in case.argv and (folder / "out").exists():
         left.append("out")
     return f"leaves {left[0]} behind" if left else ""
-
-
-def address_space() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def start(make: Callable[[], Case], folder: Path, output: Path) -> int:

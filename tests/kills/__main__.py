@@ -21,11 +21,6 @@ from .chains import Tally, kill_at_random, stopping
 from .subjects import subjects
 
 
-def share(total: int, parts: int, index: int) -> int:
-    """One of `parts` nearly equal numbers whose sum is `total`."""
-    return total // parts + (index < total % parts)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make kill", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
@@ -43,8 +38,8 @@ def main() -> int:
         chosen = [one for one in every if not args.only or one.name in args.only]
         futures = {}
         for index, one in enumerate(chosen):
-            kills = {signal.SIGKILL: args.kill, signal.SIGTERM: args.term}
-            own = {number: share(total, len(chosen), index) for number, total in kills.items()}
+            kills = {signal.SIGKILL: args.kill, signal.SIGTERM: args.term}  # nearly equal shares of them
+            own = {number: (total + index) // len(chosen) for number, total in kills.items()}
             futures[one.name] = pool.submit(kill_at_random, one, own, place / one.name, args.seed)
         try:
             tallies = {name: future.result() for name, future in futures.items()}
@@ -59,13 +54,13 @@ def main() -> int:
 def table(tallies: dict[str, Tally]) -> str:
     lines = [f"{'command':12}{'SIGKILL':>9}{'SIGTERM':>9}{'chains':>10}{'identical':>11}"]
     total = Tally()
-    for name, tally in [*tallies.items(), ("all", total)]:
+    for tally in tallies.values():
+        total.kills += tally.kills
+        total.chains += tally.chains
+        total.wrong += tally.wrong
+    for name, tally in (tallies | {"all": total}).items():
         killed, ended = (tally.kills[number] for number in (signal.SIGKILL, signal.SIGTERM))
         lines.append(f"{name:12}{killed:9}{ended:9}{tally.chains:10}{tally.chains - len(tally.wrong):11}")
-        if tally is not total:
-            total.kills += tally.kills
-            total.chains += tally.chains
-            total.wrong += tally.wrong
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,39 +53,37 @@ def start(subject: Subject, folder: Path) -> subprocess.Popen:
         )
 
 
-def changes(folder: Path) -> Iterator[int]:
-    """How often the names of the files below a folder have changed; every item is a look at it."""
-    before, count = None, 0
-    while True:
+def wait(process: subprocess.Popen, folder: Path, moment: Callable[[float, int], bool]) -> tuple[bool, int]:
+    """Wait until the moment comes or the process ends.
+
+    Returns:
+        whether it has ended, and how often the names of the files below the folder have changed.
+    """
+    begun, before, count = time.monotonic(), None, 0
+    while process.poll() is None:
         names = {os.path.join(parent, name) for parent, _, files in os.walk(folder) for name in files}
         count += names != before and before is not None
-        before = names
-        yield count
-
-
-def wait(process: subprocess.Popen, folder: Path, moment: Callable[[float, int], bool]) -> tuple[bool, int]:
-    """Wait until the moment comes or the process ends; returns whether it has ended, and the changes so far."""
-    begun = time.monotonic()
-    for count in changes(folder):
-        if process.poll() is not None:
-            return True, count
-        elapsed = time.monotonic() - begun
+        before, elapsed = names, time.monotonic() - begun
         if elapsed > PATIENCE * slowdown() or stopping.is_set():
             os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"{process.args} was killed after {elapsed:.0f} seconds")
         if moment(elapsed, count):
             return False, count
         time.sleep(0.001)
-    raise AssertionError
+    return True, count
+
+
+def finish(subject: Subject, folder: Path) -> tuple[subprocess.Popen, int]:
+    """Run the command to its end; returns its process, and the changes of names."""
+    process = start(subject, folder)
+    return process, wait(process, folder / subject.place, lambda elapsed, count: False)[1]
 
 
 def unbroken(subject: Subject, folder: Path) -> Course:
     begun = time.monotonic()
-    process = start(subject, folder)
-    _, count = wait(process, folder / subject.place, lambda elapsed, count: False)
+    process, count = finish(subject, folder)
     assert process.returncode == 0, (folder / "printed.txt").read_text()
-    seconds = time.monotonic() - begun
-    return Course(seconds, count, final(subject, folder))
+    return Course(time.monotonic() - begun, count, final(subject, folder))
 
 
 def final(subject: Subject, folder: Path) -> dict[str, object]:
@@ -104,19 +102,21 @@ def random_moment(rng: Random, course: Course) -> Callable[[float, int], bool]:
     return lambda elapsed, count: count >= turn
 
 
+def send(number: int, processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
 def kill(process: subprocess.Popen, number: int, victims: list[int], ranks: bool) -> str:
     """Send a signal to processes of the command; returns the fault of its end."""
     begun, family = time.monotonic(), descendants(process.pid)
-    for victim in victims:
-        with suppress(ProcessLookupError):
-            os.kill(victim, number)
+    send(number, victims)
     process.wait(PATIENCE)
     # torchrun's ranks have sessions of their own. Without it, they train to the end.
     while left := [*members(process.pid), *filter(is_alive, family)]:
         if time.monotonic() - begun > (PATIENCE if ranks else 20) * slowdown():
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, left)
             return "its processes outlive it"
         time.sleep(0.05)
     if ranks:  # torchrun has exit statuses of its own
@@ -161,8 +161,7 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
             number = signals.pop()
             wrong.append(kill(process, number, choose_victims(rng, process, subject.ranks), subject.ranks))
             tally.kills[number] += 1
-    process = start(subject, folder)
-    wait(process, folder / subject.place, lambda elapsed, count: False)
+    process, _ = finish(subject, folder)
     if process.returncode:
         wrong.append(f"exit status {process.returncode} in the end")
     else:

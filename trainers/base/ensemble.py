@@ -10,7 +10,7 @@ from clip import TextPrompts, tokenize
 
 from .prompted import PromptedCLIP, PromptLearner, normalize
 
-# Of Tip-Adapter, for ImageNet and other sets of many kinds of classes.
+# Of Tip-Adapter and of the methods that follow it, for ImageNet and other sets of many kinds of classes.
 SEVEN = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -24,13 +24,7 @@ EIGHTY = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 class TemplateEnsemble(PromptLearner):
-    """Sentences for each class.
-
-    Args:
-        templates: T sentences with {} for the class name.
-        classnames: C names.
-        context_length: of the text tower.
-    """
+    """Sentences for each class, of T templates with {} for the class name."""
 
     def __init__(self, templates: Sequence[str], classnames: Sequence[str], context_length: int):
         super().__init__()

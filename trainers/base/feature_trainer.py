@@ -19,17 +19,13 @@ from common.errors import UsageError
 from .build import build_model, without_training
 from .checkpoints import find_checkpoint, is_checkpoint
 from .data_use import Choice, record
-from .features import KeptFeatures, Views, feature_cache
-from .head import Head, HeadCLIP, texts_of_run
+from .features import Batches, KeptFeatures, Support, Views, feature_cache
+from .head import Head, HeadCLIP
 from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
-from .support import Batches, Support
 from .teacher import mean_text_features
 from .trainer import PromptTrainer
 
-# The sentences for ImageNet in the code of Tip-Adapter and of those that follow it.
-SEVEN: tuple[str, ...] = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.")
-SEVEN += ("a {} in a video game.", "art of the {}.", "a photo of the small {}.")
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
 
@@ -76,13 +72,7 @@ class FeatureTrainer(PromptTrainer):
     support: Support
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
-        """The head as it is before it has seen images.
-
-        Args:
-            classes: their number.
-            width: of features.
-            rows: training images: those of tensors of `of_support`.
-        """
+        """The head before it has seen images, by the numbers of classes, features and training images."""
         raise NotImplementedError
 
     def start(self, support: Support) -> None:
@@ -122,11 +112,20 @@ class FeatureTrainer(PromptTrainer):
             self.set_texts(self.texts())
 
     def texts(self) -> Tensor:
-        """(classes, joint), fp32: the mean over the templates, not normalised."""
-        if self.model.base is not None:
-            return texts_of_run(self.model.base, self.settings.FEATURES_OF)
-        clip = self.model.frozen
-        return mean_text_features(clip, self.class_names, self.device, self.templates, self.unit_text)
+        """(classes, joint), fp32: the mean over the templates or, of a run, its text features; not normalised.
+
+        Raises:
+            UsageError: those of the run depend on the image.
+        """
+        clip, base = self.model.frozen, self.model.base
+        if base is None:
+            return mean_text_features(clip, self.class_names, self.device, self.templates, self.unit_text)
+        with torch.no_grad():
+            text = base.encode_text(torch.zeros(1, clip.visual.output_dim, device=self.device)).float()
+        if text.dim() != 2:
+            what = f"the text features of {self.settings.FEATURES_OF} depend on the image"
+            raise UsageError(what, "give FEATURES_OF a run without that")
+        return text
 
     def set_texts(self, texts: Tensor) -> None:
         """Give the head these text features (classes, joint), which are not normalised."""
@@ -144,10 +143,8 @@ class FeatureTrainer(PromptTrainer):
         Raises:
             UsageError: there is none, or it has other weights or no prompts for these classes.
         """
-        shots = self.cfg.DATASET.get("NUM_SHOTS", "")
-        folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", ""))).replace(
-            "{shots}", str(shots)
-        )
+        folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", "")))
+        folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
         try:
             path = find_checkpoint(folder, "", None, "trained")
         except UsageError as error:
@@ -155,8 +152,7 @@ class FeatureTrainer(PromptTrainer):
             raise UsageError(error.what, remedy, error.where) from error
         checkpoint = load_checkpoint(path)
         name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
-        known = name in TRAINER_REGISTRY.registered_names()
-        kind = TRAINER_REGISTRY.get(name) if known else type(self)
+        kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else type(self)
         if issubclass(kind, FeatureTrainer) or not issubclass(kind, PromptTrainer):
             raise UsageError(f"{path} does not say which method learned its features", "give FEATURES_OF another", path)
         cfg = self.cfg.clone()
@@ -169,7 +165,7 @@ class FeatureTrainer(PromptTrainer):
         build_model(base, clip=self.model.frozen)
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
-        self.model.stand_on(base.model)
+        vars(self.model)["base"] = base.model.eval().requires_grad_(False)  # not registered, as no backbone is
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
     def register(self) -> None:
@@ -235,11 +231,7 @@ class FeatureTrainer(PromptTrainer):
         return features.views[0], features.labels
 
     def features_of(self, items: list, views: int = 0) -> Support:
-        """The features of images.
-
-        Args:
-            items: the images, a list of `Datum`.
-            views: augmented ones of each image; 0: one as in a test.
+        """The features of images (a list of `Datum`), of augmented views of each or, if that is 0, one as in a test.
 
         Raises:
             UsageError: a feature is not finite.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,9 @@ class KeptOutput(ImageOutput):
 
 
 class Views(Dataset):
-    """Augmented views of images, the same for a seed whatever the number of workers; an image is decoded once.
+    """So many views of each image of a `DatasetWrapper` with a random transform; an image is decoded once.
 
-    Args:
-        images: a `DatasetWrapper` with a random transform.
-        views: of each image.
-        seed: of the run.
+    They are the same for a seed, whatever the number of workers.
     """
 
     def __init__(self, images: Any, views: int, seed: int):
@@ -73,32 +71,21 @@ class KeptFeatures:
     def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache | None):
         self.model, self.loader, self.cache = model, loader, cache
         self.device = model.clip.logit_scale.device
+        self.labels = torch.tensor([item.label for item in loader.dataset.data_source])  # (images,)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         key, features = self.find()
-        if features is None:
-            yield from self.compute(key)
-            return
         size = self.loader.batch_size
-        for part, label in zip(features.split(size), self.labels.split(size), strict=True):
+        parts = self.compute(key) if features is None else features.split(size)
+        for part, label in zip(parts, self.labels.split(size), strict=True):
             yield {"img": KeptOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
         """All features, (images, joint) or (images, views, joint), as the tower computes them, on the CPU."""
-        key, features = self.find()
-        if features is None:
-            for batch in self.compute(key):
-                features = batch["all"]
-        assert features is not None
-        return features
-
-    @property
-    def labels(self) -> Tensor:
-        """(images,)."""
-        return torch.tensor([item.label for item in self.loader.dataset.data_source])
+        return torch.cat([batch["img"].feature.cpu() for batch in self])
 
     def find(self) -> tuple[str, Tensor | None]:
         """The key of the features, empty if they cannot be kept, and those that are kept under it."""
@@ -114,18 +101,15 @@ class KeptFeatures:
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
         return key, features
 
-    def compute(self, key: str) -> Iterator[dict[str, Any]]:
-        """The batches, each with a view of the tensor of `all` features, which is kept after the last one."""
-        features, done = torch.empty(0), 0
+    def compute(self, key: str) -> Iterator[Tensor]:
+        """The features of each batch; all of them are kept after the last one."""
+        parts = []
         for batch in self.loader:
             part = self.encode(batch["img"].to(self.device))
-            if not done:
-                features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
-            features[done : done + len(part)] = part
-            done += len(part)
-            yield {"img": KeptOutput(part), "label": batch["label"], "all": features}
+            parts.append(part.cpu())
+            yield part
         if key and self.cache is not None:
-            self.cache.put(key, features)
+            self.cache.put(key, torch.cat(parts))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -150,10 +134,7 @@ class KeptFeatures:
 def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeatures | None:
     """The features of a loader's images by way of the folder CACHE; None without it, or if they cannot be kept.
 
-    Args:
-        cfg: of the run.
-        model: features can be kept if its image tower is frozen, has no prompts and is read at its feature only.
-        loader: of test images, in order.
+    They can if the loader reads images in order, and the frozen image tower has no prompts and gives features only.
     """
     cache, in_order = feature_cache(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
     if not cache or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
@@ -162,13 +143,7 @@ def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeature
 
 
 def feature_cache(cfg: CfgNode) -> TensorCache | None:
-    """Where image features are kept; None without the folder CACHE."""
-    folder = cache_folder(cfg)
-    return TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB") if folder else None
-
-
-def cache_folder(cfg: CfgNode) -> Path | None:
-    """The folder CACHE; None if it is not set, and nothing is kept.
+    """Where image features are kept; None if the folder CACHE is not set.
 
     Raises:
         UsageError: it is not a folder.
@@ -178,4 +153,50 @@ def cache_folder(cfg: CfgNode) -> Path | None:
     folder = Path(cfg.CACHE).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"CACHE is {cfg.CACHE}, which is not a folder", "give the path of a folder", folder)
-    return folder
+    return TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
+
+
+@dataclass(frozen=True)
+class Support:
+    """The training images.
+
+    Attributes:
+        views: (views, images, joint), fp32, features that are not normalised.
+        labels: (images,).
+    """
+
+    views: Tensor
+    labels: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """(views * images, joint): all features of the first view, of the second, ..."""
+        return self.views.flatten(0, 1)
+
+    @property
+    def row_labels(self) -> Tensor:
+        """(views * images,)."""
+        return self.labels.repeat(len(self.views))
+
+
+class Batches:
+    """Batches of features, `steps` of them in an epoch.
+
+    A `mixed` epoch draws from the views of all images together, another one has one view of each image.
+    """
+
+    def __init__(self, support: Support, size: int, steps: int, mixed: bool):
+        self.support, self.size, self.steps, self.mixed = support, size, steps, mixed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        views, images = self.support.views.shape[:2]
+        if self.mixed:
+            order = torch.randperm(views * images)
+        else:
+            order = torch.randperm(images) + images * torch.randint(views, (images,))
+        for rows in order[: self.steps * self.size].split(self.size):
+            image = rows % images
+            yield {"img": KeptOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}

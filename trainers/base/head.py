@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip import ImageOutput, TextPrompts
-from common.errors import UsageError
 
 from .prompted import PromptedCLIP, PromptLearner
 
@@ -34,6 +33,17 @@ class Head(PromptLearner):
         raise NotImplementedError
 
 
+class FiLM(nn.Module):
+    """A scale and a shift of each feature channel (feature-wise linear modulation; Perez et al., 2018)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.float() + self.bias
+
+
 class HeadCLIP(PromptedCLIP):
     """Images -> logits by a head on the features of a frozen CLIP, or of a trained run.
 
@@ -45,10 +55,6 @@ class HeadCLIP(PromptedCLIP):
     prompt_learner: Head
     base: PromptedCLIP | None = None
     class_texts: Tensor = torch.empty(0)
-
-    def stand_on(self, base: PromptedCLIP) -> None:
-        """From now on, read the features of a trained model."""
-        self.__dict__["base"] = base.eval().requires_grad_(False)  # not registered, as no backbone is
 
     def _apply(self, fn: Callable, recurse: bool = True):
         self.class_texts = fn(self.class_texts).float()
@@ -91,17 +97,3 @@ class HeadCLIP(PromptedCLIP):
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         with torch.autocast(image_features.device.type, enabled=False):
             return self.prompt_learner.classify(image_features, text_features, self.scale)
-
-
-@torch.no_grad()
-def texts_of_run(base: PromptedCLIP, method: str) -> Tensor:
-    """The text features (classes, joint) of a trained model, fp32, not normalised.
-
-    Raises:
-        UsageError: they depend on the image.
-    """
-    nothing = torch.zeros(1, base.clip.visual.output_dim, device=base.clip.logit_scale.device)
-    text = base.encode_text(nothing).float()
-    if text.dim() != 2:
-        raise UsageError(f"the text features of {method} depend on the image", "give FEATURES_OF a run without that")
-    return text

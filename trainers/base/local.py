@@ -11,12 +11,7 @@ from .prompted import Output, PromptedCLIP, normalize
 
 
 def local_logits(model: PromptedCLIP, output: Output) -> Tensor:
-    """The logits of each patch, as those of LoCoOp, (batch, patches, classes), fp32.
-
-    Args:
-        model: gives the scale.
-        output: of the model, with `tower.local`; its texts may depend on the image.
-    """
+    """The logits of each patch, as those of LoCoOp, (batch, patches, classes), fp32; `output` has `tower.local`."""
     found: Any = output.tower.local
     patches = normalize(found)  # (batch, patches, joint)
     if output.text.dim() == 3:

@@ -19,11 +19,8 @@ class PartialTest:
     """Logits of the first images of a test, in files of some seconds' work each, and the state after them.
 
     The state is written last and says how many images count, so a process may end between any two files. The files
-    together are as large as all logits of the test; the run deletes them once it has written its results.
-
-    Args:
-        run: the output folder of the run.
-        key: a checksum of everything that the logits depend on.
+    together are as large as all logits of the test; the run deletes them once it has written its results. Files with
+    another `key`, a checksum of everything that the logits depend on, are of another test.
     """
 
     def __init__(self, run: Path, key: str):
@@ -39,36 +36,30 @@ class PartialTest:
             state: that of the beginning; it becomes the one after these images. If there is none, or the files are
                 damaged or of another test, it stays.
         """
-        kept = self.read_files(state)
-        if kept is None:
-            for file in self.folder.glob("*.safetensors"):
-                file.unlink()
-            return []
-        self.done = len(kept)
-        print(f"Resuming the test after {self.done:,} images")
-        return kept
+        if self.file(STATE).is_file():
+            try:
+                return self.read_files(state)
+            except (OSError, SafetensorError, ValueError, KeyError) as error:
+                print(f"The partial results in {self.folder} are not used ({error})")
+        for file in self.folder.glob("*.safetensors"):
+            file.unlink()
+        return []
 
-    def read_files(self, state: dict[str, Tensor]) -> list[Tensor] | None:
-        file = self.file(STATE)
-        if not file.is_file():
-            return None
-        try:
-            done, found = self.tensors(file)
-            rows: list[Tensor] = []
-            while len(rows) < done:
-                first, part = self.tensors(self.file(f"{len(rows):08}"))
-                if first != len(rows) or not len(part["logits"]):
-                    raise ValueError("files do not follow one another")
-                rows += part["logits"]
-            if len(rows) != done or {k: (t.shape, t.dtype) for k, t in found.items()} != {
-                k: (t.shape, t.dtype) for k, t in state.items()
-            }:
-                raise ValueError("the state does not fit")
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            print(f"The partial results in {self.folder} are not used ({error})")
-            return None
+    def read_files(self, state: dict[str, Tensor]) -> list[Tensor]:
+        done, found = self.tensors(STATE)
+        rows: list[Tensor] = []
+        while len(rows) < done:
+            first, part = self.tensors(f"{len(rows):08}")
+            if first != len(rows) or not len(part["logits"]):
+                raise ValueError("files do not follow one another")
+            rows += part["logits"]
+        before, now = ({name: (t.shape, t.dtype) for name, t in each.items()} for each in (found, state))
+        if len(rows) != done or before != now:
+            raise ValueError("the state does not fit")
         for name, tensor in found.items():
             state[name].copy_(tensor)
+        self.done = done
+        print(f"Resuming the test after {done:,} images")
         return rows
 
     def add(self, logits: Tensor, state: dict[str, Tensor]) -> None:
@@ -90,9 +81,9 @@ class PartialTest:
             facts = {"key": self.key, "number": str(number)}
             partial.write_bytes(save({key: tensor.cpu() for key, tensor in tensors.items()}, facts))
 
-    def tensors(self, file: Path) -> tuple[int, dict[str, Tensor]]:
+    def tensors(self, name: str) -> tuple[int, dict[str, Tensor]]:
         """The number and the tensors of a file; ValueError if it is of another test."""
-        with safe_open(file, "pt") as content:
+        with safe_open(self.file(name), "pt") as content:
             facts = content.metadata() or {}
             if facts.get("key") != self.key:
                 raise ValueError("they are of other settings or images")

@@ -44,12 +44,7 @@ class TensorCache:
         return self.folder / f"{self.kind}-{key}.safetensors"
 
     def get(self, key: str, rows: int) -> Tensor | None:
-        """The finite tensor of a key, (rows, ...); None if there is none, or its file is damaged.
-
-        Args:
-            key: a checksum of everything that the tensor depends on.
-            rows: the expected size of its first dimension.
-        """
+        """The finite tensor (rows, ...) of a key, a checksum of all it depends on; None if there is no sound file."""
         file = self.file(key)
         if not file.is_file():
             return None

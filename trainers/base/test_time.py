@@ -1,7 +1,6 @@
 """Methods that have nothing to train: they answer for each image of a test from views of it."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,8 +80,8 @@ class ViewsTrainer(PromptTrainer):
 
     @property
     def templates(self) -> list[str]:
-        """The sentences for a class, with {} for its name."""
-        raise NotImplementedError
+        """The sentences for a class, with {} for its name: TEMPLATES or, without any, the words of CTX_INIT."""
+        return list(getattr(self.settings, "TEMPLATES", ())) or [f"{self.settings.CTX_INIT} {{}}."]
 
     def build_prompts(self, clip, classnames):
         return TemplateEnsemble(self.templates, classnames, clip.context_length)
@@ -113,11 +112,6 @@ class ViewsTrainer(PromptTrainer):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Nothing was learned, so nothing is loaded."""
 
-    @torch.no_grad()
-    def features_of(self, views: Tensor) -> Tensor:
-        """(views, 3, H, W) -> (views, joint), fp32, of unit length."""
-        return self.model.image_features(views)
-
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
         return self.model.logits(features, self.model.text_features(features))
@@ -130,7 +124,7 @@ class ViewsTrainer(PromptTrainer):
         yield from ((row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False))
         rest = self.loader_of(Subset(images, range(len(kept), len(images))))
         for label, batch in zip(labels[len(kept) :], rest, strict=True):
-            logits = self.answer(self.features_of(batch["img"][0].to(self.device)), state)
+            logits = self.answer(self.model.image_features(batch["img"][0].to(self.device)), state)
             partial.add(logits, state)
             yield logits[None], label
 
@@ -147,19 +141,13 @@ class ViewsTrainer(PromptTrainer):
     def model_inference(self, images: Any) -> Tensor:
         """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W), one view of each."""
         views = images if images.dim() == 5 else images[:, None]
-        return torch.stack([self.answer(self.features_of(each), self.new_state()) for each in views])
+        return torch.stack([self.answer(self.model.image_features(each), self.new_state()) for each in views])
 
 
 def entropies(logits: Tensor) -> Tensor:
     """(..., classes) -> (...): the entropy of the softmax, in nats."""
     logs = logits.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
-
-
-def entropy_of_mean(logits: Tensor) -> Tensor:
-    """(views, classes) -> the entropy of the mean over views of their softmax, in nats."""
-    logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
-    return -(logs.exp() * logs).sum()
 
 
 def most_confident(logits: Tensor, share: float) -> Tensor:

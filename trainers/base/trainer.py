@@ -26,7 +26,7 @@ from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss
 from .data_use import inherited_choices, inherited_phases
-from .features import cache_folder, kept_features
+from .features import feature_cache, kept_features
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision, usable
@@ -75,7 +75,7 @@ class PromptTrainer(LearnedPrompts):
             UsageError: a value cannot work.
         """
         self.cfg = cfg  # Dassl sets it only later
-        _ = self.settings, cache_folder(cfg)
+        _ = self.settings, feature_cache(cfg)
         views = cfg.DATALOADER.K_TRANSFORMS
         if views > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
             raise UsageError(f"DATALOADER.K_TRANSFORMS is {views}", f"set it to 1 for {type(self).__name__}")

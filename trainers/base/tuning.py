@@ -1,18 +1,20 @@
 """Context vectors that are tuned for each test image alone, on the views of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip import TextPrompts
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
 from .prompts import CoOpPrompts, check_position, sentence_context
+from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
 WEIGHT_DECAY = 0.01  # of AdamW
@@ -38,45 +40,31 @@ class TuningSettings(ViewsSettings):
         check_position(self.CLASS_TOKEN_POSITION)
 
 
-class StartingContext(CoOpPrompts):
-    """CoOp's prompts, whose vectors no training changes."""
-
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        start = self.ctx.detach().float()
-        del self.ctx
-        self.register_buffer("ctx", start)
-
-    def with_context(self, ctx: Tensor) -> TextPrompts:
-        return TextPrompts(self.ids, ctx, self.slots)
-
-
 class TuningTrainer(ViewsTrainer):
-    """A method that tunes the context for each image; its `Settings` are `TuningSettings`.
+    """A method that tunes the context for each image.
 
     Each image begins with the same vectors and an empty AdamW. The text tower alone has a backward pass.
     """
 
+    Settings: ClassVar[type[MethodSettings]] = TuningSettings
     Model = PromptedCLIP
     started = False  # whether the context was given, by a run or by MODEL.INIT_WEIGHTS
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
-        """The loss of an image.
+        """The loss of an image: the entropy of the mean over views of their probabilities, in nats.
 
         Args:
             logits: (views, classes), of the most confident views.
             text: (classes, joint), of unit length.
         """
-        raise NotImplementedError
-
-    @property
-    def templates(self):
-        return [f"{self.settings.CTX_INIT} {{}}."]
+        logs = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))
+        return -(logs.exp() * logs).sum()
 
     def build_prompts(self, clip, classnames):
         s = self.settings
         words, ctx = sentence_context(clip, s.N_CTX, s.CTX_INIT)
-        return StartingContext(clip, classnames, words, ctx, s.CLASS_TOKEN_POSITION)
+        start = nn.Buffer(ctx.detach())  # no training changes it
+        return CoOpPrompts(clip, classnames, words, start, s.CLASS_TOKEN_POSITION)
 
     def saved_module(self):
         return self.model.prompt_learner
@@ -94,7 +82,7 @@ class TuningTrainer(ViewsTrainer):
         kept: Any = None
 
         def text() -> Tensor:
-            return model.of_text(model.towers.encode_text(model.clip, prompts.with_context(ctx)))
+            return model.of_text(model.towers.encode_text(model.clip, TextPrompts(prompts.ids, ctx, prompts.slots)))
 
         for _ in range(s.STEPS):
             with torch.enable_grad():

@@ -7,7 +7,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +51,7 @@ class Views:
         return torch.stack([self.centre(image), *others])
 
     def random_view(self, image: Picture, chance: torch.Generator, draw: Draw) -> Tensor:
-        """A random crop, flipped with probability 1/2: (3, H, W).
-
-        Args:
-            image: of any size.
-            chance: draws the crop and the flip.
-            draw: draws for AugMix.
-        """
+        """A random crop, flipped with probability 1/2, by `chance`; `draw` is for AugMix. (3, H, W)."""
         crop = F.resized_crop(image, *crop_box(image, chance), list(self.size), InterpolationMode.BILINEAR)
         if torch.rand(1, generator=chance) < 0.5:
             crop = F.hflip(crop)
@@ -90,11 +83,11 @@ def crop_box(image: Picture, chance: torch.Generator) -> tuple[int, int, int, in
 def mixed(image: Picture, to_tensor: Callable[[Picture], Tensor], draw: Draw) -> Tensor:
     """AugMix of severity 1: a mean of an image and of three chains of operations on it, (3, H, W)."""
     weights, keep = draw.dirichlet([1.0] * CHAINS).tolist(), draw.beta(1.0, 1.0)
-    mix: Any = 0
+    operations, mix = list(OPERATIONS.values()), torch.zeros(())
     for weight in weights:
         changed = image.copy()
         for _ in range(draw.randint(1, LONGEST_CHAIN + 1)):
-            changed = OPERATIONS[draw.choice(len(OPERATIONS))](changed, draw)
+            changed = operations[draw.choice(len(operations))](changed, draw)
         mix = mix + weight * to_tensor(changed)
     return keep * to_tensor(image) + (1 - keep) * mix
 
@@ -118,40 +111,14 @@ def shift(draw: Draw, side: int) -> float:
     return signed(int(level(draw) * side / 30), draw)
 
 
-def autocontrast(image: Picture, draw: Draw) -> Picture:
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Picture, draw: Draw) -> Picture:
-    return ImageOps.equalize(image)
-
-
-def posterize(image: Picture, draw: Draw) -> Picture:
-    return ImageOps.posterize(image, 4 - int(0.4 * level(draw)))
-
-
-def rotate(image: Picture, draw: Draw) -> Picture:
-    return image.rotate(signed(int(3 * level(draw)), draw), Image.Resampling.BILINEAR)
-
-
-def solarize(image: Picture, draw: Draw) -> Picture:
-    return ImageOps.solarize(image, 256 - int(25.6 * level(draw)))
-
-
-def shear_x(image: Picture, draw: Draw) -> Picture:
-    return affine(image, 1, signed(0.03 * level(draw), draw), 0, 0, 1, 0)
-
-
-def shear_y(image: Picture, draw: Draw) -> Picture:
-    return affine(image, 1, 0, 0, signed(0.03 * level(draw), draw), 1, 0)
-
-
-def translate_x(image: Picture, draw: Draw) -> Picture:
-    return affine(image, 1, 0, shift(draw, image.width), 0, 1, 0)
-
-
-def translate_y(image: Picture, draw: Draw) -> Picture:
-    return affine(image, 1, 0, 0, 0, 1, shift(draw, image.height))
-
-
-OPERATIONS = (autocontrast, equalize, posterize, rotate, solarize, shear_x, shear_y, translate_x, translate_y)
+OPERATIONS: dict[str, Callable[[Picture, Draw], Picture]] = {
+    "autocontrast": lambda image, draw: ImageOps.autocontrast(image),
+    "equalize": lambda image, draw: ImageOps.equalize(image),
+    "posterize": lambda image, draw: ImageOps.posterize(image, 4 - int(0.4 * level(draw))),
+    "rotate": lambda image, draw: image.rotate(signed(int(3 * level(draw)), draw), Image.Resampling.BILINEAR),
+    "solarize": lambda image, draw: ImageOps.solarize(image, 256 - int(25.6 * level(draw))),
+    "shear_x": lambda image, draw: affine(image, 1, signed(0.03 * level(draw), draw), 0, 0, 1, 0),
+    "shear_y": lambda image, draw: affine(image, 1, 0, 0, signed(0.03 * level(draw), draw), 1, 0),
+    "translate_x": lambda image, draw: affine(image, 1, 0, shift(draw, image.width), 0, 1, 0),
+    "translate_y": lambda image, draw: affine(image, 1, 0, 0, 0, 1, shift(draw, image.height)),
+}
