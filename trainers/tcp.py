@@ -50,8 +50,6 @@ class TCPPrompts(TemplatePrompts):
     """Context vectors at layer 0, and vectors made of each class's text feature at layer 8 (TCP, Sec. 3).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
         template: the sentence, with at least four words before the class name.
         ctx: (n, text width), n <= 4, which replace the first n of these words.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from clip import CLIP, Edit, Schedule, TextPrompts, tokenize
 from common.errors import UsageError
 
 from .build import require_vit
+from .compat import TWO_TOWERS
 from .prompted import PromptLearner
 from .settings import MethodSettings
 from .trainer import PromptTrainer
@@ -108,7 +109,7 @@ def zeros_and_words(clip: CLIP, n_ctx: int, sentence: str, section: str) -> tupl
 
 
 class TemplatePrompts(PromptLearner):
-    """A sentence for each class, in which nothing is learned.
+    """A sentence for each class; nothing in it is learned, unless a subclass does.
 
     Args:
         template: the sentence, with {} for the class name.
@@ -125,26 +126,22 @@ class TemplatePrompts(PromptLearner):
         return TextPrompts(self.ids)
 
 
-class CoOpPrompts(PromptLearner):
+class CoOpPrompts(TemplatePrompts):
     """Context vectors that replace the words around the class name (CoOp, Sec. 3.2).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
         words: the words before the class name; the context replaces their first n tokens.
         ctx: (n, text width), or (C, n, text width) for contexts that differ by class.
         position: of the class name, `end`, `middle` or `front`.
     """
 
-    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str):
-        super().__init__()
-        self.ctx = ctx
-        ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
-        ids, slots = move_class_tokens(ids, ctx.shape[-2], classnames, position)
-        self.register_buffer("ids", ids, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)
-
     slots: Tensor
+
+    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str):
+        super().__init__(" ".join([*words, "{}."]), classnames, clip.context_length)
+        self.ctx = ctx
+        self.ids, slots = move_class_tokens(self.ids, ctx.shape[-2], classnames, position)
+        self.register_buffer("slots", slots, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids, self.ctx, self.slots)
@@ -239,43 +236,27 @@ class TowerPrompts(nn.Module):
         return [Edit(add=first), *deep] if first is not None or deep else ()
 
 
-class IndependentPrompts(PromptLearner):
+class IndependentPrompts(TemplatePrompts):
     """Prompts of the two towers that are independent of each other (VPT, IVLP, PromptSRC).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
-        n_text, depth_text: prompts of the text tower at each of its first layers; depth 0 leaves plain words.
-        n_vision, depth_vision: the same for the image tower.
+        text: how many prompts the text tower has at each of its first layers, and these layers; 0 leaves plain words.
+        vision: the same for the image tower.
         ctx_init: words before the class name.
     """
 
-    def __init__(
-        self,
-        clip: CLIP,
-        classnames: list[str],
-        n_text: int,
-        depth_text: int,
-        n_vision: int,
-        depth_vision: int,
-        ctx_init: str,
-    ):
-        super().__init__()
-        self.extra_modules: dict[str, Any]
-        words = ctx_init.replace("_", " ")
-        if depth_text > 0:
-            words, self.ctx = start_context(clip, n_text, ctx_init)
-        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
-        self.register_buffer("ids", ids, persistent=False)
-        self.extra_modules = {
+    def __init__(self, clip, classnames: list[str], text: tuple[int, int], vision: tuple[int, int], ctx_init: str):
+        (n_text, depth_text), (n_vision, depth_vision) = text, vision
+        words, ctx = start_context(clip, n_text, ctx_init) if depth_text else (ctx_init.replace("_", " "), None)
+        super().__init__(f"{words} {{}}.", classnames, clip.context_length)
+        self.ctx = ctx
+        self.extra_modules: dict[str, Any] = {
             "image_encoder": TowerPrompts(n_vision, vision_width(clip), depth_vision),
             "text_encoder": TowerPrompts(n_text, text_width(clip), depth_text, first=False),
         }
 
     def text(self, image_features: Tensor) -> TextPrompts:
-        ctx = getattr(self, "ctx", None)
-        deep = self.extra_modules["text_encoder"].schedule()
-        return TextPrompts(self.ids, ctx, deep=[Edit(), *deep[1:]] if deep else ())
+        return TextPrompts(self.ids, self.ctx, deep=self.extra_modules["text_encoder"].schedule())
 
     def vision(self) -> Schedule:
         return self.extra_modules["image_encoder"].schedule()
@@ -300,16 +281,21 @@ class TwoTowerSettings(MethodSettings):
             raise UsageError("PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0", "raise one of them: nothing is learned")
 
 
-def two_tower_prompts(trainer: PromptTrainer, clip: CLIP, classnames: list[str]) -> IndependentPrompts:
-    """Independent prompts of both towers, by a trainer's `TwoTowerSettings`."""
-    s = trainer.settings
-    require_vit(clip, type(trainer).__name__, trainer.cfg.MODEL.BACKBONE.NAME)
-    for tower in ("vision", "text"):
-        key = f"PROMPT_DEPTH_{tower.upper()}"
-        check_depth(clip, f"TRAINER.{trainer.section()}.{key}", getattr(s, key), (tower,), least=0)
-    return IndependentPrompts(
-        clip, classnames, s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT, s.N_CTX_VISION, s.PROMPT_DEPTH_VISION, s.CTX_INIT
-    )
+class TwoTowerTrainer(PromptTrainer):
+    """A method that learns independent prompts of both towers; its `Settings` are `TwoTowerSettings`."""
+
+    Settings: ClassVar[type[MethodSettings]] = TwoTowerSettings
+    saved_as = "VLPromptLearner"
+    published = TWO_TOWERS
+
+    def build_prompts(self, clip, classnames):
+        s = self.settings
+        require_vit(clip, type(self).__name__, self.cfg.MODEL.BACKBONE.NAME)
+        for tower in ("vision", "text"):
+            key = f"PROMPT_DEPTH_{tower.upper()}"
+            check_depth(clip, f"TRAINER.{self.section()}.{key}", getattr(s, key), (tower,), least=0)
+        text, vision = (s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT), (s.N_CTX_VISION, s.PROMPT_DEPTH_VISION)
+        return IndependentPrompts(clip, classnames, text, vision, s.CTX_INIT)
 
 
 def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...] = ("text", "vision")) -> None:
