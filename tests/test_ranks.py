@@ -15,7 +15,7 @@ from clip import Ranks, SplitTowers, current_ranks
 from clip.fast import FAST
 from common.errors import UsageError
 from experiments.ranks import check_agreement
-from trainers.base.agreement import digest_of_images
+from trainers.base.data_use import digest_of_splits
 from trainers.base.ranks import split
 
 pytestmark = pytest.mark.slow
@@ -124,9 +124,9 @@ def test_the_images_of_a_split_count_in_their_order(deep, eurosat, tmp_path):
     each = Recorder(eurosat, deep, tmp_path, 1, "CoOp")
     each.build()
     dataset = each.trainer.dm.dataset
-    before = digest_of_images(dataset, str(eurosat))
+    before = digest_of_splits(dataset, str(eurosat))
     dataset.train_x.reverse()
-    assert digest_of_images(dataset, str(eurosat)) != before
+    assert digest_of_splits(dataset, str(eurosat)) != before
 
 
 @pytest.mark.parametrize("method", thorough_but(("KgCoOp",), ("KgCoOp", "MMRL")))

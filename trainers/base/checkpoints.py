@@ -114,15 +114,11 @@ def is_record(value: Any, kinds: Mapping[str, type]) -> bool:
     if not isinstance(value, dict) or not kinds.keys() <= value.keys():
         return False
     known = [(value[key], kind) for key, kind in {**kinds, **LATER}.items() if key in value]
-    return all(type(item) is kind and (is_name(item) or is_count(item)) for item, kind in known)
+    return all(type(item) is kind and is_text_or_count(item) for item, kind in known)
 
 
-def is_name(value: Any) -> bool:
-    return isinstance(value, str) and not CONTROL.search(value)
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < LARGEST
+def is_text_or_count(value: Any) -> bool:
+    return not CONTROL.search(value) if isinstance(value, str) else isinstance(value, int) and 0 <= value < LARGEST
 
 
 def select_prompts(

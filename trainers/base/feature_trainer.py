@@ -125,8 +125,7 @@ class FeatureTrainer(PromptTrainer):
         """(classes, joint), fp32: the mean over the templates, not normalised."""
         if self.model.base is not None:
             return texts_of_run(self.model.base, self.settings.FEATURES_OF)
-        clip = self.model.frozen
-        return mean_text_features(clip, self.class_names, self.device, self.templates, self.unit_text)
+        return mean_text_features(self.model.frozen, self.class_names, self.templates, self.unit_text)
 
     def set_texts(self, texts: Tensor) -> None:
         """Give the head these text features (classes, joint), which are not normalised."""

@@ -43,9 +43,8 @@ class Teacher:
 
     @cached_property
     def text_features(self) -> Tensor:
-        """(C, joint), fp32, normalised; computed when it is first asked for."""
-        clip = self.model.frozen
-        return teacher_text_features(clip, self.classnames, clip.logit_scale.device, self.templates)
+        """(C, joint), fp32, normalised (PromptSRC, Sec. 3.4); computed when it is first asked for."""
+        return normalize(mean_text_features(self.model.frozen, self.classnames, self.templates))
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
@@ -76,25 +75,15 @@ class TaughtTrainer(PromptTrainer):
         return parts["loss_ce"] + weight * parts["loss_score"], parts
 
 
-def teacher_text_features(
-    clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str] = TEMPLATES
-) -> Tensor:
-    """The mean over templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4): (C, joint), fp32."""
-    return normalize(mean_text_features(clip, classnames, device, templates))
-
-
 @torch.no_grad()
-def mean_text_features(
-    clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str], unit: bool = False
-) -> Tensor:
+def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequence[str], unit: bool = False) -> Tensor:
     """The mean over templates of a class's text feature.
 
     Kept in `cache_folder()` under a key made of the text tower's weights, the class names and the templates.
 
     Args:
-        clip: the frozen backbone.
+        clip: the frozen backbone; the features are on its device.
         classnames: C names.
-        device: of the features.
         templates: sentences with {} for the class name.
         unit: whether each feature is normalised before the mean.
 
@@ -104,7 +93,7 @@ def mean_text_features(
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
     key = fingerprint(clip, classnames, [*templates, "mean of unit" if unit else "mean"])
-    ranks = current_ranks()
+    ranks, device = current_ranks(), clip.logit_scale.device
     if (kept := ranks.from_first(lambda: cache.get(key, len(classnames)))) is not None:
         return kept.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it

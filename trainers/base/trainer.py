@@ -25,7 +25,7 @@ from common.names import check_known_names
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss
-from .data_use import inherited_choices, inherited_phases
+from .data_use import inherited
 from .features import cache_folder, kept_features
 from .graphs import StepGraph
 from .learned import LearnedPrompts
@@ -101,9 +101,7 @@ class PromptTrainer(LearnedPrompts):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
-            known = is_checkpoint(start)
-            self.inherited_choices = inherited_choices(start) if known else None
-            self.inherited_phases = inherited_phases(start) if known else None
+            self.inherited_choices, self.inherited_phases = inherited(start) if is_checkpoint(start) else (None, None)
         self.register()
         check_learner(self)
 
