@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from clip import TextPrompts
 
 from .base import PromptTrainer
-from .base.prompts import WORDS_FIRST, TemplatePrompts, check_words, sentence_context, text_width, zeros_and_words
+from .base.prompts import TemplatePrompts, check_words, sentence_context, text_width, zeros_and_words
 from .base.settings import MethodSettings
 
 
@@ -50,12 +50,9 @@ class CoCoOp(PromptTrainer):
     published = ("ctx", "meta_net.*")
 
     def build_prompts(self, clip, classnames):
-        n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
-        if given is True:
-            start = zeros_and_words(clip, n_ctx, self.template(WORDS_FIRST).partition("{}")[0], "COCOOP")
-        else:
-            start = sentence_context(clip, n_ctx, given or "")
-        return CoCoOpPrompts(clip, classnames, *start)
+        if (given := self.settings.CTX_INIT) is True:
+            return CoCoOpPrompts(clip, classnames, *zeros_and_words(self, clip))
+        return CoCoOpPrompts(clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or ""))
 
     def saved_module(self) -> nn.Module:
         return self.model.prompt_learner

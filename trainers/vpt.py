@@ -4,10 +4,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer, require_vit
 from .base.compat import VISION
-from .base.prompts import IndependentPrompts, check_depth
+from .base.prompts import WORDS, IndependentPrompts, check_depth
 from .base.settings import MethodSettings
-
-WORDS = "a photo of a"
 
 
 @dataclass(frozen=True)

@@ -47,16 +47,7 @@ METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger 
 
 
 def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int) -> Choice:
-    """The record of a choice.
-
-    Args:
-        what: `epoch`, or the key of a setting.
-        cfg: of the run.
-        title: the name of the dataset in results.
-        images: those that decide, each with an `impath`.
-        dataset: the dataset as it was loaded.
-        trials: how many epochs or values it chooses from.
-    """
+    """The record of a choice between `trials` epochs or values by `images` of a dataset."""
     common = {"test_images": count_common(images, dataset.test), "trials": trials}
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
     return {"what": what, **images_record(cfg, title, "val" if validation else "test", images), **common}

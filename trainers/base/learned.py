@@ -156,12 +156,10 @@ class LearnedPrompts(Method):
         of_classes: Mapping[str, int | None],
         known: Mapping[int, int],
     ) -> dict[str, Tensor]:
-        """The tensors of a checkpoint with values for each class, for the classes of this run.
+        """The tensors of a checkpoint (`state`) with values for each class, for the classes of this run (`expected`).
 
         Args:
-            state, expected: the tensors of the checkpoint, and those of this run, by name.
-            of_classes: what `tensors_of_classes` returned.
-            known: what `known_classes` returned.
+            of_classes, known: what `tensors_of_classes` and `known_classes` returned.
         """
         if of_classes:
             print(f"The prompts were learned on {len(known)} of these {len(self.class_names)} classes")

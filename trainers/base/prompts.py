@@ -17,6 +17,7 @@ from .settings import MethodSettings
 from .trainer import PromptTrainer
 
 POSITIONS = ("end", "middle", "front")  # of the class name among context vectors
+WORDS = "a photo of a"
 
 
 def gaussian(*shape: int) -> nn.Parameter:
@@ -88,19 +89,21 @@ WORDS_FIRST = {
 }
 
 
-def zeros_and_words(clip: CLIP, n_ctx: int, sentence: str, section: str) -> tuple[list[str], nn.Parameter]:
-    """The words before the class name, and the ctx (n_ctx, text width) that replaces all of them.
+def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.Parameter]:
+    """The words before the class name, and the ctx (N_CTX, text width) that replaces all of them.
 
-    The convention of ProGrad's repository: the last vectors start from the words of `sentence`, one for each, and those
-    before them from zero. They replace `X`.
+    The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one for each, and those
+    before them from zero, which replace `X`. If it is True, the words are those before the class name of the template.
 
     Raises:
-        UsageError: the sentence has no words, or more than n_ctx. The message names TRAINER.<section>.CTX_INIT.
+        UsageError: there are no words, or more than N_CTX.
     """
+    n_ctx, given = trainer.settings.N_CTX, trainer.settings.CTX_INIT
+    sentence = trainer.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
         raise UsageError(
-            f"TRAINER.{section}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
+            f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
             "give 1 to N_CTX words, or False to start at random",
         )
     zeros = torch.zeros(n_ctx - len(words), text_width(clip))
@@ -180,7 +183,8 @@ class ContextTrainer(PromptTrainer):
 
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
         """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
-        raise NotImplementedError
+        given = self.settings.CTX_INIT
+        return sentence_context(clip, self.settings.N_CTX, WORDS if given is True else given or "", *classes)
 
     def build_prompts(self, clip, classnames):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
@@ -212,8 +216,8 @@ def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: 
 class TowerPrompts(nn.Module):
     """Prompts of one tower for its first `depth` layers, each layer's own.
 
-    Parameter names are those of published checkpoints: `VPT` for layer 0, `transformer.resblocks.<l>.VPT_shallow`
-    beyond. `first` is False for the text tower, whose layer 0 has the context vectors.
+    Parameter names are those of published checkpoints: `VPT` for layer 0, `transformer.resblocks.<l>.VPT_shallow` for
+    the deep prompts. `first` is False for the text tower, whose layer 0 has the context vectors.
     """
 
     def __init__(self, n: int, width: int, depth: int, first: bool = True):
@@ -221,18 +225,14 @@ class TowerPrompts(nn.Module):
         self.n = n
         if first and depth > 0:
             self.VPT = gaussian(n, width)
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleDict()
-        for layer in range(1, depth):
-            block = nn.Module()
-            block.VPT_shallow = gaussian(n, width)
-            self.transformer.resblocks[str(layer)] = block
+        layers = {str(layer): nn.ParameterDict({"VPT_shallow": gaussian(n, width)}) for layer in range(1, depth)}
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(layers)})
 
     def schedule(self) -> Schedule:
         """Each layer's prompts replace those of the layer before (deep VPT)."""
         first = getattr(self, "VPT", None)
-        blocks: Any = self.transformer.resblocks
-        deep = [Edit(self.n, block.VPT_shallow) for block in blocks.values()]  # the published name for *deep* prompts
+        blocks: Any = self.transformer["resblocks"]
+        deep = [Edit(self.n, *block.values()) for block in blocks.values()]
         return [Edit(add=first), *deep] if first is not None or deep else ()
 
 
@@ -268,7 +268,7 @@ class TwoTowerSettings(MethodSettings):
 
     N_CTX_VISION: int = 2
     N_CTX_TEXT: int = 2
-    CTX_INIT: str = "a photo of a"
+    CTX_INIT: str = WORDS
     PROMPT_DEPTH_VISION: int = 9
     PROMPT_DEPTH_TEXT: int = 9
     ranges = {"N_CTX_VISION": (0, 256)}  # 0, as in the published YAML of language-only prompts, only at depth 0

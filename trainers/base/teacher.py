@@ -30,13 +30,8 @@ def cache_folder() -> Path:
 
 
 class Teacher:
-    """The features of the frozen CLIP that a method holds its own near to.
-
-    Args:
-        model: the method's `PromptedCLIP`.
-        classnames: C names.
-        templates: sentences with {} for the class name; a class's text feature is their mean.
-    """
+    """The features of the frozen CLIP that a method holds its own near to; a class's text feature is the mean of its
+    sentences' (`templates`, with {} for the class name)."""
 
     def __init__(self, model: PromptedCLIP, classnames: list[str], templates: Sequence[str] = TEMPLATES):
         self.model, self.classnames, self.templates = model, classnames, templates
@@ -83,8 +78,7 @@ def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequenc
 
     Args:
         clip: the frozen backbone; the features are on its device.
-        classnames: C names.
-        templates: sentences with {} for the class name.
+        classnames, templates: C names, and sentences with {} for the class name.
         unit: whether each feature is normalised before the mean.
 
     Returns:
@@ -92,7 +86,7 @@ def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequenc
     """
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
-    key = fingerprint(clip, classnames, [*templates, "mean of unit" if unit else "mean"])
+    key = fingerprint(clip, [*classnames, *templates, "mean of unit" if unit else "mean"])
     ranks, device = current_ranks(), clip.logit_scale.device
     if (kept := ranks.from_first(lambda: cache.get(key, len(classnames)))) is not None:
         return kept.to(device)
@@ -118,10 +112,10 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     return torch.cat(features)
 
 
-def fingerprint(clip: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> str:
-    """A checksum of everything that the features depend on."""
+def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
+    """A checksum of the text tower and of texts."""
     digest = hashlib.sha256()
     add_tensors(digest, {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")})
-    for text in (*classnames, *templates):
+    for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]
