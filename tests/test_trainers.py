@@ -123,47 +123,23 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
 
 
 PUBLISHED = """
-DATALOADER:
-  TRAIN_X:
-    BATCH_SIZE: 4
-  TEST:
-    BATCH_SIZE: 100
-  NUM_WORKERS: 0
-
+DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}, TEST: {BATCH_SIZE: 100}}
 INPUT:
   SIZE: (32, 32)
   INTERPOLATION: "bicubic"
   PIXEL_MEAN: [0.48145466, 0.4578275, 0.40821073]
   PIXEL_STD: [0.26862954, 0.26130258, 0.27577711]
   TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]
-
-OPTIM:
-  NAME: "sgd"
-  LR: 0.0035
-  MAX_EPOCH: 5
-  LR_SCHEDULER: "cosine"
-  WARMUP_EPOCH: 1
-  WARMUP_TYPE: "constant"
-  WARMUP_CONS_LR: 1e-5
-
-TRAIN:
-  PRINT_FREQ: 20
-
-MODEL:
-  BACKBONE:
-    NAME: "ViT-B/16"
-
-TRAINER:
-  MAPLE:
-    N_CTX: 2
-    CTX_INIT: "a photo of a"
-    PREC: "fp16"
-    PROMPT_DEPTH: 9
+OPTIM: {NAME: "sgd", LR: 0.0035, MAX_EPOCH: 5, LR_SCHEDULER: "cosine", WARMUP_EPOCH: 1, WARMUP_TYPE: "constant",
+        WARMUP_CONS_LR: 1e-5}
+TRAIN: {PRINT_FREQ: 20}
+MODEL: {BACKBONE: {NAME: "ViT-B/16"}}
+TRAINER: {MAPLE: {N_CTX: 2, CTX_INIT: "a photo of a", PREC: "fp16", PROMPT_DEPTH: 9}}
 """
 
 
 def test_a_published_yaml_given_by_path_says_what_ours_says(deep, eurosat, tmp_path):
-    """Flat, with quotes, a tuple in a string and lists of strings, as people have them."""
+    """With quotes, a tuple in a string and lists of strings, as people have them."""
     theirs, ours = tmp_path / "their own.yaml", YAMLS["MaPLe/vit_b16_c2_ep5_batch4_2ctx"]
     theirs.write_text(PUBLISHED)
     given, own = (configured(file, deep, 32, eurosat, tmp_path, trainer="MaPLe") for file in (theirs, ours))
