@@ -22,17 +22,13 @@ METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "f
 
 
 def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str, published_file: str = "") -> str:
-    """Path of a run's checkpoint.
+    """Path of a run's checkpoint; if it has none of this method, of another method's, so that this can be named.
 
     Args:
-        directory: output folder of the run.
-        folder: name of the method's folder of checkpoints in it.
+        directory, folder: output folder of the run, and name of the method's folder of checkpoints in it.
         epoch: None for the best on validation or, if there is none, the newest.
         method: for the error.
         published_file: name of the file that the published code writes to the output folder instead.
-
-    Returns:
-        the path; if the run has no checkpoint of this method, one of another method, so that it can be named.
 
     Raises:
         UsageError: there is no checkpoint.
@@ -124,9 +120,7 @@ def is_text_or_count(value: Any) -> bool:
 def select_prompts(
     checkpoint: Mapping[str, Any], path: str, metadata: Mapping[str, Any], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The learned tensors among everything that a checkpoint holds.
-
-    Published checkpoints also hold the frozen CLIP and buffers of the training classes; both are left out.
+    """The learned tensors in a checkpoint, without the frozen CLIP and the buffers of classes in published ones.
 
     Args:
         checkpoint: what `path` holds: `state_dict`, and `metadata` if this version of the project wrote it.

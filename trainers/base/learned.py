@@ -110,15 +110,7 @@ class LearnedPrompts(Method):
         raise NotImplementedError
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        """Load the learned prompts among everything that a checkpoint holds.
-
-        Args:
-            checkpoint: its content.
-            path: where it is from, for errors.
-
-        Raises:
-            UsageError: as for `load_model`.
-        """
+        """Load the learned prompts in the content of a checkpoint; errors are as for `load_model`, and name `path`."""
         module, metadata, written = self.saved_module(), self.prompts_metadata(), checkpoint.get("metadata") or {}
         self.check_weights(written, path)
         state, expected = checkpoint["state_dict"], module.state_dict()
@@ -220,7 +212,7 @@ class LearnedPrompts(Method):
         """Dassl calls this with the metadata of a checkpoint that a run resumes from.
 
         Raises:
-            UsageError: the run had a backbone with other weights, or learned from other images; or it is damaged.
+            UsageError: the run had other weights or other images, or the metadata is damaged.
         """
         if not is_metadata(written):
             raise UsageError("the metadata of the run's checkpoints is damaged", "choose another --output-dir")
