@@ -15,7 +15,6 @@ from common.errors import UsageError
 from common.start import ROOT
 from experiments import methods as facts
 from trainers.base import PromptTrainer
-from trainers.base.plugin import plugin, register_plugins
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.prompts import TemplatePrompts, check_layer, gaussian
 from trainers.base.settings import MethodSettings
@@ -241,13 +240,3 @@ def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat
         ended = launch(*arguments(eurosat, tiny, tmp_path / section, options=options))
         line = f"{file} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
         assert (ended.status, ended.printed.count(line)) == (0, count), ended
-
-
-def test_a_plug_in_has_the_section_and_the_yaml_files_of_its_method(monkeypatch):
-    monkeypatch.setattr("trainers.base.plugin.MAKERS", {})
-    plugin("Plain")(lambda base: type("Trainer", (base,), {}))
-    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Plain+MPL", None)
-    del TRAINER_REGISTRY._obj_map["Plain+MPL"]
-    register_plugins({"MPL": trainers.methods()["MPL"]})
-    made = TRAINER_REGISTRY._obj_map.pop("Plain+MPL")
-    assert (made.section(), made.config_folder, made.__name__) == ("MPL", "MPL", "Plain+MPL")

@@ -76,6 +76,9 @@ def test_upt(position, n_text, n_vision, dim, every_layer, unified, build):
     settings |= {"CLASS_TOKEN_POSITION": position, "UNIFIED": unified}
     trainer = build("UPT", "all", *(item for pair in settings.items() for item in pair))
     clip, learned = trainer.model.clip, dict(trainer.saved_module().named_parameters())
+    bound = (6 / (3 * 16 * 16 + 64)) ** 0.5  # of a patch embedding
+    for name in [name for name in learned if name.startswith("vpt_embeddings")]:
+        assert 0.9 * bound < learned[name].abs().max() <= bound
     generator = torch.manual_seed(3)
     for parameter in learned.values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)

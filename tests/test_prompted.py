@@ -77,6 +77,13 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
     assert trainer.model.classes_learned == learned
 
 
+def test_learned_classes_of_another_dataset_count_only_if_they_are_all_classes(build):
+    trainer, names = build("CoOp", "base"), {"class_names": ["blue_lake", "x", "red"]}
+    assert trainer.known_classes({**names, "dataset": "EuroSAT"}) == {0: 2, 2: 0}
+    assert trainer.known_classes(names) == trainer.known_classes({**names, "dataset": "ImageNet"}) == {}
+    assert trainer.known_classes({"class_names": trainer.class_names, "dataset": "ImageNet"}) == {0: 0, 1: 1, 2: 2}
+
+
 @pytest.mark.parametrize(
     ("classes", "dataset", "kind"),
     [("base", "EuroSAT", "learned"), ("new", "EuroSAT", "new"), ("all", "EuroSAT", "new"), ("base", "Food101", "new")],
@@ -95,5 +102,6 @@ def test_a_test_of_mmrl_says_how_it_reads_images(classes, dataset, kind, finishe
 )
 def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind, build):
     trainer = build("MMRL", classes, "TASK", task)
+    assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(64**-0.5, rel=0.1)
     trainer.load_prompts({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
     assert trainer.model.classes_learned == (kind == "learned")

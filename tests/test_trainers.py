@@ -28,6 +28,7 @@ from trainers.base import PromptedCLIP
 from trainers.base.build import without_training
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.prompts import move_class_tokens
+from trainers.base.steps import Repeated
 from trainers.base.test_time import ViewsTrainer
 
 CONFIGS = ROOT / "configs"
@@ -99,6 +100,11 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
     if isinstance(trainer, FeatureTrainer):
         trainer.before_train()
     assert trainer.get_current_lr() == trainer.cfg.OPTIM.LR and trainer.cfg.OPTIM.WARMUP_EPOCH == 1
+
+
+def test_a_loader_is_repeated_until_there_were_all_steps():
+    loader = Repeated("abc", 7)
+    assert "".join(loader) == "abcabca" and len(loader) == 7
 
 
 @pytest.mark.slow
@@ -268,8 +274,9 @@ def test_a_context_longer_than_the_words_it_starts_from_is_refused(method, build
 def test_words_may_be_joined_by_underscores(build):
     takes_words = [name for name in METHODS if type(getattr(methods()[name].Settings, "CTX_INIT", None)) is str]
     assert {"CoOp", "MaPLe"} <= set(takes_words)
-    for method in takes_words:
-        one, other = (build(method, "all", "CTX_INIT", words).model for words in ("a photo of a", "a_photo_of_a"))
+    for method, *settings in (*zip(takes_words), ("IVLP", "PROMPT_DEPTH_TEXT", 0)):
+        forms = "a photo of a", "a_photo_of_a"
+        one, other = (build(method, "all", "CTX_INIT", words, *settings).model for words in forms)
         assert torch.equal(one.prompt_learner.ids, other.prompt_learner.ids)
 
 

@@ -85,11 +85,14 @@ def test_a_run_refuses_other_weights_under_the_same_name(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == changed
 
 
-def test_damaged_metadata_is_refused_before_a_resume(run, train):
+@pytest.mark.parametrize(
+    "damage", [lambda facts: facts.update(weights_sha256=[1]), lambda facts: facts["fit"][0].update(images=2**53)]
+)
+def test_damaged_metadata_is_refused_before_a_resume(damage, run, train):
     """Its SHA-256 was a list, and the message about it a traceback."""
     (file,) = run.glob("*/model.pth.tar-2")
     checkpoint = load_checkpoint(str(file))
-    checkpoint["metadata"]["weights_sha256"] = [1]
+    damage(checkpoint["metadata"])
     save_checkpoint(checkpoint, str(file.parent))
     ended = train("b", "base", "--resume", run)
     assert (ended.status, len(ended.errors)) == (2, 1)
