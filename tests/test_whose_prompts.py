@@ -204,3 +204,12 @@ def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     for refusing, content in (published, *named):
         with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):
             refusing.load_prompts(content, "a file")
+
+
+def test_a_checkpoint_says_which_method_made_it(build):
+    trainer = build("CoOp")
+    content = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1, "metadata": {"method": "KgCoOp"}}
+    with pytest.raises(
+        UsageError, match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"
+    ):
+        trainer.load_prompts(content, "a file")
