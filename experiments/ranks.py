@@ -98,7 +98,7 @@ def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
     from clip import current_ranks
     from clip.digest import digest
     from common.version import source
-    from trainers.base.agreement import digest_of_images
+    from trainers.base.data_use import digest_of_splits
 
     from .configuration import flatten
 
@@ -108,7 +108,7 @@ def check_agreement(args: Namespace, cfg: Any, trainer: Any) -> None:
     options = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
     settings = {key: value for key, value in flatten(cfg).items() if key not in MAY_DIFFER}
     facts = {
-        "choice of images": digest_of_images(trainer.dm.dataset, cfg.DATASET.ROOT),
+        "choice of images": digest_of_splits(trainer.dm.dataset, cfg.DATASET.ROOT),
         "device": trainer.device.type,
         "backbone": digest(trainer.model.clip.state_dict()),
         "prompts": digest(trainer.model.state_dict()),

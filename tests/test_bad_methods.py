@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
-from drawn import arguments
+from drawn import arguments, small_clip
 from torch import nn
 
 import trainers
@@ -15,9 +15,6 @@ from common.errors import UsageError
 from common.start import ROOT
 from experiments import methods as facts
 from trainers.base import PromptTrainer
-from trainers.base.feature_trainer import FittedTrainer
-from trainers.base.head import Head
-from trainers.base.plugin import plugin, register_plugins
 from trainers.base.prompted import PromptedCLIP, normalize
 from trainers.base.prompts import TemplatePrompts, check_layer, gaussian
 from trainers.base.settings import MethodSettings
@@ -67,139 +64,34 @@ class Correct(PromptTrainer):
         return self.Learner(clip, classnames)
 
 
-@pytest.fixture
-def own(build, monkeypatch):
-    """`own(method, *settings)`: the trainer of a class that is registered for this test."""
+class Reading(Sentences):
+    read = "local"  # one word instead of a tuple
 
-    def own(method, *settings, **options):
-        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
-        return build(method.__name__, "all", *settings, **options)
-
-    return own
+    def image(self, tower, learned):
+        return normalize(tower.local.mean(dim=1) + self.shift)
 
 
-@pytest.fixture
-def mistaken(own):
-    """`mistaken(method, *words, end=True)`: its run ends in one line with these words."""
-
-    def mistaken(method, *words, **options):
-        with pytest.raises(UsageError) as caught:
-            own(method, **options).train()
-        assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
-        assert "\n" not in str(caught.value)
-
-    return mistaken
+class Long(Sentences):
+    def image(self, tower, learned):
+        return 9 * normalize(tower.feature + self.shift)
 
 
-class Means(Head):
-    kept: type = nn.Buffer
-
-    def __init__(self, classes, width):
-        super().__init__()
-        self.means = self.kept(torch.zeros(classes, width))
-
-    def classify(self, image, text, scale):
-        return scale * normalize(image) @ (text + self.means).T
-
-
-class PlainMeans(Means):
-    kept = torch.Tensor
-
-
-class ClassMeans(FittedTrainer):
-    Kind = Means
-
-    def build_head(self, classes, width, rows):
-        return self.Kind(classes, width)
-
-    def start(self, support):
-        features, labels = normalize(support.rows), support.row_labels
-        self.head.means.copy_(torch.stack([features[labels == c].mean(dim=0) for c in range(len(self.class_names))]))
-
-
-def test_unsaved_tensor_of_a_head_is_refused(own, mistaken, tmp_path):
-    once = ("OPTIM.MAX_EPOCH", 1)
-    own(ClassMeans, options=once, output="right").train()
-    plain = type("Forgetful", (ClassMeans,), {"Kind": PlainMeans})
-    mistaken(
-        plain, "Forgetful gives other logits than a model that reads its checkpoint", "means", "Buffer", options=once
-    )
-
-
-def test_what_a_loss_leaves_in_the_model_is_refused(own, mistaken):
-    class Remembering(Correct):
-        def finish_model(self):
-            self.model.seen = torch.zeros(())
-
-        def loss(self, output, labels):
-            self.model.seen = self.model.seen + 1
-            return super().loss(output, labels)
-
-        class Model(PromptedCLIP):
-            def logits(self, image_features, text_features):
-                return super().logits(image_features, text_features) * (1 + self.seen)
-
-    mistaken(Remembering, "Remembering gives other logits", "which lacks seen")
-
-
-def test_the_check_of_a_checkpoint_draws_no_random_numbers(own, monkeypatch):
-    import trainers.base.trainer as module
-
-    found = []
-    for check in (module.check_saved, lambda trainer: None):
-        monkeypatch.setattr(module, "check_saved", check)
-        monkeypatch.setattr(Correct, "test", lambda self: found.append((torch.get_rng_state(), self.model.training)))
-        own(Correct).train()
-    assert torch.equal(found[0][0], found[1][0])
-
-
-def test_a_loss_alone_is_refused(mistaken):
+class Lossy(Correct):
     def loss(self, output, labels):
         return F.cross_entropy(output.logits, labels)
 
-    mistaken(type("Lossy", (Correct,), {"loss": loss}), "loss returns a Tensor", "`loss, {}`")
 
+class Remembering(Correct):
+    def finish_model(self):
+        self.model.seen = torch.zeros(())
 
-def test_features_longer_than_texts_are_refused(mistaken):
-    class Long(Sentences):
-        def image(self, tower, learned):
-            return 9 * normalize(tower.feature + self.shift)
+    def loss(self, output, labels):
+        self.model.seen = self.model.seen + 1
+        return super().loss(output, labels)
 
-    mistaken(type("Longer", (Correct,), {"Learner": Long}), "Long.image returns features of length 9", "normalize")
-
-
-def test_what_is_read_may_be_one_word(own):
-    class Reading(Sentences):
-        read = "local"
-
-        def image(self, tower, learned):
-            return normalize(tower.local.mean(dim=1) + self.shift)
-
-    own(type("Reader", (Correct,), {"Learner": Reading})).train()
-
-
-def test_a_method_without_parameters_is_refused(mistaken):
-    mistaken(
-        type("Idle", (Correct,), {"Learner": lambda self, clip, names: TemplatePrompts("{}", names, 77)}),
-        "Idle has nothing to train",
-        "learns = False",
-    )
-
-
-def test_layer_beyond_the_backbone_is_refused(own):
-    trainer = own(Correct)
-    with pytest.raises(UsageError, match=r"FIRST is 12.*give 0 to 11"):
-        check_layer(trainer.model.clip, "FIRST", 12)
-    check_layer(trainer.model.clip, "FIRST", 11)
-
-
-def test_the_name_of_a_setting_stands_once_in_an_error():
-    class Settings(MethodSettings):
-        def check(self):
-            raise UsageError("TRAINER.MINE.PREC is wrong", "change it")
-
-    with pytest.raises(UsageError, match=r"^TRAINER.MINE.PREC is wrong: change it$"):
-        Settings.from_cfg({}, "MINE")
+    class Model(PromptedCLIP):
+        def logits(self, image_features, text_features):
+            return super().logits(image_features, text_features) * (1 + self.seen)
 
 
 class Small(BlockAdapter):
@@ -248,20 +140,84 @@ class UnregisteredAddition(Adapted):
         clip.visual.ln_pre = WithAdded(clip.visual.ln_pre, Small(64).mlp)
 
 
+def learning(learner):
+    """A method with this prompt learner."""
+    return type("Learning", (Correct,), {"Learner": learner})
+
+
+def adapting(adapter):
+    return learning(type("Adapting", (Adapted,), {"Adapter": adapter}))
+
+
+@pytest.fixture
+def own(build, monkeypatch):
+    """`own(method, *settings)`: the trainer of a class that is registered for this test."""
+
+    def own(method, *settings, **options):
+        monkeypatch.setitem(TRAINER_REGISTRY._obj_map, method.__name__, method)
+        epochs = ("OPTIM.MAX_EPOCH", 1)
+        return build(method.__name__, "all", *settings, options=epochs, **options)
+
+    return own
+
+
+@pytest.mark.parametrize("method", [learning(Reading), learning(Adapted)], ids=["read", "adapter"])
+def test_a_correct_method_is_trained(method, own):
+    own(method).train()
+
+
 @pytest.mark.parametrize(
-    ("learner", "words"),
+    ("method", "words"),
     [
-        (Unregistered, ["Unregistered.install adds Small.map.weight", "neither trained nor saved"]),
-        (UnregisteredAddition, ["UnregisteredAddition.install adds Small.map.weight", "neither trained nor saved"]),
-        (type("Mixed", (Adapted,), {"Adapter": Mixing}), ["Mixing.mlp mixes tokens", "the fast towers"]),
-        (type("Dropped", (Adapted,), {"Adapter": Dropping}), ["Dropping.mlp mixes tokens, or draws", "`draws`"]),
-        (type("Grid", (Adapted,), {"Adapter": Gridded}), ["Gridded.mlp cannot compute single tokens"]),
+        (
+            Remembering,
+            ["Remembering gives other logits than a model that reads its checkpoint, which lacks seen", "Buffer"],
+        ),
+        (Lossy, ["Lossy.loss returns a Tensor", "`loss, {}`"]),
+        (learning(Long), ["Long.image returns features of length 9", "normalize"]),
+        (
+            learning(lambda self, clip, names: TemplatePrompts("{}", names, 77)),
+            ["has nothing to train", "learns = False"],
+        ),
+        (learning(Unregistered), ["Unregistered.install adds Small.map.weight", "neither trained nor saved"]),
+        (learning(UnregisteredAddition), ["UnregisteredAddition.install adds Small.map.weight", "nor saved"]),
+        (adapting(Mixing), ["Mixing.mlp mixes tokens", "the fast towers"]),
+        (adapting(Dropping), ["Dropping.mlp mixes tokens, or draws", "`draws`"]),
+        (adapting(Gridded), ["Gridded.mlp cannot compute single tokens"]),
     ],
-    ids=lambda item: getattr(item, "__name__", ""),
+    ids=lambda item: item[0] if isinstance(item, list) else "",
 )
-def test_an_adapter(learner, words, own, mistaken):
-    own(type("Adapting", (Correct,), {"Learner": Adapted}), output="right")
-    mistaken(type("Adapting", (Correct,), {"Learner": learner}), *words)
+def test_a_mistake_of_a_method_ends_in_one_line(method, words, own):
+    with pytest.raises(UsageError) as caught:
+        own(method).train()
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_check_of_a_checkpoint_draws_no_random_numbers(own, monkeypatch):
+    import trainers.base.trainer as module
+
+    found = []
+    for check in (module.check_saved, lambda trainer: None):
+        monkeypatch.setattr(module, "check_saved", check)
+        monkeypatch.setattr(Correct, "test", lambda self: found.append((torch.get_rng_state(), self.model.training)))
+        own(Correct).train()
+    assert torch.equal(found[0][0], found[1][0])
+
+
+def test_layer_beyond_the_backbone_is_refused():
+    with pytest.raises(UsageError, match=r"FIRST is 2.*give 0 to 1"):
+        check_layer(small_clip(), "FIRST", 2)
+    check_layer(small_clip(), "FIRST", 1)
+
+
+def test_the_name_of_a_setting_stands_once_in_an_error():
+    class Settings(MethodSettings):
+        def check(self):
+            raise UsageError("TRAINER.MINE.PREC is wrong", "change it")
+
+    with pytest.raises(UsageError, match=r"^TRAINER.MINE.PREC is wrong: change it$"):
+        Settings.from_cfg({}, "MINE")
 
 
 def test_a_random_text_is_read_in_every_step(own):
@@ -270,13 +226,10 @@ def test_a_random_text_is_read_in_every_step(own):
             read.append(self.training)
             return super().text(image_features)
 
-    counts = {}
-    for random_text in (False, True):
+    for random_text, times in ((False, 1), (True, 3)):  # in an epoch of three steps
         read = []
-        kind = type("Drawn", (Random,), {"random_text": random_text})
-        own(type("Drawing", (Correct,), {"Learner": kind}), output=str(random_text)).train()
-        counts[random_text] = read.count(True)
-    assert counts == {False: 3, True: 3 * 3}  # of 3 epochs, each of 3 steps
+        own(learning(type("Drawn", (Random,), {"random_text": random_text})), output=str(random_text)).train()
+        assert read.count(True) == times
 
 
 def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat, tiny, tmp_path):
@@ -287,13 +240,3 @@ def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat
         ended = launch(*arguments(eurosat, tiny, tmp_path / section, options=options))
         line = f"{file} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
         assert (ended.status, ended.printed.count(line)) == (0, count), ended
-
-
-def test_a_plug_in_has_the_section_and_the_yaml_files_of_its_method(monkeypatch):
-    monkeypatch.setattr("trainers.base.plugin.MAKERS", {})
-    plugin("Plain")(lambda base: type("Trainer", (base,), {}))
-    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Plain+MPL", None)
-    del TRAINER_REGISTRY._obj_map["Plain+MPL"]
-    register_plugins({"MPL": trainers.methods()["MPL"]})
-    made = TRAINER_REGISTRY._obj_map.pop("Plain+MPL")
-    assert (made.section(), made.config_folder, made.__name__) == ("MPL", "MPL", "Plain+MPL")

@@ -51,16 +51,14 @@ def test_compiled_towers_train_and_predict_the_same(build, graphs, monkeypatch, 
     assert graphs.kept
 
 
-def test_compile_without_a_gpu_is_ignored_with_a_note(build, capsys):
-    trainer = build("CoOp", options=("MODEL.COMPILE", True))
-    assert "MODEL.COMPILE is ignored: it needs a GPU, Triton and the fast towers\n" in capsys.readouterr().out
-    assert trainer.model.towers is TOWERS["fast"]
-
-
-def test_graphs_without_a_gpu_are_ignored_with_a_note(build, capsys):
-    trainer = build("CoOp", options=("MODEL.CUDA_GRAPHS", True))
-    assert "MODEL.CUDA_GRAPHS is ignored: it needs a GPU, and a run on one device\n" in capsys.readouterr().out
-    assert trainer.passes == trainer.both_passes
+@pytest.mark.parametrize(
+    ("key", "needs"),
+    [("COMPILE", "a GPU, Triton and the fast towers"), ("CUDA_GRAPHS", "a GPU, and a run on one device")],
+)
+def test_what_needs_a_gpu_is_ignored_with_a_note(build, capsys, key, needs):
+    trainer = build("CoOp", options=(f"MODEL.{key}", True))
+    assert f"MODEL.{key} is ignored: it needs {needs}\n" in capsys.readouterr().out
+    assert trainer.model.towers is TOWERS["fast"] and trainer.passes == trainer.both_passes
 
 
 @pytest.mark.parametrize(

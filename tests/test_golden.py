@@ -21,8 +21,9 @@ from datasets.eurosat import EuroSAT
 from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
+NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
 SLOW = pytest.mark.slow
-SECOND = (
+SECOND = [
     "cliplora_vision_up_qkvo",
     "coop_end16",
     "coop_init_words",
@@ -39,7 +40,7 @@ SECOND = (
     "prograd_init_food",
     "tcp_pets_adam",
     "upt_shallow_end",
-)  # other settings of a method; `make test-all` runs them
+]  # other settings of a method; `make test-all` runs them
 
 
 def pytest_generate_tests(metafunc):
@@ -76,8 +77,8 @@ def towers(request, monkeypatch):
 
 
 @pytest.fixture
-def ranks(request):
-    return request.config.getoption("ranks")
+def ranks(pytestconfig):
+    return pytestconfig.getoption("ranks")
 
 
 def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path, dataset="EuroSAT"):
@@ -110,13 +111,6 @@ def backbone_of(arch, backbones):
 
 def images_of(batch, size):
     return torch.from_numpy(np.random.default_rng(7).standard_normal((batch, 3, size, size), dtype=np.float32))
-
-
-def inference(trainer, images):
-    trainer.set_model_mode("eval")
-    logits = trainer.model_inference(images)
-    trainer.set_model_mode("train")
-    return logits
 
 
 def check_logits(trainer, images, figures, when, tolerance):
@@ -163,11 +157,10 @@ def check_method(figures, towers, backbones, tmp_path):
             norms = {name: parameter.grad.norm().item() for name, parameter in learned.items()}
             assert norms == pytest.approx(figures["grad_norms"], rel=1e-3, abs=1e-4)
     close([logged["loss"] for logged in steps], figures["losses"], LOSSES)
-    names = "ce", "text", "image", "kl"
-    parts = [dict(zip(names, values, strict=True)) for values in figures.get("loss_parts_ce_text_image_kl", [])]
-    if parts := parts or figures.get("loss_parts"):
-        for logged, expected in zip(steps, parts, strict=True):
-            close([logged[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
+    named = [dict(zip(NAMES, values, strict=True)) for values in figures.get("loss_parts_ce_text_image_kl", [])]
+    parts = figures.get("loss_parts", named)
+    for logged, expected in zip(steps, parts, strict=bool(parts)):
+        close([logged[f"loss_{part}"] for part in expected], list(expected.values()), LOSSES)
     if "projected" in figures:
         assert [bool(logged["projected"]) for logged in steps] == figures["projected"]
     norms = {name: parameter.detach().norm().item() for name, parameter in learned.items()}
@@ -211,7 +204,8 @@ def test_zeroshot(zeroshot_file, towers, backbones, tmp_path, monkeypatch, ranks
 def check_zeroshot(figures, arch, towers, backbones, tmp_path):
     trainer = build("ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path)
     images = images_of(len(figures["logits"]), arch["image_resolution"]).to(trainer.device)
-    close(inference(trainer, images), figures["logits"], BEFORE)
+    trainer.set_model_mode("eval")
+    close(trainer.model_inference(images), figures["logits"], BEFORE)
     with torch.no_grad():
         image = trainer.model.image_features(images)
         text = trainer.model.text_features(image)

@@ -6,10 +6,16 @@ from drawn import ADAPTED, METHODS
 from marks import thorough_but
 
 from clip import load_backbone
+from trainers.base import precision
 
 pytestmark = pytest.mark.slow
 
 LOGITS, GRADIENT = 0.08, 0.02  # absolute; relative to the norm in fp32
+
+
+def test_a_cpu_multiplies_no_faster_in_fp16(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    assert [precision.usable(name, torch.device("cpu")) for name in ("fp16", "bf16", "amp")] == ["fp32", "bf16", "amp"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
 """KgCoOp, ProGrad, CoCoOp beyond their golden figures: first values, sentences of the teacher, loss scaling."""
 
-from collections import OrderedDict
-
 import pytest
 import torch
 from drawn import differing, prompts_of
 
 import clip
 from common.errors import UsageError
-from trainers import methods
 from trainers.cocoop import CoCoOpSettings
 from trainers.kgcoop import KgCoOpSettings
 from trainers.prograd import ProGradSettings
@@ -29,12 +26,17 @@ def words_of(trainer, words):
     return trainer.model.clip.token_embedding(ids[1 : 1 + len(words.split())])
 
 
-def test_kgcoop_starts_from_words_or_at_random(build):
-    for words in (True, "a photo of a"):
-        trainer = build("KgCoOp", "base", "CTX_INIT", words)
-        assert torch.equal(trainer.model.prompt_learner.ctx, words_of(trainer, "a photo of a"))
+@pytest.mark.parametrize("words", [True, "a photo of a"])
+def test_kgcoop_starts_from_words(words, build):
+    trainer = build("KgCoOp", "base", "CTX_INIT", words)
+    assert torch.equal(trainer.model.prompt_learner.ctx, words_of(trainer, "a photo of a"))
+
+
+@pytest.mark.parametrize("method", ["KgCoOp", "CoCoOp", "ProGrad"])
+def test_context_starts_at_random_without_words(method, build):
     for none in (False, ""):
-        assert build("KgCoOp", "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx.shape == (7, 64)
+        ctx = build(method, "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx
+        assert ctx.shape == (7, 64) and ctx.detach().std() == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize(("method", "words"), [("ProGrad", True), ("ProGrad", "an aerial view"), ("CoCoOp", True)])
@@ -60,19 +62,10 @@ def test_more_words_than_context_vectors_are_refused(method, words, options, pro
         build(method, "base", "CTX_INIT", words, "N_CTX", 2, options=options)
 
 
-def test_cocoop_starts_at_random_without_words(build):
-    for none in (False, ""):
-        ctx = build("CoCoOp", "base", "CTX_INIT", none, "N_CTX", 7).model.prompt_learner.ctx
-        assert ctx.shape == (7, 64) and ctx.detach().std() == pytest.approx(0.02, rel=0.2)
-
-
 @pytest.mark.parametrize(
     ("settings", "values", "problem"),
     [
         (KgCoOpSettings, {"W": -1}, "W is -1: give a number from 0"),
-        (KgCoOpSettings, {"W": float("nan")}, "W is nan"),
-        (KgCoOpSettings, {"W": "much"}, "W is 'much': give a number from 0"),
-        (KgCoOpSettings, {"CTX_INIT": 5}, "CTX_INIT is 5: give True or False or text"),
         (KgCoOpSettings, {"CTX_INIT": "true"}, "CTX_INIT is the word 'true': write True or False"),
         (CoCoOpSettings, {"CTX_INIT": "false"}, "CTX_INIT is the word 'false': write True or False"),
         (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': it can be end, middle"),
@@ -87,25 +80,19 @@ def test_invalid_settings_are_named(settings, values, problem):
 
 
 @pytest.mark.parametrize(
-    ("method", "template", "sentence"),
+    ("method", "dataset", "template", "sentence"),
     [
-        ("KgCoOp", "", "a centered satellite photo of {}."),
-        ("ProGrad", "", "a centered satellite photo of {}."),
-        ("KgCoOp", "{} from above.", "{} from above."),  # the user's
+        ("KgCoOp", "EuroSAT", "", "a centered satellite photo of {}."),
+        ("ProGrad", "EuroSAT", "", "a centered satellite photo of {}."),
+        ("KgCoOp", "DescribableTextures", "", "a photo of a {}, a type of texture."),
+        ("ProGrad", "DescribableTextures", "", "a texture of {}."),
+        ("KgCoOp", "DescribableTextures", "{} from above.", "{} from above."),  # the user's
     ],
 )
-def test_sentence_of_the_teacher(method, template, sentence, build):
-    trainer = build(method, "base", options=("DATASET.TEMPLATE", template))
+def test_sentence_of_the_teacher(method, dataset, template, sentence, build, stand_in):
+    stand_in(dataset)
+    trainer = build(method, "base", options=("DATASET.TEMPLATE", template, "DATASET.NAME", dataset))
     assert trainer.teacher.templates == [sentence]
-
-
-def test_methods_have_their_own_sentences_for_textures(build):
-    for method, sentence in {"KgCoOp": "a photo of a {}, a type of texture.", "ProGrad": "a texture of {}."}.items():
-        trainer = build(method, "base")
-        trainer.cfg.defrost()
-        trainer.cfg.DATASET.NAME = "DescribableTextures"
-        assert trainer.teacher.templates == [sentence]
-    assert build("ZeroshotCLIP").template() == "a centered satellite photo of {}."
 
 
 def test_image_tower_runs_once_in_a_step(build):
@@ -131,7 +118,7 @@ def test_teacher_of_an_amp_run_computes_in_fp32(build):
     assert torch.equal(teacher, kl["fp32"][1]) and not torch.equal(student, teacher)
 
 
-@pytest.mark.parametrize("method", ["CoOp", "KgCoOp", "ProGrad"])
+@pytest.mark.parametrize("method", ["CoOp", "ProGrad"])
 def test_loss_scaling_does_not_change_a_step(method, build):
     after = {}
     for scale in (0, 1024.0):
@@ -169,31 +156,6 @@ def test_prograd_projects_only_against_an_opposing_gradient(sign, build):
     expected = a - 0.5 * min(product, torch.tensor(0.0)) / (b * b).sum() * b
     assert torch.allclose(ctx.grad, expected, rtol=1e-4, atol=1e-7)
     assert bool(parts["projected"]) == bool(product < 0) == (not torch.equal(ctx.grad, a))
-
-
-def test_methods_share_the_tensors_of_coop():
-    assert {methods()[name].published for name in ("CoOp", "KgCoOp", "ProGrad")} == {("ctx",)}
-
-
-class PublishedPrompts(torch.nn.Module):
-    """The published KgCoOp's prompt learner by its names, with buffers of its own classes."""
-
-    def __init__(self):
-        super().__init__()
-        self.ctx = torch.nn.Parameter(torch.zeros(4, 64))
-        self.bias_vectors = torch.nn.Parameter(torch.zeros(1, 64))
-        self.meta_net = torch.nn.Sequential(OrderedDict(linear1=torch.nn.Linear(256, 256)))
-        for name, length in {"token_prefix": 1, "token_suffix": 72}.items():
-            self.register_buffer(name, torch.zeros(37, length, 64))
-
-
-def test_ours_loads_in_the_published_module(build, tmp_path):
-    trainer = build("KgCoOp", "base")
-    trainer.train()
-    checkpoint = torch.load(tmp_path / "run/prompt_learner/model.pth.tar-3", weights_only=True)
-    theirs = PublishedPrompts()
-    assert theirs.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys == []
-    assert torch.equal(theirs.ctx, trainer.model.prompt_learner.ctx)
 
 
 @pytest.mark.parametrize("method", ["KgCoOp", "ProGrad"])

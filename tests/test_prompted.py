@@ -6,7 +6,6 @@ from drawn import small_clip
 from torch import nn
 
 from clip import Edit, TextPrompts, encode_image, tokenize
-from common.start import ROOT
 from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
 
 
@@ -78,39 +77,23 @@ def test_classes_were_learned_if_the_checkpoint_names_all_of_them(written, class
     assert trainer.model.classes_learned == learned
 
 
-def test_checkpoints_say_on_what_they_were_learned(build):
-    metadata = build("CoOp", "base").checkpoint_metadata()
-    assert (metadata["dataset"], metadata["class_names"]) == ("EuroSAT", ["red", "green field", "blue lake"])
+def test_learned_classes_of_another_dataset_count_only_if_they_are_all_classes(build):
+    trainer, names = build("CoOp", "base"), {"class_names": ["blue_lake", "x", "red"]}
+    assert trainer.known_classes({**names, "dataset": "EuroSAT"}) == {0: 2, 2: 0}
+    assert trainer.known_classes(names) == trainer.known_classes({**names, "dataset": "ImageNet"}) == {}
+    assert trainer.known_classes({"class_names": trainer.class_names, "dataset": "ImageNet"}) == {0: 0, 1: 1, 2: 2}
 
 
-@pytest.fixture
-def mmrl(launch, eurosat, deep, tmp_path):
-    """`mmrl(folder, classes, *options)` runs train.py with MMRL's base-to-new YAML; its log."""
-
-    def mmrl(folder, classes, *options, overrides=()):
-        argv = ["--root", eurosat, "--backbone", deep, "--output-dir", tmp_path / folder, "--seed", 1]
-        argv += ["--trainer", "MMRL", "--config-file", ROOT / "configs/trainers/MMRL/vit_b16.yaml"]
-        argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml", *options]
-        argv += ["DATASET.SUBSAMPLE_CLASSES", classes, "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]
-        argv += ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "TRAINER.MMRL.PREC", "fp32", *overrides]
-        ended = launch(*argv)
-        assert ended.status == 0, ended.errors
-        return (tmp_path / folder / "log.txt").read_text()
-
-    return mmrl
-
-
-def test_a_test_of_mmrl_says_how_it_reads_images(mmrl, stand_in, tmp_path):
-    log = mmrl("base", "base")
-    assert "(BY_DATASET): TRAINER.MMRL.REG_WEIGHT 0.01, TRAINER.MMRL.REP_DIM 2048\n" in log
-    test = ("--eval-only", "--model-dir", tmp_path / "base")
-    wide = ("TRAINER.MMRL.REP_DIM", 2048)
-    for folder, classes, kind in (("base again", "base", "learned"), ("new", "new", "new"), ("all", "all", "new")):
-        log = mmrl(folder, classes, *test, overrides=() if classes != "all" else wide)
-        assert f"Images are read as those of {kind} classes\n" in log
-    stand_in("Food101")
-    log = mmrl("other", "base", *test, overrides=("DATASET.NAME", "Food101", *wide))
-    assert "Images are read as those of new classes\n" in log
+@pytest.mark.parametrize(
+    ("classes", "dataset", "kind"),
+    [("base", "EuroSAT", "learned"), ("new", "EuroSAT", "new"), ("all", "EuroSAT", "new"), ("base", "Food101", "new")],
+)
+def test_a_test_of_mmrl_says_how_it_reads_images(classes, dataset, kind, finished, build, stand_in, capsys):
+    run = finished("MMRL", "base")
+    assert "(BY_DATASET): TRAINER.MMRL.REG_WEIGHT 0.01, TRAINER.MMRL.REP_DIM 2048\n" in (run / "log.txt").read_text()
+    stand_in(dataset)
+    build("MMRL", classes, "REP_DIM", 2048, options=("DATASET.NAME", dataset)).load_model(str(run))
+    assert f"Images are read as those of {kind} classes\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -119,5 +102,6 @@ def test_a_test_of_mmrl_says_how_it_reads_images(mmrl, stand_in, tmp_path):
 )
 def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind, build):
     trainer = build("MMRL", classes, "TASK", task)
+    assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(64**-0.5, rel=0.1)
     trainer.load_prompts({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
     assert trainer.model.classes_learned == (kind == "learned")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from marks import thorough_but
-from test_checkpoints import published_training
+from test_checkpoints import published_model, published_training
 from test_lora_files import lora_shapes, write_lora
 from test_reproduce import InThisProcess, read
 
@@ -19,7 +19,7 @@ from experiments.studies import reproduce
 
 pytestmark = pytest.mark.slow
 
-TEXT, VISION, JOINT, CONTEXT, CLASSES = 64, 128, 256, 77, 3  # widths; context length; classes of the training run
+TEXT, VISION, JOINT, CLASSES = 64, 128, 256, 3  # widths; classes of the training run
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -40,25 +40,18 @@ def texts(n: int, depth: int) -> Shapes:
     return {"prompt_learner.ctx": (n, TEXT)} | deep("text_encoder", n, depth, TEXT)
 
 
-def coupled(n: int, depth: int) -> Shapes:
-    """What MaPLe and MPL share."""
+def coupled(n: int, depth: int, *projections: str) -> Shapes:
+    """Those of MaPLe and MPL, whose later layers have these projections."""
     shapes = {"prompt_learner.ctx": (n, TEXT)} | linear("prompt_learner.proj", TEXT, VISION)
-    return shapes | {f"prompt_learner.compound_prompts_text.{layer}": (n, TEXT) for layer in range(depth - 1)}
+    for layer in range(depth - 1):
+        shapes[f"prompt_learner.compound_prompts_text.{layer}"] = (n, TEXT)
+        for name in projections:
+            shapes |= linear(f"prompt_learner.{name}.{layer}", TEXT, VISION)
+    return shapes
 
 
 def maple(n: int, depth: int) -> Shapes:
-    shapes = coupled(n, depth)
-    for layer in range(depth - 1):
-        shapes |= linear(f"prompt_learner.compound_prompt_projections.{layer}", TEXT, VISION)
-    return shapes
-
-
-def mpl(n: int, adds: int, depth: int) -> Shapes:
-    shapes = coupled(n, depth)
-    for which in range(adds):
-        for layer in range(depth - 1):
-            shapes |= linear(f"prompt_learner.txt2img_proj.{which}.{layer}", TEXT, VISION)
-    return shapes
+    return coupled(n, depth, "compound_prompt_projections")
 
 
 def network(hidden: int, outputs: int) -> Shapes:
@@ -92,26 +85,20 @@ def dept(prompts: Shapes) -> Shapes:
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint of EuroSAT or ImageNet.
-
-    Attributes:
-        place: its folder in the set, of seed 1.
-        saved_as: the folder of its method in there.
-        learned, unused: shapes of what the method has learned, and of what its checkpoints hold besides.
-        options: of `tools/reproduce.py`.
-    """
+    """A published checkpoint of EuroSAT or ImageNet; `unused` is what it holds besides what the method has learned."""
 
     method: str
-    place: str
-    saved_as: str
+    place: str  # its folder in the set, of seed 1
+    saved_as: str  # the folder of its method in there
     epoch: int
     learned: Shapes
     unused: Shapes = field(default_factory=dict)
-    options: tuple = ()
+    options: tuple = ()  # of `tools/reproduce.py`
 
 
 PROMPTS, BOTH, COUPLED = "prompt_learner", "VLPromptLearner", "MultiModalPromptLearner"
 REPRESENTATIONS = "MultiModalRepresentationLearner"
+MPL = coupled(1, 9, "txt2img_proj.0", "txt2img_proj.1")
 LORA = lora_shapes([TEXT] * 12 + [VISION] * 12, 2)
 KGCOOP_UNUSED = {"bias_vectors": (1, 512), **linear("meta_net.linear1", 512, 512)}
 
@@ -169,7 +156,7 @@ CASES = {
     ),
     "MMRL": output("MMRL", "vit_b16", REPRESENTATIONS, 10, mmrl(5, 2048, 7)),
     "MMRL, ImageNet": imagenet("MMRL", MMRL_IMAGENET, REPRESENTATIONS, 1, mmrl(5, 512, 7)),
-    "MPL": output("MPL", MPL_CFG, COUPLED, 5, mpl(1, 2, 9)),
+    "MPL": output("MPL", MPL_CFG, COUPLED, 5, MPL),
     "MMA": Published("MMA", f"{BASE2NEW}/MultiModalAdapter/seed1", "adapter_learner", 5, mma(5, 12, 32)),
     "DePT+CoOp": probed("CoOp", "vit_b16_ep10_bs4_lr35", "PromptLearner", {"prompt_learner.ctx": (16, TEXT)}),
     "DePT+KgCoOp": probed(
@@ -191,7 +178,7 @@ CASES = {
         "LoCoOp", "imagenet/LoCoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1", PROMPTS, 50, CONTEXT_16
     ),
     "CLIPLoRA": Published("CLIPLoRA", "vitb16/eurosat/16shots/seed1", "", 50, LORA, options=("--protocol", "few_shot")),
-    "MPL, ImageNet": imagenet("MPL", MPL_IMAGENET, COUPLED, 2, mpl(1, 2, 9), "--cfg", MPL_CFG),
+    "MPL, ImageNet": imagenet("MPL", MPL_IMAGENET, COUPLED, 2, MPL, "--cfg", MPL_CFG),
 }
 
 
@@ -207,16 +194,6 @@ def random_tensors(shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
     return {key: 0.1 * torch.randn(shape, generator=generator).half() for key, shape in shapes.items()}
 
 
-def frozen(backbone, teacher: str = "") -> dict[str, torch.Tensor]:
-    """The frozen CLIP by its names in checkpoints of the whole model, or its image tower as `teacher`."""
-    state = torch.load(backbone, weights_only=True)
-    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    if teacher:
-        return {f"{teacher}.{key}": value for key, value in image.items()}
-    text = {f"text_encoder.{key}": value for key, value in state.items() if not key.startswith("visual.")}
-    return text | {f"image_encoder.{key}": value for key, value in image.items()}
-
-
 def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
     """Write a checkpoint as its project does; returns what the method has learned."""
     learned = random_tensors(case.learned, seed=1)
@@ -225,14 +202,13 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
         return learned
     whole = case.saved_as not in ("prompt_learner", "adapter_learner") or case.method == "VPT"
     state = learned | random_tensors(case.unused, seed=2)
-    tokens = case.learned.get("prompt_learner.ctx" if whole else "ctx")
-    if tokens:
-        ids = {"token_prefix": (CLASSES, 1, TEXT), "token_suffix": (CLASSES, CONTEXT - 1 - tokens[0], TEXT)}
-        state |= random_tensors({f"{'prompt_learner.' if whole else ''}{key}": ids[key] for key in ids}, seed=3)
     if whole:
-        state |= frozen(backbone)
-    if case.method == "PromptSRC":
-        state |= frozen(backbone, "prompt_learner.ZS_image_encoder")
+        state = published_model(state, backbone, CLASSES, prefix="")
+    elif "ctx" in state:
+        state |= random_tensors({"token_prefix": (CLASSES, 1, TEXT), "token_suffix": (CLASSES, 60, TEXT)}, seed=3)
+    if case.method == "PromptSRC":  # its teacher
+        image = {key: value for key, value in state.items() if key.startswith("image_encoder") and key not in learned}
+        state |= {f"prompt_learner.ZS_{key}": value for key, value in image.items()}
     parameters = [torch.nn.Parameter(value.float()) for value in learned.values()]
     place = folder / case.place / case.saved_as
     place.mkdir(parents=True)
@@ -297,9 +273,7 @@ def test_mmrl_reads_images_of_learned_classes_in_another_way(name, learned_class
 
 OTHERS = {  # shapes that nobody published for the setting
     "VPT": (vision(4, 12), r"image_encoder.VPT in .* has shape \(4, 128\), expected is \(8, 128\)"),
-    "IVLP": (texts(2, 9) | vision(2, 9), r"has no .*resblocks.9.VPT_shallow"),
     "IVLP, language only": (texts(4, 12) | vision(2, 12), "has prompts beyond these settings, such as image_encoder"),
-    "ProGrad": ({"ctx": (4, TEXT)}, r"ctx in .* has shape \(4, 64\), expected is \(16, 64\)"),
 }
 
 

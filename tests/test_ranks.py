@@ -16,7 +16,7 @@ from clip import Ranks, SplitTowers, current_ranks
 from clip.fast import FAST
 from common.errors import UsageError
 from experiments.ranks import check_agreement
-from trainers.base.agreement import digest_of_images
+from trainers.base.data_use import digest_of_splits
 from trainers.base.ranks import split
 
 pytestmark = pytest.mark.slow
@@ -137,7 +137,7 @@ def test_ranks_with_other_images_are_refused(record):
 def test_the_images_of_a_split_count_in_their_order():
     images = [SimpleNamespace(impath=f"/data/{name}", label=0, classname="a") for name in "xy"]
     one, other = (SimpleNamespace(train_x=each, val=None, test=images) for each in (images, images[::-1]))
-    assert digest_of_images(one, "/data") != digest_of_images(other, "/data")
+    assert digest_of_splits(one, "/data") != digest_of_splits(other, "/data")
 
 
 def test_learned_pixels_have_their_gradient(record):

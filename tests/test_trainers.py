@@ -28,6 +28,7 @@ from trainers.base import PromptedCLIP
 from trainers.base.build import without_training
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.prompts import move_class_tokens
+from trainers.base.steps import Repeated
 from trainers.base.test_time import ViewsTrainer
 
 CONFIGS = ROOT / "configs"
@@ -101,6 +102,11 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
     assert trainer.get_current_lr() == trainer.cfg.OPTIM.LR and trainer.cfg.OPTIM.WARMUP_EPOCH == 1
 
 
+def test_a_loader_is_repeated_until_there_were_all_steps():
+    loader = Repeated("abc", 7)
+    assert "".join(loader) == "abcabca" and len(loader) == 7
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS))
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
@@ -123,47 +129,23 @@ def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
 
 
 PUBLISHED = """
-DATALOADER:
-  TRAIN_X:
-    BATCH_SIZE: 4
-  TEST:
-    BATCH_SIZE: 100
-  NUM_WORKERS: 0
-
+DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}, TEST: {BATCH_SIZE: 100}}
 INPUT:
   SIZE: (32, 32)
   INTERPOLATION: "bicubic"
   PIXEL_MEAN: [0.48145466, 0.4578275, 0.40821073]
   PIXEL_STD: [0.26862954, 0.26130258, 0.27577711]
   TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]
-
-OPTIM:
-  NAME: "sgd"
-  LR: 0.0035
-  MAX_EPOCH: 5
-  LR_SCHEDULER: "cosine"
-  WARMUP_EPOCH: 1
-  WARMUP_TYPE: "constant"
-  WARMUP_CONS_LR: 1e-5
-
-TRAIN:
-  PRINT_FREQ: 20
-
-MODEL:
-  BACKBONE:
-    NAME: "ViT-B/16"
-
-TRAINER:
-  MAPLE:
-    N_CTX: 2
-    CTX_INIT: "a photo of a"
-    PREC: "fp16"
-    PROMPT_DEPTH: 9
+OPTIM: {NAME: "sgd", LR: 0.0035, MAX_EPOCH: 5, LR_SCHEDULER: "cosine", WARMUP_EPOCH: 1, WARMUP_TYPE: "constant",
+        WARMUP_CONS_LR: 1e-5}
+TRAIN: {PRINT_FREQ: 20}
+MODEL: {BACKBONE: {NAME: "ViT-B/16"}}
+TRAINER: {MAPLE: {N_CTX: 2, CTX_INIT: "a photo of a", PREC: "fp16", PROMPT_DEPTH: 9}}
 """
 
 
 def test_a_published_yaml_given_by_path_says_what_ours_says(deep, eurosat, tmp_path):
-    """Flat, with quotes, a tuple in a string and lists of strings, as people have them."""
+    """With quotes, a tuple in a string and lists of strings, as people have them."""
     theirs, ours = tmp_path / "their own.yaml", YAMLS["MaPLe/vit_b16_c2_ep5_batch4_2ctx"]
     theirs.write_text(PUBLISHED)
     given, own = (configured(file, deep, 32, eurosat, tmp_path, trainer="MaPLe") for file in (theirs, ours))
@@ -292,8 +274,9 @@ def test_a_context_longer_than_the_words_it_starts_from_is_refused(method, build
 def test_words_may_be_joined_by_underscores(build):
     takes_words = [name for name in METHODS if type(getattr(methods()[name].Settings, "CTX_INIT", None)) is str]
     assert {"CoOp", "MaPLe"} <= set(takes_words)
-    for method in takes_words:
-        one, other = (build(method, "all", "CTX_INIT", words).model for words in ("a photo of a", "a_photo_of_a"))
+    for method, *settings in (*zip(takes_words), ("IVLP", "PROMPT_DEPTH_TEXT", 0)):
+        forms = "a photo of a", "a_photo_of_a"
+        one, other = (build(method, "all", "CTX_INIT", words, *settings).model for words in forms)
         assert torch.equal(one.prompt_learner.ids, other.prompt_learner.ids)
 
 

@@ -9,7 +9,6 @@ import yaml
 from dassl.utils import load_checkpoint, save_checkpoint
 from finished import finish
 from learned import OPTIONS
-from marks import thorough_but
 
 from clip.random_weights import random_tensor
 from common.errors import UsageError
@@ -50,52 +49,54 @@ def train(launch, eurosat, backbone, tmp_path):
     return train
 
 
-@pytest.mark.slow
-def test_an_evaluation_refuses_other_weights_under_the_same_name(train, backbone, tmp_path):
-    assert train("a").status == 0
-    same = train("again", "base", "--eval-only", "--model-dir", tmp_path / "a")
-    assert same.status == 0 and "on which weights" not in same.printed
-    other_weights(backbone)
-    ended = train("b", "base", "--eval-only", "--model-dir", tmp_path / "a")
-    (line,) = ended.errors
-    assert ended.status == 2 and "has prompts for other weights: SHA-256" in line and "--backbone" in line
-
-
-@pytest.mark.slow
-def test_a_resumed_run_refuses_other_weights(train, backbone, tmp_path):
-    assert train("a").status == 0
-    other_weights(backbone)
-    ended = train("b", "base", "--resume", tmp_path / "a")
-    assert ended.status == 2 and "the run to resume has prompts for other weights" in ended.errors[0]
-
-
-def test_damaged_metadata_is_refused_before_a_resume(train, tmp_path):
-    """Its SHA-256 was a list, and the message about it a traceback."""
-    assert train("a").status == 0
-    (file,) = (tmp_path / "a").glob("*/model.pth.tar-2")
-    checkpoint = load_checkpoint(str(file))
-    checkpoint["metadata"]["weights_sha256"] = [1]
-    save_checkpoint(checkpoint, str(file.parent))
-    ended = train("b", "base", "--resume", tmp_path / "a")
-    assert (ended.status, len(ended.errors)) == (
-        2,
-        1,
-    ) and "metadata of the run's checkpoints is damaged" in ended.errors[0]
-
-
 @pytest.fixture
-def run(train, backbone, tmp_path):
+def run(train, tmp_path):
     """The folder of a finished run."""
     assert train("a").status == 0
     return tmp_path / "a"
 
 
-def recorded(run):
-    """The SHA-256 in the files of a run."""
-    (checkpoint,) = run.glob("*/model.pth.tar-2")
-    config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
-    metadata = load_checkpoint(str(checkpoint))["metadata"]
-    return config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"], metadata["weights_sha256"]
+HOLDS = (
+    "{run} holds a run with other weights: {file} had SHA-256 {before:.12}..., now it has {now:.12}...: restore {file}"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "options", "words"),
+    [
+        ("b", ["--eval-only", "--model-dir", "a"], "has prompts for other weights: SHA-256"),
+        ("b", ["--resume", "a"], "the run to resume has prompts for other weights"),
+        ("a", [], HOLDS),
+        ("a", ["--skip-finished"], HOLDS),
+    ],
+)
+def test_a_run_refuses_other_weights_under_the_same_name(
+    folder, options, words, run, train, backbone, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    same = train("again" if folder == "b" else folder, "base", *options)
+    assert same.status == 0 and "on which weights" not in same.printed
+    before, changed = checksum(backbone), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    other_weights(backbone)
+    ended = train(folder, "base", *options)
+    expected = words.format(run=run, file=backbone, before=before, now=checksum(backbone))
+    assert (ended.status, len(ended.errors)) == (2, 1) and expected in ended.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == changed
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda facts: facts.update(weights_sha256=[1]), lambda facts: facts["fit"][0].update(images=2**53)]
+)
+def test_damaged_metadata_is_refused_before_a_resume(damage, run, train):
+    """Its SHA-256 was a list, and the message about it a traceback."""
+    (file,) = run.glob("*/model.pth.tar-2")
+    checkpoint = load_checkpoint(str(file))
+    damage(checkpoint["metadata"])
+    save_checkpoint(checkpoint, str(file.parent))
+    ended = train("b", "base", "--resume", run)
+    assert (ended.status, len(ended.errors)) == (2, 1)
+    assert "metadata of the run's checkpoints is damaged" in ended.errors[0]
 
 
 def forget(run):
@@ -112,20 +113,10 @@ def forget(run):
 
 @pytest.mark.slow
 def test_all_files_of_a_run_have_the_sha256_of_its_weights(run, backbone):
-    assert recorded(run) == (checksum(backbone),) * 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", thorough_but(([],), ([], ["--skip-finished"])))
-def test_a_run_in_the_same_folder_refuses_other_weights(options, run, train, backbone):
-    assert train("a", "base", *options).status == 0
-    before, changed = checksum(backbone), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    other_weights(backbone)
-    ended = train("a", "base", *options)
-    assert ended.status == 2 and len(ended.errors) == 1
-    what = f"{run} holds a run with other weights: {backbone} had SHA-256 {before:.12}..., now it has "
-    assert f"{what}{checksum(backbone):.12}...: restore {backbone}, or choose another" in ended.errors[0]
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == changed
+    (checkpoint,) = run.glob("*/model.pth.tar-2")
+    config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
+    found = {config["MODEL"]["BACKBONE"]["SHA256"], results["weights_sha256"]}
+    assert found | {load_checkpoint(str(checkpoint))["metadata"]["weights_sha256"]} == {checksum(backbone)}
 
 
 @pytest.mark.thorough
@@ -200,39 +191,25 @@ def test_an_evaluation_with_non_finite_logits_records_nothing(train, backbone, t
         assert not (tmp_path / method / "results.json").exists()
 
 
-@pytest.mark.slow
-def test_class_specific_contexts_never_meet_other_classes(train, tmp_path):
-    csc = ("TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
-    assert train("a", "base", overrides=csc).status == 0
-    assert train("same", "base", "--eval-only", "--model-dir", tmp_path / "a", overrides=csc).status == 0
-    ended = train("new", "new", "--eval-only", "--model-dir", tmp_path / "a", overrides=csc)
-    assert ended.status == 2 and "ctx with values for each class that it was learned on" in ended.errors[0]
-    assert not (tmp_path / "new/results.json").exists()
-
-
-@pytest.mark.parametrize("names", [["a", "b", "c", "d", "e", "f"], ["a", "b"]], ids=["as many", "fewer"])
-def test_a_tensor_of_the_classes_is_known_by_its_shape(names, build):
-    trainer = build("CoOp", "all", "CSC", True)
-    assert trainer.tensors_of_classes() == {"ctx": 0} and build("CoOp").tensors_of_classes() == {}
-    checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    trainer.load_prompts(checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file")
-    with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):
-        trainer.load_prompts(checkpoint | {"metadata": {"class_names": names}}, "a file")
-
-
-def test_a_published_checkpoint_of_class_specific_contexts_is_refused_on_new_classes(build):
-    trainer = build("CoOp", "new", "CSC", True)
-    checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
-    with pytest.raises(UsageError, match="ctx with values for each class"):
-        trainer.load_prompts(checkpoint, "a file")
-
-
-def test_finding_such_tensors_draws_no_random_numbers_of_the_run(build):
+def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     trainer = build("CoOp", "all", "CSC", True)
     before = torch.get_rng_state()
-    trainer.tensors_of_classes()
+    assert trainer.tensors_of_classes() == {"ctx": 0}
     assert torch.equal(before, torch.get_rng_state())
+    assert build("CoOp").tensors_of_classes() == {}
+    checkpoint = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1}
+    trainer.load_prompts(checkpoint | {"metadata": {"class_names": trainer.class_names}}, "a file")
+    published = build("CoOp", "new", "CSC", True), checkpoint
+    named = ((trainer, checkpoint | {"metadata": {"class_names": list(names)}}) for names in ("abcdef", "ab"))
+    for refusing, content in (published, *named):
+        with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):
+            refusing.load_prompts(content, "a file")
 
 
-def test_metadata_has_the_sha256_of_the_backbone(build):
-    assert len(build("CoOp").checkpoint_metadata()["weights_sha256"]) == 64
+def test_a_checkpoint_says_which_method_made_it(build):
+    trainer = build("CoOp")
+    content = {"state_dict": trainer.saved_module().state_dict(), "epoch": 1, "metadata": {"method": "KgCoOp"}}
+    with pytest.raises(
+        UsageError, match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"
+    ):
+        trainer.load_prompts(content, "a file")

@@ -6,10 +6,13 @@ Nothing else names the methods: `methods()` reads the registry.
 
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
 
 from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
@@ -18,7 +21,6 @@ from common.errors import one_line
 from common.schema import add_setting
 
 from .base import PromptTrainer
-from .base.former import keep_former_paths
 from .base.plugin import register_plugins
 
 
@@ -40,8 +42,23 @@ def import_files(folders: Iterable[str], package: str) -> list[str]:
     return broken
 
 
-keep_former_paths()
 BROKEN = import_files(__path__, __name__)
+FORMER = {"classifier": "inference.classifier"}  # import paths of the version before, for one version
+FORMER |= {name: f"trainers.base.{name}" for name in ("prompted", "prompts", "settings", "teacher")}
+
+
+class Former(ModuleType):
+    """A module that says once for each name where the name is now."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        place = FORMER[self.__name__.removeprefix("trainers.")]
+        warnings.warn(f"{self.__name__} is now {place}: import {name} from there", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(place), name)
+
+
+sys.modules.update({f"trainers.{name}": Former(f"trainers.{name}") for name in FORMER})
 
 
 def methods() -> dict[str, type[PromptTrainer]]:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from clip import TextPrompts, tokenize
+from clip import TextPrompts
 
-from .base import PromptLearner, PromptTrainer
-from .base.prompts import WORDS_FIRST, check_words, sentence_context, text_width, zeros_and_words
+from .base import PromptTrainer
+from .base.prompts import TemplatePrompts, check_words, sentence_context, text_width, zeros_and_words
 from .base.settings import MethodSettings
 
 
@@ -22,24 +22,20 @@ class CoCoOpSettings(MethodSettings):
         check_words(self.CTX_INIT)
 
 
-class CoCoOpPrompts(PromptLearner):
+class CoCoOpPrompts(TemplatePrompts):
     """Context vectors shifted by the output of a small network for the image (CoCoOp, Sec. 3.2).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
         words: the words before the class name, which `ctx` replaces.
         ctx: (n, text width).
     """
 
     def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter):
-        super().__init__()
+        super().__init__("{}.", classnames, clip.context_length, " ".join([*words, ""]))
         width, joint = text_width(clip), clip.visual.output_dim
         self.ctx = ctx
         layers = {"linear1": nn.Linear(joint, joint // 16), "relu": nn.ReLU(), "linear2": nn.Linear(joint // 16, width)}
         self.meta_net = nn.Sequential(OrderedDict(layers))
-        ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
-        self.register_buffer("ids", ids, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
         shift = self.meta_net(image_features)  # (batch, width)
@@ -54,12 +50,9 @@ class CoCoOp(PromptTrainer):
     published = ("ctx", "meta_net.*")
 
     def build_prompts(self, clip, classnames):
-        n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
-        if given is True:
-            start = zeros_and_words(clip, n_ctx, self.template(WORDS_FIRST).partition("{}")[0], "COCOOP")
-        else:
-            start = sentence_context(clip, n_ctx, given or "")
-        return CoCoOpPrompts(clip, classnames, *start)
+        if (given := self.settings.CTX_INIT) is True:
+            return CoCoOpPrompts(clip, classnames, *zeros_and_words(self, clip))
+        return CoCoOpPrompts(clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or ""))
 
     def saved_module(self) -> nn.Module:
         return self.model.prompt_learner

@@ -2,10 +2,8 @@ from dataclasses import dataclass
 
 from dassl.engine import TRAINER_REGISTRY
 
-from .base.prompts import ContextSettings, ContextTrainer, sentence_context
+from .base.prompts import ContextSettings, ContextTrainer
 from .base.teacher import TaughtTrainer
-
-WORDS = "a photo of a"
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,6 @@ class KgCoOp(TaughtTrainer, ContextTrainer):
     published_sections = ("TRAINER.COOP",)
     published_unused = ("bias_vectors", "meta_net.linear1.*")
     teacher_templates = {"DescribableTextures": "a photo of a {}, a type of texture."}
-
-    def start(self, clip, classes):
-        words = self.settings.CTX_INIT
-        return sentence_context(clip, self.settings.N_CTX, WORDS if words is True else words or "", *classes)
 
     def loss(self, output, labels):
         """Cross-entropy, and the distance of the text features from the frozen CLIP's."""

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from clip import Edit, Schedule, TextPrompts, tokenize
+from clip import Edit, Schedule, TextPrompts
 
-from .base import PromptLearner, PromptTrainer, require_vit
+from .base import PromptTrainer, require_vit
 from .base.compat import COUPLED
-from .base.prompts import check_depth, gaussian, mapped, start_context, text_width, vision_width
+from .base.prompts import TemplatePrompts, check_depth, gaussian, mapped, start_context, text_width, vision_width
 from .base.settings import MethodSettings
 
 
@@ -19,21 +19,18 @@ class MaPLeSettings(MethodSettings):
     PROMPT_DEPTH: int = 9
 
 
-class MaPLePrompts(PromptLearner):
+class MaPLePrompts(TemplatePrompts):
     """Deep prompts of both towers, the vision prompts a linear function of the text prompts (MaPLe, Sec. 3.2).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
         n_ctx: prompts at each of the first `depth` layers of both towers.
         ctx_init: words that the text prompts of layer 0 start from.
     """
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, depth: int):
-        super().__init__()
-        words, self.ctx = start_context(clip, n_ctx, ctx_init)
-        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
-        self.register_buffer("ids", ids, persistent=False)
+        words, ctx = start_context(clip, n_ctx, ctx_init)
+        super().__init__("{}.", classnames, clip.context_length, f"{words} ")
+        self.ctx = ctx
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
         self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in range(depth - 1))
         coupling = nn.Linear(text_width(clip), vision_width(clip))

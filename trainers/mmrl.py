@@ -38,18 +38,6 @@ class MMRLSettings(MethodSettings):
             raise UsageError(f"TASK is {self.TASK!r}", "it can be B2N, FS, CD or empty")
 
 
-class RepresentationHead(nn.Module):
-    """Maps the representation tokens to the joint space."""
-
-    def __init__(self, width: int, joint: int):
-        super().__init__()
-        self.proj_rep = nn.Parameter(width**-0.5 * torch.randn(width, joint))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, n, width) -> the feature of their mean, (batch, joint), normalised."""
-        return normalize(tokens.mean(dim=1).to(self.proj_rep.dtype) @ self.proj_rep)
-
-
 class MMRLPrompts(TemplatePrompts):
     """Tokens of a space that both towers share, mapped into the upper layers of each (MMRL, Sec. 3)."""
 
@@ -63,8 +51,8 @@ class MMRLPrompts(TemplatePrompts):
             maps = [nn.Linear(settings.REP_DIM, width)] * len(settings.REP_LAYERS)
             self.add_module(f"compound_rep_tokens_r2{tower}proj", nn.ModuleList(map(deepcopy, maps)))
         self.alpha = settings.ALPHA
-        head = RepresentationHead(widths["v"], clip.visual.output_dim)
-        self.extra_modules: dict[str, Any] = {"image_encoder": head}
+        head = widths["v"] ** -0.5 * torch.randn(widths["v"], clip.visual.output_dim)
+        self.extra_modules: dict[str, Any] = {"image_encoder": nn.ParameterDict({"proj_rep": head})}
 
     def schedule(self, maps: Any) -> Schedule:
         first, *later = mapped(list(maps), [self.compound_rep_tokens] * len(maps))
@@ -82,7 +70,10 @@ class MMRLPrompts(TemplatePrompts):
         return self.alpha * feature + (1 - self.alpha) * self.representation(tower) if learned else feature
 
     def representation(self, tower: ImageOutput) -> Tensor:
-        return self.extra_modules["image_encoder"](tower.prompts)
+        """The unit feature (batch, joint) of the mean of the representation tokens."""
+        tokens: Any = tower.prompts
+        head = self.extra_modules["image_encoder"]["proj_rep"]
+        return normalize(tokens.mean(dim=1).to(head.dtype) @ head)
 
 
 @TRAINER_REGISTRY.register()

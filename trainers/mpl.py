@@ -7,11 +7,11 @@ import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
 
-from clip import Edit, Schedule, TextPrompts, prompt_lengths, tokenize
+from clip import Edit, Schedule, TextPrompts, prompt_lengths
 
-from .base import PromptLearner, PromptTrainer, require_vit
+from .base import PromptTrainer, require_vit
 from .base.compat import COUPLED
-from .base.prompts import check_depth, gaussian, mapped, text_width, vision_width, word_embeddings
+from .base.prompts import TemplatePrompts, check_depth, gaussian, mapped, text_width, vision_width, word_embeddings
 from .base.settings import MethodSettings, PerLayer
 
 
@@ -40,12 +40,10 @@ class MPLSettings(MethodSettings):
         return self.per_layer("N_RM_OP", self.PROMPT_DEPTH - 1, "PROMPT_DEPTH - 1")
 
 
-class MPLPrompts(PromptLearner):
+class MPLPrompts(TemplatePrompts):
     """Coupled prompts of both towers, added, removed and carried on in the image tower (MPL, Sec. IV, Fig. 1).
 
     Args:
-        clip: the frozen backbone; every width is read from it.
-        classnames: C names.
         n_ctx: prompts of the text tower at each of the first `depth` layers.
         ctx_init: fixed words between them and the class name.
         adds, removes: for each of the layers 1..depth-1, how many times n_ctx vision prompts are added, and how many
@@ -53,12 +51,10 @@ class MPLPrompts(PromptLearner):
     """
 
     def __init__(self, clip, classnames: list[str], n_ctx: int, ctx_init: str, adds: list[int], removes: list[int]):
-        super().__init__()
-        words = ctx_init.replace("_", " ")
-        texts = [f"{'X ' * n_ctx}{words} {name}." for name in classnames]
-        self.register_buffer("ids", tokenize(texts, clip.context_length), persistent=False)
+        words = f"{'X ' * n_ctx}{ctx_init.replace('_', ' ')} "
+        super().__init__("{}.", classnames, clip.context_length, words)
         self.n_ctx, self.adds, self.removes = n_ctx, adds, removes
-        self.ctx = word_embeddings(clip, texts[0], n_ctx)
+        self.ctx = word_embeddings(clip, words, n_ctx)
         self.proj = nn.Linear(text_width(clip), vision_width(clip))
         self.compound_prompts_text = nn.ParameterList(gaussian(n_ctx, text_width(clip)) for _ in adds)
         # The coupling functions, all copies of one initialisation; names are `txt2img_proj.<which>.<layer - 1>`.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.errors import UsageError
 
-from .base.prompts import WORDS_FIRST, ContextSettings, ContextTrainer, sentence_context, zeros_and_words
+from .base.prompts import WORDS_FIRST, ContextSettings, ContextTrainer, zeros_and_words
 from .base.teacher import TaughtTrainer
 
 
@@ -39,11 +39,7 @@ class ProGrad(TaughtTrainer, ContextTrainer):
 
     def start(self, clip, classes):
         """With CTX_INIT the last vectors start from its words, one for each, and those before them from zero."""
-        n_ctx, given = self.settings.N_CTX, self.settings.CTX_INIT
-        if not given:
-            return sentence_context(clip, n_ctx, "", *classes)
-        sentence = self.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
-        return zeros_and_words(clip, n_ctx, sentence, "PROGRAD")
+        return zeros_and_words(self, clip) if self.settings.CTX_INIT else super().start(clip, classes)
 
     def loss(self, output, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions as targets."""

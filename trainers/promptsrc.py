@@ -7,9 +7,7 @@ from dassl.engine import TRAINER_REGISTRY
 
 from common.errors import UsageError
 
-from .base import PromptTrainer
-from .base.compat import TWO_TOWERS
-from .base.prompts import TwoTowerSettings, two_tower_prompts
+from .base.prompts import TwoTowerSettings, TwoTowerTrainer
 from .base.teacher import Teacher
 
 
@@ -45,15 +43,10 @@ def gpa_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(PromptTrainer):
+class PromptSRC(TwoTowerTrainer):
     """Self-regulating prompts: IVLP held near the frozen CLIP, averaged over epochs (Khattak et al., ICCV 2023)."""
 
     Settings = PromptSRCSettings
-    saved_as = "VLPromptLearner"
-    published = TWO_TOWERS
-
-    def build_prompts(self, clip, classnames):
-        return two_tower_prompts(self, clip, classnames)
 
     def build_model(self):
         super().build_model()

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from clip import Edit, TextPrompts
 from common.errors import UsageError
 
-from .base.prompts import ContextSettings, TemplatePrompts, gaussian, text_width, word_embeddings
+from .base.prompts import WORDS, ContextSettings, TemplatePrompts, gaussian, text_width, word_embeddings
 from .base.teacher import TaughtTrainer
 
 LAYER, N_CLASS = 8, 4  # text layer (from 0) of the class-aware prompts, and how many they are
 WEIGHT = 8.0  # of the distance from the frozen CLIP
-WORDS = "a photo of a"
 
 # The learned sentences; the first four words are replaced.
 TEMPLATES = {
@@ -50,8 +49,6 @@ class TCPPrompts(TemplatePrompts):
     """Context vectors at layer 0, and vectors made of each class's text feature at layer 8 (TCP, Sec. 3).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
         template: the sentence, with at least four words before the class name.
         ctx: (n, text width), n <= 4, which replace the first n of these words.
     """

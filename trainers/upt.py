@@ -35,23 +35,17 @@ def linear(inputs: int, outputs: int) -> nn.Module:
 
 
 class UPTPrompts(CoOpPrompts):
-    """Prompts of both towers that one small transformer block makes, as MVLPT implements it.
-
-    Args:
-        clip: the frozen backbone.
-        classnames: C names.
-        settings: of the method.
-    """
+    """Prompts of both towers that one small transformer block makes, as MVLPT implements it."""
 
     def __init__(self, clip, classnames: list[str], settings: UPTSettings):
         n_text, n_vision, dim = settings.N_CTX_TEXT, settings.N_CTX_VISION, settings.PROJECT_DIM
         width, depth = vision_width(clip), len(clip.visual.transformer.resblocks) if settings.DEEP else 1
         ctx = gaussian(n_text, text_width(clip))
         super().__init__(clip, classnames, ["X"] * n_text, ctx, settings.CLASS_TOKEN_POSITION)
-        self.unified = settings.UNIFIED
+        self.unified, self.deep = settings.UNIFIED, depth > 1
         bound = (6 / (clip.visual.conv1.weight[0].numel() + width)) ** 0.5  # as for the weights of a patch embedding
         self.vpt_embeddings = nn.Parameter(torch.empty(1, n_vision, width).uniform_(-bound, bound))
-        if depth > 1:
+        if self.deep:
             self.vpt_embeddings_deep = nn.Parameter(torch.empty(depth - 1, n_vision, width).uniform_(-bound, bound))
         self.mvlpt_proj = Transformer(dim, layers=1, heads=1, act_layer=QuickGELU)
         self.mvlpt_proj_ctx_vpt_pre, self.mvlpt_proj_ctx_vpt_post = linear(width, dim), linear(dim, width)
@@ -67,10 +61,6 @@ class UPTPrompts(CoOpPrompts):
         sequences = self.mvlpt_proj(joint.unsqueeze(0 if self.unified else 1)).view_as(joint)
         text, image = sequences.split([len(part) for part in before])
         return self.mvlpt_proj_ctx_coop_post(text), self.mvlpt_proj_ctx_vpt_post(image).view_as(vision)
-
-    @property
-    def deep(self) -> bool:
-        return hasattr(self, "vpt_embeddings_deep")
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids, self.prompts()[0], self.slots)

@@ -4,10 +4,8 @@ from dassl.engine import TRAINER_REGISTRY
 
 from .base import PromptTrainer, require_vit
 from .base.compat import VISION
-from .base.prompts import IndependentPrompts, check_depth
+from .base.prompts import WORDS, IndependentPrompts, check_depth
 from .base.settings import MethodSettings
-
-WORDS = "a photo of a"
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class VPT(PromptTrainer):
         vpt = self.settings
         require_vit(clip, "VPT", self.cfg.MODEL.BACKBONE.NAME)
         check_depth(clip, "TRAINER.VPT.PROMPT_DEPTH_VISION", vpt.PROMPT_DEPTH_VISION, ("vision",))
-        return IndependentPrompts(clip, classnames, 0, 0, vpt.N_CTX_VISION, vpt.PROMPT_DEPTH_VISION, WORDS)
+        return IndependentPrompts(clip, classnames, (0, 0), (vpt.N_CTX_VISION, vpt.PROMPT_DEPTH_VISION), WORDS)
 
     def notes(self):
         given = self.settings.CTX_INIT

@@ -55,9 +55,7 @@ def without_training(
     Args:
         method: its class.
         cfg: the sections DATASET (NAME and TEMPLATE), INPUT, MODEL (BACKBONE.NAME) and TRAINER of a configuration.
-        class_names: in the order of the logits, without underscores.
-        dataset_template: the dataset's sentence with {} for the class name.
-        device: where it computes.
+        class_names, dataset_template, device: as those of a trainer.
     """
     bare = method.__new__(method)  # not `method(cfg)`, which reads a dataset and builds an optimiser
     bare.__dict__.update(cfg=cfg, class_names=class_names, dataset_template=dataset_template, device=device)
@@ -67,9 +65,8 @@ def without_training(
 def require_vit(clip: CLIP, method: str, backbone: str) -> None:
     """Raise UsageError for a backbone whose image tower takes no prompts, such as a ResNet."""
     if not is_vit(clip):
-        raise UsageError(
-            f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one", "choose another"
-        )
+        what = f"{method} needs a vision transformer such as ViT-B/16, and {backbone} is not one"
+        raise UsageError(what, "choose another")
 
 
 def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:

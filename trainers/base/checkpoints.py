@@ -22,17 +22,13 @@ METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "f
 
 
 def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str, published_file: str = "") -> str:
-    """Path of a run's checkpoint.
+    """Path of a run's checkpoint; if it has none of this method, of another method's, so that this can be named.
 
     Args:
-        directory: output folder of the run.
-        folder: name of the method's folder of checkpoints in it.
+        directory, folder: output folder of the run, and name of the method's folder of checkpoints in it.
         epoch: None for the best on validation or, if there is none, the newest.
         method: for the error.
         published_file: name of the file that the published code writes to the output folder instead.
-
-    Returns:
-        the path; if the run has no checkpoint of this method, one of another method, so that it can be named.
 
     Raises:
         UsageError: there is no checkpoint.
@@ -114,23 +110,17 @@ def is_record(value: Any, kinds: Mapping[str, type]) -> bool:
     if not isinstance(value, dict) or not kinds.keys() <= value.keys():
         return False
     known = [(value[key], kind) for key, kind in {**kinds, **LATER}.items() if key in value]
-    return all(type(item) is kind and (is_name(item) or is_count(item)) for item, kind in known)
+    return all(type(item) is kind and is_text_or_count(item) for item, kind in known)
 
 
-def is_name(value: Any) -> bool:
-    return isinstance(value, str) and not CONTROL.search(value)
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < LARGEST
+def is_text_or_count(value: Any) -> bool:
+    return not CONTROL.search(value) if isinstance(value, str) else isinstance(value, int) and 0 <= value < LARGEST
 
 
 def select_prompts(
     checkpoint: Mapping[str, Any], path: str, metadata: Mapping[str, Any], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The learned tensors among everything that a checkpoint holds.
-
-    Published checkpoints also hold the frozen CLIP and buffers of the training classes; both are left out.
+    """The learned tensors in a checkpoint, without the frozen CLIP and the buffers of classes in published ones.
 
     Args:
         checkpoint: what `path` holds: `state_dict`, and `metadata` if this version of the project wrote it.

@@ -18,11 +18,7 @@ TOLERANCE = 1e-3  # of the largest value
 
 
 def check_learner(trainer: "PromptTrainer") -> None:
-    """Check before training that a model has something to learn, and adapters that both forms of the towers can use.
-
-    Raises:
-        UsageError: it has not.
-    """
+    """Raise UsageError for a model with nothing to learn, or with adapters that the fast towers cannot use."""
     name, model = type(trainer).__name__, trainer.model
     if trainer.learns and not trainer.get_model_names():
         raise UsageError(f"{name} has nothing to train with these settings", "change them, or set `learns = False`")
@@ -40,12 +36,9 @@ def adapters_of(clip: CLIP) -> list[tuple[BlockAdapter, int]]:
 
 @torch.no_grad()
 def check_adapter(adapter: BlockAdapter, width: int) -> None:
-    """Check that an adapter treats each token by itself, and draws no random numbers without saying so.
+    """Raise UsageError for an adapter that mixes tokens, or draws random numbers without saying so.
 
     It is tried with random weights, as it may start from zero: all tokens together, and some in another order.
-
-    Raises:
-        UsageError: it does not.
     """
     kind, tried = type(adapter).__name__, deepcopy(adapter)
     remedy = "see BlockAdapter in docs/methods.md"
@@ -72,11 +65,7 @@ def differs(one: Tensor, other: Tensor, tolerance: float = TOLERANCE) -> bool:
 
 
 def check_features(learner: PromptLearner, features: Tensor) -> None:
-    """Check that the features of the first batch, which `image` of a method returned, can be compared with unit texts.
-
-    Raises:
-        UsageError: they are longer than one.
-    """
+    """Raise UsageError for features, which `image` of a method returned for the first batch, longer than unit texts."""
     kind = type(learner)
     longest = 1.0 if kind.image is PromptLearner.image else float(features.detach().float().norm(dim=-1).max())
     if longest > 1.01:
@@ -85,11 +74,7 @@ def check_features(learner: PromptLearner, features: Tensor) -> None:
 
 
 def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and the logged values that a `loss` returned.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """The loss and the logged values that a `loss` returned; raises UsageError for anything else."""
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
         what = f"{type(trainer).__name__}.loss returns a {type(returned).__name__}"
         raise UsageError(what, "return the loss and a dict of its parts, which may be empty: `loss, {}`")
@@ -97,11 +82,7 @@ def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[st
 
 
 def check_registered(model: PromptedCLIP) -> None:
-    """Check that what a method has put into its private copy of the backbone is trained and saved.
-
-    Raises:
-        UsageError: a tensor there is not in the prompt learner.
-    """
+    """Raise UsageError for a tensor in a method's private copy of the backbone that is not in the prompt learner."""
     known = {id(tensor) for part in (model, model.frozen) for tensor in (*part.parameters(), *part.buffers())}
     changes = (
         getattr(module.change, "__self__", module.change)

@@ -24,9 +24,7 @@ def stated(attribute: str) -> dict[str, tuple[str, ...]]:
 def learned(keys: Collection[str], method: str = "") -> list[str]:
     """Those of the names that some published method has learned; the others are the frozen CLIP and buffers.
 
-    Args:
-        keys: names of all tensors of the checkpoint.
-        method: the method that loads them, whose published code leaves some of these names unused.
+    Without those that the published code of `method`, which loads them, leaves unused.
     """
     unused = stated("published_unused").get(method, ())
     patterns = [pattern for patterns in stated("published").values() for pattern in patterns]
@@ -34,12 +32,9 @@ def learned(keys: Collection[str], method: str = "") -> list[str]:
 
 
 def other_methods(keys: Collection[str], method: str, expected: Collection[str]) -> list[str]:
-    """The methods that these tensors are likely from; empty if they may be from `method`.
+    """The methods that tensors with these names are likely from; empty if they may be from `method`.
 
-    Args:
-        keys: names of all tensors of the checkpoint.
-        method: the method that wants to load them.
-        expected: names of what it has learned itself.
+    `expected` are the names of what `method` itself has learned.
     """
     prompts = learned(keys)
     complete = set(expected) <= set(keys)

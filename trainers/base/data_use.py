@@ -47,16 +47,7 @@ METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger 
 
 
 def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int) -> Choice:
-    """The record of a choice.
-
-    Args:
-        what: `epoch`, or the key of a setting.
-        cfg: of the run.
-        title: the name of the dataset in results.
-        images: those that decide, each with an `impath`.
-        dataset: the dataset as it was loaded.
-        trials: how many epochs or values it chooses from.
-    """
+    """The record of a choice between `trials` epochs or values by `images` of a dataset."""
     common = {"test_images": count_common(images, dataset.test), "trials": trials}
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
     return {"what": what, **images_record(cfg, title, "val" if validation else "test", images), **common}
@@ -90,6 +81,11 @@ def list_digest(images: Sequence[Any], root: str) -> str:
     """
     labels, names = [item.label for item in images], [item.classname for item in images]
     return digest_of_rows(zip(relative_paths(images, root), labels, names, strict=True))
+
+
+def digest_of_splits(dataset: Any, root: str) -> str:
+    """The `list_digest` of each split of a dataset, which the ranks of a run compare."""
+    return " ".join(list_digest(split or (), root) for split in (dataset.train_x, dataset.val, dataset.test))
 
 
 def relative_paths(images: Sequence[Any], root: str) -> list[str]:
@@ -160,24 +156,20 @@ def in_words(choice: Choice) -> str:
     return f"{what} is chosen on {number:,} images, {of_test} test images of {choice['dataset']}{classes}{lacking}"
 
 
-def inherited_choices(checkpoint: Mapping[str, Any]) -> list[Choice] | None:
-    """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`); None if it does not name them.
+def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[Phase] | None]:
+    """The choices behind the prompts in a checkpoint (`checkpoints.is_checkpoint`), and what they were learned from.
 
-    A checkpoint of any other epoch than the best on validation images was not chosen by its epoch.
+    Each is None if the checkpoint does not say it. One of any other epoch than the best on validation images was not
+    chosen by its epoch.
     """
     metadata = checkpoint.get("metadata") or {}
-    if "choices" not in metadata:
-        return None
+    known = "inherited_choices" in metadata  # else the run began from prompts that do not name theirs
     is_best = checkpoint.get("val_result") is not None
-    own = [choice for choice in metadata["choices"] if choice["what"] != "epoch" or is_best]
-    behind = [*metadata.get("inherited_choices", []), *own]
-    if not behind and "inherited_choices" not in metadata:  # the run began from prompts that do not name theirs
-        return None
-    return [{key: choice[key] for key in (*KINDS, *LATER) if key in choice} for choice in behind]
+    own = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
+    choices = known_keys([*metadata.get("inherited_choices", []), *own], KINDS)
+    phases = known_keys(metadata.get("fit", []), PHASE)
+    return choices if choices or known else None, phases if phases and known else None
 
 
-def inherited_phases(checkpoint: Mapping[str, Any]) -> list[Phase] | None:
-    """The images that the prompts in a checkpoint were learned from; None if it does not say."""
-    metadata = checkpoint.get("metadata") or {}
-    phases = metadata.get("fit") if "inherited_choices" in metadata else None  # as above
-    return phases and [{key: each[key] for key in (*PHASE, *LATER) if key in each} for each in phases]
+def known_keys(records: Sequence[dict[str, Any]], kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    return [{key: each[key] for key in (*kinds, *LATER) if key in each} for each in records]

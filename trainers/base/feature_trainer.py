@@ -119,7 +119,7 @@ class FeatureTrainer(PromptTrainer):
         """
         clip, base = self.model.frozen, self.model.base
         if base is None:
-            return mean_text_features(clip, self.class_names, self.device, self.templates, self.unit_text)
+            return mean_text_features(clip, self.class_names, self.templates, self.unit_text)
         with torch.no_grad():
             text = base.encode_text(torch.zeros(1, clip.visual.output_dim, device=self.device)).float()
         if text.dim() != 2:

@@ -18,7 +18,7 @@ from common.version import __version__, source
 
 from .build import without_training
 from .checkpoints import find_checkpoint, is_checkpoint, is_metadata, select_prompts
-from .data_use import Choice, Phase, fit_phase, inherited_choices, inherited_phases
+from .data_use import Choice, Phase, fit_phase, inherited
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
 
@@ -110,17 +110,9 @@ class LearnedPrompts(Method):
         raise NotImplementedError
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        """Load the learned prompts among everything that a checkpoint holds.
-
-        Args:
-            checkpoint: its content.
-            path: where it is from, for errors.
-
-        Raises:
-            UsageError: as for `load_model`.
-        """
+        """Load the learned prompts in the content of a checkpoint; errors are as for `load_model`, and name `path`."""
         module, metadata, written = self.saved_module(), self.prompts_metadata(), checkpoint.get("metadata") or {}
-        check_weights(written, metadata, path)
+        self.check_weights(written, path)
         state, expected = checkpoint["state_dict"], module.state_dict()
         kept: dict[str, Tensor] = {}
         if not self.same_classes(written):
@@ -136,7 +128,7 @@ class LearnedPrompts(Method):
         found = select_prompts({**checkpoint, "state_dict": state}, path, metadata, expected)
         module.load_state_dict({**found, **kept}, strict=len(expected) == len(module.state_dict()))
         self.loaded_epoch = checkpoint["epoch"]
-        self.inherited_choices, self.inherited_phases = inherited_choices(checkpoint), inherited_phases(checkpoint)
+        self.inherited_choices, self.inherited_phases = inherited(checkpoint)
         self.model.classes_learned = self.were_learned(written)
 
     def known_classes(self, written: Mapping[str, Any]) -> dict[int, int]:
@@ -144,10 +136,9 @@ class LearnedPrompts(Method):
 
         Classes of another dataset count only if all of them have learned names: else a name may mean something else.
         """
-        names = written.get("class_names")
-        before = [name.replace("_", " ") for name in names] if isinstance(names, list) else []
+        before = self.learned_names(written)
         found = {label: before.index(name) for label, name in enumerate(self.class_names) if name in before}
-        same_dataset = written.get("dataset") in (self.dataset_title, self.cfg.DATASET.NAME)
+        same_dataset = "dataset" in written and self.same_dataset(written)
         return found if same_dataset or len(found) == len(self.class_names) else {}
 
     def of_known_classes(
@@ -157,12 +148,10 @@ class LearnedPrompts(Method):
         of_classes: Mapping[str, int | None],
         known: Mapping[int, int],
     ) -> dict[str, Tensor]:
-        """The tensors of a checkpoint with values for each class, for the classes of this run.
+        """The tensors of a checkpoint (`state`) with values for each class, for the classes of this run (`expected`).
 
         Args:
-            state, expected: the tensors of the checkpoint, and those of this run, by name.
-            of_classes: what `tensors_of_classes` returned.
-            known: what `known_classes` returned.
+            of_classes, known: what `tensors_of_classes` and `known_classes` returned.
         """
         if of_classes:
             print(f"The prompts were learned on {len(known)} of these {len(self.class_names)} classes")
@@ -195,36 +184,39 @@ class LearnedPrompts(Method):
                 dims[key] = differing[-1]
         return dims
 
-    def same_classes(self, written: Mapping[str, Any]) -> bool:
-        """Whether prompts were learned on the classes of this run, in the same order, by their checkpoint's metadata.
+    def learned_names(self, written: Mapping[str, Any]) -> list[str]:
+        """The classes that prompts were learned on, by the metadata of their checkpoint.
 
-        Published checkpoints do not say it: they were, unless this run has the `new` classes.
+        Published checkpoints do not say it: on those of this run, unless these are the `new` ones.
         """
         names = written.get("class_names")
-        if not isinstance(names, list):
-            return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
-        return [name.replace("_", " ") for name in names] == self.class_names
+        if isinstance(names, list):
+            return [name.replace("_", " ") for name in names]
+        return [] if self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") == "new" else self.class_names
+
+    def same_dataset(self, written: Mapping[str, Any]) -> bool:
+        """Whether prompts were learned on the dataset of this run, or their checkpoint does not say on which."""
+        return written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
+
+    def same_classes(self, written: Mapping[str, Any]) -> bool:
+        """Whether prompts were learned on the classes of this run, in the same order."""
+        return self.learned_names(written) == self.class_names
 
     def were_learned(self, written: Mapping[str, Any]) -> bool:
-        """Whether prompts were learned on all classes of this run, by the metadata of their checkpoint.
-
-        Published checkpoints do not say on what they were learned: on these classes, unless they are `new` ones.
-        """
-        names = written.get("class_names")
-        if not isinstance(names, list):
-            return self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") != "new"
-        same_dataset = written.get("dataset", self.dataset_title) in (self.dataset_title, self.cfg.DATASET.NAME)
+        """Whether prompts were learned on all classes of this run."""
+        names = self.learned_names(written)
+        same_dataset = "class_names" not in written or self.same_dataset(written)
         return same_dataset and all(name in names for name in self.class_names)
 
     def check_metadata(self, written: Mapping[str, Any]) -> None:
         """Dassl calls this with the metadata of a checkpoint that a run resumes from.
 
         Raises:
-            UsageError: the run had a backbone with other weights, or learned from other images; or it is damaged.
+            UsageError: the run had other weights or other images, or the metadata is damaged.
         """
         if not is_metadata(written):
             raise UsageError("the metadata of the run's checkpoints is damaged", "choose another --output-dir")
-        check_weights(written, self.prompts_metadata(), "the run to resume")
+        self.check_weights(written, "the run to resume")
         images = (written.get("fit") or [{}])[-1].get("sha256", self.fit_phase["sha256"])
         if images != self.fit_phase["sha256"]:
             what = "the training images, their order or their classes are not those that the run to resume began with"
@@ -240,21 +232,13 @@ class LearnedPrompts(Method):
         if not written.get("weights_sha256"):
             print("The checkpoint does not say on which weights the run began: check that they are these")
 
-
-def check_weights(written: Mapping[str, Any], metadata: Mapping[str, Any], what: str) -> None:
-    """Check that prompts meet the weights that they were learned on.
-
-    Args:
-        written, metadata: `prompts_metadata` of a checkpoint, and of the run that reads it.
-        what: the checkpoint, for the error.
-
-    Raises:
-        UsageError: the weights are others.
-    """
-    before, now = written.get("weights_sha256"), metadata["weights_sha256"]
-    if before and before != now:
-        raise UsageError(
-            f"{what} has prompts for other weights: SHA-256 {before[:12]}... ({written.get('backbone')}), "
-            f"not {now[:12]}... ({metadata['backbone']})",
-            "give the backbone that they were learned on, by --backbone",
-        )
+    def check_weights(self, written: Mapping[str, Any], what: str) -> None:
+        """Raise UsageError if prompts, by their metadata, were learned on other weights; `what` says whose they are."""
+        metadata = self.prompts_metadata()
+        before, now = written.get("weights_sha256"), metadata["weights_sha256"]
+        if before and before != now:
+            raise UsageError(
+                f"{what} has prompts for other weights: SHA-256 {before[:12]}... ({written.get('backbone')}), "
+                f"not {now[:12]}... ({metadata['backbone']})",
+                "give the backbone that they were learned on, by --backbone",
+            )

@@ -9,8 +9,14 @@ UNITS = {"fp16": "a GPU", "bf16": "a CPU or GPU with bf16 units"}
 
 
 def usable(precision: str, device: torch.device) -> str:
-    """The precision of PREC on a device; fp32 where the device has no units for another one."""
-    return "fp32" if precision in UNITS and not has_units(precision, device) else precision
+    """The precision of PREC on a device; fp32 where the device does not multiply faster in fp16 or bf16."""
+    if precision not in UNITS:
+        return precision
+    if device.type == "cpu":
+        has_units = precision == "bf16" and cpu_has_bf16()
+    else:
+        has_units = precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision if has_units else "fp32"
 
 
 def print_precision(precision: str, device: torch.device) -> None:
@@ -19,13 +25,6 @@ def print_precision(precision: str, device: torch.device) -> None:
         print(f"PREC {precision}: training and evaluation compute in {precision}")
     elif precision in UNITS:
         print(f"PREC {precision} needs {UNITS[precision]}: computing in fp32")
-
-
-def has_units(precision: str, device: torch.device) -> bool:
-    """Whether a device multiplies in fp16 or bf16 faster than in fp32."""
-    if device.type == "cpu":
-        return precision == "bf16" and cpu_has_bf16()
-    return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bf16() -> bool:

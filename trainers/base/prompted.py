@@ -34,14 +34,11 @@ class PromptLearner(nn.Module):
         return ()
 
     def image(self, tower: ImageOutput, learned: bool) -> Tensor:
-        """The features of images, from the output of the image tower.
+        """(batch, joint), fp32: the image features, whose product with a text feature is the similarity.
 
         Args:
-            tower: its output, with what `read` asks for.
+            tower: the output of the image tower, with what `read` asks for.
             learned: whether the prompts were learned on the classes that the images are compared with.
-
-        Returns:
-            (batch, joint), fp32: its product with a normalised text feature is the similarity of image and class.
         """
         return normalize(tower.feature)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from clip import CLIP, Edit, Schedule, TextPrompts, tokenize
 from common.errors import UsageError
 
 from .build import require_vit
+from .compat import TWO_TOWERS
 from .prompted import PromptLearner
 from .settings import MethodSettings
 from .trainer import PromptTrainer
 
 POSITIONS = ("end", "middle", "front")  # of the class name among context vectors
+WORDS = "a photo of a"
 
 
 def gaussian(*shape: int) -> nn.Parameter:
@@ -87,19 +89,21 @@ WORDS_FIRST = {
 }
 
 
-def zeros_and_words(clip: CLIP, n_ctx: int, sentence: str, section: str) -> tuple[list[str], nn.Parameter]:
-    """The words before the class name, and the ctx (n_ctx, text width) that replaces all of them.
+def zeros_and_words(trainer: PromptTrainer, clip: CLIP) -> tuple[list[str], nn.Parameter]:
+    """The words before the class name, and the ctx (N_CTX, text width) that replaces all of them.
 
-    The convention of ProGrad's repository: the last vectors start from the words of `sentence`, one for each, and those
-    before them from zero. They replace `X`.
+    The convention of ProGrad's repository: the last vectors start from the words of CTX_INIT, one for each, and those
+    before them from zero, which replace `X`. If it is True, the words are those before the class name of the template.
 
     Raises:
-        UsageError: the sentence has no words, or more than n_ctx. The message names TRAINER.<section>.CTX_INIT.
+        UsageError: there are no words, or more than N_CTX.
     """
+    n_ctx, given = trainer.settings.N_CTX, trainer.settings.CTX_INIT
+    sentence = trainer.template(WORDS_FIRST).partition("{}")[0] if given is True else given.replace("_", " ")
     words = sentence.split()
     if not 0 < len(words) <= n_ctx:
         raise UsageError(
-            f"TRAINER.{section}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
+            f"TRAINER.{trainer.section()}.CTX_INIT has {len(words)} words ({sentence!r}), and N_CTX is {n_ctx}",
             "give 1 to N_CTX words, or False to start at random",
         )
     zeros = torch.zeros(n_ctx - len(words), text_width(clip))
@@ -108,43 +112,40 @@ def zeros_and_words(clip: CLIP, n_ctx: int, sentence: str, section: str) -> tupl
 
 
 class TemplatePrompts(PromptLearner):
-    """A sentence for each class, in which nothing is learned.
+    """A sentence for each class; nothing in it is learned, unless a subclass does.
 
     Args:
         template: the sentence, with {} for the class name.
         classnames: C names.
         context_length: of the text tower.
+        words: before the sentence; {} in them is text.
     """
 
-    def __init__(self, template: str, classnames: list[str], context_length: int):
+    def __init__(self, template: str, classnames: list[str], context_length: int, words: str = ""):
         super().__init__()
-        ids = tokenize([template.replace("{}", name) for name in classnames], context_length)
+        ids = tokenize([words + template.replace("{}", name) for name in classnames], context_length)
         self.register_buffer("ids", ids, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids)
 
 
-class CoOpPrompts(PromptLearner):
+class CoOpPrompts(TemplatePrompts):
     """Context vectors that replace the words around the class name (CoOp, Sec. 3.2).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
         words: the words before the class name; the context replaces their first n tokens.
         ctx: (n, text width), or (C, n, text width) for contexts that differ by class.
         position: of the class name, `end`, `middle` or `front`.
     """
 
-    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str):
-        super().__init__()
-        self.ctx = ctx
-        ids = tokenize([" ".join([*words, f"{name}."]) for name in classnames], clip.context_length)
-        ids, slots = move_class_tokens(ids, ctx.shape[-2], classnames, position)
-        self.register_buffer("ids", ids, persistent=False)
-        self.register_buffer("slots", slots, persistent=False)
-
     slots: Tensor
+
+    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str):
+        super().__init__("{}.", classnames, clip.context_length, " ".join([*words, ""]))
+        self.ctx = ctx
+        self.ids, slots = move_class_tokens(self.ids, ctx.shape[-2], classnames, position)
+        self.register_buffer("slots", slots, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
         return TextPrompts(self.ids, self.ctx, self.slots)
@@ -183,7 +184,8 @@ class ContextTrainer(PromptTrainer):
 
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
         """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
-        raise NotImplementedError
+        given = self.settings.CTX_INIT
+        return sentence_context(clip, self.settings.N_CTX, WORDS if given is True else given or "", *classes)
 
     def build_prompts(self, clip, classnames):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
@@ -215,8 +217,8 @@ def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: 
 class TowerPrompts(nn.Module):
     """Prompts of one tower for its first `depth` layers, each layer's own.
 
-    Parameter names are those of published checkpoints: `VPT` for layer 0, `transformer.resblocks.<l>.VPT_shallow`
-    beyond. `first` is False for the text tower, whose layer 0 has the context vectors.
+    Parameter names are those of published checkpoints: `VPT` for layer 0, `transformer.resblocks.<l>.VPT_shallow` for
+    the deep prompts. `first` is False for the text tower, whose layer 0 has the context vectors.
     """
 
     def __init__(self, n: int, width: int, depth: int, first: bool = True):
@@ -224,58 +226,38 @@ class TowerPrompts(nn.Module):
         self.n = n
         if first and depth > 0:
             self.VPT = gaussian(n, width)
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleDict()
-        for layer in range(1, depth):
-            block = nn.Module()
-            block.VPT_shallow = gaussian(n, width)
-            self.transformer.resblocks[str(layer)] = block
+        layers = {str(layer): nn.ParameterDict({"VPT_shallow": gaussian(n, width)}) for layer in range(1, depth)}
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(layers)})
 
     def schedule(self) -> Schedule:
         """Each layer's prompts replace those of the layer before (deep VPT)."""
         first = getattr(self, "VPT", None)
-        blocks: Any = self.transformer.resblocks
-        deep = [Edit(self.n, block.VPT_shallow) for block in blocks.values()]  # the published name for *deep* prompts
+        blocks: Any = self.transformer["resblocks"]
+        deep = [Edit(self.n, *block.values()) for block in blocks.values()]
         return [Edit(add=first), *deep] if first is not None or deep else ()
 
 
-class IndependentPrompts(PromptLearner):
+class IndependentPrompts(TemplatePrompts):
     """Prompts of the two towers that are independent of each other (VPT, IVLP, PromptSRC).
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
-        n_text, depth_text: prompts of the text tower at each of its first layers; depth 0 leaves plain words.
-        n_vision, depth_vision: the same for the image tower.
+        text: how many prompts the text tower has at each of its first layers, and these layers; 0 leaves plain words.
+        vision: the same for the image tower.
         ctx_init: words before the class name.
     """
 
-    def __init__(
-        self,
-        clip: CLIP,
-        classnames: list[str],
-        n_text: int,
-        depth_text: int,
-        n_vision: int,
-        depth_vision: int,
-        ctx_init: str,
-    ):
-        super().__init__()
-        self.extra_modules: dict[str, Any]
-        words = ctx_init.replace("_", " ")
-        if depth_text > 0:
-            words, self.ctx = start_context(clip, n_text, ctx_init)
-        ids = tokenize([f"{words} {name}." for name in classnames], clip.context_length)
-        self.register_buffer("ids", ids, persistent=False)
-        self.extra_modules = {
+    def __init__(self, clip, classnames: list[str], text: tuple[int, int], vision: tuple[int, int], ctx_init: str):
+        (n_text, depth_text), (n_vision, depth_vision) = text, vision
+        words, ctx = start_context(clip, n_text, ctx_init) if depth_text else (ctx_init.replace("_", " "), None)
+        super().__init__("{}.", classnames, clip.context_length, f"{words} ")
+        self.ctx = ctx
+        self.extra_modules: dict[str, Any] = {
             "image_encoder": TowerPrompts(n_vision, vision_width(clip), depth_vision),
             "text_encoder": TowerPrompts(n_text, text_width(clip), depth_text, first=False),
         }
 
     def text(self, image_features: Tensor) -> TextPrompts:
-        ctx = getattr(self, "ctx", None)
-        deep = self.extra_modules["text_encoder"].schedule()
-        return TextPrompts(self.ids, ctx, deep=[Edit(), *deep[1:]] if deep else ())
+        return TextPrompts(self.ids, self.ctx, deep=self.extra_modules["text_encoder"].schedule())
 
     def vision(self) -> Schedule:
         return self.extra_modules["image_encoder"].schedule()
@@ -287,7 +269,7 @@ class TwoTowerSettings(MethodSettings):
 
     N_CTX_VISION: int = 2
     N_CTX_TEXT: int = 2
-    CTX_INIT: str = "a photo of a"
+    CTX_INIT: str = WORDS
     PROMPT_DEPTH_VISION: int = 9
     PROMPT_DEPTH_TEXT: int = 9
     ranges = {"N_CTX_VISION": (0, 256)}  # 0, as in the published YAML of language-only prompts, only at depth 0
@@ -300,16 +282,21 @@ class TwoTowerSettings(MethodSettings):
             raise UsageError("PROMPT_DEPTH_VISION and PROMPT_DEPTH_TEXT are 0", "raise one of them: nothing is learned")
 
 
-def two_tower_prompts(trainer: PromptTrainer, clip: CLIP, classnames: list[str]) -> IndependentPrompts:
-    """Independent prompts of both towers, by a trainer's `TwoTowerSettings`."""
-    s = trainer.settings
-    require_vit(clip, type(trainer).__name__, trainer.cfg.MODEL.BACKBONE.NAME)
-    for tower in ("vision", "text"):
-        key = f"PROMPT_DEPTH_{tower.upper()}"
-        check_depth(clip, f"TRAINER.{trainer.section()}.{key}", getattr(s, key), (tower,), least=0)
-    return IndependentPrompts(
-        clip, classnames, s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT, s.N_CTX_VISION, s.PROMPT_DEPTH_VISION, s.CTX_INIT
-    )
+class TwoTowerTrainer(PromptTrainer):
+    """A method that learns independent prompts of both towers; its `Settings` are `TwoTowerSettings`."""
+
+    Settings: ClassVar[type[MethodSettings]] = TwoTowerSettings
+    saved_as = "VLPromptLearner"
+    published = TWO_TOWERS
+
+    def build_prompts(self, clip, classnames):
+        s = self.settings
+        require_vit(clip, type(self).__name__, self.cfg.MODEL.BACKBONE.NAME)
+        for tower in ("vision", "text"):
+            key = f"PROMPT_DEPTH_{tower.upper()}"
+            check_depth(clip, f"TRAINER.{self.section()}.{key}", getattr(s, key), (tower,), least=0)
+        text, vision = (s.N_CTX_TEXT, s.PROMPT_DEPTH_TEXT), (s.N_CTX_VISION, s.PROMPT_DEPTH_VISION)
+        return IndependentPrompts(clip, classnames, text, vision, s.CTX_INIT)
 
 
 def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...] = ("text", "vision")) -> None:

@@ -65,12 +65,7 @@ class MethodSettings:
         """Raise UsageError for values that cannot work together; its text starts with the name of a field."""
 
     def per_layer(self, key: str, layers: int, named: str) -> list[int]:
-        """A `PerLayer` field as a list with one number for each layer.
-
-        Args:
-            key: name of the field.
-            layers: how many layers there are.
-            named: the settings that make this number, for the error.
+        """The `PerLayer` field `key` as a list with one number for each layer; `named` is how settings give `layers`.
 
         Raises:
             UsageError: a list of another length.

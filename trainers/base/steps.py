@@ -1,6 +1,7 @@
 """Training for a number of steps, whatever the number of images."""
 
 from collections.abc import Iterator
+from itertools import chain, islice, repeat
 from typing import Any
 
 from dassl.optim import build_optimizer
@@ -33,13 +34,7 @@ class Repeated:
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        done = 0
-        while done < self.steps:
-            for batch in self.loader:
-                yield batch
-                done += 1
-                if done == self.steps:
-                    return
+        return islice(chain.from_iterable(repeat(self.loader)), self.steps)
 
 
 class SteppedTrainer(PromptTrainer):

@@ -30,22 +30,16 @@ def cache_folder() -> Path:
 
 
 class Teacher:
-    """The features of the frozen CLIP that a method holds its own near to.
-
-    Args:
-        model: the method's `PromptedCLIP`.
-        classnames: C names.
-        templates: sentences with {} for the class name; a class's text feature is their mean.
-    """
+    """The features of the frozen CLIP that a method holds its own near to; a class's text feature is the mean of its
+    sentences' (`templates`, with {} for the class name)."""
 
     def __init__(self, model: PromptedCLIP, classnames: list[str], templates: Sequence[str] = TEMPLATES):
         self.model, self.classnames, self.templates = model, classnames, templates
 
     @cached_property
     def text_features(self) -> Tensor:
-        """(C, joint), fp32, normalised; computed when it is first asked for."""
-        clip = self.model.frozen
-        return teacher_text_features(clip, self.classnames, clip.logit_scale.device, self.templates)
+        """(C, joint), fp32, normalised (PromptSRC, Sec. 3.4); computed when it is first asked for."""
+        return normalize(mean_text_features(self.model.frozen, self.classnames, self.templates))
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
@@ -76,26 +70,15 @@ class TaughtTrainer(PromptTrainer):
         return parts["loss_ce"] + weight * parts["loss_score"], parts
 
 
-def teacher_text_features(
-    clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str] = TEMPLATES
-) -> Tensor:
-    """The mean over templates of a class's text feature, then normalised (PromptSRC, Sec. 3.4): (C, joint), fp32."""
-    return normalize(mean_text_features(clip, classnames, device, templates))
-
-
 @torch.no_grad()
-def mean_text_features(
-    clip: CLIP, classnames: Sequence[str], device: torch.device, templates: Sequence[str], unit: bool = False
-) -> Tensor:
+def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequence[str], unit: bool = False) -> Tensor:
     """The mean over templates of a class's text feature.
 
     Kept in `cache_folder()` under a key made of the text tower's weights, the class names and the templates.
 
     Args:
-        clip: the frozen backbone.
-        classnames: C names.
-        device: of the features.
-        templates: sentences with {} for the class name.
+        clip: the frozen backbone; the features are on its device.
+        classnames, templates: C names, and sentences with {} for the class name.
         unit: whether each feature is normalised before the mean.
 
     Returns:
@@ -103,8 +86,8 @@ def mean_text_features(
     """
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
-    key = fingerprint(clip, classnames, [*templates, "mean of unit" if unit else "mean"])
-    ranks = current_ranks()
+    key = fingerprint(clip, [*classnames, *templates, "mean of unit" if unit else "mean"])
+    ranks, device = current_ranks(), clip.logit_scale.device
     if (kept := ranks.from_first(lambda: cache.get(key, len(classnames)))) is not None:
         return kept.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
@@ -129,10 +112,10 @@ def encode_texts(clip: CLIP, texts: list[str], device: torch.device) -> Tensor:
     return torch.cat(features)
 
 
-def fingerprint(clip: CLIP, classnames: Sequence[str], templates: Sequence[str]) -> str:
-    """A checksum of everything that the features depend on."""
+def fingerprint(clip: CLIP, texts: Sequence[str]) -> str:
+    """A checksum of the text tower and of texts."""
     digest = hashlib.sha256()
     add_tensors(digest, {key: tensor for key, tensor in clip.state_dict().items() if not key.startswith("visual.")})
-    for text in (*classnames, *templates):
+    for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:32]

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, SequentialSampler
 from yacs.config import CfgNode
 
-from clip import TOWERS, ImageOutput, compiled_towers, current_ranks
+from clip import TOWERS, ImageOutput, Ranks, compiled_towers, current_ranks
 from clip.digest import digest
 from common.errors import UsageError
 from common.names import check_known_names
@@ -25,14 +26,15 @@ from common.names import check_known_names
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss
-from .data_use import inherited_choices, inherited_phases
+from .data_use import inherited
 from .features import feature_cache, kept_features
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision, usable
 from .prompted import Output, PromptedCLIP
 from .saved import check_saved
-from .split_test import outputs_of_ranks
+
+Outputs = Iterator[tuple[Tensor, Tensor]]
 
 
 class PromptTrainer(LearnedPrompts):
@@ -101,9 +103,7 @@ class PromptTrainer(LearnedPrompts):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
-            known = is_checkpoint(start)
-            self.inherited_choices = inherited_choices(start) if known else None
-            self.inherited_phases = inherited_phases(start) if known else None
+            self.inherited_choices, self.inherited_phases = inherited(start) if is_checkpoint(start) else (None, None)
         self.register()
         check_learner(self)
 
@@ -215,7 +215,7 @@ class PromptTrainer(LearnedPrompts):
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
         super().set_model_mode(mode, names)
 
-    def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_outputs(self, loader: Any) -> Outputs:
         """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
 
         Several ranks divide the batches. The features of a frozen image tower without prompts are kept in the folder
@@ -234,3 +234,33 @@ class PromptTrainer(LearnedPrompts):
     def model_inference(self, images: Tensor | ImageOutput) -> Tensor:
         """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes), in fp32."""
         return self.model(images)
+
+
+def outputs_of_ranks(compute: Callable[[Any], Outputs], loader: Any, ranks: Ranks) -> Outputs:
+    """What `compute(loader)` yields, logits and labels of each batch, with every `count`-th batch computed by a rank.
+
+    All ranks compute equally many batches, so that they can communicate in each of them: a rank for which none is left
+    computes the last one again. If the loader does not read its images in order, each rank computes all batches.
+    """
+    if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)):
+        yield from compute(loader)
+        return
+    batches: list[list[int]] = list(loader.batch_sampler or [])
+    rounds = [batches[start : start + ranks.count] for start in range(0, len(batches), ranks.count)]
+    own = loader_of([each[min(ranks.rank, len(each) - 1)] for each in rounds], loader)
+    for each, (logits, labels) in zip(rounds, compute(own), strict=True):
+        sizes = [*map(len, each), *[0] * (ranks.count - len(each))]
+        parts = [ranks.gather(part, sizes).split(sizes[: len(each)]) for part in (logits, labels)]
+        yield from zip(*parts, strict=True)
+
+
+def loader_of(batches: list[list[int]], loader: DataLoader) -> DataLoader:
+    """A loader of these batches of the same images."""
+    return type(loader)(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        collate_fn=loader.collate_fn,
+        generator=loader.generator,
+    )
