@@ -131,9 +131,9 @@ def test_loading_draws_no_random_numbers(half, tmp_path):
 @pytest.fixture
 def kept(monkeypatch):
     """The backbones that a process keeps, at first none."""
-    monkeypatch.setattr(building, "KEPT", building.Keeper())
-    clip.keep_backbones(1)
-    return building.KEPT.models
+    monkeypatch.setattr(building, "KEPT", OrderedDict())
+    monkeypatch.setattr(building, "kept_backbones", 1)
+    return building.KEPT
 
 
 def test_a_kept_backbone_is_copied_and_not_read_again(half, kept, tmp_path, monkeypatch):
@@ -166,10 +166,11 @@ def test_a_kept_backbone_is_not_used_once_its_file_changes(half, kept, tmp_path)
 
 
 def test_nothing_is_kept_unless_asked_for(half, monkeypatch, tmp_path):
-    monkeypatch.setattr(building, "KEPT", building.Keeper())
+    monkeypatch.setattr(building, "KEPT", OrderedDict())
+    monkeypatch.setattr(building, "kept_backbones", 0)
     torch.save(half.state_dict(), tmp_path / "vit.pt")
     clip.load_backbone(str(tmp_path / "vit.pt"))
-    assert not building.KEPT.models
+    assert not building.KEPT
 
 
 # ---------------------------------------------------------------- faults
