@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count, pairwise
+from itertools import count, pairwise, takewhile
 from typing import Any
 
 import torch
@@ -63,6 +63,19 @@ class Taken(torch.autograd.Function):
         return summed.view(-1, images, width).transpose(0, 1), None, None, None
 
 
+def once(method: Callable[..., "Packing"]) -> Callable[..., "Packing"]:
+    """Computed once for the same arguments."""
+
+    def made(self: "Packing", *arguments: Any) -> "Packing":
+        key = method.__name__, *arguments
+        if key not in self._others:
+            with torch.inference_mode(False):  # so that training can use it, too
+                self._others[key] = method(self, *arguments)
+        return self._others[key]
+
+    return made
+
+
 @dataclass(frozen=True, eq=False)
 class Packing:
     """Which of N packed tokens stand where in C rows, which begin with the same P tokens.
@@ -73,10 +86,9 @@ class Packing:
         padded_index: (C, longest) the packed token at each of these places; after EOT the same EOT again.
         eot: (C,) the packed token that is EOT of each row.
         lengths: (C,) number of packed tokens of each row.
-        mask: (P + N, P + N) whether a token attends to another, the prefix first: to those before it in its rows, and
-            to itself. None for more than `AT_ONCE` tokens.
-        eot_mask: (C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, P + longest), the positions of its
-            row that EOT attends to.
+        before: (N, N) whether a token attends to another: to those before it in its rows, and to itself. None for more
+            than `AT_ONCE` tokens.
+        dtype: of the masks.
     """
 
     prefix: int
@@ -84,8 +96,8 @@ class Packing:
     padded_index: Tensor
     eot: Tensor
     lengths: Tensor
-    mask: Tensor | None
-    eot_mask: Tensor
+    before: Tensor | None
+    dtype: torch.dtype = torch.float32
     _others: dict[Any, "Packing"] = field(default_factory=dict, repr=False)  # made of it
 
     @classmethod
@@ -97,59 +109,47 @@ class Packing:
         for place, token in enumerate(token for row in padded for token in row):
             place_of.setdefault(token, place)
         tokens = len(place_of)
-        packing = cls(
-            prefix=0,
+        return cls(
+            prefix=prefix,
             packed_index=torch.tensor([place_of[token] for token in range(tokens)], device=device),
             padded_index=torch.tensor(padded, device=device),
             eot=torch.tensor([row[-1] for row in rows], device=device),
             lengths=torch.tensor([len(row) for row in rows], device=device),
-            mask=ancestors(rows, tokens).to(device) if prefix + tokens <= AT_ONCE else None,
-            eot_mask=torch.empty(0),
+            before=ancestors(rows, tokens).to(device) if prefix + tokens <= AT_ONCE else None,
         )
-        return packing._after(prefix)
 
-    def _after(self, prefix: int) -> "Packing":
-        """The same rows after a prefix of another length."""
-        mask = None
-        if self.mask is not None and prefix + len(self.packed_index) <= AT_ONCE:
-            mask = with_prefix(self.mask[self.prefix :, self.prefix :], prefix)
-            eot_mask = mask[prefix + self.eot]
-        else:
-            position = torch.arange(prefix + self.longest, device=self.eot.device)
-            eot_mask = position < prefix + self.lengths[:, None, None, None]
-        return replace(self, prefix=prefix, mask=mask, eot_mask=eot_mask, _others={})
-
-    def _made(self, key: Any, make: Callable[[], "Packing"]) -> "Packing":
-        """Another packing, computed once."""
-        if key not in self._others:
-            with torch.inference_mode(False):  # so that training can use it, too
-                self._others[key] = make()
-        return self._others[key]
-
+    @once
     def after(self, prefix: int) -> "Packing":
         """The same rows after a prefix of another length; computed once."""
-        return self if prefix == self.prefix else self._made(prefix, lambda: self._after(prefix))
+        together = prefix + len(self.packed_index) <= AT_ONCE
+        return replace(self, prefix=prefix, before=self.before if together else None, _others={})
 
+    @once
     def without_sharing(self, prefix: int, more: int) -> "Packing":
         """Rows after another prefix, each longer by `more` packed tokens, which share none; computed once."""
+        token = count()
+        rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
+        return self.of_rows(rows, prefix, self.lengths.device)
 
-        def make() -> Packing:
-            token = count()
-            rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
-            return self.of_rows(rows, prefix, self.lengths.device)
-
-        return self._made((prefix, more), make)
-
+    @once
     def of_type(self, dtype: torch.dtype) -> "Packing":
-        """The same with masks to be added to scores of a type (0, or -inf where a token is not read); computed once."""
+        """The same with masks of a type; computed once, before a compiled layer asks for it."""
+        made = replace(self, dtype=dtype, _others={})
+        _ = made.mask, made.eot_mask, made.to_eot, made.to_rows, made.to_tokens
+        return made
 
-        def make() -> Packing:
-            mask = None if self.mask is None else additive(self.mask, dtype)
-            made = replace(self, mask=mask, eot_mask=additive(self.eot_mask, dtype), _others={})
-            _ = made.to_eot, made.to_rows, made.to_tokens  # before a compiled layer asks for them
-            return made
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(P + N, P + N), to be added to scores: 0 where a token attends to another, the prefix first, else -inf."""
+        return None if self.before is None else additive(with_prefix(self.before, self.prefix), self.dtype)
 
-        return self._made(dtype, make)
+    @cached_property
+    def eot_mask(self) -> Tensor:
+        """(C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, P + longest), for the tokens of its row."""
+        if self.before is not None:
+            return additive(with_prefix(self.before, self.prefix)[self.prefix + self.eot], self.dtype)
+        position = torch.arange(self.prefix + self.longest, device=self.eot.device)
+        return additive(position < self.prefix + self.lengths[:, None, None, None], self.dtype)
 
     @property
     def classes(self) -> int:
@@ -234,13 +234,9 @@ class Layout:
     has_suffix_ctx: bool
 
     @property
-    def prefix(self) -> int:
-        return self.packing.prefix
-
-    @property
     def length(self) -> int:
         """Positions of the longest row, up to EOT."""
-        return self.prefix + self.packing.longest
+        return self.packing.prefix + self.packing.longest
 
 
 # Token ids -> (key, layout): see `layout_of`.
@@ -280,7 +276,9 @@ def token_layout(prompts: TextPrompts) -> Layout:
     of S5, with packed_index = [0, 6, 1, 4, 7, 2, 5], eot = [5, 6, 4] and lengths = [3, 3, 2].
     """
     contents = row_contents(prompts)  # C lists
-    prefix = common_prefix(contents)  # P
+    # P: the tokens that all rows begin with, without EOT: it is read, so each row needs its own.
+    columns = zip(*(content[:-1] for content in contents), strict=False)
+    prefix = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
     suffixes = [content[prefix:] for content in contents]  # C lists
     nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
 
@@ -307,29 +305,15 @@ def row_contents(prompts: TextPrompts) -> list[list[int]]:
     return [row[: eot + 1] for row, eot in zip(contents, prompts.ids.argmax(dim=-1).tolist(), strict=True)]
 
 
-def common_prefix(contents: list[list[int]]) -> int:
-    """The number of tokens that all rows begin with, without EOT: it is read, so each row needs its own."""
-    shortest = min(len(content) for content in contents) - 1
-    return next((i for i in range(shortest) if len({content[i] for content in contents}) > 1), shortest)
-
-
 def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
     """The node of each token in the trie of the suffixes.
 
     A node is a different beginning of a suffix. They are numbered from 0, the shortest first, then in order of their
     contents.
     """
-    nodes: list[list[int]] = [[] for _ in suffixes]
-    count = 0
-    for depth in range(max(len(suffix) for suffix in suffixes)):
-        # A beginning is its parent's node and one more token. The root has no number.
-        beginnings = {
-            row: (nodes[row][-1] if depth else -1, suffix[depth])
-            for row, suffix in enumerate(suffixes)
-            if depth < len(suffix)
-        }
-        number = {beginning: count + i for i, beginning in enumerate(sorted(set(beginnings.values())))}
-        for row, beginning in beginnings.items():
-            nodes[row].append(number[beginning])
-        count += len(number)
-    return nodes
+    beginnings = [[tuple(suffix[:length]) for length in range(1, len(suffix) + 1)] for suffix in suffixes]
+    ordered = sorted(
+        {beginning for row in beginnings for beginning in row}, key=lambda beginning: (len(beginning), beginning)
+    )
+    number = {beginning: node for node, beginning in enumerate(ordered)}
+    return [[number[beginning] for beginning in row] for row in beginnings]
