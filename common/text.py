@@ -44,11 +44,7 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:
-    """The content of a JSON file.
-
-    Args:
-        path: the file.
-        most: the most bytes that it may have.
+    """The content of a JSON file of at most `most` bytes.
 
     Raises:
         UsageError: it cannot be read, is not JSON, or has too many values or levels.

@@ -8,7 +8,7 @@ import pytest
 from drawn import arguments
 
 from common.errors import UsageError
-from common.nearest import check_folder, what_exists
+from common.files import check_folder, what_exists
 from common.start import ROOT
 
 
