@@ -47,11 +47,7 @@ TOKENS_PER_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 15}
 
 @dataclass(frozen=True)
 class Encoder:
-    """The two towers, layer by layer.
-
-    Args:
-        image_layer, text_layer: the functions of these names below, or compiled forms of them.
-    """
+    """The two towers, layer by layer, which the functions of these names below compute, or compiled forms of them."""
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
@@ -148,11 +144,7 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
 def reading(
     block: ResidualAttentionBlock, x: Tensor, take: Callable[[Tensor], Tensor], packing: Packing | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In the last layer: the tokens that are read, their queries, and keys and values of all tokens.
-
-    Args:
-        take: all tokens -> those that are read.
-    """
+    """In the last layer: the tokens that are read (by `take`), their queries, and keys and values of all tokens."""
     taken = take(x)
     if not draws(block):
         kv = qkv(block, x, "kv")
@@ -184,14 +176,14 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     parts = qkv(block, x, packing=packing)
     q, k, v = heads(block, packing.in_rows(parts) if by_row else parts)
     attended = attention(q, k, v, packing.mask, causal=by_row)
-    x = block_output(block, x, packing.packed(attended, images) if by_row else attended, packing)
+    x = block_output(block, x, packing.from_rows(attended) if by_row else attended, packing)
     return packing.to_eot.take(x) if last else x
 
 
 def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
     """Give each row tokens of its own, from a layer on that draws random numbers for each token of each row."""
     rows = packing.without_sharing(0, packing.prefix)
-    return rows.packed(packing.in_rows(x), len(x)), rows
+    return rows.from_rows(packing.in_rows(x)), rows
 
 
 def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:
@@ -199,9 +191,6 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
 
     Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
     row, and becomes a part of the packed tokens.
-
-    Args:
-        x, packing: as for `text_layer`.
 
     Returns:
         The new x (images, P' + N', width), and the packing of its tokens.
@@ -219,7 +208,7 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
     prefix, rest = x.split([kept, tokens - kept], dim=1)
     rows = plain.edit(packing.after(n_prefix - kept).in_rows(rest), change, end - kept)
     packing = packing.without_sharing(kept, n_prefix - kept + change.added - change.remove)
-    return torch.cat([prefix, packing.after(0).packed(rows, images)], dim=1), packing
+    return torch.cat([prefix, packing.after(0).from_rows(rows)], dim=1), packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
@@ -227,7 +216,7 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     dtype, ctx = state_type(clip.transformer.get_cast_dtype(), clip.ln_final), prompts.ctx
     positions = clip.positional_embedding.to(dtype)[layout.position]  # (P + N, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
-        prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
+        prompts = replace(prompts, ids=prompts.ids[:, : layout.packing.length])
         x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx), dtype) for ctx in prompts.contexts])
         return x[:, layout.row, layout.position] + positions
     x = clip.token_embedding(layout.ids)[None].to(dtype)

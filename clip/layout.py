@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count, pairwise, takewhile
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -82,47 +82,32 @@ class Packing:
 
     Attributes:
         prefix: P.
-        packed_index: (N,) the first place of each packed token, an index into C * longest places.
-        padded_index: (C, longest) the packed token at each of these places; after EOT the same EOT again.
-        eot: (C,) the packed token that is EOT of each row.
+        packed: N.
+        padded_index: (C, longest) the packed token at each place of the rows after the prefix; after EOT the same EOT
+            again.
         lengths: (C,) number of packed tokens of each row.
-        before: (N, N) whether a token attends to another: to those before it in its rows, and to itself. None for more
-            than `AT_ONCE` tokens.
         dtype: of the masks.
     """
 
     prefix: int
-    packed_index: Tensor
+    packed: int
     padded_index: Tensor
-    eot: Tensor
     lengths: Tensor
-    before: Tensor | None
     dtype: torch.dtype = torch.float32
     _others: dict[Any, "Packing"] = field(default_factory=dict, repr=False)  # made of it
 
     @classmethod
     def of_rows(cls, rows: list[list[int]], prefix: int, device: torch.device) -> "Packing":
         """From the packed tokens of each row; the numbers from 0 to N - 1 all occur."""
-        longest = max(len(row) for row in rows)
-        padded = [row + row[-1:] * (longest - len(row)) for row in rows]  # (C, longest)
-        place_of: dict[int, int] = {}
-        for place, token in enumerate(token for row in padded for token in row):
-            place_of.setdefault(token, place)
-        tokens = len(place_of)
-        return cls(
-            prefix=prefix,
-            packed_index=torch.tensor([place_of[token] for token in range(tokens)], device=device),
-            padded_index=torch.tensor(padded, device=device),
-            eot=torch.tensor([row[-1] for row in rows], device=device),
-            lengths=torch.tensor([len(row) for row in rows], device=device),
-            before=ancestors(rows, tokens).to(device) if prefix + tokens <= AT_ONCE else None,
-        )
+        lengths = [len(row) for row in rows]
+        padded = [row + row[-1:] * (max(lengths) - len(row)) for row in rows]
+        packed = 1 + max(max(row) for row in rows)
+        return cls(prefix, packed, torch.tensor(padded, device=device), torch.tensor(lengths, device=device))
 
     @once
     def after(self, prefix: int) -> "Packing":
         """The same rows after a prefix of another length; computed once."""
-        together = prefix + len(self.packed_index) <= AT_ONCE
-        return replace(self, prefix=prefix, before=self.before if together else None, _others={})
+        return replace(self, prefix=prefix, _others={})
 
     @once
     def without_sharing(self, prefix: int, more: int) -> "Packing":
@@ -138,73 +123,74 @@ class Packing:
         _ = made.mask, made.eot_mask, made.to_eot, made.to_rows, made.to_tokens
         return made
 
-    @cached_property
-    def mask(self) -> Tensor | None:
-        """(P + N, P + N), to be added to scores: 0 where a token attends to another, the prefix first, else -inf."""
-        return None if self.before is None else additive(with_prefix(self.before, self.prefix), self.dtype)
-
-    @cached_property
-    def eot_mask(self) -> Tensor:
-        """(C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, P + longest), for the tokens of its row."""
-        if self.before is not None:
-            return additive(with_prefix(self.before, self.prefix)[self.prefix + self.eot], self.dtype)
-        position = torch.arange(self.prefix + self.longest, device=self.eot.device)
-        return additive(position < self.prefix + self.lengths[:, None, None, None], self.dtype)
-
     @property
     def classes(self) -> int:
         return self.padded_index.shape[0]
 
     @property
-    def longest(self) -> int:
-        return self.padded_index.shape[1]
+    def length(self) -> int:
+        """Places of the longest row, P + longest."""
+        return self.prefix + self.padded_index.shape[1]
 
     @property
     def tokens(self) -> int:
         """P + N."""
-        return self.prefix + len(self.packed_index)
+        return self.prefix + self.packed
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(C, length) the token at each place of the rows, the prefix first."""
+        prefix = torch.arange(self.prefix, device=self.lengths.device).expand(self.classes, -1)
+        return torch.cat([prefix, self.prefix + self.padded_index], dim=1)
+
+    @cached_property
+    def attended(self) -> Tensor | None:
+        """(P + N, P + N) whether a token attends to another: to those before it in its rows, and to itself.
+
+        None for more than `AT_ONCE` tokens.
+        """
+        if self.tokens > AT_ONCE:
+            return None
+        attending, attended = torch.tril_indices(self.length, self.length, device=self.rows.device)
+        found = self.rows.new_zeros(self.tokens, self.tokens, dtype=torch.bool)
+        found[self.rows[:, attending], self.rows[:, attended]] = True
+        return found
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """`attended` as a mask to be added to scores."""
+        return None if self.attended is None else additive(self.attended, self.dtype)
+
+    @cached_property
+    def eot_mask(self) -> Tensor:
+        """(C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, length), for the places of its row."""
+        if self.attended is not None:
+            return additive(self.attended[self.rows[:, -1]], self.dtype)
+        position = torch.arange(self.length, device=self.lengths.device)
+        return additive(position < self.prefix + self.lengths[:, None, None, None], self.dtype)
 
     @cached_property
     def to_rows(self) -> Places:
-        """The P + N tokens at C * (P + longest) places."""
-        prefix = torch.arange(self.prefix, device=self.eot.device).expand(self.classes, -1)
-        return Places.of(torch.cat([prefix, self.prefix + self.padded_index], 1).flatten(), self.tokens)
+        """The P + N tokens at C * length places."""
+        return Places.of(self.rows.flatten(), self.tokens)
 
     @cached_property
     def to_tokens(self) -> Places:
-        """One of these places for each token."""
-        row, position = self.packed_index // self.longest, self.packed_index % self.longest
-        length = self.prefix + self.longest
-        places = [torch.arange(self.prefix, device=row.device), row * length + self.prefix + position]
-        return Places.of(torch.cat(places), self.classes * length)
+        """The first of these places for each token."""
+        return Places.of(self.to_rows.place[self.to_rows.start], self.classes * self.length)
 
     @cached_property
     def to_eot(self) -> Places:
         """EOT of each row."""
-        return Places.of(self.prefix + self.eot, self.tokens)
+        return Places.of(self.rows[:, -1], self.tokens)
 
     def in_rows(self, x: Tensor) -> Tensor:
-        """(images, P + N, width) -> (images * C, P + longest, width)."""
-        return self.to_rows.take(x).view(-1, self.prefix + self.longest, x.shape[-1])
+        """(images, P + N, width) -> (images * C, length, width)."""
+        return self.to_rows.take(x).view(-1, self.length, x.shape[-1])
 
-    def packed(self, x: Tensor, images: int) -> Tensor:
-        """(images * C, P + longest, width) -> (images, P + N, width)."""
-        return self.to_tokens.take(x.reshape(images, -1, x.shape[-1]))
-
-
-def ancestors(rows: list[list[int]], tokens: int) -> Tensor:
-    """Whether each of N tokens is another one or comes after it in a row, (N, N)."""
-    found = torch.eye(tokens, dtype=torch.bool)
-    for row in rows:
-        for before, token in pairwise(row):
-            found[token] |= found[before]
-    return found
-
-
-def with_prefix(mask: Tensor, prefix: int) -> Tensor:
-    """The mask of packed tokens, (N, N), with the prefix that all of them attend to: (P + N, P + N)."""
-    causal = mask.new_ones(prefix, prefix + len(mask)).tril()
-    return torch.cat([causal, F.pad(mask, (prefix, 0), value=True)])
+    def from_rows(self, x: Tensor) -> Tensor:
+        """(images * C, length, width) -> (images, P + N, width)."""
+        return self.to_tokens.take(x.reshape(-1, self.classes * self.length, x.shape[-1]))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -232,11 +218,6 @@ class Layout:
     ids: Tensor
     slots: Tensor
     has_suffix_ctx: bool
-
-    @property
-    def length(self) -> int:
-        """Positions of the longest row, up to EOT."""
-        return self.packing.prefix + self.packing.longest
 
 
 # Token ids -> (key, layout): see `layout_of`.
@@ -273,7 +254,7 @@ def token_layout(prompts: TextPrompts) -> Layout:
         -- P = 3 --                   padded_index
 
     The suffixes have N = 7 different beginnings, so many tokens are packed: Audi, BMW, S4, S5, EOT of BMW, of S4 and
-    of S5, with packed_index = [0, 6, 1, 4, 7, 2, 5], eot = [5, 6, 4] and lengths = [3, 3, 2].
+    of S5, and lengths = [3, 3, 2].
     """
     contents = row_contents(prompts)  # C lists
     # P: the tokens that all rows begin with, without EOT: it is read, so each row needs its own.
@@ -283,9 +264,8 @@ def token_layout(prompts: TextPrompts) -> Layout:
     nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
 
     packing = Packing.of_rows(nodes, prefix, prompts.ids.device)
-    of_prefix = torch.arange(prefix, device=prompts.ids.device)
-    row = torch.cat([torch.zeros_like(of_prefix), packing.packed_index // packing.longest])
-    position = torch.cat([of_prefix, prefix + packing.packed_index % packing.longest])
+    first = packing.to_tokens.token
+    row, position = first // packing.length, first % packing.length
     return Layout(
         packing=packing,
         row=row,
