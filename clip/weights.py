@@ -21,7 +21,7 @@ from common.files import checksum, identity, replacing
 from .errors import ClipError
 from .torch_files import read
 
-CACHE = "~/.cache/clip"
+CACHE = "~/.cache/clip"  # as in OpenAI's package
 MAX_BYTES = 1 << 31  # of OpenAI's files; the largest has 1.3 GB
 MAX_TENSORS = 4000  # in a file, three times those of the largest CLIP
 
@@ -61,11 +61,7 @@ def small_file() -> Path:
 
 
 def openai_file(name: str, cache: str | None = None) -> Path:
-    """The verified weight file of an OpenAI name: the cached one, or a new download.
-
-    Args:
-        name: a key of `URLS`.
-        cache: folder of the files; by default that of OpenAI's package, `~/.cache/clip`.
+    """The verified weight file of an OpenAI name: the one in the folder `cache` (by default CACHE), or a new download.
 
     Raises:
         ClipError: the download fails or has another SHA-256; no file is left behind.

@@ -127,12 +127,7 @@ def stage_prefix(folder: Path) -> str:
 
 
 def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None:
-    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`.
-
-    Args:
-        folder: the folder.
-        key: as for `new_folder`; without it no file is allowed.
-        stage: the folder with the files to write; None if they do not exist yet.
+    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`, if it exists yet.
 
     Raises:
         UsageError: it has other files.
@@ -147,13 +142,9 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
 def check_folder(path: Path, what: str, remedy: str) -> None:
     """Check that a folder exists.
 
-    Args:
-        path: the folder.
-        what: the fault, before the path: `there is no folder`.
-        remedy: the next step.
-
     Raises:
-        UsageError: it does not; the message says how far its path exists.
+        UsageError: it does not. The message is `what` (such as `there is no folder`), the path, how far it exists, and
+            `remedy`.
     """
     if not path.is_dir():
         raise UsageError(f"{what} {path}", f"{what_exists(path)}; {remedy}", path)
@@ -178,12 +169,9 @@ def check_no_link(folder: Path, parent: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:
-    """The checksum of a file in hexadecimal.
+    """The checksum of a file in hexadecimal, of a kind that hashlib knows.
 
-    Args:
-        path: the file.
-        kind: a name that hashlib knows, such as sha256 or md5.
-        progress: called with the number of bytes of each block read.
+    `progress` is called with the number of bytes of each block read.
     """
     digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
