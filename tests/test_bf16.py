@@ -87,19 +87,6 @@ def test_tokens_between_layers_are_in_fp32(build, units):
     assert types == {"image": torch.float32, "text": torch.float32}
 
 
-@pytest.mark.parametrize("method", thorough_but(("CoOp",), ("CoOp", "MPL")))
-def test_twenty_steps_learn_as_in_fp32(method, build, units):
-    losses = {}
-    for prec in ("fp32", "bf16"):
-        trainer = build(method, "all", "PREC", prec)
-        trainer.batch_idx, trainer.num_batches = 0, 10**9
-        losses[prec] = [trainer.forward_backward(batch())["loss"] for _ in range(20)]
-        states = [value for state in trainer.optim.state.values() for value in state.values() if torch.is_tensor(value)]
-        assert all(value.dtype == torch.float32 for value in states)
-    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)  # of 2.1; measured 0.03
-    assert losses["bf16"][-1] < losses["bf16"][0]
-
-
 def test_evaluation_computes_in_it_too(build, units):
     trainer = build("CoOp", "all", "PREC", "bf16")
     trainer.set_model_mode("eval")
