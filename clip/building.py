@@ -18,7 +18,7 @@ from common.errors import one_line
 from common.files import identity
 
 from .errors import ClipError
-from .weights import converted, read_state_dict
+from .weights import read_state_dict
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
 
@@ -85,19 +85,22 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         with torch.device("meta"):  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
         known = model.state_dict()
-        state = converted(state, {key: value.dtype for key, value in known.items()})
         state = {key: value for key, value in state.items() if key in known or key.split(".")[-1] not in NOT_WEIGHTS}
         if resize:
+            places = {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
+            state |= places | {"logit_scale": state["logit_scale"].reshape(model.logit_scale.shape)}
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)
-            state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict({key: value.to("meta") for key, value in state.items()})  # the same names and sizes
         if isinstance(model.visual, TimmModel):  # its constructor computes buffers
             with torch.random.fork_rng(devices=[]):
                 model = new_clip(arguments, precision)
-            model.load_state_dict(state, assign=True)
-        elif model.attn_mask is not None:
-            model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
+        else:
+            model.to_empty(device="cpu")
+            if model.attn_mask is not None:
+                model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
+        for key, weight in model.state_dict().items():
+            fill(key, weight, state.pop(key))  # one by one, so that little memory is needed for both
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
             if key in ("mean", "std"):
                 setattr(model.visual, f"image_{key}", three_numbers(key, value))
@@ -111,6 +114,20 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     if kept_backbones:
         KEPT[file] = deepcopy(model)
     return model
+
+
+def fill(name: str, weight: Tensor, value: Tensor) -> None:
+    """Copy a tensor of a file to the weight of that name.
+
+    Raises:
+        ValueError: it is not finite, or is of integers and should not be, or the other way round.
+    """
+    if value.is_floating_point() != weight.is_floating_point():
+        raise ValueError(f"{name} has the type {value.dtype}, not {weight.dtype}")
+    weight.copy_(value)
+    # The smallest and the largest number show it without memory for an answer to each.
+    if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+        raise ValueError(f"{name} is not finite")
 
 
 def new_clip(config: dict, precision: str) -> CLIP:

@@ -4,13 +4,10 @@ import os
 import pickle
 import stat
 import zipfile
-from collections import Counter
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import open_clip
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -144,27 +141,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         names = list(file.keys())
         if len(names) > MAX_TENSORS:
             raise ValueError(f"it has {len(names)} tensors")
-        return {name: file.get_tensor(name).clone() for name in names}  # which was a part of the file itself
-
-
-def converted(state: dict[str, Tensor], types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """The tensors in the types of a model's, contiguous and each with memory of its own.
-
-    They are removed from `state` one by one, so that little memory is needed for both.
-
-    Raises:
-        ValueError: one in `types` is not finite, or is of integers and should not be, or the other way round.
-    """
-    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
-    result = {}
-    for name in list(state):
-        tensor = state.pop(name)
-        dtype, storage = types.get(name, tensor.dtype), tensor.untyped_storage()
-        if tensor.is_floating_point() != dtype.is_floating_point:
-            raise ValueError(f"{name} has the type {tensor.dtype}, not {dtype}")
-        shared = uses[storage.data_ptr()] > 1 or storage.nbytes() > tensor.nbytes
-        result[name] = tensor.to(dtype, copy=shared, memory_format=torch.contiguous_format)
-        # The smallest and the largest number show it without memory for an answer to each.
-        if name in types and tensor.numel() and not torch.stack(result[name].aminmax()).isfinite().all():
-            raise ValueError(f"{name} is not finite")
-    return result
+        return {name: file.get_tensor(name) for name in names}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from drawn import clip_config, features, small_clip
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from weight_files import SECONDS, SIZES, refused, save_as_openai
 
 import clip
@@ -99,13 +99,6 @@ def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
         assert list(read) == list(expected)
         for key, value in expected.items():
             assert read[key].dtype == value.dtype and torch.equal(read[key], value), key
-        read = weights.converted(read, {})
-        for key, value in expected.items():
-            assert torch.equal(read[key], value) and read[key].is_contiguous(), key
-            assert read[key].untyped_storage().nbytes() == value.nbytes, key
-        assert len({value.data_ptr() for value in read.values() if value.numel()}) == len(
-            [*filter(Tensor.numel, read.values())]
-        )
 
 
 def test_loading_draws_no_random_numbers(half, tmp_path):
