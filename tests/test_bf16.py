@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from drawn import METHODS, prompts_of
+from drawn import METHODS
 from marks import thorough_but
 
 from clip.blocks import attention
@@ -122,14 +122,6 @@ def test_units_of_a_cpu_are_read_from_linux(flags, found, tmp_path, monkeypatch)
         file.write_text(f"processor : 0\n{flags}\n")
     monkeypatch.setattr(precision, "Path", lambda path: file)
     assert precision.cpu_has_bf16() == found
-
-
-def test_prompts_learned_in_it_are_tested_in_fp32(build, units, tmp_path):
-    learned = build("CoOp", "all", "PREC", "bf16", "N_CTX", 4)
-    learned.save_model(0, str(tmp_path / "run"))
-    tested = build("CoOp", "all", "N_CTX", 4)
-    tested.load_model(str(tmp_path / "run"))
-    assert torch.equal(prompts_of(tested)["prompt_learner.ctx"], prompts_of(learned)["prompt_learner.ctx"])
 
 
 def test_linear_probe_is_fitted_to_its_features(build, units):

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from dassl.engine import build_trainer
-from drawn import make_cfg, small_clip
+from drawn import differing, prompts_of, small_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import EXAMPLES, LAYERS, added, assert_same, edits, leaf
-from torch import nn
 
 from clip import ClipError, Edit, TextPrompts, tokenize
 from clip.plain import encode_image, encode_text
@@ -127,47 +125,36 @@ def test_any_vision_schedule_equals_the_oracle(small, schedule):
 CTX = {"none": (0, 64), "shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
 
 
-def assert_text_equals_the_oracle(model, form, slots=None, deep=()):
-    """For three classes of 5, 4 and 7 words with two learned vectors, or none."""
+@settings(EXAMPLES, max_examples=60)
+@given(form=st.sampled_from(list(CTX)), anywhere=st.booleans(), data=st.data())
+def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
+    """For three classes of 5, 4 and 7 words; vectors are anywhere in each class, as in CoOp's `middle` and `front`."""
     ids, ctx = token_rows(5, 4, 7), leaf(*CTX[form])
     n = ctx.shape[-2]
-    places = slots or [[1, 2][:n]] * 3
-    got = encode_text(model, TextPrompts(ids, ctx if n else None, torch.tensor(slots) if slots else None, deep))
+    slots = [[1, 4], [2, 3], [3, 6]] if anywhere and n else [[1, 2][:n]] * 3
+    deep = [] if anywhere else data.draw(edits(64, n, 3))
+    prompts = TextPrompts(ids, ctx if n else None, torch.tensor(slots) if anywhere and n else None, deep)
     expected = [
-        torch.stack([oracle_text(model, ids[c], own.expand(3, n, 64)[c], places[c], deep, c) for c in range(3)])
+        torch.stack([oracle_text(small, ids[c], own.expand(3, n, 64)[c], slots[c], deep, c) for c in range(3)])
         for own in (ctx if form == "per image" else [ctx])
     ]
     leaves = [*([ctx] if n else []), *added(deep)]
-    assert_same([got], [torch.stack(expected) if form == "per image" else expected[0]], leaves)
-
-
-@settings(EXAMPLES, max_examples=50)
-@given(data=st.data(), form=st.sampled_from(list(CTX)))
-def test_any_deep_text_prompts_equal_the_oracle(small, data, form):
-    deep = data.draw(edits(64, CTX[form][-2], 3))
-    assert_text_equals_the_oracle(small, form, deep=deep)
-
-
-@pytest.mark.parametrize("form", ["shared", "per class", "per image"])
-def test_context_vectors_can_be_anywhere_in_each_class(small, form):
-    assert_text_equals_the_oracle(small, form, slots=[[1, 4], [2, 3], [3, 6]])  # as in CoOp's `middle` and `front`
+    assert_same([encode_text(small, prompts)], [torch.stack(expected) if form == "per image" else expected[0]], leaves)
 
 
 # ---------------------------------------------------------------- CLIP is frozen
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_training_changes_only_prompts(precision, eurosat, tiny, tmp_path):
-    options = ["TRAINER.MPL.PROMPT_DEPTH", 3, "TRAINER.MPL.PREC", precision, "OPTIM.MAX_EPOCH", 1]
-    trainer = build_trainer(make_cfg("MPL", eurosat, tiny, tmp_path, *options, "DATASET.NUM_SHOTS", 2))
-    frozen = {key: value.clone() for key, value in trainer.model.clip.state_dict().items()}
-    learned = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+def test_training_changes_only_prompts(precision, build, tiny):
+    trainer = build("MPL", "all", "PREC", precision, "PROMPT_DEPTH", 3, backbone=tiny, options=("OPTIM.MAX_EPOCH", 1))
+    clip, learned = trainer.model.clip, prompts_of(trainer)
+    frozen = {key: value.clone() for key, value in clip.state_dict().items()}
     assert learned and all(key.startswith("prompt_learner.") for key in learned)
     assert list(learned) == [name for name, _ in trainer.model.named_parameters()]
 
     trainer.train()
-    assert all(parameter.grad is None for parameter in trainer.model.clip.parameters())
-    assert not any(module.training for module in trainer.model.clip.modules() if isinstance(module, nn.Module))
-    assert all(torch.equal(value, frozen[key]) for key, value in trainer.model.clip.state_dict().items())
-    changed = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, learned[key])}
-    assert changed == set(learned)
+    assert all(parameter.grad is None for parameter in clip.parameters())
+    assert not any(module.training for module in clip.modules())
+    assert differing(clip.state_dict(), frozen) == []
+    assert differing(prompts_of(trainer), learned) == list(learned)
