@@ -60,8 +60,7 @@ def adapter_of(block: Any) -> Any:
 
 def draws(block: Any) -> bool:
     """Whether the block's adapter draws random numbers for each token."""
-    adapter = adapter_of(block)
-    return adapter is not None and adapter.draws
+    return getattr(adapter_of(block), "draws", False)
 
 
 def draws_after_input(block: Any) -> bool:
