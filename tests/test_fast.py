@@ -117,11 +117,14 @@ def test_rows_share_their_prefix_up_to_the_layer_where_prompts_differ_by_class(c
     prompts = TextPrompts(rows(names, 2, [7]), leaf(2, WIDTH), deep=[Edit(), Edit(), Edit(2, leaf(3, 3, WIDTH))])
     seen = []
     clip = deepcopy(clip)
-    for block in clip.transformer.resblocks:
+    for block in (*clip.transformer.resblocks, *clip.visual.transformer.resblocks):
         block.attn.out_proj.register_forward_hook(lambda module, x, y: seen.append(x[0].shape[1]))
     fast.encode_text(clip, prompts)
     shared = 4 + 7  # SOS, two vectors, the word; the packed tokens
     assert seen == [shared, shared, 3]  # EOT of each row
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.double)
+    fast.encode_image(clip, images, [Edit(add=leaf(2, WIDTH))], ["prompts"])
+    assert seen[3:] == [7, 7, 3]  # CLS, patches, prompts; what is read of the last layer
     layout = layout_of(prompts)
     # SOS stays shared. Each row has three vectors, the word, its name and EOT.
     assert layout.packing.without_sharing(2, 4).lengths.tolist() == [7, 7, 6]
@@ -153,9 +156,9 @@ def test_layout_is_computed_once_for_each_text_and_again_after_an_edit_in_place(
     assert layout_of(replace(prompts, ctx=torch.ones(2, WIDTH))) is layout
     for other in ({"ids": prompts.ids.clone()}, {"ctx": torch.zeros(2, 2, WIDTH)}, {"slots": slots.clone()}):
         assert layout_of(replace(prompts, **other)) is not layout
+    assert layout_of(prompts).packing.prefix == 3  # it is the latest again
     prompts.ids[1, 3] = 2
-    edited = layout_of(prompts)
-    assert edited.packing.prefix == layout.packing.prefix + 1
+    assert layout_of(prompts).packing.prefix == 4
     slots[:, 1] = 3
     assert layout_of(prompts).slots.tolist() == [1, 3]
     with torch.inference_mode():  # where edits are not counted

@@ -63,6 +63,7 @@ def test_hostile_split_file_is_refused_in_a_line(tiny, tmp_path):
     [
         "[1]",
         '{"accuracy": 1e999}',
+        '{"accuracy": 101}',
         '{"accuracy": "high"}',
         '{"accuracy": 50, "train_seconds": "x"}',
         '{"accuracy": 50, "device": ["cpu"]}',
