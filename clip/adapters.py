@@ -57,12 +57,7 @@ class BlockAdapter(nn.Module):
 
 
 class AdaptedBlock(nn.Module):
-    """A block of CLIP with an adapter; its own tensors have the names that they had in the block.
-
-    Args:
-        block: an `open_clip.transformer.ResidualAttentionBlock`.
-        adapter: learned.
-    """
+    """An `open_clip.transformer.ResidualAttentionBlock` with an adapter; its own tensors keep their names."""
 
     def __init__(self, block: nn.Module, adapter: BlockAdapter):
         super().__init__()
@@ -84,13 +79,7 @@ class AdaptedBlock(nn.Module):
 
 
 def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
-    """Put an adapter into a block.
-
-    Args:
-        tower: `clip` for the text tower, `clip.visual` for the image tower; of a private copy.
-        layer: from 0.
-        adapter: learned.
-    """
+    """Put an adapter into the block of a layer (from 0) of a private copy's text tower `clip`, or of `clip.visual`."""
     blocks = tower.transformer.resblocks
     blocks[layer] = AdaptedBlock(blocks[layer], adapter)
 
@@ -119,13 +108,12 @@ class WithAdded(nn.Module):
 def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
     """The state dict of a plain CLIP that computes what this one does in a test; None if there is none."""
     state = {key: value.detach().clone() for key, value in clip.state_dict().items()}
-    changed = any(isinstance(module, WithAdded) for module in clip.modules())
-    for name, block in clip.named_modules():
-        if isinstance(block, AdaptedBlock) and not changed:
-            tensors = block.adapter.folded(block)
-            changed = tensors is None
-            state |= {f"{name}.{key}": value.detach() for key, value in (tensors or {}).items()}
-    return None if changed else state
+    for name, module in clip.named_modules():
+        tensors = module.adapter.folded(module) if isinstance(module, AdaptedBlock) else {}
+        if tensors is None or isinstance(module, WithAdded):
+            return None
+        state |= {f"{name}.{key}": value.detach() for key, value in tensors.items()}
+    return state
 
 
 def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:

@@ -15,7 +15,7 @@ from common.text import read_json
 
 from .building import CLIP, build
 from .errors import ClipError
-from .weights import CACHE, SMALL_SHA256, URLS, openai_file, regular_file, sha256, small_file
+from .weights import URLS, openai_file, published_sha256, regular_file, sha256, small_file
 
 VOCABULARY = 49408  # byte pairs, SOS and EOT of `tokenize`
 MAX_CONFIG = 1 << 20  # bytes
@@ -63,16 +63,11 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     Raises:
         ClipError: the weights do not exist, cannot be read, or are not those of a CLIP.
     """
-    if name in URLS:
-        model = build(openai_file(name, cache), precision, name)
-    elif name == "small":
-        model = build(small_file(), precision, name)
-    elif ":" in name and name.split(":")[0] in open_clip.list_models():
-        arch, tag = name.split(":", 1)
-        model = from_open_clip(arch, tag, precision, cache)
+    if is_pair(name):
+        model = from_open_clip(name, precision, cache)
     else:
-        path = backbone_file(name)
-        model = build(path, precision, name, config_beside(path))
+        path = weight_file(name, cache)
+        model = build(path, precision, name, None if is_published(name) else config_beside(path))
     if model.vocab_size != VOCABULARY or model.attn_mask is None or model.text_pool_type != "argmax":
         raise ClipError(
             f"the text tower of {name} reads other tokens than CLIP's, or reads them in another way",
@@ -83,24 +78,28 @@ def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) 
     return model.eval().requires_grad_(False)
 
 
-def check_backbone(name: str) -> None:
-    """Check that a backbone's file exists, without reading it; one of OpenAI's that is missing is downloaded.
+def weight_file(name: str, cache: str | None = None) -> Path:
+    """The weight file of a backbone, downloaded if it is a published one that is not there; as for `load_backbone`.
 
     Raises:
-        ClipError: it does not exist, the download fails, or the name is unknown.
+        ClipError: it does not exist, is not a regular file, or the name is unknown; the download fails.
     """
-    if name in URLS and not Path(CACHE, os.path.basename(URLS[name])).expanduser().is_file():
-        openai_file(name)
-    if not is_published(name) and name.partition(":")[0] not in open_clip.list_models():
-        backbone_file(name)
-
-
-def backbone_file(name: str) -> Path:
-    """The weight file of a name that is not a published one."""
+    if name in URLS:
+        return openai_file(name, cache)
+    if name == "small":
+        return small_file()
+    if is_pair(name):
+        return open_clip_file(name, cache)
     if not os.path.lexists(os.path.expanduser(name)) and "/" not in name and "." not in name:
         remedy = f"give small, one of {', '.join(URLS)}, a weight file, or architecture:tag"
         raise ClipError(f"unknown backbone {name!r}", remedy)
     return regular_file(name)
+
+
+def is_pair(name: str) -> bool:
+    """Whether a name is one of open_clip's architectures with a tag or a file."""
+    arch, colon, _ = name.partition(":")
+    return bool(colon) and arch in open_clip.list_models()
 
 
 def is_published(name: str) -> bool:
@@ -108,37 +107,24 @@ def is_published(name: str) -> bool:
     return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
 
 
-def weights_sha256(name: str, cache: str | None = None) -> str:
+def weights_sha256(name: str) -> str:
     """The SHA-256 of the weight file that `load_backbone` reads, in hexadecimal.
 
-    Args:
-        name, cache: as for `load_backbone`. Weights that are not there are downloaded, except OpenAI's.
-
     Raises:
-        ClipError: the file does not exist, or the download fails.
+        ClipError: as for `weight_file`; but OpenAI's weights are not downloaded.
     """
-    if name in URLS:
-        return URLS[name].split("/")[-2]  # `openai_file` reads no other
-    if name == "small":
-        return SMALL_SHA256
-    arch, _, tag = name.partition(":")
-    if pretrained := open_clip.get_pretrained_cfg(arch, tag):
-        return sha256(identity(open_clip_file(name, pretrained, cache)))
-    if arch not in open_clip.list_models():
-        return sha256(identity(regular_file(name)))
-    check_tag(arch, tag)
-    return sha256(identity(regular_file(tag)))
+    return published_sha256(name) if name in URLS else sha256(identity(weight_file(name)))
 
 
-def check_tag(arch: str, tag: str) -> None:
-    """Raise ClipError for what is neither one of open_clip's tags for an architecture nor a file."""
-    if not open_clip.get_pretrained_cfg(arch, tag) and not os.path.lexists(os.path.expanduser(tag)):
+def open_clip_file(name: str, cache: str | None) -> Path:
+    """The file of a pair, which open_clip downloads if it has that tag."""
+    arch, tag = name.split(":", 1)
+    pretrained = open_clip.get_pretrained_cfg(arch, tag)
+    if not pretrained and not os.path.lexists(os.path.expanduser(tag)):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none"
         raise ClipError(f"open_clip has no weights {tag!r} for {arch}, and no such file exists", f"it knows: {known}")
-
-
-def open_clip_file(name: str, pretrained: dict, cache: str | None) -> Path:
-    """The downloaded file of one of open_clip's tags."""
+    if not pretrained:
+        return regular_file(tag)
     try:
         return Path(open_clip.download_pretrained(pretrained, cache_dir=cache))
     except Exception as error:  # of any library that open_clip downloads with
@@ -161,20 +147,17 @@ def config_beside(path: Path) -> dict | None:
         raise ClipError(what, "fix or delete it", config) from error
 
 
-def from_open_clip(arch: str, tag: str, precision: str, cache: str | None) -> CLIP:
+def from_open_clip(name: str, precision: str, cache: str | None) -> CLIP:
     """A model by open_clip's own names, with the activation that its weights were trained with."""
-    check_tag(arch, tag)
+    arch, tag = name.split(":", 1)
     pretrained = open_clip.get_pretrained_cfg(arch, tag)  # of a tag, otherwise empty
     config = open_clip.get_model_config(arch)
     if config.pop("custom_text", False) or "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
         raise ClipError(f"{arch} is not built like CLIP: prompts cannot enter its towers", "choose a CLIP architecture")
     config["quick_gelu"] = config.get("quick_gelu", False) or pretrained.get("quick_gelu", False)
-    name = f"{arch}:{tag}"
-    path = open_clip_file(name, pretrained, cache) if pretrained else regular_file(tag)
-    model = build(path, precision, name, {"model_cfg": config}, resize=True)
-    open_clip.set_model_preprocess_cfg(
-        model, merge_preprocess_dict(PreprocessCfg(), pretrained) | {"size": model.visual.image_size}
-    )
+    model = build(open_clip_file(name, cache), precision, name, {"model_cfg": config}, resize=True)
+    preprocessing = merge_preprocess_dict(PreprocessCfg(), pretrained) | {"size": model.visual.image_size}
+    open_clip.set_model_preprocess_cfg(model, preprocessing)
     return model
 
 

@@ -22,13 +22,10 @@ def is_standard(transformer: Transformer) -> bool:
 
 
 def is_standard_block(block: Any) -> bool:
-    own = (type(block).__module__, type(block).__name__) == (
-        ResidualAttentionBlock.__module__,
-        "ResidualAttentionBlock",
-    )
+    attention, kind = block.attn, type(block)
+    own = (kind.__module__, kind.__name__) == (ResidualAttentionBlock.__module__, "ResidualAttentionBlock")
     if not own and adapter_of(block) is None:
         return False
-    attention = block.attn
     parts = {**attention._parameters, **attention._modules}
     known = all(name in ATTENTION or has_no_effect(part) for name, part in parts.items())
     not_called = (block, attention, block.mlp, *block.mlp)
@@ -46,8 +43,7 @@ PARTS = {"qkv": (0, 3), "q": (0, 1), "kv": (1, 3), "v": (2, 3)}
 def qkv(block: ResidualAttentionBlock, x: Tensor, which: str = "qkv", packing: Any = None) -> Tensor:
     """Queries, keys and values of tokens, or some of these: (batch, tokens, width) -> (batch, tokens, n * width).
 
-    Args:
-        packing: `layout.Packing` if the tokens are packed.
+    `packing` is a `layout.Packing` if the tokens are packed.
     """
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
     first, end = (part * width for part in PARTS[which])
@@ -64,8 +60,7 @@ def adapter_of(block: Any) -> Any:
 
 def draws(block: Any) -> bool:
     """Whether the block's adapter draws random numbers for each token."""
-    adapter = adapter_of(block)
-    return adapter is not None and adapter.draws
+    return getattr(adapter_of(block), "draws", False)
 
 
 def draws_after_input(block: Any) -> bool:
@@ -87,7 +82,7 @@ def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor
     added = getattr(adapter, method)(tokens if torch.is_autocast_enabled(x.device.type) else not_half(tokens))
     if added is None:
         return None
-    return (packing.packed(added, len(x)) if in_rows else added).to(x.dtype)
+    return (packing.from_rows(added) if in_rows else added).to(x.dtype)
 
 
 def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from common.errors import one_line
 from common.files import identity
 
 from .errors import ClipError
-from .weights import converted, read_state_dict, regular_file
+from .weights import read_state_dict
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
 
@@ -50,6 +50,16 @@ class CLIP(open_clip.CLIP):
         return logits, logits.t()
 
 
+KEPT: OrderedDict[tuple, CLIP] = OrderedDict()  # the backbones that this process built last; another load is a copy
+kept_backbones = 0
+
+
+def keep_backbones(count: int) -> None:
+    """Keep the `count` backbones that this process builds last, so that its next run need not read their files."""
+    global kept_backbones
+    kept_backbones = count
+
+
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
     """A CLIP with the weights of a file. Without a configuration it is built like OpenAI's: QuickGELU, heads of 64.
 
@@ -65,83 +75,59 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     Raises:
         ClipError: the file cannot be read, or a tensor is missing, is one too many, has another shape or is not finite.
     """
-    file = (identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype())
-    if kept := KEPT.get(file):
-        return kept
+    file = identity(path), precision, repr(config), resize, torch.get_default_dtype()
+    if file in KEPT:
+        KEPT.move_to_end(file)
+        return deepcopy(KEPT[file])
     state, remedy = read_state_dict(path), "give another file"
     try:
         arguments = checked_sizes(config["model_cfg"] if config else openai_config(state), state)
         with torch.device("meta"):  # no memory before its sizes are those of the weights
             model = new_clip(arguments, precision)
-        state = converted(state, {key: value.dtype for key, value in model.state_dict().items()})
-        state = fitted(state, model, resize)
-        model.load_state_dict(state, assign=True)
+        known = model.state_dict()
+        state = {key: value for key, value in state.items() if key in known or key.split(".")[-1] not in NOT_WEIGHTS}
+        if resize:
+            places = {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
+            state |= places | {"logit_scale": state["logit_scale"].reshape(model.logit_scale.shape)}
+            resize_pos_embed(state, model)
+            resize_text_pos_embed(state, model)
+        model.load_state_dict({key: value.to("meta") for key, value in state.items()})  # the same names and sizes
         if isinstance(model.visual, TimmModel):  # its constructor computes buffers
             with torch.random.fork_rng(devices=[]):
                 model = new_clip(arguments, precision)
-            model.load_state_dict(state, assign=True)
-        elif model.attn_mask is not None:
-            model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
+        else:
+            model.to_empty(device="cpu")
+            if model.attn_mask is not None:
+                model.attn_mask = torch.full(model.attn_mask.shape, -torch.inf).triu(1)
+        for key, weight in model.state_dict().items():
+            fill(key, weight, state.pop(key))  # one by one, so that little memory is needed for both
         for key, value in (config or {}).get("preprocess_cfg", {}).items():
             if key in ("mean", "std"):
                 setattr(model.visual, f"image_{key}", three_numbers(key, value))
-    except ClipError:
-        raise
     except KeyError as error:
         raise ClipError(f"{source} is not a CLIP: it has no tensor {error}", remedy) from error
     except Exception as error:  # open_clip checks nothing: wrong sizes raise errors of many kinds deep in it
         reason = f"{type(error).__name__}: {one_line(error)}"  # it may also be a bug, or another open_clip
         raise ClipError(f"{source} is not a CLIP that open_clip can build ({reason})", remedy) from error
-    KEPT.put(file, model)
+    while KEPT and len(KEPT) >= kept_backbones:
+        KEPT.popitem(last=False)  # before the copy needs memory
+    if kept_backbones:
+        KEPT[file] = deepcopy(model)
     return model
 
 
-def fitted(state: dict[str, Tensor], model: CLIP, resize: bool) -> dict[str, Tensor]:
-    """The state dict without what is not a weight, and with the lengths of the model if `resize`."""
-    known = model.state_dict()
-    state = {key: value for key, value in state.items() if key in known or key.split(".")[-1] not in NOT_WEIGHTS}
-    if resize:
-        resize_pos_embed(state, model)
-        resize_text_pos_embed(state, model)
-        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-    return state
+def fill(name: str, weight: Tensor, value: Tensor) -> None:
+    """Copy a tensor of a file to the weight of that name.
 
-
-class Keeper:
-    """The backbones that this process built last; another load of one is a copy.
-
-    A process that has many runs does not read, check and build the same file for each of them.
+    Raises:
+        ValueError: it is not finite, or is of integers and should not be, or the other way round.
     """
-
-    def __init__(self) -> None:
-        self.limit = 0
-        self.models: OrderedDict[tuple, CLIP] = OrderedDict()
-
-    def get(self, key: tuple) -> CLIP | None:
-        """A copy of a backbone, if it is kept."""
-        if key not in self.models:
-            return None
-        self.models.move_to_end(key)
-        return deepcopy(self.models[key])
-
-    def put(self, key: tuple, model: CLIP) -> None:
-        self.shrink(self.limit - 1)  # before the copy needs memory
-        if self.limit:
-            self.models[key] = deepcopy(model)
-
-    def shrink(self, count: int) -> None:
-        """Keep at most `count` of them."""
-        while len(self.models) > max(0, count):
-            self.models.popitem(last=False)
-
-
-KEPT = Keeper()
-
-
-def keep_backbones(count: int) -> None:
-    """From now on, keep the `count` backbones in memory that this process loads last."""
-    KEPT.limit = count
-    KEPT.shrink(count)
+    if value.is_floating_point() != weight.is_floating_point():
+        raise ValueError(f"{name} has the type {value.dtype}, not {weight.dtype}")
+    weight.copy_(value)
+    # The smallest and the largest number show it without memory for an answer to each.
+    if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+        raise ValueError(f"{name} is not finite")
 
 
 def new_clip(config: dict, precision: str) -> CLIP:
@@ -194,34 +180,21 @@ def openai_config(state: Mapping[str, Tensor]) -> dict:
         return len({key.split(".")[depth] for key in state if key.startswith(prefix)})
 
     if "visual.proj" in state:
-        patch = state["visual.conv1.weight"].shape[-1]
-        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-        width = state["visual.conv1.weight"].shape[0]
-        vision = {
-            "layers": layers("visual.transformer.resblocks."),
-            "width": width,
-            "patch_size": patch,
-            "image_size": grid * patch,
-        }
+        width, _, _, patch = state["visual.conv1.weight"].shape
+        places, depth = state["visual.positional_embedding"], layers("visual.transformer.resblocks.")
+        vision: dict[str, Any] = {"layers": depth, "width": width, "patch_size": patch}
     else:
-        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-        vision = {
-            "layers": tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-            "width": state["visual.layer1.0.conv1.weight"].shape[0],
-            "patch_size": None,
-            "image_size": grid * 32,
-        }
-    width = state["ln_final.weight"].shape[0]
+        places, patch = state["visual.attnpool.positional_embedding"], 32
+        depths = tuple(layers(f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+        vision = {"layers": depths, "width": state["visual.layer1.0.conv1.weight"].shape[0], "patch_size": None}
+    vision["image_size"] = round((len(places) - 1) ** 0.5) * patch
+    width = len(state["ln_final.weight"])
     text = {
-        "context_length": state["positional_embedding"].shape[0],
-        "vocab_size": state["token_embedding.weight"].shape[0],
+        "context_length": len(state["positional_embedding"]),
+        "vocab_size": len(state["token_embedding.weight"]),
         "width": width,
         "heads": width // 64,
         "layers": layers("transformer.resblocks."),
     }
-    return {
-        "embed_dim": state["text_projection"].shape[1],
-        "vision_cfg": vision,
-        "text_cfg": text,
-        "quick_gelu": True,
-    }
+    embed_dim = state["text_projection"].shape[1]
+    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}

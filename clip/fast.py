@@ -47,15 +47,10 @@ TOKENS_PER_CHUNK = {"cpu": 1 << 10, "cuda": 1 << 15}
 
 @dataclass(frozen=True)
 class Encoder:
-    """The two towers, layer by layer.
-
-    Args:
-        image_layer, text_layer, text_layer_by_row: the functions of these names below, or compiled forms of them.
-    """
+    """The two towers, layer by layer, which the functions of these names below compute, or compiled forms of them."""
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
-    text_layer_by_row: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
         """Same as `plain.encode_image`."""
@@ -67,29 +62,23 @@ class Encoder:
         inputs: dict[int, Tensor] = {}
         if x.dtype == visual.conv1.weight.dtype:  # not under amp
             x = x.to(state_type(x.dtype, visual.ln_post))
-        for layer, block in enumerate(blocks[:-1]):
+        everything = "patches" in read or draws_after_input(blocks[-1])
+        read_last = None if everything else present if "prompts" in read else 0
+        for layer, block in enumerate(blocks):
+            last = layer + 1 == len(blocks)
             x = plain.image_input(visual, x, schedule, layer)
             inputs |= dict.fromkeys(layers.get(layer, ()), x)
-            x = self.image_layer(block, x, None)
-        x = plain.image_input(visual, x, schedule, len(blocks) - 1)
-        inputs |= dict.fromkeys(layers.get(len(blocks) - 1, ()), x)
-        local = local_features(clip, x) if "local" in read else None
-        everything = "patches" in read or draws_after_input(blocks[-1])
-        x = self.image_layer(blocks[-1], x, None if everything else present if "prompts" in read else 0)
+            local = local_features(clip, x) if last and "local" in read else None
+            x = self.image_layer(block, x, read_last if last else None)
         x = normed(visual.ln_post, x, product_type(x, visual.proj.dtype))
         return plain.image_output(visual, x, present, read, local, inputs)
 
     def encode_text(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
         """Same as `plain.encode_text`."""
-        path = choose_path(clip, prompts)
-        if path == "reference":
+        if not takes_apart(clip.transformer):
             return plain.encode_text(clip, prompts)
-        if path == "chunked":
-            return torch.cat([self.encode_text(clip, chunk) for chunk in image_chunks(prompts)])
-        return self._encode_shared(clip, prompts)
-
-    def _encode_shared(self, clip: CLIP, prompts: TextPrompts) -> Tensor:
-        """One pass of the prefix that all classes share and of the packed tokens after it."""
+        if prompts.by_image and not torch.is_grad_enabled() and len(chunks := image_chunks(prompts)) > 1:
+            return torch.cat([self.encode_text(clip, chunk) for chunk in chunks])
         blocks, deep = clip.transformer.resblocks, prompts.deep
         check_edits(deep, prompts.n_ctx, len(blocks))
         layout = layout_of(prompts)
@@ -103,12 +92,11 @@ class Encoder:
                 prompts_end += deep[layer].added - deep[layer].remove
             if draws(block) and shared:
                 x, packing, shared = *whole_rows(x, packing), False
-            text_layer = self.text_layer_by_row if packing.mask is None else self.text_layer
             arguments = block, x, packing.of_type(products), layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(text_layer, *arguments, use_reentrant=False)
+                x = checkpoint(self.text_layer, *arguments, use_reentrant=False)
             else:
-                x = text_layer(*arguments)
+                x = self.text_layer(*arguments)
         x = plain.text_output(clip, x)  # the last layer returns EOT only: (images, C, joint width)
         return x if prompts.by_image else x[0]
 
@@ -119,15 +107,6 @@ def state_type(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
     In bf16, what a layer adds to them would lose so many digits that some trainings fail.
     """
     return norm.weight.dtype if weights == torch.bfloat16 else weights
-
-
-def choose_path(clip: CLIP, prompts: TextPrompts) -> str:
-    """How to encode texts: "reference" (by `plain`), "chunked" (a few images at a time) or "shared" (in one pass)."""
-    if not takes_apart(clip.transformer):
-        return "reference"
-    if prompts.by_image and not torch.is_grad_enabled() and len(image_chunks(prompts)) > 1:
-        return "chunked"
-    return "shared"
 
 
 def takes_apart(transformer: Transformer) -> bool:
@@ -165,11 +144,7 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
 def reading(
     block: ResidualAttentionBlock, x: Tensor, take: Callable[[Tensor], Tensor], packing: Packing | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In the last layer: the tokens that are read, their queries, and keys and values of all tokens.
-
-    Args:
-        take: all tokens -> those that are read.
-    """
+    """In the last layer: the tokens that are read (by `take`), their queries, and keys and values of all tokens."""
     taken = take(x)
     if not draws(block):
         kv = qkv(block, x, "kv")
@@ -179,7 +154,7 @@ def reading(
 
 
 def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
-    """One layer of the text tower, for a packing with a mask.
+    """One layer of the text tower. Without a mask, attention pads the tokens to rows.
 
     Args:
         x: (images, P + N, width), the prefix that all classes share and the packed tokens after it.
@@ -189,33 +164,26 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
+    (images, _, width), by_row = x.shape, packing.mask is None
     if last and not draws_after_input(block):
         x, queries, kv = reading(block, x, packing.to_eot.take, packing)
+        mask = packing.eot_mask
+        if by_row:
+            queries, kv = queries.view(-1, 1, width), packing.in_rows(kv)  # (images * C, 1 or P + longest, ...)
+            mask = mask if images == 1 else mask.repeat(images, 1, 1, 1)
         (q,), (k, v) = heads(block, queries), heads(block, kv)
-        return block_output(block, x, attention(q, k, v, packing.eot_mask))
-    q, k, v = heads(block, qkv(block, x, packing=packing))
-    x = block_output(block, x, attention(q, k, v, packing.mask), packing)
-    return packing.to_eot.take(x) if last else x
-
-
-def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
-    """Same as `text_layer`, for any packing: attention pads its tokens to rows."""
-    images, _, width = x.shape
-    if last and not draws_after_input(block):
-        x, queries, kv = reading(block, x, packing.to_eot.take, packing)
-        k, v = heads(block, packing.in_rows(kv))
-        (q,) = heads(block, queries.view(-1, 1, width))  # (images * C, heads, 1, width of a head)
-        mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
         return block_output(block, x, attention(q, k, v, mask).view_as(x))
-    q, k, v = heads(block, packing.in_rows(qkv(block, x, packing=packing)))
-    x = block_output(block, x, packing.packed(attention(q, k, v, causal=True), images), packing)
+    parts = qkv(block, x, packing=packing)
+    q, k, v = heads(block, packing.in_rows(parts) if by_row else parts)
+    attended = attention(q, k, v, packing.mask, causal=by_row)
+    x = block_output(block, x, packing.from_rows(attended) if by_row else attended, packing)
     return packing.to_eot.take(x) if last else x
 
 
 def whole_rows(x: Tensor, packing: Packing) -> tuple[Tensor, Packing]:
     """Give each row tokens of its own, from a layer on that draws random numbers for each token of each row."""
     rows = packing.without_sharing(0, packing.prefix)
-    return rows.packed(packing.in_rows(x), len(x)), rows
+    return rows.from_rows(packing.in_rows(x)), rows
 
 
 def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, Packing]:
@@ -223,9 +191,6 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
 
     Prompts that differ by class, or stand after the prefix, end the sharing: what follows them then differs from row to
     row, and becomes a part of the packed tokens.
-
-    Args:
-        x, packing: as for `text_layer`.
 
     Returns:
         The new x (images, P' + N', width), and the packing of its tokens.
@@ -243,7 +208,7 @@ def edit(x: Tensor, packing: Packing, change: Edit, end: int) -> tuple[Tensor, P
     prefix, rest = x.split([kept, tokens - kept], dim=1)
     rows = plain.edit(packing.after(n_prefix - kept).in_rows(rest), change, end - kept)
     packing = packing.without_sharing(kept, n_prefix - kept + change.added - change.remove)
-    return torch.cat([prefix, packing.after(0).packed(rows, images)], dim=1), packing
+    return torch.cat([prefix, packing.after(0).from_rows(rows)], dim=1), packing
 
 
 def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
@@ -251,7 +216,7 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     dtype, ctx = state_type(clip.transformer.get_cast_dtype(), clip.ln_final), prompts.ctx
     positions = clip.positional_embedding.to(dtype)[layout.position]  # (P + N, width)
     if layout.has_suffix_ctx:  # embed all rows, then take them apart: (images, C, length, width)
-        prompts = replace(prompts, ids=prompts.ids[:, : layout.length])
+        prompts = replace(prompts, ids=prompts.ids[:, : layout.packing.length])
         x = torch.stack([plain.embed(clip, replace(prompts, ctx=ctx), dtype) for ctx in prompts.contexts])
         return x[:, layout.row, layout.position] + positions
     x = clip.token_embedding(layout.ids)[None].to(dtype)
@@ -261,7 +226,7 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     return x + positions
 
 
-FAST = Encoder(image_layer, text_layer, text_layer_by_row)
+FAST = Encoder(image_layer, text_layer)
 encode_image, encode_text = FAST.encode_image, FAST.encode_text
 
 
@@ -271,5 +236,4 @@ def compiled_towers(backend: str | Callable = "inductor") -> Encoder:
     The layers of a tower are one function of different weights. So it is compiled once for all of them, and again only
     if the shapes or the tensors that need a gradient differ.
     """
-    layers = (torch.compile(layer, backend=backend) for layer in (image_layer, text_layer, text_layer_by_row))
-    return Encoder(*layers)
+    return Encoder(*(torch.compile(layer, backend=backend) for layer in (image_layer, text_layer)))

@@ -63,14 +63,9 @@ def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def quick_gelu_mlp(mlp: Any, x: Tensor) -> Tensor:
     """The output of an MLP with `QuickGELU`: x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
-    first, last, scale = mlp.c_fc, mlp.c_proj, 1.702
-    dtype = product_type(x, first.weight.dtype)
-    weights = (
-        kept(first.weight, dtype),
-        kept(first.bias, dtype, scale),
-        kept(last.weight, dtype),
-        kept(last.bias, dtype),
-    )
+    up, down, scale = mlp.c_fc, mlp.c_proj, 1.702
+    dtype = product_type(x, up.weight.dtype)
+    weights = kept(up.weight, dtype), kept(up.bias, dtype, scale), kept(down.weight, dtype), kept(down.bias, dtype)
     return ScaledMLP.apply(x.to(dtype).flatten(0, -2), *weights, scale).unflatten(0, x.shape[:-1])
 
 
@@ -85,9 +80,7 @@ class ScaledMLP(torch.autograd.Function):
         hidden = torch.addmm(scaled, x, first.T, alpha=scale)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(hidden, first, last)
-            active = F.silu(hidden)
-        else:
-            active = F.silu(hidden, inplace=True)
+        active = F.silu(hidden, inplace=not ctx.needs_input_grad[0])
         return torch.addmm(bias, active, last.T, alpha=1 / scale)
 
     @staticmethod

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count, pairwise
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -63,148 +63,134 @@ class Taken(torch.autograd.Function):
         return summed.view(-1, images, width).transpose(0, 1), None, None, None
 
 
+def once(method: Callable[..., "Packing"]) -> Callable[..., "Packing"]:
+    """Computed once for the same arguments."""
+
+    def made(self: "Packing", *arguments: Any) -> "Packing":
+        key = method.__name__, *arguments
+        if key not in self._others:
+            with torch.inference_mode(False):  # so that training can use it, too
+                self._others[key] = method(self, *arguments)
+        return self._others[key]
+
+    return made
+
+
 @dataclass(frozen=True, eq=False)
 class Packing:
     """Which of N packed tokens stand where in C rows, which begin with the same P tokens.
 
     Attributes:
         prefix: P.
-        packed_index: (N,) the first place of each packed token, an index into C * longest places.
-        padded_index: (C, longest) the packed token at each of these places; after EOT the same EOT again.
-        eot: (C,) the packed token that is EOT of each row.
+        packed: N.
+        padded_index: (C, longest) the packed token at each place of the rows after the prefix; after EOT the same EOT
+            again.
         lengths: (C,) number of packed tokens of each row.
-        mask: (P + N, P + N) whether a token attends to another, the prefix first: to those before it in its rows, and
-            to itself. None for more than `AT_ONCE` tokens.
-        eot_mask: (C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, P + longest), the positions of its
-            row that EOT attends to.
+        dtype: of the masks.
     """
 
     prefix: int
-    packed_index: Tensor
+    packed: int
     padded_index: Tensor
-    eot: Tensor
     lengths: Tensor
-    mask: Tensor | None
-    eot_mask: Tensor
+    dtype: torch.dtype = torch.float32
     _others: dict[Any, "Packing"] = field(default_factory=dict, repr=False)  # made of it
 
     @classmethod
     def of_rows(cls, rows: list[list[int]], prefix: int, device: torch.device) -> "Packing":
         """From the packed tokens of each row; the numbers from 0 to N - 1 all occur."""
-        longest = max(len(row) for row in rows)
-        padded = [row + row[-1:] * (longest - len(row)) for row in rows]  # (C, longest)
-        place_of: dict[int, int] = {}
-        for place, token in enumerate(token for row in padded for token in row):
-            place_of.setdefault(token, place)
-        tokens = len(place_of)
-        packing = cls(
-            prefix=0,
-            packed_index=torch.tensor([place_of[token] for token in range(tokens)], device=device),
-            padded_index=torch.tensor(padded, device=device),
-            eot=torch.tensor([row[-1] for row in rows], device=device),
-            lengths=torch.tensor([len(row) for row in rows], device=device),
-            mask=ancestors(rows, tokens).to(device) if prefix + tokens <= AT_ONCE else None,
-            eot_mask=torch.empty(0),
-        )
-        return packing._after(prefix)
+        lengths = [len(row) for row in rows]
+        padded = [row + row[-1:] * (max(lengths) - len(row)) for row in rows]
+        packed = 1 + max(max(row) for row in rows)
+        return cls(prefix, packed, torch.tensor(padded, device=device), torch.tensor(lengths, device=device))
 
-    def _after(self, prefix: int) -> "Packing":
-        """The same rows after a prefix of another length."""
-        mask = None
-        if self.mask is not None and prefix + len(self.packed_index) <= AT_ONCE:
-            mask = with_prefix(self.mask[self.prefix :, self.prefix :], prefix)
-            eot_mask = mask[prefix + self.eot]
-        else:
-            position = torch.arange(prefix + self.longest, device=self.eot.device)
-            eot_mask = position < prefix + self.lengths[:, None, None, None]
-        return replace(self, prefix=prefix, mask=mask, eot_mask=eot_mask, _others={})
-
-    def _made(self, key: Any, make: Callable[[], "Packing"]) -> "Packing":
-        """Another packing, computed once."""
-        if key not in self._others:
-            with torch.inference_mode(False):  # so that training can use it, too
-                self._others[key] = make()
-        return self._others[key]
-
+    @once
     def after(self, prefix: int) -> "Packing":
         """The same rows after a prefix of another length; computed once."""
-        return self if prefix == self.prefix else self._made(prefix, lambda: self._after(prefix))
+        return replace(self, prefix=prefix, _others={})
 
+    @once
     def without_sharing(self, prefix: int, more: int) -> "Packing":
         """Rows after another prefix, each longer by `more` packed tokens, which share none; computed once."""
+        token = count()
+        rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
+        return self.of_rows(rows, prefix, self.lengths.device)
 
-        def make() -> Packing:
-            token = count()
-            rows = [[next(token) for _ in range(length + more)] for length in self.lengths.tolist()]
-            return self.of_rows(rows, prefix, self.lengths.device)
-
-        return self._made((prefix, more), make)
-
+    @once
     def of_type(self, dtype: torch.dtype) -> "Packing":
-        """The same with masks to be added to scores of a type (0, or -inf where a token is not read); computed once."""
-
-        def make() -> Packing:
-            mask = None if self.mask is None else additive(self.mask, dtype)
-            made = replace(self, mask=mask, eot_mask=additive(self.eot_mask, dtype), _others={})
-            _ = made.to_eot, made.to_rows, made.to_tokens  # before a compiled layer asks for them
-            return made
-
-        return self._made(dtype, make)
+        """The same with masks of a type; computed once, before a compiled layer asks for it."""
+        made = replace(self, dtype=dtype, _others={})
+        _ = made.mask, made.eot_mask, made.to_eot, made.to_rows, made.to_tokens
+        return made
 
     @property
     def classes(self) -> int:
         return self.padded_index.shape[0]
 
     @property
-    def longest(self) -> int:
-        return self.padded_index.shape[1]
+    def length(self) -> int:
+        """Places of the longest row, P + longest."""
+        return self.prefix + self.padded_index.shape[1]
 
     @property
     def tokens(self) -> int:
         """P + N."""
-        return self.prefix + len(self.packed_index)
+        return self.prefix + self.packed
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(C, length) the token at each place of the rows, the prefix first."""
+        prefix = torch.arange(self.prefix, device=self.lengths.device).expand(self.classes, -1)
+        return torch.cat([prefix, self.prefix + self.padded_index], dim=1)
+
+    @cached_property
+    def attended(self) -> Tensor | None:
+        """(P + N, P + N) whether a token attends to another: to those before it in its rows, and to itself.
+
+        None for more than `AT_ONCE` tokens.
+        """
+        if self.tokens > AT_ONCE:
+            return None
+        attending, attended = torch.tril_indices(self.length, self.length, device=self.rows.device)
+        found = self.rows.new_zeros(self.tokens, self.tokens, dtype=torch.bool)
+        found[self.rows[:, attending], self.rows[:, attended]] = True
+        return found
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """`attended` as a mask to be added to scores."""
+        return None if self.attended is None else additive(self.attended, self.dtype)
+
+    @cached_property
+    def eot_mask(self) -> Tensor:
+        """(C, P + N), the rows of `mask` for EOT; without `mask` (C, 1, 1, length), for the places of its row."""
+        if self.attended is not None:
+            return additive(self.attended[self.rows[:, -1]], self.dtype)
+        position = torch.arange(self.length, device=self.lengths.device)
+        return additive(position < self.prefix + self.lengths[:, None, None, None], self.dtype)
 
     @cached_property
     def to_rows(self) -> Places:
-        """The P + N tokens at C * (P + longest) places."""
-        prefix = torch.arange(self.prefix, device=self.eot.device).expand(self.classes, -1)
-        return Places.of(torch.cat([prefix, self.prefix + self.padded_index], 1).flatten(), self.tokens)
+        """The P + N tokens at C * length places."""
+        return Places.of(self.rows.flatten(), self.tokens)
 
     @cached_property
     def to_tokens(self) -> Places:
-        """One of these places for each token."""
-        row, position = self.packed_index // self.longest, self.packed_index % self.longest
-        length = self.prefix + self.longest
-        places = [torch.arange(self.prefix, device=row.device), row * length + self.prefix + position]
-        return Places.of(torch.cat(places), self.classes * length)
+        """The first of these places for each token."""
+        return Places.of(self.to_rows.place[self.to_rows.start], self.classes * self.length)
 
     @cached_property
     def to_eot(self) -> Places:
         """EOT of each row."""
-        return Places.of(self.prefix + self.eot, self.tokens)
+        return Places.of(self.rows[:, -1], self.tokens)
 
     def in_rows(self, x: Tensor) -> Tensor:
-        """(images, P + N, width) -> (images * C, P + longest, width)."""
-        return self.to_rows.take(x).view(-1, self.prefix + self.longest, x.shape[-1])
+        """(images, P + N, width) -> (images * C, length, width)."""
+        return self.to_rows.take(x).view(-1, self.length, x.shape[-1])
 
-    def packed(self, x: Tensor, images: int) -> Tensor:
-        """(images * C, P + longest, width) -> (images, P + N, width)."""
-        return self.to_tokens.take(x.reshape(images, -1, x.shape[-1]))
-
-
-def ancestors(rows: list[list[int]], tokens: int) -> Tensor:
-    """Whether each of N tokens is another one or comes after it in a row, (N, N)."""
-    found = torch.eye(tokens, dtype=torch.bool)
-    for row in rows:
-        for before, token in pairwise(row):
-            found[token] |= found[before]
-    return found
-
-
-def with_prefix(mask: Tensor, prefix: int) -> Tensor:
-    """The mask of packed tokens, (N, N), with the prefix that all of them attend to: (P + N, P + N)."""
-    causal = mask.new_ones(prefix, prefix + len(mask)).tril()
-    return torch.cat([causal, F.pad(mask, (prefix, 0), value=True)])
+    def from_rows(self, x: Tensor) -> Tensor:
+        """(images * C, length, width) -> (images, P + N, width)."""
+        return self.to_tokens.take(x.reshape(-1, self.classes * self.length, x.shape[-1]))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -232,15 +218,6 @@ class Layout:
     ids: Tensor
     slots: Tensor
     has_suffix_ctx: bool
-
-    @property
-    def prefix(self) -> int:
-        return self.packing.prefix
-
-    @property
-    def length(self) -> int:
-        """Positions of the longest row, up to EOT."""
-        return self.prefix + self.packing.longest
 
 
 # Token ids -> (key, layout): see `layout_of`.
@@ -277,17 +254,18 @@ def token_layout(prompts: TextPrompts) -> Layout:
         -- P = 3 --                   padded_index
 
     The suffixes have N = 7 different beginnings, so many tokens are packed: Audi, BMW, S4, S5, EOT of BMW, of S4 and
-    of S5, with packed_index = [0, 6, 1, 4, 7, 2, 5], eot = [5, 6, 4] and lengths = [3, 3, 2].
+    of S5, and lengths = [3, 3, 2].
     """
     contents = row_contents(prompts)  # C lists
-    prefix = common_prefix(contents)  # P
+    # P: the tokens that all rows begin with, without EOT: it is read, so each row needs its own.
+    columns = zip(*(content[:-1] for content in contents), strict=False)
+    prefix = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
     suffixes = [content[prefix:] for content in contents]  # C lists
     nodes = suffix_trie(suffixes)  # C lists of the same lengths, numbers from 0 to N - 1
 
     packing = Packing.of_rows(nodes, prefix, prompts.ids.device)
-    of_prefix = torch.arange(prefix, device=prompts.ids.device)
-    row = torch.cat([torch.zeros_like(of_prefix), packing.packed_index // packing.longest])
-    position = torch.cat([of_prefix, prefix + packing.packed_index % packing.longest])
+    first = packing.to_tokens.token
+    row, position = first // packing.length, first % packing.length
     return Layout(
         packing=packing,
         row=row,
@@ -307,29 +285,15 @@ def row_contents(prompts: TextPrompts) -> list[list[int]]:
     return [row[: eot + 1] for row, eot in zip(contents, prompts.ids.argmax(dim=-1).tolist(), strict=True)]
 
 
-def common_prefix(contents: list[list[int]]) -> int:
-    """The number of tokens that all rows begin with, without EOT: it is read, so each row needs its own."""
-    shortest = min(len(content) for content in contents) - 1
-    return next((i for i in range(shortest) if len({content[i] for content in contents}) > 1), shortest)
-
-
 def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
     """The node of each token in the trie of the suffixes.
 
     A node is a different beginning of a suffix. They are numbered from 0, the shortest first, then in order of their
     contents.
     """
-    nodes: list[list[int]] = [[] for _ in suffixes]
-    count = 0
-    for depth in range(max(len(suffix) for suffix in suffixes)):
-        # A beginning is its parent's node and one more token. The root has no number.
-        beginnings = {
-            row: (nodes[row][-1] if depth else -1, suffix[depth])
-            for row, suffix in enumerate(suffixes)
-            if depth < len(suffix)
-        }
-        number = {beginning: count + i for i, beginning in enumerate(sorted(set(beginnings.values())))}
-        for row, beginning in beginnings.items():
-            nodes[row].append(number[beginning])
-        count += len(number)
-    return nodes
+    beginnings = [[tuple(suffix[:length]) for length in range(1, len(suffix) + 1)] for suffix in suffixes]
+    ordered = sorted(
+        {beginning for row in beginnings for beginning in row}, key=lambda beginning: (len(beginning), beginning)
+    )
+    number = {beginning: node for node, beginning in enumerate(ordered)}
+    return [[number[beginning] for beginning in row] for row in beginnings]

@@ -129,7 +129,8 @@ def encode_text(clip: CLIP, prompts: TextPrompts) -> Tensor:
             x = edit(x, deep[layer], 1 + present)
             grown = deep[layer].added - deep[layer].remove
             present, eot = present + grown, eot + grown
-        x = block(x, attn_mask=causal_mask(x))
+        causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
+        x = block(x, attn_mask=causal)
     return text_output(clip, x[torch.arange(len(x), device=x.device), eot])
 
 
@@ -174,8 +175,3 @@ def edit(x: Tensor, change: Edit, end: int) -> Tensor:
     kept, _, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)
     new = [] if change.add is None else [change.add.to(x.dtype).expand(x.shape[0], -1, -1)]
     return torch.cat([kept, *new, after], dim=1)
-
-
-def causal_mask(x: Tensor) -> Tensor:
-    """(positions, positions): 0 at and before each position, -inf after it."""
-    return nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)

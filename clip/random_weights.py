@@ -15,27 +15,26 @@ from .backbone import CLIP
 
 def random_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     """A reproducible fp32 tensor for a parameter of this name and shape, scaled so that activations stay moderate."""
-    z: np.ndarray = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape, dtype=np.float32)
     parent, name = (["", *key.split(".")])[-2:]
     if name == "logit_scale":
-        z = np.asarray(4.6052)
-    elif parent.startswith("ln_"):
-        z = 1 + 0.1 * z if name == "weight" else 0.1 * z
+        return torch.tensor(4.6052)
+    if parent.startswith("ln_"):
+        scale = 0.1
     elif name.endswith("bias"):
-        z = 0.02 * z
-    elif key.endswith("token_embedding.weight"):
-        z = 0.05 * z
+        scale = 0.02
     elif name in ("positional_embedding", "class_embedding"):
-        z = 0.04 * z
+        scale = 0.04
     elif key.endswith("conv1.weight"):
-        z = 0.03 * z
+        scale = 0.03
     elif key in ("text_projection", "visual.proj"):
-        z = z * np.float32(shape[0] ** -0.5)
-    elif name.endswith("weight") and len(shape) == 2:
-        z = z * np.float32(shape[1] ** -0.5)
+        scale = shape[0] ** -0.5
+    elif name.endswith("weight") and len(shape) == 2 and not key.endswith("token_embedding.weight"):
+        scale = shape[1] ** -0.5
     else:
-        z = 0.05 * z
-    return torch.from_numpy(np.asarray(z, dtype=np.float32))
+        scale = 0.05
+    z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape, dtype=np.float32) * np.float32(scale)
+    mean = np.float32(parent.startswith("ln_") and name == "weight")
+    return torch.from_numpy(np.asarray(z + mean))
 
 
 def random_clip(

@@ -96,15 +96,13 @@ class Ranks:
         """
         first, *others = self.objects(dict(facts))
         for rank, other in enumerate(others, 1):
-            for name in [*first, *(name for name in other if name not in first)]:
+            for name in first | other:
                 a, b = first.get(name), other.get(name)
                 if a != b:
                     short = max(len(str(a)), len(str(b))) <= 40  # not a checksum
                     values = f" ({b}) from rank 0 ({a})" if short else " from rank 0"
-                    raise UsageError(
-                        f"{name} of rank {rank} differs{values}",
-                        "give all ranks the same project, data, files and command line",
-                    )
+                    remedy = "give all ranks the same project, data, files and command line"
+                    raise UsageError(f"{name} of rank {rank} differs{values}", remedy)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """CLIP's byte-pair tokeniser (open_clip's copy), with the padding and the errors of OpenAI's `tokenize`."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import ClipError
 
 
-@lru_cache(maxsize=1)
+@cache
 def tokenizer() -> SimpleTokenizer:
     """The tokeniser, built once for each process: reading its vocabulary takes a second."""
     return SimpleTokenizer()
@@ -29,15 +29,14 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
     Raises:
         ClipError: a text has more tokens than fit; the message quotes it.
     """
-    bpe = tokenizer()
-    rows = torch.zeros(1 if isinstance(texts, str) else len(texts), context_length, dtype=torch.int)
-    for row, text in zip(rows, [texts] if isinstance(texts, str) else texts, strict=True):
+    bpe, texts = tokenizer(), [texts] if isinstance(texts, str) else texts
+    rows = torch.zeros(len(texts), context_length, dtype=torch.int)
+    for row, text in zip(rows, texts, strict=True):
         ids = [bpe.sot_token_id, *bpe.encode(text), bpe.eot_token_id]
         if len(ids) > context_length:
             if not truncate:
-                raise ClipError(
-                    f"{text!r} has {len(ids)} tokens, the text tower has {context_length} positions", "shorten it"
-                )
+                what = f"{text!r} has {len(ids)} tokens, the text tower has {context_length} positions"
+                raise ClipError(what, "shorten it")
             ids = [*ids[: context_length - 1], bpe.eot_token_id]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int)
     return rows

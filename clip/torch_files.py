@@ -29,13 +29,7 @@ TYPES = {
 STORAGES = {f"torch.{kind}Storage": dtype for dtype, kind in TYPES.items()}
 TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 # Their result is their first argument, as far as it matters here.
-WRAPPERS = (
-    "torch._utils._rebuild_parameter",
-    "torch.jit._pickle.",
-    "torch.Size",
-    "torch.device",
-    "collections.Counter",
-)
+WRAPPERS = "torch._utils._rebuild_parameter", "torch.jit._pickle.", "torch.Size", "torch.device", "collections.Counter"
 
 
 class Name(str):
@@ -55,10 +49,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     Args:
         file: with the pickle; its position is behind it afterwards.
-        nbytes: limit on the size of all storages.
-
-    Attributes:
-        storages: memory for the numbers of the tensors, to be filled.
+        nbytes: limit on the size of all `storages`, the memory for the numbers of the tensors, to be filled.
 
     Raises:
         UnpicklingError: it calls a class or a function that is not one of torch's for tensors.

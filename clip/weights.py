@@ -4,14 +4,10 @@ import os
 import pickle
 import stat
 import zipfile
-from collections import Counter
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import open_clip
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,23 +18,15 @@ from common.files import checksum, identity, replacing
 from .errors import ClipError
 from .torch_files import read
 
-CACHE = "~/.cache/clip"
+CACHE = "~/.cache/clip"  # as in OpenAI's package
 MAX_BYTES = 1 << 31  # of OpenAI's files; the largest has 1.3 GB
 MAX_TENSORS = 4000  # in a file, three times those of the largest CLIP
 
-# OpenAI's names -> open_clip's. The address, with the file's SHA-256 as its last folder, is in open_clip's table.
-OPENAI_NAMES = {
-    "RN50": "RN50",
-    "RN101": "RN101",
-    "RN50x4": "RN50x4",
-    "RN50x16": "RN50x16",
-    "RN50x64": "RN50x64",
-    "ViT-B/32": "ViT-B-32",
-    "ViT-B/16": "ViT-B-16",
-    "ViT-L/14": "ViT-L-14",
-    "ViT-L/14@336px": "ViT-L-14-336",
+# OpenAI's names. The address, with the file's SHA-256 as its last folder, is in open_clip's table.
+NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
+URLS = {
+    name: open_clip.get_pretrained_url(name.replace("/", "-").replace("@336px", "-336"), "openai") for name in NAMES
 }
-URLS = {name: open_clip.get_pretrained_url(arch, "openai") for name, arch in OPENAI_NAMES.items()}
 
 # The small CLIP of this project, for images of 64 x 64 pixels: see small.md.
 SMALL = Path(__file__).with_name("small.safetensors")
@@ -49,6 +37,11 @@ SMALL_SHA256 = "38960b9b0791fc9d197707415e072283c59360db4bdaa2b2ff2ec434923956f9
 def sha256(file: tuple) -> str:
     """The SHA-256 of the file with this `identity`, which is read once in a process."""
     return checksum(Path(file[0]))
+
+
+def published_sha256(name: str) -> str:
+    """The SHA-256 of an OpenAI name's weights."""
+    return URLS[name].split("/")[-2]
 
 
 def small_file() -> Path:
@@ -65,18 +58,13 @@ def small_file() -> Path:
 
 
 def openai_file(name: str, cache: str | None = None) -> Path:
-    """The verified weight file of an OpenAI name: the cached one, or a new download.
-
-    Args:
-        name: a key of `URLS`.
-        cache: folder of the files; by default that of OpenAI's package, `~/.cache/clip`.
+    """The verified weight file of an OpenAI name: the one in the folder `cache` (by default CACHE), or a new download.
 
     Raises:
         ClipError: the download fails or has another SHA-256; no file is left behind.
     """
-    url = URLS[name]
+    url, expected = URLS[name], published_sha256(name)
     path = Path(cache or CACHE).expanduser() / os.path.basename(url)
-    expected = url.split("/")[-2]
     if path.is_file():
         if sha256(identity(path)) == expected:
             return path
@@ -84,25 +72,13 @@ def openai_file(name: str, cache: str | None = None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            download(url, partial, expected)
-    except (OSError, ClipError) as error:
+            transfer(url, partial, path.name, 0, MAX_BYTES)
+            if checksum(partial) != expected:
+                raise WrongFile("its SHA-256 is wrong")
+    except (OSError, TransferError, WrongFile) as error:
         remedy = f"put a verified copy at {path}, or give a file as the backbone"
         raise ClipError(f"cannot download {name} from {url} ({error})", remedy) from error
     return path
-
-
-def download(url: str, path: Path, sha256: str) -> None:
-    """Download a file and verify it.
-
-    Raises:
-        ClipError: the connection failed, the file cannot be written, or its SHA-256 is wrong.
-    """
-    try:
-        transfer(url, path, os.path.basename(url), 0, MAX_BYTES)
-    except (TransferError, WrongFile) as error:
-        raise ClipError(str(error)) from error
-    if checksum(path) != sha256:
-        raise ClipError("its SHA-256 is wrong")
 
 
 def regular_file(name: str | Path) -> Path:
@@ -137,14 +113,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         ClipError: the file is missing, damaged, or of another form.
     """
-    path = regular_file(path)
     try:
-        tensors = read_safetensors(path) if path.suffix == ".safetensors" else chosen_tensors(read(path), path)
-        if len(tensors) > MAX_TENSORS or sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
-            raise ValueError("its tensors are larger than the file, or too many")
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    except ClipError:
-        raise
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read(path)
     except pickle.UnpicklingError as error:
         what = f"backbone file {path} is damaged or holds more than tensors ({one_line(error)})"
         raise ClipError(what, "save only its state dict", path) from error
@@ -157,19 +127,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         reason = one_line(error) if explained else f"{type(error).__name__}: {one_line(error)}"  # may be a bug
         what = f"backbone file {path} is damaged or not a weight file ({reason})"
         raise ClipError(what, "download or copy it again", path) from error
-
-
-def chosen_tensors(value: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds: all of it, or the `state_dict` of a training checkpoint.
-
-    Raises:
-        ClipError: there is none.
-    """
-    if isinstance(value, dict):
-        value = value.get("state_dict", value)
-    if not isinstance(value, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
-    return value
+    if len(state) > MAX_TENSORS or sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
+        what = f"backbone file {path} is damaged: its tensors are larger than the file, or too many"
+        raise ClipError(what, "download or copy it again", path)
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -177,31 +141,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         names = list(file.keys())
         if len(names) > MAX_TENSORS:
             raise ValueError(f"it has {len(names)} tensors")
-        return {name: file.get_tensor(name).clone() for name in names}  # which was a part of the file itself
-
-
-def converted(state: dict[str, Tensor], types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """The tensors in the types of a model's, contiguous and each with memory of its own.
-
-    They are removed from `state` one by one, so that little memory is needed for both.
-
-    Raises:
-        ValueError: one in `types` is not finite, or is of integers and should not be, or the other way round.
-    """
-    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
-    result = {}
-    for name in list(state):
-        tensor = state.pop(name)
-        dtype, storage = types.get(name, tensor.dtype), tensor.untyped_storage()
-        if tensor.is_floating_point() != dtype.is_floating_point:
-            raise ValueError(f"{name} has the type {tensor.dtype}, not {dtype}")
-        shared = uses[storage.data_ptr()] > 1 or storage.nbytes() > tensor.nbytes
-        result[name] = tensor.to(dtype, copy=shared, memory_format=torch.contiguous_format)
-        if name in types and not is_finite(result[name]):
-            raise ValueError(f"{name} is not finite")
-    return result
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: the smallest and the largest are, without memory for an answer to each."""
-    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+        return {name: file.get_tensor(name) for name in names}

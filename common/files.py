@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and their checksums."""
+"""Files and folders that are written completely or not at all, their checksums, and errors about missing ones."""
 
 import fcntl
 import filecmp
@@ -8,12 +8,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
 
 from .errors import UsageError
 
 BLOCK = 1 << 20
+LOOKED_AT = 200  # entries of a folder
+SHOWN = 20  # names in a message
 PARTIAL = r"\..+\.\d+\.partial"  # name of an unfinished file; the number is that of the process that writes it
 
 
@@ -46,9 +49,8 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
         OSError: `parent` is missing, full or not writable.
     """
     remove_left(parent, prefix)
-    folder = Path(mkdtemp(prefix=prefix, dir=parent))
-    while (lock := held(folder)) is None:
-        folder = Path(mkdtemp(prefix=prefix, dir=parent))
+    while (lock := held(folder := Path(mkdtemp(prefix=prefix, dir=parent)))) is None:
+        pass
     try:
         yield folder
     finally:
@@ -59,38 +61,25 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
 def remove_left(parent: Path, prefix: str) -> None:
     """Delete the folders `parent/prefix...` of processes that have ended."""
     for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError), opened(left) as descriptor:  # in use, or not a folder of this user
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left)
+        with suppress(OSError):  # in use, or not a folder of this user
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(lock)
 
 
 def held(folder: Path) -> int | None:
     """The descriptor of a new folder, with a lock; None if another process has taken it for one that was left."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # it is about to be deleted
-        os.close(descriptor)
-        return None
-    except OSError:  # a file system without locks
-        return descriptor
-    if folder.is_dir():
-        return descriptor
-    os.close(descriptor)
+    with suppress(FileNotFoundError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a process that is about to delete it
+        if folder.is_dir():
+            return lock
+        os.close(lock)
     return None
-
-
-@contextmanager
-def opened(folder: Path) -> Iterator[int]:
-    """The descriptor of a folder; OSError for a link or anything else."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,12 +127,7 @@ def stage_prefix(folder: Path) -> str:
 
 
 def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None:
-    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`.
-
-    Args:
-        folder: the folder.
-        key: as for `new_folder`; without it no file is allowed.
-        stage: the folder with the files to write; None if they do not exist yet.
+    """Check that a folder is missing or empty, or that its file `key` equals that of `stage`, if it exists yet.
 
     Raises:
         UsageError: it has other files.
@@ -155,6 +139,27 @@ def check_vacant(folder: Path, key: str = "", stage: Path | None = None) -> None
         raise UsageError(f"{folder} is not empty", "choose another folder, or delete it", folder)
 
 
+def check_folder(path: Path, what: str, remedy: str) -> None:
+    """Check that a folder exists.
+
+    Raises:
+        UsageError: it does not. The message is `what` (such as `there is no folder`), the path, how far it exists, and
+            `remedy`.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{what} {path}", f"{what_exists(path)}; {remedy}", path)
+
+
+def what_exists(path: Path) -> str:
+    """For a missing folder: how far its path exists, and what the last folder of it holds."""
+    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
+    if str(folder) == folder.anchor:  # the content of the file system's root does not help
+        return f"its path exists up to {folder}"
+    names = sorted(entry.name for entry in islice(folder.iterdir(), LOOKED_AT) if not entry.name.startswith("."))
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"its path exists up to {folder}, which holds {', '.join(names[:SHOWN]) or 'nothing'}{more}"
+
+
 def check_no_link(folder: Path, parent: Path) -> None:
     """Raise UsageError if `folder`, or one between `parent` and it, is a link: it may lead out of `parent`."""
     between = [folder, *folder.parents]
@@ -164,12 +169,9 @@ def check_no_link(folder: Path, parent: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:
-    """The checksum of a file in hexadecimal.
+    """The checksum of a file in hexadecimal, of a kind that hashlib knows.
 
-    Args:
-        path: the file.
-        kind: a name that hashlib knows, such as sha256 or md5.
-        progress: called with the number of bytes of each block read.
+    `progress` is called with the number of bytes of each block read.
     """
     digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:

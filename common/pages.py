@@ -5,11 +5,7 @@ from typing import Any
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page: `values` are escaped, and a missing one is an error.
-
-    Args:
-        template: a file of Jinja; it may include others of its folder.
-    """
+    """The page: `values` are escaped, and a missing one is an error. The template may include others of its folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only pages need it
 
     environment = Environment(

@@ -1,4 +1,8 @@
-"""The files of a finished run that others read: its configuration and what it has measured."""
+"""The files of a finished run that others read: its configuration and what it has measured.
+
+The functions on a run raise LookupError, TypeError, AttributeError or ValueError for a damaged record. After
+`read_results` they do not, because it has called them.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,14 +13,8 @@ from .text import read_json
 
 CONFIG, FILE = "config.yaml", "results.json"
 # What tables and plots read: numbers with the largest value, and texts.
-NUMBERS: dict[str, float] = {
-    "accuracy": 100,
-    "macro_f1": 100,
-    "n_test": 10**9,
-    "top5_accuracy": 100,
-    "mean_class_accuracy": 100,
-}
-NUMBERS |= {"ece": 100, "adaptive_ece": 100, "nll": 10**6, "brier": 2.001}
+PERCENT = ("accuracy", "macro_f1", "top5_accuracy", "mean_class_accuracy", "ece", "adaptive_ece")
+NUMBERS = dict.fromkeys(PERCENT, 100.0) | {"n_test": 1e9, "nll": 1e6, "brier": 2.001}
 SECONDS = ("train_seconds", "test_seconds")  # may be impossible in old files: they were differences of the wall clock
 TEXTS = ("trainer", "dataset", "classes", "device", "backbone")
 
@@ -48,11 +46,7 @@ def read_results(folder: Path) -> dict | None:
 
 
 def selected_on_test(run: dict) -> bool:
-    """Whether test images chose the epoch or a setting of a run; False for results of versions that did not record it.
-
-    Raises:
-        LookupError, TypeError, AttributeError: the record is damaged.
-    """
+    """Whether test images chose the epoch or a setting of a run; False if old results do not say it."""
     choices = (run.get("data_use") or {}).get("choose") or ()
     return max((choice["test_images"] for choice in choices), default=0) > 0
 
@@ -61,9 +55,6 @@ def test_record(run: dict) -> tuple[str, int] | None:
     """The checksum of the list of tested images, and how many tests of them ended in the folder of the run.
 
     None for results of versions that did not record it.
-
-    Raises:
-        LookupError, TypeError, AttributeError, ValueError: the record is damaged.
     """
     record = (run.get("data_use") or {}).get("test")
     if record is None:
@@ -75,11 +66,7 @@ def test_record(run: dict) -> tuple[str, int] | None:
 
 
 def learned_from(run: dict) -> str | None:
-    """The checksum of the list of images that the tested prompts were last learned from; None if it is not recorded.
-
-    Raises:
-        LookupError, TypeError, AttributeError, ValueError: the record is damaged.
-    """
+    """The checksum of the list of images that the tested prompts were last learned from; None if it is not recorded."""
     *_, last = (run.get("data_use") or {}).get("fit") or [{}]
     sha256 = last.get("sha256")
     if sha256 is not None and not is_checksum(sha256):
@@ -100,16 +87,13 @@ def is_checksum(sha256: str) -> bool:
 
 
 def detected(run: dict) -> dict[str, float]:
-    """The AUROC of MCM in percent for each dataset of --ood, by its name there.
-
-    Raises:
-        LookupError, TypeError, AttributeError, ValueError: the record is damaged.
-    """
+    """The AUROC of MCM in percent for each dataset of --ood, by its name there."""
     found: dict[str, float] = {}
     for each in run.get("ood") or ():
         name, scores = each["name"], each["scores"]
         value = scores["MCM"]["auroc"] if "MCM" in scores else None
         if not name.isprintable() or not (value is None or 0 <= value <= 100):
             raise ValueError(f"ood is {each}")
-        found |= {} if value is None else {name: value}
+        if value is not None:
+            found[name] = value
     return found

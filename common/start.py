@@ -9,8 +9,6 @@ from pathlib import Path
 
 from .version import ROOT, __version__
 
-__all__ = ["ROOT", "add_common_options", "at_least", "path", "required_packages"]
-
 
 @contextmanager
 def required_packages(extra: str = "") -> Iterator[None]:
@@ -25,11 +23,8 @@ def required_packages(extra: str = "") -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         if (ROOT / package).exists() or (ROOT / f"{package}.py").exists():  # a bug of this project
             raise
-        remedy = (
-            f"run `make setup` in {ROOT} and use its .venv/bin/python, or run `pip install -r requirements.txt` there"
-        )
-        if extra:
-            remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}"
+        remedy = f"run `make setup` in {ROOT} and use its .venv/bin/python, or `pip install -r requirements.txt` there"
+        remedy = f"run `{sys.executable} -m pip install -r {extra}` in {ROOT}" if extra else remedy
         print(f"error: the package {package} is not installed for {sys.executable}: {remedy}", file=sys.stderr)
         sys.exit(2)
     except (ImportError, OSError, MemoryError) as error:

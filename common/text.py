@@ -27,12 +27,9 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
 
 
 def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "strict") -> str:
-    """The text of a regular file. It never waits, as opening a named pipe would.
+    """The text of a regular file of at most `most` bytes. It never waits, as opening a named pipe would.
 
-    Args:
-        path: the file, UTF-8 with or without a byte order mark.
-        most: the most bytes that it may have.
-        errors: how bytes that are not UTF-8 are handled: see `bytes.decode`.
+    The file is UTF-8 with or without a byte order mark; `errors` is that of `bytes.decode`.
 
     Raises:
         UsageError: it is missing, larger, not a regular file or not UTF-8.
@@ -44,11 +41,7 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> Any:
-    """The content of a JSON file.
-
-    Args:
-        path: the file.
-        most: the most bytes that it may have.
+    """The content of a JSON file of at most `most` bytes.
 
     Raises:
         UsageError: it cannot be read, is not JSON, or has too many values or levels.

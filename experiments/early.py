@@ -9,7 +9,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 
 import datasets
-from common.nearest import check_folder
+from common.files import check_folder
 
 from .results import FILE as RESULTS
 

@@ -14,9 +14,9 @@ from yacs.config import CfgNode
 
 import trainers
 from clip import current_ranks
-from clip.backbone import check_backbone
+from clip.backbone import weight_file
 from common.errors import UsageError, choose
-from common.nearest import check_folder
+from common.files import check_folder
 from datasets import title
 from trainers.base.checkpoints import find_checkpoint
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
@@ -94,7 +94,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     if method := trainers.methods().get(cfg.TRAINER.NAME):
         if not cfg.MODEL.BACKBONE.NAME:
             raise UsageError("MODEL.BACKBONE.NAME is missing", "name the backbone in the YAML file or by --backbone")
-        check_backbone(cfg.MODEL.BACKBONE.NAME)
+        weight_file(cfg.MODEL.BACKBONE.NAME)
         weights = weights_of(cfg)
         cfg.defrost()
         cfg.MODEL.BACKBONE.SHA256 = weights

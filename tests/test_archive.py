@@ -1,28 +1,18 @@
 """Archives are read without running code in them; damaged and hostile ones are refused in one line with their name."""
 
 import ast
-import io
 import os
 import resource
 import struct
-import time
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
-import open_clip
 import pytest
 import torch
-from drawn import clip_config
-from fuzz.changes import change_bytes
-from fuzz.pickles import change_zip
-from safetensors.torch import save_file
 from torch import nn
-from weight_files import NUMBERS, SECONDS, Stored, pickled, refused, text, write
+from weight_files import NUMBERS, Stored, pickled, refused, text, write
 
-import clip
 from clip import weights
 from clip.torch_files import MAX_READ
 from clip.weights import MAX_TENSORS
@@ -36,32 +26,25 @@ pytestmark = [
 class Hostile(nn.Module):
     """A module whose code runs when TorchScript loads it."""
 
-    def __init__(self, path: str, fill: bool, loop: bool):
+    def __init__(self, path: str):
         super().__init__()
-        self.path, self.fill, self.loop = path, fill, loop
+        self.path = path
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[str, bool, bool, bool]:
-        return self.path, self.fill, self.loop, self.training
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
 
     @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool, bool, bool]) -> None:
-        self.path, self.fill, self.loop, self.training = state
-        while self.loop:
-            pass
-        file = torch.from_file(self.path, True, 4)
-        if self.fill:
-            file.fill_(0.0)
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state
+        torch.from_file(self.path, True, 4).fill_(0.0)
 
 
-@pytest.mark.parametrize("what", ["new file", "existing file", "loop"])
-def test_setstate_of_a_torchscript_archive_does_not_run(what, tmp_path):
-    written = tmp_path / "written"
-    if what == "existing file":
-        written.write_bytes(b"precious content")
-    torch.jit.script(Hostile(str(written), what == "existing file", what == "loop")).save(tmp_path / "vit.pt")
+def test_setstate_of_a_torchscript_archive_does_not_run(tmp_path):
+    (tmp_path / "written").write_bytes(b"precious content")
+    torch.jit.script(Hostile(str(tmp_path / "written"))).save(tmp_path / "vit.pt")
     refused(tmp_path / "vit.pt", "more than tensors", "not run")
-    assert not written.exists() or written.read_bytes() == b"precious content"
+    assert (tmp_path / "written").read_bytes() == b"precious content"
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -87,32 +70,32 @@ def test_crafted_archive_is_read(tmp_path):
         write(tmp_path / "vit.pt", {"a": Stored(), "b": Stored(offset=1, size=(1, 2), stride=(9, 2))}, folder=folder)
         state = weights.read_state_dict(tmp_path / "vit.pt")
         assert state["a"].tolist() == [1, 2, 3, 4] and state["b"].tolist() == [[2, 4]]
+    write(tmp_path / "vit.pt", MODULE + b"X\1\0\0\0th\1sbq\2h\3)\x81}X\1\0\0\0ah\2sb.")  # in an object
+    assert weights.read_state_dict(tmp_path / "vit.pt")["a.t"].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
-    "tensor",
+    "tensors",
     [
-        Stored(size=(5,)),
-        Stored(size=(2, 2), stride=(3, 1)),
-        Stored(offset=1),
-        Stored(offset=-1, size=(1,)),
-        Stored(stride=(-1,)),
-        Stored(size=(2**40,), stride=(0,)),
-        Stored(size="4"),
-        Stored(length=5, size=(5,)),
-        Stored(length=-4),
-        Stored(length=2**62),
-        Stored(length="4"),
-        Stored(key="1"),
-        Stored(key="../0"),
-        Stored(key=0),
-        Stored(kind=torch.DoubleStorage),
-        Stored(kind=torch.ComplexFloatStorage),
+        [Stored(size=(5,))],
+        [Stored(offset=-1, size=(1,))],
+        [Stored(stride=(-1,))],
+        [Stored(size=(2**40,), stride=(0,))],
+        [Stored(size="4")],
+        [Stored(length=5, size=(5,))],
+        [Stored(length=-4)],
+        [Stored(length=2**62)],
+        [Stored(length="4")],
+        [Stored(key="1")],
+        [Stored(key=0)],
+        [Stored(kind=torch.DoubleStorage)],
+        [Stored(kind=torch.ComplexFloatStorage)],
+        [Stored(), Stored(kind=torch.DoubleStorage, length=2, size=(2,))],
     ],
-    ids=lambda stored: repr((*stored.identity[1:], *stored.layout[:3]))[:70],
+    ids=lambda tensors: repr((*tensors[-1].identity[1:], *tensors[-1].layout[:3]))[:70],
 )
-def test_tensor_outside_its_storage_is_refused(tensor, tmp_path):
-    write(tmp_path / "vit.pt", {"a": tensor})
+def test_tensor_outside_its_storage_is_refused(tensors, tmp_path):
+    write(tmp_path / "vit.pt", {str(number): tensor for number, tensor in enumerate(tensors)})
     refused(tmp_path / "vit.pt", "is damaged", read=weights.read_state_dict)
 
 
@@ -130,11 +113,6 @@ def test_tensors_larger_than_the_file_are_refused(tmp_path):
     zeros = {"numbers": bytes(1 << 22), "how": zipfile.ZIP_DEFLATED}
     write(tmp_path / "vit.pt", {"state_dict": {"a": small}, "optimizer": large}, ("data/1", NUMBERS), **zeros)
     refused(tmp_path / "vit.pt", "larger than the file")
-
-
-def test_storage_of_two_types_is_refused(tmp_path):
-    write(tmp_path / "vit.pt", {"a": Stored(), "b": Stored(kind=torch.DoubleStorage, length=2, size=(2,))})
-    refused(tmp_path / "vit.pt", "describe their storage differently")
 
 
 def many_members(path: Path) -> None:
@@ -204,8 +182,6 @@ PICKLES = {
     "surrogates": b"\x80\x02}X\3\0\0\0\xed\xa0\x80Ns.",
     "text_as_storage": b"\x80\x02X\1\0\0\0aQ.",
     "set_of_nested_tuples": b"\x80\x04\x8f(" + NESTED + b"\x90.",
-    "frozen_set_of_nested_tuples": b"\x80\x04(" + NESTED + b"\x91.",
-    "dictionary_of_nested_tuples": b"\x80\x02(" + NESTED + b"Nd.",
     "large_bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b".",
 }  # fmt: skip
 
@@ -222,18 +198,10 @@ def test_hostile_pickle_is_refused_in_one_line(name, legacy, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
-def test_crafted_module_is_read(tmp_path):
-    write(tmp_path / "vit.pt", MODULE + b"X\1\0\0\0th\1sbq\2h\3)\x81}X\1\0\0\0ah\2sb.")
-    assert weights.read_state_dict(tmp_path / "vit.pt")["a.t"].tolist() == [1, 2, 3, 4]
-
-
-def test_legacy_file_with_a_huge_tensor_is_refused(tmp_path):
-    torch.save({"a": torch.ones(1).expand(2**40)}, tmp_path / "vit.pt", _use_new_zipfile_serialization=False)
-    refused(tmp_path / "vit.pt", "larger than the file")
-
-
 def test_damaged_legacy_file_is_refused(tmp_path):
     path, numbers = tmp_path / "vit.pt", torch.arange(4.0)
+    torch.save({"a": torch.ones(1).expand(2**40)}, path, _use_new_zipfile_serialization=False)
+    refused(path, "larger than the file")
     torch.save({"a": numbers, "b": numbers[1:3]}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     assert weights.read_state_dict(path)["b"].tolist() == [1, 2]
@@ -252,50 +220,3 @@ def test_damaged_legacy_file_is_refused(tmp_path):
         assert changed != content
         path.write_bytes(changed)
         refused(path, "is damaged", read=weights.read_state_dict)
-
-
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory) -> dict[str, bytes]:
-    """An archive and a state dict of a CLIP with a small vocabulary, as mutations need not read 6 MB each."""
-    folder = tmp_path_factory.mktemp("archives")
-    config = clip_config(text={"vocab_size": 100, "context_length": 7, "layers": 1}, vision={"layers": 1})
-    model = open_clip.CLIP(**config).eval()
-    inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 7, dtype=torch.long)
-    torch.jit.trace(model, inputs, check_trace=False).save(folder / "archive.pt")
-    torch.save(model.state_dict(), folder / "state.pt")
-    torch.save(model.state_dict(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
-    save_file(model.state_dict(), folder / "vit.safetensors")
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning", "ignore:invalid escape:DeprecationWarning")
-@pytest.mark.parametrize("name", ["archive.pt", "state.pt", "legacy.pt", "vit.safetensors"])
-def test_changed_file_is_refused_in_one_line_or_read(name, archives, tmp_path, random_seed):
-    rng, path = Random(f"{random_seed} {name}"), tmp_path / name
-    ends = Counter()
-    for _ in range(100):
-        zipped = archives[name][:2] == b"PK" and rng.random() < 0.6
-        path.write_bytes((change_zip if zipped else change_bytes)(rng, archives[name]))
-        start = time.monotonic()
-        try:
-            clip.load_backbone(str(path))
-        except clip.ClipError as error:
-            message = str(error)
-            assert name in message and message.isprintable() and len(message) < 1000, message
-            ends["other tokens" if "other tokens" in message else "refused"] += 1  # of a file with the small vocabulary
-        assert time.monotonic() - start < SECONDS
-    assert ends["refused"] > 10 and sum(ends.values()) == 100
-
-
-def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(archives, tmp_path, random_seed):
-    rng, path, content = Random(random_seed), tmp_path / "vit.pt", archives["archive.pt"]
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
-        used = [info for info in file.infolist() if info.filename.split("/", 1)[1].startswith("data")]
-    for _ in range(300):
-        info = rng.choice([info for info in used if info.file_size])
-        start = info.header_offset + 30 + sum(struct.unpack("<2H", content[info.header_offset + 26 :][:4]))
-        changed = bytearray(content)
-        changed[start + rng.randrange(info.file_size)] ^= 1 << rng.randrange(8)
-        path.write_bytes(changed)
-        with pytest.raises(clip.ClipError, match="Bad CRC-32"):
-            weights.read_state_dict(path)

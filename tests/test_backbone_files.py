@@ -6,16 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter, OrderedDict
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from drawn import clip_config, features, small_clip
+from drawn import clip_config, differing, features, small_clip
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from weight_files import SECONDS, SIZES, refused, save_as_openai
 
 import clip
@@ -39,47 +37,37 @@ def half():
     return model
 
 
-def test_archive_in_openais_form_gives_its_tensors(half, tmp_path):
+def test_archive_in_openais_form_gives_its_tensors_and_draws_no_random_numbers(half, tmp_path):
     save_as_openai(half, clip_config(), tmp_path / "ViT-tiny.pt")
-    with zipfile.ZipFile(tmp_path / "ViT-tiny.pt") as file:
-        names = {name.removeprefix("ViT-tiny/").split("/")[0] for name in file.namelist()}
-    assert names > {"data.pkl", "data", "constants.pkl", "constants", "code", "version"}
-    state = weights.read_state_dict(tmp_path / "ViT-tiny.pt")
+    state, before = weights.read_state_dict(tmp_path / "ViT-tiny.pt"), torch.get_rng_state()
     assert {key: state[key].item() for key in SIZES} == SIZES
+    model = clip.load_backbone(str(tmp_path / "ViT-tiny.pt"))
     for key, value in half.state_dict().items():
         assert state[key].dtype == value.dtype and torch.equal(state[key], value), key
-    model = clip.load_backbone(str(tmp_path / "ViT-tiny.pt"))
-    assert all(torch.equal(value, half.state_dict()[key].float()) for key, value in model.state_dict().items())
-    assert torch.equal(features(model), features(half.float()))
+        assert torch.equal(model.state_dict()[key], value.float()), key
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_scripted_archive_gives_its_tensors(half, tmp_path):
     torch.jit.script(half).save(tmp_path / "vit.pt")
-    state = clip.load_backbone(str(tmp_path / "vit.pt"), "fp16").state_dict()
-    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in half.state_dict().items())
+    assert differing(clip.load_backbone(str(tmp_path / "vit.pt"), "fp16").state_dict(), half.state_dict()) == []
 
 
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.parametrize("precision", ["half", "float"])
-def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(precision, tmp_path):
+def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(tmp_path):
     config = open_clip.get_model_config("ViT-B-16") | {"quick_gelu": True}
-    model, path = random_clip("ViT-B-16"), tmp_path / "ViT-B-16.pt"
-    if precision == "half":
-        open_clip.convert_weights_to_lp(model)
-        save_as_openai(model, config, path)
-    else:
-        torch.jit.trace(model, (torch.zeros(1, 3, 224, 224), clip.tokenize("a river")), check_trace=False).save(path)
-    code = "import sys, resource, clip; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    code += "model = clip.load_backbone(sys.argv[1]).state_dict()\n"
+    model = random_clip("ViT-B-16")
+    open_clip.convert_weights_to_lp(model)
+    save_as_openai(model, config, tmp_path / "ViT-B-16.pt")
+    code = "import resource, clip; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code += "clip.load_backbone('ViT-B-16.pt')\n"
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    code += "import torch; torch.save(model, sys.argv[2])"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [sys.executable, "-c", code, path, tmp_path / "state.pt"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     assert int(run.stdout) * 1024 < 1.35 * 598.5e6  # with the half tensors that are not converted yet
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert all(torch.equal(state[key], value.float()) for key, value in model.state_dict().items())
 
 
 def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
@@ -111,34 +99,16 @@ def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
         assert list(read) == list(expected)
         for key, value in expected.items():
             assert read[key].dtype == value.dtype and torch.equal(read[key], value), key
-        read = weights.converted(read, {})
-        for key, value in expected.items():
-            assert torch.equal(read[key], value) and read[key].is_contiguous(), key
-            assert read[key].untyped_storage().nbytes() == value.nbytes, key
-        assert len({value.data_ptr() for value in read.values() if value.numel()}) == len(
-            [*filter(Tensor.numel, read.values())]
-        )
 
 
-def test_loading_draws_no_random_numbers(half, tmp_path):
-    torch.save(half.state_dict(), tmp_path / "vit.pt")
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    clip.load_backbone(str(tmp_path / "vit.pt"))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """The backbones that a process keeps, at first none."""
-    monkeypatch.setattr(building, "KEPT", building.Keeper())
+def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "KEPT", OrderedDict())
+    file, state = tmp_path / "vit.pt", half.state_dict()
+    torch.save(state, file)
+    monkeypatch.setattr(building, "kept_backbones", 0)
+    clip.load_backbone(str(file))
+    assert not building.KEPT
     clip.keep_backbones(1)
-    return building.KEPT.models
-
-
-def test_a_kept_backbone_is_copied_and_not_read_again(half, kept, tmp_path, monkeypatch):
-    file = tmp_path / "vit.pt"
-    torch.save(half.state_dict(), file)
     first = clip.load_backbone(str(file))
     expected = features(first)
     first.visual.proj.data.zero_()  # a run may change its model
@@ -150,42 +120,13 @@ def test_a_kept_backbone_is_copied_and_not_read_again(half, kept, tmp_path, monk
             assert torch.equal(features(second), expected)
             second.visual.proj.data.zero_()
     assert clip.load_backbone(str(file), "fp16").dtype == torch.float16  # built, as the precision is another
-    assert len(kept) == 1
-
-
-def test_a_kept_backbone_is_not_used_once_its_file_changes(half, kept, tmp_path):
-    file, state = tmp_path / "vit.pt", half.state_dict()
-    torch.save(state, file)
-    clip.load_backbone(str(file))
+    assert len(building.KEPT) == 1
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)
-    assert torch.equal(clip.load_backbone(str(file)).visual.proj, state["visual.proj"].float())
-    file.unlink()
-    with pytest.raises(clip.ClipError, match="does not exist"):
-        clip.load_backbone(str(file))
-
-
-def test_nothing_is_kept_unless_asked_for(half, monkeypatch, tmp_path):
-    monkeypatch.setattr(building, "KEPT", building.Keeper())
-    torch.save(half.state_dict(), tmp_path / "vit.pt")
-    clip.load_backbone(str(tmp_path / "vit.pt"))
-    assert not building.KEPT.models
+    assert torch.equal(clip.load_backbone(str(file), "fp16").visual.proj, state["visual.proj"])
 
 
 # ---------------------------------------------------------------- faults
-
-
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def listening(path: Path) -> None:
-    socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))
-
-
-def sparse(path: Path) -> None:
-    with open(path, "wb") as file:
-        file.truncate(1 << 36)
 
 
 @pytest.mark.parametrize("pair", [False, True], ids=["file", "pair"])
@@ -193,12 +134,12 @@ def sparse(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (pipe, "not a regular file"),
-        (listening, "not a regular file"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(path.name), "not a regular file"),
         (os.mkdir, "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
         (lambda path: path.symlink_to(path), "cannot be read"),
-        (sparse, "is damaged"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 36)), "is damaged"),
     ],
     ids=["pipe", "socket", "folder", "device", "loop", "sparse"],
 )
@@ -219,16 +160,6 @@ def test_invalid_paths_are_refused_in_one_line(name):
         clip.load_backbone(name)
 
 
-def far_too_wide(state):
-    """A text tower of 19 GB, by the shapes of its smallest tensors."""
-    state["ln_final.weight"] = torch.ones(20_480)
-
-
-def long_context(state):
-    """Every tensor fits, but the mask would have 10^10 numbers."""
-    state["positional_embedding"] = torch.zeros(100_000, 64)
-
-
 def many_layers(state):
     for layer in range(3_000):
         state[f"transformer.resblocks.{layer}.x"] = torch.ones(1)
@@ -244,8 +175,8 @@ def replaced(key, value):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (far_too_wide, "size mismatch"),
-        (long_context, "context of 100000"),
+        (replaced("ln_final.weight", lambda value: torch.ones(20_480)), "size mismatch"),  # a tower of 19 GB
+        (replaced("positional_embedding", lambda value: torch.zeros(100_000, 64)), "context of 100000"),  # a large mask
         (many_layers, "too few for 3002 layers"),
         (replaced("visual.proj", lambda value: value * float("nan")), "visual.proj is not finite"),
         (replaced("logit_scale", lambda value: value / 0), "logit_scale is not finite"),
@@ -273,12 +204,10 @@ def test_invalid_tensors_are_refused_before_a_model_is_built(change, words, name
         ("vision_cfg", {"layers": 10**9}, "too few for"),
         ("vision_cfg", {"layers": [10**9, 1, 1, 1]}, "too few for"),
         ("text_cfg", {"context_length": 10**6}, "context"),
-        ("text_cfg", {"width": 10**6}, "open_clip can build"),
         ("text_cfg", {"layers": "2"}, "open_clip can build"),
         ("vision_cfg", {"image_size": 10**9}, "open_clip can build"),
         ("text_cfg", {"hf_model_name": "hub/model"}, "hub"),
         ("vision_cfg", {"timm_model_name": "hf-hub:owner/model"}, "hub"),
-        ("vision_cfg", {"timm_model_name": "local-dir:/etc"}, "hub"),
         ("vision_cfg", {"timm_model_name": "eva02_enormous_patch14_clip_224"}, "open_clip can build"),
         ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
         ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),

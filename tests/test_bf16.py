@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from drawn import METHODS, prompts_of
+from drawn import METHODS
 from marks import thorough_but
 
 from clip.blocks import attention
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 # Absolute; relative to the norm in fp32. Measured 0.22 and 0.063 at most.
 LOGITS, GRADIENT = 0.35, 0.12
+IMAGES, LABELS = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0)), torch.arange(4)
 
 
 @pytest.fixture
@@ -20,15 +21,10 @@ def units(monkeypatch):
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
 
 
-def batch() -> dict[str, torch.Tensor]:
-    images = torch.randn(4, 3, 32, 32, generator=torch.manual_seed(0))
-    return {"img": images, "label": torch.tensor([0, 1, 2, 3])}
-
-
 def step(trainer):
-    images, labels = batch().values()
-    output = trainer.model.output(images)
-    loss, logits = trainer.loss(output, labels)[0], output.logits
+    torch.manual_seed(0)  # of dropout
+    output = trainer.model.output(IMAGES)
+    loss, logits = trainer.loss(output, LABELS)[0], output.logits
     assert loss.dtype == logits.dtype == torch.float32
     loss.backward()
     return logits.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
@@ -87,28 +83,15 @@ def test_tokens_between_layers_are_in_fp32(build, units):
     assert types == {"image": torch.float32, "text": torch.float32}
 
 
-@pytest.mark.parametrize("method", thorough_but(("CoOp",), ("CoOp", "MPL")))
-def test_twenty_steps_learn_as_in_fp32(method, build, units):
-    losses = {}
-    for prec in ("fp32", "bf16"):
-        trainer = build(method, "all", "PREC", prec)
-        trainer.batch_idx, trainer.num_batches = 0, 10**9
-        losses[prec] = [trainer.forward_backward(batch())["loss"] for _ in range(20)]
-        states = [value for state in trainer.optim.state.values() for value in state.values() if torch.is_tensor(value)]
-        assert all(value.dtype == torch.float32 for value in states)
-    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)  # of 2.1; measured 0.03
-    assert losses["bf16"][-1] < losses["bf16"][0]
-
-
 def test_evaluation_computes_in_it_too(build, units):
     trainer = build("CoOp", "all", "PREC", "bf16")
     trainer.set_model_mode("eval")
-    tower, logits = trainer.model.towers, trainer.model_inference(batch()["img"])
+    tower, logits = trainer.model.towers, trainer.model_inference(IMAGES)
     with torch.no_grad():
         text = tower.encode_text(trainer.model.clip, trainer.model.prompt_learner.text(torch.empty(0)))
-        assert text.dtype == tower.encode_image(trainer.model.clip, batch()["img"]).feature.dtype == torch.bfloat16
+        assert text.dtype == tower.encode_image(trainer.model.clip, IMAGES).feature.dtype == torch.bfloat16
         assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits, trainer.model(batch()["img"]))
+        torch.testing.assert_close(logits, trainer.model(IMAGES))
 
 
 def test_without_units_it_is_fp32_and_says_so_once(build, monkeypatch, capsys):
@@ -137,16 +120,8 @@ def test_units_of_a_cpu_are_read_from_linux(flags, found, tmp_path, monkeypatch)
     assert precision.cpu_has_bf16() == found
 
 
-def test_prompts_learned_in_it_are_tested_in_fp32(build, units, tmp_path):
-    learned = build("CoOp", "all", "PREC", "bf16", "N_CTX", 4)
-    learned.save_model(0, str(tmp_path / "run"))
-    tested = build("CoOp", "all", "N_CTX", 4)
-    tested.load_model(str(tmp_path / "run"))
-    assert torch.equal(prompts_of(tested)["prompt_learner.ctx"], prompts_of(learned)["prompt_learner.ctx"])
-
-
 def test_linear_probe_is_fitted_to_its_features(build, units):
     probe = build("LinearProbe", "all", "PREC", "bf16", options=("OPTIM.MAX_EPOCH", 1))
     probe.train()
-    assert probe.model.image_features(batch()["img"]).dtype == torch.float32
+    assert probe.model.image_features(IMAGES).dtype == torch.float32
     assert probe.test_results["accuracy"] > 50

@@ -1,14 +1,18 @@
-"""Errors of one line, and files that are written completely or not at all."""
+"""Errors of one line that say what there is, and files that are written completely or not at all."""
 
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from drawn import arguments
 
 from common.errors import UsageError, choose
-from common.files import replacing, scratch, write_text
+from common.files import check_folder, replacing, scratch, what_exists, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
-from common.start import required_packages
+from common.start import ROOT, required_packages
 
 
 def test_usage_error_prints_where_what_and_remedy_in_a_line():
@@ -114,3 +118,29 @@ def test_missing_package_ends_in_a_line_and_status_2(capsys):
 def test_missing_module_of_the_project_is_a_bug():
     with pytest.raises(ModuleNotFoundError), required_packages():
         import clip.no_such_module  # noqa: F401
+
+
+def test_missing_folder_says_what_is_there(tmp_path):
+    (tmp_path / "output/imagenet").mkdir(parents=True)
+    asked = tmp_path / "output/eurosat/MPL/seed1"
+    assert what_exists(asked) == f"its path exists up to {tmp_path}/output, which holds imagenet"
+    with pytest.raises(UsageError, match=f"no folder {asked}: its path exists up to {tmp_path}/output, .*; check it"):
+        check_folder(asked, "no folder", "check it")
+    assert what_exists(Path("/nope/*/[")) == "its path exists up to /"
+
+
+def test_missing_yaml_lists_those_there(refused, eurosat, tiny, tmp_path):
+    for option, name, near in (
+        ("--config-file", "configs/trainers/MPL/vit_b4_c1_add2.yaml", "did you mean vit_b4_c1_add2_rm1.yaml?"),
+        ("--dataset-config-file", "configs/datasets/eurosatt.yaml", "did you mean eurosat.yaml?"),
+    ):
+        refused(arguments(eurosat, tiny, tmp_path / "out", options=[option, name]), f"no config file {name}: ", near)
+
+
+def test_missing_data_is_reported_without_torch(tmp_path):
+    argv = ["train.py", *arguments(tmp_path / "none", "small", tmp_path / "out")]
+    code = f"import sys, train\nsys.argv = {argv}\n"
+    code += "try: train.main()\nexcept ValueError as error: print('torch' in sys.modules, error)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False ")
+    assert done.stdout.endswith(f"get it by: python tools/prepare.py eurosat --root {tmp_path}/none\n")

@@ -2,28 +2,23 @@
 
 import pytest
 import torch
-from dassl.engine import build_trainer
-from drawn import make_cfg, small_clip
-from hypothesis import HealthCheck, given, settings
+from drawn import differing, prompts_of, small_clip
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from schedules import EXAMPLES, LAYERS, added, assert_same, edits, leaf
 
-from clip import ClipError, Edit, TextPrompts, tokenize
+from clip import TOWERS, ClipError, Edit, TextPrompts, prompt_lengths, tokenize
 from clip.plain import encode_image, encode_text
+from trainers.mpl import MPLPrompts
 
-SMALL_TEXT = {"context_length": 12, "vocab_size": 30, "layers": 3}
+SMALL_TEXT = {"context_length": 12, "vocab_size": 30, "layers": LAYERS}
 EOT = 29
-EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
 def small():
     """Three layers in each tower, widths 128 (two heads) and 64, 12 text positions, 30 tokens, double precision."""
-    return small_clip({"layers": 3, "width": 128}, SMALL_TEXT).double()
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.double, generator=torch.manual_seed(seed)).requires_grad_()
+    return small_clip({"layers": LAYERS, "width": 128}, SMALL_TEXT).double()
 
 
 def token_rows(*lengths):
@@ -41,7 +36,7 @@ def token_rows(*lengths):
     ("vision", "text"),
     [
         ({}, {}),
-        ({"image_size": 48, "patch_size": 8, "width": 128, "layers": 3}, {"width": 128, "heads": 2, "layers": 1}),
+        ({"image_size": 48, "patch_size": 8, "width": 128, "layers": LAYERS}, {"width": 128, "heads": 2, "layers": 1}),
         ({"image_size": 28, "patch_size": 14, "layers": 1}, {"context_length": 24, "layers": 4}),
         ({"image_size": (32, 64)}, {"proj_bias": True}),
     ],
@@ -116,102 +111,95 @@ def oracle_text(model, ids, ctx, slots, deep, sequence):
     return model.ln_final(dict(tokens)["eot"]) @ model.text_projection
 
 
-@st.composite
-def schedules(draw, width, present=0, per_sequence=0):
-    """Edits before layers 0 to 2, removing at most the prompts present; vectors shared or by sequence."""
-    edits = []
-    for layer in range(3):
-        remove, add = draw(st.integers(0, present)), draw(st.integers(0, 3))
-        own = [per_sequence] if per_sequence and draw(st.booleans()) else []
-        after_norm = layer == 0 and draw(st.booleans())
-        edits.append(Edit(remove, random(*own, add, width, seed=layer + 1) if add else None, after_norm))
-        present += add - remove
-    return edits
-
-
-def added(schedule):
-    return [change.add for change in schedule if change.added]
-
-
-def assert_same(got, expected, leaves):
-    """The same features, and the same gradients of a random projection of them."""
-    torch.testing.assert_close(got, expected)
-    direction = torch.randn(got.shape, dtype=got.dtype, generator=torch.manual_seed(9))
-    gradients = []
-    for y in (got, expected):
-        zero = sum((leaf * 0).sum() for leaf in leaves)  # so that a vector removed immediately has a gradient, too
-        gradients.append(torch.autograd.grad((y * direction).sum() + zero, leaves))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 @EXAMPLES
-@given(schedule=schedules(width=128, per_sequence=2))
+@given(schedule=edits(128, 0, 2))
 def test_any_vision_schedule_equals_the_oracle(small, schedule):
-    images = random(2, 3, 32, 32)
+    images = leaf(2, 3, 32, 32)
     oracle = [oracle_image(small, image, schedule, i) for i, image in enumerate(images)]
     expected = [torch.stack(outputs) for outputs in zip(*oracle, strict=True)]
     output = encode_image(small, images, schedule, ("prompts",))
     got = output.feature, output.prompts
-    assert [x.shape for x in got] == [x.shape for x in expected]
     assert torch.equal(got[0], encode_image(small, images, schedule).feature)
-    leaves = [images, *added(schedule)]
-    assert_same(*(torch.cat([x.flatten() for x in outputs]) for outputs in (got, expected)), leaves)
+    assert_same(got, expected, [images, *added(schedule)])
 
 
-CTX = {"shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
+CTX = {"none": (0, 64), "shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
 
 
-def assert_text_equals_the_oracle(model, form, slots=None, deep=()):
-    """For three classes of 5, 4 and 7 words with two learned vectors."""
-    ids, ctx = token_rows(5, 4, 7), random(*CTX[form])
-    places = slots or [[1, 2]] * 3
-    got = encode_text(model, TextPrompts(ids, ctx, torch.tensor(slots) if slots else None, deep))
+@settings(EXAMPLES, max_examples=60)
+@given(form=st.sampled_from(list(CTX)), anywhere=st.booleans(), data=st.data())
+def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):
+    """For three classes of 5, 4 and 7 words; vectors are anywhere in each class, as in CoOp's `middle` and `front`."""
+    ids, ctx = token_rows(5, 4, 7), leaf(*CTX[form])
+    n = ctx.shape[-2]
+    slots = [[1, 4], [2, 3], [3, 6]] if anywhere and n else [[1, 2][:n]] * 3
+    deep = [] if anywhere else data.draw(edits(64, n, 3))
+    prompts = TextPrompts(ids, ctx if n else None, torch.tensor(slots) if anywhere and n else None, deep)
     expected = [
-        torch.stack([oracle_text(model, ids[c], own.expand(3, 2, 64)[c], places[c], deep, c) for c in range(3)])
+        torch.stack([oracle_text(small, ids[c], own.expand(3, n, 64)[c], slots[c], deep, c) for c in range(3)])
         for own in (ctx if form == "per image" else [ctx])
     ]
-    assert_same(got, torch.stack(expected) if form == "per image" else expected[0], [ctx, *added(deep)])
+    leaves = [*([ctx] if n else []), *added(deep)]
+    assert_same([encode_text(small, prompts)], [torch.stack(expected) if form == "per image" else expected[0]], leaves)
 
 
-@EXAMPLES
-@given(deep=schedules(width=64, present=2, per_sequence=3), form=st.sampled_from(list(CTX)))
-def test_any_deep_text_prompts_equal_the_oracle(small, deep, form):
-    assert_text_equals_the_oracle(small, form, deep=deep)
+# ---------------------------------------------------------------- the number of prompts in each layer
 
 
-@EXAMPLES
-@given(deep=schedules(width=64, per_sequence=3))
-def test_text_prompts_from_a_later_layer_on_equal_the_oracle(small, deep):
-    ids = token_rows(5, 4, 7)
-    expected = torch.stack([oracle_text(small, ids[c], [], [], deep, c) for c in range(3)])
-    got = encode_text(small, TextPrompts(ids, deep=deep))
-    if added(deep):
-        assert_same(got, expected, added(deep))
-    else:
-        torch.testing.assert_close(got, expected)
+@pytest.mark.parametrize(
+    ("n", "a", "r", "depth"), [(1, 2, 1, 9), (2, 2, 1, 5), (2, 1, 2, 4), (4, 3, 4, 2), (3, 0, 1, 4)]
+)
+def test_number_of_prompts_grows_linearly_up_to_the_depth(n, a, r, depth):
+    lengths = prompt_lengths([n, *[a * n] * (depth - 1)], [0, *[r] * (depth - 1)], 12)
+    assert lengths == [n + min(layer, depth - 1) * (a * n - r) for layer in range(12)]
 
 
-@pytest.mark.parametrize("form", CTX)
-def test_context_vectors_can_be_anywhere_in_each_class(small, form):
-    assert_text_equals_the_oracle(small, form, slots=[[1, 4], [2, 3], [3, 6]])  # as in CoOp's `middle` and `front`
+@pytest.mark.parametrize("form", TOWERS)
+def test_add_and_remove_can_differ_by_layer(form):
+    model, lengths = small_clip({"layers": 6}, {"layers": 6}), []
+    prompts = MPLPrompts(model, ["river", "annual crop"], 2, "a photo of a", [0, 3, 1, 0], [1, 0, 7, 2])
+    for block in model.visual.transformer.resblocks:
+        block.ln_1.register_forward_pre_hook(lambda ln_1, x: lengths.append(x[0].shape[1] - 5))  # CLS, patches
+    TOWERS[form].encode_image(model, torch.zeros(1, 3, 32, 32), prompts.vision(), read=["patches"])
+    assert lengths == prompt_lengths([2, 0, 6, 2, 0], [0, 1, 0, 7, 2], 6) == [2, 1, 7, 2, 0, 0]
+    # A coupling for each layer with additions, and none for the others.
+    names = {name.rsplit(".", 1)[0] for name, _ in prompts.txt2img_proj.named_parameters()}
+    assert names == {"0.1", "0.2", "1.1", "2.1"}
+
+
+@pytest.mark.parametrize(
+    ("adds", "removes", "message"),
+    [
+        ([1, 2], [0, 2], "cannot remove 2 prompts before layer 1, which has 1"),
+        ([1, 0, 0], [0, 1, 1], "cannot remove 1 prompts before layer 2, which has 0"),
+        ([2], [1], "before layer 0, which has 0"),
+        ([1] * 5, [0] * 5, "prompts for 5 layers, but the tower has 4"),
+    ],
+)
+def test_invalid_schedule_is_rejected_with_the_layer(adds, removes, message):
+    with pytest.raises(ClipError, match=message):
+        prompt_lengths(adds, removes, 4)
+
+
+def test_mpl_on_vit_b16_learns_6702336_numbers():
+    widths_of_vit_b16 = small_clip({"width": 768, "layers": 1}, {"width": 512, "heads": 8, "layers": 1})
+    prompts = MPLPrompts(widths_of_vit_b16, ["river"], 1, "a photo of a", [2] * 8, [1] * 8)
+    assert sum(parameter.numel() for parameter in prompts.parameters()) == 6_702_336
 
 
 # ---------------------------------------------------------------- CLIP is frozen
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
-def test_training_changes_only_prompts(precision, eurosat, tiny, tmp_path):
-    options = ["TRAINER.MPL.PROMPT_DEPTH", 3, "TRAINER.MPL.PREC", precision, "OPTIM.MAX_EPOCH", 1]
-    trainer = build_trainer(make_cfg("MPL", eurosat, tiny, tmp_path, *options, "DATASET.NUM_SHOTS", 2))
-    frozen = {key: value.clone() for key, value in trainer.model.clip.state_dict().items()}
-    learned = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+def test_training_changes_only_prompts(precision, build, tiny):
+    trainer = build("MPL", "all", "PREC", precision, "PROMPT_DEPTH", 3, backbone=tiny, options=("OPTIM.MAX_EPOCH", 1))
+    clip, learned = trainer.model.clip, prompts_of(trainer)
+    frozen = {key: value.clone() for key, value in clip.state_dict().items()}
     assert learned and all(key.startswith("prompt_learner.") for key in learned)
     assert list(learned) == [name for name, _ in trainer.model.named_parameters()]
 
     trainer.train()
-    assert all(parameter.grad is None for parameter in trainer.model.clip.parameters())
-    assert not any(module.training for module in trainer.model.clip.modules() if isinstance(module, nn.Module))
-    assert all(torch.equal(value, frozen[key]) for key, value in trainer.model.clip.state_dict().items())
-    changed = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, learned[key])}
-    assert changed == set(learned)
+    assert all(parameter.grad is None for parameter in clip.parameters())
+    assert not any(module.training for module in clip.modules())
+    assert differing(clip.state_dict(), frozen) == []
+    assert differing(prompts_of(trainer), learned) == list(learned)

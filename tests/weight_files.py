@@ -65,9 +65,6 @@ class Stored:
 class Identity(tuple):
     """The reference to a storage in a pickle."""
 
-    def __new__(cls, items):
-        return super().__new__(cls, items)
-
 
 def pickled(value: object) -> bytes:
     class Pickler(pickle.Pickler):

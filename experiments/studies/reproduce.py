@@ -8,8 +8,7 @@ from pathlib import Path
 
 import trainers
 from common.errors import UsageError, choose, choose_dataset, closest
-from common.files import write_text
-from common.nearest import check_folder
+from common.files import check_folder, write_text
 from common.start import add_common_options, at_least, path
 
 from ..configs import known_datasets

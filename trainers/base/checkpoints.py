@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UsageError
+from common.files import check_folder
 from common.names import CONTROL
-from common.nearest import check_folder
 
 from . import compat
 from .data_use import KINDS, LATER, PHASE
