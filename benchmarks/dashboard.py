@@ -1,6 +1,5 @@
 """Run all benchmarks, and write their figures with the machine and the commit to one page: `make bench`.
 
-    python benchmarks/dashboard.py
     python benchmarks/dashboard.py --only views --page views.md
 
 The page is rewritten after each benchmark, so that a stopped program keeps its figures. Each benchmark is a

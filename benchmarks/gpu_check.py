@@ -52,12 +52,7 @@ class TimeIsUp(NotImplementedError):
 
 
 class Check:
-    """The measurements to make, their device and their time limit.
-
-    Args:
-        args: options of the command line.
-        folder: for temporary files.
-    """
+    """The results so far, the device and the time limit; `folder` is for temporary files."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.end, self.folder = args, time.monotonic() + 60 * args.minutes, folder
@@ -118,9 +113,7 @@ class Check:
         if compiled and find_spec("triton") is None:
             raise NotImplementedError("MODEL.COMPILE needs Triton")
         torch.manual_seed(0)
-        trainer = measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled, graphs)
-        trainer.batch_idx = 1  # the first step of a run is checked, and waits
-        return trainer
+        return measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled, graphs)
 
     def run(self, command: list[object], share: float = 1.0) -> subprocess.CompletedProcess:
         """A program of Python on the device of this process, for at most a share of the time that is left."""
@@ -233,35 +226,28 @@ def grid(**values: Iterable) -> list[dict]:
 
 def parts(check: Check) -> list[tuple[str, Callable[..., dict], list[dict]]]:
     """The parts, the most important ones first: a title, the function that measures, and the facts for it."""
-    others = [
-        name for name in measuring.learning(through_towers=True) if name not in FIRST and not name.startswith("DePT+")
-    ] + DEPT
-    first, second, rest = check.choose(FIRST[:1], ["CoOp"]), check.choose(FIRST[1:], []), check.choose(others, [])
-    few, more = check.choose([50], [5]), check.choose([5, 500], [])
     forms, graphs = ["fast", "plain", *(["official"] if check.args.official else [])], ["CUDA graphs"]
-    precs, half = ("fp16", "fp32", "amp"), ("fp16", "bf16", "amp")
+    half, names = ("fp16", "bf16", "amp"), measuring.learning(through_towers=True)
+    others = [*(name for name in names if name not in FIRST and not name.startswith("DePT+")), *DEPT]
+    first, second, rest = check.choose(FIRST[:1], ["CoOp"]), check.choose(FIRST[1:], []), check.choose(others, [])
     many = check.choose([50, 200, 1000] if check.full else [50], [5])
+
+    def steps(chosen: list, classes: list, forms: list, precs: Iterable = ("fp16", "fp32", "amp")):
+        return "training step", step, grid(method=chosen, classes=classes, prec=precs, form=forms)
+
     return [
-        ("training step", step, grid(method=first, classes=few, prec=precs, form=forms + graphs)),
+        steps(first, check.choose([50], [5]), forms + graphs),
         ("published numbers", golden_cases, grid(cases=["mpl"])),
-        ("training step", step, grid(method=second, classes=[50], prec=precs, form=forms + graphs)),
-        ("training step", step, grid(method=first + second[:1], classes=more, prec=precs, form=forms + graphs)),
+        steps(second, [50], forms + graphs),
+        steps(first + second[:1], check.choose([5, 500], []), forms + graphs),
         ("against fp32", against_fp32, grid(method=check.choose(FIRST, ["CoOp", "MPL"]), prec=half)),
         ("peak memory", peak, grid(method=["MPL"], classes=many, prec=["fp32"], form=forms[:2])),
         ("test pass", images_a_second, grid(decoded=["each time", "kept"])),
         ("published numbers", golden_cases, grid(cases=["not mpl"])),
         ("against fp32", against_fp32, grid(method=rest, prec=half)),
-        ("training step", step, grid(method=rest, classes=[50], prec=precs, form=["fast", *graphs])),
-        (
-            "training step",
-            step,
-            grid(method=check.choose(FIRST, []) + rest, classes=[50], prec=["bf16"], form=["fast"]),
-        ),
-        (
-            "training step",
-            step,
-            grid(method=check.choose(FIRST, ["CoOp"]), classes=[50], prec=precs, form=["compiled"]),
-        ),
+        steps(rest, [50], ["fast", *graphs]),
+        steps(check.choose(FIRST, []) + rest, [50], ["fast"], ["bf16"]),
+        steps(check.choose(FIRST, ["CoOp"]), [50], ["compiled"]),
     ]
 
 
@@ -280,10 +266,10 @@ def report(check: Check) -> str:
     reasons: dict[str, list[str]] = {}
     for name, why in check.left_out:
         reasons.setdefault(why, []).append(name)
-    shortened = {
-        why: names if len(names) < 9 else [*names[:6], f"and {len(names) - 6} more"] for why, names in reasons.items()
-    }
-    left_out = [f"- {why}: {'; '.join(names)}" for why, names in shortened.items()] or ["- nothing"]
+    left_out = [] if reasons else ["- nothing"]
+    for why, names in reasons.items():
+        shown = names if len(names) < 9 else [*names[:6], f"and {len(names) - 6} more"]
+        left_out.append(f"- {why}: {'; '.join(shown)}")
     return "\n\n".join([*lines, "\n".join(["Left out:\n", *left_out])]) + "\n"
 
 

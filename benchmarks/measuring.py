@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from dassl.config import get_cfg_default
 from torch import Tensor
 
-from benchmarks.official import register_names
+from benchmarks.official import ready
 from benchmarks.official import timed as timed
 from clip import CLIP, load_backbone
 from clip.random_weights import random_clip
@@ -73,27 +73,21 @@ def bare_clip(args: argparse.Namespace) -> tuple[Any, tuple[int, int]]:
 def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", batch=4, compiled=False, graphs=False):
     """The trainer, as train.py makes it, on a dataset of class names without images.
 
-    Args:
-        form: of the towers; `published` is the plain form with what the published code computes besides.
-        compiled, graphs: MODEL.COMPILE, MODEL.CUDA_GRAPHS.
+    `compiled` and `graphs` are MODEL.COMPILE and MODEL.CUDA_GRAPHS. The form of the towers `published` is the plain one
+    with what the published code computes besides.
     """
-    register_names(classes, batch)
     cfg = get_cfg_default()
     extend_cfg(cfg, method)
     settings = recipe(method, "few_shot", backbone=backbone)
     cfg.merge_from_file(str(config_folder(method) / f"{settings.cfg}.yaml"))
     merge_pairs(cfg, list(settings.settings))
-    cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.SEED = method, "Names", 1
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.TOWERS = backbone, "plain" if form == "published" else form
-    cfg.TRAINER[methods()[method].section()].PREC = prec
-    cfg.DATALOADER.NUM_WORKERS, cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS = 0, compiled, graphs
-    trainer = methods()[method](cfg)
+    cfg.MODEL.BACKBONE.TOWERS = "plain" if form == "published" else form
+    cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS = compiled, graphs
+    trainer = ready(cfg, method, methods()[method].section(), prec, backbone, classes, batch)
     if form == "published":
         for module in trainer.model.modules():
             if type(module) in AS_PUBLISHED:  # it computes the same as before, up to rounding and other masks
                 module.__class__ = AS_PUBLISHED[type(module)]
-    trainer.batch_idx, trainer.num_batches = 0, 10**9
-    trainer.set_model_mode("train")
     return trainer
 
 
@@ -119,13 +113,9 @@ AS_PUBLISHED: dict[type, type] = {LowRank: Products, LoRA: Separate}
 
 
 def in_turns(ways: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, tuple[float, float]]:
-    """Measure each way once in every round, so that other processes of the machine slow down all ways.
+    """For each way, a function that returns seconds: their median, and the median ratio of the first way's to its own.
 
-    Args:
-        ways: functions that return seconds.
-
-    Returns:
-        For each way its median seconds, and the median ratio of the first way's seconds to its own.
+    Each way is measured once in every round, so that other processes of the machine slow down all ways.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

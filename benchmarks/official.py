@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from dassl.config import get_cfg_default
@@ -31,16 +32,6 @@ BATCH, SIDE = 4, 224
 PARTS = ("train.py", "clip/clip.py", "datasets", "trainers", "configs/trainers")
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")  # calls to CUDA
 WAITS = "called a synchronizing CUDA operation"  # torch's warning
-
-
-def register_names(classes: int, batch: int) -> None:
-    """Register the dataset `Names`: ImageNet's first class names without images."""
-
-    @DATASET_REGISTRY.register(force=True)
-    class Names(DatasetBase):
-        def __init__(self, cfg):
-            items = [Datum(label=label, classname=name) for label, name in enumerate(IMAGENET_CLASSNAMES[:classes])]
-            super().__init__(train_x=items * batch, test=items)
 
 
 def random_batch(classes: int, pinned: bool, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -88,21 +79,33 @@ def measured(step: Callable[[], object], device: torch.device, warm_up: int, tim
     return found | {"launches": launches or "not seen by torch's profiler", "waits": waits}
 
 
-def build(args: argparse.Namespace):
-    """The trainer of the official code, on a dataset of class names without images."""
+def ready(cfg: Any, method: str, section: str, prec: str, backbone: str, classes: int, batch: int = BATCH) -> Any:
+    """The trainer of a configuration, ready for a step, on a dataset of ImageNet's first class names without images."""
+
+    @DATASET_REGISTRY.register(force=True)
+    class Names(DatasetBase):
+        def __init__(self, cfg):
+            items = [Datum(label=label, classname=name) for label, name in enumerate(IMAGENET_CLASSNAMES[:classes])]
+            super().__init__(train_x=items * batch, test=items)
+
+    cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME, cfg.SEED = method, "Names", backbone, 1
+    cfg.TRAINER[section].PREC, cfg.DATALOADER.NUM_WORKERS = prec, 0
+    trainer = build_trainer(cfg)
+    trainer.batch_idx, trainer.num_batches = 1, 10**9  # the first step of a run is checked, and waits
+    trainer.set_model_mode("train")
+    return trainer
+
+
+def build(args: argparse.Namespace) -> Any:
+    """The trainer of the official code."""
     sys.path[:] = [str(args.checkout), *(path for path in sys.path if Path(path).resolve() != ROOT)]
-    register_names(args.classes, BATCH)
     import_module("clip.clip")._download = lambda *arguments, **options: args.backbone
     cfg = get_cfg_default()
     import_module("train").extend_cfg(cfg)
     cfg.merge_from_file(str(args.checkout / "configs/trainers" / args.trainer / args.config))
-    cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.MODEL.BACKBONE.NAME, cfg.SEED = args.trainer, "Names", "ViT-B/16", 1
-    cfg.TRAINER[args.trainer.upper()].PREC, cfg.DATALOADER.NUM_WORKERS = args.prec, 0
-    trainer = build_trainer(cfg)
+    trainer = ready(cfg, args.trainer, args.trainer.upper(), args.prec, "ViT-B/16", args.classes)
     if args.prec == "fp32":
         trainer.model.float()
-    trainer.batch_idx, trainer.num_batches = 1, 10**9
-    trainer.set_model_mode("train")
     return trainer
 
 

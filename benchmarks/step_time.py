@@ -1,10 +1,6 @@
 """Seconds and memory of a training step or a test batch, by form of the towers, precision and number of ranks.
 
-    python benchmarks/step_time.py --trainer MPL --classes 5 50 200
-    python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16
-    python benchmarks/step_time.py --trainer CLIPLoRA --form fast plain published
-    python benchmarks/step_time.py --trainer MPL --form fast --classes 50 500 1000 --ranks 1 2
-    python benchmarks/step_time.py --trainer TPT ZERO --what test_batch --classes 100
+    python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16    # README.md has more commands
 
 The ways that the options name are measured in turns, each time in new processes, with random weights of ViT-B/16's
 size, random images and the paper's settings of the method (with `--backbone small`, those of its small.yaml). On a CPU
@@ -42,8 +38,7 @@ from trainers.base.test_time import ViewsTrainer
 FORMS = ("fast", "plain")
 WHAT = ("train_step", "test_batch")
 WAY = ("form", "prec", "ranks")  # the options whose values are compared
-STEPS = 3, 15  # at least and at most, in one process
-LONG = 60  # seconds after which fewer steps are enough
+STEPS = 3  # at least, in one process
 
 
 def work(way: Namespace) -> dict | None:
@@ -73,15 +68,9 @@ def work(way: Namespace) -> dict | None:
         step()  # a warm-up, which also computes what is computed once in a run
         memory = ranks.objects(peak(trainer.device, reset=False) - before)
         seconds: list[float] = []
-        while not ranks.from_first(lambda: enough(seconds, way.seconds)):
+        while not ranks.from_first(lambda: len(seconds) >= STEPS and sum(seconds) >= way.seconds):
             seconds.append(measuring.timed(step, trainer.device))
         return {"seconds": statistics.median(seconds), "mb": max(memory) / 2**20} if ranks.first else None
-
-
-def enough(seconds: list[float], least: float) -> bool:
-    """Whether there are enough steps: three or more that take `least` seconds together, or fewer in a minute."""
-    fewest, most = STEPS
-    return len(seconds) >= most or (sum(seconds) >= least and (len(seconds) >= fewest or sum(seconds) >= LONG))
 
 
 def peak(device: torch.device, reset: bool = True) -> int:

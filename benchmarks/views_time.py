@@ -33,12 +33,7 @@ LR, WEIGHT_DECAY, SELECTION = 0.005, 0.01, {"TPT": 0.1, "ZERO": 0.3}
 
 
 class Published:
-    """CLIP with context vectors, as the published code runs it: views (views, 3, H, W) -> (classes,).
-
-    Args:
-        model: open_clip's own.
-        names: of the classes.
-    """
+    """open_clip's CLIP with context vectors, as the published code runs it: views (views, 3, H, W) -> (classes,)."""
 
     def __init__(self, model: Any, names: list[str]):
         self.model = model
