@@ -18,6 +18,7 @@ from benchmarks import (
     step_time,
     views_time,
 )
+from clip import TOWERS
 from experiments.session import cli_main
 
 pytestmark = pytest.mark.slow
@@ -255,6 +256,7 @@ def test_published_steps_compute_the_same_without_dropout(backbones):
     found, backbone = [], str(backbones(224, 112, 12, 12, 64, 64, 64))
     for form in ("fast", "plain", "published"):
         trainer = measuring.build("CLIPLoRA", 3, backbone, form)
+        assert trainer.model.towers is TOWERS["fast" if form == "fast" else "plain"]
         for adapter in trainer.model.prompt_learner.extra_modules.values():
             adapter.p = 0
         for name, parameter in trainer.model.named_parameters():

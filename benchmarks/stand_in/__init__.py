@@ -289,7 +289,7 @@ OF_CUDA = {
 }
 NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
 NOTHING += ("empty_cache", "reset_peak_memory_stats")
-OF_CUDA |= dict.fromkeys(NOTHING, lambda *arguments, **options: None)
+OF_CUDA |= {name: lambda *arguments, **options: None for name in NOTHING}  # torch.compile refuses one for two names
 
 
 class Generator(torch.Generator):
