@@ -77,7 +77,11 @@ ANSWER = {"id": NAME, "sha": 3}
     ("name", "answers", "words"),
     [
         ("me/cats", {}, ["the Hub has no model me/cats that you may read", "check the name", "HF_TOKEN"]),
-        (NAME, {"sizes": {"prompts.safetensors": 1 << 40}}, ["prompts.safetensors", "larger than 4,294,967,296 bytes"]),
+        (
+            NAME,
+            {"sizes": {"prompts.safetensors": (4 << 30) + 1}},
+            ["prompts.safetensors", "larger than 4,294,967,296 bytes"],
+        ),
         (NAME, {"sizes": {"config.json": None}}, ["config.json", "or has no known size"]),
         ("nowhere", {}, ["'nowhere' is not the name of a model on the Hub"]),
         ("../me/b", {}, ["is not the name of a model"]),

@@ -121,10 +121,10 @@ def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
 
 @torch.no_grad()
 def test_vectors_initialised_from_words_are_nearest_to_these(build):
-    model = build("CoOp", "base", "CTX_INIT", "a photo of a").model
+    model = build("CoOp", "base", "CTX_INIT", "a photo of unphoto").model
     rows = nearest_words(model.clip, model.prompt_learner.text(torch.zeros(1, 256)), ["x"] * 3, 2)
     assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [(0, None, n) for n in range(4)]
-    assert [row["nearest"][0][0] for row in rows] == ["a", "photo", "of", "a"]
+    assert [row["nearest"][0][0] for row in rows] == ["a", "photo", "of", "un-"]  # CoOp counts words, not tokens
     for row, vector in zip(rows, model.prompt_learner.ctx, strict=True):
         distances = (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2].tolist()
         assert [distance for _, distance in row["nearest"]] == pytest.approx(distances, abs=1e-5)

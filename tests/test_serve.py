@@ -5,6 +5,7 @@ import shutil
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -13,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from learned import OPTIONS
 from PIL import Image
-from visitors import FORM, post, upload
+from visitors import FORM, attack, classified, post, upload
 
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
@@ -167,6 +168,19 @@ def test_endless_uploads_refuse_nobody(server, free_port):
             idle.enter_context(socket.create_connection(("127.0.0.1", free_port))).sendall(head.encode() + b"--")
         time.sleep(0.5)
         assert upload(server, b"x")
+
+
+def test_visitors_get_right_answers_beside_a_hostile_one(server, page, photo, tmp_path):
+    with ThreadPoolExecutor(5) as pool:
+        attacked = pool.submit(attack, server)
+        lists = [[f"thing {visitor} {letter}" for letter in "abcde"] for visitor in range(8)]
+        found = list(pool.map(lambda names: classified(server, Path(photo).read_bytes(), names), lists))
+        attacked.result()
+    for names, bars in zip(lists, found, strict=True):
+        for (_, classifier), values in zip(page.models, bars, strict=True):
+            expected = classifier.probabilities(photo, names)[0].tolist()
+            assert values == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-4)
+    assert all(tmp_path / "uploads" in path.parents for path in tmp_path.parent.rglob("outside.png"))
 
 
 def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
