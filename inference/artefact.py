@@ -111,11 +111,7 @@ def write_artefact(folder: Path, description: Description, tensors: Mapping[str,
 
 
 def read_config(file: Path) -> Description:
-    """The content of config.json, each value of its kind.
-
-    Raises:
-        UsageError: the file is missing, too large, or malformed.
-    """
+    """The content of config.json, each value of its kind; UsageError if it is missing, too large, or malformed."""
     content = read_json(file, LARGEST_CONFIG)
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -255,11 +255,7 @@ class PromptedClassifier:
 
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
-    """The configuration of a method, to be merged with values; it accepts any key of training.
-
-    Raises:
-        UsageError: the method, which the file `where` names, is unknown.
-    """
+    """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
     choose(method, trainers.methods(), "method", where)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)

@@ -34,14 +34,8 @@ class NoConnection(UsageError):
 def download(name: str, revision: str | None = None) -> Path:
     """The folder with the files of a repository, in the cache of huggingface_hub (HF_HOME).
 
-    Args:
-        name: `user/name`.
-        revision: a branch, a tag or the hash of a commit; by default the newest commit. Without a connection, the
-            files that were downloaded last are used.
-
-    Raises:
-        UsageError: there is no such repository or revision, it has no exported folder, a file is too large, or the
-            Hub does not answer.
+    Without a connection, the files that were downloaded last are used. Arguments and errors are those of
+    `PromptedClassifier.from_pretrained`.
     """
     check_name(name)
     api = HfApi()
@@ -103,11 +97,7 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def answers(name: str) -> Iterator[None]:
-    """Requests about a repository.
-
-    Raises:
-        UsageError: the Hub refuses a request, or (NoConnection) it does not answer.
-    """
+    """Requests about a repository: UsageError if the Hub refuses one, NoConnection if it does not answer."""
     try:
         yield
     except RepositoryNotFoundError as error:

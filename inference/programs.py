@@ -44,11 +44,7 @@ class ImageProgram(nn.Module):
 
 
 def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
-    """The text features (classes, joint), not normalised.
-
-    Raises:
-        UsageError: they depend on the image, as in CoCoOp.
-    """
+    """The text features (classes, joint), not normalised; UsageError if they depend on the image, as in CoCoOp."""
     model = classifier.model_for(class_names)
     with torch.no_grad():
         features = model.encode_text(torch.zeros(1, model.clip.visual.output_dim))
@@ -143,11 +139,7 @@ FORMS = {
 
 
 def largest_difference(form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path) -> float:
-    """The largest difference between a logit of the exported file and of the classifier, over images of noise.
-
-    Raises:
-        UsageError: it is over TOLERANCE.
-    """
+    """The largest difference of a logit of the exported file, over images of noise; UsageError if over TOLERANCE."""
     images = example(classifier, 16)
     expected = classifier.logits(images, class_names)
     found = [form.run(classifier, folder / form.file, part) for part in (images, images[:1])]  # batches of any size
