@@ -1,6 +1,5 @@
 """Run all benchmarks, and write their figures with the machine and the commit to one page: `make bench`.
 
-    python benchmarks/dashboard.py
     python benchmarks/dashboard.py --only views --page views.md
 
 The page is rewritten after each benchmark, so that a stopped program keeps its figures. Each benchmark is a
@@ -13,9 +12,9 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -30,62 +29,37 @@ from common.version import source
 PAGE = ROOT / "benchmarks/RESULTS.md"
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """A program of this folder with options.
-
-    Attributes:
-        title: of its section.
-        command: the program's file and its options.
-        note: what the columns are.
-        counts: the program counts instead of timing, so that it has no rounds.
-    """
+class Benchmark(NamedTuple):
+    """The title of a section, a program of this folder with its options, and what the columns are."""
 
     title: str
     command: str
     note: str
-    counts: bool = False
 
 
+STEP = "step_time.py --seconds 3 --classes 50 --trainer"
 FORMS = "*fast* is the default form of the towers, *plain* that of the published code; *ratio* is the first row's time"
 FORMS += " divided by this one's, *mb* the memory that a step needs beyond weights and prompts."
-STEP = "step_time.py --seconds 3 --classes 50 --trainer"
-
+PRECISIONS = "*ratio* is fp32's time divided by this one's."
+PREDICT = "`tools/predict.py` with files of 256 x 256 pixels, and open_clip's `encode_image` of images in memory."
+VIEWS = "One test image with 64 views; *ratio* is the published loop's time divided by ours."
+RANKS = "The ranks divide the threads of this machine; *ratio* is the time of one rank divided by this one's."
+FILE = "A test pass of the small CLIP without and with predictions.npz, and the bytes of the file."
+LAUNCHES = (
+    "Counted on a stand-in CUDA device with 50 classes: operations of a step, and how often the CPU waits for the"
+)
+LAUNCHES += " device. *loss* and *logits* are the largest differences from fp32 on the CPU, with random narrow weights."
 BENCHMARKS = {
     "step": Benchmark("A training step of MPL", "step_time.py --seconds 3 --trainer MPL --classes 5 50 200", FORMS),
     "methods": Benchmark("A training step of other methods", f"{STEP} CoOp MaPLe PromptSRC CoCoOp", FORMS),
     "adapters": Benchmark("Adapters, a plug-in, patches", f"{STEP} CLIPLoRA MMA DePT+MaPLe LoCoOp", FORMS),
-    "precision": Benchmark(
-        "Precisions", f"{STEP} MPL --form fast --prec fp32 bf16 amp", "*ratio* is fp32's time divided by this one's."
-    ),
+    "precision": Benchmark("Precisions", f"{STEP} MPL --form fast --prec fp32 bf16 amp", PRECISIONS),
     "test": Benchmark("A test batch", f"{STEP} MPL --what test_batch --test-batch 20", FORMS),
-    "predict": Benchmark(
-        "Prediction",
-        "predict_time.py --images 60",
-        "`tools/predict.py` with files of 256 x 256 pixels, and open_clip's `encode_image` of images in memory.",
-    ),
-    "views": Benchmark(
-        "Views of an image",
-        "views_time.py --classes 100",
-        "One test image with 64 views; *ratio* is the published loop's time divided by ours.",
-    ),
-    "ranks": Benchmark(
-        "Several ranks",
-        "step_time.py --seconds 3 --form fast --classes 5 500 --ranks 1 2",
-        "The ranks divide the threads of this machine; *ratio* is the time of one rank divided by this one's.",
-    ),
-    "predictions": Benchmark(
-        "Predictions of a test",
-        "predictions_time.py --dataset small_land",
-        "A test pass of the small CLIP without and with predictions.npz, and the bytes of the file.",
-    ),
-    "launches": Benchmark(
-        "Launches of a step on a GPU",
-        "gpu_rehearsal.py",
-        "Counted on a stand-in CUDA device with 50 classes: operations of a step, and how often the CPU waits for the "
-        "device. *loss* and *logits* are the largest differences from fp32 on the CPU, with random narrow weights.",
-        counts=True,
-    ),
+    "predict": Benchmark("Prediction", "predict_time.py --images 60", PREDICT),
+    "views": Benchmark("Views of an image", "views_time.py --classes 100", VIEWS),
+    "ranks": Benchmark("Several ranks", "step_time.py --seconds 3 --form fast --classes 5 500 --ranks 1 2", RANKS),
+    "predictions": Benchmark("Predictions of a test", "predictions_time.py --dataset small_land", FILE),
+    "launches": Benchmark("Launches of a step on a GPU", "gpu_rehearsal.py", LAUNCHES),
 }
 
 
@@ -109,14 +83,14 @@ def main(argv: list[str] | None = None) -> None:
 def section(benchmark: Benchmark, rounds: int) -> str:
     """The section of a benchmark, with its table or the reason for which it has none."""
     program, *options = shlex.split(benchmark.command)
+    if program != "gpu_rehearsal.py":  # it counts, once
+        options += ["--rounds", str(rounds)]
     with TemporaryDirectory() as folder:
         records = Path(folder) / "records.json"
-        options += [] if benchmark.counts else ["--rounds", str(rounds)]
         command = [sys.executable, str(ROOT / "benchmarks" / program), *options, "--json", str(records)]
         ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if ended.returncode:
-            reason = (ended.stderr.strip() or f"status {ended.returncode}").splitlines()[-1]
-            table = f"Not measured: {reason}"
+            table = f"Not measured: {(ended.stderr.strip() or f'status {ended.returncode}').splitlines()[-1]}"
         else:
             table = measuring.table(json.loads(records.read_text()))
     heading = f"## {benchmark.title}\n\n`python benchmarks/{shlex.join([program, *options])}`"

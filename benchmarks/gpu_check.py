@@ -17,9 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
-from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -32,7 +31,7 @@ import torch
 from PIL import Image
 
 from benchmarks import measuring, official
-from benchmarks.one_step import measured
+from benchmarks.official import BATCH, SIDE
 from clip.random_weights import random_clip
 from common.errors import UsageError
 from common.files import write_text
@@ -45,12 +44,7 @@ from experiments.protocols import recipe
 from experiments.session import run_command
 from trainers import methods
 
-BATCH, SIDE = 4, 224
-VISION = {"image_size": SIDE, "patch_size": 112, "layers": 12, "width": 64}  # of narrow weights
-TEXT = {"layers": 12, "width": 64}
 FIRST, DEPT = ["MPL", "CoOp", "MaPLe", "PromptSRC"], ["DePT+CoOp", "DePT+MaPLe"]
-
-Items = Iterator[tuple[dict, Callable[[], dict]]]  # facts of a measurement, and the function that measures
 
 
 class TimeIsUp(NotImplementedError):
@@ -58,12 +52,7 @@ class TimeIsUp(NotImplementedError):
 
 
 class Check:
-    """The measurements to make, their device and their time limit.
-
-    Args:
-        args: options of the command line.
-        folder: for temporary files.
-    """
+    """The results so far, the device and the time limit; `folder` is for temporary files."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.args, self.end, self.folder = args, time.monotonic() + 60 * args.minutes, folder
@@ -72,12 +61,14 @@ class Check:
         self.records: list[dict] = []
         self.left_out: list[tuple[str, str]] = []
         self.failures, self.complete = 0, False
-        self.backbone, self.wide = str(folder / "backbone.pt"), str(folder / "wide.pt")
-        torch.save(random_clip("ViT-B-16", *(() if self.full else (VISION, TEXT, 64))).state_dict(), self.backbone)
-        if self.full or not self.all or not args.official:
-            self.wide = self.backbone
-        else:  # official code has ViT-B/16's widths in it
-            torch.save(random_clip("ViT-B-16", VISION | {"width": 768}).state_dict(), self.wide)
+        self.backbone = str(folder / "backbone.pt")
+        if self.full:
+            clip = random_clip("ViT-B-16")
+        elif args.official:  # official code has ViT-B/16's widths in it
+            clip = random_clip("ViT-B-16", {"patch_size": 112})
+        else:
+            clip = measuring.narrow_clip(112)
+        torch.save(clip.state_dict(), self.backbone)
 
     @property
     def seconds_left(self) -> float:
@@ -86,8 +77,8 @@ class Check:
     def choose(self, everything: list, reduced: list) -> list:
         return everything if self.all else reduced
 
-    def execute(self, part: str, what: dict, measure: Callable[[], dict]) -> None:
-        """Record the result of `measure`; note an error, or why it cannot be measured. Write the page."""
+    def execute(self, part: str, measure: Callable[..., dict], what: dict) -> None:
+        """Record what `measure` returns for these facts; note an error, or why they cannot be measured."""
         name = f"{part}: {', '.join(map(str, what.values()))}"
         try:
             if self.seconds_left <= 0:
@@ -95,7 +86,7 @@ class Check:
             signal.setitimer(signal.ITIMER_REAL, self.seconds_left)
             print(name, file=sys.stderr, flush=True)
             with redirect_stdout(sys.stderr):
-                self.records.append({"part": part, **what, **measure()})
+                self.records.append({"part": part, **what, **measure(self, **what)})
         except (NotImplementedError, UsageError) as error:
             self.left_out.append((name, str(error)))
         except Exception as error:  # noqa: BLE001 - the other measurements follow
@@ -122,15 +113,7 @@ class Check:
         if compiled and find_spec("triton") is None:
             raise NotImplementedError("MODEL.COMPILE needs Triton")
         torch.manual_seed(0)
-        trainer = measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled, graphs)
-        trainer.batch_idx = 1  # the first step of a run is checked, and waits
-        return trainer
-
-    def batch(self, classes: int) -> dict[str, torch.Tensor]:
-        """As a loader gives it: in pinned memory for a GPU."""
-        images = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-        batch = {"img": images, "label": torch.arange(BATCH) % classes}
-        return {key: value.pin_memory() if self.device.type == "cuda" else value for key, value in batch.items()}
+        return measuring.build(method, classes, self.backbone, form, prec, BATCH, compiled, graphs)
 
     def run(self, command: list[object], share: float = 1.0) -> subprocess.CompletedProcess:
         """A program of Python on the device of this process, for at most a share of the time that is left."""
@@ -138,115 +121,97 @@ class Check:
         if stand_in and command[:3] == ["-m", "pytest", "-q"]:
             command = command[3:]
         argv = [sys.executable, *stand_in, *map(str, command)]
+        env = os.environ | {"NVIDIA_TF32_OVERRIDE": "0", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+        limit = max(1.0, share * self.seconds_left)
         try:
-            limit = max(1.0, share * self.seconds_left)
-            return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=self.environment)
+            return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=env)
         except subprocess.TimeoutExpired:
             raise TimeIsUp("no time left") from None
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"NVIDIA_TF32_OVERRIDE": "0", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
-
-
-def published_numbers(check: Check, cases: str) -> Items:
-    """The numbers of the published implementations, without TF32."""
-    yield {"cases": cases, "prec": "fp32"}, partial(golden_cases, check, cases)
-
 
 def golden_cases(check: Check, cases: str) -> dict:
+    """The numbers of the published implementations, without TF32."""
     chosen = ["-k", f"({cases}) and not plain and not row"] if check.all else ["-k", "vpt_shallow and fast"]
     done = check.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_golden.py", *chosen], 0.5)
     lines = done.stdout.strip().splitlines() or [done.stderr[-200:]]
     if done.returncode:
         raise RuntimeError(lines[-1])
-    return {"result": lines[-1]}
-
-
-def precisions(check: Check, chosen: list[str]) -> Items:
-    """Logits, gradients and twenty steps in half precision, against fp32."""
-    for method, prec in product(chosen, ("fp16", "bf16", "amp")):
-        yield {"method": method, "prec": prec}, partial(against_fp32, check, method, prec)
+    return {"prec": "fp32", "result": lines[-1]}
 
 
 def against_fp32(check: Check, method: str, prec: str) -> dict:
-    steps, batch = 20 if check.full else 2, check.batch(50)
+    """Logits, gradients and twenty steps in half precision, minus those in fp32; dropout is the same in both."""
+    count, batch = 20 if check.full else 2, official.random_batch(50, check.all)
     whole, half = check.trainer(method, 50), check.trainer(method, 50, prec=prec)
     half.model.load_state_dict(whole.model.state_dict())
-    (logits, gradient), (half_logits, half_gradient) = (measuring.gradients(each, batch) for each in (whole, half))
-    in_fp32, in_half = (measuring.loss_after(each, batch, steps) for each in (whole, half))
+    found = []
+    for trainer in (whole, half):
+        torch.manual_seed(0)
+        with trainer.autocast():
+            images, labels = trainer.parse_batch_train(batch)
+            output = trainer.model.output(images)
+            trainer.loss(output, labels)[0].backward()
+        gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+        trainer.model.zero_grad()
+        torch.manual_seed(0)
+        losses = [float(trainer.forward_backward(batch)["loss"]) for _ in range(count)]
+        found.append((output.logits.detach().float(), torch.cat(gradients), losses[-1]))
+    (logits, gradient, loss), (half_logits, half_gradient, half_loss) = found
     return {
         "logits": (half_logits - logits).abs().max().item(),
         "gradient": ((half_gradient - gradient).norm() / gradient.norm()).item(),
-        f"loss after {steps} steps": in_half - in_fp32,
+        f"loss after {count} steps": half_loss - loss,
     }
 
 
-def steps(
-    check: Check, chosen: Iterable[str], counts: list[int], forms: Iterable[str], precisions: Iterable[str]
-) -> Items:
-    """Time, launches and waits of training steps."""
-    for classes, method, prec, form in product(counts, chosen, precisions, forms):
-        measure = official_step if form == "official" else step
-        if form != "official" or check.args.official:
-            what = {"method": method, "classes": classes, "prec": prec, "form": form}
-            yield what, partial(measure, check, method, classes, prec, form)
-
-
 def step(check: Check, method: str, classes: int, prec: str, form: str) -> dict:
+    """Time, launches and waits of a training step."""
+    if form == "official":
+        return official_step(check, method, classes, prec)
     graphs = form == "CUDA graphs"
     trainer = check.trainer(method, classes, "plain" if form == "plain" else "fast", prec, form == "compiled", graphs)
-    batch = check.batch(classes)
+    batch = official.random_batch(classes, check.all)
     warm_up = 5 if graphs else 3 if check.full else 1  # a graph is captured in the fourth step
-    return measured(partial(trainer.forward_backward, batch), check.device, warm_up, 10 if check.full else 1)
+    times = 10 if check.full else 1
+    return official.measured(lambda: trainer.forward_backward(batch), check.device, warm_up, times)
 
 
-def official_step(check: Check, method: str, classes: int, prec: str, form: str) -> dict:
+def official_step(check: Check, method: str, classes: int, prec: str) -> dict:
     config = f"{recipe(method, 'few_shot').cfg}.yaml"
     if not (check.args.official / "configs/trainers" / method / config).is_file():
         raise NotImplementedError(f"{check.args.official} has no configs/trainers/{method}/{config}")
     if prec == "fp16" and check.device.type == "cpu":
         raise NotImplementedError("fp16 needs a GPU")
     command = ["benchmarks/official.py", check.args.official, "--trainer", method, "--config", config]
-    command += ["--backbone", check.wide, "--classes", classes, "--prec", prec]
+    command += ["--backbone", check.backbone, "--classes", classes, "--prec", prec]
     done = check.run([*command, *(() if check.full else ("--warm-up", 1, "--times", 1))])
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def memory(check: Check) -> Items:
-    """Peak memory of a training step of MPL."""
-    for classes, form in product(check.choose([50, 200, 1000] if check.full else [50], [5]), ("fast", "plain")):
-        yield {"method": "MPL", "classes": classes, "prec": "fp32", "form": form}, partial(peak, check, classes, form)
-
-
-def peak(check: Check, classes: int, form: str) -> dict:
-    trainer = check.trainer("MPL", classes, form)
+def peak(check: Check, method: str, classes: int, prec: str, form: str) -> dict:
+    """Peak memory of a training step."""
+    trainer = check.trainer(method, classes, form, prec)
     if check.device.type == "cpu":
         raise NotImplementedError("it is measured on a GPU only")
     torch.cuda.reset_peak_memory_stats()
-    trainer.forward_backward(check.batch(classes))
+    trainer.forward_backward(official.random_batch(classes, check.all))
     if not (peak := torch.cuda.max_memory_allocated()):
         raise NotImplementedError("this device does not count its memory")
     return {"MB": peak / 2**20}
 
 
-def test_passes(check: Check) -> Items:
+def images_a_second(check: Check, decoded: str) -> dict:
     """Images a second of a test pass of MPL over photos of 500 x 375 pixels, decoded each time or kept."""
     rng, photos = np.random.default_rng(0), check.folder / "photos"
     for part, label, number in product(("train", "test"), ("a", "b"), range(512 if check.full else 3)):
         (photos / part / label).mkdir(parents=True, exist_ok=True)
         pixels = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
         pixels.save(photos / part / label / f"{number}.jpg")
-    for kept in (False, True):
-        yield {"decoded": "kept" if kept else "each time"}, partial(images_a_second, check, photos, kept)
-
-
-def images_a_second(check: Check, photos: Path, kept: bool) -> dict:
     argv = ["--root", photos, "--trainer", "MPL", "--backbone", check.backbone]
     argv += ["--dataset-config-file", CONFIGS / "datasets/image_folder.yaml", "INPUT.SIZE", (SIDE, SIDE)]
-    argv += ["DATALOADER.NUM_WORKERS", 8 if check.full else 0, "DATALOADER.CACHE_TEST", kept]
+    argv += ["DATALOADER.NUM_WORKERS", 8 if check.full else 0, "DATALOADER.CACHE_TEST", decoded == "kept"]
     argv += ["CACHE", check.folder / "cache", "TRAINER.MPL.PREC", "fp32"]
     trainer = methods()["MPL"](setup_cfg(run_arguments([str(item) for item in argv])))
     trainer.test()  # the first one decodes
@@ -254,24 +219,36 @@ def images_a_second(check: Check, photos: Path, kept: bool) -> dict:
     return {"images a second": trainer.n_test / trainer.test_seconds}
 
 
-def parts(check: Check) -> Iterator[tuple[str, Items]]:
-    """The parts with their measurements, the most important ones first."""
-    others = [name for name in measuring.stepped() if name not in FIRST and not name.startswith("DePT+")] + DEPT
-    forms, precs = ("fast", "plain", "official"), ("fp16", "fp32", "amp")
-    first, second = check.choose(FIRST[:1], ["CoOp"]), check.choose(FIRST[1:], [])
-    yield "training step", steps(check, first, check.choose([50], [5]), forms, precs)
-    yield "training step", steps(check, first, check.choose([50], [5]), ["CUDA graphs"], precs)
-    yield "published numbers", published_numbers(check, "mpl")
-    yield "training step", steps(check, second, [50], [*forms, "CUDA graphs"], precs)
-    yield "training step", steps(check, first + second[:1], check.choose([5, 500], []), [*forms, "CUDA graphs"], precs)
-    yield "against fp32", precisions(check, check.choose(FIRST, ["CoOp", "MPL"]))
-    yield "peak memory", memory(check)
-    yield "test pass", test_passes(check)
-    yield "published numbers", published_numbers(check, "not mpl")
-    yield "against fp32", precisions(check, check.choose(others, []))
-    yield "training step", steps(check, check.choose(others, []), [50], ["fast", "CUDA graphs"], precs)
-    yield "training step", steps(check, check.choose(FIRST + others, []), [50], ["fast"], ["bf16"])
-    yield "training step", steps(check, check.choose(FIRST, ["CoOp"]), [50], ["compiled"], precs)
+def grid(**values: Iterable) -> list[dict]:
+    """All combinations of these values, as facts of measurements."""
+    return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+
+
+def parts(check: Check) -> list[tuple[str, Callable[..., dict], list[dict]]]:
+    """The parts, the most important ones first: a title, the function that measures, and the facts for it."""
+    forms, graphs = ["fast", "plain", *(["official"] if check.args.official else [])], ["CUDA graphs"]
+    half, names = ("fp16", "bf16", "amp"), measuring.learning(through_towers=True)
+    others = [*(name for name in names if name not in FIRST and not name.startswith("DePT+")), *DEPT]
+    first, second, rest = check.choose(FIRST[:1], ["CoOp"]), check.choose(FIRST[1:], []), check.choose(others, [])
+    many = check.choose([50, 200, 1000] if check.full else [50], [5])
+
+    def steps(chosen: list, classes: list, forms: list, precs: Iterable = ("fp16", "fp32", "amp")):
+        return "training step", step, grid(method=chosen, classes=classes, prec=precs, form=forms)
+
+    return [
+        steps(first, check.choose([50], [5]), forms + graphs),
+        ("published numbers", golden_cases, grid(cases=["mpl"])),
+        steps(second, [50], forms + graphs),
+        steps(first + second[:1], check.choose([5, 500], []), forms + graphs),
+        ("against fp32", against_fp32, grid(method=check.choose(FIRST, ["CoOp", "MPL"]), prec=half)),
+        ("peak memory", peak, grid(method=["MPL"], classes=many, prec=["fp32"], form=forms[:2])),
+        ("test pass", images_a_second, grid(decoded=["each time", "kept"])),
+        ("published numbers", golden_cases, grid(cases=["not mpl"])),
+        ("against fp32", against_fp32, grid(method=rest, prec=half)),
+        steps(rest, [50], ["fast", *graphs]),
+        steps(check.choose(FIRST, []) + rest, [50], ["fast"], ["bf16"]),
+        steps(check.choose(FIRST, ["CoOp"]), [50], ["compiled"]),
+    ]
 
 
 def report(check: Check) -> str:
@@ -282,19 +259,18 @@ def report(check: Check) -> str:
         lines.append("Reduced form or narrow weights: it shows that the check runs; its results mean nothing.")
     if not check.complete:
         lines.append("The check is still running, or was ended: not everything is here.")
-    for part in dict.fromkeys(record["part"] for record in check.records):
-        rows = [{key: value for key, value in each.items() if key != "part"} for each in check.records]
-        rows = [row for row, each in zip(rows, check.records, strict=True) if each["part"] == part]
-        lines.append(f"{part.capitalize()}:\n\n{measuring.table(rows)}")
+    tables: dict[str, list[dict]] = {}
+    for record in check.records:
+        tables.setdefault(record["part"], []).append({key: record[key] for key in record if key != "part"})
+    lines += [f"{part.capitalize()}:\n\n{measuring.table(rows)}" for part, rows in tables.items()]
     reasons: dict[str, list[str]] = {}
     for name, why in check.left_out:
         reasons.setdefault(why, []).append(name)
-    left_out = [f"- {why}: {shortened(names)}" for why, names in reasons.items()] or ["- nothing"]
+    left_out = [] if reasons else ["- nothing"]
+    for why, names in reasons.items():
+        shown = names if len(names) < 9 else [*names[:6], f"and {len(names) - 6} more"]
+        left_out.append(f"- {why}: {'; '.join(shown)}")
     return "\n\n".join([*lines, "\n".join(["Left out:\n", *left_out])]) + "\n"
-
-
-def shortened(names: list[str]) -> str:
-    return "; ".join(names if len(names) < 9 else [*names[:6], f"and {len(names) - 6} more"])
 
 
 def driver() -> str:
@@ -318,15 +294,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--narrow", action="store_true", help="narrow weights, and each step only once")
     parser.add_argument("--official", type=Path, metavar="DIR", help="a checkout of official code, which is run")
     args = parser.parse_args(argv)
-    if args.official and (part := official.missing(args.official)):
-        raise UsageError(f"{args.official} has no {part}", "give --official a checkout in the form of CoOp's")
+    for part in official.PARTS if args.official else ():
+        if not (args.official / part).exists():
+            raise UsageError(f"{args.official} has no {part}", "give --official a checkout in the form of CoOp's")
     signal.signal(signal.SIGALRM, stop)
     with tempfile.TemporaryDirectory() as folder:
         check = Check(args, Path(folder))
         check.write()
-        for part, items in parts(check):
-            for what, measure in items:
-                check.execute(part, what, measure)
+        for part, measure, facts in parts(check):
+            for what in facts:
+                check.execute(part, measure, what)
         check.complete = True
         check.write()
         print(report(check))

@@ -26,13 +26,11 @@ from benchmarks.stand_in import Counted, stand_in  # before torch
 import torch
 
 from benchmarks import measuring
-from clip.random_weights import random_clip
+from benchmarks.official import BATCH, random_batch
 from common.start import at_least
 from trainers.base.settings import PRECISIONS
 
 FAILED: list[str] = []
-BATCH, SIDE = 4, 224
-VISION, TEXT = {"image_size": SIDE, "patch_size": 32, "layers": 12, "width": 64}, {"layers": 12, "width": 64}
 
 
 def steps(
@@ -45,21 +43,15 @@ def steps(
     trainer.scaler = torch.amp.GradScaler(trainer.device.type, 128.0, enabled=trainer.scaler.is_enabled())
     losses, found = [], {}
     for trainer.batch_idx in range(6 if args.graphs else 2):
-        number = trainer.batch_idx
-        batch = {"img": images(number), "label": (number + torch.arange(BATCH)) % classes}
+        batch = random_batch(classes, bool(counted), trainer.batch_idx)
         if counted:
-            batch = {key: value.pin_memory() for key, value in batch.items()}
             counted.reset()
         losses.append(trainer.forward_backward(batch)["loss"])
     if counted:
         found = {"launches": counted.launches.total(), "waits": counted.waits.copy()}
     trainer.set_model_mode("eval")
-    logits = trainer.model_inference(images(0).to(trainer.device)).float().cpu()
+    logits = trainer.model_inference(random_batch(classes, False)["img"].to(trainer.device)).float().cpu()
     return found | {"losses": [float(loss) for loss in losses], "logits": logits}
-
-
-def images(seed: int) -> torch.Tensor:
-    return torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
 def records(args: argparse.Namespace) -> Iterator[dict]:
@@ -68,6 +60,7 @@ def records(args: argparse.Namespace) -> Iterator[dict]:
         expected: dict = {}
         for prec in args.prec:
             record = {"method": method, "classes": classes, "form": form, "prec": prec}
+            record |= dict.fromkeys(("launches", "waits", "loss", "logits", "note"), "")
             try:
                 with redirect_stdout(sys.stderr):
                     expected = expected or steps(args, method, classes, form, "fp32")
@@ -79,7 +72,6 @@ def records(args: argparse.Namespace) -> Iterator[dict]:
                 record |= {"note": ", ".join(found["waits"])}
             except Exception as error:  # noqa: BLE001 - the other methods follow
                 FAILED.append(method)
-                record |= {"launches": "", "waits": "", "loss": "", "logits": ""}
                 record |= {"note": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
                 if args.debug:
                     raise
@@ -88,7 +80,7 @@ def records(args: argparse.Namespace) -> Iterator[dict]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    stepped = measuring.stepped()
+    stepped = measuring.learning(through_towers=True)
     parser.add_argument("--trainer", nargs="+", default=stepped, choices=stepped)
     parser.add_argument("--classes", nargs="+", type=at_least(1), default=[50])
     parser.add_argument("--form", nargs="+", default=["fast"], choices=("fast", "plain"), help="of the towers")
@@ -100,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         args.backbone = f"{folder}/narrow.pt"
-        torch.save(random_clip("ViT-B-16", VISION, TEXT, 64).state_dict(), args.backbone)
+        torch.save(measuring.narrow_clip(32).state_dict(), args.backbone)
         measuring.show(records(args), args.json, 1)
     if FAILED:
         sys.exit(f"failed: {', '.join(dict.fromkeys(FAILED))}")

@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 
 from benchmarks import measuring
-from clip import load_backbone
 from common.start import at_least
 from inference.classifier import PromptedClassifier
 from inference.images import Predictor
@@ -41,39 +40,32 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--classes", type=at_least(1), default=5)
     parser.add_argument("--images", type=at_least(1), default=100)
     parser.add_argument("--batch", type=at_least(1), default=20, help="images in a batch of open_clip's pass")
-    parser.add_argument("--arch", default="ViT-B-16", help="an architecture of open_clip, with random weights")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    with TemporaryDirectory() as folder, measuring.backbone_file(None, args.arch) as backbone:
-        measuring.show(records(args, backbone, Path(folder)), args.json, args.threads)
+    parser.add_argument("--arch", help="an architecture of open_clip, with random weights")
+    measuring.run(parser.parse_args(argv), records)
 
 
-def records(args: argparse.Namespace, backbone: str, folder: Path) -> Iterator[dict]:
+def records(args: argparse.Namespace) -> Iterator[dict]:
     """A record for open_clip and each method: images per second, and how many times open_clip's."""
-    files = [folder / f"{number}.png" for number in range(args.images)]
-    for number, file in enumerate(files):
-        pixels = np.random.default_rng(number).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file)
-    passes = {"open_clip": bare(args, backbone)}
-    with redirect_stdout(sys.stderr):
-        for method in args.method:
-            passes[method] = predicting(classifier(args, method, backbone), files)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for run in passes.values():
-        run()  # a warm-up
-    timed = {name: partial(measuring.timed, run, device) for name, run in passes.items()}
-    for name, (seconds, ratio) in measuring.in_turns(timed, args.rounds).items():
-        yield {"pass": name, "images_per_s": args.images / seconds, "ratio": ratio}
+    with TemporaryDirectory() as folder:
+        files = [Path(folder, f"{number}.png") for number in range(args.images)]
+        for number, file in enumerate(files):
+            pixels = np.random.default_rng(number).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+        passes = {"open_clip": bare(args)}
+        with redirect_stdout(sys.stderr):
+            for method in args.method:
+                passes[method] = predicting(classifier(args, method), files)
+        for run in passes.values():
+            run()  # a warm-up
+        timed = {name: partial(measuring.timed, run, measuring.DEVICE) for name, run in passes.items()}
+        for name, (seconds, ratio) in measuring.in_turns(timed, args.rounds).items():
+            yield {"pass": name, "images_per_s": args.images / seconds, "ratio": ratio}
 
 
-def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
+def bare(args: argparse.Namespace) -> Callable[[], None]:
     """open_clip's `encode_image` of the images, which are on the device already."""
-    model = open_clip.create_model(args.arch, force_quick_gelu=True).eval()
-    model.load_state_dict(load_backbone(backbone).state_dict())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = model.visual.image_size
-    pixels = torch.randn(args.images, 3, *(size if isinstance(size, tuple) else (size, size)), device=device)
-    model.to(device)
+    model, size = measuring.bare_clip(args)
+    pixels = torch.randn(args.images, 3, *size, device=measuring.DEVICE)
 
     @torch.no_grad()
     def encode() -> None:
@@ -83,13 +75,14 @@ def bare(args: argparse.Namespace, backbone: str) -> Callable[[], None]:
     return encode
 
 
-def classifier(args: argparse.Namespace, method: str, backbone: str) -> PromptedClassifier:
+def classifier(args: argparse.Namespace, method: str) -> PromptedClassifier:
     """A method with its initial prompts, under the paper's settings."""
     names = open_clip.IMAGENET_CLASSNAMES[: args.classes]
     if method == "ZeroshotCLIP":
-        return PromptedClassifier.zero_shot(backbone, names)
-    cfg = measuring.build(method, args.classes, backbone, batch=1).cfg
-    return PromptedClassifier(describe(cfg, {"metadata": {"class_names": names}}, {}), None, method, backbone)
+        return PromptedClassifier.zero_shot(args.backbone, names)
+    cfg = measuring.build(method, args.classes, args.backbone, batch=1).cfg
+    description = describe(cfg, {"metadata": {"class_names": names}}, {})
+    return PromptedClassifier(description, None, method, args.backbone)
 
 
 def predicting(classifier: PromptedClassifier, files: list[Path]) -> Callable[[], None]:

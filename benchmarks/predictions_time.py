@@ -6,6 +6,8 @@ Zero-shot CLIP with the small backbone, one of the fastest test passes there are
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -27,16 +29,18 @@ IMAGES, CLASSES = 2000, 1000
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = measuring.parser(__doc__)
+    parser = measuring.parser(__doc__, backbone="small")
     parser.add_argument("--root", default="data", help="folder of the datasets")
     parser.add_argument("--dataset", default="small_land", help="name of a file in configs/datasets")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    measuring.run(parser.parse_args(argv), records)
+
+
+def records(args: Namespace) -> Iterator[dict]:
     with TemporaryDirectory() as folder:
-        options = ["--root", args.root, "--trainer", "ZeroshotCLIP", "--backbone", "small", "--output-dir", folder]
+        options = ["--root", args.root, "--trainer", "ZeroshotCLIP", "--backbone", args.backbone]
         options += ["--dataset-config-file", f"{ROOT}/configs/datasets/{args.dataset}.yaml", "--eval-only"]
-        options += ["--config-file", f"{ROOT}/configs/trainers/CoOp/small.yaml", "DATALOADER.NUM_WORKERS", "0"]
-        cfg = setup_cfg(parse_arguments(options))
+        options += ["--config-file", f"{ROOT}/configs/trainers/CoOp/small.yaml", "--output-dir", folder]
+        cfg = setup_cfg(parse_arguments([*options, "DATALOADER.NUM_WORKERS", "0"]))
         with redirect_stdout(sys.stderr):
             trainer = build_trainer(cfg)
             evaluator, file = trainer.evaluator, Path(folder, predictions.FILE)
@@ -48,16 +52,15 @@ def main(argv: list[str] | None = None) -> None:
                     predictions.save(file, predictions.of_test(cfg, trainer))
 
             test(keeps=True)  # fills what is computed once
-            passes = {str(keeps): partial(measuring.timed, partial(test, keeps), trainer.device) for keeps in (0, 1)}
-            found = measuring.in_turns(passes, args.rounds)
+            ways = {keeps: partial(measuring.timed, partial(test, keeps), trainer.device) for keeps in (False, True)}
+            (without, _), (with_file, ratio) = measuring.in_turns(ways, args.rounds).values()
         logits = torch.randn(IMAGES, CLASSES, generator=torch.Generator().manual_seed(1))
         labels = torch.zeros(IMAGES, dtype=torch.long)
-        alone = partial(measuring.timed, partial(predictions.predictions_of, logits, labels), torch.device("cpu"))
-        seconds, _ = measuring.in_turns({"alone": alone}, args.rounds)["alone"]
-        number = len(trainer.test_loader.dataset)
-        record = {"images": number, "without (s)": found["0"][0], "with (s)": found["1"][0], "ratio": 1 / found["1"][1]}
-        record |= {"bytes": file.stat().st_size, f"ms an image, {CLASSES} classes": 1000 * seconds / IMAGES}
-        measuring.show([record], args.json, args.threads)
+        alone = partial(measuring.timed, partial(predictions.predictions_of, logits, labels), logits.device)
+        ((seconds, _),) = measuring.in_turns({"alone": alone}, args.rounds).values()
+        record = {"images": len(trainer.test_loader.dataset), "without (s)": without, "with (s)": with_file}
+        record |= {"ratio": 1 / ratio, "bytes": file.stat().st_size}
+        yield record | {f"ms an image, {CLASSES} classes": 1000 * seconds / IMAGES}
 
 
 if __name__ == "__main__":

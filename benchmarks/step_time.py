@@ -1,10 +1,6 @@
 """Seconds and memory of a training step or a test batch, by form of the towers, precision and number of ranks.
 
-    python benchmarks/step_time.py --trainer MPL --classes 5 50 200
-    python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16
-    python benchmarks/step_time.py --trainer CLIPLoRA --form fast plain published
-    python benchmarks/step_time.py --trainer MPL --form fast --classes 50 500 1000 --ranks 1 2
-    python benchmarks/step_time.py --trainer TPT ZERO --what test_batch --classes 100
+    python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16    # README.md has more commands
 
 The ways that the options name are measured in turns, each time in new processes, with random weights of ViT-B/16's
 size, random images and the paper's settings of the method (with `--backbone small`, those of its small.yaml). On a CPU
@@ -42,8 +38,7 @@ from trainers.base.test_time import ViewsTrainer
 FORMS = ("fast", "plain")
 WHAT = ("train_step", "test_batch")
 WAY = ("form", "prec", "ranks")  # the options whose values are compared
-STEPS = 3, 15  # at least and at most, in one process
-LONG = 60  # seconds after which fewer steps are enough
+STEPS = 3  # at least, in one process
 
 
 def work(way: Namespace) -> dict | None:
@@ -73,15 +68,9 @@ def work(way: Namespace) -> dict | None:
         step()  # a warm-up, which also computes what is computed once in a run
         memory = ranks.objects(peak(trainer.device, reset=False) - before)
         seconds: list[float] = []
-        while not ranks.from_first(lambda: enough(seconds, way.seconds)):
+        while not ranks.from_first(lambda: len(seconds) >= STEPS and sum(seconds) >= way.seconds):
             seconds.append(measuring.timed(step, trainer.device))
         return {"seconds": statistics.median(seconds), "mb": max(memory) / 2**20} if ranks.first else None
-
-
-def enough(seconds: list[float], least: float) -> bool:
-    """Whether there are enough steps: three or more that take `least` seconds together, or fewer in a minute."""
-    fewest, most = STEPS
-    return len(seconds) >= most or (sum(seconds) >= least and (len(seconds) >= fewest or sum(seconds) >= LONG))
 
 
 def peak(device: torch.device, reset: bool = True) -> int:
@@ -96,24 +85,16 @@ def peak(device: torch.device, reset: bool = True) -> int:
     return 1024 * int(line.split()[1])
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens at now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def in_processes(way: dict) -> dict:
     """`work` in a new process for each rank."""
-    ranks, port = way["ranks"], free_port()
-    settings = way | {"threads": max(1, way["threads"] // ranks), "json": None}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        group = {"WORLD_SIZE": way["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    settings = way | {"threads": max(1, way["threads"] // way["ranks"]), "json": None}
     command = [sys.executable, __file__, "--worker", json.dumps(settings)]
-    processes = []
-    for rank in range(ranks):
-        variables = {"WORLD_SIZE": ranks, "RANK": rank, "LOCAL_RANK": rank}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in variables.items()}
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+    processes, pipe = [], subprocess.PIPE
+    for rank in range(way["ranks"]):
+        variables = {name: str(value) for name, value in (group | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        processes.append(subprocess.Popen(command, env=os.environ | variables, stdout=pipe, stderr=pipe, text=True))
     printed = [process.communicate() for process in processes]
     if any(process.returncode for process in processes):
         lines = [line for _, errors in printed for line in errors.strip().splitlines()]
@@ -157,14 +138,13 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch", type=at_least(1), default=4, help="images in a training step")
     add("--test-batch", type=at_least(1), default=100, help="images in a test batch")
     add("--seconds", type=float, default=10, help="least time of measuring in one process")
-    add("--backbone", help="a weight file; by default random weights are written to a temporary one")
+    add("--backbone", default="", help="a weight file; by default random weights are written to a temporary one")
     add("--worker", type=json.loads, help=SUPPRESS)  # the settings of `in_processes`
     args = parser.parse_args(argv)
     if args.worker:
         print(json.dumps(work(Namespace(**args.worker))))
-        return
-    with measuring.backbone_file(args.backbone) as args.backbone:
-        measuring.show(records(args), args.json, args.threads)
+    else:
+        measuring.run(args, records)
 
 
 if __name__ == "__main__":

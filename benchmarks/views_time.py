@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # the project instead of benchmarks/, so that its packages are found first
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,30 +25,19 @@ import torch
 from torch import Tensor
 
 from benchmarks import measuring
-from clip import load_backbone, tokenize
+from clip import tokenize
 from common.start import at_least
 
 CONTEXT = "a photo of a"
 LR, WEIGHT_DECAY, SELECTION = 0.005, 0.01, {"TPT": 0.1, "ZERO": 0.3}
 
-Loop = Callable[[Tensor], Tensor]  # views (views, 3, H, W) -> (classes,)
-
 
 class Published:
-    """CLIP with context vectors, as the published code runs it.
+    """open_clip's CLIP with context vectors, as the published code runs it: views (views, 3, H, W) -> (classes,)."""
 
-    Args:
-        arch: an architecture of open_clip.
-        backbone: a file of its weights.
-        names: of the classes.
-    """
-
-    def __init__(self, arch: str, backbone: str, names: list[str]):
-        self.model = open_clip.create_model(arch, force_quick_gelu=True).eval().requires_grad_(False)
-        self.model.load_state_dict(load_backbone(backbone).state_dict())
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = self.model.to(self.device)
-        self.ids = tokenize([f"{CONTEXT} {name}." for name in names], self.model.context_length).to(self.device)
+    def __init__(self, model: Any, names: list[str]):
+        self.model = model
+        self.ids = tokenize([f"{CONTEXT} {name}." for name in names], model.context_length).to(measuring.DEVICE)
         self.tokens = self.model.token_embedding(self.ids)  # (classes, 77, width)
         self.start = self.tokens[0, 1 : 1 + len(CONTEXT.split())].clone()
 
@@ -89,35 +80,31 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--method", nargs="+", default=list(SELECTION), choices=SELECTION)
     parser.add_argument("--classes", type=at_least(2), nargs="+", default=[100])
     parser.add_argument("--views", type=at_least(10), default=64)
-    parser.add_argument("--arch", default="ViT-B-16", help="an architecture of open_clip, with random weights")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    with measuring.backbone_file(None, args.arch) as backbone:
-        measuring.show(records(args, backbone), args.json, args.threads)
+    parser.add_argument("--arch", help="an architecture of open_clip, with random weights")
+    measuring.run(parser.parse_args(argv), records)
 
 
-def records(args: argparse.Namespace, backbone: str) -> Iterator[dict]:
+def records(args: argparse.Namespace) -> Iterator[dict]:
     """A record for each method and number of classes."""
-    for classes in args.classes:
-        published = Published(args.arch, backbone, open_clip.IMAGENET_CLASSNAMES[:classes])
-        size = published.model.visual.image_size
-        torch.manual_seed(0)
-        views = torch.randn(args.views, 3, *(size if isinstance(size, tuple) else (size, size))).to(published.device)
-        for method in args.method:
-            what = {"method": method, "classes": classes, "views": args.views}
-            yield what | compare(args.rounds, method, backbone, published, views)
+    model, size = measuring.bare_clip(args)
+    torch.manual_seed(0)
+    views = torch.randn(args.views, 3, *size).to(measuring.DEVICE)
+    for classes, method in product(args.classes, args.method):
+        published = Published(model, open_clip.IMAGENET_CLASSNAMES[:classes])
+        what = {"method": method, "classes": classes, "views": args.views}
+        yield what | compare(args, method, published, views)
 
 
-def compare(rounds: int, method: str, backbone: str, published: Published, views: Tensor) -> dict:
+def compare(args: argparse.Namespace, method: str, published: Published, views: Tensor) -> dict:
     """Images per second of both ways, and their ratio."""
     with redirect_stdout(sys.stderr):
-        trainer = measuring.build(method, len(published.ids), backbone)
+        trainer = measuring.build(method, len(published.ids), args.backbone)
     trainer.set_model_mode("eval")
-    ours: Loop = lambda views: trainer.model_inference(views[None])[0]  # noqa: E731
-    ways: dict[str, Loop] = {"published": getattr(published, method.lower()), "ours": ours}
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"published": getattr(published, method.lower())}
+    ways["ours"] = lambda views: trainer.model_inference(views[None])[0]
     found = [way(views) for way in ways.values()]  # a warm-up
     timed = {name: partial(measuring.timed, partial(way, views), trainer.device) for name, way in ways.items()}
-    measured = measuring.in_turns(timed, rounds)
+    measured = measuring.in_turns(timed, args.rounds)
     speeds = {f"{name}, images/s": 1 / seconds for name, (seconds, _) in measured.items()}
     return speeds | {"ratio": measured["ours"][1], "difference": (found[0] - found[1]).abs().max().item()}
 

@@ -14,23 +14,19 @@ MODELS = (
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: str | None = None) -> None:
-    """Args:
-    parser: changed in place.
-    device: where the command computes; None lets the user choose.
-    """
+    """Add the options. `device` is where the command computes; None lets the user choose."""
+    add = parser.add_argument
     parser.set_defaults(device=device)
     if device is None:
-        parser.add_argument("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
-    parser.add_argument("--backbone", default="", help="ViT-B/16, small, a weight file, ... (default: the model's own)")
-    parser.add_argument("--config-file", default="", help="YAML file of the method, for a published checkpoint")
-    parser.add_argument(
-        "--trainer", default="", help="method of a published checkpoint (default: the name of the YAML file's folder)"
-    )
-    parser.add_argument("--load-epoch", type=int, help="the epoch to load (default: the best, else the newest)")
+        add("--device", default="", help="cpu or cuda (default: cuda if there is a GPU)")
+    add("--backbone", default="", help="ViT-B/16, small, a weight file, ... (default: the model's own)")
+    add("--config-file", default="", help="YAML file of the method, for a published checkpoint")
+    add("--trainer", default="", help="method of a published checkpoint (default: the name of the YAML file's folder)")
+    add("--load-epoch", type=int, help="the epoch to load (default: the best, else the newest)")
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names instead of the model's")
     names.add_argument("--classes-file", type=path, metavar="FILE", help="text file with one class name on each line")
-    parser.add_argument("--template", default="", help="sentence for zero-shot CLIP, with {} for the class name")
+    add("--template", default="", help="sentence for zero-shot CLIP, with {} for the class name")
     add_common_options(parser)
 
 

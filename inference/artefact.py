@@ -69,11 +69,9 @@ class Description:
             raise UsageError(f"the prompts were learned on the weight file {self.backbone!r}", "give it by --backbone")
         name = given or self.backbone
         if self.backbone_sha256 and (sha256 := weights_sha256(name)) != self.backbone_sha256:
-            raise UsageError(
-                f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
-                f"{name} has {sha256[:16]}...",
-                "give the same weights by --backbone, or restore that file",
-            )
+            what = f"the prompts were learned on {self.backbone} with SHA-256 {self.backbone_sha256[:16]}..., "
+            what += f"{name} has {sha256[:16]}..."
+            raise UsageError(what, "give the same weights by --backbone, or restore that file")
         return name
 
 
@@ -91,9 +89,8 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise UsageError(f"{file} is damaged ({error})", "copy or export it again", file) from error
     if description.prompts_sha256 != hashlib.sha256(content).hexdigest():
-        raise UsageError(
-            f"{file} is not the file that {CONFIG} describes (its SHA-256 differs)", "export it again", file
-        )
+        what = f"{file} is not the file that {CONFIG} describes (its SHA-256 differs)"
+        raise UsageError(what, "export it again", file)
     metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
@@ -114,11 +111,7 @@ def write_artefact(folder: Path, description: Description, tensors: Mapping[str,
 
 
 def read_config(file: Path) -> Description:
-    """The content of config.json, each value of its kind.
-
-    Raises:
-        UsageError: the file is missing, too large, or malformed.
-    """
+    """The content of config.json, each value of its kind; UsageError if it is missing, too large, or malformed."""
     content = read_json(file, LARGEST_CONFIG)
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -47,15 +47,13 @@ class PromptedClassifier:
 
     Args:
         description: the prompts' method, settings, transform and class names.
-        checkpoint: what holds the learned tensors, as `PromptTrainer.load_prompts` takes it; None for a method that
-            learns nothing.
+        checkpoint: the learned tensors, as `PromptTrainer.load_prompts` takes them; None if nothing is learned.
         source: where they are from, for errors.
         backbone: name or file of the weights; by default the one that the prompts were learned on.
         device: `cpu` or `cuda`; by default CUDA if there is a GPU.
         clip: the backbone, if it is loaded already.
 
     Attributes:
-        description, source: as given.
         cfg: the configuration that a prediction depends on; its values of training are defaults.
         device: where the model is.
         transform: from a PIL image in RGB to a (3, H, W) tensor, or (views, 3, H, W) for a test-time method.
@@ -105,15 +103,7 @@ class PromptedClassifier:
 
     @classmethod
     def from_folder(cls, folder: str | PathLike, backbone: str = "", device: str = "") -> "PromptedClassifier":
-        """The classifier of a folder that tools/export.py wrote.
-
-        Args:
-            folder: the folder, with config.json and prompts.safetensors.
-            backbone, device: as for the class. A backbone must have the SHA-256 that config.json states.
-
-        Raises:
-            UsageError: a file is missing, damaged or changed, or the backbone has other weights.
-        """
+        """The classifier of a folder that tools/export.py wrote: `from_pretrained`, without the Hub."""
         return cls(*read_artefact(Path(folder)), str(folder), backbone, device)
 
     @classmethod
@@ -124,24 +114,25 @@ class PromptedClassifier:
 
         Args:
             name: a folder; or `user/name`, a repository that `tools/export.py --push-to-hub` wrote.
-            backbone, device: as for `from_folder`.
+            backbone, device: as for the class. A backbone must have the SHA-256 that config.json states.
             revision: of the repository: a branch, a tag or a commit; by default the newest commit.
 
         Raises:
-            UsageError: as for `from_folder`; there is no such repository, a file of it is too large, or there is no
-                connection to the Hub and the repository was never downloaded.
+            UsageError: a file is missing, damaged, too large or changed; the backbone has other weights; there is no
+                such repository, or there is no connection to the Hub and the repository was never downloaded.
         """
-        if Path(name).is_dir():
-            return cls.from_folder(name, backbone, device)
-        from .hub import download  # here, as most users need no Hub
+        folder = Path(name)
+        if not folder.is_dir():
+            from .hub import download  # here, as most users need no Hub
 
-        return cls(*read_artefact(download(str(name), revision)), str(name), backbone, device)
+            folder = download(str(name), revision)
+        return cls(*read_artefact(folder), str(name), backbone, device)
 
     @classmethod
     def zero_shot(
         cls, backbone: str, class_names: Sequence[str], template: str = TEMPLATE, device: str = ""
     ) -> "PromptedClassifier":
-        """Zero-shot CLIP: `template` has {} for the class name. Other arguments are as for `from_folder`."""
+        """Zero-shot CLIP: `template` has {} for the class name. Other arguments are as for the class."""
         clip = load_backbone(backbone)
         size = clip.visual.image_size
         image: dict[str, Any] = {"SIZE": list(size) if isinstance(size, tuple | list) else [size, size]}
@@ -226,11 +217,7 @@ class PromptedClassifier:
         return logits
 
     def check_logits(self, class_names: Sequence[str] | None = None) -> None:
-        """Compute the text features of these names, and the logits of one black image.
-
-        Raises:
-            UsageError: a logit is not finite; as for `logits`.
-        """
+        """Compute the text features of these names, and the logits of one black image; errors are those of `logits`."""
         self.logits(torch.zeros(1, 3, *self.cfg.INPUT.SIZE), class_names)
 
     def model_for(self, class_names: Sequence[str] | None = None) -> PromptedCLIP:
@@ -268,11 +255,7 @@ class PromptedClassifier:
 
 
 def configuration(method: str, where: Path | None = None) -> CfgNode:
-    """The configuration of a method, to be merged with values; it accepts any key of training.
-
-    Raises:
-        UsageError: the method, which the file `where` names, is unknown.
-    """
+    """The configuration of a method, which the file `where` names, to be merged with values of any key of training."""
     choose(method, trainers.methods(), "method", where)
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)

@@ -22,24 +22,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "
         "an error.",
     )
-    parser.add_argument(
-        "model",
-        type=path,
-        nargs="?",
-        metavar="MODEL",
-        help="the model to export (without it: zero-shot CLIP on --backbone)",
-    )
-    parser.add_argument("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx, from images to logits")
-    parser.add_argument(
-        "--weights", action="store_true", help="also write class_matrix.safetensors, for users of open_clip"
-    )
-    parser.add_argument(
-        "--push-to-hub",
-        default="",
-        metavar="USER/NAME",
-        help="also upload the folder to this repository of the Hugging Face Hub; a new one is private",
-    )
+    add, what = parser.add_argument, "the model to export (without it: zero-shot CLIP on --backbone)"
+    add("model", type=path, nargs="?", metavar="MODEL", help=what)
+    add("--to", type=path, required=True, metavar="FOLDER", help="a new folder, or an empty one")
+    add("--onnx", action="store_true", help="also write model.onnx, from images to logits")
+    add("--weights", action="store_true", help="also write class_matrix.safetensors, for users of open_clip")
+    what = "also upload the folder to this repository of the Hugging Face Hub; a new one is private"
+    add("--push-to-hub", default="", metavar="USER/NAME", help=what)
     add_model_options(parser, device="cpu")
     return parser.parse_args(argv)
 

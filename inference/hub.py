@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,  # type: ignore[attr-defined]  # of the HTTP library that this version uses
@@ -34,20 +34,22 @@ class NoConnection(UsageError):
 def download(name: str, revision: str | None = None) -> Path:
     """The folder with the files of a repository, in the cache of huggingface_hub (HF_HOME).
 
-    Args:
-        name: `user/name`.
-        revision: a branch, a tag or the hash of a commit; by default the newest commit. Without a connection, the
-            files that were downloaded last are used.
-
-    Raises:
-        UsageError: there is no such repository or revision, it has no exported folder, a file is too large, or the
-            Hub does not answer.
+    Without a connection, the files that were downloaded last are used. Arguments and errors are those of
+    `PromptedClassifier.from_pretrained`.
     """
     check_name(name)
     api = HfApi()
     try:
         with answers(name):
-            check_sizes(api.model_info(name, revision=revision, files_metadata=True, timeout=SECONDS), name)
+            info = api.model_info(name, revision=revision, files_metadata=True, timeout=SECONDS)
+            sizes = {file.rfilename: file.size for file in info.siblings or []}
+            for file, most in LARGEST.items():
+                if file not in sizes:
+                    what = f"the model {name} on the Hub has no {file}"
+                    raise UsageError(what, "give one that tools/export.py wrote")
+                if not isinstance(size := sizes[file], int) or size > most:
+                    what = f"{file} of the model {name} is larger than {most:,} bytes, or has no known size"
+                    raise UsageError(what, "give another model")
             found = [api.hf_hub_download(name, file, revision=revision) for file in LARGEST]
     except NoConnection as error:
         try:
@@ -55,17 +57,6 @@ def download(name: str, revision: str | None = None) -> Path:
         except LocalEntryNotFoundError:
             raise error from None
     return Path(found[0]).parent
-
-
-def check_sizes(info: ModelInfo, name: str) -> None:
-    """Raise UsageError if a repository lacks a file of an exported folder, or has one that is too large."""
-    sizes = {file.rfilename: file.size for file in info.siblings or []}
-    for file, most in LARGEST.items():
-        if file not in sizes:
-            raise UsageError(f"the model {name} on the Hub has no {file}", "give one that tools/export.py wrote")
-        if not isinstance(size := sizes[file], int) or size > most:
-            what = f"{file} of the model {name} is larger than {most:,} bytes, or has no known size"
-            raise UsageError(what, "give another model")
 
 
 def check_login(name: str) -> None:
@@ -79,8 +70,7 @@ def upload(folder: Path, files: Sequence[str], name: str, replaced: Sequence[str
     """Upload files of a folder as one commit. A new repository is private.
 
     Args:
-        folder: the exported folder.
-        files: the names of its files.
+        folder, files: the exported folder, and the names of its files.
         name: `user/name`.
         replaced: files that are deleted from the repository if they are not among `files`.
 
@@ -107,24 +97,18 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def answers(name: str) -> Iterator[None]:
-    """Requests about a repository.
-
-    Raises:
-        UsageError: the Hub refuses a request, or (NoConnection) it does not answer.
-    """
+    """Requests about a repository: UsageError if the Hub refuses one, NoConnection if it does not answer."""
     try:
         yield
     except RepositoryNotFoundError as error:
         what = f"the Hub has no model {name} that you may read"
         raise UsageError(what, f"check the name; for a private model {LOGIN}") from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = (
-            f"{LOGIN} with a token that may write there" if status in (401, 403) else "check it, or try again later"
-        )
-        raise UsageError(
-            f"the Hub refuses a request about {name} (HTTP {status}: {one_line(error)})", remedy
-        ) from error
+        status, remedy = error.response.status_code, "check it, or try again later"
+        if status in (401, 403):
+            remedy = f"{LOGIN} with a token that may write there"
+        what = f"the Hub refuses a request about {name} (HTTP {status}: {one_line(error)})"
+        raise UsageError(what, remedy) from error
     except UsageError:
         raise
     except (OSError, HTTPError, ValueError, TypeError, LookupError, AttributeError) as error:  # or of another form

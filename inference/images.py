@@ -30,27 +30,24 @@ Batch = tuple[list[Path], list[Tensor], list[str]]
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files among the paths, and the image files in the folders and below, sorted within a folder.
 
+    Hidden files and folders are left out.
+
     Raises:
         UsageError: a folder has no images, or there are no paths.
     """
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-        images = sorted(file for file in found if is_image(file.relative_to(path)))
+        images = [path]
+        if path.is_dir():
+            found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+            seen = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+            images = [file for file in seen if file.suffix.lower() in IMG_EXTENSIONS]
         if not images:
             raise UsageError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", "give another folder, or files", path)
         files += images
     if not files:
         raise UsageError("no images are given", "name files or folders after the model, before --classes")
     return files
-
-
-def is_image(file: Path) -> bool:
-    """Whether a path in a folder names an image; hidden files and folders are left out."""
-    return file.suffix.lower() in IMG_EXTENSIONS and not any(part.startswith(".") for part in file.parts)
 
 
 def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
@@ -73,13 +70,7 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
 
 
 class Predictor:
-    """The most probable classes of image files by some models.
-
-    Args:
-        models: a row for each.
-        names: class names instead of the models' own, if there are any.
-        k: classes in a row.
-    """
+    """The `k` most probable classes of image files: a row for each model. `names` replace the models' own, if given."""
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], k: int):
         self.models, self.names, self.k = models, names or None, k

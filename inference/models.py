@@ -29,10 +29,9 @@ from .classifier import PromptedClassifier, configuration
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 CHECKPOINTS = "model*.pth.tar*"
 MOST_FOLDERS = 20_000  # to search for runs
-RECORDED = (  # facts of results.json that an exported folder keeps
-    *("classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"),
-    *("date", "version", "commit", "dirty"),
-)
+# Facts of results.json that an exported folder keeps
+RECORDED = ["classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"]
+RECORDED += ["date", "version", "commit", "dirty"]
 
 
 class Model(NamedTuple):
@@ -69,8 +68,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         return [Model(classifier.method, classifier)]
     check_options(paths, options)
     found = [read_model(path, options) for path in paths]
-    names = check_names(class_names) if class_names else []
-    names = names or next((known.class_names for known, _, _ in found if known.class_names), [])
+    known = [check_names(class_names)] if class_names else [description.class_names for description, _, _ in found]
+    names = next(filter(None, known), [])
     classifiers = []
     for path, (description, checkpoint, backbone) in zip(paths, found, strict=True):
         if not description.class_names:
@@ -85,11 +84,7 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
 
 
 def check_options(paths: Sequence[Path], options: Namespace) -> None:
-    """Check that each option has a model that reads it.
-
-    Raises:
-        UsageError: none of the models does.
-    """
+    """Raise UsageError for an option that none of the models reads."""
     read = {"load_epoch"} if any(not (path / DESCRIPTION).exists() for path in paths) else set()
     if any(not (path / DESCRIPTION).exists() and not (path / CONFIG).exists() for path in paths):  # published
         read |= {"config_file", "trainer"}
@@ -98,12 +93,8 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it")
 
 
-Found = tuple[Description, dict[str, Any] | None, str]
-
-
-def read_model(path: Path, options: Namespace) -> Found:
-    """The description of a model, the checkpoint with its learned tensors (None if nothing is learned), and the
-    backbone to load."""
+def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, Any] | None, str]:
+    """The description of a model, the checkpoint with its tensors if it learns any, and the backbone to load."""
     if (path / DESCRIPTION).exists():
         return *read_artefact(path), options.backbone
     file, training = path / CONFIG, {}
@@ -160,8 +151,9 @@ def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any
     """A checkpoint by its file, the folder it is in, or the output folder of its run."""
     file = path
     if path.is_dir():
-        inside = any(True for _ in path.glob(CHECKPOINTS))  # the folder of the checkpoints itself
-        folder, saved_as = (path.parent, path.name) if inside else (path, trainers.methods()[method].saved_as)
+        folder, saved_as = path, trainers.methods()[method].saved_as
+        if any(path.glob(CHECKPOINTS)):  # the folder of the checkpoints itself
+            folder, saved_as = path.parent, path.name
         try:
             file = Path(find_checkpoint(str(folder), saved_as, epoch, method))
         except UsageError as error:

@@ -26,18 +26,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "zero-shot CLIP. The exit status is 1 if some of the images could not be read (they are reported and skipped), "
         "and 2 after another error.",
     )
-    parser.add_argument("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
+    add = parser.add_argument
+    add("paths", type=path, nargs="+", metavar="PATH", help="models first, then images or folders")
     add_model_options(parser)
-    parser.add_argument(
+    add(
         "--topk",
         type=at_least(1),
         default=5,
         metavar="K",
         help="number of classes to print for each image (default: 5)",
     )
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)"
-    )
+    add("--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time (default: 100)")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_const", dest="form", const=as_json, help="print JSON and nothing else")
     forms.add_argument("--csv", action="store_const", dest="form", const=as_csv, help="print CSV, a row for each class")

@@ -2,8 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +28,7 @@ FOLDED = "open_clip_model.safetensors"  # the whole CLIP, with the weights of ad
 class ImageProgram(nn.Module):
     """Images (batch, 3, H, W) -> logits (batch, classes): the prompted image tower, and the text features as constants.
 
-    Args:
-        classifier: on the CPU.
-        class_names: the classes, in the order of the logits.
-
-    Raises:
-        UsageError: the text features depend on the image.
+    The classifier is on the CPU. Errors are those of `text_feature`.
     """
 
     text_feature: Tensor
@@ -49,19 +44,13 @@ class ImageProgram(nn.Module):
 
 
 def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
-    """The text features (classes, joint), not normalised.
-
-    Raises:
-        UsageError: they depend on the image, as in CoCoOp.
-    """
+    """The text features (classes, joint), not normalised; UsageError if they depend on the image, as in CoCoOp."""
     model = classifier.model_for(class_names)
     with torch.no_grad():
         features = model.encode_text(torch.zeros(1, model.clip.visual.output_dim))
     if features.dim() != 2:
-        raise UsageError(
-            f"the text features of {classifier.method} depend on the image, so there is no class matrix to export",
-            "use tools/predict.py, or PromptedClassifier in Python",
-        )
+        what = f"the text features of {classifier.method} depend on the image, so there is no class matrix to export"
+        raise UsageError(what, "use tools/predict.py, or PromptedClassifier in Python")
     return features
 
 
@@ -71,7 +60,8 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx needs it
 
-    with quiet(), torch.no_grad():
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's messages about its own progress and its own future
         program = torch.onnx.export(
             ImageProgram(classifier, class_names).eval(),
             (example(classifier, 2),),
@@ -104,10 +94,8 @@ def write_weights(classifier: PromptedClassifier, class_names: Sequence[str], fi
     own_image = type(model.prompt_learner).image is not PromptLearner.image
     state = folded_weights(model.clip) if model.adapted else None
     if type(model) is not PromptedCLIP or model.prompt_learner.vision() or own_image or (model.adapted and not state):
-        raise UsageError(
-            f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower",
-            "use --onnx",
-        )
+        what = f"{classifier.method} does not only learn text: its class matrix does not fit the plain image tower"
+        raise UsageError(what, "use --onnx")
     scale = torch.tensor(model.prompt_learner.logit_scale or model.clip.logit_scale.exp().item())
     file.write_bytes(save({"class_matrix": features, "logit_scale": scale}, metadata(classifier, class_names)))
     if state:
@@ -151,29 +139,15 @@ FORMS = {
 
 
 def largest_difference(form: Form, classifier: PromptedClassifier, class_names: Sequence[str], folder: Path) -> float:
-    """The largest difference between a logit of the exported file and of the classifier, over images of noise.
-
-    Raises:
-        UsageError: it is over TOLERANCE.
-    """
+    """The largest difference of a logit of the exported file, over images of noise; UsageError if over TOLERANCE."""
     images = example(classifier, 16)
     expected = classifier.logits(images, class_names)
     found = [form.run(classifier, folder / form.file, part) for part in (images, images[:1])]  # batches of any size
     largest = (torch.cat(found) - torch.cat([expected, expected[:1]])).abs().max().item()  # NaN if a logit is
     if not largest <= TOLERANCE:
-        raise UsageError(
-            f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, over {TOLERANCE}",
-            "report this with the version of torch and the method",
-        )
+        what = f"{form.file} gives other logits than the classifier: they differ by {largest:.2g}, over {TOLERANCE}"
+        raise UsageError(what, "report this with the version of torch and the method")
     return largest
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's messages about its own progress and its own future."""
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def example(classifier: PromptedClassifier, batch: int) -> Tensor:

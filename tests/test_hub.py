@@ -1,10 +1,6 @@
 """Exported folders on the Hugging Face Hub, with a stand-in for its server."""
 
 import io
-import json
-import os
-import subprocess
-import sys
 from contextlib import redirect_stdout
 
 import pytest
@@ -13,7 +9,6 @@ from hub import TOKEN, hub
 from learned import images_of
 
 from common.errors import UsageError
-from common.start import ROOT
 from inference import export
 from inference.classifier import PromptedClassifier
 
@@ -75,42 +70,35 @@ def test_without_a_connection_the_files_of_the_last_download_are_used(birds, dee
     refused("no answer about me/cats from http://127.0.0.1:9", "check the connection", name="me/cats")
 
 
-def test_a_broken_download_is_refused(birds, deep):
-    content = birds.models[NAME]["prompts.safetensors"]
-    birds.models[NAME]["prompts.safetensors"] = content[:-1] + bytes([content[-1] ^ 1])
-    refused("prompts.safetensors is not the file that config.json describes", backbone=str(deep))
+ANSWER = {"id": NAME, "sha": 3}
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "words"),
+    ("name", "answers", "words"),
     [
         ("me/cats", {}, ["the Hub has no model me/cats that you may read", "check the name", "HF_TOKEN"]),
-        (NAME, {"prompts.safetensors": 1 << 40}, ["prompts.safetensors", "is larger than 4,294,967,296 bytes"]),
-        (NAME, {"config.json": None}, ["config.json", "or has no known size"]),
+        (
+            NAME,
+            {"sizes": {"prompts.safetensors": (4 << 30) + 1}},
+            ["prompts.safetensors", "larger than 4,294,967,296 bytes"],
+        ),
+        (NAME, {"sizes": {"config.json": None}}, ["config.json", "or has no known size"]),
         ("nowhere", {}, ["'nowhere' is not the name of a model on the Hub"]),
         ("../me/b", {}, ["is not the name of a model"]),
         ("me/b\n", {}, ["is not the name of a model"]),
+        (NAME, {"models": {NAME: {}}}, ["the model me/birds on the Hub has no config.json", "tools/export.py"]),
+        (NAME, {"fault": (500,)}, ["the Hub refuses a request about me/birds (HTTP 500", "try again later"]),
+        (NAME, {"fault": (200, b"<html>")}, ["no answer about me/birds from"]),
+        *[
+            (NAME, {"fault": (200, ANSWER | {"siblings": siblings})}, ["me/birds"])
+            for siblings in (None, 3, ["x"], [{"size": 3}], [{"rfilename": "config.json", "size": "3"}])
+        ],
     ],
 )
-def test_what_is_not_downloaded(name, sizes, words, birds, tmp_path):
-    birds.sizes = sizes
+def test_what_is_not_downloaded(name, answers, words, birds, tmp_path):
+    vars(birds).update(answers)
     refused(*words, name=name)
     assert not [request for request in birds.requests if "resolve" in request] and not (tmp_path / "cache").exists()
-
-
-def test_other_models_and_other_answers_of_the_hub(birds):
-    del birds.models[NAME]["config.json"]
-    refused("the model me/birds on the Hub has no config.json", "tools/export.py")
-    birds.fault = (500,)
-    refused("the Hub refuses a request about me/birds (HTTP 500", "try again later")
-
-
-@pytest.mark.parametrize("siblings", [None, 3, ["x"], [{"size": 3}], [{"rfilename": "config.json", "size": "3"}]])
-def test_answers_of_another_form_end_in_one_line(siblings, birds):
-    birds.fault = (200, {"id": NAME, "sha": 3, "siblings": siblings})
-    refused("me/birds")
-    birds.fault = (200, b"<html>")
-    refused("no answer about me/birds from")
 
 
 def test_export_uploads_the_folder_as_one_commit(server, finished, command, deep, tmp_path):
@@ -143,16 +131,3 @@ def test_refused_uploads(token, name, words, written, server, finished, command,
     assert (done.status, len(done.errors)) == (2, 1), done.errors
     assert [word for word in words if word not in done.errors[0]] == []
     assert (tmp_path / "out/config.json").exists() == written and server.models == {}
-
-
-@pytest.mark.thorough
-def test_the_hub_of_the_environment(birds, deep, tmp_path):
-    """In a process of its own, with HF_ENDPOINT."""
-    code = "import sys; from inference.classifier import PromptedClassifier as P; "
-    code += "print(P.from_pretrained(*sys.argv[1:]).class_names)"
-    env = os.environ | {"HF_ENDPOINT": birds.address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    env["PYTHONPATH"] += f":{ROOT / 'toolbox'}"
-    done = subprocess.run([sys.executable, "-c", code, NAME, deep], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    names = json.loads(birds.models[NAME]["config.json"])["class_names"]
-    assert str(names) in done.stdout

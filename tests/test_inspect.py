@@ -1,7 +1,6 @@
 """Looking inside a model: its figures beside a direct computation, what the command writes, and bad input."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,17 +13,16 @@ from drawn import METHODS
 from learned import OPTIONS
 from marks import thorough_but
 from PIL import Image
+from torch.nn.functional import cosine_similarity
 
-from clip import Edit, TextPrompts, load_backbone, plain, tokenize
+from clip import Edit, load_backbone, plain
 from clip.random_weights import random_clip
 from common.start import ROOT
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.inspection.measures import Measures, attention_by_age, measure_tokens
+from inference.inspection.measures import Measures, attention_by_age, measure_tokens, nearest_words
 from inference.inspection.tower import compared_roll_outs, origins, roll_out
-from inference.inspection.words import nearest_words
 from inference.models import open_models
-from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 pytestmark = pytest.mark.slow
 
@@ -36,74 +34,57 @@ WITH_VISION_PROMPTS = {
 }
 
 
-class Growing(PromptLearner):
-    """A method of a user: prompts enter at layers 1, 2 and 5, and one of them leaves at layer 3."""
-
-    def __init__(self, clip):
-        super().__init__()
-        width = clip.visual.class_embedding.shape[0]
-        self.added = torch.nn.ParameterList(torch.randn(n, width) for n in (2, 1, 3))
-        self.register_buffer("ids", tokenize(["red", "blue"], clip.context_length))
-
-    def text(self, image_features):
-        return TextPrompts(self.ids)
-
-    def vision(self):
-        first, second, last = self.added
-        return [Edit(), Edit(add=first), Edit(add=second), Edit(1), Edit(), Edit(0, last)]
-
-
-@pytest.fixture
-def model_of(build, deep):
-    def model_of(method):
-        if method == "Growing":
-            torch.manual_seed(0)
-            return PromptedCLIP(load_backbone(str(deep)), Growing(load_backbone(str(deep))))
-        return build(method, "base", *WITH_VISION_PROMPTS[method]).model
-
-    return model_of
-
-
 def watched(model, images):
-    """The results of the plain tower: for each layer the labels of its tokens and the weights of its own attention.
+    """Of each layer of the plain tower: the labels of its tokens, the weights of its own attention, and two inputs.
 
     Labels are -2 for CLS, -1 for patches, and the layer that a prompt entered before; the tower's `edit` moves them.
+    The second input has each prompt as it was when it entered.
     """
-    visual, schedule = model.clip.visual, model.prompt_learner.vision()
-    inputs, blocks = [], visual.transformer.resblocks
-    hooks = [block.ln_1.register_forward_hook(lambda norm, x, output: inputs.append(output)) for block in blocks]
-    plain.encode_image(model.clip, images, schedule)
-    for hook in hooks:
-        hook.remove()
-    labels = torch.tensor([-2.0, *[-1.0] * (visual.positional_embedding.shape[0] - 1)])[None, :, None]
-    found = []
-    for layer, (block, x) in enumerate(zip(blocks, inputs, strict=True)):
+    found, visual, schedule = [], model.clip.visual, model.prompt_learner.vision()
+    x = plain.embed_image(visual, images)
+    labels, first = torch.tensor([-2.0, *[-1.0] * (x.shape[1] - 1)])[None, :, None], x
+    for layer, block in enumerate(visual.transformer.resblocks):
         edit = schedule[layer] if layer < len(schedule) else Edit()
         add = None if edit.add is None else torch.full((edit.added, 1), float(layer))
+        first = plain.edit(first, edit, first.shape[1])
         labels = plain.edit(labels, Edit(edit.remove, add), labels.shape[1])
-        _, weights = block.attn(x, x, x, need_weights=True, average_attn_weights=False)
-        found.append((labels[0, :, 0], weights))
+        x = plain.image_input(visual, x, schedule, layer)
+        first = torch.where(labels == layer, x, first)
+        normed = block.ln_1(x)
+        _, weights = block.attn(normed, normed, normed, need_weights=True, average_attn_weights=False)
+        found.append((labels[0, :, 0], weights, x, first))
+        x = block(x)
     return found
 
 
-OLDEST = {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0, "Growing": 10}  # age of a prompt in the last layer
+OLDEST = {"MPL": 11, "MaPLe": 3, "VPT": 9, "MMRL": 0}  # age of a prompt in the last layer
 
 
 @pytest.mark.parametrize("method", OLDEST)
 @torch.no_grad()
-def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, model_of):
+def test_attention_by_age_and_roll_out_equal_a_direct_computation(method, build):
     """The roll-out from CLS of the last layer down; what reaches a prompt where it enters stays there."""
-    model, images = model_of(method), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    expected, found = watched(model, images), measure_tokens(model, images)
-    for layer, (labels, weights) in enumerate(expected):
-        tokens = found[found.layer == layer]
-        assert tokens.age.tolist() == [int(label if label < 0 else layer - label) for label in labels]
-        direct = weights[:, :, 0].mean(dim=1).sum(dim=0)
-        torch.testing.assert_close(torch.tensor(tokens.share.to_numpy()).float(), direct, rtol=0, atol=1e-6)
-    assert found.age.max() == OLDEST[method]
+    model = build(method, "base", *WITH_VISION_PROMPTS[method]).model
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected, found = watched(model, images), [measure_tokens(model, image[None]) for image in images]
+    for (layer, (labels, weights, x, first)), means in zip(
+        enumerate(expected), attention_by_age(found, 3), strict=True
+    ):
+        ages = torch.where(labels < 0, labels, layer - labels)
+        assert found[0][found[0].layer == layer].age.tolist() == ages.tolist()
+        direct, cosine = weights[:, :, 0].mean(dim=(0, 1)), cosine_similarity(x, first, dim=-1).mean(dim=0)
+        assert means["tokens"] == len(ages) and len(means["groups"]) == len(ages.unique())
+        for age, (name, group) in zip(ages.unique(), means["groups"].items(), strict=True):
+            own = {"tokens": (ages == age).sum(), "share": direct[ages == age].sum()}
+            own["times_equal"] = direct[ages == age].mean() * len(ages)
+            if age > 0:
+                own["cosine_to_entry"] = cosine[ages == age].mean()
+            assert name == {-2: "CLS", -1: "patches", 0: "new"}.get(int(age), f"carried {age:.0f}")
+            assert group == pytest.approx({key: value.item() for key, value in own.items()}, abs=1e-5)
+    assert found[0].age.max() == OLDEST[method]
 
     row, prompts = torch.eye(expected[-1][1].shape[-1])[:1].repeat(3, 1), torch.zeros(3)
-    for layer, (labels, weights) in reversed(list(enumerate(expected))):
+    for layer, (labels, weights, *_) in reversed(list(enumerate(expected))):
         row = (torch.einsum("bt, bts -> bs", row, weights.mean(dim=1)) + row) / 2
         entering = labels == layer
         prompts += row[:, entering].sum(dim=1)
@@ -120,23 +101,6 @@ def test_origins_of_prompts():
     two = torch.zeros(2, 4)
     assert origins([Edit(add=two), Edit(1, two), Edit(), Edit(3)], 5) == [[0, 0], [0, 1, 1], [0, 1, 1], [], []]
     assert origins([Edit(), Edit(1, two)], 3, present=2) == [[0, 0], [0, 1, 1], [0, 1, 1]]
-
-
-@torch.no_grad()
-def test_carried_prompts_are_compared_with_themselves_on_entry(model_of):
-    model, images = model_of("Growing"), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    inputs, visual = [], model.clip.visual
-    x = plain.embed_image(visual, images)
-    for layer, block in enumerate(visual.transformer.resblocks):
-        inputs.append(plain.image_input(visual, x, model.prompt_learner.vision(), layer))
-        x = block(inputs[-1])
-    first, entry = inputs[6][:, 5:7], inputs[1][:, 5:7]  # CLS, four patches, then the two of layer 1
-    cosine = torch.nn.functional.cosine_similarity(first, entry, dim=-1).mean().item()
-    half = [measure_tokens(model, image[None]) for image in images]
-    groups = attention_by_age(half, 2)[6]["groups"]
-    assert list(groups) == ["CLS", "patches", "carried 1", "carried 5"]
-    assert groups["carried 5"]["cosine_to_entry"] == pytest.approx(cosine, abs=1e-6)
-    assert groups["carried 5"]["times_equal"] == pytest.approx(groups["carried 5"]["share"] * 10 / 2)
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -157,10 +121,10 @@ def test_a_changed_tower_is_not_shown_as_clip(changed, deep):
 
 @torch.no_grad()
 def test_vectors_initialised_from_words_are_nearest_to_these(build):
-    model = build("CoOp", "base", "CTX_INIT", "a photo of a").model
+    model = build("CoOp", "base", "CTX_INIT", "a photo of unphoto").model
     rows = nearest_words(model.clip, model.prompt_learner.text(torch.zeros(1, 256)), ["x"] * 3, 2)
     assert [(row["layer"], row["class"], row["vector"]) for row in rows] == [(0, None, n) for n in range(4)]
-    assert [row["nearest"][0][0] for row in rows] == ["a", "photo", "of", "a"]
+    assert [row["nearest"][0][0] for row in rows] == ["a", "photo", "of", "un-"]  # CoOp counts words, not tokens
     for row, vector in zip(rows, model.prompt_learner.ctx, strict=True):
         distances = (model.clip.token_embedding.weight - vector).norm(dim=1).sort().values[:2].tolist()
         assert [distance for _, distance in row["nearest"]] == pytest.approx(distances, abs=1e-5)
@@ -168,17 +132,19 @@ def test_vectors_initialised_from_words_are_nearest_to_these(build):
 
 @torch.no_grad()
 def test_vectors_of_a_class_and_of_an_image(build):
-    zeros, names = torch.zeros(2, 256), ["red", "green field", "blue lake"]
-    model = build("CoOp", "base", "CSC", True, "N_CTX", 2).model
-    rows = nearest_words(model.clip, model.prompt_learner.text(zeros), names, 1)
+    names = ["red", "green field", "blue lake"]
+
+    def words(method, *settings, features):
+        model = build(method, "base", *settings).model
+        text = model.prompt_learner.text(features)
+        return text, nearest_words(model.clip, text, names, 1)
+
+    _, rows = words("CoOp", "CSC", True, "N_CTX", 2, features=torch.zeros(2, 256))
     assert [(row["class"], row["vector"]) for row in rows] == [(name, n) for name in names for n in range(2)]
-    model = build("TCP", "base").model
-    rows = nearest_words(model.clip, model.prompt_learner.text(zeros), names, 1)
+    _, rows = words("TCP", features=torch.zeros(2, 256))
     later = [(8, name) for name in names for _ in range(4)]
     assert [(row["layer"], row["class"]) for row in rows] == [(0, None)] * 4 + later
-    model = build("CoCoOp", "base", "N_CTX", 3).model
-    text = model.prompt_learner.text(torch.eye(2, 256))
-    rows = nearest_words(model.clip, text, names, 1)
+    text, rows = words("CoCoOp", "N_CTX", 3, features=torch.eye(2, 256))
     mean = text.ctx.mean(dim=(0, 1))
     assert [row["norm"] for row in rows] == pytest.approx(mean.norm(dim=-1).tolist(), abs=1e-6)
 
@@ -270,34 +236,9 @@ def test_a_resnet_has_no_attention(tmp_path, photos):
 def test_unreadable_images_are_reported_and_skipped(finished, command, without_pictures, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "good.png")
     (tmp_path / "bad.jpg").write_text("no image")
-    os.mkfifo(tmp_path / "pipe.png")
-    output = tmp_path / "output"
-    done = command(inspect_command, finished("VPT"), "--images", tmp_path, "--output", output)
-    assert (done.status, len(done.errors)) == (1, 2)
-    assert all(line.startswith("skipped: ") for line in done.errors)
-    assert json.loads((output / "inspect.json").read_text())["images"] == 1
-
-
-WRONG = {
-    "no model": (["{photos}"], "{photos} is not a model"),
-    "no image at all": (["{run}", "--images", "{text}"], "none of the 1 images could be read"),
-    "a full folder": (["{run}", "--output", "{photos}"], "{photos} is not empty"),
-    "a file in its place": (["{run}", "--output", "{text}"], "{text} is not a folder"),
-    "a file on its way": (["{run}", "--output", "{text}/a/b"], "cannot write to {text}/a/b (Not a directory)"),
-    "no number of words": (["{run}", "--topk", "0"], "expected an integer >= 1"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_arguments_end_in_one_line_and_leave_nothing(name, finished, command, photos, tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    places = {"photos": photos, "run": finished("CoOp"), "text": tmp_path / "text.jpg"}
-    arguments, reason = WRONG[name]
-    output = tmp_path / "output"
-    done = command(inspect_command, "--output", output, *(argument.format(**places) for argument in arguments))
-    assert done.status == 2 and done.errors[-1].partition("error: ")[2]
-    assert reason.format(**places) in done.errors[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["text.jpg"]
+    done = command(inspect_command, finished("VPT"), "--images", tmp_path, "--output", tmp_path / "output")
+    assert (done.status, len(done.errors)) == (1, 1) and done.errors[0].startswith("skipped: ")
+    assert json.loads((tmp_path / "output/inspect.json").read_text())["images"] == 1
 
 
 def test_a_file_named_inspect_does_not_replace_pythons_module():

@@ -1,17 +1,20 @@
 """The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
 
-import json
 import re
 import shutil
 import socket
 import sys
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from learned import OPTIONS
+from PIL import Image
+from visitors import FORM, attack, classified, post, upload
 
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
@@ -43,9 +46,18 @@ def photo(photos):
 
 @pytest.fixture
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
+
+
+@contextmanager
+def started(page, port):
+    """The page's address, and what connects to it."""
+    address = page.start("127.0.0.1", port)
+    try:
+        yield address, lambda: HTTPConnection("127.0.0.1", port, timeout=30)
+    finally:
+        page.blocks.close()
 
 
 # The functions of the page
@@ -60,22 +72,37 @@ def test_bars_are_the_classifiers_probabilities(page, photo):
             assert values == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-6)
 
 
-LONG = "a very " * 80 + "long name"
-WRONG_NAMES = {
-    "twice": ("red\nblue\nred", "'red' is given 2 times"),
-    "none": (" \n", "there are no class names"),
-    "too long": (f"red\n{LONG}", "tokens, the text tower has 77 positions"),
-    "many characters": ("a" * (MOST_TEXT + 1), "have 20,001 characters: give at most 20,000"),
-    "too many": ("\n".join(map(str, range(MOST_NAMES + 1))), f"give at most {MOST_NAMES}"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG_NAMES)
-def test_wrong_class_names_give_a_message(name, page, photo):
-    names, reason = WRONG_NAMES[name]
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("red\nblue\nred", "'red' is given 2 times"),
+        (" \n", "there are no class names"),
+        (f"red\n{'long ' * 80}", "tokens, the text tower has 77 positions"),
+        ("a" * (MOST_TEXT + 1), "have 20,001 characters: give at most 20,000"),
+        ("\n".join(map(str, range(MOST_NAMES + 1))), f"give at most {MOST_NAMES}"),
+    ],
+    ids=["twice", "none", "too long", "many characters", "too many"],
+)
+def test_wrong_class_names_give_a_message(names, reason, page, photo):
     message, *bars = page.classify(photo, names)
     assert message["visible"] and reason in message["value"]
     assert bars == [None] * 3
+
+
+def test_one_slow_request_at_a_time(page, photo, tmp_path, monkeypatch):
+    """Each visitor who asked for a thousand names made all others wait for seconds."""
+    monkeypatch.setattr(serve_page, "LONG_NAMES", 3)
+    monkeypatch.setattr(serve_page, "LONG_PIXELS", 3000)
+    Image.new("RGB", (60, 60)).save(tmp_path / "large.png")
+    slow = [(photo, "a\nb\nc\nd"), (str(tmp_path / "large.png"), "a\nb")]
+    with page.long:  # another visitor's
+        for request in slow:
+            message, *bars = page.classify(*request)
+            assert "are computed for another visitor: try again in some seconds" in message["value"] and not any(bars)
+        assert page.look(slow[1][0]) == [] and all(page.classify(photo, "a\nb"))
+        page.names = list("abcd")  # computed before the first visitor
+        assert all(page.classify(photo, "a\nb\nc\nd"))
+    assert all(all(page.classify(*request)[1:]) for request in slow) and not page.long.locked()
 
 
 def test_a_model_with_fixed_names_leaves_the_bars_of_the_others(finished, photo):
@@ -115,44 +142,45 @@ def test_large_image_is_read_once_for_all_models(page, photo, monkeypatch):
 
 @pytest.fixture
 def server(page, free_port):
-    page.start("127.0.0.1", free_port)
-    yield lambda: HTTPConnection("127.0.0.1", free_port, timeout=30)
-    page.blocks.close()
-
-
-def answer(server, path, headers, body=b""):
-    """The status and the text of the answer to a POST; its body is sent without waiting, and may be incomplete."""
-    with closing(server()) as connection:
-        connection.putrequest("POST", f"/gradio_api/{path}")
-        for key, value in headers.items():
-            connection.putheader(key, value)
-        connection.endheaders(body)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-
-
-def upload(server, *contents):
-    """Send images as a browser does."""
-    parts = [
-        b'--x\r\nContent-Disposition: form-data; name="files"; filename="%d.png"\r\n\r\n%s\r\n' % (number, content)
-        for number, content in enumerate(contents)
-    ]
-    body = b"".join([*parts, b"--x--\r\n"])
-    return answer(
-        server, "upload", {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": len(body)}, body
-    )
+    with started(page, free_port) as (_, connect):
+        yield connect
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "status"),
+    ("path", "body", "headers", "status"),
     [
-        ("queue/join", {"Content-Length": 200 << 20}, 413),  # a body of 200 MB was read and parsed
-        ("queue/join", {"Transfer-Encoding": "chunked"}, 411),
-        ("upload", {"Content-Length": 60 << 20, "Content-Type": "multipart/form-data; boundary=x"}, 413),
+        ("queue/join", b"", {"Content-Length": str(200 << 20)}, 413),  # a body of 200 MB was read and parsed
+        ("queue/join", b"", {"Transfer-Encoding": "chunked", "Content-Length": ""}, 411),
+        # The length was believed, and the chunks were read without an end.
+        ("queue/join", b"ffffffff\r\n", {"Transfer-Encoding": "chunked", "Content-Length": "10"}, 411),
+        ("upload", b"", {"Content-Length": str(60 << 20), "Content-Type": FORM}, 413),
     ],
 )
-def test_too_large_request_is_refused_before_its_body(path, headers, status, server):
-    assert answer(server, path, headers)[0] == status
+def test_too_large_request_is_refused_before_its_body(path, body, headers, status, server):
+    assert post(server, path, body, **headers)[0] == status
+
+
+def test_endless_uploads_refuse_nobody(server, free_port):
+    """Each had its promised size reserved, so that twenty idle connections kept all others out."""
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Type: {FORM}\r\nContent-Length: {50 << 20}\r\n\r\n"
+    with ExitStack() as idle:
+        for _ in range(25):
+            idle.enter_context(socket.create_connection(("127.0.0.1", free_port))).sendall(head.encode() + b"--")
+        time.sleep(0.5)
+        assert upload(server, b"x")
+
+
+def test_visitors_get_right_answers_beside_a_hostile_one(server, page, photo, tmp_path):
+    with ThreadPoolExecutor(5) as pool:
+        attacked = pool.submit(attack, server)
+        lists = [[f"thing {visitor} {letter}" for letter in "abcde"] for visitor in range(8)]
+        found = list(pool.map(lambda names: classified(server, Path(photo).read_bytes(), names), lists))
+        attacked.result()
+    for names, bars in zip(lists, found, strict=True):
+        for (_, classifier), values in zip(page.models, bars, strict=True):
+            expected = classifier.probabilities(photo, names)[0].tolist()
+            assert values == pytest.approx(dict(zip(names, expected, strict=True)), abs=1e-4)
+    assert all(tmp_path / "uploads" in path.parents for path in tmp_path.parent.rglob("outside.png"))
 
 
 def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
@@ -163,13 +191,11 @@ def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
     assert len(examples) == 2
     kept = []
     for number in range(5):
-        status, text = upload(server, bytes([number]) * 3000, bytes([number + 100]) * 300)
-        assert status == 200
-        kept += [Path(name) for name in json.loads(text)]
+        kept += map(Path, upload(server, bytes([number]) * 3000, bytes([number + 100]) * 300))
         left = {path for path in (tmp_path / "uploads").rglob("*") if path.is_file()} - examples
         assert sum(path.stat().st_size for path in left) <= 10_000 and left >= set(kept[-2:])
     assert not kept[0].parent.exists() and all(path.is_file() for path in examples)
-    assert upload(server, bytes(11_000))[0] == 503
+    assert post(server, "upload", bytes(11_000), FORM)[0] == 503
 
 
 def test_old_uploads_are_deleted(finished, free_port, monkeypatch, tmp_path):
@@ -177,16 +203,11 @@ def test_old_uploads_are_deleted(finished, free_port, monkeypatch, tmp_path):
     monkeypatch.setattr(serve_page, "OLDEST", 1)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     page = Page(open_models([finished("VPT")], OPTIONS), NAMES, [])
-    page.start("127.0.0.1", free_port)
-    try:
-        status, text = upload(lambda: HTTPConnection("127.0.0.1", free_port, timeout=30), b"x")
-        (file,), deadline = map(Path, json.loads(text)), time.monotonic() + 60
-        assert status == 200
+    with started(page, free_port) as (_, connect):
+        (file,), deadline = map(Path, upload(connect, b"x")), time.monotonic() + 60
         while file.exists():
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    finally:
-        page.blocks.close()
 
 
 # Start and end
@@ -195,58 +216,41 @@ def test_old_uploads_are_deleted(finished, free_port, monkeypatch, tmp_path):
 @pytest.fixture
 def serve(command, monkeypatch):
     """`serve(*arguments)`: the command, which Ctrl-C ends as soon as it serves."""
-
-    class Pressed:
-        def wait(self):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(serve_command, "Event", Pressed)
-    started, start = [], Page.start
-    monkeypatch.setattr(Page, "start", lambda page, *where: started.append(page) or start(page, *where))
+    monkeypatch.setattr(serve_command, "Event", lambda: Mock(wait=Mock(side_effect=KeyboardInterrupt)))
+    pages, start = [], Page.start
+    monkeypatch.setattr(Page, "start", lambda page, *where: pages.append(page) or start(page, *where))
     for key in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(key, "")
     yield lambda *arguments: command(serve_command, *arguments)
-    for page in started:
+    for page in pages:
         page.blocks.close()
 
 
-def test_ctrl_c_ends_the_server(serve, finished, free_port):
+def test_ctrl_c_ends_the_server_and_no_uploads_stay(serve, finished, free_port, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "mpl-serve-killed").mkdir()  # of a server that was killed
+    (tmp_path / "mpl-serve-killed/photo.jpg").touch()
     done = serve(finished("VPT"), "--port", free_port)
     assert (done.status, done.errors) == (0, [])
     assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
-
-
-def test_uploads_of_a_killed_server_are_deleted_by_the_next_one(serve, finished, free_port, monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "mpl-serve-killed").mkdir()
-    (tmp_path / "mpl-serve-killed/photo.jpg").touch()
-    assert serve(finished("VPT"), "--port", free_port).status == 0
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
-@pytest.fixture
-def taken_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        yield taken.getsockname()[1]
-
-
 WRONG = {
-    "no model": ([], "no MODEL is given"),
-    "no port": (["--port", "0"], "expected 1 to 65535, got '0'"),
-    "a port in use": (["{run}", "--port", "{taken}"], "choose another --port"),
-    "another machine's address": (["{run}", "--host", "192.0.2.1"], "cannot serve at 192.0.2.1:7860"),
-    "no host": (["{run}", "--host", "nowhere.invalid"], "or check --host"),
+    "": "no MODEL is given",
+    "--port 0": "expected 1 to 65535, got '0'",
+    "{run} --port {taken}": "choose another --port",
+    "{run} --host 192.0.2.1": "cannot serve at 192.0.2.1:7860",
+    "{run} --host nowhere.invalid": "or check --host",
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_arguments_end_in_one_line(name, serve, finished, taken_port):
-    arguments, reason = WRONG[name]
-    done = serve(*(argument.format(run=finished("VPT"), taken=taken_port) for argument in arguments))
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_arguments_end_in_one_line(line, serve, finished):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = serve(*line.format(run=finished("VPT"), taken=taken.getsockname()[1]).split())
     assert (done.status, done.printed) == (2, "")
-    assert reason in done.errors[-1]
+    assert WRONG[line] in done.errors[-1]
 
 
 def test_gradio_is_asked_for_by_its_requirements_file(serve, finished, monkeypatch):
@@ -261,57 +265,62 @@ def test_gradio_is_asked_for_by_its_requirements_file(serve, finished, monkeypat
 
 @pytest.fixture
 def tab(page, free_port):
-    """An open page in headless Chromium, and the servers that it asked for anything."""
+    """An open page in headless Chromium, and the addresses that it asked for anything outside of the server."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if BROWSER is None:
         pytest.skip("there is no Chromium (apt-get install chromium)")
-    address = page.start("127.0.0.1", free_port)
-    try:
-        with playwright.sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-            tab, servers = browser.new_page(viewport={"width": 1280, "height": 900}), set()
-            tab.on("request", lambda request: servers.add(re.sub(r"^(data|blob):.*|/$", "", request.url.split("?")[0])))
-            tab.goto(address)
-            tab.get_by_label("Class names").wait_for()
-            yield tab, servers, address
-            browser.close()
-    finally:
-        page.blocks.close()
+    with started(page, free_port) as (address, _), playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab, others = browser.new_page(viewport={"width": 1280, "height": 900}), []
+        tab.set_default_timeout(20_000)
+        own = address, "data:", "blob:"
+        tab.on("request", lambda request: request.url.startswith(own) or others.append(request.url))
+        tab.goto(address)
+        yield tab, others
+        browser.close()
 
 
 def test_a_browser_uploads_an_image_edits_names_and_gets_messages(tab, photo, page, tmp_path):
-    tab, servers, address = tab
-    tab.set_default_timeout(20_000)
+    tab, others = tab
+    bars, field = tab.get_by_test_id("label-output-value"), tab.get_by_label("Class names")
+    field.wait_for()
     tab.set_input_files("input[type=file]", photo)
-    bars = tab.get_by_test_id("label-output-value")
     bars.nth(2).wait_for()
 
     def check(names):
         best = [int(classifier.probabilities(photo, names).argmax()) for _, classifier in page.models]
         assert bars.all_inner_texts() == [names[index] for index in best]
 
+    def message(text):
+        tab.wait_for_function(f"document.querySelector('#message textarea')?.value.includes('{text}')")
+
     check(NAMES)
     tab.locator("figure").nth(1).wait_for()
     captions = tab.locator("figcaption").all_inner_texts()
     assert [caption.partition(": patches ")[0] for caption in captions] == ["CLIP", "MPL"]
-    tab.get_by_label("Class names").fill("a cat\na dog\na house")
+    field.fill("a cat\na dog\na house")
     bars.first.filter(has_text=re.compile("^a (cat|dog|house)$")).wait_for()
     check(["a cat", "a dog", "a house"])
-    tab.get_by_label("Class names").fill("a cat\na cat")
-    tab.wait_for_function("document.querySelector('#message textarea')?.value.includes('is given 2 times')")
+    field.fill("a cat\na cat")
+    message("is given 2 times")
 
-    tab.get_by_label("Class names").fill("\n".join(NAMES))
-    tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
-    (tmp_path / "bad.jpg").write_text("no image")
-    tab.set_input_files("input[type=file]", str(tmp_path / "bad.jpg"))
-    tab.wait_for_function("document.querySelector('#message textarea')?.value.includes('not a JPEG')")
-    tab.locator(".gallery img, table img").first.click()  # an example
-    bars.nth(2).wait_for()
+    field.fill("\n".join(NAMES))
+    remove = tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first
+    for choose_image in (
+        lambda: tab.locator(".gallery img, table img").first.click(),  # an example
+        lambda: tab.set_input_files("input[type=file]", photo),
+    ):
+        remove.click()
+        (tmp_path / "bad.jpg").write_text("no image")
+        tab.set_input_files("input[type=file]", str(tmp_path / "bad.jpg"))
+        message("not a JPEG")
+        choose_image()
+        bars.nth(2).wait_for()
     assert tab.locator("#message textarea").count() == 0
     for width in (1280, 390):
         tab.set_viewport_size({"width": width, "height": 844})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         answer = bars.first.bounding_box()
         assert answer["y"] + answer["height"] < 844  # without scrolling
-    assert tab.get_by_label("Class names").bounding_box()["y"] > bars.nth(2).bounding_box()["y"]  # on a phone
-    assert {url for url in servers if url and not url.startswith(address.rstrip("/"))} == set()  # to nobody else
+    assert field.bounding_box()["y"] > bars.nth(2).bounding_box()["y"]  # on a phone
+    assert others == []

@@ -116,19 +116,22 @@ class OnDevice(Tensor):
     def __deepcopy__(self, memo):
         if id(self) not in memo:
             copied = OnDevice(self.values.detach().clone())
-            learned = torch.nn.Parameter(copied, self.requires_grad) if getattr(self, "_is_param", False) else copied
-            memo[id(self)] = learned
+            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if is_parameter(self) else copied
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):  # a checkpoint; `map_location` reads it as a tensor of the CPU
-        values = self.values.detach().clone()
-        if getattr(self, "_is_param", False):
-            return torch.nn.Parameter(values, self.requires_grad).__reduce_ex__(protocol)
-        return values.requires_grad_(self.requires_grad).__reduce_ex__(protocol)
+        values = self.values.detach().clone().requires_grad_(self.requires_grad)
+        return (torch.nn.Parameter(values, self.requires_grad) if is_parameter(self) else values).__reduce_ex__(
+            protocol
+        )
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
         return compute(operation, arguments, options or {})
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    return getattr(tensor, "_is_param", False)
 
 
 class Dispatch(TorchDispatchMode):
@@ -147,8 +150,7 @@ def compute(operation, arguments: tuple, options: dict):
         pinned.pinned = True
         return pinned
     tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Tensor)]
-    here = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
-    there = [tensor for tensor in tensors if not isinstance(tensor, OnDevice)]
+    here, there = ([each for each in tensors if isinstance(each, OnDevice) == on] for on in (True, False))
     asked = torch.device(options["device"]).type if options.get("device") is not None else None
     if not here and asked != "cuda":
         return operation(*arguments, **options)
@@ -172,8 +174,8 @@ def compute(operation, arguments: tuple, options: dict):
 def executed(function, *arguments, **options):
     """The result of a function of tensors on the CPU, which the graph that is being captured repeats."""
     result = function(*arguments, **options)
-    if CAPTURING:
-        CAPTURING[-1].calls.append((function, arguments, options, result))
+    if COUNTED.capturing:
+        COUNTED.capturing.calls.append((function, arguments, options, result))
     return result
 
 
@@ -192,19 +194,14 @@ class Graph:
                     old.copy_(new)
 
 
-CAPTURING: list[Graph] = []
-
-
 @contextmanager
 def capture(graph: Graph) -> Iterator[None]:
     """In place of `torch.cuda.graph`."""
-    CAPTURING.append(graph)
-    COUNTED.capturing = True
+    COUNTED.capturing = graph
     try:
         yield
     finally:
-        CAPTURING.clear()
-        COUNTED.capturing = False
+        COUNTED.capturing = None
 
 
 class Stream:
@@ -288,10 +285,11 @@ OF_CUDA = {
     "Stream": Stream,
     "current_stream": lambda device=None: Stream(),
     "stream": lambda stream: nullcontext(),
-    "is_current_stream_capturing": lambda: bool(CAPTURING),
+    "is_current_stream_capturing": lambda: COUNTED.capturing is not None,
 }
 NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
 NOTHING += ("empty_cache", "reset_peak_memory_stats")
+OF_CUDA |= {name: lambda *arguments, **options: None for name in NOTHING}  # torch.compile refuses one for two names
 
 
 class Generator(torch.Generator):
@@ -327,8 +325,6 @@ def stand_in() -> Iterator[Counted]:
     with ExitStack() as stack:
         for name, function in OF_CUDA.items():
             stack.enter_context(patch.object(torch.cuda, name, function))
-        for name in NOTHING:
-            stack.enter_context(patch.object(torch.cuda, name, lambda *arguments, **options: None))
         stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
         stack.enter_context(patch.object(torch, "Generator", Generator))
         stack.enter_context(patch.object(torch.nn.Module, "_apply", apply))

@@ -1,7 +1,8 @@
-"""Counts for a stand-in GPU: kernels launched, waits of the CPU, copies to the device."""
+"""Counts for a stand-in GPU: kernels launched, and waits of the CPU."""
 
 import sys
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,45 +17,42 @@ FREE |= {aten.lift_fresh.default}  # memory without values, and views that the s
 
 
 class Counted:
-    """Counters of launches by operation, and of waits and copies by the innermost line of the project.
+    """Counters of launches by operation, and of waits by the innermost line of the project.
 
     Args:
         project: its folder.
+
+    Attributes:
+        capturing: the graph that is being captured.
     """
 
     def __init__(self, project: str):
-        self.project, self.capturing = f"{project}/", False
+        self.project = f"{project}/"
+        self.capturing: Any = None
         self.reset()
 
     def reset(self) -> None:
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
-        self.copies: Counter[str] = Counter()
 
     def operation(self, operation, arguments: tuple, options: dict, here: list[Tensor], there: list[Tensor]) -> None:
         """Count an operation. `here` are its tensors on the device, `there` those on the CPU."""
-        name = str(operation).removeprefix("aten.")
-        target = options.get("device")
-        if operation in READS:
-            return self.wait(name)
-        if operation in SIZED:
-            self.wait(name)
+        name, target = str(operation).removeprefix("aten."), options.get("device")
         copies = operation in (aten._to_copy.default, aten.copy_.default)
-        to_cpu = (
-            torch.device(target).type == "cpu" if target is not None else any(arguments[0] is each for each in there)
-        )
-        if copies and here and to_cpu:
-            return self.wait("copy to the CPU")
-        if copies and there:
-            blocking = not (options.get("non_blocking") or arguments[2:3] == (True,)) or not any(
-                getattr(tensor, "pinned", False) for tensor in there
-            )
-            if blocking and self.capturing:
+        to_cpu = any(arguments[0] is each for each in there) if target is None else torch.device(target).type == "cpu"
+        if operation in READS:
+            self.wait(name)
+        elif copies and here and to_cpu:
+            self.wait("copy to the CPU")
+        elif copies and there:
+            asked = options.get("non_blocking") or arguments[2:3] == (True,)
+            if self.capturing and not (asked and any(getattr(tensor, "pinned", False) for tensor in there)):
                 raise RuntimeError("Cannot copy from the CPU during a capture unless its memory is pinned")
-            self.copies[f"{self.place()}{' (the CPU waits)' if blocking else ''}"] += 1
-        elif operation not in FREE and not is_view(operation) and (not here or here[0].numel()):
-            self.launches[name] += 1
-        return None
+        else:
+            if operation in SIZED:
+                self.wait(name)
+            if operation not in FREE and not is_view(operation) and (not here or here[0].numel()):
+                self.launches[name] += 1
 
     def wait(self, why: str) -> None:
         if self.capturing:

@@ -1,6 +1,6 @@
 """Everything that `python tools/inspect.py` finds out about a model, as plain numbers: the content of inspect.json."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip import TextPrompts
+from clip import CLIP, TextPrompts
+from clip.tokenizer import tokenizer
 from common.errors import one_line
 from trainers.base.prompted import PromptedCLIP, PromptLearner
 
 from ..classifier import PromptedClassifier
 from .tower import compared_roll_outs, layers_of, origins, shows_attention
-from .words import nearest_words
 
 CLS, PATCH, NEW = -2, -1, 0  # ages of tokens; a prompt that was added n layers before has the age n
+ROWS = 256  # text vectors compared with the vocabulary at a time: 100 MB of distances
 GROUPS = {CLS: "CLS", PATCH: "patches", NEW: "new"}  # others are `carried n`
 
 
@@ -64,12 +65,7 @@ def attention_by_age(batches: Sequence[pd.DataFrame], images: int) -> list[dict[
 
 
 class Measures:
-    """What images show of a model; `add` takes them in batches.
-
-    Args:
-        classifier: the model.
-        class_names: instead of its own, or None.
-    """
+    """What images show of a model, perhaps with other class names; `add` takes the images in batches."""
 
     def __init__(self, classifier: PromptedClassifier, class_names: Sequence[str] | None):
         self.classifier, self.names = classifier, list(class_names or classifier.class_names)
@@ -119,3 +115,41 @@ class Measures:
                 for n, file in enumerate(files if rolled else ())
             ],
         }
+
+
+def learned_vectors(prompts: TextPrompts, class_names: Sequence[str]) -> Iterator[tuple[int, str | None, Tensor]]:
+    """All vectors that are not words: the layer they enter before, their class (None: all), and (n, width).
+
+    Of vectors that differ by image, the mean.
+    """
+    ctx = prompts.ctx
+    if ctx is not None and ctx.dim() == 4:  # (images, 1, n, width)
+        ctx = ctx.mean(dim=(0, 1))
+    for layer, values in [(0, ctx), *((layer, edit.add) for layer, edit in enumerate(prompts.deep))]:
+        if values is not None and values.dim() == 3:
+            for name, own in zip(class_names, values, strict=True):
+                yield layer, name, own
+        elif values is not None:
+            yield layer, None, values
+
+
+def nearest_words(clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], k: int) -> list[dict[str, Any]]:
+    """For every learned vector its place, its norm, and the k nearest token embeddings by Euclidean distance.
+
+    CoOp's `interpret_prompt.py` lists the same. A token that ends a word is written as the word, another one with a
+    hyphen behind it.
+    """
+    vocabulary = clip.token_embedding.weight.double()
+    rows = []
+    for layer, class_name, vectors in learned_vectors(prompts, class_names):
+        parts = [
+            torch.cdist(part, vocabulary).topk(min(k, len(vocabulary)), largest=False)
+            for part in vectors.double().split(ROWS)
+        ]
+        distances, ids = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
+        for number, norm in enumerate(vectors.double().norm(dim=-1).tolist()):
+            texts = (tokenizer().decode([token]) for token in ids[number])
+            tokens = [text.rstrip() if text.endswith(" ") else f"{text}-" for text in texts]
+            nearest = list(map(list, zip(tokens, distances[number], strict=True)))
+            rows.append({"layer": layer, "class": class_name, "vector": number, "norm": norm, "nearest": nearest})
+    return rows

@@ -24,13 +24,7 @@ LONGEST = 32  # characters of a name in a picture
 
 
 def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
-    """Write everything to an existing folder.
-
-    Args:
-        content: as `Measures.summary` returns it.
-        images: those of the roll-out, (images, 3, H, W), colours from 0 to 1.
-        folder: the folder.
-    """
+    """Write what `Measures.summary` returns; `images` are those of the roll-out, (images, 3, H, W), from 0 to 1."""
     write_text(folder / "inspect.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     pictures = {}  # name -> address, of those that the content allows
     for name, key, draw in (("schedule", "schedule", schedule), ("attention", "layers", attention)):
@@ -55,9 +49,7 @@ def save(figure: Figure, file: Path) -> str:
 def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
     """Maps with a row for each group and a column for each layer, dark where a value is high; nan is an empty cell.
 
-    Args:
-        panels: title -> values, one below another.
-        form: format of the numbers.
+    `panels` are values by title, one below another; `form` is the format of the numbers.
     """
     heights = [2 + len(values) for values in panels.values()]
     width = max(len(values.columns) for values in panels.values())

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from clip import CLIP, Edit, Schedule, is_vit, load_backbone
@@ -20,34 +19,20 @@ Shares = dict[str, Any]  # of one image, in its roll-out
 CLIP_ALONE = "CLIP"  # in a comparison: the backbone as its weight file has it, without prompts
 
 
-class Layer(NamedTuple):
-    """The input of a layer, and its attention.
+def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """Every layer of `clip.encode_image(clip, images, schedule)`; images are (batch, 3, H, W).
 
-    Attributes:
-        tokens: (batch, T, width): CLS, patches, prompts.
-        attention: (batch, heads, T, T), fp32; row i is what token i pays to each, and adds up to 1.
-        entered: for each of the prompts the layer that it was added before.
+    Yields:
+        its input (batch, T, width): CLS, patches, prompts; its attention (batch, heads, T, T), fp32, in which row i is
+        what token i pays to each and adds up to 1; and for each of the prompts the layer that it was added before.
     """
-
-    tokens: Tensor
-    attention: Tensor
-    entered: list[int]
-
-
-def layers_of(clip: CLIP, images: Tensor, schedule: Schedule) -> Iterator[Layer]:
-    """Every layer of `clip.encode_image(clip, images, schedule)`; images are (batch, 3, H, W)."""
     visual = clip.visual
     x, entries = embed_image(visual, images), origins(schedule, len(visual.transformer.resblocks))
     for layer, block in enumerate(visual.transformer.resblocks):
         x = image_input(visual, x, schedule, layer)
-        yield Layer(x, attention(block, x), entries[layer])
+        q, k, _ = (part.float() for part in heads(block, qkv(block, x)))
+        yield x, (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1), entries[layer]
         x = block(x)
-
-
-def attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of (batch, T, width): (batch, heads, T, T), fp32."""
-    q, k, _ = (part.float() for part in heads(block, qkv(block, x)))
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 def shows_attention(clip: CLIP) -> bool:
@@ -58,10 +43,7 @@ def shows_attention(clip: CLIP) -> bool:
 def origins(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]]:
     """For each layer and each prompt in its input: the layer that it was added before, in the order of the prompts.
 
-    Args:
-        schedule: a valid one.
-        layers: of the tower.
-        present: prompts there before the schedule begins, as text prompts are; they count as added before layer 0.
+    `present` prompts are there before the schedule begins, as text prompts are: they count as added before layer 0.
     """
     now, found = [0] * present, []
     for layer in range(layers):
@@ -74,14 +56,9 @@ def origins(schedule: Schedule, layers: int, present: int = 0) -> list[list[int]
 def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
     """Attention roll-out (Abnar and Zuidema, 2020): the product over layers of (attention, mean of its heads, + 1) / 2.
 
-    Args:
-        clip: one that `shows_attention`.
-        images: (batch, 3, H, W).
-        schedule: its prompts.
-
     Returns:
-        for each image what CLS, after the last layer, comes from: `patches` (rows, columns), `prompts`, all of them
-        together, and `cls`, the class embedding. They add up to 1.
+        for each of the images (batch, 3, H, W) what CLS, after the last layer, comes from: `patches` (rows, columns),
+        `prompts`, all of them together, and `cls`, the class embedding. They add up to 1.
     """
     rows, columns = clip.visual.grid_size
     flow = torch.eye(1 + rows * columns, device=images.device).repeat(len(images), 1, 1)  # (batch, T, CLS and patches)
@@ -98,11 +75,8 @@ def roll_out(clip: CLIP, images: Tensor, schedule: Schedule) -> list[Shares]:
 def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[str, list[Shares]]:
     """The roll-out of CLIP alone and of the method, unless the two are equal; {} without images or attention.
 
-    A method may have changed the modules of its image tower, so that CLIP alone is loaded for this.
-
-    Args:
-        classifier: the model.
-        images: (batch, 3, H, W) by its transform.
+    The images are (batch, 3, H, W) by the classifier's transform. A method may have changed the modules of its image
+    tower, so that CLIP alone is loaded for this.
     """
     model, images = classifier.model_for(), images.to(classifier.device)
     alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)

@@ -3,7 +3,7 @@
 import socket
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -38,16 +38,11 @@ CSS = """@media (max-width: 700px) {
     #examples .gallery > * { flex: none }
 }"""
 TWO_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 2, "api_visibility": "private"}
+TWO_AT_A_TIME["preprocess"] = False  # Gradio does not read the image: `Page.read` reports its fault
 
 
 class Page:
-    """The page of some models.
-
-    Args:
-        models: one or more.
-        names: the class names to begin with.
-        examples: image files to choose from.
-    """
+    """The page of one or more models. `names` are the class names to begin with, `examples` files to choose from."""
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
         self.models, self.names, self.long = models, list(names), Lock()
@@ -55,10 +50,9 @@ class Page:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=2, min_width=300):
-                    image: Any = gr.Image(
+                    image = gr.Image(
                         type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
                     )
-                    image.preprocess = lambda payload: payload and payload.path  # `read` reports its fault
                     text = "\n".join(dict.fromkeys(names))  # some of a model may be equal
                     edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")
                     if examples:
@@ -69,16 +63,14 @@ class Page:
                     with gr.Row():
                         bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
                     looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
-            inputs = [image, edited]
-            gr.on([image.change, edited.change], self.classify, inputs, [message, *bars], **TWO_AT_A_TIME)
-            image.change(lambda file: figures(self.look(file)), image, looks, **TWO_AT_A_TIME)
+            changes, inputs = [image.change, edited.change], [image, edited]
+            gr.on(
+                changes, lambda sent, text: self.classify(path(sent), text), inputs, [message, *bars], **TWO_AT_A_TIME
+            )
+            image.change(lambda sent: figures(self.look(path(sent))), image, looks, **TWO_AT_A_TIME)
 
     def start(self, host: str, port: int) -> str:
-        """Serve in the background; returns the page's address.
-
-        Raises:
-            UsageError: the port is in use, or the host is not this machine's.
-        """
+        """Serve in the background; returns the page's address. UsageError if the host or port cannot be used."""
         try:
             with socket.create_server((host, port)):  # Gradio would show a traceback
                 pass
@@ -98,10 +90,8 @@ class Page:
                 theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
             )
         except OSError as error:
-            reason = error.strerror or "it is in use"
-            raise UsageError(
-                f"cannot serve at {host}:{port} ({reason})", "choose another --port, or check --host"
-            ) from error
+            what = f"cannot serve at {host}:{port} ({error.strerror or 'it is in use'})"
+            raise UsageError(what, "choose another --port, or check --host") from error
         return address
 
     @torch.no_grad()
@@ -109,7 +99,7 @@ class Page:
         """A message, and the probabilities of each model as the value of its bars."""
         nothing: list[Any] = [None] * len(self.models)
         if not file:
-            return [message_update(""), *nothing]
+            return [self.message(""), *nothing]
         try:
             if len(text) > MOST_TEXT:
                 raise UsageError(f"the class names have {len(text):,} characters", f"give at most {MOST_TEXT:,}")
@@ -119,14 +109,10 @@ class Page:
             with self.turn(file, names):
                 return self.bars(file, names)
         except UsageError as error:
-            return [message_update(without_folder(str(error), file)), *nothing]
+            return [self.message(str(error), file), *nothing]
 
     def bars(self, file: str, names: list[str]) -> list[Any]:
-        """`classify` for names that may be used.
-
-        Raises:
-            UsageError: the image cannot be read.
-        """
+        """`classify` for names that may be used; UsageError if the image cannot be read."""
         _, inputs, faults = self.read(file)
         for fault in faults:
             raise UsageError(fault)
@@ -138,19 +124,21 @@ class Page:
                 found.append(dict(zip(names, row, strict=True)))
             except (UsageError, ClipError) as error:
                 found.append(None)
-                errors[without_folder(str(error), file)] = True
-        return [message_update("\n".join(errors)), *found]
+                errors[str(error)] = True
+        return [self.message("\n".join(errors), file), *found]
+
+    @staticmethod
+    def message(text: str, file: str = "") -> Any:
+        """The update of the message, without the server's folders."""
+        return gr.update(value=text.replace(f"{Path(file).parent}/", "") if file else text, visible=bool(text))
 
     @contextmanager
     def turn(self, file: str, names: Sequence[str]) -> Iterator[None]:
-        """One thread of the machine for a request that takes long, and only one such request at a time.
+        """One thread of the machine for a request that takes long; UsageError if another such one is being computed.
 
         Others are computed meanwhile, so that no visitor makes all others wait.
-
-        Raises:
-            UsageError: another one is being computed.
         """
-        if not (len(names) > LONG_NAMES and names != self.names) and pixels_of(file) <= LONG_PIXELS:
+        if (len(names) <= LONG_NAMES or names == self.names) and pixels_of(file) <= LONG_PIXELS:
             yield
             return
         if not self.long.acquire(blocking=False):
@@ -171,24 +159,22 @@ class Page:
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
         """Which patches CLS consists of: for each backbone alone, then for each model that changes its image tower."""
-        try:
-            with self.turn(file or "", []):
-                return self.roll_outs(file) if file else []
-        except UsageError:  # which the message is about
-            return []
-
-    def roll_outs(self, file: str) -> list[tuple[Image.Image, str]]:
-        """`look` for an uploaded file."""
         found: dict[str, tuple[Image.Image, str]] = {}
-        inputs = self.read(file)[1]  # of an unreadable image, which the message is about, none
-        for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
-            (colours,) = classifier.colours(pixels)
-            for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
-                title = tower if tower == CLIP_ALONE else name
-                key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
-                picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
-                found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
+        with suppress(UsageError), self.turn(file or "", []):  # the message is about it, and about an unreadable image
+            inputs = self.read(file)[1] if file else []
+            for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
+                (colours,) = classifier.colours(pixels)
+                for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
+                    title = tower if tower == CLIP_ALONE else name
+                    key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
+                    picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
+                    found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
+
+
+def path(sent: dict[str, Any] | None) -> str | None:
+    """The file of an uploaded image."""
+    return sent["path"] if sent else None
 
 
 def pixels_of(file: str) -> int:
@@ -200,24 +186,12 @@ def pixels_of(file: str) -> int:
         return 0
 
 
-def message_update(text: str) -> Any:
-    """The update of the message."""
-    return gr.update(value=text, visible=bool(text))
-
-
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     """Pictures with their captions as HTML."""
-    found = []
+    found = ""
     for picture, caption in pictures:
         picture.save(file := BytesIO(), "png")
         address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
         image = f'<img src="{address}" alt="" style="width: 100%; image-rendering: pixelated">'
-        found.append(
-            f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
-        )
-    return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{"".join(found)}</div>'
-
-
-def without_folder(error: str, file: str) -> str:
-    """An error's text without the server's folders."""
-    return error.replace(str(Path(file).parent) + "/", "")
+        found += f'<figure style="width: min(10rem, 45%)">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem; padding-top: 1.5rem">{found}</div>'
