@@ -4,16 +4,18 @@ import math
 import os
 from collections import OrderedDict
 
-from dassl.engine.anomalies import AnomalyChecks
+import torch
 from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
 from dassl.utils import save_checkpoint, tolist_if_not
 from dassl.utils.checkpoint import load_training_state, restore
 
 
-class TrainerBase(AnomalyChecks):
+class TrainerBase:
     """Registered models and the frame of a training loop; subclasses fill in the hooks.
 
     Attributes:
+        divergence_remedy (str): class attribute; the advice in the error about a loss or a parameter that is not
+            finite.
         best_result (float): best validation result so far, minus infinity before the first.
         loaded_epoch (int): the epoch (from 1) of the weights that `load_model` has loaded; unset before.
         train_seconds (float): training time, the time before a resumption included.
@@ -21,10 +23,10 @@ class TrainerBase(AnomalyChecks):
             state is then saved in checkpoints and restored on resuming.
     """
 
+    divergence_remedy = "lower OPTIM.LR"
     scaler = None
 
     def __init__(self):
-        super().__init__()
         self._models = OrderedDict()
         self._optims = OrderedDict()
         self._scheds = OrderedDict()
@@ -33,6 +35,7 @@ class TrainerBase(AnomalyChecks):
         self.train_seconds = 0.0
         self._saved_epoch = None  # epoch (from 1) of the newest checkpoint
         self._transient_epochs = set()  # epochs whose checkpoints exist only to resume from
+        self._unchecked = []  # numbers of batches, and their losses on a GPU
 
     # Models
 
@@ -104,17 +107,60 @@ class TrainerBase(AnomalyChecks):
         self.model_backward(loss)
         self.model_update(names)
 
+    # Losses and parameters that are not finite end training before a checkpoint is written
+
+    def detect_anomaly(self, loss):
+        """Raise FloatingPointError unless the loss is finite; for a loss on a GPU `read_together` does it later."""
+        batch = getattr(self, "batch_idx", 0) + 1
+        if loss.is_cuda:
+            self._unchecked.append((batch, loss.detach()))
+        else:
+            self._check_loss(loss.item(), batch)
+
+    def read_together(self, tensors=()):
+        """The values of one-element tensors of one device, a list of float, with one wait for it.
+
+        Raises:
+            FloatingPointError: a loss on a GPU that `detect_anomaly` was given since the last call is not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        found = [tensor.detach().float().reshape(()) for tensor in (*(loss for _, loss in unchecked), *tensors)]
+        values = torch.stack(found).tolist() if found else []
+        for (batch, _), loss in zip(unchecked, values, strict=False):
+            self._check_loss(loss, batch)
+        return values[len(unchecked) :]
+
+    def check_finite(self):
+        """Raise FloatingPointError if a loss, or a trainable parameter of a registered model, is not finite."""
+        learned = {
+            f"{name} of {model_name}": torch.isfinite(param).all()
+            for model_name, model in self._models.items()
+            for name, param in model.named_parameters()
+            if param.requires_grad
+        }
+        for name, finite in zip(learned, self.read_together(learned.values()), strict=True):
+            if not finite:
+                self._raise_diverged(f"{name} is not finite")
+
+    def _check_loss(self, loss, batch):
+        if not math.isfinite(loss):
+            self._raise_diverged(f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}")
+
+    def _raise_diverged(self, what, batch=""):
+        kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
+        epoch = getattr(self, "epoch", 0) + 1
+        raise FloatingPointError(f"{what} at epoch {epoch}{batch}: {self.divergence_remedy}{kept}")
+
     # Checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Save all registered models under `directory/<its name>/`.
+        """Save all registered models under `directory/<its name>/`: see `save_checkpoint`.
 
         Args:
             epoch (int): epoch just finished, counted from 0; the file's name counts from 1.
             directory (str): the output directory.
-            is_best (bool): copy the file to `model-best.pth.tar` as well.
+            is_best, model_name: as for `save_checkpoint`.
             val_result (float): validation result, stored in the file.
-            model_name (str): a file name to use instead of `model.pth.tar-<epoch + 1>`.
         """
         self.read_together()  # a checkpoint of diverged training is not written
         run, metadata = self.run_state(), self.checkpoint_metadata()
@@ -154,15 +200,11 @@ class TrainerBase(AnomalyChecks):
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
         first = next(iter(checkpoints.values()))
-        metadata = first.get("metadata") if isinstance(first.get("metadata"), dict) else {}
+        metadata = first.get("metadata") or {}
         self.check_metadata(metadata)
         for name, checkpoint in checkpoints.items():
-            targets = {
-                "state_dict": self._models[name],
-                "optimizer": self._optims[name],
-                "scheduler": self._scheds[name],
-            }
-            restore(checkpoint, f"of {name} in {directory}", **targets)
+            parts = self._models[name], self._optims[name], self._scheds[name]
+            restore(checkpoint, f"of {name} in {directory}", *parts)
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
             self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
@@ -175,10 +217,9 @@ class TrainerBase(AnomalyChecks):
         return first["epoch"]
 
     def run_state(self):
-        """Everything except the models that a resumed run needs, as plain values and tensors.
+        """Hook: all that a resumed run needs except the models, a dict of plain values and tensors.
 
-        A subclass with more state (such as a running average of weights) extends the dict and reads it in
-        `load_run_state`.
+        A subclass with more state (such as a running average of weights) adds it, and reads it in `load_run_state`.
         """
         state = {
             "rng": rng_state(),
@@ -215,7 +256,7 @@ class TrainerBase(AnomalyChecks):
         for name in self.get_model_names():
             path = os.path.join(directory, name, "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}")
             checkpoint = load_training_state(path)
-            restore(checkpoint, path, state_dict=self._models[name])
+            restore(checkpoint, path, self._models[name])
             self.loaded_epoch = checkpoint["epoch"]
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
 
@@ -224,8 +265,7 @@ class TrainerBase(AnomalyChecks):
     def init_writer(self, log_dir):
         """Open a TensorBoard writer, unless one is open."""
         if self._writer is None:
-            # Imported here because evaluation does not need it.
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # evaluation does not need it
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
@@ -258,16 +298,16 @@ class TrainerBase(AnomalyChecks):
     # Hooks
 
     def before_train(self):
-        """Before the first epoch."""
+        pass
 
     def after_train(self):
-        """After the last epoch."""
+        pass
 
     def before_epoch(self):
-        """Before each epoch."""
+        pass
 
     def after_epoch(self):
-        """After each epoch."""
+        pass
 
     def run_epoch(self):
         """The batches of an epoch."""

@@ -10,8 +10,7 @@ import random
 import numpy as np
 import torch
 from dassl.utils import UsageError
-from dassl.utils.checkpoint import load_training_state, newest_checkpoint
-from dassl.utils.state_checks import LOAD_ERRORS, matching_state
+from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, matching_state, newest_checkpoint
 
 
 def rng_state():
@@ -48,9 +47,9 @@ def set_rng_state(state):
 
 
 def matching_run_state(own, state, epoch):
-    """The run state of a checkpoint, with the form of `own`, what this run would save now; UsageError if it has not.
+    """The run state of a checkpoint of `epoch` (from 1), with the form of `own`, what this run would save now.
 
-    Entries that the toolbox does not know stay as they are. `epoch` is that of the checkpoint, from 1.
+    Entries that the toolbox does not know stay as they are. Raises UsageError if the form differs.
     """
     own, seconds = dict(own), state.get("train_seconds")
     if isinstance(seconds, float) and seconds < 0:
@@ -78,10 +77,7 @@ def load_newest(directory, names):
         names (list of str): names of the models.
 
     Returns:
-        `{name: checkpoint dict}`, all of one epoch; None if a model has no checkpoint.
-
-    Raises:
-        UsageError: a checkpoint is missing or damaged.
+        `{name: checkpoint dict}`; None if a model has no checkpoint. Raises UsageError if one is missing or damaged.
     """
     paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():
@@ -102,9 +98,3 @@ def remove_epochs(directory, names, epochs):
             for epoch in epochs:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(folder, f"model.pth.tar-{epoch}"))
-
-
-def is_save_interrupted(directory, names):
-    """Whether a run was killed between saving an epoch as the best one and as the newest one."""
-    newest = (newest_checkpoint(os.path.join(directory, name)) for name in names)
-    return any(path is not None and os.path.basename(path) == "model-best.pth.tar" for path in newest)
