@@ -129,15 +129,6 @@ def test_gradient_scaler_and_state_of_subclass_are_restored(root, tmp_path):
     assert (resumed.scaler.get_scale(), resumed.average, resumed.best_result) == (8.0, 0.75, 12.5)
 
 
-def test_run_resumed_by_another_version_says_so_once(root, tmp_path, monkeypatch, capsys):
-    for version, epochs in (("1.0.0", 1), ("1.0.0", 2), ("1.1.0", 3)):
-        monkeypatch.setattr(TinyPrompt, "checkpoint_metadata", lambda self, version=version: {"version": version})
-        make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", epochs).train()
-        said = [line for line in capsys.readouterr().out.splitlines() if "version" in line]
-        other = ["The checkpoint was written by version '1.0.0', this is version '1.1.0'"]
-        assert said == other * (version == "1.1.0")
-
-
 def test_finished_run_is_only_tested_again(root, tmp_path, capsys):
     make_trainer(root, tmp_path).train()
     again = make_trainer(root, tmp_path)

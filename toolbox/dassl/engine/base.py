@@ -14,8 +14,7 @@ class TrainerBase:
     """Registered models and the frame of a training loop; subclasses fill in the hooks.
 
     Attributes:
-        divergence_remedy (str): class attribute; the advice in the error about a loss or a parameter that is not
-            finite.
+        divergence_remedy (str): class attribute; the advice if a loss or a parameter is not finite.
         best_result (float): best validation result so far, minus infinity before the first.
         loaded_epoch (int): the epoch (from 1) of the weights that `load_model` has loaded; unset before.
         train_seconds (float): training time, the time before a resumption included.
@@ -27,9 +26,7 @@ class TrainerBase:
     scaler = None
 
     def __init__(self):
-        self._models = OrderedDict()
-        self._optims = OrderedDict()
-        self._scheds = OrderedDict()
+        self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
         self._writer = None
         self.best_result = -math.inf
         self.train_seconds = 0.0
@@ -53,9 +50,7 @@ class TrainerBase:
         """
         if name in self._models:
             raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
-        self._models[name] = model
-        self._optims[name] = optim
-        self._scheds[name] = sched
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names=None):
         """Return `names` (one or a list) as a list after checking them; for None, all registered names."""
@@ -165,24 +160,14 @@ class TrainerBase:
         self.read_together()  # a checkpoint of diverged training is not written
         run, metadata = self.run_state(), self.checkpoint_metadata()
         for name in self.get_model_names():
-            optim, sched = self._optims[name], self._scheds[name]
-            state = {
-                "state_dict": self._models[name].state_dict(),
-                "epoch": epoch + 1,
-                "optimizer": None if optim is None else optim.state_dict(),
-                "scheduler": None if sched is None else sched.state_dict(),
-                "val_result": val_result,
-                "run": run,
-                "metadata": metadata,
-            }
+            parts = {"state_dict": self._models[name], "optimizer": self._optims[name], "scheduler": self._scheds[name]}
+            state = {key: None if part is None else part.state_dict() for key, part in parts.items()}
+            state |= {"epoch": epoch + 1, "val_result": val_result, "run": run, "metadata": metadata}
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
         self._saved_epoch = epoch + 1
 
     def checkpoint_metadata(self):
-        """Hook: a dict of plain values that describes the method and its settings.
-
-        `save_model` saves it under "metadata". The toolbox reads only its "version", which a resumed run compares.
-        """
+        """Hook: a dict of plain values that describes the method; `save_model` saves it under "metadata"."""
         return {}
 
     def check_metadata(self, metadata):
@@ -200,8 +185,7 @@ class TrainerBase:
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
         first = next(iter(checkpoints.values()))
-        metadata = first.get("metadata") or {}
-        self.check_metadata(metadata)
+        self.check_metadata(first.get("metadata") or {})
         for name, checkpoint in checkpoints.items():
             parts = self._models[name], self._optims[name], self._scheds[name]
             restore(checkpoint, f"of {name} in {directory}", *parts)
@@ -209,10 +193,6 @@ class TrainerBase:
         if first.get("run") is not None:
             self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
         self._saved_epoch = first["epoch"]
-        now = self.checkpoint_metadata().get("version")
-        before = metadata.get("version", now)
-        if str(before) != str(now):
-            print(f"The checkpoint was written by version {before!r:.40}, this is version {now!r}")
         print(f"Previous epoch: {first['epoch']}")
         return first["epoch"]
 
@@ -285,8 +265,7 @@ class TrainerBase:
 
     def train(self, start_epoch, max_epoch):
         """Run epochs `start_epoch` to `max_epoch - 1`; `before_train` may move the start."""
-        self.start_epoch = start_epoch
-        self.max_epoch = max_epoch
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch

@@ -7,8 +7,8 @@ from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
 
 
-class EpochDisplay:
-    """A context manager for the batches of an epoch.
+class EpochDisplay(tqdm):
+    """The bar of an epoch, which is drawn on a terminal only.
 
     Args:
         epoch, max_epoch (int): number of the epoch, from 1, and of the last one.
@@ -20,22 +20,10 @@ class EpochDisplay:
         self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
         options = {"leave": False, "dynamic_ncols": True, "disable": not on_terminal()}
-        self.bar = tqdm(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, **options)
+        super().__init__(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, **options)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.bar.close()
-
-    def update(self, losses, lr, data_seconds, seconds):
-        """Show one more batch.
-
-        Args:
-            losses (MetricMeter): of the epoch, this batch included.
-            lr (float): the learning rate.
-            data_seconds, seconds (float): the time that the batch took to arrive, and all of its time.
-        """
+    def show(self, losses, lr, data_seconds, seconds):
+        """Show one more batch, which is in the MetricMeter `losses`; its data took `data_seconds` of its `seconds`."""
         self.data_time.update(data_seconds)
         self.batch_time.update(seconds)
         number = self.batch_time.count
@@ -51,14 +39,14 @@ class EpochDisplay:
                 f"lr {lr:.4e} "
                 f"eta {eta}"
             )
-        if self.bar.disable:
+        if self.disable:
             return
         means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
-        self.bar.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
-        self.bar.update()
+        self.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
+        self.update()
         if number == self.num_batches:
             took = datetime.timedelta(seconds=round(self.batch_time.sum))
-            self.bar.close()
+            self.close()
             print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
 
 

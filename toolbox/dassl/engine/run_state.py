@@ -3,7 +3,6 @@
 It consists of plain values and tensors, so that a checkpoint loads without executing code that it names.
 """
 
-import contextlib
 import os
 import random
 
@@ -26,11 +25,7 @@ def rng_state():
 
 
 def set_rng_state(state):
-    """Restore what `rng_state` returned; states of CUDA devices that this machine lacks are ignored.
-
-    Raises:
-        UsageError: it is not the state of these generators.
-    """
+    """Restore what `rng_state` returned, except for CUDA devices that are not here; UsageError for anything else."""
     try:
         version, words, gauss_next = state["python"]
         name, keys, position, *rest = state["numpy"]
@@ -68,16 +63,10 @@ def matching_run_state(own, state, epoch):
 
 
 def load_newest(directory, names):
-    """Load the newest epoch for which all models of a run have checkpoints.
+    """The checkpoints, {name: dict}, of the newest epoch that all models of an output directory have, else None.
 
-    If a run was killed between saving one model and the next, their newest checkpoints are of different epochs.
-
-    Args:
-        directory (str): the run's output directory, with one folder for every model.
-        names (list of str): names of the models.
-
-    Returns:
-        `{name: checkpoint dict}`; None if a model has no checkpoint. Raises UsageError if one is missing or damaged.
+    If a run was killed between saving one model and the next, their newest checkpoints are of different epochs. Raises
+    UsageError if one is missing or damaged.
     """
     paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():
@@ -89,12 +78,3 @@ def load_newest(directory, names):
             print(f"The last save was interrupted: the newest epoch that all models have is {epoch}")
             found[name] = load_training_state(os.path.join(directory, name, f"model.pth.tar-{epoch}"))
     return found
-
-
-def remove_epochs(directory, names, epochs):
-    """Delete the checkpoints of these epochs (counted from 1) of all models, where they exist."""
-    for folder in (os.path.join(directory, name) for name in names):
-        if not os.path.islink(folder):  # it may lead to another run
-            for epoch in epochs:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(folder, f"model.pth.tar-{epoch}"))

@@ -9,11 +9,9 @@ from dassl.data import DataManager
 from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.engine.display import EpochDisplay, test_bar
-from dassl.engine.run_state import remove_epochs
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UsageError, mkdir_if_missing
-from dassl.utils.files import remove_temporary_files
-from dassl.utils.lazy import lazy_names
+from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
+from dassl.utils.files import remove_stale
 from dassl.utils.logger import print_on_terminal
 
 __all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
@@ -86,13 +84,9 @@ class SimpleTrainer(TrainerBase):
                 f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is "
                 f"{self.max_epoch}: use the settings that it was trained with, or another OUTPUT_DIR"
             )
-        for name in self.get_model_names():
-            remove_temporary_files(os.path.join(self.output_dir, name))
-        if os.path.realpath(directory) == os.path.realpath(self.output_dir):
-            self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
-        else:
+        if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
-
+        self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
@@ -135,10 +129,10 @@ class SimpleTrainer(TrainerBase):
         self._remove_stale(number)
 
     def _remove_stale(self, newest):
-        """Delete the transient checkpoints of the epochs (from 1) before the newest."""
-        stale = self._transient_epochs - {newest}
-        remove_epochs(self.output_dir, self.get_model_names(), stale)
-        self._transient_epochs -= stale
+        """Delete the transient checkpoints of the epochs (from 1) before the newest, and unfinished files."""
+        for name in self.get_model_names():
+            remove_stale(os.path.join(self.output_dir, name), self._transient_epochs - {newest})
+        self._transient_epochs &= {newest}
 
     @torch.no_grad()
     def test(self, split=None):
@@ -206,7 +200,7 @@ class TrainerX(SimpleTrainer):
                 if number % frequency == 0 or number == self.num_batches or not on_gpu(unread[-1][1]):
                     self.log(unread, losses)
                     unread = []
-                display.update(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
+                display.show(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
                 self.write_scalar("train/lr", self.get_current_lr(), self.epoch * self.num_batches + batch_idx)
                 end = time.monotonic()
 

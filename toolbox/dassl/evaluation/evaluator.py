@@ -69,31 +69,26 @@ class Classification(EvaluatorBase):
         self._y_pred.extend(mo.argmax(dim=1).tolist())
 
     def evaluate(self):
-        """Print the metrics of all batches and return them.
+        """Print and return the metrics of all batches in percent; UsageError if there were none.
 
-        Returns:
-            OrderedDict: ``accuracy``, ``error_rate``, ``macro_f1`` (over the labels that occur) and, with
-            TEST.PER_CLASS_RESULT, ``perclass_accuracy``, in percent.
-
-        Raises:
-            UsageError: no samples were processed.
+        They are ``accuracy``, ``error_rate``, ``macro_f1`` (over the labels that occur) and, with
+        TEST.PER_CLASS_RESULT, ``perclass_accuracy``.
         """
         if not self._y_true:
             raise UsageError("nothing to evaluate: the split has no images; check the dataset and TEST.SPLIT")
         true, predicted = Counter(self._y_true), Counter(self._y_pred)
         correct = Counter(label for label, pred in zip(self._y_true, self._y_pred, strict=True) if label == pred)
         accuracy = 100.0 * correct.total() / true.total()
-        error = 100.0 - accuracy
         # F1 is 2 TP / (true + predicted). Counted here, because scikit-learn takes a second to import.
         f1 = [2 * correct[label] / (true[label] + predicted[label]) for label in sorted(true)]
         macro_f1 = 100.0 * sum(f1) / len(f1)
-        results = OrderedDict(accuracy=accuracy, error_rate=error, macro_f1=macro_f1)
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
         print(
             "=> result\n"
             f"* total: {true.total():,}\n"
             f"* correct: {correct.total():,}\n"
             f"* accuracy: {accuracy:.1f}%\n"
-            f"* error: {error:.1f}%\n"
+            f"* error: {100.0 - accuracy:.1f}%\n"
             f"* macro_f1: {macro_f1:.1f}%"
         )
         if self.cfg.TEST.PER_CLASS_RESULT:

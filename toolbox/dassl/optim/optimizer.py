@@ -31,8 +31,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         param_groups = _staged_groups(model, optim_cfg)
     else:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
-
     param_groups = list(param_groups)
+
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     adam = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS, **common}
     if name == "sgd":

@@ -81,15 +81,14 @@ def print_on_terminal(text):
 
 
 def setup_logger(output=None):
-    """Copy everything printed from now on to a log file, by replacing ``sys.stdout``.
+    """Copy everything printed from now on to a log file, by replacing ``sys.stdout`` until the end of the logger.
 
     Args:
         output (str, optional): a folder (the log is ``<output>/log.txt``) or a file ending in .txt or .log. An existing
             log is kept, and the new one gets the time in its name. None: nothing changes.
 
     Returns:
-        Logger: its ``close()``, or the end of a ``with`` block, closes the file and restores ``sys.stdout``. A program
-        that logs until its end can ignore it.
+        Logger: it ends with ``close()`` or a ``with`` block. A program that logs until its own end can ignore it.
     """
     if output is None:
         return Logger()

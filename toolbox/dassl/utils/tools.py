@@ -91,11 +91,7 @@ def tolist_if_not(x):
 
 
 def count_num_param(model=None, params=None):
-    """Count the numbers in a model, or in a list of parameters or of parameter groups.
-
-    Args:
-        model (nn.Module, optional): the model.
-        params (iterable, optional): tensors, or dicts with tensors under ``"params"``; used if no model is given.
+    """Count the numbers in a model, or in ``params``: tensors, or dicts with tensors under ``"params"``.
 
     Raises:
         ValueError: neither is given.

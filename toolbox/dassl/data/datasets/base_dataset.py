@@ -12,14 +12,7 @@ from dassl.utils import UsageError, mkdir_if_missing
 
 
 class Datum:
-    """One labelled image, by path.
-
-    Args:
-        impath (str): path of the image file.
-        label (int): class index, from 0.
-        domain (int): domain index, from 0.
-        classname (str): class name.
-    """
+    """One labelled image: the path of its file, its class and domain (indices from 0), and the name of its class."""
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not isinstance(impath, str):
@@ -80,8 +73,7 @@ class DatasetBase:
         mapping = {}
         for item in data_source:
             DatasetBase._check_name(item, mapping.setdefault(item.label, item.classname))
-        classnames = [mapping[label] for label in sorted(mapping)]
-        return mapping, classnames
+        return mapping, [mapping[label] for label in sorted(mapping)]
 
     @staticmethod
     def _check_name(item, name):
@@ -90,12 +82,7 @@ class DatasetBase:
             raise UsageError(f"{what}; give each class one label and one name")
 
     def download_data(self, url, dst, from_gdrive=True):
-        """Download a zip or tar archive and extract it into its own folder, and nothing outside that.
-
-        Args:
-            url (str): address of the archive.
-            dst (str): file to write.
-            from_gdrive (bool): whether `url` is a Google Drive link; if not, it is plain http(s).
+        """Download a zip or tar archive from an http(s) address and extract it into the folder of `dst`, its file.
 
         Raises:
             UsageError: the download failed, or the downloaded file is not an archive, or an unsafe one.

@@ -12,16 +12,12 @@ INTERPOLATION_MODES = {name: InterpolationMode(name) for name in INTERPOLATIONS}
 
 
 def build_transform(cfg, is_train=True, choices=None, verbose=True):
-    """Build the training or the test transform of a config.
+    """The training or the test transform of a config, from a PIL image to a float tensor (3, H, W).
 
     Args:
-        cfg: the config; INPUT.SIZE is (height, width).
-        is_train (bool): whether to build the training or the test transform.
+        cfg: the config; INPUT.SIZE is (height, width). With INPUT.NO_TRANSFORM the result is None.
         choices: names to use instead of INPUT.TRANSFORMS.
-        verbose (bool): whether to print the steps.
-
-    Returns:
-        A callable from a PIL image to a float tensor (3, H, W); None with INPUT.NO_TRANSFORM.
+        verbose (bool): print the steps.
 
     Raises:
         UsageError: a choice or the interpolation is unknown, or the kernel of the Gaussian blur is too large.
