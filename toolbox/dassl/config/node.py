@@ -63,7 +63,6 @@ class CfgNode(YacsNode):
             raise UsageError(f"{name} is not a config: {error}") from None
 
     def merge_from_file(self, cfg_filename):
-        """Merge the files that a YAML file names under ``_BASE_``, then the file."""
         self._merge_file(os.fspath(cfg_filename), [])
 
     def _merge_file(self, path, files):

@@ -30,9 +30,8 @@ def build_data_loader(
     A training loader drops its last batch if that is smaller, unless it is the only one.
 
     Args:
-        cfg, sampler_type: the config and, for `build_sampler`, the name of a sampler.
-        data_source, tfm, is_train: for `DatasetWrapper`, or the class `dataset_wrapper` instead of it.
-        batch_size (int): images per batch.
+        sampler_type: as for `build_sampler`.
+        data_source, tfm, is_train: as for `DatasetWrapper`, or for the class `dataset_wrapper` instead of it.
         n_domain, n_ins: unused; published callers pass them.
 
     Raises:
@@ -58,12 +57,7 @@ def build_data_loader(
 
 
 class DataManager:
-    """The dataset and its loaders.
-
-    Args:
-        cfg: the config.
-        custom_tfm_train, custom_tfm_test: transforms, or lists of transforms, to use instead of the config's.
-        dataset_wrapper: class to use instead of `DatasetWrapper`.
+    """The dataset and its loaders, with other transforms and another wrapper than the config's if they are given.
 
     Attributes:
         dataset: the `DatasetBase`.
@@ -112,15 +106,8 @@ class DatasetWrapper(TorchDataset):
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
     - DATALOADER.CACHE_TEST (test and validation only) does not change the items: see `dassl.data.image_cache`.
 
-    Args:
-        cfg: the config.
-        data_source: list of `Datum`.
-        transform: callable on PIL images, a list of them, or None.
-        is_train (bool): whether K_TRANSFORMS applies.
-
-    Raises:
-        UsageError: K_TRANSFORMS > 1 without a transform.
-        ImageError: (when an item is read) the image is missing or damaged: see `read_image`.
+    `transform` is a callable on PIL images, a list of them, or None, which with K_TRANSFORMS > 1 is a UsageError. An
+    item whose image is missing or damaged raises ImageError: see `read_image`.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):

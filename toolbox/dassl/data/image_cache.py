@@ -50,13 +50,8 @@ def content_of(cfg, paths, transform):
 def keep_images(cfg, content, paths, read, transform, threads):
     """The `KeptImages` of test images, from their file or decoded now; None if they cannot be kept.
 
-    Args:
-        cfg: the config. The folder is CACHE, or `~/.cache/dassl` if that is empty.
-        content (str): `content_of` the files.
-        paths: the image files, in their order.
-        read: path -> PIL image in RGB; raises ImageError.
-        transform: the test transform.
-        threads (int): number of files to decode at the same time.
+    `content` is `content_of` the files at `paths`; `read(path)` returns a PIL image in RGB or raises ImageError.
+    `threads` files are decoded at the same time. The folder is CACHE, or `~/.cache/dassl` if that is empty.
     """
     steps = transform.transforms if isinstance(transform, T.Compose) else []
     first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)

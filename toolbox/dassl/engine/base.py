@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 import torch
 from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
-from dassl.utils import save_checkpoint, tolist_if_not
-from dassl.utils.checkpoint import load_training_state, restore
+from dassl.utils import UsageError, save_checkpoint, tolist_if_not
+from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, restore
 
 
 class TrainerBase:
@@ -40,20 +40,17 @@ class TrainerBase:
         """Register a model, so that the trainer saves, loads, resumes and steps it and sets its mode.
 
         Args:
-            name (str): folder of its checkpoints in the output directory.
+            name (str): folder of its checkpoints in the output directory; ValueError if it is taken.
             model (nn.Module): the model.
             optim (Optimizer): its optimiser, None if it is not trained.
-            sched (LRScheduler): its learning rate scheduler, stepped once per epoch by `update_lr`.
-
-        Raises:
-            ValueError: the name is taken.
+            sched (LRScheduler): its learning rate scheduler, which `update_lr` steps.
         """
         if name in self._models:
             raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names=None):
-        """Return `names` (one or a list) as a list after checking them; for None, all registered names."""
+        """Registered names as a list: `names` (one or a list) after checking them, or all for None."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -149,13 +146,9 @@ class TrainerBase:
     # Checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Save all registered models under `directory/<its name>/`: see `save_checkpoint`.
+        """Save all registered models by `save_checkpoint`, each under `directory/<its name>/`.
 
-        Args:
-            epoch (int): epoch just finished, counted from 0; the file's name counts from 1.
-            directory (str): the output directory.
-            is_best, model_name: as for `save_checkpoint`.
-            val_result (float): validation result, stored in the file.
+        `epoch` is the one just finished, from 0; the file's name counts from 1. The file has `val_result`, too.
         """
         self.read_together()  # a checkpoint of diverged training is not written
         run, metadata = self.run_state(), self.checkpoint_metadata()
@@ -174,10 +167,10 @@ class TrainerBase:
         """Hook: raise an error if a run with this metadata in its checkpoint cannot be resumed."""
 
     def resume_model_if_exist(self, directory):
-        """Load the newest checkpoint of a run: weights, optimisers, schedulers and random generators.
+        """Load weights, optimisers, schedulers and random states from the newest checkpoint of an output directory.
 
-        Returns the number of finished epochs, 0 when `directory`, the run's output directory, has no checkpoint. Raises
-        UsageError if the checkpoints are damaged or do not fit the models.
+        Returns the number of finished epochs, 0 if there is no checkpoint. Raises UsageError if the checkpoints are
+        damaged or do not fit the models.
         """
         checkpoints = load_newest(directory, self.get_model_names())
         if checkpoints is None:
@@ -191,7 +184,12 @@ class TrainerBase:
             restore(checkpoint, f"of {name} in {directory}", *parts)
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
-            self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
+            try:
+                self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
+            except LOAD_ERRORS as error:
+                reason = " ".join(str(error).split())
+                what = f"the run state of the checkpoint is damaged ({reason})"
+                raise UsageError(f"{what}; use another epoch's") from error
         self._saved_epoch = first["epoch"]
         print(f"Previous epoch: {first['epoch']}")
         return first["epoch"]
@@ -221,14 +219,10 @@ class TrainerBase:
             self.scaler.load_state_dict(state["scaler"])
 
     def load_model(self, directory, epoch=None):
-        """Load the weights of all registered models.
+        """Load the weights of all registered models from an output directory; if it is empty, nothing is loaded.
 
-        Args:
-            directory (str): a run's output directory; if empty, nothing is loaded.
-            epoch (int): load `model.pth.tar-<epoch>`; by default `model-best.pth.tar`.
-
-        Raises:
-            MissingFileError: (a UsageError and a FileNotFoundError) the file does not exist.
+        They are those of `model.pth.tar-<epoch>`, by default of `model-best.pth.tar`; MissingFileError (a UsageError
+        and a FileNotFoundError) if the file does not exist.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -277,16 +271,16 @@ class TrainerBase:
     # Hooks
 
     def before_train(self):
-        pass
+        """Before the first epoch."""
 
     def after_train(self):
-        pass
+        """After the last epoch."""
 
     def before_epoch(self):
-        pass
+        """Before each epoch."""
 
     def after_epoch(self):
-        pass
+        """After each epoch."""
 
     def run_epoch(self):
         """The batches of an epoch."""

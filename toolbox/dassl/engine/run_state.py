@@ -8,8 +8,7 @@ import random
 
 import numpy as np
 import torch
-from dassl.utils import UsageError
-from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, matching_state, newest_checkpoint
+from dassl.utils.checkpoint import load_training_state, matching_state, newest_checkpoint
 
 
 def rng_state():
@@ -25,26 +24,22 @@ def rng_state():
 
 
 def set_rng_state(state):
-    """Restore what `rng_state` returned, except for CUDA devices that are not here; UsageError for anything else."""
-    try:
-        version, words, gauss_next = state["python"]
-        name, keys, position, *rest = state["numpy"]
-        if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
-            raise ValueError("an impossible value")
-        random.setstate((version, tuple(words.tolist()), gauss_next))
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
-        torch.set_rng_state(state["torch"])
-        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state, device)
-    except LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the random states of the checkpoint are damaged ({reason}); use another epoch's") from error
+    """Restore what `rng_state` returned, except for CUDA devices that are not here; else one of LOAD_ERRORS."""
+    version, words, gauss_next = state["python"]
+    name, keys, position, *rest = state["numpy"]
+    if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
+        raise ValueError("a random state has an impossible value")
+    random.setstate((version, tuple(words.tolist()), gauss_next))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
 
 
 def matching_run_state(own, state, epoch):
     """The run state of a checkpoint of `epoch` (from 1), with the form of `own`, what this run would save now.
 
-    Entries that the toolbox does not know stay as they are. Raises UsageError if the form differs.
+    Entries that the toolbox does not know stay as they are. Raises one of LOAD_ERRORS if the form differs.
     """
     own, seconds = dict(own), state.get("train_seconds")
     if isinstance(seconds, float) and seconds < 0:
@@ -54,12 +49,9 @@ def matching_run_state(own, state, epoch):
     if not (own.get("scaler") and state.get("scaler")):  # without CUDA, a scaler is disabled and its state empty
         own.pop("scaler", None)
         state = {**state, "scaler": None}
-    try:
-        if not all(type(number) is int and 1 <= number <= epoch for number in state["transient_epochs"]):
-            raise ValueError("transient_epochs is not a list of epochs")
-        return {**state, **matching_state(own, state), "rng": state["rng"]}
-    except LOAD_ERRORS as error:
-        raise UsageError(f"the run state of the checkpoint is damaged ({error}); use another epoch's") from error
+    if not all(type(number) is int and 1 <= number <= epoch for number in state["transient_epochs"]):
+        raise ValueError("transient_epochs is not a list of epochs")
+    return {**state, **matching_state(own, state), "rng": state["rng"]}
 
 
 def load_newest(directory, names):

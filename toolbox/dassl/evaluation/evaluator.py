@@ -26,7 +26,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def evaluate(self):
-        """Return the metrics of all batches as an OrderedDict of numbers, the main one first."""
+        """The metrics of all batches, an OrderedDict of numbers, the main one first."""
         raise NotImplementedError
 
 
@@ -37,10 +37,7 @@ class Classification(EvaluatorBase):
     Args:
         cfg (CfgNode): TEST.PER_CLASS_RESULT adds the accuracy of each class and their mean; TEST.COMPUTE_CMAT saves the
             confusion matrix, rows (true classes) normalised, as a tensor in ``OUTPUT_DIR/cmat.pt``.
-        lab2cname (dict, optional): class names by label; TEST.PER_CLASS_RESULT needs it.
-
-    Raises:
-        UsageError: TEST.PER_CLASS_RESULT is set, but ``lab2cname`` is missing.
+        lab2cname (dict, optional): class names by label; without it, TEST.PER_CLASS_RESULT is a UsageError.
     """
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
@@ -55,11 +52,7 @@ class Classification(EvaluatorBase):
         self._y_pred = []
 
     def process(self, mo, gt):
-        """Add one batch: logits [batch, n_classes], and labels [batch].
-
-        Raises:
-            UsageError: the largest logit of an image is not finite, so that it says nothing about the class.
-        """
+        """Add logits [batch, n_classes] and labels [batch]; UsageError if an image's largest logit is not finite."""
         if not mo.amax(dim=1).isfinite().all():  # NaN if any is; minus infinity leaves out a class
             raise UsageError(
                 "the model gives logits that are not finite: use other weights, the checkpoint of another epoch, "

@@ -15,10 +15,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu
 def build_backbone(name, verbose=True, pretrained=True):
     """A torchvision classifier without its last linear layer: images (N, 3, H, W) to features (N, `out_features`).
 
-    Args:
-        name (str): for example "resnet18", "resnet50", "vit_b_16".
-        verbose (bool): unused; published callers pass it.
-        pretrained (bool): download torchvision's weights.
+    With `pretrained` it has torchvision's weights. `verbose` is unused; published callers pass it.
 
     Raises:
         UsageError: the backbone is unknown, or does not end in a linear layer.
@@ -42,7 +39,6 @@ def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activatio
         verbose (bool): unused; published callers pass it.
         in_features (int): input size; the module's `out_features` is its output size.
         hidden_layers (int or sequence of int): output size of each layer.
-        activation (str): a key of `ACTIVATIONS`.
 
     Raises:
         UsageError: the head or the activation is unknown.

@@ -106,8 +106,7 @@ def newest_checkpoint(folder):
     """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there is no such file.
 
     Raises:
-        UsageError: the text file does not name a file of this folder.
-        MissingFileError: the text file names a checkpoint that does not exist.
+        UsageError: the text file does not name a file of this folder, or one that does not exist.
     """
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
@@ -125,15 +124,8 @@ def newest_checkpoint(folder):
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load the newest checkpoint of a folder into a model, and its optimiser and scheduler if given and saved.
 
-    Args:
-        fdir (str): a folder with a text file ``checkpoint``.
-        model, optimizer, scheduler: changed in place.
-
-    Returns:
-        int: the number of finished epochs, which is the epoch (from 0) to resume from.
-
-    Raises:
-        UsageError: the folder has no checkpoint, or it cannot be loaded.
+    Returns the number of finished epochs, which is the epoch (from 0) to resume from. Raises UsageError if the folder
+    has no checkpoint, or it cannot be loaded.
     """
     print(f'Loading checkpoint from "{fdir}"')
     path = newest_checkpoint(fdir)
@@ -250,11 +242,7 @@ def _is_number(value, kind=numbers.Real):
 
 
 def load_pretrained_weights(model, weight_path):
-    """Load the weights that match the model's by name and shape, and print the others.
-
-    Args:
-        model (nn.Module): changed in place.
-        weight_path (str): a checkpoint or a saved state dict.
+    """Load the weights of a checkpoint or a state dict that match the model's by name and shape; print the others.
 
     Raises:
         UsageError: the file cannot be loaded.

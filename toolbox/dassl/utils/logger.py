@@ -10,14 +10,8 @@ from pathlib import Path
 class Logger:
     """A text stream that writes to the console and to a file; a context manager that closes the file.
 
-    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of the console.
-
-    Args:
-        fpath (str or Path, optional): the log file; its folder is created. None: write to the console only.
-
-    Attributes:
-        console: ``sys.stdout`` at the time of construction.
-        file: the open log file, None without one or after :meth:`close`.
+    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of ``console``, which was ``sys.stdout`` when
+    it was made. ``file`` is the open log at ``fpath``, or None without one and after :meth:`close`.
     """
 
     def __init__(self, fpath=None):

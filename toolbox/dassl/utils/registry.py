@@ -7,14 +7,7 @@ from .tools import nearest
 
 
 class Registry:
-    """Maps names to classes or functions, so that a config can select one by name; errors name their kind ``name``.
-
-    Example:
-        >>> BACKBONE_REGISTRY = Registry("BACKBONE")
-        >>> @BACKBONE_REGISTRY.register()
-        ... class MyBackbone(nn.Module): ...
-        >>> BACKBONE_REGISTRY.get("MyBackbone")
-    """
+    """Maps names to classes or functions, so that a config can select one by name; errors name their kind ``name``."""
 
     def __init__(self, name):
         self._name = name

@@ -151,9 +151,7 @@ def sealed(archive):
 def read_torch_file(path):
     """The content of a file of torch.save, on the CPU. Its seal is verified or, without one, the CRCs of its members.
 
-    Raises:
-        DamagedError: it is damaged, or has something other than tensors and plain values.
-        Exception: nearly any, for a damaged file.
+    Raises DamagedError if it has something other than tensors and plain values, nearly any Exception if it is damaged.
     """
     with BoundedFile(io.FileIO(path)) as file:
         if file.peek(2)[:2] != b"PK":

@@ -28,14 +28,8 @@ class Datum:
 class DatasetBase:
     """A dataset. Subclasses read their files and call this constructor with lists of `Datum`.
 
-    Args:
-        train_x: labelled training data, from which the classes are counted and named.
-        train_u: unlabelled training data (optional).
-        val: validation data (optional).
-        test: test data.
-
-    Raises:
-        UsageError: `train_x` has no images, or a label has two class names.
+    They are labelled training data, from which the classes are counted and named, and unlabelled training data,
+    validation data and test data, which are optional. UsageError if `train_x` has no images, or a label has two names.
     """
 
     dataset_dir = ""  # the dataset's folder under DATASET.ROOT
@@ -117,12 +111,9 @@ class DatasetBase:
         samples are those of the literature.
 
         Args:
-            data_sources: lists of `Datum`, sampled one after the other.
+            data_sources: lists of `Datum`, sampled one after the other. Returns such a list, or a list of several.
             num_shots (int): images per class; below 1 the sources are returned unchanged.
             repeat (bool): a class with fewer images is sampled with replacement; otherwise all its images are used.
-
-        Returns:
-            A list of `Datum` for one source, a list of such lists for several.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
