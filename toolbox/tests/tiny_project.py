@@ -153,6 +153,16 @@ def make_trainer(root, output_dir, *opts):
     return build_trainer(make_cfg(root, output_dir, *opts))
 
 
+class Call:
+    """Pickles as a call of ``function(*args)``."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
 def flat(value, prefix=""):
     """Nested dicts and lists as `{path: leaf}`."""
     if isinstance(value, dict):
