@@ -257,9 +257,12 @@ def test_no_file_behind_a_link_is_deleted(root, run, tmp_path):
     assert (other / "model.pth.tar-1").exists()
 
 
-def test_epoch_beyond_the_last_is_refused(root, run):
+def test_run_with_other_settings_is_not_resumed(root, run):
     with pytest.raises(UsageError, match="is of epoch 2, but OPTIM.MAX_EPOCH is 1"):
         make_trainer(root, run, "OPTIM.MAX_EPOCH", 1).train()
+    with pytest.raises(UsageError, match="the state_dict of .* does not fit this run .*size mismatch") as caught:
+        make_trainer(root, run, "TRAINER.TINYPROMPT.N_CTX", 2).train()
+    assert "\n" not in str(caught.value)
 
 
 def test_optimizer_with_a_closure_resumes(tmp_path):
