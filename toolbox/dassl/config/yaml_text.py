@@ -44,8 +44,7 @@ def parse_yaml(text, name):
     """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty. Errors call it `name`.
 
     Raises:
-        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds MAX_VALUES, MAX_DEPTH or
-            MAX_DIGITS.
+        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module.
     """
     try:
         loader = Loader(text)

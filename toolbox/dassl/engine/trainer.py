@@ -225,10 +225,7 @@ def on_gpu(logged):
 class EpochDisplay(tqdm):
     """The bar of an epoch, on a terminal only, and the published lines, which a terminal does not show.
 
-    Args:
-        epoch, max_epoch (int): number of the epoch, from 1, and of the last one.
-        num_batches (int): batches of an epoch.
-        print_freq (int): the log has a line for every so many batches; in a shorter epoch, for the last one.
+    The log has a line for every `print_freq` batches; in a shorter epoch, for the last one. `epoch` counts from 1.
     """
 
     def __init__(self, epoch, max_epoch, num_batches, print_freq):

@@ -15,10 +15,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu
 def build_backbone(name, verbose=True, pretrained=True):
     """A torchvision classifier without its last linear layer: images (N, 3, H, W) to features (N, `out_features`).
 
-    With `pretrained` it has torchvision's weights. `verbose` is unused; published callers pass it.
-
-    Raises:
-        UsageError: the backbone is unknown, or does not end in a linear layer.
+    With `pretrained` it has torchvision's weights. `verbose` is unused; published callers pass it. UsageError if the
+    backbone is unknown, or does not end in a linear layer.
     """
     check_availability(name, models.list_models(module=models))
     model = models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -35,13 +33,10 @@ def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activatio
     """Linear layers, each followed by batch norm if `bn`, an activation, and dropout of that probability if above 0.
 
     Args:
-        name (str): "mlp".
+        name (str): "mlp"; UsageError for another one, or an unknown `activation`.
         verbose (bool): unused; published callers pass it.
         in_features (int): input size; the module's `out_features` is its output size.
         hidden_layers (int or sequence of int): output size of each layer.
-
-    Raises:
-        UsageError: the head or the activation is unknown.
     """
     check_availability(name, ["mlp"])
     check_availability(activation, ACTIVATIONS)
