@@ -136,7 +136,8 @@ class TrainerBase:
 
     def _check_loss(self, loss, batch):
         if not math.isfinite(loss):
-            self._raise_diverged(f"the loss is {'NaN' if math.isnan(loss) else 'infinite'}", f", batch {batch}")
+            what = "NaN" if math.isnan(loss) else "infinite"
+            self._raise_diverged(f"the loss is {what}", f", batch {batch}")
 
     def _raise_diverged(self, what, batch=""):
         kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
