@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_project import make_images, make_trainer
+from tiny_project import make_images
 
 
 @pytest.fixture(autouse=True)
@@ -12,8 +12,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """The images of `tiny_project`, with the few-shot samples: reading them draws no random numbers, sampling does."""
+    """A folder with the images of `tiny_project`."""
     root = tmp_path_factory.mktemp("data")
     make_images(root)
-    make_trainer(root, root)
     return root

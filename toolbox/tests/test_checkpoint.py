@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,21 +17,20 @@ from dassl.utils import (
     resume_from_checkpoint,
     save_checkpoint,
 )
+from tiny_project import Call
 
-
-def optim_cfg(**options):
-    cfg = get_cfg_default().OPTIM
-    cfg.merge_from_list(["NAME", "sgd", "LR", 0.01, "MAX_EPOCH", 8, "LR_SCHEDULER", "cosine"])
-    cfg.merge_from_list(["WARMUP_EPOCH", 1, "WARMUP_TYPE", "constant"])
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
-    return cfg
+OPTIM = {"NAME": "sgd", "LR": 0.01, "MAX_EPOCH": 8, "LR_SCHEDULER": "cosine", "WARMUP_EPOCH": 1}
 
 
 def training(**options):
+    """A model, its optimiser and its scheduler."""
+    cfg = get_cfg_default().OPTIM
+    for pair in {**OPTIM, "WARMUP_TYPE": "constant", **options}.items():
+        cfg.merge_from_list(pair)
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(model, optim_cfg(**options))
-    return model, optimizer, build_lr_scheduler(optimizer, optim_cfg(**options))
+    optimizer = build_optimizer(model, cfg)
+    return model, optimizer, build_lr_scheduler(optimizer, cfg)
 
 
 def run_epochs(model, optimizer, scheduler, epochs):
@@ -46,26 +44,20 @@ def run_epochs(model, optimizer, scheduler, epochs):
     return rates
 
 
-def state_of(model, optimizer, scheduler, epoch):
-    return {
-        "state_dict": model.state_dict(),
-        "epoch": epoch,
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "val_result": None,
-    }
+def state_of(parts, epoch):
+    names = "state_dict", "optimizer", "scheduler"
+    return {name: part.state_dict() for name, part in zip(names, parts, strict=True)} | {"epoch": epoch}
 
 
-# ---------------------------------------------------------------- writing
+# Writing
 
 
 def test_file_names_and_the_newest_checkpoint(tmp_path):
-    model, optimizer, scheduler = training()
-    folder = tmp_path / "run" / "model"
-    save_checkpoint(state_of(model, optimizer, scheduler, 3), str(folder))
+    parts, folder = training(), tmp_path / "run" / "model"
+    save_checkpoint(state_of(parts, 3), str(folder))
     assert (folder / "checkpoint").read_text() == "model.pth.tar-3\n"
-    save_checkpoint(state_of(model, optimizer, scheduler, 4), str(folder), is_best=True)
-    save_checkpoint(state_of(model, optimizer, scheduler, 5), str(folder), model_name="mine.pth")
+    save_checkpoint(state_of(parts, 4), str(folder), is_best=True)
+    save_checkpoint(state_of(parts, 5), str(folder), model_name="mine.pth")
     assert (folder / "checkpoint").read_text() == "mine.pth\n"
     names = ["checkpoint", "mine.pth", "model-best.pth.tar", "model.pth.tar-3", "model.pth.tar-4"]
     assert sorted(os.listdir(folder)) == names
@@ -74,11 +66,10 @@ def test_file_names_and_the_newest_checkpoint(tmp_path):
 
 def test_module_prefix_is_removed_from_the_file_only(tmp_path):
     state = {"state_dict": OrderedDict({"module.weight": torch.ones(2)}), "epoch": 1}
-    save_checkpoint(state, tmp_path)
-    assert list(state["state_dict"]) == ["module.weight"]
-    assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == ["weight"]
-    save_checkpoint(state, tmp_path, remove_module_from_keys=False)
-    assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == ["module.weight"]
+    for removed, name in ((True, "weight"), (False, "module.weight")):
+        save_checkpoint(state, tmp_path, remove_module_from_keys=removed)
+        assert list(load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"]) == [name]
+        assert list(state["state_dict"]) == ["module.weight"]
 
 
 def test_saving_unsupported_objects_warns(tmp_path):
@@ -88,23 +79,22 @@ def test_saving_unsupported_objects_warns(tmp_path):
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
-    model, optimizer, scheduler = training()
-    save_checkpoint(state_of(model, optimizer, scheduler, 1), tmp_path, is_best=True)
+    parts = training()
+    save_checkpoint(state_of(parts, 1), tmp_path, is_best=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def no_space(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, failing, no_space)
-    with torch.no_grad():
-        model.weight.zero_()
+    run_epochs(*parts, range(1))
     for epoch in (1, 2):  # replacing a file, and as a new file
         with pytest.raises(OSError, match=rf"No space left.*{tmp_path}/model.pth.tar-{epoch}"):
-            save_checkpoint(state_of(model, optimizer, scheduler, epoch), tmp_path, is_best=True)
+            save_checkpoint(state_of(parts, epoch), tmp_path, is_best=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-# ---------------------------------------------------------------- resuming
+# Resuming
 
 
 @pytest.mark.parametrize("options", [{}, {"WARMUP_EPOCH": -1}, {"WARMUP_TYPE": "linear", "WARMUP_EPOCH": 3}])
@@ -117,10 +107,9 @@ def test_resume_is_bit_identical(tmp_path, options, schedule, stop):
 
     first = training(**options)
     run_epochs(*first, range(stop))
-    save_checkpoint(state_of(*first, stop), tmp_path)
+    save_checkpoint(state_of(first, stop), tmp_path)
     second = training(**options)
-    with torch.no_grad():
-        second[0].weight.zero_()
+    second[0].weight.data.zero_()
     start = resume_from_checkpoint(tmp_path, *second)
     assert start == stop
     assert second[2].get_last_lr() == first[2].get_last_lr()
@@ -129,15 +118,14 @@ def test_resume_is_bit_identical(tmp_path, options, schedule, stop):
 
 
 def test_resume_without_a_checkpoint_is_an_error(tmp_path):
-    model = torch.nn.Linear(3, 2)
-    with pytest.raises(MissingFileError, match="names a checkpoint"):
-        resume_from_checkpoint(tmp_path, model)
-    (tmp_path / "checkpoint").write_text("model.pth.tar-7\n")
-    with pytest.raises(UsageError, match="model.pth.tar-7"):
-        resume_from_checkpoint(tmp_path, model)
-    (tmp_path / "checkpoint").write_text("")
-    with pytest.raises(UsageError, match="does not exist"):
-        resume_from_checkpoint(tmp_path, model)
+    for content, words in (
+        (None, "names a checkpoint"),
+        ("model.pth.tar-7\n", "model.pth.tar-7, which does not exist"),
+    ):
+        if content:
+            (tmp_path / "checkpoint").write_text(content)
+        with pytest.raises(MissingFileError, match=words):
+            resume_from_checkpoint(tmp_path, torch.nn.Linear(3, 2))
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -146,7 +134,7 @@ def test_published_checkpoint_resumes(tmp_path, stop):
     rates = run_epochs(*training(), range(8))
     old = training()
     run_epochs(*old, range(stop))
-    state = state_of(*old, stop)
+    state = state_of(old, stop)
     state["scheduler"]["successor"] = old[2].successor
     torch.save(state, tmp_path / f"model.pth.tar-{stop}")
     (tmp_path / "checkpoint").write_text(f"model.pth.tar-{stop}\n")
@@ -161,17 +149,7 @@ def test_published_checkpoint_resumes(tmp_path, stop):
     assert run_epochs(*new, range(stop, 8)) == rates[stop:]
 
 
-# ---------------------------------------------------------------- hostile and damaged files
-
-
-class Call:
-    """Pickles as a call of ``function(*args)``."""
-
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
-
-    def __reduce__(self):
-        return self.function, self.args
+# Hostile files
 
 
 @pytest.mark.parametrize(
@@ -179,10 +157,9 @@ class Call:
     [
         (lambda mark: Call(os.system, f"touch {mark}"), "system"),
         (lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "eval"),
-        (lambda mark: Call(subprocess.call, ["touch", str(mark)]), "call"),
         (lambda mark: Call(Path(mark).touch), "PosixPath"),
     ],
-    ids=["os.system", "eval", "subprocess", "bound method"],
+    ids=["os.system", "eval", "bound method"],
 )
 def test_hostile_pickle_executes_nothing(tmp_path, call, named):
     mark, path = tmp_path / "mark", tmp_path / "model.pth.tar-1"
@@ -196,22 +173,21 @@ def test_hostile_pickle_executes_nothing(tmp_path, call, named):
     assert mark.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>", b"PK\x03\x04 zip?", b"\x80\x02N."])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 zip?", b"\x80\x02N."])
 def test_other_kind_of_file_is_refused(tmp_path, content):
     path = tmp_path / "model-best.pth.tar"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="not a whole checkpoint"):
         load_checkpoint(path)
-
-
-def test_missing_file_or_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="not a regular file"):
-        load_checkpoint(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="not a regular file"):
+            load_checkpoint(place)
 
 
-# ---------------------------------------------------------------- pretrained weights
+# Pretrained weights
 
 
 def test_load_pretrained_weights_by_name_and_shape(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 from dassl.config import CfgNode, clean_cfg, get_cfg_default
-from dassl.utils import MissingFileError, UsageError
+from dassl.utils import MissingFileError, UnknownNameError, UsageError
 from yacs.config import CfgNode as YacsNode
 
 
@@ -10,9 +10,7 @@ from yacs.config import CfgNode as YacsNode
 def cfg():
     """The defaults, and options added as in published ``train.py`` scripts: plain yacs nodes."""
     cfg = get_cfg_default()
-    cfg.TRAINER.COOP = YacsNode()
-    cfg.TRAINER.COOP.N_CTX = 16
-    cfg.TRAINER.COOP.CTX_INIT = ""
+    cfg.TRAINER.COOP = YacsNode({"N_CTX": 16, "CTX_INIT": ""})
     cfg.TRAINER.MAPLE = YacsNode({"PROMPT_DEPTH": 9})
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     return cfg
@@ -26,10 +24,8 @@ def write(folder, name, text):
 
 def test_defaults_are_the_published_ones():
     cfg = get_cfg_default()
-    assert set(cfg) == {
-        *("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "CACHE", "CACHE_GB", "USE_CUDA", "VERBOSE", "INPUT", "DATASET"),
-        *("DATALOADER", "MODEL", "OPTIM", "TRAIN", "TEST", "TRAINER"),
-    }
+    groups = {name for name, value in cfg.items() if isinstance(value, CfgNode)}
+    assert groups == {"INPUT", "DATASET", "DATALOADER", "MODEL", "OPTIM", "TRAIN", "TEST", "TRAINER"} and len(cfg) == 16
     assert cfg.DATALOADER.TRAIN_U == {"SAME_AS_X": True, **cfg.DATALOADER.TRAIN_X}
     assert cfg.DATALOADER.TRAIN_X == {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16}
     assert (cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.WEIGHT_DECAY) == ("adam", 0.0003, 5e-4)
@@ -38,46 +34,31 @@ def test_defaults_are_the_published_ones():
 
 
 def test_published_yaml_loads(tmp_path, cfg):
-    path = write(
-        tmp_path,
-        "vit_b16.yaml",
-        "DATALOADER:\n  TRAIN_X:\n    BATCH_SIZE: 4\n  NUM_WORKERS: 8\n"
-        "INPUT:\n  SIZE: (224, 224)\n  INTERPOLATION: bicubic\n  PIXEL_MEAN: [0.48, 0.45, 0.40]\n"
-        '  TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]\n'
-        "OPTIM:\n  NAME: sgd\n  LR: 0.0035\n  WARMUP_CONS_LR: 1e-5\n"
-        'TRAINER:\n  COOP:\n    N_CTX: 4\n    CTX_INIT: "a photo of a"\n',
+    text = (
+        "DATALOADER: {TRAIN_X: {BATCH_SIZE: 4}}\n"
+        'INPUT:\n  SIZE: (224, 224)\n  TRANSFORMS: ["random_resized_crop", "random_flip", "normalize"]\n'
+        'OPTIM: {WARMUP_CONS_LR: 1e-5}\nTRAINER:\n  COOP:\n    N_CTX: 4\n    CTX_INIT: "a photo of a"\n'
     )
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(write(tmp_path, "vit_b16.yaml", text))
     assert cfg.INPUT.SIZE == (224, 224) and cfg.INPUT.TRANSFORMS == ("random_resized_crop", "random_flip", "normalize")
     assert cfg.OPTIM.WARMUP_CONS_LR == 1e-5 and cfg.DATALOADER.TRAIN_X.BATCH_SIZE == 4
     assert dict(cfg.TRAINER.COOP) == {"N_CTX": 4, "CTX_INIT": "a photo of a"}
 
 
 def test_dump_clone_and_freeze(tmp_path, cfg):
+    again = cfg.clone()
     cfg.merge_from_list(["TRAINER.COOP.N_CTX", "4", "OPTIM.LR", "0.01", "DATASET.SUBSAMPLE_CLASSES", "base"])
-    again = get_cfg_default()
-    again.TRAINER.COOP = YacsNode({"N_CTX": 16, "CTX_INIT": ""})
-    again.TRAINER.MAPLE = YacsNode({"PROMPT_DEPTH": 9})
-    again.DATASET.SUBSAMPLE_CLASSES = "all"
+    assert again != cfg
     again.merge_from_file(write(tmp_path, "dump.yaml", cfg.dump()))
     assert again == cfg
-    twin = cfg.clone()
     cfg.freeze()
     with pytest.raises(AttributeError):
         cfg.TRAINER.COOP.N_CTX = 8
-    twin.TRAINER.COOP.N_CTX = 8
-    assert cfg.TRAINER.COOP.N_CTX == 4
 
 
 @pytest.mark.parametrize(
     ("key", "closest"),
-    [
-        ("OPTIM.LRR", "OPTIM.LR"),
-        ("LR", "OPTIM.LR"),
-        ("OPTIMIZER", "OPTIM"),
-        ("TRAINER.COOP.NCTX", "TRAINER.COOP.N_CTX"),
-        ("TRAINER.MAPLE.DEPTH", "TRAINER.MAPLE.PROMPT_DEPTH"),
-    ],
+    [("LR", "OPTIM.LR"), ("OPTIMIZER", "OPTIM"), ("TRAINER.MAPLE.DEPTH", "TRAINER.MAPLE.PROMPT_DEPTH")],
 )
 def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
     text = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(key.split(".")))[:-1] + " 1\n"
@@ -87,9 +68,8 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
         (lambda: cfg.merge_from_file(path), f" in {path}"),
         (lambda: cfg.merge_from_other_cfg(CfgNode.load_cfg(text)), ""),
     ):
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(UnknownNameError) as caught:
             merge()
-        assert isinstance(caught.value, KeyError)
         assert str(caught.value) == f"unknown config key {key}{where}; did you mean {closest}?"
 
 
@@ -97,10 +77,8 @@ def test_unknown_key_names_the_closest(tmp_path, cfg, key, closest):
     ("options", "message"),
     [
         (["OPTIM", "{}"], "OPTIM is '{}': give a group of keys"),
-        (["OPTIM", "5"], "OPTIM is 5: give a group of keys"),
         (["OPTIM.LR.X", "5"], "unknown config key OPTIM.LR.X; did you mean OPTIM.LR?"),
         (["TRAINER.COOP.N_CTX", "2.5"], "TRAINER.COOP.N_CTX is 2.5: give a value of the type int"),
-        (["TRAINER.COOP.CTX_INIT", "5"], "TRAINER.COOP.CTX_INIT is 5: give a value of the type str"),
         (["OPTIM.LR"], "config options come in pairs (KEY value), but these are 1: ['OPTIM.LR']"),
     ],
 )
@@ -120,7 +98,6 @@ def test_wrong_values_in_a_list_are_refused(cfg, options, message):
         ("- a\n- b\n", "{path} is not a config"),
         ("1: 2\n", "{path} is not a config"),
         ("OPTIM:\n  1: 2\n", "unknown config key OPTIM.1 in {path}"),
-        ("SEED: 2024-01-01\n", "{path}: SEED is datetime.date(2024, 1, 1): give an integer"),
         ("TRAINER:\n  COOP:\n    CTX_INIT: 2024-01-01\n", "CTX_INIT is datetime.date(2024, 1, 1): give a value"),
     ],
 )
@@ -154,19 +131,16 @@ def test_new_keys_are_accepted_if_allowed(tmp_path, cfg):
         cfg.merge_from_file(write(tmp_path, "b.yaml", "DAY: 2024-01-01\n"))
 
 
-def test_base_files_are_overridden_in_order(tmp_path, cfg):
+def test_base_files_are_overridden_in_order_and_named_in_errors(tmp_path, cfg):
     (tmp_path / "sub").mkdir()
-    write(tmp_path, "a.yaml", "OPTIM:\n  LR: 0.1\n  NAME: sgd\n  MAX_EPOCH: 1\n")
-    write(tmp_path, "b.yaml", "_BASE_: a.yaml\nOPTIM:\n  LR: 0.2\n  MAX_EPOCH: 2\n")
+    write(tmp_path, "a.yaml", "OPTIM: {LR: 0.1, NAME: sgd, MAX_EPOCH: 1}\n")
+    write(tmp_path, "b.yaml", "_BASE_: a.yaml\nOPTIM: {LR: 0.2, MAX_EPOCH: 2}\n")
     write(tmp_path, "c.yaml", "SEED: 7\n")
-    cfg.merge_from_file(write(tmp_path / "sub", "d.yaml", "_BASE_: [../b.yaml, ../c.yaml]\nOPTIM:\n  LR: 0.3\n"))
+    cfg.merge_from_file(write(tmp_path / "sub", "d.yaml", "_BASE_: [../b.yaml, ../c.yaml]\nOPTIM: {LR: 0.3}\n"))
     assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.NAME, cfg.SEED) == (0.3, 2, "sgd", 7)
-
-
-def test_base_errors_name_the_file(tmp_path, cfg):
-    write(tmp_path, "a.yaml", "OPTIM:\n  LRR: 0.1\n")
+    write(tmp_path, "a.yaml", "OPTIM: {LRR: 0.1}\n")
     with pytest.raises(UsageError, match=r"OPTIM\.LRR in .*a\.yaml"):
-        cfg.merge_from_file(write(tmp_path, "b.yaml", "_BASE_: a.yaml\n"))
+        cfg.merge_from_file(tmp_path / "b.yaml")
     with pytest.raises(MissingFileError, match="gone.yaml"):
         cfg.merge_from_file(write(tmp_path, "c.yaml", "_BASE_: gone.yaml\n"))
 

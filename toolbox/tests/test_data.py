@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.data_manager import DatasetWrapper, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum, build_dataset
@@ -28,13 +27,8 @@ EUROSAT = REPO.parent / "shared" / "data" / "eurosat" / "split_zhou_EuroSAT.json
 
 def dataset_of(*counts):
     """A dataset with `counts[label]` images of each class."""
-    return DatasetBase(
-        train_x=[
-            Datum(f"{label}/{i}.png", label, i % 2, f"class {label}")
-            for label, n in enumerate(counts)
-            for i in range(n)
-        ]
-    )
+    places = [(label, i) for label, count in enumerate(counts) for i in range(count)]
+    return DatasetBase(train_x=[Datum(f"{label}/{i}.png", label, 0, f"class {label}") for label, i in places])
 
 
 @pytest.mark.skipif(not EUROSAT.exists(), reason="no shared/data/eurosat beside the repository")
@@ -77,14 +71,14 @@ def test_fewshot_return_values_and_short_classes(capsys):
 def test_dataset_properties():
     items = [Datum("a", 2, 0, "two"), Datum("b", 0, 1, "zero"), Datum("c", 2, 1, "two")]
     dataset = DatasetBase(train_x=items, test=items[:1])
-    assert dataset.num_classes == 3
-    assert dataset.lab2cname == {2: "two", 0: "zero"}
-    assert dataset.classnames == ["zero", "two"]
-    assert (dataset.val, dataset.train_u, len(dataset.test)) == (None, None, 1)
+    assert (dataset.num_classes, dataset.lab2cname) == (3, {2: "two", 0: "zero"})
+    assert (dataset.classnames, dataset.train_u, dataset.val, dataset.test) == (["zero", "two"], None, None, items[:1])
     assert list(dataset.split_dataset_by_label(items)) == [2, 0]
     assert [len(group) for group in dataset.split_dataset_by_domain(items).values()] == [1, 2]
     with pytest.raises(AttributeError):
         dataset.num_classes = 4
+    with pytest.raises(UsageError, match="no training images"):
+        DatasetBase(train_x=[])
 
 
 def test_label_with_two_names_is_refused_and_name_with_two_labels_accepted():
@@ -108,15 +102,6 @@ def test_datum_is_read_only_and_loads_from_published_pickles():
         Datum(Path("a.png"))
 
 
-def test_invalid_datasets_are_refused():
-    with pytest.raises(UsageError, match="no training images"):
-        DatasetBase(train_x=[])
-    cfg = get_cfg_default()
-    cfg.DATASET.NAME = "TinySquare"
-    with pytest.raises(UsageError, match="TinySquares"):
-        build_dataset(cfg)
-
-
 def test_download_data_unpacks_an_archive_into_its_folder(tmp_path):
     (tmp_path / "content").mkdir()
     (tmp_path / "content/a.txt").write_text("hello")
@@ -135,22 +120,17 @@ def test_download_data_unpacks_an_archive_into_its_folder(tmp_path):
 
 def test_data_manager_loaders_and_summary(root, tmp_path, capsys):
     dm = DataManager(make_cfg(root, tmp_path))
-    assert (dm.num_classes, dm.num_source_domains) == (3, 0)
+    assert (dm.num_classes, dm.num_source_domains, dm.train_loader_u) == (3, 0, None)
     assert dm.lab2cname == dict(enumerate(CLASSNAMES))
-    assert dm.train_loader_u is None
     assert len(dm.train_loader_x) == 3  # 12 images in batches of 4
     assert len(dm.val_loader) == len(dm.test_loader) == 2  # 12 images in batches of 8: the last 4 are used
     batch = next(iter(dm.train_loader_x))
     assert batch["img"].shape == (4, 3, 16, 16)
     assert set(batch) == {"img", "label", "domain", "impath", "index"}
-
-    assert capsys.readouterr().out.splitlines()[-5:] == [
-        "Dataset    TinySquares",
-        "# classes  3",
-        "# train_x  12",
-        "# val      12",
-        "# test     12",
-    ]
+    summary = ["Dataset    TinySquares", "# classes  3", "# train_x  12", "# val      12", "# test     12"]
+    assert capsys.readouterr().out.splitlines()[-5:] == summary
+    with pytest.raises(UsageError, match="TinySquares"):
+        build_dataset(make_cfg(root, tmp_path, "DATASET.NAME", "TinySquare"))
 
 
 def test_custom_transforms_and_wrapper(root, tmp_path):
@@ -172,13 +152,9 @@ def test_custom_transforms_and_wrapper(root, tmp_path):
 def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path):
     cfg = make_cfg(root, tmp_path)
     source = build_dataset(cfg).train_x
-    tfm = build_transform(cfg)
-
-    def batches(batch_size, is_train):
-        return len(build_data_loader(cfg, "RandomSampler", source, batch_size, tfm=tfm, is_train=is_train))
-
-    assert (batches(5, True), batches(5, False)) == (2, 3)
-    assert (batches(13, True), batches(12, True)) == (1, 1)
+    for size, is_train, batches in ((5, True, 2), (5, False, 3), (13, True, 1), (12, True, 1)):
+        loader = build_data_loader(cfg, "RandomSampler", source, size, tfm=build_transform(cfg), is_train=is_train)
+        assert len(loader) == batches
     with pytest.raises(UsageError, match="without images"):
         build_data_loader(cfg, "RandomSampler", [])
 
@@ -190,14 +166,11 @@ def test_wrapper_returns_several_views(root, tmp_path):
     item = DatasetWrapper(cfg, source, tfm, is_train=True)[5]
     assert len(item["img"]) == 3
     assert not torch.equal(item["img"][0], item["img"][1])
-    assert torch.equal(item["img"][1], item["img2"])
-    assert torch.equal(item["img"][2], item["img3"])
+    assert torch.equal(item["img"][1], item["img2"]) and torch.equal(item["img"][2], item["img3"])
     assert (item["index"], item["label"], item["impath"]) == (5, source[5].label, source[5].impath)
-
     test = DatasetWrapper(cfg, source, build_transform(cfg, is_train=False), is_train=False)[5]
     assert torch.equal(test["img"], test["img0"])  # K_TRANSFORMS is for training; 16x16 images need no crop
     assert torch.equal(item["img0"], test["img0"])
-
     assert DatasetWrapper(cfg, source)[0]["img"].size == (16, 16)  # PIL
     with pytest.raises(UsageError, match="K_TRANSFORMS"):
         DatasetWrapper(cfg, source, None, is_train=True)

@@ -21,31 +21,22 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """`terminal()` makes stdout and stderr one terminal, from then on; returns it."""
-
-    def terminal():
-        screen = Terminal()
-        monkeypatch.setattr(sys, "stdout", screen)
-        monkeypatch.setattr(sys, "stderr", screen)
-        return screen
-
-    return terminal
-
-
 def train(root, folder, *opts):
     with setup_logger(str(folder)):
         make_trainer(root, folder, "OPTIM.MAX_EPOCH", 2, *opts).train()
     return (folder / "log.txt").read_text()
 
 
-def test_terminal_has_one_live_line_and_a_summary_of_each_epoch(root, tmp_path, terminal):
-    screen = terminal()
+def test_terminal_has_one_live_line_and_a_summary_of_each_epoch(root, tmp_path, monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    print_detail("without a log")
+    print_on_terminal("for a person")
     log = train(root, tmp_path, "TRAIN.PRINT_FREQ", 1)
     shown = screen.getvalue()
     assert LINE.findall(log) == [(epoch, batch) for epoch in "12" for batch in "123"]
-    assert not LINE.search(shown)
+    assert not LINE.search(shown) and "without a log" not in shown and shown.startswith("for a person\n")
     kept = [line for line in re.split(r"[\r\n]+", shown) if re.match(r"epoch \d/2: loss", line)]
     assert [line[:10] for line in kept] == ["epoch 1/2:", "epoch 2/2:"]
     assert all(re.search(r"loss \S+ .*lr \S+, 0:00:\d\d, left 0:00:\d\d$", line) for line in kept)
@@ -61,10 +52,3 @@ def test_print_freq_is_obeyed_in_short_epochs_too(freq, batches, root, tmp_path,
     printed, errors = capsys.readouterr()
     assert LINE.findall(log) == LINE.findall(printed) == [(epoch, batch) for epoch in "12" for batch in batches]
     assert errors == ""  # no bars where nobody watches
-
-
-def test_details_without_a_log(terminal):
-    screen = terminal()
-    print_detail("for the log")
-    print_on_terminal("for a person")
-    assert screen.getvalue() == "for a person\n"

@@ -11,17 +11,9 @@ from dassl.optim.lr_scheduler import LinearWarmupScheduler
 from dassl.utils import UsageError
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "lr_schedules.json"
-# Options shared by all recorded schedules.
-BASE = {
-    "NAME": "sgd",
-    "LR": 0.0035,
-    "MAX_EPOCH": 5,
-    "LR_SCHEDULER": "cosine",
-    "WARMUP_EPOCH": 1,
-    "WARMUP_TYPE": "constant",
-    "WARMUP_CONS_LR": 1e-5,
-}
-PLAIN = (dict, list, tuple, int, float, str, bool, type(None))
+# Options shared by all recorded schedules
+BASE = {"NAME": "sgd", "LR": 0.0035, "MAX_EPOCH": 5, "LR_SCHEDULER": "cosine"}
+BASE |= {"WARMUP_EPOCH": 1, "WARMUP_TYPE": "constant", "WARMUP_CONS_LR": 1e-5}
 
 
 def optim_cfg(**options):
@@ -57,13 +49,6 @@ def test_a_skipped_first_step_leaves_a_fused_optimiser_as_any_other(momentum, mo
     assert torch.allclose(learned[None], learned[True], rtol=1e-6, atol=1e-7)
 
 
-def test_groups_may_be_iterators():
-    """Finding out where the parameters are used up the iterators."""
-    parameters = list(torch.nn.Linear(2, 2).parameters())
-    optimizer = build_optimizer(None, optim_cfg(), [{"params": iter(parameters), "lr": 0.1}])
-    assert optimizer.param_groups[0]["params"] == parameters and optimizer.param_groups[0]["lr"] == 0.1
-
-
 def rates(optimizer, scheduler, epochs):
     found = []
     for _ in range(epochs):
@@ -72,12 +57,6 @@ def rates(optimizer, scheduler, epochs):
         optimizer.step()
         scheduler.step()
     return found
-
-
-def assert_plain(value):
-    assert isinstance(value, PLAIN), type(value)
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
-        assert_plain(item)
 
 
 recorded = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else []
@@ -89,38 +68,32 @@ recorded = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else []
 def test_schedules_equal_recorded_rates(entry):
     optimizer, scheduler = build(**entry["optim"])
     assert rates(optimizer, scheduler, len(entry["lr_per_epoch"])) == entry["lr_per_epoch"]
-    assert_plain(scheduler.state_dict())
+    json.dumps(scheduler.state_dict())  # plain values
 
 
 def test_linear_warmup_with_several_groups():
-    """All groups start at the same absolute rate, then follow their own."""
+    """All groups start at the same absolute rate, then follow their own; single_step without STEPSIZE keeps it."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     options = {"STAGED_LR": True, "NEW_LAYERS": ("1",), "BASE_LR_MULT": 0.1, "LR": 0.3}
+    options |= {"LR_SCHEDULER": "single_step", "STEPSIZE": (-1,)}
     optimizer, scheduler = build(model, WARMUP_TYPE="linear", WARMUP_EPOCH=3, WARMUP_MIN_LR=1e-4, **options)
     assert isinstance(scheduler, LinearWarmupScheduler)
     assert scheduler.get_last_lr() == [1e-4, 1e-4]
     rates(optimizer, scheduler, 1)
     assert scheduler.get_last_lr() == pytest.approx([0.01, 0.1])
-    rates(optimizer, scheduler, 2)
-    assert scheduler.get_last_lr() == pytest.approx([0.03, 0.3])
+    for epochs in (2, 4):
+        rates(optimizer, scheduler, epochs)
+        assert scheduler.get_last_lr() == pytest.approx([0.03, 0.3])
 
 
-def test_single_step_without_stepsize_keeps_the_rate():
-    found = rates(*build(LR_SCHEDULER="single_step", STEPSIZE=(-1,), WARMUP_EPOCH=-1, MAX_EPOCH=4), 4)
-    assert found == [0.0035] * 4
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"LR_SCHEDULER": "cosin"}, "did you mean cosine"),
-        ({"WARMUP_TYPE": "constnt"}, "did you mean constant"),
-        ({"NAME": "sdg"}, "did you mean sgd"),
-    ],
-)
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(UsageError, match=message):
-        build(**options)
+def test_wrong_options_are_refused():
+    for options, name in (({"LR_SCHEDULER": "cosin"}, "cosine"), ({"WARMUP_TYPE": "constnt"}, "constant")):
+        with pytest.raises(UsageError, match=f"did you mean {name}"):
+            build(**options)
+    with pytest.raises(UsageError, match="did you mean sgd"):
+        build(NAME="sdg")
+    with pytest.raises(UsageError, match="SGD_NESTEROV needs"):
+        build(SGD_NESTEROV=True, MOMENTUM=0.0)
 
 
 ADAM = {"betas": (0.8, 0.95), "eps": 1e-3}
@@ -147,10 +120,11 @@ def test_optimizers_use_all_options(name, expected):
 
 def test_optimizer_takes_parameters_or_groups():
     model = torch.nn.Linear(2, 2)
-    assert build_optimizer(list(model.parameters()), optim_cfg()).param_groups[0]["params"][1] is model.bias
-    assert build_optimizer(model.parameters(), optim_cfg()).param_groups[0]["params"][1] is model.bias
-    groups = [{"params": [model.bias], "lr": 9.0}]
-    assert build_optimizer(None, optim_cfg(), param_groups=groups).param_groups[0]["lr"] == 9.0
+    for given in (list(model.parameters()), model.parameters()):
+        assert build_optimizer(given, optim_cfg()).param_groups[0]["params"][1] is model.bias
+    groups = [{"params": iter([model.bias]), "lr": 9.0}]
+    (group,) = build_optimizer(None, optim_cfg(), param_groups=groups).param_groups
+    assert group["lr"] == 9.0 and group["params"][0] is model.bias
     with pytest.warns(UserWarning, match="STAGED_LR is ignored"):
         build_optimizer(model, optim_cfg(STAGED_LR=True), param_groups=groups)
 
@@ -162,17 +136,13 @@ class Net(torch.nn.Module):
         self.ctx = torch.nn.Parameter(torch.zeros(4))  # not in a child
 
 
-@pytest.mark.parametrize("new_layers", [["fc"], ("fc",)])
-def test_staged_lr_groups(new_layers):
+def test_staged_lr():
     model = Net()
-    cfg = optim_cfg(STAGED_LR=True, NEW_LAYERS=new_layers, LR=0.5, BASE_LR_MULT=0.1)
+    cfg = optim_cfg(STAGED_LR=True, NEW_LAYERS=("fc",), LR=0.5, BASE_LR_MULT=0.1)
     base, new = build_optimizer(torch.nn.DataParallel(model), cfg).param_groups
     assert (base["lr"], new["lr"]) == (0.05, 0.5)
     assert {id(p) for p in new["params"]} == {id(p) for p in model.fc.parameters()}
     assert {id(p) for p in base["params"]} == {id(model.ctx), *(id(p) for p in model.backbone.parameters())}
-
-
-def test_staged_lr_errors_and_warnings():
     with pytest.raises(UsageError, match="nn.Module"):
         build_optimizer(Net().parameters(), optim_cfg(STAGED_LR=True, NEW_LAYERS=("fc",)))
     with pytest.warns(UserWarning, match="NEW_LAYERS"):

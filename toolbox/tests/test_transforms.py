@@ -41,28 +41,15 @@ def test_test_transform_resizes_and_crops(image):
 
 def test_all_choices_return_the_input_size(image, capsys):
     for choice in TRANSFORMS:
-        if choice == "random_crop":
-            continue
         got = build_transform(cfg_with(), choices=[choice])(image)
         assert (got.dtype, got.shape) == (torch.float32, (3, 24, 32)), choice
     assert "GaussianBlur(kernel_size=(21, 21)" in capsys.readouterr().out
-    assert build_transform(cfg_with(), choices=["random_crop"])(image).shape == (3, 24, 32)
 
 
 def test_training_transforms_have_a_fixed_order(capsys):
     got = names(build_transform(cfg_with(), choices=list(reversed(TRANSFORMS))))
-    assert got == [
-        "RandomCrop",
-        "RandomResizedCrop",
-        "CenterCrop",
-        "RandomHorizontalFlip",
-        "RandAugment",
-        "ColorJitter",
-        "RandomGrayscale",
-        "RandomApply",
-        "ToTensor",
-        "Normalize",
-    ]
+    assert got[:5] == ["RandomCrop", "RandomResizedCrop", "CenterCrop", "RandomHorizontalFlip", "RandAugment"]
+    assert got[5:] == ["ColorJitter", "RandomGrayscale", "RandomApply", "ToTensor", "Normalize"]
     assert names(build_transform(cfg_with(), choices=[])) == ["Resize", "ToTensor"]
     assert "Building transform_train\n+ Resize(size=(24, 32), " in capsys.readouterr().out
 

@@ -43,23 +43,15 @@ def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, loader, tmp_path
     file = tmp_path / "x.yaml"
     file.write_text(text)
     start = time.process_time()
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=rf"^{file}") as caught:
         merge(file)
-    assert words in str(caught.value) and str(caught.value).startswith(str(file))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert time.process_time() - start < 10
 
 
-def test_anchors_of_some_repeated_lines_are_read(tmp_path):
-    file = tmp_path / "x.yaml"
-    file.write_text(
-        "DATALOADER:\n  TRAIN_X: &batch {BATCH_SIZE: 4}\n  TEST: {<<: *batch}\n"
-        "INPUT: {PIXEL_MEAN: &half [0.5, 0.5, 0.5], PIXEL_STD: *half}\n"
-    )
-    cfg = get_cfg_default()
-    cfg.merge_from_file(str(file))
-    assert cfg.DATALOADER.TRAIN_X.BATCH_SIZE == cfg.DATALOADER.TEST.BATCH_SIZE == 4
-    assert cfg.INPUT.PIXEL_STD == [0.5, 0.5, 0.5]
+def test_anchors_of_some_repeated_lines_are_read():
+    text = "A: &batch {SIZE: 4}\nB: {<<: *batch}\nC: {MEAN: &half [0.5, 0.5], STD: *half}\n"
+    assert CfgNode.load_cfg(text) == {"A": {"SIZE": 4}, "B": {"SIZE": 4}, "C": {"MEAN": [0.5, 0.5], "STD": [0.5, 0.5]}}
 
 
 @pytest.mark.parametrize("place", ["/dev/zero", "pipe", "folder", "large", "latin-1", "loop"])
@@ -74,25 +66,21 @@ def test_only_regular_text_files_of_some_size_are_read(place, base, tmp_path):
     if base:
         file = tmp_path / "x.yaml"
         file.write_text(f"_BASE_: {place}\n")
-    with pytest.raises(
-        UsageError, match=f"^cannot read the config file {tmp_path / place} .*: give the path of a YAML"
-    ):
+    words = f"^cannot read the config file {tmp_path / place} .*: give the path of a YAML"
+    with pytest.raises(UsageError, match=words):
         merge(file)
 
 
-@pytest.mark.parametrize("base", ['"a\\0b"', "{a: b}", "[{a: b}]", "[[a.yaml]]", "2024-01-01", "5"])
-def test_base_is_the_path_of_a_file(base, tmp_path):
-    (tmp_path / "x.yaml").write_text(f"_BASE_: {base}\n")
-    with pytest.raises(UsageError, match="_BASE_ in .*x.yaml is .*: give the path of a file, or a list of paths"):
-        merge(tmp_path / "x.yaml")
-
-
-def test_base_files_do_not_multiply_and_end(tmp_path):
+def test_base_is_the_path_of_a_file_and_files_end(tmp_path):
+    file = tmp_path / "x.yaml"
+    for base in ('"a\\0b"', "{a: b}", "[{a: b}]", "[[a.yaml]]", "5"):
+        file.write_text(f"_BASE_: {base}\n")
+        with pytest.raises(UsageError, match="_BASE_ in .*x.yaml is .*: give the path of a file, or a list of paths"):
+            merge(file)
     for i in range(30):
         (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]\n")
     (tmp_path / "30.yaml").write_text("SEED: 1\n")
-    (tmp_path / "x.yaml").write_text("_BASE_: y.yaml\n")
-    (tmp_path / "y.yaml").write_text("_BASE_: x.yaml\n")
+    file.write_text("_BASE_: x.yaml\n")
     for name in ("0.yaml", "x.yaml"):
         with pytest.raises(UsageError, match=rf"{name} includes more than 100 files, or itself: drop some of _BASE_"):
             merge(tmp_path / name)

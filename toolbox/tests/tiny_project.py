@@ -1,7 +1,6 @@
 """A small third-party project in the style of published CoOp projects: a dataset, a trainer, a config."""
 
 import os.path as osp
-import pickle
 import random
 
 import torch
@@ -19,21 +18,19 @@ from yacs.config import CfgNode as CN
 CLASSNAMES = ["red square", "green square", "blue square"]
 
 
-def make_images(root, per_class=8):
-    """Write noisy coloured 16x16 PNGs and a split file under `root`."""
+def make_images(root):
+    """Write noisy coloured 16x16 PNGs and a split file under `root`: 8 / 4 / 4 images of each class."""
     rng = random.Random(0)
     split = {"train": [], "val": [], "test": []}
+    mkdir_if_missing(osp.join(root, "tiny", "images"))
     for label, classname in enumerate(CLASSNAMES):
-        for i in range(per_class * 2):
-            impath = f"{classname.replace(' ', '_')}_{i}.png"
-            noise = bytes(rng.randrange(200) for _ in range(16 * 16 * 3))
-            image = Image.frombytes("RGB", (16, 16), noise)
+        for i, part in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4):
+            impath = osp.join("images", f"{classname.replace(' ', '_')}_{i}.png")
+            image = Image.frombytes("RGB", (16, 16), bytes(rng.randrange(200) for _ in range(16 * 16 * 3)))
             channels = list(image.split())
             channels[label] = channels[label].point(lambda value: min(value + 55, 255))
-            mkdir_if_missing(osp.join(root, "tiny", "images"))
-            Image.merge("RGB", channels).save(osp.join(root, "tiny", "images", impath))
-            name = "train" if i < per_class else ("val" if i < per_class * 3 // 2 else "test")
-            split[name].append((impath, label, classname))
+            Image.merge("RGB", channels).save(osp.join(root, "tiny", impath))
+            split[part].append((impath, label, classname))
     write_json(split, osp.join(root, "tiny", "split.json"))
 
 
@@ -42,50 +39,33 @@ class TinySquares(DatasetBase):
     dataset_dir = "tiny"
 
     def __init__(self, cfg):
-        root = osp.abspath(osp.expanduser(cfg.DATASET.ROOT))
-        self.dataset_dir = osp.join(root, self.dataset_dir)
-        self.image_dir = osp.join(self.dataset_dir, "images")
-        self.split_fewshot_dir = osp.join(self.dataset_dir, "split_fewshot")
-        mkdir_if_missing(self.split_fewshot_dir)
-
-        split = read_json(osp.join(self.dataset_dir, "split.json"))
-        train, val, test = (self._read(split[name]) for name in ("train", "val", "test"))
-
-        preprocessed = osp.join(self.split_fewshot_dir, f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}.pkl")
-        if osp.exists(preprocessed):
-            with open(preprocessed, "rb") as file:
-                train, val = pickle.load(file)
-        else:
-            train = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
-            val = self.generate_fewshot_dataset(val, num_shots=min(cfg.DATASET.NUM_SHOTS, 4))
-            with open(preprocessed, "wb") as file:
-                pickle.dump((train, val), file, protocol=pickle.HIGHEST_PROTOCOL)
+        folder = osp.join(osp.abspath(osp.expanduser(cfg.DATASET.ROOT)), self.dataset_dir)
+        train, val, test = (
+            [Datum(osp.join(folder, impath), int(label), classname=classname) for impath, label, classname in rows]
+            for rows in read_json(osp.join(folder, "split.json")).values()
+        )
+        random.seed(cfg.SEED)  # each build has the same samples
+        train = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
+        val = self.generate_fewshot_dataset(val, num_shots=min(cfg.DATASET.NUM_SHOTS, 4))
         super().__init__(train_x=train, val=val, test=test)
-
-    def _read(self, rows):
-        return [
-            Datum(impath=osp.join(self.image_dir, impath), label=int(label), classname=classname)
-            for impath, label, classname in rows
-        ]
 
 
 class PromptLearner(nn.Module):
-    def __init__(self, cfg, classnames, dim):
+    def __init__(self, n_ctx, n_cls, dim):
         super().__init__()
-        self.n_cls = len(classnames)
-        self.ctx = nn.Parameter(torch.randn(cfg.TRAINER.TINYPROMPT.N_CTX, dim) * 0.02)
-        self.scale = nn.Parameter(torch.randn(self.n_cls, dim) * 0.02)
-        self.register_buffer("token_prefix", torch.randn(self.n_cls, 1, dim))
+        self.ctx = nn.Parameter(torch.randn(n_ctx, dim) * 0.02)
+        self.scale = nn.Parameter(torch.randn(n_cls, dim) * 0.02)
+        self.register_buffer("token_prefix", torch.randn(n_cls, 1, dim))
 
     def forward(self):
         return self.token_prefix[:, 0] * self.scale + self.ctx.mean(0)  # (n_cls, dim)
 
 
 class TinyCLIP(nn.Module):
-    def __init__(self, cfg, classnames):
+    def __init__(self, n_ctx, n_cls):
         super().__init__()
         dim = 3 * 8 * 8
-        self.prompt_learner = PromptLearner(cfg, classnames, dim)
+        self.prompt_learner = PromptLearner(n_ctx, n_cls, dim)
         self.image_encoder = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(dim, dim))
         self.dropout = nn.Dropout(0.1)  # uses random numbers of the main process, too
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
@@ -100,8 +80,7 @@ class TinyCLIP(nn.Module):
 class TinyPrompt(TrainerX):
     def build_model(self):
         cfg = self.cfg
-        classnames = self.dm.dataset.classnames
-        self.model = TinyCLIP(cfg, classnames)
+        self.model = TinyCLIP(cfg.TRAINER.TINYPROMPT.N_CTX, len(self.dm.dataset.classnames))
         for name, param in self.model.named_parameters():
             if "prompt_learner" not in name:
                 param.requires_grad_(False)
@@ -117,10 +96,9 @@ class TinyPrompt(TrainerX):
         output = self.model(image)
         loss = F.cross_entropy(output, label)
         self.model_backward_and_update(loss)
-        loss_summary = {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
-        return loss_summary
+        return {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
 
     def parse_batch_train(self, batch):
         return batch["img"].to(self.device), batch["label"].to(self.device)
@@ -129,8 +107,7 @@ class TinyPrompt(TrainerX):
 def make_cfg(root, output_dir, *opts):
     """The config of the project; `opts` (KEY, VALUE, ...) are merged last."""
     cfg = get_cfg_default()
-    cfg.TRAINER.TINYPROMPT = CN()
-    cfg.TRAINER.TINYPROMPT.N_CTX = 4
+    cfg.TRAINER.TINYPROMPT = CN({"N_CTX": 4})
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     cfg.merge_from_list(
         [
@@ -151,6 +128,16 @@ def make_trainer(root, output_dir, *opts):
     """A trainer of the project, built with seed 1."""
     set_random_seed(1)
     return build_trainer(make_cfg(root, output_dir, *opts))
+
+
+class Call:
+    """Pickles as a call of ``function(*args)``."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
 
 
 def flat(value, prefix=""):

@@ -279,7 +279,7 @@ class FeatureTrainer(PromptTrainer):
 
     def _save_epoch(self) -> None:
         number, every = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
-        if number == self.max_epoch or (every > 0 and number % every == 0):
+        if self._best or number == self.max_epoch or (every > 0 and number % every == 0):
             super()._save_epoch()
 
 

@@ -7,17 +7,12 @@ __all__ = ["CfgNode", "clean_cfg", "get_cfg_default"]
 
 
 def get_cfg_default():
-    """Return a new copy of the default configuration (see :mod:`dassl.config.defaults`)."""
+    """A new copy of the default configuration (see :mod:`dassl.config.defaults`)."""
     return cfg_default.clone()
 
 
 def clean_cfg(cfg, trainer):
-    """Remove the options of other trainers, so that a printed or dumped config shows only the relevant ones.
-
-    Args:
-        cfg (CfgNode): changed in place.
-        trainer (str): name of the trainer; the node of ``cfg.TRAINER`` with that name in upper case is kept.
-    """
+    """Remove the sections of other trainers from ``cfg.TRAINER``: all except the name of this one in upper case."""
     for key in list(cfg.TRAINER):
         if key not in ("NAME", trainer.upper()):
             del cfg.TRAINER[key]

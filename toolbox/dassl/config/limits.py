@@ -14,7 +14,7 @@ shown = _short.repr  # of values in messages: one line, not a megabyte
 
 @dataclass(frozen=True)
 class Number:
-    """Finite numbers from ``low`` to ``high``, without those in ``but``; ``note`` explains special values."""
+    """Finite numbers (or integers) from ``low`` to ``high``, without ``but``; ``note`` explains special values."""
 
     low: float
     high: float
@@ -32,8 +32,6 @@ class Number:
 
 
 class Integer(Number):
-    """Integers from ``low`` to ``high``."""
-
     kinds = (int,)
     name = "an integer"
 

@@ -36,11 +36,9 @@ class CfgNode(YacsNode):
     """
 
     def register_limit(self, name, limit):
-        """Set what a key accepts.
+        """Set what a key, such as ``TRAINER.MINE.DEPTH``, accepts; its group exists.
 
-        Args:
-            name (str): the key, such as ``TRAINER.MINE.DEPTH``; its group exists.
-            limit: an object of :mod:`dassl.config.limits`, or None: every value of the old value's type.
+        ``limit`` is an object of :mod:`dassl.config.limits`, or None: every value of the old value's type.
         """
         *groups, key = name.split(".")
         _limits(reduce(getitem, groups, self))[key] = limit
@@ -56,7 +54,7 @@ class CfgNode(YacsNode):
         text = cfg_file_obj_or_str if isinstance(cfg_file_obj_or_str, str) else cfg_file_obj_or_str.read()
         name = getattr(cfg_file_obj_or_str, "name", "the text")
         tree = parse_yaml(text, name)
-        for key in _keys(tree):
+        for _, key in _names(tree):
             if not isinstance(key, str):
                 raise UsageError(f"the key {shown(key)} in {name} is not text: put it in quotes")
         try:
@@ -65,7 +63,6 @@ class CfgNode(YacsNode):
             raise UsageError(f"{name} is not a config: {error}") from None
 
     def merge_from_file(self, cfg_filename):
-        """Merge the files that a YAML file names under ``_BASE_``, then the file."""
         self._merge_file(os.fspath(cfg_filename), [])
 
     def _merge_file(self, path, files):
@@ -82,7 +79,6 @@ class CfgNode(YacsNode):
         self._merge(tree, path)
 
     def merge_from_other_cfg(self, cfg_other):
-        """Merge another node."""
         self._merge(cfg_other)
 
     def merge_from_list(self, cfg_list):
@@ -109,15 +105,13 @@ class CfgNode(YacsNode):
                 node[key] = _accepted(node, key, value, f"{file}: {name}" if file else name)
 
     def _unknown(self, name, source=""):
-        return UnknownNameError(f"unknown config key {name}{source}{nearest(name, list(_names(self)))}")
+        return UnknownNameError(
+            f"unknown config key {name}{source}{nearest(name, [known for known, _ in _names(self)])}"
+        )
 
 
 def _accepted(node, key, value, name):
-    """A copy of ``value`` for a key of ``node``: strings are read as Python literals, as in yacs.
-
-    Raises:
-        UsageError: it is not accepted.
-    """
+    """A copy of ``value`` for a key of ``node``, or UsageError: strings are read as Python literals, as in yacs."""
     if isinstance(value, str) and len(value) <= MAX_LITERAL:
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # any other string
             literal = literal_eval(value)
@@ -152,17 +146,9 @@ def _limits(node):
     return node.__dict__.setdefault(LIMITS, {})
 
 
-def _keys(tree):
-    """The keys of nested dicts."""
-    for key, value in tree.items():
-        yield key
-        if isinstance(value, dict):
-            yield from _keys(value)
-
-
 def _names(tree, prefix=""):
-    """Full names of all keys in nested dicts, those of groups included."""
+    """(full name, key) of all keys in nested dicts, those of groups included."""
     for key, value in tree.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", key
         if isinstance(value, dict):
             yield from _names(value, f"{prefix}{key}.")

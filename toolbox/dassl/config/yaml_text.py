@@ -13,16 +13,13 @@ MAX_VALUES = 20_000  # keys and values; those of an alias count at each use, as 
 MAX_DEPTH = 50
 MAX_DIGITS = 100  # of a number or date
 
+INVALID = (yaml.YAMLError, ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError)
 NUMBERS = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_text(path):
-    """The text of a regular file of at most MAX_BYTES; it never waits, as opening a named pipe would.
-
-    Raises:
-        UsageError: the file is missing, larger, not a regular file or not UTF-8.
-    """
+    """The text of a regular file of at most MAX_BYTES in UTF-8, else UsageError; a named pipe is not waited for."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -44,30 +41,17 @@ def read_text(path):
 
 
 def parse_yaml(text, name):
-    """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty.
-
-    Args:
-        text (str): the text.
-        name (str): what it is, for errors.
+    """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty. Errors call it `name`.
 
     Raises:
-        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds MAX_VALUES, MAX_DEPTH or
-            MAX_DIGITS.
+        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module.
     """
     try:
         loader = Loader(text)
         node = loader.get_single_node()
         _check_bounds(node)
         tree = {} if node is None else loader.construct_document(node)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except INVALID as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
         line = f" line {mark.line + 1}" if mark else ""

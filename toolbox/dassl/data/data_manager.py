@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from functools import cached_property
-from operator import attrgetter
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -31,14 +30,9 @@ def build_data_loader(
     A training loader drops its last batch if that is smaller, unless it is the only one.
 
     Args:
-        cfg: the config.
-        sampler_type (str): see `dassl.data.samplers`.
-        data_source: list of `Datum`.
-        batch_size (int): images per batch.
+        sampler_type: as for `build_sampler`.
+        data_source, tfm, is_train: as for `DatasetWrapper`, or for the class `dataset_wrapper` instead of it.
         n_domain, n_ins: unused; published callers pass them.
-        tfm: transform or list of transforms.
-        is_train (bool): whether the loader serves training.
-        dataset_wrapper: class to use instead of `DatasetWrapper`.
 
     Raises:
         UsageError: there is no data, the sampler is unknown, or neither a transform nor a dataset wrapper makes tensors
@@ -63,44 +57,28 @@ def build_data_loader(
 
 
 class DataManager:
-    """The dataset and its loaders.
-
-    Args:
-        cfg: the config.
-        custom_tfm_train: training transform (or list of transforms) to use instead of the config's.
-        custom_tfm_test: test transform to use instead of the config's.
-        dataset_wrapper: class to use instead of `DatasetWrapper`.
+    """The dataset and its loaders, with other transforms and another wrapper than the config's if they are given.
 
     Attributes:
         dataset: the `DatasetBase`.
         train_loader_x, test_loader: data loaders.
         train_loader_u, val_loader: data loaders; None if the dataset lacks the split.
-        num_classes, num_source_domains, lab2cname: properties of the dataset.
+        num_classes, num_source_domains, lab2cname: of the dataset.
     """
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
-        dataset = build_dataset(cfg)
-
+        self.dataset = dataset = build_dataset(cfg)
+        self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 
-        def loader(options, data_source, is_train):
-            return build_data_loader(
-                cfg,
-                sampler_type=options.SAMPLER,
-                data_source=data_source,
-                batch_size=options.BATCH_SIZE,
-                tfm=tfm_train if is_train else tfm_test,
-                is_train=is_train,
-                dataset_wrapper=dataset_wrapper,
-            )
+        def loader(options, source, is_train):
+            own = {"is_train": is_train, "tfm": tfm_train if is_train else tfm_test, "dataset_wrapper": dataset_wrapper}
+            return build_data_loader(cfg, options.SAMPLER, source, options.BATCH_SIZE, **own)
 
         train_x, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST
         train_u = train_x if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
-        self._num_classes = dataset.num_classes
-        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
-        self._lab2cname = dataset.lab2cname
-        self.dataset = dataset
         self.train_loader_x = loader(train_x, dataset.train_x, is_train=True)
         self.train_loader_u = loader(train_u, dataset.train_u, is_train=True) if dataset.train_u else None
         self.val_loader = loader(test, dataset.val, is_train=False) if dataset.val else None
@@ -108,28 +86,18 @@ class DataManager:
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    num_classes = property(attrgetter("_num_classes"))
-    num_source_domains = property(attrgetter("_num_source_domains"))
-    lab2cname = property(attrgetter("_lab2cname"))
-
     def show_dataset_summary(self, cfg):
         """Print the name, domains and sizes of the dataset."""
-        sizes = {
-            f"# {split}": len(getattr(self.dataset, split) or ()) for split in ("train_x", "train_u", "val", "test")
-        }
-        rows = {
-            "Dataset": cfg.DATASET.NAME,
-            "Source": ", ".join(cfg.DATASET.SOURCE_DOMAINS),
-            "Target": ", ".join(cfg.DATASET.TARGET_DOMAINS),
-            **{name: f"{size:,}" if size else "" for name, size in {"# classes": self.num_classes, **sizes}.items()},
-        }
+        domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
+        rows = {"Dataset": cfg.DATASET.NAME} | {name: ", ".join(names) for name, names in domains.items()}
+        rows["# classes"] = f"{self.num_classes:,}"
+        for split in ("train_x", "train_u", "val", "test"):
+            rows[f"# {split}"] = f"{len(items):,}" if (items := getattr(self.dataset, split)) else ""
         print("\n".join(f"{name:<9}  {value}" for name, value in rows.items() if value))
 
 
 class DatasetWrapper(TorchDataset):
-    """A list of `Datum` as a torch dataset.
-
-    Items are dicts of `img`, `label`, `domain`, `impath` and `index`.
+    """A list of `Datum` as a torch dataset, whose items are dicts of `img`, `label`, `domain`, `impath` and `index`.
 
     - `img` is the transformed image, a float tensor (3, H, W), or the PIL image if there is no transform.
     - A list of transforms gives `img`, `img2`, `img3`, ..., one for each.
@@ -138,15 +106,8 @@ class DatasetWrapper(TorchDataset):
     - DATALOADER.RETURN_IMG0 adds `img0`, the image resized and normalised without augmentation.
     - DATALOADER.CACHE_TEST (test and validation only) does not change the items: see `dassl.data.image_cache`.
 
-    Args:
-        cfg: the config.
-        data_source: list of `Datum`.
-        transform: callable on PIL images, a list of them, or None.
-        is_train (bool): whether K_TRANSFORMS applies.
-
-    Raises:
-        UsageError: K_TRANSFORMS > 1 without a transform.
-        ImageError: (when an item is read) the image is missing or damaged: see `read_image`.
+    `transform` is a callable on PIL images, a list of them, or None, which with K_TRANSFORMS > 1 is a UsageError. An
+    item whose image is missing or damaged raises ImageError: see `read_image`.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
@@ -181,7 +142,6 @@ class DatasetWrapper(TorchDataset):
             output["img"] = self._transform_image(self.transform, img0)
             if self.k_tfm > 1:
                 output.update({f"img{k}": img for k, img in enumerate(output["img"][1:], start=2)})
-
         if self.return_img0:
             output["img0"] = self.to_tensor(img0)
         return output

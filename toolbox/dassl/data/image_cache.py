@@ -50,13 +50,8 @@ def content_of(cfg, paths, transform):
 def keep_images(cfg, content, paths, read, transform, threads):
     """The `KeptImages` of test images, from their file or decoded now; None if they cannot be kept.
 
-    Args:
-        cfg: the config. The folder is CACHE, or `~/.cache/dassl` if that is empty.
-        content (str): `content_of` the files.
-        paths: the image files, in their order.
-        read: path -> PIL image in RGB; raises ImageError.
-        transform: the test transform.
-        threads (int): number of files to decode at the same time.
+    `content` is `content_of` the files at `paths`; `read(path)` returns a PIL image in RGB or raises ImageError.
+    `threads` files are decoded at the same time. The folder is CACHE, or `~/.cache/dassl` if that is empty.
     """
     steps = transform.transforms if isinstance(transform, T.Compose) else []
     first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
@@ -77,14 +72,10 @@ def keep_images(cfg, content, paths, read, transform, threads):
 
 
 class KeptImages:
-    """The pixels of images after the PIL steps of a test transform, uint8 (H, W, 3) each, in a file.
+    """The pixels of images after the PIL steps of a test transform, in a file that several processes may write.
 
-    The file has NumPy's format, and the SHA-256 of all bytes before at its end. Several processes may write it.
-
-    Args:
-        file (Path): its name has a key made of the content of the image files and of the transform.
-        shape (tuple): of the pixels of all images, (images, H, W, 3).
-        on_tensor: the steps of the transform from `ToTensor` on.
+    It has NumPy's format, uint8 of `shape` (images, H, W, 3), and at its end the SHA-256 of all bytes before.
+    `on_tensor` is the rest of the transform, from `ToTensor` on.
     """
 
     def __init__(self, file, shape, on_tensor):
@@ -119,7 +110,7 @@ class KeptImages:
     def write(self, images, limit):
         """Write the PIL images to the file and map it into memory; if it cannot be written, print why.
 
-        `limit` is that of the size of all such files, in bytes. Raises ImageError if an image is missing or damaged.
+        `limit` is that of the size of all such files, in bytes. Raises ImageError for a missing or damaged image.
         """
         if np.prod(self.shape) > limit:
             print(f"{np.prod(self.shape) / 1e9:.1f} GB of decoded test images are not kept: raise CACHE_GB")

@@ -20,19 +20,11 @@ class SteadyLoader(DataLoader):
 
     torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
     toolbox/tests/test_loader.py checks.
-
-    Args:
-        dataset: a `DatasetWrapper`.
-        sampler: sampler of its indices.
-        num_workers (int): number of worker processes; 0 loads in the main process.
-        options: further arguments of `DataLoader`.
     """
 
     def __init__(self, dataset, sampler, num_workers, **options):
-        sampler = SeededIndices(sampler) if num_workers else sampler
-        super().__init__(
-            dataset, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0, **options
-        )
+        options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        super().__init__(dataset, sampler=SeededIndices(sampler) if num_workers else sampler, **options)
 
     def __iter__(self):
         if self.num_workers:
@@ -68,14 +60,13 @@ class SeededIndices(Sampler):
 
 
 def start_worker(number):
-    """The `worker_init_fn` of all loaders: a worker does not print that its main process was killed."""
-    sys.excepthook = report_unless_alone
+    """The `worker_init_fn` of all loaders: a worker does not print that its main process has ended."""
 
+    def report(kind, error, trace):
+        if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):  # its pipes and files are gone
+            sys.__excepthook__(kind, error, trace)
 
-def report_unless_alone(kind, error, trace):
-    """Print an uncaught error, unless it only says that the main process has ended: its pipes and files are gone."""
-    if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):
-        sys.__excepthook__(kind, error, trace)
+    sys.excepthook = report
 
 
 def seed_worker(seed):

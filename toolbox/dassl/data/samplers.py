@@ -6,15 +6,9 @@ from torch.utils.data import RandomSampler, SequentialSampler
 
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
-    """Build a sampler over `data_source`.
+    """A "RandomSampler" or "SequentialSampler" over `data_source`; UsageError for another `sampler_type`.
 
-    Args:
-        sampler_type (str): "RandomSampler" or "SequentialSampler".
-        data_source: list of `Datum`.
-        cfg, batch_size, n_domain, n_ins: unused; published callers pass them.
-
-    Raises:
-        UsageError: the sampler is unknown.
+    The other parameters are unused; published callers pass them.
     """
     check_availability(sampler_type, SAMPLERS)
     return RandomSampler(data_source) if sampler_type == "RandomSampler" else SequentialSampler(data_source)

@@ -4,16 +4,17 @@ import math
 import os
 from collections import OrderedDict
 
-from dassl.engine.anomalies import AnomalyChecks
+import torch
 from dassl.engine.run_state import load_newest, matching_run_state, rng_state, set_rng_state
-from dassl.utils import save_checkpoint, tolist_if_not
-from dassl.utils.checkpoint import load_training_state, restore
+from dassl.utils import UsageError, save_checkpoint, tolist_if_not
+from dassl.utils.checkpoint import LOAD_ERRORS, load_training_state, restore
 
 
-class TrainerBase(AnomalyChecks):
+class TrainerBase:
     """Registered models and the frame of a training loop; subclasses fill in the hooks.
 
     Attributes:
+        divergence_remedy (str): class attribute; the advice if a loss or a parameter is not finite.
         best_result (float): best validation result so far, minus infinity before the first.
         loaded_epoch (int): the epoch (from 1) of the weights that `load_model` has loaded; unset before.
         train_seconds (float): training time, the time before a resumption included.
@@ -21,18 +22,17 @@ class TrainerBase(AnomalyChecks):
             state is then saved in checkpoints and restored on resuming.
     """
 
+    divergence_remedy = "lower OPTIM.LR"
     scaler = None
 
     def __init__(self):
-        super().__init__()
-        self._models = OrderedDict()
-        self._optims = OrderedDict()
-        self._scheds = OrderedDict()
+        self._models, self._optims, self._scheds = OrderedDict(), OrderedDict(), OrderedDict()
         self._writer = None
         self.best_result = -math.inf
         self.train_seconds = 0.0
         self._saved_epoch = None  # epoch (from 1) of the newest checkpoint
         self._transient_epochs = set()  # epochs whose checkpoints exist only to resume from
+        self._unchecked = []  # numbers of batches, and their losses on a GPU
 
     # Models
 
@@ -40,22 +40,17 @@ class TrainerBase(AnomalyChecks):
         """Register a model, so that the trainer saves, loads, resumes and steps it and sets its mode.
 
         Args:
-            name (str): folder of its checkpoints in the output directory.
+            name (str): folder of its checkpoints in the output directory; ValueError if it is taken.
             model (nn.Module): the model.
             optim (Optimizer): its optimiser, None if it is not trained.
-            sched (LRScheduler): its learning rate scheduler, stepped once per epoch by `update_lr`.
-
-        Raises:
-            ValueError: the name is taken.
+            sched (LRScheduler): its learning rate scheduler, which `update_lr` steps.
         """
         if name in self._models:
             raise ValueError(f'a model named "{name}" is already registered; give each model its own name')
-        self._models[name] = model
-        self._optims[name] = optim
-        self._scheds[name] = sched
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names=None):
-        """Return `names` (one or a list) as a list after checking them; for None, all registered names."""
+        """Registered names as a list: `names` (one or a list) after checking them, or all for None."""
         if names is None:
             return list(self._models)
         names = tolist_if_not(names)
@@ -104,49 +99,79 @@ class TrainerBase(AnomalyChecks):
         self.model_backward(loss)
         self.model_update(names)
 
+    # Losses and parameters that are not finite end training before a checkpoint is written
+
+    def detect_anomaly(self, loss):
+        """Raise FloatingPointError unless the loss is finite; for a loss on a GPU `read_together` does it later."""
+        batch = getattr(self, "batch_idx", 0) + 1
+        if loss.is_cuda:
+            self._unchecked.append((batch, loss.detach()))
+        else:
+            self._check_loss(loss.item(), batch)
+
+    def read_together(self, tensors=()):
+        """The values of one-element tensors of one device, a list of float, with one wait for it.
+
+        Raises:
+            FloatingPointError: a loss on a GPU that `detect_anomaly` was given since the last call is not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        found = [tensor.detach().float().reshape(()) for tensor in (*(loss for _, loss in unchecked), *tensors)]
+        values = torch.stack(found).tolist() if found else []
+        for (batch, _), loss in zip(unchecked, values, strict=False):
+            self._check_loss(loss, batch)
+        return values[len(unchecked) :]
+
+    def check_finite(self):
+        """Raise FloatingPointError if a loss, or a trainable parameter of a registered model, is not finite."""
+        learned = {
+            f"{name} of {model_name}": torch.isfinite(param).all()
+            for model_name, model in self._models.items()
+            for name, param in model.named_parameters()
+            if param.requires_grad
+        }
+        for name, finite in zip(learned, self.read_together(learned.values()), strict=True):
+            if not finite:
+                self._raise_diverged(f"{name} is not finite")
+
+    def _check_loss(self, loss, batch):
+        if not math.isfinite(loss):
+            what = "NaN" if math.isnan(loss) else "infinite"
+            self._raise_diverged(f"the loss is {what}", f", batch {batch}")
+
+    def _raise_diverged(self, what, batch=""):
+        kept = f"; the checkpoint of epoch {self._saved_epoch} is kept" if self._saved_epoch else ""
+        epoch = getattr(self, "epoch", 0) + 1
+        raise FloatingPointError(f"{what} at epoch {epoch}{batch}: {self.divergence_remedy}{kept}")
+
     # Checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Save all registered models under `directory/<its name>/`.
+        """Save all registered models by `save_checkpoint`, each under `directory/<its name>/`.
 
-        Args:
-            epoch (int): epoch just finished, counted from 0; the file's name counts from 1.
-            directory (str): the output directory.
-            is_best (bool): copy the file to `model-best.pth.tar` as well.
-            val_result (float): validation result, stored in the file.
-            model_name (str): a file name to use instead of `model.pth.tar-<epoch + 1>`.
+        `epoch` is the one just finished, from 0; the file's name counts from 1. The file has `val_result`, too.
         """
         self.read_together()  # a checkpoint of diverged training is not written
         run, metadata = self.run_state(), self.checkpoint_metadata()
         for name in self.get_model_names():
-            optim, sched = self._optims[name], self._scheds[name]
-            state = {
-                "state_dict": self._models[name].state_dict(),
-                "epoch": epoch + 1,
-                "optimizer": None if optim is None else optim.state_dict(),
-                "scheduler": None if sched is None else sched.state_dict(),
-                "val_result": val_result,
-                "run": run,
-                "metadata": metadata,
-            }
+            parts = {"state_dict": self._models[name], "optimizer": self._optims[name], "scheduler": self._scheds[name]}
+            state = {key: None if part is None else part.state_dict() for key, part in parts.items()}
+            state |= {"epoch": epoch + 1, "val_result": val_result, "run": run, "metadata": metadata}
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
         self._saved_epoch = epoch + 1
 
     def checkpoint_metadata(self):
-        """Hook: a dict of plain values that describes the method and its settings.
-
-        `save_model` saves it under "metadata". The toolbox reads only its "version", which a resumed run compares.
-        """
+        """Hook: a dict of plain values that describes the method; `save_model` saves it under "metadata"."""
         return {}
 
     def check_metadata(self, metadata):
         """Hook: raise an error if a run with this metadata in its checkpoint cannot be resumed."""
 
     def resume_model_if_exist(self, directory):
-        """Load the newest checkpoint of a run: weights, optimisers, schedulers and random generators.
+        """Load weights, optimisers, schedulers and random states from the newest checkpoint of an output directory.
 
-        Returns the number of finished epochs, 0 when `directory`, the run's output directory, has no checkpoint. Raises
-        UsageError if the checkpoints are damaged or do not fit the models.
+        Returns the number of finished epochs, 0 if there is no checkpoint. Raises UsageError if the checkpoints are
+        damaged or do not fit the models.
         """
         checkpoints = load_newest(directory, self.get_model_names())
         if checkpoints is None:
@@ -154,31 +179,26 @@ class TrainerBase(AnomalyChecks):
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
         first = next(iter(checkpoints.values()))
-        metadata = first.get("metadata") if isinstance(first.get("metadata"), dict) else {}
-        self.check_metadata(metadata)
+        self.check_metadata(first.get("metadata") or {})
         for name, checkpoint in checkpoints.items():
-            targets = {
-                "state_dict": self._models[name],
-                "optimizer": self._optims[name],
-                "scheduler": self._scheds[name],
-            }
-            restore(checkpoint, f"of {name} in {directory}", **targets)
+            parts = self._models[name], self._optims[name], self._scheds[name]
+            restore(checkpoint, f"of {name} in {directory}", *parts)
         # Checkpoints of the published toolbox have no run state: the random generators keep theirs.
         if first.get("run") is not None:
-            self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
+            try:
+                self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
+            except LOAD_ERRORS as error:
+                reason = " ".join(str(error).split())
+                what = f"the run state of the checkpoint is damaged ({reason})"
+                raise UsageError(f"{what}; use another epoch's") from error
         self._saved_epoch = first["epoch"]
-        now = self.checkpoint_metadata().get("version")
-        before = metadata.get("version", now)
-        if str(before) != str(now):
-            print(f"The checkpoint was written by version {before!r:.40}, this is version {now!r}")
         print(f"Previous epoch: {first['epoch']}")
         return first["epoch"]
 
     def run_state(self):
-        """Everything except the models that a resumed run needs, as plain values and tensors.
+        """Hook: all that a resumed run needs except the models, a dict of plain values and tensors.
 
-        A subclass with more state (such as a running average of weights) extends the dict and reads it in
-        `load_run_state`.
+        A subclass with more state (such as a running average of weights) adds it, and reads it in `load_run_state`.
         """
         state = {
             "rng": rng_state(),
@@ -200,14 +220,10 @@ class TrainerBase(AnomalyChecks):
             self.scaler.load_state_dict(state["scaler"])
 
     def load_model(self, directory, epoch=None):
-        """Load the weights of all registered models.
+        """Load the weights of all registered models from an output directory; if it is empty, nothing is loaded.
 
-        Args:
-            directory (str): a run's output directory; if empty, nothing is loaded.
-            epoch (int): load `model.pth.tar-<epoch>`; by default `model-best.pth.tar`.
-
-        Raises:
-            MissingFileError: (a UsageError and a FileNotFoundError) the file does not exist.
+        They are those of `model.pth.tar-<epoch>`, by default of `model-best.pth.tar`; MissingFileError (a UsageError
+        and a FileNotFoundError) if the file does not exist.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -215,7 +231,7 @@ class TrainerBase(AnomalyChecks):
         for name in self.get_model_names():
             path = os.path.join(directory, name, "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}")
             checkpoint = load_training_state(path)
-            restore(checkpoint, path, state_dict=self._models[name])
+            restore(checkpoint, path, self._models[name])
             self.loaded_epoch = checkpoint["epoch"]
             print(f"Load {path} to {name} (epoch={checkpoint['epoch']}, val_result={checkpoint.get('val_result')})")
 
@@ -224,8 +240,7 @@ class TrainerBase(AnomalyChecks):
     def init_writer(self, log_dir):
         """Open a TensorBoard writer, unless one is open."""
         if self._writer is None:
-            # Imported here because evaluation does not need it.
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # evaluation does not need it
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
@@ -245,8 +260,7 @@ class TrainerBase(AnomalyChecks):
 
     def train(self, start_epoch, max_epoch):
         """Run epochs `start_epoch` to `max_epoch - 1`; `before_train` may move the start."""
-        self.start_epoch = start_epoch
-        self.max_epoch = max_epoch
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch

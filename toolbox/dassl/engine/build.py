@@ -6,11 +6,7 @@ TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def build_trainer(cfg):
-    """Build the registered trainer named `cfg.TRAINER.NAME`.
-
-    Raises:
-        UsageError: no trainer with that name is registered.
-    """
+    """Build the registered trainer `cfg.TRAINER.NAME`; UsageError if there is none."""
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
     return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

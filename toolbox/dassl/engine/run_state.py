@@ -3,15 +3,12 @@
 It consists of plain values and tensors, so that a checkpoint loads without executing code that it names.
 """
 
-import contextlib
 import os
 import random
 
 import numpy as np
 import torch
-from dassl.utils import UsageError
-from dassl.utils.checkpoint import load_training_state, newest_checkpoint
-from dassl.utils.state_checks import LOAD_ERRORS, matching_state
+from dassl.utils.checkpoint import load_training_state, matching_state, newest_checkpoint
 
 
 def rng_state():
@@ -27,30 +24,22 @@ def rng_state():
 
 
 def set_rng_state(state):
-    """Restore what `rng_state` returned; states of CUDA devices that this machine lacks are ignored.
-
-    Raises:
-        UsageError: it is not the state of these generators.
-    """
-    try:
-        version, words, gauss_next = state["python"]
-        name, keys, position, *rest = state["numpy"]
-        if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
-            raise ValueError("an impossible value")
-        random.setstate((version, tuple(words.tolist()), gauss_next))
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
-        torch.set_rng_state(state["torch"])
-        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda_state, device)
-    except LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the random states of the checkpoint are damaged ({reason}); use another epoch's") from error
+    """Restore what `rng_state` returned, except for CUDA devices that are not here; else one of LOAD_ERRORS."""
+    version, words, gauss_next = state["python"]
+    name, keys, position, *rest = state["numpy"]
+    if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
+        raise ValueError("a random state has an impossible value")
+    random.setstate((version, tuple(words.tolist()), gauss_next))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
 
 
 def matching_run_state(own, state, epoch):
-    """The run state of a checkpoint, with the form of `own`, what this run would save now; UsageError if it has not.
+    """The run state of a checkpoint of `epoch` (from 1), with the form of `own`, what this run would save now.
 
-    Entries that the toolbox does not know stay as they are. `epoch` is that of the checkpoint, from 1.
+    Entries that the toolbox does not know stay as they are. Raises one of LOAD_ERRORS if the form differs.
     """
     own, seconds = dict(own), state.get("train_seconds")
     if isinstance(seconds, float) and seconds < 0:
@@ -60,28 +49,16 @@ def matching_run_state(own, state, epoch):
     if not (own.get("scaler") and state.get("scaler")):  # without CUDA, a scaler is disabled and its state empty
         own.pop("scaler", None)
         state = {**state, "scaler": None}
-    try:
-        if not all(type(number) is int and 1 <= number <= epoch for number in state["transient_epochs"]):
-            raise ValueError("transient_epochs is not a list of epochs")
-        return {**state, **matching_state(own, state), "rng": state["rng"]}
-    except LOAD_ERRORS as error:
-        raise UsageError(f"the run state of the checkpoint is damaged ({error}); use another epoch's") from error
+    if not all(type(number) is int and 1 <= number <= epoch for number in state["transient_epochs"]):
+        raise ValueError("transient_epochs is not a list of epochs")
+    return {**state, **matching_state(own, state), "rng": state["rng"]}
 
 
 def load_newest(directory, names):
-    """Load the newest epoch for which all models of a run have checkpoints.
+    """The checkpoints, {name: dict}, of the newest epoch that all models of an output directory have, else None.
 
-    If a run was killed between saving one model and the next, their newest checkpoints are of different epochs.
-
-    Args:
-        directory (str): the run's output directory, with one folder for every model.
-        names (list of str): names of the models.
-
-    Returns:
-        `{name: checkpoint dict}`, all of one epoch; None if a model has no checkpoint.
-
-    Raises:
-        UsageError: a checkpoint is missing or damaged.
+    If a run was killed between saving one model and the next, their newest checkpoints are of different epochs. Raises
+    UsageError if one is missing or damaged.
     """
     paths = {name: newest_checkpoint(os.path.join(directory, name)) for name in names}
     if not names or None in paths.values():
@@ -93,18 +70,3 @@ def load_newest(directory, names):
             print(f"The last save was interrupted: the newest epoch that all models have is {epoch}")
             found[name] = load_training_state(os.path.join(directory, name, f"model.pth.tar-{epoch}"))
     return found
-
-
-def remove_epochs(directory, names, epochs):
-    """Delete the checkpoints of these epochs (counted from 1) of all models, where they exist."""
-    for folder in (os.path.join(directory, name) for name in names):
-        if not os.path.islink(folder):  # it may lead to another run
-            for epoch in epochs:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(os.path.join(folder, f"model.pth.tar-{epoch}"))
-
-
-def is_save_interrupted(directory, names):
-    """Whether a run was killed between saving an epoch as the best one and as the newest one."""
-    newest = (newest_checkpoint(os.path.join(directory, name)) for name in names)
-    return any(path is not None and os.path.basename(path) == "model-best.pth.tar" for path in newest)

@@ -1,4 +1,4 @@
-"""Trainers: the loop over epochs and batches, evaluation and checkpoints."""
+"""Trainers: the loop over epochs and batches, its display, evaluation and checkpoints."""
 
 import datetime
 import os
@@ -8,13 +8,11 @@ import torch
 from dassl.data import DataManager
 from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
-from dassl.engine.display import EpochDisplay, test_bar
-from dassl.engine.run_state import is_save_interrupted, remove_epochs
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UsageError, mkdir_if_missing
-from dassl.utils.files import remove_temporary_files
-from dassl.utils.lazy import lazy_names
-from dassl.utils.logger import print_on_terminal
+from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
+from dassl.utils.files import remove_stale
+from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
+from tqdm import tqdm
 
 __all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
 __getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # some projects import it from here
@@ -24,18 +22,14 @@ class SimpleTrainer(TrainerBase):
     """Data, one model, evaluation and checkpoints; subclasses define the training step.
 
     Each epoch ends with a checkpoint. An interrupted run resumes after its last complete epoch; on a CPU it is
-    bit-identical to an uninterrupted one. A checkpoint between those of TRAIN.CHECKPOINT_FREQ is
-    deleted after the next one is written.
-
-    Args:
-        cfg: the config.
+    bit-identical to an uninterrupted one. A checkpoint between those of TRAIN.CHECKPOINT_FREQ is deleted after the next
+    one is written.
 
     Attributes:
         cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
         test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the last call of `test`.
-        time_began (float): start of the run, from which "Elapsed" counts; by default that of the trainer's set-up.
         train_seconds (float): time in the training loop, before resumptions included, the final test excluded.
     """
 
@@ -48,8 +42,8 @@ class SimpleTrainer(TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
         self.test_results, self.test_split, self.n_test, self.test_seconds = None, None, 0, 0.0
-        self._resumed_seconds = 0.0
-        self.time_start = self.time_began = time.monotonic()
+        self._best = {}  # of the last epoch, if it is the best one so far: how to save it
+        self.time_start = self._began = time.monotonic()
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -86,25 +80,20 @@ class SimpleTrainer(TrainerBase):
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
-            what = (
-                f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is {self.max_epoch}"
+            raise UsageError(
+                f"the checkpoint in {directory} is of epoch {self.start_epoch}, but OPTIM.MAX_EPOCH is "
+                f"{self.max_epoch}: use the settings that it was trained with, or another OUTPUT_DIR"
             )
-            raise UsageError(f"{what}: use the settings that it was trained with, or another OUTPUT_DIR")
-        self._resumed_seconds = self.train_seconds
-        for name in self.get_model_names():
-            remove_temporary_files(os.path.join(self.output_dir, name))
-        if os.path.realpath(directory) == os.path.realpath(self.output_dir):
-            self._complete_save()
-        else:
+        if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
-
+        self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
-        self.time_start = time.monotonic()
+        self.time_start = time.monotonic() - self.train_seconds
 
     def after_train(self):
-        self._update_train_seconds()
+        self.train_seconds = time.monotonic() - self.time_start
         self.stop_workers()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
@@ -116,55 +105,40 @@ class SimpleTrainer(TrainerBase):
             self.test()
         for name in self.get_model_names():
             print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)}")
-        print(f"Elapsed: {datetime.timedelta(seconds=round(time.monotonic() - self.time_began))}")
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.monotonic() - self._began))}")
         self.close_writer()
 
     def after_epoch(self):
         self.check_finite()
-        val_result = None
+        self._best = {}
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
             val_result = self.test(split="val")
-        self._update_train_seconds()
-        if val_result is not None and val_result > self.best_result:
-            self.best_result = val_result
-            self.save_model(self.epoch, self.output_dir, val_result=val_result, model_name="model-best.pth.tar")
+            if val_result > self.best_result:
+                self.best_result = val_result
+                self._best = {"is_best": True, "val_result": val_result}
+        self.train_seconds = time.monotonic() - self.time_start
         self._save_epoch()
-
-    def _complete_save(self):
-        """Complete the save of the epoch to resume from, if the run was killed during it."""
-        if self.start_epoch and is_save_interrupted(self.output_dir, self.get_model_names()):
-            self.epoch = self.start_epoch - 1
-            self._save_epoch()
-        else:
-            self._remove_stale(self.start_epoch)
 
     def _save_epoch(self):
         """Save the epoch, then delete the checkpoints that TRAIN.CHECKPOINT_FREQ does not keep."""
         number, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if number < self.max_epoch and not (freq > 0 and number % freq == 0):
             self._transient_epochs.add(number)
-        self.save_model(self.epoch, self.output_dir)
+        self.save_model(self.epoch, self.output_dir, **self._best)
         # Only after all models are saved: a run that is killed at any time then has one epoch with all models.
         self._remove_stale(number)
 
     def _remove_stale(self, newest):
-        """Delete the transient checkpoints of the epochs (from 1) before the newest."""
-        stale = self._transient_epochs - {newest}
-        remove_epochs(self.output_dir, self.get_model_names(), stale)
-        self._transient_epochs -= stale
-
-    def _update_train_seconds(self):
-        self.train_seconds = self._resumed_seconds + time.monotonic() - self.time_start
+        """Delete the transient checkpoints of the epochs (from 1) before the newest, and unfinished files."""
+        for name in self.get_model_names():
+            remove_stale(os.path.join(self.output_dir, name), self._transient_epochs - {newest})
+        self._transient_epochs &= {newest}
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate.
+        """Evaluate a split, "val" or "test"; by default TEST.SPLIT. Without validation data the test split is used.
 
-        Args:
-            split (str): "val" or "test"; by default TEST.SPLIT. Without validation data the test split is used.
-
-        Returns:
-            The first result of the evaluator (accuracy in percent); `self.test_results` has all of them.
+        Returns the first result of the evaluator (accuracy in percent); `self.test_results` has all of them.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -222,16 +196,12 @@ class TrainerX(SimpleTrainer):
                 if number % frequency == 0 or number == self.num_batches or not on_gpu(unread[-1][1]):
                     self.log(unread, losses)
                     unread = []
-                display.update(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
+                display.show(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
                 self.write_scalar("train/lr", self.get_current_lr(), self.epoch * self.num_batches + batch_idx)
                 end = time.monotonic()
 
     def log(self, steps, losses):
-        """Add steps to the means of the epoch, and write these to TensorBoard.
-
-        Args:
-            steps (list): for each one its number and what `forward_backward` returned.
-            losses (MetricMeter): of the epoch.
+        """Add steps, (number, what `forward_backward` returned), to the epoch's MetricMeter; write it to TensorBoard.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -250,3 +220,51 @@ class TrainerX(SimpleTrainer):
 def on_gpu(logged):
     """Of what `forward_backward` returned, the tensors on a GPU."""
     return {name: value for name, value in (logged or {}).items() if getattr(value, "is_cuda", False)}
+
+
+class EpochDisplay(tqdm):
+    """The bar of an epoch, on a terminal only, and the published lines, which a terminal does not show.
+
+    The log has a line for every `print_freq` batches; in a shorter epoch, for the last one. `epoch` counts from 1.
+    """
+
+    def __init__(self, epoch, max_epoch, num_batches, print_freq):
+        self.epoch, self.max_epoch, self.num_batches, self.print_freq = epoch, max_epoch, num_batches, print_freq
+        self.batch_time, self.data_time = AverageMeter(), AverageMeter()
+        options = {"leave": False, "dynamic_ncols": True, "disable": not on_terminal()}
+        super().__init__(desc=f"epoch {epoch}/{max_epoch}", total=num_batches, **options)
+
+    def show(self, losses, lr, data_seconds, seconds):
+        """Show one more batch, which is in the MetricMeter `losses`; its data took `data_seconds` of its `seconds`."""
+        self.data_time.update(data_seconds)
+        self.batch_time.update(seconds)
+        number = self.batch_time.count
+        left = int(self.batch_time.avg * ((self.max_epoch - self.epoch + 1) * self.num_batches - number))
+        eta = datetime.timedelta(seconds=left)
+        if number % self.print_freq == 0 or number == self.num_batches < self.print_freq:
+            print_detail(
+                f"epoch [{self.epoch}/{self.max_epoch}] "
+                f"batch [{number}/{self.num_batches}] "
+                f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
+                f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
+                f"{losses} "
+                f"lr {lr:.4e} "
+                f"eta {eta}"
+            )
+        if self.disable:
+            return
+        means = " ".join(f"{name} {meter.avg:.4g}" for name, meter in [*losses.meters.items()][:2])
+        self.set_postfix_str(f"{means} lr {lr:.2e} left {eta}", refresh=False)
+        self.update()
+        if number == self.num_batches:
+            took = datetime.timedelta(seconds=round(self.batch_time.sum))
+            self.close()
+            print_on_terminal(f"epoch {self.epoch}/{self.max_epoch}: {means} lr {lr:.2e}, {took}, left {eta}")
+
+
+def test_bar(outputs, split, loader):
+    """The outputs for a loader's batches; on a terminal with a bar that names the split ("test" or "val")."""
+    leave = split == "test"  # validation has a bar for every epoch
+    unit = "image" if getattr(loader, "batch_size", None) == 1 else "batch"
+    options = {"leave": leave, "unit": unit, "dynamic_ncols": True, "disable": not on_terminal()}
+    return tqdm(outputs, f"{split} set", len(loader), **options)

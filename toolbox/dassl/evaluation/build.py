@@ -6,11 +6,7 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg, **kwargs):
-    """Build the evaluator ``cfg.TEST.EVALUATOR``; ``kwargs`` (such as ``lab2cname``) go to its constructor.
-
-    Raises:
-        UsageError: no evaluator has that name.
-    """
+    """Build the registered evaluator ``cfg.TEST.EVALUATOR`` with ``kwargs``, such as ``lab2cname``."""
     name = cfg.TEST.EVALUATOR
     if cfg.VERBOSE:
         print(f"Loading evaluator: {name}")

@@ -26,7 +26,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def evaluate(self):
-        """Return the metrics of all batches as an OrderedDict of numbers, the main one first."""
+        """The metrics of all batches, an OrderedDict of numbers, the main one first."""
         raise NotImplementedError
 
 
@@ -37,10 +37,7 @@ class Classification(EvaluatorBase):
     Args:
         cfg (CfgNode): TEST.PER_CLASS_RESULT adds the accuracy of each class and their mean; TEST.COMPUTE_CMAT saves the
             confusion matrix, rows (true classes) normalised, as a tensor in ``OUTPUT_DIR/cmat.pt``.
-        lab2cname (dict, optional): class names by label; TEST.PER_CLASS_RESULT needs it.
-
-    Raises:
-        UsageError: TEST.PER_CLASS_RESULT is set, but ``lab2cname`` is missing.
+        lab2cname (dict, optional): class names by label; without it, TEST.PER_CLASS_RESULT is a UsageError.
     """
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
@@ -55,11 +52,7 @@ class Classification(EvaluatorBase):
         self._y_pred = []
 
     def process(self, mo, gt):
-        """Add one batch: logits [batch, n_classes], and labels [batch].
-
-        Raises:
-            UsageError: the largest logit of an image is not finite, so that it says nothing about the class.
-        """
+        """Add logits [batch, n_classes] and labels [batch]; UsageError if an image's largest logit is not finite."""
         if not mo.amax(dim=1).isfinite().all():  # NaN if any is; minus infinity leaves out a class
             raise UsageError(
                 "the model gives logits that are not finite: use other weights, the checkpoint of another epoch, "
@@ -69,31 +62,26 @@ class Classification(EvaluatorBase):
         self._y_pred.extend(mo.argmax(dim=1).tolist())
 
     def evaluate(self):
-        """Print the metrics of all batches and return them.
+        """Print and return the metrics of all batches in percent; UsageError if there were none.
 
-        Returns:
-            OrderedDict: ``accuracy``, ``error_rate``, ``macro_f1`` (over the labels that occur) and, with
-            TEST.PER_CLASS_RESULT, ``perclass_accuracy``, in percent.
-
-        Raises:
-            UsageError: no samples were processed.
+        They are ``accuracy``, ``error_rate``, ``macro_f1`` (over the labels that occur) and, with
+        TEST.PER_CLASS_RESULT, ``perclass_accuracy``.
         """
         if not self._y_true:
             raise UsageError("nothing to evaluate: the split has no images; check the dataset and TEST.SPLIT")
         true, predicted = Counter(self._y_true), Counter(self._y_pred)
         correct = Counter(label for label, pred in zip(self._y_true, self._y_pred, strict=True) if label == pred)
         accuracy = 100.0 * correct.total() / true.total()
-        error = 100.0 - accuracy
         # F1 is 2 TP / (true + predicted). Counted here, because scikit-learn takes a second to import.
         f1 = [2 * correct[label] / (true[label] + predicted[label]) for label in sorted(true)]
         macro_f1 = 100.0 * sum(f1) / len(f1)
-        results = OrderedDict(accuracy=accuracy, error_rate=error, macro_f1=macro_f1)
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
         print(
             "=> result\n"
             f"* total: {true.total():,}\n"
             f"* correct: {correct.total():,}\n"
             f"* accuracy: {accuracy:.1f}%\n"
-            f"* error: {error:.1f}%\n"
+            f"* error: {100.0 - accuracy:.1f}%\n"
             f"* macro_f1: {macro_f1:.1f}%"
         )
         if self.cfg.TEST.PER_CLASS_RESULT:

@@ -7,10 +7,7 @@ def compute_accuracy(output, target, topk=(1,)):
     Args:
         output (Tensor): logits, [batch, n_classes]; for a list or tuple, its first item.
         target (Tensor): labels, [batch].
-        topk (tuple of int): the values of k, at most n_classes.
-
-    Returns:
-        list of Tensor: for each k a tensor of shape [1].
+        topk (tuple of int): the values of k; for each one the result has a tensor of shape [1].
     """
     if isinstance(output, (tuple, list)):
         output = output[0]

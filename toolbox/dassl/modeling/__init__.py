@@ -13,18 +13,10 @@ ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu
 
 
 def build_backbone(name, verbose=True, pretrained=True):
-    """A torchvision classifier without its last linear layer.
+    """A torchvision classifier without its last linear layer: images (N, 3, H, W) to features (N, `out_features`).
 
-    Args:
-        name (str): for example "resnet18", "resnet50", "vit_b_16".
-        verbose (bool): unused; published callers pass it.
-        pretrained (bool): download torchvision's weights.
-
-    Returns:
-        A module with `out_features`, from images (N, 3, H, W) to features (N, out_features).
-
-    Raises:
-        UsageError: the backbone is unknown, or does not end in a linear layer.
+    With `pretrained` it has torchvision's weights. `verbose` is unused; published callers pass it. UsageError if the
+    backbone is unknown, or does not end in a linear layer.
     """
     check_availability(name, models.list_models(module=models))
     model = models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -38,25 +30,16 @@ def build_backbone(name, verbose=True, pretrained=True):
 
 
 def build_head(name, verbose=True, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0):
-    """Linear layers, each followed by optional batch norm, an activation and optional dropout.
+    """Linear layers, each followed by batch norm if `bn`, an activation, and dropout of that probability if above 0.
 
     Args:
-        name (str): "mlp".
+        name (str): "mlp"; UsageError for another one, or an unknown `activation`.
         verbose (bool): unused; published callers pass it.
-        in_features (int): input size.
+        in_features (int): input size; the module's `out_features` is its output size.
         hidden_layers (int or sequence of int): output size of each layer.
-        activation (str): a key of `ACTIVATIONS`.
-        bn (bool): batch norm after each linear layer.
-        dropout (float): dropout probability; 0 for none.
-
-    Returns:
-        A module with `out_features`, from (N, in_features) to (N, out_features).
-
-    Raises:
-        UsageError: the head or the activation is unknown.
     """
     check_availability(name, ["mlp"])
-    check_availability(activation, list(ACTIVATIONS))
+    check_availability(activation, ACTIVATIONS)
     layers = []
     for size in [hidden_layers] if isinstance(hidden_layers, int) else hidden_layers:
         layers += [nn.Linear(in_features, size), *([nn.BatchNorm1d(size)] if bn else []), ACTIVATIONS[activation]()]

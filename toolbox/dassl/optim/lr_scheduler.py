@@ -11,24 +11,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 
 class _BaseWarmupScheduler(LRScheduler):
-    """A warm-up, then another scheduler.
+    """A warm-up of ``warmup_epoch`` (at least 1) epochs, then the scheduler ``successor`` of the same optimiser.
 
-    Subclasses compute the rates of the warm-up in ``warmup_lr``.
-
-    Args:
-        optimizer (Optimizer): the optimiser, also that of ``successor``.
-        successor (LRScheduler): takes over after ``warmup_epoch`` (at least 1) epochs.
-        last_epoch (int): as for torch's schedulers.
+    Subclasses define ``warmup_lr``: the learning rates at ``self.last_epoch``, a list with one for each group.
     """
 
     def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1):
         self.successor = successor
         self.warmup_epoch = warmup_epoch
         super().__init__(optimizer, last_epoch)
-
-    def warmup_lr(self):
-        """The learning rates at ``self.last_epoch`` < ``warmup_epoch``: a list, one per parameter group."""
-        raise NotImplementedError
 
     def get_lr(self):
         return self.successor.get_last_lr() if self.last_epoch >= self.warmup_epoch else self.warmup_lr()
@@ -46,7 +37,6 @@ class _BaseWarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict):
-        """Load a state of :meth:`state_dict`."""
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
         self.successor.load_state_dict(state_dict["successor"])
 
@@ -76,16 +66,11 @@ class LinearWarmupScheduler(_BaseWarmupScheduler):
 
 
 def build_lr_scheduler(optimizer, optim_cfg):
-    """Build the scheduler ``optim_cfg.LR_SCHEDULER``, after a warm-up if WARMUP_EPOCH is above 0.
+    """Build the scheduler ``LR_SCHEDULER`` of ``cfg.OPTIM``, after a warm-up if WARMUP_EPOCH is above 0.
 
-    Args:
-        optimizer (Optimizer): the optimiser.
-        optim_cfg (CfgNode): ``cfg.OPTIM``. ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs
-            (every MAX_EPOCH if that is below 1), ``multi_step`` at each of STEPSIZE; ``cosine`` reaches 0 at
-            MAX_EPOCH. With WARMUP_RECOUNT these epochs are counted from the end of the warm-up.
-
-    Returns:
-        torch.optim.lr_scheduler.LRScheduler: its ``state_dict()`` has plain values only.
+    ``single_step`` multiplies the rate by GAMMA every STEPSIZE[-1] epochs (every MAX_EPOCH if that is below 1),
+    ``multi_step`` at each of STEPSIZE; ``cosine`` reaches 0 at MAX_EPOCH. With WARMUP_RECOUNT these epochs are counted
+    from the end of the warm-up. The scheduler's ``state_dict()`` has plain values only.
 
     Raises:
         UsageError: LR_SCHEDULER or WARMUP_TYPE is unknown.

@@ -15,8 +15,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         model (nn.Module or iterable): a model, or its parameters, or parameter groups as torch's optimisers take them.
         optim_cfg (CfgNode): ``cfg.OPTIM``. With STAGED_LR, the children of the model that NEW_LAYERS names learn at
             LR and all others at LR * BASE_LR_MULT.
-        param_groups (iterable, optional): parameters or groups to use instead of the model's; STAGED_LR is then
-            ignored, with a warning.
+        param_groups (iterable, optional): those to use instead of the model's, without STAGED_LR.
 
     Raises:
         UsageError: NAME is unknown, STAGED_LR is used with something other than an ``nn.Module``, or SGD_NESTEROV with
@@ -31,8 +30,8 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         param_groups = _staged_groups(model, optim_cfg)
     else:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
-
     param_groups = list(param_groups)
+
     common = {"lr": optim_cfg.LR, "weight_decay": optim_cfg.WEIGHT_DECAY}
     adam = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.ADAM_EPS, **common}
     if name == "sgd":

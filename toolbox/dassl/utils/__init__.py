@@ -1,6 +1,29 @@
-"""Registry, logger, meters, checkpoints, seeds and other helpers."""
+"""Registry, logger, meters, checkpoints, seeds and other helpers.
 
-from .lazy import lazy_names
+Names are imported when they are first used: a command that needs no torch does not wait for it.
+"""
+
+from importlib import import_module
+
+
+def lazy_names(package, modules):
+    """The ``__getattr__`` and ``__all__`` of a package (PEP 562).
+
+    Args:
+        package (str): its name.
+        modules (dict): module of the package -> the names that the package takes from it.
+    """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
+
+    def __getattr__(name):
+        if name in modules:
+            return import_module(f"{package}.{name}")
+        if name in homes:
+            return getattr(import_module(f"{package}.{homes[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__, sorted(homes)
+
 
 __getattr__, __all__ = lazy_names(
     __name__,

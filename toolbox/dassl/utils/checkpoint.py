@@ -1,21 +1,27 @@
 """Checkpoints: written atomically with a checksum, and read without executing code that a file names."""
 
+import copy
 import io
+import numbers
 import os
 import warnings
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .errors import MissingFileError, UsageError
 from .files import write_atomically
 from .logger import print_detail
-from .state_checks import check_finite, check_training_state, load_part
 from .tools import mkdir_if_missing
-from .torch_files import DamagedError, read_torch_file, sealed
+from .torch_files import DamagedError, PickledObject, read_torch_file, sealed
 
 LONGEST_NAME = 255  # bytes
+LARGEST = 2**53  # number in a state: integers are exact as floats up to here
+DIVISORS = ("T_max", "step_size", "scale")  # entries of schedulers and of torch.amp.GradScaler that are not 0
+# Of a state that does not fit
+LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
 def _strip_module(state_dict):
@@ -56,14 +62,9 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
 
 
 def load_checkpoint(fpath):
-    """Read a checkpoint, ours or of the published Dassl, to the CPU without executing code that it names.
+    """The state in a checkpoint, ours or of the published Dassl, on the CPU; no code that it names is executed.
 
-    Args:
-        fpath (str): the file.
-
-    Returns:
-        dict: the state that :func:`save_checkpoint` was given. Pickled schedulers and optimisers become objects that
-        have their attributes and no behaviour.
+    Pickled schedulers and optimisers become objects that have their attributes and no behaviour.
 
     Raises:
         UsageError: the file is missing, damaged or not a checkpoint, or contains something other than tensors and
@@ -86,18 +87,26 @@ def load_checkpoint(fpath):
 
 
 def load_training_state(fpath):
-    """:func:`load_checkpoint` for a checkpoint of a training run; raises UsageError for a bare state dict."""
-    checkpoint = load_checkpoint(fpath)
-    check_training_state(checkpoint, fpath)
-    return checkpoint
+    """:func:`load_checkpoint`, for what :func:`save_checkpoint` saves of a training run: UsageError for all else."""
+    content = load_checkpoint(fpath)
+    known = content if isinstance(content, dict) else {}
+    state, epoch, val_result = map(known.get, ("state_dict", "epoch", "val_result"))
+    if not (
+        isinstance(state, dict)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
+        and (_is_number(epoch, int) and epoch >= 0)
+        and (val_result is None or _is_number(val_result))
+        and all(isinstance(known.get(key), dict | None) for key in ("optimizer", "scheduler", "run", "metadata"))
+    ):
+        raise UsageError(f'"{fpath}" is not a checkpoint of a training run: use another one')
+    return content
 
 
 def newest_checkpoint(folder):
     """The path of the checkpoint that the text file ``checkpoint`` in a folder names; None if there is no such file.
 
     Raises:
-        UsageError: the text file does not name a file of this folder.
-        MissingFileError: the text file names a checkpoint that does not exist.
+        UsageError: the text file does not name a file of this folder, or one that does not exist.
     """
     pointer = os.path.join(folder, "checkpoint")
     if not os.path.isfile(pointer):
@@ -115,51 +124,125 @@ def newest_checkpoint(folder):
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load the newest checkpoint of a folder into a model, and its optimiser and scheduler if given and saved.
 
-    Args:
-        fdir (str): a folder with a text file ``checkpoint``.
-        model (nn.Module): changed in place.
-        optimizer (Optimizer, optional): changed in place.
-        scheduler (LRScheduler, optional): changed in place.
-
-    Returns:
-        int: the number of finished epochs, which is the epoch (from 0) to resume from.
-
-    Raises:
-        UsageError: the folder has no checkpoint, or it cannot be loaded.
+    Returns the number of finished epochs, which is the epoch (from 0) to resume from. Raises UsageError if the folder
+    has no checkpoint, or it cannot be loaded.
     """
     print(f'Loading checkpoint from "{fdir}"')
     path = newest_checkpoint(fdir)
     if path is None:
         raise MissingFileError(f"no file {os.path.join(fdir, 'checkpoint')} that names a checkpoint: check the folder")
     checkpoint = load_training_state(path)
-    restore(checkpoint, path, state_dict=model, optimizer=optimizer, scheduler=scheduler)
+    restore(checkpoint, path, model, optimizer, scheduler)
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
 
-def restore(checkpoint, name, **targets):
-    """Load the parts of a training state into a module, its optimiser and its scheduler.
-
-    Args:
-        checkpoint (dict): the state.
-        name (str): of the checkpoint, for errors.
-        targets: key of the part -> what it is loaded into; None, or a part that was not saved, is skipped.
+def restore(checkpoint, name, model, optimizer=None, scheduler=None):
+    """Load the parts of a training state into a module and, if given and saved, its optimiser and scheduler.
 
     Raises:
-        UsageError: a part does not fit, or a learned tensor is not finite.
+        UsageError: a part does not fit, or a learned tensor is not finite; ``name`` is that of the checkpoint.
     """
-    for key, target in targets.items():
-        if target is not None and checkpoint.get(key) is not None:
-            load_part(target, checkpoint[key], f"{key} of the checkpoint {name}")
-            print(f"Loaded {key}")
+    model = model.module if isinstance(model, nn.DataParallel) else model  # save_checkpoint removes its prefix
+    check_finite(checkpoint["state_dict"], dict(model.named_parameters()), f"state_dict of the checkpoint {name}")
+    for key, target in {"state_dict": model, "optimizer": optimizer, "scheduler": scheduler}.items():
+        state = checkpoint.get(key)
+        if target is None or state is None:
+            continue
+        try:
+            if target is optimizer:
+                state = _matching_optimizer_state(target, state)
+            elif target is scheduler:
+                state = matching_state(target.state_dict(), state)
+            target.load_state_dict(state)
+        except LOAD_ERRORS as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"the {key} of the checkpoint {name} does not fit this run ({reason}); use the settings that it was "
+                "trained with, or another OUTPUT_DIR"
+            ) from error
+        print(f"Loaded {key}")
+
+
+def check_finite(state, names, what):
+    """Raise UsageError if one of these tensors of a state dict, a learned one, has a value that is not finite."""
+    for name in names:
+        if name in state and not torch.isfinite(state[name]).all():
+            raise UsageError(f"{name} of the {what} is not finite: use the checkpoint of another epoch, or train again")
+
+
+def matching_state(own, value, name=""):
+    """A part of a checkpoint, checked to have the form of `own`, the same part of what this run would save now.
+
+    Entries of dicts that `own` lacks are left out. Flags (None or a bool in `own`) and private entries may be missing,
+    because they differ between versions of torch. The values of `own` are used then.
+
+    Args:
+        own: nested dicts and lists of tensors, numbers, flags and strings.
+        value: from a checkpoint.
+        name (str): of the part, for errors.
+
+    Raises:
+        ValueError: the form differs, or a number is not finite, or negative where `own` is not.
+    """
+    value = vars(value) if isinstance(value, PickledObject) else value
+    if isinstance(own, dict) and isinstance(value, dict):
+        result = copy.copy(own)
+        for key, entry in own.items():
+            inner = f"{name}.{key}".strip(".")
+            if key in value:
+                result[key] = matching_state(entry, value[key], inner)
+            elif not (entry is None or isinstance(entry, bool) or str(key).startswith("_")):
+                raise ValueError(f"it has no {inner}")
+        return result
+    if isinstance(own, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(own):
+        return type(own)(matching_state(*pair, f"{name}.{i}") for i, pair in enumerate(zip(own, value, strict=True)))
+    if isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor):
+        fits = value.shape == own.shape and value.dtype == own.dtype and bool(torch.isfinite(value).all())
+    elif own is None or isinstance(own, bool):
+        fits = isinstance(value, bool | None) or (own is None and _is_number(value))
+    elif isinstance(own, numbers.Real):
+        fits = _is_number(value) and (value >= 0 or own < 0) and (isinstance(own, float) or value == int(value))
+        fits = (fits or value == own) and not (value == 0 and name.rpartition(".")[2] in DIVISORS)
+    else:
+        fits = type(value) is type(own) is str and value == own
+    if not fits:
+        raise ValueError(f"{name} has another form or an impossible value")
+    return value
+
+
+def _matching_optimizer_state(optimizer, state):
+    """The same for an optimiser. It takes a step with zero gradients for that, as torch checks little before one.
+
+    Raises:
+        Exception: nearly any, if the state does not fit.
+    """
+    groups = matching_state(optimizer.state_dict()["param_groups"], state["param_groups"], "param_groups")
+    state = {"state": state["state"], "param_groups": groups}
+    if not state["state"].keys() <= {index for group in groups for index in group["params"]}:
+        raise ValueError("its state is not that of these parameters")
+    optimizer.load_state_dict(copy.deepcopy(state))  # a step changes tensors in place
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(lambda: torch.zeros(()))  # some optimisers need such a closure
+    finite = all(parameter.isfinite().all() for parameter in parameters)
+    for parameter, value in zip(parameters, before, strict=True):
+        parameter.detach().copy_(value)
+        parameter.grad = None
+    if not finite:
+        raise ValueError("a step gives parameters that are not finite")
+    return state
+
+
+def _is_number(value, kind=numbers.Real):
+    """Whether it is a finite number of a usual size."""
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def load_pretrained_weights(model, weight_path):
-    """Load the weights that match the model's by name and shape, and print the others.
-
-    Args:
-        model (nn.Module): changed in place.
-        weight_path (str): a checkpoint or a saved state dict.
+    """Load the weights of a checkpoint or a state dict that match the model's by name and shape; print the others.
 
     Raises:
         UsageError: the file cannot be loaded.
@@ -170,8 +253,7 @@ def load_pretrained_weights(model, weight_path):
         raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
     weights, own = _strip_module(weights), model.state_dict()
     shapes = {key: value.shape for key, value in own.items()}
-    tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
-    matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
+    matched = {key: value for key, value in weights.items() if getattr(value, "shape", "") == shapes.get(key)}
     if not matched:
         warnings.warn(f"no weights loaded from {weight_path}: none has a name and shape of the model's", stacklevel=2)
         return

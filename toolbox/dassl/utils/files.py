@@ -9,11 +9,10 @@ TEMPORARY = r"\.(checkpoint|model\.pth\.tar-\d+|model-best\.pth\.tar)\.\d+\.tmp"
 
 
 def write_atomically(path, parts):
-    """Write a temporary file, flush it to disk, then rename it to ``path``.
+    """Write a temporary file, flush it to disk, then rename it to the Path ``path``; its folder exists.
 
     Args:
-        path (Path): the file; its folder exists.
-        parts (iterable of bytes): its content.
+        parts (iterable of bytes): the content.
 
     Raises:
         OSError: names ``path``; an earlier file is unchanged and the temporary file is removed.
@@ -36,13 +35,16 @@ def write_atomically(path, parts):
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporary_files(folder):
-    """Delete the unfinished files of killed processes in a folder of checkpoints. No other process may write there."""
-    if os.path.islink(folder) or not os.path.isdir(folder):
-        return
-    for entry in list(os.scandir(folder)):
-        if re.fullmatch(TEMPORARY, entry.name) and not entry.is_dir(follow_symlinks=False):
-            os.remove(entry.path)
+def remove_stale(folder, epochs):
+    """Delete from a folder of checkpoints those of some epochs, and what killed processes have not finished.
+
+    No other process may write there.
+    """
+    stale = "|".join([TEMPORARY, *(rf"model\.pth\.tar-{epoch}" for epoch in epochs)])
+    if os.path.isdir(folder) and not os.path.islink(folder):  # a link may lead to another run
+        for entry in list(os.scandir(folder)):
+            if re.fullmatch(stale, entry.name) and not entry.is_dir(follow_symlinks=False):
+                os.remove(entry.path)
 
 
 def sha256_of(file, length):

@@ -10,14 +10,8 @@ from pathlib import Path
 class Logger:
     """A text stream that writes to the console and to a file; a context manager that closes the file.
 
-    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of the console.
-
-    Args:
-        fpath (str or Path, optional): the log file; its folder is created. None: write to the console only.
-
-    Attributes:
-        console: ``sys.stdout`` at the time of construction.
-        file: the open log file, None without one or after :meth:`close`.
+    Other attributes (``isatty``, ``encoding``, ``fileno``, ...) are those of ``console``, which was ``sys.stdout`` when
+    it was made. ``file`` is the open log at ``fpath``, or None without one and after :meth:`close`.
     """
 
     def __init__(self, fpath=None):
@@ -81,15 +75,14 @@ def print_on_terminal(text):
 
 
 def setup_logger(output=None):
-    """Copy everything printed from now on to a log file, by replacing ``sys.stdout``.
+    """Copy everything printed from now on to a log file, by replacing ``sys.stdout`` until the end of the logger.
 
     Args:
         output (str, optional): a folder (the log is ``<output>/log.txt``) or a file ending in .txt or .log. An existing
             log is kept, and the new one gets the time in its name. None: nothing changes.
 
     Returns:
-        Logger: its ``close()``, or the end of a ``with`` block, closes the file and restores ``sys.stdout``. A program
-        that logs until its end can ignore it.
+        Logger: it ends with ``close()`` or a ``with`` block. A program that logs until its own end can ignore it.
     """
     if output is None:
         return Logger()

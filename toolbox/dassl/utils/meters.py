@@ -6,12 +6,9 @@ import torch
 
 
 class AverageMeter:
-    """The latest value and the average of a series.
+    """The latest value ``val`` of a series, its ``avg``, ``sum`` and ``count``.
 
-    Args:
-        ema (bool): average with exponential decay (0.9) instead of over all values.
-
-    Attributes: ``val`` (latest), ``avg``, ``sum``, ``count``.
+    With ``ema`` the average has exponential decay (0.9) instead of being over all values.
     """
 
     def __init__(self, ema=False):
@@ -30,11 +27,7 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then average.
-
-    Args:
-        delimiter (str): separator of the metrics.
-    """
+    """Named averages, printed as ``loss 1.2000 (1.5000) acc 50.0000 (43.7500)``: latest value, then average."""
 
     def __init__(self, delimiter=" "):
         self.meters = defaultdict(AverageMeter)

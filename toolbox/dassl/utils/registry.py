@@ -7,17 +7,7 @@ from .tools import nearest
 
 
 class Registry:
-    """Maps names to classes or functions, so that a config can select one by name.
-
-    Args:
-        name (str): kind of the objects, for error messages.
-
-    Example:
-        >>> BACKBONE_REGISTRY = Registry("BACKBONE")
-        >>> @BACKBONE_REGISTRY.register()
-        ... class MyBackbone(nn.Module): ...
-        >>> BACKBONE_REGISTRY.get("MyBackbone")
-    """
+    """Maps names to classes or functions, so that a config can select one by name; errors name their kind ``name``."""
 
     def __init__(self, name):
         self._name = name
@@ -32,7 +22,6 @@ class Registry:
         Raises:
             KeyError: the name is taken and ``force`` is False.
         """
-
         if obj is None:
             return partial(self.register, force=force)
         if obj.__name__ in self._obj_map and not force:
@@ -41,11 +30,7 @@ class Registry:
         return obj
 
     def get(self, name):
-        """The object registered under ``name``.
-
-        Raises:
-            UnknownNameError: (a UsageError and a KeyError) no object has that name.
-        """
+        """The object registered under ``name``; UnknownNameError (a UsageError and a KeyError) if there is none."""
         if name not in self._obj_map:
             raise UnknownNameError(f'the {self._name} registry has no "{name}"{nearest(name, self._obj_map)}')
         return self._obj_map[name]

@@ -91,15 +91,7 @@ def tolist_if_not(x):
 
 
 def count_num_param(model=None, params=None):
-    """Count the numbers in a model, or in a list of parameters or of parameter groups.
-
-    Args:
-        model (nn.Module, optional): the model.
-        params (iterable, optional): tensors, or dicts with tensors under ``"params"``; used if no model is given.
-
-    Raises:
-        ValueError: neither is given.
-    """
+    """Count the numbers in a model, or in ``params``: tensors, or dicts with tensors under ``"params"``."""
     params = params if model is None else model.parameters()
     if params is None:
         raise ValueError("count_num_param() needs a model or params")

@@ -51,11 +51,8 @@ class TensorUnpickler(pickle._Unpickler):
     """Reads a pickle of torch.save.
 
     It is Python's unpickler in Python, with the operations that torch writes, and with its own form of those that would
-    call something or compute the hash of any object.
-
-    Args:
-        file (io.BytesIO): the pickle.
-        storage (callable): (key, dtype, count) -> the numbers of a storage, a tensor with one dimension.
+    call something or compute the hash of any object. `storage(key, dtype, count)` returns the numbers of a storage, a
+    tensor with one dimension.
 
     Raises:
         DamagedError: torch.save does not write such a pickle of tensors and plain values.
@@ -142,13 +139,11 @@ class BoundedFile(io.BufferedReader):
 
 
 def sealed(archive):
-    """A zip archive with its SHA-256 as its comment, which readers of zip archives skip.
+    """The bytes that `torch.save` wrote, a zip archive, with their SHA-256 as its comment, which other readers skip.
 
     The CRCs of an archive do not cover its list of members. The seal covers every bit.
-
-    Args:
-        archive (bytes): what `torch.save` wrote. Its last two bytes are the length of the comment.
     """
+    # The last two bytes of an archive are the length of its comment.
     content = archive[:-2] + (len(SEAL) + SEAL_DIGITS).to_bytes(2, "little") + SEAL
     return content + hashlib.sha256(content).hexdigest().encode()
 
@@ -156,9 +151,7 @@ def sealed(archive):
 def read_torch_file(path):
     """The content of a file of torch.save, on the CPU. Its seal is verified or, without one, the CRCs of its members.
 
-    Raises:
-        DamagedError: it is damaged, or has something other than tensors and plain values.
-        Exception: nearly any, for a damaged file.
+    Raises DamagedError if it has something other than tensors and plain values, nearly any Exception if it is damaged.
     """
     with BoundedFile(io.FileIO(path)) as file:
         if file.peek(2)[:2] != b"PK":

@@ -12,14 +12,7 @@ from dassl.utils import UsageError, mkdir_if_missing
 
 
 class Datum:
-    """One labelled image, by path.
-
-    Args:
-        impath (str): path of the image file.
-        label (int): class index, from 0.
-        domain (int): domain index, from 0.
-        classname (str): class name.
-    """
+    """One labelled image: the path of its file, its class and domain (indices from 0), and the name of its class."""
 
     def __init__(self, impath="", label=0, domain=0, classname=""):
         if not isinstance(impath, str):
@@ -35,14 +28,8 @@ class Datum:
 class DatasetBase:
     """A dataset. Subclasses read their files and call this constructor with lists of `Datum`.
 
-    Args:
-        train_x: labelled training data, from which the classes are counted and named.
-        train_u: unlabelled training data (optional).
-        val: validation data (optional).
-        test: test data.
-
-    Raises:
-        UsageError: `train_x` has no images, or a label has two class names.
+    They are labelled training data, from which the classes are counted and named, and unlabelled training data,
+    validation data and test data, which are optional. UsageError if `train_x` has no images, or a label has two names.
     """
 
     dataset_dir = ""  # the dataset's folder under DATASET.ROOT
@@ -80,8 +67,7 @@ class DatasetBase:
         mapping = {}
         for item in data_source:
             DatasetBase._check_name(item, mapping.setdefault(item.label, item.classname))
-        classnames = [mapping[label] for label in sorted(mapping)]
-        return mapping, classnames
+        return mapping, [mapping[label] for label in sorted(mapping)]
 
     @staticmethod
     def _check_name(item, name):
@@ -90,12 +76,7 @@ class DatasetBase:
             raise UsageError(f"{what}; give each class one label and one name")
 
     def download_data(self, url, dst, from_gdrive=True):
-        """Download a zip or tar archive and extract it into its own folder, and nothing outside that.
-
-        Args:
-            url (str): address of the archive.
-            dst (str): file to write.
-            from_gdrive (bool): whether `url` is a Google Drive link; if not, it is plain http(s).
+        """Download a zip or tar archive from an http(s) address and extract it into the folder of `dst`, its file.
 
         Raises:
             UsageError: the download failed, or the downloaded file is not an archive, or an unsafe one.
@@ -130,12 +111,9 @@ class DatasetBase:
         samples are those of the literature.
 
         Args:
-            data_sources: lists of `Datum`, sampled one after the other.
+            data_sources: lists of `Datum`, sampled one after the other. Returns such a list, or a list of several.
             num_shots (int): images per class; below 1 the sources are returned unchanged.
             repeat (bool): a class with fewer images is sampled with replacement; otherwise all its images are used.
-
-        Returns:
-            A list of `Datum` for one source, a list of such lists for several.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources

@@ -6,11 +6,7 @@ DATASET_REGISTRY = Registry("DATASET")
 
 
 def build_dataset(cfg):
-    """Build the registered dataset named `cfg.DATASET.NAME`.
-
-    Raises:
-        UsageError: no dataset with that name is registered.
-    """
+    """Build the registered dataset `cfg.DATASET.NAME`; UsageError if there is none."""
     if cfg.VERBOSE:
         print(f"Loading dataset: {cfg.DATASET.NAME}")
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

@@ -12,16 +12,12 @@ INTERPOLATION_MODES = {name: InterpolationMode(name) for name in INTERPOLATIONS}
 
 
 def build_transform(cfg, is_train=True, choices=None, verbose=True):
-    """Build the training or the test transform of a config.
+    """The training or the test transform of a config, from a PIL image to a float tensor (3, H, W).
 
     Args:
-        cfg: the config; INPUT.SIZE is (height, width).
-        is_train (bool): whether to build the training or the test transform.
+        cfg: the config; INPUT.SIZE is (height, width). With INPUT.NO_TRANSFORM the result is None.
         choices: names to use instead of INPUT.TRANSFORMS.
-        verbose (bool): whether to print the steps.
-
-    Returns:
-        A callable from a PIL image to a float tensor (3, H, W); None with INPUT.NO_TRANSFORM.
+        verbose (bool): print the steps.
 
     Raises:
         UsageError: a choice or the interpolation is unknown, or the kernel of the Gaussian blur is too large.
@@ -36,11 +32,10 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     size, kernel = tuple(cfg.INPUT.SIZE), cfg.INPUT.GB_K
     if is_train and "gaussian_blur" in choices and kernel >= 2 * min(size):  # the blur mirrors images at their border
         raise UsageError(f"INPUT.GB_K is {kernel}: for INPUT.SIZE {size} give at most {2 * min(size) - 1}")
+    interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+    steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
     if is_train:
-        steps = _train_steps(cfg.INPUT, size, choices)
-    else:
-        interpolation = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
-        steps = [T.Resize(max(size), interpolation=interpolation), T.CenterCrop(size)]  # the shorter side
+        steps = _train_steps(cfg.INPUT, size, choices, interpolation)
     steps += to_tensor(cfg.INPUT, choices)
     if verbose:
         print(f"Building transform_{'train' if is_train else 'test'}")
@@ -49,9 +44,8 @@ def build_transform(cfg, is_train=True, choices=None, verbose=True):
     return T.Compose(steps)
 
 
-def _train_steps(options, size, choices):
+def _train_steps(options, size, choices, interpolation):
     """The steps of a training transform on PIL images."""
-    interpolation = INTERPOLATION_MODES[options.INTERPOLATION]
     jitter = (options.COLORJITTER_B, options.COLORJITTER_C, options.COLORJITTER_S, options.COLORJITTER_H)
     known = {
         "random_crop": T.RandomCrop(size, padding=options.CROP_PADDING),
