@@ -105,3 +105,12 @@ def test_a_published_checkpoint_of_mmrl_is_read_by_its_task(classes, task, kind,
     assert trainer.model.image_encoder["proj_rep"].detach().std() == pytest.approx(64**-0.5, rel=0.1)
     trainer.load_prompts({"state_dict": trainer.model.state_dict(), "epoch": 10}, "a file")
     assert trainer.model.classes_learned == (kind == "learned")
+
+
+@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MaPLe", "MPL", "IVLP"])
+def test_braces_in_the_words_of_a_context_are_text(method, build):
+    """As in the published code, which tokenises the words as they are."""
+    trainer = build(method, "base", "CTX_INIT", "a {} of", "N_CTX_TEXT" if method == "IVLP" else "N_CTX", 2)
+    words = "X X a {} of" if method == "MPL" else "a {} of"
+    texts = [f"{words} {name}." for name in trainer.class_names]
+    assert torch.equal(trainer.model.prompt_learner.ids, tokenize(texts))
