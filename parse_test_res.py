@@ -52,7 +52,7 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
     """
     print(f"Parsing files in {directory}")
     values, selected = [], 0
-    for folder in sorted((path for path in directory.iterdir() if path.is_dir()), key=natural):
+    for folder in sorted(filter(Path.is_dir, directory.iterdir()), key=natural):
         found = []
         for file in logs(folder):
             text = read_text(file, LARGEST_LOG, "replace")
@@ -85,18 +85,13 @@ def main() -> None:
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
     args = parser.parse_args()
     args.signal = TESTED if args.test_log else TRAINED
-    try:
-        report(args, parser)
-    except UsageError as error:
-        parser.error(str(error))
-
-
-def report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print the means of the folders; `parser` reports errors."""
     if not args.directory.is_dir():
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
-    folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
-    means = [found for folder in folders if (found := parse(folder, args)) is not None]
+    try:
+        folders = filter(Path.is_dir, args.directory.iterdir()) if args.multi_exp else [args.directory]
+        means = [found for folder in sorted(folders, key=natural) if (found := parse(folder, args)) is not None]
+    except UsageError as error:
+        parser.error(str(error))
     if not means:
         hint = "" if args.test_log else "; give --test-log if they are logs of tests"
         parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt{hint}")

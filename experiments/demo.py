@@ -99,10 +99,8 @@ def draw_answers(study: Study, file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    known, baselines = (
-        trainers.methods(),
-        [name for name, method in trainers.methods().items() if not method.learns and method.kind == "inductive"],
-    )
+    known = trainers.methods()
+    baselines = [name for name, method in known.items() if not method.learns and method.kind == "inductive"]
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)"

@@ -1,15 +1,15 @@
 """The key `choose` of a study: trials, the choice, the runs with it, and what choosing on test images is worth."""
 
 import json
-import os
-import signal
+import shutil
 
 import pandas as pd
 import pytest
 from drawn import write_eurosat
-from finished import figures, finish, wait_until
+from finished import InThisProcess, figures, finish
 
 from common.errors import UsageError
+from common.results import read_results
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
@@ -19,7 +19,6 @@ from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK
 from experiments.studies.trials import decide
-from experiments.studies.worker import execute_run
 
 pytestmark = pytest.mark.slow
 
@@ -59,29 +58,24 @@ def one(**settings):
 
 INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, {}, {}, "choose has no keys: give some, such as"),
-    (VALIDATION, {"OPTIM.LR": []}, {}, "choose has the values [] for OPTIM.LR: give a list of two or more"),
     (VALIDATION, {"OPTIM.LR": [0.1]}, {}, "choose has the values [0.1] for OPTIM.LR"),
     (VALIDATION, {"OPTIM.LR": [0.1, 0.1]}, {}, "two or more different ones"),
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
     (VALIDATION, ["OPTIM.LR"], {}, "the keys of choose must be a mapping of KEY: [VALUE, ...], not ['OPTIM.LR']"),
     (VALIDATION, {"OPTIM.LRR": [0.1, 0.2]}, {}, "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
     (VALIDATION, {"OPTIM.LR": [0.1, "fast"]}, {}, "OPTIM.LR is 'fast'"),
-    (VALIDATION, {"OPTIM.MAX_EPOCH": [1, 1.5]}, {}, "OPTIM.MAX_EPOCH is 1.5"),
     (VALIDATION, {"TRAINER.MPL.N_CTX": [1, 2]}, {}, "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has the settings"),
     (VALIDATION, {"SEED": [1, 2]}, {}, "CoOp cannot choose SEED: use the study's own key seeds"),
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, RATES, one(datasets={"dtd": {"OPTIM.LR": 1}}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, {"TEST.SPLIT": ["val", "test"]}, {}, "CoOp cannot choose TEST.SPLIT, which the study sets"),
-    (VALIDATION, {"TEST.NO_TEST": [False, True]}, {}, "CoOp cannot choose TEST.NO_TEST, which the study sets"),
     (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x has TEST.NO_TEST, which choose sets: leave one of"),
-    (VALIDATION, RATES, one(overrides={"DATASET.HOLD_OUT": True}), "x has DATASET.HOLD_OUT, which choose sets"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
     (VALIDATION, {"CACHE": ["a", "b"]}, {"cache": "c"}, "CoOp cannot choose CACHE, which the study sets"),
     ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
     (None, RATES, {}, "choose has no by: give one of few-shot validation, hold one shot out, leave one"),
     (OTHERS, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
     (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
-    (HELD_OUT, RATES, {"shots": [4, 1], "protocols": "few_shot"}, "leaves nothing of 1 shot to train on"),
     (VALIDATION, RATES, one(choose={}), "choose has nothing to choose from: give keys"),
     (VALIDATION, RATES, {"choose": "oracle"}, "choose is 'oracle': give {keys:"),
     (VALIDATION, RATES, {"choose": {"key": RATES, "by": ORACLE}}, "no key of choose 'key': did you mean keys?"),
@@ -130,11 +124,9 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
 def test_a_method_has_keys_of_its_own_or_none(chosen):
     trainers = {"GDA": {"config": "small", "choose": {"TRAINER.GDA.ALPHA": [1, 2]}}, "LinearProbe": {"choose": {}}}
     study = load(chosen(protocols="few_shot", trainers={"CoOp": "small", "ZeroshotCLIP": "small"} | trainers))
-    assert {(run.variant.name, run.values) for run in study.trials()} == {
-        ("CoOp", ("OPTIM.LR", "0.1")),
-        ("CoOp", ("OPTIM.LR", "0.02")),
-        ("GDA", ("TRAINER.GDA.ALPHA", "1")),
-        ("GDA", ("TRAINER.GDA.ALPHA", "2")),
+    tried = {(run.variant.name, *run.values) for run in study.trials()}
+    assert tried == {("CoOp", "OPTIM.LR", value) for value in ("0.1", "0.02")} | {
+        ("GDA", "TRAINER.GDA.ALPHA", value) for value in "12"
     }
     usual = {run.variant.name for run in study.runs() if "chosen" not in run.folder.relative_to(study.output).parts}
     assert usual == {"ZeroshotCLIP", "LinearProbe"}
@@ -166,6 +158,7 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     study = load(chosen(seeds=[1, 2]), settings=False)
     assert len(decide(study)) == 1 and not study.searches[0].file.exists()
     finish_trials(study, lambda run: accuracies[run.values[1], run.seed])
+    assert str(Progress(study)).startswith("4 of 12 runs are done, 0 are running, 0 have failed, 8 are left, 4 of 4 t")
     assert decide(study) == [] and choice(study)["settings"] == {"OPTIM.LR": best}
     records = [(each["what"], each["split"], each["images"], each["test_images"]) for each in choice(study)["choices"]]
     assert records == 2 * [("OPTIM.LR", "val", 40, 0)]  # the images of each seed
@@ -219,13 +212,6 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     assert (done.status, len(done.errors)) == (2, 1) and "not say that it was tested on val images" in done.errors[0]
 
 
-def test_status_counts_trials(chosen):
-    study = load(chosen(seeds=[1, 2]), settings=False)
-    finish(study.trials()[0], 50)
-    assert str(Progress(study)).startswith("1 of 12 runs are done, 0 are running, 0 have failed, 11 are left")
-    assert "1 of 4 trials are done" in str(Progress(study))
-
-
 # Real runs
 
 QUICK = {"OPTIM.MAX_EPOCH": 2, "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.NUM_WORKERS": 0, "INPUT.SIZE": "(32, 32)"}
@@ -236,13 +222,7 @@ BY_TEST = {"by": ORACLE, "keys": {"OPTIM.LR": [0.002, 30.0]}, "protocols": "base
 def executed(chosen, eurosat, tiny, command, monkeypatch):
     """`executed(command, by, ...)` -> the study, after a command whose runs take place in this process."""
 
-    class Here(executor.LocalExecutor):
-        def submit(self, run):
-            future = executor.Future()
-            future.set_result(execute_run(run.arguments))
-            return future
-
-    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: Here(1))
+    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: InThisProcess(1))
 
     def executed(name, by, keys=RATES, **settings):
         usual = {"trainers": {"CoOp": {"config": "small", "overrides": QUICK}}, "backbone": str(tiny), "shots": 2}
@@ -255,16 +235,12 @@ def executed(chosen, eurosat, tiny, command, monkeypatch):
     return executed
 
 
-def results_of(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
 def test_a_study_from_trials_to_tables(executed, launch):
     """Test images choose, so that everything has the mark. New classes take no part in the choice."""
     study, _ = executed("run", **BY_TEST)
-    trials = {run.values[1]: results_of(run.folder)["accuracy"] for run in study.trials()}
+    trials = {run.values[1]: read_results(run.folder)["accuracy"] for run in study.trials()}
     best = max(trials, key=trials.get)
-    base, new = (results_of(run.folder) for run in study.runs())
+    base, new = (read_results(run.folder) for run in study.runs())
     assert base["accuracy"] == trials[best] and choice(study)["settings"] == {"OPTIM.LR": best}
     expected = {"what": "OPTIM.LR", "classes": "base", "split": "test", "trials": 2, "by": ORACLE}
     for card in (base["data_use"], new["data_use"]):
@@ -282,12 +258,12 @@ def test_a_study_from_trials_to_tables(executed, launch):
 def test_inflation_compares_the_candidates(executed):
     executed("run", **BY_TEST)
     study, printed = executed("inflation", **BY_TEST)
-    trials = {run.values[1]: results_of(run.folder)["accuracy"] for run in study.trials()}
+    trials = {run.values[1]: read_results(run.folder)["accuracy"] for run in study.trials()}
     base, output = study.runs()[0].folder, study.output
     found = pd.read_csv(output / "studies/out/inflation.csv").query("dataset == 'eurosat'").set_index("chosen")
 
     def accuracies(split, folders):
-        return [results_of(output / "inflation" / split / each.relative_to(output))["accuracy"] for each in folders]
+        return [read_results(output / "inflation" / split / each.relative_to(output))["accuracy"] for each in folders]
 
     validated = accuracies("val", [run.folder for run in study.trials()])
     by_rule = list(trials.values())[validated.index(max(validated))]
@@ -304,12 +280,18 @@ def test_inflation_compares_the_candidates(executed):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("by", "split", "images"), [(VALIDATION, "val", 12), (HELD_OUT, "train", 6)])
-def test_card_names_the_choosing_images(executed, by, split, images):
+def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by, split, images):
     study, _ = executed("run", by, seeds=[1, 2])
-    fitted = {run.seed: results_of(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
+    trials, results = [run.folder / "results.json" for run in study.trials()], figures(study)
+    written = [file.stat().st_mtime_ns for file in trials]
+    study.searches[0].file.unlink()
+    shutil.rmtree(study.runs()[0].folder)
+    executed("run", by, seeds=[1, 2])
+    assert [file.stat().st_mtime_ns for file in trials] == written and figures(study) == results
+    fitted = {run.seed: read_results(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
     assert fitted == dict.fromkeys((1, 2), 6 if by == HELD_OUT else 12)
     for run in study.runs():
-        records = results_of(run.folder)["data_use"]["choose"]
+        records = read_results(run.folder)["data_use"]["choose"]
         found = {(each["split"], each["images"], each["test_images"], each["by"]) for each in records}
         assert found == {(split, images, 0, by)}
         assert len({each["sha256"] for each in records}) == 2  # those of both seeds
@@ -322,26 +304,3 @@ def test_inflation_without_candidates_is_refused(chosen, command):
         done = command(study_command, "inflation", file)
         assert done.status == 2 and done.printed == ""
         assert "no choice with all its trials, and no finished run that keeps several epochs: add" in done.errors[-1]
-
-
-@pytest.mark.thorough
-@pytest.mark.slow
-def test_a_study_killed_after_its_trials_continues_bit_for_bit(chosen, start):
-    """It is killed when the first run with the chosen settings has begun; then a chosen one and its choice are lost."""
-    overrides = {"OPTIM.MAX_EPOCH": 3, "DATALOADER.NUM_WORKERS": 0}
-    how = {"trainers": {"CoOp": {"config": "small", "overrides": overrides}}, "protocols": "few_shot", "seeds": [1, 2]}
-    whole, killed = (chosen(output=name, **how) for name in ("whole", "killed"))
-    process = start(whole, "--workers", "1")
-    assert process.wait(timeout=600) == 0, process.communicate()
-    study = load(killed, settings=False)
-    process = start(killed, "--workers", "1")
-    wait_until(lambda: any(run.folder.is_dir() for run in study.runs()), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    made = {run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in study.trials()}
-    study.searches[0].file.unlink()
-    process = start(killed, "--workers", "1")
-    assert process.wait(timeout=600) == 0, process.communicate()
-    assert made == {folder: (folder / "results.json").stat().st_mtime_ns for folder in made}
-    continued = json.dumps(figures(study)).replace("killed", "whole")  # the folders differ
-    assert json.loads(continued) == figures(load(whole, settings=False))

@@ -52,7 +52,7 @@ def build_tables(summary: Summary) -> list[Table]:
 
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
-    tables, by = [], summary.study.choose and summary.study.choose.by
+    tables, by = [], summary.study.choose.by
     for (protocol, shots), methods_of in chosen_settings(summary.study).items():
         datasets = list(dict.fromkeys(name for settings in methods_of.values() for name in settings))
         rows = [
@@ -125,9 +125,10 @@ def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[l
     return ["method", *columns], [[Cell(name), *(at[name, c] for c in columns)] for name in cells["method"].unique()]
 
 
-def accuracy(cell, key: str = "spread") -> Cell:
-    """The mean of a row of `Summary.cells`, its spread (or `interval`), n if runs are missing, and the mark."""
-    spread = "" if pd.isna(getattr(cell, key)) else f" ± {getattr(cell, key):.2f}"
+def accuracy(summary: Summary, cell: Any) -> Cell:
+    """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the mark."""
+    width = cell.interval if summary.intervals else cell.spread
+    spread = "" if pd.isna(width) else f" ± {width:.2f}"
     missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
     text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
     return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
@@ -148,10 +149,6 @@ def describe_spread(summary: Summary) -> str:
     return f"Accuracy in %: mean ± {spread} over {over}; first and second best marked; -: missing."
 
 
-def with_spread(summary: Summary) -> Callable[[Any], Cell]:
-    return partial(accuracy, key="interval" if summary.intervals else "spread")
-
-
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
     note = describe_spread(summary)
     if part == "all":
@@ -163,7 +160,7 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     note += about_mark(cells) + about_data(summary, protocol, part)
-    return Table(f"{protocol}, {part}", *grid(cells, "dataset", with_spread(summary)), note)
+    return Table(f"{protocol}, {part}", *grid(cells, "dataset", partial(accuracy, summary)), note)
 
 
 def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:

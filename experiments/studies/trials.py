@@ -37,7 +37,6 @@ def decide(study: Study) -> list[Search]:
 
 def outcome(study: Study, search: Search) -> dict[str, Any] | None:
     """The content of the file of a choice; None while trials are missing."""
-    assert study.choose
     accuracies, records = {}, []
     for values, runs in search.trials.items():
         results = {run: read_results(run.folder) for run in runs}
@@ -46,11 +45,11 @@ def outcome(study: Study, search: Search) -> dict[str, Any] | None:
         accuracies[values] = fmean(each["accuracy"] for each in results.values() if each)
         records += [chosen_on(study.choose, run, each) for run, each in results.items() if each]
     lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
-    trials = {"trials": len(accuracies)}
+    settings, trials = by_key(best(accuracies)), {"trials": len(accuracies)}
     return {
         "by": study.choose.by,
-        "settings": by_key(best(accuracies)),
-        "choices": [{"what": key, **record, **trials} for key, _ in search.keys for record in lists],
+        "settings": settings,
+        "choices": [{"what": key, **record, **trials} for key in settings for record in lists],
         "accuracies": [by_key(values) | {"accuracy": mean} for values, mean in accuracies.items()],
     }
 
