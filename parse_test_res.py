@@ -38,12 +38,6 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def spread(values: list[float], ci95: bool) -> float:
-    """Population standard deviation, or half of the 95% interval: 1.96 of them over sqrt(n)."""
-    deviation = statistics.pstdev(values)
-    return 1.96 * deviation / len(values) ** 0.5 if ci95 else deviation
-
-
 def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | None:
     """Print what the runs in a folder reached and their mean.
 
@@ -67,9 +61,11 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
             print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log is wrong")
     if not values:
         return None
-    mean = statistics.fmean(values)
+    mean, spread = statistics.fmean(values), statistics.pstdev(values)
+    if args.ci95:  # half of the interval
+        spread *= 1.96 / len(values) ** 0.5
     print("===\nSummary of directory: " + str(directory))
-    print(f"* {args.keyword}: {mean:.2f}% +- {spread(values, args.ci95):.2f}%")
+    print(f"* {args.keyword}: {mean:.2f}% +- {spread:.2f}%")
     if selected:
         print(f"* {SELECTED.lower()}: {selected} of {len(values)} runs")
     print("===")

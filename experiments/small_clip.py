@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms.functional import normalize
 from tqdm import tqdm
 
 from clip import tokenize
@@ -33,7 +35,6 @@ Takes an hour on two CPU cores, and cannot be resumed. Writes to the output fold
 """
 WIDTH, LAYERS, PATCH = 128, 12, 16
 UNSEEN = 1000  # images to measure retrieval on
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 UNSEEN_WORDS = {"turquoise", "crescent", "zigzag"}
@@ -134,8 +135,7 @@ def draw_pairs(seed: int, number: int) -> tuple[list[Subject], np.ndarray]:
 def encode_images(model: CLIP, images: np.ndarray) -> Tensor:
     """(n, 64, 64, 3) uint8 -> (n, WIDTH), normalised."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    return F.normalize(model.visual(pixels), dim=-1)
+    return F.normalize(model.visual(normalize(pixels, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)), dim=-1)
 
 
 def encode_texts(model: CLIP, texts: list[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import Future
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from common.results import read_results
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
-from experiments.studies import executor
+from experiments.studies import executor, inflation
 from experiments.studies.choose import RULES
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
@@ -166,16 +167,18 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 
-def test_left_out_dataset_has_the_choice_of_the_others(chosen):
+@pytest.mark.parametrize(("by", "best"), [(OTHERS, ["0.02", "0.1", "0.1"]), (VALIDATION, ["0.1", "0.02", "0.02"])])
+def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     names = ["small_land", "small_counts", "small_shapes"]
-    study = load(chosen(OTHERS, datasets=names, protocols="few_shot"), settings=False)
+    study = load(chosen(by, datasets=names, protocols="few_shot"), settings=False)
     likes = dict(zip(names, ["0.1", "0.02", "0.02"], strict=True))  # the value that is better on each
     finish_trials(study, lambda run: 60 if run.values[1] == likes[run.dataset] else 50)
     assert decide(study) == []
-    assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == ["0.02", "0.1", "0.1"]
+    assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == best
     records = choice(study)["choices"]
-    assert {each["dataset"] for each in records} == {"small_counts", "small_shapes"}
-    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {("test", 0, OTHERS)}
+    assert {each["dataset"] for each in records} == {*names[1:]} if by == OTHERS else {names[0]}
+    split = study.choose.rule.split
+    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {(split, 0, by)}
 
 
 def test_another_choice_keeps_the_trials_and_changes_only_what_depends_on_it(chosen):
@@ -255,30 +258,6 @@ def test_a_study_from_trials_to_tables(executed, launch):
 
 
 @pytest.mark.thorough
-def test_inflation_compares_the_candidates(executed):
-    executed("run", **BY_TEST)
-    study, printed = executed("inflation", **BY_TEST)
-    trials = {run.values[1]: read_results(run.folder)["accuracy"] for run in study.trials()}
-    base, output = study.runs()[0].folder, study.output
-    found = pd.read_csv(output / "studies/out/inflation.csv").query("dataset == 'eurosat'").set_index("chosen")
-
-    def accuracies(split, folders):
-        return [read_results(output / "inflation" / split / each.relative_to(output))["accuracy"] for each in folders]
-
-    validated = accuracies("val", [run.folder for run in study.trials()])
-    by_rule = list(trials.values())[validated.index(max(validated))]
-    columns = ["candidates", "default", "honest", "on_test"]
-    assert found.loc["settings", columns].tolist() == [2, trials["0.002"], by_rule, max(trials.values())]
-    epochs = [base / f"epoch{number}" for number in (1, 2)]
-    validated, tested = accuracies("val", epochs), accuracies("test", epochs)
-    by_rule = tested[validated.index(max(validated))]
-    assert found.loc["epoch", columns].tolist() == [2, tested[-1], by_rule, max(tested)]
-    assert tested[-1] == max(trials.values()) and found.loc["epoch", "worth"] == pytest.approx(max(tested) - by_rule)
-    assert f"by few-shot validation | on test images {MARK} |" in printed
-    assert all((output / f"studies/out/inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize(("by", "split", "images"), [(VALIDATION, "val", 12), (HELD_OUT, "train", 6)])
 def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by, split, images):
     study, _ = executed("run", by, seeds=[1, 2])
@@ -297,6 +276,52 @@ def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by
         assert len({each["sha256"] for each in records}) == 2  # those of both seeds
     _, printed = executed("inflation", by, seeds=[1, 2])
     assert f"| by {by} |" in printed and MARK not in executed("tables", by, seeds=[1, 2])[1]
+
+
+TESTED = {"0.1": 60, "0.02": 65, "0.5": 70, "epoch1": 50, "epoch2": 55, "epoch3": 40}  # accuracies
+VALIDATED = {"0.1": 10, "0.02": 30, "0.5": 20, "epoch1": 20, "epoch2": 10, "epoch3": 5}
+
+
+def test_inflation_compares_the_candidates(chosen, eurosat, command):
+    rates = {"OPTIM.LR": [0.1, 0.02, 0.5]}
+    file = chosen(ORACLE, rates, trainers={"CoOp": "small"}, root=str(eurosat), datasets=["eurosat"])
+    study = load(file, settings=False)
+    finish_trials(study, lambda run: TESTED[run.values[1]])
+    decide(study)
+    base = study.runs()[0]
+    finish(base, 70)
+    for epoch in (1, 2, 3):
+        (base.folder / "prompt_learner").mkdir(exist_ok=True)
+        (base.folder / f"prompt_learner/model.pth.tar-{epoch}").touch()
+    for run in (run for each in inflation.choices(study) for run in each.runs() if not run.folder.exists()):
+        name = run.folder.name if run.folder.name in TESTED else run.values[1]
+        finish(run, {"test": TESTED, "val": VALIDATED}[run.arguments[-1]][name])
+    done = command(study_command, "inflation", file)
+    assert (done.status, done.errors) == (0, [])
+    made = study.output / "studies/out"
+    cells = pd.read_csv(made / "inflation.csv").query("dataset == 'average'").set_index("chosen")
+    columns = ["candidates", "default", "honest", "on_test", "worth", "over_default"]
+    assert cells.loc["settings", columns].tolist() == [3, 60, 65, 70, 5, 10]
+    assert cells.loc["epoch", columns].tolist() == [3, 40, 50, 55, 5, 15]
+    assert f"by few-shot validation | on test images {MARK} |" in done.printed
+    assert "| CoOp | eurosat | 1 | 3 | 40.00 | 50.00 | 55.00 | +5.00 |" in done.printed
+    assert all((made / f"inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
+
+
+def test_runs_do_not_start_without_a_choice_whose_trials_have_failed(chosen, command, monkeypatch):
+    started = []
+
+    class Failing(InThisProcess):
+        def submit(self, run):
+            started.append(run)
+            (done := Future()).set_result("the memory is full")
+            return done
+
+    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: Failing(1))
+    done = command(study_command, "run", chosen())
+    assert done.status == 1 and "The trials of 1 choices have failed, so that the runs" in done.printed
+    assert {run.variant.name for run in started if not run.values} == {"ZeroshotCLIP"}
+    assert {run.variant.name for run in started if run.values} == {"CoOp"}
 
 
 def test_inflation_without_candidates_is_refused(chosen, command):

@@ -5,15 +5,13 @@ import shutil
 from functools import partial
 
 import pytest
-from dassl.engine import TRAINER_REGISTRY
 from drawn import card
 from matplotlib.axes import Axes
 from PIL import Image
 
-from experiments import configs, demo
+from experiments import demo
 from experiments.predictions import read
 from experiments.studies.spec import Study
-from trainers import PromptTrainer
 
 
 @pytest.mark.slow
@@ -79,20 +77,3 @@ def test_invalid_options_are_refused(tmp_path, command, options, words):
     assert status == 2
     assert words in errors[-1]
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("files", "found"),
-    [(["small.yaml", "other.yaml"], "small"), (["mine.yaml"], "mine"), (["mine.yaml", "base2new.yaml"], "base2new")],
-)
-def test_config_of_a_method(tmp_path, monkeypatch, files, found):
-    class Own(PromptTrainer):
-        pass
-
-    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "Own", Own)
-    monkeypatch.setattr(configs, "CONFIGS", tmp_path)
-    folder = tmp_path / "trainers/Own"
-    folder.mkdir(parents=True)
-    for name in files:
-        (folder / name).touch()
-    assert demo.choose_config("Own") == found

@@ -119,6 +119,7 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
     ]
     for png, svg, pdf in zip(files[::3], files[1::3], files[2::3], strict=True):
         assert ElementTree.parse(svg).getroot().tag.endswith("svg") and pdf.read_bytes().startswith(b"%PDF-")
+        assert ("<!-- CoOp -->" in svg.read_text()) == (svg.stem != "gains")  # a legend
         with Image.open(png) as image:
             pixels = image.convert("L")
             edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]

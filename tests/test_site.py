@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,8 +39,8 @@ def blocks(page: Path) -> list[str]:
 @pytest.fixture
 def build(tmp_path):
     """`build(root)` -> what `mkdocs build` prints about the site of a copy of the project; it goes to tmp_path/site."""
-    if find_spec("mkdocs") is None or find_spec("material") is None:
-        pytest.skip("MkDocs Material is not installed: requirements-docs.txt")
+    for name in ("mkdocs", "material"):
+        pytest.importorskip(name, reason="MkDocs Material is not installed: requirements-docs.txt")
 
     def build(root):
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]

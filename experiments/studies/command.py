@@ -52,8 +52,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
     if waiting:
         failed = execute_runs([(each,) for each in trials], executor, f"{args.file.stem}: trials")
         executor, waiting = choose_executor(study, args), decide(study)
-    undecided = {run for search in waiting for run in study.runs() if search.decides(run)}
-    sequences = [sequence for sequence in study.sequences() if not undecided.intersection(sequence)]
+    missing = {str(search.file) for search in waiting}  # which some runs read
+    sequences = [each for each in study.sequences() if not any(missing.intersection(run.arguments) for run in each)]
     failed |= execute_runs(sequences, executor, args.file.stem)
     if waiting:
         print(f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started")

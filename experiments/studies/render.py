@@ -1,6 +1,7 @@
 """The results of a study as tables to read: Markdown, and LaTeX's tabular."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import pandas as pd
 from common.errors import UsageError
 from trainers import methods
 
+from ..chosen import read_chosen
 from ..comparing import POWER
 from .choose import ORACLE
 from .critical import ranking
-from .tables import MARK, MARKED, Summary, marked
-from .trials import chosen_settings
+from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
 LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
@@ -53,7 +54,14 @@ def build_tables(summary: Summary) -> list[Table]:
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
     tables, by = [], summary.study.choose.by
-    for (protocol, shots), methods_of in chosen_settings(summary.study).items():
+    made: dict[tuple[str, int], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for search in summary.study.searches:
+        if search.file.is_file():
+            settings = read_chosen(str(search.file)).settings
+            words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+            of_method = made[search.protocol, search.shots][search.variant.name]
+            of_method[search.dataset] = f"{words} (of {len(search.trials)})"
+    for (protocol, shots), methods_of in made.items():
         datasets = list(dict.fromkeys(name for settings in methods_of.values() for name in settings))
         rows = [
             [Cell(marked(name, by == ORACLE)), *(Cell(settings.get(dataset, MISSING)) for dataset in datasets)]
@@ -62,7 +70,7 @@ def chosen(summary: Summary) -> list[Table]:
         note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations" + (
             f". {MARKED}." if by == ORACLE else "."
         )
-        tables.append(Table(f"{protocol}, {shots}: chosen settings", ["method", *datasets], rows, note))
+        tables.append(Table(f"{protocol}, {shots_label(shots)}: chosen settings", ["method", *datasets], rows, note))
     return tables
 
 

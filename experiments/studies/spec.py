@@ -133,10 +133,6 @@ class Search:
     trials: dict[Values, tuple[Run, ...]]
     own: dict[Values, tuple[Run, ...]]
 
-    def decides(self, run: Run) -> bool:
-        """Whether a run has the settings that are chosen."""
-        return str(self.file) in run.arguments
-
 
 @dataclass(frozen=True)
 class Study:

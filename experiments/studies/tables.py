@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from common.results import detected, learned_from, test_record
@@ -137,7 +138,7 @@ class Summary:
                 "dataset": accuracies.columns,
                 "mean": means.array,
                 "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
-                "interval": [half_interval(accuracies[dataset].dropna()) for dataset in accuracies],
+                "interval": [np.ptp(seed_interval(accuracies[name].dropna())) / 2 for name in accuracies],
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
@@ -283,12 +284,6 @@ class Summary:
         tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
         words = {"unit": "top-1 accuracy, percent", "spread": "population std", "H": "of the mean accuracies"}
         return words | {"warnings": self.warnings} | tables
-
-
-def half_interval(values: pd.Series) -> float:
-    """Half the 95% t-interval of a mean; NaN for fewer than two values."""
-    low, high = seed_interval(values)
-    return (high - low) / 2
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:
