@@ -282,11 +282,12 @@ TESTED = {"0.1": 60, "0.02": 65, "0.5": 70, "epoch1": 50, "epoch2": 55, "epoch3"
 VALIDATED = {"0.1": 10, "0.02": 30, "0.5": 20, "epoch1": 20, "epoch2": 10, "epoch3": 5}
 
 
-def test_inflation_compares_the_candidates(chosen, eurosat, command):
+@pytest.mark.parametrize("by", [ORACLE, VALIDATION])
+def test_inflation_compares_the_candidates(by, chosen, eurosat, command):
     rates = {"OPTIM.LR": [0.1, 0.02, 0.5]}
-    file = chosen(ORACLE, rates, trainers={"CoOp": "small"}, root=str(eurosat), datasets=["eurosat"])
+    file = chosen(by, rates, trainers={"CoOp": "small"}, root=str(eurosat), datasets=["eurosat"])
     study = load(file, settings=False)
-    finish_trials(study, lambda run: TESTED[run.values[1]])
+    finish_trials(study, lambda run: (TESTED if by == ORACLE else VALIDATED)[run.values[1]])
     decide(study)
     base = study.runs()[0]
     finish(base, 70)

@@ -100,8 +100,9 @@ def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
         load(tmp_path / "study.yaml")
 
 
-def test_runs_have_the_folders_of_the_scripts(write, tmp_path):
-    folders = {str(run.folder.relative_to(tmp_path)) for run in load(write()).runs()}
+def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their_sequence(write, tmp_path):
+    sequences = load(write()).sequences()
+    folders = {str(run.folder.relative_to(tmp_path)) for sequence in sequences for run in sequence}
     assert folders >= {
         "base2new/train_base/small_land/shots_16/MPL/small/seed1",
         "base2new/test_new/small_land/shots_16/ZeroshotCLIP/small/seed3",
@@ -109,10 +110,7 @@ def test_runs_have_the_folders_of_the_scripts(write, tmp_path):
         "crossdataset/evaluation/small_source_outline/VPT/small_cross_datasets_16shots/seed2",
     }
     assert len(folders) == 19 * 3 * (5 * 2 + 8)  # 18 methods, one of them in two forms
-
-
-def test_prompts_are_tested_by_the_run_sequence_of_their_training(write):
-    for trained, *tests in load(write()).sequences():
+    for trained, *tests in sequences:
         assert ("--eval-only" in trained.arguments) == (trained.variant.name == "ZeroshotCLIP")
         for test in tests:
             assert test.arguments[test.arguments.index("--model-dir") + 1] == str(trained.folder)
