@@ -38,12 +38,6 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def spread(values: list[float], ci95: bool) -> float:
-    """Population standard deviation, or half of the 95% interval: 1.96 of them over sqrt(n)."""
-    deviation = statistics.pstdev(values)
-    return 1.96 * deviation / len(values) ** 0.5 if ci95 else deviation
-
-
 def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | None:
     """Print what the runs in a folder reached and their mean.
 
@@ -52,7 +46,7 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
     """
     print(f"Parsing files in {directory}")
     values, selected = [], 0
-    for folder in sorted((path for path in directory.iterdir() if path.is_dir()), key=natural):
+    for folder in sorted(filter(Path.is_dir, directory.iterdir()), key=natural):
         found = []
         for file in logs(folder):
             text = read_text(file, LARGEST_LOG, "replace")
@@ -67,9 +61,11 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
             print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log is wrong")
     if not values:
         return None
-    mean = statistics.fmean(values)
+    mean, spread = statistics.fmean(values), statistics.pstdev(values)
+    if args.ci95:  # half of the interval
+        spread *= 1.96 / len(values) ** 0.5
     print("===\nSummary of directory: " + str(directory))
-    print(f"* {args.keyword}: {mean:.2f}% +- {spread(values, args.ci95):.2f}%")
+    print(f"* {args.keyword}: {mean:.2f}% +- {spread:.2f}%")
     if selected:
         print(f"* {SELECTED.lower()}: {selected} of {len(values)} runs")
     print("===")
@@ -85,18 +81,13 @@ def main() -> None:
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
     args = parser.parse_args()
     args.signal = TESTED if args.test_log else TRAINED
-    try:
-        report(args, parser)
-    except UsageError as error:
-        parser.error(str(error))
-
-
-def report(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print the means of the folders; `parser` reports errors."""
     if not args.directory.is_dir():
         parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
-    folders = sorted(filter(Path.is_dir, args.directory.iterdir()), key=natural) if args.multi_exp else [args.directory]
-    means = [found for folder in folders if (found := parse(folder, args)) is not None]
+    try:
+        folders = filter(Path.is_dir, args.directory.iterdir()) if args.multi_exp else [args.directory]
+        means = [found for folder in sorted(folders, key=natural) if (found := parse(folder, args)) is not None]
+    except UsageError as error:
+        parser.error(str(error))
     if not means:
         hint = "" if args.test_log else "; give --test-log if they are logs of tests"
         parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt{hint}")

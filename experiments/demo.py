@@ -14,7 +14,7 @@ import trainers
 from common.files import replacing, write_text
 from common.start import add_common_options, at_least, path
 
-from .configs import config_files, known_datasets
+from .configs import known_datasets
 from .predictions import read as read_predictions
 from .protocols import recipe
 from .studies.executor import LocalExecutor, check_datasets, execute_runs
@@ -38,11 +38,6 @@ RIGHT, WRONG = "#8fc99a", "#d5d5d5"  # of the bars, light enough for black words
 PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their names in summary.json
 
 
-def choose_config(method: str) -> str:
-    """The name of a method's YAML file: `small`, or the one for base-to-new."""
-    return "small" if any(file.stem == "small" for file in config_files(method)) else recipe(method, "base2new").cfg
-
-
 def summarize(study: Study) -> dict:
     """The content of summary.json: for each method the accuracies in percent and the seconds, means over seeds."""
     summary = Summary(study, collect_results(study))
@@ -51,9 +46,9 @@ def summarize(study: Study) -> dict:
     for column, suffix in {"mean": "", "spread": "_std"}.items():
         for part, method, value in cells[["part", "method", column]].itertuples(index=False):
             methods[method][PARTS[part] + suffix] = value
-    seconds = summary.runs.set_index(["method", "seed"])[["train_seconds", "test_seconds"]].sum(axis="columns")
-    for method, value in seconds.groupby(["method", "seed"]).sum().groupby("method").mean().items():
-        methods[method]["seconds"] = value
+    seconds = summary.runs.groupby("method")[["train_seconds", "test_seconds"]].sum().sum(axis="columns")
+    for method, value in seconds.items():
+        methods[method]["seconds"] = value / len(study.seeds)
     return {"dataset": study.datasets[0], "seeds": list(study.seeds), "methods": methods}
 
 
@@ -99,10 +94,8 @@ def draw_answers(study: Study, file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    known, baselines = (
-        trainers.methods(),
-        [name for name, method in trainers.methods().items() if not method.learns and method.kind == "inductive"],
-    )
+    known = trainers.methods()
+    baselines = [name for name, method in known.items() if not method.learns and method.kind == "inductive"]
     parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)"
@@ -122,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     add_common_options(parser)
     args = parser.parse_args(argv)
     names = dict.fromkeys((*baselines, *args.methods))
-    variants = tuple(Variant(name, name, choose_config(name)) for name in names)
+    variants = tuple(Variant(name, name, recipe(name, "base2new", backbone="small").cfg) for name in names)
     for variant in variants:
         if variant.cfg != "small":
             print(f"{variant.name} uses {variant.cfg}.yaml")

@@ -5,10 +5,18 @@ import os
 import subprocess
 import time
 import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
 
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
-from experiments.studies.spec import Run, Study
+from experiments.studies.executor import LocalExecutor, execute_run
+from experiments.studies.first_page import overview
+from experiments.studies.progress import collect_results
+from experiments.studies.render import Table, build_tables
+from experiments.studies.spec import Run, Study, Variant
+from experiments.studies.tables import Summary
 
 TIMES = ("train_seconds", "test_seconds", "date")
 
@@ -35,8 +43,51 @@ def finish_all(study: Study, **measured) -> None:
     """Write made-up results of all runs; accuracies differ, and MPL is 5 points better."""
     for run in study.runs():
         drawn = zlib.crc32(str(run.folder.relative_to(study.output)).encode()) % 1000 / 100
-        seconds = {"train_seconds": 10.0 * len(run.variant.name)} if run.variant.learns else {"train_seconds": 0.0}
-        finish(run, 60 + drawn + 5 * (run.variant.method == "MPL"), **seconds | measured)
+        seconds = 10.0 * len(run.variant.name) * run.variant.facts.learns
+        finish(run, 60 + drawn + 5 * (run.variant.method == "MPL"), **{"train_seconds": seconds} | measured)
+
+
+def study_of(output: Path, methods: Iterable[str], *protocols: str, **settings) -> Study:
+    """A study of these methods with the small CLIP: by default `few_shot` on small_land with one seed.
+
+    Args:
+        methods: their names, or {name of a variant: method}.
+    """
+    named = methods if isinstance(methods, Mapping) else {name: name for name in methods}
+    cross = "small_cross_datasets" if "cross_dataset" in protocols else ""
+    variants = tuple(
+        Variant(name, method, "small", cross, () if name == method else ("OPTIM.LR", "1.0"))
+        for name, method in named.items()
+    )
+    usual = {"datasets": ("small_land",), "protocols": protocols or ("few_shot",), "seeds": (1,), "output": output}
+    return Study(variants, **usual | settings)
+
+
+def summarise(study: Study, accuracy: Callable | None = None, intervals: bool = False) -> Summary:
+    """Its results, after writing those that `accuracy(run)` makes up, if given: a number, a number and what else was
+    measured, or None for a run that is missing."""
+    for run in study.runs() if accuracy else ():
+        found = accuracy(run)
+        if found is not None:
+            value, measured = found if isinstance(found, tuple) else (found, {})
+            finish(run, value, **measured)
+    return Summary(study, collect_results(study), intervals)
+
+
+def tables_of(summary: Summary) -> dict[str, Table]:
+    """All its tables by title, those of the first page too."""
+    return {table.title: table for table in (*overview(summary), *build_tables(summary))}
+
+
+class InThisProcess(LocalExecutor):
+    """An executor that starts no process; its runs have `more` arguments."""
+
+    more: tuple[str, ...] = ()
+
+    def submit(self, run: Run) -> Future:
+        done: Future = Future()
+        done.set_result(execute_run([*run.arguments, *self.more]))
+        return done
 
 
 def figures(study: Study) -> dict[str, dict]:

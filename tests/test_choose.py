@@ -1,25 +1,25 @@
 """The key `choose` of a study: trials, the choice, the runs with it, and what choosing on test images is worth."""
 
 import json
-import os
-import signal
+import shutil
+from concurrent.futures import Future
 
 import pandas as pd
 import pytest
 from drawn import write_eurosat
-from finished import figures, finish, wait_until
+from finished import InThisProcess, figures, finish
 
 from common.errors import UsageError
+from common.results import read_results
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
-from experiments.studies import executor
+from experiments.studies import executor, inflation
 from experiments.studies.choose import RULES
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK
 from experiments.studies.trials import decide
-from experiments.studies.worker import execute_run
 
 pytestmark = pytest.mark.slow
 
@@ -59,29 +59,24 @@ def one(**settings):
 
 INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, {}, {}, "choose has no keys: give some, such as"),
-    (VALIDATION, {"OPTIM.LR": []}, {}, "choose has the values [] for OPTIM.LR: give a list of two or more"),
     (VALIDATION, {"OPTIM.LR": [0.1]}, {}, "choose has the values [0.1] for OPTIM.LR"),
     (VALIDATION, {"OPTIM.LR": [0.1, 0.1]}, {}, "two or more different ones"),
     (VALIDATION, {"OPTIM.LR": 0.1}, {}, "choose has the values 0.1 for OPTIM.LR"),
     (VALIDATION, ["OPTIM.LR"], {}, "the keys of choose must be a mapping of KEY: [VALUE, ...], not ['OPTIM.LR']"),
     (VALIDATION, {"OPTIM.LRR": [0.1, 0.2]}, {}, "unknown config key OPTIM.LRR; did you mean OPTIM.LR?"),
     (VALIDATION, {"OPTIM.LR": [0.1, "fast"]}, {}, "OPTIM.LR is 'fast'"),
-    (VALIDATION, {"OPTIM.MAX_EPOCH": [1, 1.5]}, {}, "OPTIM.MAX_EPOCH is 1.5"),
     (VALIDATION, {"TRAINER.MPL.N_CTX": [1, 2]}, {}, "CoOp cannot choose TRAINER.MPL.N_CTX: CoOp has the settings"),
     (VALIDATION, {"SEED": [1, 2]}, {}, "CoOp cannot choose SEED: use the study's own key seeds"),
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, RATES, one(datasets={"dtd": {"OPTIM.LR": 1}}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, {"TEST.SPLIT": ["val", "test"]}, {}, "CoOp cannot choose TEST.SPLIT, which the study sets"),
-    (VALIDATION, {"TEST.NO_TEST": [False, True]}, {}, "CoOp cannot choose TEST.NO_TEST, which the study sets"),
     (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x has TEST.NO_TEST, which choose sets: leave one of"),
-    (VALIDATION, RATES, one(overrides={"DATASET.HOLD_OUT": True}), "x has DATASET.HOLD_OUT, which choose sets"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
     (VALIDATION, {"CACHE": ["a", "b"]}, {"cache": "c"}, "CoOp cannot choose CACHE, which the study sets"),
     ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
     (None, RATES, {}, "choose has no by: give one of few-shot validation, hold one shot out, leave one"),
     (OTHERS, RATES, {}, "leave one dataset out has no other dataset than small_land in base2new: give several"),
     (HELD_OUT, RATES, {"shots": 1}, "hold one shot out leaves nothing of 1 shot to train on: give shots from 2 on"),
-    (HELD_OUT, RATES, {"shots": [4, 1], "protocols": "few_shot"}, "leaves nothing of 1 shot to train on"),
     (VALIDATION, RATES, one(choose={}), "choose has nothing to choose from: give keys"),
     (VALIDATION, RATES, {"choose": "oracle"}, "choose is 'oracle': give {keys:"),
     (VALIDATION, RATES, {"choose": {"key": RATES, "by": ORACLE}}, "no key of choose 'key': did you mean keys?"),
@@ -130,11 +125,9 @@ def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
 def test_a_method_has_keys_of_its_own_or_none(chosen):
     trainers = {"GDA": {"config": "small", "choose": {"TRAINER.GDA.ALPHA": [1, 2]}}, "LinearProbe": {"choose": {}}}
     study = load(chosen(protocols="few_shot", trainers={"CoOp": "small", "ZeroshotCLIP": "small"} | trainers))
-    assert {(run.variant.name, run.values) for run in study.trials()} == {
-        ("CoOp", ("OPTIM.LR", "0.1")),
-        ("CoOp", ("OPTIM.LR", "0.02")),
-        ("GDA", ("TRAINER.GDA.ALPHA", "1")),
-        ("GDA", ("TRAINER.GDA.ALPHA", "2")),
+    tried = {(run.variant.name, *run.values) for run in study.trials()}
+    assert tried == {("CoOp", "OPTIM.LR", value) for value in ("0.1", "0.02")} | {
+        ("GDA", "TRAINER.GDA.ALPHA", value) for value in "12"
     }
     usual = {run.variant.name for run in study.runs() if "chosen" not in run.folder.relative_to(study.output).parts}
     assert usual == {"ZeroshotCLIP", "LinearProbe"}
@@ -166,6 +159,7 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     study = load(chosen(seeds=[1, 2]), settings=False)
     assert len(decide(study)) == 1 and not study.searches[0].file.exists()
     finish_trials(study, lambda run: accuracies[run.values[1], run.seed])
+    assert str(Progress(study)).startswith("4 of 12 runs are done, 0 are running, 0 have failed, 8 are left, 4 of 4 t")
     assert decide(study) == [] and choice(study)["settings"] == {"OPTIM.LR": best}
     records = [(each["what"], each["split"], each["images"], each["test_images"]) for each in choice(study)["choices"]]
     assert records == 2 * [("OPTIM.LR", "val", 40, 0)]  # the images of each seed
@@ -173,16 +167,18 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 
-def test_left_out_dataset_has_the_choice_of_the_others(chosen):
+@pytest.mark.parametrize(("by", "best"), [(OTHERS, ["0.02", "0.1", "0.1"]), (VALIDATION, ["0.1", "0.02", "0.02"])])
+def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     names = ["small_land", "small_counts", "small_shapes"]
-    study = load(chosen(OTHERS, datasets=names, protocols="few_shot"), settings=False)
+    study = load(chosen(by, datasets=names, protocols="few_shot"), settings=False)
     likes = dict(zip(names, ["0.1", "0.02", "0.02"], strict=True))  # the value that is better on each
     finish_trials(study, lambda run: 60 if run.values[1] == likes[run.dataset] else 50)
     assert decide(study) == []
-    assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == ["0.02", "0.1", "0.1"]
+    assert [choice(study, number)["settings"]["OPTIM.LR"] for number in range(3)] == best
     records = choice(study)["choices"]
-    assert {each["dataset"] for each in records} == {"small_counts", "small_shapes"}
-    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {("test", 0, OTHERS)}
+    assert {each["dataset"] for each in records} == {*names[1:]} if by == OTHERS else {names[0]}
+    split = study.choose.rule.split
+    assert {(each["split"], each["test_images"], each["by"]) for each in records} == {(split, 0, by)}
 
 
 def test_another_choice_keeps_the_trials_and_changes_only_what_depends_on_it(chosen):
@@ -219,13 +215,6 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     assert (done.status, len(done.errors)) == (2, 1) and "not say that it was tested on val images" in done.errors[0]
 
 
-def test_status_counts_trials(chosen):
-    study = load(chosen(seeds=[1, 2]), settings=False)
-    finish(study.trials()[0], 50)
-    assert str(Progress(study)).startswith("1 of 12 runs are done, 0 are running, 0 have failed, 11 are left")
-    assert "1 of 4 trials are done" in str(Progress(study))
-
-
 # Real runs
 
 QUICK = {"OPTIM.MAX_EPOCH": 2, "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.NUM_WORKERS": 0, "INPUT.SIZE": "(32, 32)"}
@@ -236,13 +225,7 @@ BY_TEST = {"by": ORACLE, "keys": {"OPTIM.LR": [0.002, 30.0]}, "protocols": "base
 def executed(chosen, eurosat, tiny, command, monkeypatch):
     """`executed(command, by, ...)` -> the study, after a command whose runs take place in this process."""
 
-    class Here(executor.LocalExecutor):
-        def submit(self, run):
-            future = executor.Future()
-            future.set_result(execute_run(run.arguments))
-            return future
-
-    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: Here(1))
+    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: InThisProcess(1))
 
     def executed(name, by, keys=RATES, **settings):
         usual = {"trainers": {"CoOp": {"config": "small", "overrides": QUICK}}, "backbone": str(tiny), "shots": 2}
@@ -255,16 +238,12 @@ def executed(chosen, eurosat, tiny, command, monkeypatch):
     return executed
 
 
-def results_of(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
 def test_a_study_from_trials_to_tables(executed, launch):
     """Test images choose, so that everything has the mark. New classes take no part in the choice."""
     study, _ = executed("run", **BY_TEST)
-    trials = {run.values[1]: results_of(run.folder)["accuracy"] for run in study.trials()}
+    trials = {run.values[1]: read_results(run.folder)["accuracy"] for run in study.trials()}
     best = max(trials, key=trials.get)
-    base, new = (results_of(run.folder) for run in study.runs())
+    base, new = (read_results(run.folder) for run in study.runs())
     assert base["accuracy"] == trials[best] and choice(study)["settings"] == {"OPTIM.LR": best}
     expected = {"what": "OPTIM.LR", "classes": "base", "split": "test", "trials": 2, "by": ORACLE}
     for card in (base["data_use"], new["data_use"]):
@@ -279,37 +258,19 @@ def test_a_study_from_trials_to_tables(executed, launch):
 
 
 @pytest.mark.thorough
-def test_inflation_compares_the_candidates(executed):
-    executed("run", **BY_TEST)
-    study, printed = executed("inflation", **BY_TEST)
-    trials = {run.values[1]: results_of(run.folder)["accuracy"] for run in study.trials()}
-    base, output = study.runs()[0].folder, study.output
-    found = pd.read_csv(output / "studies/out/inflation.csv").query("dataset == 'eurosat'").set_index("chosen")
-
-    def accuracies(split, folders):
-        return [results_of(output / "inflation" / split / each.relative_to(output))["accuracy"] for each in folders]
-
-    validated = accuracies("val", [run.folder for run in study.trials()])
-    by_rule = list(trials.values())[validated.index(max(validated))]
-    columns = ["candidates", "default", "honest", "on_test"]
-    assert found.loc["settings", columns].tolist() == [2, trials["0.002"], by_rule, max(trials.values())]
-    epochs = [base / f"epoch{number}" for number in (1, 2)]
-    validated, tested = accuracies("val", epochs), accuracies("test", epochs)
-    by_rule = tested[validated.index(max(validated))]
-    assert found.loc["epoch", columns].tolist() == [2, tested[-1], by_rule, max(tested)]
-    assert tested[-1] == max(trials.values()) and found.loc["epoch", "worth"] == pytest.approx(max(tested) - by_rule)
-    assert f"by few-shot validation | on test images {MARK} |" in printed
-    assert all((output / f"studies/out/inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize(("by", "split", "images"), [(VALIDATION, "val", 12), (HELD_OUT, "train", 6)])
-def test_card_names_the_choosing_images(executed, by, split, images):
+def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by, split, images):
     study, _ = executed("run", by, seeds=[1, 2])
-    fitted = {run.seed: results_of(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
+    trials, results = [run.folder / "results.json" for run in study.trials()], figures(study)
+    written = [file.stat().st_mtime_ns for file in trials]
+    study.searches[0].file.unlink()
+    shutil.rmtree(study.runs()[0].folder)
+    executed("run", by, seeds=[1, 2])
+    assert [file.stat().st_mtime_ns for file in trials] == written and figures(study) == results
+    fitted = {run.seed: read_results(run.folder)["data_use"]["fit"][0]["images"] for run in study.trials()}
     assert fitted == dict.fromkeys((1, 2), 6 if by == HELD_OUT else 12)
     for run in study.runs():
-        records = results_of(run.folder)["data_use"]["choose"]
+        records = read_results(run.folder)["data_use"]["choose"]
         found = {(each["split"], each["images"], each["test_images"], each["by"]) for each in records}
         assert found == {(split, images, 0, by)}
         assert len({each["sha256"] for each in records}) == 2  # those of both seeds
@@ -317,31 +278,55 @@ def test_card_names_the_choosing_images(executed, by, split, images):
     assert f"| by {by} |" in printed and MARK not in executed("tables", by, seeds=[1, 2])[1]
 
 
+TESTED = {"0.1": 60, "0.02": 65, "0.5": 70, "epoch1": 50, "epoch2": 55, "epoch3": 40}  # accuracies
+VALIDATED = {"0.1": 10, "0.02": 30, "0.5": 20, "epoch1": 20, "epoch2": 10, "epoch3": 5}
+
+
+@pytest.mark.parametrize("by", [ORACLE, VALIDATION])
+def test_inflation_compares_the_candidates(by, chosen, eurosat, command):
+    rates = {"OPTIM.LR": [0.1, 0.02, 0.5]}
+    file = chosen(by, rates, trainers={"CoOp": "small"}, root=str(eurosat), datasets=["eurosat"])
+    study = load(file, settings=False)
+    finish_trials(study, lambda run: (TESTED if by == ORACLE else VALIDATED)[run.values[1]])
+    decide(study)
+    base = study.runs()[0]
+    finish(base, 70)
+    for epoch in (1, 2, 3):
+        (base.folder / "prompt_learner").mkdir(exist_ok=True)
+        (base.folder / f"prompt_learner/model.pth.tar-{epoch}").touch()
+    for run in (run for each in inflation.choices(study) for run in each.runs() if not run.folder.exists()):
+        name = run.folder.name if run.folder.name in TESTED else run.values[1]
+        finish(run, {"test": TESTED, "val": VALIDATED}[run.arguments[-1]][name])
+    done = command(study_command, "inflation", file)
+    assert (done.status, done.errors) == (0, [])
+    made = study.output / "studies/out"
+    cells = pd.read_csv(made / "inflation.csv").query("dataset == 'average'").set_index("chosen")
+    columns = ["candidates", "default", "honest", "on_test", "worth", "over_default"]
+    assert cells.loc["settings", columns].tolist() == [3, 60, 65, 70, 5, 10]
+    assert cells.loc["epoch", columns].tolist() == [3, 40, 50, 55, 5, 15]
+    assert f"by few-shot validation | on test images {MARK} |" in done.printed
+    assert "| CoOp | eurosat | 1 | 3 | 40.00 | 50.00 | 55.00 | +5.00 |" in done.printed
+    assert all((made / f"inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
+
+
+def test_runs_do_not_start_without_a_choice_whose_trials_have_failed(chosen, command, monkeypatch):
+    started = []
+
+    class Failing(InThisProcess):
+        def submit(self, run):
+            started.append(run)
+            (done := Future()).set_result("the memory is full")
+            return done
+
+    monkeypatch.setattr(study_command, "choose_executor", lambda study, args: Failing(1))
+    done = command(study_command, "run", chosen())
+    assert done.status == 1 and "The trials of 1 choices have failed, so that the runs" in done.printed
+    assert {run.variant.name for run in started if not run.values} == {"ZeroshotCLIP"}
+    assert {run.variant.name for run in started if run.values} == {"CoOp"}
+
+
 def test_inflation_without_candidates_is_refused(chosen, command):
     for file in (chosen(), chosen(choose=None)):
         done = command(study_command, "inflation", file)
         assert done.status == 2 and done.printed == ""
         assert "no choice with all its trials, and no finished run that keeps several epochs: add" in done.errors[-1]
-
-
-@pytest.mark.thorough
-@pytest.mark.slow
-def test_a_study_killed_after_its_trials_continues_bit_for_bit(chosen, start):
-    """It is killed when the first run with the chosen settings has begun; then a chosen one and its choice are lost."""
-    overrides = {"OPTIM.MAX_EPOCH": 3, "DATALOADER.NUM_WORKERS": 0}
-    how = {"trainers": {"CoOp": {"config": "small", "overrides": overrides}}, "protocols": "few_shot", "seeds": [1, 2]}
-    whole, killed = (chosen(output=name, **how) for name in ("whole", "killed"))
-    process = start(whole, "--workers", "1")
-    assert process.wait(timeout=600) == 0, process.communicate()
-    study = load(killed, settings=False)
-    process = start(killed, "--workers", "1")
-    wait_until(lambda: any(run.folder.is_dir() for run in study.runs()), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    made = {run.folder: (run.folder / "results.json").stat().st_mtime_ns for run in study.trials()}
-    study.searches[0].file.unlink()
-    process = start(killed, "--workers", "1")
-    assert process.wait(timeout=600) == 0, process.communicate()
-    assert made == {folder: (folder / "results.json").stat().st_mtime_ns for folder in made}
-    continued = json.dumps(figures(study)).replace("killed", "whole")  # the folders differ
-    assert json.loads(continued) == figures(load(whole, settings=False))

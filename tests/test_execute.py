@@ -18,10 +18,9 @@ from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
-from experiments.studies.executor import TRIES, LocalExecutor, execute_runs
+from experiments.studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
-from experiments.studies.worker import ERROR, execute_run
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +63,6 @@ def test_process_killed_between_two_runs_is_replaced(study_file):
         assert local.submit(second).result(timeout=120) is None
 
 
-@pytest.mark.slow
 def test_interrupt_ends_all_processes(study_file):
     study = load(study_file("interrupted"))
     first, second = (sequence[0] for sequence in study.sequences())
@@ -78,7 +76,6 @@ def test_interrupt_ends_all_processes(study_file):
     assert Progress(study).done == {}
 
 
-@pytest.mark.slow
 def test_run_of_another_process_is_waited_for(study_file):
     study = load(study_file("locked", trainers={"ZeroshotCLIP": "small"}))
     run = study.sequences()[0][0]
@@ -118,7 +115,7 @@ def test_progress_and_remaining_time(study_file):
 
 CTRL_C = """
 import os, signal, threading, time
-from experiments.studies.worker import process_context
+from experiments.studies.executor import process_context
 signal.signal(signal.SIGINT, lambda *caught: None)
 press = lambda: [time.sleep(0.1) or os.killpg(0, signal.SIGINT) for _ in range(100)]
 threading.Thread(target=press, daemon=True).start()
@@ -128,20 +125,9 @@ process.join()
 """
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
-def test_ctrl_c_while_processes_start_gives_no_traceback_of_theirs():
-    """The fork server imports torch for seconds; Ctrl-C reaches it too."""
-    done = subprocess.run(
-        [sys.executable, "-c", CTRL_C], cwd=ROOT, capture_output=True, text=True, start_new_session=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "it lives\n", "")
-
-
 GONE = """
 import _multiprocessing, os
-from experiments.studies.worker import process_context
+from experiments.studies.executor import process_context
 lock = process_context().Lock()
 process = process_context().Process(target=print, args=(lock,))
 _multiprocessing.sem_unlink(lock._semlock.name)  # as at the end of the main process
@@ -154,22 +140,22 @@ os._exit(0)
 
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork server")
-def test_main_process_ended_during_a_start_gives_no_traceback():
-    """SIGTERM at the start of a study: the semaphores of a process were gone before it had begun."""
-    done = subprocess.run([sys.executable, "-c", GONE], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "1\n" and "Traceback" not in done.stderr, done.stderr
+@pytest.mark.parametrize(("program", "printed"), [(CTRL_C, "it lives\n"), (GONE, "1\n")])
+def test_a_signal_while_processes_start_gives_no_traceback_of_theirs(program, printed):
+    """The fork server imports torch for seconds, and Ctrl-C reaches it too. After SIGTERM at the start of a study, the
+    semaphores of a process were gone before it had begun."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "start_new_session": True}
+    done = subprocess.run([sys.executable, "-c", program], **options)
+    assert (done.returncode, done.stdout) == (0, printed) and "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.mark.slow
 def test_each_seed_of_zero_shot_clip_computes_its_own_results(study_file, tmp_path):
     """The second one reads the image features that the first one has kept."""
     trainers = {"ZeroshotCLIP": {"config": "small", "overrides": {"DATALOADER.NUM_WORKERS": 0}}}
     study = load(study_file("zero", trainers=trainers, seeds=[1, 2], cache=str(tmp_path / "cache")))
     assert execute_runs(study.sequences(), LocalExecutor(1), "zero") == {}
-    found = {(run.seed, run.classes): json.loads((run.folder / "results.json").read_text()) for run in study.runs()}
-    logs = {(run.seed, run.classes): (run.folder / "log.txt").read_text() for run in study.runs()}
-    for classes in ("base", "new"):
-        first, second = found[1, classes], found[2, classes]
-        assert (first["seed"], second["seed"]) == (1, 2) and first["accuracy"] == second["accuracy"]
-        assert "Image features: " not in logs[1, classes] and "Image features: " in logs[2, classes]
-    assert not any("evaluated_in" in each for each in found.values())
+    found = [(run, json.loads((run.folder / "results.json").read_text())) for run in study.runs()]
+    assert len({(run.classes, results["accuracy"]) for run, results in found}) == 2
+    for run, results in found:
+        assert results["seed"] == run.seed and "evaluated_in" not in results
+        assert ("Image features: " in (run.folder / "log.txt").read_text()) == (run.seed == 2)

@@ -2,9 +2,11 @@
 
 import json
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from finished import study_of
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -13,9 +15,7 @@ from experiments import inspecting
 from experiments.metrics import of_predictions
 from experiments.outcomes import COVERAGES, Outcome, thumbnail
 from experiments.predictions import COLUMNS, save
-from experiments.studies import plots, predicted
-from experiments.studies.panels import plot_styles
-from experiments.studies.spec import Study, Variant
+from experiments.studies import plots
 from experiments.studies.tables import Summary
 from trainers import methods
 
@@ -74,48 +74,33 @@ def test_numbers_are_those_of_the_measures_and_of_a_count():
     assert pairs[0].examples == [f"images/{place}.png" for place in surest]
 
 
-@pytest.fixture
-def summary(tmp_path):
-    """Two methods with predictions on one dataset, one of whose runs lost them."""
-    variants = tuple(Variant(name, name, "small") for name in ("ZeroshotCLIP", "CoOp", "MPL"))
-    study = Study(variants, ("small_land",), seeds=(1, 2), root=tmp_path / "data", output=tmp_path / "out")
+@pytest.mark.slow
+def test_pictures_of_a_study(tmp_path):
+    """The first run has lost its predictions."""
+    study = study_of(tmp_path / "out", ("ZeroshotCLIP", "CoOp", "MPL"), "base2new", seeds=(1, 2), root=tmp_path)
     for run in study.runs():
         write(run.folder, run.seed)
     (study.runs()[0].folder / "predictions.npz").unlink()
-    yield Summary(study, {run: made_up(run.seed)[1] for run in study.runs()})
-    plt.close("all")
-
-
-OF_PREDICTIONS = (predicted.reliability, predicted.risk_coverage, predicted.class_accuracy, predicted.confusion)
-
-
-@pytest.mark.slow
-def test_pictures_of_a_study(summary):
-    titles = [ax.get_title() for picture in OF_PREDICTIONS for ax in picture(summary).axes]
+    summary = Summary(study, {run: made_up(run.seed)[1] for run in study.runs()})
+    of_predictions = (plots.reliability, plots.risk_coverage, plots.class_accuracy, plots.confusion)
+    titles = [ax.get_title() for picture in of_predictions for ax in picture(summary).axes]
     assert titles[:3] == [f"{name}\nbase2new" for name in ("ZeroshotCLIP", "CoOp", "MPL")]
-    assert titles[3:] == [
-        "base2new, base",
-        "base2new, new",
-        *["small_land\nbase2new, new"],
-        "MPL: small_land\nbase2new, new",
-    ]
-    base, new = (line for line in predicted.reliability(summary).axes[2].lines if line.get_label() in ("base", "new"))
+    of_parts, of_classes = ["base2new, base", "base2new, new"], "small_land\nbase2new, new"
+    assert titles[3:] == [*of_parts, of_classes, f"MPL: {of_classes}"]
+    base, new = (line for line in plots.reliability(summary).axes[2].lines if line.get_label() in ("base", "new"))
     assert (base.get_marker(), base.get_linestyle()) != (new.get_marker(), new.get_linestyle())
-    for picture in (*OF_PREDICTIONS, predicted.worst_pairs, plots.accuracy_time, plots.gains):
+    for picture in (*of_predictions, plots.worst_pairs, plots.accuracy_time, plots.gains):
         figure = picture(summary, narrow=True)
         assert figure.get_figwidth() <= 4  # inches: what a screen of 390 px shows at its size
         figure.canvas.draw()  # names with $ are no formulas
+    plt.close("all")
 
 
-def test_methods_differ_in_every_picture_also_in_grey(tmp_path):
-    names = [name for name, found in methods().items() if "+" not in name][:30]
-    variants = tuple(Variant(name, name, "", overrides=()) for name in names if methods()[name].config_folder)
-    study = Study(variants, ("dtd",), protocols=("few_shot",), seeds=(1,), output=tmp_path)
-    styles = plot_styles(
-        type("Summary", (), {"variants": {each.name: each for each in study.variants}, "focus": "MPL"})
-    )
-    looks = [(style["marker"], style.get("linestyle", "-")) for style in styles.values()]
-    assert len(set(looks)) == len(looks) > 20
+def test_methods_differ_in_every_picture_also_in_grey():
+    names = [name for name in methods() if "+" not in name][:30]
+    styles = plots.plot_styles(SimpleNamespace(variants=names, focus="MPL"))
+    looks = {(style["marker"], style.get("linestyle", "-")) for style in styles.values()}
+    assert len(looks) == len(styles) > 20
 
 
 def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):

@@ -1,22 +1,24 @@
-"""The pictures of a study: their content and their files."""
+"""The pictures of a study: their content and their files; the ranks of methods over datasets."""
 
 from xml.etree import ElementTree
 
 import pytest
 from dassl.engine import TRAINER_REGISTRY
-from finished import finish, finish_all
+from finished import finish_all, study_of, summarise
 from matplotlib import pyplot as plt
 from PIL import Image
+from scipy import stats
 
 from experiments.studies import plots
-from experiments.studies.progress import collect_results
-from experiments.studies.spec import Study, Variant
-from experiments.studies.tables import Summary
-from trainers import PromptTrainer
+from experiments.studies.critical import groups, ranking
+from experiments.studies.render import over_datasets
+from trainers import PromptTrainer, methods
 
 pytestmark = pytest.mark.slow
 
 NAMES = ("ZeroshotCLIP", "CoOp", "MPL")
+PAIR = ("small_land", "small_counts")
+SETS = ("dtd", "eurosat", "food101", *PAIR, "sun397")
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +31,10 @@ def _closed():
 def summarised(tmp_path):
     """`summarised(*protocols, **settings)` -> the summary of a finished study of three methods on two datasets."""
 
-    def summarised(*protocols, names=NAMES, measured=(), **settings):
-        variants = tuple(Variant(name, name, "small", "small_cross_datasets") for name in names)
-        sets = ("small_land", "small_counts")
-        usual = {"seeds": (1, 2), "source": "small_source", "targets": sets, "output": tmp_path}
-        study = Study(variants, sets, protocols, **usual | settings)
-        finish_all(study, **dict(measured))
-        return Summary(study, collect_results(study))
+    def summarised(*protocols, names=NAMES, **settings):
+        usual = {"datasets": PAIR, "seeds": (1, 2), "source": "small_source", "targets": PAIR}
+        finish_all(study := study_of(tmp_path, names, *protocols, **usual | settings))
+        return summarise(study)
 
     return summarised
 
@@ -71,10 +70,8 @@ def test_few_shot_curves_have_every_number_of_shots(summarised):
     average, land, counts = plots.few_shot(summary).axes
     assert [ax.get_title() for ax in (average, land, counts)] == ["average", "small_land", "small_counts"]
     cells = summary.cells.set_index(["method", "dataset", "part"])["mean"]
-    curve = [
-        (shots, cells["MPL", "small_land", part]) for shots, part in ((1, "1 shot"), (2, "2 shots"), (4, "4 shots"))
-    ]
-    assert points(land)["MPL"] == curve
+    parts = {1: "1 shot", 2: "2 shots", 4: "4 shots"}
+    assert points(land)["MPL"] == [(shots, cells["MPL", "small_land", part]) for shots, part in parts.items()]
     assert points(average).keys() == set(NAMES)
 
 
@@ -84,10 +81,8 @@ def test_gains_are_over_the_baseline(summarised, names, reference):
     (ax,) = plots.gains(summary).axes
     cells = summary.cells.set_index(["method", "dataset"])["mean"]
     bars = dict(zip((label.get_text() for label in ax.get_yticklabels()), ax.containers[0].datavalues, strict=True))
-    expected = {
-        name: cells["MPL", name] - cells[reference, name] for name in (*summary.datasets("cross_dataset"), "average")
-    }
-    assert bars == pytest.approx(expected)
+    shown = (*summary.datasets("cross_dataset"), "average")
+    assert bars == pytest.approx({name: cells["MPL", name] - cells[reference, name] for name in shown})
     assert ax.get_xlabel() == f"MPL over {reference} (points)"
 
 
@@ -101,9 +96,6 @@ def test_new_method_is_in_every_picture(summarised, monkeypatch):
     assert set(summary.tests["against"]) == {"CoOp", "ZeroshotCLIP"}
     assert plots.gains(summary).axes[0].get_xlabel() == "Own over ZeroshotCLIP (points)"
     assert "Own" in points(plots.accuracy_time(summary).axes[0])
-    styles = plots.plot_styles(summary).values()
-    for key in ("marker", "color"):
-        assert len({style[key] for style in styles}) == len(styles)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +108,7 @@ def test_new_method_is_in_every_picture(summarised, monkeypatch):
     ],
 )
 def test_focus_is_mpl_or_the_last_learning_method(names, focus, tmp_path):
-    variants = tuple(Variant(name, method, "small") for name, method in names.items())
-    study = Study(variants, ("small_land",), seeds=(1,), output=tmp_path)
-    finish(study.runs()[0], 50.0)
-    assert Summary(study, collect_results(study)).focus == focus
+    assert summarise(study_of(tmp_path, names), lambda run: 50.0).focus == focus
 
 
 def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
@@ -128,14 +117,44 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
     assert [file.name for file in files] == [
         f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains") for kind in ("png", "svg", "pdf")
     ]
-    for file in files:
-        if file.suffix == ".svg":
-            assert ElementTree.parse(file).getroot().tag.endswith("svg")
-            continue
-        if file.suffix == ".pdf":
-            assert file.read_bytes().startswith(b"%PDF-")
-            continue
-        with Image.open(file) as image:
+    for png, svg, pdf in zip(files[::3], files[1::3], files[2::3], strict=True):
+        assert ElementTree.parse(svg).getroot().tag.endswith("svg") and pdf.read_bytes().startswith(b"%PDF-")
+        assert ("<!-- CoOp -->" in svg.read_text()) == (svg.stem != "gains")  # a legend
+        with Image.open(png) as image:
             pixels = image.convert("L")
             edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]
-            assert all(edge.getextrema() == (255, 255) for edge in edges), file.name
+            assert all(edge.getextrema() == (255, 255) for edge in edges), png.name
+
+
+NEMENYI = {3: 2.343, 4: 2.569}  # q at 0.05 for k methods (Demšar, JMLR 2006, table 5a)
+
+
+@pytest.mark.parametrize("k", [3, 4])
+def test_ranks_over_datasets_are_those_of_the_published_formulas(k, tmp_path):
+    values = {"a": [90] * 6, "b": (80, 80, 85, 80, 80, 80), "c": (80, 70, 91, 70, 70, 70), "d": range(6)}
+    study = study_of(tmp_path, dict.fromkeys("abcd"[:k], "MPL"), datasets=SETS)
+    summary = summarise(study, lambda run: values[run.variant.name][SETS.index(run.dataset)])
+    found = ranking(summary, "few_shot", "16 shots", "inductive")
+    expected = {"a": 7 / 6, "b": 13.5 / 6, "c": 15.5 / 6, "d": 4}
+    assert found.ranks.to_dict() == pytest.approx({name: expected[name] for name in "abcd"[:k]})
+    n = len(SETS)
+    chi2 = 12 * n / (k * (k + 1)) * (sum(found.ranks**2) - k * (k + 1) ** 2 / 4)
+    ties = 6 / (n * (k**3 - k))  # of the two that share a rank
+    assert found.p == pytest.approx(stats.chi2.sf(chi2 / (1 - ties), k - 1))
+    assert found.difference == pytest.approx(NEMENYI[k] * (k * (k + 1) / (6 * n)) ** 0.5, rel=1e-3)
+    for i, one in enumerate(found.ranks):
+        for j, other in enumerate(found.ranks[i + 1 :], start=i + 1):
+            assert any(first <= i and j <= last for first, last in groups(found)) == (other - one < found.difference)
+
+
+def test_kinds_have_ranks_of_their_own_and_methods_selected_on_test_images_have_none(tmp_path):
+    names = dict.fromkeys("abcd", "MPL") | dict.fromkeys("xyz", "TDA")
+    on_test = {"data_use": {"choose": [{"what": "epoch", "split": "test", "test_images": 12}]}}
+    study = study_of(tmp_path, names, datasets=SETS)
+    summary = summarise(study, lambda run: (ord(run.variant.name) - 50, on_test if run.variant.name == "d" else {}))
+    found = {kind: list(ranking(summary, "few_shot", "16 shots", kind).ranks.index) for kind in summary.kinds}
+    assert found == {"inductive": ["c", "b", "a"], methods()["TDA"].kind: ["z", "y", "x"]}
+    panels = plots.critical_difference(summary)
+    assert [ax.get_title().rpartition("\n")[2] for ax in panels.axes] == [f"{kind} methods" for kind in found]
+    note = over_datasets(summary, "few_shot", "16 shots")
+    assert all(f"All {kind} methods over 6 datasets" in note for kind in found)

@@ -1,54 +1,27 @@
 """`tools/reproduce.py` on sets of checkpoints in every published layout, beside a direct evaluation."""
 
-import json
-from concurrent.futures import Future
-
 import pytest
 import torch
+from finished import InThisProcess
 from learned import SHORT
 
-from common.start import ROOT
+from common.results import read_results
 from experiments.studies import reproduce
-from experiments.studies.worker import execute_run
 
 pytestmark = pytest.mark.slow
 
+HEAD = "| method | eurosat | average |\n| --- | --- | --- |\n"
 YAML = ("vit_b16_c2_ep5_batch4_2ctx", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets")  # MaPLe's
-CACHE = []
-
-
-class InThisProcess:
-    """An executor that starts no process."""
-
-    def __init__(self, workers):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def slots(self):
-        return 1
-
-    def submit(self, run):
-        done = Future()
-        done.set_result(execute_run([*run.arguments, *map(str, SHORT[4:])]))  # small images, no processes
-        return done
 
 
 @pytest.fixture
 def run(command, monkeypatch, eurosat, deep, tmp_path):
     """`run(METHOD, CHECKPOINTS, option, ...)` -> how the command ended; its results are in tmp_path/out."""
     monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
-    monkeypatch.setattr(reproduce, "collect_results", lambda study: {r: read(r.folder) for r in study.runs()})
+    monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))  # small images, no processes
+    monkeypatch.setattr(reproduce, "collect_results", lambda study: {r: read_results(r.folder) for r in study.runs()})
     common = ["--datasets", "eurosat", "--root", eurosat, "--output", tmp_path / "out", "--backbone", deep]
     return lambda method, folder, *options: command(reproduce, method, "--checkpoints", folder, *common, *options)
-
-
-def read(folder):
-    return json.loads((folder / "results.json").read_text())
 
 
 def publish(trained, place, epoch):
@@ -67,15 +40,6 @@ def publish(trained, place, epoch):
     (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
 
 
-def direct(launch, model, eurosat, deep, out, cfg, classes):
-    argv = ["--root", eurosat, "--backbone", deep, "--trainer", "MaPLe", "--seed", 1, "--output-dir", out]
-    argv += ["--config-file", ROOT / f"configs/trainers/MaPLe/{cfg}.yaml", "--eval-only", "--model-dir", model]
-    argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
-    ended = launch(*argv, *SHORT[4:], "DATASET.SUBSAMPLE_CLASSES", classes)
-    assert ended.status == 0, ended.errors
-    return read(out)["accuracy"]
-
-
 @pytest.mark.parametrize(
     "layout",
     [
@@ -85,21 +49,16 @@ def direct(launch, model, eurosat, deep, out, cfg, classes):
         f"train_base/eurosat/shots_16/MaPLe/{YAML[0]}/seed1",
     ],
 )
-def test_base_to_new(layout, run, launch, finished, eurosat, deep, tmp_path):
-    """The table has what a direct evaluation gives (once, as it is the same for all layouts)."""
-    publish(finished("MaPLe"), tmp_path / "set" / layout, 5)
+def test_base_to_new(layout, run, finished, tmp_path):
+    """The table has what a direct evaluation gives."""
+    trained = finished("MaPLe")
+    publish(trained, tmp_path / "set" / layout, 5)
     ended = run("maple", tmp_path / "set")
     assert ended.status == 0, ended.errors
     assert f"eurosat, 16 shots, seed 1: {tmp_path}/set/{layout}\n" in ended.printed
-    expected = CACHE[0] if CACHE else {}
-    for classes in () if expected else ("base", "new"):
-        expected[classes] = direct(
-            launch, tmp_path / "set" / layout, eurosat, deep, tmp_path / classes, YAML[0], classes
-        )
-    CACHE[:] = [expected]
-    for classes, accuracy in expected.items():
-        assert f"## base2new, {classes}\n\n| method | eurosat | average |\n| --- | --- | --- |\n" in ended.printed
-        assert f"| MaPLe | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
+    for classes, folder in (("base", trained), ("new", finished("MaPLe", "new", tests=trained))):
+        accuracy = f"{read_results(folder)['accuracy']:.2f}"
+        assert f"## base2new, {classes}\n\n{HEAD}| MaPLe | {accuracy} | {accuracy} |" in ended.printed
     assert "| published | 82.28 | 75.14 | 78.55 |" in ended.printed and "do not compare" in ended.printed
     assert (tmp_path / "out/MaPLe_base2new.md").read_text() in ended.printed
 
@@ -111,8 +70,8 @@ def test_cross_dataset(layout, run, finished, eurosat, tmp_path):
     ended = run("MaPLe", tmp_path / "set", "--protocol", "cross_dataset", "--epoch", 2)
     assert ended.status == 0, ended.errors
     (result,) = (tmp_path / "out").glob("crossdataset/evaluation/eurosat/*/*/seed1")
-    assert read(result)["epochs"] == 2
-    accuracy = read(finished("MaPLe", "all", *depth))["accuracy"]  # the same prompts on the same images
+    assert read_results(result)["epochs"] == 2
+    accuracy = read_results(finished("MaPLe", "all", *depth))["accuracy"]  # the same prompts on the same images
     assert f"| MaPLe | - | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
 
 
@@ -120,26 +79,17 @@ def test_few_shot(run, finished, tmp_path):
     publish(finished("MaPLe", "all"), tmp_path / "set/eurosat/2shot/seed1", 50)
     ended = run("MaPLe", tmp_path / "set", "--protocol", "few_shot", "--epoch", 50)
     assert ended.status == 0, ended.errors
-    accuracy = read(finished("MaPLe", "all"))["accuracy"]
-    assert (
-        f"## few_shot, 2 shots\n\n| method | eurosat | average |\n| --- | --- | --- |\n| MaPLe | {accuracy:.2f}"
-        in ended.printed
-    )
+    accuracy = read_results(finished("MaPLe", "all"))["accuracy"]
+    assert f"## few_shot, 2 shots\n\n{HEAD}| MaPLe | {accuracy:.2f}" in ended.printed
 
 
-def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_path, eurosat, monkeypatch):
-    names = {
-        "imagenetv2": "ImageNetV2",
-        "imagenet_sketch": "ImageNetSketch",
-        "imagenet_a": "ImageNetA",
-        "imagenet_r": "ImageNetR",
-    }
-    for name in names.values():
+def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_path):
+    for name in ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"):
         stand_in(name)
     publish(finished("CoOp", "all"), tmp_path / "set/imagenet/seed1", 50)
-    ended = run("CoOp", tmp_path / "set", "--protocol", "domain_generalisation", "--datasets", *names)
+    ended = run("CoOp", tmp_path / "set", "--protocol", "domain_generalisation", "--datasets", *reproduce.VARIANTS)
     assert ended.status == 0, ended.errors
-    accuracy = f"{read(finished('CoOp', 'all'))['accuracy']:.2f}"
+    accuracy = f"{read_results(finished('CoOp', 'all'))['accuracy']:.2f}"
     assert "| published | 64.20 | 47.99 | 49.71 | 75.21 | 59.28 |" in ended.printed
     assert f"| these checkpoints | {' | '.join([accuracy] * 5)} |" in ended.printed
 

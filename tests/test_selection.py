@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,103 +66,85 @@ def falling(test):
 # An epoch
 
 
-def test_best_val_on_imagenet_is_refused_with_the_remedy(refused, imagenet, tiny, tmp_path):
-    argv = arguments(imagenet, tiny, tmp_path / "out", *BEST, options=dataset("imagenet"))
+@pytest.mark.parametrize(("place", "seeds"), [("out", []), ("out/seed{seed}", ["--seed", 1, 2])])
+def test_best_val_on_imagenet_is_refused_with_the_remedy(place, seeds, refused, imagenet, tiny, tmp_path):
+    argv = arguments(imagenet, tiny, tmp_path / place, *BEST, options=[*dataset("imagenet"), *seeds])
     refused(argv, f"error: {WHY}: {REMEDY}")
 
 
-def test_refusal_comes_before_the_first_step_and_touches_no_other_run(launch, imagenet, tiny, monkeypatch, tmp_path):
-    argv = arguments(imagenet, tiny, tmp_path / "out", options=dataset("imagenet"))
-    assert launch(*argv).status == 0
-    (tmp_path / "out/config.yaml").unlink()  # so that its settings do not differ
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    monkeypatch.setattr(methods()["MPL"], "forward_backward", None)
-    ended = launch(*argv, *BEST)
-    assert (ended.status, len(ended.errors)) == (2, 1) and WHY in ended.errors[0]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-
-
-def test_several_seeds_are_refused_and_leave_nothing(launch, imagenet, tiny, tmp_path):
-    argv = arguments(imagenet, tiny, tmp_path / "out/seed{seed}", *BEST, options=[*dataset("imagenet"), "--seed", 1, 2])
-    ended = launch(*argv)
-    assert (ended.status, ended.errors) == (2, [f"error: {WHY}: {REMEDY}"])
-    assert not (tmp_path / "out").exists()
-
-
-def test_last_epoch_on_imagenet_chooses_nothing(on_imagenet):
+def test_refusal_comes_before_the_first_step_and_touches_no_other_run(launch, on_imagenet, imagenet, tiny, monkeypatch):
     folder = on_imagenet("out")
     assert choices(folder) == [] and results(folder)["tested_epoch"] == 2 and logged(folder) == []
+    (folder / "config.yaml").unlink()  # so that its settings do not differ
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(methods()["MPL"], "forward_backward", None)
+    ended = launch(*arguments(imagenet, tiny, folder, *BEST, options=dataset("imagenet")))
+    assert (ended.status, len(ended.errors)) == (2, 1) and WHY in ended.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_accepted_selection_is_in_the_log_the_results_and_the_checkpoint(on_imagenet):
-    folder = on_imagenet("out", *BEST, *ACCEPTED)
+def test_accepted_selection_is_marked_also_in_evaluations_unless_they_name_an_epoch(on_imagenet):
+    trained = on_imagenet("trained", *BEST, *ACCEPTED)
     record = {"what": "epoch", "dataset": "ImageNet", "classes": "all", "split": "val", "images": 8, "test_images": 8}
-    record |= {"trials": 2, "sha256": results(folder)["data_use"]["test"]["sha256"]}
-    assert choices(folder) == [record]
-    assert logged(folder) == [f"{SELECTED}: {WHY} (the results are marked)"]
-    checkpoint = torch.load(folder / LOCKED / "model-best.pth.tar", weights_only=True)
-    assert checkpoint["metadata"]["choices"] == [record]
+    record |= {"trials": 2, "sha256": results(trained)["data_use"]["test"]["sha256"]}
+    assert choices(trained) == [record]
+    assert logged(trained) == [f"{SELECTED}: {WHY} (the results are marked)"]
+    best = trained / LOCKED / "model-best.pth.tar"
+    assert torch.load(best, weights_only=True)["metadata"]["choices"] == [record]
+
+    def evaluated(name, of, *options):
+        folder = on_imagenet(name, options=[*options, "--eval-only", "--model-dir", of])
+        return results(folder)["dataset"], choices(folder), len(logged(folder))
+
+    assert evaluated("tested", trained) == ("ImageNet", [record], 1)
+    assert evaluated("named", trained, "--load-epoch", 2) == ("ImageNet", [], 0)
+    assert evaluated("elsewhere", trained, *dataset("imagenetv2")) == ("ImageNetV2", [record], 1)
+    begun = on_imagenet("begun", "MODEL.INIT_WEIGHTS", best)
+    assert choices(begun) == [record] and len(logged(begun)) == 1
+    # Its start was selected, whatever its own epoch.
+    assert evaluated("again", begun, "--load-epoch", 2) == ("ImageNet", [record], 1)
 
 
-def test_evaluation_keeps_the_mark_unless_it_names_an_epoch(on_imagenet):
-    trained = on_imagenet("trained", *BEST, *ACCEPTED)
-    tested = on_imagenet("tested", options=["--eval-only", "--model-dir", trained])
-    assert choices(tested) == choices(trained) and len(logged(tested)) == 1
-    named = on_imagenet("named", options=["--eval-only", "--model-dir", trained, "--load-epoch", 2])
-    assert choices(named) == [] and logged(named) == []
-    elsewhere = on_imagenet("elsewhere", options=[*dataset("imagenetv2"), "--eval-only", "--model-dir", trained])
-    assert results(elsewhere)["dataset"] == "ImageNetV2" and choices(elsewhere) == choices(trained)
-    begun = on_imagenet("begun", "MODEL.INIT_WEIGHTS", trained / LOCKED / "model-best.pth.tar")
-    assert choices(begun) == choices(trained) and len(logged(begun)) == 1
-    again = on_imagenet("again", options=["--eval-only", "--model-dir", begun, "--load-epoch", 1 + 1])
-    assert choices(again) == choices(trained)  # its start was selected, whatever its own epoch
-
-
-def test_evaluation_of_a_silent_checkpoint_claims_nothing(on_imagenet):
-    trained = on_imagenet("trained", *BEST, *ACCEPTED)
-    file = trained / LOCKED / "model-best.pth.tar"
-    checkpoint = torch.load(file, weights_only=True)
-    del checkpoint["metadata"]["choices"], checkpoint["metadata"]["inherited_choices"]  # an earlier version's
-    torch.save(checkpoint, file)
-    assert choices(on_imagenet("tested", options=["--eval-only", "--model-dir", trained])) is None
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda record: record.update(test_images=9),
-        lambda record: record.update(images=-1, test_images=-1),
-        lambda record: record.update(images="8"),
-        lambda record: record.update(dataset="Image\x1b[31mNet"),
-        lambda record: record.pop("what"),
-    ],
+IMPOSSIBLE = (
+    {"test_images": 9},
+    {"images": -1, "test_images": -1},
+    {"images": "8"},
+    {"dataset": "Image\x1b[31mNet"},
+    {"what": None},
 )
-def test_impossible_record_in_a_checkpoint_is_refused(damage, on_imagenet, launch, imagenet, tiny, tmp_path):
+
+
+def test_evaluation_of_a_silent_checkpoint_claims_nothing_and_an_impossible_record_is_refused(
+    on_imagenet, launch, imagenet, tiny, tmp_path
+):
     trained = on_imagenet("trained", *BEST, *ACCEPTED)
     file = trained / LOCKED / "model-best.pth.tar"
     checkpoint = torch.load(file, weights_only=True)
-    damage(checkpoint["metadata"]["choices"][0])
+    metadata = checkpoint["metadata"]
+    (choice,) = metadata["choices"]
+    use = ["--eval-only", "--model-dir", trained]
+    for damage in IMPOSSIBLE:
+        torch.save(checkpoint | {"metadata": metadata | {"choices": [choice | damage]}}, file)
+        ended = launch(*arguments(imagenet, tiny, tmp_path / "out", options=[*dataset("imagenet"), *use]))
+        assert (ended.status, len(ended.errors)) == (2, 1), damage
+        assert "is not a checkpoint of a training run" in ended.errors[0]
+    del metadata["choices"], metadata["inherited_choices"]  # an earlier version's
     torch.save(checkpoint, file)
-    options = [*dataset("imagenet"), "--eval-only", "--model-dir", trained]
-    ended = launch(*arguments(imagenet, tiny, tmp_path / "out", options=options))
-    assert (ended.status, len(ended.errors)) == (2, 1) and "is not a checkpoint of a training run" in ended.errors[0]
+    assert choices(on_imagenet("tested", options=use)) is None
 
 
 def test_resumed_run_keeps_the_mark_and_the_best_epoch(on_imagenet, first_is_best, monkeypatch, tmp_path):
-    mpl = methods()["MPL"]
-    step, steps = mpl.forward_backward, []
+    step = methods()["MPL"].forward_backward
 
     def stops(self, batch):
-        steps.append(self.epoch)
         if self.epoch == 1:
             raise UsageError("cut off")
         return step(self, batch)
 
-    monkeypatch.setattr(mpl, "forward_backward", stops)
-    with pytest.raises(AssertionError, match="cut off"):
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="cut off"):
+        patch.setattr(methods()["MPL"], "forward_backward", stops)
         on_imagenet("out", *BEST, *ACCEPTED)
-    assert steps[-1] == 1 and not (tmp_path / "out" / FILE).exists()
-    monkeypatch.setattr(mpl, "forward_backward", step)
+    assert not (tmp_path / "out" / FILE).exists()
     folder = on_imagenet("out", *BEST, *ACCEPTED)
     assert len(list(folder.glob("log.txt*"))) == 2 and len(logged(folder)) == 1
     assert [choice["test_images"] for choice in choices(folder)] == [8]
@@ -184,8 +167,7 @@ def test_run_of_an_earlier_version_resumes_when_the_selection_is_accepted(
 # Other datasets
 
 
-@pytest.fixture
-def birds(tmp_path):
+def test_partly_common_images_of_folders_are_found(refused, tiny, tmp_path):
     """The user's own images, a folder for each split; 1 of 4 validation images of each class is a test image."""
     for label, name in enumerate(("robin", "wren")):
         for part, size in (("train", 3), ("val", 3), ("test", 2)):
@@ -193,28 +175,17 @@ def birds(tmp_path):
                 write_image(tmp_path / f"birds/{part}/{name}/{number}.jpg", 100 * label + 10 * size + number)
         os.symlink(f"../../test/{name}/1.jpg", tmp_path / f"birds/val/{name}/3.jpg")
     (tmp_path / "birds.yaml").write_text("DATASET: {NAME: ImageFolder}\n")
-    return tmp_path / "birds"
-
-
-def test_partly_common_images_of_folders_are_found(refused, birds, tiny, tmp_path):
-    options = ["--dataset-config-file", tmp_path / "birds.yaml"]
-    argv = arguments(birds, tiny, tmp_path / "out", *BEST, "DATASET.NUM_SHOTS", 3, "SEED", 2, options=options)
-    argv = [*argv, "DATASET.NUM_SHOTS", "-1"]
+    options, every = ["--dataset-config-file", tmp_path / "birds.yaml"], ["DATASET.NUM_SHOTS", -1]
+    argv = arguments(tmp_path / "birds", tiny, tmp_path / "out", *BEST, "SEED", 2, *every, options=options)
     refused(argv, "the epoch is chosen on 8 images, 2 of them test images of birds: set TEST.FINAL_MODEL last_step")
 
 
-def test_only_participating_images_count(on_imagenet, birds, tmp_path):
-    """Few-shot validation may leave the common ones out."""
-    for name in ("robin", "wren"):
-        (birds / f"val/{name}/3.jpg").unlink()
-    folder = on_imagenet("out", *BEST, root=birds, options=["--dataset-config-file", tmp_path / "birds.yaml"])
-    record = {"what": "epoch", "dataset": "birds", "classes": "all", "split": "val", "images": 4, "test_images": 0}
-    (choice,) = choices(folder)
-    assert record.items() <= choice.items() and logged(folder) == []
-    assert choice["sha256"] != results(folder)["data_use"]["test"]["sha256"]
+def test_lists_of_test_images_for_validation_are_found(refused, eurosat, tiny, monkeypatch, tmp_path):
+    """Without validation images, the test images would choose."""
+    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
+    argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *BEST)
+    refused(argv, "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: set TEST.")
 
-
-def test_a_dataset_with_one_list_twice_is_found(refused, eurosat, tiny, monkeypatch, tmp_path):
     class Own(EuroSAT):  # without `val_is_test`
         def read_split(self):
             train, _, test = super().read_split()
@@ -225,24 +196,17 @@ def test_a_dataset_with_one_list_twice_is_found(refused, eurosat, tiny, monkeypa
     refused(argv, "chosen on 6 images, all of them test images of EuroSAT (base classes): set")
 
 
-def test_without_validation_images_the_test_images_would_choose(refused, tiny, tmp_path):
-    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
-    argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *BEST)
-    refused(argv, "chosen on 6 images, all of them test images of EuroSAT, which has no validation images: set TEST.")
-
-
 def test_common_images_are_counted_by_file(tmp_path):
-    class Image:
-        def __init__(self, path):
-            self.impath = str(path)
+    def images(*names):
+        return [SimpleNamespace(impath=str(tmp_path / name)) for name in names]
 
     for name in ("a", "b"):
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "there").symlink_to(".")
-    images = [Image(tmp_path / name) for name in ("link", "there/b", "c", "../" + tmp_path.name + "/a")]
-    assert count_common(images, [Image(tmp_path / "a"), Image(tmp_path / "b")]) == 3
-    assert count_common([Image("")], [Image("")]) == 0  # images that are not files
+    assert count_common(images("link", "there/b", "c", f"../{tmp_path.name}/a"), images("a", "b")) == 3
+    nameless = [SimpleNamespace(impath="")]  # images that are not files
+    assert count_common(nameless, [*nameless]) == 0
 
 
 class Foreign(TrainerX):
@@ -284,10 +248,8 @@ def test_results_name_the_tested_epoch(launch, first_is_best, eurosat, tiny, tmp
     assert launch(*arguments(eurosat, tiny, tmp_path / "best", *BEST)).status == 0
     found = results(tmp_path / "best")
     assert (found["epochs"], found["tested_epoch"]) == (2, 1)
-    assert found["data_use"]["choose"][0] | {"images": 0} == {
-        "what": "epoch", "dataset": "EuroSAT", "classes": "all", "split": "val", "images": 0, "test_images": 0,
-        "trials": 2, "sha256": found["data_use"]["choose"][0]["sha256"],
-    }  # fmt: skip
+    (choice,) = found["data_use"]["choose"]
+    assert (choice["what"], choice["split"], choice["test_images"], choice["trials"]) == ("epoch", "val", 0, 2)
     options = ["--eval-only", "--model-dir", tmp_path / "best"]
     assert launch(*arguments(eurosat, tiny, tmp_path / "tested", options=options)).status == 0
     tested = results(tmp_path / "tested")
@@ -311,18 +273,15 @@ def test_linear_probe_does_not_choose_on_test_images(refused, on_imagenet, image
     why = f"{C} is chosen on 8 images, all of them test images of ImageNet: set {C}, or accept it by TEST.SELECT_ON"
     refused(arguments(imagenet, tiny, tmp_path / "out", *ONCE, options=options), why)
     assert choices(on_imagenet("given", *ONCE, C, 1.0, options=options)) == []
+    # Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's code.
+    folder = on_imagenet("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
+    assert [(choice["images"], choice["test_images"]) for choice in choices(folder)] == [(4, 4)]
     folder = on_imagenet("accepted", *ONCE, *ACCEPTED, options=options)
     assert [(choice["what"], choice["test_images"]) for choice in choices(folder)] == [(C, 8)]
     assert len(logged(folder)) == 1
     for name, epoch in (("newest", []), ("named", ["--load-epoch", 1])):  # C chose the weights of every epoch
         tested = on_imagenet(name, *ONCE, C, 1.0, options=[*options, "--eval-only", "--model-dir", folder, *epoch])
         assert choices(tested) == choices(folder) and len(logged(tested)) == 1
-
-
-def test_linear_probe_records_the_choosing_images(on_imagenet):
-    """Of ImageNet, as many validation images as shots, at most four of each class, as in CoOp's code."""
-    folder = on_imagenet("out", *ONCE, *ACCEPTED, "DATASET.NUM_SHOTS", 1, options=PROBE)
-    assert [(choice["images"], choice["test_images"]) for choice in choices(folder)] == [(4, 4)]
 
 
 def test_linear_probe_without_validation_images_stops_before_the_fit(refused, tiny, tmp_path):

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from finished import finish, finish_all
+from finished import finish
 
 from common.errors import UsageError
+from common.results import read_results
+from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
 from experiments.studies.study_file import load
 from trainers import methods
 
-ROOT = Path(__file__).parent.parent
 BASE2NEW, SMALL = (
     yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("small", "small_cross_datasets")
 )
@@ -74,6 +75,10 @@ INVALID = [  # keys of the file, words of the message
     ({"root": "--help"}, "root is '--help': give the path of a folder"),
     ({"root": "a\0b"}, "DATASET.ROOT is 'a\\x00b': give text"),
     ({"cache": ["a"]}, "cache is ['a']: give the path of a folder"),
+    ({"union": "yes"}, "union has the value 'yes': give true for base2new"),
+    ({"union": True, "protocols": ["few_shot"]}, "union has the value True"),
+    ({"ood": "new", "protocols": ["few_shot"]}, "ood has new, which needs base classes"),
+    ({"ood": ["small_lant"]}, "did you mean small_land"),
 ]
 
 
@@ -95,8 +100,9 @@ def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
         load(tmp_path / "study.yaml")
 
 
-def test_runs_have_the_folders_of_the_scripts(write, tmp_path):
-    folders = {str(run.folder.relative_to(tmp_path)) for run in load(write()).runs()}
+def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their_sequence(write, tmp_path):
+    sequences = load(write()).sequences()
+    folders = {str(run.folder.relative_to(tmp_path)) for sequence in sequences for run in sequence}
     assert folders >= {
         "base2new/train_base/small_land/shots_16/MPL/small/seed1",
         "base2new/test_new/small_land/shots_16/ZeroshotCLIP/small/seed3",
@@ -104,28 +110,28 @@ def test_runs_have_the_folders_of_the_scripts(write, tmp_path):
         "crossdataset/evaluation/small_source_outline/VPT/small_cross_datasets_16shots/seed2",
     }
     assert len(folders) == 19 * 3 * (5 * 2 + 8)  # 18 methods, one of them in two forms
-
-
-def test_prompts_are_tested_by_the_run_sequence_of_their_training(write):
-    for trained, *tests in load(write()).sequences():
+    for trained, *tests in sequences:
         assert ("--eval-only" in trained.arguments) == (trained.variant.name == "ZeroshotCLIP")
         for test in tests:
             assert test.arguments[test.arguments.index("--model-dir") + 1] == str(trained.folder)
             assert (test.variant, test.seed) == (trained.variant, trained.seed)
 
 
-def test_overridden_settings_have_their_own_folder(write):
-    file = write(**variant(overrides={"TRAINER.MPL.N_ADD_OP": 3}), protocols="few_shot", shots=[1, 2])
-    ((run,), *_) = load(file).sequences()
-    assert run.arguments[-2:] == ("TRAINER.MPL.N_ADD_OP", "3")
-    assert run.folder.match("small_objects/MPL/x_1shots/seed1")
+def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
+    file = write(trainers={"CoOp": "small"}, protocols="base2new", datasets="small_land", union=True, ood="new")
+    base, new, everything = load(file).sequences()[0]
+    assert [run.classes for run in (base, new, everything)] == ["base", "new", "all"]
+    assert base.arguments[base.arguments.index("--ood") + 1] == "new"
+    assert "--ood" not in new.arguments and "--ood" not in everything.arguments
+    assert everything.folder == tmp_path / "base2new/test_all/small_land/shots_16/CoOp/small/seed1"
 
 
-def test_overrides_for_one_dataset(write):
+def test_overrides_also_for_one_dataset_have_their_own_folder(write):
     value = {"config": "small", "overrides": {"OPTIM.LR": 0.1}, "datasets": {"small_land": {"OPTIM.LR": 0.2}}}
-    for (run,) in load(write(trainers={"CoOp": value}, protocols="few_shot")).sequences():
+    for (run,) in load(write(trainers={"x 1": {"trainer": "CoOp"} | value}, protocols="few_shot")).sequences():
         rate = setup_cfg(parse_arguments(list(run.arguments))).OPTIM.LR
         assert rate == (0.2 if run.dataset == "small_land" else 0.1)
+        assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
 
 
 def test_method_without_config_runs_as_its_scripts(write, script):
@@ -155,16 +161,13 @@ def test_included_study_is_valid(file):
         assert (run.variant.method == "MPL") <= (lengths is not None and len(lengths) == 12)
 
 
-def test_cache_of_a_study_is_a_folder(study_file):
-    study = load(study_file("some", cache="~/there"))
-    assert study.cache.is_absolute() and str(study.cache) in study.runs()[0].arguments
-
-
-@pytest.mark.parametrize("value", ["seeds", None])
-def test_together_has_no_effect_but_a_notice_and_its_old_results_are_read(value, study_file, tmp_path, capsys):
-    study, without = load(study_file("a", together=value)), load(study_file("b"))
-    assert study == replace(without, output=study.output)
-    assert capsys.readouterr().err.startswith("The key together has no effect any more")
+def test_together_has_no_effect_but_a_notice_and_its_old_results_are_read(study_file, tmp_path, capsys):
+    without = load(study_file("b", cache="~/there"))
+    assert without.cache.is_absolute() and str(without.cache) in without.runs()[0].arguments
+    for value in (None, "seeds"):
+        study = load(study_file("a", together=value, cache="~/there"))
+        assert study == replace(without, output=study.output)
+        assert capsys.readouterr().err.startswith("The key together has no effect any more")
     finish(study.runs()[0], 50.0, runs_together=3, evaluated_in="output/seed1")
     study_command.main(["status", str(tmp_path / "a.yaml")])
     assert capsys.readouterr().out.startswith("1 of 4 runs are done")
@@ -175,11 +178,16 @@ def test_together_has_no_effect_but_a_notice_and_its_old_results_are_read(value,
 
 @pytest.fixture
 def one_run(write):
-    """The file of a study of two runs, and the first of them, which is finished."""
-    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
-    run = load(file).sequences()[0][0]
-    finish(run, 50.0)
-    return file, run
+    """`one_run(name)` -> the file of a study of two runs of MPL under a name, and the first one, which is finished."""
+
+    def one_run(name="MPL"):
+        mpl = {"trainer": "MPL", "config": "small"}
+        file = write(trainers={name: mpl}, datasets=["small_land"], protocols="base2new", seeds=[1])
+        run = load(file).sequences()[0][0]
+        finish(run, 50.0)
+        return file, run
+
+    return one_run
 
 
 @pytest.fixture
@@ -204,40 +212,31 @@ def test_dry_run_prints_every_command_only(write, tmp_path, capsys):
 
 
 def test_status_and_tables_of_a_study_in_progress(one_run, tmp_path, capsys):
-    file = str(one_run[0])
+    file = str(one_run("=1+1")[0])
     study_command.main(["tables", file])
     made = tmp_path / "studies/study"
-    assert "| MPL | 50.00 | 50.00 |" in (made / "tables.md").read_text()
+    assert "| =1+1 | 50.00 | 50.00 |" in (made / "tables.md").read_text()
     assert "50.00" in (made / "tables.tex").read_text()
     assert json.loads((made / "tables.json").read_text())["runs"][0]["accuracy"] == 50.0
-    assert "base2new,base,MPL,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()
+    assert "base2new,base,'=1+1,small_land,50.0,,,1,1," in (made / "tables.csv").read_text()  # no formula
     capsys.readouterr()
     study_command.main(["status", file])
     assert capsys.readouterr().out == "1 of 2 runs are done, 0 are running, 0 have failed, 1 are left\n"
+
+
+def test_plots_are_written_next_to_the_tables_and_listed(one_run, tmp_path, capsys):
+    study_command.main(["plots", str(one_run()[0])])
+    lines = capsys.readouterr().out.splitlines()
+    written = [Path(line.removeprefix("Written: ")) for line in lines if line.startswith("Written: ")]
+    assert written == [tmp_path / f"studies/study/accuracy_time.{kind}" for kind in ("png", "svg", "pdf")]
+    assert "Not in critical_difference: base2new, base has 1 complete inductive methods" in "\n".join(lines)
+    assert all(path.stat().st_size > 1000 for path in written)
 
 
 @pytest.mark.parametrize("name", ["tables", "plots", "report"])
 def test_study_without_results_has_a_one_line_error(write, refused, tmp_path, name):
     assert "no run of this study is finished: python tools/study.py run " in refused(name, write())
     assert not (tmp_path / "studies").exists()
-
-
-def test_name_of_a_method_in_a_csv_table_is_no_formula(write, tmp_path):
-    file = write(trainers={"=1+1": {"trainer": "MPL", "config": "small"}}, datasets=["small_land"], seeds=[1])
-    finish(load(file).runs()[0], 50.0)
-    study_command.main(["tables", str(file)])
-    assert ",'=1+1,small_land,50.0," in (tmp_path / "studies/study/tables.csv").read_text()
-
-
-def test_plots_are_written_next_to_the_tables_and_listed(write, tmp_path, capsys):
-    file = write(trainers={"MPL": "small"}, datasets=["small_land"], protocols="base2new", seeds=[1])
-    finish_all(load(file))
-    study_command.main(["plots", str(file)])
-    lines = capsys.readouterr().out.splitlines()
-    written = [Path(line.removeprefix("Written: ")) for line in lines if line.startswith("Written: ")]
-    assert written == [tmp_path / f"studies/study/accuracy_time.{kind}" for kind in ("png", "svg", "pdf")]
-    assert "Not in critical_difference: base2new, base has 1 complete inductive methods" in "\n".join(lines)
-    assert all(path.stat().st_size > 1000 for path in written)
 
 
 @pytest.mark.slow
@@ -253,22 +252,45 @@ def test_failed_run_does_not_stop_the_others(write, drawn, command):
     assert all((run.folder / "results.json").is_file() for run in zero_shot)
 
 
-@pytest.mark.parametrize("content", ["", '{"accuracy": 5', "[]", "{}", "3"])
-def test_damaged_result_has_a_one_line_error(one_run, refused, content):
-    file, run = one_run
-    (run.folder / "results.json").write_text(content)
-    assert f"{run.folder}/results.json is damaged: delete it" in refused("tables", file)
+CARD = {"sha256": "0" * 64, "evaluations": 1}
+DAMAGED = ["", '{"accuracy": 5', "[]", "{}", "3"]
+DAMAGED += [
+    json.dumps({"accuracy": 50.0} | damage)
+    for damage in (
+        {"ece": -1},
+        {"nll": float("nan")},
+        {"brier": "0.2"},
+        *({"data_use": use} for use in (3, {"choose": 3}, {"choose": [3]}, {"choose": [{}]})),
+        {"data_use": {"choose": [{"test_images": "8"}]}},
+        {"data_use": {"test": CARD | {"sha256": "a|b"}}},
+        {"data_use": {"test": CARD | {"evaluations": -1}}},
+        {"data_use": {"fit": [{"sha256": "a|b"}]}},
+        {"data_use": {"fit": CARD}},
+        {"ood": [{"name": "a\x1b", "scores": {}}]},
+        {"ood": [{"name": "a", "scores": {"MCM": {"auroc": 101}}}]},
+        {"ood": 3},
+    )
+]
 
 
-@pytest.mark.parametrize("name", ["tables", "run"])
-def test_result_with_other_settings_is_refused(one_run, refused, name):
-    file, run = one_run
+def test_damaged_result_has_a_one_line_error(one_run, refused):
+    file, run = one_run()
+    for content in DAMAGED:
+        (run.folder / "results.json").write_text(content)
+        with pytest.raises(UsageError, match="/results.json is damaged: delete it") as caught:
+            read_results(run.folder)
+        assert "\n" not in str(caught.value), content
+    assert str(caught.value) in refused("tables", file)
+
+
+def test_result_with_other_settings_is_refused(one_run, refused):
+    file, run = one_run()
     cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.LR", "0.5", "OPTIM.MAX_EPOCH", "3"]))
     (run.folder / "config.yaml").write_text(cfg.dump())
     words = f"{run.folder} holds a run with OPTIM.LR 0.5, this one has 0.02 (OPTIM.MAX_EPOCH also differ)"
-    assert words in refused(name, file)
+    assert words in refused("tables", file) and words in refused("run", file)
     (run.folder / "config.yaml").unlink()
     content = json.loads((run.folder / "results.json").read_text()) | {"seed": 2, "dataset": "EuroSAT"}
     (run.folder / "results.json").write_text(json.dumps(content))  # copied from another run
     words = "holds a run with DATASET.NAME EuroSAT, this one has SmallLand (SEED also differ)"
-    assert words in refused(name, file)
+    assert words in refused("tables", file)

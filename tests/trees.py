@@ -122,7 +122,7 @@ def with_split_file(name: str, root: Path) -> Path:
 def fgvc_aircraft(root: Path) -> Path:
     folder, variants = root / "fgvc_aircraft", ["707-320", "727-200", "A300B4", "Yak-42 of four words"]
     (folder / "images").mkdir(parents=True)
-    write_lines(folder / "variants.txt", variants)
+    (folder / "variants.txt").write_text("".join(f"{variant}\n" for variant in variants))
     i = 0
     for part, size in SIZES.items():
         lines = []
@@ -130,8 +130,8 @@ def fgvc_aircraft(root: Path) -> Path:
             for _ in range(size):
                 i += 1
                 write_image(folder / f"images/{i:07}.jpg", i)
-                lines.append(f"{i:07} {variant}")
-        write_lines(folder / f"images_variant_{part}.txt", lines)
+                lines.append(f"{i:07} {variant}\n")
+        (folder / f"images_variant_{part}.txt").write_text("".join(lines))
     return folder
 
 
@@ -146,8 +146,3 @@ def write_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, "JPEG")
-
-
-def write_lines(path: Path, lines) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))

@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _start import run
 
-    run("experiments.small_clip.pretraining", "from the start")
+    run("experiments.small_clip", "from the start")

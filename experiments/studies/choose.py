@@ -39,7 +39,6 @@ RULES = {
     OTHERS: Rule("test"),
     ORACLE: Rule("test"),
 }
-NOTHING: Values = ()
 ACCEPTED: Values = ("TEST.SELECT_ON_TEST", "True")  # of runs whose settings test images have chosen
 SET_BY_CHOOSE = ("TEST.SPLIT", "DATASET.HOLD_OUT", "TEST.NO_TEST")  # also by being left as they are
 LONGEST = 120  # characters of a folder's name
@@ -50,11 +49,11 @@ class Choose:
     """A choice of settings by trials.
 
     Attributes:
-        by: a key of RULES.
+        by: a key of RULES; empty: all settings are given.
         keys: for all methods that learn, unless they have keys of their own.
     """
 
-    by: str
+    by: str = ""
     keys: Keys = ()
 
     @property
@@ -81,12 +80,16 @@ def choose_from(content: Any) -> Choose:
     return Choose(content["by"], keys)
 
 
+def mapping(value: Any, what: str, form: str) -> dict:
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} must be a mapping of {form}, not {value!r}")
+    return value
+
+
 def keys_from(content: Any, what: str) -> Keys:
     """Keys and their values from `{KEY: [VALUE, ...]}`; UsageError if a key has fewer than two values."""
-    if not isinstance(content, dict):
-        raise UsageError(f"the keys of {what} must be a mapping of KEY: [VALUE, ...], not {content!r}")
     found = {}
-    for key, values in content.items():
+    for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
         words = tuple(map(str, values)) if isinstance(values, list) else ()
         if len(words) < 2 or len(set(words)) < len(words):
             raise UsageError(f"{what} has the values {values!r} for {key}", "give a list of two or more different ones")
@@ -100,7 +103,7 @@ def check_choose(study: "Study") -> None:
     Raises:
         UsageError: it has not.
     """
-    if study.choose is None:
+    if not study.choose.by:
         for variant in study.variants:
             if variant.choose:
                 raise UsageError(f"{variant.name} has choose", f"say by what: choose: {{by: {VALIDATION}}}")
@@ -144,7 +147,6 @@ def trial_place(rule: Rule, values: Values) -> Path:
 def chosen_place(study: "Study", variant: "Variant", protocol: str) -> Path:
     """The folder of the runs with chosen settings, below that of the results. Its name has a checksum of all that the
     choice depends on: another choice has another folder."""
-    assert study.choose
     by, seeds = study.choose.by, sorted(study.seeds)
     others = sorted(study.trained_on(protocol)) if by == OTHERS else []
     return Path("chosen", f"{by.replace(' ', '_')}_{digest([by, study.keys_of(variant), seeds, others])}")

@@ -12,8 +12,8 @@ from clip import keep_backbones
 from common.errors import UsageError
 from common.start import ROOT
 
+from .executor import execute_run
 from .spec import Run
-from .worker import execute_run
 
 START_HINT = "start one with `ray start --head`"
 
@@ -24,7 +24,7 @@ def available() -> bool:
 
 
 class Cluster:
-    """An `Executor` on all machines of a Ray cluster. Machines may join and leave.
+    """Executes runs as `LocalExecutor` does, on all machines of a Ray cluster. Machines may join and leave.
 
     Args:
         address: of the cluster's head; by default a cluster on this machine, or else this machine alone.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
-from common.files import check_no_link, replacing, write_text
+from common.files import check_no_link, write_text
 from common.names import csv_cell
 from common.start import add_common_options, at_least
 
@@ -19,7 +19,8 @@ from .spec import Run, Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
-    from .executor import Executor
+    from .cluster import Cluster
+    from .executor import LocalExecutor
     from .tables import Summary
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
@@ -51,8 +52,8 @@ def run(study: Study, args: argparse.Namespace) -> None:
     if waiting:
         failed = execute_runs([(each,) for each in trials], executor, f"{args.file.stem}: trials")
         executor, waiting = choose_executor(study, args), decide(study)
-    undecided = {run for search in waiting for run in study.runs() if search.decides(run)}
-    sequences = [sequence for sequence in study.sequences() if not undecided.intersection(sequence)]
+    missing = {str(search.file) for search in waiting}  # which some runs read
+    sequences = [each for each in study.sequences() if not any(missing.intersection(run.arguments) for run in each)]
     failed |= execute_runs(sequences, executor, args.file.stem)
     if waiting:
         print(f"\nThe trials of {len(waiting)} choices have failed, so that the runs that need these have not started")
@@ -67,7 +68,7 @@ def end(failed: dict[Run, str]) -> None:
         sys.exit(1)
 
 
-def choose_executor(study: Study, args: argparse.Namespace) -> "Executor":
+def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | Cluster":
     """Ray if it is installed or --address is given; local processes if it is not, or --workers is given."""
     from .cluster import Cluster, available
     from .executor import LocalExecutor
@@ -154,7 +155,7 @@ def report(study: Study, args: argparse.Namespace) -> None:
 def inflation(study: Study, args: argparse.Namespace) -> None:
     from . import inflation as measuring
     from .executor import execute_runs
-    from .plots import KINDS, plt
+    from .plots import KINDS, save
     from .render import markdown
 
     found = measuring.choices(study)
@@ -165,11 +166,7 @@ def inflation(study: Study, args: argparse.Namespace) -> None:
     text = markdown(measuring.tables(cells))
     write_text(folder / "inflation.md", text)
     write_text(folder / "inflation.csv", cells.map(csv_cell).to_csv(index=False))
-    figure = measuring.picture(cells)
-    for kind in KINDS:
-        with replacing(folder / f"inflation.{kind}") as partial:
-            figure.savefig(partial, format=kind, dpi=150)
-    plt.close(figure)
+    save(measuring.picture(cells), folder / "inflation")
     print(text)
     print(f"Written: {folder}/inflation.{{md,csv,{','.join(KINDS)}}}")
 

@@ -1,28 +1,38 @@
-"""Execute the runs of a study, several at a time, with one progress bar."""
+"""Execute the runs of a study, several at a time, with one progress bar; and what its processes do."""
 
 import os
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children
-from typing import Any, Protocol
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from multiprocessing import active_children, forkserver, get_context, parent_process, resource_tracker
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
+import torch
 from dassl.data.datasets import build_dataset
 from tqdm import tqdm
 
+from clip import keep_backbones
 from common.errors import UsageError
+from common.files import write_text
 from trainers.base.data_use import count_common
 
 from ..arguments import parse_arguments
 from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..lock import remove_leftover
-from ..results import read_results
+from ..results import ERROR, read_results
+from ..run import train_and_test
 from .choose import HELD_OUT
 from .spec import Run, RunSequence, Study
-from .worker import execute_run, init_worker, process_context, record_outcome
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
 
 TRIES = 3  # for a run whose process or machine dies
 
@@ -33,13 +43,18 @@ def check_datasets(study: Study) -> None:
     Raises:
         UsageError: there are no files of a dataset, or trials would choose on its test images against their rule.
     """
-    for dataset in dict.fromkeys(run.dataset for run in study.runs()):
-        arguments = ["--root", str(study.root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
-        build_dataset(setup_cfg(parse_arguments(arguments)))
+    for name in dict.fromkeys(run.dataset for run in study.runs()):
+        read_dataset(study.root, name)
     for run in {(run.protocol, run.dataset, run.shots): run for run in study.trials()}.values():
         cfg = setup_cfg(parse_arguments(list(run.arguments)))
         if cfg.TEST.SPLIT == "val":
             check_validation(build_dataset(cfg), run.dataset)
+
+
+def read_dataset(root: Path, name: str) -> Any:
+    """A dataset with all of its classes and images."""
+    arguments = ["--root", str(root), "--dataset-config-file", str(CONFIGS / f"datasets/{name}.yaml")]
+    return build_dataset(setup_cfg(parse_arguments(arguments)))
 
 
 def check_validation(dataset: Any, name: str) -> None:
@@ -51,24 +66,7 @@ def check_validation(dataset: Any, name: str) -> None:
         raise UsageError(f"{common:,} of {len(dataset.val):,} validation images of {name} are test images", instead)
 
 
-class Executor(Protocol):
-    """Executes runs; a context manager that leaves no process behind."""
-
-    def slots(self) -> int:
-        """How many runs it can execute at a time, now."""
-
-    def submit(self, run: Run) -> "Future[str | None]":
-        """Start a run in another process.
-
-        The future has the result of `execute_run`, or any exception if the process or its machine dies.
-        """
-
-    def __enter__(self) -> "Executor": ...
-
-    def __exit__(self, *exception) -> None: ...
-
-
-def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: str) -> dict[Run, str]:
+def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cluster", title: str) -> dict[Run, str]:
     """Execute all unfinished runs, each sequence in order. A run whose process dies is tried up to `TRIES` times.
 
     Returns:
@@ -112,7 +110,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: Executor, title: st
 
 
 class LocalExecutor:
-    """Processes of this machine. They are killed if the context ends with an exception.
+    """Executes runs in processes of this machine, which are killed if the context ends with an exception.
 
     Args:
         workers: number of processes.
@@ -125,9 +123,11 @@ class LocalExecutor:
         self.pools: dict[ProcessPoolExecutor, Future[str | None]] = {}
 
     def slots(self) -> int:
+        """How many runs it can execute at a time, now."""
         return self.workers
 
     def submit(self, run: Run) -> "Future[str | None]":
+        """Start a run: the result of `execute_run`, or any exception if its process dies."""
         idle = [pool for pool, last in self.pools.items() if last.done() and not last.exception()]
         pool = idle[0] if idle else ProcessPoolExecutor(1, process_context(), init_worker, (self.threads,))
         try:
@@ -146,3 +146,72 @@ class LocalExecutor:
             process.terminate()
         for pool in self.pools:
             pool.shutdown()
+
+
+# In a process of a study
+
+
+def process_context() -> Any:
+    """How processes start: not forked from this one, which may have used CUDA, but from one that has only imported what
+    all runs need."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    own = f"{__package__}.preloaded"
+    context.set_forkserver_preload(["open_clip", "torch.utils.tensorboard", "torchvision", own])
+    # Inherited by multiprocessing's resource tracker, which would warn of every semaphore that a killed process leaves.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()  # before the next lines, as it unblocks signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C must not interrupt its imports
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return context
+
+
+def init_worker(threads: int) -> None:
+    """Prepare a process that the main process controls: it ignores Ctrl-C and never outlives the main process."""
+    torch.set_num_threads(threads)
+    keep_backbones(1)  # the next run often has the same
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the main one ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """End this process as soon as the main process ends, even if that was killed."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def execute_run(arguments: Sequence[str]) -> str | None:
+    """Execute a run of train.py with these arguments in this process; its output goes to log.txt only.
+
+    If another process executes the run, wait for it. Then skip the run if it is finished, else resume it.
+
+    Returns:
+        None, or the run's error in one line. error.txt in its folder holds it until the run succeeds.
+    """
+    args, error = parse_arguments(list(arguments)), None
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            train_and_test(args, wait=True)
+    except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
+        error = caught
+    return record_outcome(Path(args.output_dir), error)
+
+
+def record_outcome(folder: Path, error: BaseException | None) -> str | None:
+    """Write a run's error to its folder, for `status` and `report`, or delete that of an earlier start.
+
+    Returns:
+        the error in one line.
+    """
+    if error is None:
+        (folder / ERROR).unlink(missing_ok=True)
+        return None
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    with suppress(OSError):  # for example the full disk that the error reports
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ERROR, line + "\n")
+    return line

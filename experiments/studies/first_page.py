@@ -1,19 +1,15 @@
 """The results of a study for a reader with one minute: sentences, and a table for each protocol."""
 
 import math
+from functools import partial
 
 import pandas as pd
 
 from common.names import printable
 
 from ..comparing import seed_interval, smallest_difference
-from .render import MISSING, Cell, Table, about_mark, describe_spread, grid, number, with_spread
+from .render import MISSING, Cell, Table, about_mark, accuracy, describe_spread, grid, number
 from .tables import Summary, marked
-
-
-def main_part(summary: Summary, protocol: str) -> str:
-    """The part of a protocol that its methods are ranked by: H, all classes, or most images of each class."""
-    return [part for each, part in summary.parts if each == protocol and part != "all"][-1]
 
 
 def overview(summary: Summary) -> list[Table]:
@@ -22,14 +18,14 @@ def overview(summary: Summary) -> list[Table]:
     tables = []
     for protocol, cells in summary.cells.query("dataset == 'average'").groupby("protocol", sort=False):
         cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
-        main = main_part(summary, protocol)
+        main = summary.main_part(protocol)
         times = summary.times[summary.times["protocol"] == protocol]
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
         several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
         cells = cells.sort_values("part", key=lambda part: part != main, kind="stable")  # what ranks them comes first
         order = cells[cells["part"] == main].set_index("method")["mean"].sort_values(ascending=False, kind="stable")
-        header, rows = grid(cells, "part", with_spread(summary))
+        header, rows = grid(cells, "part", partial(accuracy, summary))
         rows.sort(key=lambda row: list(order.index).index(row[0].text))
         calibration = summary.measures.query("protocol == @protocol").pivot(
             index="method", columns="part", values="ece"
@@ -72,7 +68,7 @@ def headlines(summary: Summary) -> list[str]:
     """
     found = []
     for protocol in summary.study.protocols:
-        part = main_part(summary, protocol)
+        part = summary.main_part(protocol)
         cells = summary.cells.query("protocol == @protocol and part == @part and dataset == 'average'")
         cells = cells[~cells["selected_on_test"]].dropna(subset="mean").sort_values("mean", ascending=False)
         for kind, of_kind in cells.groupby("kind", sort=False):

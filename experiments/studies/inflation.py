@@ -12,23 +12,17 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 import pandas as pd
-from dassl.data.datasets import build_dataset
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from common.errors import UsageError
 
-from ..arguments import parse_arguments
-from ..configs import CONFIGS
-from ..configuration import setup_cfg
 from ..results import read_results
 from .choose import ORACLE, VALIDATION
-from .executor import check_validation
+from .executor import check_validation, read_dataset
+from .plots import subplots_grid
 from .render import Cell, Table, number
 from .spec import Run, Study
 from .tables import MARK, MARKED, shots_label
@@ -40,8 +34,7 @@ ACCURACIES = {"default": "without a choice", "honest": "by the rule", "on_test":
 STYLES = {"default": ("o", "white", 120), "honest": ("s", "#56b4e9", 45), "on_test": ("D", "#d55e00", 14)}
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An epoch, or values of settings.
 
     Attributes:
@@ -107,7 +100,6 @@ def choices(study: Study) -> list[Choice]:
 def of_settings(study: Study) -> Iterator[Choice]:
     """One choice for all seeds, as the study makes it. The default are the first values."""
     for search in study.searches:
-        assert study.choose
         oracle, tested = study.choose.by == ORACLE, study.choose.rule.split == "test"
         candidates = {}
         for values, trials in search.trials.items():
@@ -130,11 +122,9 @@ def of_epochs(study: Study) -> Iterator[Choice]:
         epochs = sorted({int(name[1]) for name in names if name})
         if not run.trains or len(epochs) < 2 or not read_results(run.folder):
             continue
-        candidates = {}
-        for epoch in epochs:
-            validated = has_validation(study.root, run.dataset)
-            choosing = (evaluation(study, run, "val", epoch),) if validated else ()
-            candidates[str(epoch)] = Candidate((evaluation(study, run, "test", epoch),), choosing)
+        splits = ("test", "val") if has_validation(study.root, run.dataset) else ("test",)
+        tested = {str(epoch): [evaluation(study, run, split, epoch) for split in splits] for epoch in epochs}
+        candidates = {epoch: Candidate((test,), tuple(choosing)) for epoch, (test, *choosing) in tested.items()}
         of = (run.protocol, run.shots, EPOCH, VALIDATION, run.variant.name, run.dataset)
         yield Choice(*of, str(epochs[-1]), candidates)
 
@@ -160,9 +150,8 @@ def evaluation(study: Study, run: Run, split: str, epoch: int | None = None) -> 
 @cache
 def has_validation(root: Path, dataset: str) -> bool:
     """Whether a dataset has validation images, none of which is a test image."""
-    words = ["--root", str(root), "--dataset-config-file", str(CONFIGS / f"datasets/{dataset}.yaml")]
     try:
-        check_validation(build_dataset(setup_cfg(parse_arguments(words))), dataset)
+        check_validation(read_dataset(root, dataset), dataset)
     except UsageError:
         return False
     return True
@@ -194,14 +183,8 @@ def tables(cells: pd.DataFrame) -> list[Table]:
     for (protocol, shots, chosen, by), rows in cells.groupby(TABLE, sort=False):
         default = "last epoch" if chosen == EPOCH else "first values"
         header = [
-            "method",
-            "dataset",
-            "choices",
-            "candidates",
-            default,
-            f"by {by}",
-            ACCURACIES["on_test"],
-            "worth of test",
+            *("method", "dataset", "choices", "candidates"),
+            *(default, f"by {by}", ACCURACIES["on_test"], "worth of test"),
         ]
         lines = [
             [Cell(row.method), Cell(row.dataset), Cell(f"{row.choices:g}"), Cell(f"{row.candidates:g}")]
@@ -218,11 +201,11 @@ def tables(cells: pd.DataFrame) -> list[Table]:
 
 def picture(cells: pd.DataFrame) -> Figure:
     """The averages of each method: without a choice, by the rule, and on test images; a panel for each table."""
-    panels = list(cells[cells["dataset"] == "average"].groupby(TABLE, sort=False))
-    height = 1.3 + 0.35 * max(len(rows) for _, rows in panels)
-    size = (7, 0.7 + height * len(panels))
-    figure, axes = plt.subplots(len(panels), figsize=size, layout="constrained", squeeze=False)
-    for ax, ((protocol, shots, chosen, by), rows) in zip(axes.flat, panels, strict=True):
+    panels = dict(list(cells[cells["dataset"] == "average"].groupby(TABLE, sort=False)))
+    height = 1.3 + 0.35 * max(map(len, panels.values()))
+    figure, drawn = subplots_grid(panels, 7, height, columns=1)
+    figure.set_figheight(figure.get_figheight() + 0.7)
+    for ax, (protocol, shots, chosen, by), rows in drawn:
         lines, accuracies = range(len(rows)), rows[list(ACCURACIES)]
         right = accuracies.max(axis="columns")
         ax.hlines(lines, accuracies.min(axis="columns"), right, color="0.8", zorder=1)
@@ -236,6 +219,6 @@ def picture(cells: pd.DataFrame) -> Figure:
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.margins(x=0.12)
         ax.set(title=f"{protocol}, {shots_label(shots)}: {chosen}, by {by}", xlabel="test accuracy (%)")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.supxlabel(f"{MARKED}. Numbers: points over the rule.", x=0.01, ha="left", fontsize=8)
     return figure

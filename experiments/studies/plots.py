@@ -1,25 +1,43 @@
-"""The results of a study as pictures. The function of a picture gives its name, and its docstring the caption."""
+"""The results of a study as pictures. The function of a picture gives its name, and its docstring the caption.
 
+A picture without results is a figure without axes. Those from the predictions of tests need a predictions.npz.
+"""
+
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import product
+from functools import lru_cache
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from common.errors import UsageError
 from common.files import replacing
 
+from .. import predictions
+from ..outcomes import Outcome, draw_confusion, draw_pairs, draw_reliability, draw_risk
 from .critical import draw_ranking, ranking
-from .panels import legend, mark, plot_styles, subplots_grid
-from .predicted import class_accuracy, confusion, reliability, risk_coverage, worst_pairs
-from .tables import MARKED, Summary, marked, shots_label
+from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
 Y_LABELS = {"base": "accuracy on base classes (%)", "new": "accuracy on new classes (%)", "H": "harmonic mean (%)"}
 KINDS = ("png", "svg", "pdf")
+MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
+LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
+NARROW = 4.0  # inches of a panel for a telephone
+SHOWN = 2  # confused pairs of a dataset
 
 
 def draw(
@@ -34,35 +52,92 @@ def draw(
     of_results = (accuracy_time, few_shot, gains, critical_difference)
     for picture in (*of_results, reliability, risk_coverage, class_accuracy, confusion, worst_pairs):
         figure = picture(summary, narrow)
-        if figure is None:
+        if not figure.axes:
             continue
+        legend(figure, narrow)
         if summary.runs["selected_on_test"].any():
             figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=7 if narrow else 9)
-        files = [folder / f"{picture.__name__}.{kind}" for kind in kinds]
-        for file in files:
-            with replacing(file) as partial:
-                dated: dict[str, Any] = {"metadata": {"Date": None}} if file.suffix == ".svg" else {}
-                figure.savefig(partial, format=file.suffix[1:], dpi=150, **dated)
-            figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
-        plt.close(figure)
-        yield picture.__name__, " ".join(str(picture.__doc__).split()), files
+        yield picture.__name__, " ".join(str(picture.__doc__).split()), save(figure, folder / picture.__name__, kinds)
 
 
-def accuracy_time(summary: Summary, narrow: bool = False) -> Figure | None:
+def save(figure: Figure, file: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+    """Write a figure to `file` with each of these suffixes, and close it."""
+    files = [file.with_name(f"{file.name}.{kind}") for kind in kinds]
+    for each, kind in zip(files, kinds, strict=True):
+        with replacing(each) as partial:
+            dated: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
+            figure.savefig(partial, format=kind, dpi=150, **dated)
+        figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
+    plt.close(figure)
+    return files
+
+
+def subplots_grid(
+    panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4, narrow: bool = False
+) -> tuple[Figure, list[tuple[Any, Any, Any]]]:
+    """A figure with a panel of width x height inches for each entry, and its axes with the key and the value.
+
+    Args:
+        narrow: one panel below the other.
+    """
+    if not panels:
+        return Figure(), []
+    columns, width = (1, NARROW) if narrow else (min(len(panels), columns), width)
+    rows = math.ceil(len(panels) / columns)
+    layout: Any = ConstrainedLayoutEngine(h_pad=0.1)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout=layout, squeeze=False)
+    for empty in axes.flat[len(panels) :]:
+        empty.remove()
+    return figure, [(ax, *panel) for ax, panel in zip(axes.flat, panels.items(), strict=False)]
+
+
+def plot_styles(summary: Summary) -> dict[str, dict]:
+    """The style of every method, the same in all pictures: `Summary.focus` is black, its line solid."""
+    styles: dict[str, dict] = {}
+    for name, marker, line, colour in zip(summary.variants, cycle(MARKERS), cycle(LINES), cycle(COLOURS), strict=False):
+        styles[name] = {"label": name, "marker": marker, "linestyle": line, "color": colour, "markerfacecolor": "white"}
+    if summary.focus:
+        styles[summary.focus] = {"label": summary.focus, "marker": "*", "color": "black", "markersize": 12}
+    return styles
+
+
+def legend(figure: Figure, narrow: bool) -> None:
+    """Add one legend for all panels, to the right of them, and widen the figure for it; `narrow`: above them."""
+    entries = {
+        label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    if not entries:
+        return
+    longest, columns = max(map(len, entries)), 1
+    if narrow:
+        columns = max(1, int(NARROW / (0.8 + 0.09 * longest)))
+        figure.set_figheight(figure.get_figheight() + 0.3 + 0.22 * math.ceil(len(entries) / columns))
+    else:
+        figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * longest)
+    place: Any = "outside upper center" if narrow else "outside right center"
+    figure.legend(entries.values(), entries.keys(), loc=place, frameon=False, handlelength=3, ncols=columns)
+
+
+def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
+    """Put the mark next to the points (x, mean) of the cells that were selected on test images."""
+    for at, cell in zip(x, cells.itertuples(), strict=True):
+        if cell.selected_on_test:
+            ax.annotate(MARK, (at, cell.mean), (7, 4), textcoords="offset points")
+
+
+def accuracy_time(summary: Summary, narrow: bool = False) -> Figure:
     """Average accuracy against the average training time of a run (the paper's Figure 2), with the standard deviation
     over seeds. A method that is not trained is a line."""
     cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(subset="mean")
     trained = set(summary.times[["protocol", "method"]].itertuples(index=False, name=None))
-    panels = [  # others have no axis of time
-        (names, rows)
+    panels = {  # others have no axis of time
+        names: rows
         for names, rows in cells.set_index("method").groupby(TABLE, sort=False)
         if any((names[0], method) in trained for method in rows.index)
-    ]
-    if not panels:
-        return None
+    }
     styles = plot_styles(summary)
-    figure, axes = subplots_grid(len(panels), 4.4, 3.8, 3, narrow)
-    for ax, ((protocol, part), rows) in zip(axes, panels, strict=True):
+    figure, drawn = subplots_grid(panels, 4.4, 3.8, 3, narrow)
+    for ax, (protocol, part), rows in drawn:
         times = summary.times.query("protocol == @protocol and method in @rows.index")
         devices = times["device"].unique()
         mark(ax, rows.loc[times["method"]], times["seconds"])
@@ -77,22 +152,22 @@ def accuracy_time(summary: Summary, narrow: bool = False) -> Figure | None:
         ax.set(title=f"{protocol}, {part}", ylabel=Y_LABELS.get(part, "accuracy (%)"))
         ax.margins(x=0.08)
         ax.set(xlabel=f"training time of a run (seconds)\n{device}", xlim=(0, None))
-    legend(figure, axes, narrow)
     return figure
 
 
-def few_shot(summary: Summary, narrow: bool = False) -> Figure | None:
+def few_shot(summary: Summary, narrow: bool = False) -> Figure:
     """Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3), with the spread."""
     cells = summary.cells.query("protocol == 'few_shot'").dropna(subset="mean")
     if cells["part"].nunique() < 2:
-        return None
+        return Figure()
     styles, shots = plot_styles(summary), summary.study.shots
     selected = set(cells[cells["selected_on_test"]]["method"])  # curves cross: the legend has the mark, too
     cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
-    datasets = [name for name in ("average", *summary.study.datasets) if name in cells["dataset"].values]
-    figure, axes = subplots_grid(len(datasets), narrow=narrow)
-    for ax, dataset in zip(axes, datasets, strict=True):
-        for method, rows in cells[cells["dataset"] == dataset].groupby("method", sort=False):
+    of_datasets = dict(list(cells.groupby("dataset")))
+    panels = {name: of_datasets[name] for name in ("average", *summary.study.datasets) if name in of_datasets}
+    figure, drawn = subplots_grid(panels, narrow=narrow)
+    for ax, dataset, of_dataset in drawn:
+        for method, rows in of_dataset.groupby("method", sort=False):
             style = styles[method] | {"label": marked(method, method in selected)}
             ax.errorbar(rows["shots"], rows["mean"], **style)
             mark(ax, rows, rows["shots"])
@@ -101,25 +176,23 @@ def few_shot(summary: Summary, narrow: bool = False) -> Figure | None:
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, map(str, shots))
         ax.set(title=dataset, xlabel="images per class", ylabel="accuracy (%)")
-    legend(figure, axes, narrow)
     return figure
 
 
-def gains(summary: Summary, narrow: bool = False) -> Figure | None:
+def gains(summary: Summary, narrow: bool = False) -> Figure:
     """Points that one method gains over another on every dataset; each panel names the two."""
     focus, baseline = summary.focus, summary.baseline
     cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
-    panels = []
+    panels = {}
     for names, rows in cells.groupby(TABLE, sort=False):
         means = rows.pivot(index="dataset", columns="method", values="mean").reindex(columns=[focus, baseline])
         gain = (means[focus] - means[baseline]).dropna().sort_values()
         if len(gain):
             order = sorted(gain.index, key="average".__eq__)  # the average is the last bar, at the top
-            panels.append((*names, gain[order], set(rows[rows["selected_on_test"]]["dataset"])))
-    if not panels:
-        return None
-    figure, axes = subplots_grid(len(panels), 4.6, 1.4 + 0.28 * max(len(gain) for *_, gain, _ in panels), 3, narrow)
-    for ax, (protocol, part, gain, selected) in zip(axes, panels, strict=True):
+            panels[names] = gain[order], set(rows[rows["selected_on_test"]]["dataset"])
+    height = 1.4 + 0.28 * max((len(gain) for gain, _ in panels.values()), default=0)
+    figure, drawn = subplots_grid(panels, 4.6, height, 3, narrow)
+    for ax, (protocol, part), (gain, selected) in drawn:
         colours = ["0.35" if name == "average" else "0.75" for name in gain.index]
         bars = ax.barh([marked(name, name in selected) for name in gain.index], gain, color=colours, edgecolor="black")
         ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
@@ -130,19 +203,131 @@ def gains(summary: Summary, narrow: bool = False) -> Figure | None:
     return figure
 
 
-def critical_difference(summary: Summary, narrow: bool = False) -> Figure | None:
+def critical_difference(summary: Summary, narrow: bool = False) -> Figure:
     """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Methods that a bar at the right spans are not
     shown to differ: Nemenyi's test at 5%, after Friedman's (CD: the critical difference)."""
     found = {}
     for names, kind in product(summary.parts, summary.kinds):
         with suppress(UsageError):
             found[(*names, kind)] = ranking(summary, *names, kind)
-    if not found:
-        return None
-    height = 1.6 + 0.25 * max(len(each.ranks) for each in found.values())
-    figure, axes = subplots_grid(len(found), 4.4, height, 3, narrow)
-    for ax, ((protocol, part, kind), each) in zip(axes, found.items(), strict=True):
+    height = 1.6 + 0.25 * max((len(each.ranks) for each in found.values()), default=0)
+    figure, drawn = subplots_grid(found, 4.4, height, 3, narrow)
+    for ax, (protocol, part, kind), each in drawn:
         labels = [marked(name, bool(summary.selected(protocol, part, name))) for name in each.ranks.index]
         draw_ranking(ax, each, labels)
         ax.set_title(f"{protocol}, {part}" + f"\n{kind} methods" * (len(summary.kinds) > 1))
     return figure
+
+
+# From predictions
+
+Outcomes = dict[tuple[str, str, str, str], Outcome]  # by protocol, part, method and dataset
+
+
+@lru_cache(maxsize=1)
+def read_outcomes(summary: Summary) -> Outcomes:
+    """The predictions of all finished runs, those of all seeds together. Runs without readable predictions, and those
+    of other classes than the first seed's, are left out."""
+    found: Outcomes = {}
+    for run in summary.results:
+        try:
+            arrays = predictions.read(run.folder)
+        except UsageError:
+            continue
+        key = run.protocol, part_of(run), run.variant.name, run.dataset
+        names = [str(name) for name in arrays["class_names"]]
+        if found.setdefault(key, Outcome(names)).names == names:
+            found[key].add(arrays)
+    in_order = (
+        (protocol, part, method, dataset)
+        for (protocol, part), method in product(summary.parts, summary.variants)
+        for dataset in summary.datasets(protocol)
+    )
+    return {key: found[key] for key in in_order if key in found}
+
+
+def judged(summary: Summary, protocol: str) -> str:
+    """The part of a protocol that pictures of single classes show: new classes, or most images of each class."""
+    return "new" if protocol == "base2new" else summary.main_part(protocol)
+
+
+def reliability(summary: Summary, narrow: bool = False) -> Figure:
+    """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below the diagonal a method
+    is too confident, above it not confident enough. Bins with fewer than ten images are left out."""
+    panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
+    for (protocol, part, method, _), found in read_outcomes(summary).items():
+        panels[protocol, method][part].append(found)
+    looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
+    styles: dict[str, Any] = dict(zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False))
+    figure, drawn = subplots_grid(panels, 3.2, 3.4, 4, narrow)
+    for ax, (protocol, method), parts in drawn:
+        for part, outcomes in parts.items():
+            marker, line, colour = styles[part]
+            bins = np.sum([each.bins for each in outcomes], axis=0)
+            draw_reliability(ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part)
+        ax.set_title(f"{method}\n{protocol}", fontsize=10, parse_math=False)
+    return figure
+
+
+def risk_coverage(summary: Summary, narrow: bool = False) -> Figure:
+    """Risk against coverage: the error on the images that a method is most sure of, mean over datasets and seeds. A
+    lower curve knows better which of its predictions are right."""
+    panels: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for (protocol, part, method, _), found in read_outcomes(summary).items():
+        panels[protocol, part][method] += found.risks
+    styles = plot_styles(summary)
+    figure, drawn = subplots_grid(panels, 4.2, 3.4, 3, narrow)
+    for ax, (protocol, part), methods in drawn:
+        for method, risks in methods.items():
+            draw_risk(ax, risks, **styles[method])
+        ax.set_title(f"{protocol}, {part}")
+    return figure
+
+
+def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
+    """Accuracy by class, sorted, of all seeds together: the left end has the worst classes of each method."""
+    panels: dict[tuple[str, str, str], dict[str, Outcome]] = defaultdict(dict)
+    for (protocol, part, method, dataset), found in read_outcomes(summary).items():
+        if part == judged(summary, protocol):
+            panels[protocol, part, dataset][method] = found
+    styles = plot_styles(summary)
+    figure, drawn = subplots_grid(panels, narrow=narrow)
+    for ax, (protocol, part, dataset), methods in drawn:
+        for method, found in methods.items():
+            values = [value for _, value in found.recalls()]
+            every = max(1, len(values) // 8)
+            ax.plot(np.arange(1, len(values) + 1), values, markevery=every, **styles[method])
+        ax.set(title=f"{dataset}\n{protocol}, {part}", xlabel="class, from the worst", ylabel="accuracy (%)")
+        ax.set(ylim=(0, 102))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
+    """The outcomes of one method, `Summary.focus`, by protocol, its `judged` part, and dataset."""
+    return {
+        (protocol, part, dataset): found
+        for (protocol, part, method, dataset), found in read_outcomes(summary).items()
+        if method == summary.focus and part == judged(summary, protocol)
+    }
+
+
+def confusion(summary: Summary, narrow: bool = False) -> Figure:
+    """Confusion of the method that the others are compared with, all seeds together: classes by predicted classes, in
+    the share of the images of a class; black is all of them."""
+    figure, drawn = subplots_grid(of_focus(summary), 4.2, 4.4, 3, narrow)
+    for ax, (protocol, part, dataset), found in drawn:
+        draw_confusion(ax, found)
+        ax.set_title(f"{summary.focus}: {dataset}\n{protocol}, {part}", parse_math=False)
+    return figure
+
+
+def worst_pairs(summary: Summary, narrow: bool = False) -> Figure:
+    """The most frequent wrong predictions of this method, and the images on which it is most sure of them: class,
+    predicted class, and how many of the images of the class."""
+    rows = [
+        (f"{dataset}: {protocol}, {part}", pair)
+        for (protocol, part, dataset), found in of_focus(summary).items()
+        for pair in found.pairs(SHOWN)
+    ]
+    return draw_pairs(rows, summary.study.root, 1 if narrow else SHOWN) if rows else Figure()

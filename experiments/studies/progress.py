@@ -17,7 +17,6 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
     """The results.json of every finished run.
 
     Args:
-        study: the study.
         runs: by default those of the comparison, without trials.
 
     Raises:

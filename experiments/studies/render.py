@@ -1,6 +1,7 @@
 """The results of a study as tables to read: Markdown, and LaTeX's tabular."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from common.errors import UsageError
 from trainers import methods
 
 from ..comparing import POWER
+from ..configuration import read_chosen
 from .choose import ORACLE
 from .critical import ranking
-from .tables import MARK, MARKED, Summary, marked
-from .trials import chosen_settings
+from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
 LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
@@ -52,8 +53,15 @@ def build_tables(summary: Summary) -> list[Table]:
 
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
-    tables, by = [], summary.study.choose and summary.study.choose.by
-    for (protocol, shots), methods_of in chosen_settings(summary.study).items():
+    tables, by = [], summary.study.choose.by
+    made: dict[tuple[str, int], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for search in summary.study.searches:
+        if search.file.is_file():
+            settings = read_chosen(str(search.file)).settings
+            words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
+            of_method = made[search.protocol, search.shots][search.variant.name]
+            of_method[search.dataset] = f"{words} (of {len(search.trials)})"
+    for (protocol, shots), methods_of in made.items():
         datasets = list(dict.fromkeys(name for settings in methods_of.values() for name in settings))
         rows = [
             [Cell(marked(name, by == ORACLE)), *(Cell(settings.get(dataset, MISSING)) for dataset in datasets)]
@@ -62,7 +70,7 @@ def chosen(summary: Summary) -> list[Table]:
         note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations" + (
             f". {MARKED}." if by == ORACLE else "."
         )
-        tables.append(Table(f"{protocol}, {shots}: chosen settings", ["method", *datasets], rows, note))
+        tables.append(Table(f"{protocol}, {shots_label(shots)}: chosen settings", ["method", *datasets], rows, note))
     return tables
 
 
@@ -125,9 +133,10 @@ def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[l
     return ["method", *columns], [[Cell(name), *(at[name, c] for c in columns)] for name in cells["method"].unique()]
 
 
-def accuracy(cell, key: str = "spread") -> Cell:
-    """The mean of a row of `Summary.cells`, its spread (or `interval`), n if runs are missing, and the mark."""
-    spread = "" if pd.isna(getattr(cell, key)) else f" ± {getattr(cell, key):.2f}"
+def accuracy(summary: Summary, cell: Any) -> Cell:
+    """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the mark."""
+    width = cell.interval if summary.intervals else cell.spread
+    spread = "" if pd.isna(width) else f" ± {width:.2f}"
     missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
     text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
     return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
@@ -148,10 +157,6 @@ def describe_spread(summary: Summary) -> str:
     return f"Accuracy in %: mean ± {spread} over {over}; first and second best marked; -: missing."
 
 
-def with_spread(summary: Summary) -> Callable[[Any], Cell]:
-    return partial(accuracy, key="interval" if summary.intervals else "spread")
-
-
 def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) -> Table:
     note = describe_spread(summary)
     if part == "all":
@@ -163,7 +168,7 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
     note += "".join(f" {name}: {caveat}." for name, caveat in caveats.items() if caveat)
     note += about_mark(cells) + about_data(summary, protocol, part)
-    return Table(f"{protocol}, {part}", *grid(cells, "dataset", with_spread(summary)), note)
+    return Table(f"{protocol}, {part}", *grid(cells, "dataset", partial(accuracy, summary)), note)
 
 
 def compared_with_paper(protocol: str, part: str, cells: pd.DataFrame) -> list[Table]:

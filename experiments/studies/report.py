@@ -6,7 +6,7 @@ The page is one file without scripts or links to other files. Its template is re
 import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +17,7 @@ from common.text import read_text
 from ..configs import YAML_BYTES, read_yaml
 from ..configuration import flatten
 from .first_page import headlines, overview
-from .plots import draw
-from .predicted import read_outcomes
+from .plots import draw, read_outcomes
 from .progress import Progress
 from .render import MISSING, Cell, Table, build_tables
 from .spec import Run
@@ -57,20 +56,14 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     )
 
 
-def pictures(summary: Summary) -> list[tuple[str, str, str, str]]:
+def pictures(summary: Summary) -> list[tuple[str, ...]]:
     """The name of each picture, its caption, and as data: addresses the picture and its form for narrow screens."""
+    forms: dict[tuple[str, str], list[str]] = defaultdict(list)
     with TemporaryDirectory() as folder:
-        both = (draw(summary, Path(folder), ["svg"], narrow) for narrow in (False, True))
-        return [
-            (name, caption, *(f"data:image/svg+xml;base64,{b64encode(data).decode()}" for data in (wide, narrow)))
-            for (name, caption, wide), (*_, narrow) in zip(*map(contents, both), strict=True)
-        ]
-
-
-def contents(drawn: Iterable[tuple[str, str, list[Path]]]) -> Iterator[tuple[str, str, bytes]]:
-    """Each picture with its content, before the next one replaces its file."""
-    for name, caption, (file,) in drawn:
-        yield name, caption, file.read_bytes()
+        for narrow in (False, True):
+            for name, caption, (file,) in draw(summary, Path(folder), ["svg"], narrow):
+                forms[name, caption].append(f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
+    return [(*names, *both) for names, both in forms.items()]
 
 
 def settings(runs: Collection[Run]) -> Table:

@@ -1,8 +1,11 @@
 """`python tools/reproduce.py`: test a published set of checkpoints, and print its results next to the published."""
 
 import argparse
+import glob
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -12,23 +15,111 @@ from common.files import check_folder, write_text
 from common.start import add_common_options, at_least, path
 
 from ..configs import known_datasets
-from ..protocols import ELEVEN, PROTOCOLS, recipe
+from ..protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step, recipe
 from .executor import LocalExecutor, check_datasets, execute_runs
 from .progress import collect_results
-from .published import LAYOUTS, VARIANTS, PublishedStudy, find_prompts
 from .render import Cell, Table, build_tables, markdown
-from .spec import Variant
+from .spec import RunSequence, Study, Training, Variant
 from .tables import MARKED, Summary, marked
 
 DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
 AUTHORS = PUBLISHED["base2new"]
+VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+# protocol -> folders of the prompts of a dataset (cross_dataset: of the source) and a seed.
+LAYOUTS = {
+    "base2new": (
+        "{dataset}/base/seed{seed}",  # MaPLe, PromptSRC: an archive for each dataset
+        "base/seed{seed}",  # one of these archives
+        "base2new/train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # output folders: CoCoOp, MPL
+        "train_base/{dataset}/shots_{shots}/{method}/*/seed{seed}",
+        "base2new/train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",  # KgCoOp, TCP: with a weight
+        "train_base/{dataset}/shots_{shots}_*/{method}/*/seed{seed}",
+        "base2new/train_base/{dataset}/shots_{shots}/{method}/seed{seed}",  # MMA
+        "train_base/{method}/{dataset}/shots{shots}/*/seed{seed}",  # DePT
+    ),
+    "cross_dataset": (
+        "{dataset}/seed{seed}",
+        "seed{seed}",
+        "crossdataset/{dataset}/{method}/*/seed{seed}",
+        "{dataset}/{method}/*_{shots}shots/seed{seed}",  # output folders of CoCoOp, MaPLe
+        "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp
+        "base2new/train_base/{dataset}/shots_{shots}/{method}/*_cross_datasets/seed{seed}",  # MMRL
+        "{method}/{dataset}/shots{shots}/*/seed{seed}",  # DePT
+        "*/{dataset}/{shots}shots/seed{seed}",  # CLIP-LoRA: a folder for each backbone
+    ),
+    "few_shot": (
+        "{dataset}/{shots}shot/seed{seed}",  # PromptSRC
+        "{shots}shot/seed{seed}",
+        "{dataset}/{method}/*_{shots}shots/seed{seed}",
+        "{dataset}/{method}/*_{shots}shots/nctx*/seed{seed}",  # CoOp, ProGrad
+        "few_shot/{dataset}/shots_{shots}/{method}/*/seed{seed}",  # MMRL
+        "*/{dataset}/{shots}shots/seed{seed}",  # CLIP-LoRA
+        "{dataset}/{shots}shots/seed{seed}",
+    ),
+}
+# Names of methods and datasets in their folders, where these are others than here.
+NAMES = {"MMA": "MultiModalAdapter", "fgvc_aircraft": "fgvc"}
+NAMES |= {f"DePT+{base}": f"ExtrasLinearProbe{base}" for base in ("CoOp", "CoCoOp", "KgCoOp", "MaPLe")}
+FILES = "*/model*.pth.tar*", "lora_weights.pt"
 DESCRIPTION = "Test a published set of checkpoints and print the results next to the published ones."
 EPILOG = """
 CHECKPOINTS is a folder in a layout that authors use: DATASET/base/seedN and seedN (MaPLe, PromptSRC),
 DATASET/Kshot/seedN (PromptSRC), or the output folder of a project (base2new/train_base/..., crossdataset/imagenet/...).
 docs/reproduce.md says where authors publish them.
 """
+Key = tuple[str, int, int]  # dataset, shots, seed
+
+
+def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool) -> Path | None:
+    """The folder of a training run in a set of checkpoints; None if the set has none.
+
+    Args:
+        key: dataset, shots and seed of the training run.
+        alone: whether the set may be of this dataset only, without its name.
+
+    Raises:
+        UsageError: several folders fit.
+    """
+    dataset, shots, seed = key
+    names = [(NAMES.get(method, method), name) for name in (NAMES.get(dataset, dataset), dataset)]
+    for layout, (of_method, of_dataset) in product(LAYOUTS[protocol], dict.fromkeys([(method, dataset), *names])):
+        if "{dataset}" not in layout and not alone:
+            continue
+        pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
+        fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
+        found = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
+        if len(found) > 1:
+            raise UsageError(
+                f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}", "keep one of them", folder
+            )
+        if found:
+            return found[0]
+    return None
+
+
+@dataclass(frozen=True)
+class PublishedStudy(Study):
+    """A study whose runs test a set of checkpoints.
+
+    Attributes:
+        prompts: folder of the training run by dataset (cross_dataset: the source), shots and seed.
+        epoch: of the checkpoints; None for the best or newest.
+    """
+
+    prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
+    epoch: int | None = None
+
+    def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
+        """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
+        steps = PROTOCOLS[protocol].steps[-1:]
+        if protocol == "base2new":
+            steps = tuple(Step(classes, BASE2NEW.format(part=f"test_{classes}")) for classes in ("base", "new"))
+        epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
+        for ((trained_on, shots, seed), prompts), variant in product(self.prompts.items(), self.variants):
+            of = Training(protocol, variant, trained_on, seed, shots)
+            for step, dataset in product(steps, self.targets or (trained_on,)):
+                yield (self.run(step, dataset, of, "--eval-only", "--model-dir", prompts, *epoch),)
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import UsageError, choose, choose_dataset
 
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
 from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
-from .choose import ACCEPTED, NOTHING, ORACLE, OTHERS, Choose, Keys, Values, check_choose, chosen_place, trial_place
+from .choose import ACCEPTED, ORACLE, OTHERS, Choose, Keys, Values, check_choose, chosen_place, trial_place
 
 SET_BY_STUDY = {  # settings that no variant overrides, and the key of a study file that sets each
     "TRAINER.NAME": "trainer",
@@ -75,10 +76,6 @@ class Variant:
     def facts(self) -> Method:
         return methods()[self.method]
 
-    @property
-    def learns(self) -> bool:
-        return self.facts.learns
-
 
 @dataclass(frozen=True)
 class Run:
@@ -106,15 +103,25 @@ class Run:
 RunSequence = tuple[Run, ...]  # each run needs the ones before it
 
 
+class Training(NamedTuple):
+    """A training run; a test has that of the run whose prompts it uses."""
+
+    protocol: str
+    variant: Variant
+    dataset: str
+    seed: int
+    shots: int
+
+
 @dataclass(frozen=True)
 class Search:
     """The choice of the settings of a variant on a dataset: one for all seeds.
 
     Attributes:
         protocol, variant, dataset, shots: whose settings; the dataset is the one to train on.
-        keys: each setting with its values; the first ones win a tie.
         file: where the choice is written.
-        trials: for each combination of values (KEY, VALUE, ...) the runs whose mean accuracy counts.
+        trials: for each combination of values (KEY, VALUE, ...) the runs whose mean accuracy counts; the first ones win
+            a tie.
         own: for each combination the trials on the dataset; they count too, unless the dataset is left out.
     """
 
@@ -122,34 +129,16 @@ class Search:
     variant: Variant
     dataset: str
     shots: int
-    keys: Keys
     file: Path
     trials: dict[Values, tuple[Run, ...]]
     own: dict[Values, tuple[Run, ...]]
-
-    def decides(self, run: Run) -> bool:
-        """Whether a run has the settings that are chosen."""
-        return str(self.file) in run.arguments
 
 
 @dataclass(frozen=True)
 class Study:
     """The runs to compare, the folder of the datasets, and the folder of the results (laid out as by the scripts).
 
-    Attributes:
-        protocols: some of `base2new`, `cross_dataset` and `few_shot`.
-        datasets: for base2new and few_shot; names of YAML files in configs/datasets/.
-        source, targets: for cross_dataset.
-        shots: images per class; only few_shot uses more than the last number.
-        union: also test base and new classes together (base2new).
-        choose: settings that trials choose before the runs of the comparison; without it, all are given.
-        ood: datasets whose images the test of each training run tells from its own (train.py --ood); `new` for
-            base2new.
-        backbone: replaces the one of the YAML files.
-        cache: folder for features of frozen image towers and for decoded test images, which runs share (CACHE and
-            DATALOADER.CACHE_TEST of a run); without it, each run computes its own.
-        cpus, gpus: resources of a run as a task of Ray: cores, which is also its number of threads, and GPUs (0.5: two
-            runs share one). Without `gpus`, one if the cluster has any.
+    The other attributes are the keys of a study file, which docs/studies.md explains.
 
     Raises:
         UsageError: a value is unknown, missing or out of range.
@@ -164,7 +153,7 @@ class Study:
     shots: tuple[int, ...] = (16,)
     union: bool = False
     ood: tuple[str, ...] = ()
-    choose: Choose | None = None
+    choose: Choose = Choose()
     backbone: str = ""
     cache: Path | None = None
     cpus: int = 1
@@ -206,15 +195,14 @@ class Study:
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         train, *tests = (step for step in PROTOCOLS[protocol].steps if self.union or not step.optional)
-        crosses = protocol == "cross_dataset"
+        ood = ("--ood", ",".join(self.ood)) if self.ood else ()
         trainings = product(self.seeds, self.trained_on(protocol), self.shots_of(protocol), self.variants)
-        for seed, dataset, number, variant in trainings:
-            of = (protocol, variant, dataset, seed, number)
-            options = () if variant.learns else ("--eval-only",)
-            trained = self.run(train, dataset, *of, *options, *(("--ood", ",".join(self.ood)) if self.ood else ()))
-            tested = product(tests, self.targets if crosses else (dataset,))
+        for seed, dataset, shots, variant in trainings:
+            of = Training(protocol, variant, dataset, seed, shots)
+            trained = self.run(train, dataset, of, *ood)
+            targets = self.targets if protocol == "cross_dataset" else (dataset,)
             use = ("--eval-only", "--model-dir", trained.folder)
-            yield trained, *(self.run(step, target, *of, *use) for step, target in tested)
+            yield trained, *(self.run(step, target, of, *use) for step, target in product(tests, targets))
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
@@ -228,90 +216,72 @@ class Study:
 
     def keys_of(self, variant: Variant) -> Keys:
         """The settings that trials choose for a variant; none if they are given."""
-        if self.choose is None or variant.choose is not None:
-            return variant.choose or ()
-        return self.choose.keys if variant.learns else ()
+        if variant.choose is not None:
+            return variant.choose
+        return self.choose.keys if variant.facts.learns else ()
 
     @cached_property
     def searches(self) -> list[Search]:
         """The choices to be made before the runs of the comparison."""
-        protocols = self.protocols if self.choose else ()
-        return [search for protocol in protocols for search in self.searches_of(protocol)]
+        return [search for protocol in self.protocols for search in self.searches_of(protocol)]
 
     def searches_of(self, protocol: str) -> Iterator[Search]:
-        names = self.trained_on(protocol)
-        leaves_out = self.choose is not None and self.choose.by == OTHERS
+        names, step = self.trained_on(protocol), PROTOCOLS[protocol].steps[0]
         for shots, variant in product(self.shots_of(protocol), self.variants):
             if not (keys := self.keys_of(variant)):
                 continue
+            of = {name: [Training(protocol, variant, name, seed, shots) for seed in self.seeds] for name in names}
             tried = [tuple(chain(*zip(dict(keys), values, strict=True))) for values in product(*dict(keys).values())]
-            of = {
-                name: {values: self.trials_of(values, protocol, variant, name, shots) for values in tried}
+            trials = {
+                name: {
+                    values: tuple(self.run(step, name, each, values=values) for each in of[name]) for values in tried
+                }
                 for name in names
             }
-            for dataset in names:
-                choosing = [name for name in names if name != dataset] if leaves_out else [dataset]
-                trials = {values: tuple(chain(*(of[name][values] for name in choosing))) for values in tried}
-                file = self.chosen_file(protocol, variant, dataset, shots)
-                yield Search(protocol, variant, dataset, shots, keys, file, trials, of[dataset])
-
-    def trials_of(self, values: Values, protocol: str, variant: Variant, dataset: str, shots: int) -> tuple[Run, ...]:
-        """The trials of these values on a dataset, one for each seed."""
-        step, options = PROTOCOLS[protocol].steps[0], () if variant.learns else ("--eval-only",)
-        of = (protocol, variant, dataset)
-        return tuple(self.run(step, dataset, *of, seed, shots, *options, values=values) for seed in self.seeds)
+            for name in names:
+                choosing = [other for other in names if other != name] if self.choose.by == OTHERS else [name]
+                chosen = {values: tuple(chain(*(trials[each][values] for each in choosing))) for values in tried}
+                file = self.chosen_file(of[name][0])
+                yield Search(protocol, variant, name, shots, file, chosen, trials[name])
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
         found = (run for search in self.searches for runs in search.trials.values() for run in runs)
         return list(dict.fromkeys(found))
 
-    def folder(
-        self, step: Step, dataset: str, protocol: str, variant: Variant, trained_on: str, seed: int, shots: int
-    ) -> Path:
+    def folder(self, step: Step, dataset: str, of: Training) -> Path:
         """The folder of a run, below that of the results: the scripts', unless settings are overridden."""
-        used = self.recipe(protocol, variant, trained_on, shots)
-        name = variant.name.replace(" ", "_") if variant.overrides else used.cfg
-        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
+        name = of.variant.name.replace(" ", "_") if of.variant.overrides else self.recipe(of).cfg
+        words = {"dataset": dataset, "name": f"{of.variant.method}/{name}", "shots": of.shots, "seed": of.seed}
         return Path(step.folder.format(**words))
 
-    def recipe(self, protocol: str, variant: Variant, trained_on: str, shots: int) -> Recipe:
-        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
-        return recipe(variant.method, protocol, trained_on, shots, cfg, self.backbone)
+    def recipe(self, of: Training) -> Recipe:
+        cfg = (of.variant.cross_cfg if of.protocol == "cross_dataset" else "") or of.variant.cfg
+        return recipe(of.variant.method, of.protocol, of.dataset, of.shots, cfg, self.backbone)
 
-    def chosen_file(self, protocol: str, variant: Variant, dataset: str, shots: int) -> Path:
-        """The file of the settings that were chosen for a dataset."""
-        step = PROTOCOLS[protocol].steps[0]
-        folder = self.folder(step, dataset, protocol, variant, dataset, self.seeds[0], shots).parent
-        return self.output / chosen_place(self, variant, protocol) / folder / "choice.json"
+    def chosen_file(self, of: Training) -> Path:
+        """The file of the settings that were chosen for the dataset of a training run; all seeds have the same."""
+        folder = self.folder(PROTOCOLS[of.protocol].steps[0], of.dataset, of).parent
+        return self.output / chosen_place(self, of.variant, of.protocol) / folder / "choice.json"
 
-    def run(
-        self,
-        step: Step,
-        dataset: str,
-        protocol: str,
-        variant: Variant,
-        trained_on: str,
-        seed: int,
-        shots: int,
-        *options,
-        values: Values = (),
-    ) -> Run:
+    def run(self, step: Step, dataset: str, of: Training, *options, values: Values = ()) -> Run:
         """The run of one step of a protocol on a dataset.
 
         Args:
             options: of train.py.
             values: of a trial; without them, the run has the chosen settings if there is a choice.
         """
-        used = self.recipe(protocol, variant, trained_on, shots)
-        place, more = Path(), NOTHING
-        if values and self.choose:
+        used, variant, place = self.recipe(of), of.variant, Path()
+        more: Values = ()
+        if not variant.facts.learns and "--eval-only" not in options:
+            options = ("--eval-only", *options)
+        if values:
             place, more = trial_place(self.choose.rule, values), values + self.choose.rule.settings
-        elif self.choose and self.keys_of(variant):
-            place = chosen_place(self, variant, protocol)
-            options = (*options, "--chosen", self.chosen_file(protocol, variant, trained_on, shots))
+        elif self.keys_of(variant):
+            place = chosen_place(self, variant, of.protocol)
+            options = (*options, "--chosen", self.chosen_file(of))
             more = ACCEPTED if self.choose.by == ORACLE else ()
-        results = self.output / place / self.folder(step, dataset, protocol, variant, trained_on, seed, shots)
+        results = self.output / place / self.folder(step, dataset, of)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
@@ -319,14 +289,14 @@ class Study:
             method=variant.method,
             config_file=config_folder(variant.method) / f"{used.cfg}.yaml",
             dataset=dataset,
-            seed=seed,
+            seed=of.seed,
             backbone=self.backbone,
             options=options,
-            shots=shots,
+            shots=of.shots,
             classes=step.classes,
             settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ()), *more),
         )
-        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
+        return Run(of.protocol, variant, dataset, of.seed, of.shots, step.classes, results, tuple(argv), values)
 
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:

@@ -12,7 +12,7 @@ from common.files import check_no_link
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
-from .choose import choose_from, keys_from
+from .choose import choose_from, keys_from, mapping
 from .spec import Run, Study, Variant
 
 STUDY_KEYS = ["trainers", *(field.name for field in fields(Study) if field.name != "variants")]
@@ -23,7 +23,6 @@ def load(file: Path, settings: bool = True) -> Study:
     """The study of a file.
 
     Args:
-        file: its path.
         settings: also check the settings of its runs, which takes seconds.
 
     Raises:
@@ -89,12 +88,6 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
     """KEY, VALUE, KEY, VALUE, ..."""
     items = mapping(overrides, f"overrides of {name}", "KEY: VALUE").items()
     return tuple(str(word) for item in items for word in item)
-
-
-def mapping(value: Any, what: str, form: str) -> dict:
-    if not isinstance(value, dict):
-        raise UsageError(f"{what} must be a mapping of {form}, not {value!r}")
-    return value
 
 
 def distinct_runs(study: Study) -> list[Run]:

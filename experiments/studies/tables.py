@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from common.results import detected, learned_from, test_record
@@ -43,7 +44,6 @@ class Summary:
     """The results of a study's finished runs.
 
     Args:
-        study: the study.
         results: from `collect_results`; at least one run.
         intervals: show 95% t-intervals over seeds in tables, instead of the standard deviation.
 
@@ -88,6 +88,10 @@ class Summary:
             "few_shot": list(map(shots_label, self.study.shots)),
         }
         return [(protocol, part) for protocol in self.study.protocols for part in several[protocol]]
+
+    def main_part(self, protocol: str) -> str:
+        """The part that the methods of a protocol are ranked by: H, all classes, or most images of each class."""
+        return [part for each, part in self.parts if each == protocol and part != "all"][-1]
 
     def averaged(self, protocol: str) -> list[str]:
         """The datasets of the average, which leaves out the source of cross_dataset."""
@@ -134,7 +138,7 @@ class Summary:
                 "dataset": accuracies.columns,
                 "mean": means.array,
                 "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
-                "interval": [half_interval(accuracies[dataset].dropna()) for dataset in accuracies],
+                "interval": [np.ptp(seed_interval(accuracies[name].dropna())) / 2 for name in accuracies],
                 "runs": runs.array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
@@ -170,7 +174,7 @@ class Summary:
     @property
     def focus(self) -> str | None:
         """The variant that the others are compared with: MPL, else MPL's last variant, else the last that learns."""
-        names = [variant.name for variant in self.study.variants if variant.learns]
+        names = [variant.name for variant in self.study.variants if variant.facts.learns]
         of_mpl = [name for name in names if self.variants[name].method == "MPL"]
         last = (of_mpl or names)[-1] if names else None
         return "MPL" if "MPL" in of_mpl else last
@@ -179,7 +183,7 @@ class Summary:
     def baseline(self) -> str | None:
         """The variant that the gains of `focus` are over: the first that does not learn, else the first other one."""
         others = [variant for variant in self.study.variants if variant.name != self.focus]
-        return next((variant.name for variant in sorted(others, key=lambda variant: variant.learns)), None)
+        return next((variant.name for variant in sorted(others, key=lambda variant: variant.facts.learns)), None)
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -280,12 +284,6 @@ class Summary:
         tables = {name: json.loads(one.to_json(orient="records", double_precision=15)) for name, one in frames.items()}
         words = {"unit": "top-1 accuracy, percent", "spread": "population std", "H": "of the mean accuracies"}
         return words | {"warnings": self.warnings} | tables
-
-
-def half_interval(values: pd.Series) -> float:
-    """Half the 95% t-interval of a mean; NaN for fewer than two values."""
-    low, high = seed_interval(values)
-    return (high - low) / 2
 
 
 def ranks(cells: pd.DataFrame) -> pd.Series:

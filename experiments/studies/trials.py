@@ -8,11 +8,9 @@ from typing import Any
 from common.errors import UsageError
 from common.files import check_no_link, write_text
 
-from ..configuration import read_chosen
 from ..results import FILE, read_results
 from .choose import HELD_OUT, ORACLE, Choose, Values
 from .spec import Run, Search, Study
-from .tables import shots_label
 
 
 def decide(study: Study) -> list[Search]:
@@ -37,7 +35,6 @@ def decide(study: Study) -> list[Search]:
 
 def outcome(study: Study, search: Search) -> dict[str, Any] | None:
     """The content of the file of a choice; None while trials are missing."""
-    assert study.choose
     accuracies, records = {}, []
     for values, runs in search.trials.items():
         results = {run: read_results(run.folder) for run in runs}
@@ -46,11 +43,11 @@ def outcome(study: Study, search: Search) -> dict[str, Any] | None:
         accuracies[values] = fmean(each["accuracy"] for each in results.values() if each)
         records += [chosen_on(study.choose, run, each) for run, each in results.items() if each]
     lists = list({(record["dataset"], record["sha256"]): record for record in records}.values())
-    trials = {"trials": len(accuracies)}
+    settings, trials = by_key(best(accuracies)), {"trials": len(accuracies)}
     return {
         "by": study.choose.by,
-        "settings": by_key(best(accuracies)),
-        "choices": [{"what": key, **record, **trials} for key, _ in search.keys for record in lists],
+        "settings": settings,
+        "choices": [{"what": key, **record, **trials} for key in settings for record in lists],
         "accuracies": [by_key(values) | {"accuracy": mean} for values, mean in accuracies.items()],
     }
 
@@ -73,15 +70,3 @@ def chosen_on(choose: Choose, run: Run, results: dict) -> dict[str, Any]:
     images = {key: record[key] for key in ("dataset", "classes", "split", "images", "sha256")}
     images |= {"split": "train"} if choose.by == HELD_OUT else {}
     return images | {"test_images": record["images"] if choose.by == ORACLE else 0, "by": choose.by}
-
-
-def chosen_settings(study: Study) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
-    """The choices that were made, in words: {(protocol, shots): {method: {dataset: KEY VALUE ... (of TRIALS)}}}."""
-    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for search in study.searches:
-        if search.file.is_file():
-            settings = read_chosen(str(search.file)).settings
-            of_shots = found.setdefault((search.protocol, shots_label(search.shots)), {})
-            words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
-            of_shots.setdefault(search.variant.name, {})[search.dataset] = f"{words} (of {len(search.trials)})"
-    return found

@@ -1,1 +1,0 @@
-"""The small CLIP that comes with this project: how it was pre-trained (clip/small.md)."""
