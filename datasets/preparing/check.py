@@ -32,12 +32,17 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
     except DatasetError as error:
         remedy = Preparation(source, root).with_command(error).remedy if source.files else error.remedy
         return [*lines, f"  {UsageError(error.what, where=error.where)}", f"  -> {remedy}"], False
-    paths, wrong = image_paths(dataset), differences(dataset)
+    wrong = [
+        f"  {here:,} {what} instead of {published:,}"
+        for what, here, published in counts(dataset)
+        if published not in (None, here)
+    ]
+    paths = image_paths(dataset)
     missing = missing_files(paths)
     unreadable = unreadable_images(dataset, set(paths).difference(missing)) if read else []
     lines += [f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong]
-    lines += [f"  {len(missing)} images are missing, the first {missing[0]}"] if missing else []
-    lines += [f"  {len(unreadable)} images are unreadable, the first {unreadable[0]}"] if unreadable else []
+    for images, fault in ((missing, "missing"), (unreadable, "unreadable")):
+        lines += [f"  {len(images)} images are {fault}, the first {images[0]}"] if images else []
     if not (missing or unreadable or wrong):
         return [*lines, "  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)"], True
     if not source.files:
@@ -50,22 +55,16 @@ def inspect(source: Source, root: Path, read: bool = True) -> tuple[list[str], b
     return [*lines, f"  -> {command}"], False
 
 
-def counts(dataset: FewShotDataset) -> dict[str, int]:
-    """Number of images for each part, and of classes."""
-    images = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
-    return images | {"classes": dataset.num_classes}
+def counts(dataset: FewShotDataset) -> list[tuple[str, int, int | None]]:
+    """What is counted, its number here, and the published one: images for each part, and classes."""
+    published = (*(dataset.counts or (None,) * 3), dataset.n_classes)
+    here = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
+    here["classes"] = dataset.num_classes
+    return [(what, number, expected) for (what, number), expected in zip(here.items(), published, strict=True)]
 
 
 def describe(dataset: FewShotDataset) -> str:
-    return ", ".join(f"{number:,} {what}" for what, number in counts(dataset).items() if number)
-
-
-def differences(dataset: FewShotDataset) -> list[str]:
-    """A line for each count that is not the published one."""
-    found = counts(dataset)
-    published = dict(zip(found, (*(dataset.counts or (None,) * 3), dataset.n_classes), strict=True))
-    wrong = {what: number for what, number in published.items() if number not in (None, found[what])}
-    return [f"  {found[what]:,} {what} instead of {number:,}" for what, number in wrong.items()]
+    return ", ".join(f"{number:,} {what}" for what, number, _ in counts(dataset) if number)
 
 
 def unreadable_images(dataset: FewShotDataset, paths: Iterable[str]) -> list[str]:
