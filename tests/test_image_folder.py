@@ -204,7 +204,7 @@ def blocks(language):
 def example(birds, tiny, script, launch, tmp_path, monkeypatch):
     """`example(line)` runs a command of the document, with the configuration of the document; returns results."""
     clone = tmp_path / "clone"
-    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
+    for folder in ("scripts", "configs", "tools", "experiments", "common", "clip", "trainers"):
         shutil.copytree(ROOT / folder, clone / folder)
     (yaml,) = blocks("yaml")
     (clone / re.match(r"# (\S+)", yaml)[1]).write_text(yaml)

@@ -33,19 +33,13 @@ FEATURES = ("river", "road", "lake", "village")
 
 @dataclass(frozen=True)
 class Subject:
-    """The content of an image. Attributes without a value are not in its name and are drawn at random.
-
-    Attributes:
-        colour, texture, shape: of an object, or of the complete image if the shape is `pattern`.
-        count: number of objects, 1 to 5.
-        ground, feature: of a landscape seen from above, which has no other attributes.
-    """
+    """The content of an image. Attributes without a value are not in its name and are drawn at random."""
 
     colour: str | None = None
     texture: str | None = None
-    shape: str | None = None
-    count: int | None = None
-    ground: str | None = None
+    shape: str | None = None  # `pattern`: colour and texture fill the image
+    count: int | None = None  # of objects, 1 to 5
+    ground: str | None = None  # of a landscape seen from above, which has no attributes but these two
     feature: str | None = None
 
     @property
@@ -64,35 +58,20 @@ def plural(shape: str) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """How subjects are drawn; the defaults are those of pre-training. Pairs are ranges.
+    """How subjects are drawn; the defaults are those of pre-training. Pairs are ranges."""
 
-    Attributes:
-        scale: size of an object, as a part of the image's.
-        turn: largest rotation, degrees.
-        shift: largest displacement, as a part of the image's size.
-        periods: repeats of a texture across the image.
-        hue: spread of a colour, of 255.
-        noise: standard deviation of the noise, of 255.
-        blur: radius, pixels of the finished image.
-        contrast: 1 keeps it, 0 is grey.
-        haze: strongest cover of white clouds, 0 to 1.
-        clutter: number of stray marks behind the subject.
-        rough: variation of the background, of 255.
-        outline: draw only edges, in the subject's colour on white.
-    """
-
-    scale: tuple[float, float] = (0.6, 0.95)
-    turn: float = 15
-    shift: float = 0.1
-    periods: tuple[float, float] = (5, 7)
-    hue: float = 8
-    noise: tuple[float, float] = (0, 8)
-    blur: tuple[float, float] = (0, 0.4)
-    contrast: tuple[float, float] = (0.8, 1)
-    haze: float = 0
-    clutter: int = 0
-    rough: float = 10
-    outline: bool = False
+    scale: tuple[float, float] = (0.6, 0.95)  # size of an object, as a part of the image's
+    turn: float = 15  # largest rotation, degrees
+    shift: float = 0.1  # largest displacement, as a part of the image's size
+    periods: tuple[float, float] = (5, 7)  # repeats of a texture across the image
+    hue: float = 8  # spread of a colour, of 255
+    noise: tuple[float, float] = (0, 8)  # standard deviation of the noise, of 255
+    blur: tuple[float, float] = (0, 0.4)  # radius, pixels of the finished image
+    contrast: tuple[float, float] = (0.8, 1)  # 1 keeps it, 0 is grey
+    haze: float = 0  # strongest cover of white clouds, 0 to 1
+    clutter: int = 0  # number of stray marks behind the subject
+    rough: float = 10  # variation of the background, of 255
+    outline: bool = False  # draw only edges, in the subject's colour on white
 
 
 # --- textures: (u, v in repeats, generator) -> 1 where the ink is, 0 where the paper shows
