@@ -18,7 +18,6 @@ from published import PACKED, all_below, change_file, files_below, listing
 from trees import NAMES, write_image
 
 from datasets.preparing import sources
-from datasets.preparing.check import inspect
 from datasets.preparing.sources import downloadable, find
 from experiments.scripts import command as scripts
 
@@ -116,7 +115,7 @@ def test_check_finds_unreadable_images(prepare, publish, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet_a", "eurosat"])
-def test_check_compares_counts_with_the_published_ones(name, publish):
+def test_check_compares_counts_with_the_published_ones(name, prepare, publish):
     made = wrong = publish(name)
     if name == "eurosat":
         wrong = made / "split_zhou_EuroSAT.json"
@@ -124,10 +123,10 @@ def test_check_compares_counts_with_the_published_ones(name, publish):
         wrong.write_text(json.dumps(rows | {"test": rows["test"][1:]}))
     else:
         next(made.rglob("*.jpg")).unlink()
-    lines, good = inspect(find(name), made.parent)
-    assert not good and "  7 images for test instead of 8" in lines
+    status, printed, _ = prepare("--check", name, root=made.parent)
+    assert status == 2 and "\n  7 images for test instead of 8\n" in printed
     command = f"python tools/prepare.py {name} --root {made.parent}"
-    assert lines[-1] == f"  -> move {wrong} elsewhere, then: {command}"
+    assert printed.endswith(f"\n  -> move {wrong} elsewhere, then: {command}\n")
 
 
 def test_list_reports_the_state_of_each_dataset(prepare, publish, tmp_path):
