@@ -5,7 +5,6 @@ from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from common.errors import UsageError
 from common.files import write_text
 from common.text import read_json
 
@@ -91,10 +90,7 @@ class ImageFolder(FolderDataset):
         return self.name_folders(folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root))
 
     def read_names(self, file: Path) -> dict[str, str]:
-        try:
-            names = read_json(file)
-        except UsageError as error:
-            raise DatasetError(error.what, "fix or delete it", file) from error
+        names = read_json(file)
         if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
             raise DatasetError(f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file)
         return names

@@ -27,7 +27,7 @@ from common.files import checksum
 from common.start import add_common_options, at_least, path
 
 from .. import splits
-from ..base import DatasetError, FewShotDataset, Items, missing_files
+from ..base import FewShotDataset, Items, missing_files
 from .arrange import Preparation
 from .sources import Source, downloadable, find, image_paths, images_by_split
 
@@ -161,7 +161,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
     """
     try:
         dataset = source.read_quietly(root)
-    except DatasetError as error:
+    except UsageError as error:
         print(f"  {UsageError(error.what, where=error.where)}")
         return Preparation(source, root).with_command(error).remedy if source.files else error.remedy
     wrong = [
