@@ -80,6 +80,7 @@ class FewShotDataset(DatasetBase):
         self.data = Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute()
         self.root = self.data / self.dataset_dir
         self.images = self.root / self.image_dir
+        self.holds_out = cfg.DATASET.get("HOLD_OUT", False)  # the last training image of each class is for validation
         train, val, test = self.load()
         if images:
             self.check_images([*train, *val, *test])
@@ -194,41 +195,30 @@ class FewShotDataset(DatasetBase):
             name = name.replace("{shots}", str(shots)).replace("{seed}", str(self.cfg.SEED))
             file = Path(os.path.expanduser(name)).absolute()
             chosen, self.fewshot_file = splits.read(file, every, self.images, self.data)
-            self.compare_shots(file, Counter(item.label for item in train), chosen["train"])
+            expected = Counter(item.label for item in train)
             train, val = chosen["train"], chosen.get("val", val)
+            for label, number in Counter(item.label for item in train).items():
+                if shots >= 1 and number != expected[label]:
+                    name = next(item.classname for item in train if item.label == label)
+                    what = f"{file} has {number} images of {name!r}, and DATASET.NUM_SHOTS {shots} means"
+                    raise DatasetError(f"{what} {expected[label]}", "set NUM_SHOTS to its number, or to -1", file)
         return (*self.hold_out(train), test) if self.holds_out else (train, val, test)
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether the last training image of each class is for validation."""
-        return self.cfg.DATASET.get("HOLD_OUT", False)
 
     def hold_out(self, train: Items) -> tuple[Items, Items]:
         """All images but the last of each class, and these."""
-        last = {item.label: number for number, item in enumerate(train)}
-        held = [train[number] for number in last.values()]
-        kept = [item for number, item in enumerate(train) if number != last[item.label]]
-        learned = {item.label for item in kept}
-        for item in held:
-            if item.label not in learned:
-                what = f"DATASET.HOLD_OUT leaves class {item.classname!r} of {self.title} without training images"
-                raise DatasetError(what, "give two or more images of each class")
-        return kept, held
-
-    def compare_shots(self, file: Path, expected: Counter[int], train: Items) -> None:
-        """Check that a file has DATASET.NUM_SHOTS images of each class; with -1 it may have any number."""
-        for label, number in Counter(item.label for item in train).items():
-            if self.cfg.DATASET.NUM_SHOTS >= 1 and number != expected[label]:
-                name = next(item.classname for item in train if item.label == label)
-                what = f"{file} has {number} images of {name!r}, and DATASET.NUM_SHOTS {self.cfg.DATASET.NUM_SHOTS}"
-                raise DatasetError(f"{what} means {expected[label]}", "set NUM_SHOTS to its number, or to -1", file)
+        last = {item.label: item for item in train}
+        kept = [item for item in train if item is not last[item.label]]
+        for label in last.keys() - {item.label for item in kept}:
+            what = f"DATASET.HOLD_OUT leaves class {last[label].classname!r} of {self.title} without training images"
+            raise DatasetError(what, "give two or more images of each class")
+        return kept, list(last.values())
 
     def check_images(self, items: Items) -> None:
         """Check that every image is a regular file. No image is opened."""
         missing = missing_files(item.impath for item in items)
         if missing:
-            what = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
-            what = f"{len(missing)} of {len(items)} images of {self.title} are {what}, the first {missing[0]}"
+            fault = "not regular files" if os.path.exists(missing[0]) else "missing"  # reading a named pipe would wait
+            what = f"{len(missing)} of {len(items)} images of {self.title} are {fault}, the first {missing[0]}"
             raise DatasetError(what, self.remedy, missing[0])
 
 
@@ -263,8 +253,7 @@ def select_classes(which: str, *parts: Items) -> list[Items]:
     if which not in halves:
         raise DatasetError(f"DATASET.SUBSAMPLE_CLASSES is {which!r}", "use all, base or new")
     relabel = {label: new for new, label in enumerate(halves[which])}
-
-    def relabelled(item: Datum) -> Datum:
-        return Datum(impath=item.impath, label=relabel[item.label], domain=item.domain, classname=item.classname)
-
-    return [[relabelled(item) for item in part if item.label in relabel] for part in parts]
+    return [
+        [Datum(item.impath, relabel[item.label], item.domain, item.classname) for item in part if item.label in relabel]
+        for part in parts
+    ]

@@ -9,30 +9,20 @@ class File:
     """An archive or a text file of a dataset.
 
     Users may put any of these files into the dataset's folder, or into `--from FOLDER`, instead of downloading it.
-
-    Attributes:
-        name: file name.
-        url, drive: its address or Google Drive id; both empty if it must be downloaded manually.
-        bytes: published size; 0 if none is published.
-        about: approximate size in bytes, if none is published.
-        md5, sha256: published checksum.
-        extract: folder inside the archive -> its place in the dataset's folder ("." is that folder); "" takes
-            everything. None for a text file, which is used as it is.
-        nested_archives: file name pattern of the archives inside the archive that hold the images.
-        labels_from: name of the archive with the class of each image, if this one has no class folders (ImageNet's
-            validation images).
     """
 
     name: str
-    url: str = ""
-    drive: str = ""
-    bytes: int = 0
-    about: int = 0
-    md5: str = ""
+    url: str = ""  # address; url and drive are empty if it must be downloaded manually
+    drive: str = ""  # Google Drive id
+    bytes: int = 0  # published size; 0 if none is published
+    about: int = 0  # approximate size in bytes, if none is published
+    md5: str = ""  # published checksum
     sha256: str = ""
+    # Folder inside the archive -> its place in the dataset's folder ("." is that folder); "" takes everything.
+    # None for a text file, which is used as it is.
     extract: Mapping[str, str] | None = None
-    nested_archives: str = ""
-    labels_from: str = ""
+    nested_archives: str = ""  # file name pattern of the archives inside the archive that hold the images
+    labels_from: str = ""  # name of the archive with the class of each image (ImageNet's validation images)
 
     @property
     def size(self) -> int:

@@ -42,8 +42,7 @@ class FolderDataset(FewShotDataset):
                 raise DatasetError(what, f"move it elsewhere, or {self.remedy}", path)
             files = [name for name in os.listdir(path) if not name.startswith(".")]
             names = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))
-            if len(names) < len(files):
-                ignored += [f"{path}/{name}" for name in set(files).difference(names)]
+            ignored += [f"{path}/{name}" for name in set(files).difference(names)]
             if not names:
                 raise DatasetError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", self.remedy, parent)
             label, classname = classes[folder]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from common.errors import UsageError
 from common.files import write_text
 from common.text import read_json
 
@@ -59,30 +58,27 @@ class ImageFolder(FolderDataset):
     def make_split(self, file: Path, seed: int, classes: Classes) -> Split:
         """Of each class 20% for validation (rounded down), 30% for testing (rounded up), the rest for training."""
         rng = random.Random(seed)
-        train: Items = []
-        val: Items = []
-        test: Items = []
+        parts: dict[str, Items] = {part: [] for part in PARTS}
         for images in self.split_dataset_by_label(self.read_classes(self.root, classes)).values():
-            n_val, n_test = len(images) // 5, (3 * len(images) + 9) // 10
-            n_train = len(images) - n_val - n_test
+            n_test = (3 * len(images) + 9) // 10
+            n_train = len(images) - len(images) // 5 - n_test
             if n_train < 1:
                 raise DatasetError(f"{images[0].impath} is the only image of its class", "a split needs two")
             rng.shuffle(images)
-            train += images[:n_train]
-            val += images[n_train : n_train + n_val]
-            test += images[n_train + n_val :]
-        counts = f"{len(train):,} train / {len(val):,} val / {len(test):,} test images"
-        print(f"Split {self.root} with seed {seed}: {counts}")
+            for part, start, end in zip(PARTS, (0, n_train, -n_test), (n_train, -n_test, None), strict=True):
+                parts[part] += images[start:end]
+        counts = " / ".join(f"{len(items):,} {part}" for part, items in parts.items())
+        print(f"Split {self.root} with seed {seed}: {counts} images")
         rows = {
             part: [[os.path.relpath(item.impath, self.root), item.label, item.classname] for item in items]
-            for part, items in zip(PARTS, (train, val, test), strict=True)
+            for part, items in parts.items()
         }
         try:
             write_text(file, json.dumps(rows))
             print(f"Saved as {file}; later runs use it")
         except OSError as error:  # the images may be in a folder that is only read; the same seed splits them equally
             print(f"Split not saved in {file}: {error.strerror}")
-        return train, val, test
+        return parts["train"], parts["val"], parts["test"]
 
     def classes(self, folders: list[str]) -> Classes:
         """Label and class name by folder."""
@@ -94,10 +90,7 @@ class ImageFolder(FolderDataset):
         return self.name_folders(folders, {folder: folder.replace("_", " ") for folder in folders}, str(self.root))
 
     def read_names(self, file: Path) -> dict[str, str]:
-        try:
-            names = read_json(file)
-        except UsageError as error:
-            raise DatasetError(error.what, "fix or delete it", file) from error
+        names = read_json(file)
         if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
             raise DatasetError(f'{file} is invalid: expected {{"FOLDER": "NAME", ...}}', "fix or delete it", file)
         return names

@@ -13,7 +13,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dassl.data.datasets import Datum
@@ -23,7 +23,6 @@ from common.files import replacing
 from common.names import printable
 from common.text import read_bytes, refuse
 
-FOLDER = "split_fewshot"
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
 FIELDS = ("_impath", "_label", "_domain", "_classname")
@@ -32,11 +31,6 @@ FIELDS = ("_impath", "_label", "_domain", "_classname")
 OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}\x94qrhjc\x93"
 
 Parts = dict[str, list[Datum]]
-Record = dict[str, Any]
-
-
-class DatumClass:
-    """Replaces the class of the images in a pickle."""
 
 
 class DatumUnpickler(pickle._Unpickler):
@@ -47,29 +41,28 @@ class DatumUnpickler(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
     dispatch = {operation: pickle._Unpickler.dispatch[operation] for operation in OPERATIONS}
 
-    def find_class(self, module: str, name: str) -> type[DatumClass]:
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) != DATUM:
             raise ValueError(f"it contains {module}.{name}, which is not loaded")
-        return DatumClass
+        return DATUM
 
     def load_new(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
-        if kind is not DatumClass or arguments != ():
+        if kind is not DATUM or arguments != ():
             raise ValueError("it makes an unknown object")
         self.append({})
 
+    def load_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
     def load_items(self) -> None:
-        """The attributes of an image, or the items of a dictionary."""
-        items = self.pop_mark()
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: list[Any]) -> None:
         if not all(type(key) is str for key in items[::2]):  # other keys may take long to compare
             raise ValueError("it has a key that is not a text")
         dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
-
-    def load_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        if type(key) is not str:
-            raise ValueError("it has a key that is not a text")
-        dict.update(self.stack[-1], {key: value})
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -81,32 +74,25 @@ class DatumUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_items  # type: ignore[assignment]
 
 
-def names(folder: Path, shots: int, seed: int) -> tuple[Path, Path, Path]:
-    """The files of a choice in a dataset's folder: CoOp's, and those of 2SFS for training and validation."""
-    stem = f"shot_{shots}-seed_{seed}"
-    return tuple(folder / FOLDER / f"{stem}{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl"))  # type: ignore[return-value]
-
-
-def write(files: tuple[Path, Path, Path], parts: Mapping[str, list[Datum]], data: Path) -> list[Path]:
+def write(stem: Path, parts: Mapping[str, list[Datum]], data: Path) -> list[Path]:
     """Write a choice in both forms; a file that exists must have the same content.
 
     Args:
-        files: from `names`.
+        stem: path of the files without their ends: DATASET/split_fewshot/shot_K-seed_S.
         parts: `train` and, if the dataset has validation images, `val`.
         data: the absolute folder of all datasets.
 
     Returns:
-        the files: two for a dataset without validation images, else three.
+        the files: CoOp's, and one of 2SFS for each part.
 
     Raises:
         UsageError: a file exists with another content.
     """
-    contents = {files[0]: pickle.dumps(dict(parts), protocol=4)}
-    for file, part in zip(files[1:], ("train", "val"), strict=True):
-        rows = [vars(item) | {"_impath": below(item.impath, data)} for item in parts.get(part, [])]
-        if rows:
-            text = "".join(json.dumps({key: row[key] for key in FIELDS}) + "\n" for row in rows)
-            contents[file] = text.encode()
+    contents = {Path(f"{stem}.pkl"): pickle.dumps(dict(parts), protocol=4)}
+    for part, items in parts.items():
+        rows = [vars(item) | {"_impath": below(item.impath, data)} for item in items]
+        text = "".join(json.dumps({key: row[key] for key in FIELDS}) + "\n" for row in rows)
+        contents[Path(f"{stem}_{part}.jsonl")] = text.encode()
     for file, content in contents.items():
         if file.exists() and read_bytes(file, MOST) != content:
             raise UsageError(f"{file} exists and has another choice", "move it elsewhere, or use another seed", file)
@@ -117,7 +103,7 @@ def write(files: tuple[Path, Path, Path], parts: Mapping[str, list[Datum]], data
     return list(contents)
 
 
-def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path) -> tuple[Parts, Record]:
+def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path) -> tuple[Parts, dict[str, str]]:
     """The images that a file chooses.
 
     Args:
@@ -145,7 +131,9 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
             rows = DatumUnpickler(io.BytesIO(content)).load()
         if not rows["train"] or not {"train"} <= rows.keys() <= {"train", "val"}:
             raise ValueError("expected images for train, and perhaps for val")
-        chosen = {part: [plain(row) for row in rows[part]] for part in rows}
+        chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
+        if not all(isinstance(path, str) and type(label) is int for part in chosen.values() for path, label in part):
+            raise TypeError("an image has no path or no label")
     except UsageError:
         raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle
@@ -169,14 +157,6 @@ def lines(content: bytes) -> list[Any]:
     return [json.loads(line, parse_constant=refuse) for line in content.decode().splitlines() if line.strip()]
 
 
-def plain(row: Any) -> tuple[str, int]:
-    """Path and label of an image."""
-    path, label = row["_impath"], row["_label"]
-    if not isinstance(path, str) or type(label) is not int:
-        raise TypeError("an image has no path or no label")
-    return path, label
-
-
 def below(path: str, data: Path) -> str:
     """The path relative to the folder of the datasets, if it is there."""
     return path.removeprefix(f"{data}/")
@@ -187,10 +167,9 @@ def find(
 ) -> Datum:
     """The image of a split that a row means. A pickle has absolute paths, perhaps those of another machine: what comes
     before the dataset's folder does not count."""
-    name = below(path, data)
-    if PurePosixPath(name).is_absolute() and folder != data:
-        _, found, rest = name.rpartition(f"/{folder.relative_to(data)}/")
-        name = f"{folder.relative_to(data)}/{rest}" if found else name
+    name, place = below(path, data), f"{folder.relative_to(data)}/"
+    if name.startswith("/") and f"/{place}" in name:
+        name = place + name.rpartition(f"/{place}")[2]
     where, item = places.get(name, ("", None))
     shown = printable(one_line(path))
     if item is None:

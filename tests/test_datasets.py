@@ -1,8 +1,9 @@
-"""The fifteen datasets: original folder layouts, labels and names, and the published splits."""
+"""The fifteen datasets: original folder layouts, labels and names, the published splits, transfer from ImageNet."""
 
 import json
 import os
 import random
+import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,19 +11,21 @@ import pytest
 import yaml
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.engine import build_trainer
-from drawn import make_cfg
+from drawn import SMALL, make_cfg, run_for_real
 from marks import thorough_but
-from trees import LAYOUTS, NAMES, WNIDS, build_tree
+from timm.data import ImageNetInfo
+from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
 
 from common.errors import UsageError
+from common.start import ROOT
 from datasets import DatasetError
+from datasets.base import FewShotDataset
 from datasets.preparing.sources import load_cfg
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared/data"
-TEST_ONLY = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+IMAGENETS = ("imagenet", *FOLDERS)
 CLASSES = {name: list(layout.classes.values()) for name, layout in LAYOUTS.items()}
 CLASSES |= {"fgvc_aircraft": ["707-320", "727-200", "A300B4", "Yak-42 of four words"]}
+CLASSES |= dict.fromkeys(IMAGENETS, list(WNIDS.values()))
 
 
 def class_of(name):
@@ -45,37 +48,20 @@ def load(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_original_layout_is_read_and_trained_on(name, tiny, tmp_path, capsys):
+def test_original_layout_is_read_with_labels_from_0_in_both_halves(name, load, tmp_path, capsys):
     build_tree(name, tmp_path)
-    few = ["DATASET.NAME", class_of(name).__name__, "DATASET.NUM_SHOTS", 2, "TRAINER.COOP.N_CTX", 4]
-    trainer = build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", *few))
-    data = trainer.dm.dataset
-    n_val = None if name in TEST_ONLY else 8 if name == "imagenet" else 4
+    data, names = load(name, "DATASET.NUM_SHOTS", 2), CLASSES[name]
+    n_val = None if name in FOLDERS else 8 if name == "imagenet" else 4
     assert (len(data.train_x), data.val and len(data.val), len(data.test)) == (8, n_val, 8)
-    assert data.classnames == CLASSES.get(name, list(WNIDS.values()))
-    assert [item.label for item in data.test] == [0, 0, 1, 1, 2, 2, 3, 3]
-
-    trainer.num_batches, before = 2, trainer.model.prompt_learner.ctx.clone()
-    losses = [trainer.forward_backward(batch)["loss"] for trainer.batch_idx, batch in enumerate(trainer.train_loader_x)]
-    assert len(losses) == 2 and all(loss > 0 for loss in losses)
-    assert not before.equal(trainer.model.prompt_learner.ctx)
     assert "results do not compare" in capsys.readouterr().out  # the counts of a miniature differ
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_labels_of_base_and_new_classes_start_at_0(name, load, tmp_path):
-    build_tree(name, tmp_path)
-    names = CLASSES.get(name, list(WNIDS.values()))
-    for which, expected in (("base", names[:2]), ("new", names[2:])):
+    for which, expected in (("all", names), ("base", names[:2]), ("new", names[2:])):
         data = load(name, "DATASET.SUBSAMPLE_CLASSES", which)
-        assert (data.num_classes, data.classnames) == (2, expected)
+        assert (data.num_classes, data.classnames) == (len(expected), expected)
         assert {item.classname for item in data.test} == set(expected)
-        assert [item.label for item in data.test] == [0, 0, 1, 1]
+        assert [item.label for item in data.test] == [label for label in range(len(expected)) for _ in range(2)]
 
 
-@pytest.mark.parametrize(
-    ("name", "part"), [("dtd", "."), ("imagenet", "train"), ("imagenet", "val"), ("imagenetv2", ".")]
-)
+@pytest.mark.parametrize(("name", "part"), [("dtd", "."), ("imagenet", "train"), ("imagenetv2", ".")])
 def test_missing_folders_are_reported_with_the_command_to_get_them(name, part, load, tmp_path):
     command = f"python tools/prepare.py {name} --root {tmp_path}"
     folder = tmp_path / class_of(name).dataset_dir
@@ -87,28 +73,32 @@ def test_missing_folders_are_reported_with_the_command_to_get_them(name, part, l
         load(name)
 
 
-@pytest.mark.parametrize("kind", ["named pipe", "folder", "device"])
-def test_special_file_as_an_image_is_refused_before_training(kind, load, tmp_path):
+@pytest.mark.parametrize(
+    ("replace", "fault"),
+    [
+        (lambda path: None, "missing"),
+        (os.mkfifo, "not regular files"),
+        (os.mkdir, "not regular files"),
+        (lambda path: os.symlink("/dev/zero", path), "not regular files"),
+    ],
+    ids=["missing", "named pipe", "folder", "device"],
+)
+def test_image_that_is_missing_or_not_a_file_is_refused_before_training(replace, fault, load, tmp_path):
     build_tree("dtd", tmp_path)
     path = Path(load("dtd").train_x[-1].impath)
     path.unlink()
-    make = {"named pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: os.symlink("/dev/zero", path)}
-    make[kind](path)
-    with pytest.raises(DatasetError, match=f"1 of 24 images of .* are not regular files, the first {path}: get it by"):
+    replace(path)
+    with pytest.raises(DatasetError, match=f"1 of 24 images of .* are {fault}, the first {path}: get it by: python"):
         load("dtd")
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*TEST_ONLY, "imagenet"}))
-def test_missing_split_or_image_is_reported(name, load, tmp_path):
-    folder = build_tree(name, tmp_path)
-    last = Path(load(name).test[-1].impath)
-    last.unlink()
-    command = f"get it by: python tools/prepare.py {name} --root {tmp_path}"
-    with pytest.raises(DatasetError, match=f"1 of 24 images of .* are missing, the first {last}: {command}$"):
-        load(name)
-    (file,) = folder.glob("images_variant_test.txt" if name == "fgvc_aircraft" else "split_zhou_*.json")
+@pytest.mark.parametrize(
+    ("name", "split"), [("eurosat", "split_zhou_EuroSAT.json"), ("fgvc_aircraft", "images_variant_test.txt")]
+)
+def test_missing_split_is_reported(name, split, load, tmp_path):
+    file = build_tree(name, tmp_path) / split
     file.unlink()
-    with pytest.raises(DatasetError, match=f"{file} is missing: {command}$"):
+    with pytest.raises(DatasetError, match=f"{file} is missing: get it by: python tools/prepare.py {name} --root"):
         load(name)
 
 
@@ -119,53 +109,36 @@ def test_orientation_of_images_is_ignored_in_published_datasets():
 
 # Published numbers
 
-REAL = {  # classes: first, last of base, first of new, last; test images of base and new; SHA-256 of all names
-    "dtd": ("banded marbled matted zigzagged", 864, 828, "681d23b9cd3c2ede"),
-    "eurosat": ("Annual_Crop_Land Industrial_Buildings Pasture_Land Sea_or_Lake", 4200, 3900, "bcff3a8022b63397"),
-    "oxford_flowers": ("pink_primrose petunia wild_pansy blackberry_lily", 1053, 1410, "0d27092c2140383d"),
-    "oxford_pets": ("abyssinian keeshond leonberger yorkshire_terrier", 1881, 1788, "8e35ab44db27d55a"),
-    "stanford_cars": (
-        "2000_AM_General_Hummer_SUV 1998_Eagle_Talon_Hatchback 2012_FIAT_500_Abarth 2012_smart_fortwo_Convertible",
-        4002,
-        4039,
-        "2caca90b5c02b65f",
-    ),
-    "ucf101": ("Apply_Eye_Makeup Long_Jump Lunges Yo_Yo", 1934, 1849, "d22e81fba7ebebf0"),
+REAL = {  # test images of base and new classes; SHA-256 of all names in their order
+    "dtd": (864, 828, "681d23b9cd3c2ede"),
+    "eurosat": (4200, 3900, "bcff3a8022b63397"),
+    "oxford_flowers": (1053, 1410, "0d27092c2140383d"),
+    "oxford_pets": (1881, 1788, "8e35ab44db27d55a"),
+    "stanford_cars": (4002, 4039, "2caca90b5c02b65f"),
+    "ucf101": (1934, 1849, "d22e81fba7ebebf0"),
 }
 
 
-@pytest.fixture
-def real(tmp_path, request):
-    """The name of a dataset, its real split, and empty files instead of its images under `tmp_path`."""
-    name = request.param
+@pytest.mark.slow
+@pytest.mark.parametrize("name", thorough_but(("dtd", "oxford_pets", "ucf101"), REAL))
+def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(name, load, capsys, tmp_path):
     kind = class_of(name)
-    file = SHARED / ("eurosat" if name == "eurosat" else "splits") / kind.split_file
+    file = ROOT.parent / "shared/data" / ("eurosat" if name == "eurosat" else "splits") / kind.split_file
     if not file.is_file():
         pytest.skip(f"no {file.relative_to(ROOT.parent)} beside the repository")
-    images = tmp_path / kind.dataset_dir / kind.image_dir
     split = json.loads(file.read_text())
-    paths = {f"{images}/{row[0]}" for rows in split.values() for row in rows}
-    for folder in {path.rpartition("/")[0] for path in paths}:
-        Path(folder).mkdir(parents=True)
-    for path in paths:
-        open(path, "x").close()
+    for path in {Path(kind.image_dir, row[0]) for rows in split.values() for row in rows}:  # empty images
+        (tmp_path / kind.dataset_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / kind.dataset_dir / path).touch()
     (tmp_path / kind.dataset_dir / kind.split_file).write_bytes(file.read_bytes())
-    return name, split
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("real", thorough_but(("dtd", "oxford_pets", "ucf101"), REAL), indirect=True)
-def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(real, load, capsys):
-    (name, split), kind = real, class_of(real[0])
     whole = load(name)
     assert (len(whole.train_x), len(whole.val), len(whole.test), whole.num_classes) == (*kind.counts, kind.n_classes)
     assert "do not compare" not in capsys.readouterr().out
-    ends, *n_test, checksum = REAL[name]
+    *n_test, checksum = REAL[name]
     assert sha256("\n".join(whole.classnames).encode()).hexdigest().startswith(checksum)
 
     base, new = (load(name, "DATASET.SUBSAMPLE_CLASSES", which) for which in ("base", "new"))
-    names = [half.classnames[end].replace(" ", "_") for half in (base, new) for end in (0, -1)]
-    assert (" ".join(names), [len(base.test), len(new.test)]) == (ends, n_test)
+    assert [len(base.test), len(new.test)] == n_test
     assert base.classnames + new.classnames == whole.classnames
     assert base.num_classes == (whole.num_classes + 1) // 2
 
@@ -183,61 +156,53 @@ def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(real, 
 # Labels and names
 
 
-def rewrite(folder, change):
-    """Change every row of a tree's split file."""
-    (file,) = folder.glob("split_zhou_*.json")
+def rewritten(root, change):
+    """The split file of a miniature of dtd, its rows changed and in the opposite order."""
+    file = build_tree("dtd", root) / "split_zhou_DescribableTextures.json"
     split = json.loads(file.read_text())
-    file.write_text(json.dumps({part: [change(part, *row) for row in rows] for part, rows in split.items()}))
+    file.write_text(json.dumps({part: [change(part, *row) for row in rows[::-1]] for part, rows in split.items()}))
     return file
 
 
-def test_two_labels_with_one_class_name_are_two_classes(load, tmp_path):
-    rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [path, label, "crane" if label < 2 else name])
-    data = load("dtd")
-    assert data.classnames == ["crane", "crane", "braided", "zigzagged"]
-    assert (data.num_classes, {item.label for item in data.test}) == (4, {0, 1, 2, 3})
+NAMES_OF_DTD = CLASSES["dtd"]
 
 
-def test_gaps_between_labels_are_closed(load, tmp_path):
-    rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [path, 10 * label + 3, name])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda label, name: (label, "crane" if label < 2 else name), ["crane", "crane", *NAMES_OF_DTD[2:]]),
+        (lambda label, name: (10 * label + 3, name), NAMES_OF_DTD),
+        (lambda label, name: (3 - label, name), NAMES_OF_DTD[::-1]),
+    ],
+    ids=["two labels with one name", "gaps between labels", "another order than that of the folders"],
+)
+def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path):
+    rewritten(tmp_path, lambda part, path, label, name: [path, *change(label, name)])
     data = load("dtd")
-    assert data.lab2cname == dict(enumerate(CLASSES["dtd"]))
+    assert (data.num_classes, data.lab2cname) == (4, dict(enumerate(expected)))
     assert {(item.label, item.classname) for item in data.test} == set(data.lab2cname.items())
-    assert load("dtd", "DATASET.SUBSAMPLE_CLASSES", "new").classnames == CLASSES["dtd"][2:]
+    assert load("dtd", "DATASET.SUBSAMPLE_CLASSES", "new").classnames == expected[2:]
 
 
-def test_the_order_of_class_folders_and_of_rows_does_not_matter(load, tmp_path):
-    file = rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [path, 3 - label, name])
-    split = json.loads(file.read_text())
-    file.write_text(json.dumps({part: rows[::-1] for part, rows in split.items()}))
-    data = load("dtd")
-    assert data.classnames == CLASSES["dtd"][::-1]
-    assert all(Path(item.impath).parent.name == data.classnames[item.label] for item in data.test)
-
-
-MISTAKES = {
-    "two names": (
-        lambda part, label, name: [label, "x" if part == "test" else name],
-        "label 0 is both 'banded' and 'x'",
-    ),
-    "two orders": (lambda part, label, name: [3 - label if part == "val" else label, name], "label 3 is both"),
-    "not learned": (
-        lambda part, label, name: [0, "banded"] if part == "train" else [label, name],
-        "class 'blotchy' (label 1) has images for validation or test, and none for training",
-    ),
-    "negative": (lambda part, label, name: [label - 1, name], "-1, 'banded'] is not [path, label from 0, class name]"),
-    "truth": (lambda part, label, name: [bool(label), name], "False, 'banded'] is not"),
-    "text": (lambda part, label, name: [str(label), name], "'0', 'banded'] is not"),
-    "unprintable": (lambda part, label, name: [label, "a\x1b[2J"], "the name 'a\\x1b[2J' of label 0 cannot be printed"),
-    "name": (lambda part, label, name: [label, 7], "0, 7] is not"),
-    "no name": (lambda part, label, name: [label, " "], "0, ' '] is not"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_invalid_labels_are_rejected(mistake, load, tmp_path):
-    change, words = MISTAKES[mistake]
-    file = rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [path, *change(part, label, name)])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda part, label, name: [label, part], "label 3 is both 'train' and 'val'"),
+        (lambda part, label, name: [3 - label if part == "val" else label, name], "label 0 is both"),
+        (
+            lambda part, label, name: [0, "banded"] if part == "train" else [label, name],
+            "class 'blotchy' (label 1) has images for validation or test, and none for training",
+        ),
+        (lambda part, label, name: [label - 1, name], "-1, 'banded'] is not [path, label from 0, class name]"),
+        (lambda part, label, name: [bool(label), name], "True, 'zigzagged'] is not"),
+        (lambda part, label, name: [str(label), name], "'3', 'zigzagged'] is not"),
+        (lambda part, label, name: [label, "a\x1b[2J"], "the name 'a\\x1b[2J' of label 3 cannot be printed"),
+        (lambda part, label, name: [label, 7], "3, 7] is not"),
+        (lambda part, label, name: [label, " "], "3, ' '] is not"),
+    ],
+)
+def test_invalid_labels_are_rejected(change, words, load, tmp_path):
+    file = rewritten(tmp_path, lambda part, path, label, name: [path, *change(part, label, name)])
     with pytest.raises(DatasetError) as error:
         load("dtd")
     assert str(file) in str(error.value) and words in str(error.value)
@@ -245,8 +210,8 @@ def test_invalid_labels_are_rejected(mistake, load, tmp_path):
 
 
 def test_path_outside_the_dataset_is_rejected(load, tmp_path):
-    rewrite(build_tree("dtd", tmp_path), lambda part, path, label, name: [f"../../{path}", label, name])
-    with pytest.raises(DatasetError, match="'../../banded/banded_0001.jpg' is outside the dataset's folder"):
+    rewritten(tmp_path, lambda part, path, label, name: [f"../../{path}", label, name])
+    with pytest.raises(DatasetError, match="'../../.*' is outside the dataset's folder"):
         load("dtd")
 
 
@@ -258,16 +223,128 @@ def test_damaged_list_of_aircraft(line, load, tmp_path):
         load("fgvc_aircraft")
 
 
-def test_gaps_between_labels_of_other_datasets_are_rejected(tiny, tmp_path):
+def test_gaps_between_labels_of_other_datasets_are_rejected(tiny, tmp_path, monkeypatch):
     class Gaps(DatasetBase):
         def __init__(self, cfg):
             folder = build_tree("dtd", tmp_path)
             items = [Datum(str(path), label, 0, f"class {label}") for label in (0, 2) for path in folder.rglob("*.jpg")]
             super().__init__(train_x=items, test=items)
 
-    DATASET_REGISTRY.register(force=True)(Gaps)
-    try:
-        with pytest.raises(UsageError, match="Gaps has 2 class names for labels 0 to 2: number its classes without"):
-            build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", "DATASET.NAME", "Gaps"))
-    finally:
-        del DATASET_REGISTRY._obj_map["Gaps"]
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Gaps", Gaps)
+    with pytest.raises(UsageError, match="Gaps has 2 class names for labels 0 to 2: number its classes without"):
+        build_trainer(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out", "DATASET.NAME", "Gaps"))
+
+
+# ImageNet and the four test sets of its classes
+
+
+@pytest.mark.parametrize("name", IMAGENETS)
+def test_sources_of_class_names(name, load, tmp_path, capsys):
+    file = build_tree(name, tmp_path) / "classnames.txt"
+    text = file.read_text()
+    file.write_text(text.replace("tench", "a fish, tench"))
+    assert load(name).classnames[0] == "a fish, tench"
+    file.unlink()
+    (tmp_path / "imagenet").mkdir(exist_ok=True)
+    (tmp_path / "imagenet/classnames.txt").write_text(text.replace("tench", "carp"))
+    assert load(name).classnames == ["carp", "crane", "crane", "maillot"]
+    assert "open_clip" not in capsys.readouterr().out
+
+    (tmp_path / "imagenet/classnames.txt").unlink()
+    v2 = ["tench", "goldfish", "great white shark", "tiger shark"]  # its folders are labels, 0 to 3
+    assert load(name).classnames == (
+        v2 if name == "imagenetv2" else ["tench", "crane bird", "construction crane", "tights"]
+    )
+    said = [line for line in capsys.readouterr().out.splitlines() if "open_clip" in line]
+    assert len(said) == 1 and f"No {file}" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("n01440764 tench\n", "has no name for the folder n02012849"), ("n01440764 tench\nn02012849\n", "is damaged")],
+)
+def test_folder_without_a_class_name(text, words, load, tmp_path):
+    file = build_tree("imagenet_r", tmp_path) / "classnames.txt"
+    file.write_text(text)
+    with pytest.raises(DatasetError, match=f"{file} {words}"):
+        load("imagenet_r")
+
+
+def test_folders_of_v2_are_labels(load, tmp_path):
+    folder = build_tree("imagenetv2", tmp_path)
+    wnids = ImageNetInfo().label_names()[:12]
+    (folder / "classnames.txt").write_text("".join(f"{wnid} class {label}\n" for label, wnid in enumerate(wnids)))
+    images = tmp_path / FOLDERS["imagenetv2"][0]
+    for label in range(4, 12):
+        write_image(images / f"{label}/image.jpeg", label)
+    data = load("imagenetv2")
+    assert data.classnames == [f"class {label}" for label in range(12)]
+    assert all(Path(item.impath).parent.name == str(item.label) for item in data.test)
+    write_image(images / "n01440764/image.jpeg", 0)
+    with pytest.raises(DatasetError, match="n01440764 is not one of the 12 classes in .*classnames.txt"):
+        load("imagenetv2")
+
+
+def test_labels_of_imagenet_are_those_of_its_training_folders(load, tmp_path):
+    images = build_tree("imagenet", tmp_path) / "images"
+    (images / "val/n01440764").rename(tmp_path / "elsewhere")  # then the others of val would count from 0
+    data = load("imagenet")
+    assert [item.label for item in data.test] == [1, 1, 2, 2, 3, 3]
+    assert data.val == data.test
+    (images / "val/n00000000").mkdir()
+    words = "val/n00000000 is not a class of the training images: move it elsewhere, or get it"
+    with pytest.raises(DatasetError, match=words):
+        load("imagenet")
+
+
+@pytest.fixture
+def asked(script, tiny, tmp_path):
+    """`asked("train", "imagenet")` -> the arguments with which scripts/mpl/xd_train.sh imagenet 1 calls train.py."""
+
+    def asked(step, name):
+        ended, calls = script(f"mpl/xd_{step}.sh", name, 1, 1, *SMALL[:6], DATA=tmp_path, BACKBONE=tiny, SHOTS=2)
+        assert ended.returncode == 0, ended.stderr
+        return calls[0][1:]
+
+    return asked
+
+
+def test_transfer_from_imagenet_to_the_other_four(asked, launch, tmp_path, monkeypatch):
+    for name in IMAGENETS:
+        build_tree(name, tmp_path)
+        (run,) = run_for_real(launch, [asked("train" if name == "imagenet" else "test", name)], monkeypatch)
+        assert (run["dataset"], run["n_test"], run["classes"]) == (class_of(name).__name__, 8, "all")
+    tested = sorted(file.parts[-5] for file in (tmp_path / "out/crossdataset/evaluation").rglob("results.json"))
+    assert tested == sorted(FOLDERS)
+
+
+def test_training_on_a_test_set_is_reported(asked, launch, tmp_path):
+    build_tree("imagenet_r", tmp_path)
+    ended = launch(*(argument for argument in asked("train", "imagenet_r") if argument != "--skip-finished"))
+    assert ended.status == 0 and "ImageNetR has only test images: training on them is a rehearsal" in ended.printed
+
+
+def test_50_000_images_are_read_in_less_than_5_seconds_and_a_missing_one_is_reported(tmp_path):
+    wnids = ImageNetInfo().label_names()
+    for part, size in (("train", 16), ("val", 50)):
+        for wnid in wnids:
+            folder = tmp_path / "imagenet/images" / part / wnid
+            folder.mkdir(parents=True)
+            (folder / f"{0:08}.JPEG").touch()
+            for number in range(1, size):
+                os.link(folder / f"{0:08}.JPEG", folder / f"{number:08}.JPEG")
+    cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "ImageNet", "DATASET.NUM_SHOTS", 16)
+    started = time.process_time()  # which does not depend on other processes
+    data = build_dataset(cfg)
+    assert (len(data.train_x), len(data.test), data.num_classes) == (16000, 50000, 1000)
+    assert time.process_time() - started < 5
+
+    class Listed(FewShotDataset):
+        dataset_dir, image_dir, split_file = "imagenet", "images", "split.json"
+
+    rows = [[f"val/{wnid}/{n:08}.JPEG", label, wnid] for label, wnid in enumerate(wnids) for n in range(50)]
+    split = {"train": rows, "val": [], "test": [*rows, ["val/n01440764/absent.JPEG", 0, "n01440764"]]}
+    (tmp_path / "imagenet/split.json").write_text(json.dumps(split))
+    cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "ImageNet")
+    with pytest.raises(DatasetError, match="1 of 100001 images of Listed are missing, the first .*/absent.JPEG"):
+        Listed(cfg)

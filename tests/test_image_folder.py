@@ -13,6 +13,7 @@ from drawn import arguments, make_cfg, run_for_real
 from PIL import Image
 from trees import write_image
 
+from common.errors import UsageError
 from datasets import DatasetError
 from datasets.files import File
 from datasets.preparing import sources
@@ -98,7 +99,7 @@ def test_file_of_class_names(file, text, birds, capsys):
 )
 def test_invalid_class_names_are_rejected(file, text, words, birds):
     (birds / file).write_text(text)
-    with pytest.raises(DatasetError, match=re.escape(words)):
+    with pytest.raises(UsageError, match=re.escape(words)):
         load(birds)
 
 
@@ -204,7 +205,7 @@ def blocks(language):
 def example(birds, tiny, script, launch, tmp_path, monkeypatch):
     """`example(line)` runs a command of the document, with the configuration of the document; returns results."""
     clone = tmp_path / "clone"
-    for folder in ("scripts", "configs", "tools", "experiments", "common", "trainers"):
+    for folder in ("scripts", "configs", "tools", "experiments", "common", "clip", "trainers"):
         shutil.copytree(ROOT / folder, clone / folder)
     (yaml,) = blocks("yaml")
     (clone / re.match(r"# (\S+)", yaml)[1]).write_text(yaml)

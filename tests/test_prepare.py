@@ -17,13 +17,11 @@ from PIL import Image
 from published import PACKED, all_below, change_file, files_below, listing
 from trees import NAMES, write_image
 
+from common.start import ROOT
 from datasets.preparing import sources
-from datasets.preparing.check import inspect
 from datasets.preparing.sources import downloadable, find
 from experiments.scripts import command as scripts
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/datasets.md").read_text()
 SHARED = ROOT.parent / "shared/data"
 
 
@@ -101,33 +99,36 @@ def test_missing_images_are_added_and_nothing_else_changes(prepare, publish, tmp
     assert (folder / "split_zhou_DescribableTextures.json").stat().st_mtime_ns == split
 
 
-def test_check_finds_unreadable_images(prepare, publish, tmp_path):
-    shutil.copytree(publish("eurosat"), tmp_path / "data/eurosat")
-    folder = tmp_path / "data/eurosat/2750"
-    Image.new("F", (5, 5)).save(folder / "Forest/Forest_2.jpg", "TIFF")
-    Image.new("CMYK", (5, 5)).save(folder / "River/River_2.jpg")  # a run can read it
-    assert prepare("--check", "eurosat", "--quick").status == 0
-    status, printed, _ = prepare("--check", "eurosat")
-    assert status == 2 and f"1 images are unreadable, the first {folder}/Forest/Forest_2.jpg" in printed
-    command = f"python tools/prepare.py eurosat --root {tmp_path}/data"
-    assert printed.endswith(f"-> move {folder} elsewhere, then: {command}\n")
-    folder.rename(tmp_path / "elsewhere")
-    assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
+def unreadable(folder):
+    Image.new("F", (5, 5)).save(folder / "2750/Forest/Forest_2.jpg", "TIFF")
+    Image.new("CMYK", (5, 5)).save(folder / "2750/River/River_2.jpg")  # a run can read it
 
 
-@pytest.mark.parametrize("name", ["imagenet_a", "eurosat"])
-def test_check_compares_counts_with_the_published_ones(name, publish):
-    made = wrong = publish(name)
-    if name == "eurosat":
-        wrong = made / "split_zhou_EuroSAT.json"
-        rows = json.loads(wrong.read_text())
-        wrong.write_text(json.dumps(rows | {"test": rows["test"][1:]}))
-    else:
-        next(made.rglob("*.jpg")).unlink()
-    lines, good = inspect(find(name), made.parent)
-    assert not good and "  7 images for test instead of 8" in lines
-    command = f"python tools/prepare.py {name} --root {made.parent}"
-    assert lines[-1] == f"  -> move {wrong} elsewhere, then: {command}"
+def without_a_row(folder):
+    split = folder / "split_zhou_EuroSAT.json"
+    rows = json.loads(split.read_text())
+    split.write_text(json.dumps(rows | {"test": rows["test"][1:]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "found", "moved"),
+    [
+        ("eurosat", unreadable, "1 images are unreadable, the first FOLDER/2750/Forest/Forest_2.jpg", "/2750"),
+        ("eurosat", without_a_row, "7 images for test instead of 8", "/split_zhou_EuroSAT.json"),
+        ("imagenet_a", lambda folder: next(folder.rglob("*.jpg")).unlink(), "7 images for test instead of 8", ""),
+    ],
+)
+def test_check_finds_what_is_wrong_and_its_remedy_works(name, harm, found, moved, prepare, publish, tmp_path):
+    folder = downloadable()[name].folder(tmp_path / "data")
+    shutil.copytree(publish(name), folder)
+    harm(folder)
+    assert prepare("--check", name, "--quick").status == (0 if harm is unreadable else 2)
+    status, printed, _ = prepare("--check", name)
+    assert status == 2 and f"\n  {found.replace('FOLDER', str(folder))}\n" in printed
+    command = f"python tools/prepare.py {name} --root {tmp_path}/data"
+    assert printed.endswith(f"\n  -> move {folder}{moved} elsewhere, then: {command}\n")
+    Path(f"{folder}{moved}").rename(tmp_path / "elsewhere")
+    assert prepare(name).status == 0 and prepare("--check", name).status == 0
 
 
 def test_list_reports_the_state_of_each_dataset(prepare, publish, tmp_path):
@@ -173,13 +174,11 @@ def test_fewshot_needs_only_the_split(prepare, publish, capsys, tmp_path):
     shutil.copy(publish("caltech101") / "split_zhou_Caltech101.json", tmp_path / "data/caltech-101")
     status, printed, _ = prepare("fewshot", "caltech101", "--seed", 2, "--shots", 2)
     lines = printed.splitlines()
-    assert status == 0 and len(lines) == 4 * 2 + 4 * 1
     data = downloadable()["caltech101"].read(tmp_path / "data", "DATASET.NUM_SHOTS", "2", seed=2)
     capsys.readouterr()
-    assert lines == [
-        *(f"train {item.impath.split('101_ObjectCategories/')[1]}" for item in data.train_x),
-        *(f"val {item.impath.split('101_ObjectCategories/')[1]}" for item in data.val),
-    ]
+    parts = {"train": data.train_x, "val": data.val}
+    below = [f"{part} {os.path.relpath(item.impath, data.images)}" for part in parts for item in parts[part]]
+    assert status == 0 and len(lines) == 4 * 2 + 4 * 1 and lines == below
     base = prepare("fewshot", "caltech101", "--seed", 2, "--shots", 2, "--classes", "base").printed.splitlines()
     assert base == lines[:4] + lines[8:10]
 
@@ -204,13 +203,12 @@ def test_fewshot_selects_the_published_images(prepare):
 
 def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeypatch, tmp_path):
     publish("imagenet")
-    said = prepare_fails(
-        ["imagenet"],
-        "ILSVRC2012_img_val.tar, ILSVRC2012_img_train.tar, ILSVRC2012_devkit_t12.tar.gz",
+    words = ["ILSVRC2012_img_val.tar, ILSVRC2012_img_train.tar, ILSVRC2012_devkit_t12.tar.gz"]
+    words += [
         "https://image-net.org/download-images.php",
-        f"into {tmp_path}/data/imagenet, then: python tools/prepare.py imagenet",
-        mirror="",
-    )
+        f"into {tmp_path}/data/imagenet, then: python tools/prepare.py",
+    ]
+    said = prepare_fails(["imagenet"], *words, mirror="")
     assert said == "" and not (tmp_path / "data").exists()
     given = tmp_path / "given"
     given.mkdir()
@@ -230,11 +228,8 @@ def test_local_files_are_verified(prepare_fails, publish, tmp_path):
     folder.mkdir(parents=True)
     shutil.copy(made / "split_zhou_EuroSAT.json", folder)
     (folder / "EuroSAT.zip").write_bytes(b"half of it")
-    prepare_fails(
-        ["eurosat"],
-        f"{folder}/EuroSAT.zip is not the published file (it has 10 bytes",
-        "download it again, or delete it",
-    )
+    words = f"{folder}/EuroSAT.zip is not the published file (it has 10 bytes", "download it again, or delete it"
+    prepare_fails(["eurosat"], *words)
     assert all_below(folder) == {"split_zhou_EuroSAT.json", "EuroSAT.zip"}
 
 
@@ -265,9 +260,9 @@ def test_scripts_prepare_their_dataset_on_request(wanted, monkeypatch, tmp_path)
 
 
 def test_docs_agree_with_the_dataset_classes():
-    rows = re.findall(
-        r"^\| `(\w+)` \| `([\w-]+)/` \| ([\d,–]+) / ([\d,–]+) / ([\d,–]+) \| ([\d,]+) \|", PAGE, re.MULTILINE
-    )
+    cell = r"([\d,–]+)"
+    page = (ROOT / "docs/datasets.md").read_text()
+    rows = re.findall(rf"^\| `(\w+)` \| `([\w-]+)/` \| {cell} / {cell} / {cell} \| {cell} \|", page, re.MULTILINE)
     numbers = {
         name: (folder, tuple(int(n.replace(",", "").replace("–", "0")) for n in rest)) for name, folder, *rest in rows
     }

@@ -68,8 +68,7 @@ def test_links_and_devices_are_rejected(kind, tmp_path):
 
 
 def test_unsafe_nested_archive_is_rejected(tmp_path):
-    content = tar(tmp_path / "inner", {"../../../outside.jpg": b"x"}, "w").read_bytes()
-    os.remove(tmp_path / "inner")
+    content = tar(tmp_path / "archive", {"../../../outside.jpg": b"x"}, "w").read_bytes()
     refused(tar(tmp_path / "archive", {"n01.tar": content}), "outside", nested="n*.tar")
 
 
@@ -133,7 +132,7 @@ def test_negative_size_in_a_tar_is_refused(tmp_path):
     header[148:156] = b" " * 8
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     (tmp_path / "archive").write_bytes(tarfile.TarInfo("first.jpg").tobuf() + bytes(header) + bytes(10_240))
-    refused(tmp_path / "archive", "not unpacked")
+    refused(tmp_path / "archive", "smaller than nothing")
 
 
 # Damage
@@ -146,22 +145,19 @@ def test_truncated_archive(write, tmp_path):
     refused(archive, "incomplete, or not an archive")
 
 
-def test_gzip_damaged_after_its_last_file(tmp_path):
-    archive = tar(tmp_path / "archive", IMAGES)
-    content = bytearray(archive.read_bytes())
-    content[-6] ^= 255  # in the checksum
+@pytest.mark.parametrize("method", ["checksum of gzip", zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_changed_bytes(method, tmp_path):
+    archive = tmp_path / "archive"
+    if method == "checksum of gzip":
+        content = bytearray(tar(archive, IMAGES).read_bytes())
+        content[-6] ^= 255
+    else:
+        with zipfile.ZipFile(archive, "w", method) as writer:
+            writer.writestr("2750/1.jpg", os.urandom(1000) + bytes(1000))
+        content = bytearray(archive.read_bytes())
+        content[60:300] = bytes(240)
     archive.write_bytes(content)
     refused(archive, "incomplete, or not an archive")
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
-def test_zip_damaged_in_a_file(method, tmp_path):
-    with zipfile.ZipFile(tmp_path / "archive", "w", method) as archive:
-        archive.writestr("2750/1.jpg", os.urandom(1000) + bytes(1000))
-    content = bytearray((tmp_path / "archive").read_bytes())
-    content[60:300] = bytes(240)
-    (tmp_path / "archive").write_bytes(content)
-    refused(tmp_path / "archive", "incomplete, or not an archive")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK", gzip.compress(b"text", mtime=0), b"text" * 1000])

@@ -143,6 +143,9 @@ def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_pa
     contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]
     contents += [b"\x80\x02" + code + b"." for code in (*CODE, *WITHOUT_END)]
     contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
+    rows = pickle.loads(whole)
+    vars(rows["train"][0])[1] = "a key that is not a text"
+    contents.append(pickle.dumps(rows, protocol=4))
     start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
     contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
     for content in contents:

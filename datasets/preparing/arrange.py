@@ -2,18 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
-from common.errors import UsageError
+from common.errors import UsageError, one_line
+from common.files import scratch
 
 from ..base import DatasetError
 from ..files import File
 from .fetch import WrongFile, fetch, verify
-from .labels import validation_labels
 from .sources import Source, missing_images
 from .unpack import unpack
 
@@ -35,7 +34,7 @@ class Preparation:
         self.source, self.root, self.command = source, root, source.command(root)
         self.folder = source.folder(root)
         self.work = self.folder / WORK
-        self.staged = self.work / "unpacked" / source.dataset.dataset_dir  # where the dataset's folder is built
+        self.stage = self.work  # while it runs, a root where the dataset's folder is built
         given = [from_dir / source.name, from_dir] if from_dir else []
         self.places = [self.folder, *given, self.work]  # of local files
         self.mirror = f"{mirror.rstrip('/')}/{source.name}" if mirror else ""
@@ -46,8 +45,9 @@ class Preparation:
             missing = missing_images(self.source.read_quietly(self.root))
         except DatasetError as error:
             return error, []
-        what = f"{len(missing)} images are missing, the first {missing[0]}" if missing else ""
-        return DatasetError(what, where=self.folder) if missing else None, missing
+        if not missing:
+            return None, []
+        return DatasetError(f"{len(missing)} images are missing, the first {missing[0]}", where=self.folder), missing
 
     def is_ready(self) -> bool:
         return not self.missing_texts() and self.problem()[0] is None
@@ -69,10 +69,14 @@ class Preparation:
         self.check_space(self.missing_archives())
         created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self.folder / LOCK
+        if lock.exists():
+            print(f"{lock} exists: waiting while another process prepares this dataset")
         try:
-            with locked(self.folder):
-                shutil.rmtree(self.staged.parent, ignore_errors=True)  # of a process that was killed
-                self.staged.mkdir(parents=True)
+            with FileLock(lock), ExitStack() as stack:
+                stack.callback(lock.unlink, missing_ok=True)  # while it is held: a process that waits makes another one
+                self.work.mkdir(exist_ok=True)
+                self.stage = stack.enter_context(scratch(self.work, "unpacked"))
                 for file in self.missing_texts():
                     self.install(file)
                 archives = self.missing_archives()
@@ -81,14 +85,18 @@ class Preparation:
                 self.check_images(archives)
                 merge(self.staged, self.folder)
                 shutil.rmtree(self.work)
-        finally:
-            shutil.rmtree(self.staged.parent, ignore_errors=True)  # downloads stay, to be resumed
+        finally:  # downloads stay, to be resumed
             with suppress(OSError):  # not empty
                 for path in (self.work, *created):
                     path.rmdir()
         problem, _ = self.problem()
         if problem:
             raise self.with_command(problem)
+
+    @property
+    def staged(self) -> Path:
+        """The dataset's folder in `stage`."""
+        return self.source.folder(self.stage)
 
     def missing_texts(self) -> list[File]:
         """Split files and lists that are missing."""
@@ -104,12 +112,13 @@ class Preparation:
         if problem is None:
             return []
         archives = [file for file in self.source.files if file.extract is not None]
-        places = {target: self.folder / target for file in archives for target in file.targets}
-        blocked = [path for path in places.values() if os.path.lexists(path) and not path.is_dir()]
-        if blocked:
-            raise self.with_command(UsageError("is not a folder", where=blocked[0]))
-        absent = {target for target, path in places.items() if missing or target == "." or not path.exists()}
-        needed: set[str] = set()
+        absent, needed = set[str](), set[str]()
+        for target in (target for file in archives for target in file.targets):
+            path = self.folder / target
+            if os.path.lexists(path) and not path.is_dir():
+                raise self.with_command(UsageError("is not a folder", where=path))
+            if missing or target == "." or not path.exists():
+                absent.add(target)
         for file in sorted(archives, key=lambda file: (not self.local(file), not file.link)):
             if absent.intersection(file.targets):
                 needed |= {file.name, file.labels_from}
@@ -161,11 +170,12 @@ class Preparation:
     def install(self, file: File) -> None:
         """Put a split or a list of names into the dataset's folder, after checking that a run can read the split."""
         copy = self.staged / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.get(file), copy)
         (self.work / file.name).unlink(missing_ok=True)
         try:
             if file.name == self.source.dataset.split_file:
-                self.source.read_quietly(self.staged.parent)
+                self.source.read_quietly(self.stage)
         except DatasetError:
             remedy = f"download it from {file.link} and put it into {self.folder}"
             raise UsageError(f"the downloaded {file.name} is incomplete or another file", remedy) from None
@@ -173,13 +183,13 @@ class Preparation:
 
     def unpack(self, file: File) -> None:
         """Unpack an archive, and move its folders to their places in `staged`."""
-        path, raw = self.get(file), self.staged.parent / "raw"
-        key = next((self.get(other) for other in self.source.files if other.name == file.labels_from), None)
+        path, raw, devkit = self.get(file), self.stage / ".raw", self.stage / ".devkit"
+        labels = [self.get(other) for other in self.source.files if other.name == file.labels_from]
         try:
             unpack(path, raw, file.nested_archives)
-            for image, label in validation_labels(key).items() if key else ():
-                (raw / label).mkdir(exist_ok=True)
-                (raw / image).rename(raw / label / image)
+            for archive in labels:
+                unpack(archive, devkit)
+                sort_into_classes(raw, devkit)
             for top, target in (file.extract or {}).items():
                 found = [place for place in raw.rglob(top) if place.is_dir()] if top else [raw]
                 if not found:
@@ -213,14 +223,24 @@ def merge(source: Path, target: Path) -> None:
             merge(child, target / child.name)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time prepare a dataset; others wait. The lock's file exists only while it is held."""
-    lock = folder / LOCK
-    if lock.exists():
-        print(f"{lock} exists: waiting while another process prepares this dataset")
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # while it is held: a process that waits then makes another one
+def sort_into_classes(images: Path, devkit: Path) -> None:
+    """Move ImageNet's validation images into folders of their classes, which its unpacked development kit knows.
+
+    torchvision's parse_devkit_archive is not used: it writes next to the archive, whose folder may be read-only.
+    """
+    from scipy.io import loadmat
+
+    try:
+        (meta,), (truth,) = map(list, map(devkit.rglob, ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")))
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        ids = dict(zip(map(int, synsets["ILSVRC2012_ID"]), map(str, synsets["WNID"]), strict=True))
+        labels = [ids[int(line)] for line in truth.read_text().split()]
+        if not all(label.isalnum() for label in labels):  # they become names of folders
+            raise ValueError("a class is not a WordNet id")
+    except Exception as error:  # as many kinds as there are ways to damage a file of MATLAB
+        what = f"the development kit does not have the classes of the validation images ({one_line(error)})"
+        raise UsageError(what) from None
+    for number, label in enumerate(labels, start=1):
+        name = f"ILSVRC2012_val_{number:08}.JPEG"
+        (images / label).mkdir(exist_ok=True)
+        (images / name).rename(images / label / name)

@@ -14,18 +14,22 @@ dataset's folder under the same name, or into a folder given by --from.
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+
+from dassl.utils import read_image
+from tqdm import tqdm
 
 from common.errors import UsageError
 from common.files import checksum
 from common.start import add_common_options, at_least, path
 
 from .. import splits
-from ..base import FewShotDataset, Items
+from ..base import FewShotDataset, Items, missing_files
 from .arrange import Preparation
-from .check import describe, inspect
-from .sources import Source, downloadable, find
+from .sources import Source, downloadable, find, image_paths, images_by_split
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -125,7 +129,8 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
         print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
     else:
         parts = {part: items for part, items in parts.items() if items and not (part == "val" and dataset.val_is_test)}
-        for file in splits.write(splits.names(dataset.root, args.shots, args.seed), parts, dataset.data):
+        stem = dataset.root / "split_fewshot" / f"shot_{args.shots}-seed_{args.seed}"
+        for file in splits.write(stem, parts, dataset.data):
             print(f"{checksum(file)}  {file}")
     print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
 
@@ -134,11 +139,82 @@ def check(sources: list[Source], args: argparse.Namespace) -> None:
     """Print the state of each dataset; an error at the end if something is missing or wrong."""
     failed = 0
     for source in sources:
-        lines, good = inspect(source, args.root, not args.quick)
-        print("\n".join(lines))
-        failed += not good
+        print(f"{source.name} in {source.folder(args.root)}")
+        remedy = inspect(source, args.root, not args.quick)
+        if remedy:
+            print(f"  -> {remedy}")
+            failed += 1
     if failed:
         raise UsageError(f"{failed} of {len(sources)} datasets are incomplete or wrong", "see above")
+
+
+def inspect(source: Source, root: Path, read: bool = True) -> str:
+    """Compare a dataset with its split and its published counts, and print what was found.
+
+    Args:
+        source: the dataset.
+        root: folder of the datasets.
+        read: decode every image, instead of only checking that it exists.
+
+    Returns:
+        what to do about it; empty if nothing is wrong.
+    """
+    try:
+        dataset = source.read_quietly(root)
+    except UsageError as error:
+        print(f"  {UsageError(error.what, where=error.where)}")
+        return Preparation(source, root).with_command(error).remedy if source.files else error.remedy
+    wrong = [
+        f"  {here:,} {what} instead of {published:,}"
+        for what, here, published in counts(dataset)
+        if published not in (None, here)
+    ]
+    paths = image_paths(dataset)
+    missing = missing_files(paths)
+    unreadable = unreadable_images(dataset, set(paths).difference(missing)) if read else []
+    print(f"  {describe(dataset)}{', as published' if dataset.counts and not wrong else ''}", *wrong, sep="\n")
+    for images, fault in ((missing, "missing"), (unreadable, "unreadable")):
+        if images:
+            print(f"  {len(images)} images are {fault}, the first {images[0]}")
+    if not (missing or unreadable or wrong):
+        print("  nothing is wrong" if read else "  nothing is missing (--quick: no image was read)")
+        return ""
+    if not source.files:
+        return f"replace these images, or {dataset.remedy}"
+    if unreadable:
+        return f"move {dataset.images} elsewhere, then: {source.command(root)}"
+    if wrong:
+        split = next((file.name for file in source.files if file.name == dataset.split_file), "")
+        return f"move {source.folder(root) / split} elsewhere, then: {source.command(root)}"
+    return source.command(root)
+
+
+def counts(dataset: FewShotDataset) -> list[tuple[str, int, int | None]]:
+    """What is counted, its number here, and the published one: images for each part, and classes."""
+    published = (*(dataset.counts or (None,) * 3), dataset.n_classes)
+    here = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
+    here["classes"] = dataset.num_classes
+    return [(what, number, expected) for (what, number), expected in zip(here.items(), published, strict=True)]
+
+
+def describe(dataset: FewShotDataset) -> str:
+    return ", ".join(f"{number:,} {what}" for what, number, _ in counts(dataset) if number)
+
+
+def unreadable_images(dataset: FewShotDataset, paths: Iterable[str]) -> list[str]:
+    """The images that a run cannot read, sorted."""
+
+    def can_be_read(path: str) -> bool:
+        try:
+            read_image(path, dataset.cfg.INPUT.MAX_PIXELS)
+        except OSError:
+            return False
+        return True
+
+    paths = sorted(paths)
+    with ThreadPool(min(8, len(os.sched_getaffinity(0)))) as pool:
+        progress = tqdm(pool.imap(can_be_read, paths, chunksize=16), total=len(paths), desc="reading")
+        return [path for path, good in zip(paths, progress, strict=True) if not good]
 
 
 def main(argv: list[str] | None = None) -> None:

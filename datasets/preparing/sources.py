@@ -64,7 +64,7 @@ def names() -> list[str]:
 
 def downloadable() -> dict[str, Source]:
     """Every dataset with files to download, by name."""
-    datasets = [DATASET_REGISTRY.get(name) for name in DATASET_REGISTRY.registered_names()]
+    datasets = map(DATASET_REGISTRY.get, DATASET_REGISTRY.registered_names())
     by_name = {dataset.config_name: dataset for dataset in datasets if getattr(dataset, "files", ())}
     return {name: Source(name, by_name[name]) for name in names() if name in by_name}
 

@@ -24,11 +24,7 @@ from .drawing import SHAPES, TEXTURES, Style, Subject, draw
 
 
 class SmallWorldSet(FewShotDataset):
-    """A synthetic dataset, drawn under DATASET.ROOT if it is missing. A subclass sets its subjects and its style.
-
-    Raises:
-        DatasetError: that folder is not writable.
-    """
+    """A synthetic dataset, drawn under DATASET.ROOT if it is missing. A subclass sets its subjects and its style."""
 
     image_dir = "images"
     split_file = "split.json"
@@ -57,7 +53,6 @@ class SmallWorldSet(FewShotDataset):
         Raises:
             DatasetError: the folder is not writable, or has other files.
         """
-
         split = folder / cls.split_file
         if split.is_file():
             return

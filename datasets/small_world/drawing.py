@@ -33,19 +33,13 @@ FEATURES = ("river", "road", "lake", "village")
 
 @dataclass(frozen=True)
 class Subject:
-    """The content of an image. Attributes without a value are not in its name and are drawn at random.
-
-    Attributes:
-        colour, texture, shape: of an object, or of the complete image if the shape is `pattern`.
-        count: number of objects, 1 to 5.
-        ground, feature: of a landscape seen from above, which has no other attributes.
-    """
+    """The content of an image. Attributes without a value are not in its name and are drawn at random."""
 
     colour: str | None = None
     texture: str | None = None
-    shape: str | None = None
-    count: int | None = None
-    ground: str | None = None
+    shape: str | None = None  # `pattern`: colour and texture fill the image
+    count: int | None = None  # of objects, 1 to 5
+    ground: str | None = None  # of a landscape seen from above, which has no attributes but these two
     feature: str | None = None
 
     @property
@@ -64,56 +58,36 @@ def plural(shape: str) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """How subjects are drawn; the defaults are those of pre-training. Pairs are ranges.
+    """How subjects are drawn; the defaults are those of pre-training. Pairs are ranges."""
 
-    Attributes:
-        scale: size of an object, as a part of the image's.
-        turn: largest rotation, degrees.
-        shift: largest displacement, as a part of the image's size.
-        periods: repeats of a texture across the image.
-        hue: spread of a colour, of 255.
-        noise: standard deviation of the noise, of 255.
-        blur: radius, pixels of the finished image.
-        contrast: 1 keeps it, 0 is grey.
-        haze: strongest cover of white clouds, 0 to 1.
-        clutter: number of stray marks behind the subject.
-        rough: variation of the background, of 255.
-        outline: draw only edges, in the subject's colour on white.
-    """
-
-    scale: tuple[float, float] = (0.6, 0.95)
-    turn: float = 15
-    shift: float = 0.1
-    periods: tuple[float, float] = (5, 7)
-    hue: float = 8
-    noise: tuple[float, float] = (0, 8)
-    blur: tuple[float, float] = (0, 0.4)
-    contrast: tuple[float, float] = (0.8, 1)
-    haze: float = 0
-    clutter: int = 0
-    rough: float = 10
-    outline: bool = False
+    scale: tuple[float, float] = (0.6, 0.95)  # size of an object, as a part of the image's
+    turn: float = 15  # largest rotation, degrees
+    shift: float = 0.1  # largest displacement, as a part of the image's size
+    periods: tuple[float, float] = (5, 7)  # repeats of a texture across the image
+    hue: float = 8  # spread of a colour, of 255
+    noise: tuple[float, float] = (0, 8)  # standard deviation of the noise, of 255
+    blur: tuple[float, float] = (0, 0.4)  # radius, pixels of the finished image
+    contrast: tuple[float, float] = (0.8, 1)  # 1 keeps it, 0 is grey
+    haze: float = 0  # strongest cover of white clouds, 0 to 1
+    clutter: int = 0  # number of stray marks behind the subject
+    rough: float = 10  # variation of the background, of 255
+    outline: bool = False  # draw only edges, in the subject's colour on white
 
 
 # --- textures: (u, v in repeats, generator) -> 1 where the ink is, 0 where the paper shows
 
-
-def fraction(x: np.ndarray) -> np.ndarray:
-    return x - np.floor(x)
-
-
 TEXTURES: dict[str, Callable] = {
     "plain": lambda u, v, rng: np.ones_like(u),
-    "striped": lambda u, v, rng: fraction(u) < 0.55,
+    "striped": lambda u, v, rng: u % 1 < 0.55,
     "checked": lambda u, v, rng: (np.floor(1.3 * u) + np.floor(1.3 * v)) % 2 == 0,
-    "dotted": lambda u, v, rng: np.hypot(fraction(u) - 0.5, fraction(v) - 0.5) > 0.3,
-    "gridded": lambda u, v, rng: (fraction(u) > 0.25) & (fraction(v) > 0.25),
-    "wavy": lambda u, v, rng: fraction(u + 0.35 * np.sin(3 * v)) < 0.55,
-    "zigzag": lambda u, v, rng: fraction(u + np.abs(2 * fraction(0.6 * v) - 1)) < 0.55,
-    "bricked": lambda u, v, rng: (fraction(u) > 0.2) & (fraction(0.5 * v + 0.5 * (np.floor(u) % 2)) > 0.12),
+    "dotted": lambda u, v, rng: np.hypot(u % 1 - 0.5, v % 1 - 0.5) > 0.3,
+    "gridded": lambda u, v, rng: (u % 1 > 0.25) & (v % 1 > 0.25),
+    "wavy": lambda u, v, rng: (u + 0.35 * np.sin(3 * v)) % 1 < 0.55,
+    "zigzag": lambda u, v, rng: (u + np.abs(2 * (0.6 * v % 1) - 1)) % 1 < 0.55,
+    "bricked": lambda u, v, rng: (u % 1 > 0.2) & ((0.5 * v + 0.5 * (np.floor(u) % 2)) % 1 > 0.12),
     "speckled": lambda u, v, rng: clouds(rng, 26) > 0.42,
-    "shaded": lambda u, v, rng: fraction((u - u.min()) / (np.ptp(u) * 1.01)),
-    "ringed": lambda u, v, rng: fraction(1.4 * np.hypot(u - u.mean(), v - v.mean())) < 0.55,
+    "shaded": lambda u, v, rng: (u - u.min()) / (np.ptp(u) * 1.01) % 1,
+    "ringed": lambda u, v, rng: 1.4 * np.hypot(u - u.mean(), v - v.mean()) % 1 < 0.55,
 }
 
 
@@ -131,35 +105,8 @@ def regular(corners: int, turn: float = 0) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
-def star() -> np.ndarray:
-    points = regular(10)
-    points[1::2] *= 0.42
-    return points
-
-
-def cross() -> np.ndarray:
-    corner = np.array([(1, -3), (1, -1), (3, -1)]) / 3
-    return np.concatenate([corner @ turn for turn in quarter_turns()])
-
-
-def quarter_turns() -> list[np.ndarray]:
-    turn = np.array([(0, 1), (-1, 0)])
-    return [np.linalg.matrix_power(turn, number) for number in range(4)]
-
-
-def heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 60)
-    x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([x / 16, -y / 16], 1)
-
-
-def drop() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 60)
-    return np.stack([1.1 * np.sin(t) * np.sin(t / 2) ** 2, -np.cos(t)], 1)
-
-
 ARC = regular(48)
+T = np.linspace(0, 2 * np.pi, 60)
 SHAPES: dict[str, np.ndarray] = {
     "circle": 0.95 * ARC,
     "oval": ARC * (1, 0.55),
@@ -168,25 +115,18 @@ SHAPES: dict[str, np.ndarray] = {
     "diamond": regular(4) * (0.62, 1),
     "pentagon": regular(5),
     "hexagon": regular(6, 1 / 6),
-    "star": 1.1 * star(),
-    "cross": cross(),
-    "heart": heart(),
+    "star": 1.1 * (regular(10) * np.tile([[1], [0.42]], (5, 1))),
+    "cross": np.array([(1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3)]
+                      + [(-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3)]) / 3,
+    "heart": np.stack([np.sin(T) ** 3,
+                       -(13 * np.cos(T) - 5 * np.cos(2 * T) - 2 * np.cos(3 * T) - np.cos(4 * T)) / 16], 1),
     "arrow": np.array([(0, -1), (0.8, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-0.8, 0)]),
     "crescent": np.concatenate([ARC[24:] , (0.75 * ARC[:23:-1] + (0.5, 0))]),
     "ring": np.concatenate([ARC, ARC[:1], 0.5 * ARC[:1], 0.5 * ARC[::-1]]),
-    "drop": drop(),
+    "drop": np.stack([1.1 * np.sin(T) * np.sin(T / 2) ** 2, -np.cos(T)], 1),
     "semicircle": ARC[:25] * (1.6, 1) - (0.8, 0),
     "bowtie": np.array([(-1, -0.7), (0, -0.1), (1, -0.7), (1, 0.7), (0, 0.1), (-1, 0.7)]),
 }  # fmt: skip
-
-
-def polygon(shape: str, centre: np.ndarray, size: float, turn: float) -> np.ndarray:
-    """Mask (FINE, FINE), true inside the shape. `centre` and `size` (its diameter) are parts of the image's size."""
-    c, s = np.cos(turn), np.sin(turn)
-    points = (SHAPES[shape] * (size / 2)) @ np.array([(c, s), (-s, c)]) + centre
-    mask = Image.new("1", (FINE, FINE))
-    ImageDraw.Draw(mask).polygon([tuple(point) for point in points * FINE], fill=1)
-    return np.asarray(mask)
 
 
 # --- lands
@@ -201,18 +141,17 @@ def ground(name: str, rng: np.random.Generator) -> np.ndarray:
         "snow": ((205, 215, 228), (250, 250, 252), coarse),
         "sea": ((14, 40, 92), (30, 72, 130), fine * 0.3 + coarse * 0.7),
     }
+    if name == "desert":
+        dunes = 0.5 + 0.5 * np.sin(2 * np.pi * grid(rng, 7, 180)[0][..., None] + 5 * coarse)
+        flat["desert"] = ((196, 160, 100), (228, 200, 148), dunes)
     if name in flat:
         low, high, mix = flat[name]
         return np.array(low) * (1 - mix) + np.array(high) * mix
-    if name == "desert":
-        u, v = grid(rng, 7, 180)
-        dunes = (0.5 + 0.5 * np.sin(2 * np.pi * u + 5 * coarse[..., 0]))[..., None]
-        return np.array((196, 160, 100)) * (1 - dunes) + np.array((228, 200, 148)) * dunes
-    image = Image.new("RGB", (FINE, FINE), (142, 140, 136))
-    pen, step = ImageDraw.Draw(image), 32 if name == "farmland" else 14
     crops = ((196, 180, 92), (112, 150, 62), (150, 120, 72), (86, 124, 50), (214, 200, 130))
     roofs = ((160, 82, 62), (190, 186, 180), (108, 104, 104), (178, 120, 96))
-    colours, gap = (crops, 2) if name == "farmland" else (roofs, 5)
+    colours, step, gap = (crops, 32, 2) if name == "farmland" else (roofs, 14, 5)
+    image = Image.new("RGB", (FINE, FINE), (142, 140, 136))
+    pen = ImageDraw.Draw(image)
     for x in range(-int(rng.integers(step)), FINE, step):
         for y in range(-int(rng.integers(step)), FINE, step):
             pen.rectangle((x, y, x + step - gap, y + step - gap), fill=colours[rng.integers(len(colours))])
@@ -236,9 +175,8 @@ def add_feature(name: str, land: np.ndarray, rng: np.random.Generator) -> np.nda
         image = Image.fromarray(land.clip(0, 255).astype(np.uint8))
         pen = ImageDraw.Draw(image)
         for x, y in rng.normal(0.5, 0.17, (14, 2)) * FINE:
-            pen.rectangle(
-                (x, y, x + rng.uniform(6, 11), y + rng.uniform(6, 11)), fill=(176, 78, 58), outline=(70, 40, 40)
-            )
+            box = (x, y, x + rng.uniform(6, 11), y + rng.uniform(6, 11))
+            pen.rectangle(box, fill=(176, 78, 58), outline=(70, 40, 40))
         return np.asarray(image, np.float32)
     return np.where(inside[..., None], np.array(colour), land)
 
@@ -257,9 +195,8 @@ def grid(rng: np.random.Generator, repeats: float, turn: float) -> tuple[np.ndar
 def draw(subject: Subject, style: Style, rng: np.random.Generator) -> Image.Image:
     """An RGB image of SIZE x SIZE pixels."""
     if subject.ground:
-        canvas = ground(subject.ground, rng)
-        if subject.feature:
-            canvas = add_feature(subject.feature, canvas, rng)
+        land = ground(subject.ground, rng)
+        canvas = add_feature(subject.feature, land, rng) if subject.feature else land
         canvas = canvas + rng.normal(0, style.hue, 3)
     else:
         canvas = draw_objects(subject, style, rng)
@@ -298,16 +235,17 @@ def pick(rng: np.random.Generator, names) -> str:
 def masks(shape: str, count: int, style: Style, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE), true inside the objects. Each object is in its own cell."""
     cells = {1: (1, 1), 2: (2, 1), 3: (2, 2), 4: (2, 2), 5: (3, 2)}[count]
-    places = rng.permutation(cells[0] * cells[1])[:count]
     size = 1 / max(cells)
-    inside = np.zeros((FINE, FINE), bool)
-    for place in places:
+    inside = Image.new("1", (FINE, FINE))
+    for place in rng.permutation(cells[0] * cells[1])[:count]:
         cell = np.array([place % cells[0], place // cells[0]]) + 0.5
         centre = cell / cells + rng.uniform(-style.shift, style.shift, 2) * size
-        inside |= polygon(
-            shape, centre, size * rng.uniform(*style.scale), np.radians(rng.uniform(-style.turn, style.turn))
-        )
-    return inside
+        corners = SHAPES[shape] * (size * rng.uniform(*style.scale) / 2)
+        turn = np.radians(rng.uniform(-style.turn, style.turn))
+        c, s = np.cos(turn), np.sin(turn)
+        points = (corners @ np.array([(c, s), (-s, c)]) + centre) * FINE
+        ImageDraw.Draw(inside).polygon([tuple(point) for point in points], fill=1)
+    return np.asarray(inside)
 
 
 def edges(mask: np.ndarray) -> np.ndarray:
@@ -318,11 +256,11 @@ def edges(mask: np.ndarray) -> np.ndarray:
 
 def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE, 3): a slightly uneven background in another colour than the object's, and stray marks."""
-    base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
+    base = colour
     while np.abs(base - colour).max() < 70:
         base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
     canvas = base + style.rough * 2 * (clouds(rng, 5)[..., None] - 0.5)
-    if not style.clutter:
+    if not style.clutter:  # its values stay fractions
         return canvas
     image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
