@@ -190,7 +190,7 @@ OTHER += [("INPUT.TRANSFORMS", ("random_flip",)), ("INPUT.EXIF_ORIENTATION", Fal
 OTHER += [("DATASET.SUBSAMPLE_CLASSES", "base"), ("DATALOADER.TEST.BATCH_SIZE", 7), ("MODEL.BACKBONE.TOWERS", "plain")]
 
 
-@pytest.mark.parametrize("other", OTHER, ids=str)
+@pytest.mark.parametrize("other", OTHER, ids=lambda each: getattr(each, "__name__", str(each)))
 def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_own(other, build, kept):
     logits_of(build("CoOp"))
     found = []

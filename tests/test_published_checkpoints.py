@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from drawn import results
+from finished import InThisProcess
 from marks import thorough_but
 from test_checkpoints import published_model, published_training
 from test_lora_files import lora_shapes, write_lora
-from test_reproduce import InThisProcess, read
 
 import trainers
 from experiments.studies import reproduce
@@ -229,7 +230,7 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
         loaded.append((state, trainer.model.classes_learned))
 
     def collected(study):
-        return {run: read(run.folder) for run in study.runs() if (run.folder / "results.json").is_file()}
+        return {run: results(run.folder) for run in study.runs() if (run.folder / "results.json").is_file()}
 
     monkeypatch.setattr(trainers.PromptTrainer, "load_prompts", noted)
     monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
@@ -238,7 +239,7 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
     def tested(case):
         common = ["--datasets", "eurosat", "--root", eurosat, "--output", tmp_path / "out", "--backbone", backbone]
         ended = command(reproduce, case.method, "--checkpoints", tmp_path / "set", *common, *case.options)
-        return ended, loaded, [read(file.parent) for file in (tmp_path / "out").rglob("results.json")]
+        return ended, loaded, [results(file.parent) for file in (tmp_path / "out").rglob("results.json")]
 
     return tested
 
