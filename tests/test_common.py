@@ -13,6 +13,7 @@ from common.errors import UsageError, choose
 from common.files import check_folder, replacing, scratch, what_exists, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import ROOT, required_packages
+from experiments.methods import kept_facts
 
 
 def test_usage_error_prints_where_what_and_remedy_in_a_line():
@@ -138,6 +139,7 @@ def test_missing_yaml_lists_those_there(refused, eurosat, tiny, tmp_path):
 
 
 def test_missing_data_is_reported_without_torch(tmp_path):
+    kept_facts()  # of the methods, which need torch once after a change of a source file
     argv = ["train.py", *arguments(tmp_path / "none", "small", tmp_path / "out")]
     code = f"import sys, train\nsys.argv = {argv}\n"
     code += "try: train.main()\nexcept ValueError as error: print('torch' in sys.modules, error)"

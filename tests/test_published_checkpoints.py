@@ -11,6 +11,7 @@ import pytest
 import torch
 from drawn import results
 from finished import InThisProcess
+from learned import SHORT
 from marks import thorough_but
 from test_checkpoints import published_model, published_training
 from test_lora_files import lora_shapes, write_lora
@@ -234,6 +235,7 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
 
     monkeypatch.setattr(trainers.PromptTrainer, "load_prompts", noted)
     monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))  # small images
     monkeypatch.setattr(reproduce, "collect_results", collected)
 
     def tested(case):
