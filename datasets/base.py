@@ -191,9 +191,9 @@ class FewShotDataset(DatasetBase):
             random.seed(self.cfg.SEED if self.cfg.SEED >= 0 else None)
             train = self.generate_fewshot_dataset(train, num_shots=shots) if train else train
             val = self.generate_fewshot_dataset(val, num_shots=min(shots, 4)) if val else val
-        if (name := self.cfg.DATASET.get("FEWSHOT_FILE", "")) and train:
-            name = name.replace("{shots}", str(shots)).replace("{seed}", str(self.cfg.SEED))
-            file = Path(os.path.expanduser(name)).absolute()
+        if (given := self.cfg.DATASET.get("FEWSHOT_FILE", "")) and train:
+            given = given.replace("{shots}", str(shots)).replace("{seed}", str(self.cfg.SEED))
+            file = Path(os.path.expanduser(given)).absolute()
             chosen, self.fewshot_file = splits.read(file, every, self.images, self.data)
             expected = Counter(item.label for item in train)
             train, val = chosen["train"], chosen.get("val", val)

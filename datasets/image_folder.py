@@ -65,8 +65,9 @@ class ImageFolder(FolderDataset):
             if n_train < 1:
                 raise DatasetError(f"{images[0].impath} is the only image of its class", "a split needs two")
             rng.shuffle(images)
-            for part, start, end in zip(PARTS, (0, n_train, -n_test), (n_train, -n_test, None), strict=True):
-                parts[part] += images[start:end]
+            parts["train"] += images[:n_train]
+            parts["val"] += images[n_train:-n_test]
+            parts["test"] += images[-n_test:]
         counts = " / ".join(f"{len(items):,} {part}" for part, items in parts.items())
         print(f"Split {self.root} with seed {seed}: {counts} images")
         rows = {

@@ -216,7 +216,8 @@ def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeyp
         (given / Path(path).name).write_bytes(content)
     (given / "ILSVRC2012_devkit_t12.tar.gz").rename(tmp_path / "kit")
     prepare_fails(["imagenet", "--from", given], "put ILSVRC2012_devkit_t12.tar.gz (", mirror="")
-    (tmp_path / "kit").rename(given / "ILSVRC2012_devkit_t12.tar.gz")
+    kit = given / "ILSVRC2012_devkit_t12.tar.gz"
+    (tmp_path / "kit").rename(kit)
     before = all_below(given)
     assert prepare("imagenet", "--from", given, mirror="").status == 0
     assert prepare("--check", "imagenet").status == 0 and all_below(given) == before

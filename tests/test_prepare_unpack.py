@@ -13,6 +13,7 @@ from published import files_below
 
 from common.errors import UsageError
 from datasets.preparing import unpack
+from datasets.preparing.arrange import sort_into_classes
 
 IMAGES = {"2750/Forest/1.jpg": b"a" * 3000, "2750/River/2.jpg": b"b" * 5000}
 KINDS = pytest.mark.parametrize("write", [zipped, tar, partial(tar, mode="w")], ids=["zip", "tgz", "tar"])
@@ -175,3 +176,15 @@ def test_invalid_file_names(write, names, tmp_path):
     if write is zipped:  # its flags declare UTF-8
         archive.write_bytes(archive.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
     refused(archive, "incomplete, or not an archive")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"MATLAB 5.0 MAT-file"])
+def test_a_damaged_development_kit_is_named(content, tmp_path):
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n")
+    if content is not None:
+        (kit / "meta.mat").write_bytes(content)
+    with pytest.raises(UsageError, match="kit.tar.gz does not have the classes of the validation images") as error:
+        sort_into_classes(tmp_path, kit, tmp_path / "kit.tar.gz")
+    assert error.value.where == tmp_path / "kit.tar.gz"

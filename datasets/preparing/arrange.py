@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from common.errors import UsageError, one_line
+from common.errors import UsageError
 from common.files import scratch
 
 from ..base import DatasetError
@@ -189,7 +189,7 @@ class Preparation:
             unpack(path, raw, file.nested_archives)
             for archive in labels:
                 unpack(archive, devkit)
-                sort_into_classes(raw, devkit)
+                sort_into_classes(raw, devkit, archive)
             for top, target in (file.extract or {}).items():
                 found = [place for place in raw.rglob(top) if place.is_dir()] if top else [raw]
                 if not found:
@@ -223,23 +223,28 @@ def merge(source: Path, target: Path) -> None:
             merge(child, target / child.name)
 
 
-def sort_into_classes(images: Path, devkit: Path) -> None:
-    """Move ImageNet's validation images into folders of their classes, which its unpacked development kit knows.
+def sort_into_classes(images: Path, devkit: Path, archive: Path) -> None:
+    """Move ImageNet's validation images into folders of their classes, which its development kit knows.
+
+    `devkit` is the folder that the archive was unpacked into.
 
     torchvision's parse_devkit_archive is not used: it writes next to the archive, whose folder may be read-only.
     """
     from scipy.io import loadmat
 
     try:
-        (meta,), (truth,) = map(list, map(devkit.rglob, ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")))
+        files = {path.name: path for path in devkit.rglob("*") if path.is_file()}
+        meta, truth = files["meta.mat"], files["ILSVRC2012_validation_ground_truth.txt"]
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         ids = dict(zip(map(int, synsets["ILSVRC2012_ID"]), map(str, synsets["WNID"]), strict=True))
         labels = [ids[int(line)] for line in truth.read_text().split()]
         if not all(label.isalnum() for label in labels):  # they become names of folders
             raise ValueError("a class is not a WordNet id")
+    except MemoryError:
+        raise
     except Exception as error:  # as many kinds as there are ways to damage a file of MATLAB
-        what = f"the development kit does not have the classes of the validation images ({one_line(error)})"
-        raise UsageError(what) from None
+        what = f"{archive} does not have the classes of the validation images ({error!r})"
+        raise UsageError(what, where=archive) from None
     for number, label in enumerate(labels, start=1):
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         (images / label).mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from common.errors import UsageError, one_line
 GROWTH, SPARE = 3, 1 << 28  # archives of images may grow to GROWTH times their size plus SPARE bytes, not beyond
 MOST_FILES = 2_000_000  # folders included
 MOST_AT_ONCE = 1 << 24  # bytes of a header of a tar, or of the directory of a zip
+IGNORED_NAMES = ("__MACOSX", ".DS_Store")  # in archives made on a Mac, as are names that begin with ._
 # Of errors that damaged files and invalid names cause, and not the disk
 DAMAGED_ERRNO = (None, errno.EINVAL, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
@@ -75,6 +76,8 @@ def unpack(archive: Path, folder: Path, nested: str = "") -> None:
     try:
         with open(archive, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc="unpacking") as bar:
             extract(file, folder, nested, left, bar)
+    except MemoryError:
+        raise
     except Exception as error:  # as many kinds as there are ways to damage an archive
         if isinstance(error, OSError) and error.errno not in DAMAGED_ERRNO:
             raise
@@ -97,7 +100,7 @@ def extract(file: Any, folder: Path, nested: str, left: Counter, bar: tqdm | Non
         if nested and fnmatch(path.name, nested):
             with read() as inner:
                 extract(inner, folder / path.with_name(path.name.partition(".")[0]), "", left)
-        elif not any(part.startswith(("__MACOSX", ".DS_Store", "._")) for part in path.parts):  # made on a Mac
+        elif not any(part in IGNORED_NAMES or part.startswith("._") for part in path.parts):
             write(folder)
         if bar is not None:
             bar.update(file.tell() - bar.n)

@@ -256,7 +256,7 @@ def edges(mask: np.ndarray) -> np.ndarray:
 
 def background(colour: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
     """(FINE, FINE, 3): a slightly uneven background in another colour than the object's, and stray marks."""
-    base = colour
+    base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
     while np.abs(base - colour).max() < 70:
         base = rng.uniform(20, 235) + rng.normal(0, 12, 3)
     canvas = base + style.rough * 2 * (clouds(rng, 5)[..., None] - 0.5)

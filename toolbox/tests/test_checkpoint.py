@@ -187,6 +187,26 @@ def test_other_kind_of_file_is_refused(tmp_path, content):
             load_checkpoint(place)
 
 
+class Wrapper:
+    """An optimiser of a project that is none of torch's."""
+
+    rate = 0.1
+
+    def state_dict(self):
+        return {"rate": self.rate}
+
+    def load_state_dict(self, state):
+        self.rate = state["rate"]
+
+
+def test_resume_an_optimiser_that_is_not_of_torch(tmp_path):
+    model, saved = torch.nn.Linear(2, 2), {"rate": 0.5}
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": saved}, str(tmp_path))
+    wrapper = Wrapper()
+    assert resume_from_checkpoint(str(tmp_path), model, wrapper) == 1
+    assert wrapper.rate == 0.5
+
+
 # Pretrained weights
 
 
@@ -196,12 +216,14 @@ def test_load_pretrained_weights_by_name_and_shape(tmp_path, capsys):
     weights = {f"module.{key}": value for key, value in source.state_dict().items()}
     weights["module.bias"] = torch.zeros(5)
     weights["extra"] = torch.zeros(1)
+    weights["object"] = torch.optim.SGD([torch.zeros(1)])  # with attributes that the file chooses
+    weights["object"].shape = None
     torch.save({"state_dict": weights}, tmp_path / "a.pth")
     bias = target.bias.clone()
     load_pretrained_weights(target, tmp_path / "a.pth")
     assert torch.equal(target.weight, source.weight) and torch.equal(target.bias, bias)
     printed = capsys.readouterr().out
-    assert "Successfully loaded" in printed and "['bias', 'extra']" in printed
+    assert "Successfully loaded" in printed and "['bias', 'extra', 'object']" in printed
 
     torch.save(source.state_dict(), tmp_path / "b.pth")  # a bare state dict
     load_pretrained_weights(target, tmp_path / "b.pth")

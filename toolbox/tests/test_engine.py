@@ -78,6 +78,9 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path, mo
     monkeypatch.setattr(type(trainer), "divergence_remedy", "use fp32")
     with pytest.raises(FloatingPointError, match="the loss is infinite at .*: use fp32"):
         trainer.detect_anomaly(torch.tensor(float("inf")))
+    with pytest.raises(FloatingPointError, match="the loss is NaN"):
+        trainer.detect_anomaly(torch.tensor([0.0, float("nan")]))
+    trainer.detect_anomaly(torch.ones(4))
 
 
 def test_infinite_parameters_are_never_saved(root, tmp_path):

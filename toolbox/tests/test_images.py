@@ -138,6 +138,16 @@ def test_decompression_bomb_is_an_error(size, tmp_path):
     refused(tmp_path / "a.png", "has more than 89,478,485 pixels: make it smaller or remove it")
 
 
+def test_the_size_is_checked_before_a_file_is_read(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.jpg", NOISE, "JPEG")
+    path.write_bytes(path.read_bytes() + 100 * b"\xff\xda")  # more scans than are allowed
+    refused(path, "has more than 1,000 pixels", max_pixels=1000)
+    with Image.open(written(tmp_path / "b.png", NOISE)) as image:
+        monkeypatch.setattr(image, "load", lambda: pytest.fail("its pixels are read"))
+        with pytest.raises(ImageError, match="the image in memory has more than 1,000 pixels"):
+            read_image(image, max_pixels=1000)
+
+
 @pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (4, 401)])
 def test_thin_image_is_refused_as_it_would_be_huge_after_resizing(size, tmp_path):
     """A file of 661 bytes took 3.7 GB in a test: 200,000 x 1 pixels are 44,800,000 x 224 after resizing."""

@@ -186,6 +186,18 @@ def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(root, tmp_path, 
     assert "the newest epoch that all models have is 1" in capsys.readouterr().out
 
 
+def test_save_that_an_earlier_version_did_not_complete(root, tmp_path):
+    """It wrote the best epoch under that name first, and named it in `checkpoint`."""
+    folder, opts = tmp_path / "prompt_learner", ("TEST.FINAL_MODEL", "best_val")
+    cut_off(make_trainer(root, tmp_path, *opts), epoch=2, batch_idx=0)
+    (folder / "model.pth.tar-2").replace(folder / "model-best.pth.tar")
+    (folder / "checkpoint").write_text("model-best.pth.tar\n")
+    trainer = make_trainer(root, tmp_path, *opts)
+    trainer.before_train()
+    assert (trainer.start_epoch, (folder / "checkpoint").read_text()) == (2, "model.pth.tar-2\n")
+    assert load_checkpoint(folder / "model.pth.tar-2")["epoch"] == 2
+
+
 def test_unfinished_files_of_others_are_kept(root, tmp_path):
     folder = tmp_path / "prompt_learner"
     folder.mkdir()

@@ -3,8 +3,6 @@
 A project adds its own options before it merges a YAML file: ``cfg.TRAINER.MINE = CfgNode({"DEPTH": 9})``.
 """
 
-from functools import reduce
-
 from .limits import Choice, Flag, Integer, Number, Several, Text
 from .node import CfgNode
 
@@ -109,7 +107,10 @@ OPTIONS = {  # name: (default, what it accepts)
 _C = CfgNode()
 for _name, (_default, _limit) in OPTIONS.items():
     *_groups, _key = _name.split(".")
-    reduce(lambda node, group: node.setdefault(group, CfgNode()), _groups, _C)[_key] = _default
+    _node = _C
+    for _group in _groups:
+        _node = _node.setdefault(_group, CfgNode())
+    _node[_key] = _default
     _C.register_limit(_name, _limit)
 
 # Options of the published Dassl, and of earlier versions, that nothing here reads: a YAML file that sets them loads.

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from dassl.data.datasets import build_dataset
@@ -59,6 +60,8 @@ def build_data_loader(
 class DataManager:
     """The dataset and its loaders, with other transforms and another wrapper than the config's if they are given.
 
+    A transform may be a list of them: see `DatasetWrapper`.
+
     Attributes:
         dataset: the `DatasetBase`.
         train_loader_x, test_loader: data loaders.
@@ -68,8 +71,9 @@ class DataManager:
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         self.dataset = dataset = build_dataset(cfg)
-        self.num_classes, self.lab2cname = dataset.num_classes, dataset.lab2cname
-        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._num_classes = dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname = dataset.lab2cname
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 
@@ -85,6 +89,10 @@ class DataManager:
         self.test_loader = loader(test, dataset.test, is_train=False)
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
+
+    num_classes = property(attrgetter("_num_classes"))
+    num_source_domains = property(attrgetter("_num_source_domains"))
+    lab2cname = property(attrgetter("_lab2cname"))
 
     def show_dataset_summary(self, cfg):
         """Print the name, domains and sizes of the dataset."""

@@ -106,8 +106,8 @@ class TrainerBase:
         batch = getattr(self, "batch_idx", 0) + 1
         if loss.is_cuda:
             self._unchecked.append((batch, loss.detach()))
-        else:
-            self._check_loss(loss.item(), batch)
+        elif not torch.isfinite(loss).all():
+            self._check_loss(loss.sum().item(), batch)
 
     def read_together(self, tensors=()):
         """The values of one-element tensors of one device, a list of float, with one wait for it.
@@ -150,6 +150,7 @@ class TrainerBase:
         """Save all registered models by `save_checkpoint`, each under `directory/<its name>/`.
 
         `epoch` is the one just finished, from 0; the file's name counts from 1. The file has `val_result`, too.
+        `is_best` also writes `model-best.pth.tar`; `model_name` replaces the name of the file.
         """
         self.read_together()  # a checkpoint of diverged training is not written
         run, metadata = self.run_state(), self.checkpoint_metadata()
@@ -179,7 +180,8 @@ class TrainerBase:
             return 0
         print(f"Found checkpoint at {directory} (will resume training)")
         first = next(iter(checkpoints.values()))
-        self.check_metadata(first.get("metadata") or {})
+        metadata = first.get("metadata")
+        self.check_metadata(metadata if isinstance(metadata, dict) else {})
         for name, checkpoint in checkpoints.items():
             parts = self._models[name], self._optims[name], self._scheds[name]
             restore(checkpoint, f"of {name} in {directory}", *parts)
@@ -187,6 +189,8 @@ class TrainerBase:
         if first.get("run") is not None:
             try:
                 self.load_run_state(matching_run_state(self.run_state(), first["run"], first["epoch"]))
+            except UsageError:  # of a subclass
+                raise
             except LOAD_ERRORS as error:
                 reason = " ".join(str(error).split())
                 what = f"the run state of the checkpoint is damaged ({reason})"

@@ -10,6 +10,7 @@ from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
+from dassl.utils.checkpoint import newest_checkpoint
 from dassl.utils.files import remove_stale
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
@@ -86,6 +87,9 @@ class SimpleTrainer(TrainerBase):
             )
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
+        elif any(newest_checkpoint(folder) == f"{folder}/model-best.pth.tar" for folder in self._model_folders()):
+            self.epoch, self._best = self.start_epoch - 1, {}  # an earlier version was killed in the middle of a save
+            self._save_epoch()
         self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
@@ -103,8 +107,8 @@ class SimpleTrainer(TrainerBase):
             else:
                 print("Deploy the last-epoch model")
             self.test()
-        for name in self.get_model_names():
-            print_on_terminal(f"Checkpoints: {os.path.join(self.output_dir, name)}")
+        for folder in self._model_folders():
+            print_on_terminal(f"Checkpoints: {folder}")
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.monotonic() - self._began))}")
         self.close_writer()
 
@@ -130,9 +134,13 @@ class SimpleTrainer(TrainerBase):
 
     def _remove_stale(self, newest):
         """Delete the transient checkpoints of the epochs (from 1) before the newest, and unfinished files."""
-        for name in self.get_model_names():
-            remove_stale(os.path.join(self.output_dir, name), self._transient_epochs - {newest})
+        for folder in self._model_folders():
+            remove_stale(folder, self._transient_epochs - {newest})
         self._transient_epochs &= {newest}
+
+    def _model_folders(self):
+        """The folders of checkpoints, one for each registered model."""
+        return [os.path.join(self.output_dir, name) for name in self.get_model_names()]
 
     @torch.no_grad()
     def test(self, split=None):

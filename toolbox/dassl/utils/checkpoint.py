@@ -96,7 +96,7 @@ def load_training_state(fpath):
         and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
         and (_is_number(epoch, int) and epoch >= 0)
         and (val_result is None or _is_number(val_result))
-        and all(isinstance(known.get(key), dict | None) for key in ("optimizer", "scheduler", "run", "metadata"))
+        and all(isinstance(known.get(key), dict | None) for key in ("optimizer", "scheduler", "run"))
     ):
         raise UsageError(f'"{fpath}" is not a checkpoint of a training run: use another one')
     return content
@@ -150,9 +150,9 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
         if target is None or state is None:
             continue
         try:
-            if target is optimizer:
+            if isinstance(target, torch.optim.Optimizer):
                 state = _matching_optimizer_state(target, state)
-            elif target is scheduler:
+            elif target is not model:
                 state = matching_state(target.state_dict(), state)
             target.load_state_dict(state)
         except LOAD_ERRORS as error:
@@ -253,7 +253,8 @@ def load_pretrained_weights(model, weight_path):
         raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
     weights, own = _strip_module(weights), model.state_dict()
     shapes = {key: value.shape for key, value in own.items()}
-    matched = {key: value for key, value in weights.items() if getattr(value, "shape", "") == shapes.get(key)}
+    tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
     if not matched:
         warnings.warn(f"no weights loaded from {weight_path}: none has a name and shape of the model's", stacklevel=2)
         return

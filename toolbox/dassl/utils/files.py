@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from contextlib import suppress
 
 BLOCK = 1 << 20  # bytes
 TEMPORARY = r"\.(checkpoint|model\.pth\.tar-\d+|model-best\.pth\.tar)\.\d+\.tmp"  # name of an unfinished checkpoint
@@ -40,11 +41,13 @@ def remove_stale(folder, epochs):
 
     No other process may write there.
     """
-    stale = "|".join([TEMPORARY, *(rf"model\.pth\.tar-{epoch}" for epoch in epochs)])
+    stale = {f"model.pth.tar-{epoch}" for epoch in epochs}
     if os.path.isdir(folder) and not os.path.islink(folder):  # a link may lead to another run
         for entry in list(os.scandir(folder)):
-            if re.fullmatch(stale, entry.name) and not entry.is_dir(follow_symlinks=False):
-                os.remove(entry.path)
+            named = entry.name in stale or re.fullmatch(TEMPORARY, entry.name)
+            if named and not entry.is_dir(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    os.remove(entry.path)
 
 
 def sha256_of(file, length):

@@ -39,9 +39,10 @@ def read_image(path, max_pixels=None, exif_orientation=True):
     limit = max_pixels or Image.MAX_IMAGE_PIXELS or float("inf")
     try:
         if loaded:
+            _check_size(path, name, limit)
             image = path.copy()
             image.format = path.format  # which a copy lacks
-            return _convert(image, name, limit, exif_orientation)
+            return _convert(image, exif_orientation)
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for its writer
             raise ImageError(f"{name} is not a regular file: replace or remove it")
         with open(path, "rb") as file:
@@ -65,20 +66,24 @@ def _decode(file, name, limit, exif_orientation):
     if Image.MAX_IMAGE_PIXELS is not None and limit > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit  # Pillow has one for the whole process
     with Image.open(file, formats=FORMATS) as image:
+        _check_size(image, name, limit)  # before it is read
         if image.format in ("JPEG", "MPO"):
             file.seek(0)
             if (scans := file.read().count(b"\xff\xda")) > MAX_SCANS:
                 raise ValueError(f"it has {scans:,} scans, at most {MAX_SCANS} are expected")
-        return _convert(image, name, limit, exif_orientation)
+        return _convert(image, exif_orientation)
 
 
-def _convert(image, name, limit, exif_orientation):
-    """The image in RGB; `image` may change. Its size is checked before its pixels are read."""
+def _check_size(image, name, limit):
     if image.width * image.height > limit:
         raise Image.DecompressionBombError
     if max(image.size) > MAX_RATIO * min(image.size):
         what = f"the image {name} has {image.width:,} x {image.height:,} pixels, a ratio of over {MAX_RATIO}"
         raise ImageError(f"{what}: crop or remove it")
+
+
+def _convert(image, exif_orientation):
+    """The image in RGB; `image` may change."""
     layout = str(getattr(image, "tile", ""))  # how the pixels of a file are packed; empty after loading
     image.load()
     if exif_orientation:

@@ -76,7 +76,9 @@ class DatasetBase:
             raise UsageError(f"{what}; give each class one label and one name")
 
     def download_data(self, url, dst, from_gdrive=True):
-        """Download a zip or tar archive from an http(s) address and extract it into the folder of `dst`, its file.
+        """Download a zip or tar archive to `dst` and extract it into the folder of that file, and nothing outside.
+
+        `url` is a Google Drive link, or with `from_gdrive=False` plain http(s).
 
         Raises:
             UsageError: the download failed, or the downloaded file is not an archive, or an unsafe one.
