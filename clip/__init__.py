@@ -6,8 +6,7 @@ layer, and `encode_text` and `encode_image` run a tower under them. `TOWERS` has
 step, and "fast" (the default), without the work that cannot change the result.
 """
 
-# ruff: noqa: F401 - what this package offers
-from . import imports, plain  # `imports` before open_clip is imported elsewhere
+from . import imports, plain  # noqa: F401 - `imports` before open_clip is imported elsewhere
 from .adapters import BlockAdapter, WithAdded, adapt, folded_weights, private_copy, token_dropout
 from .backbone import CLIP, available_models, is_published, is_vit, load, load_backbone, weights_sha256
 from .blocks import local_features
@@ -22,3 +21,38 @@ from .tokenizer import tokenize
 from .towers import ImageOutput, Read, Towers
 
 TOWERS: dict[str, Towers] = {"fast": FAST, "plain": plain}
+
+__all__ = [
+    "TOWERS",
+    "CLIP",
+    "BlockAdapter",
+    "ClipError",
+    "Edit",
+    "ImageOutput",
+    "Ranks",
+    "Read",
+    "Schedule",
+    "SplitTowers",
+    "TextPrompts",
+    "Towers",
+    "WithAdded",
+    "adapt",
+    "available_models",
+    "compiled_towers",
+    "current_ranks",
+    "encode_image",
+    "encode_text",
+    "folded_weights",
+    "has_local_features",
+    "is_published",
+    "is_vit",
+    "keep_backbones",
+    "load",
+    "load_backbone",
+    "private_copy",
+    "local_features",
+    "prompt_lengths",
+    "token_dropout",
+    "tokenize",
+    "weights_sha256",
+]

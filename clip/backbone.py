@@ -107,13 +107,13 @@ def is_published(name: str) -> bool:
     return name in URLS or name == "small" or bool(open_clip.get_pretrained_cfg(*name.partition(":")[::2]))
 
 
-def weights_sha256(name: str) -> str:
-    """The SHA-256 of the weight file that `load_backbone` reads, in hexadecimal.
+def weights_sha256(name: str, cache: str | None = None) -> str:
+    """The SHA-256 of the weight file that `load_backbone` reads with this `cache`, in hexadecimal.
 
     Raises:
         ClipError: as for `weight_file`; but OpenAI's weights are not downloaded.
     """
-    return published_sha256(name) if name in URLS else sha256(identity(weight_file(name)))
+    return published_sha256(name) if name in URLS else sha256(identity(weight_file(name, cache)))
 
 
 def open_clip_file(name: str, cache: str | None) -> Path:

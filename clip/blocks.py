@@ -22,10 +22,11 @@ def is_standard(transformer: Transformer) -> bool:
 
 
 def is_standard_block(block: Any) -> bool:
-    attention, kind = block.attn, type(block)
+    kind = type(block)
     own = (kind.__module__, kind.__name__) == (ResidualAttentionBlock.__module__, "ResidualAttentionBlock")
     if not own and adapter_of(block) is None:
         return False
+    attention = block.attn
     parts = {**attention._parameters, **attention._modules}
     known = all(name in ATTENTION or has_no_effect(part) for name, part in parts.items())
     not_called = (block, attention, block.mlp, *block.mlp)

@@ -18,7 +18,7 @@ from common.errors import one_line
 from common.files import identity
 
 from .errors import ClipError
-from .weights import read_state_dict
+from .weights import read_state_dict, regular_file
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in OpenAI's archives and traces
 
@@ -58,6 +58,8 @@ def keep_backbones(count: int) -> None:
     """Keep the `count` backbones that this process builds last, so that its next run need not read their files."""
     global kept_backbones
     kept_backbones = count
+    while len(KEPT) > count:
+        KEPT.popitem(last=False)
 
 
 def build(path: Path, precision: str, source: str, config: dict | None = None, resize: bool = False) -> CLIP:
@@ -75,7 +77,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     Raises:
         ClipError: the file cannot be read, or a tensor is missing, is one too many, has another shape or is not finite.
     """
-    file = identity(path), precision, repr(config), resize, torch.get_default_dtype()
+    file = identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype()
     if file in KEPT:
         KEPT.move_to_end(file)
         return deepcopy(KEPT[file])
@@ -87,7 +89,9 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
         known = model.state_dict()
         state = {key: value for key, value in state.items() if key in known or key.split(".")[-1] not in NOT_WEIGHTS}
         if resize:
-            places = {key: value.float() for key, value in state.items() if key.endswith("positional_embedding")}
+            lengths = {key: value for key, value in state.items() if key.endswith("positional_embedding")}
+            # Those of integers stay, so that `fill` refuses them.
+            places = {key: value.float() for key, value in lengths.items() if value.is_floating_point()}
             state |= places | {"logit_scale": state["logit_scale"].reshape(model.logit_scale.shape)}
             resize_pos_embed(state, model)
             resize_text_pos_embed(state, model)

@@ -51,6 +51,7 @@ class Encoder:
 
     image_layer: Callable[[ResidualAttentionBlock, Tensor, int | None], Tensor]
     text_layer: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
+    text_layer_by_row: Callable[[ResidualAttentionBlock, Tensor, Packing, bool], Tensor]
 
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
         """Same as `plain.encode_image`."""
@@ -92,11 +93,13 @@ class Encoder:
                 prompts_end += deep[layer].added - deep[layer].remove
             if draws(block) and shared:
                 x, packing, shared = *whole_rows(x, packing), False
-            arguments = block, x, packing.of_type(products), layer + 1 == len(blocks)
+            typed = packing.of_type(products)
+            text_layer = self.text_layer_by_row if typed.mask is None else self.text_layer
+            arguments = block, x, typed, layer + 1 == len(blocks)
             if clip.transformer.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.text_layer, *arguments, use_reentrant=False)
+                x = checkpoint(text_layer, *arguments, use_reentrant=False)
             else:
-                x = self.text_layer(*arguments)
+                x = text_layer(*arguments)
         x = plain.text_output(clip, x)  # the last layer returns EOT only: (images, C, joint width)
         return x if prompts.by_image else x[0]
 
@@ -154,7 +157,7 @@ def reading(
 
 
 def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
-    """One layer of the text tower. Without a mask, attention pads the tokens to rows.
+    """One layer of the text tower, for a packing with a mask.
 
     Args:
         x: (images, P + N, width), the prefix that all classes share and the packed tokens after it.
@@ -164,19 +167,29 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     Returns:
         The new x; in the last layer (images, C, width), EOT of each class.
     """
-    (images, _, width), by_row = x.shape, packing.mask is None
     if last and not draws_after_input(block):
         x, queries, kv = reading(block, x, packing.to_eot.take, packing)
-        mask = packing.eot_mask
-        if by_row:
-            queries, kv = queries.view(-1, 1, width), packing.in_rows(kv)  # (images * C, 1 or P + longest, ...)
-            mask = mask if images == 1 else mask.repeat(images, 1, 1, 1)
         (q,), (k, v) = heads(block, queries), heads(block, kv)
+        return block_output(block, x, attention(q, k, v, packing.eot_mask))
+    q, k, v = heads(block, qkv(block, x, packing=packing))
+    x = block_output(block, x, attention(q, k, v, packing.mask), packing)
+    return packing.to_eot.take(x) if last else x
+
+
+def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last: bool) -> Tensor:
+    """Same as `text_layer`, for any packing: attention pads its tokens to rows.
+
+    It is a function of its own, as torch.compile limits how often it compiles each function.
+    """
+    images, _, width = x.shape
+    if last and not draws_after_input(block):
+        x, queries, kv = reading(block, x, packing.to_eot.take, packing)
+        k, v = heads(block, packing.in_rows(kv))
+        (q,) = heads(block, queries.view(-1, 1, width))  # (images * C, heads, 1, width of a head)
+        mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
         return block_output(block, x, attention(q, k, v, mask).view_as(x))
-    parts = qkv(block, x, packing=packing)
-    q, k, v = heads(block, packing.in_rows(parts) if by_row else parts)
-    attended = attention(q, k, v, packing.mask, causal=by_row)
-    x = block_output(block, x, packing.from_rows(attended) if by_row else attended, packing)
+    q, k, v = heads(block, packing.in_rows(qkv(block, x, packing=packing)))
+    x = block_output(block, x, packing.from_rows(attention(q, k, v, causal=True)), packing)
     return packing.to_eot.take(x) if last else x
 
 
@@ -226,7 +239,7 @@ def embed(clip: CLIP, prompts: TextPrompts, layout: Layout) -> Tensor:
     return x + positions
 
 
-FAST = Encoder(image_layer, text_layer)
+FAST = Encoder(image_layer, text_layer, text_layer_by_row)
 encode_image, encode_text = FAST.encode_image, FAST.encode_text
 
 
@@ -236,4 +249,5 @@ def compiled_towers(backend: str | Callable = "inductor") -> Encoder:
     The layers of a tower are one function of different weights. So it is compiled once for all of them, and again only
     if the shapes or the tensors that need a gradient differ.
     """
-    return Encoder(*(torch.compile(layer, backend=backend) for layer in (image_layer, text_layer)))
+    layers = image_layer, text_layer, text_layer_by_row
+    return Encoder(*(torch.compile(layer, backend=backend) for layer in layers))

@@ -177,6 +177,7 @@ class Packing:
     @cached_property
     def to_tokens(self) -> Places:
         """The first of these places for each token."""
+        # The sort in `Places.of` is stable: the places of a token are in order, so `start` is where its first one is.
         return Places.of(self.to_rows.place[self.to_rows.start], self.classes * self.length)
 
     @cached_property
@@ -291,9 +292,17 @@ def suffix_trie(suffixes: list[list[int]]) -> list[list[int]]:
     A node is a different beginning of a suffix. They are numbered from 0, the shortest first, then in order of their
     contents.
     """
-    beginnings = [[tuple(suffix[:length]) for length in range(1, len(suffix) + 1)] for suffix in suffixes]
-    ordered = sorted(
-        {beginning for row in beginnings for beginning in row}, key=lambda beginning: (len(beginning), beginning)
-    )
-    number = {beginning: node for node, beginning in enumerate(ordered)}
-    return [[number[beginning] for beginning in row] for row in beginnings]
+    nodes: list[list[int]] = [[] for _ in suffixes]
+    count = 0
+    for depth in range(max(len(suffix) for suffix in suffixes)):
+        # A beginning is its parent's node and one more token. The root has no number.
+        beginnings = {
+            row: (nodes[row][-1] if depth else -1, suffix[depth])
+            for row, suffix in enumerate(suffixes)
+            if depth < len(suffix)
+        }
+        number = {beginning: count + i for i, beginning in enumerate(sorted(set(beginnings.values())))}
+        for row, beginning in beginnings.items():
+            nodes[row].append(number[beginning])
+        count += len(number)
+    return nodes

@@ -113,7 +113,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         ClipError: the file is missing, damaged, or of another form.
     """
+    path = regular_file(path)
     try:
+        size = path.stat().st_size
         content = read_safetensors(path) if path.suffix == ".safetensors" else read(path)
     except pickle.UnpicklingError as error:
         what = f"backbone file {path} is damaged or holds more than tensors ({one_line(error)})"
@@ -130,7 +132,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
-    if len(state) > MAX_TENSORS or sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
+    if len(state) > MAX_TENSORS or sum(tensor.nbytes for tensor in state.values()) > size:
         what = f"backbone file {path} is damaged: its tensors are larger than the file, or too many"
         raise ClipError(what, "download or copy it again", path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -49,8 +49,9 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
         OSError: `parent` is missing, full or not writable.
     """
     remove_left(parent, prefix)
-    while (lock := held(folder := Path(mkdtemp(prefix=prefix, dir=parent)))) is None:
-        pass
+    folder = Path(mkdtemp(prefix=prefix, dir=parent))
+    while (lock := held(folder)) is None:
+        folder = Path(mkdtemp(prefix=prefix, dir=parent))
     try:
         yield folder
     finally:
@@ -72,13 +73,20 @@ def remove_left(parent: Path, prefix: str) -> None:
 
 def held(folder: Path) -> int | None:
     """The descriptor of a new folder, with a lock; None if another process has taken it for one that was left."""
-    with suppress(FileNotFoundError):
+    try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a process that is about to delete it
-        if folder.is_dir():
-            return lock
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # it is about to be deleted
         os.close(lock)
+        return None
+    except OSError:  # a file system without locks
+        return lock
+    if folder.is_dir():
+        return lock
+    os.close(lock)
     return None
 
 

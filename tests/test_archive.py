@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -155,6 +156,21 @@ def test_damaged_archive_is_refused_in_one_line(name, tmp_path):
     make, words = ARCHIVES[name]
     make(tmp_path / "vit.pt")
     refused(tmp_path / "vit.pt", words, read=weights.read_state_dict)
+
+
+def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(tmp_path, random_seed):
+    rng, path = Random(random_seed), tmp_path / "vit.pt"
+    write(path, {"a": Stored()})
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as file:
+        used = [info for info in file.infolist() if info.filename.split("/", 1)[1].startswith("data")]
+    for _ in range(30):
+        info = rng.choice(used)
+        start = info.header_offset + 30 + sum(struct.unpack("<2H", content[info.header_offset + 26 :][:4]))
+        changed = bytearray(content)
+        changed[start + rng.randrange(info.file_size)] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        refused(path, "Bad CRC-32", read=weights.read_state_dict)
 
 
 # Memo 3 is a class of TorchScript, 1 a tensor, 0 an object of the class, whose dictionary of attributes is on top.

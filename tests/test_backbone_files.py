@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, OrderedDict
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -19,6 +20,7 @@ from weight_files import SECONDS, SIZES, refused, save_as_openai
 import clip
 from clip import building, weights
 from clip.random_weights import random_clip
+from common.files import checksum
 from common.start import ROOT
 
 pytestmark = [
@@ -124,6 +126,8 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
     state["visual.proj"] = state["visual.proj"] + 1
     torch.save(state, file)
     assert torch.equal(clip.load_backbone(str(file), "fp16").visual.proj, state["visual.proj"])
+    clip.keep_backbones(0)
+    assert not building.KEPT
 
 
 # ---------------------------------------------------------------- faults
@@ -150,14 +154,16 @@ def test_special_files_are_refused_without_waiting(make, words, name, pair, tmp_
         clip.load_backbone(f"ViT-B-16:{tmp_path / name}" if pair else str(tmp_path / name))
     assert name in str(caught.value) and str(caught.value).isprintable()
     if "regular" in words and not pair:
-        with pytest.raises(clip.ClipError, match=words):
-            clip.weights_sha256(str(tmp_path / name))
+        for read in (clip.weights_sha256, weights.read_state_dict, lambda path: building.build(path, "fp32", "vit")):
+            with pytest.raises(clip.ClipError, match=words):
+                read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".pt", "a\0b.pt", "~nosuchuser/vit.pt", "vit.pt/", "\udcff.pt"])
 def test_invalid_paths_are_refused_in_one_line(name):
-    with pytest.raises(clip.ClipError, match="does not exist|cannot be read"):
-        clip.load_backbone(name)
+    for read in (clip.load_backbone, weights.read_state_dict):
+        with pytest.raises(clip.ClipError, match="does not exist|cannot be read"):
+            read(name)
 
 
 def many_layers(state):
@@ -195,6 +201,24 @@ def test_invalid_tensors_are_refused_before_a_model_is_built(change, words, name
     state = {key: value.contiguous() for key, value in state.items()}
     save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
     refused(tmp_path / name, words)
+
+
+def test_position_embeddings_of_integers_are_refused_where_their_lengths_may_differ(half, tmp_path):
+    state = half.state_dict()
+    torch.save(state | {"positional_embedding": state["positional_embedding"].long()}, tmp_path / "vit.pt")
+    with pytest.raises(clip.ClipError, match="positional_embedding has the type torch.int64"):
+        building.build(tmp_path / "vit.pt", "fp32", "vit", {"model_cfg": clip_config()}, resize=True)
+
+
+def test_checksum_of_a_pair_is_of_the_file_in_the_given_folder(tmp_path, monkeypatch):
+    def download(pretrained, cache_dir):
+        (file := tmp_path / cache_dir / "vit.pt").write_bytes(b"weights")
+        return str(file)
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    (tmp_path / "mine").mkdir()
+    expected = checksum(Path(download(None, "mine")))
+    assert clip.weights_sha256("ViT-B-16:laion400m_e32", cache="mine") == expected
 
 
 @pytest.mark.parametrize(

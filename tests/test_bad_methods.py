@@ -1,5 +1,8 @@
 """A method's own mistakes end in one line: in its file, its prompts or head, its loss, its adapter, its YAML file."""
 
+import os
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +35,18 @@ def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, c
     assert one.startswith("of_a_stranger/a.py is left out: SyntaxError: ") and one.endswith("(a.py, line 1)")
     assert other == "of_a_stranger/b.py is left out: NameError: name 'unknown' is not defined (b.py, line 2)"
     assert "of_a_stranger.good" in sys.modules
+
+
+def test_a_users_file_may_use_the_import_paths_of_the_version_before(tmp_path):
+    shutil.copytree(ROOT / "trainers", tmp_path / "trainers", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from trainers.settings import MethodSettings\nfrom .prompts import ContextTrainer\n"
+    (tmp_path / "trainers/aaa.py").write_text(code)
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "toolbox")))
+    check = "import sys, trainers; print(trainers.__file__, trainers.BROKEN, 'trainers.aaa' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", check], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert ended.stdout == f"{tmp_path / 'trainers/__init__.py'} [] True\n", ended.stderr
 
 
 def test_facts_about_methods_are_not_kept_while_a_file_cannot_be_imported(tmp_path, monkeypatch):

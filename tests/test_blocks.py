@@ -97,7 +97,24 @@ def scaled(block):
     return block
 
 
-@pytest.mark.parametrize("change", [doubled, scaled, None], ids=["subclass", "parameter", "open_clip's custom block"])
+class Wrapped(nn.Module):
+    """A block without `attn`."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.inner = block
+
+    def forward(self, x, **options):
+        return self.inner(x, **options)
+
+    def get_weight_dtype(self):
+        return self.inner.get_weight_dtype()
+
+
+CHANGES = {"subclass": doubled, "parameter": scaled, "wrapper": Wrapped, "open_clip's custom block": None}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_other_blocks_run_in_the_plain_towers(change, clip):
     vision, text = {"layers": LAYERS, "width": WIDTH, "qk_norm": True}, {"layers": LAYERS, "scale_fc": True}
     other = with_blocks(clip, change) if change else small_clip(vision, text).double()

@@ -5,7 +5,7 @@ import torch
 from drawn import prompts_of
 
 import trainers.base.trainer
-from clip import TOWERS, compiled_towers
+from clip import TOWERS, TextPrompts, compiled_towers, load_backbone, tokenize
 
 
 @pytest.fixture
@@ -71,3 +71,19 @@ def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(build, monkeypatch, 
     trainer.compile_towers()
     assert (trainer.model.towers is not TOWERS[towers]) == compiles
     assert ("MODEL.COMPILE is ignored: it needs a GPU, Triton and" in capsys.readouterr().out) != compiles
+
+
+SIZES = [(50, True), (50, False), (400, False), (50, True), (30, True), (30, False), (500, True), (500, False)]
+
+
+@pytest.mark.thorough
+def test_texts_of_many_sizes_stay_below_the_limit_of_graphs(graphs):
+    """Each form of a text layer has a limit of its own, as datasets of few and of many classes need different ones."""
+    clip, towers = load_backbone("small"), compiled_towers(graphs)
+    ctx = torch.nn.Parameter(torch.zeros(4, clip.transformer.width))
+    for classes, training in SIZES:
+        prompts = TextPrompts(tokenize([f"X X X X class {number}" for number in range(classes)]), ctx)
+        with torch.set_grad_enabled(training):
+            features = towers.encode_text(clip, prompts)
+        assert features.shape[0] == classes and features.requires_grad == training
+    assert graphs.kept

@@ -55,6 +55,25 @@ def test_a_checkpoint_gives_the_logits_of_its_run(method, make, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", f"model.pth.tar-{first.max_epoch}"]
 
 
+def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypatch, tmp_path):
+    trainer = make("CLIPAdapter", "OPTIM.MAX_EPOCH", 4, "TEST.FINAL_MODEL", "best_val")
+    run_epoch, results = trainer.run_epoch, iter((50.0, 60.0, 40.0))
+
+    def killed():
+        run_epoch()
+        if trainer.epoch == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "run_epoch", killed)
+    monkeypatch.setattr(trainer, "test", lambda split: next(results))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    folder = tmp_path / "run" / trainer.saved_as
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model-best.pth.tar"]
+    best = torch.load(folder / "model-best.pth.tar", weights_only=True)
+    assert (best["epoch"], best["val_result"]) == (2, 60.0)
+
+
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")

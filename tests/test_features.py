@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -249,6 +250,16 @@ def test_training_is_the_same_when_each_epoch_is_validated(build):
         trainer.train()
         learned.append(prompts_of(trainer))
     assert differing(*learned[:2]) == differing(*learned[1:]) == []
+
+
+def test_several_runs_fill_it_at_once(build, kept):
+    computed = expected(build)
+    trainers = [build("CoOp") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(logits_of, trainers))
+    assert all(torch.equal(each, computed) for each in found)
+    assert [file.suffix for file in kept()] == [".safetensors"]
+    assert torch.equal(logits_of(build("CoOp")), computed)
 
 
 def test_limit_deletes_what_was_not_used_for_longest(build, kept):

@@ -261,6 +261,7 @@ def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone
     assert len(loaded) == tests
     for state, learned_classes in loaded:
         assert state.keys() == learned.keys()
+        assert {value.dtype for value in state.values()} == {torch.float32}
         different = {key for key in state if not torch.equal(state[key], learned[key].float())}
         head = {key for key in state if key.startswith("linear_probe_proj")}  # of the learned classes alone
         assert different == (set() if learned_classes else head)

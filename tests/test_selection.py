@@ -17,7 +17,7 @@ from common.start import ROOT
 from datasets.eurosat import EuroSAT
 from experiments.results import FILE, SELECTED
 from trainers import methods
-from trainers.base.data_use import count_common
+from trainers.base.data_use import count_common, inherited
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +131,22 @@ def test_evaluation_of_a_silent_checkpoint_claims_nothing_and_an_impossible_reco
     del metadata["choices"], metadata["inherited_choices"]  # an earlier version's
     torch.save(checkpoint, file)
     assert choices(on_imagenet("tested", options=use)) is None
+
+
+CHOICE = {"what": "epoch", "dataset": "D", "classes": "all", "split": "val", "images": 2, "test_images": 0}
+SAID = [  # metadata of the best epoch, the choices and the images behind it
+    ({}, None, None),
+    ({"inherited_choices": [], "fit": []}, None, []),
+    ({"inherited_choices": [], "choices": []}, [], None),
+    ({"choices": [], "fit": []}, None, None),
+    ({"choices": [CHOICE], "fit": []}, [CHOICE], None),
+    ({"inherited_choices": [CHOICE], "choices": [CHOICE], "fit": []}, [CHOICE, CHOICE], []),
+]
+
+
+@pytest.mark.parametrize(("metadata", "choices", "phases"), SAID)
+def test_what_a_checkpoint_does_not_say_is_unknown(metadata, choices, phases):
+    assert inherited({"metadata": metadata, "val_result": 50.0}) == (choices, phases)
 
 
 def test_resumed_run_keeps_the_mark_and_the_best_epoch(on_imagenet, first_is_best, monkeypatch, tmp_path):

@@ -42,7 +42,6 @@ def import_files(folders: Iterable[str], package: str) -> list[str]:
     return broken
 
 
-BROKEN = import_files(__path__, __name__)
 FORMER = {"classifier": "inference.classifier"}  # import paths of the version before, for one version
 FORMER |= {name: f"trainers.base.{name}" for name in ("prompted", "prompts", "settings", "teacher")}
 
@@ -58,7 +57,9 @@ class Former(ModuleType):
         return getattr(import_module(place), name)
 
 
+# Before the files: some of them are users' own, which import from these paths.
 sys.modules.update({f"trainers.{name}": Former(f"trainers.{name}") for name in FORMER})
+BROKEN = import_files(__path__, __name__)
 
 
 def methods() -> dict[str, type[PromptTrainer]]:

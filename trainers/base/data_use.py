@@ -47,7 +47,16 @@ METHOD_KINDS = ("inductive", "test-time", "transductive", "extra text", "larger 
 
 
 def record(what: str, cfg: CfgNode, title: str, images: Sequence[Any], dataset: Any, trials: int) -> Choice:
-    """The record of a choice between `trials` epochs or values by `images` of a dataset."""
+    """The record of a choice between `trials` epochs or values by `images` of a dataset.
+
+    Args:
+        what: `epoch`, or the key of a setting.
+        cfg: of the run.
+        title: the name of the dataset in results.
+        images: those that decide, each with an `impath`.
+        dataset: the dataset as it was loaded.
+        trials: how many epochs or values it chooses from.
+    """
     common = {"test_images": count_common(images, dataset.test), "trials": trials}
     validation = dataset.val and (images is not dataset.test or images is dataset.val)
     return {"what": what, **images_record(cfg, title, "val" if validation else "test", images), **common}
@@ -163,12 +172,20 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[
     chosen by its epoch.
     """
     metadata = checkpoint.get("metadata") or {}
-    known = "inherited_choices" in metadata  # else the run began from prompts that do not name theirs
-    is_best = checkpoint.get("val_result") is not None
-    own = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
-    choices = known_keys([*metadata.get("inherited_choices", []), *own], KINDS)
-    phases = known_keys(metadata.get("fit", []), PHASE)
-    return choices if choices or known else None, phases if phases and known else None
+    choices = inherited_choices(metadata, checkpoint.get("val_result") is not None)
+    phases = metadata.get("fit") if "inherited_choices" in metadata else None  # as below
+    return choices, None if phases is None else known_keys(phases, PHASE)
+
+
+def inherited_choices(metadata: Mapping[str, Any], is_best: bool) -> list[Choice] | None:
+    """The choices that metadata names; that of the epoch only for the best one."""
+    if "choices" not in metadata:
+        return None
+    own = [choice for choice in metadata["choices"] if choice["what"] != "epoch" or is_best]
+    behind = [*metadata.get("inherited_choices", []), *own]
+    if not behind and "inherited_choices" not in metadata:  # the run began from prompts that do not name theirs
+        return None
+    return known_keys(behind, KINDS)
 
 
 def known_keys(records: Sequence[dict[str, Any]], kinds: Mapping[str, type]) -> list[dict[str, Any]]:

@@ -51,8 +51,9 @@ class ChoosingSettings(FeatureSettings):
 class FeatureTrainer(PromptTrainer):
     """A method that learns a head by gradients, in batches of features.
 
-    It defines `build_head`, and `start` if the head starts from the training images. A run keeps the last epoch, and
-    those of TRAIN.CHECKPOINT_FREQ: one that was killed starts again, as an epoch takes milliseconds.
+    It defines `build_head`, and `start` if the head starts from the training images. A run keeps the last epoch,
+    those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. One that was killed goes on after the
+    newest of these, or starts again, as an epoch takes milliseconds.
     """
 
     Settings: ClassVar[type[MethodSettings]] = FeatureSettings
@@ -165,7 +166,7 @@ class FeatureTrainer(PromptTrainer):
         build_model(base, clip=self.model.frozen)
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
-        vars(self.model)["base"] = base.model.eval().requires_grad_(False)  # not registered, as no backbone is
+        self.model.stand_on(base.model)
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
     def register(self) -> None:
@@ -279,8 +280,11 @@ class FeatureTrainer(PromptTrainer):
 
     def _save_epoch(self) -> None:
         number, every = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
-        if self._best or number == self.max_epoch or (every > 0 and number % every == 0):
+        if number == self.max_epoch or (every > 0 and number % every == 0):
             super()._save_epoch()
+        elif self._best:
+            result = self._best["val_result"]
+            self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
 
 
 class FittedTrainer(FeatureTrainer):

@@ -78,14 +78,21 @@ class KeptFeatures:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         key, features = self.find()
+        if features is None:
+            yield from self.compute(key)
+            return
         size = self.loader.batch_size
-        parts = self.compute(key) if features is None else features.split(size)
-        for part, label in zip(parts, self.labels.split(size), strict=True):
+        for part, label in zip(features.split(size), self.labels.split(size), strict=True):
             yield {"img": KeptOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
         """All features, (images, joint) or (images, views, joint), as the tower computes them, on the CPU."""
-        return torch.cat([batch["img"].feature.cpu() for batch in self])
+        key, features = self.find()
+        if features is None:
+            for batch in self.compute(key):
+                features = batch["all"]
+        assert features is not None
+        return features
 
     def find(self) -> tuple[str, Tensor | None]:
         """The key of the features, empty if they cannot be kept, and those that are kept under it."""
@@ -101,15 +108,18 @@ class KeptFeatures:
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
         return key, features
 
-    def compute(self, key: str) -> Iterator[Tensor]:
-        """The features of each batch; all of them are kept after the last one."""
-        parts = []
+    def compute(self, key: str) -> Iterator[dict[str, Any]]:
+        """The batches, each with a view of the tensor of `all` features, which is kept after the last one."""
+        features, done = torch.empty(0), 0
         for batch in self.loader:
             part = self.encode(batch["img"].to(self.device))
-            parts.append(part.cpu())
-            yield part
+            if not done:
+                features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
+            features[done : done + len(part)] = part
+            done += len(part)
+            yield {"img": KeptOutput(part), "label": batch["label"], "all": features}
         if key and self.cache is not None:
-            self.cache.put(key, torch.cat(parts))
+            self.cache.put(key, features)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -56,6 +56,10 @@ class HeadCLIP(PromptedCLIP):
     base: PromptedCLIP | None = None
     class_texts: Tensor = torch.empty(0)
 
+    def stand_on(self, base: PromptedCLIP) -> None:
+        """From now on, read the features of a trained model."""
+        self.__dict__["base"] = base.eval().requires_grad_(False)  # not registered, as no backbone is
+
     def _apply(self, fn: Callable, recurse: bool = True):
         self.class_texts = fn(self.class_texts).float()
         if self.base is not None:
