@@ -20,6 +20,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":  # the project instead of benchmarks/, until `build` puts the official code there
+    sys.path[0] = str(ROOT)
+
 import torch
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
@@ -27,7 +31,6 @@ from dassl.engine import build_trainer
 from open_clip import IMAGENET_CLASSNAMES
 from torch.profiler import ProfilerActivity, profile
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH, SIDE = 4, 224
 PARTS = ("train.py", "clip/clip.py", "datasets", "trainers", "configs/trainers")
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")  # calls to CUDA

@@ -38,7 +38,8 @@ from trainers.base.test_time import ViewsTrainer
 FORMS = ("fast", "plain")
 WHAT = ("train_step", "test_batch")
 WAY = ("form", "prec", "ranks")  # the options whose values are compared
-STEPS = 3  # at least, in one process
+STEPS = 3, 15  # at least and at most, in one process
+LONG = 60  # seconds after which fewer steps are enough
 
 
 def work(way: Namespace) -> dict | None:
@@ -68,9 +69,15 @@ def work(way: Namespace) -> dict | None:
         step()  # a warm-up, which also computes what is computed once in a run
         memory = ranks.objects(peak(trainer.device, reset=False) - before)
         seconds: list[float] = []
-        while not ranks.from_first(lambda: len(seconds) >= STEPS and sum(seconds) >= way.seconds):
+        while not ranks.from_first(lambda: enough(seconds, way.seconds)):
             seconds.append(measuring.timed(step, trainer.device))
         return {"seconds": statistics.median(seconds), "mb": max(memory) / 2**20} if ranks.first else None
+
+
+def enough(seconds: list[float], least: float) -> bool:
+    """Whether there are enough steps: three or more that take `least` seconds together, or fewer in a minute."""
+    fewest, most = STEPS
+    return len(seconds) >= most or (sum(seconds) >= least and (len(seconds) >= fewest or sum(seconds) >= LONG))
 
 
 def peak(device: torch.device, reset: bool = True) -> int:

@@ -22,11 +22,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", default="", help="folder of the datasets")
     parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")
     parser.add_argument("--resume", default="", help="folder of a run to resume (default: the output folder)")
-    text = (
-        "choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir must "
+    parser.add_argument(
+        "--seed",
+        type=seeds,
+        default=-1,
+        metavar="SEED [SEED ...]",
+        help="choose the few-shot images and fix all randomness. Several seeds train one after another: --output-dir "
+        "must then contain {seed} or end in seed1",
     )
-    text += "then contain {seed} or end in seed1"
-    parser.add_argument("--seed", type=seeds, default=-1, metavar="SEED [SEED ...]", help=text)
     parser.add_argument("--source-domains", nargs="+", help=UNUSED)
     parser.add_argument("--target-domains", nargs="+", help=UNUSED)
     parser.add_argument("--transforms", nargs="+", help="data augmentation that replaces INPUT.TRANSFORMS")
@@ -38,17 +41,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-only", action="store_true", help="test the prompts in --model-dir without training")
     parser.add_argument("--model-dir", default="", help="output folder of the run to test")
     parser.add_argument("--load-epoch", type=int, help="the epoch to test (default: the best, else the newest)")
-    text = (
-        "datasets that show none of the classes, which the test tells from them (new: the new classes of the dataset, "
+    parser.add_argument(
+        "--ood",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="datasets that show none of the classes, which the test tells from them (new: the new classes of the "
+        "dataset, for base ones)",
     )
-    text += "for base ones)"
-    parser.add_argument("--ood", type=names, default=[], metavar="A,B", help=text)
     parser.add_argument("--chosen", default="", metavar="FILE", help="settings that the trials of a study have chosen")
     parser.add_argument("--skip-finished", action="store_true", help="do nothing if this run is already finished")
     parser.add_argument("--quiet", action="store_true", help="print errors and the result only; log.txt has everything")
     parser.add_argument("--no-train", action="store_true", help="build everything, then stop")
-    text = "comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)"
-    parser.add_argument("--report-to", type=trackers, default=[], metavar="A,B", help=text)
+    parser.add_argument(
+        "--report-to",
+        type=trackers,
+        default=[],
+        metavar="A,B",
+        help="comma-separated trackers: tensorboard, wandb, mlflow (default: tensorboard)",
+    )
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))

@@ -8,6 +8,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from clip import current_ranks
 from datasets import title
 from trainers.base.data_use import Choice, Phase, fit_phase, list_digest, phase
 
@@ -20,7 +21,12 @@ MOST_TESTS = 1 << 20  # lines
 
 
 def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
-    """Add a test to the list of all tests in the output folder, those of earlier starts among them."""
+    """Add a test to the list of all tests in the output folder, those of earlier starts among them.
+
+    All ranks make the test, and the first one notes it.
+    """
+    if not current_ranks().first:
+        return
     split, items = tested_images(cfg, trainer)
     line = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -66,8 +72,14 @@ def learned_from(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Phase] | N
 def data_use(
     cfg: CfgNode, trainer: Any, fit: list[Phase] | None, choices: list[Choice] | None, settings: dict[str, list[str]]
 ) -> dict[str, Any]:
-    """The card of a run that has ended; `fit`, `choices` and `settings` are from `learned_from`, `run.choices_of` and
-    `origins`.
+    """The card of a run that has ended.
+
+    Args:
+        cfg: of the run.
+        trainer: after its test.
+        fit: from `learned_from`.
+        choices: the records of what was chosen on images, from `run.choices_of`; None if that is not known.
+        settings: from `origins`.
 
     Returns:
         - `kind`: of the method (`data_use.METHOD_KINDS`); None for a trainer of another project

@@ -59,7 +59,9 @@ def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["
 
     edges = torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
     values = np.asarray(confidence, dtype=edges.dtype)
-    return gaps_of(values, correct, np.searchsorted(edges, values, "left" if closed == "above" else "right") - 1, bins)
+    side: Literal["left", "right"] = "left" if closed == "above" else "right"
+    found = np.searchsorted(edges, values, side) - 1
+    return gaps_of(values, correct, found, bins)
 
 
 def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:

@@ -85,12 +85,14 @@ class OutputFolder:
             write_text(self.path / name, text)
 
     def remove(self, *names: str) -> None:
-        """Delete files and folders, where they exist."""
-        for path in (self.path / name for name in names if self.writes):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Delete files, where they exist."""
+        for name in names if self.writes else ():
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_partial_test(self) -> None:
+        """Delete the results that a test has kept in order to resume."""
+        if self.writes:
+            shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)
 
 
 @contextmanager

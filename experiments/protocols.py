@@ -70,11 +70,18 @@ LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD",
 
 SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 
+# Methods with one YAML file, which stays theirs beside those that a user adds.
+ONE_FILE = dict.fromkeys(("ZeroshotCLIP", "LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter"), "vit_b16")
+ONE_FILE |= dict.fromkeys(("LPPlusPlus", "GDA", "CLIPLoRA", "TPT", "CTPT", "MTA", "ZERO"), "vit_b16")
+ONE_FILE |= dict.fromkeys(("ZSLP", "CLAP"), "SGD_lr1e-1_B256_ep300")
+ONE_FILE |= {"TCP": "vit_b16_ep100_ctxv1", "VPT": "vit_b16_c2_ep5_batch4_4"}
+ONE_FILE |= {"DePT+CoCoOp": "vit_b16_c4_ep10_batch1_ctxv1"}
+
 # Method -> protocol (OTHERWISE: all others) -> its recipes; the first that fits is used. A method that is not here uses
 # the YAML file that is named after the protocol, or the only one of its folder.
 OTHERWISE = ""
 RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
-    "ZeroshotCLIP": {OTHERWISE: (Recipe("vit_b16"),)},
+    **{method: {OTHERWISE: (Recipe(cfg),)} for method, cfg in ONE_FILE.items()},
     "TaskRes": {
         OTHERWISE: (
             Recipe("adam_lr2e-4_B256_ep100", datasets=("imagenet",), shots=(1, 2, 4)),

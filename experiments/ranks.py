@@ -30,6 +30,9 @@ def joined() -> Iterator[None]:
     """Be one of the ranks that torchrun has started; without torchrun, do nothing.
 
     Only rank 0 prints, and of an error only the rank that fails first.
+
+    Raises:
+        UsageError: the ranks do not connect, or there are more ranks than GPUs.
     """
     if rank_count() == 1:
         yield

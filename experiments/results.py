@@ -32,7 +32,12 @@ RECORDED = {
 def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_use: dict, ood: list[dict]) -> str:
     """The content of results.json of a run that has ended; figures that were not measured are null.
 
-    The arguments are from `run.execute`, `data_card.data_use` and `ood.evaluate`.
+    Args:
+        cfg: the run's configuration.
+        trainer: after its test.
+        epochs, tested_epoch: as `run.execute` returns them.
+        data_use: its card (experiments/data_card.py).
+        ood: how well it told other images (experiments/ood.py).
     """
     import torch  # here, as readers of results do without it
 

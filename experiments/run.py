@@ -26,7 +26,7 @@ from . import ood, predictions
 from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
-from .output_folder import CONFIG, PARTIAL_TEST, OutputFolder, check_same_settings, claimed
+from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
 from .ranks import check_agreement
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, read_results, results_of
@@ -63,7 +63,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
                 predictions.save(folder.path / predictions.FILE, arrays)
             card = data_use(cfg, trainer, fit, choices, settings)
             folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
-            folder.remove(PARTIAL_TEST)  # what the test has kept in order to resume
+            folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
 

@@ -16,6 +16,7 @@ from common.errors import UsageError, one_line
 from .ranks import rank_count
 
 INTERRUPTED = 130  # exit status, as of a shell
+RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
 WORKERS = "lower DATALOADER.NUM_WORKERS"
@@ -32,7 +33,7 @@ SHORTAGES = (
 )
 
 
-def run_command(main: Callable[[], None], *resumes: str, several_ranks: bool = False) -> None:
+def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ranks: bool = False) -> None:
     """`cli_main` as the last call of a process, which it ends with the exit status.
 
     It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second, and
@@ -40,7 +41,7 @@ def run_command(main: Callable[[], None], *resumes: str, several_ranks: bool = F
     """
     sys.unraisablehook = interrupt_again
     try:
-        cli_main(main, *resumes, several_ranks=several_ranks)
+        cli_main(main, resumes, several_ranks=several_ranks)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -55,9 +56,7 @@ def run_command(main: Callable[[], None], *resumes: str, several_ranks: bool = F
     os._exit(status)
 
 
-def cli_main(
-    main: Callable[[], None], resumes: str = "from the last complete epoch", *, several_ranks: bool = False
-) -> None:
+def cli_main(main: Callable[[], None], resumes: str = RESUMES, *, several_ranks: bool = False) -> None:
     """Run `main`. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
 
     `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.

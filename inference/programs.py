@@ -28,7 +28,12 @@ FOLDED = "open_clip_model.safetensors"  # the whole CLIP, with the weights of ad
 class ImageProgram(nn.Module):
     """Images (batch, 3, H, W) -> logits (batch, classes): the prompted image tower, and the text features as constants.
 
-    The classifier is on the CPU. Errors are those of `text_feature`.
+    Args:
+        classifier: on the CPU.
+        class_names: the classes, in the order of the logits.
+
+    Raises:
+        UsageError: the text features depend on the image.
     """
 
     text_feature: Tensor

@@ -50,6 +50,14 @@ def test_step_time_writes_a_record_for_each_way(python, backbones, times, monkey
         assert each["seconds"] > 0 and each["mb"] > 0 and (each["ratio"] == 1) == (way == ("fast", 1))
 
 
+@pytest.mark.parametrize(
+    ("steps", "seconds", "enough"),
+    [(2, 1, False), (3, 1, False), (3, 4, True), (14, 0.1, False), (15, 0.1, True), (1, 61, True)],
+)
+def test_steps_are_measured_for_ten_seconds_within_bounds(steps, seconds, enough):
+    assert step_time.enough([seconds] * steps, 10) == enough
+
+
 @pytest.mark.thorough
 def test_predictions_time_writes_a_record(drawn, times):
     (record,) = times(predictions_time, "--root", drawn, "--dataset", "small_objects", "--rounds", 1)
@@ -195,6 +203,9 @@ def extend_cfg(cfg):
     cfg.TRAINER.COOP = CfgNode({"PREC": "fp16"})
 """,
     "clip/clip.py": """
+from importlib.util import find_spec
+assert find_spec("measuring") is None, "modules of benchmarks/ could hide those of the official code"
+
 def _download(url, root):
     raise AssertionError("it has to be replaced")
 """,

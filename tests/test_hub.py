@@ -1,6 +1,10 @@
 """Exported folders on the Hugging Face Hub, with a stand-in for its server."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 from contextlib import redirect_stdout
 
 import pytest
@@ -9,6 +13,7 @@ from hub import TOKEN, hub
 from learned import images_of
 
 from common.errors import UsageError
+from common.start import ROOT
 from inference import export
 from inference.classifier import PromptedClassifier
 
@@ -131,3 +136,16 @@ def test_refused_uploads(token, name, words, written, server, finished, command,
     assert (done.status, len(done.errors)) == (2, 1), done.errors
     assert [word for word in words if word not in done.errors[0]] == []
     assert (tmp_path / "out/config.json").exists() == written and server.models == {}
+
+
+@pytest.mark.thorough
+def test_the_hub_of_the_environment(birds, deep, tmp_path):
+    """In a process of its own, with HF_ENDPOINT."""
+    code = "import sys; from inference.classifier import PromptedClassifier as P; "
+    code += "print(P.from_pretrained(*sys.argv[1:]).class_names)"
+    env = os.environ | {"HF_ENDPOINT": birds.address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    env["PYTHONPATH"] += f":{ROOT / 'toolbox'}"
+    done = subprocess.run([sys.executable, "-c", code, NAME, deep], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = json.loads(birds.models[NAME]["config.json"])["class_names"]
+    assert str(names) in done.stdout

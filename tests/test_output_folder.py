@@ -29,3 +29,12 @@ def test_failing_start_keeps_what_others_write(earlier, meanwhile, tmp_path):
     assert sys.stdout is before
     left = {path.relative_to(tmp_path / "a/run").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {*earlier, *meanwhile} and (left or not any(tmp_path.iterdir()))
+
+
+def test_results_are_deleted_as_files_and_a_partial_test_as_a_folder(tmp_path):
+    write(tmp_path / "run", ["results.json/kept", "partial_test/1.safetensors"])
+    with claimed(tmp_path / "run") as folder:
+        folder.remove_partial_test()
+        with pytest.raises(OSError):
+            folder.remove("predictions.npz", "results.json")
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["kept"]

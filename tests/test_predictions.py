@@ -129,6 +129,15 @@ def test_fifty_thousand_images_take_less_than_ten_megabytes(tmp_path):
     assert (tmp_path / FILE).stat().st_size < 10e6
 
 
+def test_all_but_logits_is_compressed_and_nothing_is_pickled(tmp_path):
+    save(tmp_path / FILE, {"image": np.array(["a"]), "logits": np.zeros((1, 2))})
+    with zipfile.ZipFile(tmp_path / FILE) as archive:
+        kinds = {entry.filename: entry.compress_type for entry in archive.infolist()}
+    assert kinds == {"image.npy": zipfile.ZIP_DEFLATED, "logits.npy": zipfile.ZIP_STORED}
+    with pytest.raises(ValueError):
+        save(tmp_path / FILE, {"image": np.array([object()])})
+
+
 def changed(file, **arrays):
     save(file, arrays_of(file.parent) | arrays)
 

@@ -15,6 +15,7 @@ from recorder import CASES, Recorder, assert_close
 from clip import Ranks, SplitTowers, current_ranks
 from clip.fast import FAST
 from common.errors import UsageError
+from experiments.data_card import TESTS, note_test
 from experiments.ranks import check_agreement
 from trainers.base.data_use import digest_of_splits
 from trainers.base.ranks import split
@@ -132,6 +133,17 @@ def test_ranks_with_other_images_are_refused(record):
             check_agreement(Namespace(), each.trainer.cfg, each.trainer)
 
     in_ranks(2, build)
+
+
+def test_a_test_is_noted_by_the_first_rank_alone(record, tmp_path):
+    def noted():
+        trainer = record("CoOp").trainer
+        trainer.cfg.defrost()
+        trainer.cfg.OUTPUT_DIR = str(tmp_path)
+        note_test(trainer.cfg, trainer, {"accuracy": 50.0})
+
+    in_ranks(2, noted)
+    assert len((tmp_path / TESTS).read_text().splitlines()) == 1
 
 
 def test_the_images_of_a_split_count_in_their_order():

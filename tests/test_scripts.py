@@ -5,6 +5,7 @@ tests/test_published_scripts.py compares the published ones with the facts.
 
 import itertools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,7 +19,7 @@ from drawn import run_for_real
 from finished import wait_until
 
 from common.errors import UsageError
-from experiments import protocols
+from experiments import configs, protocols
 from experiments.methods import methods
 from experiments.protocols import recipe
 from experiments.scripts import command as scripts
@@ -54,6 +55,13 @@ def test_every_script_is_in_the_table_and_has_its_file():
     files = {file.relative_to(ROOT / "scripts").as_posix()[:-3]: file for file in (ROOT / "scripts").rglob("*.sh")}
     assert files.keys() == SCRIPTS.keys() | {"run"}
     assert {name: files[name].read_text() for name in SCRIPTS} == {name: wrapper(name) for name in SCRIPTS}
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    files = sorted((ROOT / "scripts").rglob("*.sh"))
+    checked = subprocess.run(["shellcheck", *files], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
 
 
 def test_script_in_a_path_with_a_space_started_from_another_folder(python, tmp_path):
@@ -138,6 +146,17 @@ def test_yaml_file_of_a_new_method(monkeypatch):
         recipe("Growing", "base2new")
 
 
+def test_another_yaml_file_changes_no_recipe(monkeypatch, tmp_path):
+    """Users add files to the folders of methods; the recipe of another one then may not depend on their number."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.setattr("experiments.configs.CONFIGS", tmp_path / "configs")
+    cases = list(itertools.product(methods(), protocols.PROTOCOLS, ("imagenet", "dtd"), SHOTS))
+    before = [recipe(*case) for case in cases]
+    for method in methods():
+        (configs.config_folder(method) / "mine.yaml").touch()
+    assert [recipe(*case) for case in cases] == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "epoch"),
     [
@@ -220,12 +239,25 @@ def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
 
 
 @pytest.mark.thorough
-def test_sigterm_to_the_script_alone_ends_the_run_too(begin, eurosat, deep, tmp_path):
+def test_cross_dataset_scripts_for_real(script):
+    variables = {"SHOTS": 1, "SOURCE": "eurosat", "OMP_NUM_THREADS": 1, "DRY_RUN": ""}
+    results = []
+    for name in ("mpl/xd_train.sh", "mpl/xd_test.sh", "mpl/xd_test.sh"):
+        ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
+        assert ended.returncode == 0, ended.stderr
+        results.append(ended.stdout.splitlines()[-1])
+    assert "Already done (delete" in ended.stdout and results[1] == results[2]
+    assert re.fullmatch(r"MPL on EuroSAT 1 shots seed 1: [\d.]+% on 24 test images of all classes", results[1])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("to_group", [True, False])
+def test_sigterm_ends_the_run_too(to_group, begin, eurosat, deep, tmp_path):
     env = {"DATA": eurosat, "OUT": tmp_path / "out", "BACKBONE": deep, "PYTHON": sys.executable, "OMP_NUM_THREADS": 1}
     env = os.environ | {key: str(value) for key, value in env.items()}
     process = begin(["bash", f"{ROOT}/scripts/mpl/base2new_train.sh", "eurosat", "1", "500", *SMALL], env=env)
     wait_until(lambda: list((tmp_path / "out").rglob("model.pth.tar-*")), process)
-    os.kill(process.pid, signal.SIGTERM)
+    (os.killpg if to_group else os.kill)(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     interrupted = "Interrupted. Run the same command again to resume from the last complete epoch."
@@ -260,6 +292,7 @@ WRONG = [  # script, arguments, words of the line
     ("base2new_train", ["MPL", "eurosat", 1], "base2new_train.sh takes DATASET WEIGHT "),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
     ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),
+    ("any/base2new_train", ["", "eurosat", 1], "there is no method ''"),
     ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
     ("any/reproduce", ["MaPLe", "xd", "eurosat", 1, "w"], "there is no protocol 'xd'"),
     ("mpl/xd_test", ["eurosat", 1], "did you mean imagenet?"),

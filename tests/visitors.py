@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
+from itertools import product
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 BOUNDARY = "----visitor"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
-CLASSIFY = 1  # the number of the function of a page with examples; 0 loads one of these
+CLASSIFY = 1  # the function of a page with examples (0 loads one of these); the next one shows the roll-outs
 Connect = Callable[[], HTTPConnection]
 
 
@@ -49,16 +50,30 @@ def join(connect: Connect, function: int, *data: Any) -> str:
     return session
 
 
-def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[str, float]]:
-    """The bars of each model as {class name: probability}."""
-    session = join(connect, CLASSIFY, file_data(*upload(connect, image)), "\n".join(names))
+def answer(connect: Connect, session: str) -> dict[str, Any]:
+    """The last message about what a session has asked for."""
     with closing(connect()) as connection:
         connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
         lines = (line for line in connection.getresponse() if line.startswith(b"data:"))
         messages = (json.loads(line.removeprefix(b"data:")) for line in lines)
-        message = next(message for message in messages if message.get("msg") == "process_completed")
+        return next(message for message in messages if message.get("msg") == "process_completed")
+
+
+def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[str, float]]:
+    """The bars of each model as {class name: probability}."""
+    message = answer(connect, join(connect, CLASSIFY, file_data(*upload(connect, image)), "\n".join(names)))
     assert message["success"], message["output"]
     return [{bar["label"]: bar["confidence"] for bar in each["confidences"]} for each in message["output"]["data"][1:]]
+
+
+def asked_for(connect: Connect, file: str, function: int, meta: bool) -> str:
+    """The answer about a file of the server, without its path: an error, or what the page shows without an image."""
+    data = [file_data(file) if meta else {"path": file}, *["red\nblue"] * (function == CLASSIFY)]
+    output = answer(connect, join(connect, function, *data))["output"]
+    if "error" not in output:
+        shown, *bars = output["data"]
+        assert not any(bars) and (not shown["value"] if function == CLASSIFY else "<img" not in shown), output
+    return json.dumps(output.get("data", output.get("error"))).replace(file, "FILE")
 
 
 def png(width: int, height: int) -> bytes:
@@ -67,7 +82,9 @@ def png(width: int, height: int) -> bytes:
 
 
 def attack(connect: Connect) -> None:
-    """What a hostile visitor does: none of it waits for an answer of the functions."""
+    """What a hostile visitor does. It waits for the answers about a file of the server alone."""
+    for function, meta in product((CLASSIFY, CLASSIFY + 1), (True, False)):
+        assert "root:" not in asked_for(connect, "/etc/passwd", function, meta)
     thin, two = [png(200_000, 1), png(1, 200_000), png(9000, 90)], "red\nblue"
     most = "\n".join(f"a long name of a class {number}"[:19] for number in range(1000))
     length, chunked = {"Content-Length": str(200 << 20)}, {"Transfer-Encoding": "chunked"}
@@ -79,7 +96,6 @@ def attack(connect: Connect) -> None:
         *(partial(ask, image, two) for image in (*thin, png(12_000, 7_000))),
         *(partial(ask, thin[2], text) for text in (most, "a" * 200_000)),
         partial(join, connect, 0, *[None] * 50_000),
-        partial(join, connect, 0, file_data("/etc/passwd"), two),
         partial(join, connect, 999),
         *(partial(post, connect, "queue/join", body) for body in (b"{" * 99, b"[" * 10**5)),
         partial(post, connect, "queue/join", b"", **length),

@@ -4,8 +4,12 @@ import os
 import sys
 
 
-def run(module: str, *resumes: str) -> None:
-    """Call `main()` of a module, and end with the exit status; for `resumes` see `session.cli_main`."""
+def run(module: str, resumes: str = "") -> None:
+    """Call `main()` of a module, and end with the exit status.
+
+    Args:
+        resumes: where the same command resumes after an interrupt; empty: `session.RESUMES`.
+    """
     # The project instead of tools/, so that its packages are found first, and Python's own inspect.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     from common.start import required_packages
@@ -13,7 +17,7 @@ def run(module: str, *resumes: str) -> None:
     with required_packages():
         from importlib import import_module
 
-        from experiments.session import run_command
+        from experiments.session import RESUMES, run_command
 
         main = import_module(module).main
-    run_command(main, *resumes)
+    run_command(main, resumes or RESUMES)

@@ -112,7 +112,8 @@ def check(values: dict[str, str]) -> None:
             choose_dataset(value, known_datasets())
     if "PROTOCOL" in values:
         choose(values["PROTOCOL"], PROTOCOLS, "protocol")
-    if given := values.get("METHOD"):
+    if "METHOD" in values:
+        given = values["METHOD"]
         exact = {name.lower(): name for name in methods()} | {name: name for name in methods()}
         method = values["METHOD"] = exact.get(given) or exact.get(given.lower(), given)
         choose(method, methods(), "method")

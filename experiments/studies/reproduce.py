@@ -117,9 +117,9 @@ class PublishedStudy(Study):
             steps = tuple(Step(classes, BASE2NEW.format(part=f"test_{classes}")) for classes in ("base", "new"))
         epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
         for ((trained_on, shots, seed), prompts), variant in product(self.prompts.items(), self.variants):
-            of = Training(protocol, variant, trained_on, seed, shots)
+            training = Training(protocol, variant, trained_on, seed, shots)
             for step, dataset in product(steps, self.targets or (trained_on,)):
-                yield (self.run(step, dataset, of, "--eval-only", "--model-dir", prompts, *epoch),)
+                yield (self.run(step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch),)
 
 
 def study_of(args: argparse.Namespace) -> PublishedStudy:

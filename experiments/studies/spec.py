@@ -198,11 +198,11 @@ class Study:
         ood = ("--ood", ",".join(self.ood)) if self.ood else ()
         trainings = product(self.seeds, self.trained_on(protocol), self.shots_of(protocol), self.variants)
         for seed, dataset, shots, variant in trainings:
-            of = Training(protocol, variant, dataset, seed, shots)
-            trained = self.run(train, dataset, of, *ood)
+            training = Training(protocol, variant, dataset, seed, shots)
+            trained = self.run(train, dataset, training, *ood)
             targets = self.targets if protocol == "cross_dataset" else (dataset,)
             use = ("--eval-only", "--model-dir", trained.folder)
-            yield trained, *(self.run(step, target, of, *use) for step, target in product(tests, targets))
+            yield trained, *(self.run(step, target, training, *use) for step, target in product(tests, targets))
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
@@ -230,18 +230,21 @@ class Study:
         for shots, variant in product(self.shots_of(protocol), self.variants):
             if not (keys := self.keys_of(variant)):
                 continue
-            of = {name: [Training(protocol, variant, name, seed, shots) for seed in self.seeds] for name in names}
+            trainings = {
+                name: [Training(protocol, variant, name, seed, shots) for seed in self.seeds] for name in names
+            }
             tried = [tuple(chain(*zip(dict(keys), values, strict=True))) for values in product(*dict(keys).values())]
             trials = {
                 name: {
-                    values: tuple(self.run(step, name, each, values=values) for each in of[name]) for values in tried
+                    values: tuple(self.run(step, name, each, values=values) for each in trainings[name])
+                    for values in tried
                 }
                 for name in names
             }
             for name in names:
                 choosing = [other for other in names if other != name] if self.choose.by == OTHERS else [name]
                 chosen = {values: tuple(chain(*(trials[each][values] for each in choosing))) for values in tried}
-                file = self.chosen_file(of[name][0])
+                file = self.chosen_file(trainings[name][0])
                 yield Search(protocol, variant, name, shots, file, chosen, trials[name])
 
     def trials(self) -> list[Run]:
@@ -249,39 +252,42 @@ class Study:
         found = (run for search in self.searches for runs in search.trials.values() for run in runs)
         return list(dict.fromkeys(found))
 
-    def folder(self, step: Step, dataset: str, of: Training) -> Path:
+    def folder(self, step: Step, dataset: str, training: Training) -> Path:
         """The folder of a run, below that of the results: the scripts', unless settings are overridden."""
-        name = of.variant.name.replace(" ", "_") if of.variant.overrides else self.recipe(of).cfg
-        words = {"dataset": dataset, "name": f"{of.variant.method}/{name}", "shots": of.shots, "seed": of.seed}
+        _, variant, _, seed, shots = training
+        name = variant.name.replace(" ", "_") if variant.overrides else self.recipe(training).cfg
+        words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
         return Path(step.folder.format(**words))
 
-    def recipe(self, of: Training) -> Recipe:
-        cfg = (of.variant.cross_cfg if of.protocol == "cross_dataset" else "") or of.variant.cfg
-        return recipe(of.variant.method, of.protocol, of.dataset, of.shots, cfg, self.backbone)
+    def recipe(self, training: Training) -> Recipe:
+        protocol, variant, dataset, _, shots = training
+        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+        return recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
 
-    def chosen_file(self, of: Training) -> Path:
+    def chosen_file(self, training: Training) -> Path:
         """The file of the settings that were chosen for the dataset of a training run; all seeds have the same."""
-        folder = self.folder(PROTOCOLS[of.protocol].steps[0], of.dataset, of).parent
-        return self.output / chosen_place(self, of.variant, of.protocol) / folder / "choice.json"
+        folder = self.folder(PROTOCOLS[training.protocol].steps[0], training.dataset, training).parent
+        return self.output / chosen_place(self, training.variant, training.protocol) / folder / "choice.json"
 
-    def run(self, step: Step, dataset: str, of: Training, *options, values: Values = ()) -> Run:
-        """The run of one step of a protocol on a dataset.
+    def run(self, step: Step, dataset: str, training: Training, *options, values: Values = ()) -> Run:
+        """The run of one step of a protocol on a dataset. Methods that learn nothing get --eval-only.
 
         Args:
             options: of train.py.
             values: of a trial; without them, the run has the chosen settings if there is a choice.
         """
-        used, variant, place = self.recipe(of), of.variant, Path()
+        protocol, variant, _, seed, shots = training
+        used, place = self.recipe(training), Path()
         more: Values = ()
         if not variant.facts.learns and "--eval-only" not in options:
             options = ("--eval-only", *options)
         if values:
             place, more = trial_place(self.choose.rule, values), values + self.choose.rule.settings
         elif self.keys_of(variant):
-            place = chosen_place(self, variant, of.protocol)
-            options = (*options, "--chosen", self.chosen_file(of))
+            place = chosen_place(self, variant, protocol)
+            options = (*options, "--chosen", self.chosen_file(training))
             more = ACCEPTED if self.choose.by == ORACLE else ()
-        results = self.output / place / self.folder(step, dataset, of)
+        results = self.output / place / self.folder(step, dataset, training)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
@@ -289,14 +295,14 @@ class Study:
             method=variant.method,
             config_file=config_folder(variant.method) / f"{used.cfg}.yaml",
             dataset=dataset,
-            seed=of.seed,
+            seed=seed,
             backbone=self.backbone,
             options=options,
-            shots=of.shots,
+            shots=shots,
             classes=step.classes,
             settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ()), *more),
         )
-        return Run(of.protocol, variant, dataset, of.seed, of.shots, step.classes, results, tuple(argv), values)
+        return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
 
 
 def check_numbers(key: str, values: Iterable, kind, least: int, most: int) -> None:

@@ -64,10 +64,15 @@ class Page:
                         bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
                     looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
             changes, inputs = [image.change, edited.change], [image, edited]
+            outputs = [message, *bars]
             gr.on(
-                changes, lambda sent, text: self.classify(path(sent), text), inputs, [message, *bars], **TWO_AT_A_TIME
+                changes,
+                lambda sent, text: self.classify(self.uploaded(sent), str(text or "")),
+                inputs,
+                outputs,
+                **TWO_AT_A_TIME,
             )
-            image.change(lambda sent: figures(self.look(path(sent))), image, looks, **TWO_AT_A_TIME)
+            image.change(lambda sent: figures(self.look(self.uploaded(sent))), image, looks, **TWO_AT_A_TIME)
 
     def start(self, host: str, port: int) -> str:
         """Serve in the background; returns the page's address. UsageError if the host or port cannot be used."""
@@ -93,6 +98,17 @@ class Page:
             what = f"cannot serve at {host}:{port} ({error.strerror or 'it is in use'})"
             raise UsageError(what, "choose another --port, or check --host") from error
         return address
+
+    def uploaded(self, sent: Any) -> str | None:
+        """The file of an uploaded image or an example; None for what is no such file.
+
+        A visitor can send the path of any file of the server: Gradio only checks objects that say that they are files.
+        """
+        file = sent.get("path") if isinstance(sent, dict) else None
+        with suppress(ValueError, RuntimeError):  # a NUL in the path, or links without an end
+            if isinstance(file, str) and Path(file).resolve().is_relative_to(Path(self.blocks.GRADIO_CACHE).resolve()):
+                return file
+        return None
 
     @torch.no_grad()
     def classify(self, file: str | None, text: str) -> list[Any]:
@@ -170,11 +186,6 @@ class Page:
                     picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                     found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
-
-
-def path(sent: dict[str, Any] | None) -> str | None:
-    """The file of an uploaded image."""
-    return sent["path"] if sent else None
 
 
 def pixels_of(file: str) -> int:
