@@ -7,15 +7,14 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from learned import OPTIONS
 from PIL import Image
-from visitors import CLASSIFY, FORM, answer, asked_for, attack, classified, file_data, join, post, upload
+from visitors import CLASSIFY, FORM, answer, asked_for, attack, classified, file_data, join, post, started, upload
 
 from inference.classifier import PromptedClassifier
 from inference.models import open_models
@@ -49,16 +48,6 @@ def photo(photos):
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
-
-
-@contextmanager
-def started(page, port):
-    """The page's address, and what connects to it."""
-    address = page.start("127.0.0.1", port)
-    try:
-        yield address, lambda: HTTPConnection("127.0.0.1", port, timeout=30)
-    finally:
-        page.blocks.close()
 
 
 # The functions of the page

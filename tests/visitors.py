@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from itertools import product
@@ -16,6 +16,16 @@ BOUNDARY = "----visitor"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 CLASSIFY = 1  # the function of a page with examples (0 loads one of these); the next one shows the roll-outs
 Connect = Callable[[], HTTPConnection]
+
+
+@contextmanager
+def started(page: Any, port: int) -> Iterator[tuple[str, Connect]]:
+    """The address of a page that is started, and what connects to it."""
+    address = page.start("127.0.0.1", port)
+    try:
+        yield address, lambda: HTTPConnection("127.0.0.1", port, timeout=30)
+    finally:
+        page.blocks.close()
 
 
 def post(connect: Connect, path: str, body: bytes, kind: str = "application/json", **headers: str) -> tuple[int, bytes]:
