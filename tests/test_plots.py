@@ -121,6 +121,7 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
         assert ElementTree.parse(svg).getroot().tag.endswith("svg") and pdf.read_bytes().startswith(b"%PDF-")
         assert ("<!-- CoOp -->" in svg.read_text()) == (svg.stem != "gains")  # a legend
         with Image.open(png) as image:
+            assert image.width > 150 * plots.NARROW, png.name  # the form for telephones is the report's
             pixels = image.convert("L")
             edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]
             assert all(edge.getextrema() == (255, 255) for edge in edges), png.name
