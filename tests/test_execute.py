@@ -95,6 +95,17 @@ def test_run_of_another_process_is_waited_for(study_file):
     assert (run.folder / "results.json").stat().st_mtime_ns == before
 
 
+def test_a_finished_study_starts_no_processes(study_file):
+    class Unwanted(LocalExecutor):
+        def __enter__(self):
+            raise AssertionError
+
+    study = load(study_file("finished"))
+    for run in study.runs():
+        finish(run, 50)
+    assert execute_runs(study.sequences(), Unwanted(1), "finished") == {}
+
+
 def test_progress_and_remaining_time(study_file):
     study = load(study_file("counted", seeds=[1, 2]))
     (base, new), (other, _), *_ = study.sequences()

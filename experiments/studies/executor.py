@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from multiprocessing import active_children, forkserver, get_context, parent_process, resource_tracker
 from pathlib import Path
 from threading import Thread
@@ -83,7 +83,8 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
     failed: dict[Run, str] = {}
     total = sum(map(len, sequences))
     progress = tqdm(total=total, initial=len(finished), desc=title, unit="run", smoothing=0.05, disable=None)
-    with executor, progress as bar:
+    # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
+    with executor if waiting else nullcontext(), progress as bar:
         while waiting or running:
             while waiting and len(running) < executor.slots():
                 sequence = waiting.popleft()

@@ -304,7 +304,7 @@ def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
 
 
 def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
-    """The outcomes of one method, `Summary.focus`, by protocol, its `judged` part, and dataset."""
+    """The outcomes of the method `Summary.focus`: for each protocol and dataset, those of the part that is judged."""
     return {
         (protocol, part, dataset): found
         for (protocol, part, method, dataset), found in read_outcomes(summary).items()

@@ -100,7 +100,7 @@ class Page:
         return address
 
     def uploaded(self, sent: Any) -> str | None:
-        """The file of an uploaded image or an example; None for what is no such file.
+        """The file of an uploaded image or an example; None for every other file.
 
         A visitor can send the path of any file of the server: Gradio only checks objects that say that they are files.
         """

@@ -51,7 +51,7 @@ def text_bytes(rng: Random, text: str) -> bytes:
 
 
 def changed_text(rng: Random, tree: Any, write: Callable[[Any], str], others: Sequence[str]) -> bytes | str:
-    """A changed tree as text, other text in place of it, before it or after it, or the text with changed bytes."""
+    """The text of a changed tree. Or its bytes are changed, or other text replaces it, precedes it or follows it."""
     before, how = write(tree), rng.random()
     if how < 0.6:
         data = text_bytes(rng, write(change_tree(rng, tree)))
