@@ -19,7 +19,6 @@ from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
 from common.errors import UsageError
 from common.start import ROOT
 from datasets import DatasetError
-from datasets.base import FewShotDataset
 from datasets.preparing.sources import load_cfg
 
 IMAGENETS = ("imagenet", *FOLDERS)
@@ -300,10 +299,9 @@ def test_training_on_a_test_set_is_reported(asked, launch, tmp_path):
     assert ended.status == 0 and "ImageNetR has only test images: training on them is a rehearsal" in ended.printed
 
 
-def test_50_000_images_are_read_in_less_than_5_seconds_and_a_missing_one_is_reported(tmp_path):
-    wnids = ImageNetInfo().label_names()
+def test_50_000_images_are_read_in_less_than_5_seconds(tmp_path):
     for part, size in (("train", 16), ("val", 50)):
-        for wnid in wnids:
+        for wnid in ImageNetInfo().label_names():
             folder = tmp_path / "imagenet/images" / part / wnid
             folder.mkdir(parents=True)
             (folder / f"{0:08}.JPEG").touch()
@@ -314,13 +312,3 @@ def test_50_000_images_are_read_in_less_than_5_seconds_and_a_missing_one_is_repo
     data = build_dataset(cfg)
     assert (len(data.train_x), len(data.test), data.num_classes) == (16000, 50000, 1000)
     assert time.process_time() - started < 5
-
-    class Listed(FewShotDataset):
-        dataset_dir, image_dir, split_file = "imagenet", "images", "split.json"
-
-    rows = [[f"val/{wnid}/{n:08}.JPEG", label, wnid] for label, wnid in enumerate(wnids) for n in range(50)]
-    split = {"train": rows, "val": [], "test": [*rows, ["val/n01440764/absent.JPEG", 0, "n01440764"]]}
-    (tmp_path / "imagenet/split.json").write_text(json.dumps(split))
-    cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "ImageNet")
-    with pytest.raises(DatasetError, match="1 of 100001 images of Listed are missing, the first .*/absent.JPEG"):
-        Listed(cfg)
