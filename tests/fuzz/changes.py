@@ -84,12 +84,10 @@ def with_value(tree: Any, path: tuple, value: Any) -> Any:
 
 
 def renamed(tree: Any, rng: Random) -> Any:
-    """A mapping with another key, a list with an item twice, anything else as text or a number."""
+    """A mapping with another key; anything else as a text or a truth value, or in a list or a mapping."""
     if isinstance(tree, dict) and tree:
         old, new = rng.choice(list(tree)), rng.choice([*NAMES, 1, None, True, ("a",)])
         return type(tree)((new if key is old else key, value) for key, value in tree.items())
-    if isinstance(tree, list | tuple) and tree:
-        return type(tree)([*tree, rng.choice(tree)])
     try:
         return rng.choice([str, bool, lambda value: [value], lambda value: {str(value): value}])(tree)
     except (ValueError, RuntimeError):  # a number of too many digits, or a tensor
