@@ -33,11 +33,11 @@ OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}su\x94qrhjc\x93\x81b"
 Parts = dict[str, list[Datum]]
 
 
-class Row(dict):
+class Row:
     """The attributes of a pickled `Datum`, of which nothing is called."""
 
     def __setstate__(self, state: dict) -> None:
-        self.update(state)
+        self.__dict__ = state  # without a copy: a file can ask for many
 
 
 class DatumUnpickler(pickle._Unpickler):
@@ -105,7 +105,8 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
             if other != file and other.is_file():
                 rows["val"] = lines(read_bytes(other, MOST))
         else:
-            rows = DatumUnpickler(io.BytesIO(content)).load()
+            loaded = DatumUnpickler(io.BytesIO(content)).load()
+            rows = {part: [vars(row) for row in items] for part, items in loaded.items()}
         if not rows["train"] or not {"train"} <= rows.keys() <= {"train", "val"}:
             raise ValueError("expected images for train, and perhaps for val")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}

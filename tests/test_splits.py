@@ -134,6 +134,10 @@ def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_pa
     whole, file = written[0].read_bytes(), tmp_path / "bad.pkl"
     contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]
     contents += [b"\x80\x02" + code + b"." for code in (*CODE, *WITHOUT_END)]
+    row = b"\x80\x02c" + "\n".join(splits.DATUM).encode() + b"\nq\0)\x81"
+    many = b"(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(300_000))
+    contents += [row + b"}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # attributes, again and again
+    contents += [row + many + b"tq\1" + b"h\0h\1\x81" * 500_000 + b"."]  # arguments
     contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
     start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
     contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
