@@ -110,11 +110,14 @@ class TensorUnpickler(pickle._Unpickler):
 
     def name_tensors(self, target: Module, attributes: dict) -> None:
         for attribute, value in attributes.items():
-            for below, tensor in value.items() if type(value) is Module else [("", value)]:
+            tensors = value if type(value) is Module else {"": value}
+            self.names_left -= max(1, len(tensors))  # an empty module takes time, too, and attributes can be set again
+            if self.names_left < 0:
+                raise ValueError("its modules are too many")
+            for below, tensor in tensors.items():
                 name = f"{attribute}.{below}" if below else attribute
-                self.names_left -= 1
-                if len(name) > MAX_NAME or self.names_left < 0:
-                    raise ValueError("its modules are too many, or too deep")
+                if len(name) > MAX_NAME:
+                    raise ValueError("its modules are too deep")
                 if isinstance(tensor, Tensor):
                     target[name] = tensor
 

@@ -11,7 +11,7 @@ imported or called.
 import io
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,52 +26,29 @@ from common.text import read_bytes, refuse
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
 FIELDS = ("_impath", "_label", "_domain", "_classname")
-# PROTO FRAME STOP MARK, None, numbers, text, the empty tuple, lists, dictionaries, the memo and names of classes: what
-# pickles of protocols 2 to 5 have, except the operations that `DatumUnpickler` defines itself
-OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}\x94qrhjc\x93"
+# PROTO FRAME STOP MARK, None, numbers, text, the empty tuple, lists, dictionaries, the memo, names of classes, NEWOBJ
+# BUILD: what pickles of protocols 2 to 5 have. Nothing else is called, and no key is a tuple, whose hash may never end.
+OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}su\x94qrhjc\x93\x81b"
 
 Parts = dict[str, list[Datum]]
 
 
-class DatumUnpickler(pickle._Unpickler):
-    """Python's unpickler with the operations that a list of `Datum` needs; each becomes a dictionary of attributes."""
+class Row:
+    """The attributes of a pickled `Datum`, of which nothing is called."""
 
-    stack: list[Any]
-    append: Callable[[Any], None]
-    pop_mark: Callable[[], list[Any]]
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state  # without a copy: a file can ask for many
+
+
+class DatumUnpickler(pickle._Unpickler):
+    """Python's unpickler with the operations that a list of `Datum` needs."""
+
     dispatch = {operation: pickle._Unpickler.dispatch[operation] for operation in OPERATIONS}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> type[Row]:
         if (module, name) != DATUM:
             raise ValueError(f"it contains {module}.{name}, which is not loaded")
-        return DATUM  # instead of the class, of which nothing is called
-
-    def load_new(self) -> None:
-        arguments, kind = self.stack.pop(), self.stack.pop()
-        if kind is not DATUM or arguments != ():
-            raise ValueError("it makes an unknown object")
-        self.append({})
-
-    def load_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.set_items([key, value])
-
-    def load_items(self) -> None:
-        self.set_items(self.pop_mark())
-
-    def set_items(self, items: list[Any]) -> None:
-        if not all(type(key) is str for key in items[::2]):  # other keys may take long to compare
-            raise ValueError("it has a key that is not a text")
-        dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        dict.update(self.stack[-1], dict.items(state))
-
-    dispatch[pickle.NEWOBJ[0]] = load_new  # type: ignore[assignment]
-    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
-    dispatch[pickle.SETITEM[0]] = load_item  # type: ignore[assignment]
-    dispatch[pickle.SETITEMS[0]] = load_items  # type: ignore[assignment]
+        return Row
 
 
 def write(stem: Path, parts: Mapping[str, list[Datum]], data: Path) -> list[Path]:
@@ -128,7 +105,8 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
             if other != file and other.is_file():
                 rows["val"] = lines(read_bytes(other, MOST))
         else:
-            rows = DatumUnpickler(io.BytesIO(content)).load()
+            loaded = DatumUnpickler(io.BytesIO(content)).load()
+            rows = {part: [vars(row) for row in items] for part, items in loaded.items()}
         if not rows["train"] or not {"train"} <= rows.keys() <= {"train", "val"}:
             raise ValueError("expected images for train, and perhaps for val")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
@@ -144,11 +122,10 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
     for part, items in parts.items():
         if len({item.impath for item in items}) < len(items):
             raise UsageError(f"{file} has an image for {part} twice", "give each image once", file)
-        missing = {item.label: item.classname for item in split[part]}
-        for item in items:
-            missing.pop(item.label, None)
+        labels = {item.label for item in items}
+        missing = [item.classname for item in split[part] if item.label not in labels]
         if missing:
-            what = f"{file} has no image for {part} of the class {next(iter(missing.values()))!r}"
+            what = f"{file} has no image for {part} of the class {missing[0]!r}"
             raise UsageError(what, "give each class an image", file)
     return parts, {"file": printable(below(str(file), data)), "file_sha256": sha256(content).hexdigest()}
 

@@ -37,27 +37,30 @@ ROW = '["0/train_0.png", 0, "red"]'
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: "",
         lambda text: "[]",
         lambda text: '{"train": [], "val": []}',
         lambda text: text.replace(ROW, '["0/train_0.png", 0]'),
         lambda text: text.replace(ROW, '["0/train_0.png", "red", 0]'),
-        lambda text: "\udcff",
     ],
-    ids=["cut off", "empty", "a list", "a part missing", "a short row", "a wrong row", "not text"],
+    ids=["cut off", "a list", "a part missing", "a short row", "a wrong row"],
 )
 def test_damaged_split_file(damage, refused, root, tiny, tmp_path):
     file = root / SPLIT
-    file.write_text(damage(file.read_text()), errors="surrogateescape")
+    file.write_text(damage(file.read_text()))
     refused(arguments(root, tiny, tmp_path / "out"), file, "damaged", "python tools/prepare.py eurosat --root")
 
 
 @pytest.mark.parametrize(("part", "workers"), [("train", 0), ("train", 2), ("test", 0), ("test", 2)])
 def test_unreadable_image_is_named(part, workers, launch, root, tiny, tmp_path):
     image = root / f"eurosat/2750/1/{part}_0.png"
-    image.write_bytes(image.read_bytes()[:100] if workers else b"GIF, so to speak")
+    if workers:
+        image.write_bytes(image.read_bytes()[:100])
+        fault = f"'{image}' (image file is truncated)"
+    else:
+        Image.new("RGB", (8, 8)).save(image, "DDS")
+        fault = f"'{image}' is damaged or not a JPEG"
     argv = arguments(root, tiny, tmp_path / "out", "DATASET.NUM_SHOTS", -1, "DATALOADER.NUM_WORKERS", workers)
-    assert str(image) in launch(*argv).error
+    assert fault in launch(*argv).error
     assert not (tmp_path / "out/results.json").exists()
 
 
@@ -108,12 +111,11 @@ class Code:
     ("content", "words"),
     [
         ({"fc.weight": torch.zeros(2)}, "is not a CLIP: it has no tensor"),
-        ({"epoch": 3}, "holds no state dict"),
         ([1, 2], "holds no state dict"),
         ({"a": Code()}, "holds more than tensors"),
         (0.5, "is damaged"),  # the share of a CLIP's file
     ],
-    ids=["another model", "numbers", "a list", "code", "half"],
+    ids=["another model", "a list", "code", "half"],
 )
 def test_a_backbone_file_of_something_else(content, words, refused, eurosat, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -21,10 +21,9 @@ def one_line(command, launch, prepare):
     programs = {"train": launch, "prepare": prepare, "study": lambda *argv: command(studies, *argv)}
 
     def one_line(program, argv, *words):
-        status, _, errors = programs[program](*argv)
-        assert (status, len(errors)) == (2, 1) and errors[0].startswith("error: ") and errors[0].isprintable(), errors
-        assert [word for word in words if word not in errors[0]] == [], errors[0]
-        return errors[0]
+        error = programs[program](*argv).error
+        assert error.isprintable() and [word for word in words if word not in error] == [], error
+        return error
 
     return one_line
 

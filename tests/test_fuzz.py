@@ -75,16 +75,19 @@ COMPILED = {code: compile(IMPORTS + code, __file__, "exec") for code in (*FAULTS
 
 
 @pytest.mark.slow
-def test_faults_of_a_command_are_failures(monkeypatch, tmp_path):
+def test_faults_of_a_command_are_failures(monkeypatch, capsys, tmp_path):
     commands = [*FAULTS, REFUSED, ACCEPTED]
     for code in commands:
         monkeypatch.setitem(worker.PROGRAMS, code, lambda argv, code=code: eval(COMPILED[code]))
     monkeypatch.setattr(harness, "SECONDS", 4)
+    monkeypatch.setattr(harness, "REPORTED", len(commands))
     used = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20  # not the most so far
     monkeypatch.setattr(harness, "MEGABYTES", used + 200)
     counts, failures = harness.fuzz(
         lambda number: Case(commands[number], []), range(len(commands)), tmp_path / "work", tmp_path / "keep"
     )
+    done = f"{len(commands)} of {len(commands)} inputs, {len(FAULTS)} failures"
+    assert capsys.readouterr().err.splitlines().count(done) == 1
     found = {commands[number]: what for number, what in failures}
     assert found.keys() == FAULTS.keys()
     assert [code for code, what in FAULTS.items() if what not in found[code]] == []

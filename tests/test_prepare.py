@@ -223,17 +223,6 @@ def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeyp
     assert prepare("--check", "imagenet").status == 0 and all_below(given) == before
 
 
-def test_local_files_are_verified(prepare_fails, publish, tmp_path):
-    made = publish("eurosat")
-    folder = tmp_path / "data/eurosat"
-    folder.mkdir(parents=True)
-    shutil.copy(made / "split_zhou_EuroSAT.json", folder)
-    (folder / "EuroSAT.zip").write_bytes(b"half of it")
-    words = f"{folder}/EuroSAT.zip is not the published file (it has 10 bytes", "download it again, or delete it"
-    prepare_fails(["eurosat"], *words)
-    assert all_below(folder) == {"split_zhou_EuroSAT.json", "EuroSAT.zip"}
-
-
 def test_original_archives_of_stanford_cars_are_accepted(prepare, publish, monkeypatch, tmp_path):
     made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
     folder.mkdir(parents=True)

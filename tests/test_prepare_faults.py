@@ -47,14 +47,6 @@ def test_invalid_values(arguments, words, prepare):
     assert status == 2 and words in errors[-1]
 
 
-def test_a_failed_download_leaves_no_folders(prepare_fails, publish, tmp_path):
-    publish("eurosat")
-    publish.server.faults = ["not found"]
-    put = f"put split_zhou_EuroSAT.json into {tmp_path}/data/eurosat manually, then: python tools"
-    prepare_fails(["eurosat"], "404", put)
-    assert not (tmp_path / "data").exists()
-
-
 FAULTS = {
     "wrong checksum": "md5 is wrong",
     "truncated": "incomplete, or not an archive",
@@ -90,16 +82,25 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-@pytest.mark.parametrize("content", [b"", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>"])
-def test_invalid_downloaded_split_is_rejected(content, prepare_fails, publish, monkeypatch, tmp_path):
-    publish("eurosat")
-    change_file(monkeypatch, "eurosat", "split_zhou_EuroSAT.json", md5="", bytes=0)
-    publish.server.files["/eurosat/split_zhou_EuroSAT.json"] = content
-    prepare_fails(["eurosat"], "split_zhou_EuroSAT.json")
-    assert not (tmp_path / "data").exists()
-
-
 SPLIT = "split_zhou_EuroSAT.json"
+
+
+@pytest.mark.parametrize(
+    ("fault", "content", "words"),
+    [
+        ("not found", b"", ["404", f": run the same command again, or put {SPLIT} into FOLDER manually, then: python"]),
+        *(("", text, ["incomplete or another file: download it from https://drive.google.com", "put it into FOLDER"])
+          for text in (b"{", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>")),
+    ],
+)  # fmt: skip
+def test_a_failed_or_wrong_download_leaves_no_folders(
+    fault, content, words, prepare_fails, publish, monkeypatch, tmp_path
+):
+    publish("eurosat")
+    change_file(monkeypatch, "eurosat", SPLIT, md5="", bytes=0)
+    publish.server.files[f"/eurosat/{SPLIT}"], publish.server.faults = content, [fault]
+    prepare_fails(["eurosat"], *(word.replace("FOLDER", f"{tmp_path}/data/eurosat") for word in words))
+    assert not (tmp_path / "data").exists()
 
 
 def replaced_by_a_pipe(path):
@@ -150,15 +151,24 @@ def test_split_with_unpublished_images_keeps_the_download(prepare_fails, prepare
     assert [path for path, _ in publish.server.requests] == ["/eurosat/EuroSAT.zip", f"/eurosat/{split.name}"]
 
 
-def test_truncated_local_archive_is_kept(prepare_fails, publish, monkeypatch, tmp_path):
-    publish("ucf101")
-    archive, given = downloadable()["ucf101"].files[1], tmp_path / "given"
-    given.mkdir()
-    (given / archive.name).write_bytes(publish.server.files[f"/ucf101/{archive.name}"][:-9])
-    change_file(monkeypatch, "ucf101", archive.name, bytes=0, md5="")
-    remedy = f": download it again, or from elsewhere, and put it into {tmp_path}/data/ucf101"
-    prepare_fails(["ucf101", "--from", given], "incomplete, or not an archive", remedy)
-    assert (given / archive.name).is_file()
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, ["is not the published file (it has 10 bytes, ", "): download it again, or delete it"]),
+        ({"bytes": 10, "md5": "0"}, ["is not the published file (its md5 is wrong): download it again, or delete it"]),
+        ({"bytes": 0, "md5": ""}, ["incomplete, or not an archive", ": download it again, or from elsewhere, and put"]),
+    ],
+)
+def test_wrong_local_file_is_refused_and_kept(facts, words, prepare_fails, publish, monkeypatch, tmp_path):
+    made, given = publish("eurosat"), tmp_path / "given/EuroSAT.zip"
+    given.parent.mkdir()
+    given.write_bytes(b"half of it")
+    change_file(monkeypatch, "eurosat", given.name, **facts)
+    folder = tmp_path / "data/eurosat"
+    folder.mkdir(parents=True)
+    shutil.copy(made / SPLIT, folder)
+    prepare_fails(["eurosat", "--from", given.parent], given, *words)
+    assert given.is_file() and all_below(folder) == {SPLIT}
 
 
 def test_full_disk_is_reported_before_downloads(prepare_fails, publish, monkeypatch, tmp_path):

@@ -145,12 +145,6 @@ def test_redirects_are_followed_and_their_bodies_not_read(server, file, tmp_path
     assert fetch.fetch(file, tmp_path, "").read_bytes() == CONTENT
 
 
-def test_mirror_replaces_the_address(server, file, tmp_path):
-    server.files[f"/lab/eurosat/{NAME}"] = CONTENT
-    drive = File(NAME, drive="1abc", bytes=len(CONTENT))
-    assert fetch.fetch(drive, tmp_path, "", f"{server.address}/lab/eurosat").read_bytes() == CONTENT
-
-
 def test_interrupt_ends_a_download_and_keeps_its_bytes(server, file, tmp_path):
     """Ctrl-C while the server is silent."""
 

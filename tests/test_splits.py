@@ -36,7 +36,7 @@ def chosen(eurosat, prepare):
     return {part: [line.split(" ", 1)[1] for line in printed if line.startswith(part)] for part in ("train", "val")}
 
 
-def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(written, chosen, eurosat):
+def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(written, chosen, prepare, eurosat):
     pkl, train, val = written
     assert [file.name for file in written] == [f"shot_2-seed_1{end}" for end in (".pkl", "_train.jsonl", "_val.jsonl")]
     as_coop_reads_it = pickle.loads(pkl.read_bytes())
@@ -52,11 +52,8 @@ def test_files_have_the_images_of_the_default_sampler_in_their_published_forms(w
     for row, path in zip(rows, chosen["train"], strict=True):
         assert row["_impath"] == f"eurosat/2750/{path}" and (row["_label"], row["_classname"]) == split[path]
     assert len(val.read_text().splitlines()) == 12
-
-
-def test_images_of_a_file_are_listed(written, chosen, prepare, eurosat):
-    printed = prepare("fewshot", "eurosat", "--seed", 7, "--file", written[0], root=eurosat).printed.splitlines()
-    assert [line.split(" ", 1)[1] for line in printed if line.startswith("train")] == chosen["train"]
+    lines = prepare("fewshot", "eurosat", "--seed", 7, "--file", pkl, root=eurosat).printed.splitlines()
+    assert [line for line in lines if line.startswith("train")] == [f"train {path}" for path in chosen["train"]]
 
 
 @pytest.fixture
@@ -112,9 +109,7 @@ def with_path(path):
     [
         (with_path("/etc/passwd"), "/etc/passwd, which is not an image of the dataset's split"),
         (with_path("eurosat/2750/../2750/0/train_0.png"), "which is not an image"),
-        (with_path("../data/eurosat/2750/0/train_0.png"), "which is not an image"),
         (with_path("eurosat/2750/0/nowhere.png"), "which is not an image"),
-        (with_path("eurosat/2750/0/link.png"), "which is not an image"),
         (with_path("eurosat/2750/0/\x1b[31m.png"), "which is not an image"),
         (with_path("eurosat/2750/0/test_0.png"), "is an image for test"),
         (lambda row: row.update(_label=(row["_label"] + 1) % 6), "the label"),
@@ -122,9 +117,7 @@ def with_path(path):
         (lambda row: row.pop("_impath"), "is not a few-shot choice"),
     ],
 )  # fmt: skip
-def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, eurosat, tmp_path):
-    (eurosat / "eurosat/2750/0/link.png").unlink(missing_ok=True)
-    (eurosat / "eurosat/2750/0/link.png").symlink_to("/etc/passwd")
+def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, tmp_path):
     rows = [json.loads(line) for line in written[1].read_text().splitlines()]
     change(rows[3])
     (tmp_path / "a_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -135,17 +128,17 @@ def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, 
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"train": data}, protocol=4))
     for file in ("a_train.jsonl", "a.pkl"):
         refuses("--file", tmp_path / file, word)
-    (eurosat / "eurosat/2750/0/link.png").unlink()
 
 
 def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_path):
     whole, file = written[0].read_bytes(), tmp_path / "bad.pkl"
     contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]
     contents += [b"\x80\x02" + code + b"." for code in (*CODE, *WITHOUT_END)]
+    row = b"\x80\x02c" + "\n".join(splits.DATUM).encode() + b"\nq\0)\x81"
+    many = b"(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(300_000))
+    contents += [row + b"}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # attributes, again and again
+    contents += [row + many + b"tq\1" + b"h\0h\1\x81" * 500_000 + b"."]  # arguments
     contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
-    rows = pickle.loads(whole)
-    vars(rows["train"][0])[1] = "a key that is not a text"
-    contents.append(pickle.dumps(rows, protocol=4))
     start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
     contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
     for content in contents:

@@ -110,9 +110,6 @@ class OnDevice(Tensor):
     def numpy(self, *, force=False):
         raise TypeError("can't convert cuda:0 device type tensor to numpy: copy it to the CPU first")
 
-    def __array__(self, *arguments, **options):
-        return self.numpy()
-
     def __deepcopy__(self, memo):
         if id(self) not in memo:
             copied = OnDevice(self.values.detach().clone())
@@ -180,7 +177,7 @@ def executed(function, *arguments, **options):
 
 
 class Graph:
-    """In place of torch.cuda.CUDAGraph: it repeats what was executed while it was captured."""
+    """Replaces torch.cuda.CUDAGraph: it repeats what was executed while it was captured."""
 
     def __init__(self):
         self.calls: list[tuple] = []
@@ -196,7 +193,7 @@ class Graph:
 
 @contextmanager
 def capture(graph: Graph) -> Iterator[None]:
-    """In place of `torch.cuda.graph`."""
+    """Replaces `torch.cuda.graph`."""
     COUNTED.capturing = graph
     try:
         yield
@@ -205,7 +202,7 @@ def capture(graph: Graph) -> Iterator[None]:
 
 
 class Stream:
-    """In place of torch.cuda.Stream: there is one."""
+    """Replaces torch.cuda.Stream: there is one."""
 
     def wait_stream(self, other: "Stream") -> None:
         pass

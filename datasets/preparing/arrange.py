@@ -10,10 +10,10 @@ from filelock import FileLock
 from common.errors import UsageError
 from common.files import scratch
 
-from ..base import DatasetError
+from ..base import DatasetError, missing_files
 from ..files import File
 from .fetch import WrongFile, fetch, verify
-from .sources import Source, missing_images
+from .sources import Source, image_paths
 from .unpack import unpack
 
 WORK, LOCK = ".preparing", ".preparing.lock"  # in the dataset's folder: unfinished files, lock of a running process
@@ -42,9 +42,10 @@ class Preparation:
     def problem(self) -> tuple[DatasetError | None, list[str]]:
         """Why a run cannot use the dataset, or None, and the images of its split that do not exist."""
         try:
-            missing = missing_images(self.source.read_quietly(self.root))
+            dataset = self.source.read_quietly(self.root)
         except DatasetError as error:
             return error, []
+        missing = [os.path.relpath(path, dataset.root) for path in missing_files(image_paths(dataset))]
         if not missing:
             return None, []
         return DatasetError(f"{len(missing)} images are missing, the first {missing[0]}", where=self.folder), missing

@@ -1,7 +1,6 @@
 """The datasets that can be prepared or checked, by the name of their YAML file in configs/datasets."""
 
 import io
-import os
 import shlex
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -16,7 +15,7 @@ from common.errors import UsageError, choose_dataset
 from common.start import ROOT
 
 from .. import extend_cfg
-from ..base import FewShotDataset, Items, missing_files
+from ..base import FewShotDataset, Items
 from ..files import File
 
 
@@ -101,8 +100,3 @@ def images_by_split(dataset: FewShotDataset) -> dict[str, Items]:
 def image_paths(dataset: FewShotDataset) -> list[str]:
     """Paths of all images."""
     return [item.impath for items in images_by_split(dataset).values() for item in items]
-
-
-def missing_images(dataset: FewShotDataset) -> list[str]:
-    """The images that do not exist, relative to the dataset's folder."""
-    return [os.path.relpath(path, dataset.root) for path in missing_files(image_paths(dataset))]

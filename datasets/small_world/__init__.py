@@ -33,9 +33,6 @@ class SmallWorldSet(FewShotDataset):
     style = Style()
     per_class = {"train": 16, "val": 4, "test": 40}
 
-    def __init_subclass__(cls):
-        cls.config_name = cls.dataset_dir
-
     def __init__(self, cfg, images: bool = True):
         self.prepare(Path(os.path.expanduser(cfg.DATASET.ROOT)).absolute() / self.dataset_dir)
         super().__init__(cfg, images)

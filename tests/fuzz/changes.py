@@ -4,6 +4,8 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import reduce
+from operator import getitem
 from random import Random
 from typing import Any
 
@@ -70,12 +72,6 @@ def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
         yield from places(value, (*path, key))
 
 
-def at(tree: Any, path: tuple) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
 def with_value(tree: Any, path: tuple, value: Any) -> Any:
     """A copy of the tree with the value at the path; DROP removes what is there."""
     if not path:
@@ -88,12 +84,10 @@ def with_value(tree: Any, path: tuple, value: Any) -> Any:
 
 
 def renamed(tree: Any, rng: Random) -> Any:
-    """A mapping with another key, a list with an item twice, anything else as text or a number."""
+    """A mapping with another key; anything else as a text or a truth value, or in a list or a mapping."""
     if isinstance(tree, dict) and tree:
         old, new = rng.choice(list(tree)), rng.choice([*NAMES, 1, None, True, ("a",)])
         return type(tree)((new if key is old else key, value) for key, value in tree.items())
-    if isinstance(tree, list | tuple) and tree:
-        return type(tree)([*tree, rng.choice(tree)])
     try:
         return rng.choice([str, bool, lambda value: [value], lambda value: {str(value): value}])(tree)
     except (ValueError, RuntimeError):  # a number of too many digits, or a tensor
@@ -109,13 +103,13 @@ def change_tree(rng: Random, tree: Any, value: Callable[[Random], Any] = hostile
         path, other = (rng.choice(found) for _ in range(2))
         if rng.random() < 0.5:  # near the root, where there are few
             path = rng.choice([place for place in found if len(place) <= 2])
-        old = at(tree, path)
+        old = reduce(getitem, path, tree)
         changes: list[Callable[[], Any]] = [
             lambda: DROP,
             lambda: value(rng),
             *[lambda old=old: near(rng, old)] * 2,
             lambda old=old: renamed(old, rng),
-            lambda tree=tree, other=other: at(tree, other),
+            lambda tree=tree, other=other: reduce(getitem, other, tree),
             lambda old=old: {**old, rng.choice(NAMES): value(rng)} if isinstance(old, dict) else [old],
         ]
         tree = with_value(tree, path, rng.choice(changes)())

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -18,6 +19,7 @@ from .cases import KINDS, Case, kind_of
 
 SECONDS = 20.0
 SLOTS = 2
+REPORTED = 500  # inputs between two lines about the progress
 MEGABYTES = worker.GIGABYTES * 1024
 
 
@@ -100,6 +102,9 @@ def fuzz(
                     if ended[0] not in ("accepted", "refused"):
                         failures.append((slot.number, ended[1]))
                         keep_input(slot, ended[1], keep)
+                    if counts.total() % REPORTED == 0:
+                        done = f"{counts.total():,} of {len(numbers):,} inputs, {len(failures)} failures"
+                        print(done, file=sys.stderr, flush=True)
             time.sleep(0.004)
     finally:
         for slot in busy:  # after Ctrl-C

@@ -60,14 +60,20 @@ def thin_png(rng: Random) -> bytes:
     return encoded(Image.new("L", tuple(sides)), "PNG")
 
 
+def changed_picture(rng: Random) -> bytes:
+    """Usually a picture with changed bytes or an unusual PNG."""
+    picture, how = rng.choice(list(pictures().values())), rng.random()
+    if how < 0.7:
+        return change_bytes(rng, picture) if how < 0.6 else picture
+    return rng.choice((crafted_png, thin_png))(rng)
+
+
 @kind("image", share=10)
 def image(rng: Random) -> Case:
     """One or two changed images among those of a dataset: tested on, trained on, or checked."""
     files = dataset()
     for name in rng.sample([name for name in files if name != SPLIT], 2):
-        picture, how, crafted = rng.choice(list(pictures().values())), rng.random(), rng.choice((crafted_png, thin_png))
-        content = change_bytes(rng, picture) if how < 0.6 else picture if how < 0.7 else crafted(rng)
-        files[name] = rng.choice(SPECIAL) if rng.random() < 0.1 else content
+        files[name] = rng.choice(SPECIAL) if rng.random() < 0.1 else changed_picture(rng)
     case = Case("train", [], files)
     use = rng.randrange(4)
     if use < 2:

@@ -13,7 +13,7 @@ from dassl.data.datasets import Datum
 from .cases import Case, kind, sometimes_special
 from .changes import change_bytes, change_tree
 from .corpus import BASE, SPLIT, run_files
-from .images import crafted_png, pictures, thin_png
+from .images import changed_picture, pictures
 from .pickles import change_pickle, change_zip
 from .texts import changed_json, changed_yaml
 from .weights import as_json, changed_file, changed_safetensors, content, only
@@ -39,8 +39,7 @@ def exported(rng: Random) -> Case:
         if use == 2:  # whoever changes it can write its checksum
             description["prompts_sha256"] = hashlib.sha256(prompts).hexdigest()
     else:
-        crafted = rng.choice((crafted_png, thin_png))
-        image = crafted(rng) if rng.random() < 0.5 else change_bytes(rng, rng.choice(list(pictures().values())))
+        image = changed_picture(rng)
         case.argv.append(rng.choice(("--json", "--csv", "--topk=1")))
         if rng.random() < 0.3:
             case.argv[1] = "images"

@@ -190,6 +190,7 @@ def test_non_finite_learned_tensors_are_refused_by_name(root, run, newest):
 # Pickles without an end
 
 NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...
+MANY_ITEMS = b"}q\0(" + b"".join(b"J" + n.to_bytes(4, "little") + b"N" for n in range(100_000)) + b"u"
 ENDLESS = {  # pickles that torch's weights-only unpickler needs far too much time or memory for
     "key": b"}" + NESTED + b"Ns.",
     "counter": b"ccollections\nCounter\n](" + NESTED + b"e\x85R.",
@@ -203,6 +204,9 @@ ENDLESS = {  # pickles that torch's weights-only unpickler needs far too much ti
     "equal hashes": b"}("
     + b"".join(b"\x8a\x0b" + (n * (2**61 - 1)).to_bytes(11, "little") + b"N" for n in range(100_000))
     + b"u.",
+    "attributes again": b"ctorch.optim\nSGD\n)\x81" + MANY_ITEMS + b"b" + b"h\0b" * 300_000,  # cut off
+    "copies": MANY_ITEMS + b"\x85q\1ccollections\nCounter\nq\2h\1R" + b"h\2h\1R" * 200_000 + b".",
+    "arguments": b"ccollections\nOrderedDict\nq\2(" + b"h\2" * 300_000 + b"tq\1R" + b"h\2h\1R" * 200_000 + b".",
     "many": b"N" + b"\x85" * MAX_READ + b".",
     "memo": b"Nr\xff\xff\xff\x7f}" + NESTED + b"Ns.",
 }  # fmt: skip

@@ -18,6 +18,7 @@ from .files import sha256_of
 # Bytes of a pickle, or of an archive's list of members. The pickle of the largest CLIP with the state of Adam has
 # 0.36 MB, and that of 50,000 class names 1.6 MB.
 MAX_READ = 1 << 21
+MAX_COPIES = 10_000  # entries of all dictionaries that it copies: of counters, which schedulers have
 SEAL, SEAL_DIGITS = b"sha256:", 64
 
 # PROTO MARK STOP, constants, numbers, text, tuples, lists, dictionaries, the memo, GLOBAL BINPERSID: what torch writes,
@@ -63,7 +64,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     def __init__(self, file, storage):
         super().__init__(file)
-        self.storage = storage
+        self.storage, self.copies_left = storage, MAX_COPIES
 
     def find_class(self, module, name):
         return Name(f"{module}.{name}".replace("__builtin__.", "builtins."))  # its name in Python 2
@@ -88,10 +89,12 @@ class TensorUnpickler(pickle._Unpickler):
         elif function in WRAPPERS:
             self.append(arguments[0])
         elif function in DICTS:
-            content = [argument for argument in arguments if type(argument) is not Name]  # the factory of a defaultdict
-            if not all(type(part) is dict for part in content):
+            (content,) = arguments or ({},)
+            content = {} if type(content) is Name else content  # the factory of a defaultdict
+            self.copies_left -= len(content)
+            if type(content) is not dict or self.copies_left < 0:
                 raise DamagedError("it makes a dictionary in an unknown way")
-            self.append(DICTS[function](*content))
+            self.append(DICTS[function](content))
         elif function.startswith(OBJECTS):
             self.append(PickledObject())
         else:
@@ -102,9 +105,12 @@ class TensorUnpickler(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         # The versions of a state dict's modules are the only attribute of a dictionary that torch writes.
         versions = type(target) is OrderedDict and type(state) is dict and state.keys() <= {"_metadata"}
-        if not versions and not (type(target) is PickledObject and type(state) is dict):
+        if type(target) is PickledObject:
+            target.__dict__ = state  # without a copy: a file can ask for many
+        elif versions:
+            vars(target).update(state)
+        else:
             raise DamagedError("it contains a dictionary or a tensor with attributes")
-        vars(target).update(state)
 
     def load_setitem(self):
         value, key = self.stack.pop(), self.stack.pop()
