@@ -167,15 +167,14 @@ class DatasetWrapper(TorchDataset):
     @cached_property
     def content(self):
         """A checksum of the image files and of how they are read: see `image_cache.content_of`."""
-        return content_of(self.cfg, [item.impath for item in self.data_source], self.transform)
+        return content_of(self)
 
     def keep_test_images(self, threads):
         """Decode and resize the images that DATALOADER.CACHE_TEST keeps, unless some run has done it already."""
         if self.is_train or not self.cfg.DATALOADER.CACHE_TEST or self.return_img0 or self.kept is not None:
             return
-        paths = [item.impath for item in self.data_source]
         with suppress(OSError):  # of a missing or damaged image, which the reader of that image reports
-            self.kept = keep_images(self.cfg, self.content, paths, self.read, self.transform, threads)
+            self.kept = keep_images(self, threads)
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""

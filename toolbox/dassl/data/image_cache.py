@@ -29,41 +29,41 @@ class KeepingLoader(DataLoader):
         return super().__iter__()
 
 
-def content_of(cfg, paths, transform):
-    """A SHA-256, in hexadecimal, of image files, their order, INPUT and the text of a transform.
+def content_of(dataset):
+    """A SHA-256, in hexadecimal, of the image files of a `DatasetWrapper`, their order, INPUT and its transform's text.
 
     Raises:
         OSError: a file cannot be read, or is not a regular file.
     """
     versions = [version(package) for package in ("pillow", "torchvision")]
-    digest = hashlib.sha256(f"1 {cfg.INPUT} {transform} {versions}".encode())
-    for path in paths:
-        if not os.path.isfile(path):  # a named pipe would wait for its writer
-            raise FileNotFoundError(path)
-        content = Path(path).read_bytes()
+    digest = hashlib.sha256(f"1 {dataset.cfg.INPUT} {dataset.transform} {versions}".encode())
+    for item in dataset.data_source:
+        if not os.path.isfile(item.impath):  # a named pipe would wait for its writer
+            raise FileNotFoundError(item.impath)
+        content = Path(item.impath).read_bytes()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
 
-def keep_images(cfg, content, paths, read, transform, threads):
-    """The `KeptImages` of test images, from their file or decoded now; None if they cannot be kept.
+def keep_images(dataset, threads):
+    """The `KeptImages` of a `DatasetWrapper`, from their file or decoded now; None if they cannot be kept.
 
-    `content` is `content_of` the files at `paths`; `read(path)` returns a PIL image in RGB or raises ImageError.
     `threads` files are decoded at the same time. The folder is CACHE, or `~/.cache/dassl` if that is empty.
     """
-    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    cfg, steps = dataset.cfg, dataset.transform.transforms if isinstance(dataset.transform, T.Compose) else []
     first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
     if first is None:
         print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")
         return None
     on_image, on_tensor = T.Compose(steps[:first]), T.Compose(steps[first:])
+    paths = [item.impath for item in dataset.data_source]
     folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
-    sample = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
-    key = hashlib.sha256(f"{content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
+    sample = np.asarray(on_image(dataset.read(paths[0])))  # shows also what the text of a transform does not
+    key = hashlib.sha256(f"{dataset.content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
     kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.rgb"), (len(paths), *sample.shape), on_tensor)
     if not kept.open():
         with ThreadPool(max(1, threads)) as pool:
-            decoded = pool.imap(lambda path: on_image(read(path)), paths)
+            decoded = pool.imap(lambda path: on_image(dataset.read(path)), paths)
             kept.write(tqdm(decoded, "Decoding", len(paths), unit="image"), 1e9 * cfg.CACHE_GB)
         pool.join()  # before workers are forked
     return kept if kept.pixels is not None else None
