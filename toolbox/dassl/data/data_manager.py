@@ -118,6 +118,8 @@ class DatasetWrapper(TorchDataset):
     item whose image is missing or damaged raises ImageError: see `read_image`.
     """
 
+    content = cached_property(content_of)
+
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.cfg = cfg
         self.data_source = data_source
@@ -163,11 +165,6 @@ class DatasetWrapper(TorchDataset):
                 self.seed = seed
             indices = [item.index for item in indices]
         return [self[index] for index in indices]
-
-    @cached_property
-    def content(self):
-        """A checksum of the image files and of how they are read: see `image_cache.content_of`."""
-        return content_of(self)
 
     def keep_test_images(self, threads):
         """Decode and resize the images that DATALOADER.CACHE_TEST keeps, unless some run has done it already."""
