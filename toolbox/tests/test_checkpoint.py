@@ -4,6 +4,7 @@ import errno
 import os
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,14 +118,15 @@ def test_resume_is_bit_identical(tmp_path, options, schedule, stop):
     assert torch.equal(full[0].weight, second[0].weight)
 
 
-def test_resume_without_a_checkpoint_is_an_error(tmp_path):
-    for content, words in (
-        (None, "names a checkpoint"),
-        ("model.pth.tar-7\n", "model.pth.tar-7, which does not exist"),
-    ):
-        if content:
-            (tmp_path / "checkpoint").write_text(content)
-        with pytest.raises(MissingFileError, match=words):
+def test_resume_without_the_name_of_a_checkpoint_is_an_error(tmp_path):
+    cases = [(None, MissingFileError, "names a checkpoint"), (b"\n", MissingFileError, "which does not exist")]
+    cases += [(b"model.pth.tar-7\n", MissingFileError, "model.pth.tar-7, which does not exist")]
+    for damaged in (b"\xff\xfe\x00\x01", b"../other/model.pth.tar-1", b"/etc/passwd", b"a\0b"):
+        cases += [(damaged, UsageError, "checkpoint does not name a file of its folder")]
+    for content, error, words in cases:
+        if content is not None:
+            (tmp_path / "checkpoint").write_bytes(content)
+        with pytest.raises(error, match=words):
             resume_from_checkpoint(tmp_path, torch.nn.Linear(3, 2))
 
 
@@ -149,21 +151,34 @@ def test_published_checkpoint_resumes(tmp_path, stop):
     assert run_epochs(*new, range(stop, 8)) == rates[stop:]
 
 
+def test_resume_of_an_optimiser_with_a_closure_and_of_one_that_is_not_of_torch(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    saved, resumed = (torch.optim.LBFGS(model.parameters(), lr=0.1) for _ in range(2))
+    saved.step(lambda: model(torch.ones(1, 2)).square().sum())
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": saved.state_dict()}, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model, resumed) == 1
+    assert resumed.state_dict()["state"].keys() == saved.state_dict()["state"].keys()
+
+    loaded = {}
+    other = SimpleNamespace(state_dict=lambda: {"rate": 0.1}, load_state_dict=loaded.update)
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": {"rate": 0.5}}, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model, other) == 1 and loaded == {"rate": 0.5}
+
+
 # Hostile files
 
 
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda mark: Call(os.system, f"touch {mark}"), "system"),
-        (lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "eval"),
-        (lambda mark: Call(Path(mark).touch), "PosixPath"),
-    ],
-    ids=["os.system", "eval", "bound method"],
-)
-def test_hostile_pickle_executes_nothing(tmp_path, call, named):
+CALLS = {
+    "system": lambda mark: Call(os.system, f"touch {mark}"),
+    "eval": lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"),
+    "PosixPath": lambda mark: Call(Path(mark).touch),  # a bound method
+}
+
+
+@pytest.mark.parametrize("named", CALLS)
+def test_hostile_pickle_executes_nothing(tmp_path, named):
     mark, path = tmp_path / "mark", tmp_path / "model.pth.tar-1"
-    torch.save({"state_dict": {}, "epoch": call(mark)}, path)
+    torch.save({"state_dict": {}, "epoch": CALLS[named](mark)}, path)
     with pytest.raises(UsageError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
@@ -185,26 +200,6 @@ def test_other_kind_of_file_is_refused(tmp_path, content):
     for place in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UsageError, match="not a regular file"):
             load_checkpoint(place)
-
-
-class Wrapper:
-    """An optimiser of a project that is none of torch's."""
-
-    rate = 0.1
-
-    def state_dict(self):
-        return {"rate": self.rate}
-
-    def load_state_dict(self, state):
-        self.rate = state["rate"]
-
-
-def test_resume_an_optimiser_that_is_not_of_torch(tmp_path):
-    model, saved = torch.nn.Linear(2, 2), {"rate": 0.5}
-    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": saved}, str(tmp_path))
-    wrapper = Wrapper()
-    assert resume_from_checkpoint(str(tmp_path), model, wrapper) == 1
-    assert wrapper.rate == 0.5
 
 
 # Pretrained weights

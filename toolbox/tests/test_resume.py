@@ -67,12 +67,10 @@ def test_random_states_are_restored_from_a_file(tmp_path):
     assert (random.gauss(0, 1), np.random.randn(), *draw()) == expected
 
 
-@pytest.mark.parametrize(
-    ("workers", "final"), [(0, "best_val"), pytest.param(2, "last_step", marks=pytest.mark.thorough)]
-)
 @pytest.mark.slow
-def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final):
-    opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", final, "OPTIM.LR", 0.02)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_after_kill_is_bit_identical(root, tmp_path, workers):
+    opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 0.02)
     full = make_trainer(root, tmp_path / "full", *opts)
     full.train()
     end = draw()
@@ -86,7 +84,7 @@ def test_resume_after_kill_is_bit_identical(root, tmp_path, workers, final):
 
     assert resumed.start_epoch == 3
     assert draw() == end
-    assert (tmp_path / "full/prompt_learner/model-best.pth.tar").exists() == (final == "best_val")
+    assert (tmp_path / "full/prompt_learner/model-best.pth.tar").exists()
     assert_same_folders(*(tmp_path / run / "prompt_learner" for run in ("full", "cut")))
     assert resumed.test_results == full.test_results
     assert resumed.best_result == full.best_result

@@ -118,6 +118,8 @@ class DatasetWrapper(TorchDataset):
     item whose image is missing or damaged raises ImageError: see `read_image`.
     """
 
+    content = cached_property(content_of)
+
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.cfg = cfg
         self.data_source = data_source
@@ -164,18 +166,12 @@ class DatasetWrapper(TorchDataset):
             indices = [item.index for item in indices]
         return [self[index] for index in indices]
 
-    @cached_property
-    def content(self):
-        """A checksum of the image files and of how they are read: see `image_cache.content_of`."""
-        return content_of(self.cfg, [item.impath for item in self.data_source], self.transform)
-
     def keep_test_images(self, threads):
         """Decode and resize the images that DATALOADER.CACHE_TEST keeps, unless some run has done it already."""
         if self.is_train or not self.cfg.DATALOADER.CACHE_TEST or self.return_img0 or self.kept is not None:
             return
-        paths = [item.impath for item in self.data_source]
         with suppress(OSError):  # of a missing or damaged image, which the reader of that image reports
-            self.kept = keep_images(self.cfg, self.content, paths, self.read, self.transform, threads)
+            self.kept = keep_images(self, threads)
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""

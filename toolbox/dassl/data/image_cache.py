@@ -3,10 +3,8 @@
 import hashlib
 import os
 import time
-import tokenize
 from contextlib import suppress
 from importlib.metadata import version
-from io import BytesIO
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from tqdm import tqdm
 
-DIGEST = hashlib.sha256().digest_size  # bytes; the digest of all bytes before it ends a file
+DIGEST = hashlib.sha256().digest_size  # bytes; the digest of the pixels ends a file
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
@@ -31,41 +29,41 @@ class KeepingLoader(DataLoader):
         return super().__iter__()
 
 
-def content_of(cfg, paths, transform):
-    """A SHA-256, in hexadecimal, of image files, their order, INPUT and the text of a transform.
+def content_of(dataset):
+    """A SHA-256, in hexadecimal, of the image files of a `DatasetWrapper`, their order, INPUT and its transform's text.
 
     Raises:
         OSError: a file cannot be read, or is not a regular file.
     """
     versions = [version(package) for package in ("pillow", "torchvision")]
-    digest = hashlib.sha256(f"1 {cfg.INPUT} {transform} {versions}".encode())
-    for path in paths:
-        if not os.path.isfile(path):  # a named pipe would wait for its writer
-            raise FileNotFoundError(path)
-        content = Path(path).read_bytes()
+    digest = hashlib.sha256(f"1 {dataset.cfg.INPUT} {dataset.transform} {versions}".encode())
+    for item in dataset.data_source:
+        if not os.path.isfile(item.impath):  # a named pipe would wait for its writer
+            raise FileNotFoundError(item.impath)
+        content = Path(item.impath).read_bytes()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
 
-def keep_images(cfg, content, paths, read, transform, threads):
-    """The `KeptImages` of test images, from their file or decoded now; None if they cannot be kept.
+def keep_images(dataset, threads):
+    """The `KeptImages` of a `DatasetWrapper`, from their file or decoded now; None if they cannot be kept.
 
-    `content` is `content_of` the files at `paths`; `read(path)` returns a PIL image in RGB or raises ImageError.
     `threads` files are decoded at the same time. The folder is CACHE, or `~/.cache/dassl` if that is empty.
     """
-    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    cfg, steps = dataset.cfg, dataset.transform.transforms if isinstance(dataset.transform, T.Compose) else []
     first = next((place for place, step in enumerate(steps) if isinstance(step, T.ToTensor)), None)
     if first is None:
         print("DATALOADER.CACHE_TEST is ignored: the test transform is not made of steps, one of them ToTensor")
         return None
     on_image, on_tensor = T.Compose(steps[:first]), T.Compose(steps[first:])
+    paths = [item.impath for item in dataset.data_source]
     folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
-    sample = np.asarray(on_image(read(paths[0])))  # shows also what the text of a transform does not
-    key = hashlib.sha256(f"{content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
-    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.npy"), (len(paths), *sample.shape), on_tensor)
+    sample = np.asarray(on_image(dataset.read(paths[0])))  # shows also what the text of a transform does not
+    key = hashlib.sha256(f"{dataset.content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
+    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.rgb"), (len(paths), *sample.shape), on_tensor)
     if not kept.open():
         with ThreadPool(max(1, threads)) as pool:
-            decoded = pool.imap(lambda path: on_image(read(path)), paths)
+            decoded = pool.imap(lambda path: on_image(dataset.read(path)), paths)
             kept.write(tqdm(decoded, "Decoding", len(paths), unit="image"), 1e9 * cfg.CACHE_GB)
         pool.join()  # before workers are forked
     return kept if kept.pixels is not None else None
@@ -74,8 +72,8 @@ def keep_images(cfg, content, paths, read, transform, threads):
 class KeptImages:
     """The pixels of images after the PIL steps of a test transform, in a file that several processes may write.
 
-    It has NumPy's format, uint8 of `shape` (images, H, W, 3), and at its end the SHA-256 of all bytes before.
-    `on_tensor` is the rest of the transform, from `ToTensor` on.
+    It has bytes of `shape` (images, H, W, 3), then their SHA-256. `on_tensor` is the rest of the transform, from
+    `ToTensor` on.
     """
 
     def __init__(self, file, shape, on_tensor):
@@ -85,7 +83,7 @@ class KeptImages:
     def __getitem__(self, index):
         """The image as the transform returns it."""
         if self.pixels is None:  # in a worker that was not forked
-            self.pixels = np.load(self.file, mmap_mode="r")
+            self.pixels = np.memmap(self.file, np.uint8, "r", shape=self.shape)
         return self.on_tensor(Image.fromarray(self.pixels[index]))
 
     def __getstate__(self):
@@ -93,17 +91,16 @@ class KeptImages:
 
     def open(self):
         """Map the file into memory; returns whether it is there and is what was written."""
+        if not self.file.is_file():  # a named pipe would wait for its writer
+            return False
         try:
             with open(self.file, "rb") as file:
-                if sha256_of(file, self.file.stat().st_size - DIGEST).digest() != file.read():
+                if sha256_of(file, np.prod(self.shape)).digest() != file.read(DIGEST + 1):  # + 1: nothing follows it
                     return False
-            pixels = np.load(self.file, mmap_mode="r")
+                self.pixels = np.memmap(file, np.uint8, "r", shape=self.shape)
             os.utime(self.file, follow_symlinks=False)  # files that were not used for longest are deleted first
-        except (OSError, ValueError, tokenize.TokenError):  # deleted meanwhile, or not such a file
+        except OSError:  # deleted meanwhile
             return False
-        if (pixels.shape, pixels.dtype) != (self.shape, np.uint8):
-            return False
-        self.pixels = pixels
         print(f"Decoded test images: {self.file}")
         return True
 
@@ -127,12 +124,8 @@ class KeptImages:
         self.open()
 
     def contents(self, images):
-        """The parts of the file: NumPy's header, the pixels of each image, the digest."""
-        header = BytesIO()
-        facts = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(header, facts)
-        digest = hashlib.sha256(header.getvalue())
-        yield header.getvalue()
+        """The parts of the file: the pixels of each image, the digest."""
+        digest = hashlib.sha256()
         for image in images:
             pixels = np.asarray(image)
             if pixels.shape != self.shape[1:]:
@@ -147,7 +140,7 @@ class KeptImages:
             for file in self.file.parent.glob(".images-*.tmp"):
                 if time.time() - file.stat().st_mtime > ABANDONED:
                     file.unlink()
-            files = sorted(self.file.parent.glob("images-*.npy"), key=lambda file: file.stat().st_mtime)
+            files = sorted(self.file.parent.glob("images-*"), key=lambda file: file.stat().st_mtime)
             excess = sum(file.stat().st_size for file in files) - limit
             for file in files:
                 if excess > 0 and file != self.file:

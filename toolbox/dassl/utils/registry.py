@@ -13,9 +13,6 @@ class Registry:
         self._name = name
         self._obj_map = {}
 
-    def __contains__(self, name):
-        return name in self._obj_map
-
     def register(self, obj=None, force=False):
         """Register ``obj``, a class or function, under its ``__name__``; without ``obj``, return a decorator.
 
