@@ -6,18 +6,16 @@ import struct
 import zipfile
 from random import Random
 
+from weight_files import NESTED, text
+
 from .changes import NAMES, OUTSIDE, change_bytes
 
 BOMB = 2 * 10**7  # bytes of a member that takes 20 kB in its archive
 
 
-def texts(*lines: str) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
 def call(module: str, name: str, argument: str) -> bytes:
     """Opcodes that call a function of a module with one text, and leave its result on the stack."""
-    return b"c" + texts(module, name) + b"X" + struct.pack("<I", len(argument)) + argument.encode() + b"\x85R"
+    return b"c" + text(module, name) + b"X" + struct.pack("<I", len(argument)) + argument.encode() + b"\x85R"
 
 
 CODE = [
@@ -29,12 +27,11 @@ CODE = [
     call("torch.hub", "load", "no/such"),
     call("torch.storage", "_load_from_bytes", "\x80\x02cos\nsystem\n"),
 ]
-NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash never ends
 WITHOUT_END = [
     b"}" + NESTED + b"Ns",
-    b"c" + texts("collections", "Counter") + b"](" + NESTED + b"e\x85R",
+    b"c" + text("collections", "Counter") + b"](" + NESTED + b"e\x85R",
     b"\x8f(" + NESTED + b"\x90",
-    b"c" + texts("__builtin__", "bytearray") + b"\x8a\5\0\0\0\0\5\x85R",
+    b"c" + text("__builtin__", "bytearray") + b"\x8a\5\0\0\0\0\5\x85R",
     b"N" + b"\x85" * 3_000_000,
 ]
 OPCODES = [
@@ -44,9 +41,9 @@ OPCODES = [
     *(b"Q", b"e", b"\x81", b"q\x00", b"h\x00", b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"K\x07", b"."),
     *(b"X\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8a\xff" + b"\x7f" * 255),
     *(b"I" + b"9" * 5000 + b"\n", b"F1e999\n", b"\x8b" + struct.pack("<i", -1), b"\x80\x09", b"]" * 3000, b"(" * 9000),
-    *(b"G\x7f\xf8\0\0\0\0\0\0", b"M\xff\xff", b"J\xff\xff\xff\xff", b"\x88", b"c" + texts("torch", "Tensor")),
-    *(b"c" + texts("torch", "float64"), b"c" + texts("torch._utils", "_rebuild_sparse_tensor")),
-    *(b"c" + texts("torch._utils", "_rebuild_meta_tensor_no_storage"), b"c" + texts("torch.nn.parameter", "Parameter")),
+    *(b"G\x7f\xf8\0\0\0\0\0\0", b"M\xff\xff", b"J\xff\xff\xff\xff", b"\x88", b"c" + text("torch", "Tensor")),
+    *(b"c" + text("torch", "float64"), b"c" + text("torch._utils", "_rebuild_sparse_tensor")),
+    *(b"c" + text("torch._utils", "_rebuild_meta_tensor_no_storage"), b"c" + text("torch.nn.parameter", "Parameter")),
 ]
 
 
