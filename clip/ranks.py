@@ -68,9 +68,7 @@ class Ranks:
     def sum(self, x: Tensor) -> Tensor:
         """The sum of all ranks' tensors, added up in the order of the ranks: the same bits on each of them."""
         first, *others = self.gather(x[None], [1] * self.count)
-        for other in others:
-            first = first + other
-        return first
+        return sum(others, start=first)
 
     def objects(self, value: T) -> list[T]:
         """A small value of each rank."""

@@ -1,27 +1,23 @@
 """Archives are read without running code in them; damaged and hostile ones are refused in one line with their name."""
 
-import ast
 import os
 import resource
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from torch import nn
-from weight_files import NUMBERS, Stored, pickled, refused, text, write
+from weight_files import NESTED, NUMBERS, Stored, pickled, refused, text, write
 
 from clip import weights
 from clip.torch_files import MAX_READ
 from clip.weights import MAX_TENSORS
 from common.start import ROOT
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 class Hostile(nn.Module):
@@ -54,16 +50,14 @@ def test_functions_in_a_pickle_are_not_called(name, legacy, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     call = b"\x80\x02c" + text(*name.rsplit(".", 1)) + b"X\4\0\0\0made\x85R."
     Path("vit.pt").write_bytes(call * 5) if legacy else write(Path("vit.pt"), call)
-    refused(tmp_path / "vit.pt", "more than tensors", name)
+    refused(tmp_path / "vit.pt", "is damaged or holds more than tensors", name)
     assert os.listdir(tmp_path) == ["vit.pt"]
 
 
 def test_nothing_calls_torch_jit_load():
     rooms = {file.parent for file in ROOT.glob("[a-z]*/*.py")} | {ROOT / "toolbox"}
     for file in [*ROOT.glob("*.py"), *(file for room in rooms for file in room.rglob("*.py"))]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            loads = isinstance(node, ast.Attribute) and node.attr == "load"
-            assert not (loads and isinstance(node.value, ast.Attribute) and node.value.attr == "jit"), file
+        assert file == Path(__file__) or "jit.load" not in file.read_text(), file
 
 
 def test_crafted_archive_is_read(tmp_path):
@@ -122,21 +116,7 @@ def many_members(path: Path) -> None:
     path.write_bytes(b"PK\3\4" + bytes(length) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, length, 4, 0))
 
 
-def changed(old: bytes, new: bytes) -> Callable[[Path], None]:
-    """A sound archive with other bytes in one place."""
-
-    def make(path: Path) -> None:
-        write(path, {"a": Stored()})
-        content = path.read_bytes()
-        assert content.count(old) == 1 and len(new) == len(old)
-        path.write_bytes(content.replace(old, new))
-
-    return make
-
-
 ARCHIVES = {
-    "bad_crc": (changed(NUMBERS, NUMBERS[::-1]), "CRC-32"),
-    "bad_crc_of_pickle": (changed(b"FloatStorage", b"floatStorage"), "CRC-32"),
     "repeated_name": (lambda path: write(path, {"a": Stored()}, ("data/0", NUMBERS)), "two members"),
     "name_outside": (lambda path: write(path, {"a": Stored()}, ("../../x", b"")), "outside of its folder"),
     "big_endian": (lambda path: write(path, {"a": Stored()}, ("byteorder", b"big")), "not little-endian"),
@@ -159,16 +139,12 @@ def test_damaged_archive_is_refused_in_one_line(name, tmp_path):
 
 
 def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(tmp_path, random_seed):
-    rng, path = Random(random_seed), tmp_path / "vit.pt"
-    write(path, {"a": Stored()})
+    rng, path, pickle = Random(random_seed), tmp_path / "vit.pt", pickled({"a": Stored()})
+    write(path, pickle)
     content = path.read_bytes()
-    with zipfile.ZipFile(path) as file:
-        used = [info for info in file.infolist() if info.filename.split("/", 1)[1].startswith("data")]
     for _ in range(30):
-        info = rng.choice(used)
-        start = info.header_offset + 30 + sum(struct.unpack("<2H", content[info.header_offset + 26 :][:4]))
-        changed = bytearray(content)
-        changed[start + rng.randrange(info.file_size)] ^= 1 << rng.randrange(8)
+        part, changed = rng.choice([pickle, NUMBERS]), bytearray(content)
+        changed[content.index(part) + rng.randrange(len(part))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         refused(path, "Bad CRC-32", read=weights.read_state_dict)
 
@@ -176,7 +152,6 @@ def test_every_changed_bit_of_a_tensor_or_of_the_pickle_is_noticed(tmp_path, ran
 # Memo 3 is a class of TorchScript, 1 a tensor, 0 an object of the class, whose dictionary of attributes is on top.
 MODULE = b"\x80\x02(" + pickled(Stored()).replace(b"q", b"r\0\0\x01")[2:-1] + b"q\1"
 MODULE += b"c" + text("__torch__", "M") + b"q\3)\x81q\0}"
-NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash never ends
 PICKLES = {
     "many_operations": b"\x80\x02" + b"]" * (MAX_READ - 10) + b".",
     "large_memo_index": b"\x80\x02Nr\xff\xff\xff\x7f.",

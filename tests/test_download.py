@@ -49,21 +49,17 @@ def test_damaged_cached_file_is_downloaded_again(published, source, tmp_path, ca
     assert "ViT-B-16.pt is not the published file" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fault", ["other bytes", "cut off in a chunk", "not found", "no server"])
+@pytest.mark.parametrize("fault", ["other bytes", "cut off in a chunk", "not found", "no server", "no folder"])
 def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, published, tmp_path):
     published.faults = [fault] * download.TRIES
     if fault == "other bytes":
         published.files[published.path] = bytes(1000)
     if fault == "no server":
         published.server_close()
+    if fault == "no folder":
+        (tmp_path / "cache").write_text("in the way")
     with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as caught:
         clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     assert ("SHA-256 is wrong" in str(caught.value)) == (fault == "other bytes")
-    assert os.listdir(tmp_path / "cache") == []
-
-
-def test_unwritable_cache_gives_a_one_line_error(published, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 .*file"):
-        clip.load_backbone("ViT-B/16", cache=str(tmp_path / "file"))
+    assert fault == "no folder" or os.listdir(tmp_path / "cache") == []

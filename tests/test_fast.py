@@ -61,10 +61,13 @@ def texts(draw):
     of=st.sampled_from(["all", "class", "image", "image and class"]),
     n_ctx=st.integers(0, 4),
     ahead=st.integers(0, 4),
+    checkpointing=st.booleans(),
     data=st.data(),
 )
-@example(texts=([[2], [3]], []), of="class", n_ctx=0, ahead=0, data=None)
-def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, data):
+@example(texts=([[2], [3]], []), of="class", n_ctx=0, ahead=0, checkpointing=False, data=None)
+@example(texts=([[2], [3] * 40], [7]), of="all", n_ctx=2, ahead=2, checkpointing=True, data=None)
+@example(texts=([[2], [2]], [7]), of="all", n_ctx=2, ahead=2, checkpointing=False, data=None)
+def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, checkpointing, data):
     """Vectors before and after the names, that differ by class or image, and deep prompts that do so too."""
     (names, words), ahead = texts, min(ahead, n_ctx)
     ids = torch.stack([rows([name + [1] * (n_ctx - ahead)], ahead, words)[0] for name in names])
@@ -75,19 +78,12 @@ def test_texts_under_any_prompts(clip, texts, of, n_ctx, ahead, data):
     if "image" in of and data.draw(st.booleans()):
         deep = [edit if edit.add is None else replace(edit, add=leaf(*by, *edit.add.shape[-2:])) for edit in deep]
     prompts = TextPrompts(ids, ctx, slots if ahead < n_ctx else None, deep)
-    assert_same_forms("encode_text", (clip, prompts), [*([ctx] if n_ctx else []), *added(deep)])
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 1)  # one image at a time
-        assert_same_forms("encode_text", (clip, prompts), [])
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("names", [[[2]], [[2], [2]], [[2], [3] * 40]])
-def test_few_and_equal_and_very_long_names(clip, names, checkpointing, monkeypatch):
-    monkeypatch.setattr(clip.transformer, "grad_checkpointing", checkpointing)
-    ctx, deep = leaf(2, WIDTH), leaf(2, WIDTH)
-    prompts = TextPrompts(rows(names, 2, [7]), ctx, deep=[Edit(), Edit(2, deep)])
-    assert_same_forms("encode_text", (clip, prompts), [ctx, deep])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip.transformer, "grad_checkpointing", checkpointing)
+        assert_same_forms("encode_text", (clip, prompts), [*([ctx] if n_ctx else []), *added(deep)])
+        patch.setitem(fast.TOKENS_PER_CHUNK, "cpu", 1)  # without gradients: one image at a time
+        with torch.no_grad():
+            assert_same_forms("encode_text", (clip, prompts), [])
 
 
 def test_layout_of_the_example_in_its_documentation(monkeypatch):

@@ -31,24 +31,28 @@ def test_text_is_read_without_a_byte_order_mark(tmp_path):
     assert read_text(tmp_path / "a.txt", most=5) == "é"
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[" * 100_000, "is not JSON"),
-        ("[" + "0," * MAX_MARKS + "0]", "has too many values"),
-        ("1" * 5000, "is not JSON"),
-        ("NaN", "is not JSON (NaN is not a number of JSON)"),
-    ],
-    ids=["deep", "many values", "many digits", "NaN"],
-)
-def test_hostile_json_is_refused_in_a_line(text, words, tmp_path):
-    (tmp_path / "a.json").write_text(text)
+HOSTILE = {
+    "deep": (read_json, "[" * 100_000, "is not JSON"),
+    "many values": (read_json, "[" + "0," * MAX_MARKS + "0]", "has too many values"),
+    "many digits": (read_json, "1" * 5000, "is not JSON"),
+    "NaN": (read_json, "NaN", "is not JSON (NaN is not a number of JSON)"),
+    "study's digits": (load, "seeds: " + "1" * 5000, "line 1 is invalid YAML (not a number or date of at most 100"),
+    "study's date": (load, "root: 2024-01-01\n", "root with value <class 'datetime.date'> is not a valid type"),
+    "large study": (load, "#" * ((1 << 20) + 1), "is larger than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_is_refused_in_a_line(name, tmp_path):
+    read, text, words = HOSTILE[name]
+    (tmp_path / "file").write_text(text)
     with pytest.raises(UsageError) as caught:
-        read_json(tmp_path / "a.json")
+        read(tmp_path / "file")
+    assert str(caught.value).count(f"{tmp_path}/file") == 1
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-# The readers of datasets, results and studies
+# The readers of datasets and results
 
 
 def test_hostile_split_file_is_refused_in_a_line(tiny, tmp_path):
@@ -74,20 +78,3 @@ def test_damaged_results_are_named(content, tmp_path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UsageError, match=f"^{tmp_path}/results.json is damaged: delete it and start its run again$"):
         read_results(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("seeds: " + "1" * 5000, "line 1 is invalid YAML (not a number or date of at most 100 characters)"),
-        ("root: 2024-01-01\n", "Key root with value <class 'datetime.date'> is not a valid type"),
-        ("#" * ((1 << 20) + 1), "is larger than 1,048,576 bytes"),
-    ],
-    ids=["many digits", "date", "large"],
-)
-def test_hostile_study_file_is_refused_in_a_line(text, words, tmp_path):
-    (tmp_path / "study.yaml").write_text(text)
-    with pytest.raises(UsageError) as caught:
-        load(tmp_path / "study.yaml")
-    assert str(caught.value).count(f"{tmp_path}/study.yaml") == 1
-    assert words in str(caught.value) and "\n" not in str(caught.value)

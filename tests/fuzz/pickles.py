@@ -6,7 +6,7 @@ import struct
 import zipfile
 from random import Random
 
-from weight_files import text
+from weight_files import NESTED, text
 
 from .changes import NAMES, OUTSIDE, change_bytes
 
@@ -27,7 +27,6 @@ CODE = [
     call("torch.hub", "load", "no/such"),
     call("torch.storage", "_load_from_bytes", "\x80\x02cos\nsystem\n"),
 ]
-NESTED = b"K\1" + b"q\0h\0\x86" * 60  # a tuple of two tuples of two tuples ...: its hash never ends
 WITHOUT_END = [
     b"}" + NESTED + b"Ns",
     b"c" + text("collections", "Counter") + b"](" + NESTED + b"e\x85R",
