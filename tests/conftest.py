@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # A shell ignores SIGINT in what it starts in the background, and Python then leaves it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-pytest_plugins = ["running"]
+pytest_plugins = ["running", "caching"]
 gc.disable()  # while the tests are imported, with libraries of a million objects
 
 

@@ -20,7 +20,7 @@ from trainers.base.feature_trainer import FeatureTrainer
 
 
 def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, size=32) -> Path:
-    """Write `eurosat/2750/<label>/*.png` and the split file; returns the split file."""
+    """Write `eurosat/2750/<label>/*.png` and the split file, which it returns; `train` may be a list, by label."""
     rng = np.random.default_rng(0)
     split = {"train": [], "val": [], "test": []}
     images = root / "eurosat/2750"
@@ -28,7 +28,7 @@ def write_eurosat(root: Path, classnames: list[str], train=2, val=1, test=2, siz
         (images / str(label)).mkdir(parents=True, exist_ok=True)
         colour = rng.integers(0, 256, 3)
         for part, count in (("train", train), ("val", val), ("test", test)):
-            for number in range(count):
+            for number in range(count[label] if isinstance(count, list) else count):
                 pixels = (colour + rng.integers(-40, 40, (size, size, 3))).clip(0, 255).astype(np.uint8)
                 path = f"{label}/{part}_{number}.png"
                 Image.fromarray(pixels).save(images / path)

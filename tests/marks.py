@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 
@@ -5,3 +7,19 @@ def thorough_but(quick, values):
     """Parameters `values`; `make test` runs the quick ones, `make test-all` all of them."""
     assert all(value in values for value in quick), f"{quick} are not all among {values}"
     return [pytest.param(value, marks=() if value in quick else pytest.mark.thorough) for value in values]
+
+
+def golden(metafunc, name, chosen, marks=lambda stem: ()):
+    """Parametrize a test that asks for `name` by the contents of those files of `--golden` that are chosen."""
+    if name in metafunc.fixturenames:
+        folder = metafunc.config.getoption("golden")
+        found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        if not found:
+            raise pytest.UsageError(f"no JSON files in {folder}")
+        of_test = {stem: content for stem, content in found.items() if chosen(content)}
+        metafunc.parametrize(name, [pytest.param(of_test[stem], id=stem, marks=marks(stem)) for stem in of_test])
+
+
+def case_of(figures):
+    """The `case` of a golden file: a method with its settings; {} for other files."""
+    return figures.get("case", {}) if isinstance(figures, dict) else {}

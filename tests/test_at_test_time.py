@@ -14,7 +14,6 @@ from dassl.utils import set_random_seed
 from learned import NAMES, OPTIONS, own_test, rows_of
 
 from common.errors import UsageError
-from common.start import ROOT
 from experiments.output_folder import check_same_settings
 from inference import export, predict
 from inference.inspection import command as inspect_command
@@ -167,9 +166,8 @@ def arguments(eurosat, tiny):
     """`arguments("TPT", folder, KEY, VALUE, ..., options=...)`: of train.py, with four views."""
 
     def arguments(method, folder, *pairs, options=()):
-        small = ["--trainer", method, "--config-file", ROOT / f"configs/trainers/{method}/small.yaml"]
-        views = [f"TRAINER.{method}.VIEWS", 4] if method in METHODS else []
-        return drawn.arguments(eurosat, tiny, folder, *views, *pairs, options=[*small, *options])
+        pairs = [*([f"TRAINER.{method}.VIEWS", 4] if method in METHODS else []), *pairs]
+        return drawn.arguments(eurosat, tiny, folder, *pairs, trainer=method, config="small", options=options)
 
     return arguments
 

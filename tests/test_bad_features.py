@@ -1,12 +1,9 @@
 """Images, folders and commands that methods on features and test-time methods cannot use end in one line."""
 
-import json
-
 import pytest
 from drawn import arguments, write_eurosat
 from marks import thorough_but
 
-from common.start import ROOT
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
 from trainers.base.test_time import ViewsTrainer
@@ -20,10 +17,8 @@ def head(tiny, eurosat, tmp_path):
     """`head("GDA", KEY, VALUE, ..., output=, backbone=, root=, options=)`: a command line of train.py."""
 
     def head(method, *pairs, output="out", backbone=tiny, root=eurosat, options=()):
-        small = ROOT / f"configs/trainers/{method}/small.yaml"
-        own = ["--trainer", method, "--config-file", small, *options]
-        epochs = ["OPTIM.MAX_EPOCH", 1, "CACHE", str(tmp_path / "cache")]
-        return arguments(root, backbone, tmp_path / output, *epochs, *pairs, options=own)
+        own, pairs = {"trainer": method, "config": "small"}, ["OPTIM.MAX_EPOCH", 1, *pairs]
+        return arguments(root, backbone, tmp_path / output, *pairs, options=options, **own)
 
     return head
 
@@ -31,10 +26,7 @@ def head(tiny, eurosat, tmp_path):
 @pytest.mark.parametrize("label", [1, 2])
 @pytest.mark.parametrize("method", thorough_but(HEADS[:1], HEADS))
 def test_class_without_training_images(method, label, refused, head, tmp_path):
-    file = write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], train=4)
-    rows = json.loads(file.read_text())
-    rows["train"] = [row for row in rows["train"] if row[1] != label]
-    file.write_text(json.dumps(rows))
+    write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], train=[0 if n == label else 4 for n in range(3)])
     what = f"(label {label}) has images for validation or test, and none for training"
     refused(head(method, root=tmp_path / "data"), what)
 
@@ -53,16 +45,6 @@ def test_weights_of_another_backbone(launch, head, other, eurosat, tmp_path):
     for argv in (tested, head("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl"))):
         ended = launch(*argv)
         assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
-
-
-def test_cache_of_another_backbone_is_not_used(launch, head, other, tiny, tmp_path):
-    """It may be shared: each backbone finds its own features there."""
-    accuracies = {}
-    for name, backbone, *cache in (("first", tiny), ("other", other), ("again", tiny), ("alone", other, "CACHE", "")):
-        ended = launch(*head("GDA", *cache, output=name, backbone=backbone))
-        assert ended.status == 0 and ("Image features: " in ended.printed) == (name == "again")
-        accuracies[name] = json.loads((tmp_path / name / "results.json").read_text())["accuracy"]
-    assert accuracies["again"] == accuracies["first"] and accuracies["alone"] == accuracies["other"]
 
 
 @pytest.mark.parametrize("method", AT_TEST)

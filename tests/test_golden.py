@@ -4,15 +4,13 @@
 figures were published with: the published code itself differs by up to 2e-5 between instruction sets and thread counts.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
 from in_ranks import in_ranks
-from marks import thorough_but
+from marks import case_of, golden, thorough_but
 
 import trainers.promptsrc
 from clip import TOWERS, current_ranks
@@ -22,7 +20,6 @@ from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
-SLOW = pytest.mark.slow
 SECOND = [
     "cliplora_vision_up_qkvo",
     "coop_end16",
@@ -44,27 +41,18 @@ SECOND = [
 
 
 def pytest_generate_tests(metafunc):
-    files = sorted(metafunc.config.getoption("golden").glob("*.json"))
-    if not files:
-        raise pytest.UsageError(f"no JSON files in {metafunc.config.getoption('golden')}")
-    kinds = {"method_file": "case", "zeroshot_file": "template", "gpa_file": "weights"}
-    for name, key in kinds.items():
-        if name in metafunc.fixturenames:
-            chosen = [file for file in files if is_of(key, first(json.loads(file.read_text())))]
-            quick = [file for file in chosen if file.stem.startswith(("mpl_add2_rm1", "zeroshot"))]
-            marks = {file: () if file in quick else SLOW for file in chosen}
-            marks |= {file: pytest.mark.thorough for file in chosen if file.stem in SECOND}
-            params = [pytest.param(file, id=file.stem, marks=marks[file]) for file in chosen]
-            metafunc.parametrize(name, params)
+    def of_prompts(figures):
+        """Not of a test-time method or of one on features, which have their own tests."""
+        return "trainer" in case_of(figures) and not {"kind", "input"} & case_of(figures).keys()
 
+    def marks(stem):
+        if stem in SECOND:
+            return pytest.mark.thorough
+        return () if stem.startswith(("mpl_add2_rm1", "zeroshot")) else pytest.mark.slow
 
-def is_of(key, figures):
-    """Whether figures are of a kind; those of test-time methods and of methods on features have their own tests."""
-    return key in figures and not {"kind", "input"} & set(figures.get("case", {}))
-
-
-def first(figures):
-    return figures[0] if isinstance(figures, list) else figures
+    golden(metafunc, "method", of_prompts, marks)
+    golden(metafunc, "zeroshot", lambda figures: "template" in figures, marks)
+    golden(metafunc, "averages", lambda figures: isinstance(figures, list) and "weights" in figures[0], marks)
 
 
 @pytest.fixture(params=thorough_but(("fast",), ("fast", "by row", "plain")))
@@ -127,11 +115,10 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
-def test_method(method_file, towers, backbones, stand_in, tmp_path, ranks):
-    figures = json.loads(method_file.read_text())
-    stand_in(figures["case"].get("dataset", "EuroSAT"))
-    backbone_of(figures["case"]["arch"], backbones)  # once for all ranks
-    in_ranks(ranks, lambda: check_method(figures, towers, backbones, tmp_path))
+def test_method(method, towers, backbones, stand_in, tmp_path, ranks):
+    stand_in(method["case"].get("dataset", "EuroSAT"))
+    backbone_of(method["case"]["arch"], backbones)  # once for all ranks
+    in_ranks(ranks, lambda: check_method(method, towers, backbones, tmp_path))
 
 
 def check_method(figures, towers, backbones, tmp_path):
@@ -193,12 +180,11 @@ def check_input_gradients(trainer, batch, expected):
         close(of_tokens[0][0, 1, :8], expected["token_embedding_first8"], 1e-3 * expected["token_embedding"])
 
 
-def test_zeroshot(zeroshot_file, towers, backbones, tmp_path, monkeypatch, ranks):
-    figures = json.loads(zeroshot_file.read_text())
-    arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | figures.get("arch", {})
-    monkeypatch.setattr(EuroSAT, "template", figures["template"])
+def test_zeroshot(zeroshot, towers, backbones, tmp_path, monkeypatch, ranks):
+    arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | zeroshot.get("arch", {})
+    monkeypatch.setattr(EuroSAT, "template", zeroshot["template"])
     backbone_of(arch, backbones)  # once for all ranks
-    in_ranks(ranks, lambda: check_zeroshot(figures, arch, towers, backbones, tmp_path))
+    in_ranks(ranks, lambda: check_zeroshot(zeroshot, arch, towers, backbones, tmp_path))
 
 
 def check_zeroshot(figures, arch, towers, backbones, tmp_path):
@@ -213,7 +199,7 @@ def check_zeroshot(figures, arch, towers, backbones, tmp_path):
     close(text[:, :8], figures["text_features_first8"], 1e-5)
 
 
-def test_gaussian_average_of_prompts(gpa_file):
-    for figures in json.loads(gpa_file.read_text()):
+def test_gaussian_average_of_prompts(averages):
+    for figures in averages:
         weights = trainers.promptsrc.gpa_weights(figures["epochs"], figures["mean"], figures["std"])
         assert weights == pytest.approx(figures["weights"], rel=1e-6, abs=1e-45)

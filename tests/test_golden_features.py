@@ -12,6 +12,7 @@ import pytest
 import torch
 from dassl.engine import build_trainer
 from drawn import make_cfg, write_eurosat
+from marks import case_of, golden
 from test_golden import AFTER, BEFORE, LOSSES, close
 
 import trainers
@@ -25,11 +26,7 @@ OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay":
 
 
 def pytest_generate_tests(metafunc):
-    if "method_file" in metafunc.fixturenames:
-        files = sorted(metafunc.config.getoption("golden").glob("*.json"))
-        contents = {file: json.loads(file.read_text()) for file in files}
-        chosen = [file for file, one in contents.items() if isinstance(one, dict) and "input" in one.get("case", ())]
-        metafunc.parametrize("method_file", chosen, ids=[file.stem for file in chosen])
+    golden(metafunc, "figures", lambda figures: "input" in case_of(figures))
 
 
 def drawn(seed, *shape):
@@ -81,57 +78,51 @@ class Inputs:
 
 
 @pytest.fixture
-def built(backbones, stand_in, tmp_path):
-    """`built(figures)` -> the trainer, started from the features of the file, and these."""
-
-    def built(figures):
-        case = figures["case"]
-        dataset = case.get("dataset", "EuroSAT")
-        stand_in(dataset)
-        if case["input"] == "images":
-            arch = case["arch"]
-            size = arch["image_resolution"]
-            backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
-            names, labels = case["classnames"], case.get("images", {}).get("support_labels", figures["labels"])
-        else:
-            size, backbone = 32, backbones(32, 16, 1, 1, 64, 64, case["features"]["dim"])
-            labels = case["features"]["support_labels"]
-            names = [f"class {number}" for number in range(case["features"]["classes"])]
-        file = write_eurosat(tmp_path, names)
-        rows = json.loads(file.read_text())
-        rows["train"] = [[f"{label}/train_0.png", label, names[label]] for label in labels]
-        file.write_text(json.dumps(rows))
-        kind = trainers.methods()[case["trainer"]]
-        section, known = kind.section(), kind.Settings.schema()
-        options = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
-        options |= {"DATASET.NAME": dataset, f"TRAINER.{section}.PREC": "fp32"}
-        options["DATALOADER.TRAIN_X.BATCH_SIZE"] = 256
-        if not figures.get("losses") or case["trainer"] == "LPPlusPlus":
-            options["OPTIM.MAX_EPOCH"] = 1
-        given = figures.get("optimizer", {})
-        options |= {f"OPTIM.{OPTIMISER[key]}": value for key, value in given.items() if key in OPTIMISER}
-        for key, value in case["cfg"].items():
-            key = "STEPS" if key == "MAX_EPOCH" and "STEPS" in known else key
-            options[f"TRAINER.{section}.{key}" if key in known else OF_OPTIM[key]] = value
-        torch.manual_seed(1)
-        pairs = [item for pair in options.items() for item in pair]
-        trainer = build_trainer(make_cfg(case["trainer"], tmp_path, backbone, tmp_path / "out", *pairs))
-        if case["input"] == "images":
-            assert list(trainer.templates) == case["templates"]
-        inputs = Inputs(figures, trainer)
-        trainer.model.clip.logit_scale.data.fill_(case.get("logit_scale", 4.6052))
-        if inputs.texts is not None:
-            trainer.set_texts(inputs.texts)
-        val_labels, labels = (
-            torch.tensor(each).to(trainer.device) for each in (inputs.val_labels, inputs.support_labels)
-        )
-        trainer.val = inputs.val, val_labels
-        trainer.begin(Support(inputs.support, labels))
-        trainer.set_model_mode("train")
-        trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 10**9, 0  # the learning rate stays
-        return trainer, inputs
-
-    return built
+def built(figures, backbones, stand_in, tmp_path):
+    """The trainer of a case, started from the features of the file, and these."""
+    case = figures["case"]
+    dataset = case.get("dataset", "EuroSAT")
+    stand_in(dataset)
+    if case["input"] == "images":
+        arch = case["arch"]
+        size = arch["image_resolution"]
+        backbone = backbones(size, arch["patch_size"], arch["vision_layers"], arch["text_layers"])
+        names, labels = case["classnames"], case.get("images", {}).get("support_labels", figures["labels"])
+    else:
+        size, backbone = 32, backbones(32, 16, 1, 1, 64, 64, case["features"]["dim"])
+        labels = case["features"]["support_labels"]
+        names = [f"class {number}" for number in range(case["features"]["classes"])]
+    file = write_eurosat(tmp_path, names)
+    rows = json.loads(file.read_text())
+    rows["train"] = [[f"{label}/train_0.png", label, names[label]] for label in labels]
+    file.write_text(json.dumps(rows))
+    kind = trainers.methods()[case["trainer"]]
+    section, known = kind.section(), kind.Settings.schema()
+    options = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
+    options |= {"DATASET.NAME": dataset, f"TRAINER.{section}.PREC": "fp32"}
+    options["DATALOADER.TRAIN_X.BATCH_SIZE"] = 256
+    if not figures.get("losses") or case["trainer"] == "LPPlusPlus":
+        options["OPTIM.MAX_EPOCH"] = 1
+    given = figures.get("optimizer", {})
+    options |= {f"OPTIM.{OPTIMISER[key]}": value for key, value in given.items() if key in OPTIMISER}
+    for key, value in case["cfg"].items():
+        key = "STEPS" if key == "MAX_EPOCH" and "STEPS" in known else key
+        options[f"TRAINER.{section}.{key}" if key in known else OF_OPTIM[key]] = value
+    torch.manual_seed(1)
+    pairs = [item for pair in options.items() for item in pair]
+    trainer = build_trainer(make_cfg(case["trainer"], tmp_path, backbone, tmp_path / "out", *pairs))
+    if case["input"] == "images":
+        assert list(trainer.templates) == case["templates"]
+    inputs = Inputs(figures, trainer)
+    trainer.model.clip.logit_scale.data.fill_(case.get("logit_scale", 4.6052))
+    if inputs.texts is not None:
+        trainer.set_texts(inputs.texts)
+    val_labels, labels = (torch.tensor(each).to(trainer.device) for each in (inputs.val_labels, inputs.support_labels))
+    trainer.val = inputs.val, val_labels
+    trainer.begin(Support(inputs.support, labels))
+    trainer.set_model_mode("train")
+    trainer.batch_idx, trainer.num_batches, trainer.epoch = 0, 10**9, 0  # the learning rate stays
+    return trainer, inputs
 
 
 def learned_of(trainer, figures):
@@ -166,9 +157,8 @@ def batch_of(features, labels):
     return {"img": KeptOutput(features), "label": torch.as_tensor(labels)}
 
 
-def test_method(method_file, built):
-    figures = json.loads(method_file.read_text())
-    trainer, inputs = built(figures)
+def test_method(figures, built):
+    trainer, inputs = built
     learned = learned_of(trainer, figures)
     for name, how in figures.get("start", {}).items():
         if "recipe" in how:

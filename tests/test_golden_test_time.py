@@ -1,11 +1,9 @@
 """Every test-time method computes what its published implementation computes, image by image from given views."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from marks import thorough_but
+from marks import case_of, golden, thorough_but
 from test_golden import AFTER, BEFORE, LOSSES, build, close
 
 from clip.random_weights import random_tensor
@@ -13,23 +11,16 @@ from trainers.base.test_time import entropies, most_confident
 from trainers.mta import bandwidths, mean_shift
 from trainers.zero import votes
 
-KINDS = ("test-time", "stream")
 SECOND = ("ctpt_drawn_steps2", "mta_lambdas", "tda", "tpt_drawn_steps3", "zero")  # `make test-all` runs them
 
 
 def pytest_generate_tests(metafunc):
-    found = {file.stem: json.loads(file.read_text()) for file in metafunc.config.getoption("golden").glob("*.json")}
-    if "figures" in metafunc.fixturenames:
-        params = []
-        for name, content in found.items():
-            case = content.get("case", {}) if isinstance(content, dict) else {}
-            if case.get("kind") in KINDS and ("losses" in content or metafunc.function is not test_steps_of_tuning):
-                marks = pytest.mark.thorough if name in SECOND else ()
-                params.append(pytest.param(content, id=name, marks=marks))
-        metafunc.parametrize("figures", params)
-    if "vote" in metafunc.fixturenames:
-        votes = found.get("zero_votes", {}).get("zero_votes", [])
-        metafunc.parametrize("vote", votes, ids=[case["what"] for case in votes])
+    def chosen(figures):
+        needed = "losses" in figures or metafunc.function is not test_steps_of_tuning
+        return case_of(figures).get("kind") in ("test-time", "stream") and needed
+
+    golden(metafunc, "figures", chosen, lambda stem: pytest.mark.thorough if stem in SECOND else ())
+    golden(metafunc, "counted", lambda figures: "zero_votes" in figures)
 
 
 def settings_of(values: dict, prefix: str = "") -> dict:
@@ -154,11 +145,12 @@ def test_steps_of_tuning(trainer, figures, monkeypatch):
 CHECKS = {"MTA": check_mta, "TDA": check_tda}
 
 
-def test_votes_of_zero(vote):
-    cosines = torch.tensor(vote["cosines"])
-    uncertain = entropies(cosines / vote["temperature"])
-    assert uncertain.argsort().tolist() == vote["order"]
-    found = votes(cosines, uncertain, vote["selection"])
-    assert found.argmax().item() == vote["prediction_meant"]
-    if "no remaining view" not in vote["what"]:  # else the published code chooses another class than is meant
-        assert found.tolist() == vote["votes"]
+def test_votes_of_zero(counted):
+    for case in counted["zero_votes"]:
+        cosines = torch.tensor(case["cosines"])
+        uncertain = entropies(cosines / case["temperature"])
+        assert uncertain.argsort().tolist() == case["order"]
+        found = votes(cosines, uncertain, case["selection"])
+        assert found.argmax().item() == case["prediction_meant"], case["what"]
+        if "no remaining view" not in case["what"]:  # else the published code chooses another class than is meant
+            assert found.tolist() == case["votes"]

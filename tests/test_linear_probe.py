@@ -2,13 +2,13 @@
 
 import json
 
+import drawn
 import numpy as np
 import pytest
 import torch
 from drawn import write_eurosat
 
 from common.errors import UsageError
-from common.start import ROOT
 from experiments.studies.spec import Study, Variant
 from trainers.linear_probe import fit, search
 
@@ -24,13 +24,10 @@ def probe(build, tiny):
 def arguments(eurosat, tiny):
     """`arguments(folder, KEY, VALUE, ...)`: of train.py, for a linear probe on two images of each class."""
 
-    def arguments(folder, *pairs, options=()):
-        configs = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
-        configs += ["--config-file", ROOT / "configs/trainers/LinearProbe/small.yaml", "--trainer", "LinearProbe"]
-        own = ["--root", eurosat, "--backbone", tiny, "--seed", 1, "--output-dir", folder, *configs, *options]
-        return [*own, "DATASET.NUM_SHOTS", 2, "INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0", *pairs]
-
-    return arguments
+    own = {"trainer": "LinearProbe", "config": "small"}
+    return lambda folder, *pairs, options=(): drawn.arguments(
+        eurosat, tiny, folder, "OPTIM.MAX_EPOCH", 1, *pairs, options=options, **own
+    )
 
 
 def test_search_is_coarse_and_then_fine():

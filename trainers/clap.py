@@ -39,12 +39,10 @@ class CLAPSettings(ZSLPSettings):
 class Prototypes(Head):
     """A vector for each class, compared with the image by its direction (Silva-Rodriguez et al., 2024, Sec. 3)."""
 
-    base_text_features: Tensor
-
     def __init__(self, classes: int, width: int):
         super().__init__()
         self.prototypes = nn.Parameter(torch.zeros(classes, width))
-        self.register_buffer("base_text_features", torch.zeros(classes, width))
+        self.base_text_features = nn.Buffer(torch.zeros(classes, width))
         self._buffers["logit_scale"] = torch.zeros(())  # CLIP's, in published checkpoints; the class has this name, too
 
     def classify(self, image, text, scale):

@@ -6,7 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from common.errors import UsageError
 
 from .base.local import local_logits
-from .base.prompts import ContextSettings, ContextTrainer, sentence_context
+from .base.prompts import ContextSettings, ContextTrainer
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,6 @@ class LoCoOp(ContextTrainer):
 
     Settings = LoCoOpSettings
     published = ("ctx",)
-
-    def start(self, clip, classes):
-        return sentence_context(clip, self.settings.N_CTX, self.settings.CTX_INIT, *classes)
 
     def finish_model(self):
         self.model.read = ("local",)

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
-from torch import Tensor, nn
+from torch import nn
 
 from .base.ensemble import SEVEN
 from .base.feature_trainer import FeatureSettings, FeatureTrainer
@@ -23,12 +23,11 @@ class Residuals(Head):
     """A vector that is added to the text feature of each class (Yu et al., 2023, Sec. 3.2)."""
 
     name = "prompt_learner"
-    base_text_features: Tensor
 
     def __init__(self, classes: int, width: int, scale: float):
         super().__init__()
         self.residual_scale = scale
-        self.register_buffer("base_text_features", torch.zeros(classes, width))
+        self.base_text_features = nn.Buffer(torch.zeros(classes, width))
         self.text_feature_residuals = nn.Parameter(torch.zeros(classes, width))
 
     def classify(self, image, text, scale):

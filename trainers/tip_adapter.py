@@ -85,10 +85,10 @@ class CacheTrainer(FeatureTrainer):
     def finish(self) -> None:
         """ALPHA and BETA: the first of the best, with beta in the outer loop."""
         s, best = self.settings, -1
-        grids = (
-            [0.1 + i * (end - 0.1) / n for i in range(n)] for end, n in zip(s.SEARCH_SCALE, s.SEARCH_STEP, strict=True)
+        betas, alphas = (
+            [given] if given else [0.1 + i * (end - 0.1) / n for i in range(n)]
+            for given, end, n in zip((s.BETA, s.ALPHA), s.SEARCH_SCALE, s.SEARCH_STEP, strict=True)
         )
-        betas, alphas = ([given] if given else grid for given, grid in zip((s.BETA, s.ALPHA), grids, strict=True))
         found = alphas[0], betas[0]
         if not (s.ALPHA and s.BETA):
             image, labels = normalize(self.val[0]), self.val[1]

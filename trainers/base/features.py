@@ -68,6 +68,8 @@ class KeptFeatures:
         cache: where the features are kept; None keeps nothing.
     """
 
+    features: Tensor  # all of them, once the last batch was read
+
     def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache | None):
         self.model, self.loader, self.cache = model, loader, cache
         self.device = model.clip.logit_scale.device
@@ -77,22 +79,19 @@ class KeptFeatures:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        key, features = self.find()
-        if features is None:
+        key, kept = self.find()
+        if kept is None:
             yield from self.compute(key)
             return
-        size = self.loader.batch_size
-        for part, label in zip(features.split(size), self.labels.split(size), strict=True):
+        self.features, size = kept, self.loader.batch_size
+        for part, label in zip(kept.split(size), self.labels.split(size), strict=True):
             yield {"img": KeptOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
         """All features, (images, joint) or (images, views, joint), as the tower computes them, on the CPU."""
-        key, features = self.find()
-        if features is None:
-            for batch in self.compute(key):
-                features = batch["all"]
-        assert features is not None
-        return features
+        for _ in self:
+            pass
+        return self.features
 
     def find(self) -> tuple[str, Tensor | None]:
         """The key of the features, empty if they cannot be kept, and those that are kept under it."""
@@ -109,17 +108,17 @@ class KeptFeatures:
         return key, features
 
     def compute(self, key: str) -> Iterator[dict[str, Any]]:
-        """The batches, each with a view of the tensor of `all` features, which is kept after the last one."""
-        features, done = torch.empty(0), 0
+        """The batches, whose features are kept after the last one."""
+        done = 0
         for batch in self.loader:
             part = self.encode(batch["img"].to(self.device))
             if not done:
-                features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
-            features[done : done + len(part)] = part
+                self.features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
+            self.features[done : done + len(part)] = part
             done += len(part)
-            yield {"img": KeptOutput(part), "label": batch["label"], "all": features}
+            yield {"img": KeptOutput(part), "label": batch["label"]}
         if key and self.cache is not None:
-            self.cache.put(key, features)
+            self.cache.put(key, self.features)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

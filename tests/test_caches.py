@@ -1,0 +1,221 @@
+"""Files of image features (CACHE) and of decoded test images (DATALOADER.CACHE_TEST), which runs share.
+
+They give the same results, and never those of other images, of another model or of a damaged file.
+"""
+
+import hashlib
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from caching import IMAGES, OFF, values
+from dassl.data import image_cache
+from dassl.utils import ImageError
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision import transforms as T
+
+from clip import load_backbone
+from clip.digest import as_bytes
+
+pytestmark = pytest.mark.slow
+
+
+def test_changed_image_under_the_same_name_and_time_is_seen(kind, new, copied, kept):
+    values(new())
+    file = sorted((copied / "eurosat/2750").glob("3/test_*.png"))[1]
+    before = file.stat()
+    pixels = np.asarray(Image.open(file)).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert torch.equal(values(new()), values(new(*OFF[kind])))
+    assert len(kept()) == 2
+
+
+def one_weight(trainer):
+    trainer.model.clip.visual.transformer.resblocks[3].mlp.c_proj.weight[2, 1] += 1e-7
+
+
+def fp16(trainer):
+    trainer.model._clips = 2 * (load_backbone(trainer.cfg.MODEL.BACKBONE.NAME, "fp16").to(trainer.device),)
+
+
+def other_activation(trainer):
+    trainer.model.clip.visual.transformer.resblocks[0].mlp.gelu = nn.GELU()
+
+
+def other_heads(trainer):
+    trainer.model.clip.visual.transformer.resblocks[0].attn.num_heads = 2
+
+
+OTHER = [("INPUT.INTERPOLATION", "bicubic"), ("INPUT.EXIF_ORIENTATION", False), ("DATASET.SUBSAMPLE_CLASSES", "base")]
+OTHER = [(kind, other) for other in OTHER for kind in OFF] + [("images", ("INPUT.SIZE", (20, 24)))]
+OTHER += [("features", other) for other in (one_weight, fp16, other_activation, other_heads)]
+OTHER += [("features", ("INPUT.PIXEL_MEAN", [0.4, 0.4, 0.4])), ("features", ("INPUT.TRANSFORMS", ("random_flip",)))]
+OTHER += [("features", ("DATALOADER.TEST.BATCH_SIZE", 7)), ("features", ("MODEL.BACKBONE.TOWERS", "plain"))]
+
+
+@pytest.mark.parametrize(("kind", "other"), OTHER, ids=lambda each: getattr(each, "__name__", str(each)))
+def test_other_images_transform_batches_towers_or_weights_have_a_file_of_their_own(kind, other, new, kept):
+    values(new())
+    found = []
+    for cache in ((), OFF[kind]):
+        reader = new(*(() if callable(other) else other), *cache)
+        if callable(other):
+            other(reader)
+        found.append(values(reader))
+    assert torch.equal(*found)
+    assert len(kept()) == 2
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def rewrite(file, change, key):
+    """A sound file of changed features."""
+    features = change(load_file(file)["features"])
+    save_file({"features": features}, file, {"key": key, "sha256": hashlib.sha256(as_bytes(features)).hexdigest()})
+
+
+def of_fewer_images(file):
+    file.write_bytes(bytes(24 * 20 * 3) + hashlib.sha256(bytes(24 * 20 * 3)).digest())
+
+
+DAMAGES = {
+    "flipped bit": flip_a_bit,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "empty": lambda file: file.write_bytes(b""),
+    "not a file": lambda file: (file.unlink(), os.mkfifo(file)),
+}
+HARMS = {
+    "features": DAMAGES
+    | {
+        "of another key": lambda file: rewrite(file, lambda rows: 2 * rows, "f" * 32),  # copied to this name
+        "fewer images": lambda file: rewrite(file, lambda rows: rows[:-1].clone(), file.stem[9:]),
+        "not finite": lambda file: rewrite(file, lambda rows: rows * torch.inf, file.stem[9:]),
+        "without facts": lambda file: save_file(load_file(file), file),
+        "of another project": lambda file: save_file({"weights": torch.ones(3)}, file),
+    },
+    "images": DAMAGES
+    | {
+        "fewer images": of_fewer_images,
+        "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "harm"), [(kind, harm) for kind, harms in HARMS.items() for harm in harms])
+def test_damaged_or_foreign_file_is_computed_again(kind, harm, new, work, kept):
+    expected = values(new())
+    HARMS[kind][harm](*kept())
+    for count in (1 + IMAGES, 1):  # one is compared, or shows how the machine computes
+        work.clear()
+        assert torch.equal(values(new()), expected)
+        assert sum(work) == count
+
+
+LIMITED = {  # the size of a file, and a setting with three values, each of which has a file
+    "features": (IMAGES * 64 * 4, "DATALOADER.TEST.BATCH_SIZE", (5, 6, 7)),
+    "images": (IMAGES * 24 * 24 * 3, "INPUT.SIZE", ((24, 24), (23, 23), (22, 22))),
+}
+
+
+def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept):
+    size, key, (first, oldest, last) = LIMITED[kind]
+    made = {}
+    for value in (first, oldest, first, last):
+        before = set(kept())
+        values(new(key, value, "CACHE_GB", 2.5 * size / 1e9))
+        made |= dict.fromkeys(set(kept()) - before, value)
+        time.sleep(0.02)
+    assert [made[file] for file in kept()] in ([first, last], [last, first])
+
+
+def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(kind, new, tmp_path):
+    (tmp_path / "cache").mkdir()
+    end = {"features": "safetensors.1.partial", "images": "rgb.1.tmp"}[kind]
+    writing, abandoned = (tmp_path / f"cache/.{kind}-{name}.{end}" for name in "ab")
+    for file in (writing, abandoned):
+        file.touch()
+    os.utime(abandoned, (0, 0))
+    values(new())
+    assert writing.exists() and not abandoned.exists()
+
+
+def test_the_limit_and_an_unusable_folder_only_cost_time(kind, new, kept, tmp_path, capsys):
+    expected = values(new(*OFF[kind]))
+    assert torch.equal(values(new("CACHE_GB", 1e-6)), expected)
+    assert "are not kept: raise CACHE_GB" in capsys.readouterr().out and not kept()
+    (tmp_path / "file").touch()
+    assert torch.equal(values(new("CACHE", str(tmp_path / "file/cache"))), expected)
+    assert "are not kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, Path.touch], ids=["missing", "damaged"])
+def test_missing_or_damaged_image_is_reported_as_without_it(harm, new, copied, kept):
+    reader = new()
+    file = sorted((copied / "eurosat/2750").glob("*/test_*.png"))[7]
+    file.write_bytes(b"")
+    harm(file)
+    with pytest.raises(ImageError, match=file.name):
+        values(reader)
+    assert not kept()
+
+
+# Decoded images
+
+
+@pytest.mark.parametrize("kind", ["images"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_pixels_labels_and_paths_as_without_it_and_no_image_is_decoded_again(workers, loader, work, kept):
+    def batches(reader):
+        found = [(batch["label"].tolist(), batch["impath"], batch["index"].tolist()) for batch in reader]
+        return values(reader), found
+
+    options = ["DATALOADER.NUM_WORKERS", workers]
+    plain, facts = batches(loader(*options, *OFF["images"]))
+    assert torch.equal(values(loader(*options)), plain) and len(kept()) == 1
+    work.clear()
+    pixels, found = batches(loader(*options))
+    assert torch.equal(pixels, plain) and found == facts
+    assert len(work) == 1
+
+
+def test_transform_of_the_user_is_known_by_what_it_does(loader):
+    """Its text does not tell by how much."""
+    for factor in (0.5, 0.9):
+        brighter = T.Lambda(lambda image, factor=factor: image.point(lambda value: value * factor))
+        transform = T.Compose([T.Resize((24, 20)), brighter, T.ToTensor()])
+        found = values(loader(test_transform=transform))
+        assert torch.equal(found, values(loader(*OFF["images"], test_transform=transform)))
+
+
+def test_transform_without_steps_is_applied_to_each_image(loader, kept, capsys):
+    transform = T.Lambda(lambda image: T.functional.to_tensor(image))
+    assert values(loader(test_transform=transform)).shape == (24, 3, 32, 32)
+    assert "CACHE_TEST is ignored" in capsys.readouterr().out and not kept()
+
+
+def fill(file: Path) -> bytes:
+    """Keep images in a file, in a process of its own."""
+    made = image_cache.KeptImages(file, (40, 64, 64, 3), T.ToTensor())
+    made.write((Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(40)), 1e9)
+    return made.pixels.tobytes()
+
+
+def test_two_processes_fill_it_at_once(tmp_path):
+    file = tmp_path / "images-1.rgb"
+    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+        found = list(pool.map(fill, [file] * 8))
+    assert len(set(found)) == 1 and found[0][:3] == b"\0\0\0" and found[0][-3:] == b"\x27\0\0"
+    assert list(tmp_path.iterdir()) == [file]
