@@ -1,11 +1,9 @@
 """Exported folders on the Hugging Face Hub, with a stand-in for its server."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -20,14 +18,6 @@ from inference.classifier import PromptedClassifier
 pytestmark = pytest.mark.slow
 
 NAME = "me/birds"
-
-
-@pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "coop"
-    with redirect_stdout(io.StringIO()):
-        export.main([str(finished("CoOp")), "--to", str(folder), "--weights"])
-    return folder
 
 
 @pytest.fixture
