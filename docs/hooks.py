@@ -32,8 +32,7 @@ def on_files(files, config):
     for path, uri in OUTSIDE.items():
         if path.endswith(".ipynb"):
             text, pictures = notebook(json.loads((ROOT / path).read_text()))
-            files.append(File.generated(config, uri, content=text))
-            for name, content in pictures.items():
+            for name, content in {uri: text, **pictures}.items():
                 files.append(File.generated(config, name, content=content))
         else:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
@@ -70,9 +69,7 @@ def rewritten(link, source, uri):
     """A link of the file `source`, which is the page `uri` of the site."""
     image, text, target = link.groups()
     path, mark, anchor = target.partition("#")
-    if "://" in target or not path:
-        return link[0]
-    if source.endswith(".ipynb") and image:
+    if "://" in target or not path or (image and source.endswith(".ipynb")):
         return link[0]
     place = os.path.normpath(os.path.join(os.path.dirname(source), path))
     place = OUTSIDE.get(place) or (place.removeprefix("docs/") if place.startswith("docs/") else "")

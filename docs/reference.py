@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from collections.abc import Container
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,8 @@ METHODS = """## Settings of methods
 A method reads the keys below `TRAINER.<NAME IN CAPITALS>`. The defaults are those of the code. The YAML files in
 `configs/trainers/` replace many of them, and [Methods](methods.md) has the formulas.
 """
+TRAINER_NAME = "Name of a method, with a plug-in such as `DePT+MPL`, or of another trainer"
+PLUGIN = "`{}+METHOD` reads these in addition to the settings of the method, in the section of the method."
 UNREAD = """## Settings that nothing reads
 
 YAML files of the published Dassl may set these. They are accepted and have no effect:"""
@@ -71,7 +74,7 @@ def settings(cfg, prefix: str = "") -> dict[str, tuple]:
     return found
 
 
-def of_method(kind: type, left_out: tuple = ()) -> str:
+def of_method(kind: type, left_out: Container[str] = ()) -> str:
     """The table of a method's settings, without those of a key in `left_out`, below what its class says of them."""
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
     text = "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split())  # made by dataclasses
@@ -83,40 +86,33 @@ def of_method(kind: type, left_out: tuple = ()) -> str:
 def page() -> str:
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    found, meanings = settings(cfg), comments()
+    meanings = comments()
     for name, method in trainers.methods().items():
         meanings |= dict.fromkeys(method.published_keys, f"Read by {name.partition('+')[0]} ([Methods](methods.md))")
-    common = {key: value for key, value in found.items() if not key.startswith("TRAINER.") or key == "TRAINER.NAME"}
-    unread = [key for key, (_, limit) in common.items() if limit is None]
-    parts = [HEAD]
+    common = {key: value for key, value in settings(cfg).items() if not key.startswith("TRAINER.")}
     groups: dict[str, list[tuple]] = {}
     for key, (default, limit) in common.items():
         if limit is not None:
-            groups.setdefault(key.partition(".")[0] if "." in key else "", []).append(
-                (key, default, limit, meanings.get(key, ""))
-            )
-    methods = ("TRAINER.NAME", "", "text", "Name of a method, with a plug-in such as `DePT+MPL`, or of another trainer")
-    groups[""].append(methods)
-    del groups["TRAINER"]
+            group = key.rpartition(".")[0].partition(".")[0] or "The run"
+            groups.setdefault(group, []).append((key, default, limit, meanings.get(key, "")))
+    groups["The run"].append(("TRAINER.NAME", "", "text", TRAINER_NAME))
+    parts = [HEAD]
     for group, rows in groups.items():
-        parts += [f"## {group or 'The run'}", table(rows)]
+        parts += [f"## {group}", table(rows)]
     parts.append(METHODS)
     plugged = {}
     for name, method in sorted(trainers.methods().items(), key=lambda item: item[0].lower()):
         plugin, plus, over = name.partition("+")
         if plus:
-            own = tuple(trainers.methods()[over].Settings.schema())
-            plugged.setdefault(plugin, (method, own))
+            plugged.setdefault(plugin, (method, trainers.methods()[over].Settings.schema()))
             continue
         other = [item.removeprefix("TRAINER.") for item in method.published_sections if item.startswith("TRAINER.")]
         also = f" (also `TRAINER.{other[0]}`, as in its published files)" if other else ""
         parts += [f"### {name}", f"`TRAINER.{method.section()}`{also}", of_method(method.Settings)]
     for plugin, (method, own) in plugged.items():
-        about = (
-            f"`{plugin}+METHOD` reads these in addition to the settings of the method, in the section of the method."
-        )
-        parts += [f"### {plugin}", about, of_method(method.Settings, own)]
-    parts += [UNREAD, ", ".join(f"`{key}`" for key in unread) + "."]
+        parts += [f"### {plugin}", PLUGIN.format(plugin), of_method(method.Settings, own)]
+    unread = [f"`{key}`" for key, (_, limit) in common.items() if limit is None]
+    parts += [UNREAD, f"{', '.join(unread)}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

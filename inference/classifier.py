@@ -84,9 +84,8 @@ class PromptedClassifier:
 
         cfg = configuration(self.method)
         section = trainers.methods()[self.method].section()
-        values = {f"TRAINER.{section}.{key}": value for key, value in description.settings.items()}
-        values |= {f"INPUT.{key}": value for key, value in description.input.items() if key in INPUT}
-        cfg.merge_from_list([item for pair in values.items() for item in pair])
+        image = {key: value for key, value in description.input.items() if key in INPUT}
+        cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": image})
         cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
         seed = description.training.get("seed")  # of the views of a test-time method

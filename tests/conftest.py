@@ -1,8 +1,10 @@
 import gc
+import io
 import os
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,17 @@ def finished(eurosat, deep, tmp_path_factory):
         return done[key]
 
     return finished
+
+
+@pytest.fixture(scope="session")
+def exported(finished, tmp_path_factory):
+    """A folder that tools/export.py wrote, of CoOp's prompts."""
+    from inference import export
+
+    folder = tmp_path_factory.mktemp("exported") / "coop"
+    with redirect_stdout(io.StringIO()):
+        export.main([str(finished("CoOp")), "--to", str(folder), "--weights"])
+    return folder
 
 
 @pytest.fixture(scope="session")

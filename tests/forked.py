@@ -6,13 +6,14 @@ Signals do not reach the script, so a test that interrupts or kills uses `sys.ex
 import ast
 import os
 import runpy
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
+from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+
+from serving import running
 
 LIBRARIES = ["numpy", "open_clip", "PIL.Image", "torch", "torch.utils.tensorboard", "torchvision", "yacs.config"]
 
@@ -36,31 +37,20 @@ def forking_python(folder: Path) -> Iterator[Path]:
     address, program = str(folder / "socket"), folder / "python"
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(address)
-        server.listen()
-        Thread(target=accept, args=(server,), daemon=True).start()
+    server = ThreadingUnixStreamServer(address, Handler)
+    server.daemon_threads = True  # the end does not wait for scripts
+    with running(server):
         yield program
 
 
-def accept(server: socket.socket) -> None:
-    while True:
-        try:
-            client, _ = server.accept()
-        except OSError:  # closed
-            return
-        Thread(target=answer, args=(client,), daemon=True).start()
-
-
-def answer(client: socket.socket) -> None:
-    with client:
-        request = b"".join(iter(lambda: client.recv(1 << 16), b""))
+class Handler(StreamRequestHandler):
+    def handle(self):
         context = get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        process = context.Process(target=run_script, args=ast.literal_eval(request.decode()))
+        process = context.Process(target=run_script, args=ast.literal_eval(self.rfile.read().decode()))
         process.start()
         process.join()
-        client.sendall(str(process.exitcode).encode())
+        self.wfile.write(str(process.exitcode).encode())
 
 
 def run_script(command: list[str], folder: str, variables: dict[str, str], client: int) -> None:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 
 QUOTA_PAGE = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>
 <p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. Please try again later.</p>
@@ -71,7 +72,7 @@ def serving(files: dict[str, bytes]) -> Iterator[ThreadingHTTPServer]:
 
 
 @contextmanager
-def running(server: ThreadingHTTPServer) -> Iterator[None]:
+def running(server: BaseServer) -> Iterator[None]:
     """Answer requests in another thread, until the end."""
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

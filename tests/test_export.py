@@ -97,9 +97,8 @@ def test_refused_exports_write_nothing(method, options, words, finished, command
     form = programs.FORMS["weights"]
     wrong = form._replace(run=lambda *arguments: form.run(*arguments) + 0.002)
     monkeypatch.setitem(programs.FORMS, "weights", wrong)
-    done = command(export, finished(method), "--to", tmp_path / "out", *options)
-    assert (done.status, len(done.errors)) == (2, 1), done.errors
-    assert [word for word in words if word not in done.errors[0]] == []
+    error = command(export, finished(method), "--to", tmp_path / "out", *options).error
+    assert [word for word in words if word not in error] == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,8 +107,7 @@ def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_
     assert command(export, finished("CoOp"), *options).status == 0
     content = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     (tmp_path / "out/README.md").unlink()  # an existing folder is filled file by file
-    done = command(export, finished("MaPLe"), *options)
-    assert (done.status, len(done.errors)) == (2, 1) and "is not empty" in done.errors[0]
+    assert "is not empty" in command(export, finished("MaPLe"), *options).error
     (tmp_path / ".out.partial-x").mkdir()  # of a call that was killed when its files were in place
     assert command(export, finished("CoOp"), *options).status == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == content

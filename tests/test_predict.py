@@ -45,13 +45,6 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
 # Forms of output and bad input
 
 
-def refusal(done) -> str:
-    """The one line in which a command must have ended."""
-    assert (done.status, done.printed, len(done.errors)) == (2, "", 1), done
-    assert done.errors[0].startswith("error: ")
-    return done.errors[0]
-
-
 def test_table_csv_and_json_have_the_same_figures(finished, command, photos):
     rows = rows_of(command, finished("CoOp"), photos, "--topk", 2)
     files = [str(photos / name) for name in ("a.jpg", "b.png", "below/c.PNG", "d.webp", "e f.bmp")]
@@ -109,10 +102,12 @@ def test_unreadable_images_are_reported_and_skipped(finished, command, tmp_path)
     done = command(predict, finished("CoOp"), *bad, "--json")
     assert (done.status, len(done.errors)) == (2, 5) and "none of the 4 images could be read" in done.errors[-1]
     for file in bad:
-        assert str(file) in refusal(command(predict, finished("CoOp"), file, "--json"))
+        assert str(file) in command(predict, finished("CoOp"), file, "--json").error
 
 
-PROGRAMS = {"predict": predict, "inspect": inspect_command}
+PROGRAMS = {"predict": predict, "inspect": inspect_command, "export": export}
+# Its prompts are finite.
+NOT_FINITE = "{huge} gives logits that are not finite: use the checkpoint of another epoch"
 WRONG = {
     "predict {photos}": "{photos} is not a model",
     "predict /nowhere {photos}": "no model at /nowhere: give the output folder of a run (there is none ",
@@ -135,15 +130,35 @@ WRONG = {
     "inspect {run} --output {text}": "{text} is not a folder",
     "inspect {run} --output {text}/a/b": "cannot write to {text}/a/b (Not a directory)",
     "inspect {run} --output {out} --topk 0": "expected an integer >= 1",
+    "predict {huge} {photos} --json": NOT_FINITE,
+    "inspect {huge} --output {out}": NOT_FINITE,
+    "export {huge} --to {out}": NOT_FINITE,
 }
 
 
+@pytest.fixture
+def changed(finished, tmp_path_factory):
+    """`changed(change)`: a copy of a run of CoOp with another checkpoint."""
+
+    def changed(change):
+        folder = shutil.copytree(finished("CoOp"), tmp_path_factory.mktemp("changed") / "run")
+        checkpoint = torch.load(file := folder / "prompt_learner/model.pth.tar-1", weights_only=True)
+        change(checkpoint)
+        torch.save(checkpoint, file)
+        return folder
+
+    return changed
+
+
 @pytest.mark.parametrize("line", WRONG)
-def test_wrong_arguments_end_in_one_line_and_leave_nothing(line, finished, command, photos, tmp_path, monkeypatch):
+def test_wrong_arguments_end_in_one_line_and_leave_nothing(
+    line, finished, changed, command, photos, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)  # without output/
     run = finished("MaPLe")
     places = {"photos": photos, "run": run, "tested": finished("MaPLe", "new", tests=run), "out": tmp_path / "out"}
     places |= {"checkpoint": run / "MultiModalPromptLearner", "long": "long " * 80, "text": tmp_path / "text.jpg"}
+    places["huge"] = changed(lambda checkpoint: checkpoint["state_dict"]["ctx"].fill_(1e38))
     places["text"].write_text("no image")
     program, *arguments = (item.replace("_", " ").format(**places) for item in line.split())
     done = command(PROGRAMS[program], *arguments)
@@ -172,11 +187,11 @@ def test_a_missing_model_names_the_newest_runs(command, photos, tmp_path, monkey
 def test_run_without_a_finished_training_is_refused(finished, command, photos, tmp_path):
     folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
     (folder / "results.json").unlink()
-    error = refusal(command(predict, folder, photos))
+    error = command(predict, folder, photos).error
     assert "is not finished: it has no results.json" in error and "--load-epoch" in error
     assert len(rows_of(command, folder, photos, "--load-epoch", 1)) == 5
     (folder / "config.yaml").write_text("TRAINER: [")
-    refusal(command(predict, folder, photos, "--load-epoch", 1))
+    assert "config.yaml" in command(predict, folder, photos, "--load-epoch", 1).error
 
 
 def test_class_specific_contexts_take_no_other_names(finished, command, photos):
@@ -184,7 +199,7 @@ def test_class_specific_contexts_take_no_other_names(finished, command, photos):
     assert len(rows_of(command, folder, photos)) == 5
     assert len(rows_of(command, folder, photos, "--classes", "red", "green field", "blue_lake")) == 5
     for names in (["a", "b"], ["a", "b", "c"]):
-        error = refusal(command(predict, folder, photos, "--classes", *names))
+        error = command(predict, folder, photos, "--classes", *names).error
         assert "has values of its own for each class that it was learned on" in error
 
 
@@ -207,32 +222,6 @@ def test_prompts_are_built_where_the_backbone_is(finished):
     classifier.clip.to("meta")
     classifier.device, classifier.checkpoint = torch.device("meta"), None
     assert {tensor.device.type for tensor in classifier.model_for(["a", "b"]).state_dict().values()} == {"meta"}
-
-
-@pytest.fixture
-def changed(finished, tmp_path):
-    """`changed(change)`: a copy of a run of CoOp with another checkpoint."""
-
-    def changed(change):
-        folder = shutil.copytree(finished("CoOp"), tmp_path / "changed")
-        checkpoint = torch.load(file := folder / "prompt_learner/model.pth.tar-1", weights_only=True)
-        change(checkpoint)
-        torch.save(checkpoint, file)
-        return folder
-
-    return changed
-
-
-@pytest.mark.parametrize(
-    ("module", "options"),
-    [(predict, "{photos} --json"), (export, "--to {out}"), (inspect_command, "--output {out}")],
-)
-def test_non_finite_logits_end_in_one_line(module, options, changed, command, photos, tmp_path):
-    huge = changed(lambda checkpoint: checkpoint["state_dict"]["ctx"].fill_(1e38))  # finite, unlike its logits
-    arguments = options.format(photos=photos / "a.jpg", out=tmp_path / "out").split()
-    error = refusal(command(module, huge, *arguments))
-    assert f"{huge} gives logits that are not finite: use the checkpoint of another epoch" in error
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_the_former_place_of_the_classifier_says_where_it_is_now():
@@ -300,6 +289,6 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, 
         assert (done.status, json.loads(done.printed)) == (0, expected)
         unknown = "does not say on which weights its prompts were learned: check that they are those of"
         assert done.errors == [f"{model} {unknown} {deep}"]
-    assert "no class names: give them by --classes" in refusal(command(predict, file, photos, *options[:4]))
-    error = refusal(command(predict, file, photos, *options, "--trainer", "CoOp"))
-    assert "is a checkpoint of MaPLe, not of CoOp" in error
+    assert "no class names: give them by --classes" in command(predict, file, photos, *options[:4]).error
+    other = command(predict, file, photos, *options, "--trainer", "CoOp")
+    assert "is a checkpoint of MaPLe, not of CoOp" in other.error

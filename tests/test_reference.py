@@ -1,7 +1,7 @@
 """docs/configuration.md is what docs/reference.py writes, and has every setting."""
 
-import importlib.util
 import re
+import runpy
 
 from dassl.config import get_cfg_default
 
@@ -13,10 +13,8 @@ PAGE = (ROOT / "docs/configuration.md").read_text()
 
 
 def test_page_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    assert reference.page() == PAGE, "run `python docs/reference.py`"
+    reference = runpy.run_path(str(ROOT / "docs/reference.py"))
+    assert reference["page"]() == PAGE, "run `python docs/reference.py`"
 
 
 def test_every_key_is_there():

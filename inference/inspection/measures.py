@@ -18,7 +18,6 @@ from ..classifier import PromptedClassifier
 from .tower import compared_roll_outs, layers_of, origins, shows_attention
 
 CLS, PATCH, NEW = -2, -1, 0  # ages of tokens; a prompt that was added n layers before has the age n
-ROWS = 256  # text vectors compared with the vocabulary at a time: 100 MB of distances
 GROUPS = {CLS: "CLS", PATCH: "patches", NEW: "new"}  # others are `carried n`
 
 
@@ -142,14 +141,12 @@ def nearest_words(clip: CLIP, prompts: TextPrompts, class_names: Sequence[str], 
     vocabulary = clip.token_embedding.weight.double()
     rows = []
     for layer, class_name, vectors in learned_vectors(prompts, class_names):
-        parts = [
-            torch.cdist(part, vocabulary).topk(min(k, len(vocabulary)), largest=False)
-            for part in vectors.double().split(ROWS)
-        ]
-        distances, ids = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
-        for number, norm in enumerate(vectors.double().norm(dim=-1).tolist()):
-            texts = (tokenizer().decode([token]) for token in ids[number])
+        vectors = vectors.double()
+        found = torch.cdist(vectors, vocabulary).topk(min(k, len(vocabulary)), largest=False)
+        columns = zip(found.indices.tolist(), found.values.tolist(), vectors.norm(dim=-1).tolist(), strict=True)
+        for number, (ids, distances, norm) in enumerate(columns):
+            texts = (tokenizer().decode([token]) for token in ids)
             tokens = [text.rstrip() if text.endswith(" ") else f"{text}-" for text in texts]
-            nearest = list(map(list, zip(tokens, distances[number], strict=True)))
+            nearest = list(map(list, zip(tokens, distances, strict=True)))
             rows.append({"layer": layer, "class": class_name, "vector": number, "norm": norm, "nearest": nearest})
     return rows

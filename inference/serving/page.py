@@ -63,13 +63,11 @@ class Page:
                     with gr.Row():
                         bars = [gr.Label(label=name, num_top_classes=BARS, min_width=200) for name, _ in models]
                     looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
-            changes, inputs = [image.change, edited.change], [image, edited]
-            outputs = [message, *bars]
             gr.on(
-                changes,
+                [image.change, edited.change],
                 lambda sent, text: self.classify(self.uploaded(sent), str(text or "")),
-                inputs,
-                outputs,
+                [image, edited],
+                [message, *bars],
                 **TWO_AT_A_TIME,
             )
             image.change(lambda sent: figures(self.look(self.uploaded(sent))), image, looks, **TWO_AT_A_TIME)
