@@ -70,12 +70,17 @@ LATE_AVERAGE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD",
 
 SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 
-# Methods with one YAML file, which stays theirs beside those that a user adds.
+# Methods that use one YAML file in all protocols, also if a user adds others.
 ONE_FILE = dict.fromkeys(("ZeroshotCLIP", "LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter"), "vit_b16")
 ONE_FILE |= dict.fromkeys(("LPPlusPlus", "GDA", "CLIPLoRA", "TPT", "CTPT", "MTA", "ZERO"), "vit_b16")
 ONE_FILE |= dict.fromkeys(("ZSLP", "CLAP"), "SGD_lr1e-1_B256_ep300")
-ONE_FILE |= {"TCP": "vit_b16_ep100_ctxv1", "VPT": "vit_b16_c2_ep5_batch4_4"}
-ONE_FILE |= {"DePT+CoCoOp": "vit_b16_c4_ep10_batch1_ctxv1"}
+ONE_FILE |= dict.fromkeys(("KgCoOp", "TCP"), "vit_b16_ep100_ctxv1")
+ONE_FILE |= dict.fromkeys(("CoCoOp", "DePT+CoCoOp"), "vit_b16_c4_ep10_batch1_ctxv1")
+ONE_FILE |= {"VPT": "vit_b16_c2_ep5_batch4_4", "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx"}
+ONE_FILE |= {"DePT+CoOp": "vit_b16_ep10_bs4_lr35", "DePT+KgCoOp": "vit_b16_ep10_ctxv1_bs4_lr35"}
+ONE_FILE |= {"DePT+MaPLe": "vit_b16_c2_ep10_batch4_2ctx"}
+ONE_FILE |= {"ProGrad": "vit_b16_ep100_ours"}  # the published ones are for RN50
+ONE_FILE |= {"TDA": "vit_b16"}  # not the values that were presumably chosen on test images
 
 # Method -> protocol (OTHERWISE: all others) -> its recipes; the first that fits is used. A method that is not here uses
 # the YAML file that is named after the protocol, or the only one of its folder.
@@ -101,12 +106,7 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
             Recipe("vit_b16"),
         ),
     },
-    "CoCoOp": {OTHERWISE: (Recipe("vit_b16_c4_ep10_batch1_ctxv1"),)},
-    "KgCoOp": {OTHERWISE: (Recipe("vit_b16_ep100_ctxv1"),)},
-    "ProGrad": {OTHERWISE: (Recipe("vit_b16_ep100_ours"),)},  # the published ones are for RN50
-    "TDA": {OTHERWISE: (Recipe("vit_b16"),)},  # not the values that were presumably chosen on test images
     "UPT": {"few_shot": (Recipe("vit_b16"),), OTHERWISE: (Recipe("vit_b16_ep50"),)},
-    "IVLP": {OTHERWISE: (Recipe("vit_b16_c2_ep5_batch4_2+2ctx"),)},
     "MaPLe": {
         "cross_dataset": (Recipe("vit_b16_c2_ep5_batch4_2ctx_cross_datasets"),),
         OTHERWISE: (Recipe("vit_b16_c2_ep5_batch4_2ctx"),),
@@ -134,9 +134,6 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
             Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),
         )
     },
-    "DePT+CoOp": {OTHERWISE: (Recipe("vit_b16_ep10_bs4_lr35"),)},
-    "DePT+KgCoOp": {OTHERWISE: (Recipe("vit_b16_ep10_ctxv1_bs4_lr35"),)},
-    "DePT+MaPLe": {OTHERWISE: (Recipe("vit_b16_c2_ep10_batch4_2ctx"),)},
     "MPL": {
         # The authors' script. Their repository also has vit_b4_c1_add2_rm1_cross_datasets, which no script names.
         "cross_dataset": (Recipe("vit_b4_c1_add2_rm1", ("OPTIM.MAX_EPOCH", "2")),),

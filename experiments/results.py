@@ -47,12 +47,19 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
 
     from .configuration import flatten
     from .environment import versions
+    from .predictions import tested_images
 
     device, settings, ranks = trainer.device, flatten(cfg), current_ranks().count
+    found = trainer.evaluator.results
+    split, items = tested_images(cfg, trainer)
     content = {
         **{key: settings[setting] for key, setting in RECORDED.items()},
         "dataset": title(cfg),
-        **measured(cfg, trainer),
+        "split": split,
+        "n_test": (getattr(trainer, "n_test", 0) or len(items)) if found else None,
+        **{key: found[key] if math.isfinite(found.get(key, math.nan)) else None for key in MEASURES},
+        "train_seconds": getattr(trainer, "train_seconds", None) or None,  # the published Dassl keeps no record
+        "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
         "epochs": epochs,
         "tested_epoch": tested_epoch,
         "data_use": data_use,
@@ -65,21 +72,6 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
         "versions": versions(),
     }
     return json.dumps(content, indent=1) + "\n"
-
-
-def measured(cfg, trainer) -> dict:
-    """The results of the last test of a trainer, and the seconds of training and of the test."""
-    from .predictions import tested_images
-
-    found = trainer.evaluator.results
-    split, items = tested_images(cfg, trainer)
-    return {
-        "split": split,
-        "n_test": (getattr(trainer, "n_test", 0) or len(items)) if found else None,
-        **{key: found[key] if math.isfinite(found.get(key, math.nan)) else None for key in MEASURES},
-        "train_seconds": getattr(trainer, "train_seconds", None) or None,  # the published Dassl keeps no record
-        "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
-    }
 
 
 def mark_of(run: dict) -> str:

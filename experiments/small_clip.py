@@ -221,14 +221,6 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
     return model.eval(), history
 
 
-def learning_rate(text: str) -> float:
-    """The argparse type of positive numbers."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
-    return value
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -237,11 +229,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images")
     parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps")
     parser.add_argument("--batch", type=at_least(2), default=256, help="images and captions per step")
-    parser.add_argument("--lr", type=learning_rate, default=1e-3, help="highest learning rate")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--every", type=at_least(1), default=100, help="steps between measurements")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of drawings, captions and initial weights")
     add_common_options(parser)
     args = parser.parse_args(argv)
+    if not 0 < args.lr < math.inf:
+        parser.error(f"argument --lr: expected a number > 0, got {args.lr}")
     if args.batch > args.images:
         parser.error(f"--batch {args.batch} is more than --images {args.images}: lower it")
     args.output.mkdir(parents=True, exist_ok=True)

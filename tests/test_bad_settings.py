@@ -24,7 +24,8 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("OPTIM.LR", "'OPTIM.LR' has no value", "KEY VALUE"),
     ("OPTIM 1", "OPTIM is 1: give a group of keys"),
     ("OUTPUT_DIR ''", "--output-dir is missing"),
-    ("RESUME nowhere", "there is no folder nowhere: its path exists up to ., which holds "),
+    ("RESUME nowhere", "there is no folder nowhere: its path exists up to ., which holds ", "; check --resume"),
+    ("--debug", "options come before the KEY VALUE pairs"),
     # Types and ranges: of Dassl, of this project, of a method
     ("OPTIM.LR fast", "OPTIM.LR is 'fast': give a number from 0 to 1,000"),
     ("OPTIM.MAX_EPOCH 0", "OPTIM.MAX_EPOCH is 0: give an integer from 1 to 100,000"),
@@ -72,10 +73,22 @@ def test_setting(case, refused, eurosat, tiny, tmp_path):
         (["--root", ""], "--root is missing"),
         (["--config-file", "mine.yaml"], "no config file mine.yaml"),
         (["--eval-only"], "--eval-only needs --model-dir"),
+        (["--resume", "nowhere"], "there is no folder nowhere: "),
     ],
 )
 def test_option(option, words, refused, eurosat, tiny, tmp_path):
     refused(arguments(eurosat, tiny, tmp_path / "out", options=option), words)
+
+
+def test_missing_config_file(refused, eurosat, tiny, tmp_path):
+    argv = arguments(eurosat, tiny, tmp_path / "out", options=["--config-file", ""])
+    refused(argv[: argv.index("INPUT.SIZE")], "--config-file is missing: see")
+
+
+def test_config_file_without_a_backbone(refused, eurosat, tmp_path):
+    (tmp_path / "no_backbone.yaml").write_text("OPTIM: {LR: 0.002}\n")
+    argv = arguments(eurosat, "", tmp_path / "out", options=["--config-file", tmp_path / "no_backbone.yaml"])
+    refused(argv, "MODEL.BACKBONE.NAME is missing: name the backbone in the YAML")
 
 
 YAML = [
@@ -192,3 +205,29 @@ def test_prompts_of_another_method(refused, eurosat, tiny, tmp_path):
     torch.save({"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 2}, folder / "model.pth.tar-2")
     argv = evaluate(eurosat, tiny, tmp_path, folder.parent, "--load-epoch", 2)
     refused(argv, f"{folder}/model.pth.tar-2 is a checkpoint of CoOp", "not of MPL")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": [1], "epoch": 1},
+        {"state_dict": {"prompt_learner.ctx": 3}, "epoch": 1},
+        {"state_dict": {}, "epoch": 1, "metadata": "MPL"},
+        {"state_dict": {}, "epoch": 1, "metadata": {"method": "MPL", "settings": [1]}},
+        {"state_dict": {}, "epoch": 1, "metadata": {"method": "MPL", "settings": {"N_CTX": torch.ones(2)}}},
+        {"state_dict": {}, "epoch": 1, "metadata": {"method": ["MPL"]}},
+        {"state_dict": {}, "epoch": 1, "metadata": {"class_names": [1]}},
+        {"state_dict": {}, "epoch": 1, "metadata": {"backbone": "\x1b]0;title\x07"}},
+        {"state_dict": {}, "epoch": -1},
+        {"state_dict": {}, "epoch": 10**400},
+        {"state_dict": {}, "epoch": "../../x"},
+        {"epoch": 1},
+        [1, 2],
+    ],
+)
+def test_checkpoint_of_another_form(content, refused, eurosat, tiny, tmp_path):
+    folder = tmp_path / "trained/MultiModalPromptLearner"
+    folder.mkdir(parents=True)
+    torch.save(content, folder / "model.pth.tar-1")
+    argv = evaluate(eurosat, tiny, tmp_path, tmp_path / "trained")
+    refused(argv, "model.pth.tar-1 is not a checkpoint of a training run: check --model-dir")

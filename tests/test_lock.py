@@ -14,12 +14,14 @@ from threading import Event, Thread
 import pytest
 from drawn import arguments
 from filelock import FileLock
+from yacs.config import CfgNode
 
 import experiments.run
 import train
 from common.errors import UsageError
 from experiments import lock
 from experiments.lock import HOLDER, LOCK, is_locked, locked, remove_leftover
+from experiments.output_folder import claimed
 
 HOLD = """
 import sys, time
@@ -123,6 +125,38 @@ def test_a_link_is_not_opened_for_writing(tmp_path):
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "elsewhere")
     refused(tmp_path / "run", "cannot write to the output folder .*run .*: choose another --output-dir")
     assert not (tmp_path / "elsewhere").exists()
+
+
+# The files of a start: one that fails removes its own and nothing else
+
+
+def write(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("earlier", [(), ("log.txt", "config.yaml")])
+@pytest.mark.parametrize("meanwhile", [(), ("prompt_learner/model.pth.tar-1", "log.txt-2026")])
+def test_failing_start_keeps_what_others_write(earlier, meanwhile, tmp_path):
+    write(tmp_path / "a/run", earlier)
+    before = sys.stdout
+    with pytest.raises(RuntimeError), claimed(tmp_path / "a/run") as folder, folder.start(CfgNode()):
+        assert sys.stdout is not before
+        write(tmp_path / "a/run", meanwhile)
+        raise RuntimeError
+    assert sys.stdout is before
+    left = {path.relative_to(tmp_path / "a/run").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*earlier, *meanwhile} and (left or not any(tmp_path.iterdir()))
+
+
+def test_results_are_deleted_as_files_and_a_partial_test_as_a_folder(tmp_path):
+    write(tmp_path / "run", ["results.json/kept", "partial_test/1.safetensors"])
+    with claimed(tmp_path / "run") as folder:
+        folder.remove_partial_test()
+        with pytest.raises(OSError):
+            folder.remove("predictions.npz", "results.json")
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["kept"]
 
 
 # Whole runs

@@ -187,7 +187,7 @@ def test_damaged_files_are_named_in_one_line(tested):
             read(folder)
 
 
-def test_predictions_of_another_test_are_refused(tested):
+def test_missing_predictions_and_those_of_another_test_are_named(tested):
     folder = tested()
     found = read(folder)
     images, label, names = found["image"][::-1], found["label"], found["class_names"]
@@ -198,22 +198,17 @@ def test_predictions_of_another_test_are_refused(tested):
         save(folder / FILE, found | other)
         with pytest.raises(UsageError, match="is not of the run in results.json"):
             read(folder)
+    (folder / FILE).unlink()
+    for place, missing in ((folder, FILE), (folder / "nowhere", "results.json")):
+        with pytest.raises(UsageError, match=f"has no {missing}"):
+            read(place)
 
 
-@pytest.mark.parametrize("key", ["seed", "trainer", "classes", "shots"])
-def test_results_without_what_every_run_writes_are_damaged(key, tested):
+def test_results_without_what_every_run_writes_are_damaged(tested):
     folder = tested()
     found = results(folder)
-    del found[key]
-    (folder / "results.json").write_text(json.dumps(found))
-    with pytest.raises(UsageError, match="results.json is damaged: delete it and start its run again"):
-        read(folder)
-
-
-def test_missing_predictions_are_named(tested, tmp_path):
-    folder = tested()
-    (folder / FILE).unlink()
-    with pytest.raises(UsageError, match=f"has no {FILE}"):
-        read(folder)
-    with pytest.raises(UsageError, match="has no results.json"):
-        read(tmp_path / "nowhere")
+    for lost in ("seed", "trainer", "classes", "shots"):
+        kept = {key: value for key, value in found.items() if key != lost}
+        (folder / "results.json").write_text(json.dumps(kept))
+        with pytest.raises(UsageError, match="results.json is damaged: delete it and start its run again"):
+            read(folder)

@@ -19,7 +19,7 @@ from drawn import run_for_real
 from finished import wait_until
 
 from common.errors import UsageError
-from experiments import configs, protocols
+from experiments import configs, protocols, results
 from experiments.methods import methods
 from experiments.protocols import recipe
 from experiments.scripts import command as scripts
@@ -241,13 +241,13 @@ def test_second_run_does_not_start_after_a_failed_one(script, tmp_path):
 @pytest.mark.thorough
 def test_cross_dataset_scripts_for_real(script):
     variables = {"SHOTS": 1, "SOURCE": "eurosat", "OMP_NUM_THREADS": 1, "DRY_RUN": ""}
-    results = []
+    lines = []
     for name in ("mpl/xd_train.sh", "mpl/xd_test.sh", "mpl/xd_test.sh"):
         ended, _ = script(name, "eurosat", 1, 1, *SMALL, **variables)
         assert ended.returncode == 0, ended.stderr
-        results.append(ended.stdout.splitlines()[-1])
-    assert "Already done (delete" in ended.stdout and results[1] == results[2]
-    assert re.fullmatch(r"MPL on EuroSAT 1 shots seed 1: [\d.]+% on 24 test images of all classes", results[1])
+        lines.append(ended.stdout.splitlines()[-1])
+    assert "Already done (delete" in ended.stdout and lines[1] == lines[2]
+    assert re.fullmatch(r"MPL on EuroSAT 1 shots seed 1: [\d.]+% on 24 test images of all classes", lines[1])
 
 
 @pytest.mark.thorough
@@ -322,3 +322,10 @@ def test_unfinished_training_is_an_error(script):
 @pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])
 def test_command_without_a_script_of_the_project(words, command):
     assert " is not a script of this project" in command(scripts, *words).error
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"accuracy": 5}', '{"accuracy": "x", "shots": 1, "seed": 1}'])
+def test_base2new_names_the_results_it_cannot_read(content, command, tmp_path):
+    if content:
+        (tmp_path / "results.json").write_text(content)
+    assert f"{tmp_path}/results.json" in command(results, tmp_path).error

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from drawn import METHODS, card, make_cfg
+from drawn import METHODS, card, differing, make_cfg
 
 from clip import load, load_backbone, weights
 from clip.errors import ClipError
 from common.start import ROOT
 from datasets import DatasetError, small_world
-from datasets.small_world import SmallObjects, SmallWorldSet
+from datasets.small_world import SmallObjects, SmallSource, SmallWorldSet
 from datasets.small_world.drawing import SIZE, Style, Subject, draw
+from experiments import small_clip
 from experiments.results import read_results
 
 SETS = [value for value in vars(small_world).values() if isinstance(value, type) and issubclass(value, SmallWorldSet)]
@@ -171,3 +172,43 @@ def test_zero_shot_accuracy_agrees_with_the_card(drawn, launch, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_small_settings(method):
     assert (ROOT / "configs/trainers" / method / "small.yaml").is_file()
+
+
+# --- its pre-training
+
+
+@pytest.mark.slow
+def test_pretraining_data_has_nothing_held_out():
+    rng = np.random.default_rng(0)
+    subjects = [small_clip.sample_subject(rng) for _ in range(3000)]
+    words = {word for subject in subjects for word in subject.words.split()}
+    assert words.isdisjoint({"turquoise", "crescent", "crescents", "zigzag"})
+    assert {"red", "striped", "triangle", "three", "forest", "river"} <= words
+    assert not any(small_clip.held_out(s.colour, s.texture, s.shape) for s in subjects if s.shape)
+    assert any(small_clip.held_out(s.colour, s.texture, s.shape) for s in SmallSource.subjects)
+
+
+@pytest.mark.slow
+def test_captions_describe_the_image_partly_or_fully():
+    rng = np.random.default_rng(0)
+    captions = [small_clip.caption(Subject("red", "striped", "triangle"), rng) for _ in range(200)]
+    assert all("triangle" in caption for caption in captions)
+    assert 0 < sum("red striped" in caption for caption in captions) < 200
+    assert len(set(captions)) > 40
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_pretraining_writes_weights_and_history(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(small_clip, "LAYERS", 1)
+    monkeypatch.setattr(small_clip, "UNSEEN", 50)
+    for folder in ("one", "other"):
+        options = ["--images", 24, "--batch", 8, "--every", 3, "--steps", 4, "--output", tmp_path / folder]
+        assert command(small_clip, *options).status == 0
+    one, other = (weights.read_state_dict(tmp_path / folder / "small.safetensors") for folder in ("one", "other"))
+    assert differing(one, other) == []
+    history = json.loads((tmp_path / "one/history.json").read_text())
+    assert [row["step"] for row in history] == [3, 4]
+    assert 1 < history[1]["loss"] < 4  # of the last step alone: ln 8 is chance
+    _, _, errors = command(small_clip, "--images", 3, "--output", tmp_path / "none")
+    assert errors[-1].endswith("--batch 256 is more than --images 3: lower it") and not (tmp_path / "none").exists()
