@@ -15,11 +15,10 @@ from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
 from experiments.studies import executor, inflation
-from experiments.studies.choose import RULES
+from experiments.studies.choose import RULES, decide
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK
-from experiments.studies.trials import decide
 
 pytestmark = pytest.mark.slow
 

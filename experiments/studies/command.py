@@ -14,6 +14,7 @@ from common.files import check_no_link, write_text
 from common.names import csv_cell
 from common.start import add_common_options, at_least
 
+from .choose import decide
 from .progress import Progress, collect_results
 from .spec import Run, Study
 from .study_file import load
@@ -42,7 +43,6 @@ def run(study: Study, args: argparse.Namespace) -> None:
             print(shlex.join(["python", "train.py", *each.arguments]))
         return
     from .executor import check_datasets, execute_runs
-    from .trials import decide
 
     executor, waiting = choose_executor(study, args), decide(study)
     collect_results(study, [*trials, *study.runs()])  # raises for damaged results, and those of other settings

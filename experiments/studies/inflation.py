@@ -20,13 +20,12 @@ from matplotlib.figure import Figure
 from common.errors import UsageError
 
 from ..results import read_results
-from .choose import ORACLE, VALIDATION
+from .choose import ORACLE, VALIDATION, best
 from .executor import check_validation, read_dataset
 from .plots import subplots_grid
 from .render import Cell, Table, number
 from .spec import Run, Study
 from .tables import MARK, MARKED, shots_label
-from .trials import best
 
 EPOCH, SETTINGS = "epoch", "settings"
 TABLE = ["protocol", "shots", "chosen", "by"]  # the names of a table, and of a panel
