@@ -20,8 +20,7 @@ from .spec import Run, Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
-    from .cluster import Cluster
-    from .executor import LocalExecutor
+    from .executor import Cluster, LocalExecutor
     from .tables import Summary
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
@@ -70,8 +69,7 @@ def end(failed: dict[Run, str]) -> None:
 
 def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | Cluster":
     """Ray if it is installed or --address is given; local processes if it is not, or --workers is given."""
-    from .cluster import Cluster, available
-    from .executor import LocalExecutor
+    from .executor import Cluster, LocalExecutor, available
 
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)
