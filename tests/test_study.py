@@ -192,14 +192,8 @@ def one_run(write):
 
 @pytest.fixture
 def refused(command):
-    """`refused(name, file)`: the one line of stderr of a command that exits with status 2."""
-
-    def refused(name: str, file: Path, *options) -> str:
-        status, _, errors = command(study_command, name, file, *options)
-        assert (status, len(errors)) == (2, 1)
-        return errors[0]
-
-    return refused
+    """`refused(name, file)`: the line of a command that ends with an error of its user."""
+    return lambda name, file: command(study_command, name, file).error
 
 
 def test_dry_run_prints_every_command_only(write, tmp_path, capsys):
