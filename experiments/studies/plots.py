@@ -280,8 +280,8 @@ def risk_coverage(summary: Summary, narrow: bool = False) -> Figure:
 
 
 def judged(summary: Summary) -> dict[tuple[str, str, str], dict[str, Outcome]]:
-    """The outcomes by protocol, part and dataset, then by method, of the part that pictures of single classes show: new
-    classes, or most images of each class."""
+    """The outcomes by protocol, part and dataset, then by method, of one part of each protocol: new classes, or most
+    images of each class."""
     found: dict[tuple[str, str, str], dict[str, Outcome]] = defaultdict(dict)
     for (protocol, part, method, dataset), each in read_outcomes(summary).items():
         if part == ("new" if protocol == "base2new" else summary.main_part(protocol)):
@@ -291,7 +291,9 @@ def judged(summary: Summary) -> dict[tuple[str, str, str], dict[str, Outcome]]:
 
 def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
     """The outcomes in `judged` of the method `Summary.focus`."""
-    return {key: found[summary.focus] for key, found in judged(summary).items() if summary.focus in found}
+    return {
+        key: each for key, found in judged(summary).items() for method, each in found.items() if method == summary.focus
+    }
 
 
 def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
