@@ -25,13 +25,11 @@ SMALL |= {"protocols": ["base2new", "cross_dataset"], "datasets": BASE2NEW["data
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(key=value, ...)` -> the two small studies together, with some settings changed; None removes one."""
+    """`write(key=value, ...)` -> the two small studies together, with some settings changed; None is the default."""
 
     def write(**settings):
-        changed = SMALL | {"output": str(tmp_path)} | settings
         file = tmp_path / "study.yaml"
-        kept = {key: value for key, value in changed.items() if value is not None}
-        file.write_text(yaml.safe_dump(kept, sort_keys=False))
+        file.write_text(yaml.safe_dump(SMALL | {"output": str(tmp_path)} | settings, sort_keys=False))
         return file
 
     return write
