@@ -14,6 +14,7 @@ from forked import forking_python
 from published import publishing
 from trees import build_tree
 
+from common.results import read_results
 from common.start import ROOT
 from datasets.preparing import command as preparing
 from experiments.scripts.command import main as run_script
@@ -105,6 +106,28 @@ def command(ended):
     """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
 
     return lambda module, *arguments: ended(lambda: cli_main(lambda: module.main([str(item) for item in arguments])))
+
+
+@pytest.fixture
+def reproduced(command, monkeypatch, eurosat, tmp_path):
+    """`reproduced(METHOD, backbone, option, ...)` tests the checkpoints in tmp_path/set on EuroSAT; returns an `Ended`.
+
+    The tests take place in this process on small images; their results are in tmp_path/out.
+    """
+    from finished import InThisProcess
+    from learned import SHORT
+
+    from experiments.studies import reproduce
+
+    def collected(study):
+        return {run: found for run in study.runs() if (found := read_results(run.folder))}
+
+    monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))
+    monkeypatch.setattr(reproduce, "collect_results", collected)
+    places = ["--checkpoints", tmp_path / "set", "--root", eurosat, "--output", tmp_path / "out"]
+    common = [*places, "--datasets", "eurosat"]
+    return lambda method, backbone, *options: command(reproduce, method, *common, "--backbone", backbone, *options)
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
 from experiments.studies import executor, inflation
-from experiments.studies.choose import RULES
+from experiments.studies.choose import RULES, decide
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 from experiments.studies.tables import MARK
-from experiments.studies.trials import decide
 
 pytestmark = pytest.mark.slow
 
@@ -207,12 +206,11 @@ def test_a_damaged_choice_or_trial_has_a_one_line_error(chosen, launch, command)
     assert error == f"error: there is no {made}: tools/study.py run writes it after the trials of its study"
     for damage in ("{", [], content | {"choices": [{"what": "x"}]}, content | {"settings": 1}):
         made.write_text(damage if isinstance(damage, str) else json.dumps(damage))
-        done = launch(*study.runs()[0].arguments)
-        assert done.status == 2 and len(done.errors) == 1 and str(made) in done.errors[0], done.errors
+        assert str(made) in launch(*study.runs()[0].arguments).error
     trial = study.trials()[0].folder / "results.json"
     trial.write_text(trial.read_text().replace('"val"', '"test"'))
-    done = command(study_command, "run", file, "--workers", 1)
-    assert (done.status, len(done.errors)) == (2, 1) and "not say that it was tested on val images" in done.errors[0]
+    error = command(study_command, "run", file, "--workers", 1).error
+    assert "not say that it was tested on val images" in error
 
 
 # Real runs

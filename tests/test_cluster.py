@@ -10,8 +10,7 @@ from finished import figures, wait_until
 from common.errors import UsageError
 from common.start import ROOT
 from experiments.studies import command, executor
-from experiments.studies.cluster import Cluster
-from experiments.studies.executor import LocalExecutor
+from experiments.studies.executor import Cluster, LocalExecutor
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
 

@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from drawn import results
-from finished import InThisProcess
-from learned import SHORT
 from marks import thorough_but
 from test_checkpoints import published_model, published_training
 from test_lora_files import lora_shapes, write_lora
 
 import trainers
-from experiments.studies import reproduce
 
 pytestmark = pytest.mark.slow
 
@@ -221,7 +218,7 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def tested(command, monkeypatch, eurosat, backbone, tmp_path):
+def tested(reproduced, monkeypatch, backbone, tmp_path):
     """`tested(case)` -> how `tools/reproduce.py` ended, what its tests have loaded, and their results."""
     loaded, load_prompts = [], trainers.PromptTrainer.load_prompts
 
@@ -230,17 +227,10 @@ def tested(command, monkeypatch, eurosat, backbone, tmp_path):
         state = {key: value.cpu().clone() for key, value in trainer.saved_module().state_dict().items()}
         loaded.append((state, trainer.model.classes_learned))
 
-    def collected(study):
-        return {run: results(run.folder) for run in study.runs() if (run.folder / "results.json").is_file()}
-
     monkeypatch.setattr(trainers.PromptTrainer, "load_prompts", noted)
-    monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
-    monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))  # small images
-    monkeypatch.setattr(reproduce, "collect_results", collected)
 
     def tested(case):
-        common = ["--datasets", "eurosat", "--root", eurosat, "--output", tmp_path / "out", "--backbone", backbone]
-        ended = command(reproduce, case.method, "--checkpoints", tmp_path / "set", *common, *case.options)
+        ended = reproduced(case.method, backbone, *case.options)
         return ended, loaded, [results(file.parent) for file in (tmp_path / "out").rglob("results.json")]
 
     return tested

@@ -14,13 +14,13 @@ from common.files import check_no_link, write_text
 from common.names import csv_cell
 from common.start import add_common_options, at_least
 
+from .choose import decide
 from .progress import Progress, collect_results
 from .spec import Run, Study
 from .study_file import load
 
 if TYPE_CHECKING:  # a command imports its modules when it runs: torch and pandas take seconds
-    from .cluster import Cluster
-    from .executor import LocalExecutor
+    from .executor import Cluster, LocalExecutor
     from .tables import Summary
 
 DESCRIPTION = "Run and compare many methods: python tools/study.py run studies/small.yaml"
@@ -42,7 +42,6 @@ def run(study: Study, args: argparse.Namespace) -> None:
             print(shlex.join(["python", "train.py", *each.arguments]))
         return
     from .executor import check_datasets, execute_runs
-    from .trials import decide
 
     executor, waiting = choose_executor(study, args), decide(study)
     collect_results(study, [*trials, *study.runs()])  # raises for damaged results, and those of other settings
@@ -70,8 +69,7 @@ def end(failed: dict[Run, str]) -> None:
 
 def choose_executor(study: Study, args: argparse.Namespace) -> "LocalExecutor | Cluster":
     """Ray if it is installed or --address is given; local processes if it is not, or --workers is given."""
-    from .cluster import Cluster, available
-    from .executor import LocalExecutor
+    from .executor import Cluster, LocalExecutor, available
 
     if args.address or (available() and not args.workers):
         return Cluster(args.address, study.cpus, study.gpus)

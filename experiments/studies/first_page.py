@@ -1,6 +1,6 @@
 """The results of a study for a reader with one minute: sentences, and a table for each protocol."""
 
-import math
+from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
@@ -18,47 +18,47 @@ def overview(summary: Summary) -> list[Table]:
     tables = []
     for protocol, cells in summary.cells.query("dataset == 'average'").groupby("protocol", sort=False):
         cells = cells[cells["mean"].notna().groupby(cells["method"]).transform("any")]
+        if cells.empty:
+            continue
         main = summary.main_part(protocol)
+        ranked = cells["part"] == main  # this column comes first, and sorts the methods
+        best_first = cells[ranked].sort_values("mean", ascending=False, kind="stable")
+        header, rows = grid(pd.concat([best_first, cells[~ranked]]), "part", partial(accuracy, summary))
         times = summary.times[summary.times["protocol"] == protocol]
         if protocol == "few_shot":  # every number of shots is trained
             times = times[times["part"] == main]
-        several, devices = times["device"].nunique() > 1, ", ".join(times["device"].dropna().unique())
-        cells = cells.sort_values("part", key=lambda part: part != main, kind="stable")  # what ranks them comes first
-        order = cells[cells["part"] == main].set_index("method")["mean"].sort_values(ascending=False, kind="stable")
-        header, rows = grid(cells, "part", partial(accuracy, summary))
-        rows.sort(key=lambda row: list(order.index).index(row[0].text))
-        calibration = summary.measures.query("protocol == @protocol").pivot(
-            index="method", columns="part", values="ece"
-        )
-        parts = [part for part in header if part in calibration and calibration[part].notna().any()]
-        chosen = {row[0].text: chosen_on(summary, protocol, row[0].text) for row in rows}
-        for row in rows:
-            name = row[0].text
-            own = times[times["method"] == name].itertuples()
-            taken = ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in own)
-            row.append(Cell(taken or MISSING))
-            row += [Cell(number(calibration[part].get(name, math.nan), ".1f")) for part in parts]
-            row += [Cell(chosen[name])] if any(chosen.values()) else []
-        header += ["training time (s)", *(f"ECE, {part} (%)" for part in parts)]
-        header += ["chosen on images"] if any(chosen.values()) else []
+        several, devices = times["device"].nunique() > 1, ", ".join(times["device"].unique())
+        seconds = {
+            name: ", ".join(f"{time.seconds:.1f}" + f" ({time.device})" * several for time in own.itertuples())
+            for name, own in times.groupby("method")
+        }
+        more: dict[str, Mapping | pd.Series] = {"training time (s)": seconds}
+        measures = summary.measures.query("protocol == @protocol").set_index("method")
+        for part in header[1:]:
+            ece = measures.loc[measures["part"] == part, "ece"]
+            if ece.notna().any():
+                more[f"ECE, {part} (%)"] = ece.map(partial(number, form=".1f"))
+        choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
+        if any(choices.values()):
+            more["chosen on images"] = choices
+        rows = [[*row, *(Cell(texts.get(row[0].text, MISSING)) for texts in more.values())] for row in rows]
         note = f"Sorted by {main}. {describe_spread(summary)} Averages over {', '.join(summary.averaged(protocol))}. "
         note += f"Training time: mean of a run{f' on {devices}' if devices else ''}.{about_mark(cells)}"
-        tables += [Table(f"Summary: {protocol}", header, rows, note)] if rows else []
+        tables.append(Table(f"Summary: {protocol}", [*header, *more], rows, note))
     return tables
 
 
 def chosen_on(summary: Summary, protocol: str, method: str) -> str:
     """The choices of a method's runs and their images, by the data-use cards; empty without cards."""
-    texts = set()
-    for run, found in summary.results.items():
-        card = found.get("data_use") if (run.protocol, run.variant.name) == (protocol, method) else None
-        if card:
-            choices = card.get("choose")
-            texts |= {"not known"} if choices is None else {"nothing"} if not choices else set()
-            for each in choices or ():
-                text = f"{printable(each.get('what'))}: {printable(each.get('split'))}"
-                texts.add(marked(text, each["test_images"] > 0))
-    return ", ".join(sorted(texts - {"nothing"}) or texts)
+    names = protocol, method
+    own = [found for run, found in summary.results.items() if (run.protocol, run.variant.name) == names]
+    cards = [card for found in own if (card := found.get("data_use"))]
+    texts = {"not known" for card in cards if card.get("choose") is None}
+    for card in cards:
+        for each in card.get("choose") or ():
+            text = f"{printable(each.get('what'))}: {printable(each.get('split'))}"
+            texts.add(marked(text, each["test_images"] > 0))
+    return ", ".join(sorted(texts)) or ("nothing" if cards else "")
 
 
 def headlines(summary: Summary) -> list[str]:

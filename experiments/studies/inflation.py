@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -20,13 +21,12 @@ from matplotlib.figure import Figure
 from common.errors import UsageError
 
 from ..results import read_results
-from .choose import ORACLE, VALIDATION
+from .choose import ORACLE, VALIDATION, best
 from .executor import check_validation, read_dataset
 from .plots import subplots_grid
 from .render import Cell, Table, number
 from .spec import Run, Study
 from .tables import MARK, MARKED, shots_label
-from .trials import best
 
 EPOCH, SETTINGS = "epoch", "settings"
 TABLE = ["protocol", "shots", "chosen", "by"]  # the names of a table, and of a panel
@@ -100,19 +100,19 @@ def choices(study: Study) -> list[Choice]:
 def of_settings(study: Study) -> Iterator[Choice]:
     """One choice for all seeds, as the study makes it. The default are the first values."""
     for search in study.searches:
+        if not all(read_results(run.folder) for run in chain(*search.own.values(), *search.trials.values())):
+            continue
         oracle, tested = study.choose.by == ORACLE, study.choose.rule.split == "test"
+        validated = oracle and has_validation(study.root, search.dataset)
         candidates = {}
-        for values, trials in search.trials.items():
-            own = search.own[values]
-            if not all(read_results(run.folder) for run in (*own, *trials)):
-                break
+        for values, own in search.own.items():
             tests = own if tested else tuple(evaluation(study, run, "test") for run in own)
-            validated = own if oracle and has_validation(study.root, search.dataset) else ()
-            choosing = tuple(evaluation(study, run, "val") for run in validated) if oracle else trials
+            choosing = () if oracle else search.trials[values]
+            if validated:
+                choosing = tuple(evaluation(study, run, "val") for run in own)
             candidates[" ".join(values)] = Candidate(tests, choosing)
-        else:
-            of = (search.protocol, search.shots, SETTINGS, VALIDATION if oracle else study.choose.by)
-            yield Choice(*of, search.variant.name, search.dataset, next(iter(candidates)), candidates)
+        of = (search.protocol, search.shots, SETTINGS, VALIDATION if oracle else study.choose.by)
+        yield Choice(*of, search.variant.name, search.dataset, next(iter(candidates)), candidates)
 
 
 def of_epochs(study: Study) -> Iterator[Choice]:

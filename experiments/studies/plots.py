@@ -246,11 +246,6 @@ def read_outcomes(summary: Summary) -> Outcomes:
     return {key: found[key] for key in in_order if key in found}
 
 
-def judged(summary: Summary, protocol: str) -> str:
-    """The part of a protocol that pictures of single classes show: new classes, or most images of each class."""
-    return "new" if protocol == "base2new" else summary.main_part(protocol)
-
-
 def reliability(summary: Summary, narrow: bool = False) -> Figure:
     """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below the diagonal a method
     is too confident, above it not confident enough. Bins with fewer than ten images are left out."""
@@ -284,14 +279,27 @@ def risk_coverage(summary: Summary, narrow: bool = False) -> Figure:
     return figure
 
 
+def judged(summary: Summary) -> dict[tuple[str, str, str], dict[str, Outcome]]:
+    """The outcomes by protocol, part and dataset, then by method, of one part of each protocol: new classes, or most
+    images of each class."""
+    found: dict[tuple[str, str, str], dict[str, Outcome]] = defaultdict(dict)
+    for (protocol, part, method, dataset), each in read_outcomes(summary).items():
+        if part == ("new" if protocol == "base2new" else summary.main_part(protocol)):
+            found[protocol, part, dataset][method] = each
+    return found
+
+
+def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
+    """The outcomes in `judged` of the method `Summary.focus`."""
+    return {
+        key: each for key, found in judged(summary).items() for method, each in found.items() if method == summary.focus
+    }
+
+
 def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
     """Accuracy by class, sorted, of all seeds together: the left end has the worst classes of each method."""
-    panels: dict[tuple[str, str, str], dict[str, Outcome]] = defaultdict(dict)
-    for (protocol, part, method, dataset), found in read_outcomes(summary).items():
-        if part == judged(summary, protocol):
-            panels[protocol, part, dataset][method] = found
     styles = plot_styles(summary)
-    figure, drawn = subplots_grid(panels, narrow=narrow)
+    figure, drawn = subplots_grid(judged(summary), narrow=narrow)
     for ax, (protocol, part, dataset), methods in drawn:
         for method, found in methods.items():
             values = [value for _, value in found.recalls()]
@@ -301,15 +309,6 @@ def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
         ax.set(ylim=(0, 102))
         ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
-
-
-def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
-    """The outcomes of the method `Summary.focus`: for each protocol and dataset, those of the part that is judged."""
-    return {
-        (protocol, part, dataset): found
-        for (protocol, part, method, dataset), found in read_outcomes(summary).items()
-        if method == summary.focus and part == judged(summary, protocol)
-    }
 
 
 def confusion(summary: Summary, narrow: bool = False) -> Figure:

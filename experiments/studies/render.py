@@ -1,7 +1,6 @@
 """The results of a study as tables to read: Markdown, and LaTeX's tabular."""
 
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,24 +52,20 @@ def build_tables(summary: Summary) -> list[Table]:
 
 def chosen(summary: Summary) -> list[Table]:
     """The settings that trials have chosen; no table for a study without `choose`."""
-    tables, by = [], summary.study.choose.by
-    made: dict[tuple[str, int], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    tables, found, by = [], [], summary.study.choose.by
     for search in summary.study.searches:
         if search.file.is_file():
             settings = read_chosen(str(search.file)).settings
             words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in settings.items())
-            of_method = made[search.protocol, search.shots][search.variant.name]
-            of_method[search.dataset] = f"{words} (of {len(search.trials)})"
-    for (protocol, shots), methods_of in made.items():
-        datasets = list(dict.fromkeys(name for settings in methods_of.values() for name in settings))
-        rows = [
-            [Cell(marked(name, by == ORACLE)), *(Cell(settings.get(dataset, MISSING)) for dataset in datasets)]
-            for name, settings in methods_of.items()
-        ]
-        note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations" + (
-            f". {MARKED}." if by == ORACLE else "."
-        )
-        tables.append(Table(f"{protocol}, {shots_label(shots)}: chosen settings", ["method", *datasets], rows, note))
+            name = marked(search.variant.name, by == ORACLE)
+            text = f"{words} (of {len(search.trials)})"
+            found.append((search.protocol, search.shots, name, search.dataset, text))
+    note = f"Chosen by {by}, one choice for all seeds; in brackets the number of combinations"
+    note += f". {MARKED}." if by == ORACLE else "."
+    of_tables = pd.DataFrame(found, columns=["protocol", "shots", "method", "dataset", "text"])
+    for (protocol, shots), cells in of_tables.groupby(["protocol", "shots"], sort=False):
+        title = f"{protocol}, {shots_label(shots)}: chosen settings"
+        tables.append(Table(title, *grid(cells, "dataset", lambda row: Cell(row.text)), note))
     return tables
 
 
@@ -127,10 +122,11 @@ def between(interval: tuple[float, float]) -> str:
 
 
 def grid(cells: pd.DataFrame, key: str, entry: Callable[[Any], Cell]) -> tuple[list[str], list[list[Cell]]]:
-    """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `Summary.cells`."""
+    """Header and rows of methods x the values of `key`; `entry` makes a Cell of a row of `cells`."""
     at = {(row.method, getattr(row, key)): entry(row) for row in cells.itertuples()}
-    columns = list(cells[key].unique())
-    return ["method", *columns], [[Cell(name), *(at[name, c] for c in columns)] for name in cells["method"].unique()]
+    columns, missing = list(cells[key].unique()), Cell(MISSING)
+    rows = [[Cell(name), *(at.get((name, each), missing) for each in columns)] for name in cells["method"].unique()]
+    return ["method", *columns], rows
 
 
 def accuracy(summary: Summary, cell: Any) -> Cell:

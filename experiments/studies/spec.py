@@ -230,22 +230,18 @@ class Study:
         for shots, variant in product(self.shots_of(protocol), self.variants):
             if not (keys := self.keys_of(variant)):
                 continue
-            trainings = {
-                name: [Training(protocol, variant, name, seed, shots) for seed in self.seeds] for name in names
-            }
             tried = [tuple(chain(*zip(dict(keys), values, strict=True))) for values in product(*dict(keys).values())]
-            trials = {
-                name: {
-                    values: tuple(self.run(step, name, each, values=values) for each in trainings[name])
-                    for values in tried
-                }
-                for name in names
-            }
+            trials: dict[str, dict[Values, tuple[Run, ...]]] = {}
             for name in names:
+                trainings = [Training(protocol, variant, name, seed, shots) for seed in self.seeds]
+                trials[name] = {
+                    values: tuple(self.run(step, name, each, values=values) for each in trainings) for values in tried
+                }
+            for name, own in trials.items():
                 choosing = [other for other in names if other != name] if self.choose.by == OTHERS else [name]
                 chosen = {values: tuple(chain(*(trials[each][values] for each in choosing))) for values in tried}
-                file = self.chosen_file(trainings[name][0])
-                yield Search(protocol, variant, name, shots, file, chosen, trials[name])
+                file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
+                yield Search(protocol, variant, name, shots, file, chosen, own)
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
