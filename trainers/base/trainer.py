@@ -25,14 +25,13 @@ from common.names import check_known_names
 
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
-from .checks import check_features, check_learner, check_loss
+from .checks import check_features, check_learner, check_loss, check_saved
 from .data_use import inherited
 from .features import feature_cache, kept_features
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision, usable
 from .prompted import Output, PromptedCLIP
-from .saved import check_saved
 
 Outputs = Iterator[tuple[Tensor, Tensor]]
 
