@@ -75,12 +75,10 @@ class UPT(PromptTrainer):
     """Unified Prompt Tuning (Zang et al., 2022), whose own repository has no code: this is MVLPT's implementation."""
 
     Settings = UPTSettings
+    saves_learner = True
     published = ("ctx", "vpt_embeddings*", "mvlpt_proj*")
     caveat = "as MVLPT implements it, since its authors published no code"
 
     def build_prompts(self, clip, classnames):
         require_vit(clip, "UPT", self.cfg.MODEL.BACKBONE.NAME)
         return UPTPrompts(clip, classnames, self.settings)
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner

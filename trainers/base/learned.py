@@ -27,6 +27,7 @@ class LearnedPrompts(Method):
     """A method with the prompts that a checkpoint holds, which belong to some classes and weights."""
 
     Model: ClassVar[type[PromptedCLIP]]
+    saves_learner: ClassVar[bool] = False  # whether a checkpoint has the prompt learner alone, not the whole model
     # Names of tensors with values for each class: others have those that the method starts from.
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
     model: PromptedCLIP
@@ -46,7 +47,7 @@ class LearnedPrompts(Method):
 
     def saved_module(self) -> nn.Module:
         """The module whose state dict is the checkpoint."""
-        return self.model
+        return self.model.prompt_learner if self.saves_learner else self.model
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """The facts in a checkpoint besides its learned tensors: plain values only."""

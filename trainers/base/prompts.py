@@ -181,6 +181,7 @@ class ContextTrainer(PromptTrainer):
     """A method that learns CoOp's context vectors; its `Settings` are `ContextSettings`."""
 
     published = ("ctx",)
+    saves_learner = True
 
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
         """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
@@ -190,9 +191,6 @@ class ContextTrainer(PromptTrainer):
     def build_prompts(self, clip, classnames):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
         return CoOpPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner
 
 
 def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str) -> tuple[Tensor, Tensor]:

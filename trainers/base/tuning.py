@@ -48,6 +48,7 @@ class TuningTrainer(ViewsTrainer):
 
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
     Model = PromptedCLIP
+    saves_learner = True
     started = False  # whether the context was given, by a run or by MODEL.INIT_WEIGHTS
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
@@ -66,9 +67,6 @@ class TuningTrainer(ViewsTrainer):
         start = nn.Buffer(ctx.detach())  # no training changes it
         return CoOpPrompts(clip, classnames, words, start, s.CLASS_TOKEN_POSITION)
 
-    def saved_module(self):
-        return self.model.prompt_learner
-
     def test_outputs(self, loader):
         if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
             key = f"TRAINER.{self.section()}.CTX_INIT"
@@ -76,7 +74,7 @@ class TuningTrainer(ViewsTrainer):
         return super().test_outputs(loader)
 
     def answer(self, features: Tensor, state: State) -> Tensor:
-        s, model, prompts = self.settings, self.model, self.saved_module()
+        s, model, prompts = self.settings, self.model, self.model.prompt_learner
         ctx = prompts.ctx.clone().requires_grad_()
         optimizer = torch.optim.AdamW([ctx], s.LR, weight_decay=WEIGHT_DECAY)
         kept: Any = None
