@@ -13,7 +13,7 @@ from clip import TextPrompts
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
-from .prompts import CoOpPrompts, check_position, sentence_context
+from .prompts import CoOpPrompts, Position, sentence_context
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
@@ -30,14 +30,11 @@ class TuningSettings(ViewsSettings):
 
     N_CTX: int = 4
     CTX_INIT: str = "a photo of a"
-    CLASS_TOKEN_POSITION: str = "end"
+    CLASS_TOKEN_POSITION: Position = "end"
     SELECTION: float = 0.1
     STEPS: int = 1
     LR: float = 0.005
     ranges = {"SELECTION": (0, 1), "STEPS": (1, 1000), "LR": (0, 100)}
-
-    def check(self):
-        check_position(self.CLASS_TOKEN_POSITION)
 
 
 class TuningTrainer(ViewsTrainer):
