@@ -71,7 +71,8 @@ class TuningTrainer(ViewsTrainer):
         return super().test_outputs(loader)
 
     def answer(self, features: Tensor, state: State) -> Tensor:
-        s, model, prompts = self.settings, self.model, self.model.prompt_learner
+        s, model = self.settings, self.model
+        prompts: Any = model.prompt_learner
         ctx = prompts.ctx.clone().requires_grad_()
         optimizer = torch.optim.AdamW([ctx], s.LR, weight_decay=WEIGHT_DECAY)
         kept: Any = None
