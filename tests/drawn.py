@@ -71,7 +71,7 @@ def arguments(root, backbone, output, *overrides, trainer="MPL", config="", opti
     """
     configs = ROOT / "configs"
     yaml = {"MPL": "MPL/vit_b4_c1_add2_rm1.yaml", "ZeroshotCLIP": "CoOp/vit_b16.yaml"}.get(trainer)
-    yaml = f"{trainer}/{config}.yaml" if config else yaml
+    yaml = f"{trainers.methods()[trainer].config_folder}/{config}.yaml" if config else yaml
     argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--seed", 1, "--trainer", trainer]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml"]
     argv += ["--config-file", configs / "trainers" / yaml, *options]

@@ -1,18 +1,14 @@
 """Functions that several processes execute as the ranks of one run."""
 
 import pickle
-import sys
 import tempfile
-import traceback
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-
-PATIENCE = 300
+from torch.multiprocessing.spawn import start_processes
 
 
 def in_ranks(count, function):
@@ -24,42 +20,12 @@ def in_ranks(count, function):
         return [function()]
     if torch.cuda.is_available():
         pytest.skip("a process that has used CUDA cannot fork")
-    context = get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        pipes = [context.Pipe(duplex=False) for _ in range(count)]
-        arguments = [(function, Path(folder, "store"), rank, count, pipe[1]) for rank, pipe in enumerate(pipes)]
-        processes = [context.Process(target=serve, args=each, daemon=True) for each in arguments]
-        for process, (_, sending) in zip(processes, pipes, strict=True):
-            process.start()
-            sending.close()
-        try:
-            answers = [answer_of(receiving) for receiving, _ in pipes]
-        finally:
-            for process in processes:
-                process.terminate()
-                process.join()
-    failed = [f"rank {rank}:\n{error}" for rank, (error, _) in enumerate(answers) if error]
-    assert not failed, "\n".join(failed)
-    return [result for _, result in answers]
+        start_processes(serve, (function, Path(folder), count), count, daemon=True, start_method="fork")
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(count)]
 
 
-def answer_of(receiving):
-    try:
-        if not receiving.poll(PATIENCE):
-            return f"it takes more than {PATIENCE} seconds", None
-        return pickle.loads(receiving.recv_bytes())
-    except EOFError:
-        return "it ended early", None
-
-
-def serve(function, store, rank, count, sending):
-    try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
-        )
-        answer = None, function()
-    except BaseException:  # noqa: BLE001 - the parent raises it
-        answer = traceback.format_exc(), None
-    sending.send_bytes(pickle.dumps(answer))  # `send` would share the memory of tensors with this process
-    sending.close()
-    sys.stdout.flush()
+def serve(rank, function, folder, count):
+    patience = timedelta(seconds=60)  # for the other ranks
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count, timeout=patience)
+    Path(folder, str(rank)).write_bytes(pickle.dumps(function()))

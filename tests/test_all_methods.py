@@ -10,6 +10,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from drawn import arguments
 from finished import TIMES
 from learned import NAMES, OPTIONS, images_of
 from marks import thorough_but
@@ -57,13 +58,12 @@ def train(launch, eurosat, deep, tmp_path):
         kind = methods()[method]
         quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsTrainer) else {})
         epochs = 1 if issubclass(kind, FittedTrainer) else 3
-        pairs = {"OPTIM.MAX_EPOCH": epochs, "DATASET.NUM_SHOTS": 2, "DATASET.SUBSAMPLE_CLASSES": classes}
-        pairs |= {"INPUT.SIZE": (32, 32), "TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.CACHE": False}
+        pairs = {"OPTIM.MAX_EPOCH": epochs, "DATASET.SUBSAMPLE_CLASSES": classes}
+        pairs |= {"TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.CACHE": False}
         pairs |= {f"TRAINER.{kind.section()}.{key}": value for key, value in quick.items()}
-        files = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
-        files += ["--config-file", ROOT / f"configs/trainers/{kind.config_folder}/small.yaml", "--trainer", method]
-        own = ["--root", eurosat, "--backbone", deep, "--seed", 1, "--output-dir", tmp_path / name]
-        return launch(*own, *files, *options, *(item for pair in pairs.items() for item in pair))
+        settings = [item for pair in pairs.items() for item in pair]
+        own = {"trainer": method, "config": "small", "options": options}
+        return launch(*arguments(eurosat, deep, tmp_path / name, *settings, **own))
 
     return train
 

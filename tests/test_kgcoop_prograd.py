@@ -68,7 +68,7 @@ def test_more_words_than_context_vectors_are_refused(method, words, options, pro
         (KgCoOpSettings, {"W": -1}, "W is -1: give a number from 0"),
         (KgCoOpSettings, {"CTX_INIT": "true"}, "CTX_INIT is the word 'true': write True or False"),
         (CoCoOpSettings, {"CTX_INIT": "false"}, "CTX_INIT is the word 'false': write True or False"),
-        (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': it can be end, middle"),
+        (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': give one of end"),
         (ProGradSettings, {"T": 0}, "T is 0: give a number from 0.001"),
         (ProGradSettings, {"LAMBDA": -0.5}, "LAMBDA is -0.5: give a number from 0"),
         (ProGradSettings, {"NAME": "kd"}, "NAME is 'kd': the loss of ProGrad is prograd"),

@@ -216,7 +216,7 @@ def test_rows_of_all_ranks_arrive_bit_for_bit(dtype):
 
 @pytest.mark.parametrize("precision", thorough_but(("amp",), ("fp16", "bf16", "amp")))
 def test_every_precision_computes_as_on_one_rank(precision, record, monkeypatch):
-    monkeypatch.setattr("trainers.base.trainer.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
+    monkeypatch.setattr("trainers.base.build.usable", lambda wanted, device: wanted)  # also fp16, on a CPU
 
     def losses():
         trainer = record("MPL", [*STEPS, "TRAINER.MPL.PREC", precision]).trainer

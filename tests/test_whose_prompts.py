@@ -7,21 +7,18 @@ import pytest
 import torch
 import yaml
 from dassl.utils import load_checkpoint, save_checkpoint
+from drawn import arguments
 from finished import finish
 from learned import OPTIONS
 
 from clip.random_weights import random_tensor
 from common.errors import UsageError
 from common.files import checksum
-from common.start import ROOT
 from experiments.studies.progress import collect_results
 from experiments.studies.study_file import load
 from inference import export, predict
 from inference.inspection import command as inspect_command
 from inference.models import open_models
-
-EUROSAT = ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml"]
-FEW = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
 
 
 @pytest.fixture
@@ -42,9 +39,9 @@ def train(launch, eurosat, backbone, tmp_path):
     """`train(folder, classes, *options)` runs train.py with CoOp."""
 
     def train(folder, classes="base", *options, overrides=()):
-        argv = ["--root", eurosat, "--backbone", backbone, "--output-dir", tmp_path / folder, "--seed", 1, *EUROSAT]
-        argv += ["--trainer", "CoOp", "--config-file", ROOT / "configs/trainers/CoOp/small.yaml", *options]
-        return launch(*argv, "DATASET.SUBSAMPLE_CLASSES", classes, *FEW, *overrides)
+        overrides = "DATASET.SUBSAMPLE_CLASSES", classes, *overrides
+        own = {"trainer": "CoOp", "config": "small", "options": options}
+        return launch(*arguments(eurosat, backbone, tmp_path / folder, *overrides, **own))
 
     return train
 
@@ -154,12 +151,12 @@ def test_predict_inspect_and_export_refuse_other_weights(method, train, command,
     argv = () if method == "CoOp" else ("--trainer", method)
     assert train("a", "base", *argv).status == 0
     other_weights(backbone)
-    for tool, *arguments in (
+    for tool, *argv in (
         (predict, tmp_path / "a", photos / "a.jpg"),
         (export, tmp_path / "a", "--to", tmp_path / "exported"),
         (inspect_command, tmp_path / "a", "--output", tmp_path / "inspected"),
     ):
-        ended = command(tool, *arguments, "--classes", "red", "blue")
+        ended = command(tool, *argv, "--classes", "red", "blue")
         assert (ended.status, ended.printed) == (2, "") and len(ended.errors) == 1
         assert f"{backbone} has {checksum(backbone):.16}...: give the same weights by --backbone" in ended.errors[0]
     assert not (tmp_path / "exported").exists() and not (tmp_path / "inspected").exists()

@@ -47,12 +47,10 @@ class CoCoOp(PromptTrainer):
     """Conditional Context Optimization (Zhou et al., CVPR 2022)."""
 
     Settings = CoCoOpSettings
+    saves_learner = True
     published = ("ctx", "meta_net.*")
 
     def build_prompts(self, clip, classnames):
         if (given := self.settings.CTX_INIT) is True:
             return CoCoOpPrompts(clip, classnames, *zeros_and_words(self, clip))
         return CoCoOpPrompts(clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or ""))
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner

@@ -81,11 +81,9 @@ class LinearProbe(FittedTrainer):
 
     Settings = LinearProbeSettings
     saved_as = "linear_probe"
+    saves_learner = False
     reads_text = False
     chosen, trials = {"C": "1.0"}, TRIALS
-
-    def saved_module(self):
-        return self.model
 
     def build_head(self, classes, width, rows):
         if classes < 2:

@@ -94,6 +94,7 @@ class MMA(PromptTrainer):
 
     Settings = MMASettings
     saved_as = "adapter_learner"
+    saves_learner = True
     published_sections = ("TRAINER.MMADAPTER",)
     published = ("text_adapter.*", "visual_adapter.*", "shared_adapter.*")
 
@@ -103,6 +104,3 @@ class MMA(PromptTrainer):
         if blocks < last:
             raise UsageError(f"TRAINER.MMA.ADAPTER_END is {last}", f"this backbone has {blocks} blocks")
         return MMALearner(clip, classnames, self.settings)
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner

@@ -80,6 +80,7 @@ class TCP(TaughtTrainer):
     """Textual-based Class-aware Prompt tuning (Yao et al., CVPR 2024)."""
 
     Settings = TCPSettings
+    saves_learner = True
     published_sections = ("TRAINER.COOP",)
     published = ("ctx", "meta_net.*")
     teacher_templates = {
@@ -101,9 +102,6 @@ class TCP(TaughtTrainer):
 
     def finish_model(self):
         self.model.prompt_learner.register_buffer("class_features", self.teacher.text_features, persistent=False)
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner
 
     def loss(self, output, labels):
         """Cross-entropy, and text features held near the frozen CLIP's."""

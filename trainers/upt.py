@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts
 
 from .base import PromptTrainer, require_vit
-from .base.prompts import CoOpPrompts, check_position, gaussian, text_width, vision_width
+from .base.prompts import CoOpPrompts, Position, gaussian, text_width, vision_width
 from .base.settings import MethodSettings
 
 
@@ -21,12 +21,9 @@ class UPTSettings(MethodSettings):
     N_CTX_VISION: int = 4
     PROJECT_DIM: int = 128
     DEEP: bool = True
-    CLASS_TOKEN_POSITION: str = "middle"
+    CLASS_TOKEN_POSITION: Position = "middle"
     UNIFIED: bool = False
     ranges = {"PROJECT_DIM": (1, 4096)}
-
-    def check(self):
-        check_position(self.CLASS_TOKEN_POSITION)
 
 
 def linear(inputs: int, outputs: int) -> nn.Module:
@@ -75,12 +72,10 @@ class UPT(PromptTrainer):
     """Unified Prompt Tuning (Zang et al., 2022), whose own repository has no code: this is MVLPT's implementation."""
 
     Settings = UPTSettings
+    saves_learner = True
     published = ("ctx", "vpt_embeddings*", "mvlpt_proj*")
     caveat = "as MVLPT implements it, since its authors published no code"
 
     def build_prompts(self, clip, classnames):
         require_vit(clip, "UPT", self.cfg.MODEL.BACKBONE.NAME)
         return UPTPrompts(clip, classnames, self.settings)
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner

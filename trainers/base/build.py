@@ -1,15 +1,15 @@
 """The model of a method, built in the same way for a run and for predictions."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from yacs.config import CfgNode
 
-from clip import CLIP, is_vit, load_backbone
+from clip import CLIP, BlockAdapter, WithAdded, is_vit, load_backbone
 from common.errors import UsageError
 
-from .checks import check_registered
 from .precision import usable
+from .prompted import PromptedCLIP
 
 if TYPE_CHECKING:
     from .trainer import PromptTrainer
@@ -75,3 +75,29 @@ def print_normalisation(cfg: CfgNode, clip: CLIP) -> None:
         own = getattr(clip.visual, attribute, None)
         if own and any(abs(a - b) > 1e-6 for a, b in zip(own, cfg.INPUT[key], strict=True)):
             print(f"INPUT.{key} is {cfg.INPUT[key]}, {cfg.MODEL.BACKBONE.NAME} was trained with {list(own)}")
+
+
+def check_registered(model: PromptedCLIP) -> None:
+    """Raise UsageError for a tensor in a method's private copy of the backbone that is not in the prompt learner."""
+    known = {id(tensor) for part in (model, model.frozen) for tensor in (*part.parameters(), *part.buffers())}
+    changes = (
+        getattr(module.change, "__self__", module.change)
+        for module in model.clip.modules()
+        if isinstance(module, WithAdded)
+    )
+    parts: list[Any] = [model.clip, *(adapter for adapter, _ in adapters_of(model.clip)), *changes]
+    for part in parts:
+        for name, tensor in (*part.named_parameters(), *part.named_buffers()) if hasattr(part, "modules") else ():
+            if id(tensor) not in known:
+                what = f"{type(model.prompt_learner).__name__}.install adds {type(part).__name__}.{name}"
+                raise UsageError(
+                    f"{what}, which is not in the prompt learner", "make it there: else it is neither trained nor saved"
+                )
+
+
+def adapters_of(clip: CLIP) -> list[tuple[BlockAdapter, int]]:
+    """The adapters in the blocks of a CLIP, each with the width of its tokens."""
+    found = ((getattr(module, "adapter", None), module) for module in clip.modules())
+    return [
+        (adapter, module.ln_1.normalized_shape[0]) for adapter, module in found if isinstance(adapter, BlockAdapter)
+    ]

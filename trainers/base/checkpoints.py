@@ -44,9 +44,9 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str,
     expected = os.path.join(directory, folder, checkpoint_names("", epoch)[0])
     there = [name.rpartition("-")[2] for name in reversed(checkpoint_names(os.path.dirname(expected), None)[1:])]
     if epoch is None or not there:
-        names = ", ".join(others[:8]) or "none"
-        raise UsageError(f"no {method} checkpoint {expected}", f"check --model-dir (folders in it: {names})", expected)
-    remedy = f"check --load-epoch (epochs there: {', '.join(dict.fromkeys(there))})"
+        remedy = f"check --model-dir (folders in it: {', '.join(others[:8]) or 'none'})"
+    else:
+        remedy = f"check --load-epoch (epochs there: {', '.join(dict.fromkeys(there))})"
     raise UsageError(f"no {method} checkpoint {expected}", remedy, expected)
 
 
@@ -110,11 +110,9 @@ def is_record(value: Any, kinds: Mapping[str, type]) -> bool:
     if not isinstance(value, dict) or not kinds.keys() <= value.keys():
         return False
     known = [(value[key], kind) for key, kind in {**kinds, **LATER}.items() if key in value]
-    return all(type(item) is kind and is_text_or_count(item) for item, kind in known)
-
-
-def is_text_or_count(value: Any) -> bool:
-    return not CONTROL.search(value) if isinstance(value, str) else isinstance(value, int) and 0 <= value < LARGEST
+    if any(type(item) is not kind for item, kind in known):
+        return False
+    return all(not CONTROL.search(item) if kind is str else 0 <= item < LARGEST for item, kind in known)
 
 
 def select_prompts(

@@ -1,14 +1,19 @@
 """Checks of a method's own code, at points where a mistake would give wrong numbers without an error."""
 
+import time
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from clip import CLIP, BlockAdapter, WithAdded
+from clip import BlockAdapter, current_ranks
 from common.errors import UsageError, one_line
 
+from .build import adapters_of, build_model, without_training
+from .precision import usable
 from .prompted import PromptedCLIP, PromptLearner
 
 if TYPE_CHECKING:
@@ -24,14 +29,6 @@ def check_learner(trainer: "PromptTrainer") -> None:
         raise UsageError(f"{name} has nothing to train with these settings", "change them, or set `learns = False`")
     for adapter, width in {type(adapter): (adapter, width) for adapter, width in adapters_of(model.clip)}.values():
         check_adapter(adapter, width)
-
-
-def adapters_of(clip: CLIP) -> list[tuple[BlockAdapter, int]]:
-    """The adapters in the blocks of a CLIP, each with the width of its tokens."""
-    found = ((getattr(module, "adapter", None), module) for module in clip.modules())
-    return [
-        (adapter, module.ln_1.normalized_shape[0]) for adapter, module in found if isinstance(adapter, BlockAdapter)
-    ]
 
 
 @torch.no_grad()
@@ -81,19 +78,66 @@ def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[st
     return returned
 
 
-def check_registered(model: PromptedCLIP) -> None:
-    """Raise UsageError for a tensor in a method's private copy of the backbone that is not in the prompt learner."""
-    known = {id(tensor) for part in (model, model.frozen) for tensor in (*part.parameters(), *part.buffers())}
-    changes = (
-        getattr(module.change, "__self__", module.change)
-        for module in model.clip.modules()
-        if isinstance(module, WithAdded)
+@torch.no_grad()
+def check_saved(trainer: "PromptTrainer") -> None:
+    """Check after training that a second model, which reads the checkpoint, gives the same logits.
+
+    It costs the texts twice and two test images, draws no random numbers, and does not count as training
+    time. Several ranks leave it out.
+
+    Raises:
+        UsageError: the logits differ.
+    """
+    if not trainer.get_model_names() or current_ranks().count > 1:
+        return
+    began, name, device = time.monotonic(), type(trainer).__name__, trainer.device
+    failed = ""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), redirect_stdout(StringIO()):
+        try:
+            loaded = without_training(type(trainer), trainer.cfg, trainer.class_names, trainer.dataset_template, device)
+            build_model(loaded, clip=trainer.model.frozen)
+        except AttributeError as error:  # such as `dm`: a run may do without predictions
+            failed = f"{name} cannot be built for predictions ({one_line(error)}): see build_prompts in docs/methods.md"
+        else:
+            check_same_logits(trainer, loaded)
+    if failed:
+        print(failed)
+    if hasattr(trainer, "time_start"):  # the published Dassl takes another clock
+        trainer.time_start += time.monotonic() - began
+
+
+def check_same_logits(trainer: "PromptTrainer", loaded: "PromptTrainer") -> None:
+    """Load what a trainer would save into a method without training, and compare their logits for two test images."""
+    loaded.model.towers = trainer.model.towers
+    types = {name: tensor.dtype for name, tensor in tensors_of(trainer.model)}
+    for name, tensor in tensors_of(loaded.model):
+        tensor.data = tensor.data.to(types.get(name, tensor.dtype))
+    state, metadata = trainer.saved_module().state_dict(), trainer.checkpoint_metadata()
+    loaded.load_prompts({"state_dict": state, "epoch": trainer.max_epoch, "metadata": metadata}, "the checkpoint")
+    tests = trainer.test_loader.dataset
+    images = torch.stack([tests[number]["img"] for number in range(min(2, len(tests)))]).to(trainer.device)
+    for method in (trainer, loaded):
+        method.model.eval()
+    ours, theirs = trainer.model_inference(images), loaded.model_inference(images)
+    half = usable(trainer.settings.PREC, trainer.device) != "fp32"
+    if ours.isfinite().all() and differs(ours, theirs, 10 * TOLERANCE if half else TOLERANCE):
+        names = ", ".join(unsaved(trainer.model, loaded.model))
+        what = f"{type(trainer).__name__} gives other logits than a model that reads its checkpoint"
+        remedy = "make what a test reads a Parameter or persistent Buffer of the prompt learner (docs/methods.md)"
+        raise UsageError(f"{what}{names and f', which lacks {names}'}", remedy)
+
+
+def tensors_of(model: PromptedCLIP) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def unsaved(trained: PromptedCLIP, loaded: PromptedCLIP) -> list[str]:
+    """The plain tensors of a trained model that a loaded one has otherwise, or not at all."""
+    others = dict(loaded.named_modules())
+    tensors = (
+        (f"{name}.{key}".removeprefix("."), value, vars(others[name]).get(key) if name in others else None)
+        for name, module in trained.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor)
     )
-    parts: list[Any] = [model.clip, *(adapter for adapter, _ in adapters_of(model.clip)), *changes]
-    for part in parts:
-        for name, tensor in (*part.named_parameters(), *part.named_buffers()) if hasattr(part, "modules") else ():
-            if id(tensor) not in known:
-                what = f"{type(model.prompt_learner).__name__}.install adds {type(part).__name__}.{name}"
-                raise UsageError(
-                    f"{what}, which is not in the prompt learner", "make it there: else it is neither trained nor saved"
-                )
+    return [name for name, value, other in tensors if not (isinstance(other, Tensor) and torch.equal(value, other))]

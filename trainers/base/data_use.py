@@ -172,20 +172,13 @@ def inherited(checkpoint: Mapping[str, Any]) -> tuple[list[Choice] | None, list[
     chosen by its epoch.
     """
     metadata = checkpoint.get("metadata") or {}
-    choices = inherited_choices(metadata, checkpoint.get("val_result") is not None)
-    phases = metadata.get("fit") if "inherited_choices" in metadata else None  # as below
-    return choices, None if phases is None else known_keys(phases, PHASE)
-
-
-def inherited_choices(metadata: Mapping[str, Any], is_best: bool) -> list[Choice] | None:
-    """The choices that metadata names; that of the epoch only for the best one."""
-    if "choices" not in metadata:
-        return None
-    own = [choice for choice in metadata["choices"] if choice["what"] != "epoch" or is_best]
+    is_best = checkpoint.get("val_result") is not None
+    own = [choice for choice in metadata.get("choices", []) if choice["what"] != "epoch" or is_best]
     behind = [*metadata.get("inherited_choices", []), *own]
-    if not behind and "inherited_choices" not in metadata:  # the run began from prompts that do not name theirs
-        return None
-    return known_keys(behind, KINDS)
+    says_start = "inherited_choices" in metadata  # else the run began from prompts that do not name their choices
+    choices = known_keys(behind, KINDS) if "choices" in metadata and (behind or says_start) else None
+    phases = metadata.get("fit") if says_start else None
+    return choices, None if phases is None else known_keys(phases, PHASE)
 
 
 def known_keys(records: Sequence[dict[str, Any]], kinds: Mapping[str, type]) -> list[dict[str, Any]]:

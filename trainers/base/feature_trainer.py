@@ -9,7 +9,7 @@ import torch
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -60,6 +60,7 @@ class FeatureTrainer(PromptTrainer):
     Model = HeadCLIP
     model: HeadCLIP
     transfers = False
+    saves_learner = True
     templates_of_imagenet: ClassVar[tuple[str, ...]] = ()  # instead of the dataset's sentence
     reads_text: ClassVar[bool] = True
     unit_text: ClassVar[bool] = True  # of unit length, the mean over unit features; else the mean of those of the tower
@@ -84,9 +85,6 @@ class FeatureTrainer(PromptTrainer):
 
     @property
     def head(self) -> Any:
-        return self.model.prompt_learner
-
-    def saved_module(self) -> nn.Module:
         return self.model.prompt_learner
 
     def correct(self) -> int:

@@ -26,7 +26,8 @@ from .prompted import PromptedCLIP, PromptLearner
 class LearnedPrompts(Method):
     """A method with the prompts that a checkpoint holds, which belong to some classes and weights."""
 
-    Model: ClassVar[type[PromptedCLIP]]
+    Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
+    saves_learner: ClassVar[bool] = False  # whether a checkpoint has the prompt learner alone, not the whole model
     # Names of tensors with values for each class: others have those that the method starts from.
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
     model: PromptedCLIP
@@ -46,7 +47,7 @@ class LearnedPrompts(Method):
 
     def saved_module(self) -> nn.Module:
         """The module whose state dict is the checkpoint."""
-        return self.model
+        return self.model.prompt_learner if self.saves_learner else self.model
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """The facts in a checkpoint besides its learned tensors: plain values only."""
@@ -222,13 +223,12 @@ class LearnedPrompts(Method):
             what = "the training images, their order or their classes are not those that the run to resume began with"
             raise UsageError(what, "restore the files of the dataset, or choose another --output-dir")
         before, now = (
-            (facts.get("version"), (facts.get("commit") or "")[:9]) for facts in (written, self.checkpoint_metadata())
+            f"version {facts.get('version')} (commit {facts.get('commit', '')[:9] or 'unknown'})"
+            for facts in (written, self.checkpoint_metadata())
         )
-        if before[0] and before != now:
-            words = " and with ".join(
-                f"version {version} (commit {commit or 'unknown'})" for version, commit in (before, now)
-            )
-            print(f"The results will be of two versions of this project: the run was trained with {words}")
+        if written.get("version") and before != now:
+            what = "The results will be of two versions of this project"
+            print(f"{what}: the run was trained with {before} and with {now}")
         if not written.get("weights_sha256"):
             print("The checkpoint does not say on which weights the run began: check that they are these")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .prompted import PromptLearner
 from .settings import MethodSettings
 from .trainer import PromptTrainer
 
-POSITIONS = ("end", "middle", "front")  # of the class name among context vectors
+Position = Literal["end", "middle", "front"]  # of the class name among context vectors
 WORDS = "a photo of a"
 
 
@@ -151,12 +151,6 @@ class CoOpPrompts(TemplatePrompts):
         return TextPrompts(self.ids, self.ctx, self.slots)
 
 
-def check_position(position: str) -> None:
-    """Raise UsageError for another position of the class name than CoOp's."""
-    if position not in POSITIONS:
-        raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"it can be {', '.join(POSITIONS)}")
-
-
 def check_words(given: bool | str) -> None:
     """Raise UsageError for a CTX_INIT that is a word where True or False was meant."""
     if given in ("true", "false"):
@@ -170,10 +164,9 @@ class ContextSettings(MethodSettings):
     N_CTX: int = 16
     CSC: bool = False
     CTX_INIT: bool | str = ""
-    CLASS_TOKEN_POSITION: str = "end"
+    CLASS_TOKEN_POSITION: Position = "end"
 
     def check(self):
-        check_position(self.CLASS_TOKEN_POSITION)
         check_words(self.CTX_INIT)
 
 
@@ -181,6 +174,7 @@ class ContextTrainer(PromptTrainer):
     """A method that learns CoOp's context vectors; its `Settings` are `ContextSettings`."""
 
     published = ("ctx",)
+    saves_learner = True
 
     def start(self, clip: CLIP, classes: list[int]) -> tuple[list[str], nn.Parameter]:
         """The words before the class name, and the context vectors; `classes` is [C] for class-specific ones, or []."""
@@ -190,9 +184,6 @@ class ContextTrainer(PromptTrainer):
     def build_prompts(self, clip, classnames):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
         return CoOpPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
-
-    def saved_module(self) -> nn.Module:
-        return self.model.prompt_learner
 
 
 def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str) -> tuple[Tensor, Tensor]:

@@ -54,19 +54,15 @@ class SteppedTrainer(PromptTrainer):
         super().build_data_loader()
         if self.steps < self.max_epoch:
             raise UsageError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it")
-        self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         return cosine(self, self.steps, LAST_RATE)
 
-    def before_epoch(self) -> None:
-        super().before_epoch()
+    def run_epoch(self) -> None:
         first, last = (self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1))
-        self.train_loader_x.steps = last - first
-
-    def after_train(self) -> None:
-        self.train_loader_x = self.train_loader_x.loader
-        super().after_train()
+        loader, self.train_loader_x = self.train_loader_x, Repeated(self.train_loader_x, last - first)
+        super().run_epoch()
+        self.train_loader_x = loader
 
 
 def shots_of(trainer: PromptTrainer) -> int:

@@ -1,7 +1,6 @@
 """What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -25,14 +24,13 @@ from common.names import check_known_names
 
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
-from .checks import check_features, check_learner, check_loss
+from .checks import check_features, check_learner, check_loss, check_saved
 from .data_use import inherited
 from .features import feature_cache, kept_features
 from .graphs import StepGraph
 from .learned import LearnedPrompts
-from .precision import print_precision, usable
-from .prompted import Output, PromptedCLIP
-from .saved import check_saved
+from .precision import print_precision
+from .prompted import Output
 
 Outputs = Iterator[tuple[Tensor, Tensor]]
 
@@ -44,7 +42,6 @@ class PromptTrainer(LearnedPrompts):
     `backward` where one loss is not enough.
     """
 
-    Model: ClassVar[type[PromptedCLIP]] = PromptedCLIP
     schedule_steps: ClassVar[bool] = False  # whether the learning rate changes after each step, not each epoch
 
     def finish_model(self) -> None:
@@ -97,7 +94,7 @@ class PromptTrainer(LearnedPrompts):
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
         self.model.clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
-        self.amp = usable(self.settings.PREC, self.device) == "amp"
+        self.amp = self.settings.PREC == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
@@ -142,9 +139,8 @@ class PromptTrainer(LearnedPrompts):
 
     def autocast(self):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
-        if not self.amp:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.device.type == "cpu" else torch.float16)
+        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        return torch.autocast(self.device.type, dtype, enabled=self.amp)
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, H, W) and labels (batch,) on the trainer's device."""

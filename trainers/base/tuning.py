@@ -13,7 +13,7 @@ from clip import TextPrompts
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
-from .prompts import CoOpPrompts, check_position, sentence_context
+from .prompts import CoOpPrompts, Position, sentence_context
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
@@ -30,14 +30,11 @@ class TuningSettings(ViewsSettings):
 
     N_CTX: int = 4
     CTX_INIT: str = "a photo of a"
-    CLASS_TOKEN_POSITION: str = "end"
+    CLASS_TOKEN_POSITION: Position = "end"
     SELECTION: float = 0.1
     STEPS: int = 1
     LR: float = 0.005
     ranges = {"SELECTION": (0, 1), "STEPS": (1, 1000), "LR": (0, 100)}
-
-    def check(self):
-        check_position(self.CLASS_TOKEN_POSITION)
 
 
 class TuningTrainer(ViewsTrainer):
@@ -48,6 +45,7 @@ class TuningTrainer(ViewsTrainer):
 
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
     Model = PromptedCLIP
+    saves_learner = True
     started = False  # whether the context was given, by a run or by MODEL.INIT_WEIGHTS
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
@@ -66,9 +64,6 @@ class TuningTrainer(ViewsTrainer):
         start = nn.Buffer(ctx.detach())  # no training changes it
         return CoOpPrompts(clip, classnames, words, start, s.CLASS_TOKEN_POSITION)
 
-    def saved_module(self):
-        return self.model.prompt_learner
-
     def test_outputs(self, loader):
         if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
             key = f"TRAINER.{self.section()}.CTX_INIT"
@@ -76,7 +71,8 @@ class TuningTrainer(ViewsTrainer):
         return super().test_outputs(loader)
 
     def answer(self, features: Tensor, state: State) -> Tensor:
-        s, model, prompts = self.settings, self.model, self.saved_module()
+        s, model = self.settings, self.model
+        prompts: Any = model.prompt_learner
         ctx = prompts.ctx.clone().requires_grad_()
         optimizer = torch.optim.AdamW([ctx], s.LR, weight_decay=WEIGHT_DECAY)
         kept: Any = None
