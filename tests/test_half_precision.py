@@ -10,8 +10,9 @@ from trainers.base import precision
 
 pytestmark = pytest.mark.slow
 
-# Of logits, absolute; of gradients, relative to their norm in fp32. Measured in bf16: 0.22 and 0.063 at most.
-BOUNDS = {"bf16": (0.35, 0.12), "fp16": (0.08, 0.02)}
+# Of logits, absolute; of gradients, relative to their norm in fp32. Measured on processors with and without bf16 units,
+# at most: 0.24 and 0.13 in bf16, 0.06 and 0.023 in fp16.
+BOUNDS = {"bf16": (0.35, 0.2), "fp16": (0.08, 0.035)}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUICK = {"bf16": ("CoOp", "CoCoOp", "MPL", "PromptSRC", "CLIPLoRA"), "fp16": ("CoOp", "IVLP", "MPL", "MMRL")}
 CASES = [(name, method) for name in TYPES for method in METHODS if name == "bf16" or method not in ADAPTED]

@@ -26,11 +26,9 @@ STUDIES = (ROOT / "docs/studies.md").read_text()
 README, REPRODUCE, TROUBLE = (
     (ROOT / name).read_text() for name in ("README.md", "docs/reproduce.md", "docs/troubleshooting.md")
 )
-SOURCES = "".join(
-    file.read_text()
-    for folder in ("experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
-    for file in sorted((ROOT / folder).rglob("*.py"))
-)
+ROOMS = ("experiments", "inference", "common", "datasets", "clip", "trainers", "toolbox/dassl")
+FILES = [ROOT / "train.py", *(file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")))]
+SOURCES = "".join(file.read_text() for file in FILES)
 
 
 def blocks(page: Path) -> list[str]:
