@@ -1,6 +1,6 @@
 """Measures of a test beyond accuracy: calibration, and detection of images that show none of the classes."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,19 +37,32 @@ def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probabilit
     }
 
 
-def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
-    """The expected calibration error (Guo et al., ICML 2017), from 0 to 1; bins are (lower, upper].
+def ece(
+    confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, closed: Literal["above", "below"] = "above"
+) -> float:
+    """The expected calibration error (Guo et al., ICML 2017), from 0 to 1.
 
     Args:
         confidence: (images,), the probability of the predicted class.
         correct: (images,), whether it is the label.
         bins: their number, 15 in most papers; C-TPT has 20.
+        closed: "above" is the usual definition, bins (lower, upper] in single precision. "below" is that of the code of
+            Wang et al. (ICML 2024), bins [lower, upper) in double precision; a confidence of 1 is then in no bin, and
+            yet counts in the weight of the last one.
     """
+    return float(gaps(confidence, correct, bins, closed).sum())
+
+
+def gaps(confidence: ArrayLike, correct: ArrayLike, bins: int, closed: Literal["above", "below"]) -> Floats:
+    """(bins,): |accuracy - mean confidence| of each bin of equal width, times its share of the images."""
     import torch  # whose edges are those of the published code, to the bit
 
-    edges = torch.linspace(0, 1, bins + 1).numpy()
+    edges = torch.linspace(0, 1, bins + 1).numpy() if closed == "above" else np.linspace(0, 1, bins + 1)
     values = np.asarray(confidence, dtype=edges.dtype)
-    return float(gaps(values, correct, np.searchsorted(edges, values) - 1, bins).sum())
+    side: Literal["left", "right"] = "left" if closed == "above" else "right"
+    found = np.searchsorted(edges, values, side) - 1
+    found[np.isnan(values)] = 0  # and so is the result
+    return gaps_of(values, correct, found, bins)
 
 
 def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
@@ -63,14 +76,17 @@ def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) ->
     edges = edges[np.ediff1d(edges, to_begin=np.inf) > 1e-8]
     number = max(1, len(edges) - 1)
     found = np.searchsorted(edges[1:-1], values, side="right")
-    return float(gaps(values, correct, found, number).sum())
+    return float(gaps_of(values, correct, found, number).sum())
 
 
-def gaps(confidence: Floats, correct: ArrayLike, found: NDArray[np.integer[Any]], bins: int) -> Floats:
-    """(bins,): |accuracy - mean confidence| of each bin, times its share of the images; `found` (images,) are bins."""
-    right, sure = (np.bincount(found, np.asarray(values, dtype=np.float64), bins) for values in (correct, confidence))
-    counts = np.bincount(found, minlength=bins)
-    return counts / len(confidence) * abs(right - sure) / np.maximum(counts, 1)
+def gaps_of(confidence: Floats, correct: ArrayLike, found: NDArray[np.integer[Any]], bins: int) -> Floats:
+    """(bins,): see `gaps`; `found` is the bin of each image. The bin after the last one has weight, but no members."""
+    members = found < bins
+    both = (np.asarray(values, dtype=np.float64)[members] for values in (correct, confidence))
+    right, sure = (np.bincount(found[members], values, bins) for values in both)
+    counts = np.bincount(found[members], minlength=bins)
+    weights = np.bincount(np.minimum(found, bins - 1), minlength=bins) / len(confidence)
+    return weights * abs(right - sure) / np.maximum(counts, 1)
 
 
 def detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, float]:

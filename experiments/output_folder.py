@@ -1,6 +1,5 @@
 """The output folder of a run: who may write there, what a start makes, and whether it holds another run."""
 
-import json
 import os
 import re
 import shutil
@@ -136,7 +135,7 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
-    now = json.loads(json.dumps(flatten(cfg)))  # YAML gives tuples back as lists, too
+    now = {key: as_read(value) for key, value in flatten(cfg).items()}
     try:
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it
     except ClipError:  # the file is not there: a run that is not finished says so later
@@ -156,3 +155,10 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
             another,
             folder,
         )
+
+
+def as_read(value: Any) -> Any:
+    """A setting as YAML gives it back: tuples are lists there."""
+    if isinstance(value, dict):
+        return {key: as_read(item) for key, item in value.items()}
+    return [as_read(item) for item in value] if isinstance(value, list | tuple) else value

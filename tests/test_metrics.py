@@ -49,7 +49,16 @@ def test_calibration_equals_published_code(calibration):
     for bins in (10, 15, 20):
         key = str(bins)
         assert metrics.ece(confidence, correct, bins) == pytest.approx(case["ece_bins_closed_above"][key], abs=1e-6)
+        below = metrics.ece(confidence, correct, bins, "below")
+        assert below == pytest.approx(case["ece_bins_closed_below"][key], abs=1e-6)
         assert metrics.adaptive_ece(confidence, correct, bins) == pytest.approx(case["ace"][key], abs=1e-6)
+        largest = metrics.gaps(confidence, correct, bins, "above").max()
+        assert largest == pytest.approx(case["mce_weighted"][key], abs=1e-6)
+
+
+@pytest.mark.parametrize("closed", ["above", "below"])
+def test_calibration_of_a_probability_that_is_nan_is_nan(closed):
+    assert np.isnan(metrics.ece([np.nan, 0.5], [True, False], closed=closed))
 
 
 def test_measures_are_those_of_scikit_learn():
