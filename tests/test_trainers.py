@@ -107,6 +107,15 @@ def test_a_loader_is_repeated_until_there_were_all_steps():
     assert "".join(loader) == "abcabca" and len(loader) == 7
 
 
+def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
+    """A subclass may override `run_epoch`: the loader has the steps from the start, not only in Dassl's loop."""
+    trainer, found = build("CLIPLoRA", "base", "N_ITERS", 5), []
+    assert len(trainer.train_loader_x) == trainer.steps == 10
+    trainer.run_epoch = lambda: found.append((len(trainer.train_loader_x), len(list(trainer.train_loader_x))))
+    trainer.train()
+    assert found == [(3, 3), (3, 3), (4, 4)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS))
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
