@@ -116,6 +116,14 @@ def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
     assert found == [(3, 3), (3, 3), (4, 4)]
 
 
+def test_an_autocast_around_a_trainer_holds_in_its_steps(build):
+    trainer = build("CoOp")
+    with torch.autocast("cpu", torch.bfloat16), trainer.autocast():
+        assert torch.is_autocast_enabled("cpu")
+    with trainer.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(("CoOp", "MPL", "CoCoOp", "UPT", "CLIPLoRA", "LoCoOp"), METHODS))
 def test_amp_on_a_cpu_multiplies_in_bf16_and_stays_near_fp32(method, build):
