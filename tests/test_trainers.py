@@ -27,7 +27,8 @@ from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.build import without_training
 from trainers.base.feature_trainer import FeatureTrainer
-from trainers.base.prompts import move_class_tokens
+from trainers.base.prompts import ContextSettings, move_class_tokens
+from trainers.base.settings import settings_from
 from trainers.base.steps import Repeated
 from trainers.base.test_time import ViewsTrainer
 
@@ -279,6 +280,12 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
             expected = [placeholder] * ahead + spelled[:length] + [placeholder] * (n_ctx - ahead) + spelled[length:]
             assert row == [sos, *expected, eot] + [0] * (75 - len(expected))
             assert places == [1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length]
+
+
+def test_a_position_that_only_a_methods_own_settings_accept_is_refused(build, monkeypatch):
+    monkeypatch.setattr(methods()["CoOp"], "Settings", settings_from({"CLASS_TOKEN_POSITION": "end"}, ContextSettings))
+    with pytest.raises(UsageError, match="CLASS_TOKEN_POSITION is 'side': give one of end, middle, front"):
+        build("CoOp", "all", "CLASS_TOKEN_POSITION", "side")
 
 
 @pytest.mark.parametrize("method", ["MaPLe", "IVLP"])
