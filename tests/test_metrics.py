@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from experiments import metrics
@@ -49,6 +50,10 @@ def test_calibration_equals_published_code(calibration):
     for bins in (10, 15, 20):
         key = str(bins)
         assert metrics.ece(confidence, correct, bins) == pytest.approx(case["ece_bins_closed_above"][key], abs=1e-6)
+        values = confidence.astype(np.float32)
+        found = np.searchsorted(torch.linspace(0, 1, bins + 1).numpy(), values) - 1
+        largest = metrics.gaps(values, correct, found, bins).max()
+        assert largest == pytest.approx(case["mce_weighted"][key], abs=1e-6)
         assert metrics.adaptive_ece(confidence, correct, bins) == pytest.approx(case["ace"][key], abs=1e-6)
 
 
