@@ -130,14 +130,18 @@ LIMITED = {  # the size of a file, and a setting with three values, each of whic
 }
 
 
-def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept):
+def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept, tmp_path):
     size, key, (first, oldest, last) = LIMITED[kind]
-    made = {}
+    made, own = {}, tmp_path / "cache/images-of-mine.zip"
+    own.parent.mkdir()
+    own.write_bytes(bytes(10))  # a file of the user is no file of a cache
     for value in (first, oldest, first, last):
         before = set(kept())
         values(new(key, value, "CACHE_GB", 2.5 * size / 1e9))
         made |= dict.fromkeys(set(kept()) - before, value)
         time.sleep(0.02)
+    assert own.exists()
+    own.unlink()
     assert [made[file] for file in kept()] in ([first, last], [last, first])
 
 

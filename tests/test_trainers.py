@@ -27,7 +27,8 @@ from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.build import without_training
 from trainers.base.feature_trainer import FeatureTrainer
-from trainers.base.prompts import move_class_tokens
+from trainers.base.prompts import ContextSettings, move_class_tokens
+from trainers.base.settings import settings_from
 from trainers.base.steps import Repeated
 from trainers.base.test_time import ViewsTrainer
 
@@ -105,6 +106,23 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
 def test_a_loader_is_repeated_until_there_were_all_steps():
     loader = Repeated("abc", 7)
     assert "".join(loader) == "abcabca" and len(loader) == 7
+
+
+def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
+    """A subclass may override `run_epoch`: the loader has the steps from the start, not only in Dassl's loop."""
+    trainer, found = build("CLIPLoRA", "base", "N_ITERS", 5), []
+    assert len(trainer.train_loader_x) == trainer.steps == 10
+    trainer.run_epoch = lambda: found.append((len(trainer.train_loader_x), len(list(trainer.train_loader_x))))
+    trainer.train()
+    assert found == [(3, 3), (3, 3), (4, 4)]
+
+
+def test_an_autocast_around_a_trainer_holds_in_its_steps(build):
+    trainer = build("CoOp")
+    with torch.autocast("cpu", torch.bfloat16), trainer.autocast():
+        assert torch.is_autocast_enabled("cpu")
+    with trainer.autocast():
+        assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.slow
@@ -262,6 +280,12 @@ def test_class_names_move_among_the_context_vectors(n_ctx):
             expected = [placeholder] * ahead + spelled[:length] + [placeholder] * (n_ctx - ahead) + spelled[length:]
             assert row == [sos, *expected, eot] + [0] * (75 - len(expected))
             assert places == [1 + at for at in range(n_ctx + length) if not ahead <= at < ahead + length]
+
+
+def test_a_position_that_only_a_methods_own_settings_accept_is_refused(build, monkeypatch):
+    monkeypatch.setattr(methods()["CoOp"], "Settings", settings_from({"CLASS_TOKEN_POSITION": "end"}, ContextSettings))
+    with pytest.raises(UsageError, match="CLASS_TOKEN_POSITION is 'side': give one of end, middle, front"):
+        build("CoOp", "all", "CLASS_TOKEN_POSITION", "side")
 
 
 @pytest.mark.parametrize("method", ["MaPLe", "IVLP"])

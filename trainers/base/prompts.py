@@ -194,8 +194,14 @@ def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: 
 
     Returns:
         the rows (C, positions), and the positions (C, n_ctx) of the context vectors in them.
+
+    Raises:
+        UsageError: there is no such position.
     """
-    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # vectors that stay ahead of the name
+    places = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}  # vectors that stay ahead of the name
+    if position not in places:  # a method may have a setting of another type than `Position`
+        raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"give one of {', '.join(places)}")
+    before = places[position]
     rows, slots = ids.clone(), torch.arange(1, 1 + n_ctx).repeat(len(ids), 1)
     for row, slot, name in zip(rows, slots, classnames, strict=True):
         length = int((tokenize(name, ids.shape[1]) > 0).sum()) - 2  # without SOS and EOT

@@ -54,15 +54,19 @@ class SteppedTrainer(PromptTrainer):
         super().build_data_loader()
         if self.steps < self.max_epoch:
             raise UsageError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it")
+        self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         return cosine(self, self.steps, LAST_RATE)
 
-    def run_epoch(self) -> None:
+    def before_epoch(self) -> None:
+        super().before_epoch()
         first, last = (self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1))
-        loader, self.train_loader_x = self.train_loader_x, Repeated(self.train_loader_x, last - first)
-        super().run_epoch()
-        self.train_loader_x = loader
+        self.train_loader_x.steps = last - first
+
+    def after_train(self) -> None:
+        self.train_loader_x = self.train_loader_x.loader
+        super().after_train()
 
 
 def shots_of(trainer: PromptTrainer) -> int:

@@ -1,6 +1,7 @@
 """What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -139,8 +140,9 @@ class PromptTrainer(LearnedPrompts):
 
     def autocast(self):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
-        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
-        return torch.autocast(self.device.type, dtype, enabled=self.amp)
+        if not self.amp:  # not `enabled=False`, which would end an autocast around the trainer
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.device.type == "cpu" else torch.float16)
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, H, W) and labels (batch,) on the trainer's device."""

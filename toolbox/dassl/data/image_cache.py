@@ -140,7 +140,8 @@ class KeptImages:
             for file in self.file.parent.glob(".images-*.tmp"):
                 if time.time() - file.stat().st_mtime > ABANDONED:
                     file.unlink()
-            files = sorted(self.file.parent.glob("images-*"), key=lambda file: file.stat().st_mtime)
+            own = f"images-{'?' * 32}.*"  # .npy in earlier versions; other files of the folder are the user's
+            files = sorted(self.file.parent.glob(own), key=lambda file: file.stat().st_mtime)
             excess = sum(file.stat().st_size for file in files) - limit
             for file in files:
                 if excess > 0 and file != self.file:
