@@ -15,6 +15,8 @@ from torch import Tensor
 MAX_READ = 1 << 21
 MAX_NAMES = 40_000  # of tensors in TorchScript modules, in all levels: five times those of the largest CLIP
 MAX_NAME = 1000  # letters
+MAX_NUMBERED = 10_000  # entries under numbers, which can be chosen so that finding each takes a walk past all others
+MAX_DIMENSIONS = 16  # of a tensor
 BLOCK = 1 << 18  # bytes of a tensor that are read together: they stay in the processor's cache
 LEGACY = 0x1950A86A20F9469CFC6C  # the first number in a file of torch.save before version 1.6
 
@@ -63,7 +65,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     def __init__(self, file: io.BytesIO, nbytes: int):
         super().__init__(file)
-        self.left, self.names_left = nbytes, MAX_NAMES
+        self.left, self.names_left, self.numbered_left = nbytes, MAX_NAMES, MAX_NUMBERED
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Name:
@@ -89,6 +91,8 @@ class TensorUnpickler(pickle._Unpickler):
             raise ValueError("a call of something that is not a function")
         if function in TENSORS:
             numbers, offset, size, stride = arguments[:4]
+            if len(size) > MAX_DIMENSIONS:
+                raise ValueError("a tensor has too many dimensions")
             self.append(numbers.as_strided(size, stride, offset))  # which checks that they are all in the storage
         elif function.startswith(WRAPPERS):
             self.append(arguments[0])
@@ -132,6 +136,9 @@ class TensorUnpickler(pickle._Unpickler):
         # Numbers beyond 64 bits can all have the same hash, which makes a dictionary slow.
         if not all(type(key) is str or (type(key) is int and abs(key) < 2**63) for key in items[::2]):
             raise ValueError("a key of a dictionary is neither text nor a small number")
+        self.numbered_left -= sum(type(key) is int for key in items[::2])
+        if self.numbered_left < 0:
+            raise ValueError("its dictionaries have too many numbers as keys")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_call  # type: ignore[assignment]

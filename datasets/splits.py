@@ -11,7 +11,7 @@ imported or called.
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from common.text import read_bytes, refuse
 
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
+LONGEST = 4096  # letters of a path
 FIELDS = ("_impath", "_label", "_domain", "_classname")
 # PROTO FRAME STOP MARK, None, numbers, text, the empty tuple, lists, dictionaries, the memo, names of classes, NEWOBJ
-# BUILD: what pickles of protocols 2 to 5 have. Nothing else is called, and no key is a tuple, whose hash may never end.
+# BUILD: what pickles of protocols 2 to 5 have. Nothing else is called.
 OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}su\x94qrhjc\x93\x81b"
 
 Parts = dict[str, list[Datum]]
@@ -36,19 +37,38 @@ Parts = dict[str, list[Datum]]
 class Row:
     """The attributes of a pickled `Datum`, of which nothing is called."""
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ = state  # without a copy: a file can ask for many
-
 
 class DatumUnpickler(pickle._Unpickler):
     """Python's unpickler with the operations that a list of `Datum` needs."""
 
     dispatch = {operation: pickle._Unpickler.dispatch[operation] for operation in OPERATIONS}
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
 
     def find_class(self, module: str, name: str) -> type[Row]:
         if (module, name) != DATUM:
             raise ValueError(f"it contains {module}.{name}, which is not loaded")
         return Row
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        self.stack[-1].__dict__ = state  # without a copy: a file can ask for many
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: list[Any]) -> None:
+        if not all(type(key) is str for key in items[::2]):  # other keys may take long to find
+            raise ValueError("it has a key that is not a text")
+        dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    dispatch[pickle.SETITEM[0]] = load_setitem  # type: ignore[assignment]
+    dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
 
 
 def write(stem: Path, parts: Mapping[str, list[Datum]], data: Path) -> list[Path]:
@@ -105,13 +125,20 @@ def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path)
             if other != file and other.is_file():
                 rows["val"] = lines(read_bytes(other, MOST))
         else:
-            loaded = DatumUnpickler(io.BytesIO(content)).load()
-            rows = {part: [vars(row) for row in items] for part, items in loaded.items()}
+            rows = DatumUnpickler(io.BytesIO(content)).load()
         if not rows["train"] or not {"train"} <= rows.keys() <= {"train", "val"}:
             raise ValueError("expected images for train, and perhaps for val")
+        if file.suffix != ".jsonl":
+            rows = {part: [vars(row) for row in items] for part, items in rows.items()}
+        if sum(map(len, rows.values())) > sum(map(len, split.values())):
+            raise ValueError("it has more rows than the dataset has images")
         chosen = {part: [(row["_impath"], row["_label"]) for row in rows[part]] for part in rows}
-        if not all(isinstance(path, str) and type(label) is int for part in chosen.values() for path, label in part):
-            raise TypeError("an image has no path or no label")
+        if not all(
+            isinstance(path, str) and len(path) <= LONGEST and type(label) is int
+            for part in chosen.values()
+            for path, label in part
+        ):
+            raise TypeError("an image has no path, one that is too long, or no label")
     except UsageError:
         raise
     except Exception as error:  # as many kinds as there are ways to damage a pickle

@@ -123,6 +123,8 @@ ARCHIVES = {
     "no_pickle": (lambda path: write(path, {"a": Stored()}, folder="a/b/"), "is damaged"),
     "bomb": (lambda path: write(path, b"\x80\x02" + b"N0" * 2**24 + b".", how=zipfile.ZIP_DEFLATED), "too large"),
     "large_pickle": (lambda path: write(path, bytes(MAX_READ + 1)), "too large"),
+    "dimensions": (lambda path: write(path, {"a": Stored(size=[1] * 17, stride=[1] * 17)}), "too many dimensions"),
+    "numbers_as_keys": (lambda path: write(path, {"a": dict.fromkeys(range(20_000))}), "numbers as keys"),
     "many_members": (many_members, "list of members"),
     "empty": (lambda path: zipfile.ZipFile(path, "w").close(), "is damaged"),
     "header_only": (lambda path: path.write_bytes(b"PK\3\4"), "is damaged"),

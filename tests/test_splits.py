@@ -137,8 +137,17 @@ def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_pa
     row = b"\x80\x02c" + "\n".join(splits.DATUM).encode() + b"\nq\0)\x81"
     many = b"(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(300_000))
     contents += [row + b"}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # attributes, again and again
+    setstate = b"X\x0c\0\0\0__setstate__"
+    contents += [row + b"}" + setstate + b"Nsb}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # in pickle's own way
+    part = b"X\5\0\0\0train](" + row + b"}bq\1" + b"h\1" * 1_000_000 + b"eq\2"
+    others = b"".join(b"X\3\0\0\0" + f"{number:03x}".encode() + b"h\2" for number in range(4096))
+    contents += [b"\x80\x02}(" + part + others + b"u."]  # parts that share a million rows
     contents += [row + many + b"tq\1" + b"h\0h\1\x81" * 500_000 + b"."]  # arguments
     contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
+    whole_rows = pickle.loads(whole)
+    contents += [pickle.dumps(whole_rows | {"train": whole_rows["train"] * 100})]
+    whole_rows["train"][0]._impath = "/" + "a" * 5000 + whole_rows["train"][0]._impath
+    contents += [pickle.dumps(whole_rows), pickle.dumps({**pickle.loads(whole), 1: []})]
     start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
     contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
     for content in contents:

@@ -223,6 +223,22 @@ def test_pickle_without_an_end_is_refused_soon(name, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000  # KiB
 
 
+def test_content_that_a_walk_would_not_leave_is_refused(tmp_path):
+    shared = []
+    for _ in range(60):
+        shared = [shared, shared]
+    numbered = dict.fromkeys(range(20_000))
+    for content in (shared, LOOP, ["a" * 100_000] * 100, [[None] * 10_000] * 1000, {"a": [{"b": shared}]}):
+        torch.save({"metadata": content}, tmp_path / "a")
+        refuses(tmp_path / "a", "repeats its parts too often")
+    torch.save([torch.ones(10_000)] * 100, tmp_path / "a")
+    refuses(tmp_path / "a", "repeats its parts too often")
+    torch.save(numbered, tmp_path / "a")  # those of a hostile file collide
+    refuses(tmp_path / "a", "too many numbers as keys")
+    torch.save([torch.ones([1] * 17)], tmp_path / "a")  # of 100,000, each copy takes two megabytes
+    refuses(tmp_path / "a", "too many dimensions")
+
+
 def test_large_pickle_is_read_or_refused_soon(tmp_path):
     """The limit leaves enough for 50,000 class names, but not for more operations than take some seconds."""
     torch.save({"names": [f"class name number {number}" for number in range(50_000)]}, tmp_path / "a")

@@ -138,7 +138,8 @@ class LearnedPrompts(Method):
         Classes of another dataset count only if all of them have learned names: else a name may mean something else.
         """
         before = self.learned_names(written)
-        found = {label: before.index(name) for label, name in enumerate(self.class_names) if name in before}
+        places = {name: place for place, name in reversed(list(enumerate(before)))}
+        found = {label: places[name] for label, name in enumerate(self.class_names) if name in places}
         same_dataset = "dataset" in written and self.same_dataset(written)
         return found if same_dataset or len(found) == len(self.class_names) else {}
 
@@ -207,7 +208,7 @@ class LearnedPrompts(Method):
         """Whether prompts were learned on all classes of this run."""
         names = self.learned_names(written)
         same_dataset = "class_names" not in written or self.same_dataset(written)
-        return same_dataset and all(name in names for name in self.class_names)
+        return same_dataset and set(self.class_names) <= set(names)
 
     def check_metadata(self, written: Mapping[str, Any]) -> None:
         """Dassl calls this with the metadata of a checkpoint that a run resumes from.

@@ -19,6 +19,11 @@ from .files import sha256_of
 # 0.36 MB, and that of 50,000 class names 1.6 MB.
 MAX_READ = 1 << 21
 MAX_COPIES = 10_000  # entries of all dictionaries that it copies: of counters, which schedulers have
+MAX_NUMBERED = 10_000  # entries under numbers, which can be chosen so that finding each takes a walk past all others
+MAX_DIMENSIONS = 16  # of a tensor
+MAX_VALUES = MAX_READ  # and letters, counted as often as they occur
+PLAIN = {type(None), bool, int, float}
+MAX_REPEATS = 4  # of the numbers of the whole file, in tensors that occur several times
 SEAL, SEAL_DIGITS = b"sha256:", 64
 
 # PROTO MARK STOP, constants, numbers, text, tuples, lists, dictionaries, the memo, GLOBAL BINPERSID: what torch writes,
@@ -64,7 +69,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     def __init__(self, file, storage):
         super().__init__(file)
-        self.storage, self.copies_left = storage, MAX_COPIES
+        self.storage, self.copies_left, self.numbered_left = storage, MAX_COPIES, MAX_NUMBERED
 
     def find_class(self, module, name):
         return Name(f"{module}.{name}".replace("__builtin__.", "builtins."))  # its name in Python 2
@@ -82,6 +87,8 @@ class TensorUnpickler(pickle._Unpickler):
             raise DamagedError("it calls something that is not a function")
         if function in TENSORS:
             numbers, offset, size, stride = arguments[:4]
+            if len(size) > MAX_DIMENSIONS:
+                raise DamagedError("it contains a tensor of too many dimensions")
             tensor = numbers.as_strided(size, stride, offset)  # which checks that it is inside its storage
             if tensor.numel() > len(numbers):
                 raise DamagedError("it contains a tensor that is larger than its data")
@@ -126,6 +133,9 @@ class TensorUnpickler(pickle._Unpickler):
             # Numbers beyond 64 bits can all have the same hash, which makes a dictionary slow.
             if type(key) not in (str, torch.Tensor) and not (type(key) is int and abs(key) < 2**63):
                 raise DamagedError("it contains a dictionary with a key that is neither text nor a small number")
+            self.numbered_left -= type(key) is int
+            if self.numbered_left < 0:
+                raise DamagedError("its dictionaries have too many numbers as keys")
             self.stack[-1][key] = value
 
     dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_call
@@ -174,7 +184,30 @@ def read_torch_file(path):
             file.limit = None
             if not seal and (damaged := archive.testzip()):
                 raise DamagedError(f"the CRC of {damaged} differs")
-            return _read_archive(archive)
+            content = _read_archive(archive)
+    check_repeats(content, MAX_REPEATS * size)
+    return content
+
+
+def check_repeats(content, nbytes):
+    """Raise DamagedError for parts that occur so often, or in themselves, that a walk over all would not end.
+
+    `nbytes` is the limit on the size of all tensors. Replaced objects are left out: schedulers share optimisers.
+    """
+    waiting, left = [content], MAX_VALUES
+    while waiting:
+        value = waiting.pop()
+        if type(value) in PLAIN:
+            continue
+        if isinstance(value, torch.Tensor):
+            nbytes -= value.nbytes
+        elif isinstance(value, (str, list, tuple, dict)):
+            left -= len(value)
+            if left >= 0 and not isinstance(value, str):
+                waiting.extend(value)
+                waiting.extend(value.values() if isinstance(value, dict) else ())
+        if left < 0 or nbytes < 0:
+            raise DamagedError("it repeats its parts too often")
 
 
 def _read_archive(archive):
