@@ -168,7 +168,7 @@ PICKLES = {
     "doubling_modules": MODULE + b"X\1\0\0\0th\1sb"
     + b"".join(b"q\2h\3)\x81}(X\1\0\0\0ah\2X\1\0\0\0bh\2ub" for _ in range(64)) + b".",
     "many_empty_modules": b"\x80\x02c" + text("__torch__", "M") + b"q\3)\x81q\0h\3)\x81q\1}q\2("
-    + b"".join(b"J" + struct.pack("<i", number) + b"h\0" for number in range(100_000)) + b"uh\1"
+    + b"".join(b"X\5\0\0\0%05dh\0" % number for number in range(60_000)) + b"uh\1"
     + b"h\2b" * 400_000 + b".",
     "long_name": MODULE + b"(" + b"".join(b"X\4\0\0\0%04dh\1" % number for number in range(4000)) + b"ubq\2"
     + b"h\3)\x81}X\0\0\x10\0" + b"a" * (1 << 20) + b"h\2sb.",

@@ -135,7 +135,7 @@ def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_pa
     contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]
     contents += [b"\x80\x02" + code + b"." for code in (*CODE, *WITHOUT_END)]
     row = b"\x80\x02c" + "\n".join(splits.DATUM).encode() + b"\nq\0)\x81"
-    many = b"(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(300_000))
+    many = b"(" + b"".join(b"X\6\0\0\0%06dN" % number for number in range(150_000))
     contents += [row + b"}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # attributes, again and again
     setstate = b"X\x0c\0\0\0__setstate__"
     contents += [row + b"}" + setstate + b"Nsb}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # in pickle's own way
