@@ -22,7 +22,6 @@ MAX_COPIES = 10_000  # entries of all dictionaries that it copies: of counters, 
 MAX_NUMBERED = 10_000  # entries under numbers, which can be chosen so that finding each takes a walk past all others
 MAX_DIMENSIONS = 16  # of a tensor
 MAX_VALUES = MAX_READ  # and letters, counted as often as they occur
-PLAIN = {type(None), bool, int, float}
 MAX_REPEATS = 4  # of the numbers of the whole file, in tensors that occur several times
 SEAL, SEAL_DIGITS = b"sha256:", 64
 
@@ -194,20 +193,28 @@ def check_repeats(content, nbytes):
 
     `nbytes` is the limit on the size of all tensors. Replaced objects are left out: schedulers share optimisers.
     """
-    waiting, left = [content], MAX_VALUES
-    while waiting:
-        value = waiting.pop()
-        if type(value) in PLAIN:
-            continue
-        if isinstance(value, torch.Tensor):
-            nbytes -= value.nbytes
-        elif isinstance(value, (str, list, tuple, dict)):
-            left -= len(value)
-            if left >= 0 and not isinstance(value, str):
-                waiting.extend(value)
-                waiting.extend(value.values() if isinstance(value, dict) else ())
-        if left < 0 or nbytes < 0:
-            raise DamagedError("it repeats its parts too often")
+    totals = {}  # id of a container: its values and letters, and bytes of its tensors; None until its parts are counted
+
+    def total(part):
+        if isinstance(part, torch.Tensor):
+            return 1, part.nbytes
+        return (len(part), 0) if isinstance(part, str) else totals.get(id(part), (1, 0))
+
+    waiting, endless = [(content, False)], False
+    while waiting and not endless:
+        value, parts_are_known = waiting.pop()
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        if parts_are_known:
+            counted = [total(part) for part in parts]
+            values, size = 1 + sum(number for number, _ in counted), sum(size for _, size in counted)
+            totals[id(value)], endless = (values, size), values > MAX_VALUES or size > nbytes
+        elif isinstance(value, (list, tuple, dict)):
+            endless = totals.get(id(value), 0) is None  # it is in itself
+            if id(value) not in totals:
+                totals[id(value)] = None
+                waiting += [(value, True), *((part, False) for part in parts)]
+    if endless:
+        raise DamagedError("it repeats its parts too often")
 
 
 def _read_archive(archive):
