@@ -1,12 +1,15 @@
 """The start of a command: what it needs must be installed."""
 
 import os
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
+from .errors import closest
 from .version import ROOT, __version__
 
 
@@ -38,6 +41,17 @@ def required_packages(extra: str = "") -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+class Parser(ArgumentParser):
+    """Arguments of a command. Wrong ones end it with one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        remedy = f"see {self.prog} --help"
+        if message.startswith("unrecognized") and (option := re.search("--[^ =]+", message)):
+            near = closest(option[0], re.findall(r"--[\w-]+", self.format_help()))
+            remedy = f"did you mean {near}?" if near else remedy
+        self.exit(2, f"error: {message}: {remedy}\n")
 
 
 def add_common_options(parser: ArgumentParser) -> None:

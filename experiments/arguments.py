@@ -5,7 +5,7 @@ import re
 import sys
 
 from common.errors import UsageError
-from common.start import add_common_options
+from common.start import Parser, add_common_options
 
 from .methods import methods
 
@@ -14,7 +14,7 @@ UNUSED = "for compatibility with Dassl; not used by the methods here"
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """CoOp's command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train or test one method on one dataset.",
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
         f"Methods: {', '.join(methods())}.",

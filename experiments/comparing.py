@@ -1,6 +1,5 @@
 """Two methods compared by the predictions of their runs: differences, how sure they are, and what could be seen."""
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.errors import UsageError
 from common.results import FILE, read_results
-from common.start import add_common_options
+from common.start import Parser, add_common_options
 
 from .predictions import read
 from .results import mark_of
@@ -167,7 +166,7 @@ def words(one: Compared, other: Compared) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/compare.py ONE OTHER ...`."""
     text = "Compare the first method with each other one, by the predictions of their runs on the same images."
-    parser = argparse.ArgumentParser(description=text)
+    parser = Parser(description=text)
     text = "output folder of a run, or a folder with those of several seeds"
     parser.add_argument("runs", type=Path, nargs="+", metavar="FOLDER", help=text)
     add_common_options(parser)

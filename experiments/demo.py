@@ -1,27 +1,20 @@
 """Prompt learning on a laptop: methods from base to new classes of a synthetic dataset, with the small CLIP."""
 
-import argparse
 import json
 import os
 import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
-from dassl.utils import read_image
-
-import trainers
+from common.errors import choose, choose_dataset
 from common.files import replacing, write_text
-from common.start import add_common_options, at_least, path
+from common.start import Parser, add_common_options, at_least, path
 
 from .configs import known_datasets
-from .predictions import read as read_predictions
+from .methods import methods
 from .protocols import recipe
-from .studies.executor import LocalExecutor, check_datasets, execute_runs
 from .studies.progress import collect_results
-from .studies.render import Cell, Table, markdown_grid
 from .studies.spec import Study, Variant
-from .studies.tables import Summary
 
 DESCRIPTION = "Train methods on the base classes of a synthetic dataset and test them on its base and new classes."
 EPILOG = """
@@ -40,19 +33,23 @@ PARTS = {"base": "base", "new": "new", "H": "h"}  # of a Summary, and their name
 
 def summarize(study: Study) -> dict:
     """The content of summary.json: for each method the accuracies in percent and the seconds, means over seeds."""
+    from .studies.tables import Summary
+
     summary = Summary(study, collect_results(study))
-    methods: dict[str, dict[str, float]] = {name: {} for name in summary.variants}
+    columns: dict[str, dict[str, float]] = {name: {} for name in summary.variants}
     cells = summary.cells[summary.cells["dataset"] == study.datasets[0]].fillna({"spread": 0.0})  # one seed: NaN
     for column, suffix in {"mean": "", "spread": "_std"}.items():
         for part, method, value in cells[["part", "method", column]].itertuples(index=False):
-            methods[method][PARTS[part] + suffix] = value
+            columns[method][PARTS[part] + suffix] = value
     seconds = summary.runs.groupby("method")[["train_seconds", "test_seconds"]].sum().sum(axis="columns")
     for method, value in seconds.items():
-        methods[method]["seconds"] = value / len(study.seeds)
-    return {"dataset": study.datasets[0], "seeds": list(study.seeds), "methods": methods}
+        columns[method]["seconds"] = value / len(study.seeds)
+    return {"dataset": study.datasets[0], "seeds": list(study.seeds), "methods": columns}
 
 
 def to_markdown(summary: dict) -> str:
+    from .studies.render import Cell, Table, markdown_grid
+
     rows = [
         [method, *(f"{row[key]:.1f} ± {row[f'{key}_std']:.1f}" for key in PARTS.values()), f"{row['seconds']:.0f}"]
         for method, row in summary["methods"].items()
@@ -66,7 +63,11 @@ def draw_answers(study: Study, file: Path) -> None:
     The images are the first ones of the first classes, whatever the methods answer. Before is the first method of the
     study, zero-shot CLIP; after is the last one. Both are runs of the first seed.
     """
+    import numpy as np
+    from dassl.utils import read_image
     from matplotlib.figure import Figure
+
+    from .predictions import read as read_predictions
 
     seed = [run for run in study.runs() if run.classes == "base" and run.seed == study.seeds[0]]
     runs = {"before": seed[0], "after": seed[-1]}
@@ -94,18 +95,16 @@ def draw_answers(study: Study, file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    known = trainers.methods()
+    known = methods()
     baselines = [name for name, method in known.items() if not method.learns and method.kind == "inductive"]
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)"
     )
     parser.add_argument("--root", type=path, default=Path("data"), help="folder of the dataset")
-    parser.add_argument(
-        "--dataset", default="small_objects", choices=known_datasets(), metavar="NAME", help="a synthetic dataset"
-    )
+    parser.add_argument("--dataset", default="small_objects", metavar="NAME", help="a synthetic dataset")
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
-    parser.add_argument("--methods", nargs="+", default=default, choices=known, metavar="NAME", help=described)
+    parser.add_argument("--methods", nargs="+", default=default, metavar="NAME", help=described)
     parser.add_argument(
         "--seeds", type=at_least(0), nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)"
     )
@@ -114,6 +113,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_common_options(parser)
     args = parser.parse_args(argv)
+    choose_dataset(args.dataset, known_datasets())
+    for name in args.methods:
+        choose(name, known, "method")
+    from .studies.executor import LocalExecutor, check_datasets, execute_runs  # imports torch, which takes seconds
+
     names = dict.fromkeys((*baselines, *args.methods))
     variants = tuple(Variant(name, name, recipe(name, "base2new", backbone="small").cfg) for name in names)
     for variant in variants:

@@ -1,6 +1,5 @@
 """The command `python tools/inspect.py predictions`: what the predictions of a run's test show, as pictures."""
 
-import argparse
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from common.files import new_folder, write_text
 from common.names import printable
 from common.pages import render
 from common.results import CONFIG, read_results
-from common.start import add_common_options, path
+from common.start import Parser, add_common_options, path
 
 from . import predictions
 from .configs import read_yaml
@@ -22,7 +21,7 @@ from .results import describe
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="inspect.py predictions",
         description="Draw what a test predicted: reliability, risk against coverage, accuracy by class, and confused "
         "classes with their images.",

@@ -6,27 +6,30 @@
 Its predictions are noise. The weights depend only on the sizes and on the name of each tensor.
 """
 
-import argparse
 from pathlib import Path
 
-import open_clip
-import torch
-from safetensors.torch import save_file
-
-from clip.random_weights import random_clip
+from common.errors import choose
 from common.files import replacing
-from common.start import add_common_options, at_least
+from common.start import Parser, add_common_options, at_least, required_packages
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = Parser(description=str(__doc__).splitlines()[0])
     parser.add_argument("file", type=Path, help="where to write it: .pt, or .safetensors")
-    parser.add_argument("--arch", default="ViT-B-16", choices=open_clip.list_models(), metavar="ARCH")
+    parser.add_argument("--arch", default="ViT-B-16", metavar="ARCH", help="an architecture of open_clip")
     parser.add_argument("--embed-dim", type=at_least(1))
     for size in ("image-size", "patch-size", "vision-width", "vision-layers", "text-width", "text-layers"):
         parser.add_argument(f"--{size}", type=at_least(1))
     add_common_options(parser)
     args = parser.parse_args()
+    with required_packages():
+        import open_clip
+        import torch
+        from safetensors.torch import save_file
+
+        from clip.random_weights import random_clip
+
+    choose(args.arch, open_clip.list_models(), "architecture")
     vision = {"image_size": args.image_size, "patch_size": args.patch_size}
     vision |= {"width": args.vision_width, "layers": args.vision_layers}
     text = {"width": args.text_width, "layers": args.text_layers}

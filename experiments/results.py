@@ -1,6 +1,5 @@
 """results.json: what a finished run has measured."""
 
-import argparse
 import json
 import math
 import platform
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.results import FILE, read_results, selected_on_test
-from common.start import add_common_options
+from common.start import Parser, add_common_options
 from common.version import source
 
 ERROR = "error.txt"  # next to results.json: the error of a run of a study
@@ -106,7 +105,7 @@ def described(folder: Path, run: dict) -> str:
 def main(argv: list[str] | None = None) -> None:
     """The command `python tools/base2new.py RUN ...`."""
     text = "Print one line of results for each run, and the harmonic mean after a base and a new one."
-    parser = argparse.ArgumentParser(description=text)
+    parser = Parser(description=text)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of train.py")
     add_common_options(parser)
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from clip import tokenize
 from clip.backbone import CLIP, VOCABULARY
 from common.files import replacing, write_text
-from common.start import add_common_options, at_least, path
+from common.start import Parser, add_common_options, at_least, path
 from datasets.small_world import drawing
 from datasets.small_world.drawing import Style, Subject, pick
 
@@ -222,9 +222,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, list[dict]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", type=path, default=Path("output/small_clip"), help="folder to write to")
     parser.add_argument("--images", type=at_least(1), default=48_000, help="number of training images")
     parser.add_argument("--steps", type=at_least(1), default=2_000, help="number of training steps")

@@ -8,7 +8,7 @@ from common.errors import UsageError
 from common.files import check_vacant, new_folder, write_text
 from common.names import printable
 from common.pages import render
-from common.start import path, required_packages
+from common.start import Parser, path, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names
 
@@ -16,7 +16,7 @@ KEY = "config.json"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Write the learned prompts of a model, and what is needed to use them, to a folder of their own.",
         epilog=f"{MODELS} --onnx and --weights are for the class names of the model or, if given, of "
         "--classes. Each written file is run and compared with the model. A logit that differs by more than 0.001 is "

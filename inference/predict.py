@@ -11,7 +11,7 @@ from typing import TextIO
 
 from common.errors import UsageError
 from common.names import csv_cell, printable
-from common.start import at_least, path, required_packages
+from common.start import Parser, at_least, path, required_packages
 
 from .arguments import MODELS, add_model_options, given_class_names
 
@@ -19,7 +19,7 @@ Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probabil
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Print the most probable classes of images.",
         usage="predict.py [options] MODEL [MODEL ...] IMAGE|FOLDER [...] [--classes NAME ...]",
         epilog=f"{MODELS} Several models are compared. Without a MODEL, --backbone and --classes give "

@@ -117,12 +117,12 @@ def reproduced(command, monkeypatch, eurosat, tmp_path):
     from finished import InThisProcess
     from learned import SHORT
 
-    from experiments.studies import reproduce
+    from experiments.studies import executor, reproduce
 
     def collected(study):
         return {run: found for run in study.runs() if (found := read_results(run.folder))}
 
-    monkeypatch.setattr(reproduce, "LocalExecutor", InThisProcess)
+    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
     monkeypatch.setattr(InThisProcess, "more", tuple(map(str, SHORT[4:])))
     monkeypatch.setattr(reproduce, "collect_results", collected)
     places = ["--checkpoints", tmp_path / "set", "--root", eurosat, "--output", tmp_path / "out"]

@@ -69,7 +69,7 @@ def test_failed_runs_are_reported(drawn, tmp_path, capsys):
     [
         (["--workers", "0"], "expected an integer >= 1, got '0'"),
         (["--output", " "], "argument --output: expected a path"),
-        (["--methods", "MPLL"], "invalid choice: 'MPLL'"),
+        (["--methods", "MPLL"], "there is no method 'MPLL': did you mean MPL?"),
     ],
 )
 def test_invalid_options_are_refused(tmp_path, command, options, words):

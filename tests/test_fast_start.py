@@ -13,11 +13,18 @@ from experiments.studies.study_file import load
 
 QUICK = """
 import sys
-from experiments.studies.command import main
-main(["status", {file!r}])
-slow = {{"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matplotlib"}} & set(sys.modules)
-sys.exit(f"imported: {{slow}}" if slow else 0)
+from contextlib import suppress
+from importlib import import_module
+_, name, *sys.argv[1:] = sys.argv
+main = import_module(name).main
+with suppress(SystemExit):
+    main()
+slow = {"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
+sys.exit(f"imported: {slow}" if slow else 0)
 """
+STUDIES = ("experiments.demo", "experiments.studies.command", "experiments.studies.reproduce")
+COMMANDS = (*STUDIES, "experiments.comparing", "experiments.random_clip", "inference.inspection.command")
+COMMANDS += ("inference.export", "inference.predict", "inference.serving.command", "datasets.preparing.command")
 
 
 @pytest.fixture
@@ -30,6 +37,12 @@ def ask():
 
     yield ask
     methods.kept_facts.cache_clear()
+
+
+def quick(*argv):
+    """Run the `main` of a module in a process of its own, which fails if that imports what takes seconds."""
+    argv = [sys.executable, "-c", QUICK, *map(str, argv)]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_facts_are_kept_until_a_source_file_changes(ask, monkeypatch, tmp_path):
@@ -56,10 +69,18 @@ def test_kept_facts_are_those_of_the_registry(ask, monkeypatch):
 
 def test_status_imports_nothing_slow(ask, study_file):
     ask()
-    code = QUICK.format(file=str(study_file("status")))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = quick("experiments.studies.command", "status", study_file("status"))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("0 of 4 runs are done")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_and_misspelt_options_import_nothing_slow(ask, module):
+    ask()
+    helped = quick(module, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "") and "--debug" in helped.stdout
+    wrong = quick(module, "--debugg")
+    assert wrong.returncode == 0 and wrong.stderr.startswith("error: ") and len(wrong.stderr.splitlines()) == 1
 
 
 def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):

@@ -94,8 +94,8 @@ def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
         ("MaPLe", [], "no checkpoints of MaPLe in"),
         ("MaPLe", ["--protocol", "cross_dataset"], "expected {dataset}/seed{seed}"),
         ("MaPLe", ["--checkpoints", tmp_path / "sett"], "which holds set; check --checkpoints"),
-        ("MaPL3", [], "no checkpoints of MaPLe in"),
-        ("xyz", [], "there is no method 'xyz'"),
+        ("maple", [], "no checkpoints of MaPLe in"),
+        ("MaPL3", [], "there is no method 'MaPL3': did you mean MaPLe?"),
     ):
         assert words in run(method, *options).error
     assert not (tmp_path / "out").exists()

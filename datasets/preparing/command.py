@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UsageError
 from common.files import checksum
-from common.start import add_common_options, at_least, path
+from common.start import Parser, add_common_options, at_least, path
 
 from .. import splits
 from ..base import FewShotDataset, Items, missing_files
@@ -33,9 +33,7 @@ from .sources import Source, downloadable, find, image_paths, images_by_split
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
     add = parser.add_argument
     add(
         "names",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from common.errors import UsageError
 from common.files import check_no_link, write_text
 from common.names import csv_cell
-from common.start import add_common_options, at_least
+from common.start import Parser, add_common_options, at_least
 
 from .choose import decide
 from .progress import Progress, collect_results
@@ -173,7 +173,7 @@ COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "rep
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()

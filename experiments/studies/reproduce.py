@@ -8,19 +8,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import trainers
-from common.errors import UsageError, choose, choose_dataset, closest
+from common.errors import UsageError, choose, choose_dataset
 from common.files import check_folder, write_text
-from common.start import add_common_options, at_least, path
+from common.start import Parser, add_common_options, at_least, path
 
 from ..configs import known_datasets
+from ..methods import methods
 from ..protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step, recipe
-from .executor import LocalExecutor, check_datasets, execute_runs
 from .progress import collect_results
-from .render import Cell, Table, build_tables, markdown
 from .spec import RunSequence, Study, Training, Variant
-from .tables import MARKED, Summary, marked
+
+if TYPE_CHECKING:
+    from .render import Table
+    from .tables import Summary
 
 DOMAINS = "domain_generalisation"
 PUBLISHED = json.loads(Path(__file__).with_name("published_results.json").read_text())
@@ -167,8 +169,11 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
     )
 
 
-def compared_with_authors(summary: Summary) -> list[Table]:
+def compared_with_authors(summary: "Summary") -> "list[Table]":
     """Our averages next to the published ones, from base to new classes or on ImageNet's variants, if there are any."""
+    from .render import Cell, Table
+    from .tables import MARKED, marked
+
     (variant,), cells = summary.study.variants, summary.cells
     if set(summary.study.targets) == set(VARIANTS):
         title, columns = f"{DOMAINS}: published results", [*VARIANTS, "average"]
@@ -191,7 +196,7 @@ def compared_with_authors(summary: Summary) -> list[Table]:
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("method", metavar="METHOD", help="name of the method, such as MaPLe")
     parser.add_argument("--checkpoints", type=path, required=True, metavar="FOLDER", help="folder of the checkpoints")
     parser.add_argument(
@@ -223,11 +228,15 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
-    args.method = closest(args.method, trainers.methods()) or args.method
-    choose(args.method, trainers.methods(), "method")
+    args.method = {name.lower(): name for name in methods()}.get(args.method.lower(), args.method)
+    choose(args.method, methods(), "method")
     for name in args.datasets or ():
         choose_dataset(name, known_datasets())
     study = study_of(args)
+    from .executor import LocalExecutor, check_datasets, execute_runs
+    from .render import build_tables, markdown
+    from .tables import Summary
+
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
     check_datasets(study)

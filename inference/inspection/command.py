@@ -5,7 +5,7 @@ import sys
 
 from common.errors import UsageError
 from common.files import new_folder
-from common.start import at_least, path, required_packages
+from common.start import Parser, at_least, path, required_packages
 
 from ..arguments import MODELS, add_model_options, given_class_names
 
@@ -14,7 +14,7 @@ ROLLED_OUT = 6  # images of the roll-out
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Look inside a model: the words nearest to its text vectors, the prompts at each layer, and, over "
         "images, the attention that CLS pays to patches, new prompts and carried prompts.",
         epilog=f"{MODELS} The folder gets inspect.html, inspect.json, and the pictures as PNG and SVG. "

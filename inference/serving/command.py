@@ -7,7 +7,7 @@ from tempfile import gettempdir
 from threading import Event
 
 from common.files import scratch
-from common.start import at_least, path, required_packages
+from common.start import Parser, at_least, path, required_packages
 
 from ..arguments import MODELS, add_model_options, given_class_names
 
@@ -16,7 +16,7 @@ MOST_EXAMPLES = 8
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Serve a page in the browser: drop an image, compare the probabilities of all models, edit the "
         "class names, see where the models look.",
         usage="serve.py [options] [MODEL ...] [--classes NAME ...]",
