@@ -48,7 +48,7 @@ def draw(
     Args:
         narrow: panels one below the other, for a telephone.
     """
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"})
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     of_results = (accuracy_time, few_shot, gains, critical_difference)
     for picture in (*of_results, reliability, risk_coverage, class_accuracy, confusion, worst_pairs):
         figure = picture(summary, narrow)
@@ -61,12 +61,12 @@ def draw(
 
 
 def save(figure: Figure, file: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-    """Write a figure to `file` with each of these suffixes, and close it."""
+    """Write a figure to `file` with each of these suffixes, and close it. The same figure gives the same bytes."""
+    dates = {"svg": "Date", "pdf": "CreationDate"}
     files = [file.with_name(f"{file.name}.{kind}") for kind in kinds]
     for each, kind in zip(files, kinds, strict=True):
-        with replacing(each) as partial:
-            dated: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
-            figure.savefig(partial, format=kind, dpi=150, **dated)
+        with replacing(each) as partial, plt.rc_context({"svg.hashsalt": "study"}):
+            figure.savefig(partial, format=kind, dpi=150, metadata={dates[kind]: None} if kind in dates else None)
         figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
     plt.close(figure)
     return files
