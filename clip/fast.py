@@ -25,6 +25,7 @@ slice is a tensor of the size of the whole, filled with zeros.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from open_clip import CLIP
@@ -113,12 +114,17 @@ def state_type(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
 
 
 def takes_apart(transformer: Transformer) -> bool:
-    """Whether the functions below can compute the blocks of a tower. If not, a warning says so, once a process."""
-    if is_standard(transformer):
-        return True
+    """Whether the functions below can compute the blocks of a tower. If not, a warning says so."""
+    standard = is_standard(transformer)
+    if not standard:
+        warn_of_plain_form()
+    return standard
+
+
+@cache  # Python's own filter forgets a warning whenever other code changes the filters
+def warn_of_plain_form() -> None:
     what = "blocks that are not open_clip's ResidualAttentionBlock, or that have forward hooks,"
     warnings.warn(f"a tower has {what} and runs in its plain form, which takes longer", stacklevel=1)
-    return False
 
 
 def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
