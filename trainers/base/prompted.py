@@ -169,7 +169,8 @@ class PromptedCLIP(nn.Module):
             return self._text[1]
         text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
         changes = training and self.prompt_learner.random_text
-        if text.dim() == 2 and not text.requires_grad and not changes and self.towers is not TOWERS["plain"]:
+        towers = getattr(self.towers, "towers", self.towers)  # those that SplitTowers divides
+        if text.dim() == 2 and not text.requires_grad and not changes and towers is not TOWERS["plain"]:
             self._text = state, text
         return text
 
