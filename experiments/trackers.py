@@ -124,7 +124,7 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
             tracker.add_scalar(tag, value, global_step)
 
     if trackers:  # `init_writer` then opens no other, and closes none before `finish`
-        trainer._writer = SimpleNamespace(add_scalar=add_scalar, close=lambda: None)
+        trainer.report_to(SimpleNamespace(add_scalar=add_scalar, close=lambda: None))
     folder, results = Path(cfg.OUTPUT_DIR), None
     before, threading.excepthook = threading.excepthook, report_thread
     try:

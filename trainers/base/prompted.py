@@ -1,6 +1,7 @@
 """A frozen CLIP under learned prompts: the model of every method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,16 @@ class PromptedCLIP(nn.Module):
     def split(self, ranks: Ranks) -> None:
         """From now on, compute this rank's part of the towers' work."""
         self.towers = SplitTowers(self.towers, ranks, self)
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Within it, `output` also reads this of the image tower."""
+        before = self.read
+        self.read = {*([before] if isinstance(before, str) else before), what}
+        try:
+            yield
+        finally:
+            self.read = before
 
     @property
     def features_are_frozen(self) -> bool:
