@@ -122,15 +122,15 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
 
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, beside, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
+    adapter, parallel, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
     if adapter is not None and "parallel" in adapter.defined:
-        beside = change_of(block, "parallel", normed(block.ln_1, x, products), packing)
+        parallel = change_of(block, "parallel", normed(block.ln_1, x, products), packing)
     projected = applied(block.attn.out_proj, attended)
     x = x + block.ls_1(plus(projected, change_of(block, "attention_output", attended, packing)))
     hidden, mlp = normed(block.ln_2, x, products), block.mlp
     quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
-    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), beside)
+    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), parallel)
 
 
 def not_half(x: Tensor) -> Tensor:

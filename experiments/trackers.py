@@ -27,7 +27,7 @@ PARAMS = 100  # settings in a request to MLflow
 
 
 class TensorBoard:
-    """As all trackers, it takes figures by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
+    """As all trackers, it takes numbers by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
 
     `finish(results, files)` ends it with the run's results (None: it failed) and its files {path: folder}.
     """

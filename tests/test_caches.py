@@ -134,7 +134,7 @@ def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept, tmp_path):
     size, key, (first, oldest, last) = LIMITED[kind]
     made, own = {}, tmp_path / "cache/images-of-mine.zip"
     own.parent.mkdir()
-    own.write_bytes(bytes(10))  # a file of the user is no file of a cache
+    own.write_bytes(bytes(10))  # files of the user do not belong to the cache
     for value in (first, oldest, first, last):
         before = set(kept())
         values(new(key, value, "CACHE_GB", 2.5 * size / 1e9))

@@ -52,7 +52,7 @@ class FeatureTrainer(PromptTrainer):
     """A method that learns a head by gradients, in batches of features.
 
     It defines `build_head`, and `start` if the head starts from the training images. A run keeps the last epoch,
-    those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. One that was killed goes on after the
+    those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. A killed run resumes after the
     newest of these, or starts again, as an epoch takes milliseconds.
     """
 
