@@ -66,17 +66,6 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
     assert [found for file in outside for found in set_there(file)] == []
 
 
-def test_former_import_paths_work_with_a_notice():
-    from inference.classifier import PromptedClassifier
-    from trainers.base.prompts import TemplatePrompts
-
-    with pytest.warns(DeprecationWarning, match="trainers.classifier is now inference.classifier: import Prompted"):
-        from trainers.classifier import PromptedClassifier as former
-    with pytest.warns(DeprecationWarning, match="trainers.prompts is now trainers.base.prompts"):
-        from trainers.prompts import TemplatePrompts as former_prompts
-    assert (former, former_prompts) == (PromptedClassifier, TemplatePrompts)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "line"),
