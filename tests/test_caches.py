@@ -212,7 +212,7 @@ def test_transform_without_steps_is_applied_to_each_image(loader, kept, capsys):
 
 def fill(file: Path) -> bytes:
     """Keep images in a file, in a process of its own."""
-    made = image_cache.KeptImages(file, (40, 64, 64, 3), T.ToTensor())
+    made = image_cache.CachedImages(file, (40, 64, 64, 3), T.ToTensor())
     made.write((Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(40)), 1e9)
     return made.pixels.tobytes()
 

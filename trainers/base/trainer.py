@@ -28,7 +28,7 @@ from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss, check_saved
 from .data_use import inherited
-from .features import feature_cache, kept_features
+from .features import cached_features, feature_cache
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision
@@ -227,7 +227,7 @@ class PromptTrainer(LearnedPrompts):
         if ranks.count > 1:
             yield from outputs_of_ranks(super().test_outputs, loader, ranks)
         else:
-            yield from super().test_outputs(kept_features(self.cfg, self.model, loader) or loader)
+            yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
 
     def test_metrics(self) -> dict[str, float]:
         return current_ranks().from_first(super().test_metrics)  # the first rank prints them, and may write files
