@@ -1,8 +1,8 @@
-"""Run all benchmarks, and write their figures with the machine and the commit to one page: `make bench`.
+"""Run all benchmarks, and write their numbers with the machine and the commit to one page: `make bench`.
 
     python benchmarks/dashboard.py --only views --page views.md
 
-The page is rewritten after each benchmark, so that a stopped program keeps its figures. Each benchmark is a
+The page is rewritten after each benchmark, so that a stopped program keeps its numbers. Each benchmark is a
 program of this folder in a process of its own. Times mean something on an idle machine only; the ratios are of ways
 that are measured in turns, and are less sensitive.
 """

@@ -92,7 +92,7 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
 
 
 class Products(LowRank):
-    """CLIP-LoRA multiplies B A first, so each branch costs as much as the frozen map beside it."""
+    """CLIP-LoRA multiplies B A first, so each branch costs as much as the frozen map that it adds to."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ (self.w_lora_B @ self.w_lora_A).T

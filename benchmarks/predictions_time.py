@@ -46,7 +46,7 @@ def records(args: Namespace) -> Iterator[dict]:
             evaluator, file = trainer.evaluator, Path(folder, predictions.FILE)
 
             def test(keeps: bool) -> None:
-                trainer.evaluator = predictions.Recorder(evaluator, False, len) if keeps else evaluator
+                trainer.evaluate_by(lambda _: predictions.Recorder(evaluator, False, len) if keeps else evaluator)
                 trainer.test()
                 if keeps:
                     predictions.save(file, predictions.of_test(cfg, trainer))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .blocks import attention, block_output, heads, not_half, qkv
+from .blocks import attention, block_output, not_half, qkv, split_heads
 
 
 class BlockAdapter(nn.Module):
@@ -74,7 +74,7 @@ class AdaptedBlock(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
         """(rows, tokens, width) to the same. A mask is 0 where a query reads a key, and -inf elsewhere."""
         block: Any = self
-        q, k, v = heads(block, qkv(block, x))
+        q, k, v = split_heads(block, qkv(block, x))
         return block_output(block, x, attention(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype)))
 
 

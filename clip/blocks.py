@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
-from .frozen import applied, is_plain, linear, normed, product_type, quick_gelu_mlp
+from .frozen import applied, is_plain_linear, linear, normed, product_type, quick_gelu_mlp
 
 # The parts of torch's attention module, and of the one in open_clip's development version.
 ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
@@ -86,7 +86,7 @@ def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor
     return (packing.from_rows(added) if in_rows else added).to(x.dtype)
 
 
-def heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
+def split_heads(block: ResidualAttentionBlock, parts: Tensor) -> tuple[Tensor, ...]:
     """What `qkv` returned, (batch, tokens, n * width), as n tensors (batch, heads, tokens, width / heads)."""
     shape = parts.shape[-1] // len(block.ln_1.weight), block.attn.num_heads, -1
     return tuple(part.transpose(1, 2) for part in parts.unflatten(-1, shape).unbind(2))
@@ -122,15 +122,15 @@ def bf16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
 
 def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, packing: Any = None) -> Tensor:
     """The block's output from its input and the result of attention."""
-    adapter, beside, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
+    adapter, parallel, products = adapter_of(block), None, product_type(x, block.attn.in_proj_weight.dtype)
     if adapter is not None and "parallel" in adapter.defined:
-        beside = change_of(block, "parallel", normed(block.ln_1, x, products), packing)
+        parallel = change_of(block, "parallel", normed(block.ln_1, x, products), packing)
     projected = applied(block.attn.out_proj, attended)
     x = x + block.ls_1(plus(projected, change_of(block, "attention_output", attended, packing)))
     hidden, mlp = normed(block.ln_2, x, products), block.mlp
-    quick = isinstance(mlp.gelu, QuickGELU) and is_plain(mlp.c_fc) and is_plain(mlp.c_proj)
+    quick = isinstance(mlp.gelu, QuickGELU) and is_plain_linear(mlp.c_fc) and is_plain_linear(mlp.c_proj)
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
-    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), beside)
+    return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), parallel)
 
 
 def not_half(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ slice is a tensor of the size of the whole, filled with zeros.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from open_clip import CLIP
@@ -34,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, draws, draws_after_input, heads, is_standard, local_features, qkv
+from .blocks import attention, block_output, draws, draws_after_input, is_standard, local_features, qkv, split_heads
 from .frozen import normed, product_type
 from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
@@ -113,12 +114,17 @@ def state_type(weights: torch.dtype, norm: nn.LayerNorm) -> torch.dtype:
 
 
 def takes_apart(transformer: Transformer) -> bool:
-    """Whether the functions below can compute the blocks of a tower. If not, a warning says so, once a process."""
-    if is_standard(transformer):
-        return True
+    """Whether the functions below can compute the blocks of a tower. If not, a warning says so."""
+    standard = is_standard(transformer)
+    if not standard:
+        warn_of_plain_form()
+    return standard
+
+
+@cache  # Python's own filter forgets a warning whenever other code changes the filters
+def warn_of_plain_form() -> None:
     what = "blocks that are not open_clip's ResidualAttentionBlock, or that have forward hooks,"
     warnings.warn(f"a tower has {what} and runs in its plain form, which takes longer", stacklevel=1)
-    return False
 
 
 def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
@@ -131,7 +137,7 @@ def image_chunks(prompts: TextPrompts) -> list[TextPrompts]:
 def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = None) -> Tensor:
     """One layer of the image tower: (batch, tokens, width) to the same or, with `read`, to CLS and the last `read`."""
     if read is None:
-        q, k, v = heads(block, qkv(block, x))
+        q, k, v = split_heads(block, qkv(block, x))
         return block_output(block, x, attention(q, k, v))
     width = x.shape[1]
 
@@ -140,7 +146,7 @@ def image_layer(block: ResidualAttentionBlock, x: Tensor, read: int | None = Non
         return torch.cat([cls, prompts], dim=1)
 
     x, queries, kv = reading(block, x, take)
-    (q,), (k, v) = heads(block, queries), heads(block, kv)
+    (q,), (k, v) = split_heads(block, queries), split_heads(block, kv)
     return block_output(block, x, attention(q, k, v))
 
 
@@ -169,9 +175,9 @@ def text_layer(block: ResidualAttentionBlock, x: Tensor, packing: Packing, last:
     """
     if last and not draws_after_input(block):
         x, queries, kv = reading(block, x, packing.to_eot.take, packing)
-        (q,), (k, v) = heads(block, queries), heads(block, kv)
+        (q,), (k, v) = split_heads(block, queries), split_heads(block, kv)
         return block_output(block, x, attention(q, k, v, packing.eot_mask))
-    q, k, v = heads(block, qkv(block, x, packing=packing))
+    q, k, v = split_heads(block, qkv(block, x, packing=packing))
     x = block_output(block, x, attention(q, k, v, packing.mask), packing)
     return packing.to_eot.take(x) if last else x
 
@@ -184,11 +190,11 @@ def text_layer_by_row(block: ResidualAttentionBlock, x: Tensor, packing: Packing
     images, _, width = x.shape
     if last and not draws_after_input(block):
         x, queries, kv = reading(block, x, packing.to_eot.take, packing)
-        k, v = heads(block, packing.in_rows(kv))
-        (q,) = heads(block, queries.view(-1, 1, width))  # (images * C, heads, 1, width of a head)
+        k, v = split_heads(block, packing.in_rows(kv))
+        (q,) = split_heads(block, queries.view(-1, 1, width))  # (images * C, heads, 1, width of a head)
         mask = packing.eot_mask if images == 1 else packing.eot_mask.repeat(images, 1, 1, 1)
         return block_output(block, x, attention(q, k, v, mask).view_as(x))
-    q, k, v = heads(block, packing.in_rows(qkv(block, x, packing=packing)))
+    q, k, v = split_heads(block, packing.in_rows(qkv(block, x, packing=packing)))
     x = block_output(block, x, packing.from_rows(attention(q, k, v, causal=True)), packing)
     return packing.to_eot.take(x) if last else x
 

@@ -42,12 +42,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, part: slice = slice(None)) -
 
 def applied(module: Any, x: Tensor) -> Tensor:
     """A module's output."""
-    if is_plain(module) and not (module._forward_hooks or module._forward_pre_hooks):
+    if is_plain_linear(module) and not (module._forward_hooks or module._forward_pre_hooks):
         return linear(x, module.weight, module.bias)
     return module(x)
 
 
-def is_plain(layer: Any) -> bool:
+def is_plain_linear(layer: Any) -> bool:
     """Whether a module computes what its weight and bias say."""
     return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None
 

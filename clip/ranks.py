@@ -33,13 +33,13 @@ class Ranks:
         """Whether this is rank 0, which writes what the run leaves behind."""
         return self.rank == 0
 
-    def sizes(self, things: int) -> list[int]:
-        """How many of some things are each rank's: equal numbers, or one more for the first ones."""
-        return [things // self.count + (rank < things % self.count) for rank in range(self.count)]
+    def shard_sizes(self, items: int) -> list[int]:
+        """The number of items of each rank: equal numbers, or one more for the first ranks."""
+        return [items // self.count + (rank < items % self.count) for rank in range(self.count)]
 
-    def share(self, things: int) -> slice:
-        """Which of some things are this rank's."""
-        sizes = self.sizes(things)
+    def shard(self, items: int) -> slice:
+        """The items of this rank."""
+        sizes = self.shard_sizes(items)
         start = sum(sizes[: self.rank])
         return slice(start, start + sizes[self.rank])
 

@@ -2,9 +2,9 @@
 
 Everything outside the towers (couplings of prompts, logits, losses, optimiser steps) is small, and every rank
 computes all of it. So all ranks have the same loss and the same prompts at any time, and nothing of a method has to be
-rewritten. Two functions connect both worlds. `Gathered` returns the outputs of all ranks; its gradient is the rank's
-own part, since each rank has that of the complete loss. `Summed` returns the learned vectors that enter a tower; their
-gradient is the sum of those of all ranks, because each rank has used the vectors for its own part.
+rewritten. Two functions connect both worlds. `AllGather` returns the outputs of all ranks; its gradient is the rank's
+own part, since each rank has that of the complete loss. `AllReduceGradient` returns the learned vectors that enter a
+tower; their gradient is the sum of those of all ranks, because each rank has used the vectors for its own part.
 """
 
 from collections.abc import Sequence
@@ -40,13 +40,13 @@ class SplitTowers:
     def encode_image(self, clip: CLIP, images: Tensor, schedule: Schedule = (), read: Read = ()) -> ImageOutput:
         if not self.model.training or len(images) < self.ranks.count:
             return self.towers.encode_image(clip, images, schedule, read)
-        own, sizes = self.ranks.share(len(images)), self.ranks.sizes(len(images))
+        own, sizes = self.ranks.shard(len(images)), self.ranks.shard_sizes(len(images))
         if images.requires_grad and torch.is_grad_enabled():
-            (images,) = Summed.apply(self.ranks, images)
+            (images,) = AllReduceGradient.apply(self.ranks, images)
         output = self.towers.encode_image(clip, images[own], of_sequences(self._summed(schedule), own), read)
 
         def gathered(part: Any) -> Any:
-            return None if part is None else Gathered.apply(self.ranks, part, sizes)
+            return None if part is None else AllGather.apply(self.ranks, part, sizes)
 
         inputs = {layer: gathered(x) for layer, x in output.inputs.items()}
         names = ("feature", "prompts", "patches", "local")
@@ -60,13 +60,13 @@ class SplitTowers:
         ctx, *deep = self._summed([Edit(add=prompts.ctx), *prompts.deep])
         prompts = replace(prompts, ctx=ctx.add, deep=deep)
         if by_image:
-            prompts, things = prompts.of_images(self.ranks.share(images)), images
+            prompts, items = prompts.of_images(self.ranks.shard(images)), images
         else:
-            of_own, things = prompts.of_classes(self.ranks.share(classes)), classes
+            of_own, items = prompts.of_classes(self.ranks.shard(classes)), classes
             slots = None if prompts.slots is None else self._own_rows(prompts.slots)
             prompts = replace(of_own, ids=self._own_rows(prompts.ids), slots=slots)
         features, dim = self.towers.encode_text(clip, prompts), 0 if by_image or not images else 1
-        gathered = Gathered.apply(self.ranks, features.transpose(0, dim), self.ranks.sizes(things))
+        gathered = AllGather.apply(self.ranks, features.transpose(0, dim), self.ranks.shard_sizes(items))
         return gathered.transpose(0, dim)
 
     def _summed(self, schedule: Schedule) -> list[Edit]:
@@ -74,7 +74,7 @@ class SplitTowers:
         learned = [edit.add for edit in schedule if edit.add is not None and edit.add.requires_grad]
         if not (learned and torch.is_grad_enabled()):
             return list(schedule)
-        summed = iter(Summed.apply(self.ranks, *learned))
+        summed = iter(AllReduceGradient.apply(self.ranks, *learned))
         return [
             replace(edit, add=next(summed)) if edit.add is not None and edit.add.requires_grad else edit
             for edit in schedule
@@ -84,7 +84,7 @@ class SplitTowers:
         """This rank's rows; the same tensor each time, since the fast towers keep what they know about it."""
         version, rows = self._rows.get(x, (None, None))
         if version != x._version:
-            rows = x[self.ranks.share(len(x))].clone()  # a view would keep x alive, its key here
+            rows = x[self.ranks.shard(len(x))].clone()  # a view would keep x alive, its key here
             self._rows[x] = x._version, rows
         return rows
 
@@ -97,7 +97,7 @@ def of_sequences(schedule: Schedule, which: slice) -> list[Edit]:
     ]
 
 
-class Gathered(torch.autograd.Function):
+class AllGather(torch.autograd.Function):
     """This rank's rows -> those of all ranks."""
 
     @staticmethod
@@ -111,7 +111,7 @@ class Gathered(torch.autograd.Function):
         return None, gradient[ctx.own], None
 
 
-class Summed(torch.autograd.Function):
+class AllReduceGradient(torch.autograd.Function):
     """Returns its tensors. Each rank uses its part of them."""
 
     @staticmethod

@@ -106,7 +106,7 @@ def read_files(args: argparse.Namespace) -> CfgNode:
 
 
 class Chosen(NamedTuple):
-    """What the trials of a study have chosen (`train.py --chosen`)."""
+    """Settings that the trials of a study have chosen (`train.py --chosen`)."""
 
     settings: dict[str, str]  # as words, by key
     choices: list[Choice]  # a record for each key and list of images (`data_use`)

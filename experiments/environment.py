@@ -11,7 +11,7 @@ DRIVER = Path("/proc/driver/nvidia/version")  # exists where NVIDIA's driver is 
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that the figures depend on."""
+    """Of Python and of the libraries that the results depend on."""
     libraries = {"torchvision": version("torchvision"), "open_clip": version("open_clip_torch")}  # faster than imports
     return {"python": platform.python_version(), "torch": torch.__version__, **libraries}
 

@@ -142,12 +142,8 @@ def outputs(trainer: Any, loader: Any, local: bool) -> Iterator[tuple[Tensor, Te
         if not local:
             yield trainer.model_inference(images), None
             continue
-        before = trainer.model.read
-        trainer.model.read = (*before, "local")  # also the features of single patches
-        try:
+        with trainer.model.reading("local"):  # features of single patches
             output = trainer.model.output(images)
-        finally:
-            trainer.model.read = before
         logits = output.logits if one_pass else trainer.model_inference(images)
         yield logits, local_logits(trainer.model, output)
 

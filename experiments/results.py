@@ -29,7 +29,7 @@ RECORDED = {
 
 
 def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_use: dict, ood: list[dict]) -> str:
-    """The content of results.json of a run that has ended; figures that were not measured are null.
+    """The content of results.json of a run that has ended; values that were not measured are null.
 
     Args:
         cfg: the run's configuration.

@@ -143,7 +143,7 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
     if cfg.TEST.SAVE_LOGITS:
         predictions.check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
     record = partial(note_test, cfg, trainer)
-    trainer.evaluator = predictions.Recorder(trainer.evaluator, cfg.TEST.SAVE_LOGITS, record)
+    trainer.evaluate_by(lambda evaluator: predictions.Recorder(evaluator, cfg.TEST.SAVE_LOGITS, record))
     split(trainer, current_ranks())
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
@@ -168,7 +168,8 @@ def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | No
     if training or (here and not trainer.learns):
         own = trainer.choices if here else epoch_choice(cfg, title(cfg), trainer.dm.dataset)
         if before := read_chosen(args.chosen).choices:
-            trainer.inherited_choices = [*(choices or []), *before]  # for the checkpoints
+            if here:
+                trainer.inherit(before)
             own = [*before, *own]
         if not cfg.TEST.SELECT_ON_TEST:
             check_choices(own)

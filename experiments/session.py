@@ -108,29 +108,29 @@ def interrupt_again(found: "sys.UnraisableHookArgs") -> None:
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     """Print the error in one line; returns the exit status, None for a bug and for `sys.exit`."""
     # An interrupt may have led to other errors, such as that of a worker of the data loader that has ended.
-    if any(isinstance(each, KeyboardInterrupt) for each in causes(error)):
+    if any(isinstance(each, KeyboardInterrupt) for each in exception_chain(error)):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would change the exit status
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    known = known_error(error)
+    known = user_error(error)
     if known is None:
         return None
     if debug:
-        for cause in causes(error):
+        for cause in exception_chain(error):
             cause.__suppress_context__ = False  # also those that `raise ... from None` hides
         traceback.print_exception(error)
     print(f"error: {for_terminal(str(known))}", file=sys.stderr)
     return 2
 
 
-def known_error(error: BaseException) -> Exception | None:
+def user_error(error: BaseException) -> Exception | None:
     """The error to print in one line: the user can fix it, or the machine lacks something. None for a bug."""
     if "UsageError" in {kind.__name__ for kind in type(error).__mro__}:  # ours, or that of the toolbox
         return error  # type: ignore[return-value]
-    for cause in causes(error) if isinstance(error, Exception) else ():
+    for cause in exception_chain(error) if isinstance(error, Exception) else ():
         text = f"{type(cause).__name__}: {cause}"
         for words, what, remedy in SHORTAGES:
             if isinstance(cause, RuntimeError | OSError | MemoryError) and re.search(words, text):
@@ -138,7 +138,7 @@ def known_error(error: BaseException) -> Exception | None:
     return error if isinstance(error, OSError | FloatingPointError) else None
 
 
-def causes(error: BaseException | None) -> Iterator[BaseException]:
+def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and its causes, also those that `raise ... from None` hides."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

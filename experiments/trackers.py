@@ -27,7 +27,7 @@ PARAMS = 100  # settings in a request to MLflow
 
 
 class TensorBoard:
-    """As all trackers, it takes figures by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
+    """As all trackers, it takes numbers by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
 
     `finish(results, files)` ends it with the run's results (None: it failed) and its files {path: folder}.
     """
@@ -124,7 +124,7 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
             tracker.add_scalar(tag, value, global_step)
 
     if trackers:  # `init_writer` then opens no other, and closes none before `finish`
-        trainer._writer = SimpleNamespace(add_scalar=add_scalar, close=lambda: None)
+        trainer.report_to(SimpleNamespace(add_scalar=add_scalar, close=lambda: None))
     folder, results = Path(cfg.OUTPUT_DIR), None
     before, threading.excepthook = threading.excepthook, report_thread
     try:

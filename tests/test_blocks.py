@@ -1,5 +1,6 @@
 """Blocks: which ones the fast towers take apart, and that others are computed as they are."""
 
+import warnings
 from copy import deepcopy
 
 import pytest
@@ -16,6 +17,11 @@ LAYERS, WIDTH = 3, 64
 @pytest.fixture(scope="module")
 def clip():
     return small_clip({"layers": LAYERS, "width": WIDTH}, {"layers": LAYERS, "width": WIDTH}).double()
+
+
+@pytest.fixture(autouse=True)
+def _not_warned():
+    fast.warn_of_plain_form.cache_clear()
 
 
 class Attention(nn.Module):
@@ -81,6 +87,16 @@ def test_forward_hooks_are_called(where, clip):
     with pytest.warns(UserWarning, match="runs in its plain form, which takes longer"):
         outputs(fast, clip)
     assert len(seen) == 2
+
+
+def test_the_plain_form_is_announced_once(clip, recwarn):
+    clip = deepcopy(clip)
+    clip.visual.transformer.resblocks[0].register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        outputs(fast, clip)
+        with warnings.catch_warnings():  # as libraries do: Python then forgets what it has warned of
+            pass
+    assert len(recwarn.list) == 1
 
 
 def doubled(block):

@@ -134,7 +134,7 @@ def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept, tmp_path):
     size, key, (first, oldest, last) = LIMITED[kind]
     made, own = {}, tmp_path / "cache/images-of-mine.zip"
     own.parent.mkdir()
-    own.write_bytes(bytes(10))  # a file of the user is no file of a cache
+    own.write_bytes(bytes(10))  # files of the user do not belong to the cache
     for value in (first, oldest, first, last):
         before = set(kept())
         values(new(key, value, "CACHE_GB", 2.5 * size / 1e9))
@@ -212,7 +212,7 @@ def test_transform_without_steps_is_applied_to_each_image(loader, kept, capsys):
 
 def fill(file: Path) -> bytes:
     """Keep images in a file, in a process of its own."""
-    made = image_cache.KeptImages(file, (40, 64, 64, 3), T.ToTensor())
+    made = image_cache.CachedImages(file, (40, 64, 64, 3), T.ToTensor())
     made.write((Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(40)), 1e9)
     return made.pixels.tobytes()
 

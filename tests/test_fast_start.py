@@ -1,4 +1,4 @@
-"""What does not wait for torch: the facts of methods from their source, and the status of a study."""
+"""Commands that do not wait for torch: --help, which names the methods, and the status of a study."""
 
 import subprocess
 import sys

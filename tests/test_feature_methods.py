@@ -10,7 +10,7 @@ from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.models import describe
 from trainers.base.feature_trainer import FeatureTrainer, FittedTrainer
-from trainers.base.features import KeptFeatures, Support
+from trainers.base.features import CachedFeatures, Support
 
 pytestmark = pytest.mark.slow
 
@@ -107,8 +107,8 @@ def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_bef
 
 
 def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch):
-    computed, compute = [], KeptFeatures.compute
-    monkeypatch.setattr(KeptFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1])
+    computed, compute = [], CachedFeatures.compute
+    monkeypatch.setattr(CachedFeatures, "compute", lambda self, key: (computed.append(key), compute(self, key))[1])
     trained = []
     for output, method in (("first", "TipAdapter"), ("again", "TipAdapter"), ("other", "GDA")):
         trained.append(make(method, "CACHE", str(tmp_path / "cache"), output=output))

@@ -18,7 +18,7 @@ from test_golden import AFTER, BEFORE, LOSSES, close
 import trainers
 from clip import ImageOutput
 from clip.random_weights import random_tensor
-from trainers.base.features import KeptOutput, Support
+from trainers.base.features import CachedOutput, Support
 
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
 OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
@@ -154,7 +154,7 @@ def logits_of(trainer, features):
 
 
 def batch_of(features, labels):
-    return {"img": KeptOutput(features), "label": torch.as_tensor(labels)}
+    return {"img": CachedOutput(features), "label": torch.as_tensor(labels)}
 
 
 def test_method(figures, built):

@@ -1,4 +1,4 @@
-"""The layout of the project: floors, the registry, and what trainers and datasets may use of Dassl."""
+"""The layout of the project: folders, the registry, and what trainers and datasets may use of Dassl."""
 
 import ast
 import subprocess
@@ -28,8 +28,8 @@ def imports(file: Path) -> Iterator[tuple[str, str]]:
             yield from ((alias.name, "") for alias in node.names)
 
 
-def files(*rooms: str) -> list[Path]:
-    return [file for room in rooms for file in (ROOT / room).rglob("*.py")]
+def files(*folders: str) -> list[Path]:
+    return [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
 
 
 def test_plugins_import_only_the_published_api_of_dassl():
@@ -50,6 +50,20 @@ def test_methods_do_not_import_one_another():
         tree = ast.parse(file.read_text())
         near = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
         assert near.isdisjoint(names), file
+
+
+def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
+    def set_there(file: Path) -> Iterator[str]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            target = node
+            while isinstance(target, ast.Attribute):
+                target = target.value
+            is_set = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if is_set and isinstance(target, ast.Name) and target.id == "trainer":
+                yield f"{file.name}: {ast.unparse(node)}"
+
+    outside = [ROOT / "train.py", *files("clip", "common", "experiments", "inference", "trainers")]
+    assert [found for file in outside for found in set_there(file)] == []
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.base.features import Batches, KeptFeatures, Support
+from trainers.base.features import Batches, CachedFeatures, Support
 from trainers.base.tensor_cache import TensorCache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the memory")
@@ -42,7 +42,7 @@ def test_features_are_never_held_twice(shape, tmp_path):
     assert torch.equal(load_file(cache.file("key"))["features"], features)  # as others read it
 
 
-def kept_features(images: int) -> KeptFeatures:
+def cached_features(images: int) -> CachedFeatures:
     """Those of a loader of so many images, whose batches are of 50."""
     batches = [{"img": torch.zeros(50, 3, 1, 1), "label": torch.zeros(50)}] * (images // 50)
     source = [SimpleNamespace(label=0)] * images
@@ -50,7 +50,7 @@ def kept_features(images: int) -> KeptFeatures:
     model = SimpleNamespace(clip=clip, image_output=lambda images: SimpleNamespace(feature=torch.ones(50, 1024)))
     loader = Loader(batches)
     loader.dataset, loader.batch_size = Images(source), 50
-    return KeptFeatures(model, loader, None)
+    return CachedFeatures(model, loader, None)
 
 
 class Loader(list):
@@ -64,10 +64,10 @@ class Images(list):
 
 
 def test_features_are_computed_into_one_tensor():
-    features = kept_features(30_000)
+    features = cached_features(30_000)
     most, found = peak_of(features.tensor)
     assert found.shape == (30_000, 1024) and most < 1.3 * found.nbytes
-    assert list(kept_features(0)) == []
+    assert list(cached_features(0)) == []
 
 
 def test_batches_do_not_copy_all_views():

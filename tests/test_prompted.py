@@ -5,7 +5,7 @@ import torch
 from drawn import small_clip
 from torch import nn
 
-from clip import Edit, TextPrompts, encode_image, tokenize
+from clip import Edit, Ranks, TextPrompts, encode_image, tokenize
 from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
 
 
@@ -40,6 +40,18 @@ def test_prompt_learner_has_its_own_name_in_checkpoints(model):
     assert list(model.state_dict()) == [name for name, _ in model.named_parameters()] == names
     assert model.prompt_learner is model.token_learner
     assert {parameter.dtype for parameter in model.double().parameters()} == {torch.double}
+
+
+@pytest.mark.parametrize(("towers", "times"), [("fast", 1), ("plain", 2)])
+def test_text_features_are_kept_by_the_fast_towers_alone_also_on_several_ranks(towers, times, monkeypatch):
+    model, encoded = PromptedCLIP(small_clip(), ReadPrompts(), towers), []
+    text = model.prompt_learner.text
+    monkeypatch.setattr(model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1])
+    model.eval().split(Ranks())
+    with torch.no_grad():
+        for _ in range(2):
+            model.encode_text(torch.zeros(1, 64))
+    assert len(encoded) == times
 
 
 @pytest.mark.parametrize("learned", [True, False])

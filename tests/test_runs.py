@@ -40,7 +40,7 @@ def prompts(folder):
 
 
 def newest_log(folder):
-    """What the last start has logged; a log that exists is kept."""
+    """The log of the last start; an existing log is kept."""
     return max(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime).read_text()
 
 

@@ -30,7 +30,7 @@ class GDASettings(ChoosingSettings):
 
 
 class Gaussians(Head):
-    """Gaussian classes with one covariance as a linear classifier, beside zero-shot CLIP (Wang et al., 2024, Sec. 3).
+    """Gaussian classes with one covariance as a linear classifier, added to zero-shot CLIP (Wang et al., 2024, Sec. 3).
 
     W is (joint, classes), b (classes,). `rows` (n, joint) are unit features of the base images, from which new classes
     are estimated; there are none if they are not needed.

@@ -27,4 +27,4 @@ class KgCoOp(TaughtTrainer, ContextTrainer):
 
     def loss(self, output, labels):
         """Cross-entropy, and the distance of the text features from the frozen CLIP's."""
-        return self.loss_near_teacher(output, labels, self.settings.W)
+        return self.distillation_loss(output, labels, self.settings.W)

@@ -32,7 +32,7 @@ class LPPlusPlusSettings(ChoosingSettings):
 
 
 class Blended(Head):
-    """A linear classifier beside the text features, with a weight for the text of each class (Huang et al., 2024)."""
+    """A linear classifier next to the text features, with a weight for the text of each class (Huang et al., 2024)."""
 
     def __init__(self, classes: int, width: int):
         super().__init__()

@@ -14,7 +14,7 @@ from .base import require_vit
 from .base.prompted import normalize
 from .base.prompts import TemplatePrompts, check_depth, gaussian, mapped, text_width, vision_width
 from .base.settings import MethodSettings
-from .base.teacher import TaughtTrainer, distance
+from .base.teacher import TaughtTrainer, cosine_distance
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class MMRL(TaughtTrainer):
         parts = {
             "loss_ce": F.cross_entropy(logits, labels),
             "loss_ce_rep": F.cross_entropy(logits_rep, labels),
-            "loss_reg_image": distance(image, self.teacher.image_features(output.images)),
-            "loss_reg_text": distance(text, self.teacher.text_features),
+            "loss_reg_image": cosine_distance(image, self.teacher.image_features(output.images)),
+            "loss_reg_text": cosine_distance(text, self.teacher.text_features),
         }
         ce, ce_rep, *distances = parts.values()
         loss = alpha * ce + (1 - alpha) * ce_rep + self.settings.REG_WEIGHT * sum(distances)

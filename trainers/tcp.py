@@ -105,4 +105,4 @@ class TCP(TaughtTrainer):
 
     def loss(self, output, labels):
         """Cross-entropy, and text features held near the frozen CLIP's."""
-        return self.loss_near_teacher(output, labels, WEIGHT)
+        return self.distillation_loss(output, labels, WEIGHT)

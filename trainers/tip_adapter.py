@@ -104,7 +104,7 @@ class CacheTrainer(FeatureTrainer):
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(CacheTrainer, FittedTrainer):
-    """The training images as a cache beside zero-shot CLIP, without training (Zhang et al., ECCV 2022)."""
+    """The training images as a cache, added to zero-shot CLIP, without training (Zhang et al., ECCV 2022)."""
 
 
 @TRAINER_REGISTRY.register()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clip import Edit, Schedule, TextPrompts
 
 from .base import PromptTrainer, require_vit
-from .base.prompts import CoOpPrompts, Position, gaussian, text_width, vision_width
+from .base.prompts import ContextPrompts, Position, gaussian, text_width, vision_width
 from .base.settings import MethodSettings
 
 
@@ -31,7 +31,7 @@ def linear(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs)
 
 
-class UPTPrompts(CoOpPrompts):
+class UPTPrompts(ContextPrompts):
     """Prompts of both towers that one small transformer block makes, as MVLPT implements it."""
 
     def __init__(self, clip, classnames: list[str], settings: UPTSettings):

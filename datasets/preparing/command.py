@@ -188,7 +188,7 @@ def inspect(source: Source, root: Path, read: bool = True) -> str:
 
 
 def counts(dataset: FewShotDataset) -> list[tuple[str, int, int | None]]:
-    """What is counted, its number here, and the published one: images for each part, and classes."""
+    """Rows (name, number here, published number): the images of each part, and the classes."""
     published = (*(dataset.counts or (None,) * 3), dataset.n_classes)
     here = {f"images for {part}": len(items) for part, items in images_by_split(dataset).items()}
     here["classes"] = dataset.num_classes

@@ -1,6 +1,5 @@
 """Checks of a method's own code, at points where a mistake would give wrong numbers without an error."""
 
-import time
 from contextlib import redirect_stdout
 from copy import deepcopy
 from io import StringIO
@@ -82,16 +81,14 @@ def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[st
 def check_saved(trainer: "PromptTrainer") -> None:
     """Check after training that a second model, which reads the checkpoint, gives the same logits.
 
-    It costs the texts twice and two test images, draws no random numbers, and does not count as training
-    time. Several ranks leave it out.
+    It costs the texts twice and two test images, and draws no random numbers. Several ranks leave it out.
 
     Raises:
         UsageError: the logits differ.
     """
     if not trainer.get_model_names() or current_ranks().count > 1:
         return
-    began, name, device = time.monotonic(), type(trainer).__name__, trainer.device
-    failed = ""
+    name, device, failed = type(trainer).__name__, trainer.device, ""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), redirect_stdout(StringIO()):
         try:
             loaded = without_training(type(trainer), trainer.cfg, trainer.class_names, trainer.dataset_template, device)
@@ -102,8 +99,6 @@ def check_saved(trainer: "PromptTrainer") -> None:
             check_same_logits(trainer, loaded)
     if failed:
         print(failed)
-    if hasattr(trainer, "time_start"):  # the published Dassl takes another clock
-        trainer.time_start += time.monotonic() - began
 
 
 def check_same_logits(trainer: "PromptTrainer", loaded: "PromptTrainer") -> None:

@@ -19,7 +19,7 @@ from common.errors import UsageError
 from .build import build_model, without_training
 from .checkpoints import find_checkpoint, is_checkpoint
 from .data_use import Choice, record
-from .features import Batches, KeptFeatures, Support, Views, feature_cache
+from .features import Batches, CachedFeatures, Support, Views, feature_cache
 from .head import Head, HeadCLIP
 from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
@@ -52,7 +52,7 @@ class FeatureTrainer(PromptTrainer):
     """A method that learns a head by gradients, in batches of features.
 
     It defines `build_head`, and `start` if the head starts from the training images. A run keeps the last epoch,
-    those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. One that was killed goes on after the
+    those of TRAIN.CHECKPOINT_FREQ, and the best one of TEST.FINAL_MODEL best_val. A killed run resumes after the
     newest of these, or starts again, as an epoch takes milliseconds.
     """
 
@@ -244,7 +244,7 @@ class FeatureTrainer(PromptTrainer):
         loader = DataLoader(
             images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=self.test_loader.worker_init_fn
         )
-        found = KeptFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
+        found = CachedFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
         features = found.tensor().to(self.device).float()
         if not features.isfinite().all():
             what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"

@@ -19,11 +19,11 @@ from .prompted import PromptedCLIP
 from .tensor_cache import TensorCache
 
 
-class KeptOutput(ImageOutput):
+class CachedOutput(ImageOutput):
     """The feature of images that were not read."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "KeptOutput":
-        return KeptOutput(self.feature.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device, non_blocking: bool = False) -> "CachedOutput":
+        return CachedOutput(self.feature.to(device, non_blocking=non_blocking))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -57,7 +57,7 @@ class Views(Dataset):
         return f"{self.images.content} {self.views} views, seed {self.seed}"
 
 
-class KeptFeatures:
+class CachedFeatures:
     """A loader whose batches have the output of the image tower for images that need not be read.
 
     The features are those of the same images in the same batches, so that results are the same to the bit.
@@ -85,7 +85,7 @@ class KeptFeatures:
             return
         self.features, size = kept, self.loader.batch_size
         for part, label in zip(kept.split(size), self.labels.split(size), strict=True):
-            yield {"img": KeptOutput(part), "label": label}
+            yield {"img": CachedOutput(part), "label": label}
 
     def tensor(self) -> Tensor:
         """All features, (images, joint) or (images, views, joint), as the tower computes them, on the CPU."""
@@ -116,7 +116,7 @@ class KeptFeatures:
                 self.features = torch.empty(len(self.loader.dataset), *part.shape[1:], dtype=part.dtype)
             self.features[done : done + len(part)] = part
             done += len(part)
-            yield {"img": KeptOutput(part), "label": batch["label"]}
+            yield {"img": CachedOutput(part), "label": batch["label"]}
         if key and self.cache is not None:
             self.cache.put(key, self.features)
 
@@ -140,7 +140,7 @@ class KeptFeatures:
         return digest.hexdigest()[:32]
 
 
-def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeatures | None:
+def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFeatures | None:
     """The features of a loader's images by way of the folder CACHE; None without it, or if they cannot be kept.
 
     They can if the loader reads images in order, and the frozen image tower has no prompts and gives features only.
@@ -148,7 +148,7 @@ def kept_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> KeptFeature
     cache, in_order = feature_cache(cfg), isinstance(loader.sampler, SequentialSampler) and not loader.drop_last
     if not cache or not in_order or not hasattr(type(loader.dataset), "content") or not model.features_are_frozen:
         return None
-    return KeptFeatures(model, loader, cache)
+    return CachedFeatures(model, loader, cache)
 
 
 def feature_cache(cfg: CfgNode) -> TensorCache | None:
@@ -208,4 +208,4 @@ class Batches:
             order = torch.randperm(images) + images * torch.randint(views, (images,))
         for rows in order[: self.steps * self.size].split(self.size):
             image = rows % images
-            yield {"img": KeptOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}
+            yield {"img": CachedOutput(self.support.views[rows // images, image]), "label": self.support.labels[image]}

@@ -38,6 +38,10 @@ class LearnedPrompts(Method):
         self.inherited_phases: list[Phase] | None = []  # what these were learned from; None: they do not say
         super().__init__(cfg)
 
+    def inherit(self, choices: list[Choice]) -> None:
+        """Add choices that were made before this run to those that its checkpoints name."""
+        self.inherited_choices = [*(self.inherited_choices or []), *choices]
+
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> PromptLearner:
         """The prompts of this method for a backbone and class names (no underscores), on the backbone's device.
 

@@ -1,6 +1,7 @@
 """A frozen CLIP under learned prompts: the model of every method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,16 @@ class PromptedCLIP(nn.Module):
         """From now on, compute this rank's part of the towers' work."""
         self.towers = SplitTowers(self.towers, ranks, self)
 
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Within it, `output` also reads this of the image tower."""
+        before = self.read
+        self.read = {*([before] if isinstance(before, str) else before), what}
+        try:
+            yield
+        finally:
+            self.read = before
+
     @property
     def features_are_frozen(self) -> bool:
         """Whether the output of the image tower is the feature of the frozen CLIP, and nothing else."""
@@ -169,7 +180,8 @@ class PromptedCLIP(nn.Module):
             return self._text[1]
         text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
         changes = training and self.prompt_learner.random_text
-        if text.dim() == 2 and not text.requires_grad and not changes and self.towers is not TOWERS["plain"]:
+        towers = getattr(self.towers, "towers", self.towers)  # those that SplitTowers divides
+        if text.dim() == 2 and not text.requires_grad and not changes and towers is not TOWERS["plain"]:
             self._text = state, text
         return text
 

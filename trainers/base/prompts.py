@@ -130,7 +130,7 @@ class TemplatePrompts(PromptLearner):
         return TextPrompts(self.ids)
 
 
-class CoOpPrompts(TemplatePrompts):
+class ContextPrompts(TemplatePrompts):
     """Context vectors that replace the words around the class name (CoOp, Sec. 3.2).
 
     Args:
@@ -183,7 +183,7 @@ class ContextTrainer(PromptTrainer):
 
     def build_prompts(self, clip, classnames):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
-        return CoOpPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
+        return ContextPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
 
 
 def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Teacher:
         return normalize(self.model.towers.encode_image(self.model.frozen, images).feature)
 
 
-def distance(ours: Tensor, teachers: Tensor) -> Tensor:
+def cosine_distance(ours: Tensor, teachers: Tensor) -> Tensor:
     """One minus the mean cosine of features (n, joint) of unit length."""
     return 1 - (ours * teachers).sum(dim=-1).mean()
 
@@ -61,11 +61,11 @@ class TaughtTrainer(PromptTrainer):
     def teacher(self) -> Teacher:
         return Teacher(self.model, self.class_names, [self.template(self.teacher_templates)])
 
-    def loss_near_teacher(self, output: Output, labels: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """A `loss`: cross-entropy, plus `weight` times the `distance` of text features from the teacher's."""
+    def distillation_loss(self, output: Output, labels: Tensor, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """A `loss`: cross-entropy, plus `weight` times the `cosine_distance` of text features from the teacher's."""
         parts = {
             "loss_ce": F.cross_entropy(output.logits, labels),
-            "loss_score": distance(output.text, self.teacher.text_features),
+            "loss_score": cosine_distance(output.text, self.teacher.text_features),
         }
         return parts["loss_ce"] + weight * parts["loss_score"], parts
 
@@ -94,8 +94,8 @@ def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequenc
         if len(texts) < ranks.count:
             features = encode_texts(clip, texts, device)
         else:
-            own = encode_texts(clip, texts[ranks.share(len(texts))], device)
-            features = ranks.gather(own, ranks.sizes(len(texts)))
+            own = encode_texts(clip, texts[ranks.shard(len(texts))], device)
+            features = ranks.gather(own, ranks.shard_sizes(len(texts)))
     features = normalize(features) if unit else features
     features = features.unflatten(0, (len(templates), len(classnames))).mean(dim=0)
     if ranks.first:

@@ -1,5 +1,6 @@
 """What every prompt trainer shares: settings, precision, the training step, learned-prompts-only checkpoints."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -27,7 +28,7 @@ from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss, check_saved
 from .data_use import inherited
-from .features import feature_cache, kept_features
+from .features import cached_features, feature_cache
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision
@@ -192,7 +193,10 @@ class PromptTrainer(LearnedPrompts):
             ranks.agree({"first epoch": self.start_epoch, "start of the prompts": digest(self.model.state_dict())})
 
     def after_train(self) -> None:
+        began = time.monotonic()
         check_saved(self)
+        if hasattr(self, "time_start"):  # the published Dassl takes another clock
+            self.time_start += time.monotonic() - began  # the check does not count as training time
         super().after_train()
 
     # Of several ranks the first one writes.
@@ -223,7 +227,7 @@ class PromptTrainer(LearnedPrompts):
         if ranks.count > 1:
             yield from outputs_of_ranks(super().test_outputs, loader, ranks)
         else:
-            yield from super().test_outputs(kept_features(self.cfg, self.model, loader) or loader)
+            yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
 
     def test_metrics(self) -> dict[str, float]:
         return current_ranks().from_first(super().test_metrics)  # the first rank prints them, and may write files

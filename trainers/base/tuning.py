@@ -13,7 +13,7 @@ from clip import TextPrompts
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
-from .prompts import CoOpPrompts, Position, sentence_context
+from .prompts import ContextPrompts, Position, sentence_context
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
@@ -62,7 +62,7 @@ class TuningTrainer(ViewsTrainer):
         s = self.settings
         words, ctx = sentence_context(clip, s.N_CTX, s.CTX_INIT)
         start = nn.Buffer(ctx.detach())  # no training changes it
-        return CoOpPrompts(clip, classnames, words, start, s.CLASS_TOKEN_POSITION)
+        return ContextPrompts(clip, classnames, words, start, s.CLASS_TOKEN_POSITION)
 
     def test_outputs(self, loader):
         if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):

@@ -6,7 +6,7 @@ from operator import attrgetter
 
 import torch
 from dassl.data.datasets import build_dataset
-from dassl.data.image_cache import KeepingLoader, content_of, keep_images
+from dassl.data.image_cache import CachingLoader, cached_images, content_of
 from dassl.data.loader import SeededIndex, SteadyLoader, seed_worker, start_worker
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform, to_tensor
@@ -46,7 +46,7 @@ def build_data_loader(
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
     steady = is_train and isinstance(dataset, DatasetWrapper)
-    return (SteadyLoader if steady else KeepingLoader)(
+    return (SteadyLoader if steady else CachingLoader)(
         dataset,
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, data_source=data_source),
@@ -166,12 +166,12 @@ class DatasetWrapper(TorchDataset):
             indices = [item.index for item in indices]
         return [self[index] for index in indices]
 
-    def keep_test_images(self, threads):
+    def cache_test_images(self, threads):
         """Decode and resize the images that DATALOADER.CACHE_TEST keeps, unless some run has done it already."""
         if self.is_train or not self.cfg.DATALOADER.CACHE_TEST or self.return_img0 or self.kept is not None:
             return
         with suppress(OSError):  # of a missing or damaged image, which the reader of that image reports
-            self.kept = keep_images(self, threads)
+            self.kept = cached_images(self, threads)
 
     def read(self, path):
         """The decoded image file, as INPUT.MAX_PIXELS and INPUT.EXIF_ORIENTATION say."""

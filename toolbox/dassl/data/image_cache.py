@@ -20,12 +20,12 @@ DIGEST = hashlib.sha256().digest_size  # bytes; the digest of the pixels ends a 
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
-class KeepingLoader(DataLoader):
+class CachingLoader(DataLoader):
     """A DataLoader of test images that DATALOADER.CACHE_TEST keeps, before workers are forked."""
 
     def __iter__(self):
-        if hasattr(self.dataset, "keep_test_images"):
-            self.dataset.keep_test_images(threads=self.num_workers)
+        if hasattr(self.dataset, "cache_test_images"):
+            self.dataset.cache_test_images(threads=self.num_workers)
         return super().__iter__()
 
 
@@ -45,8 +45,8 @@ def content_of(dataset):
     return digest.hexdigest()
 
 
-def keep_images(dataset, threads):
-    """The `KeptImages` of a `DatasetWrapper`, from their file or decoded now; None if they cannot be kept.
+def cached_images(dataset, threads):
+    """The `CachedImages` of a `DatasetWrapper`, from their file or decoded now; None if they cannot be kept.
 
     `threads` files are decoded at the same time. The folder is CACHE, or `~/.cache/dassl` if that is empty.
     """
@@ -60,7 +60,7 @@ def keep_images(dataset, threads):
     folder = cfg.CACHE or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dassl")
     sample = np.asarray(on_image(dataset.read(paths[0])))  # shows also what the text of a transform does not
     key = hashlib.sha256(f"{dataset.content} {sample.shape}".encode() + sample.tobytes()).hexdigest()[:32]
-    kept = KeptImages(Path(os.path.expanduser(folder), f"images-{key}.rgb"), (len(paths), *sample.shape), on_tensor)
+    kept = CachedImages(Path(os.path.expanduser(folder), f"images-{key}.rgb"), (len(paths), *sample.shape), on_tensor)
     if not kept.open():
         with ThreadPool(max(1, threads)) as pool:
             decoded = pool.imap(lambda path: on_image(dataset.read(path)), paths)
@@ -69,7 +69,7 @@ def keep_images(dataset, threads):
     return kept if kept.pixels is not None else None
 
 
-class KeptImages:
+class CachedImages:
     """The pixels of images after the PIL steps of a test transform, in a file that several processes may write.
 
     It has bytes of `shape` (images, H, W, 3), then their SHA-256. `on_tensor` is the rest of the transform, from

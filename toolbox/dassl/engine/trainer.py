@@ -142,6 +142,10 @@ class SimpleTrainer(TrainerBase):
         """The folders of checkpoints, one for each registered model."""
         return [os.path.join(self.output_dir, name) for name in self.get_model_names()]
 
+    def evaluate_by(self, wrap):
+        """Evaluate by `wrap(evaluator)`, which has the same methods, from now on."""
+        self.evaluator = wrap(self.evaluator)
+
     @torch.no_grad()
     def test(self, split=None):
         """Evaluate a split, "val" or "test"; by default TEST.SPLIT. Without validation data the test split is used.

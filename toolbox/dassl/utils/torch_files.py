@@ -22,7 +22,7 @@ MAX_COPIES = 10_000  # entries of all dictionaries that it copies: of counters, 
 MAX_NUMBERED = 10_000  # entries under numbers, which can be chosen so that finding each takes a walk past all others
 MAX_DIMENSIONS = 16  # of a tensor
 MAX_VALUES = MAX_READ  # and letters, counted as often as they occur
-MAX_REPEATS = 4  # of the numbers of the whole file, in tensors that occur several times
+MAX_REPEATS = 4  # times the size of the file, in tensors that occur several times
 SEAL, SEAL_DIGITS = b"sha256:", 64
 
 # PROTO MARK STOP, constants, numbers, text, tuples, lists, dictionaries, the memo, GLOBAL BINPERSID: what torch writes,
