@@ -7,11 +7,12 @@ from typing import Any
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page: `values` are escaped, and a missing one is an error. The template may include others of its folder."""
+    """The page: `values` are escaped, and a missing one is an error. The template may include those of its folder and
+    of this one."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only pages need it
 
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
