@@ -10,7 +10,6 @@ steps and a test batch in fp32 on the CPU. The exit status is 1 if a method fail
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from itertools import product
@@ -88,12 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--graphs", action="store_true", help="with MODEL.CUDA_GRAPHS, in six steps of other images")
     parser.add_argument("--json", type=Path, help="write the records there as well")
     parser.add_argument("--debug", action="store_true", help="end with the traceback of the first error")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        args.backbone = f"{folder}/narrow.pt"
-        torch.save(measuring.narrow_clip(32).state_dict(), args.backbone)
-        measuring.show(records(args), args.json, 1)
+    parser.set_defaults(threads=1, backbone="")
+    measuring.run(parser.parse_args(argv), records, measuring.narrow_clip(32))
     if FAILED:
         sys.exit(f"failed: {', '.join(dict.fromkeys(FAILED))}")
 

@@ -41,13 +41,15 @@ def parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
     return made
 
 
-def run(args: argparse.Namespace, records: Callable[[argparse.Namespace], Iterable[dict]]) -> None:
-    """Show the records; without `args.backbone` they are of a temporary file of random weights."""
+def run(
+    args: argparse.Namespace, records: Callable[[argparse.Namespace], Iterable[dict]], clip: CLIP | None = None
+) -> None:
+    """Show the records; without `args.backbone` they are of a temporary file of random weights, those of `clip`."""
     torch.set_num_threads(args.threads)
     with TemporaryDirectory() as folder:
         if not args.backbone:
             args.backbone = f"{folder}/random.pt"
-            torch.save(random_clip(args.arch).state_dict(), args.backbone)
+            torch.save((clip or random_clip(args.arch)).state_dict(), args.backbone)
         show(records(args), args.json, args.threads)
 
 

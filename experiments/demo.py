@@ -98,19 +98,14 @@ def main(argv: list[str] | None = None) -> None:
     known = methods()
     baselines = [name for name, method in known.items() if not method.learns and method.kind == "inductive"]
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument(
-        "--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)"
-    )
-    parser.add_argument("--root", type=path, default=Path("data"), help="folder of the dataset")
-    parser.add_argument("--dataset", default="small_objects", metavar="NAME", help="a synthetic dataset")
+    add = parser.add_argument
+    add("--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)")
+    add("--root", type=path, default=Path("data"), help="folder of the dataset")
+    add("--dataset", default="small_objects", metavar="NAME", help="a synthetic dataset")
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
-    parser.add_argument("--methods", nargs="+", default=default, metavar="NAME", help=described)
-    parser.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)"
-    )
-    parser.add_argument(
-        "--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time"
-    )
+    add("--methods", nargs="+", default=default, metavar="NAME", help=described)
+    add("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
+    add("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time")
     add_common_options(parser)
     args = parser.parse_args(argv)
     choose_dataset(args.dataset, known_datasets())

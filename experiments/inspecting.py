@@ -1,6 +1,5 @@
 """The command `python tools/inspect.py predictions`: what the predictions of a run's test show, as pictures."""
 
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from common.files import new_folder, write_text
 from common.names import printable
-from common.pages import render
+from common.pages import render, save_picture
 from common.results import CONFIG, read_results
 from common.start import Parser, add_common_options, path
 
@@ -37,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     found.add(arrays)
     root = args.root or root_of(args.run)
     with new_folder(args.output) as folder:
-        shown = [(name, caption, save(figure, folder / name)) for name, caption, figure in pictures(found, root)]
+        shown = [
+            (name, caption, save_picture(figure, folder / name)) for name, caption, figure in pictures(found, root)
+        ]
         title, about = printable(args.run.name), printable(describe(results or {}))
         template = Path(__file__).with_name("outcomes.html")
         write_text(folder / "predictions.html", render(template, title=title, about=about, pictures=shown))
@@ -48,13 +49,6 @@ def root_of(run: Path) -> Path:
     """The folder of the datasets of a run."""
     settings = read_yaml(run / CONFIG).get("DATASET")
     return Path(str(settings.get("ROOT", "")) if isinstance(settings, dict) else "")
-
-
-def save(figure: Figure, file: Path) -> str:
-    """Write a picture as PNG and SVG; returns an address with the content of the SVG, for a page."""
-    figure.savefig(file.with_suffix(".png"), dpi=150)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{b64encode(file.with_suffix('.svg').read_bytes()).decode()}"
 
 
 def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:

@@ -169,7 +169,7 @@ def found(command, tmp_path):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """For tests of figures: the command takes a third of the time."""
-    monkeypatch.setattr("inference.inspection.page.save", lambda figure, file: "")
+    monkeypatch.setattr("inference.inspection.page.save_picture", lambda figure, file: "")
 
 
 def test_page_has_every_picture_and_loads_nothing(finished, found, photos):

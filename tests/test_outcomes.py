@@ -119,5 +119,7 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):
         assert thumbnail(root, path) is None
     (tmp_path / "run/config.yaml").write_text("DATASET: 3\n")
     assert command(inspecting, tmp_path / "run", "--output", tmp_path / "rootless").status == 0
+    first, second = ((tmp_path / folder / "reliability.svg").read_bytes() for folder in ("out", "rootless"))
+    assert first == second
     ended = command(inspecting, tmp_path, "--output", tmp_path / "other")
     assert ended.status == 2 and "has no results.json" in ended.errors[0] and not (tmp_path / "other").exists()

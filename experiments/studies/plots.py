@@ -291,9 +291,7 @@ def judged(summary: Summary) -> dict[tuple[str, str, str], dict[str, Outcome]]:
 
 def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
     """The outcomes in `judged` of the method `Summary.focus`."""
-    return {
-        key: each for key, found in judged(summary).items() for method, each in found.items() if method == summary.focus
-    }
+    return {key: found[summary.focus] for key, found in judged(summary).items() if summary.focus in found}
 
 
 def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:

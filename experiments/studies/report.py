@@ -4,14 +4,13 @@ The page is one file without scripts or links to other files. Its template is re
 """
 
 import shlex
-from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from common.pages import render
+from common.pages import data_address, render
 from common.text import read_text
 
 from ..configs import YAML_BYTES, read_yaml
@@ -62,7 +61,7 @@ def pictures(summary: Summary) -> list[tuple[str, ...]]:
     with TemporaryDirectory() as folder:
         for narrow in (False, True):
             for name, caption, (file,) in draw(summary, Path(folder), ["svg"], narrow):
-                forms[name, caption].append(f"data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}")
+                forms[name, caption].append(data_address(file))
     return [(*names, *both) for names, both in forms.items()]
 
 

@@ -197,31 +197,24 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("method", metavar="METHOD", help="name of the method, such as MaPLe")
-    parser.add_argument("--checkpoints", type=path, required=True, metavar="FOLDER", help="folder of the checkpoints")
-    parser.add_argument(
+    add = parser.add_argument
+    add("method", metavar="METHOD", help="name of the method, such as MaPLe")
+    add("--checkpoints", type=path, required=True, metavar="FOLDER", help="folder of the checkpoints")
+    add(
         "--protocol",
         choices=[*LAYOUTS, DOMAINS],
         help="protocol of the tests (default: the first that fits the folder)",
     )
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="datasets to test (default: those of the papers)")
-    parser.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)"
-    )
-    parser.add_argument(
-        "--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)"
-    )
-    parser.add_argument(
-        "--source", default="imagenet", help="for cross_dataset: the training dataset (default: imagenet)"
-    )
-    parser.add_argument(
-        "--epoch", type=at_least(1), help="epoch of the checkpoints (default: the best, else the newest)"
-    )
-    parser.add_argument("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
-    parser.add_argument("--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)")
-    parser.add_argument("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
-    parser.add_argument("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
-    parser.add_argument("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")
+    add("--datasets", nargs="+", metavar="NAME", help="datasets to test (default: those of the papers)")
+    add("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)")
+    add("--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)")
+    add("--source", default="imagenet", help="for cross_dataset: the training dataset (default: imagenet)")
+    add("--epoch", type=at_least(1), help="epoch of the checkpoints (default: the best, else the newest)")
+    add("--cfg", help="YAML file in configs/trainers/METHOD/ (default: the method's, for the protocol)")
+    add("--backbone", default="", help="ViT-B/16, a weight file, ... (default: as in the YAML file)")
+    add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
+    add("--output", type=path, default=Path("output/reproduced"), help="folder for the results")
+    add("--workers", type=at_least(1), default=1, help="number of tests that run at the same time")
     add_common_options(parser)
     return parser.parse_args(argv)
 

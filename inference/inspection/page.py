@@ -1,13 +1,10 @@
 """The findings about a model as files: inspect.json, pictures in grey for screen and print, and inspect.html."""
 
 import json
-import warnings
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
@@ -15,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.files import write_text
-from common.pages import render
+from common.pages import render, save_picture
 
 from .tower import described, highlighted
 
@@ -29,21 +26,12 @@ def write(content: dict[str, Any], images: Tensor, folder: Path) -> None:
     pictures = {}  # name -> address, of those that the content allows
     for name, key, draw in (("schedule", "schedule", schedule), ("attention", "layers", attention)):
         if content[key]:
-            pictures[name] = save(draw(content[key]), folder / name)
+            pictures[name] = save_picture(draw(content[key]), folder / name)
     if content["rollout"]:
-        pictures["rollout"] = save(rollout(content["rollout"], images), folder / "rollout")
+        pictures["rollout"] = save_picture(rollout(content["rollout"], images), folder / "rollout")
     words = content["words"][:MOST_WORDS]
     page = render(Path(__file__).with_name("page.html"), content=content, pictures=pictures, words=words)
     write_text(folder / "inspect.html", page)
-
-
-def save(figure: Figure, file: Path) -> str:
-    """Write a picture as PNG and SVG; returns an address with the content of the SVG, for a page."""
-    with matplotlib.rc_context({"svg.hashsalt": "inspect"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
-        figure.savefig(file.with_suffix(".png"), dpi=150)
-        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{b64encode(file.with_suffix('.svg').read_bytes()).decode()}"
 
 
 def grey_maps(panels: Mapping[str, pd.DataFrame], form: str) -> Figure:
