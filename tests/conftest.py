@@ -8,7 +8,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from filelock import FileLock
 
@@ -17,7 +16,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # A shell ignores SIGINT in what it starts in the background, and Python then leaves it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-pytest_plugins = ["running", "caching"]
 gc.disable()  # while the tests are imported, with libraries of a million objects
 
 
@@ -37,6 +35,16 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.random_seed is None:  # before pytest-xdist hands its options to its processes
         config.option.random_seed = time.time_ns() % 2**32
+    if config.getoption("dist", "no") == "no":  # a process that only hands out tests needs no fixtures and no torch
+        for module in ("running", "caching"):
+            config.pluginmanager.import_plugin(module)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Modules of slow tests alone are not even imported where these are left out: their libraries take seconds."""
+    if config.option.markexpr.startswith("not slow") and collection_path.match("test_*.py"):
+        return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
+    return None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -62,6 +70,8 @@ def random_seed(request):
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory):
     """Caches of the tests' own, and one thread: small models gain nothing from more, and forks need it."""
+    import torch
+
     from clip import keep_backbones
 
     torch.set_num_threads(1)
@@ -87,6 +97,8 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def backbones(shared):
     """`backbones(image_size=64, vision_layers=4, ...)` -> path of a random CLIP's file, written once for each size."""
+    import torch
+
     from clip.random_weights import random_clip
     from common.files import replacing
 
@@ -132,6 +144,7 @@ def eurosat(tmp_path_factory):
 @pytest.fixture
 def in_double(monkeypatch, tmp_path):
     """Everything in fp64, also LayerNorm and the features, which are cast to fp32 otherwise."""
+    import torch
     from open_clip.transformer import LayerNormFp32
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # its files are fp64, too

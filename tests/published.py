@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import tar, zipped
-from scipy.io import savemat
 from serving import serving
 from trees import WNIDS, build_tree
 
@@ -74,6 +73,8 @@ def packed_imagenet(made: Path, folder: Path) -> dict[str, bytes]:
     val_images = sorted(files_below(made / "images/val").items(), key=lambda item: item[0][::-1])
     flat = {f"ILSVRC2012_val_{n:08}.JPEG": content for n, (_, content) in enumerate(val_images, start=1)}
     truth = "".join(f"{numbers[path.split('/')[0]]}\n" for path, _ in val_images)
+    from scipy.io import savemat
+
     fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
     synsets = [(number, wnid, "a, b", 0) for wnid, number in numbers.items()] + [(1001, "n00001740", "entity", 4)]
     savemat(folder / "meta.mat", {"synsets": np.array(synsets, dtype=fields)[:, None]})

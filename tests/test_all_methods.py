@@ -25,6 +25,8 @@ from trainers.base import partial
 from trainers.base.feature_trainer import FittedTrainer
 from trainers.base.test_time import ViewsTrainer
 
+pytestmark = pytest.mark.slow
+
 OTHER = ["grey", "white snow"]
 QUICK = {
     "CLIPLoRA": {"N_ITERS": 4},
@@ -98,7 +100,6 @@ def outcome(folder):
     return {key: value for key, value in results.items() if key not in TIMES}, arrays, tensors
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(FIRST, methods()))
 def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_path):
     monkeypatch.setattr(partial, "SECONDS", 0)
@@ -116,7 +117,6 @@ def test_killed_run_ends_as_if_it_had_not_been(method, train, monkeypatch, tmp_p
         assert all(np.array_equal(value, others[key]) for key, value in tensors.items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", thorough_but(FIRST | {"CLIPLoRA"}, methods()))
 def test_other_classes_predictions_and_exports(method, train, command, deep, eurosat, tmp_path):
     run, images, row = tmp_path / "run", list(images_of(eurosat, range(6)))[:4], dict(TABLE)[method]

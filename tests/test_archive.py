@@ -194,6 +194,7 @@ def test_hostile_pickle_is_refused_in_one_line(name, legacy, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
+@pytest.mark.slow
 def test_damaged_legacy_file_is_refused(tmp_path):
     path, numbers = tmp_path / "vit.pt", torch.arange(4.0)
     torch.save({"a": torch.ones(1).expand(2**40)}, path, _use_new_zipfile_serialization=False)

@@ -37,6 +37,7 @@ def other(backbones):
     return backbones(32, 16, 4, 4, 64, 64, 128)
 
 
+@pytest.mark.slow
 def test_weights_of_another_backbone(launch, head, other, eurosat, tmp_path):
     """A head tested on its features, and a head on the features of a run there."""
     assert launch(*head("TipAdapter", output="run")).status == 0

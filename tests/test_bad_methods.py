@@ -37,6 +37,7 @@ def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, c
     assert "of_a_stranger.good" in sys.modules
 
 
+@pytest.mark.slow
 def test_a_users_file_may_use_the_import_paths_of_the_version_before(tmp_path):
     shutil.copytree(ROOT / "trainers", tmp_path / "trainers", ignore=shutil.ignore_patterns("__pycache__"))
     code = "from trainers.settings import MethodSettings\nfrom .prompts import ContextTrainer\n"

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from common.results import digest_of_rows
 from experiments import comparing
@@ -42,6 +41,8 @@ def runs(tmp_path):
 
 
 def test_sentences_have_the_numbers_of_an_independent_computation(runs, command):
+    from scipy import stats
+
     folder, right = runs
     printed = command(comparing, folder / "MPL", folder / "CoOp").printed
     ours, theirs = (np.array(right[name]) for name in ("MPL", "CoOp"))
@@ -82,6 +83,8 @@ def test_mcnemar_is_exact():
 
 @pytest.mark.parametrize("number", [3, 10])
 def test_smallest_difference_is_found_four_times_in_five(number):
+    from scipy import stats
+
     rng = np.random.default_rng(number)
     unit = rng.normal(size=number)
     unit = (unit - unit.mean()) / unit.std(ddof=1)

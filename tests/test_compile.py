@@ -61,6 +61,7 @@ def test_what_needs_a_gpu_is_ignored_with_a_note(build, capsys, key, needs):
     assert trainer.model.towers is TOWERS["fast"] and trainer.passes == trainer.both_passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("towers", "found", "compiles"), [("fast", "triton", True), ("plain", "triton", False), ("fast", "nothing", False)]
 )

@@ -284,6 +284,7 @@ def asked(script, tiny, tmp_path):
     return asked
 
 
+@pytest.mark.slow
 def test_transfer_from_imagenet_to_the_other_four(asked, launch, tmp_path, monkeypatch):
     for name in IMAGENETS:
         build_tree(name, tmp_path)
@@ -299,6 +300,7 @@ def test_training_on_a_test_set_is_reported(asked, launch, tmp_path):
     assert ended.status == 0 and "ImageNetR has only test images: training on them is a rehearsal" in ended.printed
 
 
+@pytest.mark.slow
 def test_50_000_images_are_read_in_less_than_5_seconds(tmp_path):
     for part, size in (("train", 16), ("val", 50)):
         for wnid in ImageNetInfo().label_names():

@@ -69,6 +69,7 @@ def check_example(folder: Path, classifier: PromptedClassifier, tmp_path: Path) 
         assert abs(float(probability) - expected[classifier.class_names.index(name)]) < 1e-3
 
 
+@pytest.mark.slow
 def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, command, deep, eurosat, tmp_path):
     images, names = list(images_of(eurosat, range(6))), ["grey", "white snow"]
     run, options = finished("CoOp", "base", "TRAINER.COOP.PREC", "fp32"), ["--weights", "--classes", *names]
@@ -102,6 +103,7 @@ def test_refused_exports_write_nothing(method, options, words, finished, command
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_interrupted_export_can_be_run_again_and_another_one_does_not_overwrite_it(finished, command, tmp_path):
     options = ["--to", tmp_path / "out"]
     assert command(export, finished("CoOp"), *options).status == 0

@@ -55,6 +55,7 @@ def texts(draw):
     return names, draw(st.lists(st.integers(2, EOT - 2), max_size=4))
 
 
+@pytest.mark.slow
 @settings(EXAMPLES, max_examples=80)
 @given(
     texts=texts(),

@@ -20,13 +20,15 @@ from clip import ImageOutput
 from clip.random_weights import random_tensor
 from trainers.base.features import CachedOutput, Support
 
+SLOW = pytest.mark.slow
 OF_OPTIM = {"LR": "OPTIM.LR", "EPS": "OPTIM.ADAM_EPS", "MAX_EPOCH": "OPTIM.MAX_EPOCH"}
 OF_OPTIM |= {"BATCH_SIZE": "DATALOADER.TRAIN_X.BATCH_SIZE"}
 OPTIMISER = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WEIGHT_DECAY", "eps": "ADAM_EPS"}
 
 
 def pytest_generate_tests(metafunc):
-    golden(metafunc, "figures", lambda figures: "input" in case_of(figures))
+    marks = {"task_res": ()}  # `make check` has one method, as the other ones take longer
+    golden(metafunc, "figures", lambda figures: "input" in case_of(figures), lambda stem: marks.get(stem, SLOW))
 
 
 def drawn(seed, *shape):

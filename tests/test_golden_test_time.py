@@ -19,7 +19,12 @@ def pytest_generate_tests(metafunc):
         needed = "losses" in figures or metafunc.function is not test_steps_of_tuning
         return case_of(figures).get("kind") in ("test-time", "stream") and needed
 
-    golden(metafunc, "figures", chosen, lambda stem: pytest.mark.thorough if stem in SECOND else ())
+    def marks(stem):
+        if stem in SECOND:
+            return pytest.mark.thorough
+        return () if stem == "mta" else pytest.mark.slow
+
+    golden(metafunc, "figures", chosen, marks)
     golden(metafunc, "counted", lambda figures: "zero_votes" in figures)
 
 

@@ -19,6 +19,8 @@ from experiments.studies import plots
 from experiments.studies.tables import Summary
 from trainers import methods
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["lake", "river $\\frac", "road \x1b[31m in a very long street of houses", "wood"]
 
 
@@ -74,7 +76,6 @@ def test_numbers_are_those_of_the_measures_and_of_a_count():
     assert pairs[0].examples == [f"images/{place}.png" for place in surest]
 
 
-@pytest.mark.slow
 def test_pictures_of_a_study(tmp_path):
     """The first run has lost its predictions."""
     study = study_of(tmp_path / "out", ("ZeroshotCLIP", "CoOp", "MPL"), "base2new", seeds=(1, 2), root=tmp_path)

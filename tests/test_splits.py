@@ -69,6 +69,7 @@ def refuses(prepare, eurosat):
     return refuses
 
 
+@pytest.mark.slow
 def test_a_run_reads_what_was_written_and_its_card_names_the_file(written, chosen, launch, eurosat, tiny, tmp_path):
     for file in written[:2]:
         found = downloadable()["eurosat"].read(eurosat, "DATASET.FEWSHOT_FILE", str(file), "DATASET.NUM_SHOTS", "2")
@@ -130,6 +131,7 @@ def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, 
         refuses("--file", tmp_path / file, word)
 
 
+@pytest.mark.slow
 def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_path):
     whole, file = written[0].read_bytes(), tmp_path / "bad.pkl"
     contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]

@@ -14,6 +14,7 @@ from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
+from experiments.studies import spec
 from experiments.studies.study_file import load
 from trainers import methods
 
@@ -98,6 +99,7 @@ def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
         load(tmp_path / "study.yaml")
 
 
+@pytest.mark.slow
 def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their_sequence(write, tmp_path):
     sequences = load(write()).sequences()
     folders = {str(run.folder.relative_to(tmp_path)) for sequence in sequences for run in sequence}
@@ -113,6 +115,14 @@ def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their
         for test in tests:
             assert test.arguments[test.arguments.index("--model-dir") + 1] == str(trained.folder)
             assert (test.variant, test.seed) == (trained.variant, trained.seed)
+
+
+def test_the_recipe_of_runs_is_looked_up_once(write, monkeypatch):
+    """A study has thousands of runs, and each lookup reads a folder."""
+    asked, look_up = [], spec.recipe
+    monkeypatch.setattr(spec, "recipe", lambda *of: asked.append(of) or look_up(*of))
+    study = load(write(trainers={"CoOp": "small"}))
+    assert len(study.runs()) > len(asked) == len(set(asked)) > 1
 
 
 def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
@@ -144,6 +154,7 @@ def test_method_without_config_runs_as_its_scripts(write, script):
         assert str(run.folder).removeprefix(str(study.output)) in theirs.output_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_included_study_is_valid(file):
     """Each kind of its runs has a configuration, and each schedule of vision prompts is possible."""
@@ -225,6 +236,7 @@ def test_plots_are_written_next_to_the_tables_and_listed(one_run, tmp_path, caps
     assert all(path.stat().st_size > 1000 for path in written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tables", "plots", "report"])
 def test_study_without_results_has_a_one_line_error(write, refused, tmp_path, name):
     assert "no run of this study is finished: python tools/study.py run " in refused(name, write())

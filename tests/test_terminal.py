@@ -35,6 +35,7 @@ def published_result(log, signal):
     return re.findall(r"\* accuracy: ([\.\deE+-]+)%", log.partition(f"\n{signal}\n")[2])
 
 
+@pytest.mark.slow
 def test_terminal_has_few_lines_and_the_log_has_the_published_ones(watched, eurosat, tiny, tmp_path):
     shown = watched(*arguments(eurosat, tiny, tmp_path, "OPTIM.LR", 0.002))
     log = (tmp_path / "log.txt").read_text()

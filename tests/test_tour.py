@@ -10,10 +10,11 @@ from drawn import arguments
 
 from common.start import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "docs/tour.ipynb"
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_notebook_runs_and_prints_what_it_promises(tmp_path, monkeypatch):
     needed = ("nbformat", "nbclient", "ipykernel")

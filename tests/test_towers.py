@@ -126,6 +126,7 @@ def test_any_vision_schedule_equals_the_oracle(small, schedule):
 CTX = {"none": (0, 64), "shared": (2, 64), "per class": (3, 2, 64), "per image": (2, 1, 2, 64)}
 
 
+@pytest.mark.slow
 @settings(EXAMPLES, max_examples=60)
 @given(form=st.sampled_from(list(CTX)), anywhere=st.booleans(), data=st.data())
 def test_any_text_prompts_equal_the_oracle(small, form, anywhere, data):

@@ -295,6 +295,7 @@ def test_a_context_longer_than_the_words_it_starts_from_is_refused(method, build
         build(method, "all", *settings)
 
 
+@pytest.mark.slow
 def test_words_may_be_joined_by_underscores(build):
     takes_words = [name for name in METHODS if type(getattr(methods()[name].Settings, "CTX_INIT", None)) is str]
     assert {"CoOp", "MaPLe"} <= set(takes_words)

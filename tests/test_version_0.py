@@ -12,6 +12,8 @@ from drawn import results
 from common.start import ROOT
 from experiments.studies import command as study
 
+pytestmark = pytest.mark.slow
+
 OLD = ROOT / "tests/version_0/run"
 
 
@@ -40,7 +42,6 @@ def test_finished_run_is_taken_as_finished(old, launch, command_line):
     assert {file: file.read_bytes() for file in old.rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.slow
 def test_checkpoint_is_evaluated(old, launch, command_line, tmp_path):
     for classes in ("base", "new"):
         evaluation = command_line(tmp_path / classes, "--eval-only", "--model-dir", old, classes=classes)
@@ -49,7 +50,6 @@ def test_checkpoint_is_evaluated(old, launch, command_line, tmp_path):
     assert results(tmp_path / "base")["accuracy"] == same and results(tmp_path / "new")["train_seconds"] is None
 
 
-@pytest.mark.slow
 def test_run_is_resumed(old, launch, command_line):
     prompts = torch.load(old / "prompt_learner/model.pth.tar-2", weights_only=True)["state_dict"]["ctx"]
     for name in ("results.json", "prompt_learner/model.pth.tar-2"):

@@ -20,6 +20,8 @@ from inference import export, predict
 from inference.inspection import command as inspect_command
 from inference.models import open_models
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def backbone(tiny, tmp_path):
@@ -58,7 +60,6 @@ HOLDS = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "options", "words"),
     [
@@ -108,7 +109,6 @@ def forget(run):
     (run / "results.json").write_text(json.dumps(results))
 
 
-@pytest.mark.slow
 def test_all_files_of_a_run_have_the_sha256_of_its_weights(run, backbone):
     (checkpoint,) = run.glob("*/model.pth.tar-2")
     config, results = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "results.json"))
@@ -129,7 +129,6 @@ def test_a_run_of_an_earlier_version_is_used_with_one_warning_about_its_weights(
     assert "does not say" not in train("a", "base", "--skip-finished").printed
 
 
-@pytest.mark.slow
 def test_a_finished_run_with_deleted_weights_is_skipped(run, train, backbone):
     backbone.unlink()
     assert train("a", "base", "--skip-finished").status == 0
@@ -145,7 +144,6 @@ def test_stated_weights_are_the_only_ones_accepted(train, backbone, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["CoOp", "ZeroshotCLIP"])
 def test_predict_inspect_and_export_refuse_other_weights(method, train, command, photos, backbone, tmp_path):
     argv = () if method == "CoOp" else ("--trainer", method)
@@ -164,7 +162,6 @@ def test_predict_inspect_and_export_refuse_other_weights(method, train, command,
         open_models([tmp_path / "a"], Namespace(**vars(OPTIONS) | {"backbone": str(backbone)}), ["red", "blue"])
 
 
-@pytest.mark.slow
 def test_a_study_refuses_results_of_other_weights(study_file, backbone):
     study = load(study_file("out", backbone=str(backbone), protocols=["few_shot"], trainers={"CoOp": "small"}))
     (run,) = study.runs()
@@ -175,7 +172,6 @@ def test_a_study_refuses_results_of_other_weights(study_file, backbone):
         collect_results(study)
 
 
-@pytest.mark.slow
 def test_an_evaluation_with_non_finite_logits_records_nothing(train, backbone, tmp_path):
     state = torch.load(backbone, weights_only=True)
     state["visual.proj"] = torch.full_like(state["visual.proj"], 1e38)  # finite weights, infinite features

@@ -72,7 +72,7 @@ class Variant:
         if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
             raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
 
-    @property
+    @cached_property
     def facts(self) -> Method:
         return methods()[self.method]
 
@@ -255,10 +255,18 @@ class Study:
         words = {"dataset": dataset, "name": f"{variant.method}/{name}", "shots": shots, "seed": seed}
         return Path(step.folder.format(**words))
 
+    @cached_property
+    def recipes(self) -> dict[tuple, Recipe]:
+        """Those that were asked for: finding one reads a folder, and a study has thousands of runs."""
+        return {}
+
     def recipe(self, training: Training) -> Recipe:
         protocol, variant, dataset, _, shots = training
-        cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
-        return recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
+        key = protocol, variant, dataset, shots
+        if key not in self.recipes:
+            cfg = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+            self.recipes[key] = recipe(variant.method, protocol, dataset, shots, cfg, self.backbone)
+        return self.recipes[key]
 
     def chosen_file(self, training: Training) -> Path:
         """The file of the settings that were chosen for the dataset of a training run; all seeds have the same."""

@@ -55,6 +55,7 @@ def same(one, other):
     return all(torch.equal(a, b) and x == y and r == s for (a, x, r), (b, y, s) in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_epochs_equal_those_of_new_workers(cfg_of, workers):
     found = []

@@ -146,6 +146,7 @@ class TwoModels(TinyPrompt):
         self.register_model("extra", self.extra, torch.optim.SGD(self.extra.parameters(), 0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["last_step", "best_val"])
 def test_run_killed_at_any_step_of_saving_leaves_nothing_behind(root, tmp_path, monkeypatch, capsys, final):
     """It is killed when it renames or deletes a file for the n-th time; the next start completes the rest."""
