@@ -123,10 +123,24 @@ def test_small_clip_has_yaml_files_of_its_own(variables, script):
         assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
 
 
-@pytest.mark.parametrize(("dataset", "rate"), [("imagenet", "2e-4"), ("dtd", "2e-3")])
-def test_task_res_trains_longer_with_eight_images_or_more(dataset, rate):
-    epochs = {shots: recipe("TaskRes", "few_shot", dataset, shots).cfg for shots in (1, 2, 4, 8, 16)}
-    assert epochs == {n: f"adam_lr{rate}_B256_ep{100 if n < 8 else 200}" for n in epochs}
+LATE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "published"),
+    [  # the YAML files, or other settings, for 1, 2, 4, 8 and 16 images of a class
+        ("TaskRes", "imagenet", [f"adam_lr2e-4_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
+        ("TaskRes", "dtd", [f"adam_lr2e-3_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
+        ("CoOp", "imagenet", ["vit_b16_ep50"] * 5),
+        ("CoOp", "dtd", ["vit_b16_ep50", "vit_b16_ep100", "vit_b16_ep100", "vit_b16", "vit_b16"]),
+        ("UPT", "dtd", ["vit_b16"] * 5),
+        ("PromptSRC", "ucf101", [()] * 5),
+        ("PromptSRC", "eurosat", [LATE] * 5),
+    ],
+)
+def test_few_shot_settings_are_those_published_for_the_images_and_the_dataset(method, dataset, published):
+    found = [recipe(method, "few_shot", dataset, shots) for shots in (1, 2, 4, 8, 16)]
+    assert published in ([each.cfg for each in found], [tuple(each.settings) for each in found])
 
 
 def test_yaml_file_of_a_new_method(monkeypatch):
