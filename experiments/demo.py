@@ -106,7 +106,11 @@ def main(argv: list[str] | None = None) -> None:
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
     parser.add_argument("--methods", nargs="+", default=default, metavar="NAME", help=described)
     parser.add_argument(
-        "--seeds", type=at_least(0), nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)"
+        "--seeds",
+        type=at_least(0, 2**32 - 1),
+        nargs="+",
+        default=[1, 2, 3],
+        help="seeds of each method (default: 1 2 3)",
     )
     parser.add_argument(
         "--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time"
