@@ -55,8 +55,8 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             others = ood.read_others(cfg, trainer)
         if args.no_train:
             return
-        folder.remove(RESULTS, predictions.FILE)
         with reporting(args.report_to if folder.writes else [], cfg, trainer):
+            folder.remove(RESULTS, predictions.FILE)  # only now: a tracker may not start, without a key for example
             epochs, tested_epoch = execute(args, cfg, trainer)
             detected = ood.evaluate(cfg, trainer, others)
             if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
