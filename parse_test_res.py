@@ -61,7 +61,7 @@ def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
             values.append(value)
             selected += marked
         elif logs(folder):
-            print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log is wrong")
+            print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log or --keyword is wrong")
     if not values:
         return None
     mean, spread = statistics.fmean(values), statistics.pstdev(values)
@@ -90,7 +90,8 @@ def main() -> None:
     means = [found for folder in sorted(folders, key=natural) if (found := parse(folder, args)) is not None]
     if not means:
         hint = "" if args.test_log else "; give --test-log if they are logs of tests"
-        raise UsageError(f"no finished run in {args.directory}", f"it must hold folders with a log.txt{hint}")
+        remedy = f"it must hold folders with a log.txt that has * {args.keyword}{hint}"
+        raise UsageError(f"no finished run in {args.directory}", remedy)
     if args.multi_exp:
         print(f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%")
         if selected := sum(marked for _, marked in means):

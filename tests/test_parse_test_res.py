@@ -87,6 +87,8 @@ def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):
     (root / "seed1/log.txt").write_text(cut)
     assert "* accuracy: 80.00%" in parse(root)
     assert "* macro_f1: 89.50%" in parse(root, "--keyword", "macro_f1")
+    with pytest.raises(UsageError, match=r"log.txt that has \* f1"):
+        parse(root, "--keyword", "f1")
 
 
 def test_averages_say_how_many_runs_were_selected_on_test_images(runs, parse):
