@@ -23,6 +23,7 @@ from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words
 from trainers.base.ranks import split
 
 from . import ood, predictions
+from .arguments import check_given
 from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
@@ -79,16 +80,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     check_same_settings(cfg, finished)
     if finished:
         return True
-    given = {
-        "--trainer": cfg.TRAINER.NAME,
-        "--dataset-config-file": cfg.DATASET.NAME,
-        "--root": cfg.DATASET.ROOT,
-        "--output-dir": cfg.OUTPUT_DIR,
-        "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
-    }
-    for option, value in given.items():
-        if not value:
-            raise UsageError(f"{option} is missing", "see python train.py --help")
+    check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")
     choose(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
     if method := trainers.methods().get(cfg.TRAINER.NAME):
@@ -104,6 +96,11 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     ood.check_settings(cfg)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
+        begun = any(any(Path(cfg.RESUME).glob(name)) for name in (CONFIG, "*/checkpoint", "*/model*"))
+        if not begun and Path(cfg.RESUME) != Path(cfg.OUTPUT_DIR):  # which a script may have made for this run
+            raise UsageError(
+                f"{cfg.RESUME} holds no run", "give the output folder of a run by --resume, or leave it out"
+            )
     check_trackers(args.report_to)
     return False
 
