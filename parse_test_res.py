@@ -6,14 +6,17 @@ DIRECTORY holds a folder for every seed (seed1, seed2, ...), each with a log.txt
 folders, and a last line averages over them.
 """
 
-import argparse
 import re
 import statistics
+from argparse import Namespace
 from pathlib import Path
 
 from common.errors import UsageError
+from common.files import check_folder
+from common.start import Parser, add_common_options
 from common.text import read_text
 from experiments.results import SELECTED
+from experiments.session import run_command
 
 LARGEST_LOG = 1 << 28  # bytes
 # The line of a log before its results: the last results of a training run, or those of an evaluation.
@@ -38,7 +41,7 @@ def read_log(text: str, signal: str, keyword: str) -> float | None:
     return float(values[-1].replace(",", "")) if values else None
 
 
-def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | None:
+def parse(directory: Path, args: Namespace) -> tuple[float, bool] | None:
     """Print what the runs in a folder reached and their mean.
 
     Returns:
@@ -58,7 +61,7 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
             values.append(value)
             selected += marked
         elif logs(folder):
-            print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log is wrong")
+            print(f"file: {logs(folder)[-1]}. no result: the run is unfinished, or --test-log or --keyword is wrong")
     if not values:
         return None
     mean, spread = statistics.fmean(values), statistics.pstdev(values)
@@ -73,24 +76,22 @@ def parse(directory: Path, args: argparse.Namespace) -> tuple[float, bool] | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="folder of the seeds' folders")
     parser.add_argument("--ci95", action="store_true", help="95%% interval instead of the standard deviation")
     parser.add_argument("--test-log", action="store_true", help="the logs are those of --eval-only runs")
     parser.add_argument("--multi-exp", action="store_true", help="DIRECTORY holds several experiments")
     parser.add_argument("--keyword", default="accuracy", help="accuracy, error or macro_f1")
+    add_common_options(parser)
     args = parser.parse_args()
     args.signal = TESTED if args.test_log else TRAINED
-    if not args.directory.is_dir():
-        parser.error(f"no folder {args.directory}: give the folder that holds seed1, seed2, ...")
-    try:
-        folders = filter(Path.is_dir, args.directory.iterdir()) if args.multi_exp else [args.directory]
-        means = [found for folder in sorted(folders, key=natural) if (found := parse(folder, args)) is not None]
-    except UsageError as error:
-        parser.error(str(error))
+    check_folder(args.directory, "no folder", "give the folder that holds seed1, seed2, ...")
+    folders = filter(Path.is_dir, args.directory.iterdir()) if args.multi_exp else [args.directory]
+    means = [found for folder in sorted(folders, key=natural) if (found := parse(folder, args)) is not None]
     if not means:
         hint = "" if args.test_log else "; give --test-log if they are logs of tests"
-        parser.error(f"no finished run in {args.directory}: it must hold folders with a log.txt{hint}")
+        remedy = f"it must hold folders with a log.txt that has * {args.keyword}{hint}"
+        raise UsageError(f"no finished run in {args.directory}", remedy)
     if args.multi_exp:
         print(f"Average performance\n* {args.keyword}: {statistics.fmean(mean for mean, _ in means):.2f}%")
         if selected := sum(marked for _, marked in means):
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "from the start")

@@ -22,9 +22,11 @@ with required_packages():
     import datasets
     from common.files import check_folder
     from common.results import FILE as RESULTS
-    from experiments.arguments import parse_arguments, per_seed
+    from experiments.arguments import check_given, parse_arguments, per_seed
     from experiments.ranks import joined
     from experiments.session import run_command
+
+NAMES = {"TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR"}  # settings that a run cannot do without
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_early(args: Namespace) -> None:
-    """Check that the folders of the dataset and of the prompts to test exist, as far as the arguments name them.
+    """Check that all options are given, and that the YAML files and the folders that they name exist.
 
     It needs no torch, whose import takes seconds.
     """
@@ -53,17 +55,21 @@ def check_early(args: Namespace) -> None:
     if args.model_dir:
         remedy = "train first, or check --model-dir (scripts: SEED, SHOTS, CFG, OUT and, for xd_test.sh, SOURCE)"
         check_folder(Path(args.model_dir), "no trained prompts in", remedy)
-    if not (args.dataset_config_file and args.root) or {"DATASET.NAME", "DATASET.ROOT"}.intersection(args.opts):
-        return
     cfg = get_cfg_default()
     datasets.extend_cfg(cfg)
-    cfg.merge_from_file(args.dataset_config_file)
-    cfg.DATASET.ROOT = args.root
+    cfg.set_new_allowed(True)  # the keys of methods are not known here
+    for file in filter(None, (args.dataset_config_file, args.config_file)):
+        cfg.merge_from_file(file)
+    cfg.DATASET.ROOT, cfg.TRAINER.NAME = args.root or cfg.DATASET.ROOT, args.trainer or cfg.TRAINER.NAME
+    given = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    cfg.merge_from_list([word for key in NAMES & given.keys() for word in (key, given[key])])
+    dataset_given = args.dataset_config_file or cfg.DATASET.NAME  # a file without a name may have an unknown key
+    check_given(args, cfg.TRAINER.NAME, dataset_given, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     known = cfg.DATASET.NAME in DATASET_REGISTRY.registered_names()
     dataset: Any = DATASET_REGISTRY.get(cfg.DATASET.NAME) if known else None
     if getattr(dataset, "is_synthetic", True):  # which datasets of other projects do not say
         return
-    if not Path(os.path.expanduser(args.root), dataset.dataset_dir).is_dir():
+    if not Path(os.path.expanduser(cfg.DATASET.ROOT), dataset.dataset_dir).is_dir():
         dataset(cfg, images=False)  # raises its own error
 
 

@@ -7,9 +7,10 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import closest
+from .names import printable
 from .version import ROOT, __version__
 
 
@@ -44,11 +45,14 @@ def required_packages(extra: str = "") -> Iterator[None]:
 
 
 class Parser(ArgumentParser):
-    """Arguments of a command. Wrong ones end it with one line and exit status 2."""
+    """Arguments of a command, options by their full names. Wrong ones end it with one line and exit status 2."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)  # `--se 1 2` or `--deb` would be understood in part
 
     def error(self, message: str) -> NoReturn:
-        remedy = f"see {self.prog} --help"
-        if message.startswith("unrecognized") and (option := re.search("--[^ =]+", message)):
+        message, remedy = printable(message), f"see {self.prog} --help"
+        if message.startswith("unrecognized") and (option := re.search(r"(?<!\S)-[^ =]+", message)):
             near = closest(option[0], re.findall(r"--[\w-]+", self.format_help()))
             remedy = f"did you mean {near}?" if near else remedy
         self.exit(2, f"error: {message}: {remedy}\n")
@@ -77,3 +81,6 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+any_seed = at_least(0, 2**32 - 1)  # the argparse type of a seed, within the limits of NumPy

@@ -62,7 +62,38 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
-    return parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
+    args.opts = args.opts[args.opts[:1] == ["--"] :]  # a separator is no key
+    check_pairs(args.opts)
+    for option, value in {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch}.items():
+        if not args.eval_only and value not in ("", None):
+            remedy = "add --eval-only to test these prompts, or leave it out"
+            raise UsageError(f"{option} has no use in training", remedy)
+    return args
+
+
+def check_pairs(pairs: list) -> None:
+    """Check that these are pairs of KEY VALUE, none of whose keys is an option."""
+    options = [str(key) for key in pairs[::2] if str(key).startswith("--")]
+    if options or len(pairs) % 2:
+        remedy = "what follows the options are pairs of KEY VALUE"
+        if options:
+            remedy = "options come before the KEY VALUE pairs (for scripts: MPL_DEBUG=1 instead of --debug)"
+        raise UsageError(f"{(options or pairs)[0 if options else -1]!r} has no value", remedy)
+
+
+def check_given(args: argparse.Namespace, trainer: str, dataset: str, root: str, output: str) -> None:
+    """Check that what a run needs is given, by an option, a YAML file or KEY VALUE pairs."""
+    given = {
+        "--trainer": trainer,
+        "--dataset-config-file": dataset,
+        "--root": root,
+        "--output-dir": output,
+        "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
+    }
+    for option, value in given.items():
+        if not value:
+            raise UsageError(f"{option} is missing", "see python train.py --help")
 
 
 def names(text: str) -> list[str]:

@@ -20,6 +20,8 @@ from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
 
+from .arguments import check_pairs
+
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
@@ -171,11 +173,7 @@ def unread_settings(file: str, cfg: CfgNode) -> str:
 
 def merge_pairs(cfg: CfgNode, pairs: list) -> None:
     """Merge KEY, VALUE, KEY, VALUE, ..."""
-    if len(pairs) % 2:
-        remedy = "what follows the options are pairs of KEY VALUE"
-        if any(str(item).startswith("--") for item in pairs):
-            remedy = "options come before the KEY VALUE pairs (for scripts: MPL_DEBUG=1 instead of --debug)"
-        raise UsageError(f"{pairs[-1]!r} has no value", remedy)
+    check_pairs(pairs)
     cfg.merge_from_list(pairs)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import choose, choose_dataset
 from common.files import replacing, write_text
-from common.start import Parser, add_common_options, at_least, path
+from common.start import Parser, add_common_options, any_seed, at_least, path
 
 from .configs import known_datasets
 from .methods import methods
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--dataset", default="small_objects", metavar="NAME", help="a synthetic dataset")
     default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
     add("--methods", nargs="+", default=default, metavar="NAME", help=described)
-    add("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
+    add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
     add("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time")
     add_common_options(parser)
     args = parser.parse_args(argv)

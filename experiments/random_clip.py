@@ -6,22 +6,22 @@
 Its predictions are noise. The weights depend only on the sizes and on the name of each tensor.
 """
 
-from pathlib import Path
-
-from common.errors import choose
+from common.errors import UsageError, choose, one_line
 from common.files import replacing
-from common.start import Parser, add_common_options, at_least, required_packages
+from common.start import Parser, add_common_options, at_least, path, required_packages
 
 
 def main() -> None:
     parser = Parser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("file", type=Path, help="where to write it: .pt, or .safetensors")
+    parser.add_argument("file", type=path, help="where to write it: .pt, or .safetensors")
     parser.add_argument("--arch", default="ViT-B-16", metavar="ARCH", help="an architecture of open_clip")
     parser.add_argument("--embed-dim", type=at_least(1))
     for size in ("image-size", "patch-size", "vision-width", "vision-layers", "text-width", "text-layers"):
         parser.add_argument(f"--{size}", type=at_least(1))
     add_common_options(parser)
     args = parser.parse_args()
+    if args.file.is_dir():
+        raise UsageError(f"{args.file} is a folder", "give the path of the file to write", args.file)
     with required_packages():
         import open_clip
         import torch
@@ -35,7 +35,11 @@ def main() -> None:
     text = {"width": args.text_width, "layers": args.text_layers}
     torch.manual_seed(0)
     vision, text = ({key: size for key, size in tower.items() if size} for tower in (vision, text))
-    state = random_clip(args.arch, vision, text, args.embed_dim).state_dict()
+    try:
+        state = random_clip(args.arch, vision, text, args.embed_dim).state_dict()
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:  # open_clip checks no sizes
+        what = f"{args.arch} cannot have these sizes ({one_line(error)})"
+        raise UsageError(what, "give others (widths are multiples of 64), or leave them out") from error
     args.file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(args.file) as partial:
         (save_file if args.file.suffix == ".safetensors" else torch.save)(state, partial)

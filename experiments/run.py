@@ -23,6 +23,7 @@ from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words
 from trainers.base.ranks import split
 
 from . import ood, predictions
+from .arguments import check_given
 from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
@@ -55,8 +56,8 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             others = ood.read_others(cfg, trainer)
         if args.no_train:
             return
-        folder.remove(RESULTS, predictions.FILE)
         with reporting(args.report_to if folder.writes else [], cfg, trainer):
+            folder.remove(RESULTS, predictions.FILE)  # only now: a tracker may not start, without a key for example
             epochs, tested_epoch = execute(args, cfg, trainer)
             detected = ood.evaluate(cfg, trainer, others)
             if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
@@ -79,16 +80,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     check_same_settings(cfg, finished)
     if finished:
         return True
-    given = {
-        "--trainer": cfg.TRAINER.NAME,
-        "--dataset-config-file": cfg.DATASET.NAME,
-        "--root": cfg.DATASET.ROOT,
-        "--output-dir": cfg.OUTPUT_DIR,
-        "--config-file": args.config_file or args.opts,  # all of its keys may be given as pairs
-    }
-    for option, value in given.items():
-        if not value:
-            raise UsageError(f"{option} is missing", "see python train.py --help")
+    check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")
     choose(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "dataset")
     if method := trainers.methods().get(cfg.TRAINER.NAME):
@@ -104,6 +96,11 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     ood.check_settings(cfg)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
+        begun = any(any(Path(cfg.RESUME).glob(name)) for name in (CONFIG, "*/checkpoint", "*/model*"))
+        own = Path(cfg.RESUME).resolve() == Path(cfg.OUTPUT_DIR).resolve()  # which a script may have made for this run
+        if not (begun or own):
+            remedy = "give the output folder of a run by --resume, or leave it out"
+            raise UsageError(f"{cfg.RESUME} holds no run", remedy)
     check_trackers(args.report_to)
     return False
 

@@ -31,6 +31,13 @@ SHORTAGES = (
     ("Too many open files", "too many files are open", f"raise the limit by `ulimit -n 4096`, or {WORKERS}"),
     ("No space left on device", "the disk is full", "free some space, then run the same command again"),
 )
+# Words in the text of an OSError, and the remedy.
+PLACES = {
+    "File exists": "move that file away, or choose another folder",
+    "Not a directory": "move the file of that name away, or choose another folder",
+    "File name too long": "choose a shorter path (of a run: --output-dir; for scripts: OUT)",
+    "Read-only file system": "choose another folder",
+}
 
 
 def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ranks: bool = False) -> None:
@@ -135,7 +142,9 @@ def user_error(error: BaseException) -> Exception | None:
         for words, what, remedy in SHORTAGES:
             if isinstance(cause, RuntimeError | OSError | MemoryError) and re.search(words, text):
                 return UsageError(f"{what} ({one_line(cause)})", remedy)
-    return error if isinstance(error, OSError | FloatingPointError) else None
+    if isinstance(error, OSError):
+        return UsageError(str(error), next((remedy for words, remedy in PLACES.items() if words in str(error)), ""))
+    return error if isinstance(error, FloatingPointError) else None
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:

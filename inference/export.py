@@ -10,7 +10,7 @@ from common.names import printable
 from common.pages import render
 from common.start import Parser, path, required_packages
 
-from .arguments import MODELS, add_model_options, given_class_names
+from .arguments import MODELS, add_model_options, check_exists, given_class_names
 
 KEY = "config.json"
 
@@ -36,6 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     given = given_class_names(args)
+    if args.model:
+        check_exists(args.model)
     with required_packages():
         from . import models, programs
 

@@ -1,10 +1,8 @@
 """Opening a model: a run, an exported folder, a published checkpoint, or zero-shot CLIP."""
 
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +20,12 @@ from datasets import title
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
 
+from .arguments import CHECKPOINTS, check_exists
 from .artefact import CONFIG as DESCRIPTION
 from .artefact import INPUT, Description, read_artefact
 from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
-CHECKPOINTS = "model*.pth.tar*"
-MOST_FOLDERS = 20_000  # to search for runs
 # Facts of results.json that an exported folder keeps
 RECORDED = ["classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"]
 RECORDED += ["date", "version", "commit", "dirty"]
@@ -95,6 +92,7 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
 
 def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, Any] | None, str]:
     """The description of a model, the checkpoint with its tensors if it learns any, and the backbone to load."""
+    check_exists(path)
     if (path / DESCRIPTION).exists():
         return *read_artefact(path), options.backbone
     file, training = path / CONFIG, {}
@@ -103,8 +101,6 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
         anything.set_new_allowed(True)
         anything.merge_from_file(str(file))
         method, training = anything.TRAINER.NAME, facts_of(path, options.load_epoch)
-    elif not path.exists():
-        raise UsageError(f"no model at {path}", newest_runs(path), path)
     elif not is_model(path):
         remedy = "give a run's output folder, or one that tools/export.py wrote"
         raise UsageError(f"{path} is not a model", remedy, path)
@@ -122,19 +118,6 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
     return describe(cfg, checkpoint, training), checkpoint, options.backbone or cfg.MODEL.BACKBONE.NAME
-
-
-def newest_runs(path: Path) -> str:
-    """For a missing model: the three newest runs with learned prompts, below the nearest folder that exists."""
-    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    if folder in (Path(), Path(path.anchor)):  # too large to search
-        folder = Path("output")
-    found = [Path(place) for place, _, files in islice(os.walk(folder), MOST_FOLDERS) if CONFIG in files]
-    runs = {run: (run / CONFIG).stat().st_mtime for run in found if any(run.glob(f"*/{CHECKPOINTS}"))}
-    newest = sorted(runs, key=lambda run: -runs[run])[:3]
-    if not newest:
-        return f"give the output folder of a run (there is none with learned prompts below {folder})"
-    return f"the newest runs below {folder} are {', '.join(map(str, newest))}"
 
 
 def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.names import csv_cell, printable
 from common.start import Parser, at_least, path, required_packages
 
-from .arguments import MODELS, add_model_options, given_class_names
+from .arguments import MODELS, add_model_options, check_exists, given_class_names
 
 Row = tuple[str, str, list[tuple[str, float]]]  # image, model, (class, probability)
 
@@ -47,6 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names, stdout = given_class_names(args), sys.stdout
+    if not args.backbone:
+        check_exists(args.paths[0])
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         with required_packages():
             from tqdm import tqdm

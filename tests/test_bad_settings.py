@@ -26,6 +26,7 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("OUTPUT_DIR ''", "--output-dir is missing"),
     ("RESUME nowhere", "there is no folder nowhere: its path exists up to ., which holds ", "; check --resume"),
     ("--debug", "options come before the KEY VALUE pairs"),
+    ("OPTIM.LR 0.1 --seed 3", "'--seed' has no value: options come before the KEY VALUE pairs"),
     # Types and ranges: of Dassl, of this project, of a method
     ("OPTIM.LR fast", "OPTIM.LR is 'fast': give a number from 0 to 1,000"),
     ("OPTIM.MAX_EPOCH 0", "OPTIM.MAX_EPOCH is 0: give an integer from 1 to 100,000"),
@@ -74,6 +75,9 @@ def test_setting(case, refused, eurosat, tiny, tmp_path):
         (["--config-file", "mine.yaml"], "no config file mine.yaml"),
         (["--eval-only"], "--eval-only needs --model-dir"),
         (["--resume", "nowhere"], "there is no folder nowhere: "),
+        (["--resume", "docs"], "docs holds no run: give the output folder of a run by --resume"),
+        (["--model-dir", "docs"], "--model-dir has no use in training: add --eval-only"),
+        (["--load-epoch", 3], "--load-epoch has no use in training: add --eval-only"),
     ],
 )
 def test_option(option, words, refused, eurosat, tiny, tmp_path):

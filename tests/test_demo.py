@@ -69,6 +69,7 @@ def test_failed_runs_are_reported(drawn, tmp_path, capsys):
     [
         (["--workers", "0"], "expected an integer >= 1, got '0'"),
         (["--output", " "], "argument --output: expected a path"),
+        (["--seeds", "9" * 10], "argument --seeds: expected 0 to 4294967295"),
         (["--methods", "MPLL"], "there is no method 'MPLL': did you mean MPL?"),
     ],
 )

@@ -15,10 +15,11 @@ QUICK = """
 import sys
 from contextlib import suppress
 from importlib import import_module
+from experiments.session import cli_main
 _, name, *sys.argv[1:] = sys.argv
 main = import_module(name).main
 with suppress(SystemExit):
-    main()
+    cli_main(main)
 slow = {"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
 sys.exit(f"imported: {slow}" if slow else 0)
 """
@@ -87,3 +88,36 @@ def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
     file = study_file("twice", datasets=["small_land", "small_land"])
     with pytest.raises(UsageError, match="twice"):
         load(file, settings=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "--trainer is missing: see python train.py --help"),
+        (["--trainer", "CoOp"], "--dataset-config-file is missing"),
+        (["--trainer", "CoOp", "DATASET.NAME", "EuroSAT"], "--root is missing"),
+        (
+            ["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"],
+            "there is no config file configs/nowhere.yaml",
+        ),
+        (["--se", "1", "2"], "unrecognized arguments: --se: did you mean --seed?"),  # of two seeds it would take one
+        (["-seed", "1"], "unrecognized arguments: -seed: did you mean --seed?"),
+        (["--a\nb"], "unrecognized arguments: --a\\nb"),
+        (["OPTIM.LR"], "'OPTIM.LR' has no value"),
+    ],
+)
+def test_train_names_what_is_missing_without_torch(ask, argv, words):
+    ask()
+    wrong = quick("train", *argv)
+    assert wrong.returncode == 0 and wrong.stderr.startswith(f"error: {words}") and len(wrong.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["predict MODEL", "export MODEL --to a", "inspection.command MODEL --output a", "serving.command MODEL"]
+)
+def test_missing_model_is_named_without_torch(command, tmp_path):
+    module, *argv = command.replace("MODEL", str(tmp_path / "run")).split()
+    wrong = quick(f"inference.{module}", *argv)
+    assert wrong.returncode == 0 and wrong.stderr.startswith(
+        f"error: no model at {tmp_path}/run: give the output folder"
+    )

@@ -1,6 +1,7 @@
 """The layout of the project: folders, the registry, and what trainers and datasets may use of Dassl."""
 
 import ast
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from common.version import __version__
+from experiments import random_clip
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.protocols import recipe
+from experiments.session import cli_main
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:
@@ -111,9 +114,9 @@ def test_per_layer_settings_on_plain_yacs_nodes(value, monkeypatch):
 
 TOOLS = ["study", "prepare", "demo", "pretrain_small_clip"]
 AFTER_PARSING = [
-    "predict photo.jpg",
-    "export run --to folder",
-    "inspect run --output folder",
+    "predict .",
+    "export . --to folder",
+    "inspect . --output folder",
     "serve",
     "random_clip a.pt",
 ]
@@ -129,6 +132,23 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the package ") and "`pip install -r requirements.txt`" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("'' --arch ViT-B-32", "argument file: expected a path"),
+        ("{folder}", "{folder} is a folder: give the path of the file to write"),
+        ("{folder}/a.pt --arch ViTB32", "there is no architecture 'ViTB32': did you mean ViT-B-32?"),
+        ("{folder}/a.pt --vision-layers 1 --vision-width 7", "ViT-B-16 cannot have these sizes ("),
+        ("{folder}/a.pt --arch RN50 --vision-layers 1", "RN50 cannot have these sizes ("),
+    ],
+)
+def test_random_clip_refuses_what_it_cannot_write(arguments, words, ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["random_clip.py", *shlex.split(arguments.format(folder=tmp_path))])
+    assert words.format(folder=tmp_path) in ended(lambda: cli_main(random_clip.main)).error
+    assert not list(tmp_path.iterdir())
 
 
 def test_base2new_needs_nothing_but_python(tmp_path):

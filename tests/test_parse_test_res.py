@@ -1,10 +1,14 @@
 """`python parse_test_res.py DIR`, a habit of CoOp's users, on logs of this project's kind and the published ones."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 import parse_test_res
+from common.errors import UsageError
+from common.start import ROOT
 from experiments.results import SELECTED
 
 TRAINING = """epoch [5/5] batch [10/10] time 0.1 (0.1) loss 0.5 (0.5) acc 100.0 (90.0) lr 1e-5
@@ -57,11 +61,17 @@ def test_logs_of_tests_are_asked_for_and_a_missing_folder_is_named(runs, parse, 
     root = runs({"own/seed1": 80.0, "own/seed2": 82.0}, TEST) / "own"
     assert "* accuracy: 81.00% +- 1.00%" in parse(root, "--test-log")
     for folder, line in ((root, "give --test-log if they are logs of tests"), (root / "nowhere", "no folder")):
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(UsageError, match=line) as caught:
             parse(folder)
-        printed = capsys.readouterr()
-        assert caught.value.code == 2 and line in printed.err and str(folder) in printed.err
-        assert (f"file: {root}/seed1/log.txt. no result: " in printed.out) == (folder == root)
+        assert str(folder) in str(caught.value)
+        assert (f"file: {root}/seed1/log.txt. no result: " in capsys.readouterr().out) == (folder == root)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--test-logs", "docs"], ["nowhere"]])
+def test_errors_are_one_line(arguments):
+    command = [sys.executable, ROOT / "parse_test_res.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
 def test_several_experiments_are_averaged(runs, parse):
@@ -77,6 +87,8 @@ def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):
     (root / "seed1/log.txt").write_text(cut)
     assert "* accuracy: 80.00%" in parse(root)
     assert "* macro_f1: 89.50%" in parse(root, "--keyword", "macro_f1")
+    with pytest.raises(UsageError, match=r"log.txt that has \* f1"):
+        parse(root, "--keyword", "f1")
 
 
 def test_averages_say_how_many_runs_were_selected_on_test_images(runs, parse):

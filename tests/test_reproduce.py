@@ -95,6 +95,8 @@ def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
         ("MaPLe", ["--protocol", "cross_dataset"], "expected {dataset}/seed{seed}"),
         ("MaPLe", ["--checkpoints", tmp_path / "sett"], "which holds set; check --checkpoints"),
         ("maple", [], "no checkpoints of MaPLe in"),
+        ("MaPLe", ["--source", "imagenett"], "there is no dataset 'imagenett': did you mean imagenet?"),
+        ("MaPLe", ["--cfg", "smal"], "there is no YAML file 'smal': did you mean small?"),
         ("MaPL3", [], "there is no method 'MaPL3': did you mean MaPLe?"),
     ):
         assert words in run(method, *options).error

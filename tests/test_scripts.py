@@ -310,11 +310,22 @@ WRONG = [  # script, arguments, words of the line
     ("any/base2new_train", ["tda", "eurosat", 1], "TDA has nothing to train: test it by python train.py --trainer TDA"),
     ("any/reproduce", ["MaPLe", "xd", "eurosat", 1, "w"], "there is no protocol 'xd'"),
     ("mpl/xd_test", ["eurosat", 1], "did you mean imagenet?"),
+    (
+        "coop/main",
+        ["eurosat", "vit_b61", "end", 16, 1, "True"],
+        "there is no YAML file 'vit_b61': did you mean vit_b16?",
+    ),
+    ("zsclip/zeroshot", ["eurosat", "vit_b61"], "there is no YAML file 'vit_b61'"),
     # which train.py checks
     ("coop/main", ["eurosat", "vit_b16", "top", 16, 1, "False"], "CLASS_TOKEN_POSITION is 'top'"),
-    ("coop/main", ["eurosat", "vit_b61", "end", 16, 1, "True"], "vit_b61.yaml"),
     ("base2new_train", ["eurosat", "x"], "TRAINER.COOP.W is 'x'"),
 ]
+
+
+def test_variables_are_on_unless_they_are_empty_or_0(script):
+    for value, quiet in (("1", True), ("yes", True), ("0", False), ("", False)):
+        _, (call,) = script("mpl/base2new_train.sh", "eurosat", 1, QUIET=value)
+        assert ("--quiet" in call) == quiet
 
 
 @pytest.mark.parametrize(("name", "arguments", "words"), WRONG)

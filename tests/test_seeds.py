@@ -125,6 +125,7 @@ def test_wrong_seeds_get_one_line_and_leave_nothing(case, seeds, tmp_path):
 def test_seeds_and_pairs_are_distinguished():
     args = parse_arguments(["--seed", "3", "5", "OPTIM.LR", "0.1"])
     assert (args.seed, args.opts) == ((3, 5), ["OPTIM.LR", "0.1"])
+    assert parse_arguments(["--seed", "3", "5", "--", "OPTIM.LR", "0.1"]) == args
     for text, seed in (("3", 3), ("-1", -1), ("1 2", (1, 2))):
         assert parse_arguments(["--seed", text, "OPTIM.LR", "0.1"]).seed == seed
 

@@ -45,7 +45,7 @@ INVALID = [  # keys of the file, words of the message
     ({"trainers": {"MLP": "small"}}, "there is no trainer 'MLP': did you mean MPL?"),
     ({"trainers": {"MPL": "smal"}}, "there is no YAML file of MPL 'smal': did you mean small?"),
     ({"trainers": {"MPL": "../CoOp/small"}}, "there is no YAML file of MPL '../CoOp/small'"),
-    ({"trainers": {"a/b": {"trainer": "MPL"}}}, "the name 'a/b' is empty, has a slash or starts with a dot"),
+    ({"trainers": {"a/b": {"trainer": "MPL"}}}, "the name 'a/b' is empty, has a slash or an unprintable letter"),
     ({"trainers": {"MPL": "small", **variant()["trainers"]}}, "MPL/small/seed1 twice"),
     ({"trainers": None}, "the study has no trainers: see studies/small.yaml"),
     (variant(confg="small"), "there is no key of x 'confg': did you mean config?"),
@@ -60,6 +60,7 @@ INVALID = [  # keys of the file, words of the message
     ({"datasets": None, "protocols": "base2new"}, "the study has no datasets"),
     ({"datasets": ["small_shape"]}, "there is no dataset 'small_shape': did you mean small_shapes?"),
     ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
+    ({"trainers": {"a\nb": {"trainer": "CoOp"}}}, "the name 'a\\nb' is empty, has a slash or an unprintable letter"),
     ({"source": None}, "cross_dataset needs a source"),
     ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
     ({"seeds": []}, "the study has no seeds"),
@@ -91,12 +92,21 @@ def test_invalid_study_has_a_one_line_error(write, settings, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["a: [", "", "text", None])
+@pytest.mark.parametrize("content", ["a: [", "", "text", "trainers:\n  CoOp:\n  CoOp: small\n", None])
 def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
     if content is not None:
         (tmp_path / "study.yaml").write_text(content)
     with pytest.raises(UsageError, match="invalid YAML|no trainers|is not a config|cannot read"):
         load(tmp_path / "study.yaml")
+
+
+def test_option_of_another_command_is_refused(command, tmp_path):
+    for argv, words in (
+        (["status", "--workers", 2], "--workers is for run and inflation, not for status"),
+        (["tables", "--dry-run"], "--dry-run is for run, not for tables"),
+        (["run", "--intervals"], "--intervals is for tables and report, not for run"),
+    ):
+        assert words in command(study_command, *argv, tmp_path / "study.yaml").error
 
 
 @pytest.mark.slow

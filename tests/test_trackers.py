@@ -41,6 +41,19 @@ def test_tracker_gets_metrics_settings_and_files(recorded, run):
     assert list((folder / "tensorboard").glob("events.*"))
 
 
+def test_tracker_that_cannot_start_costs_no_results(launch, run, eurosat, tiny, monkeypatch):
+    folder = run("run")
+    before = (folder / "results.json").read_bytes()
+
+    def wandb(cfg):
+        raise OSError("no API key")
+
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", wandb)
+    ended = launch(*arguments(eurosat, tiny, folder, options=["--report-to", "tensorboard"]))
+    assert "no API key" in ended.error
+    assert (folder / "results.json").read_bytes() == before and (folder / "predictions.npz").exists()
+
+
 def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
     rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)
     assert launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"])).error

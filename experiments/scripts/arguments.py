@@ -9,7 +9,7 @@ from pathlib import Path
 from common.errors import UsageError, choose, choose_dataset
 from common.start import ROOT
 
-from ..configs import known_datasets
+from ..configs import config_files, known_datasets
 from ..methods import methods
 from ..protocols import PROTOCOLS
 from .table import SCRIPTS, Script
@@ -53,6 +53,11 @@ class Call:
         return self.values.get("CFG", "")
 
 
+def is_set(variable: str) -> bool:
+    """Whether an environment variable asks for something: 0 does not."""
+    return os.environ.get(variable, "") not in ("", "0")
+
+
 def find(path: str) -> str:
     """The name of a script in the table: its path below scripts/, without its ending."""
     name = os.path.relpath(Path(path).parent.resolve() / Path(path).stem, (ROOT / "scripts").resolve())
@@ -88,6 +93,8 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
         values["EPOCHS"] = rest.pop(0)
     try:
         check(values)
+        if values.get("CFG"):
+            choose(values["CFG"], [file.stem for file in config_files(script.method or values["METHOD"])], "YAML file")
         if script.steps != "reproduce" and (len(rest) % 2 or any(key.startswith("-") for key in rest[::2])):
             raise UsageError(f"{' '.join(rest)!r} is not KEY VALUE ...")
     except UsageError as error:

@@ -17,7 +17,7 @@ from common.start import ROOT
 from .. import results
 from ..configs import CONFIGS, config_folder
 from ..protocols import PROTOCOLS, SEEDS, arguments, recipe
-from .arguments import Call, find, help_text, parse
+from .arguments import Call, find, help_text, is_set, parse
 from .table import SCRIPTS
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     if "--help" in words or "-h" in words:
         print(help_text(name, SCRIPTS[name]))
         return
-    dry = "--dry-run" in words or os.environ.get("DRY_RUN", "") not in ("", "0")
+    dry = "--dry-run" in words or is_set("DRY_RUN")
     call = parse(name, [word for word in words if word != "--dry-run"], os.environ)
     if call.script.note:
         print(f"note: {call.script.note}", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(shlex.join(["python", *program]) for program in programs))
         return
     check_trained(runs)
-    if os.environ.get("PREPARE") == "1":
+    if is_set("PREPARE"):
         datasets = dict.fromkeys(run.dataset for run in runs)
         execute(["tools/prepare.py", dataset, "--root", str(call.data)] for dataset in datasets)
     execute(programs)
@@ -120,7 +120,7 @@ def test_alone(call: Call) -> Run:
 def train_arguments(call: Call, cfg: str, options: Sequence, settings: Sequence, **run) -> list[str]:
     """The arguments of train.py for one run of a script: see `protocols.arguments`. Paths are relative to ROOT."""
     trackers = os.environ.get("REPORT_TO")
-    everywhere = [*(["--report-to", trackers] if trackers else []), *(["--quiet"] if os.environ.get("QUIET") else [])]
+    everywhere = [*(["--report-to", trackers] if trackers else []), *(["--quiet"] if is_set("QUIET") else [])]
     return arguments(
         root=call.data,
         method=call.method,
@@ -188,6 +188,6 @@ def report(runs: Sequence[Run]) -> None:
     os.chdir(ROOT)
     for one in runs:
         pair = [one.folder] if one.trained is None or "new" not in one.arguments else [one.trained, one.folder]
-        if os.environ.get("QUIET") and len(pair) == 1:
+        if is_set("QUIET") and len(pair) == 1:
             continue  # train.py has printed it
         results.main([str(folder) for folder in pair if (folder / results.FILE).is_file()])

@@ -170,6 +170,7 @@ def inflation(study: Study, args: argparse.Namespace) -> None:
 
 
 COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report, "inflation": inflation}
+READ_BY = {"address": "run inflation", "workers": "run inflation", "dry_run": "run", "intervals": "tables report"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -189,4 +190,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_common_options(parser)
     args = parser.parse_args(argv)
+    for option, commands in READ_BY.items():
+        if getattr(args, option) and args.command not in commands.split():
+            parser.error(
+                f"--{option.replace('_', '-')} is for {commands.replace(' ', ' and ')}, not for {args.command}"
+            )
     COMMANDS[args.command](load(args.file, settings=args.command != "status"), args)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from common.errors import UsageError, choose, choose_dataset
 from common.files import check_folder, write_text
-from common.start import Parser, add_common_options, at_least, path
+from common.start import Parser, add_common_options, any_seed, at_least, path
 
-from ..configs import known_datasets
+from ..configs import config_files, known_datasets
 from ..methods import methods
 from ..protocols import BASE2NEW, ELEVEN, PROTOCOLS, Step, recipe
 from .progress import collect_results
@@ -159,7 +159,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         (layout,),
         tuple(sorted(seeds)),
         source=args.source if crossing else "",
-        targets=tuple(args.datasets or others) if crossing else (),
+        targets=tuple(dict.fromkeys(args.datasets or others)) if crossing else (),
         shots=tuple(sorted(seen)),
         backbone=args.backbone,
         root=args.root,
@@ -206,7 +206,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="protocol of the tests (default: the first that fits the folder)",
     )
     add("--datasets", nargs="+", metavar="NAME", help="datasets to test (default: those of the papers)")
-    add("--seeds", type=at_least(0), nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)")
+    add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3, 4, 5, 6], help="seeds to test (default: 1 to 6)")
     add("--shots", type=at_least(1), help="images of each class (default: 16; few_shot: 1, 2, 4, 8, 16)")
     add("--source", default="imagenet", help="for cross_dataset: the training dataset (default: imagenet)")
     add("--epoch", type=at_least(1), help="epoch of the checkpoints (default: the best, else the newest)")
@@ -223,8 +223,10 @@ def main(argv: list[str] | None = None) -> None:
     args = read_arguments(argv)
     args.method = {name.lower(): name for name in methods()}.get(args.method.lower(), args.method)
     choose(args.method, methods(), "method")
-    for name in args.datasets or ():
+    for name in (args.source, *(args.datasets or ())):
         choose_dataset(name, known_datasets())
+    if args.cfg:
+        choose(args.cfg, [file.stem for file in config_files(args.method)], "YAML file")
     study = study_of(args)
     from .executor import LocalExecutor, check_datasets, execute_runs
     from .render import build_tables, markdown

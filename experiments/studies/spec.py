@@ -52,8 +52,10 @@ class Variant:
 
     def __post_init__(self) -> None:
         choose(self.method, methods(), "trainer")
-        if not self.name.strip() or "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
-            raise UsageError(f"the name {self.name!r} is empty, has a slash or starts with a dot", "use another one")
+        plain = self.name.strip() and self.name.isprintable()
+        if not plain or "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
+            what = f"the name {self.name!r} is empty, has a slash or an unprintable letter, or starts with a dot"
+            raise UsageError(what, "use another one")
         names = [file.stem for file in config_files(self.method)]
         for config in filter(None, (self.cfg, self.cross_cfg)):
             choose(config, names, f"YAML file of {self.name}")

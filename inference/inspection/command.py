@@ -7,7 +7,7 @@ from common.errors import UsageError
 from common.files import new_folder
 from common.start import Parser, at_least, path, required_packages
 
-from ..arguments import MODELS, add_model_options, given_class_names
+from ..arguments import MODELS, add_model_options, check_exists, given_class_names
 
 BATCH = 50  # images at a time: the attention of ViT-B/16 takes 100 MB a layer
 ROLLED_OUT = 6  # images of the roll-out
@@ -31,6 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names = given_class_names(args)
+    check_exists(args.model)
     with required_packages():
         import torch
         from tqdm import tqdm

@@ -9,7 +9,7 @@ from threading import Event
 from common.files import scratch
 from common.start import Parser, at_least, path, required_packages
 
-from ..arguments import MODELS, add_model_options, given_class_names
+from ..arguments import MODELS, add_model_options, check_exists, given_class_names
 
 REQUIREMENTS = "requirements-serve.txt"
 MOST_EXAMPLES = 8
@@ -34,6 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names = given_class_names(args)
+    for model in args.models:
+        check_exists(model)
     with scratch(Path(gettempdir()), "mpl-serve-") as uploads:
         # Gradio reads these when it is imported: nothing is reported to anyone, uploads go to one folder.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}

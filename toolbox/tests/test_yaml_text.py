@@ -49,6 +49,16 @@ def test_hostile_yaml_is_refused_in_a_line_at_once(text, words, loader, tmp_path
     assert time.process_time() - start < 10
 
 
+@pytest.mark.parametrize("text", ["A: 1\nB: 2\nA: 1\n", "B: [{A: 1, 'A': 2}]", "C: &c {A: {B: 1, B: 2}}\nD: *c\n"])
+def test_a_key_that_is_there_twice(text, tmp_path):
+    with pytest.raises(UsageError, match="line [13] is invalid YAML .the key [AB] is there twice"):
+        CfgNode.load_cfg(text)
+    (tmp_path / "x.yaml").write_text(text)
+    cfg = CfgNode(new_allowed=True)
+    cfg.merge_from_file(str(tmp_path / "x.yaml"))  # as with yacs, the last one counts: published files load
+    assert cfg
+
+
 def test_anchors_of_some_repeated_lines_are_read():
     text = "A: &batch {SIZE: 4}\nB: {<<: *batch}\nC: {MEAN: &half [0.5, 0.5], STD: *half}\n"
     assert CfgNode.load_cfg(text) == {"A": {"SIZE": 4}, "B": {"SIZE": 4}, "C": {"MEAN": [0.5, 0.5], "STD": [0.5, 0.5]}}

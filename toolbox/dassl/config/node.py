@@ -53,7 +53,7 @@ class CfgNode(YacsNode):
         """A node from YAML: its text, or an open file."""
         text = cfg_file_obj_or_str if isinstance(cfg_file_obj_or_str, str) else cfg_file_obj_or_str.read()
         name = getattr(cfg_file_obj_or_str, "name", "the text")
-        tree = parse_yaml(text, name)
+        tree = parse_yaml(text, name, unique=True)
         for _, key in _names(tree):
             if not isinstance(key, str):
                 raise UsageError(f"the key {shown(key)} in {name} is not text: put it in quotes")

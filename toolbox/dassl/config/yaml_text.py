@@ -40,16 +40,19 @@ def read_text(path):
     raise UsageError(f"cannot read the config file {path} ({problem}): give the path of a YAML file")
 
 
-def parse_yaml(text, name):
+def parse_yaml(text, name, unique=False):
     """The mapping of a YAML text: dicts, lists and plain values; {} if it is empty. Errors call it `name`.
 
     Raises:
-        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module.
+        UsageError: it is malformed, not a mapping, a value is invalid, or it exceeds a bound of this module; or, if
+            `unique`, a key is there twice. Otherwise the last one counts, as in yacs.
     """
     try:
         loader = Loader(text)
         node = loader.get_single_node()
         _check_bounds(node)
+        if unique:
+            _check_keys(node)
         tree = {} if node is None else loader.construct_document(node)
     except INVALID as error:
         mark = getattr(error, "problem_mark", None)
@@ -80,3 +83,19 @@ def _check_bounds(root):
             found += [(item, depth + 1) for item in node.value]
         elif isinstance(node, yaml.MappingNode):
             found += [(item, depth + 1) for pair in node.value for item in pair]
+
+
+def _check_keys(root):
+    """Raise a YAMLError if a mapping below a YAML node has a key twice."""
+    found = [root] if isinstance(root, yaml.CollectionNode) else []
+    while found:
+        node, seen = found.pop(), set()
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+        for key, value in pairs:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+            found += [value] if isinstance(value, yaml.CollectionNode) else []
