@@ -10,6 +10,7 @@ from finished import finish
 
 import parse_test_res
 from common.errors import UsageError
+from common.start import ROOT
 from experiments.results import read_results
 from experiments.studies import command as studies
 from experiments.studies.study_file import load
@@ -30,7 +31,8 @@ def one_line(command, launch, prepare):
 
 @pytest.mark.parametrize("key", ["a\0b", "\ufeffOPTIM", "\x1b]0;title\x07", "\x9b2J"])
 def test_error_shows_control_characters_as_escapes(key, one_line, tmp_path):
-    one_line("train", ["--trainer", "CoOp", "--output-dir", tmp_path / "out", key, "1"], repr(key)[1:-1])
+    dataset = ["--root", tmp_path, "--dataset-config-file", ROOT / "configs/datasets/small_objects.yaml"]
+    one_line("train", ["--trainer", "CoOp", *dataset, "--output-dir", tmp_path / "out", key, "1"], repr(key)[1:-1])
 
 
 def test_error_is_short_and_keeps_its_remedy(one_line, tmp_path):
@@ -117,13 +119,13 @@ def test_results_out_of_range_are_refused(key, value, tmp_path):
         read_results(tmp_path)
 
 
-def test_endless_log_is_refused(ended, tmp_path, monkeypatch):
+def test_endless_log_is_refused(tmp_path, monkeypatch):
     """It filled the memory."""
     (tmp_path / "seed1").mkdir()
     (tmp_path / "seed1/log.txt").symlink_to("/dev/zero")
     monkeypatch.setattr("sys.argv", ["parse_test_res.py", str(tmp_path)])
-    status, _, errors = ended(parse_test_res.main)
-    assert status == 2 and "seed1/log.txt is not a regular file" in errors[-1]
+    with pytest.raises(UsageError, match="seed1/log.txt is not a regular file"):
+        parse_test_res.main()
 
 
 def test_key_other_than_text_is_named(one_line, tmp_path):
