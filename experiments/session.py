@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from common.errors import UsageError, one_line
 
@@ -102,6 +102,22 @@ def handle_interrupts() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as background jobs have it
             signal.signal(number, interrupt)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Within it, Ctrl-C and SIGTERM wait for its end. It is for the main thread."""
+    caught: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in caught[:1]:
+            signal.raise_signal(number)
 
 
 def interrupt_again(found: "sys.UnraisableHookArgs") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.lock import LOCK
+from experiments.studies import executor
 from experiments.studies.executor import ERROR, TRIES, LocalExecutor, execute_run, execute_runs
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
@@ -61,6 +63,31 @@ def test_process_killed_between_two_runs_is_replaced(study_file):
         process.join()
         assert isinstance(local.submit(second).exception(timeout=10), BrokenProcessPool)  # `execute_runs` tries again
         assert local.submit(second).result(timeout=120) is None
+
+
+def test_interrupt_waits_for_a_process_that_is_starting(study_file, monkeypatch):
+    """Its semaphores were gone when it asked for them: a traceback, as nothing knew it yet."""
+    (sequence, *_), started = load(study_file("interrupted", trainers={"ZeroshotCLIP": "small"})).sequences(), []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, *arguments):
+            super().__init__(1)
+
+        def submit(self, *arguments):
+            signal.raise_signal(signal.SIGTERM)
+            started.append(arguments)
+            return super().submit(len, ())
+
+    monkeypatch.setattr(executor, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(executor, "process_context", lambda: None)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), LocalExecutor(1) as local:
+            local.submit(sequence[0])
+        assert len(started) == len(local.pools) == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_interrupt_ends_all_processes(study_file):

@@ -35,6 +35,7 @@ from ..configuration import setup_cfg
 from ..lock import remove_leftover
 from ..results import ERROR, read_results
 from ..run import train_and_test
+from ..session import interrupts_wait
 from .choose import HELD_OUT
 from .spec import Run, RunSequence, Study
 
@@ -134,13 +135,14 @@ class LocalExecutor:
 
     def submit(self, run: Run) -> "Future[str | None]":
         """Start a run: the result of `execute_run`, or any exception if its process dies."""
-        idle = [pool for pool, last in self.pools.items() if last.done() and not last.exception()]
-        pool = idle[0] if idle else ProcessPoolExecutor(1, process_context(), init_worker, (self.threads,))
-        try:
-            self.pools[pool] = pool.submit(execute_run, run.arguments)
-        except BrokenProcessPool as error:  # the process died after its last run
-            self.pools[pool] = Future()
-            self.pools[pool].set_exception(error)
+        with interrupts_wait():  # a process that is half started could not be ended, and would print a traceback
+            idle = [pool for pool, last in self.pools.items() if last.done() and not last.exception()]
+            pool = idle[0] if idle else ProcessPoolExecutor(1, process_context(), init_worker, (self.threads,))
+            try:
+                self.pools[pool] = pool.submit(execute_run, run.arguments)
+            except BrokenProcessPool as error:  # the process died after its last run
+                self.pools[pool] = Future()
+                self.pools[pool].set_exception(error)
         return self.pools[pool]
 
     def __enter__(self) -> "LocalExecutor":
