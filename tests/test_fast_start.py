@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import train
 import trainers
 from common.errors import UsageError
 from common.start import ROOT
@@ -119,6 +120,16 @@ def test_train_suggests_options_that_exist(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--outputs", "a"])
     assert capsys.readouterr().err.endswith("did you mean --output-dir?\n")
+
+
+def test_an_output_folder_counts_where_a_yaml_file_has_none(tmp_path):
+    (tmp_path / "a.yaml").write_text("OUTPUT_DIR: ''\n")
+    dataset = ROOT / "configs/datasets/small_objects.yaml"
+    files = ["--config-file", tmp_path / "a.yaml", "--dataset-config-file", dataset]
+    argv = ["--trainer", "CoOp", "--root", tmp_path, *files]
+    train.check_early(parse_arguments([*map(str, argv), "--output-dir", "a"]))
+    with pytest.raises(UsageError, match="--output-dir is missing"):
+        train.check_early(parse_arguments([*map(str, argv)]))
 
 
 @pytest.mark.parametrize(
