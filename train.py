@@ -61,6 +61,7 @@ def check_early(args: Namespace) -> None:
     for file in filter(None, (args.dataset_config_file, args.config_file)):
         cfg.merge_from_file(file)
     cfg.DATASET.ROOT, cfg.TRAINER.NAME = args.root or cfg.DATASET.ROOT, args.trainer or cfg.TRAINER.NAME
+    cfg.OUTPUT_DIR = args.output_dir or cfg.OUTPUT_DIR
     given = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     cfg.merge_from_list([word for key in NAMES & given.keys() for word in (key, given[key])])
     dataset_given = args.dataset_config_file or cfg.DATASET.NAME  # a file without a name may have an unknown key

@@ -53,7 +53,9 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message, remedy = printable(message), f"see {self.prog} --help"
         if message.startswith("unrecognized") and (option := re.search(r"(?<!\S)-[^ =]+", message)):
-            near = closest(option[0], re.findall(r"--[\w-]+", self.format_help()))
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            begun = [name for name in known if name.startswith(option[0])]
+            near = begun[0] if len(begun) == 1 else closest(option[0], known)
             remedy = f"did you mean {near}?" if near else remedy
         self.exit(2, f"error: {message}: {remedy}\n")
 

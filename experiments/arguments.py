@@ -73,13 +73,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_pairs(pairs: list) -> None:
-    """Check that these are pairs of KEY VALUE, none of whose keys is an option."""
-    options = [str(key) for key in pairs[::2] if str(key).startswith("--")]
-    if options or len(pairs) % 2:
-        remedy = "what follows the options are pairs of KEY VALUE"
-        if options:
-            remedy = "options come before the KEY VALUE pairs (for scripts: MPL_DEBUG=1 instead of --debug)"
-        raise UsageError(f"{(options or pairs)[0 if options else -1]!r} has no value", remedy)
+    """Check that these are pairs of KEY VALUE, without an option among them."""
+    odd = len(pairs) % 2
+    for place, word in enumerate(map(str, pairs)):
+        if word.startswith("--") and (odd or place % 2 == 0):  # a value may begin like one
+            remedy = f"put {word} before them (for scripts: MPL_DEBUG=1 instead of --debug)"
+            raise UsageError(f"the option {word} is among the KEY VALUE pairs", remedy)
+    if odd:
+        raise UsageError(f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE")
 
 
 def check_given(args: argparse.Namespace, trainer: str, dataset: str, root: str, output: str) -> None:

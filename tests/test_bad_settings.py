@@ -25,8 +25,9 @@ CASES = [  # KEY VALUE pairs, and words of the error
     ("OPTIM 1", "OPTIM is 1: give a group of keys"),
     ("OUTPUT_DIR ''", "--output-dir is missing"),
     ("RESUME nowhere", "there is no folder nowhere: its path exists up to ., which holds ", "; check --resume"),
-    ("--debug", "options come before the KEY VALUE pairs"),
-    ("OPTIM.LR 0.1 --seed 3", "'--seed' has no value: options come before the KEY VALUE pairs"),
+    ("--debug", "the option --debug is among the KEY VALUE pairs: put --debug before them (for scripts: MPL_DEBUG=1"),
+    ("OPTIM.LR 0.1 --seed 3", "the option --seed is among the KEY VALUE pairs"),
+    ("OPTIM.LR --seed 3", "the option --seed is among the KEY VALUE pairs"),
     # Types and ranges: of Dassl, of this project, of a method
     ("OPTIM.LR fast", "OPTIM.LR is 'fast': give a number from 0 to 1,000"),
     ("OPTIM.MAX_EPOCH 0", "OPTIM.MAX_EPOCH is 0: give an integer from 1 to 100,000"),

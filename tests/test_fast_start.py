@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
+import train
 import trainers
 from common.errors import UsageError
 from common.start import ROOT
 from experiments import methods
+from experiments.arguments import parse_arguments
 from experiments.studies.study_file import load
 
 QUICK = """
@@ -101,6 +103,7 @@ def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
             "there is no config file configs/nowhere.yaml",
         ),
         (["--se", "1", "2"], "unrecognized arguments: --se: did you mean --seed?"),  # of two seeds it would take one
+        (["--data", "a"], "unrecognized arguments: --data: did you mean --dataset-config-file?"),
         (["-seed", "1"], "unrecognized arguments: -seed: did you mean --seed?"),
         (["--a\nb"], "unrecognized arguments: --a\\nb"),
         (["OPTIM.LR"], "'OPTIM.LR' has no value"),
@@ -110,6 +113,23 @@ def test_train_names_what_is_missing_without_torch(ask, argv, words):
     ask()
     wrong = quick("train", *argv)
     assert wrong.returncode == 0 and wrong.stderr.startswith(f"error: {words}") and len(wrong.stderr.splitlines()) == 1
+
+
+def test_train_suggests_options_that_exist(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")  # the help text then breaks --output-dir after a hyphen
+    with pytest.raises(SystemExit):
+        parse_arguments(["--outputs", "a"])
+    assert capsys.readouterr().err.endswith("did you mean --output-dir?\n")
+
+
+def test_an_output_folder_counts_where_a_yaml_file_has_none(tmp_path):
+    (tmp_path / "a.yaml").write_text("OUTPUT_DIR: ''\n")
+    dataset = ROOT / "configs/datasets/small_objects.yaml"
+    files = ["--config-file", tmp_path / "a.yaml", "--dataset-config-file", dataset]
+    argv = ["--trainer", "CoOp", "--root", tmp_path, *files]
+    train.check_early(parse_arguments([*map(str, argv), "--output-dir", "a"]))
+    with pytest.raises(UsageError, match="--output-dir is missing"):
+        train.check_early(parse_arguments([*map(str, argv)]))
 
 
 @pytest.mark.parametrize(
