@@ -110,14 +110,14 @@ def interrupts_wait() -> Iterator[None]:
     caught: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:
-        signal.signal(number, lambda number, frame: caught.append(number))
+        signal.signal(number, lambda signum, frame: caught.append(signum))
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in caught[:1]:
-            signal.raise_signal(number)
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 def interrupt_again(found: "sys.UnraisableHookArgs") -> None:
