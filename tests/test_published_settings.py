@@ -15,6 +15,7 @@ import trainers
 from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import flatten, setup_cfg
+from experiments.protocols import recipe
 
 FACTS = json.loads(Path(__file__).with_name("published_settings.json").read_text())
 REPOSITORIES = [name for name in FACTS if name != "what"]
@@ -208,3 +209,23 @@ def test_unlisted_files_belong_to_missing_trainers():
     """MVLPT trains on several datasets together; its form of UPT is here, without a published file."""
     others = {file.split("/")[0] for name in REPOSITORIES for file in FACTS[name]["yaml"]} - set(trainers.methods())
     assert others == {"MVLPT"}
+
+
+LATE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "published"),
+    [  # the YAML files, or other settings, for 1, 2, 4, 8 and 16 images of a class
+        ("TaskRes", "imagenet", [f"adam_lr2e-4_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
+        ("TaskRes", "dtd", [f"adam_lr2e-3_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
+        ("CoOp", "imagenet", ["vit_b16_ep50"] * 5),
+        ("CoOp", "dtd", ["vit_b16_ep50", "vit_b16_ep100", "vit_b16_ep100", "vit_b16", "vit_b16"]),
+        ("UPT", "dtd", ["vit_b16"] * 5),
+        ("PromptSRC", "ucf101", [()] * 5),
+        ("PromptSRC", "eurosat", [LATE] * 5),
+    ],
+)
+def test_few_shot_settings_are_those_published_for_the_images_and_the_dataset(method, dataset, published):
+    found = [recipe(method, "few_shot", dataset, shots) for shots in (1, 2, 4, 8, 16)]
+    assert published in ([each.cfg for each in found], [tuple(each.settings) for each in found])

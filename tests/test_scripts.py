@@ -123,26 +123,6 @@ def test_small_clip_has_yaml_files_of_its_own(variables, script):
         assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
 
 
-LATE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
-
-
-@pytest.mark.parametrize(
-    ("method", "dataset", "published"),
-    [  # the YAML files, or other settings, for 1, 2, 4, 8 and 16 images of a class
-        ("TaskRes", "imagenet", [f"adam_lr2e-4_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
-        ("TaskRes", "dtd", [f"adam_lr2e-3_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
-        ("CoOp", "imagenet", ["vit_b16_ep50"] * 5),
-        ("CoOp", "dtd", ["vit_b16_ep50", "vit_b16_ep100", "vit_b16_ep100", "vit_b16", "vit_b16"]),
-        ("UPT", "dtd", ["vit_b16"] * 5),
-        ("PromptSRC", "ucf101", [()] * 5),
-        ("PromptSRC", "eurosat", [LATE] * 5),
-    ],
-)
-def test_few_shot_settings_are_those_published_for_the_images_and_the_dataset(method, dataset, published):
-    found = [recipe(method, "few_shot", dataset, shots) for shots in (1, 2, 4, 8, 16)]
-    assert published in ([each.cfg for each in found], [tuple(each.settings) for each in found])
-
-
 def test_yaml_file_of_a_new_method(monkeypatch):
     files = []
     monkeypatch.setattr(protocols, "config_files", lambda method: [Path(f"{name}.yaml") for name in files])

@@ -82,7 +82,6 @@ def test_torch_itself_loads_a_sealed_file(newest, options):
         assert archive.testzip() is None and archive.comment.startswith(b"sha256:")
 
 
-@pytest.mark.slow
 def test_flipped_bit_of_a_file_without_checksum_is_noticed_or_changes_nothing(newest):
     """Published checkpoints have none: the CRCs of the archive cover all but padding and dates."""
     expected = torch.load(newest)
@@ -103,7 +102,6 @@ def test_flipped_bit_of_a_file_without_checksum_is_noticed_or_changes_nothing(ne
     assert 0 < accepted < 100
 
 
-@pytest.mark.slow
 def test_archives_of_another_form_are_refused(tmp_path):
     torch.save({"state_dict": {"w": torch.zeros(10**6)}, "epoch": 1}, tmp_path / "sound")
     with zipfile.ZipFile(tmp_path / "sound") as archive, zipfile.ZipFile(tmp_path / "a", "w", 8) as bomb:  # deflated
@@ -316,7 +314,7 @@ def mutations(content):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.thorough), "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_mutated_checkpoints_are_refused_in_one_line_or_sound(root, tmp_path, monkeypatch, optimizer):
     """A run that accepts one trains on; a learning rate of 10**9 makes it diverge, which has its own error."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
