@@ -63,7 +63,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     args = parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
-    args.opts = args.opts[args.opts[:1] == ["--"] :]  # a separator is no key
+    args.opts = args.opts[args.opts[:1] == ["--"] :]  # the separator is not a key
     check_pairs(args.opts)
     for option, value in {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch}.items():
         if not args.eval_only and value not in ("", None):

@@ -8,12 +8,11 @@ import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from benchmarks.stand_in import stand_in  # noqa: E402  - before torch
+from benchmarks.stand_in import stand_in  # before torch
 
 # isort: split
 
-import pytest  # noqa: E402
+import pytest
 
 program = Path(sys.argv[1]) if sys.argv[1:] else Path()
 with stand_in():
