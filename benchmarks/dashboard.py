@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     found = source()
     commit = f"commit {(found['commit'] or 'unknown')[:12]}{', changed' if found['dirty'] else ''}"
     sections = [f"# Measured times\n\n{measuring.machine(torch.get_num_threads())}, {commit}."]
-    sections[0] += " Weights are random, of ViT-B/16's size. `make bench` measures again and replaces this page."
+    sections[0] += " Weights are random, of ViT-B/16's size, unless a section says otherwise."
+    sections[0] += " `make bench` measures again and replaces this page."
     for name in args.only:
         print(f"{name}: {BENCHMARKS[name].command}", flush=True)
         sections.append(section(BENCHMARKS[name], args.rounds))

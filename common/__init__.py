@@ -1,1 +1,1 @@
-"""Shared by all folders: errors, files, downloads, the start of a command. It needs the standard library and tqdm."""
+"""Shared by all folders: errors, files, downloads, the start of a command. Importing it needs no package."""

@@ -56,7 +56,7 @@ def transfer(url: str, partial: Path, name: str, size: int, most: int) -> None:
 
 def receive(url: str, partial: Path, name: str, size: int, most: int) -> None:
     """Send one request for the missing bytes, and append those that arrive: see `transfer`."""
-    from tqdm import tqdm  # the rest of `common` needs only the standard library
+    from tqdm import tqdm  # only downloads need it
 
     start = size_of(partial)
     response = None if start and start == size else request(url, start)

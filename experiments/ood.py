@@ -1,4 +1,6 @@
-"""Detection of images that show none of a run's classes (out-of-distribution), for every method.
+"""Detection of images that show none of a run's classes (out-of-distribution).
+
+For every method except the test-time ones.
 
 A score is higher for images of the classes. With temperature T (TEST.OOD_T), logits z and p = softmax(z / T):
 

@@ -1,6 +1,7 @@
 """The layout of the project: folders, the registry, and what trainers and datasets may use of Dassl."""
 
 import ast
+import re
 import shlex
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_plugins_import_only_the_published_api_of_dassl():
     ]
     assert used
     assert [entry for entry in used if entry[2] not in published_dassl.NAMES.get(entry[1], "").split()] == []
+
+
+def test_common_imports_packages_in_functions_only():
+    texts = "".join(file.read_text() for file in files("common"))
+    assert set(re.findall(r"^(?:from|import) (\w+)", texts, re.MULTILINE)) <= sys.stdlib_module_names
+    packages = set(re.findall(r"^ +(?:from|import) (\w+)", texts, re.MULTILINE)) - sys.stdlib_module_names
+    rows = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    (named,) = (row.partition("pages import ")[2] for row in rows if row.startswith("| 0 | `common/`"))
+    assert packages == set(re.findall(r"\w+", named.partition(" |")[0].lower().replace("jinja", "jinja2"))) - {"and"}
 
 
 def test_methods_do_not_import_one_another():

@@ -1,6 +1,8 @@
 """Pictures of what tests predicted: their numbers, in a study and of a run."""
 
 import json
+import runpy
+import sys
 from itertools import product
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from common.results import digest_of_rows
+from common.start import ROOT
 from experiments import inspecting
 from experiments.metrics import of_predictions
 from experiments.outcomes import COVERAGES, Outcome, thumbnail
@@ -124,3 +127,19 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):
     assert first == second
     ended = command(inspecting, tmp_path, "--output", tmp_path / "other")
     assert ended.status == 2 and "has no results.json" in ended.errors[0] and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "rest"),
+    [
+        (["--debug", "predictions", "RUN"], "experiments.inspecting", ["--debug", "RUN"]),
+        (["RUN", "--output", "predictions"], "inference.inspection.command", ["RUN", "--output", "predictions"]),
+    ],
+)
+def test_debug_may_stand_before_the_command(words, module, rest, monkeypatch):
+    called = []
+    start = SimpleNamespace(run=lambda name, *_: called.append((name, sys.argv[1:])))
+    monkeypatch.setitem(sys.modules, "_start", start)
+    monkeypatch.setattr(sys, "argv", ["inspect.py", *words])
+    runpy.run_path(str(ROOT / "tools/inspect.py"), run_name="__main__")
+    assert called == [(module, rest)]

@@ -193,20 +193,29 @@ def test_paths_in_commands_were_written_by_earlier_commands():
             assert any(run == path or run.startswith(f"{path}/") for run in made), f"{path} in {page}: {made}"
 
 
+def test_scripts_of_single_methods_are_those_of_the_table():
+    running = (ROOT / "docs/running.md").read_text()
+    names = re.findall(r"^\| `(\w+\.sh) METHOD", running, re.MULTILINE)
+    folders, missing = re.search(r"`scripts/\{([\w,]+)\}/` also have .* \(except\s`([\w.]+)`\)", running).groups()
+    for folder in folders.split(","):
+        assert [name for name in names if not (ROOT / "scripts" / folder / name).is_file()] == [missing], folder
+
+
 def test_eurosat_has_the_methods_and_rates_of_the_synthetic_benchmark():
     one, other = (load(ROOT / f"studies/{name}.yaml") for name in ("small", "small_eurosat"))
     assert one.variants == other.variants
 
 
 def test_studies_are_listed_with_their_numbers():
-    listed = re.findall(r"^\| `(\w+\.yaml)` \| .*" + r" \| (\d+)" * 5 + r" \|$", STUDIES, re.MULTILINE)
+    listed = re.findall(r"^\| `(\w+\.yaml)` \| (.*)" + r" \| (\d+)" * 5 + r" \|$", STUDIES, re.MULTILINE)
     files = sorted((ROOT / "studies").glob("*.yaml"))
     assert [name for name, *_ in listed] == [file.name for file in files]
-    for file, (_, *numbers) in zip(files, listed, strict=True):
+    for file, (_, content, *numbers) in zip(files, listed, strict=True):
         study = load(file)
         runs, data = study.runs(), study.datasets or study.targets
         sizes = [len(study.variants), len(data), len(study.seeds)]
         assert list(map(int, numbers)) == [*sizes, sum(run.trains for run in runs), len(runs)], file.name
+        assert re.findall(r"(\d+) trials", content) == [str(len(study.trials()))] * bool(study.trials()), file.name
         for said in re.findall(r"(\d+) datasets x (\d+) methods x (\d+) seeds", file.read_text()):
             assert list(map(int, said)) == [sizes[1], sizes[0], sizes[2]], file.name
     keys = [re.findall(r"`(\w+)`", key) for key, *_ in rows_of(STUDIES[: STUDIES.index("In an entry of")])]

@@ -5,8 +5,9 @@ if __name__ == "__main__":
 
     from _start import run
 
-    if sys.argv[1:2] == ["predictions"]:
-        del sys.argv[1]
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    if words[:1] == ["predictions"]:
+        sys.argv.remove("predictions")
         run("experiments.inspecting", "from the start")
     else:
         run("inference.inspection.command", "from the start")

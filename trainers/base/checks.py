@@ -79,7 +79,7 @@ def check_loss(trainer: "PromptTrainer", returned: Any) -> tuple[Tensor, dict[st
 
 @torch.no_grad()
 def check_saved(trainer: "PromptTrainer") -> None:
-    """Check after training that a second model, which reads the checkpoint, gives the same logits.
+    """Check after training that a new model with only what a checkpoint holds gives the same logits.
 
     It costs the texts twice and two test images, and draws no random numbers. Several ranks leave it out.
 
