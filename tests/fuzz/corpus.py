@@ -37,6 +37,7 @@ METHODS["KgCoOp"] = {}
 # Those without checkpoints here; what they need on the tiny backbone.
 OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {})
 OTHERS |= {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH}
+OTHERS |= dict.fromkeys(("CLIPLoRA", "DePT+CLIPLoRA"), {"N_ITERS": 4})  # not OPTIM.MAX_EPOCH counts their steps
 STUDIED = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
 PACKED = ("eurosat", "dtd", "imagenet_r", "caltech101", "imagenet")  # zip, tar.gz, tar, nested archives, MATLAB's files
 SETTINGS = {  # for the tiny backbone
@@ -51,8 +52,8 @@ def train(method: str, *overrides, output: str = "out", root: str = f"{BASE}/dat
     """A command line of train.py, from the folder of a case, for the tiny backbone and drawn data."""
     argv = ["--root", root, "--backbone", f"{BASE}/tiny.pt", "--output-dir", output, "--seed", 1, "--trainer", method]
     argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml", "--config-file", f"{BASE}/config.yaml"]
-    settings = (METHODS | OTHERS)[method]
-    own = [item for key, value in settings.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
+    section, settings = trainers.methods()[method].section(), (METHODS | OTHERS)[method]
+    own = [item for key, value in settings.items() for item in (f"TRAINER.{section}.{key}", value)]
     return [str(argument) for argument in (*argv, *options, *own, *overrides)]
 
 
