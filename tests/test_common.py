@@ -137,14 +137,6 @@ def test_missing_folder_says_what_is_there(tmp_path):
     assert what_exists(Path("/nope/*/[")) == "its path exists up to /"
 
 
-def test_missing_yaml_lists_those_there(refused, eurosat, tiny, tmp_path):
-    for option, name, near in (
-        ("--config-file", "configs/trainers/MPL/vit_b4_c1_add2.yaml", "did you mean vit_b4_c1_add2_rm1.yaml?"),
-        ("--dataset-config-file", "configs/datasets/eurosatt.yaml", "did you mean eurosat.yaml?"),
-    ):
-        refused(arguments(eurosat, tiny, tmp_path / "out", options=[option, name]), f"no config file {name}: ", near)
-
-
 def test_missing_data_is_reported_without_torch(tmp_path):
     kept_facts()  # of the methods, which need torch once after a change of a source file
     argv = ["train.py", *arguments(tmp_path / "none", "small", tmp_path / "out")]

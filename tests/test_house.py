@@ -94,7 +94,7 @@ def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():
             folder = ROOT / "configs/trainers" / found.config_folder
-            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file()
+            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file() and (folder / "small.yaml").is_file()
 
 
 @pytest.mark.parametrize("value", [[2, 0], 3])

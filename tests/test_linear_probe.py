@@ -110,13 +110,6 @@ def test_epochs_have_no_meaning(arguments, refused, tmp_path):
     refused(argv, "OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1")
 
 
-def test_script_makes_the_calls_of_the_generic_one(script):
-    ended, calls = script("lpclip/few_shot.sh", "eurosat", 1)
-    assert (
-        ended.returncode == 0 and calls == script("any/few_shot.sh", "LinearProbe", "eurosat", 1)[1] and len(calls) == 5
-    )
-
-
 def test_studies_have_it_in_few_shot_and_not_in_base2new():
     variants = (Variant("LinearProbe", "LinearProbe", "small"),)
     assert len(Study(variants, ("eurosat",), ("few_shot",), shots=(1, 2)).runs()) == 6

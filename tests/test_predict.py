@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from drawn import METHODS
-from learned import OPTIONS, own_test, rows_of
+from learned import OPTIONS, images_of, own_test, rows_of
 from marks import thorough_but
 from PIL import Image
 
@@ -40,6 +40,18 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
+
+
+def test_the_head_of_dept_is_used_for_the_learned_classes_alone(finished, eurosat):
+    ((_, classifier),) = open_models([finished("DePT+CoOp")], OPTIONS)
+    own, other = classifier.model_for(), classifier.model_for(["grey", "white snow", "a lake"])
+    assert own.classes_learned and not other.classes_learned
+    pixels = classifier.pixels(list(images_of(eurosat, range(2))))
+    with torch.no_grad():
+        output = other.output(pixels)
+        torch.testing.assert_close(output.logits, other.logits(output.image, output.text))
+        output = own.output(pixels)
+        assert not torch.allclose(output.logits, own.logits(output.image, output.text), atol=1e-3)
 
 
 # Forms of output and bad input

@@ -267,10 +267,16 @@ def test_failed_run_does_not_stop_the_others(write, drawn, command):
 
 
 CARD = {"sha256": "0" * 64, "evaluations": 1}
-DAMAGED = ["", '{"accuracy": 5', "[]", "{}", "3"]
+DAMAGED = ["", '{"accuracy": 5', "[]", "{}", "3", '{"accuracy": 1e999}']
 DAMAGED += [
     json.dumps({"accuracy": 50.0} | damage)
     for damage in (
+        *({"accuracy": value} for value in (1e308, 101, -1, "high")),
+        *({"versions": value} for value in (0.5, {"torch": [2]})),
+        {"n_test": -5},
+        {"trainer": "\x1b]0;title\x07"},
+        {"train_seconds": "x"},
+        {"device": ["cpu"]},
         {"ece": -1},
         {"nll": float("nan")},
         {"brier": "0.2"},
@@ -291,7 +297,7 @@ def test_damaged_result_has_a_one_line_error(one_run, refused):
     file, run = one_run()
     for content in DAMAGED:
         (run.folder / "results.json").write_text(content)
-        with pytest.raises(UsageError, match="/results.json is damaged: delete it") as caught:
+        with pytest.raises(UsageError, match="/results.json is damaged: delete it and start its run again$") as caught:
             read_results(run.folder)
         assert "\n" not in str(caught.value), content
     assert str(caught.value) in refused("tables", file)

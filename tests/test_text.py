@@ -3,13 +3,9 @@
 import os
 
 import pytest
-from drawn import make_cfg, write_eurosat
 
 from common.errors import UsageError
 from common.text import MAX_MARKS, read_json, read_text
-from datasets import DatasetError
-from datasets.eurosat import EuroSAT
-from experiments.results import read_results
 from experiments.studies.study_file import load
 
 
@@ -50,31 +46,3 @@ def test_hostile_file_is_refused_in_a_line(name, tmp_path):
         read(tmp_path / "file")
     assert str(caught.value).count(f"{tmp_path}/file") == 1
     assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-# The readers of datasets and results
-
-
-def test_hostile_split_file_is_refused_in_a_line(tiny, tmp_path):
-    write_eurosat(tmp_path, ["forest"]).write_text("[" * 100_000)
-    with pytest.raises(DatasetError, match="is damaged .*python tools/prepare.py eurosat") as caught:
-        EuroSAT(make_cfg("CoOp", tmp_path, tiny, tmp_path / "out"))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[1]",
-        '{"accuracy": 1e999}',
-        '{"accuracy": 101}',
-        '{"accuracy": "high"}',
-        '{"accuracy": 50, "train_seconds": "x"}',
-        '{"accuracy": 50, "device": ["cpu"]}',
-        '{"seed": 1}',
-    ],
-)
-def test_damaged_results_are_named(content, tmp_path):
-    (tmp_path / "results.json").write_text(content)
-    with pytest.raises(UsageError, match=f"^{tmp_path}/results.json is damaged: delete it and start its run again$"):
-        read_results(tmp_path)
