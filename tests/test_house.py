@@ -163,13 +163,12 @@ def test_version_is_in_one_place():
 
 
 @pytest.mark.slow
-def test_debug_shows_the_traceback_of_a_one_line_error():
-    options = ["--trainer", "MPL", "--config-file", "missing.yaml"]
-    done = subprocess.run([sys.executable, ROOT / "train.py", *options, "--debug"], capture_output=True, text=True)
-    assert done.returncode == 2
-    *traceback, line = done.stderr.splitlines()
-    assert line.startswith("error: ") and "missing.yaml" in line
-    assert traceback and "FileNotFoundError" in done.stderr  # the cause too
+def test_debug_shows_the_traceback_of_a_one_line_error(launch, monkeypatch):
+    options = ["--trainer", "MPL", "--config-file", "missing.yaml", "--debug"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    status, _, (*traceback, line) = launch(*options)
+    assert status == 2 and line.startswith("error: ") and "missing.yaml" in line
+    assert "FileNotFoundError" in "\n".join(traceback)  # the cause too
 
 
 def test_a_method_is_a_file_of_at_most_120_lines():

@@ -194,7 +194,7 @@ def test_paths_in_commands_were_written_by_earlier_commands():
 
 
 def test_eurosat_has_the_methods_and_rates_of_the_synthetic_benchmark():
-    one, other = (load(ROOT / f"studies/{name}.yaml") for name in ("small", "small_eurosat"))
+    one, other = (load(ROOT / f"studies/{name}.yaml", settings=False) for name in ("small", "small_eurosat"))
     assert one.variants == other.variants
 
 
@@ -203,7 +203,7 @@ def test_studies_are_listed_with_their_numbers():
     files = sorted((ROOT / "studies").glob("*.yaml"))
     assert [name for name, *_ in listed] == [file.name for file in files]
     for file, (_, *numbers) in zip(files, listed, strict=True):
-        study = load(file)
+        study = load(file, settings=False)
         runs, data = study.runs(), study.datasets or study.targets
         sizes = [len(study.variants), len(data), len(study.seeds)]
         assert list(map(int, numbers)) == [*sizes, sum(run.trains for run in runs), len(runs)], file.name
@@ -212,5 +212,5 @@ def test_studies_are_listed_with_their_numbers():
     keys = [re.findall(r"`(\w+)`", key) for key, *_ in rows_of(STUDIES[: STUDIES.index("In an entry of")])]
     assert sorted(sum(keys, [])) == sorted(STUDY_KEYS)
     words = re.search(r"python tools/study.py run studies/base2new.yaml +# (.*)", REPRODUCE)
-    study = load(ROOT / "studies/base2new.yaml")
+    study = load(ROOT / "studies/base2new.yaml", settings=False)
     assert words[1] == f"{len(study.datasets)} datasets, {len(study.variants)} methods, {len(study.seeds)} seeds"
