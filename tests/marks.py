@@ -1,6 +1,18 @@
 import json
+from contextlib import contextmanager
 
 import pytest
+
+from common.errors import UsageError
+
+
+@contextmanager
+def one_line(*words, error=UsageError):
+    """The block raises this error; its message is one line with these words."""
+    with pytest.raises(error) as caught:
+        yield caught
+    message = str(caught.value)
+    assert "\n" not in message and [word for word in map(str, words) if word not in message] == [], message
 
 
 def thorough_but(quick, values):

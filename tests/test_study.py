@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from finished import finish
+from marks import one_line
 
 from common.errors import UsageError
 from common.results import read_results
@@ -85,11 +86,9 @@ INVALID = [  # keys of the file, words of the message
 @pytest.mark.parametrize(("settings", "message"), INVALID)
 def test_invalid_study_has_a_one_line_error(write, settings, message):
     file = write(**settings)
-    with pytest.raises(UsageError) as caught:
+    with one_line(message) as caught:
         load(file)
     assert str(caught.value).count(str(file)) == 1
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["a: [", "", "text", "trainers:\n  CoOp:\n  CoOp: small\n", None])
@@ -298,9 +297,8 @@ def test_damaged_result_has_a_one_line_error(one_run, refused):
     file, run = one_run()
     for content in DAMAGED:
         (run.folder / "results.json").write_text(content)
-        with pytest.raises(UsageError, match="/results.json is damaged: delete it and start its run again$") as caught:
+        with one_line("/results.json is damaged: delete it and start its run again") as caught:
             read_results(run.folder)
-        assert "\n" not in str(caught.value), content
     assert str(caught.value) in refused("tables", file)
 
 
