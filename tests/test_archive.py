@@ -69,24 +69,16 @@ def test_crafted_archive_is_read(tmp_path):
     assert weights.read_state_dict(tmp_path / "vit.pt")["a.t"].tolist() == [1, 2, 3, 4]
 
 
+OUTSIDE = [Stored(size=(5,)), Stored(offset=-1, size=(1,)), Stored(stride=(-1,)), Stored(length=5, size=(5,))]
+OUTSIDE += [Stored(size=(2**40,), stride=(0,)), Stored(size="4"), Stored(length=-4), Stored(length=2**62)]
+OUTSIDE += [Stored(length="4"), Stored(key="1"), Stored(key=0)]
+OUTSIDE += [Stored(kind=kind) for kind in (torch.DoubleStorage, torch.ComplexFloatStorage)]
+TWO_KINDS = Stored(), Stored(kind=torch.DoubleStorage, length=2, size=(2,))  # of one storage
+
+
 @pytest.mark.parametrize(
     "tensors",
-    [
-        [Stored(size=(5,))],
-        [Stored(offset=-1, size=(1,))],
-        [Stored(stride=(-1,))],
-        [Stored(size=(2**40,), stride=(0,))],
-        [Stored(size="4")],
-        [Stored(length=5, size=(5,))],
-        [Stored(length=-4)],
-        [Stored(length=2**62)],
-        [Stored(length="4")],
-        [Stored(key="1")],
-        [Stored(key=0)],
-        [Stored(kind=torch.DoubleStorage)],
-        [Stored(kind=torch.ComplexFloatStorage)],
-        [Stored(), Stored(kind=torch.DoubleStorage, length=2, size=(2,))],
-    ],
+    [*((tensor,) for tensor in OUTSIDE), TWO_KINDS],
     ids=lambda tensors: repr((*tensors[-1].identity[1:], *tensors[-1].layout[:3]))[:70],
 )
 def test_tensor_outside_its_storage_is_refused(tensors, tmp_path):

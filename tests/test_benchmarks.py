@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import (
-    dashboard,
-    gpu_check,
-    measuring,
-    official,
-    predict_time,
-    predictions_time,
-    step_time,
-    views_time,
-)
+from benchmarks import dashboard, gpu_check, measuring, official, predict_time, predictions_time, step_time, views_time
 from clip import TOWERS
 from experiments.session import cli_main
 

@@ -71,8 +71,7 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("file", "line"),
-    [("clip/intruder.py", "import dassl.utils"), ("inference/intruder.py", "import experiments.run")],
+    ("file", "line"), [("clip/intruder.py", "import dassl.utils"), ("inference/intruder.py", "import experiments.run")]
 )
 def test_lint_fails_when_an_import_goes_up(file, line, tmp_path):
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
@@ -113,13 +112,7 @@ def test_per_layer_settings_on_plain_yacs_nodes(value, monkeypatch):
 
 
 TOOLS = ["study", "prepare", "demo", "pretrain_small_clip"]
-AFTER_PARSING = [
-    "predict .",
-    "export . --to folder",
-    "inspect . --output folder",
-    "serve",
-    "random_clip a.pt",
-]
+AFTER_PARSING = ["predict .", "export . --to folder", "inspect . --output folder", "serve", "random_clip a.pt"]
 # Help and wrong options of the latter need nothing but Python.
 
 
