@@ -41,14 +41,6 @@ def test_step_time_writes_a_record_for_each_way(python, backbones, times, monkey
         assert each["seconds"] > 0 and each["mb"] > 0 and (each["ratio"] == 1) == (way == ("fast", 1))
 
 
-@pytest.mark.parametrize(
-    ("steps", "seconds", "enough"),
-    [(2, 1, False), (3, 1, False), (3, 4, True), (14, 0.1, False), (15, 0.1, True), (1, 61, True)],
-)
-def test_steps_are_measured_for_ten_seconds_within_bounds(steps, seconds, enough):
-    assert step_time.enough([seconds] * steps, 10) == enough
-
-
 @pytest.mark.thorough
 def test_predictions_time_writes_a_record(drawn, times):
     (record,) = times(predictions_time, "--root", drawn, "--dataset", "small_objects", "--rounds", 1)

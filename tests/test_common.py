@@ -1,6 +1,5 @@
 """Errors of one line that say what there is, and files that are written completely or not at all."""
 
-import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from drawn import arguments
 
 from common.errors import UsageError, choose
-from common.files import check_folder, held, replacing, scratch, what_exists, write_text
+from common.files import check_folder, replacing, scratch, what_exists, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import ROOT, required_packages
 from experiments.methods import kept_facts
@@ -107,12 +106,6 @@ def test_new_scratch_folder_is_not_deleted_as_abandoned(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(800)))
     assert not any(tmp_path.iterdir())
-
-
-def test_new_scratch_folder_that_another_process_is_about_to_delete_is_not_waited_for(tmp_path):
-    lock = held(tmp_path)
-    assert held(tmp_path) is None
-    os.close(lock)
 
 
 def test_missing_package_ends_in_a_line_and_status_2(capsys):

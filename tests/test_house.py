@@ -70,10 +70,7 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "line"), [("clip/intruder.py", "import dassl.utils"), ("inference/intruder.py", "import experiments.run")]
-)
-def test_lint_fails_when_an_import_goes_up(file, line, tmp_path):
+def test_lint_fails_when_an_import_goes_up(tmp_path):
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in listed.stdout.split("\0"):
         if name.endswith((".py", ".toml")) and (ROOT / name).is_file():
@@ -82,11 +79,11 @@ def test_lint_fails_when_an_import_goes_up(file, line, tmp_path):
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     clean = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert clean.returncode == 0, clean.stdout
-    (tmp_path / file).write_text(line + "\n")
+    (tmp_path / "clip/intruder.py").write_text("import dassl.utils\n")
+    (tmp_path / "inference/intruder.py").write_text("import experiments.run\n")
     broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert broken.returncode == 1
-    module = file.removesuffix(".py").replace("/", ".")
-    assert f"{module} -> {line.split()[1].partition('.')[0]}" in broken.stdout
+    assert "clip.intruder -> dassl" in broken.stdout and "inference.intruder -> experiments" in broken.stdout
 
 
 def test_every_method_has_a_yaml_for_each_protocol():

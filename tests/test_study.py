@@ -15,7 +15,6 @@ from common.start import ROOT
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
-from experiments.studies import spec
 from experiments.studies.study_file import load
 from trainers import methods
 
@@ -124,14 +123,6 @@ def test_runs_have_the_folders_of_the_scripts_and_tests_use_the_prompts_of_their
         for test in tests:
             assert test.arguments[test.arguments.index("--model-dir") + 1] == str(trained.folder)
             assert (test.variant, test.seed) == (trained.variant, trained.seed)
-
-
-def test_the_recipe_of_runs_is_looked_up_once(write, monkeypatch):
-    """A study has thousands of runs, and each lookup reads a folder."""
-    asked, look_up = [], spec.recipe
-    monkeypatch.setattr(spec, "recipe", lambda *of: asked.append(of) or look_up(*of))
-    study = load(write(trainers={"CoOp": "small"}))
-    assert len(study.runs()) > len(asked) == len(set(asked)) > 1
 
 
 def test_union_and_near_ood_are_runs_of_the_study(write, tmp_path):
