@@ -9,8 +9,7 @@ from random import Random
 
 import pytest
 import torch
-from torch import nn
-from weight_files import NESTED, NUMBERS, Stored, pickled, refused, text, write
+from weight_files import NESTED, NUMBERS, Hostile, Stored, pickled, refused, text, write
 
 from clip import weights
 from clip.torch_files import MAX_READ
@@ -18,23 +17,6 @@ from clip.weights import MAX_TENSORS
 from common.start import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
-
-class Hostile(nn.Module):
-    """A module whose code runs when TorchScript loads it."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self.path = path
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[str, bool]:
-        return self.path, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]) -> None:
-        self.path, self.training = state
-        torch.from_file(self.path, True, 4).fill_(0.0)
 
 
 def test_setstate_of_a_torchscript_archive_does_not_run(tmp_path):

@@ -4,9 +4,8 @@ import shlex
 
 import pytest
 import torch
-from drawn import arguments
+from drawn import arguments, section_pairs
 
-import trainers
 from experiments.protocols import recipe
 
 CASES = [  # KEY VALUE pairs, and words of the error
@@ -179,8 +178,7 @@ TWO = {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2}
     ids=str,
 )
 def test_refused_in_one_line(method, backbone, settings, words, refused, eurosat, deep, tiny, tmp_path):
-    section = trainers.methods()[method].section()
-    pairs = [item for key, value in settings.items() for item in (f"TRAINER.{section}.{key}", value)]
+    pairs = section_pairs(method, settings)
     how = {"trainer": method, "config": recipe(method, "few_shot").cfg}
     refused(arguments(eurosat, {"deep": deep, "tiny": tiny}[backbone], tmp_path / "out", *pairs, **how), *words)
 

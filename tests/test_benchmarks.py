@@ -3,7 +3,6 @@
 import json
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from clip import TOWERS
 from experiments.session import cli_main
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from drawn import METHODS
 from learned import OPTIONS, images_of, own_test, rows_of
 from marks import thorough_but
 from PIL import Image
+from published_files import save_published
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
@@ -287,9 +288,8 @@ def test_class_names_of_a_checkpoint_are_checked(names, reason, changed, command
 def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, photos, deep, tmp_path):
     ours = torch.load(finished("MaPLe") / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
     state = {f"module.{key}": value for key, value in ours["state_dict"].items()}
-    file = tmp_path / "published/MultiModalPromptLearner/model.pth.tar-5"
-    file.parent.mkdir(parents=True)
-    torch.save({"state_dict": state | {"module.prompt_learner.token_prefix": torch.zeros(50, 1, 64)}, "epoch": 5}, file)
+    state["module.prompt_learner.token_prefix"] = torch.zeros(50, 1, 64)
+    file = save_published(tmp_path / "published", state)
     settings = tmp_path / "MaPLe/settings.yaml"  # for images of 32 px
     settings.parent.mkdir()
     config = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"

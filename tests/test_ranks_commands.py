@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import results
+from drawn import prompts_in, results
 from finished import slowdown, wait_until
 
 from common.errors import UsageError
@@ -64,11 +64,6 @@ def has_checkpoint(folder):
     return lambda: list(folder.glob("out/*/model.pth.tar-*"))
 
 
-def prompts(folder):
-    (file,) = folder.glob("*/model.pth.tar-3")
-    return torch.load(file, weights_only=True)["state_dict"]
-
-
 @pytest.mark.thorough
 def test_torchrun_trains_as_one_process_and_prints_once(argv, launch, begin, tmp_path):
     line = argv("MPL", *FEW, "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True, config="")
@@ -80,8 +75,8 @@ def test_torchrun_trains_as_one_process_and_prints_once(argv, launch, begin, tmp
     assert printed.count("* accuracy:") == alone.joinpath("log.txt").read_text().count("* accuracy:")
     one, two = results(alone), results(written)
     assert all(one[key] == two[key] for key in ("accuracy", "macro_f1", "n_test", "epochs")) and two["ranks"] == 2
-    for name, value in prompts(alone).items():
-        assert torch.allclose(value, prompts(written)[name], rtol=1e-3, atol=1e-5), name
+    for name, value in prompts_in(alone).items():
+        assert torch.allclose(value, prompts_in(written)[name], rtol=1e-3, atol=1e-5), name
     made = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (alone, written)]
     events = [{path for path in each if "tfevents" in path} for each in made]
     assert made[0] - events[0] == made[1] - events[1] and list(map(len, events)) == [1, 1]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from published_files import save_published
 
 from common.results import read_results
 from experiments.studies import reproduce
@@ -27,11 +28,7 @@ def publish(trained, place, epoch):
     else:
         state |= {"image_encoder.conv1.weight": torch.zeros(2), "logit_scale": torch.tensor(4.6)}
         state["prompt_learner.token_prefix"] = torch.zeros(3, 1, 8)
-    folder = place / source.parent.name
-    folder.mkdir(parents=True)
-    content = {"state_dict": state, "epoch": epoch, "optimizer": {}, "val_result": None}
-    torch.save(content, folder / f"model.pth.tar-{epoch}")
-    (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
+    save_published(place, state, epoch, source.parent.name, optimizer={}, val_result=None)
 
 
 @pytest.mark.parametrize("layout", ["base/seed1", f"train_base/eurosat/shots_16/MaPLe/{YAML}/seed1"])

@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 import torch
 from dassl.engine import SimpleTrainer
-from drawn import arguments, differing, results
+from drawn import arguments, differing, prompts_in, results
 from finished import wait_until
 from marks import thorough_but
 
@@ -34,11 +34,6 @@ def newest(folder):
     return int(name.read_text().split("-")[1]) if name.exists() else 0
 
 
-def prompts(folder):
-    """The learned tensors of a run's newest checkpoint."""
-    return torch.load(folder / LEARNED / f"model.pth.tar-{newest(folder)}", weights_only=True)["state_dict"]
-
-
 def newest_log(folder):
     """The log of the last start; an existing log is kept."""
     return max(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime).read_text()
@@ -55,7 +50,7 @@ def times(folder):
 def test_the_seed_decides_every_bit(workers, run):
     settings = "DATALOADER.NUM_WORKERS", workers, "TEST.NO_TEST", True
     one, again, other = (
-        prompts(run(name, *settings, "SEED", seed)) for name, seed in (("one", 1), ("same", 1), ("other", 2))
+        prompts_in(run(name, *settings, "SEED", seed)) for name, seed in (("one", 1), ("same", 1), ("other", 2))
     )
     assert not differing(one, again) and differing(one, other)
 
@@ -211,6 +206,6 @@ def test_resume_after_kill_is_bit_identical(begin, run, eurosat, tiny, tmp_path)
 
     folder, through = run("killed", *settings), run("through", *settings)
     assert re.search("Previous epoch: [34]", newest_log(folder))
-    assert differing(prompts(folder), prompts(through)) == []
+    assert differing(prompts_in(folder), prompts_in(through)) == []
     own = dict.fromkeys(("train_seconds", "test_seconds", "date"))
     assert results(folder) | own == results(through) | own
