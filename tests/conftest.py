@@ -160,14 +160,11 @@ def build(eurosat, deep, tmp_path):
     """
     from dassl.engine import build_trainer
     from dassl.utils import set_random_seed
-    from drawn import make_cfg
-
-    from trainers import methods
+    from drawn import make_cfg, section_pairs
 
     def build(method, classes="all", *settings, backbone=deep, output="run", options=()):
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
-        section = methods()[method].section()
-        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
+        settings = section_pairs(method, pairs)
         few = ["USE_CUDA", False, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 3, "DATASET.SUBSAMPLE_CLASSES", classes]
         set_random_seed(1)
         return build_trainer(make_cfg(method, eurosat, backbone, tmp_path / output, *few, *settings, *options))

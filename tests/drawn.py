@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,12 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
     return cfg
 
 
+def section_pairs(method: str, settings: Mapping) -> list:
+    """[TRAINER.<section>.KEY, value, ...] of a method's own settings."""
+    section = trainers.methods()[method].section()
+    return [item for key, value in settings.items() for item in (f"TRAINER.{section}.{key}", value)]
+
+
 def arguments(root, backbone, output, *overrides, trainer="MPL", config="", options=()) -> list[str]:
     """A command line of train.py for the published settings on a backbone of 32 px, 2 shots and 2 epochs.
 
@@ -118,6 +125,12 @@ def features(model: open_clip.CLIP) -> torch.Tensor:
 def prompts_of(trainer) -> dict[str, torch.Tensor]:
     """A copy of what a trainer has learned, by its names in checkpoints."""
     return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+
+def prompts_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The learned tensors in the newest checkpoint of a run."""
+    (pointer,) = folder.glob("*/checkpoint")
+    return torch.load(pointer.with_name(pointer.read_text().strip()), weights_only=True)["state_dict"]
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:

@@ -1,6 +1,21 @@
 import json
+import re
+from collections import Counter
+from contextlib import contextmanager
 
 import pytest
+
+from common.errors import UsageError
+from common.start import ROOT
+
+
+@contextmanager
+def one_line(*words, error=UsageError):
+    """The block raises this error; its message is one line with these words."""
+    with pytest.raises(error) as caught:
+        yield caught
+    message = str(caught.value)
+    assert "\n" not in message and [word for word in map(str, words) if word not in message] == [], message
 
 
 def thorough_but(quick, values):
@@ -23,3 +38,21 @@ def golden(metafunc, name, chosen, marks=lambda stem: ()):
 def case_of(figures):
     """The `case` of a golden file: a method with its settings; {} for other files."""
     return figures.get("case", {}) if isinstance(figures, dict) else {}
+
+
+def golden_cases() -> Counter[str]:
+    """By method the number of files in tests/golden that compare it with its official code; of DePT, by base too."""
+    found: Counter[str] = Counter()
+    for file in (ROOT / "tests/golden").glob("*.json"):
+        content = json.loads(file.read_text())
+        case = case_of(content) or ({"trainer": "ZeroshotCLIP"} if "template" in content else {})
+        found.update([case["trainer"]] if case else [])
+        found.update([f"{case['trainer']}+{case['base']}"] if "base" in case else [])
+    return found
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables of a Markdown text: rows of cells, the first of them the column names."""
+    blocks = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    rows = [[line.strip("|").split("|") for line in block.splitlines()] for block in blocks]
+    return [[[cell.strip() for cell in row] for row in block if "---" not in row[0]] for block in rows]

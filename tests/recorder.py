@@ -2,10 +2,9 @@
 
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
-from drawn import ADAPTED, METHODS, make_cfg
+from drawn import ADAPTED, METHODS, make_cfg, section_pairs
 
 from clip import current_ranks
-from trainers import methods
 from trainers.base.ranks import split
 
 # A prompt of every kind that differs from the default: by class, in the middle of the words, or by another loss.
@@ -37,8 +36,7 @@ class Recorder:
     def __init__(self, root, backbone, output, case, options=(), seed=1, double=False):
         method, *settings = CASES[case]
         pairs = {"PREC": "fp32"} | dict(zip(settings[::2], settings[1::2], strict=True))
-        section = methods()[method].section()
-        settings = [item for key, value in pairs.items() for item in (f"TRAINER.{section}.{key}", value)]
+        settings = section_pairs(method, pairs)
         few = ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "SEED", seed, *options]
         self.paths, self.logits, self.images = [], [], []
         set_random_seed(seed)

@@ -71,6 +71,16 @@ def launch(ended, monkeypatch):
 
 
 @pytest.fixture
+def argv(eurosat, tiny, tmp_path):
+    """`argv(METHOD, KEY, VALUE, ..., output=, config=, root=, backbone=, options=)`: a command line of train.py."""
+
+    def argv(method, *pairs, output="out", config="small", root=eurosat, backbone=tiny, options=()):
+        return arguments(root, backbone, tmp_path / output, *pairs, trainer=method, config=config, options=options)
+
+    return argv
+
+
+@pytest.fixture
 def run(launch, eurosat, tiny, tmp_path):
     """`run(name, KEY, VALUE, ..., root=, backbone=, **of_arguments)` is a run that succeeds; returns its folder."""
 

@@ -10,10 +10,10 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from drawn import arguments
+from drawn import arguments, section_pairs
 from finished import TIMES
 from learned import NAMES, OPTIONS, images_of
-from marks import thorough_but
+from marks import tables, thorough_but
 
 from common.start import ROOT
 from experiments.studies import command as study
@@ -38,7 +38,7 @@ QUICK = {
 }
 SECTION = (ROOT / "docs/methods.md").read_text().partition("## What works with which method\n")[2].partition("\n## ")[0]
 LINES = {f"({number})": line for number, line in re.findall(r"^(\d)\. `(.*?)`", SECTION, re.MULTILINE)}
-HEAD, _, *ROWS = ([cell.strip() for cell in row.strip("| ").split("|")] for row in re.findall(r"^\|.*", SECTION, re.M))
+((HEAD, *ROWS),) = tables(SECTION)
 TABLE = [(name, dict(zip(HEAD[1:], row[1:], strict=True))) for row in ROWS for name in re.findall(r"`(\S+?)`", row[0])]
 # One method of each kind; `make test-all` has all of them.
 FIRST = {"TaskRes", "TipAdapterF", "GDA", "ZERO"}
@@ -60,10 +60,8 @@ def train(launch, eurosat, deep, tmp_path):
         kind = methods()[method]
         quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsTrainer) else {})
         epochs = 1 if issubclass(kind, FittedTrainer) else 3
-        pairs = {"OPTIM.MAX_EPOCH": epochs, "DATASET.SUBSAMPLE_CLASSES": classes}
-        pairs |= {"TRAIN.CHECKPOINT_FREQ": 1, "DATALOADER.CACHE": False}
-        pairs |= {f"TRAINER.{kind.section()}.{key}": value for key, value in quick.items()}
-        settings = [item for pair in pairs.items() for item in pair]
+        settings = ["OPTIM.MAX_EPOCH", epochs, "DATASET.SUBSAMPLE_CLASSES", classes, *section_pairs(method, quick)]
+        settings += ["TRAIN.CHECKPOINT_FREQ", 1, "DATALOADER.CACHE", False]
         own = {"trainer": method, "config": "small", "options": options}
         return launch(*arguments(eurosat, deep, tmp_path / name, *settings, **own))
 

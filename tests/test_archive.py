@@ -9,8 +9,7 @@ from random import Random
 
 import pytest
 import torch
-from torch import nn
-from weight_files import NESTED, NUMBERS, Stored, pickled, refused, text, write
+from weight_files import NESTED, NUMBERS, Hostile, Stored, pickled, refused, text, write
 
 from clip import weights
 from clip.torch_files import MAX_READ
@@ -18,23 +17,6 @@ from clip.weights import MAX_TENSORS
 from common.start import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
-
-class Hostile(nn.Module):
-    """A module whose code runs when TorchScript loads it."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self.path = path
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[str, bool]:
-        return self.path, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]) -> None:
-        self.path, self.training = state
-        torch.from_file(self.path, True, 4).fill_(0.0)
 
 
 def test_setstate_of_a_torchscript_archive_does_not_run(tmp_path):
@@ -69,24 +51,16 @@ def test_crafted_archive_is_read(tmp_path):
     assert weights.read_state_dict(tmp_path / "vit.pt")["a.t"].tolist() == [1, 2, 3, 4]
 
 
+OUTSIDE = [Stored(size=(5,)), Stored(offset=-1, size=(1,)), Stored(stride=(-1,)), Stored(length=5, size=(5,))]
+OUTSIDE += [Stored(size=(2**40,), stride=(0,)), Stored(size="4"), Stored(length=-4), Stored(length=2**62)]
+OUTSIDE += [Stored(length="4"), Stored(key="1"), Stored(key=0)]
+OUTSIDE += [Stored(kind=kind) for kind in (torch.DoubleStorage, torch.ComplexFloatStorage)]
+TWO_KINDS = Stored(), Stored(kind=torch.DoubleStorage, length=2, size=(2,))  # of one storage
+
+
 @pytest.mark.parametrize(
     "tensors",
-    [
-        [Stored(size=(5,))],
-        [Stored(offset=-1, size=(1,))],
-        [Stored(stride=(-1,))],
-        [Stored(size=(2**40,), stride=(0,))],
-        [Stored(size="4")],
-        [Stored(length=5, size=(5,))],
-        [Stored(length=-4)],
-        [Stored(length=2**62)],
-        [Stored(length="4")],
-        [Stored(key="1")],
-        [Stored(key=0)],
-        [Stored(kind=torch.DoubleStorage)],
-        [Stored(kind=torch.ComplexFloatStorage)],
-        [Stored(), Stored(kind=torch.DoubleStorage, length=2, size=(2,))],
-    ],
+    [*((tensor,) for tensor in OUTSIDE), TWO_KINDS],
     ids=lambda tensors: repr((*tensors[-1].identity[1:], *tensors[-1].layout[:3]))[:70],
 )
 def test_tensor_outside_its_storage_is_refused(tensors, tmp_path):

@@ -1,7 +1,7 @@
 """Images, folders and commands that methods on features and test-time methods cannot use end in one line."""
 
 import pytest
-from drawn import arguments, write_eurosat
+from drawn import write_eurosat
 from marks import thorough_but
 
 from trainers import methods
@@ -10,25 +10,15 @@ from trainers.base.test_time import ViewsTrainer
 
 HEADS = [name for name, kind in methods().items() if issubclass(kind, FeatureTrainer)]
 AT_TEST = [name for name, kind in methods().items() if issubclass(kind, ViewsTrainer)]
-
-
-@pytest.fixture
-def head(tiny, eurosat, tmp_path):
-    """`head("GDA", KEY, VALUE, ..., output=, backbone=, root=, options=)`: a command line of train.py."""
-
-    def head(method, *pairs, output="out", backbone=tiny, root=eurosat, options=()):
-        own, pairs = {"trainer": method, "config": "small"}, ["OPTIM.MAX_EPOCH", 1, *pairs]
-        return arguments(root, backbone, tmp_path / output, *pairs, options=options, **own)
-
-    return head
+ONCE = ("OPTIM.MAX_EPOCH", 1)
 
 
 @pytest.mark.parametrize("label", [1, 2])
 @pytest.mark.parametrize("method", thorough_but(HEADS[:1], HEADS))
-def test_class_without_training_images(method, label, refused, head, tmp_path):
+def test_class_without_training_images(method, label, refused, argv, tmp_path):
     write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], train=[0 if n == label else 4 for n in range(3)])
     what = f"(label {label}) has images for validation or test, and none for training"
-    refused(head(method, root=tmp_path / "data"), what)
+    refused(argv(method, *ONCE, root=tmp_path / "data"), what)
 
 
 @pytest.fixture
@@ -38,14 +28,14 @@ def other(backbones):
 
 
 @pytest.mark.slow
-def test_weights_of_another_backbone(launch, head, other, eurosat, tmp_path):
+def test_weights_of_another_backbone(launch, argv, other, tmp_path):
     """A head tested on its features, and a head on the features of a run there."""
-    assert launch(*head("TipAdapter", output="run")).status == 0
-    assert launch(*arguments(eurosat, other, tmp_path / "mpl", "OPTIM.MAX_EPOCH", 1)).status == 0
-    tested = head("TipAdapter", backbone=other, options=["--eval-only", "--model-dir", tmp_path / "run"])
-    for argv in (tested, head("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl"))):
-        ended = launch(*argv)
-        assert (ended.status, len(ended.errors)) == (2, 1) and "prompts for other weights: SHA-256" in ended.errors[0]
+    assert launch(*argv("TipAdapter", *ONCE, output="run")).status == 0
+    assert launch(*argv("MPL", *ONCE, output="mpl", config="", backbone=other)).status == 0
+    options = ["--eval-only", "--model-dir", tmp_path / "run"]
+    tested = argv("TipAdapter", *ONCE, backbone=other, options=options)
+    for line in (tested, argv("GDA", *ONCE, "TRAINER.GDA.FEATURES_OF", str(tmp_path / "mpl"))):
+        assert "prompts for other weights: SHA-256" in launch(*line).error
 
 
 @pytest.mark.parametrize("method", AT_TEST)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from dassl.engine import TRAINER_REGISTRY
 from drawn import arguments, small_clip
+from marks import one_line
 from torch import nn
 
 import trainers
@@ -204,10 +205,8 @@ def test_a_correct_method_is_trained(method, own):
     ids=lambda item: item[0] if isinstance(item, list) else "",
 )
 def test_a_mistake_of_a_method_ends_in_one_line(method, words, own):
-    with pytest.raises(UsageError) as caught:
+    with one_line(*words):
         own(method).train()
-    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_the_check_of_a_checkpoint_draws_no_random_numbers(own, monkeypatch):

@@ -107,10 +107,7 @@ HARMS = {
         "of another project": lambda file: save_file({"weights": torch.ones(3)}, file),
     },
     "images": DAMAGES
-    | {
-        "fewer images": of_fewer_images,
-        "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
-    },
+    | {"fewer images": of_fewer_images, "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0")},
 }
 
 

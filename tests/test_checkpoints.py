@@ -3,24 +3,21 @@
 import copy
 import functools
 import operator
-import os
 import random
 import shutil
-from collections import OrderedDict
 
 import pytest
 import torch
 from dassl.utils import UsageError as DasslError
-from drawn import arguments, differing, prompts_of
+from drawn import differing, prompts_of
+from published_files import FOLDER, published_model, published_training, randomised, save_published
 from torch import nn
 
-from clip import load_backbone
 from common.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))
-FOLDER = "MultiModalPromptLearner"  # MPL's registered name in the published code
 
 
 @pytest.fixture
@@ -36,42 +33,6 @@ def mpl(build, tiny):
 def logits(trainer):
     trainer.set_model_mode("eval")
     return trainer.model_inference(IMAGES)
-
-
-def published_model(prompts, backbone, classes, prefix="module."):
-    """The state dict of the published MPL's whole model: prompts, the classes' token buffers, and the frozen CLIP."""
-    state = OrderedDict(prompts)
-    state["prompt_learner.token_prefix"] = torch.randn(classes, 1, 64)
-    state["prompt_learner.token_suffix"] = torch.randn(classes, 75, 64)
-    for key, value in load_backbone(str(backbone)).state_dict().items():
-        tower = "image_encoder." + key.removeprefix("visual.") if key.startswith("visual.") else f"text_encoder.{key}"
-        state[key if key == "logit_scale" else tower] = value
-    return OrderedDict((prefix + key, value) for key, value in state.items())
-
-
-def published_training(parameters, epoch):
-    """The other content of published checkpoints: the optimiser's state, and a scheduler with whole objects inside."""
-    optimizer = torch.optim.SGD(parameters, lr=0.0035, momentum=0.9)
-    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5.0)
-    sum(parameter.sum() for parameter in parameters).backward()
-    optimizer.step()
-    scheduler = {"successor": successor, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.0035], "last_epoch": epoch}
-    return {"epoch": epoch, "optimizer": optimizer.state_dict(), "scheduler": scheduler, "val_result": None}
-
-
-def save_published(folder, state, epoch=5, **training):
-    """Write `<folder>/MultiModalPromptLearner/model.pth.tar-<epoch>`, as the published code lays it out."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "epoch": epoch, **training}, folder / FOLDER / f"model.pth.tar-{epoch}")
-    (folder / FOLDER / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
-
-
-def randomised(trainer):
-    """The trainer's prompts, moved off their initial values so that nothing passes by standing still."""
-    generator = torch.manual_seed(3)
-    for parameter in trainer.model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
-    return prompts_of(trainer)
 
 
 # Published checkpoints here
@@ -202,20 +163,3 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(checkpoints, mpl):
         accepted += 1
         assert logits(trainer).isfinite().all()
     assert 0 < accepted < 100
-
-
-class Call:
-    """Pickles as a call, which a plain torch.load would make."""
-
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
-def test_train_py_refuses_a_hostile_checkpoint_in_one_line(launch, eurosat, tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_published(tmp_path / "theirs", {"prompt_learner.ctx": Call()})
-    options = ["--eval-only", "--model-dir", tmp_path / "theirs", "--load-epoch", 5]
-    ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=options))
-    assert ended.status == 2
-    assert len(ended.errors) == 1 and ended.errors[0].startswith("error: ") and "posix.system" in ended.errors[0]
-    assert not (tmp_path / "executed").exists() and not (tmp_path / "out/results.json").exists()

@@ -1,6 +1,5 @@
 """Errors of one line that say what there is, and files that are written completely or not at all."""
 
-import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from drawn import arguments
 
 from common.errors import UsageError, choose
-from common.files import check_folder, held, replacing, scratch, what_exists, write_text
+from common.files import check_folder, replacing, scratch, what_exists, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import ROOT, required_packages
 from experiments.methods import kept_facts
@@ -109,12 +108,6 @@ def test_new_scratch_folder_is_not_deleted_as_abandoned(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_new_scratch_folder_that_another_process_is_about_to_delete_is_not_waited_for(tmp_path):
-    lock = held(tmp_path)
-    assert held(tmp_path) is None
-    os.close(lock)
-
-
 def test_missing_package_ends_in_a_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as stop, required_packages():
         import no_such_package  # noqa: F401
@@ -135,14 +128,6 @@ def test_missing_folder_says_what_is_there(tmp_path):
     with pytest.raises(UsageError, match=f"no folder {asked}: its path exists up to {tmp_path}/output, .*; check it"):
         check_folder(asked, "no folder", "check it")
     assert what_exists(Path("/nope/*/[")) == "its path exists up to /"
-
-
-def test_missing_yaml_lists_those_there(refused, eurosat, tiny, tmp_path):
-    for option, name, near in (
-        ("--config-file", "configs/trainers/MPL/vit_b4_c1_add2.yaml", "did you mean vit_b4_c1_add2_rm1.yaml?"),
-        ("--dataset-config-file", "configs/datasets/eurosatt.yaml", "did you mean eurosat.yaml?"),
-    ):
-        refused(arguments(eurosat, tiny, tmp_path / "out", options=[option, name]), f"no config file {name}: ", near)
 
 
 def test_missing_data_is_reported_without_torch(tmp_path):

@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from drawn import arguments, results
+from drawn import results
 
 import trainers
-from common.errors import UsageError
 from trainers.base.data_use import METHOD_KINDS
 from trainers.linear_probe import TRIALS, search
 
@@ -64,19 +63,6 @@ def test_an_evaluation_says_what_its_prompts_were_learned_from(run):
     assert zero["fit"] == zero["choose"] == []
 
 
-def test_data_use_of_a_silent_checkpoint_is_not_guessed(run, launch, eurosat, tiny, tmp_path):
-    trained = run("trained")
-    file = trained / LOCKED / "model.pth.tar-2"
-    checkpoint = torch.load(file, weights_only=True)
-    fit = checkpoint["metadata"].pop("fit")
-    torch.save(checkpoint, file)
-    assert card(run("tested", options=evaluate(trained)))["fit"] is None
-    for damage in ({"images": -1}, {"labels": "2"}, {"dataset": "Euro\x1b[31mSAT"}, {"sha256": 3}):
-        torch.save(checkpoint | {"metadata": checkpoint["metadata"] | {"fit": [fit[0] | damage]}}, file)
-        ended = launch(*arguments(eurosat, tiny, tmp_path / "x", options=evaluate(trained)))
-        assert "is not a checkpoint of a training run" in ended.error
-
-
 def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path):
     trained = run("trained")
     for number in (1, 2, 3):
@@ -84,26 +70,6 @@ def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path)
     of_others = run("tested", "TEST.SPLIT", "val", options=evaluate(trained))
     assert card(of_others)["test"]["evaluations"] == 1
     assert card(run("trained"))["test"]["evaluations"] == 2
-
-
-def test_a_resumed_run_counts_the_tests_before_it_and_validation_on_test_images(on_imagenet, monkeypatch):
-    mpl = trainers.methods()["MPL"]
-    step = mpl.forward_backward
-
-    def stops(self, batch):
-        if self.epoch == 1:
-            raise UsageError("cut off")
-        return step(self, batch)
-
-    settings = (*BEST, "TEST.SELECT_ON_TEST", True)
-    monkeypatch.setattr(mpl, "forward_backward", stops)
-    with pytest.raises(AssertionError, match="cut off"):
-        on_imagenet("out", *settings)
-    monkeypatch.setattr(mpl, "forward_backward", step)
-    found = card(on_imagenet("out", *settings))
-    assert found == card(on_imagenet("through", *settings))
-    assert (found["test"]["evaluations"], found["choose"][0]["trials"]) == (3, 2)  # two epochs, and the end
-    assert found["choose"][0]["sha256"] == found["test"]["sha256"]
 
 
 def test_the_kind_of_a_method_is_on_the_card(run, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import yaml
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.engine import build_trainer
 from drawn import SMALL, make_cfg, run_for_real
-from marks import thorough_but
+from marks import one_line, thorough_but
 from timm.data import ImageNetInfo
 from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
 
@@ -189,9 +188,8 @@ def test_classes_are_numbered_by_their_labels(change, expected, load, tmp_path):
 )
 def test_invalid_labels_are_rejected(change, words, load, tmp_path):
     file = rewritten(tmp_path, lambda part, path, label, name: [path, *change(part, label, name)])
-    with pytest.raises(DatasetError) as error:
+    with one_line(file, words, error=DatasetError) as error:
         load("dtd")
-    assert str(file) in str(error.value) and words in str(error.value)
     assert str(error.value).endswith(f"python tools/prepare.py dtd --root {tmp_path}")
 
 
@@ -298,19 +296,3 @@ def test_training_on_a_test_set_is_reported(asked, launch, tmp_path):
     build_tree("imagenet_r", tmp_path)
     ended = launch(*(argument for argument in asked("train", "imagenet_r") if argument != "--skip-finished"))
     assert ended.status == 0 and "ImageNetR has only test images: training on them is a rehearsal" in ended.printed
-
-
-@pytest.mark.slow
-def test_50_000_images_are_read_in_less_than_5_seconds(tmp_path):
-    for part, size in (("train", 16), ("val", 50)):
-        for wnid in ImageNetInfo().label_names():
-            folder = tmp_path / "imagenet/images" / part / wnid
-            folder.mkdir(parents=True)
-            (folder / f"{0:08}.JPEG").touch()
-            for number in range(1, size):
-                os.link(folder / f"{0:08}.JPEG", folder / f"{number:08}.JPEG")
-    cfg = make_cfg("CoOp", tmp_path, "", "", "DATASET.NAME", "ImageNet", "DATASET.NUM_SHOTS", 16)
-    started = time.process_time()  # which does not depend on other processes
-    data = build_dataset(cfg)
-    assert (len(data.train_x), len(data.test), data.num_classes) == (16000, 50000, 1000)
-    assert time.process_time() - started < 5

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from drawn import METHODS, differing, prompts_of
-from test_checkpoints import published_model, randomised
+from published_files import published_model, randomised, save_published
 
 from common.errors import UsageError
 from trainers import methods
@@ -25,9 +25,7 @@ def publish(trainer, folder, backbone):
         tower = [(key, value) for key, value in state.items() if "image_encoder." in key and "VPT" not in key]
         state |= {key.replace("image_", "prompt_learner.ZS_image_"): value for key, value in tower}
     state |= {f"module.{key.replace('*', 'weight')}": torch.randn(4, 64) for key in trainer.published_unused}
-    path = folder / trainer.saved_as / "model.pth.tar-5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "epoch": 5, "val_result": None}, path)
+    save_published(folder, state, saved_as=trainer.saved_as, val_result=None)
     return prompts
 
 

@@ -24,8 +24,10 @@ from inference.classifier import PromptedClassifier
 from trainers import methods
 
 NEEDED_BY_ONNXRUNTIME = "flatbuffers", "google", "packaging"
-METHODS = "CoOp", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
-THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name in METHODS]
+METHODS = "CoOp", "MMA", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT", "DePT+CoOp", "DePT+MPL"
+SET = dict.fromkeys(METHODS, ()) | {"LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2)}
+SET["CLIPLoRA"] = ("TRAINER.CLIPLORA.N_ITERS", 4)
+THOROUGH = [pytest.param("deep", *pairs, marks=pytest.mark.thorough) for pairs in SET.items()]
 
 
 @pytest.mark.slow
@@ -84,11 +86,29 @@ def test_class_matrix_and_a_plain_image_tower_give_the_same_logits(finished, com
     assert tensors["class_matrix"].dtype == torch.float32 and tensors["class_matrix"].shape[0] == 2
 
 
+@pytest.mark.slow
+def test_folded_weights_are_a_clip_with_the_same_features(finished, command, deep, eurosat, tmp_path):
+    run = finished("CLIPLoRA", "base", *SET["CLIPLoRA"])
+    assert command(export, run, "--to", tmp_path / "out", "--weights", "--backbone", deep).status == 0
+    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    plain = load_backbone(str(deep))
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    state = load_file(tmp_path / "out/open_clip_model.safetensors")
+    plain.load_state_dict(state)
+    pixels = classifier.pixels(list(images_of(eurosat, range(6))))
+    with torch.no_grad():
+        expected = classifier.model_for().image_output(pixels.to(classifier.device)).feature.cpu()
+        torch.testing.assert_close(plain.encode_image(pixels), expected, rtol=1e-4, atol=1e-5)
+    changed = {key.split(".")[-1] for key in state if not torch.equal(state[key], before[key])}
+    assert changed == {"in_proj_weight"}
+
+
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
         ("CoCoOp", ["--onnx"], ["the text features of CoCoOp depend on the image", "tools/predict.py"]),
         ("CoCoOp", ["--weights"], ["the text features of CoCoOp depend on the image", "tools/predict.py"]),
+        pytest.param("DePT+CoCoOp", ["--onnx"], ["features of DePT+CoCoOp depend on"], marks=pytest.mark.thorough),
         ("VPT", ["--weights"], ["VPT does not only learn text"]),
         ("CoOp", ["--weights"], ["class_matrix.safetensors gives other logits", "over 0.001"]),  # see below
         ("CoOp", ["--classes", "a", "b"], ["has class names of its own, which the folder keeps"]),

@@ -196,10 +196,7 @@ def test_many_images_are_encoded_in_chunks_without_gradients(clip, monkeypatch):
 
 
 @EXAMPLES
-@given(
-    schedule=edits(WIDTH, 0, 2),
-    read=st.sets(st.sampled_from(["prompts", "patches", "local", 0, 2, -1])),
-)
+@given(schedule=edits(WIDTH, 0, 2), read=st.sets(st.sampled_from(["prompts", "patches", "local", 0, 2, -1])))
 def test_images_under_any_schedule(clip, schedule, read):
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)
     assert_same_forms("encode_image", (clip, images, schedule, sorted(read, key=str)), added(schedule))

@@ -1,5 +1,6 @@
 """Commands that do not wait for torch: --help, which names the methods, and the status of a study."""
 
+import json
 import subprocess
 import sys
 
@@ -14,14 +15,15 @@ from experiments.arguments import parse_arguments
 from experiments.studies.study_file import load
 
 QUICK = """
-import sys
+import json, sys
 from contextlib import suppress
 from importlib import import_module
 from experiments.session import cli_main
-_, name, *sys.argv[1:] = sys.argv
+_, name, calls = sys.argv
 main = import_module(name).main
-with suppress(SystemExit):
-    cli_main(main)
+for sys.argv[1:] in json.loads(calls):
+    with suppress(SystemExit):
+        cli_main(main)
 slow = {"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
 sys.exit(f"imported: {slow}" if slow else 0)
 """
@@ -42,10 +44,15 @@ def ask():
     methods.kept_facts.cache_clear()
 
 
-def quick(*argv):
-    """Run the `main` of a module in a process of its own, which fails if that imports what takes seconds."""
-    argv = [sys.executable, "-c", QUICK, *map(str, argv)]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+def quick(module, *calls):
+    """(stdout, lines of stderr) of a module's `main`, called with these arguments in a process of its own.
+
+    Nothing that takes seconds may be imported there.
+    """
+    argv = [sys.executable, "-c", QUICK, module, json.dumps(calls, default=str)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr.splitlines()
 
 
 def test_facts_are_kept_until_a_source_file_changes(ask, monkeypatch, tmp_path):
@@ -72,18 +79,15 @@ def test_kept_facts_are_those_of_the_registry(ask, monkeypatch):
 
 def test_status_imports_nothing_slow(ask, study_file):
     ask()
-    done = quick("experiments.studies.command", "status", study_file("status"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("0 of 4 runs are done")
+    printed, errors = quick("experiments.studies.command", ["status", study_file("status")])
+    assert printed.startswith("0 of 4 runs are done") and not errors
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_and_misspelt_options_import_nothing_slow(ask, module):
     ask()
-    helped = quick(module, "--help")
-    assert (helped.returncode, helped.stderr) == (0, "") and "--debug" in helped.stdout
-    wrong = quick(module, "--debugg")
-    assert wrong.returncode == 0 and wrong.stderr.startswith("error: ") and len(wrong.stderr.splitlines()) == 1
+    printed, (error,) = quick(module, ["--help"], ["--debugg"])
+    assert "--debug" in printed and error.startswith("error: ")
 
 
 def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
@@ -92,27 +96,24 @@ def test_study_without_its_settings_checked_still_has_no_run_twice(study_file):
         load(file, settings=False)
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        ([], "--trainer is missing: see python train.py --help"),
-        (["--trainer", "CoOp"], "--dataset-config-file is missing"),
-        (["--trainer", "CoOp", "DATASET.NAME", "EuroSAT"], "--root is missing"),
-        (
-            ["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"],
-            "there is no config file configs/nowhere.yaml",
-        ),
-        (["--se", "1", "2"], "unrecognized arguments: --se: did you mean --seed?"),  # of two seeds it would take one
-        (["--data", "a"], "unrecognized arguments: --data: did you mean --dataset-config-file?"),
-        (["-seed", "1"], "unrecognized arguments: -seed: did you mean --seed?"),
-        (["--a\nb"], "unrecognized arguments: --a\\nb"),
-        (["OPTIM.LR"], "'OPTIM.LR' has no value"),
-    ],
-)
-def test_train_names_what_is_missing_without_torch(ask, argv, words):
+MISSING = [
+    ([], "--trainer is missing: see python train.py --help"),
+    (["--trainer", "CoOp"], "--dataset-config-file is missing"),
+    (["--trainer", "CoOp", "DATASET.NAME", "EuroSAT"], "--root is missing"),
+    (["--trainer", "CoOp", "--config-file", "configs/nowhere.yaml"], "there is no config file configs/nowhere.yaml"),
+    (["--se", "1", "2"], "unrecognized arguments: --se: did you mean --seed?"),  # of two seeds it would take one
+    (["--data", "a"], "unrecognized arguments: --data: did you mean --dataset-config-file?"),
+    (["-seed", "1"], "unrecognized arguments: -seed: did you mean --seed?"),
+    (["--a\nb"], "unrecognized arguments: --a\\nb"),
+    (["OPTIM.LR"], "'OPTIM.LR' has no value"),
+]
+
+
+def test_train_names_what_is_missing_without_torch(ask):
     ask()
-    wrong = quick("train", *argv)
-    assert wrong.returncode == 0 and wrong.stderr.startswith(f"error: {words}") and len(wrong.stderr.splitlines()) == 1
+    _, errors = quick("train", *(argv for argv, _ in MISSING))
+    for error, (argv, words) in zip(errors, MISSING, strict=True):
+        assert error.startswith(f"error: {words}"), argv
 
 
 def test_train_suggests_options_that_exist(monkeypatch, capsys):
@@ -137,7 +138,5 @@ def test_an_output_folder_counts_where_a_yaml_file_has_none(tmp_path):
 )
 def test_missing_model_is_named_without_torch(command, tmp_path):
     module, *argv = command.replace("MODEL", str(tmp_path / "run")).split()
-    wrong = quick(f"inference.{module}", *argv)
-    assert wrong.returncode == 0 and wrong.stderr.startswith(
-        f"error: no model at {tmp_path}/run: give the output folder"
-    )
+    _, errors = quick(f"inference.{module}", argv)
+    assert errors[0].startswith(f"error: no model at {tmp_path}/run: give the output folder")

@@ -20,24 +20,10 @@ from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
-SECOND = [
-    "cliplora_vision_up_qkvo",
-    "coop_end16",
-    "coop_init_words",
-    "dept_coop_middle_w04",
-    "dept_kgcoop",
-    "kgcoop_random_pets",
-    "locoop_csc_middle",
-    "locoop_no_region",
-    "maple_d1",
-    "maple_d4_ctx5",
-    "mma_scale01_middle",
-    "mma_start0",
-    "mmrl_dim128_three",
-    "prograd_init_food",
-    "tcp_pets_adam",
-    "upt_shallow_end",
-]  # other settings of a method; `make test-all` runs them
+# Other settings of a method; `make test-all` runs them.
+SECOND = ["cliplora_vision_up_qkvo", "coop_end16", "coop_init_words", "dept_coop_middle_w04", "dept_kgcoop"]
+SECOND += ["kgcoop_random_pets", "locoop_csc_middle", "locoop_no_region", "maple_d1", "maple_d4_ctx5", "mma_start0"]
+SECOND += ["mma_scale01_middle", "mmrl_dim128_three", "prograd_init_food", "tcp_pets_adam", "upt_shallow_end"]
 
 
 def pytest_generate_tests(metafunc):

@@ -80,11 +80,7 @@ def test_no_attribute_of_a_trainer_or_its_model_is_set_from_outside():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [("clip/intruder.py", "import dassl.utils"), ("inference/intruder.py", "import experiments.run")],
-)
-def test_lint_fails_when_an_import_goes_up(file, line, tmp_path):
+def test_lint_fails_when_an_import_goes_up(tmp_path):
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in listed.stdout.split("\0"):
         if name.endswith((".py", ".toml")) and (ROOT / name).is_file():
@@ -93,18 +89,18 @@ def test_lint_fails_when_an_import_goes_up(file, line, tmp_path):
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     clean = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert clean.returncode == 0, clean.stdout
-    (tmp_path / file).write_text(line + "\n")
+    (tmp_path / "clip/intruder.py").write_text("import dassl.utils\n")
+    (tmp_path / "inference/intruder.py").write_text("import experiments.run\n")
     broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert broken.returncode == 1
-    module = file.removesuffix(".py").replace("/", ".")
-    assert f"{module} -> {line.split()[1].partition('.')[0]}" in broken.stdout
+    assert "clip.intruder -> dassl" in broken.stdout and "inference.intruder -> experiments" in broken.stdout
 
 
 def test_every_method_has_a_yaml_for_each_protocol():
     for method, found in trainers.methods().items():
         for protocol in ("base2new", "few_shot", "cross_dataset") if found.learns else ():
             folder = ROOT / "configs/trainers" / found.config_folder
-            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file()
+            assert (folder / f"{recipe(method, protocol).cfg}.yaml").is_file() and (folder / "small.yaml").is_file()
 
 
 @pytest.mark.parametrize("value", [[2, 0], 3])
@@ -123,13 +119,7 @@ def test_per_layer_settings_on_plain_yacs_nodes(value, monkeypatch):
 
 
 TOOLS = ["study", "prepare", "demo", "pretrain_small_clip"]
-AFTER_PARSING = [
-    "predict .",
-    "export . --to folder",
-    "inspect . --output folder",
-    "serve",
-    "random_clip a.pt",
-]
+AFTER_PARSING = ["predict .", "export . --to folder", "inspect . --output folder", "serve", "random_clip a.pt"]
 # Help and wrong options of the latter need nothing but Python.
 
 
@@ -173,13 +163,12 @@ def test_version_is_in_one_place():
 
 
 @pytest.mark.slow
-def test_debug_shows_the_traceback_of_a_one_line_error():
-    options = ["--trainer", "MPL", "--config-file", "missing.yaml"]
-    done = subprocess.run([sys.executable, ROOT / "train.py", *options, "--debug"], capture_output=True, text=True)
-    assert done.returncode == 2
-    *traceback, line = done.stderr.splitlines()
-    assert line.startswith("error: ") and "missing.yaml" in line
-    assert traceback and "FileNotFoundError" in done.stderr  # the cause too
+def test_debug_shows_the_traceback_of_a_one_line_error(launch, monkeypatch):
+    options = ["--trainer", "MPL", "--config-file", "missing.yaml", "--debug"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    status, _, (*traceback, line) = launch(*options)
+    assert status == 2 and line.startswith("error: ") and "missing.yaml" in line
+    assert "FileNotFoundError" in "\n".join(traceback)  # the cause too
 
 
 def test_a_method_is_a_file_of_at_most_120_lines():

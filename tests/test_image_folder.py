@@ -13,6 +13,7 @@ from drawn import arguments, make_cfg, run_for_real
 from trees import write_image
 
 from common.errors import UsageError
+from common.start import ROOT
 from datasets import DatasetError
 from datasets.files import File
 from datasets.preparing import sources
@@ -20,7 +21,6 @@ from experiments.results import describe
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
 BIRDS = ("blue_tit", "house_sparrow", "robin")
 

@@ -195,10 +195,11 @@ def test_page_has_every_picture_and_loads_nothing(finished, found, photos):
 
 
 QUICK = "VPT", "CoCoOp", "ZeroshotCLIP"
+PLUGGED = "DePT+CoOp", "DePT+CoCoOp", "DePT+MPL"
 SMALLER = {"LoCoOp": ("TRAINER.LOCOOP.TOPK", 0.2)}
 
 
-@pytest.mark.parametrize("method", thorough_but(QUICK, ("ZeroshotCLIP", *METHODS)))
+@pytest.mark.parametrize("method", thorough_but(QUICK, ("ZeroshotCLIP", *METHODS, *PLUGGED)))
 def test_every_method_can_be_inspected(method, finished, found, photos, without_pictures):
     names = ["--classes", "red", "green field", "blue lake"]
     run = finished(method, "base", *SMALLER.get(method, ()))

@@ -6,9 +6,6 @@ from drawn import differing, prompts_of
 
 import clip
 from common.errors import UsageError
-from trainers.cocoop import CoCoOpSettings
-from trainers.kgcoop import KgCoOpSettings
-from trainers.prograd import ProGradSettings
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +23,6 @@ def words_of(trainer, words):
     return trainer.model.clip.token_embedding(ids[1 : 1 + len(words.split())])
 
 
-@pytest.mark.parametrize("words", [True, "a photo of a"])
-def test_kgcoop_starts_from_words(words, build):
-    trainer = build("KgCoOp", "base", "CTX_INIT", words)
-    assert torch.equal(trainer.model.prompt_learner.ctx, words_of(trainer, "a photo of a"))
-
-
 @pytest.mark.parametrize("method", ["KgCoOp", "CoCoOp", "ProGrad"])
 def test_context_starts_at_random_without_words(method, build):
     for none in (False, ""):
@@ -39,13 +30,17 @@ def test_context_starts_at_random_without_words(method, build):
         assert ctx.shape == (7, 64) and ctx.detach().std() == pytest.approx(0.02, rel=0.2)
 
 
-@pytest.mark.parametrize(("method", "words"), [("ProGrad", True), ("ProGrad", "an aerial view"), ("CoCoOp", True)])
-def test_context_starts_from_zeros_and_then_words(method, words, build):
+STARTS = [("KgCoOp", True, 4), ("KgCoOp", "a photo of a", 4)]  # the words alone, whatever N_CTX is
+STARTS += [("ProGrad", True, 16), ("ProGrad", "an aerial view", 16), ("CoCoOp", True, 16)]
+
+
+@pytest.mark.parametrize(("method", "words", "length"), STARTS)
+def test_context_starts_from_zeros_and_then_words(method, words, length, build):
     """CoCoOp's files in ProGrad's repository have CTX_INIT True, with the meaning that it has for ProGrad."""
     trainer = build(method, "base", "CTX_INIT", words)
-    expected = words_of(trainer, "a centered satellite photo of" if words is True else words)
-    ctx = trainer.model.prompt_learner.ctx
-    assert ctx.shape == (16, 64) and torch.equal(ctx[-len(expected) :], expected)
+    own = "a photo of a" if method == "KgCoOp" else "a centered satellite photo of"
+    expected, ctx = words_of(trainer, own if words is True else words), trainer.model.prompt_learner.ctx
+    assert ctx.shape == (length, 64) and torch.equal(ctx[-len(expected) :], expected)
     assert not ctx[: -len(expected)].any() and expected.any(dim=1).all()
 
 
@@ -60,23 +55,6 @@ def test_context_starts_from_zeros_and_then_words(method, words, build):
 def test_more_words_than_context_vectors_are_refused(method, words, options, problem, build):
     with pytest.raises(UsageError, match=problem):
         build(method, "base", "CTX_INIT", words, "N_CTX", 2, options=options)
-
-
-@pytest.mark.parametrize(
-    ("settings", "values", "problem"),
-    [
-        (KgCoOpSettings, {"W": -1}, "W is -1: give a number from 0"),
-        (KgCoOpSettings, {"CTX_INIT": "true"}, "CTX_INIT is the word 'true': write True or False"),
-        (CoCoOpSettings, {"CTX_INIT": "false"}, "CTX_INIT is the word 'false': write True or False"),
-        (KgCoOpSettings, {"CLASS_TOKEN_POSITION": "behind"}, "CLASS_TOKEN_POSITION is 'behind': give one of end"),
-        (ProGradSettings, {"T": 0}, "T is 0: give a number from 0.001"),
-        (ProGradSettings, {"LAMBDA": -0.5}, "LAMBDA is -0.5: give a number from 0"),
-        (ProGradSettings, {"NAME": "kd"}, "NAME is 'kd': the loss of ProGrad is prograd"),
-    ],
-)
-def test_invalid_settings_are_named(settings, values, problem):
-    with pytest.raises(UsageError, match=problem):
-        settings(**values)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 
-import drawn
 import numpy as np
 import pytest
 import torch
@@ -12,22 +11,14 @@ from common.errors import UsageError
 from experiments.studies.spec import Study, Variant
 from trainers.linear_probe import fit, search
 
+ONCE = ("OPTIM.MAX_EPOCH", 1)
+
 
 @pytest.fixture
 def probe(build, tiny):
     """`probe("DATASET.NUM_SHOTS", 2, ...)` -> a trainer on the stand-in for EuroSAT, with four shots."""
     once = ["OPTIM.MAX_EPOCH", 1, "DATASET.NUM_SHOTS", 4]
     return lambda *options: build("LinearProbe", options=[*once, *options], backbone=tiny)
-
-
-@pytest.fixture
-def arguments(eurosat, tiny):
-    """`arguments(folder, KEY, VALUE, ...)`: of train.py, for a linear probe on two images of each class."""
-
-    own = {"trainer": "LinearProbe", "config": "small"}
-    return lambda folder, *pairs, options=(): drawn.arguments(
-        eurosat, tiny, folder, "OPTIM.MAX_EPOCH", 1, *pairs, options=options, **own
-    )
 
 
 def test_search_is_coarse_and_then_fine():
@@ -82,39 +73,30 @@ def test_one_class_is_nothing_to_choose_from(probe, tmp_path):
         probe("DATASET.ROOT", str(tmp_path))
 
 
-def test_non_finite_image_features_end_in_one_line(arguments, launch, tiny, tmp_path):
+def test_non_finite_image_features_end_in_one_line(argv, launch, tiny, tmp_path):
     """`make fuzz` found scikit-learn's traceback."""
     state = torch.load(tiny, weights_only=True)
     torch.save(state | {"visual.proj": torch.full_like(state["visual.proj"], 1e38)}, tmp_path / "huge.pt")
-    options = ["--backbone", tmp_path / "huge.pt"]
-    ended = launch(*arguments(tmp_path / "run", "TRAINER.LINEARPROBE.PREC", "fp32", options=options))
-    assert ended.status == 2 and len(ended.errors) == 1
-    assert f"{tmp_path}/huge.pt gives image features that are not finite: give another backbone" in ended.errors[0]
-    assert not (tmp_path / "run/results.json").exists()
+    line = argv("LinearProbe", *ONCE, "TRAINER.LINEARPROBE.PREC", "fp32", backbone=tmp_path / "huge.pt")
+    words = f"{tmp_path}/huge.pt gives image features that are not finite: give another backbone"
+    assert words in launch(*line).error and not (tmp_path / "out/results.json").exists()
 
 
-def test_weights_are_tested_on_their_own_classes_only(arguments, launch, tmp_path):
-    assert launch(*arguments(tmp_path / "trained")).status == 0
+def test_weights_are_tested_on_their_own_classes_only(argv, launch, tmp_path):
+    assert launch(*argv("LinearProbe", *ONCE, output="trained")).status == 0
     results = json.loads((tmp_path / "trained/results.json").read_text())
     assert (results["epochs"], results["n_test"]) == (1, 24) and results["train_seconds"] > 0
-    tests, others = ("--eval-only", "--model-dir", tmp_path / "trained"), tmp_path / "others"
-    write_eurosat(others, ["a", "b", "c", "d", "e", "f"], train=4, val=2)
-    ended = launch(*arguments(tmp_path / "tested", options=("--root", others, *tests)))
+    tested = {"output": "tested", "options": ("--eval-only", "--model-dir", tmp_path / "trained")}
+    write_eurosat(tmp_path / "others", ["a", "b", "c", "d", "e", "f"], train=4, val=2)
+    ended = launch(*argv("LinearProbe", *ONCE, root=tmp_path / "others", **tested))
     assert ended.status == 2 and "with values for each class that it was learned on" in ended.errors[0]
-    assert launch(*arguments(tmp_path / "tested", options=tests)).status == 0
+    assert launch(*argv("LinearProbe", *ONCE, **tested)).status == 0
     assert json.loads((tmp_path / "tested/results.json").read_text())["accuracy"] == results["accuracy"]
 
 
-def test_epochs_have_no_meaning(arguments, refused, tmp_path):
-    argv = arguments(tmp_path / "out", "OPTIM.MAX_EPOCH", 5)
-    refused(argv, "OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1")
-
-
-def test_script_makes_the_calls_of_the_generic_one(script):
-    ended, calls = script("lpclip/few_shot.sh", "eurosat", 1)
-    assert (
-        ended.returncode == 0 and calls == script("any/few_shot.sh", "LinearProbe", "eurosat", 1)[1] and len(calls) == 5
-    )
+def test_epochs_have_no_meaning(argv, refused):
+    words = "OPTIM.MAX_EPOCH is 5: LinearProbe is fitted once: set it to 1"
+    refused(argv("LinearProbe", "OPTIM.MAX_EPOCH", 5), words)
 
 
 def test_studies_have_it_in_few_shot_and_not_in_base2new():

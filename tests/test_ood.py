@@ -1,14 +1,13 @@
 """Detection of images that show none of the classes: scores equal to published code, for every method."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from drawn import arguments, results, write_eurosat
-from marks import thorough_but
+from marks import case_of, golden, thorough_but
 from sklearn.metrics import average_precision_score, roc_auc_score
-from test_golden import AFTER, BEFORE, build, close, images_of
+from test_golden import AFTER, BEFORE, close, images_of
+from test_golden import build as golden_trainer
 from trees import build_tree
 
 import trainers
@@ -21,9 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def pytest_generate_tests(metafunc):
-    if "figures" in metafunc.fixturenames:
-        files = sorted(metafunc.config.getoption("golden").glob("locoop*.json"))
-        metafunc.parametrize("figures", [json.loads(file.read_text()) for file in files], ids=lambda case: "")
+    golden(metafunc, "figures", lambda content: case_of(content).get("trainer") == "LoCoOp")
 
 
 def same_scores(logits, of_patches, expected, tolerance=2e-6):
@@ -46,7 +43,7 @@ def test_scores_of_published_logits(figures):
 def test_patches_and_scores_of_the_model(figures, towers, backbones, tmp_path):
     case = figures["case"]
     settings = case["trainer"], towers, case["cfg"], case["arch"], case["classnames"], figures["optimizer"]
-    trainer = build(*settings, backbones, tmp_path)
+    trainer = golden_trainer(*settings, backbones, tmp_path)
     images = images_of(case["batch"], case["arch"]["image_resolution"])
     batch = {"img": images, "label": torch.tensor(figures["labels"])}
 
@@ -77,8 +74,8 @@ def test_other_scores_by_numpy():
 
 
 @pytest.mark.parametrize("method", ["CoCoOp", "MMRL", "DePT+MaPLe", "CLIPLoRA", "VPT"])
-def test_patches_of_an_image_do_not_depend_on_the_others(method, build_trainer):
-    trainer = build_trainer(method)
+def test_patches_of_an_image_do_not_depend_on_the_others(method, build):
+    trainer = build(method)
     trainer.set_model_mode("eval")
 
     def patches(images):
@@ -90,15 +87,10 @@ def test_patches_of_an_image_do_not_depend_on_the_others(method, build_trainer):
     close(together, torch.cat([patches(image[None]) for image in images]), 1e-3)
 
 
-@pytest.fixture
-def build_trainer(build):  # `build` is test_golden's here
-    return build
-
-
-def test_a_probe_has_no_texts_for_patches(build_trainer):
+def test_a_probe_has_no_texts_for_patches(build):
     probed = trainers.methods()["LinearProbe"].Model
     assert not has_local_logits(probed.__new__(probed))
-    assert has_local_logits(build_trainer("CoOp").model)
+    assert has_local_logits(build("CoOp").model)
 
 
 # Runs

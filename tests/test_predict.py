@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from drawn import METHODS
-from learned import OPTIONS, own_test, rows_of
+from learned import OPTIONS, images_of, own_test, rows_of
 from marks import thorough_but
 from PIL import Image
+from published_files import save_published
 
 from clip import load_backbone, tokenize
 from common.start import ROOT
@@ -40,6 +41,18 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
+
+
+def test_the_head_of_dept_is_used_for_the_learned_classes_alone(finished, eurosat):
+    ((_, classifier),) = open_models([finished("DePT+CoOp")], OPTIONS)
+    own, other = classifier.model_for(), classifier.model_for(["grey", "white snow", "a lake"])
+    assert own.classes_learned and not other.classes_learned
+    pixels = classifier.pixels(list(images_of(eurosat, range(2))))
+    with torch.no_grad():
+        output = other.output(pixels)
+        torch.testing.assert_close(output.logits, other.logits(output.image, output.text))
+        output = own.output(pixels)
+        assert not torch.allclose(output.logits, own.logits(output.image, output.text), atol=1e-3)
 
 
 # Forms of output and bad input
@@ -275,9 +288,8 @@ def test_class_names_of_a_checkpoint_are_checked(names, reason, changed, command
 def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, photos, deep, tmp_path):
     ours = torch.load(finished("MaPLe") / "MultiModalPromptLearner/model.pth.tar-1", weights_only=True)
     state = {f"module.{key}": value for key, value in ours["state_dict"].items()}
-    file = tmp_path / "published/MultiModalPromptLearner/model.pth.tar-5"
-    file.parent.mkdir(parents=True)
-    torch.save({"state_dict": state | {"module.prompt_learner.token_prefix": torch.zeros(50, 1, 64)}, "epoch": 5}, file)
+    state["module.prompt_learner.token_prefix"] = torch.zeros(50, 1, 64)
+    file = save_published(tmp_path / "published", state)
     settings = tmp_path / "MaPLe/settings.yaml"  # for images of 32 px
     settings.parent.mkdir()
     config = ROOT / "configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml"

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from drawn import arguments, results
-from sklearn import metrics
+from sklearn.metrics import f1_score
 
 from common.errors import UsageError
 from common.results import digest_of_rows
 from common.start import ROOT
 from experiments import predictions
+from experiments.metrics import of_predictions
 from experiments.predictions import FILE, read, save
 from train import main as train
 
@@ -27,37 +28,17 @@ def tested(run):
     return lambda *overrides, name="out": run(name, *overrides, trainer="ZeroshotCLIP")
 
 
-def independent(found):
-    """The measures of a test, in percent where results.json has percent: nothing of the project is used."""
-    labels, classes, p = found["label"], found["classes"], found["probabilities"].astype(float)
-    correct, confidence = classes[:, 0] == labels, p[:, 0]
-
-    def error(edges, closed):
-        total = 0.0
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            inside = (confidence > low) & (confidence <= high)
-            if closed == "below":
-                inside = (confidence >= low) & ((confidence < high) | (high == edges[-1]))
-            if inside.any():
-                total += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-        return 100 * total
-
-    of_classes = {"labels": sorted(set(labels)), "average": "macro", "zero_division": 0}
-    return {
-        "accuracy": 100 * correct.mean(),
-        "error_rate": 100 - 100 * correct.mean(),
-        "macro_f1": 100 * metrics.f1_score(labels, classes[:, 0], **of_classes),
-        "top5_accuracy": 100 * np.mean([label in row for label, row in zip(labels, classes, strict=True)]),
-        "mean_class_accuracy": 100 * metrics.recall_score(labels, classes[:, 0], **of_classes),
-        "ece": error(np.linspace(0, 1, 16), "above"),
-        "adaptive_ece": error(np.unique(np.quantile(confidence, np.linspace(0, 1, 16))), "below"),
-        "nll": -found["log_probability"].astype(float).mean(),
-        "brier": found["brier"].astype(float).mean(),
-    }
+COLUMNS = ("label", "classes", "probabilities", "log_probability", "brier")
 
 
 def differs(run, found):
-    return [key for key, value in independent(found).items() if run[key] != pytest.approx(value, abs=1e-6)]
+    """Which measures of results.json are not those of the predictions."""
+    labels, predicted = found["label"], found["classes"][:, 0]
+    accuracy = 100 * (predicted == labels).mean()
+    f1 = f1_score(labels, predicted, labels=sorted(set(labels)), average="macro", zero_division=0)
+    of_all = of_predictions(*(found[key] for key in COLUMNS))
+    of_all |= {"accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": 100 * f1}
+    return [key for key, value in of_all.items() if run[key] != pytest.approx(value, abs=1e-6)]
 
 
 def arrays_of(folder):

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 from archives import tar, zipped
+from marks import one_line
 from published import files_below
 
 from common.errors import UsageError
@@ -20,11 +21,8 @@ KINDS = pytest.mark.parametrize("write", [zipped, tar, partial(tar, mode="w")], 
 
 def refused(archive, *words, nested=""):
     folder = archive.parent / "into/here"
-    with pytest.raises(UsageError) as refusal:
+    with one_line(archive, *words):
         unpack.unpack(archive, folder, nested)
-    message = str(refusal.value)
-    assert "\n" not in message and str(archive) in message
-    assert [word for word in words if word not in message] == [], message
     outside = [path for path in archive.parent.rglob("*") if path.is_file() and folder not in path.parents]
     assert outside == [archive]
     assert not any(path.is_symlink() for path in archive.parent.rglob("*"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from drawn import results
 from marks import thorough_but
-from test_checkpoints import published_model, published_training
+from published_files import published_model, published_training, save_published
 from test_lora_files import lora_shapes, write_lora
 
 import trainers
@@ -209,11 +209,8 @@ def publish(case: Published, folder, backbone) -> dict[str, torch.Tensor]:
         image = {key: value for key, value in state.items() if key.startswith("image_encoder") and key not in learned}
         state |= {f"prompt_learner.ZS_{key}": value for key, value in image.items()}
     parameters = [torch.nn.Parameter(value.float()) for value in learned.values()]
-    place = folder / case.place / case.saved_as
-    place.mkdir(parents=True)
-    content = {"state_dict": state} | published_training(parameters, case.epoch)
-    torch.save(content, place / f"model.pth.tar-{case.epoch}")
-    (place / "checkpoint").write_text(f"model.pth.tar-{case.epoch}\n")
+    training = published_training(parameters, case.epoch)
+    save_published(folder / case.place, state, saved_as=case.saved_as, **training)
     return learned
 
 

@@ -42,11 +42,7 @@ trainer = build_trainer(cfg)
 trainer.load_model(cfg.OUTPUT_DIR, epoch=cfg.OPTIM.MAX_EPOCH)
 print(f"tested again: {trainer.test():.1f}%")
 """
-YAMLS = {
-    "MPL": "vit_b4_c1_add2_rm1.yaml",
-    "PromptSRC": "vit_b16_c2_ep20_batch4_4+4ctx.yaml",
-    "CoOp": "vit_b16.yaml",
-}
+YAMLS = {"MPL": "vit_b4_c1_add2_rm1.yaml", "PromptSRC": "vit_b16_c2_ep20_batch4_4+4ctx.yaml", "CoOp": "vit_b16.yaml"}
 DATASET = ROOT / "configs/datasets/eurosat.yaml"
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from common.start import ROOT
 from experiments import configuration
 from experiments.arguments import parse_arguments
 from experiments.configuration import flatten, setup_cfg
 from experiments.scripts.table import SCRIPTS
 from experiments.studies.reproduce import read_arguments, study_of
 
-ROOT = Path(__file__).parent.parent
 FACTS = json.loads((ROOT / "tests/published_settings.json").read_text())
 # Positional arguments of the tests
 VALUES = {"DATASET": "eurosat", "SEED": "3", "CFG": "rn50_ep50", "CTP": "middle", "NCTX": "4", "SHOTS": "2"}

@@ -205,12 +205,6 @@ def test_other_files_are_ours_by_their_names():
         assert reason and any(fnmatchcase(file, pattern) for file in files - set(PUBLISHED)), pattern
 
 
-def test_unlisted_files_belong_to_missing_trainers():
-    """MVLPT trains on several datasets together; its form of UPT is here, without a published file."""
-    others = {file.split("/")[0] for name in REPOSITORIES for file in FACTS[name]["yaml"]} - set(trainers.methods())
-    assert others == {"MVLPT"}
-
-
 LATE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import arguments, results
+from drawn import prompts_in, results
 from finished import slowdown, wait_until
 
 from common.errors import UsageError
@@ -20,18 +20,8 @@ from experiments.studies import command as study
 pytestmark = pytest.mark.slow
 
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+FEW = ("OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 3)
 LOST = "error: another rank has ended too early: run the same command again to resume from the last complete epoch"
-
-
-@pytest.fixture
-def command_line(eurosat, tiny, tmp_path):
-    """`command_line("MPL", KEY, VALUE, ...)` of train.py: 3 epochs, with 3 images in a step."""
-
-    def command_line(method, *overrides, config="vit_b4_c1_add2_rm1"):
-        few = ("OPTIM.MAX_EPOCH", 3, "DATALOADER.TRAIN_X.BATCH_SIZE", 3, *overrides)
-        return arguments(eurosat, tiny, tmp_path / "out", *few, trainer=method, config=config)
-
-    return command_line
 
 
 def free_port():
@@ -74,24 +64,19 @@ def has_checkpoint(folder):
     return lambda: list(folder.glob("out/*/model.pth.tar-*"))
 
 
-def prompts(folder):
-    (file,) = folder.glob("*/model.pth.tar-3")
-    return torch.load(file, weights_only=True)["state_dict"]
-
-
 @pytest.mark.thorough
-def test_torchrun_trains_as_one_process_and_prints_once(command_line, launch, begin, tmp_path):
-    argv = command_line("MPL", "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True)
-    launch(*argv)
+def test_torchrun_trains_as_one_process_and_prints_once(argv, launch, begin, tmp_path):
+    line = argv("MPL", *FEW, "TEST.FINAL_MODEL", "best_val", "TEST.COMPUTE_CMAT", True, config="")
+    launch(*line)
     alone, written = tmp_path / "alone", tmp_path / "out"
     written.rename(alone)
-    (code, printed, errors) = ended([begin([*TORCHRUN, "train.py", *argv], cwd=ROOT)])[0]
+    (code, printed, errors) = ended([begin([*TORCHRUN, "train.py", *line], cwd=ROOT)])[0]
     assert (code, "Traceback" in errors) == (0, False), errors
     assert printed.count("* accuracy:") == alone.joinpath("log.txt").read_text().count("* accuracy:")
     one, two = results(alone), results(written)
     assert all(one[key] == two[key] for key in ("accuracy", "macro_f1", "n_test", "epochs")) and two["ranks"] == 2
-    for name, value in prompts(alone).items():
-        assert torch.allclose(value, prompts(written)[name], rtol=1e-3, atol=1e-5), name
+    for name, value in prompts_in(alone).items():
+        assert torch.allclose(value, prompts_in(written)[name], rtol=1e-3, atol=1e-5), name
     made = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (alone, written)]
     events = [{path for path in each if "tfevents" in path} for each in made]
     assert made[0] - events[0] == made[1] - events[1] and list(map(len, events)) == [1, 1]
@@ -99,9 +84,9 @@ def test_torchrun_trains_as_one_process_and_prints_once(command_line, launch, be
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, command_line, ranks, launch, tmp_path):
-    argv = command_line("CoOp", "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
-    processes = ranks(2, argv)
+def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, argv, ranks, launch, tmp_path):
+    line = argv("CoOp", *FEW, "OPTIM.MAX_EPOCH", 20, config="vit_b16_ep50_ctxv1")
+    processes = ranks(2, line)
     wait_until(has_checkpoint(tmp_path), processes[0])
     processes[victim].send_signal(signal.SIGKILL)
     killed = time.time()
@@ -109,7 +94,7 @@ def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, command_li
     assert code != 0 and "Traceback" not in errors
     assert not victim or errors == f"{LOST}\n"  # without rank 0, which has the store here, torch complains
     assert time.time() - killed < 10 * slowdown()
-    resumed = launch(*argv)
+    resumed = launch(*line)
     assert resumed.status == 0 and "Found checkpoint" in resumed.printed
     assert (tmp_path / "out/results.json").is_file()
 
@@ -118,17 +103,17 @@ def test_a_killed_rank_ends_the_other_and_one_process_resumes(victim, command_li
 @pytest.mark.parametrize(
     "pair", [("OPTIM.LRR", "unknown config key"), ("OPTIM.LR", "OPTIM.LR of rank 1 differs (0.5)")]
 )
-def test_an_error_of_one_rank_is_printed_once(pair, command_line, ranks, tmp_path):
+def test_an_error_of_one_rank_is_printed_once(pair, argv, ranks, tmp_path):
     key, words = pair
-    ended_in_one_line(ranks(2, command_line("MPL"), [key, "0.5"]), words)
+    ended_in_one_line(ranks(2, argv("MPL", *FEW, config=""), [key, "0.5"]), words)
     assert list((tmp_path / "out").rglob("*")) == []
 
 
 @pytest.mark.thorough
-def test_torchrun_starts_all_ranks_again(command_line, begin, tmp_path):
+def test_torchrun_starts_all_ranks_again(argv, begin, tmp_path):
     """With --max-restarts, after one is killed; and workers of a data loader do not hide its end."""
-    argv = command_line("MPL", "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1)
-    process = begin([*TORCHRUN, "--max-restarts", "1", "train.py", *argv], cwd=ROOT)
+    line = argv("MPL", *FEW, "OPTIM.MAX_EPOCH", 30, "DATALOADER.NUM_WORKERS", 1, config="")
+    process = begin([*TORCHRUN, "--max-restarts", "1", "train.py", *line], cwd=ROOT)
     wait_until(has_checkpoint(tmp_path), process)
     os.kill(max(children(process.pid)), signal.SIGKILL)
     (code, printed, errors) = ended([process])[0]
@@ -140,10 +125,10 @@ def children(process):
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_port_in_use_ends_in_one_line(command_line, ranks):
+def test_a_port_in_use_ends_in_one_line(argv, ranks):
     with socket.create_server(("", 0)) as server:
         ended_in_one_line(
-            ranks(2, command_line("MPL"), port=server.getsockname()[1], started=1),
+            ranks(2, argv("MPL", *FEW, config=""), port=server.getsockname()[1], started=1),
             "cannot connect to the other ranks (",
             "with another --master-port",
         )

@@ -1,7 +1,8 @@
-"""`tools/reproduce.py` on sets of checkpoints in every published layout, beside a direct evaluation."""
+"""`tools/reproduce.py` on sets of checkpoints, beside a direct evaluation (see test_published_checkpoints.py, too)."""
 
 import pytest
 import torch
+from published_files import save_published
 
 from common.results import read_results
 from experiments.studies import reproduce
@@ -9,7 +10,7 @@ from experiments.studies import reproduce
 pytestmark = pytest.mark.slow
 
 HEAD = "| method | eurosat | average |\n| --- | --- | --- |\n"
-YAML = ("vit_b16_c2_ep5_batch4_2ctx", "vit_b16_c2_ep5_batch4_2ctx_cross_datasets")  # MaPLe's
+YAML = "vit_b16_c2_ep5_batch4_2ctx"  # MaPLe's
 
 
 @pytest.fixture
@@ -27,22 +28,10 @@ def publish(trained, place, epoch):
     else:
         state |= {"image_encoder.conv1.weight": torch.zeros(2), "logit_scale": torch.tensor(4.6)}
         state["prompt_learner.token_prefix"] = torch.zeros(3, 1, 8)
-    folder = place / source.parent.name
-    folder.mkdir(parents=True)
-    content = {"state_dict": state, "epoch": epoch, "optimizer": {}, "val_result": None}
-    torch.save(content, folder / f"model.pth.tar-{epoch}")
-    (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
+    save_published(place, state, epoch, source.parent.name, optimizer={}, val_result=None)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "eurosat/base/seed1",
-        "base/seed1",
-        f"base2new/train_base/eurosat/shots_16/MaPLe/{YAML[0]}/seed1",
-        f"train_base/eurosat/shots_16/MaPLe/{YAML[0]}/seed1",
-    ],
-)
+@pytest.mark.parametrize("layout", ["base/seed1", f"train_base/eurosat/shots_16/MaPLe/{YAML}/seed1"])
 def test_base_to_new(layout, run, finished, tmp_path):
     """The table has what a direct evaluation gives."""
     trained = finished("MaPLe")
@@ -57,10 +46,9 @@ def test_base_to_new(layout, run, finished, tmp_path):
     assert (tmp_path / "out/MaPLe_base2new.md").read_text() in ended.printed
 
 
-@pytest.mark.parametrize("layout", ["imagenet/seed1", "seed1", f"crossdataset/imagenet/MaPLe/{YAML[1]}_16shots/seed1"])
-def test_cross_dataset(layout, run, finished, eurosat, tmp_path):
+def test_cross_dataset(run, finished, tmp_path):
     depth = ["TRAINER.MAPLE.PROMPT_DEPTH", 3]
-    publish(finished("MaPLe", "all", *depth), tmp_path / "set" / layout, 2)
+    publish(finished("MaPLe", "all", *depth), tmp_path / "set/seed1", 2)
     ended = run("MaPLe", "--protocol", "cross_dataset", "--epoch", 2)
     assert ended.status == 0, ended.errors
     (result,) = (tmp_path / "out").glob("crossdataset/evaluation/eurosat/*/*/seed1")

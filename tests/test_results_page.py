@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 from dassl.config import get_cfg_default
 from drawn import ADAPTED, METHODS
+from marks import golden_cases, tables
 from recorder import CASES
 from test_published_checkpoints import CASES as CHECKPOINTS
 
@@ -30,17 +31,8 @@ TITLES |= {"oxford_flowers": "Flowers", "oxford_pets": "Pets", "stanford_cars": 
 TITLES |= {"sun397": "SUN397", "ucf101": "UCF101", "imagenet": "ImageNet", "average": "average"}
 
 
-def tables() -> dict[str, list[list[list[str]]]]:
-    """The tables below each heading of the page: rows of cells, the first of them the column names."""
-    found = {}
-    for heading, text in re.findall(r"^#+ (.*)\n((?:(?!#+ ).*\n?)*)", PAGE, re.MULTILINE):
-        blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-        rows = [[line.strip("|\n").split("|") for line in block.splitlines()] for block in blocks]
-        found[heading] = [[[cell.strip() for cell in row] for row in block if "---" not in row[0]] for block in rows]
-    return found
-
-
-TABLES = tables()
+# The tables below each heading of the page.
+TABLES = {name: tables(text) for name, text in re.findall(r"^#+ (.*)\n((?:(?!#+ ).*\n?)*)", PAGE, re.MULTILINE)}
 
 
 def printed(*numbers: float) -> list[str]:
@@ -162,16 +154,9 @@ def test_every_number_in_the_text_is_published_or_computed_from_published_ones()
 
 def test_the_first_table_counts_what_the_tests_compare():
     (table,) = TABLES["Verified here"]
-    cases = dict.fromkeys((name for name in trainers.methods() if "+" not in name), 0)
-    for file in (ROOT / "tests/golden").glob("*.json"):
-        content = json.loads(file.read_text())
-        if "case" in content:
-            case = content["case"]
-            name = f"{case['trainer']}+{case['base']}" if "base" in case else case["trainer"]
-            cases[name] = cases.get(name, 0) + 1
-        elif "template" in content:
-            cases["ZeroshotCLIP"] += 1
-    assert [row[0] for row in table[1:]] == sorted(cases, key=str.lower)
+    cases = golden_cases()
+    names = [name for name in trainers.methods() if "+" not in name or cases[name]]
+    assert [row[0] for row in table[1:]] == sorted(names, key=str.lower)
     loaded = {*METHODS, *(case.method for case in CHECKPOINTS.values())}
     refused = {*ADAPTED, *(name for name, kind in trainers.methods().items() if issubclass(kind, ViewsTrainer))}
     for method, code, checkpoint, accuracy, gpu, processes, gpus, half in table[1:]:

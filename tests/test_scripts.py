@@ -19,6 +19,7 @@ from drawn import run_for_real
 from finished import wait_until
 
 from common.errors import UsageError
+from common.start import ROOT
 from experiments import configs, protocols, results
 from experiments.methods import methods
 from experiments.protocols import recipe
@@ -27,7 +28,6 @@ from experiments.scripts.table import SCRIPTS
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", "0"]
 PROJECT = ("scripts", "configs", "tools", "experiments", "common", "clip", "datasets", "trainers")
 SHOTS = (1, 2, 4, 8, 16)

@@ -6,9 +6,8 @@ import signal
 import weakref
 
 import pytest
-import torch
 import yaml
-from drawn import arguments, differing, results
+from drawn import arguments, differing, prompts_in, results
 
 from experiments import run
 from experiments.arguments import parse_arguments
@@ -29,10 +28,6 @@ def seeds(launch, eurosat, tiny, tmp_path):
     return seeds
 
 
-def prompts(folder):
-    return torch.load(folder / "MultiModalPromptLearner/model.pth.tar-2", weights_only=True)["state_dict"]
-
-
 def test_several_seeds_are_bit_for_bit_the_runs_of_single_seeds(seeds, tmp_path):
     for seed in (1, 2):
         assert seeds(seed, output="alone{seed}").status == 0
@@ -40,13 +35,13 @@ def test_several_seeds_are_bit_for_bit_the_runs_of_single_seeds(seeds, tmp_path)
     assert ended.status == 0, ended.errors
     for seed in (1, 2):
         own, alone = tmp_path / f"seed{seed}", tmp_path / f"alone{seed}"
-        assert differing(prompts(own), prompts(alone)) == []
+        assert differing(prompts_in(own), prompts_in(alone)) == []
         times = dict.fromkeys(("train_seconds", "test_seconds", "date"))
         assert results(own) | times == results(alone) | times | {"seed": seed}
         config = yaml.safe_load((own / "config.yaml").read_text())
         assert (config["SEED"], config["OUTPUT_DIR"]) == (seed, str(own))
         assert (own / "log.txt").read_text().count("Finish training") == 1
-    assert differing(prompts(tmp_path / "seed1"), prompts(tmp_path / "seed2"))
+    assert differing(prompts_in(tmp_path / "seed1"), prompts_in(tmp_path / "seed2"))
     assert ended.printed.index("Setting fixed seed: 1") < ended.printed.index("Setting fixed seed: 2")
 
 

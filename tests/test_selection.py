@@ -99,13 +99,11 @@ def test_accepted_selection_is_marked_also_in_evaluations_unless_they_name_an_ep
     assert evaluated("again", begun, "--load-epoch", 2) == ("ImageNet", [record], 1)
 
 
-IMPOSSIBLE = (
-    {"test_images": 9},
-    {"images": -1, "test_images": -1},
-    {"images": "8"},
-    {"dataset": "Image\x1b[31mNet"},
-    {"what": None},
-)
+ESCAPED = {"dataset": "Image\x1b[31mNet"}
+IMPOSSIBLE = {
+    "choices": ({"test_images": 9}, {"images": -1, "test_images": -1}, {"images": "8"}, ESCAPED, {"what": None}),
+    "fit": ({"images": -1}, {"labels": "2"}, ESCAPED, {"sha256": 3}),
+}
 
 
 def test_evaluation_of_a_silent_checkpoint_claims_nothing_and_an_impossible_record_is_refused(
@@ -115,15 +113,16 @@ def test_evaluation_of_a_silent_checkpoint_claims_nothing_and_an_impossible_reco
     file = trained / LOCKED / "model-best.pth.tar"
     checkpoint = torch.load(file, weights_only=True)
     metadata = checkpoint["metadata"]
-    (choice,) = metadata["choices"]
     use = ["--eval-only", "--model-dir", trained]
-    for damage in IMPOSSIBLE:
-        torch.save(checkpoint | {"metadata": metadata | {"choices": [choice | damage]}}, file)
+    for key, damage in ((key, damage) for key, damages in IMPOSSIBLE.items() for damage in damages):
+        (record,) = metadata[key]
+        torch.save(checkpoint | {"metadata": metadata | {key: [record | damage]}}, file)
         argv = arguments(imagenet, tiny, tmp_path / "out", options=[*dataset("imagenet"), *use])
         assert "is not a checkpoint of a training run" in launch(*argv).error, damage
-    del metadata["choices"], metadata["inherited_choices"]  # an earlier version's
+    del metadata["choices"], metadata["inherited_choices"], metadata["fit"]  # an earlier version's
     torch.save(checkpoint, file)
-    assert choices(on_imagenet("tested", options=use)) is None
+    card = results(on_imagenet("tested", options=use))["data_use"]
+    assert card["choose"] is card["fit"] is None
 
 
 CHOICE = {"what": "epoch", "dataset": "D", "classes": "all", "split": "val", "images": 2, "test_images": 0}
@@ -142,7 +141,7 @@ def test_what_a_checkpoint_does_not_say_is_unknown(metadata, choices, phases):
     assert inherited({"metadata": metadata, "val_result": 50.0}) == (choices, phases)
 
 
-def test_resumed_run_keeps_the_mark_and_the_best_epoch(on_imagenet, first_is_best, monkeypatch, tmp_path):
+def test_resumed_run_keeps_the_card_the_mark_and_the_best_epoch(on_imagenet, first_is_best, monkeypatch, tmp_path):
     step = methods()["MPL"].forward_backward
 
     def stops(self, batch):
@@ -154,9 +153,12 @@ def test_resumed_run_keeps_the_mark_and_the_best_epoch(on_imagenet, first_is_bes
         patch.setattr(methods()["MPL"], "forward_backward", stops)
         on_imagenet("out", *BEST, *ACCEPTED)
     assert not (tmp_path / "out" / FILE).exists()
-    folder = on_imagenet("out", *BEST, *ACCEPTED)
+    folder, through = (on_imagenet(name, *BEST, *ACCEPTED) for name in ("out", "through"))
     assert len(list(folder.glob("log.txt*"))) == 2 and len(logged(folder)) == 1
-    assert [choice["test_images"] for choice in choices(folder)] == [8]
+    card = results(folder)["data_use"]
+    assert card == results(through)["data_use"]
+    (choice,) = card["choose"]
+    assert (card["test"]["evaluations"], choice["trials"], choice["test_images"]) == (3, 2, 8)  # 2 epochs, and the end
     assert (results(folder)["epochs"], results(folder)["tested_epoch"]) == (2, 1)
 
 

@@ -91,8 +91,7 @@ def test_h_and_averages_of_a_marked_half_are_marked_in_tables_and_pictures(summa
 
 
 @pytest.mark.parametrize(
-    ("method", "focus", "others"),
-    [("CoOp", "MPL", [f"CoOp {MARK}", "VPT"]), ("MPL", f"MPL {MARK}", ["CoOp", "VPT"])],
+    ("method", "focus", "others"), [("CoOp", "MPL", [f"CoOp {MARK}", "VPT"]), ("MPL", f"MPL {MARK}", ["CoOp", "VPT"])]
 )
 def test_significance_names_the_marked_methods(method, focus, others, summarised):
     summary = summarised({(method, "small_land")})

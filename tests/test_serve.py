@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -134,32 +135,28 @@ def server(page, free_port):
         yield connect
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "headers", "status"),
-    [
+def test_too_large_request_is_refused_before_its_body(server):
+    for path, body, headers, status in (
         ("queue/join", b"", {"Content-Length": str(200 << 20)}, 413),  # a body of 200 MB was read and parsed
         ("queue/join", b"", {"Transfer-Encoding": "chunked", "Content-Length": ""}, 411),
         # The length was believed, and the chunks were read without an end.
         ("queue/join", b"ffffffff\r\n", {"Transfer-Encoding": "chunked", "Content-Length": "10"}, 411),
         ("upload", b"", {"Content-Length": str(60 << 20), "Content-Type": FORM}, 413),
-    ],
-)
-def test_too_large_request_is_refused_before_its_body(path, body, headers, status, server):
-    assert post(server, path, body, **headers)[0] == status
+    ):
+        assert post(server, path, body, **headers)[0] == status, (path, headers)
 
 
-@pytest.mark.parametrize("meta", [True, False])
-@pytest.mark.parametrize("function", [CLASSIFY, CLASSIFY + 1])
-def test_a_file_of_the_server_is_answered_as_a_missing_one(function, meta, server, photo, tmp_path):
+def test_a_file_of_the_server_is_answered_as_a_missing_one(server, photo, tmp_path):
     """Gradio checks only paths with `meta`: any image of the server was classified and shown."""
-    found = [asked_for(server, file, function, meta) for file in (photo, str(tmp_path / "missing.jpg"), "a\0b")]
-    assert found[0] == found[1] and (meta or found[0] == found[2])
+    for function, meta in product((CLASSIFY, CLASSIFY + 1), (True, False)):
+        found = [asked_for(server, file, function, meta) for file in (photo, str(tmp_path / "missing.jpg"), "a\0b")]
+        assert found[0] == found[1] and (meta or found[0] == found[2]), (function, meta)
 
 
-@pytest.mark.parametrize("text", [3, ["red", "blue"], {"red": "blue"}, None])
-def test_class_names_that_are_no_text_give_no_error_of_the_server(text, server, photo):
+def test_class_names_that_are_no_text_give_no_error_of_the_server(server, photo):
     file = file_data(*upload(server, Path(photo).read_bytes()))
-    assert answer(server, join(server, CLASSIFY, file, text))["success"]
+    for text in (3, ["red", "blue"], {"red": "blue"}, None):
+        assert answer(server, join(server, CLASSIFY, file, text))["success"], text
 
 
 def test_endless_uploads_refuse_nobody(server, free_port):

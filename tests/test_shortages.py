@@ -50,7 +50,7 @@ EMFILE = OSError(errno.EMFILE, "Too many open files")
     ("run", "what", "remedy"),
     [
         (lambda: torch.empty(2**60, dtype=torch.uint8), FULL, "lower the batch size"),
-        (lambda: list(DataLoader(Killed(), num_workers=1, timeout=3)), FULL, "lower DATALOADER.NUM_WORKERS"),
+        (lambda: list(DataLoader(Killed(), num_workers=1, timeout=1)), FULL, "lower DATALOADER.NUM_WORKERS"),
         (raising(MemoryError()), FULL, "MODEL.BACKBONE.CHECKPOINT_TEXT True"),
         (raising(torch.OutOfMemoryError("CUDA out of memory.")), GPU, "MODEL.BACKBONE.CHECKPOINT_TEXT True"),
         (raising(RuntimeError("CUDA error: out of memory")), GPU, "lower the batch size"),

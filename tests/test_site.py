@@ -1,16 +1,15 @@
 """The documentation: it builds without warnings, its commands can be typed, its tables cover every method."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from dassl.config import get_cfg_default
+from marks import golden_cases, tables
 
 import trainers
 from common.start import ROOT
@@ -98,25 +97,12 @@ def test_commands_are_valid_shell_and_name_what_exists(page):
 
 def rows(text: str, heading: str) -> list[list[str]]:
     """The cells of the last table below a heading."""
-    return rows_of(text.partition(f"## {heading}\n")[2].partition("\n## ")[0] + "\n")
-
-
-def rows_of(text: str) -> list[list[str]]:
-    """The cells of the last table of a text, without its head."""
-    table = re.findall(r"((?:^\|.*\|\n)+)", text, re.MULTILINE)[-1]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-
-
-def cases() -> Counter[str]:
-    """By method the number of files in tests/golden that compare it with its official code."""
-    contents = [json.loads(file.read_text()) for file in (ROOT / "tests/golden").glob("*.json")]
-    known = Counter(content["case"]["trainer"] for content in contents if "case" in content)
-    return known + Counter("ZeroshotCLIP" for content in contents if "case" not in content and "template" in content)
+    return tables(text.partition(f"## {heading}\n")[2].partition("\n## ")[0])[-1][1:]
 
 
 def test_readme_lists_every_method_with_its_settings_and_cases():
     table = {name: cells for name, *cells in rows(README, "Supported methods")}
-    counts = cases()
+    counts = golden_cases()
     plugins = {name.partition("+")[0] for name in trainers.methods() if "+" in name}
     assert {name for name in trainers.methods() if "+" not in name} <= table.keys()
     assert {f"{name}+METHOD" for name in plugins} <= table.keys()
@@ -202,7 +188,7 @@ def test_scripts_of_single_methods_are_those_of_the_table():
 
 
 def test_eurosat_has_the_methods_and_rates_of_the_synthetic_benchmark():
-    one, other = (load(ROOT / f"studies/{name}.yaml") for name in ("small", "small_eurosat"))
+    one, other = (load(ROOT / f"studies/{name}.yaml", settings=False) for name in ("small", "small_eurosat"))
     assert one.variants == other.variants
 
 
@@ -211,15 +197,15 @@ def test_studies_are_listed_with_their_numbers():
     files = sorted((ROOT / "studies").glob("*.yaml"))
     assert [name for name, *_ in listed] == [file.name for file in files]
     for file, (_, content, *numbers) in zip(files, listed, strict=True):
-        study = load(file)
+        study = load(file, settings=False)
         runs, data = study.runs(), study.datasets or study.targets
         sizes = [len(study.variants), len(data), len(study.seeds)]
         assert list(map(int, numbers)) == [*sizes, sum(run.trains for run in runs), len(runs)], file.name
         assert re.findall(r"(\d+) trials", content) == [str(len(study.trials()))] * bool(study.trials()), file.name
         for said in re.findall(r"(\d+) datasets x (\d+) methods x (\d+) seeds", file.read_text()):
             assert list(map(int, said)) == [sizes[1], sizes[0], sizes[2]], file.name
-    keys = [re.findall(r"`(\w+)`", key) for key, *_ in rows_of(STUDIES[: STUDIES.index("In an entry of")])]
+    keys = [re.findall(r"`(\w+)`", key) for key, *_ in tables(STUDIES[: STUDIES.index("In an entry of")])[-1][1:]]
     assert sorted(sum(keys, [])) == sorted(STUDY_KEYS)
     words = re.search(r"python tools/study.py run studies/base2new.yaml +# (.*)", REPRODUCE)
-    study = load(ROOT / "studies/base2new.yaml")
+    study = load(ROOT / "studies/base2new.yaml", settings=False)
     assert words[1] == f"{len(study.datasets)} datasets, {len(study.variants)} methods, {len(study.seeds)} seeds"

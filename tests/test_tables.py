@@ -44,7 +44,8 @@ def of_the_paper(tmp_path):
     """`of_the_paper(name, **changed)` -> Summary of a study of studies/, finished with two seeds."""
 
     def of_the_paper(name, **changed):
-        study = dataclasses.replace(load(ROOT / f"studies/{name}.yaml"), output=tmp_path, seeds=(1, 2), **changed)
+        study = load(ROOT / f"studies/{name}.yaml", settings=False)
+        study = dataclasses.replace(study, output=tmp_path, seeds=(1, 2), **changed)
         finish_all(study)
         return summarise(study)
 

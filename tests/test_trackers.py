@@ -56,7 +56,8 @@ def test_tracker_that_cannot_start_costs_no_results(launch, run, eurosat, tiny, 
 
 def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
     rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)
-    assert launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"])).error
+    error = launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"])).error
+    assert error.startswith("error: the loss is ") and not (tmp_path / "run/results.json").exists()
     assert recorded[-1][:2] == ("finish", None)
     assert not list((tmp_path / "run/tensorboard").glob("events.*"))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from torch import nn
 
 import clip
 
@@ -32,6 +33,23 @@ def save_as_openai(model: open_clip.CLIP, config: dict, path: Path) -> None:
     size = config["vision_cfg"]["image_size"]
     inputs = torch.zeros(1, 3, size, size).half(), clip.tokenize("a river")
     torch.jit.trace(half.eval(), inputs, check_trace=False).save(path)
+
+
+class Hostile(nn.Module):
+    """A module whose code runs when TorchScript loads it."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state
+        torch.from_file(self.path, True, 4).fill_(0.0)
 
 
 def refused(path: Path, *words: str, read: Callable = clip.load_backbone) -> str:

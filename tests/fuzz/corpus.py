@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import yaml
 from dassl.utils import load_checkpoint
-from drawn import clip_config, small_clip, write_eurosat
+from drawn import clip_config, section_pairs, small_clip, write_eurosat
 from finished import finish
 from published import packed
 from safetensors.torch import save_file
 from torch import nn
 from trees import build_tree
-from weight_files import save_as_openai
+from weight_files import Hostile, save_as_openai
 
 import trainers
 from common.start import ROOT
@@ -37,6 +37,7 @@ METHODS["KgCoOp"] = {}
 # Those without checkpoints here; what they need on the tiny backbone.
 OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {})
 OTHERS |= {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH}
+OTHERS |= dict.fromkeys(("CLIPLoRA", "DePT+CLIPLoRA"), {"N_ITERS": 4})  # not OPTIM.MAX_EPOCH counts their steps
 STUDIED = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
 PACKED = ("eurosat", "dtd", "imagenet_r", "caltech101", "imagenet")  # zip, tar.gz, tar, nested archives, MATLAB's files
 SETTINGS = {  # for the tiny backbone
@@ -51,24 +52,8 @@ def train(method: str, *overrides, output: str = "out", root: str = f"{BASE}/dat
     """A command line of train.py, from the folder of a case, for the tiny backbone and drawn data."""
     argv = ["--root", root, "--backbone", f"{BASE}/tiny.pt", "--output-dir", output, "--seed", 1, "--trainer", method]
     argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml", "--config-file", f"{BASE}/config.yaml"]
-    settings = (METHODS | OTHERS)[method]
-    own = [item for key, value in settings.items() for item in (f"TRAINER.{method.upper()}.{key}", value)]
+    own = section_pairs(method, (METHODS | OTHERS)[method])
     return [str(argument) for argument in (*argv, *options, *own, *overrides)]
-
-
-class WritingModule(nn.Module):
-    """A module whose saved code overwrites a file while it is loaded."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    @torch.jit.export
-    def __getstate__(self) -> int:
-        return 1
-
-    @torch.jit.export
-    def __setstate__(self, state: int) -> None:
-        torch.from_file("../outside/kept", True, 4).fill_(0.0)
 
 
 def saved(tree, legacy: bool = False) -> bytes:
@@ -116,7 +101,7 @@ def build(base: Path, case: Path) -> None:
     save_file(state, base / "tiny.safetensors")
     (base / "legacy.pt").write_bytes(saved({"state_dict": state, "epoch": 3}, legacy=True))
     save_as_openai(small_clip(), clip_config(), base / "archive.pt")
-    torch.jit.script(WritingModule()).save(base / "writing.pt")
+    torch.jit.script(Hostile("../outside/kept")).save(base / "writing.pt")
     (base / "config.yaml").write_text(json.dumps(SETTINGS, indent=1))
     (base / "ViT-tiny.json").write_text(json.dumps(clip_config()))
     write_eurosat(base / "data", ["red", "green field"], train=2, val=1, test=2)

@@ -223,6 +223,7 @@ def backbone_config(rng: Random) -> Case:
 # Settings
 
 LENGTHY = {"OPTIM.MAX_EPOCH", "OPTIM.WARMUP_EPOCH", "DATALOADER.NUM_WORKERS", "DATALOADER.K_TRANSFORMS"}
+LENGTHY |= {f"TRAINER.{name}" for name in ("CLIPLORA.N_ITERS", "LPPLUSPLUS.STEPS", "TPT.STEPS", "CTPT.STEPS")}
 OWN_FILES = {"OUTPUT_DIR", "RESUME"}  # the user's choice where to write
 
 

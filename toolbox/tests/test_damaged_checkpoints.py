@@ -281,24 +281,8 @@ def test_run_with_other_settings_is_not_resumed(root, run):
 
 LOOP = []
 LOOP.append(LOOP)
-HOSTILE = [
-    None,
-    True,
-    -1,
-    0,
-    10**9,
-    10**400,
-    0.5,
-    -1e308,
-    float("nan"),
-    float("inf"),
-    "",
-    "../../x",
-    b"\xff",
-    [],
-    {},
-    (),
-]
+HOSTILE = [None, True, -1, 0, 10**9, 10**400, 0.5, -1e308, float("nan"), float("inf")]
+HOSTILE += ["", "../../x", b"\xff", [], {}, ()]
 HOSTILE += [{"x": 1}, [1, 2, 3], {0: {0: 0}}, LOOP, torch.tensor([float("nan")]), torch.ones(3), torch.zeros(())]
 HOSTILE += [torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.complex64), torch.ones(1).expand(10**12)]
 
