@@ -136,6 +136,22 @@ def test_resume_from_another_folder_deletes_nothing(root, tmp_path):
     assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_resume_from_another_folder_takes_over_its_best_epoch(root, tmp_path, kept):
+    """With the result alone, an epoch that was not better left the folder without a model to deploy."""
+    opts = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
+    cut_off(make_trainer(root, tmp_path / "old", *opts), epoch=2, batch_idx=0)
+    old, new = (tmp_path / run / "prompt_learner/model-best.pth.tar" for run in ("old", "new"))
+    best = load_checkpoint(old)["epoch"]
+    if not kept:
+        old.unlink()
+    trainer = make_trainer(root, tmp_path / "new", *opts, "RESUME", str(tmp_path / "old"), "OPTIM.LR", 0.0)
+    accuracy = trainer.test
+    trainer.test = lambda split=None: min(accuracy(split), 1.0)  # worse than before
+    trainer.train()
+    assert trainer.loaded_epoch == load_checkpoint(new)["epoch"] == (best if kept else 3)
+
+
 @TRAINER_REGISTRY.register(force=True)
 class TwoModels(TinyPrompt):
     """A trainer with a second registered model."""

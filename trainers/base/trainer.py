@@ -209,6 +209,10 @@ class PromptTrainer(LearnedPrompts):
         if current_ranks().first:
             super()._remove_stale(newest)
 
+    def _copy_best(self, paths: list[str]) -> None:
+        if current_ranks().first:
+            super()._copy_best(paths)
+
     def init_writer(self, log_dir: str) -> None:
         if current_ranks().first:
             super().init_writer(log_dir)

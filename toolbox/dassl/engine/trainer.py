@@ -1,8 +1,10 @@
 """Trainers: the loop over epochs and batches, its display, evaluation and checkpoints."""
 
 import datetime
+import math
 import os
 import time
+from pathlib import Path
 
 import torch
 from dassl.data import DataManager
@@ -11,7 +13,7 @@ from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
 from dassl.utils.checkpoint import newest_checkpoint
-from dassl.utils.files import remove_stale
+from dassl.utils.files import remove_stale, write_atomically
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
 
@@ -87,6 +89,11 @@ class SimpleTrainer(TrainerBase):
             )
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
+            best = [os.path.join(directory, name, "model-best.pth.tar") for name in self.get_model_names()]
+            if self.cfg.TEST.FINAL_MODEL == "best_val" and all(map(os.path.isfile, best)):
+                self._copy_best(best)
+            else:
+                self.best_result = -math.inf  # of an epoch that this run could not deploy
         elif any(newest_checkpoint(folder) == f"{folder}/model-best.pth.tar" for folder in self._model_folders()):
             self.epoch, self._best = self.start_epoch - 1, {}  # an earlier version was killed in the middle of a save
             self._save_epoch()
@@ -137,6 +144,12 @@ class SimpleTrainer(TrainerBase):
         for folder in self._model_folders():
             remove_stale(folder, self._transient_epochs - {newest})
         self._transient_epochs &= {newest}
+
+    def _copy_best(self, paths):
+        """Copy the best checkpoints of the run that this one continues, one for each registered model."""
+        for path, folder in zip(paths, self._model_folders(), strict=True):
+            mkdir_if_missing(folder)
+            write_atomically(Path(folder, "model-best.pth.tar"), [Path(path).read_bytes()])
 
     def _model_folders(self):
         """The folders of checkpoints, one for each registered model."""
