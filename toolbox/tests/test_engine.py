@@ -1,11 +1,14 @@
 """Trainers: models, steps, the loop, evaluation and the files of a run."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from dassl.data import DataManager
 from dassl.engine import TrainerBase
 from dassl.modeling import build_backbone, build_head
 from dassl.utils import UsageError
-from tiny_project import make_trainer
+from tiny_project import TinyPrompt, make_cfg, make_trainer
 from torch import nn
 
 
@@ -124,6 +127,27 @@ def test_registered_models_are_stepped_and_set_to_a_mode():
     before = [model.weight.clone() for model in (first, second)]
     trainer.model_backward_and_update((first(torch.ones(1, 2)) + second(torch.ones(1, 2))).sum(), "first")
     assert torch.allclose(first.weight, before[0] - 0.5) and torch.equal(second.weight, before[1])
+
+
+def test_a_trainer_with_loaders_of_its_own_ends_with_its_own_error(root, tmp_path):
+    """One without a loader of unlabelled images, as the published TrainerX allows, ended in an AttributeError."""
+
+    class OwnLoaders(TinyPrompt):
+        def build_data_loader(self):
+            self.dm = DataManager(self.cfg)
+            self.train_loader_x, self.test_loader = self.dm.train_loader_x, self.dm.test_loader
+            self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
+
+        def update_lr(self):
+            if self.epoch == 1:
+                raise ZeroDivisionError
+            super().update_lr()
+
+    for epochs, expected in ((1, nullcontext()), (2, pytest.raises(ZeroDivisionError))):
+        trainer = OwnLoaders(make_cfg(root, tmp_path / str(epochs), "OPTIM.MAX_EPOCH", epochs))
+        with expected:
+            trainer.train()
+    trainer.close_writer()
 
 
 def test_missing_hook_is_named():

@@ -29,12 +29,18 @@ class SimpleTrainer(TrainerBase):
     one is written.
 
     Attributes:
+        persistent_workers (bool): class attribute; whether the workers of training loaders live until training ends.
+            That is faster. What a trainer changes in their dataset after the first epoch has no effect then, and a
+            second iterator of a loader ends the first one.
         cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
         test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the last call of `test`.
         train_seconds (float): time in the training loop, before resumptions included, the final test excluded.
     """
+
+    persistent_workers = False
+    train_loader_x = train_loader_u = val_loader = None  # a trainer's own `build_data_loader` may leave some out
 
     def __init__(self, cfg):
         super().__init__()
@@ -56,7 +62,7 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self):
         """Build `self.dm`; its loaders and what it knows of the classes become attributes of the trainer."""
-        self.dm = DataManager(self.cfg)
+        self.dm = DataManager(self.cfg, persistent_workers=self.persistent_workers)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
@@ -74,7 +80,7 @@ class SimpleTrainer(TrainerBase):
             self.stop_workers()
 
     def stop_workers(self):
-        """End the processes that load training images."""
+        """End persistent workers."""
         for loader in (self.train_loader_x, self.train_loader_u):
             if isinstance(loader, SteadyLoader):
                 loader.stop_workers()
