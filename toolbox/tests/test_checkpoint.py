@@ -151,6 +151,21 @@ def test_published_checkpoint_resumes(tmp_path, stop):
     assert run_epochs(*new, range(stop, 8)) == rates[stop:]
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_resume_on_another_device_steps_as_this_run_does(tmp_path, monkeypatch, name):
+    """With the flag of a checkpoint of a CPU, a fused optimiser refused the first step of a GradScaler."""
+    saved = training(NAME=name)
+    run_epochs(*saved, range(1))
+    save_checkpoint(state_of(saved, 1), tmp_path)
+    monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups: True)
+    model, optimizer, scheduler = training(NAME=name)
+    resume_from_checkpoint(tmp_path, model, optimizer, scheduler)
+    before, scaler = model.weight.clone(), torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+    scaler.step(optimizer)
+    assert optimizer.param_groups[0]["fused"] and not torch.equal(model.weight, before)
+
+
 def test_resume_of_an_optimiser_with_a_closure_and_of_one_that_is_not_of_torch(tmp_path):
     model = torch.nn.Linear(2, 1)
     saved, resumed = (torch.optim.LBFGS(model.parameters(), lr=0.1) for _ in range(2))
