@@ -166,6 +166,17 @@ def test_resume_on_another_device_steps_as_this_run_does(tmp_path, monkeypatch, 
     assert optimizer.param_groups[0]["fused"] and not torch.equal(model.weight, before)
 
 
+def test_frozen_parameters_take_no_step_on_resuming(tmp_path):
+    """In half precision they became 0/0, and a sound checkpoint was refused."""
+    model = torch.nn.Linear(3, 2).half()
+    model.weight.requires_grad_(False)
+    saved, resumed = (torch.optim.Adam(model.parameters(), lr=0.1) for _ in range(2))
+    model.bias.grad = torch.ones_like(model.bias)
+    saved.step()
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": saved.state_dict()}, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model, resumed) == 1 and model.weight.grad is None
+
+
 def test_resume_of_an_optimiser_with_a_closure_and_of_one_that_is_not_of_torch(tmp_path):
     model = torch.nn.Linear(2, 1)
     saved, resumed = (torch.optim.LBFGS(model.parameters(), lr=0.1) for _ in range(2))

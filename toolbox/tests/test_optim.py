@@ -49,6 +49,18 @@ def test_a_skipped_first_step_leaves_a_fused_optimiser_as_any_other(momentum, mo
     assert torch.allclose(learned[None], learned[True], rtol=1e-6, atol=1e-7)
 
 
+def test_a_fused_optimiser_has_momentum_of_what_learns_only(monkeypatch):
+    """It had momentum of a whole frozen CLIP, on the GPU and in each checkpoint."""
+    monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups: True)
+    model = torch.nn.Linear(2, 2)
+    optimizer, _ = build(model)
+    for frozen in (True, False):
+        model.weight.requires_grad_(not frozen)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        assert (model.weight in optimizer.state) is not frozen and model.bias in optimizer.state
+
+
 def rates(optimizer, scheduler, epochs):
     found = []
     for _ in range(epochs):

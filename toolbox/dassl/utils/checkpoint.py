@@ -228,7 +228,7 @@ def _matching_optimizer_state(optimizer, state):
     if not state["state"].keys() <= {index for group in groups for index in group["params"]}:
         raise ValueError("its state is not that of these parameters")
     optimizer.load_state_dict(copy.deepcopy(state))  # a step changes tensors in place
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
