@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from dassl.data import DataManager
@@ -63,6 +64,13 @@ def test_checkpoints_after_training(root, tmp_path, freq, final, expected, capsy
     assert (tmp_path / "prompt_learner" / "checkpoint").read_text().strip() == "model.pth.tar-4"
     if final == "best_val":
         assert "Deploy the model with the best val performance" in capsys.readouterr().out
+
+
+def test_best_result_of_an_evaluator_that_returns_numpys_numbers(root, tmp_path):
+    trainer = make_trainer(root, tmp_path, "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 1)
+    trainer.test_metrics = lambda: {"accuracy": np.float64(50)}
+    trainer.train()
+    assert trainer.loaded_epoch == 1
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):

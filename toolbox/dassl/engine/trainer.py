@@ -129,7 +129,7 @@ class SimpleTrainer(TrainerBase):
         self.check_finite()
         self._best = {}
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            val_result = self.test(split="val")
+            val_result = float(self.test(split="val"))  # some evaluators return numpy's, which no checkpoint may hold
             if val_result > self.best_result:
                 self.best_result = val_result
                 self._best = {"is_best": True, "val_result": val_result}
