@@ -1,5 +1,6 @@
 """Trainers: models, steps, the loop, evaluation and the files of a run."""
 
+import time
 from contextlib import nullcontext
 
 import numpy as np
@@ -71,6 +72,21 @@ def test_best_result_of_an_evaluator_that_returns_numpys_numbers(root, tmp_path)
     trainer.test_metrics = lambda: {"accuracy": np.float64(50)}
     trainer.train()
     assert trainer.loaded_epoch == 1
+
+
+def test_published_code_measures_its_time_by_time_start(root, tmp_path):
+    class Published(TinyPrompt):
+        def before_train(self):
+            self.start_epoch = self.resume_model_if_exist(self.output_dir)
+            self.elapsed = [time.time() - self.time_start]
+            self.time_start = time.time()
+
+        def after_train(self):
+            self.elapsed.append(time.time() - self.time_start)
+
+    trainer = Published(make_cfg(root, tmp_path, "OPTIM.MAX_EPOCH", 1))
+    trainer.train()
+    assert all(0 <= seconds < 600 for seconds in (*trainer.elapsed, trainer.train_seconds))
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):

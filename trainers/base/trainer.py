@@ -195,8 +195,8 @@ class PromptTrainer(LearnedPrompts):
     def after_train(self) -> None:
         began = time.monotonic()
         check_saved(self)
-        if hasattr(self, "time_start"):  # the published Dassl takes another clock
-            self.time_start += time.monotonic() - began  # the check does not count as training time
+        if hasattr(self, "_train_began"):  # the published Dassl keeps no record of it
+            self._train_began += time.monotonic() - began  # the check does not count as training time
         super().after_train()
 
     # Of several ranks the first one writes.

@@ -52,7 +52,8 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.test_results, self.test_split, self.n_test, self.test_seconds = None, None, 0, 0.0
         self._best = {}  # of the last epoch, if it is the best one so far: how to save it
-        self.time_start = self._began = time.monotonic()
+        self.time_start = time.time()  # for published trainers, which subtract it from the time
+        self._began = self._train_began = time.monotonic()
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -107,10 +108,11 @@ class SimpleTrainer(TrainerBase):
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
-        self.time_start = time.monotonic() - self.train_seconds
+        self.time_start = time.time()
+        self._train_began = time.monotonic() - self.train_seconds
 
     def after_train(self):
-        self.train_seconds = time.monotonic() - self.time_start
+        self.train_seconds = time.monotonic() - self._train_began
         self.stop_workers()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
@@ -133,7 +135,7 @@ class SimpleTrainer(TrainerBase):
             if val_result > self.best_result:
                 self.best_result = val_result
                 self._best = {"is_best": True, "val_result": val_result}
-        self.train_seconds = time.monotonic() - self.time_start
+        self.train_seconds = time.monotonic() - self._train_began
         self._save_epoch()
 
     def _save_epoch(self):
