@@ -89,6 +89,48 @@ def test_published_code_measures_its_time_by_time_start(root, tmp_path):
     assert all(0 <= seconds < 600 for seconds in (*trainer.elapsed, trainer.train_seconds))
 
 
+def test_values_on_a_gpu_are_those_of_their_step(root, tmp_path, monkeypatch):
+    """A parameter was read after later steps."""
+    monkeypatch.setattr("dassl.engine.trainer.on_gpu", lambda logged: {"scale": logged["scale"]})
+    trainer = make_trainer(root, tmp_path, "OPTIM.MAX_EPOCH", 1, "TRAIN.PRINT_FREQ", 10)
+    forward_backward, seen, read = trainer.forward_backward, [], []
+
+    def step(batch):
+        logged = forward_backward(batch) | {"scale": trainer.model.prompt_learner.ctx[0, 0]}
+        seen.append(logged["scale"].item())
+        return logged
+
+    trainer.forward_backward, log = step, trainer.log
+    trainer.log = lambda steps, losses: (read.extend(logged["scale"] for _, logged in steps), log(steps, losses))
+    trainer.train()
+    assert len(set(seen)) == 3 and seen == read
+    assert not any(value.requires_grad for value in read)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor as on a GPU."""
+
+    is_cuda, device = True, torch.device("cuda")
+
+
+def test_values_of_several_devices_are_read_in_order(monkeypatch):
+    """Those of a CPU and of a GPU cannot be stacked, nor can the losses of a step's samples be one number."""
+    stack = torch.stack
+
+    def stack_of_one_device(tensors):
+        assert len({tensor.device for tensor in tensors}) == 1
+        return stack(tensors)
+
+    monkeypatch.setattr(torch, "stack", stack_of_one_device)
+    trainer = TrainerBase()
+    trainer.detect_anomaly(torch.ones(3).as_subclass(Elsewhere))
+    values = [torch.tensor(1.0), torch.tensor([2.0]).as_subclass(Elsewhere), torch.tensor(3.0)]
+    assert trainer.read_together(values) == [1, 2, 3]
+    trainer.detect_anomaly(torch.tensor([1.0, float("inf")]).as_subclass(Elsewhere))
+    with pytest.raises(FloatingPointError, match="the loss is infinite at epoch 1, batch 1"):
+        trainer.read_together()
+
+
 def test_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
     trainer = make_trainer(root, tmp_path)
     model = trainer.model.forward

@@ -224,9 +224,12 @@ class TrainerX(SimpleTrainer):
             for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
                 data_seconds, number = time.monotonic() - end, batch_idx + 1
-                unread.append((self.epoch * self.num_batches + batch_idx, self.forward_backward(batch)))
-                # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step.
-                if number % frequency == 0 or number == self.num_batches or not on_gpu(unread[-1][1]):
+                logged = self.forward_backward(batch)
+                # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step. They
+                # are copied: a parameter changes until then, and the graph of a loss fills the memory.
+                copies = {name: value.detach().clone() for name, value in on_gpu(logged).items()}
+                unread.append((self.epoch * self.num_batches + batch_idx, logged and {**logged, **copies}))
+                if number % frequency == 0 or number == self.num_batches or not copies:
                     self.log(unread, losses)
                     unread = []
                 display.show(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)
