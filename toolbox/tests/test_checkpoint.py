@@ -95,6 +95,12 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_error_of_a_name_that_is_too_long_has_that_name(tmp_path):
+    with pytest.raises(OSError, match="cannot write: .* an earlier file is unchanged") as caught:
+        save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path, model_name="x" * 250)
+    assert caught.value.filename == str(tmp_path / ("x" * 250))
+
+
 # Resuming
 
 
