@@ -42,7 +42,8 @@ def build_data_loader(
             of the images.
     """
     if not data_source:
-        raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
+        split = "training" if is_train else "test"
+        raise UsageError(f"cannot build a data loader for a {split} split without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)

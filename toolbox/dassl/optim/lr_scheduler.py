@@ -88,8 +88,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
-        # Only the count: stepping it through the warm-up would change the rates that it starts from.
-        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": optim_cfg.WARMUP_EPOCH})
+        scheduler.last_epoch = optim_cfg.WARMUP_EPOCH  # stepping it there would change the rates that it starts from
     if optim_cfg.WARMUP_TYPE == "constant":
         return ConstantWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR)
     return LinearWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_MIN_LR)
