@@ -95,6 +95,12 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_error_of_a_name_that_is_too_long_has_that_name(tmp_path):
+    with pytest.raises(OSError, match="cannot write: .* an earlier file is unchanged") as caught:
+        save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path, model_name="x" * 250)
+    assert caught.value.filename == str(tmp_path / ("x" * 250))
+
+
 # Resuming
 
 
@@ -149,6 +155,32 @@ def test_published_checkpoint_resumes(tmp_path, stop):
     assert resume_from_checkpoint(tmp_path, *new) == stop
     assert new[2].successor.optimizer is new[1]
     assert run_epochs(*new, range(stop, 8)) == rates[stop:]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_resume_on_another_device_steps_as_this_run_does(tmp_path, monkeypatch, name):
+    """With the flag of a checkpoint of a CPU, a fused optimiser refused the first step of a GradScaler."""
+    saved = training(NAME=name)
+    run_epochs(*saved, range(1))
+    save_checkpoint(state_of(saved, 1), tmp_path)
+    monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups: True)
+    model, optimizer, scheduler = training(NAME=name)
+    resume_from_checkpoint(tmp_path, model, optimizer, scheduler)
+    before, scaler = model.weight.clone(), torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+    scaler.step(optimizer)
+    assert optimizer.param_groups[0]["fused"] and not torch.equal(model.weight, before)
+
+
+def test_frozen_parameters_take_no_step_on_resuming(tmp_path):
+    """In half precision they became 0/0, and a sound checkpoint was refused."""
+    model = torch.nn.Linear(3, 2).half()
+    model.weight.requires_grad_(False)
+    saved, resumed = (torch.optim.Adam(model.parameters(), lr=0.1) for _ in range(2))
+    model.bias.grad = torch.ones_like(model.bias)
+    saved.step()
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1, "optimizer": saved.state_dict()}, tmp_path)
+    assert resume_from_checkpoint(tmp_path, model, resumed) == 1 and model.weight.grad is None
 
 
 def test_resume_of_an_optimiser_with_a_closure_and_of_one_that_is_not_of_torch(tmp_path):

@@ -155,8 +155,9 @@ def test_last_training_batch_is_dropped_unless_it_is_the_only_one(root, tmp_path
     for size, is_train, batches in ((5, True, 2), (5, False, 3), (13, True, 1), (12, True, 1)):
         loader = build_data_loader(cfg, "RandomSampler", source, size, tfm=build_transform(cfg), is_train=is_train)
         assert len(loader) == batches
-    with pytest.raises(UsageError, match="without images"):
-        build_data_loader(cfg, "RandomSampler", [])
+    for is_train, split in ((True, "training"), (False, "test")):
+        with pytest.raises(UsageError, match=f"a {split} split without images"):
+            build_data_loader(cfg, "RandomSampler", [], is_train=is_train)
 
 
 def test_wrapper_returns_several_views(root, tmp_path):

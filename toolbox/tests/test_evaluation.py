@@ -57,10 +57,11 @@ def test_non_finite_logits_or_no_logits_give_an_error(cfg):
 
 def test_per_class_accuracy(cfg, capsys):
     cfg.TEST.PER_CLASS_RESULT = True
-    results = evaluate(cfg, lab2cname=dict(enumerate(["cat", "dog", "owl", "bee"])))
+    results = evaluate(cfg, lab2cname=dict(enumerate(["cat", "dog", "owl"])))
     assert results["perclass_accuracy"] == pytest.approx((80 + 200 / 3 + 50) / 3)
     printed = capsys.readouterr().out
     assert "=> per-class result\n* class: 0 (cat)\ttotal: 5\tcorrect: 4\tacc: 80.0%\n* class: 1 (dog)" in printed
+    assert "* class: 3 (no training images)\ttotal: 2" in printed
     assert "owl" not in printed and printed.endswith("* average: 65.6%\n")
 
 

@@ -3,11 +3,12 @@
 import io
 import os
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
-from dassl.data import DataManager
+from dassl.data import DataManager, image_cache
 from dassl.utils import ImageError, images, read_image
 from PIL import Image
 from tiny_project import make_cfg, make_images
@@ -120,6 +121,26 @@ def test_settings_of_a_run_reach_the_reader(tmp_path):
     Image.new("RGB", (16, 17)).save(large)
     with pytest.raises(ImageError, match=f"{large}' has more than 256 pixels: .* or raise INPUT.MAX_PIXELS"):
         list(loader)
+
+
+def test_few_decoded_images_wait_to_be_written(tmp_path, monkeypatch):
+    """On a slow disk all images of a split came to be in memory."""
+    read, waiting = [], []
+
+    def write(kept, images, limit):
+        next(iter(images))
+        time.sleep(0.2)  # as a slow disk
+        waiting.append(len(read))
+
+    monkeypatch.setattr(image_cache, "CHUNK", 2)
+    monkeypatch.setattr(image_cache.CachedImages, "write", write)
+    make_images(tmp_path)
+    cfg = make_cfg(tmp_path, tmp_path, "CACHE", str(tmp_path), "DATALOADER.CACHE_TEST", True)
+    dataset = DataManager(cfg).test_loader.dataset
+    open_image = dataset.read
+    dataset.read = lambda path: (read.append(path), open_image(path))[1]
+    dataset.cache_test_images(threads=2)
+    assert waiting == [3]  # one of them to know their size
 
 
 def png(width, height, bits=8, data=b""):

@@ -1,5 +1,6 @@
 """Persistent workers do not change the batches."""
 
+import copy
 import multiprocessing
 import random
 import sys
@@ -33,7 +34,7 @@ def scribble(image):
 
 def steady(cfg):
     """The loader under test."""
-    return DataManager(cfg, custom_tfm_train=scribble).train_loader_x
+    return DataManager(cfg, custom_tfm_train=scribble, persistent_workers=True).train_loader_x
 
 
 def reference(cfg):
@@ -89,5 +90,15 @@ def test_other_dataset_wrappers_use_torchs_loader(cfg_of):
     def labels(cfg, data_source, transform, is_train):
         return [item.label for item in data_source]
 
-    loader = DataManager(cfg_of(), dataset_wrapper=labels).train_loader_x
+    loader = DataManager(cfg_of(), dataset_wrapper=labels, persistent_workers=True).train_loader_x
     assert [sorted(torch.cat(list(loader)).tolist()) for _ in range(2)] == 2 * [4 * [0] + 4 * [1] + 4 * [2]]
+
+
+def test_loader_of_a_published_trainer_takes_changes_and_has_independent_iterators(cfg_of):
+    """With persistent workers a change has no effect, copying fails, and an iterator begins all others again."""
+    loader = DataManager(cfg_of(1), custom_tfm_train=scribble).train_loader_x
+    epoch(loader)
+    copy.deepcopy(loader)
+    loader.dataset.transform = lambda image: torch.full((1,), 7.0)
+    batches = [batch["img"].unique().item() for iterator in (iter(loader), iter(loader)) for batch in iterator]
+    assert batches == 6 * [7]

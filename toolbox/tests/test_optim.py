@@ -7,7 +7,7 @@ import pytest
 import torch
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.optim.lr_scheduler import LinearWarmupScheduler
+from dassl.optim.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
 from dassl.utils import UsageError
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "lr_schedules.json"
@@ -49,6 +49,18 @@ def test_a_skipped_first_step_leaves_a_fused_optimiser_as_any_other(momentum, mo
     assert torch.allclose(learned[None], learned[True], rtol=1e-6, atol=1e-7)
 
 
+def test_a_fused_optimiser_has_momentum_of_what_learns_only(monkeypatch):
+    """It had momentum of a whole frozen CLIP, on the GPU and in each checkpoint."""
+    monkeypatch.setattr("dassl.optim.optimizer._on_cuda", lambda groups: True)
+    model = torch.nn.Linear(2, 2)
+    optimizer, _ = build(model)
+    for frozen in (True, False):
+        model.weight.requires_grad_(not frozen)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        assert (model.weight in optimizer.state) is not frozen and model.bias in optimizer.state
+
+
 def rates(optimizer, scheduler, epochs):
     found = []
     for _ in range(epochs):
@@ -84,6 +96,13 @@ def test_linear_warmup_with_several_groups():
     for epochs in (2, 4):
         rates(optimizer, scheduler, epochs)
         assert scheduler.get_last_lr() == pytest.approx([0.03, 0.3])
+
+
+@pytest.mark.parametrize("kind", [ConstantWarmupScheduler, LinearWarmupScheduler])
+def test_warmup_takes_the_published_arguments(kind):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    scheduler = kind(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1), 1, 1e-5, -1, False)
+    assert scheduler.get_last_lr() == [1e-5]
 
 
 def test_wrong_options_are_refused():

@@ -68,8 +68,9 @@ def test_random_states_are_restored_from_a_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_after_kill_is_bit_identical(root, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_resume_after_kill_is_bit_identical(root, tmp_path, monkeypatch, workers, persistent):
+    monkeypatch.setattr(TinyPrompt, "persistent_workers", persistent)
     opts = ("OPTIM.MAX_EPOCH", 4, "DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", "best_val", "OPTIM.LR", 0.02)
     full = make_trainer(root, tmp_path / "full", *opts)
     full.train()
@@ -134,6 +135,22 @@ def test_resume_from_another_folder_deletes_nothing(root, tmp_path):
     assert trainer.start_epoch == 1
     assert sorted(os.listdir(tmp_path / "old/prompt_learner")) == before
     assert sorted(os.listdir(tmp_path / "new/prompt_learner")) == ["checkpoint", "model.pth.tar-1", "model.pth.tar-3"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_resume_from_another_folder_takes_over_its_best_epoch(root, tmp_path, kept):
+    """With the result alone, an epoch that was not better left the folder without a model to deploy."""
+    opts = ("TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 3)
+    cut_off(make_trainer(root, tmp_path / "old", *opts), epoch=2, batch_idx=0)
+    old, new = (tmp_path / run / "prompt_learner/model-best.pth.tar" for run in ("old", "new"))
+    best = load_checkpoint(old)["epoch"]
+    if not kept:
+        old.unlink()
+    trainer = make_trainer(root, tmp_path / "new", *opts, "RESUME", str(tmp_path / "old"), "OPTIM.LR", 0.0)
+    accuracy = trainer.test
+    trainer.test = lambda split=None: min(accuracy(split), 1.0)  # worse than before
+    trainer.train()
+    assert trainer.loaded_epoch == load_checkpoint(new)["epoch"] == (best if kept else 3)
 
 
 @TRAINER_REGISTRY.register(force=True)

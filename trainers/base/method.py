@@ -34,6 +34,7 @@ class Method(TrainerX):
     published: ClassVar[tuple[str, ...]] = ()  # names of its learned tensors in published checkpoints; * is any text
     published_file: ClassVar[str] = ""  # written by its published code instead of checkpoints (`of_published_file`)
     published_unused: ClassVar[tuple[str, ...]] = ()  # tensors there that look learned, and take no part in it
+    persistent_workers: ClassVar[bool] = True  # of the loaders of the toolbox
     dm: Any
     evaluator: Any
 

@@ -195,8 +195,8 @@ class PromptTrainer(LearnedPrompts):
     def after_train(self) -> None:
         began = time.monotonic()
         check_saved(self)
-        if hasattr(self, "time_start"):  # the published Dassl takes another clock
-            self.time_start += time.monotonic() - began  # the check does not count as training time
+        if hasattr(self, "_train_began"):  # the published Dassl keeps no record of it
+            self._train_began += time.monotonic() - began  # the check does not count as training time
         super().after_train()
 
     # Of several ranks the first one writes.
@@ -208,6 +208,10 @@ class PromptTrainer(LearnedPrompts):
     def _remove_stale(self, newest: int) -> None:
         if current_ranks().first:
             super()._remove_stale(newest)
+
+    def _copy_best(self, paths: list[str]) -> None:
+        if current_ranks().first:
+            super()._copy_best(paths)
 
     def init_writer(self, log_dir: str) -> None:
         if current_ranks().first:

@@ -25,8 +25,8 @@ class CfgNode(YacsNode):
     """yacs' ``CfgNode``; plain yacs nodes may be added to it.
 
     A key accepts what its limit says (:meth:`register_limit`). A key without one accepts, as in yacs, values of the
-    type of the old one; None can replace any value, and any value can replace None. Lists and tuples are converted to
-    the type of the old value. Merging checks each value, and :meth:`freeze` checks all of them again. After
+    type of the old one and None; if the old one is None, any value. Lists and tuples are converted to the type of
+    the old value. Merging checks each value, and :meth:`freeze` checks all of them again. After
     ``set_new_allowed(True)``, files and other nodes may add keys; ``merge_from_list`` accepts known keys only.
 
     An unknown key raises :class:`UnknownNameError` (a UsageError and a KeyError) that names the closest known key. A

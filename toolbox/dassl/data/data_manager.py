@@ -25,6 +25,7 @@ def build_data_loader(
     tfm=None,
     is_train=True,
     dataset_wrapper=None,
+    persistent_workers=False,
 ):
     """Build a torch DataLoader over a list of `Datum`.
 
@@ -34,18 +35,20 @@ def build_data_loader(
         sampler_type: as for `build_sampler`.
         data_source, tfm, is_train: as for `DatasetWrapper`, or for the class `dataset_wrapper` instead of it.
         n_domain, n_ins: unused; published callers pass them.
+        persistent_workers: whether a training loader of a `DatasetWrapper` is a `SteadyLoader`.
 
     Raises:
         UsageError: there is no data, the sampler is unknown, or neither a transform nor a dataset wrapper makes tensors
             of the images.
     """
     if not data_source:
-        raise UsageError("cannot build a data loader for a split without images; check the dataset's splits")
+        split = "training" if is_train else "test"
+        raise UsageError(f"cannot build a data loader for a {split} split without images; check the dataset's splits")
     if tfm is None and dataset_wrapper is None:
         raise UsageError("INPUT.NO_TRANSFORM leaves images that cannot form a batch: set it to False")
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     # Test images are usually read once in a run, so persistent workers would save nothing.
-    steady = is_train and isinstance(dataset, DatasetWrapper)
+    steady = persistent_workers and is_train and isinstance(dataset, DatasetWrapper)
     return (SteadyLoader if steady else CachingLoader)(
         dataset,
         batch_size=batch_size,
@@ -60,7 +63,7 @@ def build_data_loader(
 class DataManager:
     """The dataset and its loaders, with other transforms and another wrapper than the config's if they are given.
 
-    A transform may be a list of them: see `DatasetWrapper`.
+    A transform may be a list of them: see `DatasetWrapper`. `persistent_workers` is that of `SimpleTrainer`.
 
     Attributes:
         dataset: the `DatasetBase`.
@@ -69,7 +72,9 @@ class DataManager:
         num_classes, num_source_domains, lab2cname: of the dataset.
     """
 
-    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+    def __init__(
+        self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, persistent_workers=False
+    ):
         self.dataset = dataset = build_dataset(cfg)
         self._num_classes = dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
@@ -78,7 +83,8 @@ class DataManager:
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 
         def loader(options, source, is_train):
-            own = {"is_train": is_train, "tfm": tfm_train if is_train else tfm_test, "dataset_wrapper": dataset_wrapper}
+            own = {"is_train": is_train, "tfm": tfm_train if is_train else tfm_test}
+            own |= {"dataset_wrapper": dataset_wrapper, "persistent_workers": persistent_workers}
             return build_data_loader(cfg, options.SAMPLER, source, options.BATCH_SIZE, **own)
 
         train_x, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TEST

@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torchvision import transforms as T
 from tqdm import tqdm
 
 DIGEST = hashlib.sha256().digest_size  # bytes; the digest of the pixels ends a file
+CHUNK = 256  # images that are decoded before they are written: a disk may be slower
 ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
 
 
@@ -63,7 +65,8 @@ def cached_images(dataset, threads):
     kept = CachedImages(Path(os.path.expanduser(folder), f"images-{key}.rgb"), (len(paths), *sample.shape), on_tensor)
     if not kept.open():
         with ThreadPool(max(1, threads)) as pool:
-            decoded = pool.imap(lambda path: on_image(dataset.read(path)), paths)
+            chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+            decoded = chain.from_iterable(pool.map(lambda path: on_image(dataset.read(path)), each) for each in chunks)
             kept.write(tqdm(decoded, "Decoding", len(paths), unit="image"), 1e9 * cfg.CACHE_GB)
         pool.join()  # before workers are forked
     return kept if kept.pixels is not None else None

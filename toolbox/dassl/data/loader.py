@@ -1,4 +1,4 @@
-"""A data loader that starts its workers once, without changing the batches."""
+"""A data loader that starts its workers once. Its batches are those of new workers."""
 
 import random
 import sys
@@ -16,7 +16,8 @@ class SteadyLoader(DataLoader):
     checkpoints. With torch's persistent workers the random states of later epochs depend on earlier ones, and a
     checkpoint cannot restore them. So this loader draws a number for each epoch and sends it along with the indices
     (`SeededIndex`); a worker that receives a new number seeds itself as torch would. Each epoch is bit-identical to
-    one of new workers, also in a resumed run.
+    one of new workers, also in a resumed run. Workers have the dataset as it was when they started, and there is one
+    iterator at a time.
 
     torch offers no public way to end persistent workers. Hence the use of `_iterator`, which
     toolbox/tests/test_loader.py checks.

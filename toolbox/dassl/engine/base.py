@@ -105,19 +105,23 @@ class TrainerBase:
         """Raise FloatingPointError unless the loss is finite; for a loss on a GPU `read_together` does it later."""
         batch = getattr(self, "batch_idx", 0) + 1
         if loss.is_cuda:
-            self._unchecked.append((batch, loss.detach()))
+            self._unchecked.append((batch, loss.detach().sum()))
         elif not torch.isfinite(loss).all():
             self._check_loss(loss.sum().item(), batch)
 
     def read_together(self, tensors=()):
-        """The values of one-element tensors of one device, a list of float, with one wait for it.
+        """The values of one-element tensors, a list of float, with one wait for each device.
 
         Raises:
             FloatingPointError: a loss on a GPU that `detect_anomaly` was given since the last call is not finite.
         """
         unchecked, self._unchecked = self._unchecked, []
         found = [tensor.detach().float().reshape(()) for tensor in (*(loss for _, loss in unchecked), *tensors)]
-        values = torch.stack(found).tolist() if found else []
+        of_devices = {}
+        for tensor in found:
+            of_devices.setdefault(tensor.device, []).append(tensor)
+        read = {device: iter(torch.stack(tensors).tolist()) for device, tensors in of_devices.items()}
+        values = [next(read[tensor.device]) for tensor in found]
         for (batch, _), loss in zip(unchecked, values, strict=False):
             self._check_loss(loss, batch)
         return values[len(unchecked) :]

@@ -1,4 +1,4 @@
-"""The state of a run except its weights. With it, a resumed run is bit-identical to an uninterrupted one.
+"""The state of a run except its weights. With it, a run that resumes on a CPU is bit-identical to an uninterrupted one.
 
 It consists of plain values and tensors, so that a checkpoint loads without executing code that it names.
 """

@@ -1,8 +1,10 @@
 """Trainers: the loop over epochs and batches, its display, evaluation and checkpoints."""
 
 import datetime
+import math
 import os
 import time
+from pathlib import Path
 
 import torch
 from dassl.data import DataManager
@@ -11,7 +13,7 @@ from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
 from dassl.utils.checkpoint import newest_checkpoint
-from dassl.utils.files import remove_stale
+from dassl.utils.files import remove_stale, write_atomically
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
 
@@ -27,12 +29,18 @@ class SimpleTrainer(TrainerBase):
     one is written.
 
     Attributes:
+        persistent_workers (bool): class attribute; whether the workers of training loaders live until training ends.
+            That is faster. What a trainer changes in their dataset after the first epoch has no effect then, and a
+            second iterator of a loader ends the first one.
         cfg, device, output_dir, epoch (from 0), start_epoch, max_epoch, batch_idx, num_batches: the run.
         dm, train_loader_x, train_loader_u, val_loader, test_loader, num_classes, num_source_domains, lab2cname: data.
         evaluator, best_result: evaluation.
         test_results (dict), test_split (str), n_test (int), test_seconds (float): results of the last call of `test`.
         train_seconds (float): time in the training loop, before resumptions included, the final test excluded.
     """
+
+    persistent_workers = False
+    train_loader_x = train_loader_u = val_loader = None  # a trainer's own `build_data_loader` may leave some out
 
     def __init__(self, cfg):
         super().__init__()
@@ -44,7 +52,8 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.test_results, self.test_split, self.n_test, self.test_seconds = None, None, 0, 0.0
         self._best = {}  # of the last epoch, if it is the best one so far: how to save it
-        self.time_start = self._began = time.monotonic()
+        self.time_start = time.time()  # for published trainers, which subtract it from the time
+        self._began = self._train_began = time.monotonic()
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
@@ -54,7 +63,7 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self):
         """Build `self.dm`; its loaders and what it knows of the classes become attributes of the trainer."""
-        self.dm = DataManager(self.cfg)
+        self.dm = DataManager(self.cfg, persistent_workers=self.persistent_workers)
         self.train_loader_x, self.train_loader_u = self.dm.train_loader_x, self.dm.train_loader_u
         self.val_loader, self.test_loader = self.dm.val_loader, self.dm.test_loader
         self.num_classes, self.num_source_domains = self.dm.num_classes, self.dm.num_source_domains
@@ -72,7 +81,7 @@ class SimpleTrainer(TrainerBase):
             self.stop_workers()
 
     def stop_workers(self):
-        """End the processes that load training images."""
+        """End persistent workers."""
         for loader in (self.train_loader_x, self.train_loader_u):
             if isinstance(loader, SteadyLoader):
                 loader.stop_workers()
@@ -87,6 +96,11 @@ class SimpleTrainer(TrainerBase):
             )
         if os.path.realpath(directory) != os.path.realpath(self.output_dir):
             self._transient_epochs = set()  # never delete files of another run
+            best = [os.path.join(directory, name, "model-best.pth.tar") for name in self.get_model_names()]
+            if self.cfg.TEST.FINAL_MODEL == "best_val" and all(map(os.path.isfile, best)):
+                self._copy_best(best)
+            else:
+                self.best_result = -math.inf  # of an epoch that this run could not deploy
         elif any(newest_checkpoint(folder) == f"{folder}/model-best.pth.tar" for folder in self._model_folders()):
             self.epoch, self._best = self.start_epoch - 1, {}  # an earlier version was killed in the middle of a save
             self._save_epoch()
@@ -94,10 +108,11 @@ class SimpleTrainer(TrainerBase):
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
-        self.time_start = time.monotonic() - self.train_seconds
+        self.time_start = time.time()
+        self._train_began = time.monotonic() - self.train_seconds
 
     def after_train(self):
-        self.train_seconds = time.monotonic() - self.time_start
+        self.train_seconds = time.monotonic() - self._train_began
         self.stop_workers()
         print("Finish training")
         if not self.cfg.TEST.NO_TEST:
@@ -116,11 +131,11 @@ class SimpleTrainer(TrainerBase):
         self.check_finite()
         self._best = {}
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            val_result = self.test(split="val")
+            val_result = float(self.test(split="val"))  # some evaluators return numpy's, which no checkpoint may hold
             if val_result > self.best_result:
                 self.best_result = val_result
                 self._best = {"is_best": True, "val_result": val_result}
-        self.train_seconds = time.monotonic() - self.time_start
+        self.train_seconds = time.monotonic() - self._train_began
         self._save_epoch()
 
     def _save_epoch(self):
@@ -137,6 +152,12 @@ class SimpleTrainer(TrainerBase):
         for folder in self._model_folders():
             remove_stale(folder, self._transient_epochs - {newest})
         self._transient_epochs &= {newest}
+
+    def _copy_best(self, paths):
+        """Copy the best checkpoints of the run that this one continues, one for each registered model."""
+        for path, folder in zip(paths, self._model_folders(), strict=True):
+            mkdir_if_missing(folder)
+            write_atomically(Path(folder, "model-best.pth.tar"), [Path(path).read_bytes()])
 
     def _model_folders(self):
         """The folders of checkpoints, one for each registered model."""
@@ -203,9 +224,12 @@ class TrainerX(SimpleTrainer):
             for batch_idx, batch in enumerate(self.train_loader_x):
                 self.batch_idx = batch_idx
                 data_seconds, number = time.monotonic() - end, batch_idx + 1
-                unread.append((self.epoch * self.num_batches + batch_idx, self.forward_backward(batch)))
-                # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step.
-                if number % frequency == 0 or number == self.num_batches or not on_gpu(unread[-1][1]):
+                logged = self.forward_backward(batch)
+                # Values on a GPU are read when they are shown, so that the CPU does not wait for it in every step. They
+                # are copied: a parameter changes until then, and the graph of a loss fills the memory.
+                copies = {name: value.detach().clone() for name, value in on_gpu(logged).items()}
+                unread.append((self.epoch * self.num_batches + batch_idx, logged and {**logged, **copies}))
+                if number % frequency == 0 or number == self.num_batches or not copies:
                     self.log(unread, losses)
                     unread = []
                 display.show(losses, self.get_current_lr(), data_seconds, time.monotonic() - end)

@@ -96,7 +96,8 @@ class Classification(EvaluatorBase):
         accuracies = {label: 100.0 * correct[label] / true[label] for label in sorted(true)}
         for label, accuracy in accuracies.items():
             counts = f"total: {true[label]:,}\tcorrect: {correct[label]:,}"
-            print(f"* class: {label} ({self._lab2cname[label]})\t{counts}\tacc: {accuracy:.1f}%")
+            name = self._lab2cname.get(label, "no training images")
+            print(f"* class: {label} ({name})\t{counts}\tacc: {accuracy:.1f}%")
         mean = sum(accuracies.values()) / len(accuracies)
         print(f"* average: {mean:.1f}%")
         return mean

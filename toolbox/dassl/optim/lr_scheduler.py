@@ -14,9 +14,10 @@ class _BaseWarmupScheduler(LRScheduler):
     """A warm-up of ``warmup_epoch`` (at least 1) epochs, then the scheduler ``successor`` of the same optimiser.
 
     Subclasses define ``warmup_lr``: the learning rates at ``self.last_epoch``, a list with one for each group.
+    ``verbose`` is unused; published callers pass it.
     """
 
-    def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1):
+    def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1, verbose=False):
         self.successor = successor
         self.warmup_epoch = warmup_epoch
         super().__init__(optimizer, last_epoch)
@@ -44,7 +45,7 @@ class _BaseWarmupScheduler(LRScheduler):
 class ConstantWarmupScheduler(_BaseWarmupScheduler):
     """All parameter groups have rate ``cons_lr`` for ``warmup_epoch`` epochs, then follow ``successor``."""
 
-    def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1):
+    def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1, verbose=False):
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
@@ -55,7 +56,7 @@ class ConstantWarmupScheduler(_BaseWarmupScheduler):
 class LinearWarmupScheduler(_BaseWarmupScheduler):
     """``min_lr`` in the first epoch, then base rate * epoch / ``warmup_epoch``, then follows ``successor``."""
 
-    def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1):
+    def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1, verbose=False):
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
@@ -87,8 +88,7 @@ def build_lr_scheduler(optimizer, optim_cfg):
     if optim_cfg.WARMUP_EPOCH <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
-        # Only the count: stepping it through the warm-up would change the rates that it starts from.
-        scheduler.load_state_dict({**scheduler.state_dict(), "last_epoch": optim_cfg.WARMUP_EPOCH})
+        scheduler.last_epoch = optim_cfg.WARMUP_EPOCH  # stepping it there would change the rates that it starts from
     if optim_cfg.WARMUP_TYPE == "constant":
         return ConstantWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_CONS_LR)
     return LinearWarmupScheduler(optimizer, scheduler, optim_cfg.WARMUP_EPOCH, optim_cfg.WARMUP_MIN_LR)

@@ -41,7 +41,7 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         fused = _on_cuda(param_groups) and optim_cfg.SGD_DAMPNING == 0 or None
         optimizer = torch.optim.SGD(param_groups, momentum=optim_cfg.MOMENTUM, fused=fused, **sgd)
         if fused and optim_cfg.MOMENTUM:
-            _start_momentum(optimizer)
+            optimizer.register_step_pre_hook(_start_momentum)
         return optimizer
     if name == "rmsprop":
         return torch.optim.RMSprop(param_groups, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common)
@@ -63,15 +63,17 @@ def _on_cuda(param_groups):
     return all(param.is_cuda for param in parameters) or None
 
 
-def _start_momentum(optimizer):
-    """Start the momentum of a fused SGD at zero, which without damping is what its first step does.
+def _start_momentum(optimizer, *_):
+    """Start the momentum of parameters with a first gradient at zero, which without damping is what their step does.
 
-    Else torch makes it in the first step, unset, and leaves it so if a GradScaler skips that step: the second one would
-    add whatever the memory held.
+    Else torch's fused SGD makes it in the first step, unset, and leaves it so if a GradScaler skips that step: the
+    second one would add whatever the memory held. It also refuses a parameter that learns later than others. Frozen
+    parameters, of which published trainers pass a whole CLIP, need no momentum.
     """
     for group in optimizer.param_groups:
         for param in group["params"]:
-            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+            if param.grad is not None and optimizer.state[param].get("momentum_buffer") is None:
+                optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
 
 def _staged_groups(model, optim_cfg):

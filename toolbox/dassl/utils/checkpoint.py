@@ -19,6 +19,7 @@ from .torch_files import DamagedError, PickledObject, read_torch_file, sealed
 
 LONGEST_NAME = 255  # bytes
 LARGEST = 2**53  # number in a state: integers are exact as floats up to here
+KERNELS = ("fused", "foreach", "capturable")  # entries of an optimiser's groups that choose how it computes a step
 DIVISORS = ("T_max", "step_size", "scale")  # entries of schedulers and of torch.amp.GradScaler that are not 0
 # Of a state that does not fit
 LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
@@ -212,17 +213,22 @@ def matching_state(own, value, name=""):
 
 
 def _matching_optimizer_state(optimizer, state):
-    """The same for an optimiser. It takes a step with zero gradients for that, as torch checks little before one.
+    """The same for an optimiser, with this run's `KERNELS`: a checkpoint may be of another device.
+
+    It takes a step with zero gradients for that, as torch checks little before one.
 
     Raises:
         Exception: nearly any, if the state does not fit.
     """
-    groups = matching_state(optimizer.state_dict()["param_groups"], state["param_groups"], "param_groups")
+    own = optimizer.state_dict()["param_groups"]
+    groups = matching_state(own, state["param_groups"], "param_groups")
+    for group, mine in zip(groups, own, strict=True):
+        group |= {key: mine[key] for key in KERNELS if key in mine}
     state = {"state": state["state"], "param_groups": groups}
     if not state["state"].keys() <= {index for group in groups for index in group["params"]}:
         raise ValueError("its state is not that of these parameters")
     optimizer.load_state_dict(copy.deepcopy(state))  # a step changes tensors in place
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -33,7 +33,8 @@ def write_atomically(path, parts):
         reason = f"cannot write: {error.strerror}; an earlier file is unchanged"
         raise OSError(error.errno, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the same again, with the name of the temporary file
+            temporary.unlink(missing_ok=True)
 
 
 def remove_stale(folder, epochs):

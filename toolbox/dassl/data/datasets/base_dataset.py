@@ -29,7 +29,9 @@ class DatasetBase:
     """A dataset. Subclasses read their files and call this constructor with lists of `Datum`.
 
     They are labelled training data, from which the classes are counted and named, and unlabelled training data,
-    validation data and test data, which are optional. UsageError if `train_x` has no images, or a label has two names.
+    validation data and test data, which are optional; a `DataManager` needs test data.
+
+    UsageError if `train_x` has no images, or a label has two names.
     """
 
     dataset_dir = ""  # the dataset's folder under DATASET.ROOT
