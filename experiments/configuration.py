@@ -152,14 +152,20 @@ def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
     return {key: (before[key], now[key]) for key in both if before[key] != now[key]}
 
 
+def settings_in(file: str) -> CfgNode:
+    """The settings that a YAML file and its bases have, by Dassl's reader: that of yacs also executes Python files."""
+    found = type(get_cfg_default())(new_allowed=True)
+    found.merge_from_file(file)
+    return found
+
+
 def unread_settings(file: str, cfg: CfgNode) -> str:
     """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none."""
     method = trainers.methods().get(cfg.TRAINER.NAME)
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
         return ""
-    given, own = CfgNode(new_allowed=True), method.section()
-    given.merge_from_file(file)
-    sections = {key: values for key, values in given.get("TRAINER", {}).items() if isinstance(values, dict)}
+    given, own = settings_in(file).get("TRAINER", {}), method.section()
+    sections = {key: values for key, values in given.items() if isinstance(values, dict)}
     if {own, *(name.removeprefix("TRAINER.") for name in method.published_sections)} & {*sections}:
         return ""
     now = cfg.TRAINER[own]

@@ -10,6 +10,7 @@ from drawn import arguments, results
 
 import trainers
 from common.errors import UsageError
+from common.start import ROOT
 from trainers.base.data_use import METHOD_KINDS
 from trainers.linear_probe import TRIALS, search
 
@@ -35,8 +36,11 @@ def digest(root, part, names):
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_card_of_a_training_run(run, eurosat):
-    found = card(run("out", "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", 2))
+def test_card_of_a_training_run(run, eurosat, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"_BASE_: {ROOT}/configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml\n")
+    settings = ("DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", 2)
+    found = card(run("out", *settings, options=["--config-file", file]))
     of_images = {"dataset": "EuroSAT", "classes": "base", "class_names": 3}
     (fit,) = found["fit"]
     assert len(fit.pop("sha256")) == 64
@@ -45,7 +49,8 @@ def test_card_of_a_training_run(run, eurosat):
     assert found["test"] == test | {"evaluations": 1}
     origins = {key: origin for origin, keys in found["settings"].items() for key in keys}
     assert origins["DATASET.NUM_SHOTS"] == origins["SEED"] == origins["MODEL.BACKBONE.NAME"] == "command line"
-    assert origins["OPTIM.LR"] == "MPL/vit_b4_c1_add2_rm1.yaml" and origins["DATASET.NAME"] == "datasets/eurosat.yaml"
+    assert origins["OPTIM.LR"] == f"{tmp_path.name}/own.yaml"  # whose base has it
+    assert origins["DATASET.NAME"] == "datasets/eurosat.yaml"
     assert "OPTIM.MOMENTUM" not in origins  # a default
     everything = card(run("all", "DATASET.NUM_SHOTS", -1))["fit"][0]
     assert everything["images"] == 48 and everything["sha256"] == digest(eurosat, "train", 6)
