@@ -61,6 +61,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
         "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
         "epochs": epochs,
         "tested_epoch": tested_epoch,
+        **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
         "data_use": data_use,
         **({"ood": ood} if ood else {}),
         **({"ranks": ranks} if ranks > 1 else {}),

@@ -18,7 +18,6 @@ from clip.backbone import weight_file
 from common.errors import UsageError, choose
 from common.files import check_folder
 from datasets import title
-from trainers.base.checkpoints import find_checkpoint
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 from trainers.base.ranks import split
 
@@ -27,7 +26,7 @@ from .arguments import check_given
 from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
-from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
+from .output_folder import CONFIG, OutputFolder, check_same_prompts, check_same_settings, claimed
 from .ranks import check_agreement
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, read_results, results_of
@@ -74,11 +73,12 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
 
     Raises:
         UsageError: an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts to test
-            do not exist, or the output folder holds a run with other settings.
+            do not exist, or the output folder holds a run with other settings or a test of other prompts.
     """
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
     check_same_settings(cfg, finished)
     if finished:
+        check_same_prompts(args, cfg)
         return True
     check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")
@@ -92,7 +92,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         cfg.MODEL.BACKBONE.SHA256 = weights
         cfg.freeze()
         if args.eval_only and args.model_dir and method.learns:
-            find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME, method.published_file)
+            method.checkpoint_in(args.model_dir, args.load_epoch)
     ood.check_settings(cfg)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -116,6 +117,24 @@ def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat
     for damaged in ("", '{"trainer": "MPL', "[]", "3"):
         (tmp_path / "run/results.json").write_text(damaged)
         assert launch(*argv).error.startswith(f"error: {tmp_path}/run/results.json is damaged")
+
+
+def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat, tiny, tmp_path):
+    trained, other = run("trained", "TRAIN.CHECKPOINT_FREQ", 1), run("other", "SEED", 2)
+
+    def test(folder, *epoch):
+        options = ["--skip-finished", "--eval-only", "--model-dir", folder, *epoch]
+        return launch(*arguments(eurosat, tiny, tmp_path / "test", options=options))
+
+    assert test(trained, "--load-epoch", 1).status == 0
+    assert results(tmp_path / "test")["checkpoint_sha256"] == checksum(trained / LEARNED / "model.pth.tar-1")
+    assert test(trained, "--load-epoch", 1).printed.startswith("Already done")
+    holds = f"{tmp_path}/test holds a test of another checkpoint, of epoch 1, than"
+    for folder in (trained, other):
+        assert f"{holds} {folder}/{LEARNED}/model.pth.tar-2: choose another --output-dir" in test(folder).error
+    shutil.rmtree(trained)
+    assert test(trained, "--load-epoch", 1).printed.startswith("Already done")
+    assert f"{holds} epoch 2: choose" in test(trained, "--load-epoch", 2).error
 
 
 def half(folder):

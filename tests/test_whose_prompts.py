@@ -172,6 +172,19 @@ def test_a_study_refuses_results_of_other_weights(study_file, backbone):
         collect_results(study)
 
 
+def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
+    study = load(study_file("out", protocols=["base2new"], trainers={"CoOp": "small"}))
+    training, test = study.runs()
+    (training.folder / "prompt_learner").mkdir(parents=True)
+    file = training.folder / "prompt_learner/model.pth.tar-3"
+    file.write_bytes(b"of an earlier training run")
+    finish(test, 50.0, checkpoint_sha256=checksum(file), tested_epoch=3)
+    assert collect_results(study)
+    file.write_bytes(b"of another one")
+    with pytest.raises(UsageError, match=f"{test.folder} holds a test of another checkpoint, of epoch 3, than {file}"):
+        collect_results(study)
+
+
 def test_an_evaluation_with_non_finite_logits_records_nothing(train, backbone, tmp_path):
     state = torch.load(backbone, weights_only=True)
     state["visual.proj"] = torch.full_like(state["visual.proj"], 1e38)  # finite weights, infinite features
