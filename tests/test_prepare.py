@@ -237,16 +237,21 @@ def test_original_archives_of_stanford_cars_are_accepted(prepare, publish, monke
 # From the scripts
 
 
+REQUESTS = "mpl/base2new_train.sh eurosat 1", "any/reproduce.sh MPL base2new eurosat 1 weights"
+
+
 @pytest.mark.parametrize("wanted", ["1", ""])
-def test_scripts_prepare_their_dataset_on_request(wanted, monkeypatch, tmp_path):
+@pytest.mark.parametrize("script", REQUESTS)
+def test_scripts_prepare_their_dataset_on_request(script, wanted, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(scripts, "execute", lambda programs, **_: calls.extend(programs))
     monkeypatch.setattr(scripts, "report", lambda runs: None)
     for key, value in {"DATA": tmp_path, "OUT": tmp_path / "out", "PREPARE": wanted}.items():
         monkeypatch.setenv(key, str(value))
-    scripts.main([str(ROOT / "scripts/mpl/base2new_train.sh"), "eurosat", "1"])
+    name, *words = script.split()
+    scripts.main([str(ROOT / "scripts" / name), *words])
     prepared = [["tools/prepare.py", "eurosat", "--root", str(tmp_path)]] if wanted else []
-    assert calls[:-1] == prepared and calls[-1][0] == "train.py"
+    assert calls[:-1] == prepared and calls[-1][0] in ("train.py", "tools/reproduce.py")
 
 
 def test_docs_agree_with_the_dataset_classes():
