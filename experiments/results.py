@@ -118,5 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         print(described(folder, run))
     runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
+        if others := [key for key in ("trainer", "dataset", "shots", "seed") if runs[0][key] != runs[1][key]]:
+            print(f"No harmonic mean: {', '.join(others)} of these runs differ")
+            return
         mark = max(map(mark_of, runs))  # one of them is enough
         print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%{mark}")
