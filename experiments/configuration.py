@@ -20,8 +20,6 @@ from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
 
-from .arguments import check_pairs
-
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
@@ -65,8 +63,8 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
     chosen = [word for pair in read_chosen(args.chosen).settings.items() for word in pair]
-    merge_pairs(cfg, args.opts)
-    merge_pairs(cfg, chosen)
+    cfg.merge_from_list(args.opts)
+    cfg.merge_from_list(chosen)
     merge_by_dataset(cfg, [*options, *args.opts[::2], *chosen[::2]])
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
@@ -177,12 +175,6 @@ def unread_settings(file: str, cfg: CfgNode) -> str:
     return ""
 
 
-def merge_pairs(cfg: CfgNode, pairs: list) -> None:
-    """Merge KEY, VALUE, KEY, VALUE, ..."""
-    check_pairs(pairs)
-    cfg.merge_from_list(pairs)
-
-
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     """Merge what a YAML file sets under BY_DATASET for the dataset of this run.
 
@@ -199,7 +191,7 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     of_half = values_for(cfg.DATASET.NAME, of_halves, "BY_DATASET.base2new")
     values |= of_half if cfg.DATASET.SUBSAMPLE_CLASSES != "all" else {}
     merged = {key: value for key, value in values.items() if key not in given}
-    merge_pairs(cfg, [item for pair in merged.items() for item in pair])
+    cfg.merge_from_list([item for pair in merged.items() for item in pair])
     cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
 
 
