@@ -117,15 +117,17 @@ def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
                 log.console.close()
 
 
-def check_same_settings(cfg: CfgNode, finished: bool) -> None:
+def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
-    If it is `finished`, its results would count as those of this run: results.json is compared, too.
+    If it is `finished`, its results would count as those of this run: results.json is compared, too. The run in
+    `resumes`, if given, is checked instead.
     """
-    folder, before = Path(cfg.OUTPUT_DIR), {}
+    folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
+    remedy = "resume it with its own settings" if resumes else ANOTHER
     file = folder / CONFIG
     try:
-        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors"))
+        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors", RESULTS))
         if file.is_file() and (finished or begun):
             before = flatten(read_yaml(file))
             if not before:
@@ -149,12 +151,12 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     if changed == [WEIGHTS]:
         name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
         what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
-        raise UsageError(what, f"restore {name}, or {ANOTHER}", folder)
+        raise UsageError(what, f"restore {name}, or {remedy}", folder)
     if changed:
         others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
         raise UsageError(
             f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
-            ANOTHER,
+            remedy,
             folder,
         )
 
@@ -169,8 +171,8 @@ def check_same_prompts(args: Namespace, cfg: CfgNode) -> None:
             path = method.checkpoint_in(args.model_dir, args.load_epoch)
     differs = checksum(Path(path)) != tested if path else epoch and args.load_epoch not in (None, epoch)
     if differs:
-        what = f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {path or f'epoch {args.load_epoch}'}"
-        raise UsageError(what, ANOTHER, folder)
+        asked = path or f"epoch {args.load_epoch}"
+        raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", ANOTHER)
 
 
 def as_read(value: Any) -> Any:

@@ -86,6 +86,7 @@ def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path)
     trained = run("trained")
     for number in (1, 2, 3):
         assert card(run("tested", options=evaluate(trained)))["test"]["evaluations"] == number
+    (tmp_path / "tested/results.json").unlink()  # which a run with other settings does not replace
     of_others = run("tested", "TEST.SPLIT", "val", options=evaluate(trained))
     assert card(of_others)["test"]["evaluations"] == 1
     assert card(run("trained"))["test"]["evaluations"] == 2

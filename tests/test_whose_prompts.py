@@ -64,7 +64,7 @@ HOLDS = (
     ("folder", "options", "words"),
     [
         ("b", ["--eval-only", "--model-dir", "a"], "has prompts for other weights: SHA-256"),
-        ("b", ["--resume", "a"], "the run to resume has prompts for other weights"),
+        ("b", ["--resume", "a"], HOLDS.replace("{run}", "a")),
         ("a", [], HOLDS),
         ("a", ["--skip-finished"], HOLDS),
     ],
