@@ -30,7 +30,7 @@ def natural(path: Path) -> list:
 
 def logs(folder: Path) -> list[Path]:
     """Every log of a run, the oldest first: a run that was started again has log.txt-<time> next to log.txt."""
-    return sorted(folder.glob("log.txt*"), key=lambda file: file.stat().st_mtime)
+    return sorted(folder.glob("log.txt*"), key=natural)
 
 
 def read_log(text: str, signal: str, keyword: str) -> float | None:

@@ -22,7 +22,7 @@ from clip import CLIP, load_backbone
 from clip.random_weights import random_clip
 from common.start import at_least
 from experiments.configs import config_folder
-from experiments.configuration import extend_cfg, merge_pairs
+from experiments.configuration import extend_cfg
 from experiments.protocols import recipe
 from trainers import methods
 from trainers.base.feature_trainer import FeatureTrainer
@@ -82,7 +82,7 @@ def build(method: str, classes: int, backbone: str, form="fast", prec="fp32", ba
     extend_cfg(cfg, method)
     settings = recipe(method, "few_shot", backbone=backbone)
     cfg.merge_from_file(str(config_folder(method) / f"{settings.cfg}.yaml"))
-    merge_pairs(cfg, list(settings.settings))
+    cfg.merge_from_list(list(settings.settings))
     cfg.MODEL.BACKBONE.TOWERS = "plain" if form == "published" else form
     cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS = compiled, graphs
     trainer = ready(cfg, method, methods()[method].section(), prec, backbone, classes, batch)

@@ -69,6 +69,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if not args.eval_only and value not in ("", None):
             remedy = "add --eval-only to test these prompts, or leave it out"
             raise UsageError(f"{option} has no use in training", remedy)
+    if args.load_epoch is not None and not args.model_dir:
+        raise UsageError("--load-epoch has no use without --model-dir", "name the run to test, or leave it out")
     return args
 
 
@@ -136,6 +138,8 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     """
     every = args.seed if isinstance(args.seed, tuple) else (args.seed,)
     folders = {name: getattr(args, name) for name in ("output_dir", "model_dir", "resume")}
+    if args.seed == -1 and any("{seed}" in path for path in folders.values()):
+        raise UsageError("a folder has {seed} in its path, and there is no --seed", "give the seed by --seed")
     if len(every) > 1:
         if len(set(every)) < len(every) or min(every) < 0:
             raise UsageError(f"--seed is {' '.join(map(str, every))}", "give each seed once, from 0 on")

@@ -141,7 +141,9 @@ def words(one: Compared, other: Compared) -> list[str]:
     first, second = (each.results[seeds[0]] for each in (one, other))
     by_seed = 100 * differences.mean(axis=1)
     means = [np.mean([each.results[seed]["accuracy"] for seed in seeds]) for each in (one, other)]
-    marked = [f"{run['trainer']} {mean:.2f}%{mark_of(run)}" for run, mean in zip((first, second), means, strict=True)]
+    marks = [max(mark_of(each.results[seed]) for seed in seeds) for each in (one, other)]  # one of them is enough
+    named = zip((first, second), means, marks, strict=True)
+    marked = [f"{run['trainer']} {mean:.2f}%{mark}" for run, mean, mark in named]
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"

@@ -20,8 +20,6 @@ from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
 
-from .arguments import check_pairs
-
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
@@ -65,8 +63,8 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
     chosen = [word for pair in read_chosen(args.chosen).settings.items() for word in pair]
-    merge_pairs(cfg, args.opts)
-    merge_pairs(cfg, chosen)
+    cfg.merge_from_list(args.opts)
+    cfg.merge_from_list(chosen)
     merge_by_dataset(cfg, [*options, *args.opts[::2], *chosen[::2]])
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
@@ -152,14 +150,20 @@ def changed_settings(files: CfgNode, cfg: CfgNode) -> dict[str, tuple]:
     return {key: (before[key], now[key]) for key in both if before[key] != now[key]}
 
 
+def settings_in(file: str) -> CfgNode:
+    """The settings that a YAML file and its bases have, by Dassl's reader: that of yacs also executes Python files."""
+    found = type(get_cfg_default())(new_allowed=True)
+    found.merge_from_file(file)
+    return found
+
+
 def unread_settings(file: str, cfg: CfgNode) -> str:
     """A line about settings that a YAML file has in the sections of other methods alone; empty if there are none."""
     method = trainers.methods().get(cfg.TRAINER.NAME)
     if not (file and method and method.Settings.schema().keys() - {"PREC"}):  # zero-shot CLIP reads files of others
         return ""
-    given, own = CfgNode(new_allowed=True), method.section()
-    given.merge_from_file(file)
-    sections = {key: values for key, values in given.get("TRAINER", {}).items() if isinstance(values, dict)}
+    given, own = settings_in(file).get("TRAINER", {}), method.section()
+    sections = {key: values for key, values in given.items() if isinstance(values, dict)}
     if {own, *(name.removeprefix("TRAINER.") for name in method.published_sections)} & {*sections}:
         return ""
     now = cfg.TRAINER[own]
@@ -169,12 +173,6 @@ def unread_settings(file: str, cfg: CfgNode) -> str:
             what = f"{file} sets TRAINER.{section}, but {cfg.TRAINER.NAME} reads TRAINER.{own}"
             return f"{what} ({'; '.join(others)}): rename the section if you mean these"
     return ""
-
-
-def merge_pairs(cfg: CfgNode, pairs: list) -> None:
-    """Merge KEY, VALUE, KEY, VALUE, ..."""
-    check_pairs(pairs)
-    cfg.merge_from_list(pairs)
 
 
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
@@ -193,7 +191,7 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     of_half = values_for(cfg.DATASET.NAME, of_halves, "BY_DATASET.base2new")
     values |= of_half if cfg.DATASET.SUBSAMPLE_CLASSES != "all" else {}
     merged = {key: value for key, value in values.items() if key not in given}
-    merge_pairs(cfg, [item for pair in merged.items() for item in pair])
+    cfg.merge_from_list([item for pair in merged.items() for item in pair])
     cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
 
 

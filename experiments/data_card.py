@@ -12,8 +12,7 @@ from clip import current_ranks
 from datasets import title
 from trainers.base.data_use import Choice, Phase, fit_phase, list_digest, phase
 
-from .configs import read_yaml
-from .configuration import flatten, given_options, read_chosen
+from .configuration import flatten, given_options, read_chosen, settings_in
 from .predictions import tested_images
 
 TESTS = "tests.jsonl"  # a line for each test that ended
@@ -53,7 +52,7 @@ def origins(args: Namespace, cfg: CfgNode) -> dict[str, list[str]]:
     known, found = flatten(cfg), dict[str, str]()
     for file in filter(None, (args.dataset_config_file, args.config_file)):
         path = Path(file)
-        found |= dict.fromkeys(flatten(read_yaml(path)), f"{path.parent.name}/{path.name}")
+        found |= dict.fromkeys(flatten(settings_in(file)), f"{path.parent.name}/{path.name}")
     found |= dict.fromkeys(cfg.BY_DATASET, "BY_DATASET")
     found |= dict.fromkeys([*given_options(args), *args.opts[::2]], "command line")
     found |= dict.fromkeys(read_chosen(args.chosen).settings, "a choice")

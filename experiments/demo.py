@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)")
     add("--root", type=path, default=Path("data"), help="folder of the dataset")
     add("--dataset", default="small_objects", metavar="NAME", help="a synthetic dataset")
-    default, described = ["CoOp", "MaPLe", "MPL"], f"any of {', '.join(known)}"
+    transferring = ", ".join(name for name, method in known.items() if method.transfers)
+    default, described = ["CoOp", "MaPLe", "MPL"], f"any of {transferring}"
     add("--methods", nargs="+", default=default, metavar="NAME", help=described)
     add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
     add("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time")

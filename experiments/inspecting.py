@@ -1,5 +1,6 @@
 """The command `python tools/inspect.py predictions`: what the predictions of a run's test show, as pictures."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 def root_of(run: Path) -> Path:
     """The folder of the datasets of a run."""
     settings = read_yaml(run / CONFIG).get("DATASET")
-    return Path(str(settings.get("ROOT", "")) if isinstance(settings, dict) else "")
+    return Path(os.path.expanduser(str(settings.get("ROOT", "")) if isinstance(settings, dict) else ""))
 
 
 def pictures(found: Outcome, root: Path) -> Iterator[tuple[str, str, Figure]]:

@@ -45,7 +45,8 @@ def kept_facts() -> dict[str, Method]:
     """The facts in the file, which is written again if a source file has changed since."""
     folder = ROOT / "trainers"
     file = folder / "__pycache__" / "methods.json"
-    status = {str(path.relative_to(folder)): path.stat() for path in sorted(folder.rglob("*.py"))}
+    files = [path for path in sorted(folder.rglob("*.py")) if path.is_file()]  # Emacs makes dangling links
+    status = {str(path.relative_to(folder)): path.stat() for path in files}
     sources = {name: [each.st_mtime_ns, each.st_size] for name, each in status.items()}  # as Python compares them
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(file.read_text())

@@ -91,6 +91,7 @@ def others_of(name: str, cfg: CfgNode, trainer: Any) -> Others:
         own.merge_from_file(str(CONFIGS / f"datasets/{name}.yaml"))
         own.INPUT = cfg.INPUT
     own.DATASET.NUM_SHOTS, own.DATASET.FEWSHOT_FILE = -1, ""  # draws no random numbers
+    own.DATASET.HOLD_OUT = False  # which needs two training images of each class
     dataset = DATASET_REGISTRY.get(own.DATASET.NAME)(own)
 
     def plain(name: str) -> str:
@@ -157,12 +158,12 @@ def scores(logits: Tensor, of_patches: Tensor | None = None, temperature: float 
     """
     z = logits.double()
     mcm = (z / COSINES / temperature).softmax(dim=-1).amax(dim=-1)
-    log_p = (z / temperature).log_softmax(dim=-1)
+    p = (z / temperature).softmax(dim=-1)
     found = {
         "MCM": mcm,
         "MaxLogit": z.amax(dim=-1),
         "Energy": temperature * (z / temperature).logsumexp(dim=-1),
-        "Entropy": (log_p.exp() * log_p).sum(dim=-1),
+        "Entropy": -torch.special.entr(p).sum(dim=-1),  # also for a class that a logit of minus infinity leaves out
     }
     if of_patches is not None:
         of_patches = (of_patches.double() / COSINES / temperature).softmax(dim=-1)

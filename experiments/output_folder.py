@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
+import trainers
 from clip import ClipError, current_ranks
 from common.errors import UsageError
-from common.files import PARTIAL, write_text
-from common.results import CONFIG
+from common.files import PARTIAL, checksum, write_text
+from common.results import CONFIG, read_results
 from common.text import read_json
 from datasets import title
 from trainers.base.partial import FOLDER as PARTIAL_TEST
@@ -32,6 +34,7 @@ RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "C
 RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
 RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
+ANOTHER = "choose another --output-dir, or delete that folder"
 
 
 class OutputFolder:
@@ -114,15 +117,17 @@ def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
                 log.console.close()
 
 
-def check_same_settings(cfg: CfgNode, finished: bool) -> None:
+def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
     """Check that the run in the output folder, if there is one, was started with these settings.
 
-    If it is `finished`, its results would count as those of this run: results.json is compared, too.
+    If it is `finished`, its results would count as those of this run: results.json is compared, too. The run in
+    `resumes`, if given, is checked instead.
     """
-    folder, before = Path(cfg.OUTPUT_DIR), {}
+    folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
+    remedy = "resume it with its own settings" if resumes else ANOTHER
     file = folder / CONFIG
     try:
-        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors"))
+        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors", RESULTS))
         if file.is_file() and (finished or begun):
             before = flatten(read_yaml(file))
             if not before:
@@ -143,18 +148,31 @@ def check_same_settings(cfg: CfgNode, finished: bool) -> None:
     # The root of an ImageFolder says which images it has.
     may_differ = RESUMABLE_CHANGES - ({"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else set())
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
-    another = "choose another --output-dir, or delete that folder"
     if changed == [WEIGHTS]:
         name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
         what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
-        raise UsageError(what, f"restore {name}, or {another}", folder)
+        raise UsageError(what, f"restore {name}, or {remedy}", folder)
     if changed:
         others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
         raise UsageError(
             f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
-            another,
+            remedy,
             folder,
         )
+
+
+def check_same_prompts(args: Namespace, cfg: CfgNode) -> None:
+    """Check that a finished evaluation is of the checkpoint that this one names, as far as its results say which."""
+    folder, method, path = Path(cfg.OUTPUT_DIR), trainers.methods().get(cfg.TRAINER.NAME), None
+    found = (args.model_dir and read_results(folder)) or {}
+    tested, epoch = found.get("checkpoint_sha256"), found.get("tested_epoch")
+    if tested and method:
+        with suppress(UsageError):  # it is gone
+            path = method.checkpoint_in(args.model_dir, args.load_epoch)
+    differs = checksum(Path(path)) != tested if path else epoch and args.load_epoch not in (None, epoch)
+    if differs:
+        asked = path or f"epoch {args.load_epoch}"
+        raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", ANOTHER)
 
 
 def as_read(value: Any) -> Any:

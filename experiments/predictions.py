@@ -82,12 +82,9 @@ def predictions_of(logits: Any, labels: Any) -> Predictions:
 
     The first class is that of `argmax`, on which accuracy counts, also where several have the largest logit.
     """
-    import torch  # here, as readers do without it
-
     log_p = logits.detach().double().log_softmax(dim=1)
     first = logits.argmax(dim=1, keepdim=True)
-    others = logits.scatter(1, first, -math.inf).topk(min(TOP, logits.shape[1]) - 1, dim=1).indices
-    classes = torch.cat([first, others], dim=1)
+    classes = logits.scatter(1, first, math.inf).topk(min(TOP, logits.shape[1]), dim=1).indices
     of_label = log_p.gather(1, labels[:, None].to(log_p.device)).squeeze(1)
     p = log_p.exp()
     columns = {

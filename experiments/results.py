@@ -61,6 +61,7 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
         "test_seconds": getattr(trainer, "test_seconds", None) if found else None,
         "epochs": epochs,
         "tested_epoch": tested_epoch,
+        **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
         "data_use": data_use,
         **({"ood": ood} if ood else {}),
         **({"ranks": ranks} if ranks > 1 else {}),
@@ -117,5 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         print(described(folder, run))
     runs = list(found.values())
     if [run["classes"] for run in runs] == ["base", "new"]:
+        if others := [key for key in ("trainer", "dataset", "shots", "seed") if runs[0][key] != runs[1][key]]:
+            print(f"No harmonic mean: {', '.join(others)} of these runs differ")
+            return
         mark = max(map(mark_of, runs))  # one of them is enough
         print(f"Harmonic mean: {harmonic_mean(*(run['accuracy'] for run in runs)):.2f}%{mark}")

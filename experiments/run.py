@@ -18,7 +18,6 @@ from clip.backbone import weight_file
 from common.errors import UsageError, choose
 from common.files import check_folder
 from datasets import title
-from trainers.base.checkpoints import find_checkpoint
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 from trainers.base.ranks import split
 
@@ -27,10 +26,11 @@ from .arguments import check_given
 from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
-from .output_folder import CONFIG, OutputFolder, check_same_settings, claimed
+from .lock import remove_leftover
+from .output_folder import CONFIG, OutputFolder, check_same_prompts, check_same_settings, claimed
 from .ranks import check_agreement
 from .results import FILE as RESULTS
-from .results import SELECTED, describe, read_results, results_of
+from .results import SELECTED, describe, described, read_results, results_of
 from .trackers import check_trackers, reporting
 
 
@@ -41,12 +41,11 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     """
     files = read_files(args)
     cfg = setup_cfg(args, files)
-    already_done(args, cfg)  # before the folder is claimed, for its errors
+    if skipped(args, cfg):
+        remove_leftover(Path(cfg.OUTPUT_DIR))
+        return
     with claimed(Path(cfg.OUTPUT_DIR), wait) as folder:
-        if current_ranks().from_first(lambda: already_done(args, cfg)):
-            print(f"Already done (delete {cfg.OUTPUT_DIR} to run it again)")
-            if (found := read_results(folder.path)) and "weights_sha256" not in found:
-                print(f"{folder.path / RESULTS} does not say which weights {cfg.MODEL.BACKBONE.NAME} had")
+        if skipped(args, cfg):  # another process may have finished it meanwhile
             return
         with folder.start(cfg, args.quiet):
             log_settings(args, files, cfg, folder)
@@ -69,16 +68,30 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
         print(describe(found))
 
 
+def skipped(args: Namespace, cfg: CfgNode) -> bool:
+    """Whether the run is already done, for the first rank; printed, too."""
+    done = already_done(args, cfg)  # on all ranks, for its errors and the weights
+    if done := current_ranks().from_first(lambda: done):
+        folder = Path(cfg.OUTPUT_DIR)
+        found = read_results(folder)
+        line = f"Already done (delete {folder} to run it again)"
+        print(described(folder, found) if args.quiet and found else line)
+        if found and "weights_sha256" not in found:
+            print(f"{folder / RESULTS} does not say which weights {cfg.MODEL.BACKBONE.NAME} had")
+    return done
+
+
 def already_done(args: Namespace, cfg: CfgNode) -> bool:
     """Whether the run is finished and --skip-finished is given; if not, check what takes no time.
 
     Raises:
         UsageError: an argument is missing, or the trainer, the dataset, the backbone, a package or the prompts to test
-            do not exist, or the output folder holds a run with other settings.
+            do not exist, or the output folder holds a run with other settings or a test of other prompts.
     """
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
     check_same_settings(cfg, finished)
     if finished:
+        check_same_prompts(args, cfg)
         return True
     check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")
@@ -92,7 +105,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         cfg.MODEL.BACKBONE.SHA256 = weights
         cfg.freeze()
         if args.eval_only and args.model_dir and method.learns:
-            find_checkpoint(args.model_dir, method.saved_as, args.load_epoch, cfg.TRAINER.NAME, method.published_file)
+            method.checkpoint_in(args.model_dir, args.load_epoch)
     ood.check_settings(cfg)
     if cfg.RESUME:
         check_folder(Path(cfg.RESUME), "there is no folder", "check --resume")
@@ -101,6 +114,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
         if not (begun or own):
             remedy = "give the output folder of a run by --resume, or leave it out"
             raise UsageError(f"{cfg.RESUME} holds no run", remedy)
+        check_same_settings(cfg, False, cfg.RESUME)
     check_trackers(args.report_to)
     return False
 
@@ -162,15 +176,14 @@ def choices_of(args: Namespace, cfg: CfgNode, trainer: Any) -> list[Choice] | No
     """
     choices = getattr(trainer, "inherited_choices", None if args.eval_only else [])
     here, training = isinstance(trainer, trainers.PromptTrainer), not args.eval_only and is_trainable(trainer)
+    own = [choice for choice in read_chosen(args.chosen).choices if choice not in (choices or ())]
+    if own and here:
+        trainer.inherit(own)
     if training or (here and not trainer.learns):
-        own = trainer.choices if here else epoch_choice(cfg, title(cfg), trainer.dm.dataset)
-        if before := read_chosen(args.chosen).choices:
-            if here:
-                trainer.inherit(before)
-            own = [*before, *own]
-        if not cfg.TEST.SELECT_ON_TEST:
-            check_choices(own)
-        choices = [*(choices or []), *own] if own else choices
+        own += trainer.choices if here else epoch_choice(cfg, title(cfg), trainer.dm.dataset)
+    if not cfg.TEST.SELECT_ON_TEST:
+        check_choices(own)
+    choices = [*(choices or []), *own] if own else choices
     if selecting := on_test_images(choices):
         print(f"{SELECTED}: {'; '.join(map(in_words, selecting))} (the results are marked)")
     return choices
@@ -185,7 +198,8 @@ def execute(args: Namespace, cfg: CfgNode, trainer: Any) -> tuple[int | None, in
     """
     if args.eval_only:
         trainer.test()
-        loaded = getattr(trainer, "loaded_epoch", args.load_epoch)
+        asked = None if isinstance(trainer, trainers.PromptTrainer) else args.load_epoch  # ours know what they loaded
+        loaded = getattr(trainer, "loaded_epoch", asked)
         return loaded, loaded
     trainer.train()
     if not is_trainable(trainer):

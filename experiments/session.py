@@ -51,6 +51,8 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ran
         cli_main(main, resumes, several_ranks=several_ranks)
         status = 0
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     for number in (signal.SIGINT, signal.SIGTERM):  # from here on there is nothing to interrupt
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -6,8 +6,9 @@ variables: WANDB_MODE=offline, WANDB_PROJECT, MLFLOW_TRACKING_URI, MLFLOW_EXPERI
 
 import json
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from common.errors import UsageError
+from common.errors import UsageError, one_line
 
 from .configuration import flatten
 from .results import FILE as RESULTS
@@ -100,7 +101,8 @@ TRACKERS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow"
 def check_trackers(names: list[str]) -> None:
     """Raise UsageError for a tracker whose package is not installed."""
     for name in names:
-        if find_spec(name) is None:
+        found = find_spec(name)
+        if found is None or found.origin is None:  # None: a folder of this name, such as wandb's own
             what = f"--report-to {name}: the package {name} is not installed"
             raise UsageError(what, "run `pip install -r requirements-trackers.txt`")
 
@@ -115,26 +117,45 @@ def report_thread(failure: Any) -> None:
 def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
     """Send the scalars of a trainer to trackers and, at the end, what the run has left in its folder.
 
-    Without `names`, keys of TRACKERS, nothing changes: the trainer opens TensorBoard itself.
+    Without `names`, keys of TRACKERS, nothing changes: the trainer opens TensorBoard itself. A tracker that fails gets
+    nothing more until the end of the run.
+
+    Raises:
+        UsageError: a tracker cannot start.
     """
-    trackers = [TRACKERS[name](cfg) for name in names]
+    started: dict[str, Any] = {}
+    failed: set[str] = set()
+
+    def attempt(name: str, call: Callable, *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:  # noqa: BLE001 - of any kind: no tracker costs a run
+            if name not in failed:
+                print(f"{name} has failed ({one_line(error)}): the run continues without it", file=sys.stderr)
+            failed.add(name)
 
     def add_scalar(tag: str, value: float, global_step: int) -> None:
-        for tracker in trackers:
-            tracker.add_scalar(tag, value, global_step)
+        for name in started.keys() - failed:
+            attempt(name, started[name].add_scalar, tag, value, global_step)
 
-    if trackers:  # `init_writer` then opens no other, and closes none before `finish`
-        trainer.report_to(SimpleNamespace(add_scalar=add_scalar, close=lambda: None))
     folder, results = Path(cfg.OUTPUT_DIR), None
     before, threading.excepthook = threading.excepthook, report_thread
     try:
+        for name in names:
+            try:
+                started[name] = TRACKERS[name](cfg)
+            except Exception as error:
+                what = f"--report-to {name}: it cannot start ({one_line(error)})"
+                raise UsageError(what, "see its documentation, or leave it out") from error
+        if names:  # `init_writer` then opens no other, and closes none before `finish`
+            trainer.report_to(SimpleNamespace(add_scalar=add_scalar, close=lambda: None))
         yield
-        if trackers:
+        if names:
             results = json.loads((folder / RESULTS).read_text())
     finally:
         threading.excepthook = before
         files = {folder / name: "" for name in FILES if (folder / name).is_file()}
         for name in trainer.get_model_names():
             files |= {file: name for file in sorted((folder / name).glob("model*")) if file.is_file()}
-        for tracker in trackers:
-            tracker.finish(results, files)
+        for name, tracker in started.items():
+            attempt(name, tracker.finish, results, files)

@@ -16,7 +16,7 @@ import trainers
 from clip import tokenize
 from clip.random_weights import random_tensor
 from common.start import ROOT
-from experiments.configuration import extend_cfg, merge_pairs
+from experiments.configuration import extend_cfg
 from trainers.base.feature_trainer import FeatureTrainer
 
 
@@ -59,7 +59,7 @@ def make_cfg(trainer: str, root: Path, backbone: Path, output: Path, *overrides)
         "SEED": 1,
     }
     pairs |= dict(zip(overrides[::2], overrides[1::2], strict=True))
-    merge_pairs(cfg, [item for pair in pairs.items() for item in pair])
+    cfg.merge_from_list([item for pair in pairs.items() for item in pair])
     cfg.freeze()
     return cfg
 

@@ -18,7 +18,7 @@ from experiments.studies.render import Table, build_tables
 from experiments.studies.spec import Run, Study, Variant
 from experiments.studies.tables import Summary
 
-TIMES = ("train_seconds", "test_seconds", "date")
+TIMES = ("train_seconds", "test_seconds", "date", "checkpoint_sha256")
 
 
 def finish(run: Run, accuracy: float, **measured) -> None:

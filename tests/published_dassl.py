@@ -181,6 +181,8 @@ class TrainerX:
             print(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch_idx + 1}/{self.num_batches}] {losses}")
 
     def after_epoch(self):
+        if self.cfg.TEST.FINAL_MODEL == "best_val":
+            self.test(split="val")
         if self.epoch + 1 == self.max_epoch:
             self.save_model(self.epoch, self.output_dir)
 
@@ -191,7 +193,7 @@ class TrainerX:
     def test(self, split=None):
         self.set_model_mode("eval")
         self.evaluator.reset()
-        for batch in self.test_loader:
+        for batch in self.val_loader if (split or self.cfg.TEST.SPLIT) == "val" else self.test_loader:
             images, labels = self.parse_batch_test(batch)
             self.evaluator.process(self.model_inference(images), labels)
         return next(iter(self.evaluator.evaluate().values()))

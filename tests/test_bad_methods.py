@@ -248,10 +248,20 @@ def test_a_random_text_is_read_in_every_step(own):
 
 
 def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat, tiny, tmp_path):
-    file = tmp_path / "own.yaml"
-    for section, count in {"MPL": 1, "COOP": 0}.items():
-        file.write_text(f"_BASE_: {ROOT}/configs/trainers/small.yaml\nTRAINER:\n  {section}:\n    PREC: fp32\n")
-        options = ["--no-train", "--trainer", "CoOp", "--config-file", file]
-        ended = launch(*arguments(eurosat, tiny, tmp_path / section, options=options))
-        line = f"{file} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
+    """The sections of its bases count, and its ending does not: a Python file was executed."""
+    small = f"_BASE_: {ROOT}/configs/trainers/small.yaml\n"
+    mpl, coop = (f"TRAINER:\n  {section}:\n    PREC: fp32\n" for section in ("MPL", "COOP"))
+    files = {  # {name: (content, how often the line is printed)}
+        "own.yaml": (small + mpl, 1),
+        "coop.YAML": (small + coop, 0),
+        "below.conf": ("_BASE_: own.yaml\n", 1),
+        "both": ("_BASE_: coop.YAML\n" + mpl, 0),
+        "code.py": (f'_BASE_: "own.yaml"\nOUTPUT_DIR: open("{tmp_path}/made", "w")\n', 1),  # YAML and Python
+    }
+    for name, (content, count) in files.items():
+        (tmp_path / name).write_text(content)
+        options = ["--no-train", "--trainer", "CoOp", "--config-file", tmp_path / name]
+        ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=options))
+        line = f"/{name} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
         assert (ended.status, ended.printed.count(line)) == (0, count), ended
+    assert not (tmp_path / "made").exists()

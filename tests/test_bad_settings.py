@@ -78,6 +78,8 @@ def test_setting(case, refused, eurosat, tiny, tmp_path):
         (["--resume", "docs"], "docs holds no run: give the output folder of a run by --resume"),
         (["--model-dir", "docs"], "--model-dir has no use in training: add --eval-only"),
         (["--load-epoch", 3], "--load-epoch has no use in training: add --eval-only"),
+        (["--load-epoch", 3, "--eval-only"], "--load-epoch has no use without --model-dir: name the run"),
+        (["--seed", -1, "--resume", "seed{seed}"], "a folder has {seed} in its path, and there is no --seed: give"),
     ],
 )
 def test_option(option, words, refused, eurosat, tiny, tmp_path):

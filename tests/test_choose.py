@@ -247,10 +247,18 @@ def test_a_study_from_trials_to_tables(executed, launch):
     for card in (base["data_use"], new["data_use"]):
         (record,) = card["choose"]
         assert record.items() >= expected.items() and record["test_images"] == record["images"] == 12
-        assert card["settings"]["a choice"] == ["OPTIM.LR"] and str(card["settings"]).count("OPTIM.LR") == 1
+        assert card["settings"]["a choice"] == ["OPTIM.LR"] and str(card["settings"]).count("'OPTIM.LR'") == 1
     again = [*study.runs()[0].arguments, "OUTPUT_DIR", study.output / "again", "TEST.SELECT_ON_TEST", False]
     (error,) = launch(*again).errors
     assert "chosen on 12 images, all of them test images of EuroSAT (base classes): leave out --chosen, or" in error
+    first, second = (list(run.arguments) for run in study.runs())
+    without = first.index("--chosen")
+    assert launch(*first[:without], *first[without + 2 :], "OUTPUT_DIR", study.output / "plain").status == 0
+    second[second.index("--model-dir") + 1] = study.output / "plain"  # which was learned without the choice
+    second += ["OUTPUT_DIR", study.output / "test"]
+    assert "leave out --chosen" in launch(*second, "TEST.SELECT_ON_TEST", False).error
+    assert launch(*second).status == 0
+    assert read_results(study.output / "test")["data_use"]["choose"] == new["data_use"]["choose"]
     _, printed = executed("tables", **BY_TEST)
     assert f"| CoOp {MARK} | LR {best} (of 2) |" in printed and f"| CoOp | {trials[best]:.2f} {MARK} |" in printed
 

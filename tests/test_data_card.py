@@ -9,6 +9,7 @@ import torch
 from drawn import results
 
 import trainers
+from common.start import ROOT
 from trainers.base.data_use import METHOD_KINDS
 from trainers.linear_probe import TRIALS, search
 
@@ -34,8 +35,11 @@ def digest(root, part, names):
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_card_of_a_training_run(run, eurosat):
-    found = card(run("out", "DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", 2))
+def test_card_of_a_training_run(run, eurosat, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"_BASE_: {ROOT}/configs/trainers/MPL/vit_b4_c1_add2_rm1.yaml\n")
+    settings = ("DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.NUM_SHOTS", 2)
+    found = card(run("out", *settings, options=["--config-file", file]))
     of_images = {"dataset": "EuroSAT", "classes": "base", "class_names": 3}
     (fit,) = found["fit"]
     assert len(fit.pop("sha256")) == 64
@@ -44,7 +48,8 @@ def test_card_of_a_training_run(run, eurosat):
     assert found["test"] == test | {"evaluations": 1}
     origins = {key: origin for origin, keys in found["settings"].items() for key in keys}
     assert origins["DATASET.NUM_SHOTS"] == origins["SEED"] == origins["MODEL.BACKBONE.NAME"] == "command line"
-    assert origins["OPTIM.LR"] == "MPL/vit_b4_c1_add2_rm1.yaml" and origins["DATASET.NAME"] == "datasets/eurosat.yaml"
+    assert origins["OPTIM.LR"] == f"{tmp_path.name}/own.yaml"  # whose base has it
+    assert origins["DATASET.NAME"] == "datasets/eurosat.yaml"
     assert "OPTIM.MOMENTUM" not in origins  # a default
     everything = card(run("all", "DATASET.NUM_SHOTS", -1))["fit"][0]
     assert everything["images"] == 48 and everything["sha256"] == digest(eurosat, "train", 6)
@@ -67,6 +72,7 @@ def test_every_test_of_a_folder_is_counted(run, launch, eurosat, tiny, tmp_path)
     trained = run("trained")
     for number in (1, 2, 3):
         assert card(run("tested", options=evaluate(trained)))["test"]["evaluations"] == number
+    (tmp_path / "tested/results.json").unlink()  # which a run with other settings does not replace
     of_others = run("tested", "TEST.SPLIT", "val", options=evaluate(trained))
     assert card(of_others)["test"]["evaluations"] == 1
     assert card(run("trained"))["test"]["evaluations"] == 2

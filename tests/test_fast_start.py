@@ -59,6 +59,7 @@ def test_facts_are_kept_until_a_source_file_changes(ask, monkeypatch, tmp_path):
     source, facts, imported = tmp_path / "trainers/base/one.py", methods.registered(), []
     source.parent.mkdir(parents=True)
     monkeypatch.setattr(methods, "ROOT", tmp_path)
+    (source.parent / ".#one.py").symlink_to("user@host.4711")  # Emacs' lock of an edited file
     monkeypatch.setattr(methods, "registered", lambda: imported.append(1) or facts)
     kept = tmp_path / "trainers/__pycache__/methods.json"
     for number, change in enumerate((source, source, kept), start=1):  # its time or its size; a damaged file

@@ -107,7 +107,7 @@ def test_methods_differ_in_every_picture_also_in_grey():
     assert len(looks) == len(styles) > 20
 
 
-def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):
+def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command, monkeypatch):
     write(tmp_path / "run")
     (tmp_path / "data/images").mkdir(parents=True)
     for place in range(200):
@@ -121,6 +121,10 @@ def test_a_run_is_drawn_with_images_below_the_root_alone(tmp_path, command):
     assert thumbnail(root, "1.png").size == (8, 6)
     for path in ("../images/1.png", str(root.parent / "images2/1.png"), "none.png", "", "/etc/passwd"):
         assert thumbnail(root, path) is None
+    (tmp_path / "run/config.yaml").write_text("DATASET: {ROOT: ~/data}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command(inspecting, tmp_path / "run", "--output", tmp_path / "home").status == 0
+    assert (tmp_path / "home/predictions.html").read_text() == page
     (tmp_path / "run/config.yaml").write_text("DATASET: 3\n")
     assert command(inspecting, tmp_path / "run", "--output", tmp_path / "rootless").status == 0
     first, second = ((tmp_path / folder / "reliability.svg").read_bytes() for folder in ("out", "rootless"))

@@ -85,6 +85,7 @@ def test_other_figures_and_newest_log_of_a_restarted_run(runs, parse):
     cut = (root / "seed1/log.txt").read_text()[:100]
     (root / "seed1/log.txt").rename(root / "seed1/log.txt-2026-01-01-00-00-00")
     (root / "seed1/log.txt").write_text(cut)
+    (root / "seed1/log.txt-2025-12-31-23-59-59").write_text(TRAINING.format(70.0))  # copied last
     assert "* accuracy: 80.00%" in parse(root)
     assert "* macro_f1: 89.50%" in parse(root, "--keyword", "macro_f1")
     with pytest.raises(UsageError, match=r"log.txt that has \* f1"):

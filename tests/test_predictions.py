@@ -1,6 +1,7 @@
 """predictions.npz: what a test predicted, from which an independent computation gets the numbers of results.json."""
 
 import json
+import math
 import zipfile
 
 import numpy as np
@@ -83,10 +84,10 @@ def test_columns_are_those_of_the_images_and_their_logits(tested, eurosat):
 
 
 def test_first_class_agrees_with_accuracy_when_classes_tie():
-    logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
-    found = predictions.predictions_of(logits, torch.tensor([0, 2, 1]))
+    logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 3.0, 3.0], [5.0, -math.inf, -math.inf]])
+    found = predictions.predictions_of(logits, torch.tensor([0, 2, 1, 0]))
     assert found["classes"][:, 0].tolist() == logits.argmax(dim=1).tolist()
-    assert [sorted(row) for row in found["classes"].tolist()] == [[0, 1, 2]] * 3
+    assert [sorted(row) for row in found["classes"].tolist()] == [[0, 1, 2]] * 4
 
 
 def test_equal_tests_write_equal_bytes_and_no_logits(tested):

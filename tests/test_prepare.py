@@ -5,20 +5,21 @@ The published files come from a server on the loopback address: tests/published.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torchvision.datasets
+from archives import tar
 from PIL import Image
-from published import PACKED, change_file, listing
+from published import PACKED, all_below, change_file, files_below, listing
 from trees import NAMES, write_image
 
 from common.start import ROOT
 from datasets.preparing import sources
 from datasets.preparing.sources import downloadable, find
-
-SHARED = ROOT.parent / "shared/data"
+from experiments.scripts import command as scripts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,3 +178,70 @@ def test_fewshot_needs_only_the_split(prepare, publish, capsys, tmp_path):
     assert status == 0 and len(lines) == 4 * 2 + 4 * 1 and lines == below
     base = prepare("fewshot", "caltech101", "--seed", 2, "--shots", 2, "--classes", "base").printed.splitlines()
     assert base == lines[:4] + lines[8:10]
+
+
+# Manual downloads
+
+
+def test_imagenet_from_manual_downloads(prepare_fails, prepare, publish, monkeypatch, tmp_path):
+    publish("imagenet")
+    words = ["ILSVRC2012_img_val.tar, ILSVRC2012_img_train.tar, ILSVRC2012_devkit_t12.tar.gz"]
+    words += [
+        "https://image-net.org/download-images.php",
+        f"into {tmp_path}/data/imagenet, then: python tools/prepare.py",
+    ]
+    said = prepare_fails(["imagenet"], *words, mirror="")
+    assert said == "" and not (tmp_path / "data").exists()
+    given = tmp_path / "given"
+    given.mkdir()
+    for path, content in publish.server.files.items():
+        (given / Path(path).name).write_bytes(content)
+    (given / "ILSVRC2012_devkit_t12.tar.gz").rename(tmp_path / "kit")
+    prepare_fails(["imagenet", "--from", given], "put ILSVRC2012_devkit_t12.tar.gz (", mirror="")
+    kit = given / "ILSVRC2012_devkit_t12.tar.gz"
+    (tmp_path / "kit").rename(kit)
+    before = all_below(given)
+    assert prepare("imagenet", "--from", given, mirror="").status == 0
+    assert prepare("--check", "imagenet").status == 0 and all_below(given) == before
+
+
+def test_original_archives_of_stanford_cars_are_accepted(prepare, publish, monkeypatch, tmp_path):
+    made, folder = publish("stanford_cars"), tmp_path / "data/stanford_cars"
+    folder.mkdir(parents=True)
+    for file in downloadable()["stanford_cars"].files[1:3]:
+        place = file.name.removesuffix(".tgz")
+        path = tar(folder / file.name, {f"{place}/{name}": data for name, data in files_below(made / place).items()})
+        change_file(monkeypatch, "stanford_cars", file.name, bytes=path.stat().st_size, md5="")
+    assert prepare("stanford_cars").status == 0 and prepare("--check", "stanford_cars").status == 0
+    assert [path for path, _ in publish.server.requests] == ["/stanford_cars/split_zhou_StanfordCars.json"]
+
+
+# From the scripts
+
+
+REQUESTS = "mpl/base2new_train.sh eurosat 1", "any/reproduce.sh MPL base2new eurosat 1 weights"
+
+
+@pytest.mark.parametrize("wanted", ["1", ""])
+@pytest.mark.parametrize("script", REQUESTS)
+def test_scripts_prepare_their_dataset_on_request(script, wanted, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(scripts, "execute", lambda programs, **_: calls.extend(programs))
+    monkeypatch.setattr(scripts, "report", lambda runs: None)
+    for key, value in {"DATA": tmp_path, "OUT": tmp_path / "out", "PREPARE": wanted}.items():
+        monkeypatch.setenv(key, str(value))
+    name, *words = script.split()
+    scripts.main([str(ROOT / "scripts" / name), *words])
+    prepared = [["tools/prepare.py", "eurosat", "--root", str(tmp_path)]] if wanted else []
+    assert calls[:-1] == prepared and calls[-1][0] in ("train.py", "tools/reproduce.py")
+
+
+def test_docs_agree_with_the_dataset_classes():
+    cell = r"([\d,–]+)"
+    page = (ROOT / "docs/datasets.md").read_text()
+    rows = re.findall(rf"^\| `(\w+)` \| `([\w-]+)/` \| {cell} / {cell} / {cell} \| {cell} \|", page, re.MULTILINE)
+    numbers = {
+        name: (folder, tuple(int(n.replace(",", "").replace("–", "0")) for n in rest)) for name, folder, *rest in rows
+    }
+    classes = {name: source.dataset for name, source in downloadable().items()}
+    assert numbers == {name: (kind.dataset_dir, (*kind.counts, kind.n_classes)) for name, kind in classes.items()}

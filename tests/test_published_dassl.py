@@ -88,8 +88,10 @@ def test_train_py_of_a_user(method, published, deep, eurosat, tmp_path):
 def test_train_py_of_this_project(published, deep, eurosat, tmp_path):
     own = ["--trainer", "MPL", "--root", eurosat, "--output-dir", tmp_path / "out", "--seed", 1]
     files = ["--dataset-config-file", DATASET, "--config-file", published("MPL")]
-    done = run(ROOT / "train.py", deep, *files, *own)
+    done = run(ROOT / "train.py", deep, *files, *own, "TEST.FINAL_MODEL", "best_val")
     assert (done.returncode, error_lines(done.stderr)) == (0, [])
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert re.findall(r"accuracy: (\S+)%", done.stdout) == [f"{results['accuracy']:.1f}"]
-    assert (results["n_test"], results["epochs"]) == (24, 2)
+    assert re.findall(r"accuracy: (\S+)%", done.stdout)[-1] == f"{results['accuracy']:.1f}"
+    assert (results["n_test"], results["epochs"], results["data_use"]["test"]["evaluations"]) == (24, 2, 1)
+    tests = map(json.loads, (tmp_path / "out/tests.jsonl").read_text().splitlines())
+    assert [test["split"] for test in tests] == ["val", "val", "test"]

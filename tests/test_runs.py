@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -96,11 +97,34 @@ def test_a_finished_run_is_left_alone_and_only_if_it_is_this_one(launch, eurosat
     before = times(tmp_path / "run")
     again = launch(*argv)
     assert again.status == 0 and again.printed == f"Already done (delete {tmp_path / 'run'} to run it again)\n"
+    (tmp_path / "run/link").symlink_to(tmp_path)  # in which no run could start
+    again = launch(*arguments(eurosat, tiny, tmp_path / "run", options=["--skip-finished", "--quiet"]))
+    assert again.status == 0 and again.printed.startswith("MPL on EuroSAT 2 shots seed 1: ")
+    (tmp_path / "run/link").unlink()
+    before = times(tmp_path / "run")
     assert "OPTIM.MAX_EPOCH 2, this one has 3" in launch(*argv, "OPTIM.MAX_EPOCH", 3).error
     assert times(tmp_path / "run") == before
     for damaged in ("", '{"trainer": "MPL', "[]", "3"):
         (tmp_path / "run/results.json").write_text(damaged)
         assert launch(*argv).error.startswith(f"error: {tmp_path}/run/results.json is damaged")
+
+
+def test_a_finished_test_counts_for_its_own_checkpoint_only(run, launch, eurosat, tiny, tmp_path):
+    trained, other = run("trained", "TRAIN.CHECKPOINT_FREQ", 1), run("other", "SEED", 2)
+
+    def test(folder, *epoch):
+        options = ["--skip-finished", "--eval-only", "--model-dir", folder, *epoch]
+        return launch(*arguments(eurosat, tiny, tmp_path / "test", options=options))
+
+    assert test(trained, "--load-epoch", 1).status == 0
+    assert results(tmp_path / "test")["checkpoint_sha256"] == checksum(trained / LEARNED / "model.pth.tar-1")
+    assert test(trained, "--load-epoch", 1).printed.startswith("Already done")
+    holds = f"{tmp_path}/test holds a test of another checkpoint, of epoch 1, than"
+    for folder in (trained, other):
+        assert f"{holds} {folder}/{LEARNED}/model.pth.tar-2: choose another --output-dir" in test(folder).error
+    shutil.rmtree(trained)
+    assert test(trained, "--load-epoch", 1).printed.startswith("Already done")
+    assert f"{holds} epoch 2: choose" in test(trained, "--load-epoch", 2).error
 
 
 def half(folder):
@@ -152,12 +176,24 @@ def test_a_full_disk_costs_no_checkpoint(launch, half_done):
     assert ended.status == 0 and "Previous epoch: 1" in ended.printed
 
 
-def test_a_run_does_not_go_on_under_other_settings(launch, half_done):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_does_not_go_on_under_other_settings(resumed, launch, half_done, tmp_path):
     argv, folder = half_done
+    before, other = times(folder), ["RESUME", folder, "OUTPUT_DIR", tmp_path / "new"] if resumed else []
+    error = launch(*argv, "TRAINER.MPL.N_ADD_OP", 3, *other).error
+    assert f"{folder} holds a run with TRAINER.MPL.N_ADD_OP 2, this one has 3: " in error
+    assert ("resume it with its own settings" if resumed else "choose another --output-dir") in error
+    assert times(folder) == before and not (tmp_path / "new").exists()
+
+
+def test_results_without_checkpoints_are_not_replaced_by_others(run, launch, eurosat, tiny):
+    folder = run("zero", trainer="ZeroshotCLIP")
     before = times(folder)
-    error = launch(*argv, "TRAINER.MPL.N_ADD_OP", 3).error
-    assert "TRAINER.MPL.N_ADD_OP 2, this one has 3" in error and "choose another --output-dir" in error
+    classes = "DATASET.SUBSAMPLE_CLASSES"
+    error = launch(*arguments(eurosat, tiny, folder, classes, "base", trainer="ZeroshotCLIP")).error
+    assert f"{folder} holds a run with {classes} all, this one has base: choose another --output-dir" in error
     assert times(folder) == before
+    assert run("zero", trainer="ZeroshotCLIP") == folder  # again
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,9 @@ def test_training_keeps_the_epoch_that_the_published_test_loads(script):
 
 
 def test_published_prompts_are_tested_by_the_command_with_the_users_options(script, eurosat, deep, tmp_path):
-    _, (call,) = script("any/reproduce.sh", "maple", "few_shot", "eurosat", 2, "weights", "--workers", 3)
+    _, (call,) = script("any/reproduce.sh", "maple", "base2new", "eurosat", "1 2", "weights", SHOTS=16)
+    assert call[call.index("--seeds") + 1 :][:3] == ["1", "2", "--root"] and "--shots" not in call
+    _, (call,) = script("any/reproduce.sh", "maple", "few_shot", "eurosat", 2, "weights", "--workers", 3, SHOTS=4)
     assert call[:2] == ["tools/reproduce.py", "MaPLe"] and call[-2:] == ["--workers", "3"]
     assert option(call, "--checkpoints") == str(tmp_path / "weights")
     assert (option(call, "--root"), option(call, "--backbone")) == (str(eurosat), str(deep))
@@ -274,6 +276,9 @@ def test_help_names_the_origin_of_a_script(script):
     first, does, whose, note, *_ = ended.stdout.splitlines()
     assert first == "bash scripts/promptsrc/few_shot.sh DATASET SHOTS [EPOCHS] [KEY VALUE ...]"
     assert "PromptSRC's repository" in whose and "scripts/any/few_shot.sh PromptSRC" in note
+    assert "SHOTS  " in ended.stdout and "QUIET=1" in ended.stdout
+    ended, _ = script("any/reproduce.sh", "--help")  # which starts tools/reproduce.py
+    assert "PREPARE=1" in ended.stdout and "SHOTS  " not in ended.stdout and "QUIET=1" not in ended.stdout
 
 
 WRONG = [  # script, arguments, words of the line
@@ -282,7 +287,13 @@ WRONG = [  # script, arguments, words of the line
     ("mpl/base2new_train", ["eurosat", 1, 0], "EPOCHS is '0': give an integer from 1 on"),
     ("mpl/base2new_train", ["eurosat", 1, "OPTIM.LR"], "'OPTIM.LR' is not KEY VALUE ..."),
     ("mpl/base2new_train", ["eurosat", 1, "--seed", 3], "'--seed 3' is not KEY VALUE ..."),
+    (
+        "mpl/base2new_train",
+        ["eurosat", 1, "OUTPUT_DIR", "x"],
+        "OUTPUT_DIR is among the KEY VALUE pairs: name",
+    ),
     ("promptsrc/few_shot", ["eurosat", "many"], "SHOTS is 'many': give an integer"),
+    ("promptsrc/reproduce_few_shot", ["eurosat", "4 8", "w"], "SHOTS is '4 8': start the script once for each"),
     ("base2new_train", ["MPL", "eurosat", 1], "base2new_train.sh takes DATASET WEIGHT "),
     ("cocoop/xd_train", ["imagenet", 1], "with DATASET SEED: scripts/any/xd_train.sh CoCoOp"),
     ("any/base2new_train", ["MPLL", "eurosat", 1], "there is no method 'MPLL': did you mean MPL?"),

@@ -180,6 +180,9 @@ def test_one_line_reports_say_it(on_imagenet, command):
         assert sum(line.endswith(" (selected on test images)") for line in printed[:-1]) == marks
         assert printed[-1].startswith("Harmonic mean: ") and printed[-1].endswith("% (selected on test images)")
     assert "selected" not in command(base2new, clean).printed
+    content = json.loads((base / FILE).read_text()) | {"seed": 2, "shots": 4}
+    (base / FILE).write_text(json.dumps(content))
+    assert command(base2new, base, new).printed.splitlines()[-1] == "No harmonic mean: shots, seed of these runs differ"
     content = json.loads((new / FILE).read_text())
     del content["data_use"], content["tested_epoch"]  # those of earlier versions
     (new / FILE).write_text(json.dumps(content))

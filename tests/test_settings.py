@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.schema import Accepts
 from common.start import ROOT
 from experiments.arguments import parse_arguments
-from experiments.configuration import extend_cfg, merge_pairs, setup_cfg
+from experiments.configuration import extend_cfg, setup_cfg
 from trainers.base.compat import other_methods
 from trainers.base.settings import MethodSettings, PerLayer, settings_from
 
@@ -152,7 +152,7 @@ def test_short_form(registered):
     assert (short.section(), short.config_folder, short.learns) == ("SHORT", "Short", True)
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    merge_pairs(cfg, ["TRAINER.SHORT.DEPTH", "5"])
+    cfg.merge_from_list(["TRAINER.SHORT.DEPTH", "5"])
     assert short.settings_of(cfg).DEPTH == 5
 
 

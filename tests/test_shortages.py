@@ -87,8 +87,11 @@ def execute(code):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("end", "status"), [("pass", 0), ("sys.exit(3)", 3), ("raise ValueError", 1)])
-def test_a_command_ends_with_its_status_after_all_output_and_handlers(end, status):
+ENDS = [("pass", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit('why')", 1, "why"), ("raise ValueError", 1, "ValueError")]
+
+
+@pytest.mark.parametrize(("end", "status", "error"), ENDS)
+def test_a_command_ends_with_its_status_after_all_output_and_handlers(end, status, error):
     done = execute(f"""
 def main():
     atexit.register(print, "handler")
@@ -99,7 +102,7 @@ def main():
 run_command(main)
 """)
     assert (done.returncode, done.stdout) == (status, "output\nthread\nhandler\n")
-    assert ("ValueError" in done.stderr) == (status == 1)
+    assert done.stderr.strip().endswith(error) and bool(done.stderr) == bool(error)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -24,7 +24,7 @@ def recorded(monkeypatch):
         add_scalar=lambda *scalar: calls.append(scalar), finish=lambda *ended: calls.append(("finish", *ended))
     )
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda cfg: calls.append(("cfg", cfg)) or made)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace(origin=name))
     return calls
 
 
@@ -54,6 +54,23 @@ def test_tracker_that_cannot_start_costs_no_results(launch, run, eurosat, tiny, 
     assert (folder / "results.json").read_bytes() == before and (folder / "predictions.npz").exists()
 
 
+def test_a_tracker_that_fails_costs_neither_the_run_nor_other_trackers(
+    recorded, launch, eurosat, tiny, monkeypatch, tmp_path
+):
+    def fail(*arguments):
+        raise ConnectionError("no server")
+
+    failing = SimpleNamespace(add_scalar=fail, finish=fail)
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", lambda cfg: failing)
+    ended = launch(*arguments(eurosat, tiny, tmp_path / "run", options=["--report-to", "mlflow,wandb"]))
+    assert ended.status == 0 and ended.errors == ["mlflow has failed (no server): the run continues without it"]
+    assert recorded[-1][:2] == ("finish", results(tmp_path / "run"))
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", fail)
+    error = launch(*arguments(eurosat, tiny, tmp_path / "other", options=["--report-to", "wandb,mlflow"])).error
+    assert error.startswith("error: --report-to mlflow: it cannot start (no server)")
+    assert recorded[-1][:2] == ("finish", None)
+
+
 def test_failed_run_has_no_results(recorded, launch, eurosat, tiny, tmp_path):
     rates = ("OPTIM.LR", 1000.0, "OPTIM.WEIGHT_DECAY", 1000.0)
     error = launch(*arguments(eurosat, tiny, tmp_path / "run", *rates, options=["--report-to", "wandb"])).error
@@ -67,9 +84,10 @@ def test_unknown_tracker_and_missing_package(launch, refused, eurosat, tiny, tmp
         ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", given]))
         assert ended.status == 2
         assert f"there is no tracker {unknown!r}: give some of tensorboard,wandb,mlflow" in ended.errors[-1]
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     argv = arguments(eurosat, tiny, tmp_path / "out", options=["--report-to", "mlflow"])
-    refused(argv, "the package mlflow is not installed", "pip install -r requirements-trackers.txt")
+    for found in (None, SimpleNamespace(origin=None)):  # the second: a folder of that name
+        monkeypatch.setattr(trackers, "find_spec", lambda name, found=found: found)
+        refused(argv, "the package mlflow is not installed", "pip install -r requirements-trackers.txt")
 
 
 @pytest.mark.thorough

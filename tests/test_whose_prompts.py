@@ -64,7 +64,7 @@ HOLDS = (
     ("folder", "options", "words"),
     [
         ("b", ["--eval-only", "--model-dir", "a"], "has prompts for other weights: SHA-256"),
-        ("b", ["--resume", "a"], "the run to resume has prompts for other weights"),
+        ("b", ["--resume", "a"], HOLDS.replace("{run}", "a")),
         ("a", [], HOLDS),
         ("a", ["--skip-finished"], HOLDS),
     ],
@@ -166,6 +166,19 @@ def test_a_study_refuses_results_of_other_weights(study_file, backbone):
     assert collect_results(study)
     other_weights(backbone)
     with pytest.raises(UsageError, match=f"other weights: {backbone} had SHA-256"):
+        collect_results(study)
+
+
+def test_a_study_refuses_a_test_of_another_checkpoint(study_file):
+    study = load(study_file("out", protocols=["base2new"], trainers={"CoOp": "small"}))
+    training, test = study.runs()
+    (training.folder / "prompt_learner").mkdir(parents=True)
+    file = training.folder / "prompt_learner/model.pth.tar-3"
+    file.write_bytes(b"of an earlier training run")
+    finish(test, 50.0, checkpoint_sha256=checksum(file), tested_epoch=3)
+    assert collect_results(study)
+    file.write_bytes(b"of another one")
+    with pytest.raises(UsageError, match=f"{test.folder} holds a test of another checkpoint, of epoch 3, than {file}"):
         collect_results(study)
 
 

@@ -74,7 +74,9 @@ def help_text(name: str, script: Script) -> str:
     lines += ['SEED can be several: "1 2 3".'] if "SEED" in script.form.split() else []
     lines += ["EPOCHS: how many to train, or the one to test."] if "EPOCHS" in script.usage else []
     variables = [f"  {key:13} (default: {value})" for key, value in script.variables.items()]
-    return "\n".join([*lines, "", ENVIRONMENT, *variables])
+    unread = ("SHOTS", "QUIET", "REPORT_TO") if script.steps == "reproduce" else ()
+    read = [line for line in ENVIRONMENT.splitlines() if not line.strip().startswith(unread)]
+    return "\n".join([*lines, "", *read, *variables])
 
 
 def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
@@ -97,6 +99,8 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
             choose(values["CFG"], [file.stem for file in config_files(script.method or values["METHOD"])], "YAML file")
         if script.steps != "reproduce" and (len(rest) % 2 or any(key.startswith("-") for key in rest[::2])):
             raise UsageError(f"{' '.join(rest)!r} is not KEY VALUE ...")
+        if script.steps != "reproduce" and "OUTPUT_DIR" in rest[::2]:
+            raise UsageError("OUTPUT_DIR is among the KEY VALUE pairs", "name the folder of all results by OUT=FOLDER")
     except UsageError as error:
         raise UsageError(f"{usage}: {error}", script.note) from error
     here = Path() if Path.cwd() == ROOT else Path.cwd()  # the user's relative paths; the defaults are in ROOT

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_trained(runs)
     if is_set("PREPARE"):
-        datasets = dict.fromkeys(run.dataset for run in runs)
+        datasets = dict.fromkeys(run.dataset for run in runs) or [call.values["DATASET"]]
         execute(["tools/prepare.py", dataset, "--root", str(call.data)] for dataset in datasets)
     execute(programs)
     report(runs)
@@ -137,8 +137,10 @@ def reproduce(call: Call) -> list[str]:
     """The call of tools/reproduce.py of a script that tests published prompts."""
     script, values = call.script, call.values
     protocol = values.get("PROTOCOL", script.protocol)
-    number = values.get("SHOTS") or values["SEED"]
+    number = values["SHOTS" if "SHOTS" in script.form else "SEED"]
     few_shot = protocol == "few_shot"
+    if few_shot and " " in number:
+        raise UsageError(f"SHOTS is {number!r}", "start the script once for each number of images")
     chosen = ["--seeds", *map(str, SEEDS), "--shots", number] if few_shot else ["--seeds", *number.split()]
     cfg = call.cfg or script.cfg
     epoch = script.epoch if not call.cfg and call.backbone != "small" else None

@@ -20,16 +20,19 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
         runs: by default those of the comparison, without trials.
 
     Raises:
-        UsageError: one is damaged, or a folder holds a run with other settings than the study's.
+        UsageError: one is damaged, or a folder holds a run with other settings or prompts than the study's.
     """
     from ..configuration import setup_cfg  # these import torch, which `Progress` does not need
-    from ..output_folder import check_same_settings
+    from ..output_folder import check_same_prompts, check_same_settings
 
     results = {}
     for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
         found = read_results(run.folder)
         if found is not None:
-            check_same_settings(setup_cfg(parse_arguments(list(run.arguments))), finished=True)
+            args = parse_arguments(list(run.arguments))
+            cfg = setup_cfg(args)
+            check_same_settings(cfg, finished=True)
+            check_same_prompts(args, cfg)
             results[run] = found
     return results
 

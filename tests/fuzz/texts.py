@@ -80,7 +80,7 @@ def config(rng: Random) -> Case:
     method = rng.choice([*METHODS, "ZeroshotCLIP"])
     tree = SETTINGS | {"TRAINER": {method.upper(): {"PREC": "fp32"}}}
     argv = train(method, options=["--no-train", "--config-file", "config.yaml"])
-    use = rng.randrange(6)
+    use = rng.randrange(7)
     case = Case("train", argv, {"config.yaml": as_yaml(tree).encode()})
     if use < 3:
         case.files["config.yaml"] = changed_yaml(rng, tree)
@@ -91,6 +91,11 @@ def config(rng: Random) -> Case:
         case.argv += ["SEED", "1"]
         case.argv[argv.index("--dataset-config-file") + 1] = "dataset.yaml"
         case.files["dataset.yaml"] = changed_yaml(rng, {"DATASET": {"NAME": "EuroSAT", "TEMPLATE": "a photo of a {}."}})
+    elif use == 5:  # YAML and Python at once, under any name
+        name = rng.choice(("config", "config.py", "config.PY", "config.yml", "config.yaml.bak", "config.py.yaml"))
+        case.argv[case.argv.index("config.yaml")] = name
+        code = rng.choice(("open('../outside/made', 'w')", "__import__('os').system('touch ../outside/made')", "1 / 0"))
+        case.files[name] = f"_BASE_: 'config.yaml'\nOUTPUT_DIR: {code}\n".encode()
     else:
         case = Case("train", train("CoOp", output="run", options=["--skip-finished"]))
         case.files = {"run/config.yaml": changed_yaml(rng, yaml.safe_load(content("runs/CoOp/config.yaml")))}

@@ -153,6 +153,20 @@ def test_resume_from_another_folder_takes_over_its_best_epoch(root, tmp_path, ke
     assert trainer.loaded_epoch == load_checkpoint(new)["epoch"] == (best if kept else 3)
 
 
+@pytest.mark.slow
+def test_a_run_that_resumed_another_one_resumes_its_own_epochs(root, tmp_path):
+    full = make_trainer(root, tmp_path / "full")
+    full.train()
+    end = draw()
+    cut_off(make_trainer(root, tmp_path / "old"), epoch=1, batch_idx=0)
+    resume = ("RESUME", str(tmp_path / "old"))
+    cut_off(make_trainer(root, tmp_path / "new", *resume), epoch=2, batch_idx=0)
+    trainer = make_trainer(root, tmp_path / "new", *resume)
+    trainer.train()
+    assert trainer.start_epoch == 2 and draw() == end
+    assert_same_folders(*(tmp_path / run / "prompt_learner" for run in ("full", "new")))
+
+
 @TRAINER_REGISTRY.register(force=True)
 class TwoModels(TinyPrompt):
     """A trainer with a second registered model."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP, current_ranks, weights_sha256
 from common.errors import UsageError
+from common.files import checksum
 from common.version import __version__, source
 
 from .build import without_training
@@ -32,6 +34,7 @@ class LearnedPrompts(Method):
     of_learned_classes: ClassVar[tuple[str, ...]] = ()
     model: PromptedCLIP
     loaded_epoch: int
+    loaded_sha256: str
 
     def __init__(self, cfg: CfgNode):
         self.inherited_choices: list[Choice] | None = []  # behind prompts that were loaded; None: they do not say
@@ -78,6 +81,11 @@ class LearnedPrompts(Method):
             "version": __version__,
         }
 
+    @classmethod
+    def checkpoint_in(cls, directory: str, epoch: int | None) -> str:
+        """Path of the checkpoint that `load_model` loads; UsageError if there is none."""
+        return find_checkpoint(directory, cls.saved_as, epoch, cls.__name__, cls.published_file)
+
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load learned prompts from a checkpoint of this project or of the published code, at any class count.
 
@@ -92,13 +100,14 @@ class LearnedPrompts(Method):
             print("Note that load_model() is skipped as no pretrained model is given")
             return
         current_ranks().objects(None)  # rank 0 may have written it just now
-        path = find_checkpoint(directory, self.saved_as, epoch, type(self).__name__, self.published_file)
+        path = self.checkpoint_in(directory, epoch)
         checkpoint = load_checkpoint(path)
         if os.path.basename(path) == self.published_file:
             checkpoint = self.of_published_file(checkpoint, path)
         if not is_checkpoint(checkpoint):
             raise UsageError(f"{path} is not a checkpoint of a training run", "check --model-dir", path)
         self.load_prompts(checkpoint, path)
+        self.loaded_sha256 = checksum(Path(path))
         if type(self.model.prompt_learner).image is not PromptLearner.image:
             kind = "learned" if self.model.classes_learned else "new"
             print(f"Images are read as those of {kind} classes")

@@ -221,6 +221,11 @@ class PromptTrainer(LearnedPrompts):
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
         super().set_model_mode(mode, names)
 
+    def test(self, split: str | None = None) -> float:
+        validates = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
+        self.test_split = "val" if validates else "test"  # the published Dassl keeps no record
+        return super().test(split)
+
     def test_outputs(self, loader: Any) -> Outputs:
         """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
 

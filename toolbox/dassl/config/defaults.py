@@ -28,7 +28,7 @@ WARMUPS = ("constant", "linear")
 OPTIONS = {  # name: (default, what it accepts)
     "VERSION": (1, COUNT),  # of the form of the files
     "OUTPUT_DIR": ("./output", TEXT),  # log, checkpoints and TensorBoard events
-    "RESUME": ("", TEXT),  # folder of the run to resume; empty: the run in OUTPUT_DIR, if there is one
+    "RESUME": ("", TEXT),  # folder of a run to resume, unless OUTPUT_DIR has checkpoints
     "SEED": (-1, Integer(-1, 2**32 - 1, "-1: not seeded")),  # of sampled images, initial values and the order of images
     "CACHE": ("", TEXT),  # folder for what is computed once for many runs; empty: nothing is kept
     "CACHE_GB": (20.0, GIGABYTES),  # size limit of each kind of file in it, in gigabytes

@@ -87,7 +87,8 @@ class SimpleTrainer(TrainerBase):
                 loader.stop_workers()
 
     def before_train(self):
-        directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
+        begun = all(map(newest_checkpoint, self._model_folders()))  # perhaps by resuming the run in RESUME
+        directory = self.cfg.OUTPUT_DIR if begun else self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
         if self.start_epoch > self.max_epoch:
             raise UsageError(
