@@ -75,6 +75,18 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
     assert (best["epoch"], best["val_result"]) == (2, 60.0)
 
 
+def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
+    """Those of the adaptative variant change after each epoch; a resumed run began with the first ones."""
+    options = "TRAINER.CLAP.CONSTRAINT", "l2_adaptative", "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 3
+    whole = make("CLAP", *options)
+    whole.train()
+    (tmp_path / "run/adapter/model.pth.tar-6").unlink()
+    (tmp_path / "run/adapter/checkpoint").write_text("model.pth.tar-3\n")
+    resumed = make("CLAP", *options)
+    resumed.train()
+    assert resumed.start_epoch == 3 and differing(prompts_of(whole), prompts_of(resumed)) == []
+
+
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
