@@ -26,6 +26,23 @@ def words_of(trainer, words):
     return trainer.model.clip.token_embedding(ids[1 : 1 + len(words.split())])
 
 
+@pytest.mark.parametrize(
+    ("settings", "new"),
+    [
+        (("LINEAR_PROBE", False), {"linear_probe_proj"}),
+        (("TYPE", "similarity"), {"film_lp_img", "film_lp_text"}),
+        (("LINEAR_PROBE", False, "TYPE", "similarity"), set()),
+    ],
+)
+def test_ablations_of_dept_have_no_unused_parameters(settings, new, build):
+    """ProGrad's second gradient was a traceback with them."""
+    trainer = build("DePT+ProGrad", "base", *settings)
+    step(trainer)
+    gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    assert {name.partition(".")[0] for name in gradients} == {"prompt_learner"} | new
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("words", [True, "a photo of a"])
 def test_kgcoop_starts_from_words(words, build):
     trainer = build("KgCoOp", "base", "CTX_INIT", words)
