@@ -128,7 +128,8 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
         ),
     },
     "MMA": {OTHERWISE: (Recipe("vit_b16_ep5_imnet", datasets=("imagenet",)), Recipe("vit_b16_ep5"))},
-    "LoCoOp": {  # the authors' 200 classes are a fifth of ImageNet's
+    "LoCoOp": {  # the authors' 200 classes are a fifth of ImageNet's 1,000; its base classes are 500
+        "base2new": (Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),),
         OTHERWISE: (
             Recipe("vit_b16_ep50", datasets=("imagenet",)),
             Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),
