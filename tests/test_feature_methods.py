@@ -132,6 +132,8 @@ def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch)
 def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
     whats = [choice["what"] for choice in make("TipAdapter").choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
+    half = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, output="half")
+    assert [(choice["what"], choice["trials"]) for choice in half.choices] == [(whats[1], 200)]  # of 4,000 cells
     given = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0, output="given")
     given.dm.dataset._val = None
     assert given.choices == []
