@@ -49,6 +49,14 @@ def test_kgcoop_starts_from_words(words, build):
     assert torch.equal(trainer.model.prompt_learner.ctx, words_of(trainer, "a photo of a"))
 
 
+@pytest.mark.parametrize(("method", "vectors"), [("CoOp", 4), ("CoCoOp", 4), ("ProGrad", 16)])
+def test_an_n_ctx_that_words_replace_is_named(method, vectors, build, capsys):
+    trainer = build(method, "base", "CTX_INIT", "a photo of a", "N_CTX", 16)
+    assert len(trainer.model.prompt_learner.ctx) == vectors
+    line = f"4 context vectors, one for each word of CTX_INIT: TRAINER.{method.upper()}.N_CTX 16 is not used\n"
+    assert (line in capsys.readouterr().out) == (vectors == 4)
+
+
 @pytest.mark.parametrize("method", ["KgCoOp", "CoCoOp", "ProGrad"])
 def test_context_starts_at_random_without_words(method, build):
     for none in (False, ""):
