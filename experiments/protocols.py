@@ -72,7 +72,7 @@ SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 
 # Methods that use one YAML file in all protocols, also if a user adds others.
 ONE_FILE = dict.fromkeys(("ZeroshotCLIP", "LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter"), "vit_b16")
-ONE_FILE |= dict.fromkeys(("LPPlusPlus", "GDA", "CLIPLoRA", "TPT", "CTPT", "MTA", "ZERO"), "vit_b16")
+ONE_FILE |= dict.fromkeys(("LPPlusPlus", "GDA", "TPT", "CTPT", "MTA", "ZERO"), "vit_b16")
 ONE_FILE |= dict.fromkeys(("ZSLP", "CLAP"), "SGD_lr1e-1_B256_ep300")
 ONE_FILE |= dict.fromkeys(("KgCoOp", "TCP"), "vit_b16_ep100_ctxv1")
 ONE_FILE |= dict.fromkeys(("CoCoOp", "DePT+CoCoOp"), "vit_b16_c4_ep10_batch1_ctxv1")
@@ -128,11 +128,16 @@ RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
         ),
     },
     "MMA": {OTHERWISE: (Recipe("vit_b16_ep5_imnet", datasets=("imagenet",)), Recipe("vit_b16_ep5"))},
-    "LoCoOp": {  # the authors' 200 classes are a fifth of ImageNet's
+    "LoCoOp": {  # the authors' 200 classes are a fifth of ImageNet's 1,000; its base classes are 500
+        "base2new": (Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),),
         OTHERWISE: (
             Recipe("vit_b16_ep50", datasets=("imagenet",)),
             Recipe("vit_b16_ep50", ("TRAINER.LOCOOP.TOPK", "0.2")),
-        )
+        ),
+    },
+    "CLIPLoRA": {
+        "few_shot": (Recipe("vit_b16"), Recipe("small", ("OPTIM.MAX_EPOCH", "10"), shots=(1,))),  # it has 10 steps
+        OTHERWISE: (Recipe("vit_b16"),),
     },
     "MPL": {
         # The authors' script. Their repository also has vit_b4_c1_add2_rm1_cross_datasets, which no script names.
@@ -159,7 +164,7 @@ def recipe(method: str, protocol: str, dataset: str = "", shots: int = 16, cfg: 
     small = [name for name in SMALL[protocol == "cross_dataset" :: -1] if name in names]
     others = [name for name in names if name not in SMALL]
     if small and (backbone == "small" or not others):
-        return Recipe(small[0])
+        return next((each for each in fitting if each.cfg == small[0]), Recipe(small[0]))
     if fitting:
         return fitting[0]
     if protocol in names or len(others) == 1:

@@ -13,6 +13,7 @@ from dassl.utils import set_random_seed
 from drawn import make_cfg
 from learned import NAMES, OPTIONS, own_test, rows_of
 
+from clip import tokenize
 from common.errors import UsageError
 from experiments.output_folder import check_same_settings
 from inference import export, predict
@@ -226,6 +227,14 @@ def test_unfit_start_gives_an_error_of_one_line(learned, own, words, tune):
 def test_context_without_words_or_start_is_refused(make):
     with pytest.raises(UsageError, match="CTX_INIT is empty, and no context is given"):
         outputs(make("TPT", CTX_INIT=""))
+
+
+def test_class_names_stand_where_the_words_have_cls(make):
+    prompts = (trainer := make("TPT", CTX_INIT="a_photo_of_a_[CLS]_texture")).model.prompt_learner
+    assert prompts.ctx.shape[0] == 5
+    assert torch.equal(prompts.ids.cpu(), tokenize([f"a photo of a {name} texture." for name in trainer.class_names]))
+    with pytest.raises(UsageError, match=r"TRAINER.TPT.CTX_INIT is '\[CLS\]': give words"):
+        make("TPT", CTX_INIT="[CLS]")
 
 
 def test_several_ranks_are_refused(make):

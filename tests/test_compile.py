@@ -52,11 +52,15 @@ def test_compiled_towers_train_and_predict_the_same(build, graphs, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("key", "needs"),
-    [("COMPILE", "a GPU, Triton and the fast towers"), ("CUDA_GRAPHS", "a GPU, and a run on one device")],
+    ("method", "key", "needs"),
+    [
+        ("CoOp", "COMPILE", "a GPU, Triton and the fast towers"),
+        ("CoOp", "CUDA_GRAPHS", "a GPU, and a run on one device"),
+        ("CLIPAdapter", "CUDA_GRAPHS", "images, and CLIPAdapter learns from their features"),
+    ],
 )
-def test_what_needs_a_gpu_is_ignored_with_a_note(build, capsys, key, needs):
-    trainer = build("CoOp", options=(f"MODEL.{key}", True))
+def test_what_cannot_be_used_is_ignored_with_a_note(build, capsys, method, key, needs):
+    trainer = build(method, options=(f"MODEL.{key}", True))
     assert f"MODEL.{key} is ignored: it needs {needs}\n" in capsys.readouterr().out
     assert trainer.model.towers is TOWERS["fast"] and trainer.passes == trainer.both_passes
 

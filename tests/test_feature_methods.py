@@ -75,6 +75,18 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
     assert (best["epoch"], best["val_result"]) == (2, 60.0)
 
 
+def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
+    """Those of the adaptative variant change after each epoch; a resumed run began with the first ones."""
+    options = "TRAINER.CLAP.CONSTRAINT", "l2_adaptative", "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 3
+    whole = make("CLAP", *options)
+    whole.train()
+    (tmp_path / "run/adapter/model.pth.tar-6").unlink()
+    (tmp_path / "run/adapter/checkpoint").write_text("model.pth.tar-3\n")
+    resumed = make("CLAP", *options)
+    resumed.train()
+    assert resumed.start_epoch == 3 and differing(prompts_of(whole), prompts_of(resumed)) == []
+
+
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
@@ -120,6 +132,8 @@ def test_features_are_computed_once_for_all_methods(make, tmp_path, monkeypatch)
 def test_settings_chosen_by_images_are_recorded_and_given_ones_kept(make):
     whats = [choice["what"] for choice in make("TipAdapter").choices]
     assert whats == ["TRAINER.TIPADAPTER.ALPHA", "TRAINER.TIPADAPTER.BETA"]
+    half = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, output="half")
+    assert [(choice["what"], choice["trials"]) for choice in half.choices] == [(whats[1], 200)]  # of 4,000 cells
     given = make("TipAdapter", "TRAINER.TIPADAPTER.ALPHA", 2.0, "TRAINER.TIPADAPTER.BETA", 3.0, output="given")
     given.dm.dataset._val = None
     assert given.choices == []

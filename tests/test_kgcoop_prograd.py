@@ -23,6 +23,31 @@ def words_of(trainer, words):
     return trainer.model.clip.token_embedding(ids[1 : 1 + len(words.split())])
 
 
+@pytest.mark.parametrize(
+    ("settings", "new"),
+    [
+        (("LINEAR_PROBE", False), {"linear_probe_proj"}),
+        (("TYPE", "similarity"), {"film_lp_img", "film_lp_text"}),
+        (("LINEAR_PROBE", False, "TYPE", "similarity"), set()),
+    ],
+)
+def test_ablations_of_dept_have_no_unused_parameters(settings, new, build):
+    """ProGrad's second gradient was a traceback with them."""
+    trainer = build("DePT+ProGrad", "base", *settings)
+    step(trainer)
+    gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    assert {name.partition(".")[0] for name in gradients} == {"prompt_learner"} | new
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(("method", "vectors"), [("CoOp", 4), ("CoCoOp", 4), ("ProGrad", 16)])
+def test_an_n_ctx_that_words_replace_is_named(method, vectors, build, capsys):
+    trainer = build(method, "base", "CTX_INIT", "a photo of a", "N_CTX", 16)
+    assert len(trainer.model.prompt_learner.ctx) == vectors
+    line = f"4 context vectors, one for each word of CTX_INIT: TRAINER.{method.upper()}.N_CTX 16 is not used\n"
+    assert (line in capsys.readouterr().out) == (vectors == 4)
+
+
 @pytest.mark.parametrize("method", ["KgCoOp", "CoCoOp", "ProGrad"])
 def test_context_starts_at_random_without_words(method, build):
     for none in (False, ""):

@@ -53,6 +53,8 @@ def test_the_head_of_dept_is_used_for_the_learned_classes_alone(finished, eurosa
         torch.testing.assert_close(output.logits, other.logits(output.image, output.text))
         output = own.output(pixels)
         assert not torch.allclose(output.logits, own.logits(output.image, output.text), atol=1e-3)
+        some = classifier.model_for(classifier.class_names[1:])  # the head has rows for these
+        torch.testing.assert_close(some.output(pixels).logits, output.logits[:, 1:])
 
 
 # Forms of output and bad input

@@ -132,6 +132,7 @@ MPL_CFG = "vit_b4_c1_add2_rm1"
 COOP_IMAGENET = "imagenet/CoOp/vit_b16_ep50_16shots/nctx16_cscFalse_ctpend/seed1"
 MMRL_IMAGENET = "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1"
 MPL_IMAGENET = f"crossdataset/imagenet/MPL/{MPL_CFG}_16shots/seed1"
+DEPT_IMAGENET = "ExtrasLinearProbeCoOp/imagenet/shots16/vit_b16_ep10_bs4_lr35/seed1"
 CONTEXT_4, CONTEXT_16 = {"ctx": (4, TEXT)}, {"ctx": (16, TEXT)}
 CASES = {
     "CoOp": output("CoOp", "vit_b16_ep50_ctxv1", PROMPTS, 50, CONTEXT_4),
@@ -158,6 +159,9 @@ CASES = {
     "MPL": output("MPL", MPL_CFG, COUPLED, 5, MPL),
     "MMA": Published("MMA", f"{BASE2NEW}/MultiModalAdapter/seed1", "adapter_learner", 5, mma(5, 12, 32)),
     "DePT+CoOp": probed("CoOp", "vit_b16_ep10_bs4_lr35", "PromptLearner", {"prompt_learner.ctx": (16, TEXT)}),
+    "DePT+CoOp, ImageNet": imagenet(
+        "DePT+CoOp", DEPT_IMAGENET, "PromptLearner", 10, dept({"prompt_learner.ctx": (16, TEXT)})
+    ),
     "DePT+KgCoOp": probed(
         "KgCoOp",
         "vit_b16_ep10_ctxv1_bs4_lr35",
@@ -236,7 +240,7 @@ def tested(reproduced, monkeypatch, backbone, tmp_path):
 FIRST = {case.method: name for name, case in reversed(CASES.items())}
 
 
-@pytest.mark.parametrize("name", thorough_but(FIRST.values(), CASES))
+@pytest.mark.parametrize("name", thorough_but((*FIRST.values(), "DePT+CoOp, ImageNet"), CASES))
 def test_published_checkpoint_is_tested_with_our_settings(name, tested, backbone, tmp_path):
     case = CASES[name]
     learned = publish(case, tmp_path / "set", backbone)

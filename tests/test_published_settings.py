@@ -208,6 +208,12 @@ def test_other_files_are_ours_by_their_names():
 LATE = ("TRAINER.PROMPTSRC.GPA_MEAN", "45", "TRAINER.PROMPTSRC.GPA_STD", "5")
 
 
+@pytest.mark.parametrize(("protocol", "topk"), [("base2new", "0.2"), ("cross_dataset", "")])
+def test_locoops_topk_is_a_fifth_of_imagenets_classes(protocol, topk):
+    """The YAML file has 200."""
+    assert "".join(recipe("LoCoOp", protocol, "imagenet").settings[1:]) == topk
+
+
 @pytest.mark.parametrize(
     ("method", "dataset", "published"),
     [  # the YAML files, or other settings, for 1, 2, 4, 8 and 16 images of a class

@@ -123,6 +123,13 @@ def test_small_clip_has_yaml_files_of_its_own(variables, script):
         assert {yaml_file(call) for call in calls} == {"small_cross_datasets" if cross else "small"}
 
 
+@pytest.mark.parametrize("variables", [{"BACKBONE": "small"}, {"CFG": "small"}], ids=["backbone", "cfg"])
+def test_each_epoch_of_cliplora_has_a_step_with_the_small_clip(variables, script):
+    """N_ITERS 10 gives 10 steps with one image of each class, and its YAML file has 20 epochs."""
+    _, calls = script("any/few_shot.sh", "cliplora", "eurosat", 1, **variables)
+    assert [setting(call, "OPTIM.MAX_EPOCH") for call in calls] == ["10", None, None, None, None]
+
+
 def test_yaml_file_of_a_new_method(monkeypatch):
     files = []
     monkeypatch.setattr(protocols, "config_files", lambda method: [Path(f"{name}.yaml") for name in files])

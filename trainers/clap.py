@@ -80,8 +80,7 @@ class CLAP(ZSLP):
     """ZSLP held near the text features of those classes that zero-shot CLIP knows (Silva-Rodriguez et al., 2024)."""
 
     Settings: ClassVar[type[MethodSettings]] = CLAPSettings
-    multipliers: Tensor  # (classes,)
-    rho: Tensor  # (classes,), of the adaptative variant
+    multipliers: Tensor  # (classes,), as is `rho` of the adaptative variant
 
     @torch.no_grad()
     def start(self, support: Support) -> None:
@@ -90,12 +89,9 @@ class CLAP(ZSLP):
         known = (self.model.scale * image @ text.T).softmax(dim=1)
         own = F.one_hot(support.row_labels, len(text)).float()
         a, names = (known * own).sum(dim=0) / own.sum(dim=0), self.settings.CONSTRAINT
-        if "balanced" in names:
-            a = torch.ones_like(a)
-        if "corrected" in names:
-            a = a * len(a) / a.sum()
-        if "constant" in names:
-            a = a.mean().expand_as(a)
+        a = torch.ones_like(a) if "balanced" in names else a
+        a = a * len(a) / a.sum() if "corrected" in names else a
+        a = a.mean().repeat(len(a)) if "constant" in names else a
         self.multipliers, self.rho = a, torch.zeros_like(a)
 
     def distances(self) -> Tensor:
@@ -114,3 +110,10 @@ class CLAP(ZSLP):
             h = self.distances()
             self.multipliers, self.rho = (self.multipliers + self.rho * h).clamp_min(0), h
         super().after_epoch()
+
+    def run_state(self):
+        return super().run_state() | {"multipliers": self.multipliers, "rho": self.rho}
+
+    def load_run_state(self, state):
+        super().load_run_state(state)
+        self.multipliers, self.rho = (state[name].to(self.device) for name in ("multipliers", "rho"))

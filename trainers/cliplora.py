@@ -49,6 +49,8 @@ class LoRALearner(TemplatePrompts):
         super().__init__("a photo of a {}.", classnames, clip.context_length)
         self.adapters: list[tuple[str, int, LoRA]] = []
         for tower, part in (("text", clip), ("vision", clip.visual)):
+            if settings.ENCODER not in ("both", tower):
+                continue
             depth = len(part.transformer.resblocks)
             if depth > 12 and (settings.POSITION not in OF_24 or depth != 24):
                 what = f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}, and the {tower} tower has {depth} layers"
@@ -56,8 +58,7 @@ class LoRALearner(TemplatePrompts):
             width = part.transformer.resblocks[0].ln_1.normalized_shape[0]
             first, end = POSITIONS[settings.POSITION]
             layers = range(2 * first, 2 * end) if depth == 24 else range(first, min(end, depth))
-            chosen = layers if settings.ENCODER in ("both", tower) else ()
-            self.adapters += [(tower, layer, settings.lora(width)) for layer in chosen]
+            self.adapters += [(tower, layer, settings.lora(width)) for layer in layers]
         if not self.adapters:
             raise UsageError(f"TRAINER.CLIPLORA.POSITION is {settings.POSITION}", "its layers do not exist: give all")
         self.extra_modules = {f"layer_{number}": lora for number, (*_, lora) in enumerate(self.adapters)}

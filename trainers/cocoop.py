@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from clip import TextPrompts
 
 from .base import PromptTrainer
-from .base.prompts import TemplatePrompts, check_words, sentence_context, text_width, zeros_and_words
+from .base.prompts import TemplatePrompts, check_words, sentence_context, text_width, unused_n_ctx, zeros_and_words
 from .base.settings import MethodSettings
 
 
@@ -54,3 +54,6 @@ class CoCoOp(PromptTrainer):
         if (given := self.settings.CTX_INIT) is True:
             return CoCoOpPrompts(clip, classnames, *zeros_and_words(self, clip))
         return CoCoOpPrompts(clip, classnames, *sentence_context(clip, self.settings.N_CTX, given or ""))
+
+    def notes(self):
+        return unused_n_ctx(self)

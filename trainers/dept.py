@@ -15,7 +15,7 @@ from .base.plugin import plugin
 from .base.prompted import Output, normalize
 from .base.settings import Accepts, MethodSettings
 
-NEW = ("film_lp_img", "film_lp_text", "linear_probe_proj")
+FILMS, HEAD = ("film_lp_img", "film_lp_text"), "linear_probe_proj"
 FILES = dict.fromkeys(("CoOp", "CoCoOp", "KgCoOp"), "PromptLearner") | {"MaPLe": "MultiModalPromptLearner"}  # published
 
 
@@ -34,11 +34,9 @@ class DePTSettings(MethodSettings):
 
 def head_logits(model: Any, output: Output, labels: Tensor | None = None) -> Tensor:
     """The logits of the head: of the images (batch, classes) or, with labels, of their texts and then of the images."""
-    settings: DePTSettings = model.dept
-    films = model.film_lp_text, model.film_lp_img
-    film_text, film_img = films if settings.LINEAR_PROBE else (nn.Identity(), nn.Identity())
+    film_img, film_text = (getattr(model, name, nn.Identity()) for name in FILMS)
     image, text = film_img(output.tower.feature.float()), output.text_feature.float()
-    if settings.TYPE == "similarity":
+    if model.dept.TYPE == "similarity":
         return model.logits(normalize(image), normalize(film_text(text)))
     if labels is None:
         return model.linear_probe_proj(image)
@@ -72,17 +70,18 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     class Trainer(base):  # type: ignore[valid-type, misc]
         __doc__ = f"{base.__name__} with a linear head for the learned classes (DePT; Zhang et al., CVPR 2024)."
         published_sections = (*base.published_sections, "TRAINER.LINEAR_PROBE", "TRAINER.FILM", "TRAINER.DEPT")
-        published = (*prompts, *(f"{name}.*" for name in NEW)) if base.__name__ in FILES else ()
+        published = (*prompts, *(f"{name}.*" for name in (*FILMS, HEAD))) if base.__name__ in FILES else ()
         published_unused = (*(f"prompt_learner.{name}" for name in base.published_unused), "meta_net.*")
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
-        of_learned_classes = ("linear_probe_proj.*",)
+        of_learned_classes = (f"{HEAD}.*",)
 
         def build_prompts(self, clip, classnames):
             learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
-            new = dict(zip(NEW, (FiLM(width), FiLM(width), nn.Linear(width, len(classnames))), strict=True))
-            learner.extra_modules = {**learner.extra_modules, **new}
+            new = {name: FiLM(width) for name in FILMS if self.settings.LINEAR_PROBE}
+            head = {HEAD: nn.Linear(width, len(classnames))} if self.settings.TYPE == "linear" else {}
+            learner.extra_modules = {**learner.extra_modules, **new, **head}
             return learner
 
         def finish_model(self):
@@ -92,8 +91,14 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         def saved_module(self):
             return self.model
 
+        def load_prompts(self, checkpoint, path):
+            written, bias = checkpoint.get("metadata") or {}, checkpoint["state_dict"].get(f"{HEAD}.bias")
+            if "class_names" not in written and bias is not None and bias.shape != (len(self.class_names),):
+                checkpoint = {**checkpoint, "metadata": {**written, "class_names": []}}  # a published one, of others
+            super().load_prompts(checkpoint, path)
+
         def were_learned(self, written):
-            return self.same_classes(written)
+            return len(self.known_classes(written)) == len(self.class_names)
 
         def build_optimizer(self):
             options = self.cfg.OPTIM.clone()
@@ -101,7 +106,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             options.STAGED_LR = False  # this key would compare whole names of modules, and divide
             groups = [{"params": []}, {"params": [], "lr": options.LR * options.LR_EXP}]
             for name, parameter in self.model.named_parameters():
-                groups[name.partition(".")[0] in NEW]["params"].append(parameter)
+                groups[name.partition(".")[0] in (*FILMS, HEAD)]["params"].append(parameter)
             optimizer = build_optimizer(None, options, groups)
             return optimizer, build_lr_scheduler(optimizer, options)
 

@@ -30,7 +30,6 @@ class LoCoOp(ContextTrainer):
     """CoOp whose patches without the class are held away from all texts (Miyai et al., NeurIPS 2023)."""
 
     Settings = LoCoOpSettings
-    published = ("ctx",)
 
     def finish_model(self):
         self.model.read = ("local",)

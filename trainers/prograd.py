@@ -44,8 +44,9 @@ class ProGrad(TaughtTrainer, ContextTrainer):
     def loss(self, output, labels):
         """Cross-entropy; and, in the parts, that with the frozen CLIP's predictions as targets."""
         model, logits, temperature = self.model, output.logits, self.settings.T
-        with torch.autocast(logits.device.type, enabled=False):  # the teacher computes in fp32
-            image = self.teacher.image_features(output.images) if self.amp else output.image  # else they are the same
+        # With PREC amp the teacher computes in fp32. With fp16 it is the fp16 CLIP; that of the published code is fp32.
+        with torch.autocast(logits.device.type, enabled=False):
+            image = self.teacher.image_features(output.images) if self.amp else output.image
             teacher = F.softmax(model.logits(image, self.teacher.text_features) / temperature, dim=1)
             kl = temperature**2 * F.cross_entropy(logits / temperature, teacher)
             xe = F.cross_entropy(logits, labels)

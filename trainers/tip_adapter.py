@@ -43,8 +43,7 @@ class CacheHead(Head):
 
     def __init__(self, classes: int, width: int, rows: int, learned: bool):
         super().__init__()
-        keys = torch.zeros(rows, width)
-        self.weight: Tensor = nn.Parameter(keys) if learned else nn.Buffer(keys)
+        self.weight: Tensor = (nn.Parameter if learned else nn.Buffer)(torch.zeros(rows, width))
         self.values, self.alpha, self.beta = (nn.Buffer(torch.ones(shape)) for shape in ((rows, classes), (), ()))
 
     def votes(self, image: Tensor, beta: Tensor | float) -> Tensor:
@@ -67,7 +66,8 @@ class CacheTrainer(FeatureTrainer):
 
     @property
     def trials(self) -> int:
-        return self.settings.SEARCH_STEP[0] * self.settings.SEARCH_STEP[1]
+        s = self.settings
+        return (1 if s.BETA else s.SEARCH_STEP[0]) * (1 if s.ALPHA else s.SEARCH_STEP[1])
 
     def build_head(self, classes, width, rows):
         return CacheHead(classes, width, rows, self.learned)

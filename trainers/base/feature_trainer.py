@@ -173,6 +173,9 @@ class FeatureTrainer(PromptTrainer):
         else:
             self.register_model(self.saved_as, self.saved_module())
 
+    def use_graphs(self) -> None:
+        print(f"MODEL.CUDA_GRAPHS is ignored: it needs images, and {type(self).__name__} learns from their features")
+
     # Loading
 
     def tensors_of_classes(self) -> dict[str, int | None]:

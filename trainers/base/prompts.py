@@ -78,6 +78,14 @@ def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tu
     return ["X"] * n_ctx, gaussian(*classes, n_ctx, text_width(clip))
 
 
+def unused_n_ctx(trainer: PromptTrainer) -> list[str]:
+    """For `notes`: a line if the words of CTX_INIT give another number of context vectors than N_CTX."""
+    prompts: Any = trainer.model.prompt_learner
+    n, n_ctx = prompts.ctx.shape[-2], trainer.settings.N_CTX
+    line = f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{trainer.section()}.N_CTX {n_ctx} is not used"
+    return [line] if n != n_ctx else []
+
+
 # The sentences of ProGrad's repository, with the words about the dataset before the class name. The contexts of its
 # ProGrad and of its CoCoOp start from these words.
 WORDS_FIRST = {
@@ -136,12 +144,12 @@ class ContextPrompts(TemplatePrompts):
     Args:
         words: the words before the class name; the context replaces their first n tokens.
         ctx: (n, text width), or (C, n, text width) for contexts that differ by class.
-        position: of the class name, `end`, `middle` or `front`.
+        position: of the class name, `end`, `middle`, `front` or the number of vectors ahead of it.
     """
 
     slots: Tensor
 
-    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str):
+    def __init__(self, clip, classnames: list[str], words: list[str], ctx: nn.Parameter, position: str | int):
         super().__init__("{}.", classnames, clip.context_length, " ".join([*words, ""]))
         self.ctx = ctx
         self.ids, slots = move_class_tokens(self.ids, ctx.shape[-2], classnames, position)
@@ -185,8 +193,11 @@ class ContextTrainer(PromptTrainer):
         words, ctx = self.start(clip, [len(classnames)] if self.settings.CSC else [])
         return ContextPrompts(clip, classnames, words, ctx, self.settings.CLASS_TOKEN_POSITION)
 
+    def notes(self):
+        return unused_n_ctx(self)
 
-def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str) -> tuple[Tensor, Tensor]:
+
+def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str | int) -> tuple[Tensor, Tensor]:
     """Move the class names of rows [SOS][ctx][name][.][EOT] forward among the context vectors.
 
     With two vectors and the position `middle`, [SOS][1][2][red][fox][.][EOT] becomes [SOS][1][red][fox][2][.][EOT],
@@ -199,9 +210,9 @@ def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: 
         UsageError: there is no such position.
     """
     places = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}  # vectors that stay ahead of the name
-    if position not in places:  # a method may have a setting of another type than `Position`
+    before = places.get(position) if isinstance(position, str) else position
+    if before is None:  # a method may have a setting of another type than `Position`
         raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"give one of {', '.join(places)}")
-    before = places[position]
     rows, slots = ids.clone(), torch.arange(1, 1 + n_ctx).repeat(len(ids), 1)
     for row, slot, name in zip(rows, slots, classnames, strict=True):
         length = int((tokenize(name, ids.shape[1]) > 0).sum()) - 2  # without SOS and EOT

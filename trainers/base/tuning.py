@@ -24,6 +24,7 @@ LOSS_SCALE = 1024.0  # so that gradients in fp16 do not vanish; a power of two c
 @dataclass(frozen=True)
 class TuningSettings(ViewsSettings):
     """The context starts from the words of CTX_INIT, with one vector for each, or else from N_CTX given vectors.
+    A [CLS] among the words is the place of the class name, instead of CLASS_TOKEN_POSITION.
 
     SELECTION is the share of views in the loss, the most confident ones. STEPS and LR are those of AdamW.
     """
@@ -35,6 +36,11 @@ class TuningSettings(ViewsSettings):
     STEPS: int = 1
     LR: float = 0.005
     ranges = {"SELECTION": (0, 1), "STEPS": (1, 1000), "LR": (0, 100)}
+
+    def check(self):
+        super().check()
+        if self.CTX_INIT and not self.CTX_INIT.replace("[CLS]", "").strip(" _"):
+            raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give words, or nothing if vectors are given")
 
 
 class TuningTrainer(ViewsTrainer):
@@ -60,9 +66,11 @@ class TuningTrainer(ViewsTrainer):
 
     def build_prompts(self, clip, classnames):
         s = self.settings
-        words, ctx = sentence_context(clip, s.N_CTX, s.CTX_INIT)
+        ahead, cls, behind = s.CTX_INIT.replace("_", " ").partition("[CLS]")
+        words, ctx = sentence_context(clip, s.N_CTX, f"{ahead} {behind}")
+        position = len(ahead.split()) if cls else s.CLASS_TOKEN_POSITION
         start = nn.Buffer(ctx.detach())  # no training changes it
-        return ContextPrompts(clip, classnames, words, start, s.CLASS_TOKEN_POSITION)
+        return ContextPrompts(clip, classnames, words, start, position)
 
     def test_outputs(self, loader):
         if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
