@@ -62,6 +62,7 @@ INVALID = [  # keys of the file, words of the message
     ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
     ({"trainers": {"a\nb": {"trainer": "CoOp"}}}, "the name 'a\\nb' is empty, has a slash or an unprintable letter"),
     ({"source": None}, "cross_dataset needs a source"),
+    ({"targets": ["small_land", "small_source"]}, "the source small_source is among the targets: leave it out of them"),
     ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
     ({"seeds": []}, "the study has no seeds"),
     ({"seeds": ["one"]}, "seeds has the value 'one': give integers from 0 to 4,294,967,295"),

@@ -181,6 +181,8 @@ class Study:
             raise UsageError("the study has no datasets", "see studies/small.yaml")
         if "cross_dataset" in self.protocols and not (self.source and self.targets):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
+        if self.source in self.targets:
+            raise UsageError(f"the source {self.source} is among the targets", "leave it out of them")
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
             choose_dataset(dataset, known_datasets())
         for name in self.ood:
