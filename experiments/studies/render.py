@@ -133,7 +133,7 @@ def accuracy(summary: Summary, cell: Any) -> Cell:
     """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the mark."""
     width = cell.interval if summary.intervals else cell.spread
     spread = "" if pd.isna(width) else f" ± {width:.2f}"
-    missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
+    missing = f" (n={cell.runs})" if cell.runs < cell.seeds and pd.notna(cell.mean) else ""
     text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
     return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
 
@@ -148,7 +148,7 @@ def about_mark(cells: pd.DataFrame) -> str:
 
 def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
-    over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are finished"
+    over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over the n finished ones (average: on all datasets)"
     spread = "half of the 95% t-interval" if summary.intervals else "population standard deviation"
     return f"Accuracy in %: mean ± {spread} over {over}; first and second best marked; -: missing."
 
@@ -158,7 +158,7 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     if part == "all":
         note += " all: base and new classes together."
     if part == "H":
-        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
+        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is over the H of each seed."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
     caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
