@@ -114,7 +114,8 @@ def test_focus_is_mpl_or_the_last_learning_method(names, focus, tmp_path):
 
 
 def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp_path):
-    summary = summarised("base2new", "cross_dataset", "few_shot", shots=(1, 16), seeds=(1, 2, 3))
+    names = {"ZeroshotCLIP": "ZeroshotCLIP", "CoOp": "CoOp", r"lr $\foo$ $_$": "MPL"}  # no formula
+    summary = summarised("base2new", "cross_dataset", "few_shot", names=names, shots=(1, 16), seeds=(1, 2, 3))
     files = [file for *_, files in plots.draw(summary, tmp_path) for file in files]
     assert [file.name for file in files] == [
         f"{name}.{kind}" for name in ("accuracy_time", "few_shot", "gains") for kind in ("png", "svg", "pdf")

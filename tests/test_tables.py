@@ -358,11 +358,17 @@ def test_study_with_all_classes_and_detection(study_file, command):
         assert run["n_test"] == 2 * json.loads((base.folder / FILE).read_text())["n_test"]
 
 
-HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], [[Cell("x ± -1.00", 1), Cell("(-0.50) ~^\\$|", 2)]], "n=2")
+ROWS = [
+    [Cell("x ± -1.00", 1), Cell("(-0.50 to -0.20) ~^\\$|", 2)],
+    [Cell("[1ex]"), Cell("a-1")],
+    [Cell("*"), Cell("-")],
+]
+HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], ROWS, "n=2")
 
 
 def test_latex_escapes_special_characters():
     text = latex([HARD])
     assert text.startswith("% 50 \\% of \\{it\\} \\& \\#1\n" r"\begin{tabular}{lc}")
-    hard = r"\textbf{x $\pm$ -1.00} & \underline{($-$0.50) \textasciitilde{}\textasciicircum{}\textbackslash{}\$$|$}"
-    assert hard in text and text.isascii()
+    hard = r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20) \textasciitilde{}\textasciicircum{}"
+    assert hard + r"\textbackslash{}\$$|$}" in text and text.isascii()
+    assert "\n{}[1ex] & a-1 \\\\\n{}* & - \\\\\n" in text  # after the \\ of the row above

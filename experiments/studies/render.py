@@ -19,7 +19,7 @@ from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
-LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
+LABELS = {"macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
 LABELS |= {"ece": "ECE", "adaptive_ece": "adaptive ECE", "nll": "NLL", "brier": "Brier"}
 FORMS = {"nll": ".3f", "brier": ".3f"}
 
@@ -249,8 +249,8 @@ LATEX = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX; a hyphen before a number becomes a minus."""
-    return re.sub(r"(^|\()-(?=\d)", r"\1$-$", text.translate(LATEX))
+    """Text as LaTeX; a hyphen before a number becomes a minus. [ or * at its start must not follow \\\\."""
+    return re.sub(r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^(?=[\[*])", "{}", text.translate(LATEX)))
 
 
 def latex(tables: list[Table]) -> str:

@@ -119,8 +119,9 @@ class Summary:
         """A row for every cell of the tables, missing ones too.
 
         Columns: protocol, part, method, dataset (or `average`), mean, spread, interval (half the 95% t-interval over
-        seeds), number of runs, number of seeds of the study, the paper's result, whether a run was selected on test
-        images, kind of the method, rank (1 is best), and the difference from the paper.
+        seeds), number of runs (of the average, of seeds with all datasets), number of seeds of the study, the paper's
+        result, whether a run was selected on test images, kind of the method, rank (1 is best), and the difference
+        from the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
