@@ -245,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
 
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
+    collect_results(study)  # raises for links, damaged results, and those of other settings
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
     if len(failed) < len(study.runs()):
