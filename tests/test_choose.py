@@ -70,7 +70,7 @@ INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, RATES, one(datasets={"dtd": {"OPTIM.LR": 1}}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, {"TEST.SPLIT": ["val", "test"]}, {}, "CoOp cannot choose TEST.SPLIT, which the study sets"),
-    (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x has TEST.NO_TEST, which choose sets: leave one of"),
+    (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x cannot override TEST.NO_TEST: a run of a study"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
     (VALIDATION, {"CACHE": ["a", "b"]}, {"cache": "c"}, "CoOp cannot choose CACHE, which the study sets"),
     ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
