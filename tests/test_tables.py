@@ -16,7 +16,7 @@ from experiments.methods import methods as facts
 from experiments.studies import command as study_command
 from experiments.studies.choose import VALIDATION, Choose
 from experiments.studies.first_page import headlines, overview
-from experiments.studies.render import Cell, Table, build_tables, latex, markdown
+from experiments.studies.render import Cell, build_tables, markdown
 from experiments.studies.spec import Study, Variant
 from experiments.studies.study_file import load
 from experiments.studies.tables import CELL, PAPER, Summary, holm
@@ -230,31 +230,6 @@ def test_times_are_averaged_per_device_without_the_impossible_ones_of_old_files(
     assert "| 40.0 (A40), 10.0 (H100) |" in markdown(overview(summary))
 
 
-@pytest.mark.parametrize(
-    ("of_coop", "words"),
-    [
-        ((50, 50, 50), "5.0 points above CoOp. The 3 seeds show that it is better (95% interval +2.5 to +7.5)."),
-        ((40, 56, 60), "do not show that it is better (95% interval -21.0 to +27.0; they could show a"),
-        ((50, 51, 52), "4.0 points above CoOp. All 3 seeds have the same difference."),
-        ((40,), "10.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
-        ((40, None, None), "15.0 points above CoOp. With 1 complete seed, nothing says how sure this is."),
-    ],
-)
-def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_path):
-    values = {"CoOp": of_coop, "MPL": (54, 55, 56) if len(of_coop) > 1 else (50,)}
-
-    def accuracy(run):
-        choose = [{"what": "epoch", "split": "val", "test_images": 0}] if run.variant.name == "MPL" else []
-        value = values[run.variant.name][run.seed]
-        return value and (value, {"data_use": {"choose": choose}})
-
-    summary = summarise(study_of(tmp_path, TWO, seeds=tuple(range(len(of_coop)))), accuracy)
-    (sentence,) = headlines(summary)
-    assert sentence.startswith("few_shot: MPL is first with 16 shots 5") and words in sentence
-    (table,) = overview(summary)
-    assert [(row[0].text, row[-1].text) for row in table.rows] == [("MPL", "epoch: val"), ("CoOp", "nothing")]
-
-
 def test_intervals_over_seeds_replace_the_deviation_on_request(tmp_path):
     study = study_of(tmp_path, ["MPL"], seeds=(1, 2, 3))
     assert "± 2.94" in text_of(summarise(study, lambda run: (50, 52, 57)[run.seed - 1]))
@@ -356,19 +331,3 @@ def test_study_with_all_classes_and_detection(study_file, command):
         run = json.loads((everything.folder / FILE).read_text())
         assert (run["classes"], run["data_use"]["fit"][0]["classes"]) == ("all", "base")
         assert run["n_test"] == 2 * json.loads((base.folder / FILE).read_text())["n_test"]
-
-
-ROWS = [
-    [Cell("x ± -1.00", 1), Cell("(-0.50 to -0.20) ~^\\$|", 2)],
-    [Cell("[1ex]"), Cell("a-1")],
-    [Cell("*"), Cell("-")],
-]
-HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], ROWS, "n=2")
-
-
-def test_latex_escapes_special_characters():
-    text = latex([HARD])
-    assert text.startswith("% 50 \\% of \\{it\\} \\& \\#1\n" r"\begin{tabular}{lc}")
-    hard = r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20) \textasciitilde{}\textasciicircum{}"
-    assert hard + r"\textbackslash{}\$$|$}" in text and text.isascii()
-    assert "\n{}[1ex] & a-1 \\\\\n{}* & - \\\\\n" in text  # after the \\ of the row above
