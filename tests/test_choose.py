@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -70,7 +71,7 @@ INVALID = [  # by, keys, other settings, words of the message
     (VALIDATION, RATES, one(overrides={"OPTIM.LR": 0.1}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, RATES, one(datasets={"dtd": {"OPTIM.LR": 1}}), "x cannot choose OPTIM.LR, which the study sets"),
     (VALIDATION, {"TEST.SPLIT": ["val", "test"]}, {}, "CoOp cannot choose TEST.SPLIT, which the study sets"),
-    (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x has TEST.NO_TEST, which choose sets: leave one of"),
+    (VALIDATION, RATES, one(overrides={"TEST.NO_TEST": True}), "x cannot override TEST.NO_TEST: a run of a study"),
     (ORACLE, RATES, one(datasets={"small_land": {"TEST.SPLIT": "val"}}), "x has TEST.SPLIT, which choose sets"),
     (VALIDATION, {"CACHE": ["a", "b"]}, {"cache": "c"}, "CoOp cannot choose CACHE, which the study sets"),
     ("validation", RATES, {}, "there is no rule of choose 'validation': did you mean few-shot validation?"),
@@ -291,7 +292,7 @@ VALIDATED = {"0.1": 10, "0.02": 30, "0.5": 20, "epoch1": 20, "epoch2": 10, "epoc
 @pytest.mark.parametrize("by", [ORACLE, VALIDATION])
 def test_inflation_compares_the_candidates(by, chosen, eurosat, command):
     rates = {"OPTIM.LR": [0.1, 0.02, 0.5]}
-    file = chosen(by, rates, trainers={"CoOp": "small"}, root=str(eurosat), datasets=["eurosat"])
+    file = chosen(by, rates, trainers={"CoOp": "small", "VPT": "small"}, root=str(eurosat), datasets=["eurosat"])
     study = load(file, settings=False)
     finish_trials(study, lambda run: (TESTED if by == ORACLE else VALIDATED)[run.values[1]])
     decide(study)
@@ -303,16 +304,34 @@ def test_inflation_compares_the_candidates(by, chosen, eurosat, command):
     for run in (run for each in inflation.choices(study) for run in each.runs() if not run.folder.exists()):
         name = run.folder.name if run.folder.name in TESTED else run.values[1]
         finish(run, {"test": TESTED, "val": VALIDATED}[run.arguments[-1]][name])
+    folder, elsewhere = study.output / "inflation", study.output.with_name("elsewhere")
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    assert f"{folder} is a link" in command(study_command, "inflation", file).errors[-1]
+    folder.unlink()
+    elsewhere.rename(folder)
     done = command(study_command, "inflation", file)
-    assert (done.status, done.errors) == (0, [])
+    assert (done.status, done.errors) == (0, ["Left out: 1 of 2 training runs, which are not finished"])
     made = study.output / "studies/out"
-    cells = pd.read_csv(made / "inflation.csv").query("dataset == 'average'").set_index("chosen")
+    cells = pd.read_csv(made / "inflation.csv").query("dataset == 'average' and method == 'CoOp'").set_index("chosen")
     columns = ["candidates", "default", "honest", "on_test", "worth", "over_default"]
     assert cells.loc["settings", columns].tolist() == [3, 60, 65, 70, 5, 10]
     assert cells.loc["epoch", columns].tolist() == [3, 40, 50, 55, 5, 15]
+    of_two = inflation.compare(replace(study, datasets=("eurosat", "dtd")), inflation.choices(study))
+    assert of_two[of_two["dataset"] == "average"][columns[1:]].isna().all(axis=None)  # of other datasets
     assert f"by few-shot validation | on test images {MARK} |" in done.printed
     assert "| CoOp | eurosat | 1 | 3 | 40.00 | 50.00 | 55.00 | +5.00 |" in done.printed
     assert all((made / f"inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
+
+
+def test_trials_of_other_settings_choose_nothing(chosen, command):
+    study = load(file := chosen(), settings=False)
+    finish_trials(study, lambda run: 50)
+    run = study.trials()[0]
+    cfg = setup_cfg(parse_arguments([*run.arguments, "OPTIM.MAX_EPOCH", "3"]))
+    (run.folder / "config.yaml").write_text(cfg.dump())
+    assert f"{run.folder} holds a run with OPTIM.MAX_EPOCH 3" in command(study_command, "run", file).error
+    assert not study.searches[0].file.exists()
 
 
 def test_runs_do_not_start_without_a_choice_whose_trials_have_failed(chosen, command, monkeypatch):

@@ -76,12 +76,15 @@ def test_stopped_study_exits_with_the_resume_message(nodes, study_file, start, n
     assert Progress(study).failed == {}
 
 
-def test_run_larger_than_any_machine_and_wrong_address_are_refused(nodes):
+def test_run_larger_than_any_machine_and_wrong_address_are_refused(nodes, monkeypatch):
     for cpus, gpus, words in ((2, None, "2 cores and 0 GPUs"), (1, 0.5, "1 cores and 0.5 GPUs")):
         with pytest.raises(UsageError, match=f"no machine of this cluster has {words}"):
             Cluster(nodes.address, cpus, gpus).__enter__()
     with pytest.raises(UsageError, match=r"^no Ray cluster at 127.0.0.1:1 \("):
         Cluster("127.0.0.1:1")
+    monkeypatch.setattr("ray.init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no port")))
+    with pytest.raises(UsageError, match=r"^Ray does not start on this machine \(no port\)"):
+        Cluster().__enter__()
 
 
 def test_two_runs_may_share_a_gpu(nodes):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from finished import summarise
 from published_files import save_published
 
 from common.results import read_results
 from experiments.studies import reproduce
+from experiments.studies.spec import Study, Variant
 
 pytestmark = pytest.mark.slow
 
@@ -66,14 +68,40 @@ def test_few_shot(run, finished, tmp_path):
 
 
 def test_published_figures_of_imagenets_variants(run, finished, stand_in, tmp_path):
-    for name in ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"):
+    """ImageNet itself, if it is asked for, has a column and no part in the average."""
+    for name in ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"):
         stand_in(name)
     publish(finished("CoOp", "all"), tmp_path / "set/imagenet/seed1", 50)
-    ended = run("CoOp", "--protocol", "domain_generalisation", "--datasets", *reproduce.VARIANTS)
+    ended = run("CoOp", "--protocol", "domain_generalisation", "--datasets", "imagenet", *reproduce.VARIANTS)
     assert ended.status == 0, ended.errors
     accuracy = f"{read_results(finished('CoOp', 'all'))['accuracy']:.2f}"
     assert "| published | 64.20 | 47.99 | 49.71 | 75.21 | 59.28 |" in ended.printed
     assert f"| these checkpoints | {' | '.join([accuracy] * 5)} |" in ended.printed
+    assert f"| CoOp | {' | '.join([accuracy] * 6)} |" in ended.printed
+
+
+BASE2NEW = {"protocols": ("base2new",), "datasets": ("dtd",)}
+DOMAINS = {"protocols": ("cross_dataset",), "source": "imagenet", "targets": reproduce.VARIANTS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "cfg", "others"),
+    [
+        (BASE2NEW, "vit_b16_ctxv1", [{"backbone": "RN50"}, {"shots": (4,)}, {"cfg": "vit_b16_ep50_ctxv1"}]),
+        (DOMAINS, "vit_b16_ep50_ctxv1", [{"backbone": "RN50"}, {"cfg": "vit_b16_ctxv1"}, {"source": "food101"}]),
+    ],
+    ids=["base2new", "domains"],
+)
+def test_published_figures_are_compared_with_those_of_the_same_settings(settings, cfg, others, tmp_path):
+    def tables(folder, **changed):
+        given = settings | {"seeds": (1,), "output": tmp_path / folder} | changed
+        study = Study((Variant("CoOp", "CoOp", given.pop("cfg", cfg)),), **given)
+        missing = study.runs()[-1]
+        return reproduce.compared_with_authors(summarise(study, lambda run: None if run == missing else 50.0))
+
+    (table,) = tables("same")
+    assert {cell.text for cell in table.rows[0][1:]} == {"50.00", "-"}  # a test has failed
+    assert [tables(str(number), **changed) for number, changed in enumerate(others)] == [[], [], []]
 
 
 def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
@@ -91,7 +119,22 @@ def test_sets_without_checkpoints_and_wrong_names(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_set_in_the_present_folder_is_that_of_the_folders_name(tmp_path, monkeypatch, command):
+    """Nothing is written through a link in the folder of the results."""
+    file = tmp_path / "eurosat/base/seed1/MultiModalPromptLearner/model.pth.tar-5"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    monkeypatch.chdir(tmp_path / "eurosat")
+    options = ["MaPLe", "--checkpoints", ".", "--backbone", "small"]
+    study = reproduce.study_of(reproduce.read_arguments(options))
+    assert list(study.prompts) == [("eurosat", 16, 1)] and study.variants[0].cfg == "small"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/base2new").symlink_to(tmp_path)
+    assert "out/base2new is a link" in command(reproduce, *options, "--output", tmp_path / "out").error
+
+
 def test_several_settings_of_one_seed_are_not_guessed(run, finished, tmp_path):
-    for cfg in "ab":
+    for cfg in ("small", YAML[0]):
         publish(finished("MaPLe"), tmp_path / f"set/train_base/eurosat/shots_16/MaPLe/{cfg}/seed1", 5)
-    assert "keep one of them" in run("MaPLe").error
+    assert "name the YAML file of one by --cfg" in run("MaPLe").error
+    assert f"/shots_16/MaPLe/{YAML[0]}/seed1\n" in run("MaPLe", "--cfg", YAML[0]).printed

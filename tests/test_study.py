@@ -47,12 +47,17 @@ INVALID = [  # keys of the file, words of the message
     ({"trainers": {"MPL": "../CoOp/small"}}, "there is no YAML file of MPL '../CoOp/small'"),
     ({"trainers": {"a/b": {"trainer": "MPL"}}}, "the name 'a/b' is empty, has a slash or an unprintable letter"),
     ({"trainers": {"MPL": "small", **variant()["trainers"]}}, "MPL/small/seed1 twice"),
+    (
+        {"trainers": {"_x": {"trainer": "MPL"}}},
+        "or an unprintable letter, or starts with . or _",
+    ),  # legends leave it out
     ({"trainers": None}, "the study has no trainers: see studies/small.yaml"),
     (variant(confg="small"), "there is no key of x 'confg': did you mean config?"),
     (variant(overrides={"TRAINER.MPL.N_ADD_OPS": 1}), "did you mean TRAINER.MPL.N_ADD_OP?"),
     (variant(overrides={"TRAINER.MPL.PREC": "fp8"}), "x: TRAINER.MPL.PREC is 'fp8': give one of fp16, bf16, fp32, amp"),
     (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has the settings"),
     (variant(overrides={"SEED": 4}), "x cannot override SEED: use the study's own key seeds"),
+    (variant(overrides={"TEST.NO_TEST": True}), "x cannot override TEST.NO_TEST: a run of a study ends with its test"),
     (variant(overrides=["OPTIM.LR", 0.1]), "overrides of x must be a mapping of KEY: VALUE, not ['OPTIM.LR', 0.1]"),
     (variant(datasets=["small_land"]), "datasets of x must be a mapping of DATASET: OVERRIDES, not ['small_land']"),
     # The study has no run on eurosat.
@@ -62,6 +67,7 @@ INVALID = [  # keys of the file, words of the message
     ({"protocols": ["base2old"]}, "there is no protocol 'base2old': did you mean base2new?"),
     ({"trainers": {"a\nb": {"trainer": "CoOp"}}}, "the name 'a\\nb' is empty, has a slash or an unprintable letter"),
     ({"source": None}, "cross_dataset needs a source"),
+    ({"targets": ["small_land", "small_source"]}, "the source small_source is among the targets: leave it out of them"),
     ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
     ({"seeds": []}, "the study has no seeds"),
     ({"seeds": ["one"]}, "seeds has the value 'one': give integers from 0 to 4,294,967,295"),
@@ -79,6 +85,7 @@ INVALID = [  # keys of the file, words of the message
     ({"union": True, "protocols": ["few_shot"]}, "union has the value True"),
     ({"ood": "new", "protocols": ["few_shot"]}, "ood has new, which needs base classes"),
     ({"ood": ["small_lant"]}, "did you mean small_land"),
+    ({"ood": ["dtd"]}, "no table of cross_dataset shows ood: leave one of them out"),
 ]
 
 
@@ -140,6 +147,18 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
         rate = setup_cfg(parse_arguments(list(run.arguments))).OPTIM.LR
         assert rate == (0.2 if run.dataset == "small_land" else 0.1)
         assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
+
+
+def test_tests_on_targets_have_the_settings_of_the_source(write):
+    """Its prompts may have another shape. Those of the target come last. Keys without a value have the default."""
+    datasets = {"small_source": {"TRAINER.COOP.N_CTX": 8, "OPTIM.LR": 0.1}, "small_land": {"OPTIM.LR": 0.2}}
+    empty = dict.fromkeys(("trainer", "config", "cross_dataset", "overrides", "datasets", "choose"))
+    study = load(write(trainers={"CoOp": empty | {"datasets": datasets}, "MPL": empty}))
+    for run in study.runs():
+        if (run.protocol, run.variant.name) == ("cross_dataset", "CoOp"):
+            cfg = setup_cfg(parse_arguments(list(run.arguments)))
+            rate = 0.2 if run.dataset == "small_land" else 0.1
+            assert cfg.TRAINER.COOP.N_CTX == 8 and rate == cfg.OPTIM.LR
 
 
 def test_method_without_config_runs_as_its_scripts(write, script):

@@ -45,7 +45,7 @@ RULES = {
     ORACLE: Rule("test"),
 }
 ACCEPTED: Values = ("TEST.SELECT_ON_TEST", "True")  # of runs whose settings test images have chosen
-SET_BY_CHOOSE = ("TEST.SPLIT", "DATASET.HOLD_OUT", "TEST.NO_TEST")  # also by being left as they are
+SET_BY_CHOOSE = ("TEST.SPLIT", "DATASET.HOLD_OUT")  # also by being left as they are
 LONGEST = 120  # characters of a folder's name
 
 

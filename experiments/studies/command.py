@@ -43,8 +43,10 @@ def run(study: Study, args: argparse.Namespace) -> None:
         return
     from .executor import check_datasets, execute_runs
 
-    executor, waiting = choose_executor(study, args), decide(study)
-    collect_results(study, [*trials, *study.runs()])  # raises for damaged results, and those of other settings
+    executor = choose_executor(study, args)
+    collect_results(study, trials)  # raises for links, damaged results, and those of other settings
+    waiting = decide(study)
+    collect_results(study)
     print(Progress(study))
     check_datasets(study)
     failed = {}
@@ -158,9 +160,9 @@ def inflation(study: Study, args: argparse.Namespace) -> None:
 
     found = measuring.choices(study)
     runs = list(dict.fromkeys(each for choice in found for each in choice.runs()))
-    collect_results(study, runs)  # raises for damaged results, and those of other settings
+    collect_results(study, runs)  # raises for links, damaged results, and those of other settings
     end(execute_runs([(each,) for each in runs], choose_executor(study, args), f"{args.file.stem}: inflation"))
-    cells, folder = measuring.compare(found), results_folder(study, args)
+    cells, folder = measuring.compare(study, found), results_folder(study, args)
     text = markdown(measuring.tables(cells))
     write_text(folder / "inflation.md", text)
     write_text(folder / "inflation.csv", cells.map(csv_cell).to_csv(index=False))

@@ -64,13 +64,13 @@ def groups(found: Ranking) -> list[tuple[int, int]]:
     return largest
 
 
-def draw_ranking(ax: Axes, found: Ranking, labels: list[str]) -> None:
+def draw_ranking(ax: Axes, found: Ranking) -> None:
     """A row for each method, the best at the top; a bar at the right for each group of `groups`."""
     ax.plot(found.ranks, range(len(found.ranks)), "ko", clip_on=False)
     ax.hlines(range(len(found.ranks)), 1, found.ranks, color="0.8", linewidth=1, zorder=0)
     for number, (first, last) in enumerate(groups(found)):
         ax.vlines(len(found.ranks) + 0.3 + 0.3 * number, first - 0.2, last + 0.2, color="black", linewidth=3)
-    ax.set_yticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(found.ranks)), found.ranks.index)
     ax.invert_yaxis()
     difference = "" if math.isinf(found.difference) else f", CD = {found.difference:.2f}"
     ax.set_xlabel(f"average rank over {found.datasets} datasets\n(Friedman p = {found.p:.2g}{difference})")

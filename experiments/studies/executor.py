@@ -203,7 +203,8 @@ class Cluster:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UsageError(f"no Ray cluster at {self.address} ({reason})", START_HINT) from error
+            what = f"no Ray cluster at {self.address}" if self.address else "Ray does not start on this machine"
+            raise UsageError(f"{what} ({reason})", START_HINT) from error
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)  # which Ray replaces
         if self.gpus is None:

@@ -85,10 +85,12 @@ def headlines(summary: Summary) -> list[str]:
 def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str) -> str:
     """A sentence on whether the seeds show that the first method is better than the second."""
     one, other = (summary.by_seed(protocol, part, method) for method in (first, second))
-    seeds = (one - other)[summary.averaged(protocol)].dropna().mean(axis="columns")
+    seeds = (one - other)["average"].dropna()
     low, high = seed_interval(seeds)
     if pd.isna(low):
-        return "With one seed, nothing says how sure this is."
+        return f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure this is."
+    if seeds.nunique() == 1:
+        return f"All {len(seeds)} seeds have the same difference."
     if low > 0:
         return f"The {len(seeds)} seeds show that it is better (95% interval {low:+.1f} to {high:+.1f})."
     least = smallest_difference(seeds)

@@ -89,7 +89,10 @@ def choices(study: Study) -> list[Choice]:
     settings, all_of = list(of_settings(study)), study.searches
     if left := len(all_of) - len(settings):
         print(f"Left out: {left} of {len(all_of)} choices of settings, whose trials are not finished", file=sys.stderr)
-    found = [*settings, *of_epochs(study)]
+    epochs, trainings = list(of_epochs(study)), [run for run, *_ in study.sequences() if run.trains]
+    if epochs and (left := sum(read_results(run.folder) is None for run in trainings)):
+        print(f"Left out: {left} of {len(trainings)} training runs, which are not finished", file=sys.stderr)
+    found = [*settings, *epochs]
     if not found:
         what = "the study has no choice with all its trials, and no finished run that keeps several epochs"
         remedy = "add choose, or TRAIN.CHECKPOINT_FREQ 1 to the overrides, and run it with tools/study.py run"
@@ -157,8 +160,8 @@ def has_validation(root: Path, dataset: str) -> bool:
     return True
 
 
-def compare(found: Iterable[Choice]) -> pd.DataFrame:
-    """A row for each method and dataset, and for the average over a method's datasets.
+def compare(study: Study, found: Iterable[Choice]) -> pd.DataFrame:
+    """A row for each method and dataset, and for the average over the study's datasets, NaN if one is missing.
 
     Columns: TABLE, method, dataset, the number of candidates, the mean test accuracies of ACCURACIES in percent, the
     number of choices (of an epoch, the finished runs), and how many points choosing on test images adds to the rule
@@ -171,6 +174,8 @@ def compare(found: Iterable[Choice]) -> pd.DataFrame:
     of_datasets = groups.mean().assign(choices=groups.size()).reset_index()
     of_methods = of_datasets.groupby(keys, sort=False)[["candidates", *ACCURACIES, "choices"]]
     averages = of_methods.agg(lambda values: values.mean(skipna=False))
+    expected = [len(study.trained_on(protocol)) for protocol in averages.index.get_level_values("protocol")]
+    averages.loc[of_methods.size() < expected, list(ACCURACIES)] = None
     cells = pd.concat([of_datasets, averages.reset_index().assign(dataset="average")], ignore_index=True)
     cells["worth"] = cells["on_test"] - cells["honest"]
     cells["over_default"] = cells["on_test"] - cells["default"]

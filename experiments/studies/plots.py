@@ -38,6 +38,7 @@ LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
 NARROW = 4.0  # inches of a panel for a telephone
 SHOWN = 2  # confused pairs of a dataset
+matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 
 
 def draw(
@@ -213,8 +214,7 @@ def critical_difference(summary: Summary, narrow: bool = False) -> Figure:
     height = 1.6 + 0.25 * max((len(each.ranks) for each in found.values()), default=0)
     figure, drawn = subplots_grid(found, 4.4, height, 3, narrow)
     for ax, (protocol, part, kind), each in drawn:
-        labels = [marked(name, bool(summary.selected(protocol, part, name))) for name in each.ranks.index]
-        draw_ranking(ax, each, labels)
+        draw_ranking(ax, each)
         ax.set_title(f"{protocol}, {part}" + f"\n{kind} methods" * (len(summary.kinds) > 1))
     return figure
 
@@ -260,7 +260,7 @@ def reliability(summary: Summary, narrow: bool = False) -> Figure:
             marker, line, colour = styles[part]
             bins = np.sum([each.bins for each in outcomes], axis=0)
             draw_reliability(ax, bins, marker=marker, linestyle=line, color=colour, markersize=4, label=part)
-        ax.set_title(f"{method}\n{protocol}", fontsize=10, parse_math=False)
+        ax.set_title(f"{method}\n{protocol}", fontsize=10)
     return figure
 
 
@@ -315,7 +315,7 @@ def confusion(summary: Summary, narrow: bool = False) -> Figure:
     figure, drawn = subplots_grid(of_focus(summary), 4.2, 4.4, 3, narrow)
     for ax, (protocol, part, dataset), found in drawn:
         draw_confusion(ax, found)
-        ax.set_title(f"{summary.focus}: {dataset}\n{protocol}, {part}", parse_math=False)
+        ax.set_title(f"{summary.focus}: {dataset}\n{protocol}, {part}")
     return figure
 
 

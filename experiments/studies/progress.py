@@ -7,6 +7,8 @@ from statistics import fmean
 
 from tqdm import tqdm
 
+from common.files import check_no_link
+
 from ..arguments import parse_arguments
 from ..lock import is_locked
 from ..results import ERROR, read_results
@@ -20,13 +22,14 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
         runs: by default those of the comparison, without trials.
 
     Raises:
-        UsageError: one is damaged, or a folder holds a run with other settings or prompts than the study's.
+        UsageError: one is damaged, or a folder is a link or holds a run with other settings or prompts than the study's.
     """
     from ..configuration import setup_cfg  # these import torch, which `Progress` does not need
     from ..output_folder import check_same_prompts, check_same_settings
 
     results = {}
     for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
+        check_no_link(run.folder, study.output)
         found = read_results(run.folder)
         if found is not None:
             args = parse_arguments(list(run.arguments))

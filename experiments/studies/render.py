@@ -19,7 +19,7 @@ from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked, shots_label
 
 MISSING = "-"
-LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
+LABELS = {"macro_f1": "macro F1", "top5_accuracy": "top-5", "mean_class_accuracy": "by class"}
 LABELS |= {"ece": "ECE", "adaptive_ece": "adaptive ECE", "nll": "NLL", "brier": "Brier"}
 FORMS = {"nll": ".3f", "brier": ".3f"}
 
@@ -133,7 +133,7 @@ def accuracy(summary: Summary, cell: Any) -> Cell:
     """The mean of a row of `Summary.cells`, its spread or interval, n if runs are missing, and the mark."""
     width = cell.interval if summary.intervals else cell.spread
     spread = "" if pd.isna(width) else f" ± {width:.2f}"
-    missing = f" (n={cell.runs})" if 0 < cell.runs < cell.seeds else ""
+    missing = f" (n={cell.runs})" if cell.runs < cell.seeds and pd.notna(cell.mean) else ""
     text = marked(f"{number(cell.mean)}{spread}{missing}", cell.selected_on_test)
     return Cell(text, int(cell.rank) if cell.rank <= 2 else 0)  # false for NaN
 
@@ -148,7 +148,7 @@ def about_mark(cells: pd.DataFrame) -> str:
 
 def describe_spread(summary: Summary) -> str:
     seeds = len(summary.study.seeds)
-    over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over n if fewer are finished"
+    over = f"{seeds} seed{'s' if seeds > 1 else ''}, or over the n finished ones (average: on all datasets)"
     spread = "half of the 95% t-interval" if summary.intervals else "population standard deviation"
     return f"Accuracy in %: mean ± {spread} over {over}; first and second best marked; -: missing."
 
@@ -158,7 +158,7 @@ def accuracies(summary: Summary, protocol: str, part: str, cells: pd.DataFrame) 
     if part == "all":
         note += " all: base and new classes together."
     if part == "H":
-        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is that of H over seeds."
+        note += " H: harmonic mean of the mean base and the mean new accuracy; its spread is over the H of each seed."
     if protocol == "cross_dataset":
         note += f" Trained on {summary.study.source}, which is not in the average."
     caveats = {name: methods()[summary.variants[name].method].caveat for name in cells["method"].unique()}
@@ -249,8 +249,8 @@ LATEX = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX; a hyphen before a number becomes a minus."""
-    return re.sub(r"(^|\()-(?=\d)", r"\1$-$", text.translate(LATEX))
+    """Text as LaTeX; a hyphen before a number becomes a minus. [ or * at its start must not follow \\\\."""
+    return re.sub(r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^(?=[\[*])", "{}", text.translate(LATEX)))
 
 
 def latex(tables: list[Table]) -> str:

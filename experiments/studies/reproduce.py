@@ -73,12 +73,13 @@ docs/reproduce.md says where authors publish them.
 Key = tuple[str, int, int]  # dataset, shots, seed
 
 
-def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool) -> Path | None:
+def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool, cfg: str = "") -> Path | None:
     """The folder of a training run in a set of checkpoints; None if the set has none.
 
     Args:
         key: dataset, shots and seed of the training run.
         alone: whether the set may be of this dataset only, without its name.
+        cfg: name of the YAML file, if the user has chosen one; of several folders that fit, its own is used.
 
     Raises:
         UsageError: several folders fit.
@@ -92,9 +93,11 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
         fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
         found = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
         if len(found) > 1:
-            raise UsageError(
-                f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}", "keep one of them", folder
-            )
+            own = {cfg, f"{cfg}_{shots}shots"}
+            found = [path for path in found if own.intersection(path.relative_to(folder).parts)] or found
+        if len(found) > 1:
+            what = f"{found[0]} and {found[1]} are both of {dataset}, seed {seed}"
+            raise UsageError(what, "name the YAML file of one by --cfg, or move one elsewhere", folder)
         if found:
             return found[0]
     return None
@@ -107,10 +110,12 @@ class PublishedStudy(Study):
     Attributes:
         prompts: folder of the training run by dataset (cross_dataset: the source), shots and seed.
         epoch: of the checkpoints; None for the best or newest.
+        tested: the datasets of cross_dataset to test, which may include the source.
     """
 
     prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
     epoch: int | None = None
+    tested: tuple[str, ...] = ()
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
@@ -120,7 +125,7 @@ class PublishedStudy(Study):
         epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
         for ((trained_on, shots, seed), prompts), variant in product(self.prompts.items(), self.variants):
             training = Training(protocol, variant, trained_on, seed, shots)
-            for step, dataset in product(steps, self.targets or (trained_on,)):
+            for step, dataset in product(steps, self.tested or (trained_on,)):
                 yield (self.run(step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch),)
 
 
@@ -137,9 +142,9 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         layout = "cross_dataset" if crossing else protocol
         trained = [args.source] if crossing else args.datasets or ELEVEN
         shots = (args.shots,) if args.shots else PROTOCOLS[layout].shots
-        alone = trained[0] if len(trained) == 1 else place.name  # the dataset whose name the layout may lack
+        alone = trained[0] if len(trained) == 1 else place.resolve().name  # the dataset whose name the layout may lack
         found = {
-            key: find_prompts(place, layout, args.method, key, key[0] == alone)
+            key: find_prompts(place, layout, args.method, key, key[0] == alone, args.cfg)
             for key in product(trained, shots, args.seeds)
         }
         prompts = {key: folder for key, folder in found.items() if folder}
@@ -152,32 +157,38 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         raise UsageError(f"no checkpoints of {args.method} in {place}", remedy, place)
     datasets, seen, seeds = (tuple(dict.fromkeys(part)) for part in zip(*prompts, strict=True))
     others = VARIANTS if protocol == DOMAINS else [name for name in ELEVEN if name != args.source]
-    cfg = args.cfg or recipe(args.method, layout).cfg
+    tested = tuple(dict.fromkeys(args.datasets or others)) if crossing else ()
+    cfg = args.cfg or recipe(args.method, layout, backbone=args.backbone).cfg
     return PublishedStudy(
         (Variant(args.method, args.method, cfg),),
         () if crossing else datasets,
         (layout,),
         tuple(sorted(seeds)),
         source=args.source if crossing else "",
-        targets=tuple(dict.fromkeys(args.datasets or others)) if crossing else (),
+        targets=tuple(name for name in tested if name != args.source),
         shots=tuple(sorted(seen)),
         backbone=args.backbone,
         root=args.root,
         output=args.output,
         prompts=prompts,
         epoch=args.epoch,
+        tested=tested,
     )
 
 
 def compared_with_authors(summary: "Summary") -> "list[Table]":
     """Our averages next to the published ones, from base to new classes or on ImageNet's variants, if there are any."""
-    from .render import Cell, Table
+    from .render import Cell, Table, number
     from .tables import MARKED, marked
 
-    (variant,), cells = summary.study.variants, summary.cells
-    if set(summary.study.targets) == set(VARIANTS):
+    study, (variant,), cells = summary.study, summary.study.variants, summary.cells
+    if (summary.runs["backbone"] != "ViT-B/16").any() or study.shots != (16,):
+        return []
+    if set(study.targets) == set(VARIANTS):
         title, columns = f"{DOMAINS}: published results", [*VARIANTS, "average"]
-        published = [PUBLISHED[DOMAINS][variant.method]] if variant.method in PUBLISHED[DOMAINS] else []
+        known = PUBLISHED[DOMAINS].get(variant.method)
+        same = (study.source, variant.cfg) == ("imagenet", recipe(variant.method, "cross_dataset").cfg)
+        published = [known] if known and same else []
         ours = cells.set_index("dataset")["mean"]
         note = "Accuracy in %, trained on ImageNet."
     else:
@@ -185,13 +196,13 @@ def compared_with_authors(summary: "Summary") -> "list[Table]":
         published = [row for row in AUTHORS if row["method"] == variant.method and row["cfg"] in ("*", variant.cfg)]
         ours = cells[cells["dataset"] == "average"].set_index("part")["mean"]
         note = "Averages in %, published over eleven datasets."
-        if set(summary.study.datasets) != set(ELEVEN):
-            note += f" These are over {len(summary.study.datasets)}, and do not compare."
+        if set(study.datasets) != set(ELEVEN):
+            note += f" These are over {len(study.datasets)}, and do not compare."
     if not published or not set(columns) <= set(ours.index):
         return []
     selected = cells["selected_on_test"].any()
     named = [(marked("these checkpoints", selected), ours), *(("published", row) for row in published)]
-    rows = [[Cell(name), *(Cell(f"{values[column]:.2f}") for column in columns)] for name, values in named]
+    rows = [[Cell(name), *(Cell(number(values[column])) for column in columns)] for name, values in named]
     return [Table(title, ["", *columns], rows, note + (f" {MARKED}." if selected else ""))]
 
 
@@ -234,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
 
     for (dataset, shots, seed), file in study.prompts.items():
         print(f"{dataset}, {shots} shots, seed {seed}: {file}")
+    collect_results(study)  # raises for links, damaged results, and those of other settings
     check_datasets(study)
     failed = execute_runs(study.sequences(), LocalExecutor(args.workers), "testing")
     if len(failed) < len(study.runs()):

@@ -53,8 +53,9 @@ class Variant:
     def __post_init__(self) -> None:
         choose(self.method, methods(), "trainer")
         plain = self.name.strip() and self.name.isprintable()
-        if not plain or "/" in self.name or self.name.startswith("."):  # it may be part of a folder's name
-            what = f"the name {self.name!r} is empty, has a slash or an unprintable letter, or starts with a dot"
+        # It may be part of a folder's name, and legends leave out what begins with an underscore.
+        if not plain or "/" in self.name or self.name.startswith((".", "_")):
+            what = f"the name {self.name!r} is empty, has a slash or an unprintable letter, or starts with . or _"
             raise UsageError(what, "use another one")
         names = [file.stem for file in config_files(self.method)]
         for config in filter(None, (self.cfg, self.cross_cfg)):
@@ -71,6 +72,8 @@ class Variant:
         what = f"{self.name} cannot {verb} {key}"
         if key in SET_BY_STUDY:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
+        if key == "TEST.NO_TEST":
+            raise UsageError(what, "a run of a study ends with its test")
         if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
             raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
 
@@ -181,6 +184,8 @@ class Study:
             raise UsageError("the study has no datasets", "see studies/small.yaml")
         if "cross_dataset" in self.protocols and not (self.source and self.targets):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
+        if self.source in self.targets:
+            raise UsageError(f"the source {self.source} is among the targets", "leave it out of them")
         for dataset in (*self.datasets, *self.targets, *filter(None, [self.source])):
             choose_dataset(dataset, known_datasets())
         for name in self.ood:
@@ -189,6 +194,8 @@ class Study:
             raise UsageError(f"union has the value {self.union!r}", "give true for base2new, or leave it out")
         if "new" in self.ood and self.protocols != ("base2new",):
             raise UsageError("ood has new, which needs base classes", "use it with base2new alone")
+        if self.ood and "cross_dataset" in self.protocols:
+            raise UsageError("no table of cross_dataset shows ood", "leave one of them out")
         check_choose(self)
 
     def sequences(self) -> list[RunSequence]:
@@ -294,6 +301,8 @@ class Study:
             options = (*options, "--chosen", self.chosen_file(training))
             more = ACCEPTED if self.choose.by == ORACLE else ()
         results = self.output / place / self.folder(step, dataset, training)
+        datasets = dict.fromkeys((training.dataset, dataset))  # prompts of cross_dataset have their source's settings
+        own = chain(*(variant.dataset_overrides.get(name, ()) for name in datasets))
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
@@ -306,7 +315,7 @@ class Study:
             options=options,
             shots=shots,
             classes=step.classes,
-            settings=(*cache, *used.settings, *variant.overrides, *variant.dataset_overrides.get(dataset, ()), *more),
+            settings=(*cache, *used.settings, *variant.overrides, *own, *more),
         )
         return Run(protocol, variant, dataset, seed, shots, step.classes, results, tuple(argv), values)
 

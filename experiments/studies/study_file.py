@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from common.errors import UsageError, choose
-from common.files import check_no_link
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
@@ -69,18 +68,19 @@ def convert(key: str, value: Any, kind: Any) -> Any:
 
 def variant_from(name: str, entry: Any) -> Variant:
     """A `Variant` from `NAME:`, `NAME: CONFIG`, or `NAME: {KEY: ...}` with TRAINER_KEYS."""
-    given = entry if isinstance(entry, dict) else {"config": entry}
-    for key in given:
+    entry = entry if isinstance(entry, dict) else {"config": entry}
+    for key in entry:
         choose(key, TRAINER_KEYS, f"key of {name}")
+    given = {key: value for key, value in entry.items() if value is not None}
     datasets = mapping(given.get("datasets", {}), f"datasets of {name}", "DATASET: OVERRIDES")
     return Variant(
         name,
         str(given.get("trainer", name)),
-        str(given.get("config") or ""),
-        str(given.get("cross_dataset") or ""),
+        str(given.get("config", "")),
+        str(given.get("cross_dataset", "")),
         pairs(given.get("overrides", {}), name),
         {str(dataset): pairs(overrides, name) for dataset, overrides in datasets.items()},
-        None if given.get("choose") is None else keys_from(given["choose"], f"choose of {name}"),
+        keys_from(given["choose"], f"choose of {name}") if "choose" in given else None,
     )
 
 
@@ -91,15 +91,13 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 
 
 def distinct_runs(study: Study) -> list[Run]:
-    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder, or
-    one's is a link."""
+    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder."""
     folders, examples, trials = set(), {}, study.trials()
     for run in (*trials, *study.runs()):
         if run.folder in folders:
             what = f"the study has the run of {run.folder} twice"
             raise UsageError(what, "leave one out, or give one of them overrides")
         folders.add(run.folder)
-        check_no_link(run.folder, study.output)
         if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
             examples[run.protocol, run.variant.name, run.values] = run
     return list(examples.values())

@@ -14,6 +14,7 @@ import pandas as pd
 from common.results import detected, learned_from, test_record
 
 from ..comparing import seed_interval, smallest_difference
+from ..protocols import recipe
 from ..results import MEASURES, harmonic_mean, selected_on_test
 from .spec import Run, Study, Variant
 
@@ -85,7 +86,7 @@ class Summary:
         several = {
             "base2new": ["base", "new", "H", *(["all"] if self.study.union else [])],
             "cross_dataset": ["all classes"],
-            "few_shot": list(map(shots_label, self.study.shots)),
+            "few_shot": list(map(shots_label, sorted(self.study.shots))),
         }
         return [(protocol, part) for protocol in self.study.protocols for part in several[protocol]]
 
@@ -102,18 +103,25 @@ class Summary:
         return [*source, *self.averaged(protocol)]
 
     def by_seed(self, protocol: str, part: str, method: str) -> pd.DataFrame:
-        """Accuracies, seeds x datasets (the source among them); NaN where a run is missing."""
+        """Accuracies, seeds x datasets (the source among them) and their average; NaN where a run is missing. H of the
+        average is that of the seed's average base and new accuracies, as in `means`."""
         values = self.values
         rows = values[(values["protocol"] == protocol) & (values["part"] == part) & (values["method"] == method)]
-        return rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
+        found = rows.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=self.datasets(protocol))
+        found["average"] = found[self.averaged(protocol)].mean(axis="columns", skipna=False)
+        if part == "H":
+            base, new = (self.by_seed(protocol, half, method)["average"] for half in ("base", "new"))
+            found["average"] = base.combine(new, harmonic_mean)
+        return found
 
     @cached_property
     def cells(self) -> pd.DataFrame:
         """A row for every cell of the tables, missing ones too.
 
         Columns: protocol, part, method, dataset (or `average`), mean, spread, interval (half the 95% t-interval over
-        seeds), number of runs, number of seeds of the study, the paper's result, whether a run was selected on test
-        images, kind of the method, rank (1 is best), and the difference from the paper.
+        seeds), number of runs (of the average, of seeds with all datasets), number of seeds of the study, the paper's
+        result, whether a run was selected on test images, kind of the method, rank (1 is best), and the difference
+        from the paper.
         """
         of_methods = [self.cells_of(*names, variant) for names, variant in product(self.parts, self.study.variants)]
         cells = pd.concat(of_methods, ignore_index=True)
@@ -123,13 +131,10 @@ class Summary:
 
     def cells_of(self, protocol: str, part: str, variant: Variant) -> pd.DataFrame:
         """The cells of one method in one table: every dataset, and the average."""
-        accuracies, averaged = self.by_seed(protocol, part, variant.name), self.averaged(protocol)
         # The spread of an average is that of complete seeds; its mean is that of all runs, if no dataset is missing.
-        accuracies["average"] = accuracies[averaged].mean(axis="columns", skipna=False)
-        means, runs = self.means(protocol, part, variant.name), accuracies.count()
-        runs["average"] = runs[averaged].min()
+        accuracies, means = self.by_seed(protocol, part, variant.name), self.means(protocol, part, variant.name)
         selected = self.selected(protocol, part, variant.name)
-        selected |= {"average"} if selected.intersection(averaged) else set()
+        selected |= {"average"} if selected.intersection(self.averaged(protocol)) else set()
         return pd.DataFrame(
             {
                 "protocol": protocol,
@@ -139,7 +144,7 @@ class Summary:
                 "mean": means.array,
                 "spread": accuracies.std(ddof=0).where(accuracies.count() > 1).array,
                 "interval": [np.ptp(seed_interval(accuracies[name].dropna())) / 2 for name in accuracies],
-                "runs": runs.array,
+                "runs": accuracies.count().array,
                 "seeds": len(self.study.seeds),
                 "paper": [self.paper(protocol, part, variant, dataset) for dataset in accuracies],
                 "selected_on_test": means.notna().to_numpy() & accuracies.columns.isin(selected),
@@ -164,10 +169,15 @@ class Summary:
         return set(runs[chosen]["dataset"])
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
-        """The paper's accuracy; NaN if it has none, or another backbone, number of shots or set of datasets."""
+        """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of datasets, YAML file or
+        setting."""
         known = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
-        same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and not variant.overrides
-        if not same or (dataset == "average" and {*self.averaged(protocol), "average"} != known.keys()):
+        config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
+        others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
+        same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and not others
+        if not same or (known and config and config != recipe(variant.method, protocol).cfg):
+            return math.nan
+        if dataset == "average" and {*self.averaged(protocol), "average"} != known.keys():
             return math.nan
         return known.get(dataset, math.nan)
 
@@ -204,14 +214,14 @@ class Summary:
             if self.focus is None or name == self.focus:
                 continue
             ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
-            difference = (ours - theirs)[self.averaged(protocol)]  # seeds x datasets; NaN where a run is missing
-            seeds, datasets = difference.dropna().mean(axis="columns"), difference.mean().dropna()
+            difference = ours - theirs  # seeds x datasets; NaN where a run is missing
+            seeds, datasets = difference["average"].dropna(), difference[self.averaged(protocol)].mean().dropna()
             row = {
                 "protocol": protocol,
                 "part": part,
                 "method": self.focus,
                 "against": name,
-                "difference": datasets.mean(),
+                "difference": (seeds if len(seeds) else datasets).mean(),
                 "seeds": len(seeds),
                 "datasets": len(datasets),
                 "interval": seed_interval(seeds),
