@@ -22,7 +22,7 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
         runs: by default those of the comparison, without trials.
 
     Raises:
-        UsageError: one is damaged, or a folder is a link or holds a run with other settings or prompts than the study's.
+        UsageError: one is damaged, or a folder is a link, or has a run with other settings or prompts.
     """
     from ..configuration import setup_cfg  # these import torch, which `Progress` does not need
     from ..output_folder import check_same_prompts, check_same_settings
