@@ -24,7 +24,7 @@ from .head import Head, HeadCLIP
 from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .trainer import PromptTrainer
+from .trainer import QUIETLY, PromptTrainer
 
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
@@ -236,7 +236,7 @@ class FeatureTrainer(PromptTrainer):
             UsageError: a feature is not finite.
         """
         tests, options = self.test_loader.dataset, self.cfg.DATALOADER
-        augment = build_transform(self.cfg, is_train=True, verbose=False) if views else tests.transform
+        augment = build_transform(self.cfg, is_train=True, **QUIETLY) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = Views(images, views, max(self.cfg.SEED, 0))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,8 @@ from .learned import LearnedPrompts
 from .precision import print_precision
 from .prompted import Output
 
+# The published Dassl prints the transforms that it builds.
+QUIETLY: dict[str, Any] = {"verbose": False} if "verbose" in signature(build_transform).parameters else {}
 Outputs = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -118,7 +121,7 @@ class PromptTrainer(LearnedPrompts):
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
         """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
-        return build_transform(cfg, is_train=False, verbose=False)
+        return build_transform(cfg, is_train=False, **QUIETLY)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
