@@ -1,6 +1,6 @@
 """Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -183,10 +183,12 @@ class FeatureTrainer(PromptTrainer):
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
         written = checkpoint.get("metadata") or {}
         known = self.same_classes(written) or self.known_classes(written)
+        rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.of_support:
             tensor = getattr(self.head, name)
             there = checkpoint["state_dict"].get(name, tensor)
-            rows = there.shape[:1] if known or name not in self.of_learned_classes else (0,)
+            usable = there.dim() == tensor.dim() and there.numel() and (known or name not in self.of_learned_classes)
+            rows = rows or (there.shape[:1] if usable else (0,))
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
         super().load_prompts(checkpoint, path)
 
