@@ -237,6 +237,7 @@ class PromptedClassifier:
         names = own if class_names is None else with_spaces(check_names(class_names))
         return self._own if names == own else self._other(*names)
 
+    @torch.inference_mode(False)  # whose tensors do not count their changes
     def _build(self, *class_names: str) -> PromptTrainer:
         """The method with a model for these names: the learned prompts on the one backbone."""
         kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template
