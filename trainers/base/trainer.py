@@ -140,7 +140,7 @@ class PromptTrainer(LearnedPrompts):
         if self.device.type != "cuda" or current_ranks().count > 1:
             print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU, and a run on one device")
         else:
-            self.passes = StepGraph(self.both_passes, self.model.parameters())
+            self.passes = StepGraph(self.both_passes, self.model)
 
     def autocast(self):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""
