@@ -202,6 +202,27 @@ def test_an_exported_folder_would_lack_the_features_run(make, learned, tmp_path)
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_start_of_a_head_that_training_would_replace_is_refused(method, make, tmp_path):
+    torch.save({}, tmp_path / "start.pth")
+    trainer = make(method, "MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth"))
+    if method in ("CLIPAdapter", "TaskRes"):
+        trainer.check_training()
+    else:
+        with pytest.raises(UsageError, match="INIT_WEIGHTS would have no effect"):
+            trainer.check_training()
+
+
+def test_a_start_keeps_the_records_of_the_features_run(make, tmp_path):
+    make("CoOp", "TEST.FINAL_MODEL", "best_val", output="coop").train()
+    make("CLIPAdapter", output="start").train()
+    (start,) = (tmp_path / "start").glob("*/model.pth.tar-2")
+    both = ["TRAINER.CLIPADAPTER.FEATURES_OF", str(tmp_path / "coop"), "MODEL.INIT_WEIGHTS", str(start)]
+    trainer = make("CLIPAdapter", *both)
+    assert [choice["what"] for choice in trainer.inherited_choices] == ["epoch"]
+    assert len(trainer.inherited_phases) == 2
+
+
 def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, capsys):
     """They were dropped: such a test was that of zero-shot CLIP."""
     base = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")

@@ -98,6 +98,12 @@ class FeatureTrainer(PromptTrainer):
             what = f"{type(self).__name__} has weights for the classes it was trained on"
             raise UsageError(f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all")
 
+    def check_training(self) -> None:
+        what = f"{type(self).__name__} computes its weights from the training images"
+        starts = isinstance(self, FittedTrainer) or type(self).start is not FeatureTrainer.start
+        if self.cfg.MODEL.INIT_WEIGHTS and starts:
+            raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {what}", "leave it out")
+
     # The model
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:

@@ -28,7 +28,7 @@ from common.names import check_known_names
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss, check_saved
-from .data_use import inherited
+from .data_use import inherited, joined
 from .features import cached_features, feature_cache
 from .graphs import StepGraph
 from .learned import LearnedPrompts
@@ -105,7 +105,9 @@ class PromptTrainer(LearnedPrompts):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
-            self.inherited_choices, self.inherited_phases = inherited(start) if is_checkpoint(start) else (None, None)
+            choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
+            self.inherited_choices = joined(self.inherited_choices, choices)
+            self.inherited_phases = joined(self.inherited_phases, phases)
         self.register()
         check_learner(self)
 
