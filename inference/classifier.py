@@ -90,6 +90,8 @@ class PromptedClassifier:
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
         seed = description.training.get("seed")  # of the views of a test-time method
         cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
+        shots = description.training.get("shots")  # in TRAINER.<NAME>.FEATURES_OF
+        cfg.DATASET.NUM_SHOTS = shots if type(shots) is int else -1
         cfg.freeze()  # which checks Dassl's keys
         self.cfg = cfg
         self.transform = trainers.methods()[self.method].test_transform(self.cfg)

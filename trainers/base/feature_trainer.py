@@ -157,9 +157,12 @@ class FeatureTrainer(PromptTrainer):
             raise UsageError(error.what, remedy, error.where) from error
         checkpoint = load_checkpoint(path)
         name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
-        kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else type(self)
+        known = name in TRAINER_REGISTRY.registered_names()
+        kind = TRAINER_REGISTRY.get(name) if known else type(self)
         if issubclass(kind, FeatureTrainer) or not issubclass(kind, PromptTrainer):
-            raise UsageError(f"{path} does not say which method learned its features", "give FEATURES_OF another", path)
+            of_method = f"is of {name[:100]}, which {'learns no features' if known else 'is unknown'}"
+            what = of_method if name else "does not say which method learned its features"
+            raise UsageError(f"{path} {what}", "give FEATURES_OF another", path)
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
@@ -167,7 +170,7 @@ class FeatureTrainer(PromptTrainer):
         if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
             what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
             raise UsageError(what, "give FEATURES_OF a run of another method", path)
-        build_model(base, clip=self.model.frozen)
+        build_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), self.model.frozen)
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
         self.model.stand_on(base.model)
