@@ -10,6 +10,7 @@ from torch import nn
 
 from clip import (
     BlockAdapter,
+    ClipError,
     Edit,
     TextPrompts,
     adapt,
@@ -140,6 +141,12 @@ def test_the_original_keeps_its_blocks_and_shares_its_weights(adapted):
     assert all(map(torch.equal, outputs(fast, clip), outputs(fast, untouched)))
     assert copy.state_dict().keys() == clip.state_dict().keys()
     assert all(a is b for a, b in zip(copy.parameters(), clip.parameters(), strict=True))
+
+
+def test_a_block_takes_one_adapter(adapted):
+    _, copy, (adapter, _) = adapted(0, [1])
+    with pytest.raises(ClipError, match="the block of layer 1 has an adapter"):
+        adapt(copy, 1, adapter)
 
 
 def test_dropout_keeps_the_mean_and_its_share():
