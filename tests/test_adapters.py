@@ -110,13 +110,15 @@ def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(make, p, l
 
 @pytest.mark.parametrize("params", ["qkvo", "v", "ko"])
 def test_folded_low_rank_maps_compute_the_same(params, adapted):
-    clip, copy, _ = adapted(0, [1, LAYERS - 1], lora(params))
+    clip, copy, adapters = adapted(0, [1, LAYERS - 1], lora(params))
     images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double)
     before = [*outputs(plain, copy), fast.encode_image(copy, images, read=["local"]).local]
     clip.load_state_dict(folded_weights(copy))
     after = [*outputs(plain, clip), plain.encode_image(clip, images, read=["local"]).local]
     for expected, got in zip(before, after, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+    adapters.to("meta")
+    assert {tensor.device.type for tensor in folded_weights(copy.to("meta")).values()} == {"meta"}
 
 
 def test_dropout_differs_by_step_and_an_evaluation_has_none(adapted):

@@ -70,7 +70,8 @@ def test_what_needs_a_gpu_is_ignored_with_a_note(build, capsys, key, needs):
     ("towers", "found", "compiles"), [("fast", "triton", True), ("plain", "triton", False), ("fast", "nothing", False)]
 )
 def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(build, monkeypatch, capsys, towers, found, compiles):
-    trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))
+    trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers, "MODEL.BACKBONE.CHECKPOINT_TEXT", True))
+    assert ("CHECKPOINT_TEXT is ignored: it needs the fast" in capsys.readouterr().out) == (towers == "plain")
     monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == found or None)
     trainer.device = torch.device("cuda")
     trainer.compile_towers()

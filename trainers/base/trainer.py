@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import TOWERS, ImageOutput, Ranks, compiled_towers, current_ranks
+from clip.blocks import is_standard
 from clip.digest import digest
 from common.errors import UsageError
 from common.names import check_known_names
@@ -98,7 +99,10 @@ class PromptTrainer(LearnedPrompts):
             print(note)
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
-        self.model.clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        recompute = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        if recompute and not (towers == "fast" and is_standard(self.model.clip.transformer)):
+            print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
+        self.model.clip.transformer.grad_checkpointing = recompute
         self.amp = self.settings.PREC == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
         print(f"Learned parameters: {count_num_param(self.model):,}")
