@@ -13,14 +13,14 @@ from .blocks import local_features
 from .building import keep_backbones
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
-from .plain import has_local_features
+from .plain import PLAIN, has_local_features
 from .ranks import Ranks, current_ranks
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
 from .split import SplitTowers
 from .tokenizer import tokenize
 from .towers import ImageOutput, Read, Towers
 
-TOWERS: dict[str, Towers] = {"fast": FAST, "plain": plain}
+TOWERS: dict[str, Towers] = {"fast": FAST, "plain": PLAIN}
 
 __all__ = [
     "TOWERS",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 
-from .blocks import attention, block_output, not_half, qkv, split_heads
+from .blocks import adapter_of, attention, block_output, not_half, qkv, split_heads
+from .errors import ClipError
 
 
 class BlockAdapter(nn.Module):
@@ -79,8 +80,14 @@ class AdaptedBlock(nn.Module):
 
 
 def adapt(tower: Any, layer: int, adapter: BlockAdapter) -> None:
-    """Put an adapter into the block of a layer (from 0) of a private copy's text tower `clip`, or of `clip.visual`."""
+    """Put an adapter into the block of a layer (from 0) of a private copy's text tower `clip`, or of `clip.visual`.
+
+    Raises:
+        ClipError: the block has one.
+    """
     blocks = tower.transformer.resblocks
+    if adapter_of(blocks[layer]) is not None:
+        raise ClipError(f"the block of layer {layer} has an adapter", "give it one adapter that computes both changes")
     blocks[layer] = AdaptedBlock(blocks[layer], adapter)
 
 

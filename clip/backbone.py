@@ -51,6 +51,7 @@ def load(
     return model, image_transform(model.visual.image_size, is_train=False, mean=mean, std=std)
 
 
+@torch.inference_mode(False)  # whose tensors do not count their changes
 def load_backbone(name: str, precision: str = "fp32", cache: str | None = None) -> CLIP:
     """A CLIP on the CPU, in eval mode, its parameters frozen.
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 
-from .frozen import applied, is_plain_linear, linear, normed, product_type, quick_gelu_mlp
+from .frozen import applied, is_frozen_linear, linear, normed, product_type, quick_gelu_mlp
 
 # The parts of torch's attention module, and of the one in open_clip's development version.
 ATTENTION = {"in_proj_weight", "in_proj_bias", "out_proj", "parametrizations"}
@@ -128,7 +128,7 @@ def block_output(block: ResidualAttentionBlock, x: Tensor, attended: Tensor, pac
     projected = applied(block.attn.out_proj, attended)
     x = x + block.ls_1(plus(projected, change_of(block, "attention_output", attended, packing)))
     hidden, mlp = normed(block.ln_2, x, products), block.mlp
-    quick = isinstance(mlp.gelu, QuickGELU) and is_plain_linear(mlp.c_fc) and is_plain_linear(mlp.c_proj)
+    quick = isinstance(mlp.gelu, QuickGELU) and all(is_frozen_linear(layer) for layer in (mlp.c_fc, mlp.c_proj))
     output = quick_gelu_mlp(mlp, hidden) if quick else mlp(hidden)
     return plus(x + block.ls_2(plus(output, change_of(block, "mlp", hidden, packing))), parallel)
 

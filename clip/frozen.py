@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Frozen tensor -> {type and factor: (the tensor as it was, what was computed of it)}
+# Frozen tensor -> {type and factor: (the tensor as it was, its version, what was computed of it)}
 _kept = WeakTensorKeyDictionary()
 
 
@@ -23,14 +23,14 @@ def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
     """Weights in a type, times a factor; for frozen ones computed once, and again after they have changed."""
     if weights.dtype == dtype and factor == 1:
         return weights
-    if weights.requires_grad or torch.compiler.is_compiling():
+    if weights.requires_grad or weights.is_inference() or torch.compiler.is_compiling():
         return (weights * factor).to(dtype)
-    known = _kept.setdefault(weights, {})
-    before, made = known.get((dtype, factor), (None, None))
-    if before is None or (before.data_ptr(), before._version) != (weights.data_ptr(), weights._version):
+    known, version = _kept.setdefault(weights, {}), weights._version
+    before, then, made = known.get((dtype, factor), (None, None, None))
+    if before is None or (before.data_ptr(), then) != (weights.data_ptr(), version):
         with torch.inference_mode(False), torch.no_grad():
             before, made = weights.detach(), (weights * factor).to(dtype)
-        known[dtype, factor] = before, made
+        known[dtype, factor] = before, version, made
     return made
 
 
@@ -50,6 +50,11 @@ def applied(module: Any, x: Tensor) -> Tensor:
 def is_plain_linear(layer: Any) -> bool:
     """Whether a module computes what its weight and bias say."""
     return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and layer.bias is not None
+
+
+def is_frozen_linear(layer: Any) -> bool:
+    """Whether it is a plain linear layer that nobody trains."""
+    return is_plain_linear(layer) and not (layer.weight.requires_grad or layer.bias.requires_grad)
 
 
 def normed(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:

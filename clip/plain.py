@@ -175,3 +175,15 @@ def edit(x: Tensor, change: Edit, end: int) -> Tensor:
     kept, _, after = x.split([end - change.remove, change.remove, x.shape[1] - end], dim=1)
     new = [] if change.add is None else [change.add.to(x.dtype).expand(x.shape[0], -1, -1)]
     return torch.cat([kept, *new, after], dim=1)
+
+
+class Plain:
+    """The two towers as an object, since a module of Python cannot be in a model that is copied."""
+
+    encode_image, encode_text = staticmethod(encode_image), staticmethod(encode_text)
+
+    def __deepcopy__(self, memo: dict) -> "Plain":
+        return self
+
+
+PLAIN = Plain()

@@ -90,6 +90,8 @@ class PromptedClassifier:
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
         seed = description.training.get("seed")  # of the views of a test-time method
         cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0
+        shots = description.training.get("shots")  # in TRAINER.<NAME>.FEATURES_OF
+        cfg.DATASET.NUM_SHOTS = shots if type(shots) is int else -1
         cfg.freeze()  # which checks Dassl's keys
         self.cfg = cfg
         self.transform = trainers.methods()[self.method].test_transform(self.cfg)
@@ -237,6 +239,7 @@ class PromptedClassifier:
         names = own if class_names is None else with_spaces(check_names(class_names))
         return self._own if names == own else self._other(*names)
 
+    @torch.inference_mode(False)  # whose tensors do not count their changes
     def _build(self, *class_names: str) -> PromptTrainer:
         """The method with a model for these names: the learned prompts on the one backbone."""
         kind, template = trainers.methods()[self.method], self.description.template or self.description.dataset_template

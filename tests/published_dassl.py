@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from dassl.config import get_cfg_default as toolbox_defaults
 from dassl.data.datasets import build_dataset
-from dassl.data.transforms import build_transform
+from dassl.data.transforms import build_transform as toolbox_transform
 from dassl.evaluation import build_evaluator
 from dassl.utils import resume_from_checkpoint
 from PIL import Image
@@ -81,6 +81,10 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     return torch.optim.SGD(groups, optim_cfg.LR, optim_cfg.MOMENTUM, weight_decay=optim_cfg.WEIGHT_DECAY)
 
 
+def build_transform(cfg, is_train=True, choices=None):
+    return toolbox_transform(cfg, is_train, choices)
+
+
 class DatasetWrapper(Dataset):
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.data_source, self.transform = data_source, transform
@@ -140,7 +144,7 @@ class TrainerX:
             model.train(mode == "train")
 
     def update_lr(self, names=None):
-        for scheduler in self._scheds.values():
+        for scheduler in filter(None, self._scheds.values()):
             scheduler.step()
 
     def detect_anomaly(self, loss):
@@ -150,7 +154,8 @@ class TrainerX:
     def save_model(self, epoch, directory):
         for name, model in self._models.items():
             state = {"state_dict": model.state_dict(), "epoch": epoch + 1}
-            state |= {"optimizer": self._optims[name].state_dict(), "scheduler": self._scheds[name].state_dict()}
+            for key, part in {"optimizer": self._optims[name], "scheduler": self._scheds[name]}.items():
+                state[key] = part and part.state_dict()
             folder, file = os.path.join(directory, name), f"model.pth.tar-{epoch + 1}"
             os.makedirs(folder, exist_ok=True)
             torch.save(state, os.path.join(folder, file))

@@ -10,6 +10,7 @@ from torch import nn
 
 from clip import (
     BlockAdapter,
+    ClipError,
     Edit,
     TextPrompts,
     adapt,
@@ -109,13 +110,15 @@ def test_both_forms_of_the_towers_have_the_same_outputs_and_gradients(make, p, l
 
 @pytest.mark.parametrize("params", ["qkvo", "v", "ko"])
 def test_folded_low_rank_maps_compute_the_same(params, adapted):
-    clip, copy, _ = adapted(0, [1, LAYERS - 1], lora(params))
+    clip, copy, adapters = adapted(0, [1, LAYERS - 1], lora(params))
     images = torch.randn(2, 3, *clip.visual.image_size, dtype=torch.double)
     before = [*outputs(plain, copy), fast.encode_image(copy, images, read=["local"]).local]
     clip.load_state_dict(folded_weights(copy))
     after = [*outputs(plain, clip), plain.encode_image(clip, images, read=["local"]).local]
     for expected, got in zip(before, after, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)
+    adapters.to("meta")
+    assert {tensor.device.type for tensor in folded_weights(copy.to("meta")).values()} == {"meta"}
 
 
 def test_dropout_differs_by_step_and_an_evaluation_has_none(adapted):
@@ -140,6 +143,12 @@ def test_the_original_keeps_its_blocks_and_shares_its_weights(adapted):
     assert all(map(torch.equal, outputs(fast, clip), outputs(fast, untouched)))
     assert copy.state_dict().keys() == clip.state_dict().keys()
     assert all(a is b for a, b in zip(copy.parameters(), clip.parameters(), strict=True))
+
+
+def test_a_block_takes_one_adapter(adapted):
+    _, copy, (adapter, _) = adapted(0, [1])
+    with pytest.raises(ClipError, match="the block of layer 1 has an adapter"):
+        adapt(copy, 1, adapter)
 
 
 def test_dropout_keeps_the_mean_and_its_share():

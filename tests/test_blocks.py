@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from drawn import small_clip
+from schedules import assert_same
 from torch import nn
 
 from clip import Edit, TextPrompts, fast, plain, tokenize
@@ -97,6 +98,26 @@ def test_the_plain_form_is_announced_once(clip, recwarn):
         with warnings.catch_warnings():  # as libraries do: Python then forgets what it has warned of
             pass
     assert len(recwarn.list) == 1
+
+
+@pytest.mark.parametrize("name", ["mlp.c_fc", "mlp.c_proj", "attn.out_proj", "ln_2"])
+def test_modules_that_are_trained_in_a_block_get_the_gradients_of_the_plain_form(name, clip):
+    clip, learned = deepcopy(clip), []
+    for transformer in (clip.transformer, clip.visual.transformer):
+        learned += transformer.resblocks[1].get_submodule(name).requires_grad_().parameters()
+    assert_same(outputs(fast, clip), outputs(plain, clip), learned)
+
+
+def test_frozen_weights_that_changed_in_place_are_read_again(clip):
+    clip = deepcopy(clip)
+    outputs(fast, clip)
+    clip.load_state_dict({key: 1.5 * tensor + 0.1 for key, tensor in clip.state_dict().items()})
+    assert_same(outputs(fast, clip), outputs(plain, clip), [])
+    with torch.inference_mode():  # where changes are not counted
+        clip = deepcopy(clip)
+        outputs(fast, clip)
+        clip.load_state_dict({key: 0.5 * tensor for key, tensor in clip.state_dict().items()})
+        assert all(map(torch.allclose, outputs(fast, clip), outputs(plain, clip)))
 
 
 def doubled(block):

@@ -1,11 +1,15 @@
 """MODEL.COMPILE changes how the towers' layers run, not their results. On a CPU, and without generated code."""
 
+import weakref
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from drawn import prompts_of
 
 import trainers.base.trainer
 from clip import TOWERS, TextPrompts, compiled_towers, load_backbone, tokenize
+from trainers.base.graphs import WARM_UP, StepGraph
 
 
 @pytest.fixture
@@ -70,12 +74,28 @@ def test_what_cannot_be_used_is_ignored_with_a_note(build, capsys, method, key, 
     ("towers", "found", "compiles"), [("fast", "triton", True), ("plain", "triton", False), ("fast", "nothing", False)]
 )
 def test_only_fast_towers_are_compiled_on_a_gpu_with_triton(build, monkeypatch, capsys, towers, found, compiles):
-    trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers))
+    trainer = build("CoOp", options=("MODEL.BACKBONE.TOWERS", towers, "MODEL.BACKBONE.CHECKPOINT_TEXT", True))
+    assert ("CHECKPOINT_TEXT is ignored: it needs the fast" in capsys.readouterr().out) == (towers == "plain")
     monkeypatch.setattr(trainers.base.trainer, "find_spec", lambda name: name == found or None)
     trainer.device = torch.device("cuda")
     trainer.compile_towers()
     assert (trainer.model.towers is not TOWERS[towers]) == compiles
     assert ("MODEL.COMPILE is ignored: it needs a GPU, Triton and" in capsys.readouterr().out) != compiles
+
+
+@pytest.mark.slow
+def test_a_graph_holds_the_text_that_its_step_reads(build, monkeypatch):
+    """The text of VPT is frozen; the model keeps it for one epoch, and the graph would read freed memory after it."""
+    for name in ("Stream", "CUDAGraph", "current_stream", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    trainer = build("VPT")
+    graph, batch = StepGraph(trainer.both_passes, trainer.model), next(iter(trainer.train_loader_x))
+    trainer.batch_idx = 1
+    for _ in range(WARM_UP + 1):
+        graph(*trainer.parse_batch_train(batch))
+    text = weakref.ref(trainer.model._text[1])
+    trainer.set_model_mode("train")
+    assert trainer.model._text is None and text() is not None
 
 
 SIZES = [(50, True), (50, False), (400, False), (50, True), (30, True), (30, False), (500, True), (500, False)]

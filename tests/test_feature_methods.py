@@ -6,6 +6,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import differing, make_cfg, prompts_of, write_eurosat
 
 import trainers
+from clip import TOWERS
 from common.errors import UsageError
 from inference.classifier import PromptedClassifier
 from inference.models import describe
@@ -172,13 +173,14 @@ def learned(make, tmp_path):
 def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
     def both(classes):
         """A head and the run itself, on these classes."""
-        options = ["DATASET.SUBSAMPLE_CLASSES", classes]
+        options = ["DATASET.SUBSAMPLE_CLASSES", classes, "MODEL.BACKBONE.TOWERS", "plain"]
         coop = make("CoOp", *options, output=f"coop {classes}")
         coop.load_model(str(learned))
         coop.set_model_mode("eval")
         return make("TipAdapter", *options, "TRAINER.TIPADAPTER.FEATURES_OF", str(learned), output=classes), coop
 
     head, coop = both("base")
+    assert head.model.base.towers is TOWERS["plain"]
     images = images_of(head)
     output = coop.model.output(images)
     assert torch.allclose(head.model.class_texts, output.text, atol=1e-6)
@@ -196,24 +198,46 @@ def test_a_folder_without_such_a_run_gives_an_error_of_one_line(make, tmp_path):
     make("GDA", output="gda").train()
     make("CoCoOp", output="cocoop").train()
     words = {"missing": r"there is no folder .*check TRAINER.GDA.FEATURES_OF", "cocoop": "depend on the image"}
-    words["gda"] = "does not say which method learned its features"
+    words["gda"] = "is of GDA, which learns no features"
     for name, what in words.items():
         with pytest.raises(UsageError, match=what):
             make("GDA", "TRAINER.GDA.FEATURES_OF", str(tmp_path / name))
 
 
-def test_an_exported_folder_would_lack_the_features_run(make, learned, tmp_path):
-    options = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.FEATURES_OF", str(learned)]
+def test_predictions_read_the_features_run_and_an_exported_folder_would_lack_it(make, learned, tmp_path):
+    (tmp_path / "4 shots").symlink_to(learned)
+    options = ["DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.GDA.FEATURES_OF", f"{tmp_path}/{{shots}} shots"]
     trainer = make("GDA", *options)
     trainer.train()
     checkpoint = torch.load(tmp_path / "run/gda/model.pth.tar-1", weights_only=False)
     backbone = trainer.cfg.MODEL.BACKBONE.NAME
-    classifier = PromptedClassifier(describe(trainer.cfg, checkpoint, {}), checkpoint, "run", backbone)
+    classifier = PromptedClassifier(describe(trainer.cfg, checkpoint, {"shots": 4}), checkpoint, "run", backbone)
     images = images_of(trainer)
     assert torch.allclose(classifier.logits(images), trainer.model_inference(images).cpu(), atol=1e-4)
     with pytest.raises(UsageError, match="needs the features of the run"):
         classifier.save(tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_start_of_a_head_that_training_would_replace_is_refused(method, make, tmp_path):
+    torch.save({}, tmp_path / "start.pth")
+    trainer = make(method, "MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth"))
+    if method in ("CLIPAdapter", "TaskRes"):
+        trainer.check_training()
+    else:
+        with pytest.raises(UsageError, match="INIT_WEIGHTS would have no effect"):
+            trainer.check_training()
+
+
+def test_a_start_keeps_the_records_of_the_features_run(make, tmp_path):
+    make("CoOp", "TEST.FINAL_MODEL", "best_val", output="coop").train()
+    make("CLIPAdapter", output="start").train()
+    (start,) = (tmp_path / "start").glob("*/model.pth.tar-2")
+    both = ["TRAINER.CLIPADAPTER.FEATURES_OF", str(tmp_path / "coop"), "MODEL.INIT_WEIGHTS", str(start)]
+    trainer = make("CLIPAdapter", *both)
+    assert [choice["what"] for choice in trainer.inherited_choices] == ["epoch"]
+    assert len(trainer.inherited_phases) == 2
 
 
 def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, capsys):

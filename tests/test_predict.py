@@ -231,6 +231,15 @@ def test_other_class_names_leave_the_backbone_where_it_is(finished, photos, monk
     assert {model.clip for model in map(classifier.model_for, lists)} == {classifier.clip}
 
 
+def test_a_classifier_is_built_and_used_in_inference_mode(deep):
+    images = torch.zeros(1, 3, 32, 32)
+    with torch.inference_mode():
+        classifier = PromptedClassifier.zero_shot(str(deep), ["red", "blue"])
+        found = [classifier.logits(images, names) for names in (None, ["grey"]) for _ in range(2)]
+    expected = [classifier.logits(images, names) for names in (None, ["grey"]) for _ in range(2)]
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is where prompts are built")
 def test_prompts_are_built_where_the_backbone_is(finished):
     ((_, classifier),) = open_models([finished("VPT")], OPTIONS)

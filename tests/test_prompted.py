@@ -1,12 +1,16 @@
 """The model of every method: names in checkpoints, its own scale, and images read by what the prompts became."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from drawn import small_clip
 from torch import nn
 
 from clip import Edit, Ranks, TextPrompts, encode_image, tokenize
+from common.errors import UsageError
 from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
+from trainers.base.prompts import check_depth
 
 
 class ReadPrompts(PromptLearner):
@@ -44,7 +48,7 @@ def test_prompt_learner_has_its_own_name_in_checkpoints(model):
 
 @pytest.mark.parametrize(("towers", "times"), [("fast", 1), ("plain", 2)])
 def test_text_features_are_kept_by_the_fast_towers_alone_also_on_several_ranks(towers, times, monkeypatch):
-    model, encoded = PromptedCLIP(small_clip(), ReadPrompts(), towers), []
+    model, encoded = deepcopy(PromptedCLIP(small_clip(), ReadPrompts(), towers)), []
     text = model.prompt_learner.text
     monkeypatch.setattr(model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1])
     model.eval().split(Ranks())
@@ -126,3 +130,10 @@ def test_braces_in_the_words_of_a_context_are_text(method, build):
     words = "X X a {} of" if method == "MPL" else "a {} of"
     texts = [f"{words} {name}." for name in trainer.class_names]
     assert torch.equal(trainer.model.prompt_learner.ids, tokenize(texts))
+
+
+def test_depth_of_text_prompts_alone_is_checked_on_a_resnet_too():
+    resnet = small_clip({"layers": (1, 1, 1, 1), "width": 16, "patch_size": None, "image_size": 64})
+    check_depth(resnet, "DEPTH", 2, ("text",))
+    with pytest.raises(UsageError, match="this backbone has 2 layers"):
+        check_depth(resnet, "DEPTH", 3, ("text",))

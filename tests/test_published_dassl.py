@@ -63,10 +63,10 @@ def published(tmp_path):
     return published
 
 
-def run(script, backbone, *arguments):
-    """The ended process of a script on the stand-in, with small images and two epochs of three batches."""
-    pairs = ["MODEL.BACKBONE.NAME", backbone, "INPUT.SIZE", "(32, 32)", "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
-    pairs += ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 4]
+def run(script, backbone, *arguments, epochs=2):
+    """The ended process of a script on the stand-in, with small images and epochs of three batches."""
+    pairs = ["MODEL.BACKBONE.NAME", backbone, "INPUT.SIZE", "(32, 32)", "DATASET.NUM_SHOTS", 2]
+    pairs += ["OPTIM.MAX_EPOCH", epochs, "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 4]
     command = [sys.executable, ROOT / "tests/published_dassl.py", script, *map(str, (*arguments, *pairs))]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
@@ -82,6 +82,28 @@ def test_train_py_of_a_user(method, published, deep, eurosat, tmp_path):
     accuracies = re.findall(r"(?:accuracy|again): (\S+)%", done.stdout)
     assert len(accuracies) == 4 and len(set(accuracies)) == 1
     assert (tmp_path / "out/log.txt").read_text().count("epoch [2/2] batch [3/3]") == 1
+
+
+# Methods of other kinds, with what they need on few images, and the error.
+OTHERS = {
+    "ZERO": (["TRAINER.ZERO.VIEWS", 4], ""),
+    "GDA": (["TRAINER.GDA.AUGMENT_EPOCH", 2], ""),
+    "TDA": ([], "TDA depends on the images before, and the published Dassl tests each by itself"),
+    "TPT": (["TRAINER.TPT.VIEWS", 4], ""),
+    "TipAdapterF": (["TRAINER.TIPADAPTERF.AUGMENT_EPOCH", 2], ""),
+    "TaskRes": ([], ""),
+}
+
+
+@pytest.mark.parametrize("method", thorough_but(("ZERO", "GDA", "TDA"), OTHERS))
+def test_methods_on_features_and_on_views(method, published, deep, eurosat, tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN[: TRAIN.index("build_trainer(cfg).train()  # resumes")])
+    own, error = OTHERS[method]
+    options = ["TRAINER.NAME", method, f"TRAINER.{method.upper()}.PREC", "fp32", *own]
+    options += ["DATASET.ROOT", eurosat, "OUTPUT_DIR", tmp_path / "out", "SEED", 1]
+    done = run(tmp_path / "train.py", deep, DATASET, published("CoOp"), *options, epochs=1)
+    assert error in done.stderr and (done.returncode == 0) == (not error), done.stderr
+    assert error or re.findall(r"accuracy: (\S+)%", done.stdout)
 
 
 @pytest.mark.thorough

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn import small_clip
 
 import trainers.base.teacher
 from clip import load_backbone, tokenize
@@ -9,6 +10,8 @@ from trainers.base.prompted import normalize
 from trainers.base.teacher import Teacher, mean_text_features
 
 pytestmark = pytest.mark.slow
+
+FORMS = [(2, True), (2, False), (1, True)]  # heads, and whether the activation is QuickGELU
 
 
 @pytest.fixture
@@ -53,6 +56,13 @@ def test_other_classes_or_weights_have_a_teacher_of_their_own(build, computed, d
     assert len(computed) == 3  # the image tower does not matter
     assert torch.equal(features[3], features[0])
     assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:3])
+
+
+def test_another_architecture_of_the_same_weights_has_a_teacher_of_its_own(cache):
+    """As with an open_clip_config.json next to the file, or without it."""
+    forms = [small_clip(text={"width": 128, "heads": heads}, quick_gelu=quick) for heads, quick in FORMS]
+    features = [mean_text_features(form, ["red"], ["{}"]) for form in forms]
+    assert not any(torch.allclose(other, features[0], atol=1e-3) for other in features[1:])
 
 
 def test_features_do_not_depend_on_the_precision_of_the_run(build, computed, cache):

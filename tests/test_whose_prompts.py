@@ -1,6 +1,7 @@
 """Learned prompts are used with the weights and the classes that they were learned on, or refused in one line."""
 
 import json
+import re
 from argparse import Namespace
 
 import pytest
@@ -206,6 +207,35 @@ def test_a_tensor_of_the_classes_is_known_by_its_shape(build):
     for refusing, content in (published, *named):
         with pytest.raises(UsageError, match="ctx with values for each class that it was learned on: test it on these"):
             refusing.load_prompts(content, "a file")
+
+
+DAMAGES = {
+    "has no": lambda tensor: None,
+    "is not finite": lambda tensor: tensor * torch.nan,
+    "has shape": lambda tensor: tensor[:-1],
+    "expected is": lambda tensor: tensor[:, :-1],
+    "(), expected": lambda tensor: torch.tensor(1.0),
+    "not finite": lambda tensor: tensor.int(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("DePT+CoOp", "linear_probe_proj.weight"), ("TipAdapter", "weight"), ("TipAdapter", "values")],
+)
+def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(method, name, damage, build):
+    one = ("OPTIM.MAX_EPOCH", 1)
+    base, every = build(method, "base", options=one), build(method, "all", options=one)
+    if method == "TipAdapter":
+        base.begin(base.features_of(base.dm.dataset.train_x))
+    state = dict(base.saved_module().state_dict())
+    checkpoint = {"state_dict": state, "epoch": 1, "metadata": base.prompts_metadata()}
+    every.load_prompts(checkpoint, "a file")
+    damaged = DAMAGES[damage](state.pop(name))
+    state |= {} if damaged is None else {name: damaged}
+    with pytest.raises(UsageError, match=re.escape(damage)):
+        every.load_prompts(checkpoint, "a file")
 
 
 def test_a_checkpoint_says_which_method_made_it(build):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +143,23 @@ def select_prompts(
     if changed := differences(written, metadata):
         remedy += f" ({changed})"
     for key, tensor in expected.items():
-        if key not in state:
-            raise UsageError(f"{path} has no {key}", remedy, path)
-        if state[key].shape != tensor.shape:
-            shapes = f"{tuple(state[key].shape)}, expected is {tuple(tensor.shape)}"
-            raise UsageError(f"{key} in {path} has shape {shapes}", remedy, path)
-        if not state[key].is_floating_point() or not state[key].isfinite().all():
-            remedy = "use the checkpoint of another epoch, or train again"
-            raise UsageError(f"{key} in {path} is not finite", remedy, path)
+        check_tensor(key, state, tensor.shape, path, remedy)
     more = [key for key in learned if key not in expected]
     if more:
         raise UsageError(f"{path} has prompts beyond these settings, such as {more[0]}", remedy, path)
     return {key: state[key] for key in expected}
+
+
+def check_tensor(key: str, state: Mapping[str, Tensor], shape: Sequence[int], path: str, remedy: str) -> None:
+    """Raise UsageError for a tensor of a checkpoint that is missing, of another shape or not finite."""
+    if key not in state:
+        raise UsageError(f"{path} has no {key}", remedy, path)
+    if state[key].shape != tuple(shape):
+        shapes = f"{tuple(state[key].shape)}, expected is {tuple(shape)}"
+        raise UsageError(f"{key} in {path} has shape {shapes}", remedy, path)
+    if not state[key].is_floating_point() or not state[key].isfinite().all():
+        remedy = "use the checkpoint of another epoch, or train again"
+        raise UsageError(f"{key} in {path} is not finite", remedy, path)
 
 
 def differences(written: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -24,7 +24,7 @@ from .head import Head, HeadCLIP
 from .prompted import PromptedCLIP, normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
-from .trainer import PromptTrainer
+from .trainer import QUIETLY, PromptTrainer
 
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
@@ -98,6 +98,12 @@ class FeatureTrainer(PromptTrainer):
             what = f"{type(self).__name__} has weights for the classes it was trained on"
             raise UsageError(f"{what}: base-to-new has no meaning for it", "set DATASET.SUBSAMPLE_CLASSES all")
 
+    def check_training(self) -> None:
+        what = f"{type(self).__name__} computes its weights from the training images"
+        starts = isinstance(self, FittedTrainer) or type(self).start is not FeatureTrainer.start
+        if self.cfg.MODEL.INIT_WEIGHTS and starts:
+            raise UsageError(f"MODEL.INIT_WEIGHTS would have no effect: {what}", "leave it out")
+
     # The model
 
     def build_prompts(self, clip: CLIP, classnames: list[str]) -> Head:
@@ -151,9 +157,12 @@ class FeatureTrainer(PromptTrainer):
             raise UsageError(error.what, remedy, error.where) from error
         checkpoint = load_checkpoint(path)
         name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
-        kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else type(self)
+        known = name in TRAINER_REGISTRY.registered_names()
+        kind = TRAINER_REGISTRY.get(name) if known else type(self)
         if issubclass(kind, FeatureTrainer) or not issubclass(kind, PromptTrainer):
-            raise UsageError(f"{path} does not say which method learned its features", "give FEATURES_OF another", path)
+            of_method = f"is of {name[:100]}, which {'learns no features' if known else 'is unknown'}"
+            what = of_method if name else "does not say which method learned its features"
+            raise UsageError(f"{path} {what}", "give FEATURES_OF another", path)
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
@@ -161,7 +170,7 @@ class FeatureTrainer(PromptTrainer):
         if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
             what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
             raise UsageError(what, "give FEATURES_OF a run of another method", path)
-        build_model(base, clip=self.model.frozen)
+        build_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), self.model.frozen)
         base.load_prompts(checkpoint, path)
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
         self.model.stand_on(base.model)
@@ -186,10 +195,12 @@ class FeatureTrainer(PromptTrainer):
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
         written = checkpoint.get("metadata") or {}
         known = self.same_classes(written) or self.known_classes(written)
+        rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.of_support:
             tensor = getattr(self.head, name)
             there = checkpoint["state_dict"].get(name, tensor)
-            rows = there.shape[:1] if known or name not in self.of_learned_classes else (0,)
+            usable = there.dim() == tensor.dim() and there.numel() and (known or name not in self.of_learned_classes)
+            rows = rows or (there.shape[:1] if usable else (0,))
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])
         super().load_prompts(checkpoint, path)
 
@@ -239,7 +250,7 @@ class FeatureTrainer(PromptTrainer):
             UsageError: a feature is not finite.
         """
         tests, options = self.test_loader.dataset, self.cfg.DATALOADER
-        augment = build_transform(self.cfg, is_train=True, verbose=False) if views else tests.transform
+        augment = build_transform(self.cfg, is_train=True, **QUIETLY) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
             images = Views(images, views, max(self.cfg.SEED, 0))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dassl.utils import read_image
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from yacs.config import CfgNode
@@ -46,7 +47,7 @@ class Views(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.data_source[index]
-        image = self.images.read(item.impath)
+        image = getattr(self.images, "read", read_image)(item.impath)  # the published Dassl's has no `read`
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((1_000_003 * self.seed + index) % 2**63)
             views = torch.stack([self.images.transform(image) for _ in range(self.views)])

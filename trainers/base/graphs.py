@@ -1,9 +1,10 @@
 """The forward and backward pass of training steps as one CUDA graph (MODEL.CUDA_GRAPHS)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 WARM_UP = 3  # steps before the one that is captured, which fill caches and choose kernels
 
@@ -17,12 +18,12 @@ class StepGraph:
     as they were.
 
     Args:
-        step: takes images (batch, 3, H, W) and labels (batch,), leaves gradients in `parameters` and returns tensors.
-        parameters: those that learn.
+        step: takes images (batch, 3, H, W) and labels (batch,), leaves gradients in the parameters and returns tensors.
+        model: a `PromptedCLIP`, whose parameters learn.
     """
 
-    def __init__(self, step: Step, parameters: Iterable[nn.Parameter]):
-        self.step, self.parameters = step, list(parameters)
+    def __init__(self, step: Step, model: Any):
+        self.step, self.model, self.parameters = step, model, list(model.parameters())
         self.stream = torch.cuda.Stream()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.steps = 0
@@ -54,5 +55,6 @@ class StepGraph:
         self.images, self.labels, graph = images.clone(), labels.clone(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.logged = {name: value.detach() for name, value in self.step(self.images, self.labels).items()}
+        self.text = self.model._text  # the model forgets this text with an epoch, and the graph reads its memory
         self.gradients = [parameter.grad for parameter in self.parameters]
         return graph

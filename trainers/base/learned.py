@@ -19,7 +19,7 @@ from common.files import checksum
 from common.version import __version__, source
 
 from .build import without_training
-from .checkpoints import find_checkpoint, is_checkpoint, is_metadata, select_prompts
+from .checkpoints import check_tensor, find_checkpoint, is_checkpoint, is_metadata, select_prompts
 from .data_use import Choice, Phase, fit_phase, inherited
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
@@ -135,7 +135,13 @@ class LearnedPrompts(Method):
             if unknown:
                 what = f"{path} has {unknown[0]} with values for each class that it was learned on"
                 raise UsageError(what, "test it on these classes", path)
-            kept = self.of_known_classes(state, expected, of_classes, self.known_classes(written))
+            if known := self.known_classes(written):
+                for name, dim in of_classes.items():
+                    shape = list(expected[name].shape)
+                    if dim is not None:
+                        shape[dim] = len(self.learned_names(written))
+                    check_tensor(name, state, shape, path, "use the settings and the backbone it was trained with")
+            kept = self.of_known_classes(state, expected, of_classes, known)
             state, expected = (
                 {k: v for k, v in tensors.items() if k not in of_classes} for tensors in (state, expected)
             )
@@ -171,8 +177,8 @@ class LearnedPrompts(Method):
         if of_classes:
             print(f"The prompts were learned on {len(known)} of these {len(self.class_names)} classes")
         kept, device = {}, self.model.frozen.logit_scale.device
-        for name in of_classes.keys() & state.keys() if known else ():
-            tensor, dim = state[name].to(device), of_classes[name]
+        for name, dim in of_classes.items() if known else ():
+            tensor = state[name].to(expected[name])
             if dim is not None:
                 here, there = (torch.tensor(list(labels), device=device) for labels in (known.keys(), known.values()))
                 tensor = expected[name].clone().index_copy_(dim, here, tensor.index_select(dim, there))

@@ -59,7 +59,8 @@ class LoRA(BlockAdapter):
         return self.scale * self.get_submodule("proj")(self.dropped(x))
 
     def folded(self, block: Any) -> dict[str, Tensor]:
-        eye, tensors = torch.eye(self.width, dtype=next(self.parameters()).dtype), {}
+        like, tensors = next(self.parameters()), {}
+        eye = torch.eye(self.width, dtype=like.dtype, device=like.device)
         if "attention_input" in self.defined:
             tensors["attn.in_proj_weight"] = block.attn.in_proj_weight + self.attention_input(eye).T
         if "attention_output" in self.defined:

@@ -315,8 +315,8 @@ def check_layer(clip: CLIP, key: str, layer: int, towers: tuple[str, ...] = ("te
 
 
 def fewest_layers(clip: CLIP, towers: tuple[str, ...]) -> int:
-    layers = {"text": len(clip.transformer.resblocks), "vision": len(clip.visual.transformer.resblocks)}
-    return min(layers[tower] for tower in towers)
+    parts: dict[str, Any] = {"text": clip, "vision": clip.visual}
+    return min(len(parts[tower].transformer.resblocks) for tower in towers)
 
 
 def check_depth(clip: CLIP, key: str, depth: int, towers: tuple[str, ...] = ("text", "vision"), least: int = 1):

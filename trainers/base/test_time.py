@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from dassl.engine import TrainerX
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
@@ -77,6 +78,12 @@ class ViewsTrainer(PromptTrainer):
     def order(self, images: int) -> list[int]:
         """The order of the images of a test."""
         return list(range(images))
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        if type(self).new_state is not ViewsTrainer.new_state and not hasattr(TrainerX, "test_outputs"):
+            what = f"{type(self).__name__} depends on the images before, and the published Dassl tests each by itself"
+            raise UsageError(what, "test it with the toolbox of this project")
 
     @property
     def templates(self) -> list[str]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from yacs.config import CfgNode
 
 from clip import TOWERS, ImageOutput, Ranks, compiled_towers, current_ranks
+from clip.blocks import is_standard
 from clip.digest import digest
 from common.errors import UsageError
 from common.names import check_known_names
@@ -27,13 +29,15 @@ from common.names import check_known_names
 from .build import build_model, print_normalisation
 from .checkpoints import is_checkpoint
 from .checks import check_features, check_learner, check_loss, check_saved
-from .data_use import inherited
+from .data_use import inherited, joined
 from .features import cached_features, feature_cache
 from .graphs import StepGraph
 from .learned import LearnedPrompts
 from .precision import print_precision
 from .prompted import Output
 
+# The published Dassl prints the transforms that it builds.
+QUIETLY: dict[str, Any] = {"verbose": False} if "verbose" in signature(build_transform).parameters else {}
 Outputs = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -95,14 +99,19 @@ class PromptTrainer(LearnedPrompts):
             print(note)
         if cfg.MODEL.get("COMPILE", False):
             self.compile_towers()
-        self.model.clip.transformer.grad_checkpointing = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        recompute = cfg.MODEL.BACKBONE.get("CHECKPOINT_TEXT", False)
+        if recompute and not (towers == "fast" and is_standard(self.model.clip.transformer)):
+            print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
+        self.model.clip.transformer.grad_checkpointing = recompute
         self.amp = self.settings.PREC == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.saved_module(), cfg.MODEL.INIT_WEIGHTS)
             start = load_checkpoint(cfg.MODEL.INIT_WEIGHTS)
-            self.inherited_choices, self.inherited_phases = inherited(start) if is_checkpoint(start) else (None, None)
+            choices, phases = inherited(start) if is_checkpoint(start) else (None, None)
+            self.inherited_choices = joined(self.inherited_choices, choices)
+            self.inherited_phases = joined(self.inherited_phases, phases)
         self.register()
         check_learner(self)
 
@@ -118,7 +127,7 @@ class PromptTrainer(LearnedPrompts):
     @classmethod
     def test_transform(cls, cfg: CfgNode) -> Callable[[Image.Image], Tensor]:
         """The transform of test images by the section INPUT: from a PIL image in RGB to a tensor (3, H, W)."""
-        return build_transform(cfg, is_train=False, verbose=False)
+        return build_transform(cfg, is_train=False, **QUIETLY)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
@@ -137,7 +146,7 @@ class PromptTrainer(LearnedPrompts):
         if self.device.type != "cuda" or current_ranks().count > 1:
             print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU, and a run on one device")
         else:
-            self.passes = StepGraph(self.both_passes, self.model.parameters())
+            self.passes = StepGraph(self.both_passes, self.model)
 
     def autocast(self):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""

@@ -121,6 +121,7 @@ class TuningTrainer(ViewsTrainer):
             key = f"TRAINER.{self.section()}.CLASS_TOKEN_POSITION"
             raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
         state = {key.removeprefix("prompt_learner."): tensor for key, tensor in checkpoint["state_dict"].items()}
-        own = {"metadata": {**written, "method": type(self).__name__}, "state_dict": state}
+        method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
+        own = {"metadata": {**written, **method}, "state_dict": state}
         super().load_prompts({**checkpoint, **own}, path)
         self.started = True
