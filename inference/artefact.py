@@ -40,11 +40,12 @@ class Description:
         backbone: the name of published weights, or the name of a weight file, without its folder.
         backbone_sha256: of the weight file; empty if it is not known.
         class_names: in the order of the logits; empty if they are not known.
-        dataset: name of the dataset that the prompts were learned on.
+        dataset: title of the dataset that the prompts were learned on.
         dataset_template: the dataset's sentence for zero-shot CLIP.
         template: DATASET.TEMPLATE of the run, which replaces the dataset's sentence.
         prompts_sha256: of prompts.safetensors.
         training: seed, shots, accuracy, ...: for people.
+        dataset_name: the registered name of that dataset, for which methods have sentences of their own.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Description:
     template: str = ""
     prompts_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    dataset_name: str = ""
 
     def backbone_name(self, given: str = "") -> str:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.
@@ -116,6 +118,7 @@ def read_config(file: Path) -> Description:
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TypeError(f"its format is not {FORMAT}")
+        content.setdefault("dataset_name", content.get("dataset"))  # older files have no other name
         values = {item.name: content[item.name] for item in fields(Description)}
         for name, kind in get_type_hints(Description).items():
             if not isinstance(values[name], get_origin(kind) or kind):

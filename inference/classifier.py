@@ -86,7 +86,8 @@ class PromptedClassifier:
         section = trainers.methods()[self.method].section()
         image = {key: value for key, value in description.input.items() if key in INPUT}
         cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": image})
-        cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
+        cfg.DATASET.NAME, cfg.DATASET.TITLE = description.dataset_name, description.dataset
+        cfg.DATASET.TEMPLATE = description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
         seed = description.training.get("seed")  # of the views of a test-time method
         cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0

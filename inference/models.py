@@ -165,4 +165,5 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
         training=training,
+        dataset_name=name,
     )

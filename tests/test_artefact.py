@@ -72,6 +72,13 @@ def test_exported_artefact_can_be_exported_again(copied, command, deep, tmp_path
         assert (tmp_path / "again" / name).read_bytes() == (copied / name).read_bytes()
 
 
+def test_folder_of_an_older_version_names_its_dataset_once(copied, deep):
+    content = json.loads((copied / "config.json").read_text())
+    assert content.pop("dataset_name") == content["dataset"] == "EuroSAT"
+    (copied / "config.json").write_text(json.dumps(content))
+    assert PromptedClassifier.from_folder(copied, str(deep)).cfg.DATASET.NAME == "EuroSAT"
+
+
 def other_prompts(change, described: bool):
     """Change the learned tensors; `config.json` may state their new SHA-256."""
 

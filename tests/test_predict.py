@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,6 +41,18 @@ def test_logits_are_those_of_the_runs_test(method, finished, command):
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(new_files, new_names), new_expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classifier.logits(files), expected, rtol=0, atol=1e-5)  # and back
+
+
+def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand_in, command, deep, tmp_path):
+    """TCP has a sentence for OxfordPets; with another title, predictions had the one for unknown datasets."""
+    stand_in("OxfordPets")
+    folder = finished("TCP", "base", "DATASET.NAME", "OxfordPets", "DATASET.TITLE", "my pets")
+    files, expected, _ = own_test(folder, "base")
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    for model in (folder, tmp_path / "out"):
+        ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
+        torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
+        assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
 
 
 # Forms of output and bad input
