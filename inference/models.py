@@ -95,12 +95,12 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     check_exists(path)
     if (path / DESCRIPTION).exists():
         return *read_artefact(path), options.backbone
-    file, training = path / CONFIG, {}
-    if file.exists():
+    file = path / CONFIG
+    if is_run := file.exists():
         anything = get_cfg_default()
         anything.set_new_allowed(True)
         anything.merge_from_file(str(file))
-        method, training = anything.TRAINER.NAME, facts_of(path, options.load_epoch)
+        method = anything.TRAINER.NAME
     elif not is_model(path):
         remedy = "give a run's output folder, or one that tools/export.py wrote"
         raise UsageError(f"{path} is not a model", remedy, path)
@@ -113,7 +113,9 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
     learns = trainers.methods()[method].learns
-    if not learns and training.get("epochs"):  # behind the prompts that a test-time method started from
+    training = facts_of(path, options.load_epoch if learns else None) if is_run else {}
+    # A test-time method may have started from prompts: those of an epoch of a run, or of a file
+    if not learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None

@@ -210,8 +210,13 @@ def test_tuning_starts_from_learned_context_vectors(tune, launch, arguments, com
     assert (status, errors) == (0, []) and f"Loading prompts from {tmp_path}/coop" in printed
     accuracies = [json.loads((tmp_path / run / "results.json").read_text())["accuracy"] for run in ("coop", "run")]
     assert accuracies[0] == accuracies[1]  # without a step it is CoOp
-    status, _, (line,) = command(predict, tmp_path / "run", "a.jpg", "--classes", *NAMES)
-    assert status == 2 and "started from the prompts of another run" in line
+    file = ["MODEL.INIT_WEIGHTS", tmp_path / "coop/prompt_learner/model.pth.tar-1"]
+    own = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5, "TEST.MAX_IMAGES", 2]
+    assert launch(*arguments("CTPT", tmp_path / "file", *own, *file)).status == 0
+    for run in ("run", "file"):
+        for options in ([], ["--load-epoch", 7]):
+            status, _, (line,) = command(predict, tmp_path / run, "a.jpg", "--classes", *NAMES, *options)
+            assert status == 2 and "started from the prompts of another run" in line
     # a test of a run that had no start begins as that did
     ended = launch(*arguments("CTPT", tmp_path / "new", options=of_run(tmp_path / "run")))
     assert "has no checkpoint" in ended.printed
