@@ -27,8 +27,8 @@ from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
-RECORDED = ["classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"]
-RECORDED += ["date", "version", "commit", "dirty"]
+OF_THE_TEST = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
+RECORDED = ["classes", "shots", "seed", *OF_THE_TEST, "date", "version", "commit", "dirty"]
 
 
 class Model(NamedTuple):
@@ -82,7 +82,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
 
 def check_options(paths: Sequence[Path], options: Namespace) -> None:
     """Raise UsageError for an option that none of the models reads."""
-    read = {"load_epoch"} if any(not (path / DESCRIPTION).exists() for path in paths) else set()
+    choose_epoch = any(not path.is_file() and not (path / DESCRIPTION).exists() for path in paths)
+    read = {"load_epoch"} if choose_epoch else set()
     if any(not (path / DESCRIPTION).exists() and not (path / CONFIG).exists() for path in paths):  # published
         read |= {"config_file", "trainer"}
     for name in ("load_epoch", "config_file", "trainer", "template"):
@@ -123,13 +124,18 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
 
 
 def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
-    """What results.json of a finished run says about its training; {} for another epoch of an unfinished run."""
+    """What results.json of a finished run says; of another epoch than the tested one, what holds for each epoch.
+
+    {} for an epoch of an unfinished run.
+    """
     results = read_results(run)
     if results is None and epoch is None:
         what = f"the run in {run} is not finished: it has no {RESULTS} with an accuracy"
         raise UsageError(what, "run its command again, or choose one of its epochs by --load-epoch", run)
-    selected = {"selected_on_test": True} if results and selected_on_test(results) else {}
-    return {key: results[key] for key in RECORDED if results and key in results} | selected
+    results = results or {}
+    other = epoch not in (None, results.get("tested_epoch"))
+    selected = {"selected_on_test": True} if not other and selected_on_test(results) else {}
+    return {key: results[key] for key in RECORDED if key in results and not (other and key in OF_THE_TEST)} | selected
 
 
 def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any]:

@@ -55,6 +55,16 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand
         assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
 
 
+@pytest.mark.parametrize(("tested", "known"), [(1, True), (2, False)])
+def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, finished, tmp_path):
+    folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"tested_epoch": tested}))
+    ((_, classifier),) = open_models([folder], Namespace(**vars(OPTIONS) | {"load_epoch": 1}))
+    facts = "epochs", "tested_epoch", "split", "n_test", "accuracy"
+    assert [fact in classifier.description.training for fact in ("seed", *facts)] == [True, *[known] * 5]
+
+
 # Forms of output and bad input
 
 
@@ -131,6 +141,7 @@ WRONG = {
     "predict --backbone smal {photos} --classes a b": "unknown backbone 'smal'",
     "predict {run} {photos} --classes-file /dev/null": "/dev/null",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
+    "predict {checkpoint}/model.pth.tar-1 {photos} --load-epoch 1": "--load-epoch has no use here",
     "predict {tested} {photos}": "give the output folder of a training run",
     "predict {run} {photos} --device tpu": "no device 'tpu'",
     "predict {run} {photos} --template a_{{}}.": "--template has no use here",
