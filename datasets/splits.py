@@ -23,6 +23,7 @@ from common.files import replacing
 from common.names import printable
 from common.text import read_bytes, refuse
 
+FOLDER = "split_fewshot"  # in a dataset's folder
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
 LONGEST = 4096  # letters of a path

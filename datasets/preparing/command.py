@@ -127,8 +127,8 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
         print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
     else:
         parts = {part: items for part, items in parts.items() if items and not (part == "val" and dataset.val_is_test)}
-        stem = dataset.root / "split_fewshot" / f"shot_{args.shots}-seed_{args.seed}"
-        for file in splits.write(stem, parts, dataset.data):
+        stem = dataset.root / splits.FOLDER / f"shot_{args.shots}-seed_{args.seed}"
+        for file in splits.write(stem, parts, dataset.images, dataset.data):
             print(f"{checksum(file)}  {file}")
     print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
 
