@@ -142,6 +142,7 @@ WRONG = {
     "predict {run} {photos} --classes-file /dev/null": "/dev/null",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
     "predict {checkpoint}/model.pth.tar-1 {photos} --load-epoch 1": "--load-epoch has no use here",
+    "predict /nowhere {photos} --backbone small --classes a b": "no model or image at /nowhere: give the output",
     "predict {tested} {photos}": "give the output folder of a training run",
     "predict {run} {photos} --device tpu": "no device 'tpu'",
     "predict {run} {photos} --template a_{{}}.": "--template has no use here",
