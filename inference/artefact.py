@@ -25,7 +25,7 @@ CONFIG, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
 LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
 LARGEST_PROMPTS = 4 << 30  # bytes
-# The keys of INPUT that the transform of a test reads.
+# The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
 INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
 
 
@@ -108,6 +108,7 @@ def write_artefact(folder: Path, description: Description, tensors: Mapping[str,
     with replacing(folder / PROMPTS) as partial:
         partial.write_bytes(content)
     facts = {"format": FORMAT, **asdict(description), "prompts_sha256": hashlib.sha256(content).hexdigest()}
+    facts["input"] = exported(description.input)
     write_text(folder / CONFIG, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return read_config(folder / CONFIG)
 
@@ -129,9 +130,14 @@ def read_config(file: Path) -> Description:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
     except TypeError as error:
         raise UsageError(f"{file} is not a description of prompts ({error})", "export it again", file) from error
-    description = Description(**values)
+    description = Description(**values | {"input": exported(values["input"])})
     check_complete(description, str(file))
     return description
+
+
+def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of INPUT that a folder holds."""
+    return {key: value for key, value in keys.items() if key in INPUT}
 
 
 def check_complete(description: Description, what: str) -> None:

@@ -25,7 +25,7 @@ from trainers.base import TEMPLATE, PromptTrainer
 from trainers.base.build import build_model, without_training
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import INPUT, Description, read_artefact, write_artefact
+from .artefact import Description, read_artefact, write_artefact
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
@@ -84,8 +84,7 @@ class PromptedClassifier:
 
         cfg = configuration(self.method)
         section = trainers.methods()[self.method].section()
-        image = {key: value for key, value in description.input.items() if key in INPUT}
-        cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": image})
+        cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": description.input})
         cfg.DATASET.NAME, cfg.DATASET.TITLE = description.dataset_name, description.dataset
         cfg.DATASET.TEMPLATE = description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)

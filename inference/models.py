@@ -161,11 +161,12 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
     name = cfg.DATASET.NAME
     metadata = (checkpoint or {}).get("metadata") or {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    keys = [key for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT]
     transforms = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
     return Description(
         method=cfg.TRAINER.NAME,
         settings=asdict(trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)),
-        input={key: cfg.INPUT[key] for key in INPUT if key in cfg.INPUT} | {"TRANSFORMS": transforms},
+        input={key: cfg.INPUT[key] for key in keys} | {"TRANSFORMS": transforms},
         backbone=cfg.MODEL.BACKBONE.NAME,
         backbone_sha256=str(metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or "").lower(),
         class_names=metadata.get("class_names", []),
