@@ -24,7 +24,7 @@ from inference.classifier import PromptedClassifier
 from trainers import methods
 
 NEEDED_BY_ONNXRUNTIME = "flatbuffers", "google", "packaging"
-METHODS = "CoOp", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
+METHODS = "CoOp", "LinearProbe", "MMRL", "MPL", "MaPLe", "PromptSRC", "TCP", "UPT", "VPT"
 THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name in METHODS]
 
 
@@ -33,7 +33,8 @@ THOROUGH = [pytest.param("deep", name, (), marks=pytest.mark.thorough) for name 
 def test_onnx_agrees_with_predict(size, method, settings, finished, command, request, eurosat, tmp_path):
     images, backbone = list(images_of(eurosat, range(6))), request.getfixturevalue(size)
     precision = f"TRAINER.{methods()[method].section()}.PREC", "fp32"  # on a GPU, too
-    folder, run = tmp_path / "exported/deeper", finished(method, "base", *settings, *precision, backbone=backbone)
+    classes = "base" if methods()[method].transfers else "all"
+    folder, run = tmp_path / "exported/deeper", finished(method, classes, *settings, *precision, backbone=backbone)
     done = command(export, run, "--to", folder, "--onnx")
     assert done.status == 0, done.errors
     assert re.search(r"model.onnx: largest difference of a logit on images of noise: \d", done.printed)
