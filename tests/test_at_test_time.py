@@ -268,6 +268,8 @@ def test_what_needs_one_view_is_refused(launch, arguments, command, tmp_path):
     for module, *options in ((export, "--to", "to", "--onnx"), (inspect_command, "--output", "to")):
         status, _, errors = command(module, run, *options, "--classes", *NAMES)
         assert (status, len(errors)) == (2, 1) and "answers from views of an image" in errors[0]
+    assert command(export, run, "--to", tmp_path / "out", "--classes", *NAMES).status == 0
+    assert "TDA learns nothing before it is used" in (tmp_path / "out/README.md").read_text()
 
 
 def test_fixed_vectors_are_not_among_the_parameters(make):
