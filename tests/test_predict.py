@@ -123,6 +123,14 @@ def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
     assert {top["class"]: top["probability"] for top in rows[0]["top"]} == pytest.approx(expected, abs=1e-5)
 
 
+def test_images_behind_links_to_folders_are_found_once(photos, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, place in {"linked": photos, "again": photos, "round": tmp_path}.items():
+        (tmp_path / "images" / name).symlink_to(place)
+    found = images.find_images([tmp_path / "images"])
+    assert sorted(file.name for file in found) == ["a.jpg", "b.png", "c.PNG", "d.webp", "e f.bmp"]
+
+
 def test_class_names_from_a_file(finished, command, photos, tmp_path):
     (tmp_path / "names.txt").write_bytes("\ufeffa red lake\r\n\r\n  caf\u00e9 \n".encode())
     (row,) = rows_of(command, finished("CoOp"), photos / "a.jpg", "--classes-file", tmp_path / "names.txt")
