@@ -42,8 +42,9 @@ Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
 class PromptedClassifier:
     """A frozen CLIP under learned prompts, ready to classify images.
 
-    It computes what a run's test computes: same forward pass, precision and transform. Text features are computed once
-    for each list of class names (except where they depend on the image, as in CoCoOp). Several threads may call it.
+    It computes what a run's test computes: same forward pass, precision and transform. TDA's caches alone, which hold
+    earlier images in a test, are empty for each image. Text features are computed once for each list of class names
+    (except where they depend on the image, as in CoCoOp). Several threads may call it.
 
     Args:
         description: the prompts' method, settings, transform and class names.
