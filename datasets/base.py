@@ -184,7 +184,10 @@ class FewShotDataset(DatasetBase):
             print(f"{here}, {self.counts} as published: results do not compare")
 
     def sample_shots(self, train: Items, val: Items, test: Items) -> Split:
-        """The few-shot images, the same as in the literature: CoOp, MaPLe, ..."""
+        """The few-shot images, the same as in the literature: CoOp, MaPLe, ...
+
+        For ImageNet, CoOp's depend on the order in which the file system lists images; here, images are sorted.
+        """
         shots, every = self.cfg.DATASET.NUM_SHOTS, {"train": train, "val": val, "test": test}
         if shots >= 1:
             # Python's generator, freshly seeded; training images first.

@@ -7,6 +7,7 @@ from dassl.data.datasets import Datum
 
 from common.names import printable
 
+from . import splits
 from .base import DatasetError, FewShotDataset, Items
 
 # As torchvision's datasets.ImageFolder
@@ -19,11 +20,12 @@ class FolderDataset(FewShotDataset):
     """A dataset that is split by its folders instead of a split file."""
 
     def class_folders(self, parent: Path) -> list[str]:
-        """Sorted names of the class folders; files and hidden folders are ignored."""
+        """Sorted names of the class folders; files, hidden folders and that of few-shot choices are ignored."""
         if not parent.is_dir():
             raise DatasetError(f"no folder {parent}", self.remedy, parent)
         with os.scandir(parent) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            names = (entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            folders = sorted(name for name in names if name != splits.FOLDER)
         if not folders:
             raise DatasetError(f"no class folders in {parent}", self.remedy, parent)
         return folders

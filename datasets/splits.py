@@ -23,6 +23,7 @@ from common.files import replacing
 from common.names import printable
 from common.text import read_bytes, refuse
 
+FOLDER = "split_fewshot"  # in a dataset's folder
 MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
 LONGEST = 4096  # letters of a path
@@ -71,19 +72,19 @@ class DatumUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
 
 
-def write(stem: Path, parts: Mapping[str, list[Datum]], data: Path) -> list[Path]:
-    """Write a choice in both forms; a file that exists must have the same content.
+def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> list[Path]:
+    """Write a choice in both forms; a file that exists must have the same choice, and stays as it is.
 
     Args:
         stem: path of the files without their ends: DATASET/split_fewshot/shot_K-seed_S.
         parts: `train` and, if the dataset has validation images, `val`.
-        data: the absolute folder of all datasets.
+        folder, data: as for `read`.
 
     Returns:
         the files: CoOp's, and one of 2SFS for each part.
 
     Raises:
-        UsageError: a file exists with another content.
+        UsageError: a file exists with another choice.
     """
     contents = {Path(f"{stem}.pkl"): pickle.dumps(dict(parts), protocol=4)}
     for part, items in parts.items():
@@ -91,13 +92,22 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], data: Path) -> list[Path
         text = "".join(json.dumps({key: row[key] for key in FIELDS}) + "\n" for row in rows)
         contents[Path(f"{stem}_{part}.jsonl")] = text.encode()
     for file, content in contents.items():
-        if file.exists() and read_bytes(file, MOST) != content:
+        if file.exists() and read_bytes(file, MOST) != content and not has_choice(file, parts, folder, data):
             raise UsageError(f"{file} exists and has another choice", "move it elsewhere, or use another seed", file)
     for file, content in contents.items():
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as partial:
-            partial.write_bytes(content)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            with replacing(file) as partial:
+                partial.write_bytes(content)
     return list(contents)
+
+
+def has_choice(file: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> bool:
+    """Whether a pickle has these images in this order. The bytes of one choice differ: CoOp writes another protocol."""
+    try:
+        return file.suffix == ".pkl" and read(file, parts, folder, data)[0] == parts
+    except UsageError:
+        return False
 
 
 def read(file: Path, split: Mapping[str, list[Datum]], folder: Path, data: Path) -> tuple[Parts, dict[str, str]]:

@@ -49,10 +49,10 @@ def given_class_names(args: argparse.Namespace) -> list[str]:
     return check_names(names) if names else []
 
 
-def check_exists(model: Path) -> None:
+def check_exists(model: Path, what: str = "model") -> None:
     """Raise UsageError if there is nothing at the path of a model."""
     if not model.exists():
-        raise UsageError(f"no model at {model}", newest_runs(model), model)
+        raise UsageError(f"no {what} at {model}", newest_runs(model), model)
 
 
 def newest_runs(path: Path) -> str:

@@ -25,7 +25,7 @@ CONFIG, PROMPTS = "config.json", "prompts.safetensors"
 FORMAT = 1
 LARGEST_CONFIG = 8 << 20  # bytes: the names of 100,000 classes
 LARGEST_PROMPTS = 4 << 30  # bytes
-# The keys of INPUT that the transform of a test reads.
+# The keys of INPUT that the transform of a test reads. MAX_PIXELS is not one of them: no exported folder raises it.
 INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS", "EXIF_ORIENTATION")
 
 
@@ -40,11 +40,12 @@ class Description:
         backbone: the name of published weights, or the name of a weight file, without its folder.
         backbone_sha256: of the weight file; empty if it is not known.
         class_names: in the order of the logits; empty if they are not known.
-        dataset: name of the dataset that the prompts were learned on.
+        dataset: title of the dataset that the prompts were learned on.
         dataset_template: the dataset's sentence for zero-shot CLIP.
         template: DATASET.TEMPLATE of the run, which replaces the dataset's sentence.
         prompts_sha256: of prompts.safetensors.
         training: seed, shots, accuracy, ...: for people.
+        dataset_name: the registered name of that dataset, for which methods have sentences of their own.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Description:
     template: str = ""
     prompts_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    dataset_name: str = ""
 
     def backbone_name(self, given: str = "") -> str:
         """The backbone to load: `given` or, if that is empty, the one that the prompts were learned on.
@@ -106,6 +108,7 @@ def write_artefact(folder: Path, description: Description, tensors: Mapping[str,
     with replacing(folder / PROMPTS) as partial:
         partial.write_bytes(content)
     facts = {"format": FORMAT, **asdict(description), "prompts_sha256": hashlib.sha256(content).hexdigest()}
+    facts["input"] = exported(description.input)
     write_text(folder / CONFIG, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return read_config(folder / CONFIG)
 
@@ -116,6 +119,7 @@ def read_config(file: Path) -> Description:
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise TypeError(f"its format is not {FORMAT}")
+        content.setdefault("dataset_name", content.get("dataset"))  # older files have no other name
         values = {item.name: content[item.name] for item in fields(Description)}
         for name, kind in get_type_hints(Description).items():
             if not isinstance(values[name], get_origin(kind) or kind):
@@ -126,9 +130,14 @@ def read_config(file: Path) -> Description:
         raise UsageError(f"{file} lacks {error}", "export it again", file) from error
     except TypeError as error:
         raise UsageError(f"{file} is not a description of prompts ({error})", "export it again", file) from error
-    description = Description(**values)
+    description = Description(**values | {"input": exported(values["input"])})
     check_complete(description, str(file))
     return description
+
+
+def exported(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of INPUT that a folder holds."""
+    return {key: value for key, value in keys.items() if key in INPUT}
 
 
 def check_complete(description: Description, what: str) -> None:

@@ -25,7 +25,7 @@ from trainers.base import TEMPLATE, PromptTrainer
 from trainers.base.build import build_model, without_training
 from trainers.base.prompted import PromptedCLIP
 
-from .artefact import INPUT, Description, read_artefact, write_artefact
+from .artefact import Description, read_artefact, write_artefact
 
 BATCH = 100  # images at a time, as in the published tests
 OTHERS = 4  # lists of other class names whose text features are kept
@@ -42,8 +42,9 @@ Pixels = str | PathLike | Image.Image  # an image file, or an image in memory
 class PromptedClassifier:
     """A frozen CLIP under learned prompts, ready to classify images.
 
-    It computes what a run's test computes: same forward pass, precision and transform. Text features are computed once
-    for each list of class names (except where they depend on the image, as in CoCoOp). Several threads may call it.
+    It computes what a run's test computes: same forward pass, precision and transform. TDA's caches alone, which hold
+    earlier images in a test, are empty for each image. Text features are computed once for each list of class names
+    (except where they depend on the image, as in CoCoOp). Several threads may call it.
 
     Args:
         description: the prompts' method, settings, transform and class names.
@@ -84,9 +85,9 @@ class PromptedClassifier:
 
         cfg = configuration(self.method)
         section = trainers.methods()[self.method].section()
-        image = {key: value for key, value in description.input.items() if key in INPUT}
-        cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": image})
-        cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = description.dataset, description.template
+        cfg.merge_from_other_cfg({"TRAINER": {section: description.settings}, "INPUT": description.input})
+        cfg.DATASET.NAME, cfg.DATASET.TITLE = description.dataset_name, description.dataset
+        cfg.DATASET.TEMPLATE = description.template
         cfg.MODEL.BACKBONE.NAME = description.backbone_name(backbone)
         seed = description.training.get("seed")  # of the views of a test-time method
         cfg.SEED = seed if type(seed) is int and 0 <= seed < 2**32 else 0

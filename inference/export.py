@@ -83,7 +83,7 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
         Path(__file__).with_name("model_card.md"),
         of=description,
         text=lambda value: printable(value).replace("|", "\\|"),
-        learns=trainers.methods()[description.method].learns,
+        kind=trainers.methods()[description.method],
         written=written,
         file="" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}",  # of the reader
         names=names if names != description.class_names else (),

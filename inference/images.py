@@ -30,7 +30,7 @@ Batch = tuple[list[Path], list[Tensor], list[str]]
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files among the paths, and the image files in the folders and below, sorted within a folder.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out. Links to folders are followed, each folder is searched once.
 
     Raises:
         UsageError: a folder has no images, or there are no paths.
@@ -39,8 +39,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         images = [path]
         if path.is_dir():
-            found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-            seen = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+            seen = sorted(file for file in files_below(path) if not file.name.startswith("."))
             images = [file for file in seen if file.suffix.lower() in IMG_EXTENSIONS]
         if not images:
             raise UsageError(f"no images in {path} ({' '.join(IMG_EXTENSIONS)})", "give another folder, or files", path)
@@ -48,6 +47,16 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     if not files:
         raise UsageError("no images are given", "name files or folders after the model, before --classes")
     return files
+
+
+def files_below(parent: Path) -> Iterator[Path]:
+    """The files in a folder and in those below that are not hidden."""
+    searched = {os.path.realpath(parent)}
+    for folder, below, names in os.walk(parent, followlinks=True):
+        yield from (Path(folder, name) for name in names)
+        new = {os.path.realpath(Path(folder, name)): name for name in sorted(below) if not name.startswith(".")}
+        below[:] = [name for place, name in new.items() if place not in searched]
+        searched |= new.keys()
 
 
 def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:

@@ -27,8 +27,8 @@ from .classifier import PromptedClassifier, configuration
 
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
-RECORDED = ["classes", "shots", "seed", "epochs", "tested_epoch", "split", "n_test", "accuracy"]
-RECORDED += ["date", "version", "commit", "dirty"]
+OF_THE_TEST = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
+RECORDED = ["classes", "shots", "seed", *OF_THE_TEST, "date", "version", "commit", "dirty"]
 
 
 class Model(NamedTuple):
@@ -82,7 +82,8 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
 
 def check_options(paths: Sequence[Path], options: Namespace) -> None:
     """Raise UsageError for an option that none of the models reads."""
-    read = {"load_epoch"} if any(not (path / DESCRIPTION).exists() for path in paths) else set()
+    choose_epoch = any(not path.is_file() and not (path / DESCRIPTION).exists() for path in paths)
+    read = {"load_epoch"} if choose_epoch else set()
     if any(not (path / DESCRIPTION).exists() and not (path / CONFIG).exists() for path in paths):  # published
         read |= {"config_file", "trainer"}
     for name in ("load_epoch", "config_file", "trainer", "template"):
@@ -95,12 +96,12 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     check_exists(path)
     if (path / DESCRIPTION).exists():
         return *read_artefact(path), options.backbone
-    file, training = path / CONFIG, {}
-    if file.exists():
+    file = path / CONFIG
+    if is_run := file.exists():
         anything = get_cfg_default()
         anything.set_new_allowed(True)
         anything.merge_from_file(str(file))
-        method, training = anything.TRAINER.NAME, facts_of(path, options.load_epoch)
+        method = anything.TRAINER.NAME
     elif not is_model(path):
         remedy = "give a run's output folder, or one that tools/export.py wrote"
         raise UsageError(f"{path} is not a model", remedy, path)
@@ -113,7 +114,9 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
     learns = trainers.methods()[method].learns
-    if not learns and training.get("epochs"):  # behind the prompts that a test-time method started from
+    training = facts_of(path, options.load_epoch if learns else None) if is_run else {}
+    # A test-time method may have started from prompts: those of an epoch of a run, or of a file
+    if not learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
         raise UsageError(f"{path} started from the prompts of another run, and does not hold them", remedy, path)
     checkpoint = read_checkpoint(path, method, options.load_epoch) if learns else None
@@ -121,13 +124,18 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
 
 
 def facts_of(run: Path, epoch: int | None) -> dict[str, Any]:
-    """What results.json of a finished run says about its training; {} for another epoch of an unfinished run."""
+    """What results.json of a finished run says; of another epoch than the tested one, what holds for each epoch.
+
+    {} for an epoch of an unfinished run.
+    """
     results = read_results(run)
     if results is None and epoch is None:
         what = f"the run in {run} is not finished: it has no {RESULTS} with an accuracy"
         raise UsageError(what, "run its command again, or choose one of its epochs by --load-epoch", run)
-    selected = {"selected_on_test": True} if results and selected_on_test(results) else {}
-    return {key: results[key] for key in RECORDED if results and key in results} | selected
+    results = results or {}
+    other = epoch not in (None, results.get("tested_epoch"))
+    selected = {"selected_on_test": True} if not other and selected_on_test(results) else {}
+    return {key: results[key] for key in RECORDED if key in results and not (other and key in OF_THE_TEST)} | selected
 
 
 def read_checkpoint(path: Path, method: str, epoch: int | None) -> dict[str, Any]:
@@ -153,11 +161,12 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
     name = cfg.DATASET.NAME
     metadata = (checkpoint or {}).get("metadata") or {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
+    keys = [key for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT]
     transforms = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
     return Description(
         method=cfg.TRAINER.NAME,
         settings=asdict(trainers.methods()[cfg.TRAINER.NAME].settings_of(cfg)),
-        input={key: cfg.INPUT[key] for key in INPUT if key in cfg.INPUT} | {"TRANSFORMS": transforms},
+        input={key: cfg.INPUT[key] for key in keys} | {"TRANSFORMS": transforms},
         backbone=cfg.MODEL.BACKBONE.NAME,
         backbone_sha256=str(metadata.get("weights_sha256") or cfg.MODEL.BACKBONE.get("SHA256") or "").lower(),
         class_names=metadata.get("class_names", []),
@@ -165,4 +174,5 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
         training=training,
+        dataset_name=name,
     )

@@ -47,8 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names, stdout = given_class_names(args), sys.stdout
-    if not args.backbone:
-        check_exists(args.paths[0])
+    check_exists(args.paths[0], "model or image" if args.backbone else "model")
     with redirect_stdout(sys.stderr):  # what libraries print must not get among the results
         with required_packages():
             from tqdm import tqdm

@@ -49,11 +49,14 @@ class ImageProgram(nn.Module):
 
 
 def text_feature(classifier: PromptedClassifier, class_names: Sequence[str]) -> Tensor:
-    """The text features (classes, joint), not normalised; UsageError if they depend on the image, as in CoCoOp."""
+    """The text features (classes, joint), not normalised; UsageError if they depend on the image, as in CoCoOp.
+
+    A linear probe has none, and reads none: an empty tensor.
+    """
     model = classifier.model_for(class_names)
     with torch.no_grad():
         features = model.encode_text(torch.zeros(1, model.clip.visual.output_dim))
-    if features.dim() != 2:
+    if features.dim() == 3:
         what = f"the text features of {classifier.method} depend on the image, so there is no class matrix to export"
         raise UsageError(what, "use tools/predict.py, or PromptedClassifier in Python")
     return features

@@ -72,6 +72,19 @@ def test_exported_artefact_can_be_exported_again(copied, command, deep, tmp_path
         assert (tmp_path / "again" / name).read_bytes() == (copied / name).read_bytes()
 
 
+def test_card_of_zero_shot_clip_has_its_template(command, deep, tmp_path):
+    options = ["--backbone", deep, "--classes", "a", "b", "--template", "a drawing of {}."]
+    assert command(export, "--to", tmp_path / "new", *options).status == 0
+    assert "with the template `a drawing of {}.`" in (tmp_path / "new/README.md").read_text()
+
+
+def test_folder_of_an_older_version_names_its_dataset_once(copied, deep):
+    content = json.loads((copied / "config.json").read_text())
+    assert content.pop("dataset_name") == content["dataset"] == "EuroSAT"
+    (copied / "config.json").write_text(json.dumps(content))
+    assert PromptedClassifier.from_folder(copied, str(deep)).cfg.DATASET.NAME == "EuroSAT"
+
+
 def other_prompts(change, described: bool):
     """Change the learned tensors; `config.json` may state their new SHA-256."""
 

@@ -205,8 +205,13 @@ def test_tuning_starts_from_learned_context_vectors(tune, launch, argv, command,
     assert (status, errors) == (0, []) and f"Loading prompts from {tmp_path}/coop" in printed
     accuracies = [json.loads((tmp_path / run / "results.json").read_text())["accuracy"] for run in ("coop", "run")]
     assert accuracies[0] == accuracies[1]  # without a step it is CoOp
-    error = command(predict, tmp_path / "run", "a.jpg", "--classes", *NAMES).error
-    assert "started from the prompts of another run" in error
+    file = ["MODEL.INIT_WEIGHTS", tmp_path / "coop/prompt_learner/model.pth.tar-1"]
+    own = ["TRAINER.CTPT.CTX_INIT", "", "TRAINER.CTPT.N_CTX", 5]
+    assert launch(*argv(*four("CTPT", *own, *file), output="file")).status == 0
+    for run in ("run", "file"):
+        for options in ([], ["--load-epoch", 7]):
+            error = command(predict, tmp_path / run, "a.jpg", "--classes", *NAMES, *options).error
+            assert "started from the prompts of another run" in error
     # a test of a run that had no start begins as that did
     ended = launch(*argv(*four("CTPT"), options=of_run(tmp_path / "run")))
     assert "has no checkpoint" in ended.printed
@@ -271,6 +276,8 @@ def test_what_needs_one_view_is_refused(launch, argv, command, tmp_path):
     assert launch(*argv(*four("TDA", "TEST.MAX_IMAGES", 2), output="run")).status == 0
     for module, *options in ((export, "--to", "to", "--onnx"), (inspect_command, "--output", "to")):
         assert "answers from views of an image" in command(module, run, *options, "--classes", *NAMES).error
+    assert command(export, run, "--to", tmp_path / "out", "--classes", *NAMES).status == 0
+    assert "TDA learns nothing before it is used" in (tmp_path / "out/README.md").read_text()
 
 
 def test_fixed_vectors_are_not_among_the_parameters(make):

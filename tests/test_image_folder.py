@@ -14,7 +14,7 @@ from trees import write_image
 
 from common.errors import UsageError
 from common.start import ROOT
-from datasets import DatasetError
+from datasets import DatasetError, splits
 from datasets.files import File
 from datasets.preparing import sources
 from experiments.results import describe
@@ -160,6 +160,7 @@ def test_seeded_split_is_saved_and_reused(unsplit, capsys):
     assert f"Saved as {file}; later runs use it" in capsys.readouterr().out
     assert [path for path in unsplit.iterdir() if path.is_file()] == [file]
 
+    (unsplit / splits.FOLDER).mkdir()  # by `prepare.py splits`
     write_image(unsplit / "robin/later.jpg", 0)  # is not in the split
     again, other = load(unsplit, "DATASET.SPLIT_SEED", 1), load(unsplit, "DATASET.SPLIT_SEED", 2)
     assert [item.impath for item in again.test] == [item.impath for item in first.test]

@@ -5,10 +5,12 @@ import io
 import json
 import os
 import shutil
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from dassl.config import get_cfg_default
 from drawn import METHODS
 from learned import OPTIONS, images_of, own_test, rows_of
 from marks import thorough_but
@@ -57,6 +59,43 @@ def test_the_head_of_dept_is_used_for_the_learned_classes_alone(finished, eurosa
         torch.testing.assert_close(some.output(pixels).logits, output.logits[:, 1:])
 
 
+def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand_in, command, deep, tmp_path):
+    """TCP has a sentence for OxfordPets; with another title, predictions had the one for unknown datasets."""
+    stand_in("OxfordPets")
+    folder = finished("TCP", "base", "DATASET.NAME", "OxfordPets", "DATASET.TITLE", "my pets")
+    files, expected, _ = own_test(folder, "base")
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    for model in (folder, tmp_path / "out"):
+        ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
+        torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
+        assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
+
+
+@pytest.mark.parametrize(("tested", "known"), [(1, True), (2, False)])
+def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, finished, tmp_path):
+    folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"tested_epoch": tested}))
+    ((_, classifier),) = open_models([folder], Namespace(**vars(OPTIONS) | {"load_epoch": 1}))
+    facts = "epochs", "tested_epoch", "split", "n_test", "accuracy"
+    assert [fact in classifier.description.training for fact in ("seed", *facts)] == [True, *[known] * 5]
+
+
+def test_a_run_has_its_limit_of_pixels_and_an_exported_folder_that_of_the_project(
+    finished, command, photos, deep, tmp_path
+):
+    folder, config = shutil.copytree(finished("CoOp"), tmp_path / "run"), tmp_path / "run/config.yaml"
+    usual = get_cfg_default().INPUT.MAX_PIXELS
+    config.write_text(config.read_text().replace(f"MAX_PIXELS: {usual}", "MAX_PIXELS: 1500"))
+    assert "1,500" in command(predict, folder, photos / "a.jpg").error
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    content = json.loads((tmp_path / "out/config.json").read_text())
+    content["input"]["MAX_PIXELS"] = 1500
+    (tmp_path / "out/config.json").write_text(json.dumps(content))
+    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    assert usual == classifier.cfg.INPUT.MAX_PIXELS
+
+
 # Forms of output and bad input
 
 
@@ -99,6 +138,14 @@ def test_zero_shot_needs_a_backbone_and_names_only(command, photos, deep):
     assert {top["class"]: top["probability"] for top in rows[0]["top"]} == pytest.approx(expected, abs=1e-5)
 
 
+def test_images_behind_links_to_folders_are_found_once(photos, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, place in {"linked": photos, "again": photos, "round": tmp_path}.items():
+        (tmp_path / "images" / name).symlink_to(place)
+    found = images.find_images([tmp_path / "images"])
+    assert sorted(file.name for file in found) == ["a.jpg", "b.png", "c.PNG", "d.webp", "e f.bmp"]
+
+
 def test_class_names_from_a_file(finished, command, photos, tmp_path):
     (tmp_path / "names.txt").write_bytes("\ufeffa red lake\r\n\r\n  caf\u00e9 \n".encode())
     (row,) = rows_of(command, finished("CoOp"), photos / "a.jpg", "--classes-file", tmp_path / "names.txt")
@@ -133,6 +180,8 @@ WRONG = {
     "predict --backbone smal {photos} --classes a b": "unknown backbone 'smal'",
     "predict {run} {photos} --classes-file /dev/null": "/dev/null",
     "predict {run} {photos} --load-epoch 7": "(epochs there: 1)",
+    "predict {checkpoint}/model.pth.tar-1 {photos} --load-epoch 1": "--load-epoch has no use here",
+    "predict /nowhere {photos} --backbone small --classes a b": "no model or image at /nowhere: give the output",
     "predict {tested} {photos}": "give the output folder of a training run",
     "predict {run} {photos} --device tpu": "no device 'tpu'",
     "predict {run} {photos} --template a_{{}}.": "--template has no use here",

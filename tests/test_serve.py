@@ -245,12 +245,12 @@ def serve(command, monkeypatch):
 
 def test_ctrl_c_ends_the_server_and_no_uploads_stay(serve, finished, free_port, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "mpl-serve-killed").mkdir()  # of a server that was killed
-    (tmp_path / "mpl-serve-killed/photo.jpg").touch()
+    (tmp_path / f"{serve_command.UPLOADS}killed/uploads").mkdir(parents=True)  # of a server that was killed
+    (tmp_path / "mpl-serve-model").mkdir()  # it was deleted, too
     done = serve(finished("VPT"), "--port", free_port)
     assert (done.status, done.errors) == (0, [])
     assert done.printed == (f"Open http://127.0.0.1:{free_port}/ in a browser. Ctrl-C ends the server.\n\nStopped.\n")
-    assert [path.name for path in tmp_path.iterdir()] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mpl-serve-model"]
 
 
 WRONG = {

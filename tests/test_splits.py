@@ -181,3 +181,20 @@ def test_another_choice_is_not_overwritten(prepare, refuses, written, eurosat):
     refuses("--shots", 2, "exists and has another choice")
     file.write_bytes(content)
     assert prepare("splits", "eurosat", "--shots", 2, root=eurosat).status == 0
+
+
+def test_another_form_of_the_same_choice_stays_as_it_is(prepare, refuses, written, eurosat):
+    """CoOp's own file was refused, whose pickle has another protocol."""
+    file, rows = eurosat / "eurosat/split_fewshot/shot_2-seed_1.pkl", pickle.loads(written[0].read_bytes())
+    file.write_bytes(content := pickle.dumps(rows, protocol=5))
+    ended = prepare("splits", "eurosat", "--shots", 2, root=eurosat)
+    assert ended.status == 0 and file.read_bytes() == content
+    assert ended.printed.startswith(f"{hashlib.sha256(content).hexdigest()}  {file}\n")
+    rows["train"] = rows["train"][::-1]
+    file.write_bytes(pickle.dumps(rows))
+    refuses("--shots", 2, "exists and has another choice")
+    file.unlink()
+
+
+def test_shots_of_a_file_are_checked(refuses, written):
+    refuses("--file", written[1], "--shots", 4, "DATASET.NUM_SHOTS 4 means 4")

@@ -43,17 +43,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--root", type=path, default=Path("data"), help="folder of the datasets (default: data)")
     add("--list", action="store_true", help="list the datasets and whether they are ready")
-    add("--check", action="store_true", help="report missing and wrong files; change nothing")
+    add("--check", action="store_true", help="report missing and wrong files; download nothing")
     add("--quick", action="store_true", help="with --check: do not read the images")
     add("--from", type=path, dest="from_dir", metavar="FOLDER", help="folder with files that you downloaded manually")
     help_of_mirror = "download every file from URL/DATASET/FILE (default: the environment variable PREPARE_MIRROR)"
     add("--mirror", default=os.environ.get("PREPARE_MIRROR", ""), metavar="URL", help=help_of_mirror)
     add("--seed", type=at_least(0), default=1, help="for fewshot and splits: the seed of the run (default: 1)")
-    add("--shots", type=at_least(1), default=16, help="for fewshot and splits: images per class (default: 16)")
+    add("--shots", type=at_least(1), help="for fewshot and splits: images per class (default: 16; of --file: all)")
     add("--classes", choices=("all", "base", "new"), default="all", help="for fewshot: which classes")
     add("--file", type=path, help="for fewshot and splits: a few-shot choice to read, a .pkl or _train.jsonl")
     add_common_options(parser)
     args = parser.parse_intermixed_args(argv)
+    args.shots = args.shots or (-1 if args.file else 16)
     if args.from_dir and not args.from_dir.is_dir():
         raise UsageError(f"no folder {args.from_dir}", "--from takes the folder with the downloaded files")
     return args
@@ -104,9 +105,10 @@ def read_fewshot(sources: list[Source], args: argparse.Namespace) -> tuple[FewSh
     (source,) = sources
     if getattr(source.dataset, "test_only", False):
         raise UsageError(f"{source.name} has test images only", "choose a dataset with training images")
-    options = ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else ["DATASET.NUM_SHOTS", str(args.shots)]
+    options = ["DATASET.NUM_SHOTS", str(args.shots), "DATASET.SUBSAMPLE_CLASSES", args.classes]
+    options += ["DATASET.FEWSHOT_FILE", str(args.file)] if args.file else []
     with redirect_stdout(sys.stderr):
-        dataset = source.read(args.root, *options, "DATASET.SUBSAMPLE_CLASSES", args.classes, seed=args.seed)
+        dataset = source.read(args.root, *options, seed=args.seed)
     return dataset, {"train": dataset.train_x, "val": dataset.val or []}
 
 
@@ -127,8 +129,8 @@ def make_splits(sources: list[Source], args: argparse.Namespace) -> None:
         print(f"{dataset.fewshot_file['file_sha256']}  {args.file}")
     else:
         parts = {part: items for part, items in parts.items() if items and not (part == "val" and dataset.val_is_test)}
-        stem = dataset.root / "split_fewshot" / f"shot_{args.shots}-seed_{args.seed}"
-        for file in splits.write(stem, parts, dataset.data):
+        stem = dataset.root / splits.FOLDER / f"shot_{args.shots}-seed_{args.seed}"
+        for file in splits.write(stem, parts, dataset.images, dataset.data):
             print(f"{checksum(file)}  {file}")
     print(f"{len(dataset.train_x):,} images of {dataset.num_classes:,} classes to learn from")
 

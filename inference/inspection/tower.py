@@ -78,9 +78,11 @@ def compared_roll_outs(classifier: PromptedClassifier, images: Tensor) -> dict[s
     The images are (batch, 3, H, W) by the classifier's transform. A method may have changed the modules of its image
     tower, so that CLIP alone is loaded for this.
     """
+    if not len(images):
+        return {}
     model, images = classifier.model_for(), images.to(classifier.device)
     alone = backbone_alone(classifier.cfg.MODEL.BACKBONE.NAME, classifier.device)
-    if not len(images) or not shows_attention(alone):
+    if not shows_attention(alone):
         return {}
     found = {CLIP_ALONE: roll_out(alone, images, ())}
     if shows_attention(model.clip):

@@ -13,6 +13,7 @@ from ..arguments import MODELS, add_model_options, check_exists, given_class_nam
 
 REQUIREMENTS = "requirements-serve.txt"
 MOST_EXAMPLES = 8
+UPLOADS = "mpl-serve.partial-"  # begins the name of a folder that may be deleted: no user calls a model so
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     names = given_class_names(args)
     for model in args.models:
         check_exists(model)
-    with scratch(Path(gettempdir()), "mpl-serve-") as uploads:
+    with scratch(Path(gettempdir()), UPLOADS) as uploads:
         # Gradio reads these when it is imported: nothing is reported to anyone, uploads go to one folder.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)

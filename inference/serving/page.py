@@ -45,7 +45,8 @@ class Page:
     """The page of one or more models. `names` are the class names to begin with, `examples` files to choose from."""
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
-        self.models, self.names, self.long = models, list(names), Lock()
+        self.models, self.own_names, self.long = models, list(names), Lock()
+        self.names = list(dict.fromkeys(names))  # some of a model may be equal
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
             with gr.Row(elem_id="columns"):
@@ -53,7 +54,7 @@ class Page:
                     image = gr.Image(
                         type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=280
                     )
-                    text = "\n".join(dict.fromkeys(names))  # some of a model may be equal
+                    text = "\n".join(self.names)
                     edited = gr.Textbox(text, lines=6, max_lines=12, label="Class names, one on each line")
                     if examples:
                         files = [[str(file)] for file in examples]
@@ -134,8 +135,9 @@ class Page:
         errors: dict[str, bool] = {}  # each once, in their order
         for (_, classifier), pixels in zip(self.models, inputs, strict=True):
             try:
-                (row,) = classifier.probabilities(pixels, names).tolist()
-                found.append(dict(zip(names, row, strict=True)))
+                unchanged = names == self.names and classifier.class_names == self.own_names
+                (row,) = classifier.probabilities(pixels, None if unchanged else names).tolist()
+                found.append(added(self.own_names if unchanged else names, row))
             except (UsageError, ClipError) as error:
                 found.append(None)
                 errors[str(error)] = True
@@ -177,6 +179,7 @@ class Page:
         with suppress(UsageError), self.turn(file or "", []):  # the message is about it, and about an unreadable image
             inputs = self.read(file)[1] if file else []
             for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
+                pixels = pixels[:, 0] if pixels.dim() == 5 else pixels  # of views, the first: the whole image
                 (colours,) = classifier.colours(pixels)
                 for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
                     title = tower if tower == CLIP_ALONE else name
@@ -184,6 +187,14 @@ class Page:
                     picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
                     found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
+
+
+def added(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, float]:
+    """The probability of each name, which may be that of several classes."""
+    found = dict.fromkeys(names, 0.0)
+    for name, value in zip(names, probabilities, strict=True):
+        found[name] += value
+    return found
 
 
 def pixels_of(file: str) -> int:

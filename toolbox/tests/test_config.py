@@ -108,6 +108,16 @@ def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
     assert message.replace("{path}", path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_text_of_a_file_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cfg):
+    for cfg.OUTPUT_DIR in ("7", "True", "(1, 2)", "None"):
+        again = cfg.clone()
+        again.OUTPUT_DIR = ""
+        again.merge_from_file(write(tmp_path, "x.yaml", cfg.dump()))
+        assert again.OUTPUT_DIR == cfg.OUTPUT_DIR
+        with pytest.raises(UsageError, match="OUTPUT_DIR is .*: give text"):  # as published: of a command line
+            again.merge_from_list(["OUTPUT_DIR", cfg.OUTPUT_DIR])
+
+
 def test_none_takes_and_replaces_any_type_if_there_is_no_limit(cfg):
     for value in (1, [1, 2], None, (1,), None, "text", None, 0.5):
         cfg.merge_from_other_cfg(CfgNode({"TRAINER": {"COOP": {"N_CTX": None}}}))

@@ -102,7 +102,7 @@ class CfgNode(YacsNode):
             if isinstance(value, dict) and isinstance(node.setdefault(key, type(node)(new_allowed=True)), YacsNode):
                 self._merge(value, file, node[key], f"{name}.")
             else:
-                node[key] = _accepted(node, key, value, f"{file}: {name}" if file else name)
+                node[key] = _accepted(node, key, value, name, file)
 
     def _unknown(self, name, source=""):
         return UnknownNameError(
@@ -110,13 +110,18 @@ class CfgNode(YacsNode):
         )
 
 
-def _accepted(node, key, value, name):
-    """A copy of ``value`` for a key of ``node``, or UsageError: strings are read as Python literals, as in yacs."""
+def _accepted(node, key, value, name, file):
+    """A copy of ``value`` for a key of ``node``, or UsageError.
+
+    Strings are read as Python literals, as in yacs. One of a file, such as '2024', stays text where text is wanted.
+    """
+    old, limit = node.get(key), _limits(node).get(key)
     if isinstance(value, str) and len(value) <= MAX_LITERAL:
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # any other string
             literal = literal_eval(value)
-            value = literal if type(literal) in LEAF_TYPES else value  # not a dict: `{}` may be a template
-    old, limit = node.get(key), _limits(node).get(key)
+            if type(literal) in LEAF_TYPES:  # not a dict: `{}` may be a template
+                is_text = file and limit and limit.accepts(value) and not limit.accepts(literal)
+                value = value if is_text else literal
     both_lists = isinstance(old, (list, tuple)) and isinstance(value, (list, tuple))
     if isinstance(old, YacsNode):
         accepted, wanted = False, "a group of keys"
@@ -127,7 +132,7 @@ def _accepted(node, key, value, name):
         accepted = type(value) in LEAF_TYPES and (free or value is None or type(value) is type(old) or both_lists)
         wanted = "a plain value" if free else f"a value of the type {type(old).__name__}"
     if not accepted:
-        raise UsageError(f"{name} is {shown(value)}: give {wanted}")
+        raise UsageError(f"{file}: {name} is {shown(value)}: give {wanted}".removeprefix(": "))
     return type(old)(deepcopy(value)) if both_lists else deepcopy(value)
 
 

@@ -1,0 +1,38 @@
+"""The page with models of special class names or images: equal names, and views of an image."""
+
+import shutil
+
+import pytest
+import torch
+from drawn import arguments
+from learned import OPTIONS
+
+from inference.models import open_models
+
+pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
+from inference.serving.page import Page  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+def test_model_with_fixed_and_equal_names_answers_for_them(finished, photos, tmp_path):
+    """As ImageNet has them. The page had each name once, which the model refused as other names."""
+    run = finished("CoOp", "base", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "")
+    checkpoint = torch.load(shutil.copytree(run, tmp_path / "run") / "prompt_learner/model.pth.tar-1")
+    names = checkpoint["metadata"]["class_names"] = ["missile", "lake", "missile"]
+    torch.save(checkpoint, tmp_path / "run/prompt_learner/model.pth.tar-1")
+    models, photo = open_models([tmp_path / "run"], OPTIONS), str(photos / "a.jpg")
+    message, bars = Page(models, names, []).classify(photo, "missile\nlake")
+    (expected,) = models[0].classifier.probabilities(photo).tolist()
+    assert not message["visible"]
+    assert bars == pytest.approx({"missile": expected[0] + expected[2], "lake": expected[1]})
+
+
+def test_roll_out_of_a_method_with_views_is_that_of_the_whole_image(launch, eurosat, tiny, photos, tmp_path):
+    """Each image was a traceback of the server."""
+    own = ["TRAINER.ZERO.VIEWS", 4, "TEST.MAX_IMAGES", 2]
+    argv = arguments(eurosat, tiny, tmp_path / "run", *own, trainer="ZERO", config="small")
+    assert launch(*argv).status == 0
+    page = Page(open_models([tmp_path / "run"], OPTIONS, ["a", "b"]), ["a", "b"], [])
+    ((picture, caption),) = page.look(str(photos / "a.jpg"))
+    assert caption.startswith("CLIP: patches ") and picture.size == (32, 32)
