@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from dassl.config import get_cfg_default
 from drawn import METHODS
 from learned import OPTIONS, images_of, own_test, rows_of
 from marks import thorough_but
@@ -69,31 +68,6 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand
         ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
         torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
         assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
-
-
-@pytest.mark.parametrize(("tested", "known"), [(1, True), (2, False)])
-def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, finished, tmp_path):
-    folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
-    results = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps(results | {"tested_epoch": tested}))
-    ((_, classifier),) = open_models([folder], Namespace(**vars(OPTIONS) | {"load_epoch": 1}))
-    facts = "epochs", "tested_epoch", "split", "n_test", "accuracy"
-    assert [fact in classifier.description.training for fact in ("seed", *facts)] == [True, *[known] * 5]
-
-
-def test_a_run_has_its_limit_of_pixels_and_an_exported_folder_that_of_the_project(
-    finished, command, photos, deep, tmp_path
-):
-    folder, config = shutil.copytree(finished("CoOp"), tmp_path / "run"), tmp_path / "run/config.yaml"
-    usual = get_cfg_default().INPUT.MAX_PIXELS
-    config.write_text(config.read_text().replace(f"MAX_PIXELS: {usual}", "MAX_PIXELS: 1500"))
-    assert "1,500" in command(predict, folder, photos / "a.jpg").error
-    assert command(export, folder, "--to", tmp_path / "out").status == 0
-    content = json.loads((tmp_path / "out/config.json").read_text())
-    content["input"]["MAX_PIXELS"] = 1500
-    (tmp_path / "out/config.json").write_text(json.dumps(content))
-    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
-    assert usual == classifier.cfg.INPUT.MAX_PIXELS
 
 
 # Forms of output and bad input

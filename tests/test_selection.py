@@ -298,3 +298,15 @@ def test_linear_probe_without_validation_images_stops_before_the_fit(refused, ti
     write_eurosat(tmp_path / "data", ["red", "blue lake", "grey"], val=0)
     argv = arguments(tmp_path / "data", tiny, tmp_path / "out", *ONCE, *ACCEPTED, options=PROBE)
     refused(argv, f"EuroSAT has no validation images for the choice of C: set {C}, for example to 1.0")
+
+
+def test_held_out_images_are_a_shot_of_the_training_images(build):
+    def images(*options):
+        dataset = build("CoOp", "all", options=options).dm.dataset
+        return [{item.impath for item in part} for part in (dataset.train_x, dataset.val, dataset.test)]
+
+    train, _, test = images()
+    kept, held, tested = images("DATASET.HOLD_OUT", True)
+    assert kept | held == train and not kept & held and len(kept) == len(held) == 6 and tested == test
+    with pytest.raises(UsageError, match="HOLD_OUT leaves class '.*' of EuroSAT without training images: give two or"):
+        images("DATASET.HOLD_OUT", True, "DATASET.NUM_SHOTS", 1)

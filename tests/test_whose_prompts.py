@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from argparse import Namespace
 
 import pytest
 import torch
 import yaml
+from dassl.config import get_cfg_default
 from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import arguments
 from finished import finish
@@ -18,6 +20,7 @@ from common.files import checksum
 from experiments.studies.progress import collect_results
 from experiments.studies.study_file import load
 from inference import export, predict
+from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models
 
@@ -245,3 +248,28 @@ def test_a_checkpoint_says_which_method_made_it(build):
         UsageError, match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"
     ):
         trainer.load_prompts(content, "a file")
+
+
+@pytest.mark.parametrize(("tested", "known"), [(1, True), (2, False)])
+def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, finished, tmp_path):
+    folder = shutil.copytree(finished("CoOp"), tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"tested_epoch": tested}))
+    ((_, classifier),) = open_models([folder], Namespace(**vars(OPTIONS) | {"load_epoch": 1}))
+    facts = "epochs", "tested_epoch", "split", "n_test", "accuracy"
+    assert [fact in classifier.description.training for fact in ("seed", *facts)] == [True, *[known] * 5]
+
+
+def test_a_run_has_its_limit_of_pixels_and_an_exported_folder_that_of_the_project(
+    finished, command, photos, deep, tmp_path
+):
+    folder, config = shutil.copytree(finished("CoOp"), tmp_path / "run"), tmp_path / "run/config.yaml"
+    usual = get_cfg_default().INPUT.MAX_PIXELS
+    config.write_text(config.read_text().replace(f"MAX_PIXELS: {usual}", "MAX_PIXELS: 1500"))
+    assert "1,500" in command(predict, folder, photos / "a.jpg").error
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    content = json.loads((tmp_path / "out/config.json").read_text())
+    content["input"]["MAX_PIXELS"] = 1500
+    (tmp_path / "out/config.json").write_text(json.dumps(content))
+    classifier = PromptedClassifier.from_folder(tmp_path / "out", str(deep))
+    assert usual == classifier.cfg.INPUT.MAX_PIXELS
