@@ -134,7 +134,7 @@ def test_a_set_in_the_present_folder_is_that_of_the_folders_name(tmp_path, monke
 
 
 def test_several_settings_of_one_seed_are_not_guessed(run, finished, tmp_path):
-    for cfg in ("small", YAML[0]):
+    for cfg in ("small", YAML):
         publish(finished("MaPLe"), tmp_path / f"set/train_base/eurosat/shots_16/MaPLe/{cfg}/seed1", 5)
     assert "name the YAML file of one by --cfg" in run("MaPLe").error
-    assert f"/shots_16/MaPLe/{YAML[0]}/seed1\n" in run("MaPLe", "--cfg", YAML[0]).printed
+    assert f"/shots_16/MaPLe/{YAML}/seed1\n" in run("MaPLe", "--cfg", YAML).printed

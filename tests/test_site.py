@@ -152,7 +152,7 @@ def test_settings_of_the_tables_are_those_of_the_yaml_files():
 def test_error_messages_of_the_page_are_those_of_the_code():
     messages = [re.fullmatch(r"`(.*)`", message)[1] for message, *_ in rows(TROUBLE, "Error messages")[:-1]]
     assert len(messages) > 10
-    known = SOURCES.replace("{kind}", "dataset").replace("{what}", "NaN")
+    known = SOURCES.replace("{kind}", "dataset").replace("no {what}", "no model").replace("{what}", "NaN")
     for message in messages:
         for part in re.split(r"'\w+'|\b(?:[A-Z]{3,}|output/mpl|ViT-B/16)\b|\(\.\.\.\)", message):
             words = part.strip(" ,:(")
