@@ -29,15 +29,18 @@ from experiments.studies import command as study
 from experiments.studies.study_file import load
 from inference import export
 from train import main as execute
+from trainers.base.feature_trainer import FittedTrainer
 
 BASE = "../../base"  # from the folder of a case
 BOTH = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2}
 METHODS = {"CoOp": {"N_CTX": 4}, "MPL": {"PROMPT_DEPTH": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}, "PromptSRC": BOTH}
 METHODS["KgCoOp"] = {}
-# Those without checkpoints here; what they need on the tiny backbone.
-OTHERS = dict.fromkeys(sorted(trainers.methods().keys() - METHODS.keys()), {})
-OTHERS |= {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH}
-OTHERS |= dict.fromkeys(("CLIPLoRA", "DePT+CLIPLoRA"), {"N_ITERS": 4})  # not OPTIM.MAX_EPOCH counts their steps
+# Those without checkpoints here; what they need on the tiny backbone. TCP needs more layers than it has.
+OTHERS = {"MaPLe": {"PROMPT_DEPTH": 2}, "IVLP": BOTH, "MMRL": {"REP_LAYERS": [1, 2], "REP_DIM": 8}}
+OTHERS |= {"MMA": {"ADAPTER_START": 1, "ADAPTER_END": 2}, "CLIPLoRA": {"N_ITERS": 4}}
+OTHERS = {
+    name: OTHERS.get(base := name.rpartition("+")[2], METHODS.get(base, {})) for name in sorted(trainers.methods())
+}
 STUDIED = {"trainers": {"ZeroshotCLIP": "small"}, "datasets": ["eurosat"], "seeds": [1], "output": "studied"}
 PACKED = ("eurosat", "dtd", "imagenet_r", "caltech101", "imagenet")  # zip, tar.gz, tar, nested archives, MATLAB's files
 SETTINGS = {  # for the tiny backbone
@@ -52,7 +55,8 @@ def train(method: str, *overrides, output: str = "out", root: str = f"{BASE}/dat
     """A command line of train.py, from the folder of a case, for the tiny backbone and drawn data."""
     argv = ["--root", root, "--backbone", f"{BASE}/tiny.pt", "--output-dir", output, "--seed", 1, "--trainer", method]
     argv += ["--dataset-config-file", ROOT / "configs/datasets/eurosat.yaml", "--config-file", f"{BASE}/config.yaml"]
-    own = section_pairs(method, (METHODS | OTHERS)[method])
+    own = section_pairs(method, OTHERS[method])
+    own += ["OPTIM.MAX_EPOCH", 1] if issubclass(trainers.methods()[method], FittedTrainer) else []
     return [str(argument) for argument in (*argv, *options, *own, *overrides)]
 
 
