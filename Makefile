@@ -50,7 +50,7 @@ SEED ?= 1
 fuzz: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m fuzz --seed $(SEED) --count $(FUZZ) $(if $(ONLY),--only $(ONLY))
 
-# 100 SIGKILL and 50 SIGTERM at random moments; a quarter of an hour on two cores.
+# 100 SIGKILL and 50 SIGTERM at random moments; up to an hour on two cores.
 kill: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m kills --seed $(SEED)
 
