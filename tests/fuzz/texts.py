@@ -91,7 +91,7 @@ def config(rng: Random) -> Case:
         case.argv += ["SEED", "1"]
         case.argv[argv.index("--dataset-config-file") + 1] = "dataset.yaml"
         case.files["dataset.yaml"] = changed_yaml(rng, {"DATASET": {"NAME": "EuroSAT", "TEMPLATE": "a photo of a {}."}})
-    elif use == 5:  # YAML and Python at once, under any name
+    elif use == 5:  # valid both as YAML and as Python, under any name
         name = rng.choice(("config", "config.py", "config.PY", "config.yml", "config.yaml.bak", "config.py.yaml"))
         case.argv[case.argv.index("config.yaml")] = name
         code = rng.choice(("open('../outside/made', 'w')", "__import__('os').system('touch ../outside/made')", "1 / 0"))
