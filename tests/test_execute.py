@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children
 
@@ -131,6 +132,26 @@ def test_a_finished_study_starts_no_processes(study_file):
     for run in study.runs():
         finish(run, 50)
     assert execute_runs(study.sequences(), Unwanted(1), "finished") == {}
+
+
+def test_tests_of_prompts_that_are_learned_anew_are_made_again(study_file):
+    submitted = []
+
+    class Submitted(LocalExecutor):
+        def submit(self, run):
+            submitted.append(run)
+            shutil.rmtree(run.folder, ignore_errors=True)
+            finish(run, 60.0)
+            future = Future()
+            future.set_result(None)
+            return future
+
+    study = load(study_file("again", trainers={"CoOp": "small"}, seeds=[1, 2]))
+    (first, _), (trained, test) = study.sequences()
+    for run in (first, test):  # the user has deleted a training run
+        finish(run, 50.0)
+    execute_runs(study.sequences(), Submitted(1), "again")
+    assert submitted[:2] == [trained, test] and len(submitted) == 3
 
 
 def test_progress_and_remaining_time(study_file):

@@ -57,6 +57,16 @@ def test_cross_dataset(run, finished, tmp_path):
     assert read_results(result)["epochs"] == 2
     accuracy = read_results(finished("MaPLe", "all", *depth))["accuracy"]  # the same prompts on the same images
     assert f"| MaPLe | - | {accuracy:.2f} | {accuracy:.2f} |" in ended.printed
+    alone = run("MaPLe", "--protocol", "cross_dataset", "--epoch", 2, "--source", "eurosat")
+    assert alone.status == 0 and f"| MaPLe | {accuracy:.2f} | - |" in alone.printed, alone.errors
+
+
+def test_prompts_of_mmrls_cross_dataset_are_not_those_of_base_classes(tmp_path):
+    file = tmp_path / "base2new/train_base/imagenet/shots_16/MMRL/vit_b16_cross_datasets/seed1/learner/model.pth.tar-5"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    study = reproduce.study_of(reproduce.read_arguments(["MMRL", "--checkpoints", str(tmp_path)]))
+    assert study.protocols == ("cross_dataset",) and study.prompts == {("imagenet", 16, 1): file.parent.parent}
 
 
 def test_few_shot(run, finished, tmp_path):

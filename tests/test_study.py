@@ -150,8 +150,9 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
 
 
 def test_tests_on_targets_have_the_settings_of_the_source(write):
-    """Its prompts may have another shape. Those of the target come last. Keys without a value have the default."""
-    datasets = {"small_source": {"TRAINER.COOP.N_CTX": 8, "OPTIM.LR": 0.1}, "small_land": {"OPTIM.LR": 0.2}}
+    """Its prompts may have another shape, its images have other texts. Keys without a value have the default."""
+    source = {"DATASET.TEMPLATE": "a drawing of a {}.", "TRAINER.COOP.N_CTX": 8, "OPTIM.LR": 0.1}
+    datasets = {"small_source": source, "small_land": {"OPTIM.LR": 0.2}}
     empty = dict.fromkeys(("trainer", "config", "cross_dataset", "overrides", "datasets", "choose"))
     study = load(write(trainers={"CoOp": empty | {"datasets": datasets}, "MPL": empty}))
     for run in study.runs():
@@ -159,6 +160,7 @@ def test_tests_on_targets_have_the_settings_of_the_source(write):
             cfg = setup_cfg(parse_arguments(list(run.arguments)))
             rate = 0.2 if run.dataset == "small_land" else 0.1
             assert cfg.TRAINER.COOP.N_CTX == 8 and rate == cfg.OPTIM.LR
+            assert bool(cfg.DATASET.TEMPLATE) == (run.dataset == "small_source")
 
 
 def test_method_without_config_runs_as_its_scripts(write, script):

@@ -159,6 +159,12 @@ def test_paper_figures_are_beside_the_results(of_the_paper, name, part):
     assert f"| {eurosat['paper']:.2f} ({eurosat['difference']:+.2f}) |" in text
 
 
+def test_paper_is_compared_with_prompts_of_its_own_source(of_the_paper):
+    summary = of_the_paper("cross_dataset")
+    other = summarise(dataclasses.replace(summary.study, source="imagenetv2"))
+    assert summary.cells["paper"].notna().any() and other.cells["paper"].isna().all()
+
+
 def test_paper_is_compared_for_its_own_backbone_settings_and_datasets_only(of_the_paper):
     assert of_the_paper("cross_dataset", backbone="RN50").cells["paper"].isna().all()
     learning_rate = ("OPTIM.LR", "0.1")

@@ -89,7 +89,7 @@ def parse(name: str, words: list[str], environment: Mapping[str, str]) -> Call:
     given = {key: environment[key] for key in ("CFG", "SHOTS", *script.variables) if environment.get(key)}
     values = {**script.variables, **given, **dict(zip(positions, words, strict=False))}
     rest = words[len(positions) :]
-    if "[CFG]" in script.form and rest and "." not in rest[0]:
+    if "[CFG]" in script.form and rest and "." not in rest[0] and not rest[0].isupper():  # as a KEY is
         values["CFG"] = rest.pop(0)
     if "[EPOCHS]" in script.usage and rest and rest[0].isdecimal():
         values["EPOCHS"] = rest.pop(0)

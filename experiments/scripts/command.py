@@ -90,7 +90,7 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     options: list = []
     settings = [*used.settings, *script.settings.format(**call.values).split()]
     if trained:
-        published = used.cfg == default or "CFG" in script.form.split()
+        published = used.cfg == default or ("CFG" in script.form.split() and is_published(used.cfg))
         epoch = call.values.get("EPOCHS") or (script.epochs.get(dataset, script.epoch) if published else None)
         options = ["--eval-only", "--model-dir", trained, *(("--load-epoch", epoch) if epoch else ())]
     else:
@@ -101,6 +101,11 @@ def run(call: Call, step: int, dataset: str, seed: int, shots: int) -> Run:
     return Run(dataset, folder(step, dataset), trained, words)
 
 
+def is_published(cfg: str) -> bool:
+    """Whether it may name a published YAML file: those of the small CLIP train for other numbers of epochs."""
+    return not cfg.startswith("small")
+
+
 def test_alone(call: Call) -> Run:
     """The test of zero-shot CLIP; or of the prompts in MODEL_DIR, which also detects images of the datasets OOD."""
     cfg = recipe(call.method, "few_shot", cfg=call.cfg, backbone=call.backbone).cfg
@@ -108,8 +113,9 @@ def test_alone(call: Call) -> Run:
     options: list = ["--eval-only"]
     if call.script.protocol == "ood":
         trained = Path(call.values["MODEL_DIR"])
-        folder = trained / "ood"
-        options += ["--model-dir", trained, "--load-epoch", call.script.epoch, "--ood", call.values["OOD"]]
+        folder = trained / "ood" / "{OOD}_T{T}".format(**call.values)
+        epoch = ("--load-epoch", call.script.epoch) if is_published(cfg) else ()
+        options += ["--model-dir", trained, *epoch, "--ood", call.values["OOD"]]
     else:
         classes = [word for word in call.rest if word in ("base", "new")]
         folder = call.output.joinpath("ZeroshotCLIP", cfg, dataset, *classes)

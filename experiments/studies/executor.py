@@ -33,7 +33,7 @@ from ..arguments import parse_arguments
 from ..configs import CONFIGS
 from ..configuration import setup_cfg
 from ..lock import remove_leftover
-from ..results import ERROR, read_results
+from ..results import ERROR, FILE, read_results
 from ..run import train_and_test
 from ..session import interrupts_wait
 from .choose import HELD_OUT
@@ -78,6 +78,10 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
     Returns:
         the failed runs, each with its error in one line. The runs that follow one in its sequence are skipped.
     """
+    for trained, *tests in sequences:
+        if read_results(trained.folder) is None:
+            for run in tests:  # their results, if they have any, are of prompts that are learned anew
+                (run.folder / FILE).unlink(missing_ok=True)
     finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
     for run in finished:
         remove_leftover(run.folder)

@@ -92,6 +92,8 @@ def find_prompts(folder: Path, protocol: str, method: str, key: Key, alone: bool
         pattern = layout.format(dataset=of_dataset, shots=shots, seed=seed, method=of_method)
         fitting = map(Path, sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}")))
         found = [path for path in fitting if any(any(path.glob(file)) for file in FILES)]
+        if protocol == "base2new":  # in MMRL's repository, the prompts of cross_dataset are there, too
+            found = [path for path in found if not path.parent.name.endswith("_cross_datasets")]
         if len(found) > 1:
             own = {cfg, f"{cfg}_{shots}shots"}
             found = [path for path in found if own.intersection(path.relative_to(folder).parts)] or found
@@ -110,12 +112,12 @@ class PublishedStudy(Study):
     Attributes:
         prompts: folder of the training run by dataset (cross_dataset: the source), shots and seed.
         epoch: of the checkpoints; None for the best or newest.
-        tested: the datasets of cross_dataset to test, which may include the source.
+        tested_on: the datasets of cross_dataset to test, which may include the source.
     """
 
     prompts: dict[Key, Path] = field(default_factory=dict, hash=False)
     epoch: int | None = None
-    tested: tuple[str, ...] = ()
+    tested_on: tuple[str, ...] = ()
 
     def sequences_of(self, protocol: str) -> Iterator[RunSequence]:
         """The tests of the prompts. From base to new classes, a test of the base classes has its own folder, too."""
@@ -125,7 +127,7 @@ class PublishedStudy(Study):
         epoch = () if self.epoch is None else ("--load-epoch", self.epoch)
         for ((trained_on, shots, seed), prompts), variant in product(self.prompts.items(), self.variants):
             training = Training(protocol, variant, trained_on, seed, shots)
-            for step, dataset in product(steps, self.tested or (trained_on,)):
+            for step, dataset in product(steps, self.tested_on or (trained_on,)):
                 yield (self.run(step, dataset, training, "--eval-only", "--model-dir", prompts, *epoch),)
 
 
@@ -172,7 +174,7 @@ def study_of(args: argparse.Namespace) -> PublishedStudy:
         output=args.output,
         prompts=prompts,
         epoch=args.epoch,
-        tested=tested,
+        tested_on=tested,
     )
 
 

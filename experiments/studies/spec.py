@@ -182,7 +182,7 @@ class Study:
             raise UsageError(what, "leave it out, or use few_shot")
         if not self.datasets and self.protocols != ("cross_dataset",):
             raise UsageError("the study has no datasets", "see studies/small.yaml")
-        if "cross_dataset" in self.protocols and not (self.source and self.targets):
+        if "cross_dataset" in self.protocols and not (self.source and self.tested_on):
             raise UsageError("cross_dataset needs a source, such as imagenet, and targets")
         if self.source in self.targets:
             raise UsageError(f"the source {self.source} is among the targets", "leave it out of them")
@@ -209,13 +209,18 @@ class Study:
         for seed, dataset, shots, variant in trainings:
             training = Training(protocol, variant, dataset, seed, shots)
             trained = self.run(train, dataset, training, *ood)
-            targets = self.targets if protocol == "cross_dataset" else (dataset,)
+            targets = self.tested_on if protocol == "cross_dataset" else (dataset,)
             use = ("--eval-only", "--model-dir", trained.folder)
             yield trained, *(self.run(step, target, training, *use) for step, target in product(tests, targets))
 
     def runs(self) -> list[Run]:
         """Those of the comparison, without trials."""
         return [run for sequence in self.sequences() for run in sequence]
+
+    @property
+    def tested_on(self) -> tuple[str, ...]:
+        """The datasets on which cross_dataset tests its prompts."""
+        return self.targets
 
     def trained_on(self, protocol: str) -> tuple[str, ...]:
         return (self.source,) if protocol == "cross_dataset" else self.datasets
@@ -301,8 +306,11 @@ class Study:
             options = (*options, "--chosen", self.chosen_file(training))
             more = ACCEPTED if self.choose.by == ORACLE else ()
         results = self.output / place / self.folder(step, dataset, training)
-        datasets = dict.fromkeys((training.dataset, dataset))  # prompts of cross_dataset have their source's settings
-        own = chain(*(variant.dataset_overrides.get(name, ()) for name in datasets))
+        overrides = variant.dataset_overrides
+        own = overrides.get(dataset, ())
+        if dataset != training.dataset:  # the prompts have their source's settings, without those of its images
+            pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
+            own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
         cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,

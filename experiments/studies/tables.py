@@ -169,12 +169,13 @@ class Summary:
         return set(runs[chosen]["dataset"])
 
     def paper(self, protocol: str, part: str, variant: Variant, dataset: str) -> float:
-        """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of datasets, YAML file or
-        setting."""
+        """The paper's accuracy; NaN if it has none, or another backbone, number of shots, set of datasets, source,
+        YAML file or setting."""
         known = PAPER.get(protocol, {}).get(part, {}).get(variant.method, {})
         config = (variant.cross_cfg if protocol == "cross_dataset" else "") or variant.cfg
         others = variant.overrides or variant.dataset_overrides or self.study.keys_of(variant)
-        same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and not others
+        source = protocol != "cross_dataset" or self.study.source == "imagenet"
+        same = (self.runs["backbone"] == "ViT-B/16").all() and self.study.shots[-1] == 16 and source and not others
         if not same or (known and config and config != recipe(variant.method, protocol).cfg):
             return math.nan
         if dataset == "average" and {*self.averaged(protocol), "average"} != known.keys():
