@@ -36,7 +36,7 @@ BATCH = 100  # predict's default
 
 def main(argv: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
-    parser.add_argument("--method", nargs="+", default=["ZeroshotCLIP", "MPL"], choices=methods())
+    parser.add_argument("--method", nargs="+", default=["ZeroshotCLIP", "MPL"], choices=methods(), metavar="METHOD")
     parser.add_argument("--classes", type=at_least(1), default=5)
     parser.add_argument("--images", type=at_least(1), default=100)
     parser.add_argument("--batch", type=at_least(1), default=20, help="images in a batch of open_clip's pass")

@@ -135,7 +135,7 @@ def compare(args: Namespace, kind: dict) -> Iterator[dict]:
 def main(argv: list[str] | None = None) -> None:
     parser = measuring.parser(__doc__)
     add, counts = parser.add_argument, {"type": at_least(1), "nargs": "+"}
-    add("--trainer", nargs="+", default=["MPL"], choices=[*methods(), "all"])
+    add("--trainer", nargs="+", default=["MPL"], choices=[*methods(), "all"], metavar="METHOD")
     add("--classes", default=[5, 50, 200], **counts)
     add("--what", nargs="+", default=["train_step"], choices=WHAT)
     help = "of the towers; published: plain, with what the published code computes besides (CLIPLoRA)"
