@@ -144,7 +144,7 @@ def test_inconsistent_folders_are_rejected(birds, tmp_path):
     with pytest.raises(DatasetError, match="already has folders train and test: remove DATASET.SPLIT_SEED"):
         load(birds, "DATASET.SPLIT_SEED", 1)
     shutil.rmtree(birds / "test")
-    with pytest.raises(DatasetError, match=f"no folders train and test in {birds}: .* DATASET.SPLIT_SEED 1"):
+    with pytest.raises(DatasetError, match=f"no folders train and test in {birds}: .*SPLIT_SEED 1 .* YAML file"):
         load(birds)
 
 
