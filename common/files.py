@@ -161,7 +161,7 @@ def check_folder(path: Path, what: str, remedy: str) -> None:
 def what_exists(path: Path) -> str:
     """For a missing folder: how far its path exists, and what the last folder of it holds."""
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    if str(folder) == folder.anchor:  # the content of the file system's root does not help
+    if str(folder) in (folder.anchor, "."):  # the content of the file system's root, or of the project's, does not help
         return f"its path exists up to {folder}"
     names = sorted(entry.name for entry in islice(folder.iterdir(), LOOKED_AT) if not entry.name.startswith("."))
     more = ", ..." if len(names) > SHOWN else ""

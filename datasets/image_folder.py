@@ -33,7 +33,7 @@ class ImageFolder(FolderDataset):
             if seed >= 0:
                 return self.seeded_split(seed)
             remedy = "move images to train/CLASS and test/CLASS in it, or split the images of its CLASS folders with"
-            remedy += f" DATASET.SPLIT_SEED 1 ({self.remedy})"
+            remedy += f" DATASET.SPLIT_SEED 1 (studies, prepare.py: in a YAML file of configs/datasets; {self.remedy})"
             raise DatasetError(f"no folders train and test in {self.root}", remedy, self.root)
         if seed >= 0:
             what = f"{self.root} already has folders train and test"

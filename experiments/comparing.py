@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UsageError
+from common.names import printable
 from common.results import FILE, read_results
 from common.start import Parser, add_common_options
 
+from .methods import methods
 from .predictions import read
 from .results import mark_of
 
@@ -26,6 +28,15 @@ class Compared:
     results: dict[int, dict]  # results.json of each run, by seed
     correct: NDArray[np.bool_]  # (seeds, images), whether each prediction is right; seeds ascend
     images: tuple  # the checksum of the list of images, and the names of the classes
+    folder: Path
+
+    def for_seeds_of(self, other: "Compared") -> "Compared":
+        """The same, with the only run of a method that does not depend on the seed as that of each seed of `other`."""
+        (run, *more), seeds = self.results.values(), other.results
+        method = methods().get(run["trainer"])
+        if more or method is None or method.seeded:
+            return self
+        return replace(self, results=dict.fromkeys(seeds, run), correct=np.repeat(self.correct, len(seeds), axis=0))
 
 
 def read_runs(folder: Path) -> Compared:
@@ -45,7 +56,7 @@ def read_runs(folder: Path) -> Compared:
         what = "a seed twice" if len(by_seed) < len(results) else "tests of different images or classes"
         raise UsageError(f"{folder} has {what}", "give the runs of one method on one dataset", folder)
     correct = np.stack([found["classes"][:, 0] == found["label"] for _, found in by_seed.values()])
-    return Compared({seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop())
+    return Compared({seed: run for seed, (run, _) in by_seed.items()}, correct, images.pop(), folder)
 
 
 def paired(one: Compared, other: Compared) -> tuple[list[int], NDArray[np.integer[Any]]]:
@@ -137,13 +148,17 @@ def smallest_difference(differences: Sequence[float]) -> float:
 
 def words(one: Compared, other: Compared) -> list[str]:
     """The comparison in sentences."""
+    one = one.for_seeds_of(other)
+    other = other.for_seeds_of(one)
     seeds, differences = paired(one, other)
     first, second = (each.results[seeds[0]] for each in (one, other))
     by_seed = 100 * differences.mean(axis=1)
     means = [np.mean([each.results[seed]["accuracy"] for seed in seeds]) for each in (one, other)]
     marks = [max(mark_of(each.results[seed]) for seed in seeds) for each in (one, other)]  # one of them is enough
-    named = zip((first, second), means, marks, strict=True)
-    marked = [f"{run['trainer']} {mean:.2f}%{mark}" for run, mean, mark in named]
+    ours, theirs = (run["trainer"] for run in (first, second))
+    if ours == theirs:
+        ours, theirs = (f"{ours} {printable(each.folder)}" for each in (one, other))
+    marked = [f"{name} {mean:.2f}%{mark}" for name, mean, mark in zip((ours, theirs), means, marks, strict=True)]
     low, high = bootstrap_interval(differences)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
     place = f"{first['dataset']}, {first['classes']} classes, {differences.shape[1]:,} images, {several}"
@@ -153,8 +168,8 @@ def words(one: Compared, other: Compared) -> list[str]:
         f"Difference: {by_seed.mean():+.2f} points; 95% interval {low:+.2f} to {high:+.2f} (bootstrap over {over})",
     ]
     for seed, difference in zip(seeds, differences, strict=True):
-        ours, theirs, p = mcnemar(difference)
-        only = f"{ours} images only {first['trainer']} gets right, {theirs} only {second['trainer']}"
+        right, others, p = mcnemar(difference)
+        only = f"{right} image{'s' * (right != 1)} only {ours} gets right, {others} only {theirs}"
         lines.append(f"Seed {seed}: {only} (McNemar's exact test: p = {p:.3g})")
     if len(seeds) > 1:
         bounds, least = seed_interval(list(by_seed)), smallest_difference(list(by_seed))

@@ -20,6 +20,7 @@ class Method:
 
     name: str
     learns: bool
+    seeded: bool
     transfers: bool
     config_folder: str
     section: str  # its key under TRAINER
@@ -36,7 +37,8 @@ def registered() -> dict[str, Method]:
 
     known = trainers.methods()
     return {
-        name: Method(name, m.learns, m.transfers, m.config_folder, m.section(), m.kind) for name, m in known.items()
+        name: Method(name, m.learns, m.seeded, m.transfers, m.config_folder, m.section(), m.kind)
+        for name, m in known.items()
     }
 
 

@@ -145,8 +145,10 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it
     except ClipError:  # the file is not there: a run that is not finished says so later
         before.pop(WEIGHTS)
-    # The root of an ImageFolder says which images it has.
-    may_differ = RESUMABLE_CHANGES - ({"DATASET.ROOT"} if cfg.DATASET.NAME == "ImageFolder" else set())
+    may_differ = RESUMABLE_CHANGES
+    if cfg.DATASET.NAME == "ImageFolder":  # its root says which images it has
+        same = os.path.abspath(str(before.get("DATASET.ROOT"))) == os.path.abspath(cfg.DATASET.ROOT)
+        may_differ = RESUMABLE_CHANGES - (set() if same else {"DATASET.ROOT"})
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
     if changed == [WEIGHTS]:
         name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]

@@ -61,7 +61,7 @@ def train(launch, eurosat, deep, tmp_path):
         quick = QUICK.get(method, {}) | ({"VIEWS": 5} if issubclass(kind, ViewsTrainer) else {})
         epochs = 1 if issubclass(kind, FittedTrainer) else 3
         settings = ["OPTIM.MAX_EPOCH", epochs, "DATASET.SUBSAMPLE_CLASSES", classes, *section_pairs(method, quick)]
-        settings += ["TRAIN.CHECKPOINT_FREQ", 1, "DATALOADER.CACHE", False]
+        settings += ["TRAIN.CHECKPOINT_FREQ", 1]
         own = {"trainer": method, "config": "small", "options": options}
         return launch(*arguments(eurosat, deep, tmp_path / name, *settings, **own))
 

@@ -128,6 +128,7 @@ def test_missing_folder_says_what_is_there(tmp_path):
     with pytest.raises(UsageError, match=f"no folder {asked}: its path exists up to {tmp_path}/output, .*; check it"):
         check_folder(asked, "no folder", "check it")
     assert what_exists(Path("/nope/*/[")) == "its path exists up to /"
+    assert what_exists(Path("nope/train")) == "its path exists up to ."
 
 
 def test_missing_data_is_reported_without_torch(tmp_path):

@@ -62,6 +62,29 @@ def test_sentences_have_the_numbers_of_an_independent_computation(runs, command)
     assert "Difference: +0.00 points; 95% interval +0.00 to +0.00" in same and "do not show which" in same
 
 
+def test_two_variants_of_a_method_have_their_folders(runs, command):
+    folder, right = runs
+    correct = right["MPL"][0].copy()
+    correct[np.argmin(correct)] = 1  # one more
+    write_run(folder / "variant", correct)
+    printed = command(comparing, folder / "variant", folder / "MPL").printed
+    ours, theirs = (f"MPL {folder}/{name}" for name in ("variant", "MPL"))
+    assert printed.startswith(f"{ours} {100 * correct.mean():.2f}%, {theirs} {100 * right['MPL'][0].mean():.2f}% (Set")
+    assert f"Seed 1: 1 image only {ours} gets right, 0 only {theirs} (" in printed
+
+
+def test_zero_shot_run_is_compared_with_every_seed(runs, command):
+    folder, right = runs
+    write_run(folder / "zero-shot", right["CoOp"][0], "ZeroshotCLIP", seed=-1)
+    difference = 100 * (np.array(right["MPL"]) - right["CoOp"][0]).mean()
+    for order, sign in (("MPL", "zero-shot"), 1), (("zero-shot", "MPL"), -1):
+        printed = command(comparing, *(folder / name for name in order)).printed
+        assert f"Difference: {sign * difference:+.2f} points" in printed and "3 seeds" in printed
+    write_run(folder / "no seed", right["CoOp"][0], "CoOp", seed=-1)
+    assert "no seed in common" in command(comparing, folder / "MPL", folder / "no seed").error
+    assert "(Set, all" in command(comparing, folder / "zero-shot", folder / "no seed").printed
+
+
 def test_bootstrap_resamples_seeds_and_images():
     rng = np.random.default_rng(2)
     images = rng.choice([-1, 0, 1], p=[0.1, 0.7, 0.2], size=(1, 2000))

@@ -171,6 +171,19 @@ def test_settings_that_yaml_can_write_are_compared(value, tmp_path):
         check_same_settings(CfgNode(settings), finished=False)
 
 
+def test_root_of_own_images_is_compared_as_a_path(tmp_path, monkeypatch):
+    def settings(root):
+        return CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"NAME": "ImageFolder", "ROOT": str(root)}})
+
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, ["prompt_learner/model.pth.tar-1"])
+    (tmp_path / "config.yaml").write_text(settings("birds").dump())
+    for same in ("birds", "./birds/", tmp_path / "birds"):
+        check_same_settings(settings(same), finished=False)
+    with pytest.raises(UsageError, match="holds a run with DATASET.ROOT birds, this one has /birds"):
+        check_same_settings(settings("/birds"), finished=False)
+
+
 # Whole runs
 
 

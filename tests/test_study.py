@@ -46,7 +46,7 @@ INVALID = [  # keys of the file, words of the message
     ({"trainers": {"MPL": "smal"}}, "there is no YAML file of MPL 'smal': did you mean small?"),
     ({"trainers": {"MPL": "../CoOp/small"}}, "there is no YAML file of MPL '../CoOp/small'"),
     ({"trainers": {"a/b": {"trainer": "MPL"}}}, "the name 'a/b' is empty, has a slash or an unprintable letter"),
-    ({"trainers": {"MPL": "small", **variant()["trainers"]}}, "MPL/small/seed1 twice"),
+    ({"trainers": {"MPL": "small", **variant()["trainers"]}}, "MPL/small/seed1 twice: leave one out, or give"),
     (
         {"trainers": {"_x": {"trainer": "MPL"}}},
         "or an unprintable letter, or starts with . or _",
@@ -71,7 +71,7 @@ INVALID = [  # keys of the file, words of the message
     ({"seed": [1]}, "there is no key 'seed': did you mean seeds?"),
     ({"seeds": []}, "the study has no seeds"),
     ({"seeds": ["one"]}, "seeds has the value 'one': give integers from 0 to 4,294,967,295"),
-    ({"seeds": [1, 2, 1]}, "seed1 twice: leave one out"),
+    ({"seeds": [1, 2, 1]}, "seed1 twice: give each seed, dataset and number of shots once"),
     ({"shots": [0, 1]}, "shots has the value 0: give integers from 1 to 1,000,000"),
     ({"cpus": 0.5}, "cpus has the value 0.5"),
     ({"gpus": 2}, "gpus has the value 2: give numbers from 0 to 1"),

@@ -15,6 +15,7 @@ class VPTSettings(MethodSettings):
     N_CTX_VISION: int = 2
     CTX_INIT: str = WORDS
     PROMPT_DEPTH_VISION: int = 1
+    ranges = {"PROMPT_DEPTH_VISION": (1, 100)}
 
 
 @TRAINER_REGISTRY.register()

@@ -92,12 +92,13 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 
 def distinct_runs(study: Study) -> list[Run]:
     """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder."""
-    folders, examples, trials = set(), {}, study.trials()
+    folders, examples, trials = dict[Path, Variant](), {}, study.trials()
     for run in (*trials, *study.runs()):
-        if run.folder in folders:
-            what = f"the study has the run of {run.folder} twice"
-            raise UsageError(what, "leave one out, or give one of them overrides")
-        folders.add(run.folder)
+        if other := folders.get(run.folder):
+            listed = "give each seed, dataset and number of shots once"
+            remedy = listed if other == run.variant else "leave one out, or give one of them overrides"
+            raise UsageError(f"the study has the run of {run.folder} twice", remedy)
+        folders[run.folder] = run.variant
         if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
             examples[run.protocol, run.variant.name, run.values] = run
     return list(examples.values())

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clip import CLIP, Edit, Schedule, TextPrompts, tokenize
+from clip import CLIP, ClipError, Edit, Schedule, TextPrompts, tokenize
 from common.errors import UsageError
 
 from .build import require_vit
@@ -131,7 +131,11 @@ class TemplatePrompts(PromptLearner):
 
     def __init__(self, template: str, classnames: list[str], context_length: int, words: str = ""):
         super().__init__()
-        ids = tokenize([words + template.replace("{}", name) for name in classnames], context_length)
+        try:
+            ids = tokenize([words + template.replace("{}", name) for name in classnames], context_length)
+        except ClipError as error:
+            remedy = "lower N_CTX or N_CTX_TEXT, or shorten the name" if words.startswith("X ") else error.remedy
+            raise UsageError(error.what, remedy) from error
         self.register_buffer("ids", ids, persistent=False)
 
     def text(self, image_features: Tensor) -> TextPrompts:
