@@ -69,23 +69,12 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
-    if method:
-        check_sections(args.opts[::2], method)
     for name in method.published_sections if method else ():
         cfg.pop(name, None)  # other names of the section, which has their values
     cfg.freeze()  # checks the values
     if method:
         _ = method.settings_of(cfg)  # checks that they can work together
     return cfg
-
-
-def check_sections(keys: Collection[str], method: type[trainers.PromptTrainer]) -> None:
-    """UsageError for a key of another method: it would have no effect. YAML files may have such keys."""
-    own = (f"TRAINER.{method.section()}", *method.published_sections)
-    for key in keys:
-        if key.count(".") > 1 and key.startswith("TRAINER.") and not key.startswith(tuple(f"{name}." for name in own)):
-            what = f"{method.__name__} cannot override {key}"
-            raise UsageError(what, f"{method.__name__} has the settings TRAINER.{method.section()}.*")
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -82,12 +82,10 @@ def arguments(root, backbone, output, *overrides, trainer="MPL", config="", opti
     argv = ["--root", root, "--backbone", backbone, "--output-dir", output, "--seed", 1, "--trainer", trainer]
     argv += ["--dataset-config-file", configs / "datasets/eurosat.yaml"]
     argv += ["--config-file", configs / "trainers" / yaml, *options]
-    shallow = SHALLOW if trainer.endswith("MPL") and "--trainer" not in options else ()
-    return [str(argument) for argument in (*argv, *SMALL, *shallow, *overrides)]
+    return [str(argument) for argument in (*argv, *SMALL, *overrides)]
 
 
-SHALLOW = ["TRAINER.MPL.PROMPT_DEPTH", 3]
-SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]
+SMALL = ["INPUT.SIZE", "(32, 32)", "TRAINER.MPL.PROMPT_DEPTH", 3, "DATALOADER.NUM_WORKERS", 0]
 SMALL += ["DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 2]
 
 

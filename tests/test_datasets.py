@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset
 from dassl.engine import build_trainer
-from drawn import SHALLOW, SMALL, make_cfg, run_for_real
+from drawn import SMALL, make_cfg, run_for_real
 from marks import one_line, thorough_but
 from timm.data import ImageNetInfo
 from trees import FOLDERS, LAYOUTS, NAMES, WNIDS, build_tree, write_image
@@ -275,8 +275,7 @@ def asked(script, tiny, tmp_path):
     """`asked("train", "imagenet")` -> the arguments with which scripts/mpl/xd_train.sh imagenet 1 calls train.py."""
 
     def asked(step, name):
-        settings = (*SMALL[:4], *SHALLOW)
-        ended, calls = script(f"mpl/xd_{step}.sh", name, 1, 1, *settings, DATA=tmp_path, BACKBONE=tiny, SHOTS=2)
+        ended, calls = script(f"mpl/xd_{step}.sh", name, 1, 1, *SMALL[:6], DATA=tmp_path, BACKBONE=tiny, SHOTS=2)
         assert ended.returncode == 0, ended.stderr
         return calls[0][1:]
 

@@ -187,15 +187,6 @@ def test_section_is_read_under_its_published_names(renamed, tmp_path):
             setup_cfg(parse_arguments(["--trainer", "CoOp", key, "2.0"]))
 
 
-def test_key_of_another_method_is_refused(tmp_path):
-    (tmp_path / "theirs.yaml").write_text("TRAINER:\n  MAPLE:\n    N_CTX: 3\n")
-    argv = ["--trainer", "MPL", "--config-file", str(tmp_path / "theirs.yaml")]
-    assert "MAPLE" not in setup_cfg(parse_arguments(argv)).TRAINER
-    expected = r"^MPL cannot override TRAINER.MAPLE.N_CTX: MPL has the settings TRAINER.MPL.\*$"
-    with pytest.raises(UsageError, match=expected):
-        setup_cfg(parse_arguments([*argv, "OPTIM.LR", "1", "TRAINER.MAPLE.N_CTX", "3"]))
-
-
 def test_key_of_several_types_of_one_method_does_not_loosen_those_of_others(renamed):
     with pytest.raises(ValueError, match="TRAINER.COOP.CTX_INIT is True: give text"):
         setup_cfg(parse_arguments(["--trainer", "CoOp", "TRAINER.COOP.CTX_INIT", "True"]))
