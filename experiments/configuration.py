@@ -175,6 +175,14 @@ def unread_settings(file: str, cfg: CfgNode) -> str:
     return ""
 
 
+def unread_keys(keys: Collection[str], cfg: CfgNode) -> list[str]:
+    """Those of KEY VALUE pairs that are of other methods, which this one does not read."""
+    method = trainers.methods().get(cfg.TRAINER.NAME)
+    own = {*cfg.TRAINER, *(name.removeprefix("TRAINER.") for name in getattr(method, "published_sections", ()))}
+    sections = {key: key.split(".")[1] for key in keys if key.startswith("TRAINER.")}
+    return [key for key, section in sections.items() if section not in own]
+
+
 def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     """Merge what a YAML file sets under BY_DATASET for the dataset of this run.
 

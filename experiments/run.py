@@ -23,7 +23,15 @@ from trainers.base.ranks import split
 
 from . import ood, predictions
 from .arguments import check_given
-from .configuration import changed_settings, read_chosen, read_files, setup_cfg, unread_settings, weights_of
+from .configuration import (
+    changed_settings,
+    read_chosen,
+    read_files,
+    setup_cfg,
+    unread_keys,
+    unread_settings,
+    weights_of,
+)
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
 from .lock import remove_leftover
@@ -133,6 +141,8 @@ def log_settings(args: Namespace, files: CfgNode, cfg: CfgNode, folder: OutputFo
     print(f"All settings: {Path(cfg.OUTPUT_DIR, CONFIG)}")
     if unread := unread_settings(args.config_file, cfg):
         print(unread)
+    if keys := unread_keys(args.opts[::2], cfg):
+        print(f"{cfg.TRAINER.NAME} does not read {', '.join(keys)}")
     if cfg.BY_DATASET:
         values = ", ".join(f"{key} {value}" for key, value in cfg.BY_DATASET.items())
         print(f"The YAML file sets for {title(cfg)} (BY_DATASET): {values}")

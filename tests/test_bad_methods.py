@@ -264,4 +264,5 @@ def test_a_yaml_file_of_another_method_says_what_it_does_not_set(launch, eurosat
         ended = launch(*arguments(eurosat, tiny, tmp_path / "out", options=options))
         line = f"/{name} sets TRAINER.MPL, but CoOp reads TRAINER.COOP (PREC fp16, not fp32): rename the section"
         assert (ended.status, ended.printed.count(line)) == (0, count), ended
+        assert "\nCoOp does not read TRAINER.MPL.PROMPT_DEPTH\n" in ended.printed
     assert not (tmp_path / "made").exists()

@@ -12,7 +12,7 @@ from common.errors import UsageError
 from common.schema import Accepts
 from common.start import ROOT
 from experiments.arguments import parse_arguments
-from experiments.configuration import extend_cfg, setup_cfg
+from experiments.configuration import extend_cfg, setup_cfg, unread_keys
 from trainers.base.compat import other_methods
 from trainers.base.settings import MethodSettings, PerLayer, settings_from
 
@@ -185,6 +185,13 @@ def test_section_is_read_under_its_published_names(renamed, tmp_path):
     for key in ("TRAINER.COOP.W", "LOSS.W"):  # of another method
         with pytest.raises(ValueError, match=f"unknown config key {key}"):
             setup_cfg(parse_arguments(["--trainer", "CoOp", key, "2.0"]))
+
+
+@pytest.mark.parametrize(("method", "unread"), [("KgCoOp", "MPL"), ("DePT+MPL", "COOP"), ("ZeroshotCLIP", "MPL")])
+def test_keys_of_other_methods_are_known(method, unread):
+    own = {"KgCoOp": "COOP", "DePT+MPL": "MPL", "ZeroshotCLIP": "ZEROSHOTCLIP"}[method]
+    keys = ["TRAINER.NAME", f"TRAINER.{own}.PREC", "OPTIM.LR", f"TRAINER.{unread}.PREC"]
+    assert unread_keys(keys, setup_cfg(parse_arguments(["--trainer", method]))) == [keys[-1]]
 
 
 def test_key_of_several_types_of_one_method_does_not_loosen_those_of_others(renamed):
