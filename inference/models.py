@@ -28,7 +28,7 @@ from .classifier import PromptedClassifier, configuration
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
 OF_THE_TEST = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
-RECORDED = ["classes", "shots", "seed", *OF_THE_TEST, "date", "version", "commit", "dirty"]
+RECORDED = [*OF_THE_TEST, "date", "version", "commit", "dirty"]
 
 
 class Model(NamedTuple):
@@ -114,7 +114,11 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
     learns = trainers.methods()[method].learns
-    training = facts_of(path, options.load_epoch if learns else None) if is_run else {}
+    training: dict[str, Any] = {}
+    if is_run:
+        data = cfg.DATASET
+        training = {"classes": data.SUBSAMPLE_CLASSES, "shots": data.NUM_SHOTS, "seed": cfg.SEED}
+        training |= facts_of(path, options.load_epoch if learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
