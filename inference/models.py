@@ -19,6 +19,7 @@ from common.results import FILE as RESULTS
 from datasets import title
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
+from trainers.base.data_use import inherited, on_test_images
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import CONFIG as DESCRIPTION
@@ -164,6 +165,8 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
     """The description of a configuration's prompts."""
     name = cfg.DATASET.NAME
     metadata = (checkpoint or {}).get("metadata") or {}
+    choices, _ = inherited(checkpoint or {})  # also of a start, or of settings: they hold for each epoch
+    selected = {"selected_on_test": True} if on_test_images(choices) else {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     keys = [key for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT]
     transforms = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
@@ -177,6 +180,6 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
-        training=training,
+        training=training | selected,
         dataset_name=name,
     )
