@@ -19,6 +19,7 @@ from common.results import FILE as RESULTS
 from datasets import title
 from trainers.base import TEMPLATE
 from trainers.base.checkpoints import find_checkpoint, is_checkpoint
+from trainers.base.data_use import inherited, on_test_images
 
 from .arguments import CHECKPOINTS, check_exists
 from .artefact import CONFIG as DESCRIPTION
@@ -28,7 +29,7 @@ from .classifier import PromptedClassifier, configuration
 TEST_TRANSFORMS = ("normalize",)  # of INPUT.TRANSFORMS; the others are for training
 # Facts of results.json that an exported folder keeps
 OF_THE_TEST = ["epochs", "tested_epoch", "split", "n_test", "accuracy"]  # of one epoch
-RECORDED = ["classes", "shots", "seed", *OF_THE_TEST, "date", "version", "commit", "dirty"]
+RECORDED = [*OF_THE_TEST, "date", "version", "commit", "dirty"]
 
 
 class Model(NamedTuple):
@@ -114,7 +115,11 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
     learns = trainers.methods()[method].learns
-    training = facts_of(path, options.load_epoch if learns else None) if is_run else {}
+    training: dict[str, Any] = {}
+    if is_run:
+        data = cfg.DATASET
+        training = {"classes": data.SUBSAMPLE_CLASSES, "shots": data.NUM_SHOTS, "seed": cfg.SEED}
+        training |= facts_of(path, options.load_epoch if learns else None)
     # A test-time method may have started from prompts: those of an epoch of a run, or of a file
     if not learns and (training.get("epochs") or cfg.MODEL.INIT_WEIGHTS):
         remedy = "predict with that run's method"
@@ -160,6 +165,8 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
     """The description of a configuration's prompts."""
     name = cfg.DATASET.NAME
     metadata = (checkpoint or {}).get("metadata") or {}
+    choices, _ = inherited(checkpoint or {})  # also of a start, or of settings: they hold for each epoch
+    selected = {"selected_on_test": True} if on_test_images(choices) else {}
     dataset = DATASET_REGISTRY.get(name) if name in DATASET_REGISTRY.registered_names() else None
     keys = [key for key in (*INPUT, "MAX_PIXELS") if key in cfg.INPUT]
     transforms = [name for name in cfg.INPUT.TRANSFORMS if name in TEST_TRANSFORMS]
@@ -173,6 +180,6 @@ def describe(cfg: CfgNode, checkpoint: dict[str, Any] | None, training: dict[str
         dataset=title(cfg),
         dataset_template=getattr(dataset, "template", ""),
         template=cfg.DATASET.TEMPLATE,
-        training=training,
+        training=training | selected,
         dataset_name=name,
     )

@@ -72,10 +72,11 @@ def test_exported_artefact_can_be_exported_again(copied, command, deep, tmp_path
         assert (tmp_path / "again" / name).read_bytes() == (copied / name).read_bytes()
 
 
-def test_card_of_zero_shot_clip_has_its_template(command, deep, tmp_path):
-    options = ["--backbone", deep, "--classes", "a", "b", "--template", "a drawing of {}."]
+def test_card_of_zero_shot_clip_shows_its_template(command, deep, tmp_path):
+    """In a code span, `&#39;` would be shown as it is, and a backtick would end the span."""
+    options = ["--backbone", deep, "--classes", "a", "b", "--template", "don't draw {}."]
     assert command(export, "--to", tmp_path / "new", *options).status == 0
-    assert "with the template `a drawing of {}.`" in (tmp_path / "new/README.md").read_text()
+    assert 'with the template "don&#39;t draw {}."' in (tmp_path / "new/README.md").read_text()
 
 
 def test_folder_of_an_older_version_names_its_dataset_once(copied, deep):

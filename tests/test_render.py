@@ -37,6 +37,7 @@ def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_pat
 ROWS = [
     [Cell("x ± -1.00", 1), Cell("(-0.50 to -0.20) ~^\\$|", 2)],
     [Cell("[1ex]"), Cell("a-1")],
+    [Cell(" [x]"), Cell(" y")],
     [Cell("*"), Cell("-")],
 ]
 HARD = Table("50 % of {it} & #1", ["a_b", "<c>"], ROWS, "n=2")
@@ -47,4 +48,4 @@ def test_latex_escapes_special_characters():
     assert text.startswith("% 50 \\% of \\{it\\} \\& \\#1\n" r"\begin{tabular}{lc}")
     hard = r"\textbf{x $\pm$ $-$1.00} & \underline{($-$0.50 to $-$0.20) \textasciitilde{}\textasciicircum{}"
     assert hard + r"\textbackslash{}\$$|$}" in text and text.isascii()
-    assert "\n{}[1ex] & a-1 \\\\\n{}* & - \\\\\n" in text  # after the \\ of the row above
+    assert "\n{}[1ex] & a-1 \\\\\n{}[x] &  y \\\\\n{}* & - \\\\\n" in text  # after the \\ of the row above

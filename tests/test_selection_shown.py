@@ -170,6 +170,26 @@ def test_a_log_and_the_model_card_of_an_export_say_it(on_imagenet, command, tmp_
     assert json.loads((tmp_path / "model/config.json").read_text())["training"]["selected_on_test"] is True
 
 
+@pytest.mark.parametrize("selected", ["nothing", "start", "setting"])
+def test_an_export_of_another_epoch_has_the_choices_of_all_epochs(selected, on_imagenet, command, tmp_path):
+    """Not that of the tested epoch."""
+    settings, options = ["TRAIN.CHECKPOINT_FREQ", 1], []
+    if selected == "start":
+        start = on_imagenet("start", *ON_TEST) / "MultiModalPromptLearner/model-best.pth.tar"
+        settings += ["MODEL.INIT_WEIGHTS", start]
+    elif selected == "setting":
+        choices = [CHOICE | {"what": "OPTIM.LR", "split": "test", "by": "oracle"}]
+        (tmp_path / "x.json").write_text(json.dumps({"settings": {"OPTIM.LR": "0.01"}, "choices": choices}))
+        options = ["--chosen", tmp_path / "x.json"]
+    folder = on_imagenet("out", *ON_TEST, *settings, options=options)
+    other = 3 - json.loads((folder / FILE).read_text())["tested_epoch"]
+    assert command(export, folder, "--load-epoch", other, "--to", tmp_path / "model").status == 0
+    training = json.loads((tmp_path / "model/config.json").read_text())["training"]
+    card = (tmp_path / "model/README.md").read_text()
+    assert "accuracy" not in training and training.get("selected_on_test", False) == (selected != "nothing")
+    assert ("| selected on test images | the epoch or a setting |" in card) == (selected != "nothing")
+
+
 def test_one_line_reports_say_it(on_imagenet, command):
     base, new, clean = (
         on_imagenet(name, *choice, "DATASET.SUBSAMPLE_CLASSES", classes, options=["--quiet"])

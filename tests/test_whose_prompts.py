@@ -260,6 +260,18 @@ def test_the_facts_of_the_tested_epoch_are_not_those_of_another(tested, known, f
     assert [fact in classifier.description.training for fact in ("seed", *facts)] == [True, *[known] * 5]
 
 
+def test_an_epoch_of_an_unfinished_run_has_its_seed_and_shots(finished, command, photos, tmp_path):
+    (tmp_path / "2 shots").mkdir()
+    (tmp_path / "2 shots/seed1").symlink_to(finished("CoOp", "all"))
+    pattern = f"{tmp_path}/{{shots}} shots/seed{{seed}}"
+    run = finished("CLIPAdapter", "all", "TRAINER.CLIPADAPTER.FEATURES_OF", pattern)
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "results.json").unlink()
+    done = command(predict, folder, photos, "--csv", "--load-epoch", 1)
+    assert done.status == 0, done.errors
+    assert done.printed == command(predict, run, photos, "--csv").printed
+
+
 def test_a_run_has_its_limit_of_pixels_and_an_exported_folder_that_of_the_project(
     finished, command, photos, deep, tmp_path
 ):

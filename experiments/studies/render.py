@@ -249,8 +249,8 @@ LATEX = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX; a hyphen before a number becomes a minus. [ or * at its start must not follow \\\\."""
-    return re.sub(r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^(?=[\[*])", "{}", text.translate(LATEX)))
+    """Text as LaTeX; a hyphen before a number becomes a minus. \\\\ must not find [ or *; it skips spaces."""
+    return re.sub(r"(^|[( ])-(?=\d)", r"\1$-$", re.sub(r"^\s*(?=[\[*])", "{}", text.translate(LATEX)))
 
 
 def latex(tables: list[Table]) -> str:
