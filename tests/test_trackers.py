@@ -54,6 +54,14 @@ def test_tracker_that_cannot_start_costs_no_results(launch, run, eurosat, tiny, 
     assert (folder / "results.json").read_bytes() == before and (folder / "predictions.npz").exists()
 
 
+def test_tracker_that_cannot_start_leaves_nothing(refused, argv, monkeypatch):
+    def wandb(cfg):
+        raise OSError("no API key")
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", wandb)
+    refused(argv("MPL", options=["--report-to", "tensorboard,wandb"]), "no API key")
+
+
 def test_a_tracker_that_fails_costs_neither_the_run_nor_other_trackers(
     recorded, launch, eurosat, tiny, monkeypatch, tmp_path
 ):
