@@ -110,7 +110,10 @@ def check_settings(runs: list[Run]) -> None:
     for run in runs:
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
-                check_backbone(setup_cfg(parse_arguments([*run.arguments, *overrides])).MODEL.BACKBONE.NAME)
+                cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
+                check_backbone(cfg.MODEL.BACKBONE.NAME)
+                if cfg.TEST.NO_TEST:
+                    raise UsageError("TEST.NO_TEST is True", "leave it out, as a run of a study ends with its test")
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
 
