@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from common.errors import UsageError, choose
+from common.files import check_no_link
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
@@ -91,13 +92,15 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 
 
 def distinct_runs(study: Study) -> list[Run]:
-    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder."""
+    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder, or
+    one's is a link."""
     folders, examples, trials = set(), {}, study.trials()
     for run in (*trials, *study.runs()):
         if run.folder in folders:
             what = f"the study has the run of {run.folder} twice"
             raise UsageError(what, "leave one out, or give one of them overrides")
         folders.add(run.folder)
+        check_no_link(run.folder, study.output)
         if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
             examples[run.protocol, run.variant.name, run.values] = run
     return list(examples.values())
