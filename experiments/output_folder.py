@@ -143,7 +143,7 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
                 recorded["dataset"] = cfg.DATASET.NAME
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
+        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
     now = {key: as_read(value) for key, value in flatten(cfg).items()}
     try:
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it
