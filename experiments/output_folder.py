@@ -27,6 +27,7 @@ from .configuration import WEIGHTS, flatten, weights_of
 from .lock import locked, not_writable
 from .results import FILE as RESULTS
 from .results import RECORDED
+from .trackers import TRACKERS
 
 # Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
 RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
@@ -68,12 +69,15 @@ class OutputFolder:
         except OSError as error:
             raise not_writable(self.path, error) from error
         log: Any = sys.stdout
+        of_trackers = [path for name in TRACKERS if not (path := self.path / name).exists()]
         try:
             yield
             self.write(CONFIG, cfg.dump())
         except BaseException:
             with suppress(OSError):
                 os.unlink(log.file.name)
+            for path in of_trackers:
+                shutil.rmtree(path, ignore_errors=True)
             raise
 
     def log(self, text: str) -> None:
@@ -139,7 +143,7 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
                 recorded["dataset"] = cfg.DATASET.NAME
             before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{file} is damaged", "restore or delete it, or choose another --output-dir", file) from error
+        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
     now = {key: as_read(value) for key, value in flatten(cfg).items()}
     try:
         now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it

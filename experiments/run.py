@@ -2,6 +2,7 @@
 
 import warnings
 from argparse import Namespace
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     if skipped(args, cfg):
         remove_leftover(Path(cfg.OUTPUT_DIR))
         return
-    with claimed(Path(cfg.OUTPUT_DIR), wait) as folder:
+    with claimed(Path(cfg.OUTPUT_DIR), wait) as folder, ExitStack() as until_end:
         if skipped(args, cfg):  # another process may have finished it meanwhile
             return
         with folder.start(cfg, args.quiet):
@@ -61,17 +62,17 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             choices, settings = choices_of(args, cfg, trainer), origins(args, cfg)
             fit = learned_from(args, cfg, trainer)  # before a test loads the best epoch, which names its images itself
             others = ood.read_others(cfg, trainer)
-        if args.no_train:
-            return
-        with reporting(args.report_to if folder.writes else [], cfg, trainer):
-            folder.remove(RESULTS, predictions.FILE)  # only now: a tracker may not start, without a key for example
-            epochs, tested_epoch = execute(args, cfg, trainer)
-            detected = ood.evaluate(cfg, trainer, others)
-            if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
-                predictions.save(folder.path / predictions.FILE, arrays)
-            card = data_use(cfg, trainer, fit, choices, settings)
-            folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
-            folder.remove_partial_test()
+            if args.no_train:
+                return
+            until_end.enter_context(reporting(args.report_to if folder.writes else [], cfg, trainer))
+        folder.remove(RESULTS, predictions.FILE)
+        epochs, tested_epoch = execute(args, cfg, trainer)
+        detected = ood.evaluate(cfg, trainer, others)
+        if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
+            predictions.save(folder.path / predictions.FILE, arrays)
+        card = data_use(cfg, trainer, fit, choices, settings)
+        folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
+        folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
 

@@ -30,7 +30,8 @@ PARAMS = 100  # settings in a request to MLflow
 class TensorBoard:
     """As all trackers, it takes numbers by `add_scalar(tag, value, step)`, the name that TensorBoard's writer has.
 
-    `finish(results, files)` ends it with the run's results (None: it failed) and its files {path: folder}.
+    `describe(cfg)` comes first. `finish(results, files)` ends it with the run's results (None: it failed) and its files
+    {path: folder}, also if `describe` has failed.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -38,6 +39,9 @@ class TensorBoard:
 
         self.writer = SummaryWriter(log_dir=str(Path(cfg.OUTPUT_DIR, "tensorboard")))
         self.add_scalar = self.writer.add_scalar
+
+    def describe(self, cfg: CfgNode) -> None:
+        pass
 
     def finish(self, results: dict | None, files: dict[Path, str]) -> None:
         self.writer.close()
@@ -51,6 +55,8 @@ class Wandb:
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         options = {"name": cfg.OUTPUT_DIR, "dir": cfg.OUTPUT_DIR, "config": flatten(cfg)}
         self.run = wandb.init(project=project, reinit="create_new", **options)  # other seeds may have runs of their own
+
+    def describe(self, cfg: CfgNode) -> None:
         # Losses are by batch, accuracies by epoch, and wandb's own steps never fall.
         self.run.define_metric("train/*", step_metric="batch")
         for split in ("val", "test"):
@@ -72,13 +78,16 @@ class Wandb:
 class MLflow:
     def __init__(self, cfg: CfgNode):
         import mlflow
-        from mlflow.entities import Param
 
         self.client = mlflow.MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         found = self.client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self.client.create_experiment(name)
         self.run = self.client.create_run(experiment, run_name=cfg.OUTPUT_DIR).info.run_id
+
+    def describe(self, cfg: CfgNode) -> None:
+        from mlflow.entities import Param
+
         params = [Param(key, str(value)[:500]) for key, value in flatten(cfg).items()]
         for start in range(0, len(params), PARAMS):
             self.client.log_batch(self.run, params=params[start : start + PARAMS])
@@ -144,7 +153,9 @@ def reporting(names: list[str], cfg: CfgNode, trainer: Any) -> Iterator[None]:
         for name in names:
             try:
                 started[name] = TRACKERS[name](cfg)
+                started[name].describe(cfg)
             except Exception as error:
+                failed.add(name)  # so that an error of its `finish` is not printed, too
                 what = f"--report-to {name}: it cannot start ({one_line(error)})"
                 raise UsageError(what, "see its documentation, or leave it out") from error
         if names:  # `init_writer` then opens no other, and closes none before `finish`

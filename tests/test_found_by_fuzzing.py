@@ -74,6 +74,18 @@ def test_study_does_not_write_through_a_link(link, one_line, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("link", "action"), [("chosen", "status"), ("trials", "status"), ("trials", "tables")])
+def test_study_with_a_link_among_its_folders_is_refused(link, action, one_line, tmp_path):
+    """`status` followed it, and no command but `run` looked at the folders of trials."""
+    study = {"trainers": {"CoOp": "small"}, "datasets": ["small_land"], "output": str(tmp_path / "out")}
+    study["choose"] = {"by": "few-shot validation", "keys": {"OPTIM.LR": [0.1, 0.2]}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    place = tmp_path / "out" / link
+    place.parent.mkdir()
+    place.symlink_to(tmp_path)
+    one_line("study", [action, tmp_path / "study.yaml"], f"{place} is a link: replace it by a folder")
+
+
 @pytest.mark.parametrize("name", ["", "unpacked", "EuroSAT.zip.partial", "unpacked/eurosat/2750"])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_preparation_does_not_write_through_links_or_wait_for_pipes(kind, name, one_line, publish, tmp_path):

@@ -212,6 +212,16 @@ def test_damaged_unfinished_run_is_refused(name, content, launch, half_done):
     assert not (folder / "results.json").exists()
 
 
+def test_remedy_for_damaged_settings_of_a_run_to_resume_helps(launch, half_done, tmp_path):
+    """It was another --output-dir, which that run is not in."""
+    argv, folder = half_done
+    file, resume = folder / "config.yaml", ["RESUME", folder, "OUTPUT_DIR", tmp_path / "new"]
+    file.write_text("OPTIM: [")
+    assert launch(*argv, *resume).error == f"error: {file} is damaged: restore or delete it"
+    file.unlink()
+    assert launch(*argv, *resume).status == 0
+
+
 def test_output_folder_replaced_by_a_file_ends_in_one_line(launch, eurosat, tiny, tmp_path, monkeypatch):
     """The thread of TensorBoard printed a traceback, and the lock hid the fault."""
     after_epoch = SimpleTrainer.after_epoch

@@ -1,6 +1,7 @@
 """Study files, their runs, and the commands of tools/study.py."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,8 @@ INVALID = [  # keys of the file, words of the message
     (variant(overrides={"TRAINER.MPL.PREC": "fp8"}), "x: TRAINER.MPL.PREC is 'fp8': give one of fp16, bf16, fp32, amp"),
     (variant(overrides={"TRAINER.COOP.N_CTX": 4}), "x cannot override TRAINER.COOP.N_CTX: MPL has the settings"),
     (variant(overrides={"SEED": 4}), "x cannot override SEED: use the study's own key seeds"),
-    (variant(overrides={"TEST.NO_TEST": True}), "x cannot override TEST.NO_TEST: a run of a study ends with its test"),
+    (variant(overrides={"TEST.NO_TEST": True}), "x: TEST.NO_TEST is True: leave it out, as a run of a study"),
+    (variant(datasets={"small_land": {"TEST.NO_TEST": True}}), "x: TEST.NO_TEST is True"),
     (variant(overrides=["OPTIM.LR", 0.1]), "overrides of x must be a mapping of KEY: VALUE, not ['OPTIM.LR', 0.1]"),
     (variant(datasets=["small_land"]), "datasets of x must be a mapping of DATASET: OVERRIDES, not ['small_land']"),
     # The study has no run on eurosat.
@@ -95,6 +97,15 @@ def test_invalid_study_has_a_one_line_error(write, settings, message):
     with one_line(message) as caught:
         load(file)
     assert str(caught.value).count(str(file)) == 1
+
+
+def test_yaml_file_that_leaves_out_the_test_is_refused(write, tmp_path, monkeypatch):
+    """The study never ended: a run without a test is never finished."""
+    copy = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.setattr("experiments.configs.CONFIGS", copy)
+    (copy / "trainers/MPL/mine.yaml").write_text("TEST: {NO_TEST: True}")
+    with one_line("x: TEST.NO_TEST is True: leave it out"):
+        load(write(**variant(config="mine")))
 
 
 @pytest.mark.parametrize("content", ["a: [", "", "text", "trainers:\n  CoOp:\n  CoOp: small\n", None])

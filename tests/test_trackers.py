@@ -21,9 +21,11 @@ def recorded(monkeypatch):
     """wandb is replaced by a list of what it gets."""
     calls = []
     made = SimpleNamespace(
-        add_scalar=lambda *scalar: calls.append(scalar), finish=lambda *ended: calls.append(("finish", *ended))
+        describe=lambda cfg: calls.append(("cfg", cfg)),
+        add_scalar=lambda *scalar: calls.append(scalar),
+        finish=lambda *ended: calls.append(("finish", *ended)),
     )
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda cfg: calls.append(("cfg", cfg)) or made)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda cfg: made)
     monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace(origin=name))
     return calls
 
@@ -54,13 +56,44 @@ def test_tracker_that_cannot_start_costs_no_results(launch, run, eurosat, tiny, 
     assert (folder / "results.json").read_bytes() == before and (folder / "predictions.npz").exists()
 
 
+def test_tracker_that_cannot_start_leaves_nothing(refused, argv, monkeypatch):
+    def wandb(cfg):
+        raise OSError("no API key")
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", wandb)
+    refused(argv("MPL", options=["--report-to", "tensorboard,wandb"]), "no API key")
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_tracker_that_fails_after_its_run_has_begun_ends_that_run(name, refused, argv, monkeypatch):
+    ended = []
+
+    def fail(*arguments, **options):
+        raise ConnectionError("no server")
+
+    def end(*arguments, **options):
+        ended.append((arguments, options))
+        fail()
+
+    begun = SimpleNamespace(define_metric=fail, finish=end, info=SimpleNamespace(run_id="1"))
+    client = SimpleNamespace(log_batch=fail, set_terminated=end, create_run=lambda *names, **options: begun)
+    client.get_experiment_by_name = lambda name: SimpleNamespace(experiment_id="2")
+    modules = {"wandb": {"init": lambda **options: begun}, "mlflow": {"MlflowClient": lambda: client}}
+    modules["mlflow.entities"] = {"Param": lambda *pair: pair}
+    for module, content in modules.items():
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**content))
+    monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace(origin=name))
+    refused(argv("MPL", options=["--report-to", name]), f"--report-to {name}: it cannot start (no server)")
+    assert ended == [{"wandb": ((), {"exit_code": 1}), "mlflow": (("1", "FAILED"), {})}[name]]
+
+
 def test_a_tracker_that_fails_costs_neither_the_run_nor_other_trackers(
     recorded, launch, eurosat, tiny, monkeypatch, tmp_path
 ):
     def fail(*arguments):
         raise ConnectionError("no server")
 
-    failing = SimpleNamespace(add_scalar=fail, finish=fail)
+    failing = SimpleNamespace(describe=lambda cfg: None, add_scalar=fail, finish=fail)
     monkeypatch.setitem(trackers.TRACKERS, "mlflow", lambda cfg: failing)
     ended = launch(*arguments(eurosat, tiny, tmp_path / "run", options=["--report-to", "mlflow,wandb"]))
     assert ended.status == 0 and ended.errors == ["mlflow has failed (no server): the run continues without it"]

@@ -72,8 +72,6 @@ class Variant:
         what = f"{self.name} cannot {verb} {key}"
         if key in SET_BY_STUDY:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
-        if key == "TEST.NO_TEST":
-            raise UsageError(what, "a run of a study ends with its test")
         if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
             raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
 

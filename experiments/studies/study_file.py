@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from common.errors import UsageError, choose
+from common.files import check_no_link
 
 from ..arguments import parse_arguments
 from ..configs import read_yaml
@@ -91,7 +92,8 @@ def pairs(overrides: Any, name: str) -> tuple[str, ...]:
 
 
 def distinct_runs(study: Study) -> list[Run]:
-    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder."""
+    """A run of each variant in each protocol, of a choice one for each value; UsageError if two runs share a folder, or
+    one's is a link."""
     folders, examples, trials = dict[Path, Variant](), {}, study.trials()
     for run in (*trials, *study.runs()):
         if other := folders.get(run.folder):
@@ -99,6 +101,7 @@ def distinct_runs(study: Study) -> list[Run]:
             remedy = listed if other == run.variant else "leave one out, or give one of them overrides"
             raise UsageError(f"the study has the run of {run.folder} twice", remedy)
         folders[run.folder] = run.variant
+        check_no_link(run.folder, study.output)
         if run.values or not study.keys_of(run.variant):  # the settings of others are not known yet
             examples[run.protocol, run.variant.name, run.values] = run
     return list(examples.values())
@@ -111,7 +114,10 @@ def check_settings(runs: list[Run]) -> None:
     for run in runs:
         for overrides in ((), *run.variant.dataset_overrides.values()):
             try:
-                check_backbone(setup_cfg(parse_arguments([*run.arguments, *overrides])).MODEL.BACKBONE.NAME)
+                cfg = setup_cfg(parse_arguments([*run.arguments, *overrides]))
+                check_backbone(cfg.MODEL.BACKBONE.NAME)
+                if cfg.TEST.NO_TEST:
+                    raise UsageError("TEST.NO_TEST is True", "leave it out, as a run of a study ends with its test")
             except ValueError as error:
                 raise UsageError(f"{run.variant.name}: {error}") from error
 
