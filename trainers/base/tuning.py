@@ -110,7 +110,7 @@ class TuningTrainer(ViewsTrainer):
             super(ViewsTrainer, self).load_model(directory, epoch)
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        """The start: a checkpoint with one set of context vectors for all classes, of any method.
+        """The start: a checkpoint that has one set of context vectors for all classes, and nothing else.
 
         Raises:
             UsageError: it has other prompts, or they do not fit the settings.
@@ -120,8 +120,6 @@ class TuningTrainer(ViewsTrainer):
         if position != self.settings.CLASS_TOKEN_POSITION:
             key = f"TRAINER.{self.section()}.CLASS_TOKEN_POSITION"
             raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
-        state = {key.removeprefix("prompt_learner."): tensor for key, tensor in checkpoint["state_dict"].items()}
         method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
-        own = {"metadata": {**written, **method}, "state_dict": state}
-        super().load_prompts({**checkpoint, **own}, path)
+        super().load_prompts({**checkpoint, "metadata": {**written, **method}}, path)
         self.started = True
