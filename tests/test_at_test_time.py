@@ -245,9 +245,15 @@ def test_unfit_start_gives_an_error_of_one_line(learned, own, words, tune):
     assert words in tune(own, learned).error
 
 
-def test_context_without_words_or_start_is_refused(make):
+@pytest.mark.filterwarnings("ignore:no weights loaded")
+@pytest.mark.parametrize("given", [None, 5], ids=["nothing", "vectors of another number"])
+def test_context_without_words_or_start_is_refused(given, make, tmp_path):
+    file = []
+    if given:
+        torch.save({"ctx": torch.zeros(given, 64)}, tmp_path / "start.pth")
+        file = ["MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth")]
     with pytest.raises(UsageError, match="CTX_INIT is empty, and no context is given"):
-        outputs(make("TPT", CTX_INIT=""))
+        outputs(make("TPT", *file, CTX_INIT=""))
 
 
 def test_class_names_stand_where_the_words_have_cls(make):

@@ -52,7 +52,6 @@ class TuningTrainer(ViewsTrainer):
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
     Model = PromptedCLIP
     saves_learner = True
-    started = False  # whether the context was given, by a run or by MODEL.INIT_WEIGHTS
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
         """The loss of an image: the entropy of the mean over views of their probabilities, in nats.
@@ -70,10 +69,12 @@ class TuningTrainer(ViewsTrainer):
         words, ctx = sentence_context(clip, s.N_CTX, f"{ahead} {behind}")
         position = len(ahead.split()) if cls else s.CLASS_TOKEN_POSITION
         start = nn.Buffer(ctx.detach())  # no training changes it
+        if not s.CTX_INIT:
+            start.fill_(math.nan)  # until a run or MODEL.INIT_WEIGHTS gives vectors
         return ContextPrompts(clip, classnames, words, start, position)
 
     def test_outputs(self, loader):
-        if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
+        if not self.model.prompt_learner.ctx.isfinite().all():
             key = f"TRAINER.{self.section()}.CTX_INIT"
             raise UsageError(f"{key} is empty, and no context is given", "set it, or give --eval-only --model-dir RUN")
         return super().test_outputs(loader)
@@ -122,4 +123,3 @@ class TuningTrainer(ViewsTrainer):
             raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
         method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
         super().load_prompts({**checkpoint, "metadata": {**written, **method}}, path)
-        self.started = True
