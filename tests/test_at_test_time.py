@@ -239,6 +239,7 @@ def test_tuning_refuses_a_published_checkpoint_of_maple(make):
         (["TRAINER.COOP.CSC", True], [], "ctx in"),
         ([], ["TRAINER.CTPT.N_CTX", 4], "N_CTX 5, here 4"),
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], [], "CLASS_TOKEN_POSITION middle"),
+        ([], ["TRAINER.CTPT.CTX_INIT", "a [CLS] photo of a thing"], "CLASS_TOKEN_POSITION end, without [CLS]"),
     ],
 )
 def test_unfit_start_gives_an_error_of_one_line(learned, own, words, tune):
@@ -262,6 +263,16 @@ def test_class_names_stand_where_the_words_have_cls(make):
     assert torch.equal(prompts.ids.cpu(), tokenize([f"a photo of a {name} texture." for name in trainer.class_names]))
     with pytest.raises(UsageError, match=r"TRAINER.TPT.CTX_INIT is '\[CLS\]': give words"):
         make("TPT", CTX_INIT="[CLS]")
+    with pytest.raises(UsageError, match=r"TRAINER.TPT.CTX_INIT is 'a \[CLS\] or \[CLS\]': give \[CLS\] once"):
+        make("TPT", CTX_INIT="a [CLS] or [CLS]")
+
+
+@pytest.mark.parametrize(("words", "learned"), [("a photo [CLS] of a", "middle"), ("[CLS] on a photo here", "front")])
+def test_a_start_may_have_the_class_names_where_cls_is(words, learned, make):
+    trainer = make("TPT", CTX_INIT=words)
+    start = {"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 1}
+    trainer.load_prompts({**start, "metadata": {"settings": {"CLASS_TOKEN_POSITION": learned}}}, "a file")
+    assert not trainer.model.prompt_learner.ctx.any()
 
 
 def test_several_ranks_are_refused(make):

@@ -13,7 +13,7 @@ from clip import TextPrompts
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
-from .prompts import ContextPrompts, Position, sentence_context
+from .prompts import ContextPrompts, Position, sentence_context, vectors_ahead
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
@@ -41,6 +41,14 @@ class TuningSettings(ViewsSettings):
         super().check()
         if self.CTX_INIT and not self.CTX_INIT.replace("[CLS]", "").strip(" _"):
             raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give words, or nothing if vectors are given")
+        if self.CTX_INIT.count("[CLS]") > 1:
+            raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give [CLS] once")
+
+    @property
+    def position(self) -> str | int:
+        """Of the class name: the number of words ahead of [CLS], or CLASS_TOKEN_POSITION."""
+        ahead, cls, _ = self.CTX_INIT.replace("_", " ").partition("[CLS]")
+        return len(ahead.split()) if cls else self.CLASS_TOKEN_POSITION
 
 
 class TuningTrainer(ViewsTrainer):
@@ -65,13 +73,11 @@ class TuningTrainer(ViewsTrainer):
 
     def build_prompts(self, clip, classnames):
         s = self.settings
-        ahead, cls, behind = s.CTX_INIT.replace("_", " ").partition("[CLS]")
-        words, ctx = sentence_context(clip, s.N_CTX, f"{ahead} {behind}")
-        position = len(ahead.split()) if cls else s.CLASS_TOKEN_POSITION
+        words, ctx = sentence_context(clip, s.N_CTX, s.CTX_INIT.replace("[CLS]", " "))
         start = nn.Buffer(ctx.detach())  # no training changes it
         if not s.CTX_INIT:
             start.fill_(math.nan)  # until a run or MODEL.INIT_WEIGHTS gives vectors
-        return ContextPrompts(clip, classnames, words, start, position)
+        return ContextPrompts(clip, classnames, words, start, s.position)
 
     def test_outputs(self, loader):
         if not self.model.prompt_learner.ctx.isfinite().all():
@@ -117,9 +123,11 @@ class TuningTrainer(ViewsTrainer):
             UsageError: it has other prompts, or they do not fit the settings.
         """
         written = checkpoint.get("metadata") or {}
-        position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", self.settings.CLASS_TOKEN_POSITION)
-        if position != self.settings.CLASS_TOKEN_POSITION:
-            key = f"TRAINER.{self.section()}.CLASS_TOKEN_POSITION"
-            raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
+        prompts: Any = self.model.prompt_learner
+        own, n_ctx = self.settings.position, len(prompts.ctx)
+        position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", own)
+        if vectors_ahead(position, n_ctx) != vectors_ahead(own, n_ctx):
+            remedy = f"set TRAINER.{self.section()}.CLASS_TOKEN_POSITION {position}, without [CLS] in CTX_INIT"
+            raise UsageError(f"{path} was learned with class names at the {position}", remedy, path)
         method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
         super().load_prompts({**checkpoint, "metadata": {**written, **method}}, path)
