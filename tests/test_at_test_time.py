@@ -224,21 +224,37 @@ def test_tuning_starts_from_a_published_checkpoint_of_coop(make):
     assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state["ctx"])
 
 
+def test_tuning_refuses_a_published_checkpoint_of_maple(make):
+    """Its context is learned together with prompts of further layers and of the image tower."""
+    trainer = make("TPT", CTX_INIT="", N_CTX=2)
+    shapes = {"ctx": (2, 64), "proj.weight": (64, 64), "proj.bias": (64,), "compound_prompts_text.0": (2, 64)}
+    state = {f"prompt_learner.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    with pytest.raises(UsageError, match="a file is a checkpoint of MaPLe"):
+        trainer.load_prompts({"state_dict": state, "epoch": 5}, "a file")
+
+
 @pytest.mark.parametrize(
     ("learned", "own", "words"),
     [
         (["TRAINER.COOP.CSC", True], [], "ctx in"),
         ([], ["TRAINER.CTPT.N_CTX", 4], "N_CTX 5, here 4"),
         (["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"], [], "CLASS_TOKEN_POSITION middle"),
+        ([], ["TRAINER.CTPT.CTX_INIT", "a [CLS] photo of a thing"], "CLASS_TOKEN_POSITION end, without [CLS]"),
     ],
 )
 def test_unfit_start_gives_an_error_of_one_line(learned, own, words, tune):
     assert words in tune(own, learned).error
 
 
-def test_context_without_words_or_start_is_refused(make):
+@pytest.mark.filterwarnings("ignore:no weights loaded")
+@pytest.mark.parametrize("given", [None, 5], ids=["nothing", "vectors of another number"])
+def test_context_without_words_or_start_is_refused(given, make, tmp_path):
+    file = []
+    if given:
+        torch.save({"ctx": torch.zeros(given, 64)}, tmp_path / "start.pth")
+        file = ["MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth")]
     with pytest.raises(UsageError, match="CTX_INIT is empty, and no context is given"):
-        outputs(make("TPT", CTX_INIT=""))
+        outputs(make("TPT", *file, CTX_INIT=""))
 
 
 def test_class_names_stand_where_the_words_have_cls(make):
@@ -247,6 +263,16 @@ def test_class_names_stand_where_the_words_have_cls(make):
     assert torch.equal(prompts.ids.cpu(), tokenize([f"a photo of a {name} texture." for name in trainer.class_names]))
     with pytest.raises(UsageError, match=r"TRAINER.TPT.CTX_INIT is '\[CLS\]': give words"):
         make("TPT", CTX_INIT="[CLS]")
+    with pytest.raises(UsageError, match=r"TRAINER.TPT.CTX_INIT is 'a \[CLS\] or \[CLS\]': give \[CLS\] once"):
+        make("TPT", CTX_INIT="a [CLS] or [CLS]")
+
+
+@pytest.mark.parametrize(("words", "learned"), [("a photo [CLS] of a", "middle"), ("[CLS] on a photo here", "front")])
+def test_a_start_may_have_the_class_names_where_cls_is(words, learned, make):
+    trainer = make("TPT", CTX_INIT=words)
+    start = {"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 1}
+    trainer.load_prompts({**start, "metadata": {"settings": {"CLASS_TOKEN_POSITION": learned}}}, "a file")
+    assert not trainer.model.prompt_learner.ctx.any()
 
 
 def test_several_ranks_are_refused(make):

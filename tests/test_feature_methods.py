@@ -240,6 +240,17 @@ def test_a_start_keeps_the_records_of_the_features_run(make, tmp_path):
     assert len(trainer.inherited_phases) == 2
 
 
+def test_residuals_of_a_start_are_added_to_the_texts_of_the_run(make, tmp_path):
+    make("TaskRes", output="start").train()
+    (file,) = (tmp_path / "start").glob("*/model.pth.tar-2")
+    head = make("TaskRes", "MODEL.INIT_WEIGHTS", str(file), "DATASET.TEMPLATE", "a bad photo of a {}.").head
+    own = make("TaskRes", "DATASET.TEMPLATE", "a bad photo of a {}.", output="own").head
+    start = torch.load(file, weights_only=True)["state_dict"]
+    assert torch.equal(head.base_text_features, own.base_text_features)
+    assert not torch.equal(head.base_text_features.cpu(), start["base_text_features"])
+    assert torch.equal(head.text_feature_residuals.cpu(), start["text_feature_residuals"])
+
+
 def test_votes_for_learned_classes_are_kept_in_a_test_on_all(make, tmp_path, capsys):
     """They were dropped: such a test was that of zero-shot CLIP."""
     base = make("TipAdapter", "DATASET.SUBSAMPLE_CLASSES", "base", output="base")

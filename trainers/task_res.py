@@ -48,6 +48,10 @@ class TaskRes(FeatureTrainer):
     def build_head(self, classes, width, rows):
         return Residuals(classes, width, self.settings.RESIDUAL_SCALE)
 
+    def build_model(self):
+        super().build_model()
+        self.set_texts(self.model.class_texts)  # MODEL.INIT_WEIGHTS may have loaded those of its run
+
     def set_texts(self, texts):
         super().set_texts(texts)
         self.head.base_text_features.copy_(self.model.class_texts)

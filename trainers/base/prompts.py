@@ -201,6 +201,15 @@ class ContextTrainer(PromptTrainer):
         return unused_n_ctx(self)
 
 
+def vectors_ahead(position: str | int, n_ctx: int) -> int:
+    """How many of the context vectors are ahead of the class name; UsageError if there is no such position."""
+    places = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}
+    before = places.get(position) if isinstance(position, str) else position
+    if before is None:  # a method may have a setting of another type than `Position`
+        raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"give one of {', '.join(places)}")
+    return before
+
+
 def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: str | int) -> tuple[Tensor, Tensor]:
     """Move the class names of rows [SOS][ctx][name][.][EOT] forward among the context vectors.
 
@@ -213,10 +222,7 @@ def move_class_tokens(ids: Tensor, n_ctx: int, classnames: list[str], position: 
     Raises:
         UsageError: there is no such position.
     """
-    places = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}  # vectors that stay ahead of the name
-    before = places.get(position) if isinstance(position, str) else position
-    if before is None:  # a method may have a setting of another type than `Position`
-        raise UsageError(f"CLASS_TOKEN_POSITION is {position!r}", f"give one of {', '.join(places)}")
+    before = vectors_ahead(position, n_ctx)
     rows, slots = ids.clone(), torch.arange(1, 1 + n_ctx).repeat(len(ids), 1)
     for row, slot, name in zip(rows, slots, classnames, strict=True):
         length = int((tokenize(name, ids.shape[1]) > 0).sum()) - 2  # without SOS and EOT

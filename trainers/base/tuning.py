@@ -13,7 +13,7 @@ from clip import TextPrompts
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
-from .prompts import ContextPrompts, Position, sentence_context
+from .prompts import ContextPrompts, Position, sentence_context, vectors_ahead
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
@@ -41,6 +41,14 @@ class TuningSettings(ViewsSettings):
         super().check()
         if self.CTX_INIT and not self.CTX_INIT.replace("[CLS]", "").strip(" _"):
             raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give words, or nothing if vectors are given")
+        if self.CTX_INIT.count("[CLS]") > 1:
+            raise UsageError(f"CTX_INIT is {self.CTX_INIT!r}", "give [CLS] once")
+
+    @property
+    def position(self) -> str | int:
+        """Of the class name: the number of words ahead of [CLS], or CLASS_TOKEN_POSITION."""
+        ahead, cls, _ = self.CTX_INIT.replace("_", " ").partition("[CLS]")
+        return len(ahead.split()) if cls else self.CLASS_TOKEN_POSITION
 
 
 class TuningTrainer(ViewsTrainer):
@@ -52,7 +60,6 @@ class TuningTrainer(ViewsTrainer):
     Settings: ClassVar[type[MethodSettings]] = TuningSettings
     Model = PromptedCLIP
     saves_learner = True
-    started = False  # whether the context was given, by a run or by MODEL.INIT_WEIGHTS
 
     def objective(self, logits: Tensor, text: Tensor) -> Tensor:
         """The loss of an image: the entropy of the mean over views of their probabilities, in nats.
@@ -66,14 +73,14 @@ class TuningTrainer(ViewsTrainer):
 
     def build_prompts(self, clip, classnames):
         s = self.settings
-        ahead, cls, behind = s.CTX_INIT.replace("_", " ").partition("[CLS]")
-        words, ctx = sentence_context(clip, s.N_CTX, f"{ahead} {behind}")
-        position = len(ahead.split()) if cls else s.CLASS_TOKEN_POSITION
+        words, ctx = sentence_context(clip, s.N_CTX, s.CTX_INIT.replace("[CLS]", " "))
         start = nn.Buffer(ctx.detach())  # no training changes it
-        return ContextPrompts(clip, classnames, words, start, position)
+        if not s.CTX_INIT:
+            start.fill_(math.nan)  # until a run or MODEL.INIT_WEIGHTS gives vectors
+        return ContextPrompts(clip, classnames, words, start, s.position)
 
     def test_outputs(self, loader):
-        if not (self.settings.CTX_INIT or self.started or self.cfg.MODEL.INIT_WEIGHTS):
+        if not self.model.prompt_learner.ctx.isfinite().all():
             key = f"TRAINER.{self.section()}.CTX_INIT"
             raise UsageError(f"{key} is empty, and no context is given", "set it, or give --eval-only --model-dir RUN")
         return super().test_outputs(loader)
@@ -110,18 +117,17 @@ class TuningTrainer(ViewsTrainer):
             super(ViewsTrainer, self).load_model(directory, epoch)
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        """The start: a checkpoint with one set of context vectors for all classes, of any method.
+        """The start: a checkpoint that has one set of context vectors for all classes, and nothing else.
 
         Raises:
             UsageError: it has other prompts, or they do not fit the settings.
         """
         written = checkpoint.get("metadata") or {}
-        position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", self.settings.CLASS_TOKEN_POSITION)
-        if position != self.settings.CLASS_TOKEN_POSITION:
-            key = f"TRAINER.{self.section()}.CLASS_TOKEN_POSITION"
-            raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
-        state = {key.removeprefix("prompt_learner."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        prompts: Any = self.model.prompt_learner
+        own, n_ctx = self.settings.position, len(prompts.ctx)
+        position = (written.get("settings") or {}).get("CLASS_TOKEN_POSITION", own)
+        if vectors_ahead(position, n_ctx) != vectors_ahead(own, n_ctx):
+            remedy = f"set TRAINER.{self.section()}.CLASS_TOKEN_POSITION {position}, without [CLS] in CTX_INIT"
+            raise UsageError(f"{path} was learned with class names at the {position}", remedy, path)
         method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
-        own = {"metadata": {**written, **method}, "state_dict": state}
-        super().load_prompts({**checkpoint, **own}, path)
-        self.started = True
+        super().load_prompts({**checkpoint, "metadata": {**written, **method}}, path)
