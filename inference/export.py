@@ -1,6 +1,9 @@
 """The command `python tools/export.py`: a model as a folder to keep, to pass on, and to serve."""
 
 import argparse
+import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from common.start import Parser, path, required_packages
 from .arguments import MODELS, add_model_options, check_exists, given_class_names
 
 KEY = "config.json"
+MARKUP = r"[\\`*\[\]|~]|\b_|_\b"  # of Markdown; `render` escapes that of HTML
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -82,7 +86,9 @@ def card(description, written: dict[str, str], names: Sequence[str]) -> str:
     return render(
         Path(__file__).with_name("model_card.md"),
         of=description,
-        text=lambda value: printable(value).replace("|", "\\|"),
+        text=lambda value: re.sub(MARKUP, r"\\\g<0>", printable(value)),
+        word=lambda value: shlex.quote(printable(value)),
+        string=lambda value: json.dumps(printable(value)),
         kind=trainers.methods()[description.method],
         written=written,
         file="" if is_published(description.backbone) else f"{arch}{colon}FOLDER/{name}",  # of the reader
