@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from common.errors import UsageError, choose, choose_dataset
 
+from ..arguments import word_of
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
 from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
@@ -303,7 +304,7 @@ class Study:
         results = self.output / place / self.folder(step, dataset, training)
         datasets = dict.fromkeys((training.dataset, dataset))  # prompts of cross_dataset have their source's settings
         own = chain(*(variant.dataset_overrides.get(name, ()) for name in datasets))
-        cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
+        cache = ("CACHE", word_of(str(self.cache)), "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
             root=self.root,
