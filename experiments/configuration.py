@@ -20,8 +20,18 @@ from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
 
+from .arguments import text_in
+
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
+
+
+class Unread(CfgNode):
+    """A group of new keys whose text stays text until it is merged: it may be a number for one setting only."""
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else super()._decode_cfg_value(value)
 
 
 def extend_cfg(cfg: CfgNode, method: str = "") -> None:
@@ -46,7 +56,7 @@ def extend_cfg(cfg: CfgNode, method: str = "") -> None:
     add_setting(cfg, "TEST.OOD_SCORES", [], Accepts(list[str]))
     # Temperature of these scores
     add_setting(cfg, "TEST.OOD_T", 1.0, Accepts(int | float, 1e-6))
-    cfg.BY_DATASET = CfgNode(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
+    cfg.BY_DATASET = Unread(new_allowed=True)  # values for single datasets: see `merge_by_dataset`
     datasets.extend_cfg(cfg)
     trainers.extend_cfg(cfg, method)
 
@@ -63,9 +73,13 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
         *groups, name = key.split(".")
         reduce(getitem, groups, cfg)[name] = value
     chosen = [word for pair in read_chosen(args.chosen).settings.items() for word in pair]
-    cfg.merge_from_list(args.opts)
-    cfg.merge_from_list(chosen)
-    merge_by_dataset(cfg, [*options, *args.opts[::2], *chosen[::2]])
+    words = [*args.opts, *chosen]
+    for key, word in zip(words[::2], words[1::2], strict=True):
+        if text := text_in(word):
+            merge_value(cfg, key, text)
+        else:
+            cfg.merge_from_list([key, word])
+    merge_by_dataset(cfg, [*options, *words[::2]])
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
     clean_cfg(cfg, method.section() if method else str(cfg.TRAINER.NAME))
@@ -199,8 +213,16 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     of_half = values_for(cfg.DATASET.NAME, of_halves, "BY_DATASET.base2new")
     values |= of_half if cfg.DATASET.SUBSAMPLE_CLASSES != "all" else {}
     merged = {key: value for key, value in values.items() if key not in given}
-    cfg.merge_from_list([item for pair in merged.items() for item in pair])
-    cfg.BY_DATASET = CfgNode(merged, new_allowed=True)
+    cfg.BY_DATASET = CfgNode()  # which the values cannot add to
+    for key, value in merged.items():
+        merge_value(cfg, key, value)
+    now = {key: list(value) if isinstance(value, list | tuple) else value for key, value in flatten(cfg).items()}
+    cfg.BY_DATASET = CfgNode({key: now[key] for key in merged}, new_allowed=True)
+
+
+def merge_value(cfg: CfgNode, key: str, value: Any) -> None:
+    """Merge a value of a YAML file: not by `merge_from_list`, which takes '2024' for a number where text is wanted."""
+    cfg.merge_from_other_cfg(reduce(lambda tree, name: CfgNode({name: tree}), key.split(".")[::-1], value))
 
 
 def values_for(dataset: str, table: object, where: str) -> dict:

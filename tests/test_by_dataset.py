@@ -43,6 +43,17 @@ def test_values_for_all_runs_and_those_for_halves_of_the_classes(configured):
         assert cfg.OPTIM.NAME == "adam" and rate == cfg.OPTIM.LR
 
 
+def test_text_is_a_number_where_a_number_is_wanted(configured, tmp_path):
+    """'2024' was taken for a number, and refused."""
+    values = {"TRAINER.MPL.CTX_INIT": "2024", "OPTIM.LR": "1e-3", "INPUT": {"SIZE": "(64, 64)"}}
+    cfg = configured({"EuroSAT": values})
+    assert (cfg.TRAINER.MPL.CTX_INIT, cfg.OPTIM.LR, cfg.INPUT.SIZE) == ("2024", 0.001, (64, 64))
+    assert cfg.BY_DATASET == {"TRAINER.MPL.CTX_INIT": "2024", "OPTIM.LR": 0.001, "INPUT.SIZE": [64, 64]}
+    assert "&id" not in cfg.dump()
+    (tmp_path / "again.yaml").write_text(cfg.dump())
+    assert configured({}, "--config-file", tmp_path / "again.yaml") == cfg
+
+
 def test_command_line_goes_before_the_values_of_the_dataset(configured):
     table = {"base2new": {"EuroSAT": VALUES | {"MODEL.BACKBONE.NAME": "small", "SEED": 5}}}
     options = ["--backbone", "RN50", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", "0.75"]
@@ -63,8 +74,9 @@ def test_command_line_goes_before_the_values_of_the_dataset(configured):
         (None, "BY_DATASET"),
         ({1: {"EuroSAT": VALUES}}, "BY_DATASET.1"),
         ({"base2new": {"EuroSAT": {1: 2}}}, "1"),
-        ({"base2new": {"EuroSAT": {"OPTIM": {"LR": {"x": 1}}}}}, "OPTIM.LR.x"),
+        ({"base2new": {"EuroSAT": {"OPTIM": {"LR": {"x": 1}}}}}, r"OPTIM.LR is .*'x': 1.*: give a number"),
         ({"base2new": {"EuroSAT": {"BY_DATASET": 3}}}, "BY_DATASET"),
+        ({"base2new": {"EuroSAT": {"BY_DATASET.x": 3}}}, "unknown config key BY_DATASET.x"),
         ({"base2new": {"EuroSAT": {"TRAINER.MPL.N_ADD": 3}}}, "TRAINER.MPL.N_ADD"),
         ({"base2new": {"EuroSAT": {"OPTIM.LR": -3.0}}}, "OPTIM.LR"),
     ],

@@ -156,6 +156,14 @@ def test_one_choice_for_all_seeds(chosen, accuracies, best):
     assert {cfg.OPTIM.LR for cfg in cfgs} == {float(best)}
 
 
+def test_chosen_text_that_looks_like_a_number_is_text(chosen):
+    study = load(chosen(keys={"TRAINER.COOP.CTX_INIT": ["2024", "a photo"]}))
+    finish_trials(study, lambda run: 60 if "2024" in run.values[1] else 50)
+    assert decide(study) == []
+    cfgs = [setup_cfg(parse_arguments(list(run.arguments))) for run in study.runs() if run.variant.name == "CoOp"]
+    assert {cfg.TRAINER.COOP.CTX_INIT for cfg in cfgs} == {"2024"}
+
+
 @pytest.mark.parametrize(("by", "best"), [(OTHERS, ["0.02", "0.1", "0.1"]), (VALIDATION, ["0.1", "0.02", "0.02"])])
 def test_left_out_dataset_has_the_choice_of_the_others(by, best, chosen):
     names = ["small_land", "small_counts", "small_shapes"]

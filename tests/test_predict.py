@@ -70,6 +70,17 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand
         assert (classifier.description.dataset, classifier.cfg.DATASET.TITLE) == ("my pets", "my pets")
 
 
+def test_words_that_look_like_a_number(finished, command, deep, tmp_path):
+    """They were taken for a number, and refused, though the run had trained with them."""
+    folder = finished("CoOp", "base", "TRAINER.COOP.CTX_INIT", "'2024'")
+    files, expected, _ = own_test(folder, "base")
+    assert command(export, folder, "--to", tmp_path / "out").status == 0
+    for model in (folder, tmp_path / "out"):
+        ((_, classifier),) = open_models([model], Namespace(**vars(OPTIONS) | {"backbone": str(deep)}))
+        assert classifier.description.settings["CTX_INIT"] == classifier.cfg.TRAINER.COOP.CTX_INIT == "2024"
+        torch.testing.assert_close(classifier.logits(files), expected, rtol=0, atol=1e-5)
+
+
 # Forms of output and bad input
 
 

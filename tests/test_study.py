@@ -160,6 +160,18 @@ def test_overrides_also_for_one_dataset_have_their_own_folder(write):
         assert run.folder.match(f"{run.dataset}/CoOp/x_1_16shots/seed{run.seed}")
 
 
+def test_text_of_a_study_is_a_number_where_a_number_is_wanted(write):
+    """'2024' was taken for a number, and refused."""
+    keys = {"TRAINER.COOP.CTX_INIT": ["2024", "a photo"], "OPTIM.LR": ["0.1", 1e-3]}
+    own = {"config": "small", "overrides": {"TRAINER.COOP.PREC": "fp32"}, "datasets": {"small_land": {"CACHE": "7"}}}
+    study = load(write(trainers={"CoOp": own}, protocols="few_shot", choose={"keys": keys, "by": "oracle"}))
+    run = next(run for run in study.trials() if run.dataset == "small_land")
+    cfg = setup_cfg(parse_arguments(list(run.arguments)))
+    assert (cfg.TRAINER.COOP.CTX_INIT, cfg.OPTIM.LR, cfg.CACHE) == ("2024", 0.1, "7")
+    run = load(write(trainers={"CoOp": "small"}, protocols="few_shot", cache="7")).runs()[0]
+    assert setup_cfg(parse_arguments(list(run.arguments))).CACHE == "7"
+
+
 def test_tests_on_targets_have_the_settings_of_the_source(write):
     """Its prompts may have another shape, its images have other texts. Keys without a value have the default."""
     source = {"DATASET.TEMPLATE": "a drawing of a {}.", "TRAINER.COOP.N_CTX": 8, "OPTIM.LR": 0.1}

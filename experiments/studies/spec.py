@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from common.errors import UsageError, choose, choose_dataset
 
+from ..arguments import word_of
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
 from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
@@ -309,7 +310,7 @@ class Study:
         if dataset != training.dataset:  # the prompts have their source's settings, without those of its images
             pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
-        cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
+        cache = ("CACHE", word_of(str(self.cache)), "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
             root=self.root,

@@ -1,7 +1,6 @@
 """A yacs node that knows what its keys accept, with errors of one line that name the key and the file."""
 
 import os
-from ast import literal_eval
 from contextlib import suppress
 from copy import deepcopy
 from functools import reduce
@@ -90,10 +89,13 @@ class CfgNode(YacsNode):
             node = reduce(lambda node, group: node.get(group) if isinstance(node, dict) else None, groups, self)
             if not isinstance(node, dict) or key not in node:
                 raise self._unknown(name)
-            self._merge({key: value}, "", node, name.removesuffix(key))
+            self._merge({key: value}, "", node, name.removesuffix(key), is_word=True)
 
-    def _merge(self, tree, file="", node=None, prefix=""):
-        """Merge nested dicts from ``file`` into ``node``, whose name is ``prefix``; by default into this node."""
+    def _merge(self, tree, file="", node=None, prefix="", is_word=False):
+        """Merge nested dicts from ``file`` into ``node``, whose name is ``prefix``; by default into this node.
+
+        ``is_word``: they are from a command line.
+        """
         node = self if node is None else node
         for key, value in tree.items():
             name = f"{prefix}{key}"
@@ -102,7 +104,7 @@ class CfgNode(YacsNode):
             if isinstance(value, dict) and isinstance(node.setdefault(key, type(node)(new_allowed=True)), YacsNode):
                 self._merge(value, file, node[key], f"{name}.")
             else:
-                node[key] = _accepted(node, key, value, name, file)
+                node[key] = _accepted(node, key, value, name, file, is_word)
 
     def _unknown(self, name, source=""):
         return UnknownNameError(
@@ -110,30 +112,29 @@ class CfgNode(YacsNode):
         )
 
 
-def _accepted(node, key, value, name, file):
+def _accepted(node, key, value, name, file, is_word):
     """A copy of ``value`` for a key of ``node``, or UsageError.
 
-    Strings are read as Python literals, as in yacs. One of a file, such as '2024', stays text where text is wanted.
+    Strings are read as Python literals, as in yacs. Where only text is accepted, one such as '2024' stays text, except
+    as a word of a command line.
     """
     old, limit = node.get(key), _limits(node).get(key)
-    if isinstance(value, str) and len(value) <= MAX_LITERAL:
-        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # any other string
-            literal = literal_eval(value)
-            if type(literal) in LEAF_TYPES:  # not a dict: `{}` may be a template
-                is_text = file and limit and limit.accepts(value) and not limit.accepts(literal)
-                value = value if is_text else literal
-    both_lists = isinstance(old, (list, tuple)) and isinstance(value, (list, tuple))
+    lists = (list, tuple) if isinstance(old, (list, tuple)) else ()
     if isinstance(old, YacsNode):
-        accepted, wanted = False, "a group of keys"
-    elif limit:
-        accepted, wanted = limit.accepts(value), limit
+        kinds, limit, wanted = set(), None, "a group of keys"
+    elif old is None or node.is_new_allowed():
+        kinds, wanted = LEAF_TYPES, "a plain value"
     else:
-        free = old is None or node.is_new_allowed()
-        accepted = type(value) in LEAF_TYPES and (free or value is None or type(value) is type(old) or both_lists)
-        wanted = "a plain value" if free else f"a value of the type {type(old).__name__}"
-    if not accepted:
-        raise UsageError(f"{file}: {name} is {shown(value)}: give {wanted}".removeprefix(": "))
-    return type(old)(deepcopy(value)) if both_lists else deepcopy(value)
+        kinds, wanted = LEAF_TYPES & {type(old), type(None), *lists}, f"a value of the type {type(old).__name__}"
+    accepts = limit.accepts if limit else lambda value: type(value) in kinds
+    if isinstance(value, str) and len(value) <= MAX_LITERAL:
+        with suppress(TypeError, RecursionError, MemoryError):  # any other string
+            literal = node._decode_cfg_value(value)
+            if type(literal) in LEAF_TYPES:  # not a dict: `{}` may be a template
+                value = literal if is_word or accepts(literal) or not accepts(value) else value
+    if not accepts(value):
+        raise UsageError(f"{file}: {name} is {shown(value)}: give {limit or wanted}".removeprefix(": "))
+    return type(old)(deepcopy(value)) if isinstance(value, lists) else deepcopy(value)
 
 
 def _check(node, prefix=""):
