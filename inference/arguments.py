@@ -32,7 +32,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: str | None = None
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="class names instead of the model's")
     names.add_argument("--classes-file", type=path, metavar="FILE", help="text file with one class name on each line")
-    add("--template", default="", help="sentence for zero-shot CLIP, with {} for the class name")
+    add("--template", default="", help="sentence for zero-shot CLIP or a published checkpoint, {} is the class name")
     add_common_options(parser)
 
 

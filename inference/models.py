@@ -76,6 +76,9 @@ def open_models(paths: Sequence[Path], options: Namespace, class_names: Sequence
         if not description.backbone_sha256:
             name = classifiers[-1].cfg.MODEL.BACKBONE.NAME
             print(f"{path} does not say on which weights its prompts were learned: check that they are those of {name}")
+        sentence = description.template or description.dataset_template
+        if trainers.methods()[description.method].reads_template and not sentence:
+            print(f"{path} does not say its dataset: {description.method} reads the class names in {TEMPLATE!r}")
     methods = [classifier.method for classifier in classifiers]
     names = [name if methods.count(name) == 1 else f"{name} {path}" for name, path in zip(methods, paths, strict=True)]
     return list(map(Model, names, classifiers))
@@ -86,7 +89,7 @@ def check_options(paths: Sequence[Path], options: Namespace) -> None:
     choose_epoch = any(not path.is_file() and not (path / DESCRIPTION).exists() for path in paths)
     read = {"load_epoch"} if choose_epoch else set()
     if any(not (path / DESCRIPTION).exists() and not (path / CONFIG).exists() for path in paths):  # published
-        read |= {"config_file", "trainer"}
+        read |= {"config_file", "trainer", "template"}
     for name in ("load_epoch", "config_file", "trainer", "template"):
         if getattr(options, name) not in ("", None) and name not in read:
             raise UsageError(f"--{name.replace('_', '-')} has no use here", "leave it out: no MODEL reads it")
@@ -114,6 +117,10 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
         choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
+    if options.template and not is_run:
+        if not trainers.methods()[method].reads_template:
+            raise UsageError("--template has no use here", f"leave it out: {method} does not read it")
+        cfg.DATASET.TEMPLATE = options.template
     learns = trainers.methods()[method].learns
     training: dict[str, Any] = {}
     if is_run:

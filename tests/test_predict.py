@@ -172,6 +172,7 @@ WRONG = {
     "predict {run} {photos} --template a_{{}}.": "--template has no use here",
     "predict --backbone small {photos} --classes a b --template a_{{x}}.": "'a {{x}}.' does not have {{}}",
     "predict {run} {photos} --config-file /nowhere": "--config-file has no use here",
+    "predict {checkpoint} {photos} --config-file {maple} --template a_{{}}.": "leave it out: MaPLe does not read it",
     "predict {checkpoint} {photos}": "name the YAML file of its method by --config-file",
     "inspect {photos} --output {out}": "{photos} is not a model",
     "inspect {run} --output {out} --images {text}": "none of the 1 images could be read",
@@ -208,6 +209,7 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(
     places = {"photos": photos, "run": run, "tested": finished("MaPLe", "new", tests=run), "out": tmp_path / "out"}
     places |= {"checkpoint": run / "MultiModalPromptLearner", "long": "long " * 80, "text": tmp_path / "text.jpg"}
     places["huge"] = changed(lambda checkpoint: checkpoint["state_dict"]["ctx"].fill_(1e38))
+    places["maple"] = ROOT / "configs/trainers/MaPLe/small.yaml"
     places["text"].write_text("no image")
     program, *arguments = (item.replace("_", " ").format(**places) for item in line.split())
     done = command(PROGRAMS[program], *arguments)

@@ -103,6 +103,15 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
     assert trainer.get_current_lr() == trainer.cfg.OPTIM.LR and trainer.cfg.OPTIM.WARMUP_EPOCH == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "told"), [("CoOp", 1, 1), ("CoOp", 2, 0), ("CLIPLoRA", 1, 0), ("GDA", 1, 0)]
+)
+def test_a_warm_up_of_all_epochs_is_told(name, epochs, told, build, capsys):
+    build(name, options=("OPTIM.MAX_EPOCH", epochs, "OPTIM.WARMUP_EPOCH", 1)).before_train()
+    line = "OPTIM.WARMUP_EPOCH is 1 and MAX_EPOCH is 1: the learning rate stays below OPTIM.LR in all epochs"
+    assert capsys.readouterr().out.count(line) == told
+
+
 def test_a_loader_is_repeated_until_there_were_all_steps():
     loader = Repeated("abc", 7)
     assert "".join(loader) == "abcabca" and len(loader) == 7

@@ -82,7 +82,7 @@ class LinearProbe(FittedTrainer):
     Settings = LinearProbeSettings
     saved_as = "linear_probe"
     saves_learner = False
-    reads_text = False
+    reads_text = reads_template = False
     chosen, trials = {"C": "1.0"}, TRIALS
 
     def build_head(self, classes, width, rows):

@@ -81,6 +81,7 @@ class MMRL(TaughtTrainer):
     """Multi-Modal Representation Learning (Guo and Gu, CVPR 2025)."""
 
     Settings = MMRLSettings
+    reads_template = True
     saved_as = "MultiModalRepresentationLearner"
     published = ("representation_learner.*", "image_encoder.proj_rep")
     caveat = "published with a weight of the regularisation chosen for each dataset"

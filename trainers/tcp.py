@@ -80,6 +80,7 @@ class TCP(TaughtTrainer):
     """Textual-based Class-aware Prompt tuning (Yao et al., CVPR 2024)."""
 
     Settings = TCPSettings
+    reads_template = True
     saves_learner = True
     published_sections = ("TRAINER.COOP",)
     published = ("ctx", "meta_net.*")

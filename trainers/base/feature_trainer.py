@@ -61,6 +61,7 @@ class FeatureTrainer(PromptTrainer):
     model: HeadCLIP
     transfers = False
     saves_learner = True
+    reads_template = True
     templates_of_imagenet: ClassVar[tuple[str, ...]] = ()  # instead of the dataset's sentence
     reads_text: ClassVar[bool] = True
     unit_text: ClassVar[bool] = True  # of unit length, the mean over unit features; else the mean of those of the tower

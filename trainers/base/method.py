@@ -25,6 +25,7 @@ class Method(TrainerX):
     published_keys: ClassVar[Mapping[str, tuple[Any, Accepts]]] = {}  # more keys of its published YAML files; defaults
     learns: ClassVar[bool] = True  # False: there is nothing to train
     seeded: ClassVar[bool] = True  # False: its results are the same for every seed
+    reads_template: ClassVar[bool] = False  # True: its logits depend on the dataset's sentence
     transfers: ClassVar[bool] = True  # False: what it learns is of its own classes, so that it cannot tell new ones
     kind: ClassVar[str] = "inductive"  # its other data, besides labelled images and class names: data_use.METHOD_KINDS
     caveat: ClassVar[str] = ""  # what of its published results does not compare; tables show it, with a full stop

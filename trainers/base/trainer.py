@@ -192,6 +192,10 @@ class PromptTrainer(LearnedPrompts):
         self.scaler.scale(loss).backward()
 
     def before_train(self) -> None:
+        warmup = getattr(vars(self).get("sched"), "warmup_epoch", 0)  # some methods have a schedule without
+        if 0 < self.max_epoch <= warmup:
+            what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
+            print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
         ranks = current_ranks()
         if not ranks.first:
             super().before_train()
