@@ -1,6 +1,7 @@
 """All trainers: each of their published settings trains, each has its published size and resumes bit for bit."""
 
 import itertools
+import math
 import sys
 from functools import partial
 
@@ -101,6 +102,18 @@ def test_a_schedule_of_its_own_starts_at_the_learning_rate(name, deep, eurosat, 
     if isinstance(trainer, FeatureTrainer):
         trainer.before_train()
     assert trainer.get_current_lr() == trainer.cfg.OPTIM.LR and trainer.cfg.OPTIM.WARMUP_EPOCH == 1
+
+
+def test_a_plugin_keeps_the_schedule_of_its_method(build):
+    """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose again."""
+    alone, head = build("CLIPLoRA", "base", "N_ITERS", 3), build("DePT+CLIPLoRA", "base", "N_ITERS", 3)
+    for step in range(alone.steps + 1):
+        rates = [group["lr"] for trainer in (alone, head) for group in trainer.optim.param_groups]
+        share = (1 + math.cos(math.pi * step / alone.steps)) / 2
+        assert rates == pytest.approx([1e-6 + (factor * alone.cfg.OPTIM.LR - 1e-6) * share for factor in (1, 1, 6.5)])
+        for trainer in (alone, head):
+            trainer.optim.step()
+            trainer.update_lr()
 
 
 def test_a_loader_is_repeated_until_there_were_all_steps():

@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.optim import build_optimizer
 from torch import Tensor, nn
 
 from clip import ImageOutput
@@ -108,7 +108,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             for name, parameter in self.model.named_parameters():
                 groups[name.partition(".")[0] in (*FILMS, HEAD)]["params"].append(parameter)
             optimizer = build_optimizer(None, options, groups)
-            return optimizer, build_lr_scheduler(optimizer, options)
+            return optimizer, self.build_schedule(optimizer)
 
         def loss(self, output, labels):
             loss, parts = super().loss(output, labels)
