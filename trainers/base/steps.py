@@ -52,11 +52,11 @@ class SteppedTrainer(PromptTrainer):
     def before_epoch(self) -> None:
         super().before_epoch()
         first, last = (self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1))
-        self.train_loader_x.steps = last - first
+        self.train_loader_x = Repeated(self.dm.train_loader_x, last - first)
 
-    def after_train(self) -> None:
-        self.train_loader_x = self.train_loader_x.loader
-        super().after_train()
+    def stop_workers(self) -> None:
+        self.train_loader_x = self.dm.train_loader_x  # Dassl's own loader, which has them
+        super().stop_workers()
 
 
 def shots_of(trainer: PromptTrainer) -> int:
