@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clip import ImageOutput
 
 from .base import PromptTrainer
+from .base.checkpoints import tensors_of
 from .base.feature_trainer import FeatureTrainer
 from .base.head import FiLM
 from .base.plugin import plugin
@@ -49,6 +50,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
+    inner = "prompt_learner." if base.saves_learner else ""  # of names that are those in the learner alone
     prompts = [f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published]  # CoOp's, too
 
     @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
-        of_learned_classes = (f"{HEAD}.*",)
+        of_learned_classes = (*(inner + name for name in base.of_learned_classes), f"{HEAD}.*")
 
         def build_prompts(self, clip, classnames):
             learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
@@ -92,7 +94,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             return self.model
 
         def load_prompts(self, checkpoint, path):
-            written, bias = checkpoint.get("metadata") or {}, checkpoint["state_dict"].get(f"{HEAD}.bias")
+            written, bias = checkpoint.get("metadata") or {}, tensors_of(checkpoint).get(f"{HEAD}.bias")
             if "class_names" not in written and bias is not None and bias.shape != (len(self.class_names),):
                 checkpoint = {**checkpoint, "metadata": {**written, "class_names": []}}  # a published one, of others
             super().load_prompts(checkpoint, path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clip import TextPrompts
 from common.errors import UsageError
 
+from .checkpoints import tensors_of
 from .prompted import PromptedCLIP
 from .prompts import ContextPrompts, Position, sentence_context
 from .settings import MethodSettings
@@ -120,7 +121,7 @@ class TuningTrainer(ViewsTrainer):
         if position != self.settings.CLASS_TOKEN_POSITION:
             key = f"TRAINER.{self.section()}.CLASS_TOKEN_POSITION"
             raise UsageError(f"{path} was learned with class names at the {position}", f"set {key} {position}", path)
-        state = {key.removeprefix("prompt_learner."): tensor for key, tensor in checkpoint["state_dict"].items()}
+        state = {key.removeprefix("prompt_learner."): tensor for key, tensor in tensors_of(checkpoint).items()}
         method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
         own = {"metadata": {**written, **method}, "state_dict": state}
         super().load_prompts({**checkpoint, **own}, path)
