@@ -23,7 +23,7 @@ def kept(weights: Tensor, dtype: torch.dtype, factor: float = 1) -> Tensor:
     """Weights in a type, times a factor; for frozen ones computed once, and again after they have changed."""
     if weights.dtype == dtype and factor == 1:
         return weights
-    if weights.requires_grad or weights.is_inference() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or weights.requires_grad or weights.is_inference():  # Dynamo cannot trace the last
         return (weights * factor).to(dtype)
     known, version = _kept.setdefault(weights, {}), weights._version
     before, then, made = known.get((dtype, factor), (None, None, None))

@@ -217,11 +217,13 @@ def test_tuning_starts_from_learned_context_vectors(tune, launch, argv, command,
     assert "has no checkpoint" in ended.printed
 
 
-def test_tuning_starts_from_a_published_checkpoint_of_coop(make):
+@pytest.mark.parametrize("prefix", ["", "module.", "module.prompt_learner."])
+def test_tuning_starts_from_a_published_checkpoint_of_coop(prefix, make):
     trainer = make("TPT")
     state = {"ctx": torch.randn(4, 64), "token_prefix": torch.zeros(6, 1, 64), "token_suffix": torch.zeros(6, 72, 64)}
+    state = {prefix + name: tensor for name, tensor in state.items()}
     trainer.load_prompts({"state_dict": state, "epoch": 50}, "a file")
-    assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state["ctx"])
+    assert torch.equal(trainer.model.prompt_learner.ctx.cpu(), state[f"{prefix}ctx"])
 
 
 def test_tuning_refuses_a_published_checkpoint_of_maple(make):

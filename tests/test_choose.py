@@ -51,9 +51,6 @@ def choice(study, number=0):
     return json.loads(study.searches[number].file.read_text())
 
 
-# The file
-
-
 def one(**settings):
     return {"trainers": {"x": {"trainer": "CoOp", "config": "small"} | settings}}
 
@@ -104,9 +101,6 @@ def test_datasets_without_validation_images_are_refused_before_any_run(chosen, t
     executor.check_datasets(load(chosen(HELD_OUT, **root), settings=False))
 
 
-# Trials
-
-
 def test_trials_are_runs_with_the_values_and_the_images_of_the_rule(chosen):
     keys = RATES | {"OPTIM.WEIGHT_DECAY": [0.0, 0.1, 0.2]}
     expected = {VALIDATION: ("val", False), HELD_OUT: ("val", True), OTHERS: ("test", False), ORACLE: ("test", False)}
@@ -132,9 +126,6 @@ def test_a_method_has_keys_of_its_own_or_none(chosen):
     }
     usual = {run.variant.name for run in study.runs() if "chosen" not in run.folder.relative_to(study.output).parts}
     assert usual == {"ZeroshotCLIP", "LinearProbe"}
-
-
-# The choice
 
 
 @pytest.mark.parametrize(

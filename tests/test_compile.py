@@ -6,6 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from drawn import prompts_of
+from torch._dynamo.utils import counters
 
 import trainers.base.trainer
 from clip import TOWERS, TextPrompts, compiled_towers, load_backbone, tokenize
@@ -14,7 +15,10 @@ from trainers.base.graphs import WARM_UP, StepGraph
 
 @pytest.fixture
 def graphs():
-    """A torch.compile backend that records and runs the graphs unchanged; too many graphs of a layer are an error."""
+    """A torch.compile backend that records and runs the graphs unchanged.
+
+    Too many graphs of a layer are an error, and so is a layer that is divided into several.
+    """
 
     def backend(graph, inputs):
         backend.kept.append(graph)
@@ -22,9 +26,11 @@ def graphs():
 
     backend.kept = []
     torch._dynamo.reset()
+    counters.clear()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield backend
     torch._dynamo.reset()
+    assert not counters["graph_break"]
 
 
 def learned(trainer, batches=2):

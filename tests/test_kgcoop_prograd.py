@@ -1,5 +1,7 @@
 """KgCoOp, ProGrad, CoCoOp beyond their golden figures: first values, sentences of the teacher, loss scaling."""
 
+import math
+
 import pytest
 import torch
 from drawn import differing, prompts_of
@@ -173,3 +175,15 @@ def test_contexts_may_be_class_specific_and_around_the_name(position, method, bu
         assert trainer.model.prompt_learner.ctx.dim() == 3
         steps[recompute] = step(trainer), prompts_of(trainer)["prompt_learner.ctx"]
     assert steps[False][0] == pytest.approx(steps[True][0]) and torch.allclose(steps[False][1], steps[True][1])
+
+
+def test_a_plugin_keeps_the_schedule_of_its_method(build):
+    """DePT had Dassl's schedule of epochs, which CLIP-LoRA steps after each batch: the rate rose again."""
+    alone, head = build("CLIPLoRA", "base", "N_ITERS", 3), build("DePT+CLIPLoRA", "base", "N_ITERS", 3)
+    for step in range(alone.steps + 1):
+        rates = [group["lr"] for trainer in (alone, head) for group in trainer.optim.param_groups]
+        share = (1 + math.cos(math.pi * step / alone.steps)) / 2
+        assert rates == pytest.approx([1e-6 + (factor * alone.cfg.OPTIM.LR - 1e-6) * share for factor in (1, 1, 6.5)])
+        for trainer in (alone, head):
+            trainer.optim.step()
+            trainer.update_lr()

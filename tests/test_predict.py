@@ -284,12 +284,6 @@ def test_prompts_are_built_where_the_backbone_is(finished):
     assert {tensor.device.type for tensor in classifier.model_for(["a", "b"]).state_dict().values()} == {"meta"}
 
 
-def test_the_former_place_of_the_classifier_says_where_it_is_now():
-    with pytest.warns(DeprecationWarning, match="is now inference.classifier") as warned:
-        from trainers.classifier import PromptedClassifier as former
-    assert former is PromptedClassifier and warned[0].filename == __file__
-
-
 def test_many_class_names_are_announced(finished, command, photos, monkeypatch):
     """50,000 names gave no answer and no word for a minute."""
     monkeypatch.setattr(images, "MANY", 3)

@@ -173,22 +173,6 @@ def test_published_epoch_is_loaded_with_the_published_yaml_file_only(arguments, 
     assert option(call, "--load-epoch") == epoch
 
 
-@pytest.mark.parametrize("name", ["coop/eval.sh dtd", "locoop/eval.sh data dtd"])
-def test_epoch_of_a_yaml_file_of_the_small_clip_is_the_newest(name, script):
-    for cfg, epoch in (("vit_b16_ep50", "50"), ("small", None)):
-        _, (call, *_) = script(*name.split(), cfg, *(("1", "trained") if "locoop" in name else ()))
-        assert option(call, "--load-epoch") == epoch
-
-
-def test_each_test_of_other_images_has_its_own_folder(script):
-    calls = [
-        script("locoop/eval.sh", "data", "dtd", "small", t, "trained", OOD=ood)[1][0]
-        for t, ood in (("1", "dtd"), ("0.5", "dtd"), ("1", "dtd,eurosat"))
-    ]
-    names = [option(call, "--output-dir").partition("/trained/ood/")[2] for call in calls]
-    assert names == ["dtd_T1", "dtd_T0.5", "dtd,eurosat_T1"]
-
-
 PAIRS = [  # scripts that train and that test these prompts, with their arguments
     ("mpl/base2new_train eurosat 1", "mpl/base2new_test eurosat 1"),
     ("any/base2new_train MaPLe eurosat 1", "any/base2new_all MaPLe eurosat 1"),

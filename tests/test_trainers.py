@@ -27,7 +27,7 @@ from trainers import methods
 from trainers.base import PromptedCLIP
 from trainers.base.build import without_training
 from trainers.base.feature_trainer import FeatureTrainer
-from trainers.base.prompts import ContextSettings, move_class_tokens
+from trainers.base.prompts import ContextSettings, TemplatePrompts, move_class_tokens
 from trainers.base.settings import settings_from
 from trainers.base.steps import Repeated
 from trainers.base.test_time import ViewsTrainer
@@ -124,6 +124,19 @@ def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
     trainer.run_epoch = lambda: found.append((len(trainer.train_loader_x), len(list(trainer.train_loader_x))))
     trainer.train()
     assert found == [(3, 3), (3, 3), (4, 4)]
+
+
+def test_an_error_in_training_ends_the_workers_of_a_repeated_loader(build):
+    trainer, workers = build("CLIPLoRA", "base", "N_ITERS", 3, options=("DATALOADER.NUM_WORKERS", 1)), []
+
+    def fail(batch):
+        workers.extend(trainer.dm.train_loader_x._iterator._workers)
+        raise FloatingPointError
+
+    trainer.forward_backward = fail
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert workers and not any(worker.is_alive() for worker in workers)
 
 
 def test_an_autocast_around_a_trainer_holds_in_its_steps(build):
@@ -295,6 +308,16 @@ def test_a_position_that_only_a_methods_own_settings_accept_is_refused(build, mo
     monkeypatch.setattr(methods()["CoOp"], "Settings", settings_from({"CLASS_TOKEN_POSITION": "end"}, ContextSettings))
     with pytest.raises(UsageError, match="CLASS_TOKEN_POSITION is 'side': give one of end, middle, front"):
         build("CoOp", "all", "CLASS_TOKEN_POSITION", "side")
+
+
+def test_a_method_with_other_prompts_than_a_context_is_built(build, monkeypatch):
+    def build_prompts(self, clip, classnames):
+        prompts = TemplatePrompts("a photo of a {}.", classnames, clip.context_length)
+        prompts.scale = nn.Parameter(torch.ones(2))
+        return prompts
+
+    monkeypatch.setattr(methods()["CoOp"], "build_prompts", build_prompts)
+    assert build("CoOp").notes() == []
 
 
 @pytest.mark.parametrize("method", ["MaPLe", "IVLP"])

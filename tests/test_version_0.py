@@ -11,6 +11,7 @@ from drawn import results
 
 from common.start import ROOT
 from experiments.studies import command as study
+from inference.classifier import PromptedClassifier
 
 pytestmark = pytest.mark.slow
 
@@ -66,3 +67,9 @@ def test_study_counts_it_as_done(study_file, command, tmp_path):
     file = study_file("out", trainers={"CoOp": {"config": "small", "overrides": {"OPTIM.MAX_EPOCH": 2}}}, shots=2)
     shutil.copytree(OLD, tmp_path / "out/base2new/train_base/small_land/shots_2/CoOp/CoOp/seed1")
     assert "1 of 2 runs" in command(study, "status", file).printed
+
+
+def test_the_former_place_of_the_classifier_says_where_it_is_now():
+    with pytest.warns(DeprecationWarning, match="is now inference.classifier") as warned:
+        from trainers.classifier import PromptedClassifier as former
+    assert former is PromptedClassifier and warned[0].filename == __file__

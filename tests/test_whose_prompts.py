@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import load_checkpoint, save_checkpoint
 from drawn import arguments
 from finished import finish
@@ -23,6 +24,8 @@ from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
 from inference.models import open_models
+from trainers import methods
+from trainers.dept import dept
 
 pytestmark = pytest.mark.slow
 
@@ -239,6 +242,31 @@ def test_damaged_values_of_learned_classes_are_refused_in_a_test_on_others_too(m
     state |= {} if damaged is None else {name: damaged}
     with pytest.raises(UsageError, match=re.escape(damage)):
         every.load_prompts(checkpoint, "a file")
+
+
+def wrapped(state):
+    """As the published code saves a module in nn.DataParallel."""
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_values_by_class_are_found_in_the_state_of_a_wrapped_module(named, build):
+    base, every = build("DePT+CoOp", "base"), build("DePT+CoOp", "all")
+    state = base.saved_module().state_dict()
+    metadata = {"metadata": base.prompts_metadata()} if named else {}  # a published one does not say its classes
+    every.load_prompts({"state_dict": wrapped(state), "epoch": 1, **metadata}, "a file")
+    assert torch.equal(every.model.linear_probe_proj.bias[:3], state["linear_probe_proj.bias"]) == named
+    assert torch.equal(every.model.prompt_learner.ctx, state["prompt_learner.ctx"])
+
+
+def test_a_plugin_keeps_the_values_by_class_of_its_method(build, monkeypatch):
+    method = dept(type("Own", (methods()["CoOp"],), {"of_learned_classes": ("ctx",)}))
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "DePT+CoOp", method)
+    base, every = build("DePT+CoOp", "base", "CSC", True), build("DePT+CoOp", "all", "CSC", True)
+    base.model.prompt_learner.ctx.data += 1
+    checkpoint = {"state_dict": base.saved_module().state_dict(), "epoch": 1, "metadata": base.prompts_metadata()}
+    every.load_prompts(checkpoint, "a file")
+    assert torch.equal(every.model.prompt_learner.ctx[:3], base.model.prompt_learner.ctx)
 
 
 def test_a_checkpoint_says_which_method_made_it(build):

@@ -2,13 +2,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.optim import build_optimizer
 from torch import Tensor, nn
 
 from clip import ImageOutput
 
 from .base import PromptTrainer
+from .base.checkpoints import tensors_of
 from .base.feature_trainer import FeatureTrainer
 from .base.head import FiLM
 from .base.plugin import plugin
@@ -49,11 +49,11 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
     """Decoupled Prompt Tuning over a method (Zhang et al., CVPR 2024)."""
     if not (base.learns and base.transfers) or issubclass(base, FeatureTrainer):
         return None
+    inner = "prompt_learner." if base.saves_learner else ""  # of names that are those in the learner alone
     prompts = [f"prompt_learner.{name.removeprefix('prompt_learner.')}" for name in base.published]  # CoOp's, too
 
     @dataclass(frozen=True)
-    class Settings(DePTSettings, base.Settings):  # type: ignore[name-defined, misc]
-        pass
+    class Settings(DePTSettings, base.Settings): ...  # type: ignore[name-defined, misc]
 
     class Model(base.Model):  # type: ignore[name-defined, misc]
         """The base's model, whose tests of learned classes mix in the logits of a linear head."""
@@ -75,7 +75,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
         saved_as = FILES.get(base.__name__, base.saved_as)
         config_folder = f"DePT+{base.__name__}" if base.__name__ in FILES else base.config_folder
         published_keys = {"OPTIM.LR_EXP": (6.5, Accepts(int | float, 0))}
-        of_learned_classes = (f"{HEAD}.*",)
+        of_learned_classes = (*(inner + name for name in base.of_learned_classes), f"{HEAD}.*")
 
         def build_prompts(self, clip, classnames):
             learner, width = super().build_prompts(clip, classnames), clip.visual.output_dim
@@ -92,7 +92,7 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             return self.model
 
         def load_prompts(self, checkpoint, path):
-            written, bias = checkpoint.get("metadata") or {}, checkpoint["state_dict"].get(f"{HEAD}.bias")
+            written, bias = checkpoint.get("metadata") or {}, tensors_of(checkpoint).get(f"{HEAD}.bias")
             if "class_names" not in written and bias is not None and bias.shape != (len(self.class_names),):
                 checkpoint = {**checkpoint, "metadata": {**written, "class_names": []}}  # a published one, of others
             super().load_prompts(checkpoint, path)
@@ -108,12 +108,12 @@ def dept(base: type[PromptTrainer]) -> type[PromptTrainer] | None:
             for name, parameter in self.model.named_parameters():
                 groups[name.partition(".")[0] in (*FILMS, HEAD)]["params"].append(parameter)
             optimizer = build_optimizer(None, options, groups)
-            return optimizer, build_lr_scheduler(optimizer, options)
+            return optimizer, self.build_schedule(optimizer)
 
         def loss(self, output, labels):
             loss, parts = super().loss(output, labels)
-            ce, logits = F.cross_entropy(output.logits, labels), head_logits(self.model, output, labels)
-            head = F.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
+            ce, logits = nn.functional.cross_entropy(output.logits, labels), head_logits(self.model, output, labels)
+            head = nn.functional.cross_entropy(logits, labels.repeat(len(logits) // len(labels)))
             return loss + self.settings.WEIGHT * (head - ce), parts | {"loss_ce": ce, "loss_head": head}
 
     Trainer.Settings, Trainer.Model = Settings, Model

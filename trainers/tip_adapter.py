@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 import torch
 from dassl.engine import TRAINER_REGISTRY
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.errors import UsageError
 
@@ -10,7 +11,6 @@ from .base.ensemble import SEVEN
 from .base.feature_trainer import ChoosingSettings, FeatureTrainer, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
-from .base.steps import cosine
 
 
 @dataclass(frozen=True)
@@ -116,5 +116,5 @@ class TipAdapterF(CacheTrainer):
     schedule_steps = True
     drop_last = False
 
-    def build_optimizer(self):
-        return cosine(self, self.cfg.OPTIM.MAX_EPOCH * self.steps)
+    def build_schedule(self, optimizer):
+        return CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)

@@ -115,13 +115,18 @@ def is_record(value: Any, kinds: Mapping[str, type]) -> bool:
     return all(not CONTROL.search(item) if kind is str else 0 <= item < LARGEST for item, kind in known)
 
 
+def tensors_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names in the module, also if `nn.DataParallel` had wrapped it."""
+    return {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+
+
 def select_prompts(
     checkpoint: Mapping[str, Any], path: str, metadata: Mapping[str, Any], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The learned tensors in a checkpoint, without the frozen CLIP and the buffers of classes in published ones.
 
     Args:
-        checkpoint: what `path` holds: `state_dict`, and `metadata` if this version of the project wrote it.
+        checkpoint: what `path` holds: `state_dict` (from `tensors_of`), and `metadata` if this project wrote it.
         metadata: the same of the run that loads it (`PromptTrainer.prompts_metadata`).
         expected: the state dict to fill.
 
@@ -129,7 +134,7 @@ def select_prompts(
         UsageError: the prompts are another method's, were learned with other settings or another backbone, or are not
             finite.
     """
-    state = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+    state = checkpoint["state_dict"]
     method, written = metadata["method"], checkpoint.get("metadata") or {}
     if "method" in written:
         others, learned = [written["method"]] if written["method"] != method else [], list(state)

@@ -17,7 +17,7 @@ from clip import CLIP, current_ranks
 from common.errors import UsageError
 
 from .build import build_model, without_training
-from .checkpoints import find_checkpoint, is_checkpoint
+from .checkpoints import find_checkpoint, is_checkpoint, tensors_of
 from .data_use import Choice, record
 from .features import Batches, CachedFeatures, Support, Views, feature_cache
 from .head import Head, HeadCLIP
@@ -194,12 +194,12 @@ class FeatureTrainer(PromptTrainer):
         return found | {name: dim or None for name, dim in rows.items() if name in self.of_learned_classes}
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
-        written = checkpoint.get("metadata") or {}
+        written, state = checkpoint.get("metadata") or {}, tensors_of(checkpoint)
         known = self.same_classes(written) or self.known_classes(written)
         rows: Sequence[int] = ()  # their number, the same for all tensors
         for name in self.of_support:
             tensor = getattr(self.head, name)
-            there = checkpoint["state_dict"].get(name, tensor)
+            there = state.get(name, tensor)
             usable = there.dim() == tensor.dim() and there.numel() and (known or name not in self.of_learned_classes)
             rows = rows or (there.shape[:1] if usable else (0,))
             tensor.data = tensor.new_zeros(*rows, *tensor.shape[1:])

@@ -19,7 +19,7 @@ from common.files import checksum
 from common.version import __version__, source
 
 from .build import without_training
-from .checkpoints import check_tensor, find_checkpoint, is_checkpoint, is_metadata, select_prompts
+from .checkpoints import check_tensor, find_checkpoint, is_checkpoint, is_metadata, select_prompts, tensors_of
 from .data_use import Choice, Phase, fit_phase, inherited
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
@@ -127,7 +127,7 @@ class LearnedPrompts(Method):
         """Load the learned prompts in the content of a checkpoint; errors are as for `load_model`, and name `path`."""
         module, metadata, written = self.saved_module(), self.prompts_metadata(), checkpoint.get("metadata") or {}
         self.check_weights(written, path)
-        state, expected = checkpoint["state_dict"], module.state_dict()
+        state, expected = tensors_of(checkpoint), module.state_dict()
         kept: dict[str, Tensor] = {}
         if not self.same_classes(written):
             of_classes = self.tensors_of_classes()

@@ -80,8 +80,9 @@ def sentence_context(clip: CLIP, n_ctx: int, ctx_init: str, *classes: int) -> tu
 
 def unused_n_ctx(trainer: PromptTrainer) -> list[str]:
     """For `notes`: a line if the words of CTX_INIT give another number of context vectors than N_CTX."""
-    prompts: Any = trainer.model.prompt_learner
-    n, n_ctx = prompts.ctx.shape[-2], trainer.settings.N_CTX
+    ctx: Any = getattr(trainer.model.prompt_learner, "ctx", None)  # prompts of a user's own may have none
+    n_ctx = trainer.settings.N_CTX
+    n = n_ctx if ctx is None else ctx.shape[-2]
     line = f"{n} context vectors, one for each word of CTX_INIT: TRAINER.{trainer.section()}.N_CTX {n_ctx} is not used"
     return [line] if n != n_ctx else []
 

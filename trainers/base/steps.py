@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import chain, islice, repeat
 from typing import Any
 
-from dassl.optim import build_optimizer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
@@ -13,15 +12,6 @@ from common.errors import UsageError
 from .trainer import PromptTrainer
 
 LAST_RATE = 1e-6
-
-
-def cosine(trainer: PromptTrainer, steps: int, last: float = 0.0) -> tuple[Optimizer, LRScheduler]:
-    """An optimiser whose rate is a cosine over all steps, from OPTIM.LR to `last`.
-
-    Without a warm-up: Dassl's schedule sets the rate of one as soon as it exists.
-    """
-    optimizer = build_optimizer(trainer.model, trainer.cfg.OPTIM)
-    return optimizer, CosineAnnealingLR(optimizer, steps, last)
 
 
 class Repeated:
@@ -56,17 +46,17 @@ class SteppedTrainer(PromptTrainer):
             raise UsageError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it")
         self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)
 
-    def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
-        return cosine(self, self.steps, LAST_RATE)
+    def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        return CosineAnnealingLR(optimizer, self.steps, LAST_RATE)
 
     def before_epoch(self) -> None:
         super().before_epoch()
         first, last = (self.steps * epoch // self.max_epoch for epoch in (self.epoch, self.epoch + 1))
-        self.train_loader_x.steps = last - first
+        self.train_loader_x = Repeated(self.dm.train_loader_x, last - first)
 
-    def after_train(self) -> None:
-        self.train_loader_x = self.train_loader_x.loader
-        super().after_train()
+    def stop_workers(self) -> None:
+        self.train_loader_x = self.dm.train_loader_x  # Dassl's own loader, which has them
+        super().stop_workers()
 
 
 def shots_of(trainer: PromptTrainer) -> int:

@@ -132,7 +132,11 @@ class PromptTrainer(LearnedPrompts):
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The optimiser of the learned parameters, and its schedule."""
         optimizer = build_optimizer(self.model, self.cfg.OPTIM)
-        return optimizer, build_lr_scheduler(optimizer, self.cfg.OPTIM)
+        return optimizer, self.build_schedule(optimizer)
+
+    def build_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        """The schedule of the learning rate: by steps if `schedule_steps`, else by epochs."""
+        return build_lr_scheduler(optimizer, self.cfg.OPTIM)
 
     def compile_towers(self) -> None:
         """MODEL.COMPILE: put the towers' layers through torch.compile, or print why not."""

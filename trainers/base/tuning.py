@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from clip import TextPrompts
 from common.errors import UsageError
 
+from .checkpoints import tensors_of
 from .prompted import PromptedCLIP
 from .prompts import ContextPrompts, Position, sentence_context, vectors_ahead
 from .settings import MethodSettings
 from .test_time import State, ViewsSettings, ViewsTrainer, most_confident
 
 WEIGHT_DECAY = 0.01  # of AdamW
+WHOLE = "prompt_learner."  # starts the names in a checkpoint of a whole model
+CONTEXT = {f"{WHOLE}{name}" for name in ("ctx", "token_prefix", "token_suffix")}
 LOSS_SCALE = 1024.0  # so that gradients in fp16 do not vanish; a power of two changes nothing else
 
 
@@ -130,4 +133,7 @@ class TuningTrainer(ViewsTrainer):
             remedy = f"set TRAINER.{self.section()}.CLASS_TOKEN_POSITION {position}, without [CLS] in CTX_INIT"
             raise UsageError(f"{path} was learned with class names at the {position}", remedy, path)
         method = {"method": type(self).__name__} if "method" in written else {}  # published checkpoints have none
-        super().load_prompts({**checkpoint, "metadata": {**written, **method}}, path)
+        state = tensors_of(checkpoint)
+        if {key for key in state if key.startswith(WHOLE)} <= CONTEXT:
+            state = {key.removeprefix(WHOLE): tensor for key, tensor in state.items()}
+        super().load_prompts({**checkpoint, "metadata": {**written, **method}, "state_dict": state}, path)
