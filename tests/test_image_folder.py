@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from drawn import SHALLOW, arguments, make_cfg, run_for_real
+from drawn import arguments, make_cfg, run_for_real
 from trees import write_image
 
 from common.errors import UsageError
@@ -21,7 +21,7 @@ from experiments.results import describe
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0]
+SMALL = ["INPUT.SIZE", "(32, 32)", "DATALOADER.NUM_WORKERS", 0, "TRAINER.MPL.PROMPT_DEPTH", 3]
 BIRDS = ("blue_tit", "house_sparrow", "robin")
 
 
@@ -214,8 +214,7 @@ def example(birds, tiny, script, launch, tmp_path, monkeypatch):
         name, *arguments = line.partition("bash scripts/")[2].split("#")[0].split()
         if "zsclip" not in name:
             arguments.insert(arguments.index("1") + 1, 1)  # epochs, after the seed
-        own = SHALLOW if re.search(r"\bmpl\b", line, re.IGNORECASE) else ()
-        ended, asked = script(name, *arguments, *SMALL, *own, root=clone, DATA=birds, BACKBONE=tiny, SHOTS=2)
+        ended, asked = script(name, *arguments, *SMALL, root=clone, DATA=birds, BACKBONE=tiny, SHOTS=2)
         assert ended.returncode == 0, ended.stderr
         calls = [[str(clone / item) if item.startswith("configs/") else item for item in call] for call in asked]
         return run_for_real(launch, [call[1:] for call in calls], monkeypatch)
