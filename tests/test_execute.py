@@ -134,7 +134,7 @@ def test_a_finished_study_starts_no_processes(study_file):
     assert execute_runs(study.sequences(), Unwanted(1), "finished") == {}
 
 
-def test_tests_of_prompts_that_are_learned_anew_are_made_again(study_file):
+def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file):
     submitted = []
 
     class Submitted(LocalExecutor):

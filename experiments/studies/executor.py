@@ -80,7 +80,7 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
     """
     for trained, *tests in sequences:
         if read_results(trained.folder) is None:
-            for run in tests:  # their results, if they have any, are of prompts that are learned anew
+            for run in tests:  # their results, if they have any, are of earlier prompts
                 (run.folder / FILE).unlink(missing_ok=True)
     finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
     for run in finished:
