@@ -332,7 +332,9 @@ def test_unfinished_training_is_an_error(script):
     Path(option(call, "--model-dir")).mkdir(parents=True)
     ended, _ = script("mpl/base2new_test.sh", "eurosat", 1, DRY_RUN="")
     (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and "the training run in " in line and "is not finished: finish it first" in line
+    assert ended.returncode == 2 and "the training run in " in line and ", or give EPOCHS" in line
+    ended, _ = script("locoop/eval.sh", "data", "eurosat", "small", 1, option(call, "--model-dir"), DRY_RUN="")
+    assert ended.stderr.endswith("is not finished: finish it first\n")  # this script takes no epoch
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["/elsewhere/train.sh"]])

@@ -18,7 +18,7 @@ from .. import results
 from ..configs import CONFIGS, config_folder
 from ..protocols import PROTOCOLS, SEEDS, arguments, recipe
 from .arguments import Call, find, help_text, is_set, parse
-from .table import SCRIPTS
+from .table import SCRIPTS, Script
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
             print(shlex.join(["cd", str(ROOT)]))
         print("\n".join(shlex.join(["python", *program]) for program in programs))
         return
-    check_trained(runs)
+    check_trained(runs, call.script)
     if is_set("PREPARE"):
         datasets = dict.fromkeys(run.dataset for run in runs) or [call.values["DATASET"]]
         execute(["tools/prepare.py", dataset, "--root", str(call.data)] for dataset in datasets)
@@ -160,12 +160,12 @@ def reproduce(call: Call) -> list[str]:
     ]
 
 
-def check_trained(runs: Sequence[Run]) -> None:
+def check_trained(runs: Sequence[Run], script: Script) -> None:
     """Raise UsageError if a training run whose prompts will be tested is not finished, unless its epoch is given."""
     trained = {run.folder for run in runs if not run.trained}
     for folder in {run.trained for run in runs if run.trained and "--load-epoch" not in run.arguments} - trained:
         if (ROOT / folder).is_dir() and not (ROOT / folder / results.FILE).is_file():
-            remedy = "finish it first, or give EPOCHS, the epoch to test"
+            remedy = "finish it first" + ", or give EPOCHS, the epoch to test" * ("EPOCHS" in script.usage)
             raise UsageError(f"the training run in {folder} is not finished", remedy)
 
 
