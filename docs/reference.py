@@ -106,7 +106,7 @@ def page() -> str:
         if plus:
             plugged.setdefault(plugin, (method, trainers.methods()[over].Settings.schema()))
             continue
-        other = [item.removeprefix("TRAINER.") for item in method.published_sections if item.startswith("TRAINER.")]
+        other = method.sections()[1:]
         also = f" (also `TRAINER.{other[0]}`, as in its published files)" if other else ""
         parts += [f"### {name}", f"`TRAINER.{method.section()}`{also}", of_method(method.Settings)]
     for plugin, (method, own) in plugged.items():

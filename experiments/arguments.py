@@ -3,9 +3,6 @@
 import argparse
 import re
 import sys
-from typing import Any
-
-import yaml
 
 from common.errors import UsageError
 from common.start import Parser, add_common_options
@@ -13,7 +10,6 @@ from common.start import Parser, add_common_options
 from .methods import methods
 
 UNUSED = "for compatibility with Dassl; not used by the methods here"
-NOT_TEXT = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool")]  # what YAML reads without quotes
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,18 +83,6 @@ def check_pairs(pairs: list) -> None:
             raise UsageError(f"the option {word} is among the KEY VALUE pairs", remedy)
     if odd:
         raise UsageError(f"{pairs[-1]!r} has no value", "what follows the options are pairs of KEY VALUE")
-
-
-def word_of(value: Any) -> str:
-    """A value of a study file as a word of a command line: `'2024'` with the quotes that make it text in the file."""
-    kind = yaml.SafeLoader("").resolve(yaml.ScalarNode, value, (True, False)) if isinstance(value, str) else ""
-    return f"'{value}'" if kind in NOT_TEXT else str(value)
-
-
-def text_in(word: str) -> str:
-    """The text in quotes that `word_of` has written; empty without them."""
-    text = word[1:-1]
-    return text if word == word_of(text) else ""
 
 
 def check_given(args: argparse.Namespace, trainer: str, dataset: str, root: str, output: str) -> None:

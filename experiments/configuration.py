@@ -20,8 +20,6 @@ from common.text import read_json
 from trainers.base.checkpoints import is_choice
 from trainers.base.data_use import Choice
 
-from .arguments import text_in
-
 WEIGHTS = "MODEL.BACKBONE.SHA256"
 CHOSEN_BYTES = 1 << 22  # of a file of a choice
 
@@ -74,11 +72,7 @@ def setup_cfg(args: argparse.Namespace, files: CfgNode | None = None) -> CfgNode
         reduce(getitem, groups, cfg)[name] = value
     chosen = [word for pair in read_chosen(args.chosen).settings.items() for word in pair]
     words = [*args.opts, *chosen]
-    for key, word in zip(words[::2], words[1::2], strict=True):
-        if text := text_in(word):
-            merge_value(cfg, key, text)
-        else:
-            cfg.merge_from_list([key, word])
+    cfg.merge_from_list(words)
     merge_by_dataset(cfg, [*options, *words[::2]])
     datasets.set_title(cfg, args.dataset_config_file)
     method = trainers.methods().get(cfg.TRAINER.NAME)
@@ -178,7 +172,7 @@ def unread_settings(file: str, cfg: CfgNode) -> str:
         return ""
     given, own = settings_in(file).get("TRAINER", {}), method.section()
     sections = {key: values for key, values in given.items() if isinstance(values, dict)}
-    if {own, *(name.removeprefix("TRAINER.") for name in method.published_sections)} & {*sections}:
+    if {*method.sections()} & {*sections}:
         return ""
     now = cfg.TRAINER[own]
     for section, values in sections.items():
@@ -192,7 +186,7 @@ def unread_settings(file: str, cfg: CfgNode) -> str:
 def unread_keys(keys: Collection[str], cfg: CfgNode) -> list[str]:
     """Those of KEY VALUE pairs that are of other methods, which this one does not read."""
     method = trainers.methods().get(cfg.TRAINER.NAME)
-    own = {*cfg.TRAINER, *(name.removeprefix("TRAINER.") for name in getattr(method, "published_sections", ()))}
+    own = {*cfg.TRAINER, *(method.sections() if method else ())}
     sections = {key: key.split(".")[1] for key in keys if key.startswith("TRAINER.")}
     return [key for key, section in sections.items() if section not in own]
 
@@ -215,14 +209,9 @@ def merge_by_dataset(cfg: CfgNode, given: Collection[str]) -> None:
     merged = {key: value for key, value in values.items() if key not in given}
     cfg.BY_DATASET = CfgNode()  # which the values cannot add to
     for key, value in merged.items():
-        merge_value(cfg, key, value)
+        cfg.merge_from_list([key, value])
     now = {key: list(value) if isinstance(value, list | tuple) else value for key, value in flatten(cfg).items()}
     cfg.BY_DATASET = CfgNode({key: now[key] for key in merged}, new_allowed=True)
-
-
-def merge_value(cfg: CfgNode, key: str, value: Any) -> None:
-    """Merge a value of a YAML file: not by `merge_from_list`, which takes '2024' for a number where text is wanted."""
-    cfg.merge_from_other_cfg(reduce(lambda tree, name: CfgNode({name: tree}), key.split(".")[::-1], value))
 
 
 def values_for(dataset: str, table: object, where: str) -> dict:

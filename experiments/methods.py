@@ -23,7 +23,7 @@ class Method:
     seeded: bool
     transfers: bool
     config_folder: str
-    section: str  # its key under TRAINER
+    sections: list[str]  # its key under TRAINER, and other names of it in published YAML files
     kind: str = "inductive"
 
 
@@ -37,7 +37,7 @@ def registered() -> dict[str, Method]:
 
     known = trainers.methods()
     return {
-        name: Method(name, m.learns, m.seeded, m.transfers, m.config_folder, m.section(), m.kind)
+        name: Method(name, m.learns, m.seeded, m.transfers, m.config_folder, m.sections(), m.kind)
         for name, m in known.items()
     }
 

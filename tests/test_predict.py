@@ -72,7 +72,7 @@ def test_sentences_are_those_of_the_dataset_and_not_of_its_title(finished, stand
 
 def test_words_that_look_like_a_number(finished, command, deep, tmp_path):
     """They were taken for a number, and refused, though the run had trained with them."""
-    folder = finished("CoOp", "base", "TRAINER.COOP.CTX_INIT", "'2024'")
+    folder = finished("CoOp", "base", "TRAINER.COOP.CTX_INIT", "2024")
     files, expected, _ = own_test(folder, "base")
     assert command(export, folder, "--to", tmp_path / "out").status == 0
     for model in (folder, tmp_path / "out"):

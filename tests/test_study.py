@@ -172,6 +172,13 @@ def test_text_of_a_study_is_a_number_where_a_number_is_wanted(write):
     assert setup_cfg(parse_arguments(list(run.arguments))).CACHE == "7"
 
 
+def test_overrides_under_the_name_of_the_published_section(write):
+    """They were refused, though train.py reads them."""
+    own = {"config": "small", "overrides": {"TRAINER.COOP.W": 2.5}}
+    run = load(write(trainers={"KgCoOp": own}, protocols="few_shot")).runs()[0]
+    assert setup_cfg(parse_arguments(list(run.arguments))).TRAINER.KGCOOP.W == 2.5
+
+
 def test_tests_on_targets_have_the_settings_of_the_source(write):
     """Its prompts may have another shape, its images have other texts. Keys without a value have the default."""
     source = {"DATASET.TEMPLATE": "a drawing of a {}.", "TRAINER.COOP.N_CTX": 8, "OPTIM.LR": 0.1}

@@ -13,7 +13,6 @@ from urllib.parse import quote
 from common.errors import UsageError, choose
 from common.files import check_no_link, write_text
 
-from ..arguments import word_of
 from ..results import FILE, read_results
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def keys_from(content: Any, what: str) -> Keys:
     """Keys and their values from `{KEY: [VALUE, ...]}`; UsageError if a key has fewer than two values."""
     found = {}
     for key, values in mapping(content, f"the keys of {what}", "KEY: [VALUE, ...]").items():
-        words = tuple(map(word_of, values)) if isinstance(values, list) else ()
+        words = tuple(map(str, values)) if isinstance(values, list) else ()
         if len(words) < 2 or len(set(words)) < len(words):
             raise UsageError(f"{what} has the values {values!r} for {key}", "give a list of two or more different ones")
         found[str(key)] = words

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from common.errors import UsageError, choose, choose_dataset
 
-from ..arguments import word_of
 from ..configs import config_files, config_folder, known_datasets
 from ..methods import Method, methods
 from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
@@ -73,8 +72,8 @@ class Variant:
         what = f"{self.name} cannot {verb} {key}"
         if key in SET_BY_STUDY:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
-        if group == "TRAINER" and rest.split(".")[0] != self.facts.section:
-            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section}.*")
+        if group == "TRAINER" and rest.split(".")[0] not in self.facts.sections:
+            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.sections[0]}.*")
 
     @cached_property
     def facts(self) -> Method:
@@ -310,7 +309,7 @@ class Study:
         if dataset != training.dataset:  # the prompts have their source's settings, without those of its images
             pairs = zip(*[iter(overrides.get(training.dataset, ()))] * 2, strict=True)
             own = (*chain(*(pair for pair in pairs if not pair[0].startswith("DATASET."))), *own)
-        cache = ("CACHE", word_of(str(self.cache)), "DATALOADER.CACHE_TEST", True) if self.cache else ()
+        cache = ("CACHE", self.cache, "DATALOADER.CACHE_TEST", True) if self.cache else ()
         argv = arguments(
             folder=results,
             root=self.root,

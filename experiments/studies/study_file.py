@@ -10,7 +10,7 @@ from typing import Any, get_origin, get_type_hints
 from common.errors import UsageError, choose
 from common.files import check_no_link
 
-from ..arguments import parse_arguments, word_of
+from ..arguments import parse_arguments
 from ..configs import read_yaml
 from .choose import choose_from, keys_from, mapping
 from .spec import Run, Study, Variant
@@ -88,7 +88,7 @@ def variant_from(name: str, entry: Any) -> Variant:
 def pairs(overrides: Any, name: str) -> tuple[str, ...]:
     """KEY, VALUE, KEY, VALUE, ..."""
     items = mapping(overrides, f"overrides of {name}", "KEY: VALUE").items()
-    return tuple(word for key, value in items for word in (str(key), word_of(value)))
+    return tuple(word for key, value in items for word in (str(key), str(value)))
 
 
 def distinct_runs(study: Study) -> list[Run]:

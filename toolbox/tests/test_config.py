@@ -108,18 +108,21 @@ def test_damaged_files_give_one_line_errors(tmp_path, cfg, text, message):
     assert message.replace("{path}", path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_text_of_a_file_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cfg):
-    for cfg.OUTPUT_DIR in ("7", "True", "(1, 2)", "None"):
+def test_text_that_looks_like_a_number_is_text_where_text_is_wanted(tmp_path, cfg):
+    for cfg.OUTPUT_DIR in ("7", "(1, 2)"):
         again = cfg.clone()
         again.OUTPUT_DIR = ""
         again.merge_from_file(write(tmp_path, "x.yaml", cfg.dump()))
         assert again.OUTPUT_DIR == cfg.OUTPUT_DIR
-        with pytest.raises(UsageError, match="OUTPUT_DIR is .*: give text"):  # as published: of a command line
-            again.merge_from_list(["OUTPUT_DIR", cfg.OUTPUT_DIR])
+        again.merge_from_list(["OUTPUT_DIR", f"'{cfg.OUTPUT_DIR}'", "RESUME", cfg.OUTPUT_DIR])  # of a command line
+        assert again.OUTPUT_DIR == again.RESUME == cfg.OUTPUT_DIR
+    for word in ("None", "True"):
+        with pytest.raises(UsageError, match=f"OUTPUT_DIR is {word}: give text"):
+            cfg.merge_from_list(["OUTPUT_DIR", word])
 
 
 def test_text_of_a_node_that_looks_like_a_number_is_text_where_text_is_wanted(cfg):
-    for text in ("7", "True", "(1, 2)"):
+    for text in ("7", "(1, 2)"):
         cfg.OUTPUT_DIR = cfg.TRAINER.COOP.CTX_INIT = text  # with a limit, and without one
         before = cfg.clone()
         cfg.merge_from_other_cfg(before)

@@ -62,6 +62,11 @@ class Method(TrainerX):
         return cls.__name__.upper()
 
     @classmethod
+    def sections(cls) -> list[str]:
+        """The method's key under TRAINER, and its other names in published YAML files."""
+        return [cls.section(), *(name.removeprefix("TRAINER.") for name in cls.published_sections)]
+
+    @classmethod
     def settings_of(cls, cfg: CfgNode) -> Any:
         """The method's settings in a configuration.
 

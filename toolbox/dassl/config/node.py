@@ -89,13 +89,10 @@ class CfgNode(YacsNode):
             node = reduce(lambda node, group: node.get(group) if isinstance(node, dict) else None, groups, self)
             if not isinstance(node, dict) or key not in node:
                 raise self._unknown(name)
-            self._merge({key: value}, "", node, name.removesuffix(key), is_word=True)
+            self._merge({key: value}, "", node, name.removesuffix(key))
 
-    def _merge(self, tree, file="", node=None, prefix="", is_word=False):
-        """Merge nested dicts from ``file`` into ``node``, whose name is ``prefix``; by default into this node.
-
-        ``is_word``: they are from a command line.
-        """
+    def _merge(self, tree, file="", node=None, prefix=""):
+        """Merge nested dicts from ``file`` into ``node``, whose name is ``prefix``; by default into this node."""
         node = self if node is None else node
         for key, value in tree.items():
             name = f"{prefix}{key}"
@@ -104,7 +101,7 @@ class CfgNode(YacsNode):
             if isinstance(value, dict) and isinstance(node.setdefault(key, type(node)(new_allowed=True)), YacsNode):
                 self._merge(value, file, node[key], f"{name}.")
             else:
-                node[key] = _accepted(node, key, value, name, file, is_word)
+                node[key] = _accepted(node, key, value, name, file)
 
     def _unknown(self, name, source=""):
         return UnknownNameError(
@@ -112,11 +109,11 @@ class CfgNode(YacsNode):
         )
 
 
-def _accepted(node, key, value, name, file, is_word):
+def _accepted(node, key, value, name, file):
     """A copy of ``value`` for a key of ``node``, or UsageError.
 
-    Strings are read as Python literals, as in yacs. Where only text is accepted, one such as '2024' stays text, except
-    as a word of a command line.
+    Strings are read as Python literals, as in yacs. Where only text is accepted, one such as '2024' stays
+    text; None and True do not, as nobody means these words.
     """
     old, limit = node.get(key), _limits(node).get(key)
     lists = (list, tuple) if isinstance(old, (list, tuple)) else ()
@@ -131,7 +128,7 @@ def _accepted(node, key, value, name, file, is_word):
         with suppress(TypeError, RecursionError, MemoryError):  # any other string
             literal = node._decode_cfg_value(value)
             if type(literal) in LEAF_TYPES:  # not a dict: `{}` may be a template
-                value = literal if is_word or accepts(literal) or not accepts(value) else value
+                value = literal if isinstance(literal, bool | None) or accepts(literal) or not accepts(value) else value
     if not accepts(value):
         raise UsageError(f"{file}: {name} is {shown(value)}: give {limit or wanted}".removeprefix(": "))
     return type(old)(deepcopy(value)) if isinstance(value, lists) else deepcopy(value)
