@@ -123,6 +123,13 @@ def test_run_of_another_process_is_waited_for(study_file):
     assert (run.folder / "results.json").stat().st_mtime_ns == before
 
 
+def test_run_without_a_test_has_failed(study_file, monkeypatch):
+    """TEST.NO_TEST of a dataset in BY_DATASET: each start of the study trained it again."""
+    monkeypatch.setattr(executor, "train_and_test", lambda *args, **options: None)
+    run = load(study_file("untested")).runs()[0]
+    assert "the run wrote no results: leave TEST.NO_TEST out" in execute_run(run.arguments)
+
+
 def test_a_finished_study_starts_no_processes(study_file):
     class Unwanted(LocalExecutor):
         def __enter__(self):

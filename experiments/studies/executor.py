@@ -283,6 +283,8 @@ def execute_run(arguments: Sequence[str]) -> str | None:
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             train_and_test(args, wait=True)
+        if read_results(Path(args.output_dir)) is None:  # otherwise each start of the study would train it again
+            raise UsageError("the run wrote no results", "leave TEST.NO_TEST out of its YAML files")
     except (Exception, SystemExit) as caught:  # noqa: BLE001 - an error of one run does not stop the others
         error = caught
     return record_outcome(Path(args.output_dir), error)
