@@ -48,6 +48,7 @@ def parse_yaml(text, name, unique=False):
             `unique`, a key is there twice. Otherwise the last one counts, as in yacs.
     """
     try:
+        _check_depth(text)
         loader = Loader(text)
         node = loader.get_single_node()
         _check_bounds(node)
@@ -64,6 +65,15 @@ def parse_yaml(text, name, unique=False):
     return tree
 
 
+def _check_depth(text):
+    """Raise a YAMLError for too many levels before there are nodes: libyaml's need the stack, and can overflow it."""
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} levels", problem_mark=event.start_mark)
+
+
 def _check_bounds(root):
     """Raise a YAMLError if a tree of YAML nodes exceeds the bounds; nothing is built from it yet."""
     found, count = [(root, 1)] if root else [], 0
@@ -74,7 +84,7 @@ def _check_bounds(root):
         if count > MAX_VALUES:
             problem = f"more than {MAX_VALUES:,} values, those of an alias counted at each use"
         elif depth > MAX_DEPTH:
-            problem = f"more than {MAX_DEPTH} levels, or an alias inside itself"
+            problem = f"an alias inside itself, or more than {MAX_DEPTH} levels with aliases"
         elif node.tag in NUMBERS and not (isinstance(node, yaml.ScalarNode) and len(node.value) <= MAX_DIGITS):
             problem = f"not a number or date of at most {MAX_DIGITS} characters"
         if problem:

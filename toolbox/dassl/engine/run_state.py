@@ -26,11 +26,11 @@ def rng_state():
 def set_rng_state(state):
     """Restore what `rng_state` returned, except for CUDA devices that are not here; else one of LOAD_ERRORS."""
     version, words, gauss_next = state["python"]
-    name, keys, position, *rest = state["numpy"]
+    name, keys, position, has_gauss, gauss = state["numpy"]  # all five: numpy reads beyond the end of fewer
     if not isinstance(gauss_next, float | None) or not 0 <= position <= len(keys):
         raise ValueError("a random state has an impossible value")
     random.setstate((version, tuple(words.tolist()), gauss_next))
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
     for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, device)
