@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError  # of Python 3.10, too
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children
 

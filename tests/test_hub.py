@@ -99,7 +99,9 @@ def test_export_uploads_the_folder_as_one_commit(server, finished, command, deep
     done = command(export, run, "--to", to, "--weights", "--push-to-hub", NAME)
     assert done.status == 0, done.errors
     assert f"Uploaded to {server.address}/{NAME}" in done.printed
-    assert [(asked["name"], asked["visibility"]) for asked in server.created] == [("birds", "private")]
+    (asked,) = server.created
+    assert asked["name"] == "birds"
+    assert asked.get("private") or asked["visibility"] == "private"  # older and newer versions of huggingface_hub
     assert server.models[NAME] == {file.name: file.read_bytes() for file in to.iterdir()}
     assert sum("/commit/" in request for request in server.requests) == 1
     done = command(export, run, "--to", tmp_path / "again", "--push-to-hub", NAME)  # without the class matrix
