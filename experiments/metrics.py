@@ -30,7 +30,7 @@ def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probabilit
     return {
         "top5_accuracy": 100 * float((classes == labels[:, None]).any(axis=1).mean()),
         "mean_class_accuracy": 100 * float(recalls.mean()),
-        "nll": -float(np.mean(log_probability, dtype=np.float64)),
+        "nll": abs(float(np.mean(log_probability, dtype=np.float64))),  # not -, which makes -0 of 0
         "brier": float(np.mean(brier, dtype=np.float64)),
         "ece": 100 * ece(confidence, correct),
         "adaptive_ece": 100 * adaptive_ece(confidence, correct),

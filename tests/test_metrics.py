@@ -78,3 +78,8 @@ def test_detection_equals_published_code(ood_metrics):
     assert metrics.detection(known, unknown) == pytest.approx({k: 100 * case[k] for k in keys}, abs=1e-5)
     other = metrics.detection(-unknown, -known)  # the others are positive
     assert other == pytest.approx({k: 100 * case[k if k == "auroc" else f"{k}_ood_positive"] for k in keys}, abs=1e-5)
+
+
+def test_certain_and_right_predictions_have_a_loss_of_zero():
+    found = metrics.of_predictions([0], [[0]], [[1.0]], [0.0], [0.0])
+    assert str(found["nll"]) == str(found["brier"]) == "0.0"  # not -0.0
