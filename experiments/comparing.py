@@ -125,15 +125,15 @@ def smallest_difference(differences: Sequence[float]) -> float:
     """The smallest true difference that a paired t-test (5%) would find with probability 0.8, for these seeds.
 
     The differences, one for each seed, are only used for their standard deviation. NaN for fewer than two, or if all
-    are equal.
+    are equal but for rounding errors.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
     number = len(differences)
-    deviation = float(np.std(differences, ddof=1)) if number > 1 else 0.0
-    if not deviation > 0:
+    if number < 2 or np.ptp(differences) < 1e-9:
         return math.nan
+    deviation = float(np.std(differences, ddof=1))
     critical = t.ppf((1 + LEVEL) / 2, number - 1)
 
     def lacking(shift: float) -> float:  # in standard errors; scipy has NaN for the smallest probabilities

@@ -29,8 +29,8 @@ def of_predictions(labels: Any, classes: Any, probabilities: Any, log_probabilit
     recalls = np.bincount(labels, correct)[images > 0] / images[images > 0]
     return {
         "top5_accuracy": 100 * float((classes == labels[:, None]).any(axis=1).mean()),
-        "mean_class_accuracy": 100 * float(recalls.mean()),
-        "nll": -float(np.mean(log_probability, dtype=np.float64)),
+        "mean_class_accuracy": round(100 * float(recalls.mean()), 9),  # 63.125, not 63.12500000000001
+        "nll": abs(float(np.mean(log_probability, dtype=np.float64))),  # not -, which makes -0 of 0
         "brier": float(np.mean(brier, dtype=np.float64)),
         "ece": 100 * ece(confidence, correct),
         "adaptive_ece": 100 * adaptive_ece(confidence, correct),

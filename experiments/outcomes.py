@@ -16,7 +16,7 @@ from common.names import printable
 
 from .metrics import BINS
 
-COVERAGES = np.linspace(0.01, 1, 100)
+COVERAGES = np.arange(1, 101)  # in %
 FEW = 10  # images: a bin with fewer is not drawn
 PAIRS, EXAMPLES, PIXELS = 5, 3, 48  # confused pairs, images of each, and the size of an image
 LONGEST, MOST = 24, 40  # letters of a name, and classes with a name in a picture
@@ -55,7 +55,7 @@ class Outcome:
             row += np.bincount(place, values, BINS)
         order = np.argsort(-confidence, kind="stable")
         errors = np.cumsum(~correct[order]) / np.arange(1, len(label) + 1)
-        self.risks.append(100 * errors[np.ceil(COVERAGES * len(label)).astype(int) - 1])
+        self.risks.append(100 * errors[(COVERAGES * len(label) - 1) // 100])
         matrix = confusion_matrix(label, predicted, labels=range(len(self.names)))
         self.confusion = self.confusion + matrix if self.confusion.size else matrix
         at = np.flatnonzero(~correct)
@@ -98,7 +98,7 @@ def draw_risk(ax: Axes, risks: Sequence[Array], **style: Any) -> None:
     """The error on the most confident images, mean over tests, against their share."""
     mean = np.mean(risks, axis=0)
     highest = max(ax.get_ylim()[1] if ax.lines else 0, 1.05 * float(mean.max()), 1)
-    ax.plot(100 * COVERAGES, mean, markevery=0.2, **style)
+    ax.plot(COVERAGES, mean, markevery=0.2, **style)
     ax.set(xlabel="most confident images (%)", ylabel="error on them (%)", xlim=(0, 102), ylim=(0, highest))
 
 

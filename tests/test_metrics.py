@@ -78,3 +78,16 @@ def test_detection_equals_published_code(ood_metrics):
     assert metrics.detection(known, unknown) == pytest.approx({k: 100 * case[k] for k in keys}, abs=1e-5)
     other = metrics.detection(-unknown, -known)  # the others are positive
     assert other == pytest.approx({k: 100 * case[k if k == "auroc" else f"{k}_ood_positive"] for k in keys}, abs=1e-5)
+
+
+def test_certain_and_right_predictions_have_a_loss_of_zero():
+    found = metrics.of_predictions([0], [[0]], [[1.0]], [0.0], [0.0])
+    assert str(found["nll"]) == str(found["brier"]) == "0.0"  # not -0.0
+
+
+def test_accuracy_by_class_has_no_rounding_error():
+    right = [35, 5, 23, 29, 34, 21, 15, 12]  # of 40 images of each class
+    labels = np.repeat(np.arange(8), 40)
+    predicted = np.concatenate([np.where(np.arange(40) < n, label, 8) for label, n in enumerate(right)])
+    found = metrics.of_predictions(labels, predicted[:, None], np.ones((320, 1)), np.zeros(320), np.zeros(320))
+    assert found["mean_class_accuracy"] == 100 * sum(right) / 320

@@ -34,6 +34,32 @@ def test_the_first_page_says_how_sure_the_first_place_is(of_coop, words, tmp_pat
     assert [(row[0].text, row[-1].text) for row in table.rows] == [("MPL", "epoch: val"), ("CoOp", "nothing")]
 
 
+def test_equal_accuracies_look_equal_everywhere(tmp_path):
+    names = ("small_land", "small_counts", "small_shapes")
+    accuracies = {"CoOp": (60.31, 5.11, 70.1), "MPL": (60.32, 5.1, 70.11), "MaPLe": (60.315, 5.2, 70.0)}
+
+    def of(*methods):
+        chosen = study_of(tmp_path / str(len(methods)), methods, datasets=names)
+        return summarise(chosen, lambda run: accuracies[run.variant.name][names.index(run.dataset)])
+
+    # The differences 0.01, -0.01 and 0.01 have other rounding errors. Without ties, Wilcoxon's p is 0.75.
+    assert of("CoOp", "MPL").tests["p_datasets"].to_list() == [1]
+    cells = of("CoOp", "MPL", "MaPLe").cells.query("dataset == 'small_land'")
+    assert cells["mean"].map("{:.2f}".format).to_list() == ["60.31", "60.32", "60.31"]
+    assert cells["rank"].to_list() == [2, 1, 2]
+    equal = summarise(study_of(tmp_path / "equal", ("CoOp", "MPL")), lambda run: 61.3)
+    assert headlines(equal) == ["few_shot: CoOp and MPL are both first with 16 shots 61.3%."]
+
+
+def test_rounding_errors_are_no_spread_over_seeds(tmp_path):
+    right = {1: 69, 2: 84, 3: 110}  # of 201 images; MPL has 21 more
+    study = study_of(tmp_path, ("CoOp", "MPL"), seeds=tuple(right))
+    summary = summarise(study, lambda run: 100 * (right[run.seed] + 21 * (run.variant.name == "MPL")) / 201)
+    (sentence,) = headlines(summary)
+    assert sentence.endswith("10.4 points above CoOp. All 3 seeds have the same difference.")
+    assert summary.tests["smallest"].isna().all()
+
+
 ROWS = [
     [Cell("x ± -1.00", 1), Cell("(-0.50 to -0.20) ~^\\$|", 2)],
     [Cell("[1ex]"), Cell("a-1")],

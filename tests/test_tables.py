@@ -285,7 +285,7 @@ def test_tables_show_what_the_tests_measured(union):
     first = tables["Summary: base2new"]
     own = ["training time (s)", *(f"ECE, {part} (%)" for part in ("base", "new", "all")), "chosen on images"]
     assert first.header == ["method", "H", "base", "new", "all", *own]
-    assert {row[0].text: row[6].text for row in first.rows} == {"CoOp": "10.5", "MPL": "8.5"}
+    assert {row[0].text: row[6].text for row in first.rows} == {"CoOp": "10.50", "MPL": "8.50"}
     assert {row[-1].text for row in first.rows} == {"nothing"}
     base = tables["base2new, base: calibration and more"]
     rows = [dict(zip(base.header, [cell.text for cell in row], strict=True)) for row in base.rows]

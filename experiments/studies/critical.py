@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from common.errors import UsageError
 
 from ..comparing import LEVEL
-from .tables import Summary
+from .tables import Summary, as_shown
 
 METHODS, DATASETS = 3, 5  # fewer methods have a test of two; with fewer datasets the tests find almost nothing
 
@@ -42,7 +42,7 @@ def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking:
     cells = summary.cells.query("protocol == @protocol and part == @part and kind == @kind")
     selected = cells.loc[cells["selected_on_test"], "method"]
     cells = cells[cells["dataset"].isin(summary.averaged(protocol)) & ~cells["method"].isin(selected)]
-    means = cells.pivot(index="method", columns="dataset", values="mean").dropna().round(2)
+    means = as_shown(cells.pivot(index="method", columns="dataset", values="mean").dropna())
     methods, datasets = means.shape
     if methods < METHODS or datasets < DATASETS:
         what = f"{protocol}, {part} has {methods} complete {kind} methods and {datasets} datasets"

@@ -37,7 +37,7 @@ def overview(summary: Summary) -> list[Table]:
         for part in header[1:]:
             ece = measures.loc[measures["part"] == part, "ece"]
             if ece.notna().any():
-                more[f"ECE, {part} (%)"] = ece.map(partial(number, form=".1f"))
+                more[f"ECE, {part} (%)"] = ece.map(number)
         choices = {name: chosen_on(summary, protocol, name) for name in cells["method"].unique()}
         if any(choices.values()):
             more["chosen on images"] = choices
@@ -76,6 +76,10 @@ def headlines(summary: Summary) -> list[str]:
                 continue
             first, second = list(of_kind.itertuples())[:2]
             among = f" of the {kind} methods" if cells["kind"].nunique() > 1 else ""
+            if first.rank == second.rank:
+                both = f"{first.method} and {second.method} are both first{among}"
+                found.append(f"{protocol}: {both} with {part} {first.mean:.1f}%.")
+                continue
             text = f"{protocol}: {first.method} is first{among} with {part} {first.mean:.1f}%, "
             text += f"{first.mean - second.mean:.1f} points above {second.method}. "
             found.append(text + how_sure(summary, protocol, part, first.method, second.method))
@@ -89,10 +93,9 @@ def how_sure(summary: Summary, protocol: str, part: str, first: str, second: str
     low, high = seed_interval(seeds)
     if pd.isna(low):
         return f"With {len(seeds)} complete seed{'s' * (len(seeds) != 1)}, nothing says how sure this is."
-    if seeds.nunique() == 1:
+    if pd.isna(least := smallest_difference(seeds)):
         return f"All {len(seeds)} seeds have the same difference."
     if low > 0:
         return f"The {len(seeds)} seeds show that it is better (95% interval {low:+.1f} to {high:+.1f})."
-    least = smallest_difference(seeds)
-    could = "" if pd.isna(least) else f"; they could show a difference of {least:.1f} points"
-    return f"The {len(seeds)} seeds do not show that it is better (95% interval {low:+.1f} to {high:+.1f}{could})."
+    could = f"they could show a difference of {least:.1f} points"
+    return f"The {len(seeds)} seeds do not show that it is better (95% interval {low:+.1f} to {high:+.1f}; {could})."

@@ -216,7 +216,8 @@ class Summary:
                 continue
             ours, theirs = (self.by_seed(protocol, part, method) for method in (self.focus, name))
             difference = ours - theirs  # seeds x datasets; NaN where a run is missing
-            seeds, datasets = difference["average"].dropna(), difference[self.averaged(protocol)].mean().dropna()
+            of_pairs = difference["average"], difference[self.averaged(protocol)].mean()
+            seeds, datasets = (each.dropna().round(9) for each in of_pairs)  # rounding errors would break ties
             row = {
                 "protocol": protocol,
                 "part": part,
@@ -308,7 +309,12 @@ def ranks(cells: pd.DataFrame) -> pd.Series:
     honest = present & ~cells["selected_on_test"]
     among = honest.where(honest.groupby(column).transform("any"), present)
     ranked = among & (among.groupby(column).transform("sum") > 1)
-    return cells["mean"].round(2).where(ranked).groupby(column).rank("dense", ascending=False)
+    return as_shown(cells["mean"]).where(ranked).groupby(column).rank("dense", ascending=False)
+
+
+def as_shown(accuracies: Any) -> Any:
+    """A series or a frame of numbers as tables print them: pandas' own `round` can differ for a last digit of 5."""
+    return accuracies.map("{:.2f}".format).astype(float)
 
 
 def holm(p: pd.Series) -> pd.Series:
