@@ -48,7 +48,7 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ran
     """
     sys.unraisablehook = interrupt_again
     # None if the caller has closed it, as by `>&-`: a file that a run opens would also get its number.
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
         cli_main(main, resumes, several_ranks=several_ranks)
         status = 0

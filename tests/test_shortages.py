@@ -117,7 +117,7 @@ run_command(lambda: sys.exit(3))
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_stream_has_no_reader_and_no_error(closed, tmp_path):
-    code = "import sys; from experiments.session import run_command as run; run(lambda: print('a', file=open('b', 'w')))"
+    code = "from experiments.session import run_command as run; run(lambda: print('a', file=open('b', 'w')))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = ["sh", "-c", f'exec "$0" -c "{code}" {closed}', sys.executable]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
