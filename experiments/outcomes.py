@@ -122,7 +122,7 @@ def draw_pairs(pairs: Sequence[tuple[str, Pair]], root: Path, across: int = 1) -
     grid = figure.subplots(rows, EXAMPLES * across, squeeze=False)
     for ax in grid.flat:
         ax.set_axis_off()
-        ax.set_anchor("W")
+        ax.set_anchor("NW")  # under the title, whatever the shape of the image
     for axes, (title, pair) in zip(grid.reshape(-1, EXAMPLES), pairs, strict=False):
         words = f"{title}\n{pair.label} → {pair.predicted}: {pair.number} of {pair.images}"
         axes[0].text(0, 1.05, words, fontsize=8, transform=axes[0].transAxes, parse_math=False)

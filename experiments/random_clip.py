@@ -6,6 +6,8 @@
 Its predictions are noise. The weights depend only on the sizes and on the name of each tensor.
 """
 
+import io
+
 from common.errors import UsageError, choose, one_line
 from common.files import replacing
 from common.start import Parser, add_common_options, at_least, path, required_packages
@@ -25,7 +27,7 @@ def main() -> None:
     with required_packages():
         import open_clip
         import torch
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from clip.random_weights import random_clip
 
@@ -41,6 +43,11 @@ def main() -> None:
         what = f"{args.arch} cannot have these sizes ({one_line(error)})"
         raise UsageError(what, "give others (widths are multiples of 64), or leave them out") from error
     args.file.parent.mkdir(parents=True, exist_ok=True)
+    if args.file.suffix == ".safetensors":
+        content = save(state)
+    else:
+        torch.save(state, buffer := io.BytesIO())
+        content = buffer.getvalue()
     with replacing(args.file) as partial:
-        (save_file if args.file.suffix == ".safetensors" else torch.save)(state, partial)
+        partial.write_bytes(content)  # if the disk is full, an OSError, unlike the libraries
     print(f"{args.file}: {sum(tensor.numel() for tensor in state.values()):,} random numbers")

@@ -47,6 +47,8 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ran
     threads of a process group may abort it.
     """
     sys.unraisablehook = interrupt_again
+    # None if the caller has closed it, as by `>&-`: a file that a run opens would also get its number.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
         cli_main(main, resumes, several_ranks=several_ranks)
         status = 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 from tqdm import tqdm
@@ -241,5 +241,5 @@ def main(argv: list[str] | None = None) -> None:
     write_text(args.output / "history.json", json.dumps(history, indent=1) + "\n")
     file = args.output / "small.safetensors"
     with replacing(file) as partial:
-        save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, partial)
+        partial.write_bytes(save({name: value.half().contiguous() for name, value in model.state_dict().items()}))
     print(f"Written: {file}, {file.stat().st_size / 1e6:.1f} MB")

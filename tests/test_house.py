@@ -2,6 +2,7 @@
 
 import ast
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -148,6 +149,21 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
 def test_random_clip_refuses_what_it_cannot_write(arguments, words, ended, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["random_clip.py", *shlex.split(arguments.format(folder=tmp_path))])
     assert words.format(folder=tmp_path) in ended(lambda: cli_main(random_clip.main)).error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_random_clip_on_a_full_disk_is_one_line(name, ended, tmp_path, monkeypatch):
+    sizes = ["--vision-layers", "1", "--vision-width", "64", "--text-layers", "1", "--text-width", "64"]
+    monkeypatch.setattr(sys, "argv", ["random_clip.py", str(tmp_path / name), *sizes])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
+    try:
+        done = ended(lambda: cli_main(random_clip.main))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.status == 2 and "cannot write: File too large" in done.error
     assert not list(tmp_path.iterdir())
 
 

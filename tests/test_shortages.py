@@ -115,6 +115,16 @@ run_command(lambda: sys.exit(3))
     assert (done.returncode, done.stderr) == (3, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_has_no_reader_and_no_error(closed, tmp_path):
+    code = "from experiments.session import run_command as run; run(lambda: print('a', file=open('b', 'w')))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = ["sh", "-c", f'exec "$0" -c "{code}" {closed}', sys.executable]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "b").read_text() == "a\n"
+
+
 @pytest.mark.parametrize("error", [ImportError("libtorch_cpu.so: failed to map segment"), MemoryError(), OSError("x")])
 def test_unloadable_library_ends_in_one_line(error, capsys):
     with pytest.raises(SystemExit) as end, required_packages():

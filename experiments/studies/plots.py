@@ -4,6 +4,7 @@ A picture without results is a figure without axes. Those from the predictions o
 """
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -66,7 +67,8 @@ def save(figure: Figure, file: Path, kinds: Sequence[str] = KINDS) -> list[Path]
     dates = {"svg": "Date", "pdf": "CreationDate"}
     files = [file.with_name(f"{file.name}.{kind}") for kind in kinds]
     for each, kind in zip(files, kinds, strict=True):
-        with replacing(each) as partial, plt.rc_context({"svg.hashsalt": "study"}):
+        with replacing(each) as partial, plt.rc_context({"svg.hashsalt": "study"}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a name may have letters that the font lacks
             figure.savefig(partial, format=kind, dpi=150, metadata={dates[kind]: None} if kind in dates else None)
         figure.set_layout_engine("none")  # the next kind keeps the places, which take long to find
     plt.close(figure)
