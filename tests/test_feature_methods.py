@@ -88,6 +88,13 @@ def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
     assert resumed.start_epoch == 3 and differing(prompts_of(whole), prompts_of(resumed)) == []
 
 
+def test_clap_adapts_its_weights_by_squared_distances_also_with_a_constraint_of_cosines(make):
+    trainer = make("CLAP", "TRAINER.CLAP.CONSTRAINT", "l2_cosine_adaptative", "OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    apart = trainer.head.prototypes.detach() - trainer.head.base_text_features
+    torch.testing.assert_close(trainer.rho, apart.square().sum(dim=1))
+
+
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
