@@ -114,6 +114,19 @@ def test_base_to_new_is_refused_where_it_has_no_meaning(method, make):
         make(method, "DATASET.SUBSAMPLE_CLASSES", "new")
 
 
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
+def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
+    """As those of ImageNet-A and -R, in any order."""
+    write_eurosat(tmp_path, ["white snow", "red"])
+    every, some = make(method), make(method, root=tmp_path, output="some")
+    every.train()
+    some.load_model(str(tmp_path / "run"))
+    images, places = images_of(some), [every.class_names.index(name) for name in some.class_names]
+    for trainer in (every, some):
+        trainer.set_model_mode("eval")
+    torch.testing.assert_close(some.model_inference(images), every.model_inference(images)[:, places])
+
+
 def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_before(make):
     found = []
     for seed, workers in ((1, 0), (1, 2), (2, 0)):
