@@ -44,7 +44,8 @@ class Description:
         dataset_template: the dataset's sentence for zero-shot CLIP.
         template: DATASET.TEMPLATE of the run, which replaces the dataset's sentence.
         prompts_sha256: of prompts.safetensors.
-        training: seed, shots, accuracy, ...: for people.
+        training: seed, shots, accuracy, ...: for people. `classes_learned` is False for a published checkpoint,
+            which does not name its classes, if they are others than `class_names`.
         dataset_name: the registered name of that dataset, for which methods have sentences of their own.
     """
 
@@ -93,7 +94,8 @@ def read_artefact(folder: Path) -> tuple[Description, dict[str, Any]]:
     if description.prompts_sha256 != hashlib.sha256(content).hexdigest():
         what = f"{file} is not the file that {CONFIG} describes (its SHA-256 differs)"
         raise UsageError(what, "export it again", file)
-    metadata = {key: getattr(description, key) for key in ("method", "settings", "class_names")}
+    names = description.class_names if description.training.get("classes_learned", True) else []
+    metadata = {"method": description.method, "settings": description.settings, "class_names": names}
     return description, {"state_dict": tensors, "epoch": 0, "metadata": metadata}
 
 

@@ -100,8 +100,11 @@ class PromptedClassifier:
         self._own = self._build(*with_spaces(self.class_names))
         self.clip = self._own.model.frozen  # all models have this one, which never moves
         self._other = lru_cache(OTHERS)(self._build)
-        if checkpoint is not None:  # a published one holds the whole backbone, too
-            self.checkpoint = {**checkpoint, "state_dict": self._own.saved_module().state_dict(), "optimizer": None}
+        if checkpoint is not None:  # a published one holds the whole backbone, too, and names no classes
+            learned = self.class_names if self._own.model.classes_learned else []
+            metadata = {"class_names": learned, **(checkpoint.get("metadata") or {})}
+            state = self._own.saved_module().state_dict()
+            self.checkpoint = {**checkpoint, "state_dict": state, "optimizer": None, "metadata": metadata}
 
     @classmethod
     def from_folder(cls, folder: str | PathLike, backbone: str = "", device: str = "") -> "PromptedClassifier":
@@ -169,7 +172,9 @@ class PromptedClassifier:
         """Write the exported form to an existing folder; returns what its config.json says."""
         name = self.cfg.MODEL.BACKBONE.NAME
         public = name if is_published(name) else re.sub(r"[^:]*/", "", name)  # without the folder of a file
-        description = replace(self.description, backbone=public, backbone_sha256=weights_sha256(name))
+        facts = self.description.training | ({} if self._own.model.classes_learned else {"classes_learned": False})
+        sha256 = weights_sha256(name)
+        description = replace(self.description, backbone=public, backbone_sha256=sha256, training=facts)
         return write_artefact(folder, description, self._own.saved_module().state_dict())
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:

@@ -88,6 +88,13 @@ def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
     assert resumed.start_epoch == 3 and differing(prompts_of(whole), prompts_of(resumed)) == []
 
 
+def test_clap_adapts_its_weights_by_squared_distances_also_with_a_constraint_of_cosines(make):
+    trainer = make("CLAP", "TRAINER.CLAP.CONSTRAINT", "l2_cosine_adaptative", "OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    apart = trainer.head.prototypes.detach() - trainer.head.base_text_features
+    torch.testing.assert_close(trainer.rho, apart.square().sum(dim=1))
+
+
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.transfers])
 def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, make, tmp_path):
     base = make(method, "DATASET.SUBSAMPLE_CLASSES", "base")
@@ -105,6 +112,19 @@ def test_new_classes_are_tested_with_what_was_learned_on_base_classes(method, ma
 def test_base_to_new_is_refused_where_it_has_no_meaning(method, make):
     with pytest.raises(UsageError, match=f"{method} has weights .* base-to-new has no meaning for it"):
         make(method, "DATASET.SUBSAMPLE_CLASSES", "new")
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.transfers])
+def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
+    """As those of ImageNet-A and -R, in any order."""
+    write_eurosat(tmp_path, ["white snow", "red"])
+    every, some = make(method), make(method, root=tmp_path, output="some")
+    every.train()
+    some.load_model(str(tmp_path / "run"))
+    images, places = images_of(some), [every.class_names.index(name) for name in some.class_names]
+    for trainer in (every, some):
+        trainer.set_model_mode("eval")
+    torch.testing.assert_close(some.model_inference(images), every.model_inference(images)[:, places])
 
 
 def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_before(make):

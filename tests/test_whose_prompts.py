@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from experiments.studies.study_file import load
 from inference import export, predict
 from inference.classifier import PromptedClassifier
 from inference.inspection import command as inspect_command
-from inference.models import open_models
+from inference.models import open_models, read_model
 from trainers import methods
 from trainers.dept import dept
 
@@ -276,6 +277,22 @@ def test_a_checkpoint_says_which_method_made_it(build):
         UsageError, match="a file is a checkpoint of KgCoOp, not of CoOp: test it with --trainer KgCoOp"
     ):
         trainer.load_prompts(content, "a file")
+
+
+@pytest.mark.parametrize(("method", "classes"), [("DePT+CoOp", 3), ("DePT+CoOp", 4), ("MMRL", 3)])
+def test_a_checkpoint_without_class_names_was_not_learned_on_others(method, classes, finished, deep, tmp_path):
+    """DePT's head may have as many rows as a published checkpoint was given names, or others."""
+    description, checkpoint, _ = read_model(finished(method), OPTIONS)
+    published = {key: checkpoint[key] for key in ("state_dict", "epoch")}
+    names, others = ([f"{kind} {number}" for number in range(classes)] for kind in ("class", "other"))
+    given, images = replace(description, class_names=names), torch.randn(2, 3, 32, 32)
+    opened = PromptedClassifier(given, published, "a file", str(deep))
+    expected = PromptedClassifier(description, checkpoint, "a file", str(deep)).logits(images, others)
+    torch.testing.assert_close(opened.logits(images, others), expected)
+    opened.save(tmp_path)
+    exported = PromptedClassifier.from_folder(tmp_path, str(deep))
+    for asked in (names, others):
+        torch.testing.assert_close(exported.logits(images, asked), opened.logits(images, asked))
 
 
 @pytest.mark.parametrize(("tested", "known"), [(1, True), (2, False)])

@@ -94,20 +94,21 @@ class CLAP(ZSLP):
         a = a.mean().repeat(len(a)) if "constant" in names else a
         self.multipliers, self.rho = a, torch.zeros_like(a)
 
-    def distances(self) -> Tensor:
-        """(classes,), of the prototypes from the text features."""
-        if "cosine" in self.settings.CONSTRAINT:
-            return 1 - F.cosine_similarity(self.head.prototypes, self.head.base_text_features)
+    def squares(self) -> Tensor:
+        """(classes,), of the distances between the prototypes and the text features."""
         return (self.head.prototypes - self.head.base_text_features).square().sum(dim=1)
 
     def loss(self, output, labels):
-        ce, constraint = F.cross_entropy(output.logits, labels), (self.multipliers * self.distances()).mean()
+        apart = self.squares()
+        if "cosine" in self.settings.CONSTRAINT:
+            apart = 1 - F.cosine_similarity(self.head.prototypes, self.head.base_text_features)
+        ce, constraint = F.cross_entropy(output.logits, labels), (self.multipliers * apart).mean()
         return ce + constraint, {"loss_ce": ce, "loss_constraint": constraint}
 
     @torch.no_grad()
     def after_epoch(self):
         if "adaptative" in self.settings.CONSTRAINT:
-            h = self.distances()
+            h = self.squares()
             self.multipliers, self.rho = (self.multipliers + self.rho * h).clamp_min(0), h
         super().after_epoch()
 
