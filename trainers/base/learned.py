@@ -102,7 +102,7 @@ class LearnedPrompts(Method):
             epoch: which epoch's; None means the best on validation or, without validation, the newest.
 
         Raises:
-            UsageError: no checkpoint there, or its prompts are of other settings, weights or classes.
+            UsageError: no checkpoint there, or its prompts do not fit the settings, or are of other weights or classes.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
