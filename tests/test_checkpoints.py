@@ -128,6 +128,17 @@ def test_the_best_checkpoint_is_loaded_else_the_newest(text, newest, checkpoints
         trainer.load_model(folder, epoch=3)
 
 
+@pytest.mark.parametrize(
+    ("removed", "said"), [(0, ["The prompts were learned with other settings: N_RM_OP 1, here 0"]), (1, [])]
+)
+def test_settings_that_the_prompts_were_not_learned_with_are_named(removed, said, checkpoints, mpl, capsys):
+    """They fit its tensors, too, and give other logits."""
+    trainer = mpl("all", "N_RM_OP", removed)
+    capsys.readouterr()
+    trainer.load_model(str(checkpoints.parent))
+    assert [line for line in capsys.readouterr().out.splitlines() if "other settings" in line] == said
+
+
 @pytest.mark.parametrize("prompt", [torch.full((1, 64), float("inf")), torch.ones(1, 64, dtype=torch.long)])
 def test_prompts_that_are_not_finite_are_refused_by_name(prompt, checkpoints, mpl):
     file = checkpoints / "model.pth.tar-1"

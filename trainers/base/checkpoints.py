@@ -131,8 +131,7 @@ def select_prompts(
         expected: the state dict to fill.
 
     Raises:
-        UsageError: the prompts are another method's, were learned with other settings or another backbone, or are not
-            finite.
+        UsageError: the prompts are another method's, do not fit the settings or the backbone, or are not finite.
     """
     state = checkpoint["state_dict"]
     method, written = metadata["method"], checkpoint.get("metadata") or {}

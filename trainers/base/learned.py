@@ -14,12 +14,20 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from clip import CLIP, current_ranks, weights_sha256
-from common.errors import UsageError
+from common.errors import UsageError, one_line
 from common.files import checksum
 from common.version import __version__, source
 
 from .build import without_training
-from .checkpoints import check_tensor, find_checkpoint, is_checkpoint, is_metadata, select_prompts, tensors_of
+from .checkpoints import (
+    check_tensor,
+    differences,
+    find_checkpoint,
+    is_checkpoint,
+    is_metadata,
+    select_prompts,
+    tensors_of,
+)
 from .data_use import Choice, Phase, fit_phase, inherited
 from .method import Method
 from .prompted import PromptedCLIP, PromptLearner
@@ -94,7 +102,7 @@ class LearnedPrompts(Method):
             epoch: which epoch's; None means the best on validation or, without validation, the newest.
 
         Raises:
-            UsageError: no checkpoint there, or its prompts are of other settings, weights or classes.
+            UsageError: no checkpoint there, or its prompts do not fit the settings, or are of other weights or classes.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -111,8 +119,11 @@ class LearnedPrompts(Method):
         if type(self.model.prompt_learner).image is not PromptLearner.image:
             kind = "learned" if self.model.classes_learned else "new"
             print(f"Images are read as those of {kind} classes")
-        if not (checkpoint.get("metadata") or {}).get("weights_sha256"):
+        written = checkpoint.get("metadata") or {}
+        if not written.get("weights_sha256"):
             print(f"{path} does not say on which weights its prompts were learned: check that they are these")
+        if changed := differences({"settings": written.get("settings")}, self.prompts_metadata()):
+            print(f"The prompts were learned with other settings: {one_line(changed)}")
         print(f"Loading prompts from {path} (epoch {checkpoint['epoch']})")
 
     def of_published_file(self, content: Any, path: str) -> Any:
