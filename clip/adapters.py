@@ -1,7 +1,6 @@
 """Learned modules inside the blocks of a CLIP that is otherwise frozen."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import open_clip
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .blocks import adapter_of, attention, block_output, not_half, qkv, split_heads
+from .building import twin
 from .errors import ClipError
 
 
@@ -125,8 +125,7 @@ def folded_weights(clip: open_clip.CLIP) -> dict[str, Tensor] | None:
 
 def private_copy(clip: open_clip.CLIP) -> open_clip.CLIP:
     """A CLIP whose modules may be replaced; its tensors are those of the original, not copies."""
-    tensors = [*clip.parameters(), *clip.buffers()]
-    return deepcopy(clip, {id(tensor): tensor for tensor in tensors})
+    return twin(clip, lambda tensor: tensor)
 
 
 def token_dropout(x: Tensor, p: float) -> Tensor:

