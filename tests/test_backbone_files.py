@@ -101,6 +101,7 @@ def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, 
     first = clip.load_backbone(str(file))
     expected = features(first)
     first.visual.proj.data.zero_()  # a run may change its model
+    first.visual.register_forward_hook(lambda *_: pytest.fail("of another copy"))
     with monkeypatch.context() as patch:
         patch.setattr(building, "read_state_dict", None)
         for _ in range(2):
