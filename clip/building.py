@@ -125,13 +125,13 @@ def twin(part: Any, tensor: Callable[[Tensor], Tensor] = deepcopy) -> Any:
     if isinstance(part, Tensor):
         return tensor(part)
     if isinstance(part, nn.Module):
-        other = copy(part)
-        vars(other).update({name: twin(value, tensor) for name, value in vars(part).items()})
-        return other
+        module = copy(part)
+        vars(module).update({name: twin(value, tensor) for name, value in vars(part).items()})
+        return module
     if isinstance(part, dict):
-        other = part.copy()
-        other.update((key, twin(value, tensor)) for key, value in part.items())
-        return other
+        entries = part.copy()  # keeps the type of hooks, which need a weak reference
+        entries.update((key, twin(value, tensor)) for key, value in part.items())
+        return entries
     return part.copy() if isinstance(part, set | list) else part
 
 
