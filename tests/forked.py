@@ -62,6 +62,8 @@ def run_script(command: list[str], folder: str, variables: dict[str, str], clien
     os.environ.update(variables)
     os.chdir(folder)
     script = Path(command[1]).absolute()
-    sys.path[:] = [str(script.parent), *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix)))]
+    given = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
+    installed = (path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix)))
+    sys.path[:] = [str(script.parent), *given, *installed]
     sys.executable, *sys.argv[:] = command
     runpy.run_path(str(script), run_name="__main__")

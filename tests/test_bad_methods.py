@@ -39,13 +39,14 @@ def test_a_file_with_a_failing_import_leaves_the_others(tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_a_users_file_may_use_the_import_paths_of_the_version_before(tmp_path):
+def test_a_users_file_may_use_the_import_paths_of_the_version_before(python, tmp_path):
     shutil.copytree(ROOT / "trainers", tmp_path / "trainers", ignore=shutil.ignore_patterns("__pycache__"))
     code = "from trainers.settings import MethodSettings\nfrom .prompts import ContextTrainer\n"
     (tmp_path / "trainers/aaa.py").write_text(code)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "toolbox")))}
     check = "import sys, trainers; print(trainers.__file__, trainers.BROKEN, 'trainers.aaa' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=env, capture_output=True, text=True)
+    (tmp_path / "check.py").write_text(check)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'toolbox'}"}
+    ended = subprocess.run([python, tmp_path / "check.py"], env=env, capture_output=True, text=True)
     assert ended.stdout == f"{tmp_path / 'trainers/__init__.py'} [] True\n", ended.stderr
 
 

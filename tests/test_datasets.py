@@ -106,15 +106,14 @@ REAL = {  # test images of base and new classes; SHA-256 of all names in their o
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", thorough_but(("dtd", "oxford_pets", "ucf101"), REAL))
-def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(name, load, capsys, tmp_path):
+def test_real_splits_have_the_published_sizes_classes_and_few_shot_images(name, load, capsys, monkeypatch, tmp_path):
     kind = class_of(name)
     file = ROOT.parent / "shared/data" / ("eurosat" if name == "eurosat" else "splits") / kind.split_file
     if not file.is_file():
         pytest.skip(f"no {file.relative_to(ROOT.parent)} beside the repository")
     split = json.loads(file.read_text())
-    for path in {Path(kind.image_dir, row[0]) for rows in split.values() for row in rows}:  # empty images
-        (tmp_path / kind.dataset_dir / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / kind.dataset_dir / path).touch()
+    monkeypatch.setattr(kind, "check_images", lambda dataset, items: None)
+    (tmp_path / kind.dataset_dir).mkdir()
     (tmp_path / kind.dataset_dir / kind.split_file).write_bytes(file.read_bytes())
     whole = load(name)
     assert (len(whole.train_x), len(whole.val), len(whole.test), whole.num_classes) == (*kind.counts, kind.n_classes)

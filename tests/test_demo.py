@@ -6,11 +6,13 @@ from functools import partial
 
 import pytest
 from drawn import card
+from finished import InThisProcess
 from matplotlib.axes import Axes
 from PIL import Image
 
 from experiments import demo
 from experiments.predictions import read
+from experiments.studies import executor
 from experiments.studies.spec import Study
 
 
@@ -20,6 +22,7 @@ def test_demo_writes_a_table_a_file_and_a_picture(drawn, tmp_path, monkeypatch, 
     root = tmp_path / "data"
     shutil.copytree(drawn / "small_objects", root / "small_objects")
     monkeypatch.setattr(demo, "Study", partial(Study, shots=(4,)))  # to save time
+    monkeypatch.setattr(executor, "LocalExecutor", InThisProcess)
     argv = ["--output", str(output), "--root", str(root), "--methods", "CoOp", "--seeds", "1", "--workers", "1"]
     words = []
     monkeypatch.setattr(Axes, "text", lambda axes, x, y, word, **how: words.append(word))

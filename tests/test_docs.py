@@ -13,6 +13,7 @@ import yaml
 from marks import thorough_but
 
 from common.start import ROOT
+from datasets.small_world import SmallLand
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +25,11 @@ def blocks(file: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """A copy of the project with the method of docs/methods.md in it; nothing else changes but the number of epochs."""
+def copy(drawn, tmp_path_factory):
+    """A copy of the project with the images of SmallLand and the methods of docs/methods.md, for short runs."""
     root = tmp_path_factory.mktemp("fresh") / "project"
+    SmallLand.prepare(drawn / "small_land")
+    shutil.copytree(drawn / "small_land", root / "data/small_land")
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -44,7 +47,8 @@ def copy(tmp_path_factory):
         (root / name).write_text(text)
     settings = root / "configs/trainers/small.yaml"
     assert "MAX_EPOCH: 20" in settings.read_text()
-    settings.write_text(settings.read_text().replace("MAX_EPOCH: 20", "MAX_EPOCH: 1"))  # to save time
+    quick = settings.read_text().replace("MAX_EPOCH: 20", "MAX_EPOCH: 1")  # to save time
+    settings.write_text(f"{quick}TEST:\n  MAX_IMAGES: 32\n")
     return root
 
 
@@ -109,7 +113,7 @@ def test_a_method_learns_and_is_evaluated_on_new_classes(method, call, copy):
     new = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "new")
     call(*train(f"out/{name}_new", "--eval-only", "--model-dir", f"out/{name}", *new, method=method))
     found = results(copy, f"out/{name}_new")
-    assert (found["n_test"], found["epochs"]) == (8 * 40, 3)
+    assert (found["n_test"], found["epochs"]) == (32, 3)
 
 
 def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
@@ -119,7 +123,6 @@ def test_dataset_of_your_own_needs_one_file_and_one_yaml(call, copy):
     folder, images, split = re.findall(r'(?:dataset_dir|image_dir|split_file) = "(.*?)"', code)
     (copy / file).write_text(code)
     (copy / f"configs/datasets/{name}.yaml").write_text(yaml.safe_dump({"DATASET": {"NAME": class_name}}))
-    call("tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)  # draws the images
     shutil.copytree(copy / "data/small_land/images", copy / "data" / folder / images)
     shutil.copy(copy / "data/small_land/split.json", copy / "data" / folder / split)
     call("scripts/any/base2new_train.sh", "Growing", name, 1, 1, OUT="out/dataset")
@@ -137,7 +140,6 @@ def quick_start(title: str) -> str:
 
 
 def test_quick_start_with_own_classes_and_its_page_run_as_they_are_written(call, copy):
-    call("tools/prepare.py", "fewshot", "small_land", "--root", "data", "--shots", 1)  # draws the images
     for path, label, name in json.loads((copy / "data/small_land/split.json").read_text())["train"]:
         if label < 3:
             (copy / "birds" / name).mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ def test_faults_of_a_command_are_failures(monkeypatch, capsys, tmp_path):
     commands = [*FAULTS, REFUSED, ACCEPTED]
     for code in commands:
         monkeypatch.setitem(worker.PROGRAMS, code, lambda argv, code=code: eval(COMPILED[code]))
-    monkeypatch.setattr(harness, "SECONDS", 4)
+    monkeypatch.setattr(harness, "SECONDS", 2)
     monkeypatch.setattr(harness, "REPORTED", len(commands))
     used = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20  # not the most so far
     monkeypatch.setattr(harness, "MEGABYTES", used + 200)

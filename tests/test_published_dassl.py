@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from functools import reduce
 
 import pytest
@@ -63,21 +62,26 @@ def published(tmp_path):
     return published
 
 
-def run(script, backbone, *arguments, epochs=2):
-    """The ended process of a script on the stand-in, with small images and epochs of three batches."""
-    pairs = ["MODEL.BACKBONE.NAME", backbone, "INPUT.SIZE", "(32, 32)", "DATASET.NUM_SHOTS", 2]
-    pairs += ["OPTIM.MAX_EPOCH", epochs, "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 4]
-    command = [sys.executable, ROOT / "tests/published_dassl.py", script, *map(str, (*arguments, *pairs))]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+@pytest.fixture
+def run(deep, python):
+    """`run(script, *arguments)`: the ended process of a script on the stand-in, in epochs of three small batches."""
+
+    def run(script, *arguments, epochs=2):
+        pairs = ["MODEL.BACKBONE.NAME", deep, "INPUT.SIZE", "(32, 32)", "DATASET.NUM_SHOTS", 2]
+        pairs += ["OPTIM.MAX_EPOCH", epochs, "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 4]
+        command = [python, ROOT / "tests/published_dassl.py", script, *map(str, (*arguments, *pairs))]
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+
+    return run
 
 
 @pytest.mark.parametrize("method", thorough_but(("MPL",), ("MPL", "PromptSRC", "CoOp")))
-def test_train_py_of_a_user(method, published, deep, eurosat, tmp_path):
+def test_train_py_of_a_user(method, published, run, eurosat, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
     own = ["TRAINER.NAME", method, "DATASET.ROOT", eurosat, "OUTPUT_DIR", tmp_path / "out", "SEED", 1]
-    done = run(script, deep, DATASET, published(method), *own)
+    done = run(script, DATASET, published(method), *own)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
     accuracies = re.findall(r"(?:accuracy|again): (\S+)%", done.stdout)
     assert len(accuracies) == 4 and len(set(accuracies)) == 1
@@ -96,21 +100,21 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("method", thorough_but(("ZERO", "GDA", "TDA"), OTHERS))
-def test_methods_on_features_and_on_views(method, published, deep, eurosat, tmp_path):
+def test_methods_on_features_and_on_views(method, published, run, eurosat, tmp_path):
     (tmp_path / "train.py").write_text(TRAIN[: TRAIN.index("build_trainer(cfg).train()  # resumes")])
     own, error = OTHERS[method]
     options = ["TRAINER.NAME", method, f"TRAINER.{method.upper()}.PREC", "fp32", *own]
     options += ["DATASET.ROOT", eurosat, "OUTPUT_DIR", tmp_path / "out", "SEED", 1]
-    done = run(tmp_path / "train.py", deep, DATASET, published("CoOp"), *options, epochs=1)
+    done = run(tmp_path / "train.py", DATASET, published("CoOp"), *options, epochs=1)
     assert error in done.stderr and (done.returncode == 0) == (not error), done.stderr
     assert error or re.findall(r"accuracy: (\S+)%", done.stdout)
 
 
 @pytest.mark.thorough
-def test_train_py_of_this_project(published, deep, eurosat, tmp_path):
+def test_train_py_of_this_project(published, run, eurosat, tmp_path):
     own = ["--trainer", "MPL", "--root", eurosat, "--output-dir", tmp_path / "out", "--seed", 1]
     files = ["--dataset-config-file", DATASET, "--config-file", published("MPL")]
-    done = run(ROOT / "train.py", deep, *files, *own, "TEST.FINAL_MODEL", "best_val")
+    done = run(ROOT / "train.py", *files, *own, "TEST.FINAL_MODEL", "best_val")
     assert (done.returncode, error_lines(done.stderr)) == (0, [])
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert re.findall(r"accuracy: (\S+)%", done.stdout)[-1] == f"{results['accuracy']:.1f}"

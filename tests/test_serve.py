@@ -32,11 +32,15 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAMES = ["red", "green field", "blue lake"]
 
 
+@pytest.fixture(scope="module")
+def models(finished):
+    return open_models([finished("MPL"), finished("CoOp"), finished("ZeroshotCLIP")], OPTIONS)
+
+
 @pytest.fixture
-def page(finished, photos, monkeypatch, tmp_path):
+def page(models, photos, monkeypatch, tmp_path):
     (tmp_path / "uploads").mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    models = open_models([finished("MPL"), finished("CoOp"), finished("ZeroshotCLIP")], OPTIONS)
     return Page(models, NAMES, [photos / "a.jpg", photos / "b.png"])
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -159,15 +160,16 @@ def test_error_messages_of_the_page_are_those_of_the_code():
             assert words in known or len(words) < 8, f"{words!r} of {message!r}"
 
 
-def test_paths_in_commands_were_written_by_earlier_commands():
+def test_paths_in_commands_were_written_by_earlier_commands(script):
     """The runs below output/ that commands of a page use, and the output folders of its scripts."""
     for page in (ROOT / "README.md", ROOT / "docs/own_classes.md", ROOT / "docs/reproduce.md"):
         made, used = set(), set()
         for line in "\n".join(blocks(page)).replace("\\\n", " ").splitlines():
             command = line.split(" #")[0].strip()
             if re.match(r"(?:\w+=\S+ )*bash scripts/", command) and "$" not in command and "imagenet" not in command:
-                env = os.environ | {"DRY_RUN": "1", "PYTHON": sys.executable}
-                done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
+                before, _, after = command.partition("bash scripts/")
+                variables = dict(word.split("=", 1) for word in ("OUT=", "DATA=", "BACKBONE=", *shlex.split(before)))
+                done, _ = script(*shlex.split(after), **variables)
                 assert done.returncode == 0 or "birds" in done.stderr, done.stderr
                 made |= set(re.findall(r"--output-dir (\S+)", done.stdout))
             elif not command.startswith("bash"):
