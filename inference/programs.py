@@ -74,7 +74,7 @@ def write_onnx(classifier: PromptedClassifier, class_names: Sequence[str], file:
             ImageProgram(classifier, class_names).eval(),
             (example(classifier, 2),),
             dynamo=True,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", max=1 << 30)}},  # torch 2.6 needs a maximum
             opset_version=OPSET,
             input_names=["images"],
             output_names=["logits"],
