@@ -66,8 +66,10 @@ def connect() -> Any:
     has_gpu = torch.cuda.device_count() > 0
     if has_gpu:
         take_own_gpu(torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0")))
+    # torchrun has a store before its ranks start, and if it is killed they have none. Others keep it in rank 0.
+    minutes = 1 if dist.is_torchelastic_launched() else 5  # of each of two tries
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
+        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(minutes=minutes)))
         store.set_timeout(PATIENCE)
         # With --max-restarts torchrun keeps the store, and the keys in it.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

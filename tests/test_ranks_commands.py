@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from finished import slowdown, wait_until
 
 from common.errors import UsageError
 from common.start import ROOT
-from experiments.ranks import joined
+from experiments.ranks import connect, joined
 from experiments.studies import command as study
 
 pytestmark = pytest.mark.slow
@@ -132,6 +133,17 @@ def test_a_port_in_use_ends_in_one_line(argv, ranks):
             "cannot connect to the other ranks (",
             "with another --master-port",
         )
+
+
+@pytest.mark.parametrize(("launched", "minutes"), [(False, 5), (True, 1)])
+def test_ranks_whose_torchrun_was_killed_soon_end(launched, minutes, monkeypatch):
+    """They waited up to twelve minutes for its store."""
+    given = []
+    monkeypatch.setattr("torch.distributed.rendezvous", lambda url, timeout: given.append(timeout) or iter([]))
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: launched)
+    with pytest.raises(StopIteration):
+        connect()
+    assert given == [timedelta(minutes=minutes)]
 
 
 def test_a_variable_of_the_launcher_is_missing(monkeypatch):

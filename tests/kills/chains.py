@@ -122,7 +122,7 @@ def kill(process: subprocess.Popen, number: int, victims: list[int], ranks: bool
     if ranks:  # torchrun has exit statuses of its own
         return ""
     # SIGTERM while Python starts, before the command can handle it, ends the process as it does any other.
-    allowed = {signal.SIGKILL: (-9,), signal.SIGTERM: (130, -15, 0)}[signal.Signals(number)]
+    allowed = {signal.SIGKILL: (-9, 0), signal.SIGTERM: (130, -15, 0)}[signal.Signals(number)]  # 0: it had just ended
     return "" if process.returncode in allowed else f"exit status {process.returncode} after signal {number}"
 
 
