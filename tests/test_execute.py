@@ -141,7 +141,7 @@ def test_a_finished_study_starts_no_processes(study_file):
     assert execute_runs(study.sequences(), Unwanted(1), "finished") == {}
 
 
-def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file):
+def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file, capsys):
     submitted = []
 
     class Submitted(LocalExecutor):
@@ -159,6 +159,8 @@ def test_tests_of_prompts_that_are_learned_again_are_repeated(study_file):
         finish(run, 50.0)
     execute_runs(study.sequences(), Submitted(1), "again")
     assert submitted[:2] == [trained, test] and len(submitted) == 3
+    lines = [f"again: {number} of 4 runs: {run.folder}" for number, run in enumerate(submitted, 2)]
+    assert capsys.readouterr().out.splitlines() == lines  # of a log, where no bar moves
 
 
 def test_progress_and_remaining_time(study_file):

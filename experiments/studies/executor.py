@@ -91,8 +91,8 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
     running: dict[Future[str | None], RunSequence] = {}
     deaths: Counter[Run] = Counter()
     failed: dict[Run, str] = {}
-    total = sum(map(len, sequences))
-    progress = tqdm(total=total, initial=len(finished), desc=title, unit="run", smoothing=0.05, disable=None)
+    total, ended = sum(map(len, sequences)), len(finished)
+    progress = tqdm(total=total, initial=ended, desc=title, unit="run", smoothing=0.05, disable=None)
     # Ray takes seconds to start, and waits for a cluster on this machine that has just ended.
     with executor if waiting else nullcontext(), progress as bar:
         while waiting or running:
@@ -116,7 +116,11 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
                     bar.write(f"failed: {run.folder}: {error}", file=sys.stderr)
                 elif rest:
                     waiting.appendleft(tuple(rest))
-                bar.update(len(sequence) if error else 1)
+                skipped = len(rest) if error else 0
+                ended += 1 + skipped
+                bar.update(1 + skipped)
+                if bar.disable and not error:  # not on a terminal: a log gets a line for each run
+                    print(f"{title}: {ended} of {total} runs: {run.folder}", flush=True)
     return failed
 
 
