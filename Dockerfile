@@ -3,11 +3,11 @@ FROM python:3.12-slim
 
 WORKDIR /project
 COPY requirements.txt requirements-serve.txt ./
+COPY common common
 COPY toolbox toolbox
 RUN pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu \
     && pip install --no-cache-dir -r requirements-serve.txt
 COPY clip clip
-COPY common common
 COPY datasets datasets
 COPY experiments experiments
 COPY inference inference

@@ -1,8 +1,11 @@
 """The one kind of error for everything that the person running a command can fix."""
 
+import re
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from os import PathLike
+
+LEAST_LIKENESS = 0.6  # of a suggested name, from 0 to 1
 
 
 class UsageError(ValueError):
@@ -18,12 +21,30 @@ class UsageError(ValueError):
     """
 
     def __init__(self, what: str, remedy: str = "", where: str | PathLike | None = None):
+        what = self._raised_line(what)
         super().__init__(what, remedy, where)  # all of them, so that the error survives pickling
-        self.what, self.remedy, self.where = what, remedy, where
+        self.what = what
+        self.remedy = remedy
+        self.where = where
+
+    def _raised_line(self, what: str) -> str:
+        """torch raises the error of a DataLoader worker again with a traceback as its text; its last line counts."""
+        if not what.startswith("Caught "):
+            return what
+        lines = re.findall(rf"^[\w.<>]*\b{type(self).__name__}: (.*)$", what, flags=re.MULTILINE)
+        return lines[-1] if lines else what
 
     def __str__(self) -> str:
         where = "" if self.where is None or str(self.where) in self.what else str(self.where)
         return ": ".join(part for part in (where, self.what, self.remedy) if part)
+
+
+class MissingFileError(UsageError, FileNotFoundError):
+    """Raised when a file does not exist; also a `FileNotFoundError`."""
+
+
+class UnknownNameError(UsageError, KeyError):
+    """Raised for an unknown name of a setting or of a registered object; also a `KeyError`, as in yacs."""
 
 
 def one_line(text: object) -> str:
@@ -33,10 +54,25 @@ def one_line(text: object) -> str:
 
 
 def closest(name: object, known: Iterable[object]) -> str:
-    """The one of the known names that `name` is most likely a misspelling of, or an empty string."""
-    by_lower = {str(candidate).lower(): str(candidate) for candidate in known}
-    near = get_close_matches(str(name).lower(), by_lower, n=1)
-    return by_lower[near[0]] if near else ""
+    """The known name that `name` is most likely a misspelling of, or an empty string.
+
+    The same last name in another group (`OPTIM.LR`) counts for more than similar letters.
+    """
+
+    def likeness(candidate: str) -> float:
+        given = str(name).lower()
+        other = candidate.lower()
+        same_last = given.rpartition(".")[2] == other.rpartition(".")[2]
+        return SequenceMatcher(None, given, other).ratio() + 0.3 * same_last
+
+    best = max(map(str, known), key=likeness, default="")
+    return best if best and likeness(best) >= LEAST_LIKENESS else ""
+
+
+def suggestion(name: object, known: Iterable[object]) -> str:
+    """`; did you mean X?` with the closest known name, or an empty string."""
+    near = closest(name, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def choose(

@@ -1,42 +1,70 @@
 """Files and folders that are written completely or not at all, their checksums, and errors about missing ones."""
 
+import errno
 import fcntl
 import filecmp
 import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import get_native_id
 
 from .errors import UsageError
 
 BLOCK = 1 << 20
 LOOKED_AT = 200  # entries of a folder
 SHOWN = 20  # names in a message
-PARTIAL = r"\..+\.\d+\.partial"  # name of an unfinished file; the number is that of the process that writes it
+PARTIAL = r"\..+\.\d+-\d+\.partial"  # name of an unfinished file, with the numbers of its process and thread
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of writing, whose errors name no file
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path next to `path` to write to. It replaces `path` in one step at the end; after an error it is deleted.
+    """A path next to `path` to write to. At the end its content is on the disk, and replaces `path` in one step.
+
+    After an error it is deleted, and `path` is what it was.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; its text says so and names `path`.
+        OSError: the disk is full or the folder is not writable; its text says so and names `path`. Other errors of the
+            body stay as they are.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{get_native_id()}.partial")
     try:
         partial.unlink(missing_ok=True)  # of a killed process, or a link that somebody has put there
         yield partial
+        flush_to_disk(partial)
         os.replace(partial, path)
     except OSError as error:
-        reason = f"cannot write: {error.strerror or error}; free some space or change the permissions"
+        if error.errno not in FULL and str(error.filename) != str(partial):
+            raise
+        reason = f"cannot write: {error.strerror}; free some space or change the permissions"
         raise OSError(error.errno, reason, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the same again
+            partial.unlink(missing_ok=True)
+    with suppress(OSError):  # a file system without it
+        flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the list of files of a folder, is on the disk: a power cut leaves it as it is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file, all at once or part by part, completely or not at all; errors are those of `replacing`."""
+    with replacing(path) as partial, open(partial, "xb") as file:
+        for part in [content] if isinstance(content, bytes) else content:
+            file.write(part)
 
 
 @contextmanager
@@ -92,8 +120,7 @@ def held(folder: Path) -> int | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all (UTF-8)."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import os
 import stat
 from typing import Any, NoReturn
 
-from .errors import UsageError
+from .errors import MissingFileError, UsageError
 
 MAX_BYTES = 1 << 24  # of a text: lists of names have some kilobytes
 MAX_JSON = 1 << 28  # of a JSON file: the split of a dataset of two million images
@@ -16,11 +16,14 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; errors are those of `read_text`."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"{path} is not a regular file", "give the path of a file with content", path)
-            content = file.read(most + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path} ({error.strerror})", "check the path", path) from error
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(most + 1) if regular else b""
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else UsageError
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"cannot read {path} ({reason})", "check the path", path) from error
+    if not regular:
+        raise UsageError(f"{path} is not a regular file", "give the path of a file with content", path)
     if len(content) > most:
         raise UsageError(f"{path} is larger than {most:,} bytes", "shorten it", path)
     return content
@@ -32,7 +35,7 @@ def read_text(path: str | os.PathLike, most: int = MAX_BYTES, errors: str = "str
     The file is UTF-8 with or without a byte order mark; `errors` is that of `bytes.decode`.
 
     Raises:
-        UsageError: it is missing, larger, not a regular file or not UTF-8.
+        UsageError: it is missing (MissingFileError), larger, not a regular file or not UTF-8.
     """
     try:
         return read_bytes(path, most).decode("utf-8-sig", errors)

@@ -155,8 +155,8 @@ def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
 
 def user_error(error: BaseException) -> Exception | None:
     """The error to print in one line: the user can fix it, or the machine lacks something. None for a bug."""
-    if "UsageError" in {kind.__name__ for kind in type(error).__mro__}:  # ours, or that of the toolbox
-        return error  # type: ignore[return-value]
+    if isinstance(error, UsageError):
+        return error
     for cause in exception_chain(error) if isinstance(error, Exception) else ():
         text = f"{type(cause).__name__}: {cause}"
         for words, what, remedy in SHORTAGES:

@@ -144,7 +144,7 @@ def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept, tmp_path):
 
 def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(kind, new, tmp_path):
     (tmp_path / "cache").mkdir()
-    end = {"features": "safetensors.1.partial", "images": "rgb.1.tmp"}[kind]
+    end = {"features": "safetensors.1-1.partial", "images": "rgb.1-1.partial"}[kind]
     writing, abandoned = (tmp_path / f"cache/.{kind}-{name}.{end}" for name in "ab")
     for file in (writing, abandoned):
         file.touch()

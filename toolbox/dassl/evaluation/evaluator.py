@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from dassl.utils import UsageError, mkdir_if_missing
-from dassl.utils.files import write_atomically
+
+from common.files import write_bytes
 
 from .build import EVALUATOR_REGISTRY
 
@@ -110,5 +111,5 @@ class Classification(EvaluatorBase):
         mkdir_if_missing(path.parent)
         buffer = io.BytesIO()
         torch.save(torch.from_numpy(matrix), buffer)
-        write_atomically(path, [buffer.getbuffer()])
+        write_bytes(path, buffer.getvalue())
         print(f"Confusion matrix is saved to {path}")

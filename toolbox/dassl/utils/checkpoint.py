@@ -4,15 +4,18 @@ import copy
 import io
 import numbers
 import os
+import re
 import warnings
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .errors import MissingFileError, UsageError
-from .files import write_atomically
+from common.errors import MissingFileError, UsageError
+from common.files import PARTIAL, write_bytes
+
 from .logger import print_detail
 from .tools import mkdir_if_missing
 from .torch_files import DamagedError, PickledObject, read_torch_file, sealed
@@ -53,9 +56,9 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     folder = Path(save_dir)
     names = [model_name or f"model.pth.tar-{state['epoch']}", *(["model-best.pth.tar"] if is_best else [])]
     for name in names:
-        write_atomically(folder / name, [content])
+        write_bytes(folder / name, content)
         print_detail(f"Checkpoint saved to {folder / name}")
-    write_atomically(folder / "checkpoint", [f"{names[0]}\n".encode()])
+    write_bytes(folder / "checkpoint", f"{names[0]}\n".encode())
     try:
         read_torch_file(folder / names[0])
     except DamagedError as error:
@@ -120,6 +123,20 @@ def newest_checkpoint(folder):
     if not os.path.isfile(path):
         raise MissingFileError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
     return path
+
+
+def remove_stale(folder, epochs):
+    """Delete from a folder of checkpoints those of some epochs, and what killed processes have not finished.
+
+    No other process may write there.
+    """
+    stale = {f"model.pth.tar-{epoch}" for epoch in epochs}
+    if os.path.isdir(folder) and not os.path.islink(folder):  # a link may lead to another run
+        for entry in list(os.scandir(folder)):
+            named = entry.name in stale or re.fullmatch(PARTIAL, entry.name)
+            if named and not entry.is_dir(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    os.remove(entry.path)
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):

@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from .errors import UnknownNameError
-from .tools import nearest
+from common.errors import UnknownNameError, suggestion
 
 
 class Registry:
@@ -29,7 +28,7 @@ class Registry:
     def get(self, name):
         """The object registered under ``name``; UnknownNameError (a UsageError and a KeyError) if there is none."""
         if name not in self._obj_map:
-            raise UnknownNameError(f'the {self._name} registry has no "{name}"{nearest(name, self._obj_map)}')
+            raise UnknownNameError(f'the {self._name} registry has no "{name}"{suggestion(name, self._obj_map)}')
         return self._obj_map[name]
 
     def registered_names(self):

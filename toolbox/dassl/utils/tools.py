@@ -1,6 +1,5 @@
 """Files, seeds and the environment."""
 
-import difflib
 import functools
 import json
 import os
@@ -11,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from .errors import UsageError
+from common.errors import UsageError, suggestion
+from common.files import write_text
+
 from .images import read_image  # noqa: F401 - its published place
 
 
@@ -36,8 +37,7 @@ def read_json(fpath):
 def write_json(obj, fpath):
     """Write ``obj`` as indented JSON; create the folder if it is missing."""
     mkdir_if_missing(Path(fpath).parent)
-    with open(fpath, "w", encoding="utf-8") as f:
-        json.dump(obj, f, indent=4, separators=(",", ": "))
+    write_text(Path(fpath), json.dumps(obj, indent=4, separators=(",", ": ")))
 
 
 def set_random_seed(seed):
@@ -64,25 +64,11 @@ def listdir_nohidden(path, sort=False):
     return sorted(items) if sort else items
 
 
-def nearest(name, available):
-    """``"; did you mean X?"`` with the closest of the ``available`` names; ``""`` if there are none.
-
-    The same last name in another group (``OPTIM.LR``) counts for more than similar letters.
-    """
-
-    def likeness(candidate):
-        own, other = str(name).lower(), str(candidate).lower()
-        same_last = own.rpartition(".")[2] == other.rpartition(".")[2]
-        return difflib.SequenceMatcher(None, own, other).ratio() + 0.3 * same_last
-
-    return f"; did you mean {max(available, key=likeness)}?" if available else ""
-
-
 def check_availability(requested, available):
     """Raise UsageError unless a name is among the available ones, which the message lists."""
     if requested not in available:
         known = ", ".join(sorted(map(str, available))) or "none"
-        raise UsageError(f'"{requested}" is not available (there are: {known}){nearest(requested, available)}')
+        raise UsageError(f'"{requested}" is not available (there are: {known}){suggestion(requested, available)}')
 
 
 def tolist_if_not(x):
