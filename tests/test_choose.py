@@ -1,11 +1,9 @@
-"""The key `choose` of a study: trials, the choice, the runs with it, and what choosing on test images is worth."""
+"""The key `choose` of a study: trials, the choice, and the runs with it."""
 
 import json
 import shutil
 from concurrent.futures import Future
-from dataclasses import replace
 
-import pandas as pd
 import pytest
 from drawn import write_eurosat
 from finished import InThisProcess, figures, finish
@@ -16,7 +14,7 @@ from common.results import read_results
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.studies import command as study_command
-from experiments.studies import executor, inflation
+from experiments.studies import executor
 from experiments.studies.choose import RULES, decide
 from experiments.studies.progress import Progress
 from experiments.studies.study_file import load
@@ -269,47 +267,7 @@ def test_card_names_the_choosing_images_and_trials_are_not_repeated(executed, by
         found = {(each["split"], each["images"], each["test_images"], each["by"]) for each in records}
         assert found == {(split, images, 0, by)}
         assert len({each["sha256"] for each in records}) == 2  # those of both seeds
-    _, printed = executed("inflation", by, seeds=[1, 2])
-    assert f"| by {by} |" in printed and MARK not in executed("tables", by, seeds=[1, 2])[1]
-
-
-TESTED = {"0.1": 60, "0.02": 65, "0.5": 70, "epoch1": 50, "epoch2": 55, "epoch3": 40}  # accuracies
-VALIDATED = {"0.1": 10, "0.02": 30, "0.5": 20, "epoch1": 20, "epoch2": 10, "epoch3": 5}
-
-
-@pytest.mark.parametrize("by", [ORACLE, VALIDATION])
-def test_inflation_compares_the_candidates(by, chosen, eurosat, command):
-    rates = {"OPTIM.LR": [0.1, 0.02, 0.5]}
-    file = chosen(by, rates, trainers={"CoOp": "small", "VPT": "small"}, root=str(eurosat), datasets=["eurosat"])
-    study = load(file, settings=False)
-    finish_trials(study, lambda run: (TESTED if by == ORACLE else VALIDATED)[run.values[1]])
-    decide(study)
-    base = study.runs()[0]
-    finish(base, 70)
-    for epoch in (1, 2, 3):
-        (base.folder / "prompt_learner").mkdir(exist_ok=True)
-        (base.folder / f"prompt_learner/model.pth.tar-{epoch}").touch()
-    for run in (run for each in inflation.choices(study) for run in each.runs() if not run.folder.exists()):
-        name = run.folder.name if run.folder.name in TESTED else run.values[1]
-        finish(run, {"test": TESTED, "val": VALIDATED}[run.arguments[-1]][name])
-    folder, elsewhere = study.output / "inflation", study.output.with_name("elsewhere")
-    folder.rename(elsewhere)
-    folder.symlink_to(elsewhere)
-    assert f"{folder} is a link" in command(study_command, "inflation", file).errors[-1]
-    folder.unlink()
-    elsewhere.rename(folder)
-    done = command(study_command, "inflation", file)
-    assert (done.status, done.errors) == (0, ["Left out: 1 of 2 training runs, which are not finished"])
-    made = study.output / "studies/out"
-    cells = pd.read_csv(made / "inflation.csv").query("dataset == 'average' and method == 'CoOp'").set_index("chosen")
-    columns = ["candidates", "default", "honest", "on_test", "worth", "over_default"]
-    assert cells.loc["settings", columns].tolist() == [3, 60, 65, 70, 5, 10]
-    assert cells.loc["epoch", columns].tolist() == [3, 40, 50, 55, 5, 15]
-    of_two = inflation.compare(replace(study, datasets=("eurosat", "dtd")), inflation.choices(study))
-    assert of_two[of_two["dataset"] == "average"][columns[1:]].isna().all(axis=None)  # of other datasets
-    assert f"by few-shot validation | on test images {MARK} |" in done.printed
-    assert "| CoOp | eurosat | 1 | 3 | 40.00 | 50.00 | 55.00 | +5.00 |" in done.printed
-    assert all((made / f"inflation.{kind}").stat().st_size for kind in ("md", "png", "svg", "pdf"))
+    assert MARK not in executed("tables", by, seeds=[1, 2])[1]
 
 
 def test_trials_of_other_settings_choose_nothing(chosen, command):
@@ -336,10 +294,3 @@ def test_runs_do_not_start_without_a_choice_whose_trials_have_failed(chosen, com
     assert done.status == 1 and "The trials of 1 choices have failed, so that the runs" in done.printed
     assert {run.variant.name for run in started if not run.values} == {"ZeroshotCLIP"}
     assert {run.variant.name for run in started if run.values} == {"CoOp"}
-
-
-def test_inflation_without_candidates_is_refused(chosen, command):
-    for file in (chosen(), chosen(choose=None)):
-        done = command(study_command, "inflation", file)
-        assert done.status == 2 and done.printed == ""
-        assert "no choice with all its trials, and no finished run that keeps several epochs: add" in done.errors[-1]

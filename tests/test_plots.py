@@ -1,5 +1,6 @@
 """The pictures of a study: their content and their files; the ranks of methods over datasets."""
 
+from itertools import combinations
 from xml.etree import ElementTree
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from experiments.studies import plots
-from experiments.studies.critical import groups, ranking
+from experiments.studies.critical import ranking
 from experiments.studies.render import over_datasets
 from trainers import PromptTrainer, methods
 
@@ -124,7 +125,6 @@ def test_pictures_are_written_as_png_svg_and_pdf_and_not_cut_off(summarised, tmp
         assert ElementTree.parse(svg).getroot().tag.endswith("svg") and pdf.read_bytes().startswith(b"%PDF-")
         assert ("<!-- CoOp -->" in svg.read_text()) == (svg.stem != "gains")  # a legend
         with Image.open(png) as image:
-            assert image.width > 150 * plots.NARROW, png.name  # the form for telephones is the report's
             pixels = image.convert("L")
             edges = [pixels.crop((x, 0, x + 1, pixels.height)) for x in (0, pixels.width - 1)]
             assert all(edge.getextrema() == (255, 255) for edge in edges), png.name
@@ -157,9 +157,24 @@ def test_ranks_over_datasets_are_those_of_the_published_formulas(k, tmp_path):
     ties = 6 / (n * (k**3 - k))  # of the two that share a rank
     assert found.p == pytest.approx(stats.chi2.sf(chi2 / (1 - ties), k - 1))
     assert found.difference == pytest.approx(NEMENYI[k] * (k * (k + 1) / (6 * n)) ** 0.5, rel=1e-3)
-    for i, one in enumerate(found.ranks):
-        for j, other in enumerate(found.ranks[i + 1 :], start=i + 1):
-            assert any(first <= i and j <= last for first, last in groups(found)) == (other - one < found.difference)
+    (ax,) = plots.critical_difference(summary).axes
+    assert all(name in " ".join(text.get_text() for text in ax.texts) for name in found.ranks.index)
+    bars = [
+        set(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 2
+    ]  # each with the ranks that it joins
+    assert bars
+    for one, other in combinations(found.ranks, 2):
+        assert any({one, other} <= bar for bar in bars) == (other - one < found.difference)
+
+
+def test_methods_that_are_equal_on_all_datasets_have_a_p_of_one(tmp_path):
+    study = study_of(tmp_path, dict.fromkeys("abc", "MPL"), datasets=SETS)
+    summary = summarise(study, lambda run: 70.0)
+    found = ranking(summary, "few_shot", "16 shots", "inductive")
+    assert (found.p, list(found.ranks)) == (1, [2, 2, 2])
+    assert "Friedman's test, p = 1.000." in over_datasets(summary, "few_shot", "16 shots")
+    (ax,) = plots.critical_difference(summary).axes
+    assert "Friedman p = 1" in ax.get_xlabel()
 
 
 def test_kinds_have_ranks_of_their_own_and_methods_selected_on_test_images_have_none(tmp_path):

@@ -116,7 +116,7 @@ def test_damaged_study_file_has_a_one_line_error(tmp_path, content):
 
 def test_option_of_another_command_is_refused(command, tmp_path):
     for argv, words in (
-        (["status", "--workers", 2], "--workers is for run and inflation, not for status"),
+        (["status", "--workers", 2], "--workers is for run, not for status"),
         (["tables", "--dry-run"], "--dry-run is for run, not for tables"),
         (["run", "--intervals"], "--intervals is for tables and report, not for run"),
     ):

@@ -29,9 +29,7 @@ EPILOG = """
 or on a cluster (docs/studies.md), else in processes of this machine. `status` prints how many runs are finished,
 running, failed and pending, and the remaining time. `tables` prints the results so far and writes them to
 OUTPUT/studies/NAME/tables.{md,tex,csv,json}; `plots` draws them, as PNG, SVG and PDF in the same folder; `report`
-writes everything to one page there, report.html. `inflation` tests what a choice could have been on validation and test
-images, and writes what choosing on test images is worth: inflation.{md,csv,png,svg,pdf} in the same folder.
-docs/studies.md explains the keys of a study file.
+writes everything to one page there, report.html. docs/studies.md explains the keys of a study file.
 """
 
 
@@ -152,27 +150,8 @@ def report(study: Study, args: argparse.Namespace) -> None:
     print(f"Written: {file}")
 
 
-def inflation(study: Study, args: argparse.Namespace) -> None:
-    from . import inflation as measuring
-    from .executor import execute_runs
-    from .plots import KINDS, save
-    from .render import markdown
-
-    found = measuring.choices(study)
-    runs = list(dict.fromkeys(each for choice in found for each in choice.runs()))
-    collect_results(study, runs)  # raises for links, damaged results, and those of other settings
-    end(execute_runs([(each,) for each in runs], choose_executor(study, args), f"{args.file.stem}: inflation"))
-    cells, folder = measuring.compare(study, found), results_folder(study, args)
-    text = markdown(measuring.tables(cells))
-    write_text(folder / "inflation.md", text)
-    write_text(folder / "inflation.csv", cells.map(csv_cell).to_csv(index=False))
-    save(measuring.picture(cells), folder / "inflation")
-    print(text)
-    print(f"Written: {folder}/inflation.{{md,csv,{','.join(KINDS)}}}")
-
-
-COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report, "inflation": inflation}
-READ_BY = {"address": "run inflation", "workers": "run inflation", "dry_run": "run", "intervals": "tables report"}
+COMMANDS = {"run": run, "status": status, "tables": tables, "plots": plots, "report": report}
+READ_BY = {"address": "run", "workers": "run", "dry_run": "run", "intervals": "tables report"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -181,11 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="a study, such as studies/small.yaml")
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
-        "--address", help="for run and inflation: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
+        "--address", help="for run: address of a Ray cluster, such as auto or HOST:6379 (docs/studies.md)"
     )
-    place.add_argument(
-        "--workers", type=at_least(1), help="for run and inflation: use this number of processes instead of Ray"
-    )
+    place.add_argument("--workers", type=at_least(1), help="for run: use this number of processes instead of Ray")
     parser.add_argument("--dry-run", action="store_true", help="for run: print the commands and run nothing")
     parser.add_argument(
         "--intervals", action="store_true", help="for tables: 95%% t-intervals over seeds, instead of the deviation"

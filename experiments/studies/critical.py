@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from common.errors import UsageError
 
@@ -18,16 +17,20 @@ class Ranking(NamedTuple):
     """The ranks of methods over datasets.
 
     Attributes:
+        means: accuracies as tables show them, methods x datasets.
         ranks: average rank by method, ascending; 1 is the best. Equal accuracies (two decimals) share their ranks.
-        datasets: their number.
-        p: of Friedman's test, that all methods have the same ranks.
+        p: of Friedman's test, that all methods have the same ranks; 1 if they are equal on every dataset.
         difference: average ranks that differ by less are not shown to differ (Nemenyi); infinite if p is above 0.05.
     """
 
+    means: pd.DataFrame
     ranks: pd.Series
-    datasets: int
     p: float
     difference: float
+
+    @property
+    def datasets(self) -> int:
+        return self.means.shape[1]
 
 
 def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking:
@@ -48,29 +51,7 @@ def ranking(summary: Summary, protocol: str, part: str, kind: str) -> Ranking:
         what = f"{protocol}, {part} has {methods} complete {kind} methods and {datasets} datasets"
         raise UsageError(what, f"a comparison over datasets needs {METHODS} and {DATASETS}")
     ranks = means.rank(ascending=False).mean(axis="columns").sort_values(kind="stable")
-    p = float(friedmanchisquare(*means.to_numpy()).pvalue)
+    p = float(friedmanchisquare(*means.to_numpy()).pvalue) if (means.nunique() > 1).any() else 1.0
     quantile = studentized_range.ppf(LEVEL, methods, math.inf) / math.sqrt(2)
     difference = quantile * math.sqrt(methods * (methods + 1) / (6 * datasets)) if p < 1 - LEVEL else math.inf
-    return Ranking(ranks, datasets, p, difference)
-
-
-def groups(found: Ranking) -> list[tuple[int, int]]:
-    """The first and the last place of each largest group of methods that are not shown to differ."""
-    ranks, largest = found.ranks.to_list(), list[tuple[int, int]]()
-    for first, rank in enumerate(ranks):
-        last = max(place for place, other in enumerate(ranks) if other - rank < found.difference)
-        if last > first and (not largest or last > largest[-1][1]):
-            largest.append((first, last))
-    return largest
-
-
-def draw_ranking(ax: Axes, found: Ranking) -> None:
-    """A row for each method, the best at the top; a bar at the right for each group of `groups`."""
-    ax.plot(found.ranks, range(len(found.ranks)), "ko", clip_on=False)
-    ax.hlines(range(len(found.ranks)), 1, found.ranks, color="0.8", linewidth=1, zorder=0)
-    for number, (first, last) in enumerate(groups(found)):
-        ax.vlines(len(found.ranks) + 0.3 + 0.3 * number, first - 0.2, last + 0.2, color="black", linewidth=3)
-    ax.set_yticks(range(len(found.ranks)), found.ranks.index)
-    ax.invert_yaxis()
-    difference = "" if math.isinf(found.difference) else f", CD = {found.difference:.2f}"
-    ax.set_xlabel(f"average rank over {found.datasets} datasets\n(Friedman p = {found.p:.2g}{difference})")
+    return Ranking(means, ranks, p, difference)

@@ -28,7 +28,7 @@ from common.files import replacing
 
 from .. import predictions
 from ..outcomes import Outcome, draw_confusion, draw_pairs, draw_reliability, draw_risk
-from .critical import draw_ranking, ranking
+from .critical import ranking
 from .tables import MARK, MARKED, Summary, marked, part_of, shots_label
 
 TABLE = ["protocol", "part"]  # the names of a table, and of a panel
@@ -37,28 +37,21 @@ KINDS = ("png", "svg", "pdf")
 MARKERS = "osD^v<>PXhpd"  # 12 markers and 5 lines: 60 pairs that tell methods apart in grey
 LINES = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "0.45")  # Okabe and Ito's, 2008
-NARROW = 4.0  # inches of a panel for a telephone
 SHOWN = 2  # confused pairs of a dataset
 matplotlib.rcParams["text.parse_math"] = False  # a name may have a $
 
 
-def draw(
-    summary: Summary, folder: Path, kinds: Sequence[str] = KINDS, narrow: bool = False
-) -> Iterator[tuple[str, str, list[Path]]]:
-    """Write every picture that the results allow; yields the name, the caption and the files of each.
-
-    Args:
-        narrow: panels one below the other, for a telephone.
-    """
+def draw(summary: Summary, folder: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, str, list[Path]]]:
+    """Write every picture that the results allow; yields the name, the caption and the files of each."""
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     of_results = (accuracy_time, few_shot, gains, critical_difference)
     for picture in (*of_results, reliability, risk_coverage, class_accuracy, confusion, worst_pairs):
-        figure = picture(summary, narrow)
+        figure = picture(summary)
         if not figure.axes:
             continue
-        legend(figure, narrow)
+        legend(figure)
         if summary.runs["selected_on_test"].any():
-            figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=7 if narrow else 9)
+            figure.supxlabel(MARKED, x=0.01, ha="left", fontsize=9)
         yield picture.__name__, " ".join(str(picture.__doc__).split()), save(figure, folder / picture.__name__, kinds)
 
 
@@ -76,16 +69,12 @@ def save(figure: Figure, file: Path, kinds: Sequence[str] = KINDS) -> list[Path]
 
 
 def subplots_grid(
-    panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4, narrow: bool = False
+    panels: dict, width: float = 4.2, height: float = 3.4, columns: int = 4
 ) -> tuple[Figure, list[tuple[Any, Any, Any]]]:
-    """A figure with a panel of width x height inches for each entry, and its axes with the key and the value.
-
-    Args:
-        narrow: one panel below the other.
-    """
+    """A figure with a panel of width x height inches for each entry, and its axes with the key and the value."""
     if not panels:
         return Figure(), []
-    columns, width = (1, NARROW) if narrow else (min(len(panels), columns), width)
+    columns = min(len(panels), columns)
     rows = math.ceil(len(panels) / columns)
     layout: Any = ConstrainedLayoutEngine(h_pad=0.1)
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout=layout, squeeze=False)
@@ -104,21 +93,16 @@ def plot_styles(summary: Summary) -> dict[str, dict]:
     return styles
 
 
-def legend(figure: Figure, narrow: bool) -> None:
-    """Add one legend for all panels, to the right of them, and widen the figure for it; `narrow`: above them."""
+def legend(figure: Figure) -> None:
+    """Add one legend for all panels, to the right of them, and widen the figure for it."""
     entries = {
         label: handle for ax in figure.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
     if not entries:
         return
-    longest, columns = max(map(len, entries)), 1
-    if narrow:
-        columns = max(1, int(NARROW / (0.8 + 0.09 * longest)))
-        figure.set_figheight(figure.get_figheight() + 0.3 + 0.22 * math.ceil(len(entries) / columns))
-    else:
-        figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * longest)
-    place: Any = "outside upper center" if narrow else "outside right center"
-    figure.legend(entries.values(), entries.keys(), loc=place, frameon=False, handlelength=3, ncols=columns)
+    figure.set_figwidth(figure.get_figwidth() + 0.8 + 0.09 * max(map(len, entries)))
+    place: Any = "outside right center"
+    figure.legend(entries.values(), entries.keys(), loc=place, frameon=False, handlelength=3)
 
 
 def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
@@ -128,7 +112,7 @@ def mark(ax: Axes, cells: pd.DataFrame, x: pd.Series) -> None:
             ax.annotate(MARK, (at, cell.mean), (7, 4), textcoords="offset points")
 
 
-def accuracy_time(summary: Summary, narrow: bool = False) -> Figure:
+def accuracy_time(summary: Summary) -> Figure:
     """Average accuracy against the average training time of a run (the paper's Figure 2), with the standard deviation
     over seeds. A method that is not trained is a line."""
     cells = summary.cells.query("dataset == 'average' and protocol != 'few_shot'").dropna(subset="mean")
@@ -139,7 +123,7 @@ def accuracy_time(summary: Summary, narrow: bool = False) -> Figure:
         if any((names[0], method) in trained for method in rows.index)
     }
     styles = plot_styles(summary)
-    figure, drawn = subplots_grid(panels, 4.4, 3.8, 3, narrow)
+    figure, drawn = subplots_grid(panels, 4.4, 3.8, 3)
     for ax, (protocol, part), rows in drawn:
         times = summary.times.query("protocol == @protocol and method in @rows.index")
         devices = times["device"].unique()
@@ -158,7 +142,7 @@ def accuracy_time(summary: Summary, narrow: bool = False) -> Figure:
     return figure
 
 
-def few_shot(summary: Summary, narrow: bool = False) -> Figure:
+def few_shot(summary: Summary) -> Figure:
     """Accuracy against the number of shots, for the average and every dataset (CoOp's Figure 3), with the spread."""
     cells = summary.cells.query("protocol == 'few_shot'").dropna(subset="mean")
     if cells["part"].nunique() < 2:
@@ -168,7 +152,7 @@ def few_shot(summary: Summary, narrow: bool = False) -> Figure:
     cells["shots"] = cells["part"].map({shots_label(number): number for number in shots})
     of_datasets = dict(list(cells.groupby("dataset")))
     panels = {name: of_datasets[name] for name in ("average", *summary.study.datasets) if name in of_datasets}
-    figure, drawn = subplots_grid(panels, narrow=narrow)
+    figure, drawn = subplots_grid(panels)
     for ax, dataset, of_dataset in drawn:
         for method, rows in of_dataset.groupby("method", sort=False):
             style = styles[method] | {"label": marked(method, method in selected)}
@@ -182,7 +166,7 @@ def few_shot(summary: Summary, narrow: bool = False) -> Figure:
     return figure
 
 
-def gains(summary: Summary, narrow: bool = False) -> Figure:
+def gains(summary: Summary) -> Figure:
     """Points that one method gains over another on every dataset; each panel names the two."""
     focus, baseline = summary.focus, summary.baseline
     cells = summary.cells[summary.cells["method"].isin([focus, baseline])].dropna(subset="mean")
@@ -194,7 +178,7 @@ def gains(summary: Summary, narrow: bool = False) -> Figure:
             order = sorted(gain.index, key="average".__eq__)  # the average is the last bar, at the top
             panels[names] = gain[order], set(rows[rows["selected_on_test"]]["dataset"])
     height = 1.4 + 0.28 * max((len(gain) for gain, _ in panels.values()), default=0)
-    figure, drawn = subplots_grid(panels, 4.6, height, 3, narrow)
+    figure, drawn = subplots_grid(panels, 4.6, height, 3)
     for ax, (protocol, part), (gain, selected) in drawn:
         colours = ["0.35" if name == "average" else "0.75" for name in gain.index]
         bars = ax.barh([marked(name, name in selected) for name in gain.index], gain, color=colours, edgecolor="black")
@@ -206,18 +190,26 @@ def gains(summary: Summary, narrow: bool = False) -> Figure:
     return figure
 
 
-def critical_difference(summary: Summary, narrow: bool = False) -> Figure:
-    """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). Methods that a bar at the right spans are not
-    shown to differ: Nemenyi's test at 5%, after Friedman's (CD: the critical difference)."""
+def critical_difference(summary: Summary) -> Figure:
+    """Average ranks over datasets, 1 is the best (Demšar, JMLR 2006). A bar joins methods that are not shown to differ:
+    Nemenyi's test at 5%, after Friedman's."""
+    from scikit_posthocs import critical_difference_diagram, posthoc_nemenyi_friedman  # slow to import
+
     found = {}
     for names, kind in product(summary.parts, summary.kinds):
         with suppress(UsageError):
             found[(*names, kind)] = ranking(summary, *names, kind)
     height = 1.6 + 0.25 * max((len(each.ranks) for each in found.values()), default=0)
-    figure, drawn = subplots_grid(found, 4.4, height, 3, narrow)
+    figure, drawn = subplots_grid(found, 4.4, height, 3)
     for ax, (protocol, part, kind), each in drawn:
-        draw_ranking(ax, each)
+        p_values = posthoc_nemenyi_friedman(each.means.T)
+        if each.p >= 0.05:  # Nemenyi's test is for ranks that Friedman's test has shown to differ
+            p_values[:] = 1.0
+        critical_difference_diagram(
+            each.ranks, p_values, ax=ax, left_only=True, color_palette=["black"] * len(p_values)
+        )
         ax.set_title(f"{protocol}, {part}" + f"\n{kind} methods" * (len(summary.kinds) > 1))
+        ax.set_xlabel(f"average rank over {each.datasets} datasets\n(Friedman p = {each.p:.2g})")
     return figure
 
 
@@ -248,7 +240,7 @@ def read_outcomes(summary: Summary) -> Outcomes:
     return {key: found[key] for key in in_order if key in found}
 
 
-def reliability(summary: Summary, narrow: bool = False) -> Figure:
+def reliability(summary: Summary) -> Figure:
     """Reliability: accuracy against confidence in 15 bins, all datasets and seeds together. Below the diagonal a method
     is too confident, above it not confident enough. Bins with fewer than ten images are left out."""
     panels: dict[tuple[str, str], dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
@@ -256,7 +248,7 @@ def reliability(summary: Summary, narrow: bool = False) -> Figure:
         panels[protocol, method][part].append(found)
     looks = zip(cycle(MARKERS), cycle(("-", *LINES)), cycle(COLOURS), strict=False)
     styles: dict[str, Any] = dict(zip({part: 0 for parts in panels.values() for part in parts}, looks, strict=False))
-    figure, drawn = subplots_grid(panels, 3.2, 3.4, 4, narrow)
+    figure, drawn = subplots_grid(panels, 3.2, 3.4, 4)
     for ax, (protocol, method), parts in drawn:
         for part, outcomes in parts.items():
             marker, line, colour = styles[part]
@@ -266,14 +258,14 @@ def reliability(summary: Summary, narrow: bool = False) -> Figure:
     return figure
 
 
-def risk_coverage(summary: Summary, narrow: bool = False) -> Figure:
+def risk_coverage(summary: Summary) -> Figure:
     """Risk against coverage: the error on the images that a method is most sure of, mean over datasets and seeds. A
     lower curve knows better which of its predictions are right."""
     panels: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for (protocol, part, method, _), found in read_outcomes(summary).items():
         panels[protocol, part][method] += found.risks
     styles = plot_styles(summary)
-    figure, drawn = subplots_grid(panels, 4.2, 3.4, 3, narrow)
+    figure, drawn = subplots_grid(panels, 4.2, 3.4, 3)
     for ax, (protocol, part), methods in drawn:
         for method, risks in methods.items():
             draw_risk(ax, risks, **styles[method])
@@ -296,10 +288,10 @@ def of_focus(summary: Summary) -> dict[tuple[str, str, str], Outcome]:
     return {key: found[summary.focus] for key, found in judged(summary).items() if summary.focus in found}
 
 
-def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
+def class_accuracy(summary: Summary) -> Figure:
     """Accuracy by class, sorted, of all seeds together: the left end has the worst classes of each method."""
     styles = plot_styles(summary)
-    figure, drawn = subplots_grid(judged(summary), narrow=narrow)
+    figure, drawn = subplots_grid(judged(summary))
     for ax, (protocol, part, dataset), methods in drawn:
         for method, found in methods.items():
             values = [value for _, value in found.recalls()]
@@ -311,17 +303,17 @@ def class_accuracy(summary: Summary, narrow: bool = False) -> Figure:
     return figure
 
 
-def confusion(summary: Summary, narrow: bool = False) -> Figure:
+def confusion(summary: Summary) -> Figure:
     """Confusion of the method that the others are compared with, all seeds together: classes by predicted classes, in
     the share of the images of a class; black is all of them."""
-    figure, drawn = subplots_grid(of_focus(summary), 4.2, 4.4, 3, narrow)
+    figure, drawn = subplots_grid(of_focus(summary), 4.2, 4.4, 3)
     for ax, (protocol, part, dataset), found in drawn:
         draw_confusion(ax, found)
         ax.set_title(f"{summary.focus}: {dataset}\n{protocol}, {part}")
     return figure
 
 
-def worst_pairs(summary: Summary, narrow: bool = False) -> Figure:
+def worst_pairs(summary: Summary) -> Figure:
     """The most frequent wrong predictions of this method, and the images on which it is most sure of them: class,
     predicted class, and how many of the images of the class."""
     rows = [
@@ -329,4 +321,4 @@ def worst_pairs(summary: Summary, narrow: bool = False) -> Figure:
         for (protocol, part, dataset), found in of_focus(summary).items()
         for pair in found.pairs(SHOWN)
     ]
-    return draw_pairs(rows, summary.study.root, 1 if narrow else SHOWN) if rows else Figure()
+    return draw_pairs(rows, summary.study.root, SHOWN) if rows else Figure()

@@ -55,14 +55,11 @@ def page(summary: Summary, progress: Progress, file: Path) -> str:
     )
 
 
-def pictures(summary: Summary) -> list[tuple[str, ...]]:
-    """The name of each picture, its caption, and as data: addresses the picture and its form for narrow screens."""
-    forms: dict[tuple[str, str], list[str]] = defaultdict(list)
+def pictures(summary: Summary) -> list[tuple[str, str, str]]:
+    """The name of each picture, its caption, and the picture as a data: address."""
     with TemporaryDirectory() as folder:
-        for narrow in (False, True):
-            for name, caption, (file,) in draw(summary, Path(folder), ["svg"], narrow):
-                forms[name, caption].append(data_address(file))
-    return [(*names, *both) for names, both in forms.items()]
+        drawn = draw(summary, Path(folder), ["svg"])
+        return [(name, caption, data_address(file)) for name, caption, (file,) in drawn]
 
 
 def settings(runs: Collection[Run]) -> Table:

@@ -125,7 +125,6 @@ class Search:
         file: where the choice is written.
         trials: for each combination of values (KEY, VALUE, ...) the runs whose mean accuracy counts; the first ones win
             a tie.
-        own: for each combination the trials on the dataset; they count too, unless the dataset is left out.
     """
 
     protocol: str
@@ -134,7 +133,6 @@ class Search:
     shots: int
     file: Path
     trials: dict[Values, tuple[Run, ...]]
-    own: dict[Values, tuple[Run, ...]]
 
 
 @dataclass(frozen=True)
@@ -249,11 +247,11 @@ class Study:
                 trials[name] = {
                     values: tuple(self.run(step, name, each, values=values) for each in trainings) for values in tried
                 }
-            for name, own in trials.items():
+            for name in names:
                 choosing = [other for other in names if other != name] if self.choose.by == OTHERS else [name]
                 chosen = {values: tuple(chain(*(trials[each][values] for each in choosing))) for values in tried}
                 file = self.chosen_file(Training(protocol, variant, name, self.seeds[0], shots))
-                yield Search(protocol, variant, name, shots, file, chosen, own)
+                yield Search(protocol, variant, name, shots, file, chosen)
 
     def trials(self) -> list[Run]:
         """The runs that choose, each once."""
