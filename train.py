@@ -23,7 +23,6 @@ with required_packages():
     from common.files import check_folder
     from common.results import FILE as RESULTS
     from experiments.arguments import check_given, parse_arguments, per_seed
-    from experiments.ranks import joined
     from experiments.session import run_command
 
 NAMES = {"TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR"}  # settings that a run cannot do without
@@ -31,18 +30,17 @@ NAMES = {"TRAINER.NAME", "DATASET.NAME", "DATASET.ROOT", "OUTPUT_DIR"}  # settin
 
 def main(argv: list[str] | None = None) -> None:
     """The runs of all seeds, one after another. The first run that fails ends the command."""
-    with joined():
-        runs = per_seed(parse_arguments(argv))  # first, as help and wrong options do not need to wait for torch
-        for args in runs:
-            check_early(args)
-        with required_packages():
-            from experiments.configuration import setup_cfg
-            from experiments.run import already_done, train_and_test
-        for args in runs if len(runs) > 1 else ():
-            already_done(args, setup_cfg(args))  # for its errors: no seed starts if another one cannot
-        for args in runs:
-            train_and_test(args)
-            gc.collect()  # a trainer may have reference cycles, and the next run needs its memory
+    runs = per_seed(parse_arguments(argv))  # first, as help and wrong options do not need to wait for torch
+    for args in runs:
+        check_early(args)
+    with required_packages():
+        from experiments.configuration import setup_cfg
+        from experiments.run import already_done, train_and_test
+    for args in runs if len(runs) > 1 else ():
+        already_done(args, setup_cfg(args))  # for its errors: no seed starts if another one cannot
+    for args in runs:
+        train_and_test(args)
+        gc.collect()  # a trainer may have reference cycles, and the next run needs its memory
 
 
 def check_early(args: Namespace) -> None:
@@ -75,4 +73,4 @@ def check_early(args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, several_ranks=True)
+    run_command(main)

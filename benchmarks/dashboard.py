@@ -43,7 +43,6 @@ FORMS += " divided by this one's, *mb* the memory that a step needs beyond weigh
 PRECISIONS = "*ratio* is fp32's time divided by this one's."
 PREDICT = "`tools/predict.py` with files of 256 x 256 pixels, and open_clip's `encode_image` of images in memory."
 VIEWS = "One test image with 64 views; *ratio* is the published loop's time divided by ours."
-RANKS = "The ranks divide the threads of this machine; *ratio* is the time of one rank divided by this one's."
 FILE = "A test pass of the small CLIP without and with predictions.npz, and the bytes of the file."
 LAUNCHES = (
     "Counted on a stand-in CUDA device with 50 classes: operations of a step, and how often the CPU waits for the"
@@ -57,7 +56,6 @@ BENCHMARKS = {
     "test": Benchmark("A test batch", f"{STEP} MPL --what test_batch --test-batch 20", FORMS),
     "predict": Benchmark("Prediction", "predict_time.py --images 60", PREDICT),
     "views": Benchmark("Views of an image", "views_time.py --classes 100", VIEWS),
-    "ranks": Benchmark("Several ranks", "step_time.py --seconds 3 --form fast --classes 5 500 --ranks 1 2", RANKS),
     "predictions": Benchmark("Predictions of a test", "predictions_time.py --dataset small_land", FILE),
     "launches": Benchmark("Launches of a step on a GPU", "gpu_rehearsal.py", LAUNCHES),
 }

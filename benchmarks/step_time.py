@@ -1,17 +1,15 @@
-"""Seconds and memory of a training step or a test batch, by form of the towers, precision and number of ranks.
+"""Seconds and memory of a training step or a test batch, by form of the towers and precision.
 
     python benchmarks/step_time.py --trainer MPL --form fast --prec fp32 bf16    # README.md has more commands
 
-The ways that the options name are measured in turns, each time in new processes, with random weights of ViT-B/16's
-size, random images and the paper's settings of the method (with `--backbone small`, those of its small.yaml). On a CPU
-the ranks divide the threads. A record has the median of the rounds, the ratio of the first way's time to its own, and
-the memory that a step needs beyond what the process holds before it (weights, prompts, libraries). A test batch of a
-method that answers from views is one image with all its views.
+The ways that the options name are measured in turns, each time in a new process, with random weights of ViT-B/16's
+size, random images and the paper's settings of the method (with `--backbone small`, those of its small.yaml). A record
+has the median of the rounds, the ratio of the first way's time to its own, and the memory that a step needs beyond what
+the process holds before it (weights, prompts, libraries). A test batch of a method that answers from views is one image
+with all its views.
 """
 
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,51 +25,45 @@ if __name__ == "__main__":  # the project instead of benchmarks/, so that its pa
 import torch
 
 from benchmarks import measuring
-from clip import current_ranks
 from common.start import at_least
-from experiments.ranks import joined
 from trainers import methods
-from trainers.base.ranks import split
 from trainers.base.settings import PRECISIONS
 from trainers.base.test_time import ViewsTrainer
 
 FORMS = ("fast", "plain")
 WHAT = ("train_step", "test_batch")
-WAY = ("form", "prec", "ranks")  # the options whose values are compared
+WAY = ("form", "prec")  # the options whose values are compared
 STEPS = 3, 15  # at least and at most, in one process
 LONG = 60  # seconds after which fewer steps are enough
 
 
-def work(way: Namespace) -> dict | None:
-    """Measure one way in this process, one of its ranks; rank 0 returns the median seconds and the largest memory."""
+def work(way: Namespace) -> dict:
+    """Measure one way in this process; returns the median seconds and the largest memory."""
     torch.set_num_threads(way.threads)
     torch.manual_seed(0)
-    with joined():
-        ranks = current_ranks()
-        trainer = measuring.build(way.trainer, way.classes, way.backbone, way.form, way.prec, way.batch)
-        split(trainer, ranks)
-        size = way.batch if way.what == "train_step" else way.test_batch
-        shape = (size,)
-        if views := isinstance(trainer, ViewsTrainer):  # which tests one image after another
-            size, shape = 1, (1, trainer.settings.VIEWS)
-        images = torch.randn(*shape, 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
-        batch = {"img": images, "label": torch.randint(way.classes, (size,), device=trainer.device)}
+    trainer = measuring.build(way.trainer, way.classes, way.backbone, way.form, way.prec, way.batch)
+    size = way.batch if way.what == "train_step" else way.test_batch
+    shape = (size,)
+    if views := isinstance(trainer, ViewsTrainer):  # which tests one image after another
+        size, shape = 1, (1, trainer.settings.VIEWS)
+    images = torch.randn(*shape, 3, *trainer.cfg.INPUT.SIZE, device=trainer.device)
+    batch = {"img": images, "label": torch.randint(way.classes, (size,), device=trainer.device)}
 
-        def step() -> None:
-            if way.what == "train_step":
-                trainer.forward_backward(batch)
-            else:
-                if not views or way.form != "fast":  # published test-time code encodes the texts for each image
-                    trainer.set_model_mode("eval")  # a new evaluation
-                trainer.model_inference(images)
+    def step() -> None:
+        if way.what == "train_step":
+            trainer.forward_backward(batch)
+        else:
+            if not views or way.form != "fast":  # published test-time code encodes the texts for each image
+                trainer.set_model_mode("eval")  # a new evaluation
+            trainer.model_inference(images)
 
-        before = peak(trainer.device)
-        step()  # a warm-up, which also computes what is computed once in a run
-        memory = ranks.objects(peak(trainer.device, reset=False) - before)
-        seconds: list[float] = []
-        while not ranks.from_first(lambda: enough(seconds, way.seconds)):
-            seconds.append(measuring.timed(step, trainer.device))
-        return {"seconds": statistics.median(seconds), "mb": max(memory) / 2**20} if ranks.first else None
+    before = peak(trainer.device)
+    step()  # a warm-up, which also computes what is computed once in a run
+    memory = peak(trainer.device, reset=False) - before
+    seconds: list[float] = []
+    while not enough(seconds, way.seconds):
+        seconds.append(measuring.timed(step, trainer.device))
+    return {"seconds": statistics.median(seconds), "mb": memory / 2**20}
 
 
 def enough(seconds: list[float], least: float) -> bool:
@@ -92,21 +84,14 @@ def peak(device: torch.device, reset: bool = True) -> int:
     return 1024 * int(line.split()[1])
 
 
-def in_processes(way: dict) -> dict:
-    """`work` in a new process for each rank."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        group = {"WORLD_SIZE": way["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
-    settings = way | {"threads": max(1, way["threads"] // way["ranks"]), "json": None}
-    command = [sys.executable, __file__, "--worker", json.dumps(settings)]
-    processes, pipe = [], subprocess.PIPE
-    for rank in range(way["ranks"]):
-        variables = {name: str(value) for name, value in (group | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        processes.append(subprocess.Popen(command, env=os.environ | variables, stdout=pipe, stderr=pipe, text=True))
-    printed = [process.communicate() for process in processes]
-    if any(process.returncode for process in processes):
-        lines = [line for _, errors in printed for line in errors.strip().splitlines()]
+def in_process(way: dict) -> dict:
+    """`work` in a new process."""
+    command = [sys.executable, __file__, "--worker", json.dumps(way | {"json": None})]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
         sys.exit(f"error: {way}: {lines[-1] if lines else 'no reason was given'}")
-    return json.loads(printed[0][0].splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def records(args: Namespace) -> Iterator[dict]:
@@ -123,7 +108,7 @@ def compare(args: Namespace, kind: dict) -> Iterator[dict]:
     memory = dict.fromkeys(ways, 0.0)
 
     def seconds(name: str) -> float:
-        found = in_processes(vars(args) | kind | ways[name])
+        found = in_process(vars(args) | kind | ways[name])
         memory[name] = max(found["mb"], memory[name])
         return found["seconds"]
 
@@ -141,12 +126,11 @@ def main(argv: list[str] | None = None) -> None:
     help = "of the towers; published: plain, with what the published code computes besides (CLIPLoRA)"
     add("--form", nargs="+", default=FORMS, choices=[*FORMS, "published"], help=help)
     add("--prec", nargs="+", default=["fp32"], choices=PRECISIONS)
-    add("--ranks", default=[1], **counts)
     add("--batch", type=at_least(1), default=4, help="images in a training step")
     add("--test-batch", type=at_least(1), default=100, help="images in a test batch")
     add("--seconds", type=float, default=10, help="least time of measuring in one process")
     add("--backbone", default="", help="a weight file; by default random weights are written to a temporary one")
-    add("--worker", type=json.loads, help=SUPPRESS)  # the settings of `in_processes`
+    add("--worker", type=json.loads, help=SUPPRESS)  # the settings of `in_process`
     args = parser.parse_args(argv)
     if args.worker:
         print(json.dumps(work(Namespace(**args.worker))))

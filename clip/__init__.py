@@ -14,9 +14,7 @@ from .building import keep_backbones
 from .errors import ClipError
 from .fast import FAST, compiled_towers, encode_image, encode_text
 from .plain import PLAIN, has_local_features
-from .ranks import Ranks, current_ranks
 from .schedule import Edit, Schedule, TextPrompts, prompt_lengths
-from .split import SplitTowers
 from .tokenizer import tokenize
 from .towers import ImageOutput, Read, Towers
 
@@ -29,17 +27,14 @@ __all__ = [
     "ClipError",
     "Edit",
     "ImageOutput",
-    "Ranks",
     "Read",
     "Schedule",
-    "SplitTowers",
     "TextPrompts",
     "Towers",
     "WithAdded",
     "adapt",
     "available_models",
     "compiled_towers",
-    "current_ranks",
     "encode_image",
     "encode_text",
     "folded_weights",

@@ -96,16 +96,6 @@ class TextPrompts:
         ]
         return replace(self, ctx=self.ctx[which], deep=deep)
 
-    def of_classes(self, which: slice) -> "TextPrompts":
-        """The prompts of some of the classes."""
-
-        def rows(vectors: Tensor | None) -> Tensor | None:
-            return vectors[..., which, :, :] if vectors is not None and by_row(vectors) else vectors
-
-        slots = None if self.slots is None else self.slots[which]
-        deep = [replace(edit, add=rows(edit.add)) for edit in self.deep]
-        return replace(self, ids=self.ids[which], ctx=rows(self.ctx), slots=slots, deep=deep)
-
     @property
     def ctx_positions(self) -> Tensor:
         """(classes, n) positions of the learned vectors."""

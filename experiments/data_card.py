@@ -8,7 +8,6 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from clip import current_ranks
 from datasets import title
 from trainers.base.data_use import Choice, Phase, fit_phase, list_digest, phase
 
@@ -20,12 +19,7 @@ MOST_TESTS = 1 << 20  # lines
 
 
 def note_test(cfg: CfgNode, trainer: Any, results: dict[str, float]) -> None:
-    """Add a test to the list of all tests in the output folder, those of earlier starts among them.
-
-    All ranks make the test, and the first one notes it.
-    """
-    if not current_ranks().first:
-        return
+    """Add a test to the list of all tests in the output folder, those of earlier starts among them."""
     split, items = tested_images(cfg, trainer)
     line = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

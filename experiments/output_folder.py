@@ -6,7 +6,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
 import trainers
-from clip import ClipError, current_ranks
+from clip import ClipError
 from common.errors import UsageError
 from common.files import PARTIAL, checksum, write_text
 from common.results import CONFIG, read_results
@@ -39,14 +39,14 @@ ANOTHER = "choose another --output-dir, or delete that folder"
 
 
 class OutputFolder:
-    """The output folder of a run, locked by this process. All ranks but the first one write nothing.
+    """The output folder of a run, locked by this process.
 
     Nothing in it may be a link, so that the run would write elsewhere, or a pipe, which may never end.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
-        for entry in path.iterdir() if writes else ():
+    def __init__(self, path: Path):
+        self.path = path
+        for entry in path.iterdir():
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
                 what = f"{entry} is a link or not a regular file"
                 raise UsageError(what, "replace it, or choose another --output-dir", entry)
@@ -59,9 +59,6 @@ class OutputFolder:
 
         A start that fails leaves the folder as it was. If `quiet`, everything is printed to log.txt alone.
         """
-        if not self.writes:
-            yield
-            return
         if quiet:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - `claimed` restores it
         try:
@@ -82,36 +79,33 @@ class OutputFolder:
 
     def log(self, text: str) -> None:
         """Write a text to log.txt alone."""
-        if self.writes:
-            log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
-            log.file.write(text)
+        log: Any = sys.stdout  # Dassl's logger, with the file as an attribute (so it is in the published one)
+        log.file.write(text)
 
     def write(self, name: str, text: str) -> None:
         """Write a file, complete or not at all."""
-        if self.writes:
-            write_text(self.path / name, text)
+        write_text(self.path / name, text)
 
     def remove(self, *names: str) -> None:
         """Delete files, where they exist."""
-        for name in names if self.writes else ():
+        for name in names:
             (self.path / name).unlink(missing_ok=True)
 
     def remove_partial_test(self) -> None:
         """Delete the results that a test has kept in order to resume."""
-        if self.writes:
-            shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)
+        shutil.rmtree(self.path / PARTIAL_TEST, ignore_errors=True)
 
 
 @contextmanager
 def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
     """The output folder, which no other run can claim until the end; stdout is then what it was before.
 
-    Of several ranks the first one claims it. If `wait`, it waits for a run that is there already.
+    If `wait`, it waits for a run that is there already.
     """
-    stdout, first = sys.stdout, current_ranks().first
-    with locked(path, wait) if first else nullcontext():
+    stdout = sys.stdout
+    with locked(path, wait):
         try:
-            yield OutputFolder(path, first)
+            yield OutputFolder(path)
         finally:
             log: Any = sys.stdout
             sys.stdout = stdout

@@ -40,7 +40,6 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
     """
     import torch  # here, as readers of results do without it
 
-    from clip import current_ranks
     from datasets import title
     from trainers.base.precision import usable
 
@@ -48,7 +47,8 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
     from .environment import versions
     from .predictions import tested_images
 
-    device, settings, ranks = trainer.device, flatten(cfg), current_ranks().count
+    device = trainer.device
+    settings = flatten(cfg)
     found = trainer.evaluator.results
     split, items = tested_images(cfg, trainer)
     content = {
@@ -64,7 +64,6 @@ def results_of(cfg, trainer, epochs: int | None, tested_epoch: int | None, data_
         **({"checkpoint_sha256": trainer.loaded_sha256} if hasattr(trainer, "loaded_sha256") else {}),
         "data_use": data_use,
         **({"ood": ood} if ood else {}),
-        **({"ranks": ranks} if ranks > 1 else {}),
         "precision": usable(trainer.settings.PREC, device) if hasattr(trainer, "settings") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -14,13 +14,11 @@ from dassl.utils import set_random_seed
 from yacs.config import CfgNode
 
 import trainers
-from clip import current_ranks
 from clip.backbone import weight_file
 from common.errors import UsageError, choose
 from common.files import check_folder
 from datasets import title
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
-from trainers.base.ranks import split
 
 from . import ood, predictions
 from .arguments import check_given
@@ -37,7 +35,6 @@ from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
 from .lock import remove_leftover
 from .output_folder import CONFIG, OutputFolder, check_same_prompts, check_same_settings, claimed
-from .ranks import check_agreement
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, described, read_results, results_of
 from .trackers import check_trackers, reporting
@@ -64,11 +61,11 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
             others = ood.read_others(cfg, trainer)
             if args.no_train:
                 return
-            until_end.enter_context(reporting(args.report_to if folder.writes else [], cfg, trainer))
+            until_end.enter_context(reporting(args.report_to, cfg, trainer))
         folder.remove(RESULTS, predictions.FILE)
         epochs, tested_epoch = execute(args, cfg, trainer)
         detected = ood.evaluate(cfg, trainer, others)
-        if folder.writes and (arrays := predictions.of_test(cfg, trainer)):
+        if arrays := predictions.of_test(cfg, trainer):
             predictions.save(folder.path / predictions.FILE, arrays)
         card = data_use(cfg, trainer, fit, choices, settings)
         folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
@@ -78,9 +75,9 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
 
 
 def skipped(args: Namespace, cfg: CfgNode) -> bool:
-    """Whether the run is already done, for the first rank; printed, too."""
-    done = already_done(args, cfg)  # on all ranks, for its errors and the weights
-    if done := current_ranks().from_first(lambda: done):
+    """Whether the run is already done; printed, too."""
+    done = already_done(args, cfg)
+    if done:
         folder = Path(cfg.OUTPUT_DIR)
         found = read_results(folder)
         line = f"Already done (delete {folder} to run it again)"
@@ -166,7 +163,6 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
         predictions.check_logits(len(trainer.test_loader.dataset), trainer.dm.num_classes)
     record = partial(note_test, cfg, trainer)
     trainer.evaluate_by(lambda evaluator: predictions.Recorder(evaluator, cfg.TEST.SAVE_LOGITS, record))
-    split(trainer, current_ranks())
     if args.eval_only:
         if not args.model_dir and is_trainable(trainer) and not cfg.MODEL.INIT_WEIGHTS:
             raise UsageError(f"--eval-only needs --model-dir, the output folder of a run of {cfg.TRAINER.NAME}")
@@ -176,7 +172,6 @@ def build(args: Namespace, cfg: CfgNode) -> Any:
             trainer.check_training()
         if getattr(trainer.dm.dataset, "test_only", False):
             print(f"{title(cfg)} has only test images: training on them is a rehearsal, not a result")
-    check_agreement(args, cfg, trainer)
     return trainer
 
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 
 from common.errors import UsageError, one_line
 
-from .ranks import rank_count
-
 INTERRUPTED = 130  # exit status, as of a shell
 RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
@@ -40,17 +38,16 @@ PLACES = {
 }
 
 
-def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ranks: bool = False) -> None:
+def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
     """`cli_main` as the last call of a process, which it ends with the exit status.
 
-    It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second, and
-    threads of a process group may abort it.
+    It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second.
     """
     sys.unraisablehook = interrupt_again
     # None if the caller has closed it, as by `>&-`: a file that a run opens would also get its number.
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     try:
-        cli_main(main, resumes, several_ranks=several_ranks)
+        cli_main(main, resumes)
         status = 0
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -67,22 +64,19 @@ def run_command(main: Callable[[], None], resumes: str = RESUMES, *, several_ran
     os._exit(status)
 
 
-def cli_main(main: Callable[[], None], resumes: str = RESUMES, *, several_ranks: bool = False) -> None:
+def cli_main(main: Callable[[], None], resumes: str = RESUMES) -> None:
     """Run `main`. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
 
     `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
 
     Args:
         resumes: where the same command resumes after an interrupt.
-        several_ranks: whether torchrun may start it on several devices.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
     handle_interrupts()
     try:
-        if rank_count() > 1 and not several_ranks:
-            raise UsageError("this command does not run on several devices", "start it without torchrun")
         main()
         sys.stdout.flush()
     except BaseException as error:

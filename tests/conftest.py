@@ -28,7 +28,6 @@ def pytest_collection_finish(session):
 def pytest_addoption(parser):
     golden = ROOT / "tests/golden"
     parser.addoption("--golden", type=Path, default=golden, help="folder of the published implementations' figures")
-    parser.addoption("--ranks", type=int, default=1, help="number of ranks of the golden cases")
     parser.addoption("--random-seed", type=int, help="seed of the random tests (default: another one each time)")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from shutil import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from inference.inspection import command as inspect_command
 from inference.models import open_models
 from trainers import methods
 from trainers.base import partial
-from trainers.base.ranks import split
 from trainers.base.test_time import ViewsTrainer, entropies, most_confident
 from trainers.mta import mean_shift
 
@@ -275,11 +273,6 @@ def test_a_start_may_have_the_class_names_where_cls_is(words, learned, make):
     start = {"state_dict": {"ctx": torch.zeros(4, 64)}, "epoch": 1}
     trainer.load_prompts({**start, "metadata": {"settings": {"CLASS_TOKEN_POSITION": learned}}}, "a file")
     assert not trainer.model.prompt_learner.ctx.any()
-
-
-def test_several_ranks_are_refused(make):
-    with pytest.raises(UsageError, match="MTA tests one image after another"):
-        split(make("MTA"), SimpleNamespace(count=2))
 
 
 # ---------------------------------------------------------------- predictions

@@ -29,13 +29,12 @@ def times(tmp_path):
 def test_step_time_writes_a_record_for_each_way(python, backbones, times, monkeypatch):
     monkeypatch.setattr(step_time.sys, "executable", str(python))
     options = ["--trainer", "MPL", "--classes", 3, "--batch", 1, "--test-batch", 2, "--what", *step_time.WHAT]
-    options += ["--ranks", 1, 2, "--rounds", 1, "--seconds", 0]
+    options += ["--rounds", 1, "--seconds", 0]
     records = times(step_time, *options, "--backbone", backbones(224, 16, 12, 12, 64, 64, 256))
-    ways = [(form, ranks) for form in ("fast", "plain") for ranks in (1, 2)]
-    found = [(each["what"], (each["form"], each["ranks"])) for each in records]
-    assert found == [(what, way) for what in step_time.WHAT for way in ways]
-    for each, (_, way) in zip(records, found, strict=True):
-        assert each["seconds"] > 0 and each["mb"] > 0 and (each["ratio"] == 1) == (way == ("fast", 1))
+    found = [(each["what"], each["form"]) for each in records]
+    assert found == [(what, form) for what in step_time.WHAT for form in step_time.FORMS]
+    for each, (_, form) in zip(records, found, strict=True):
+        assert each["seconds"] > 0 and each["mb"] > 0 and (each["ratio"] == 1) == (form == "fast")
 
 
 @pytest.mark.thorough
@@ -47,18 +46,18 @@ def test_predictions_time_writes_a_record(drawn, times):
 def test_ways_take_turns_and_are_compared_with_the_first(monkeypatch, times, capsys):
     order, seconds = [], {"fp32": 1.2, "bf16": 0.6}
 
-    def in_processes(way):
+    def in_process(way):
         order.append(way["prec"])
         slower = 1 + (len(order) - 1) // 2  # a machine that gets slower
         return {"seconds": seconds[way["prec"]] * slower, "mb": 100 * len(order)}
 
-    monkeypatch.setattr(step_time, "in_processes", in_processes)
+    monkeypatch.setattr(step_time, "in_process", in_process)
     options = ["--classes", 3, "--form", "fast", "--prec", "fp32", "bf16", "--rounds", 3, "--backbone", "none.pt"]
     first, second = times(step_time, *options)
     assert order == ["fp32", "bf16"] * 3
     assert (first["prec"], first["seconds"], first["ratio"], first["mb"]) == ("fp32", 2.4, 1, 500)
     assert (second["prec"], second["seconds"], second["ratio"], second["mb"]) == ("bf16", 1.2, 2, 600)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| MPL | 3 | train_step | fast | bf16 | 1 | 1.2 | 2 |")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| MPL | 3 | train_step | fast | bf16 | 1.2 | 2 |")
 
 
 @pytest.fixture

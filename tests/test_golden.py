@@ -1,7 +1,7 @@
 """Every trainer computes what the published implementation of its method computes (logits, gradients, training steps).
 
-`--golden DIR` runs other figures of the same form, `--ranks N` runs all of them on N ranks. Tolerances are those the
-figures were published with: the published code itself differs by up to 2e-5 between instruction sets and thread counts.
+`--golden DIR` runs other figures of the same form. Tolerances are those the figures were published with: the published
+code itself differs by up to 2e-5 between instruction sets and thread counts.
 """
 
 import numpy as np
@@ -9,14 +9,12 @@ import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from drawn import make_cfg, write_eurosat
-from in_ranks import in_ranks
 from marks import case_of, golden, thorough_but
 
 import trainers.promptsrc
-from clip import TOWERS, current_ranks
+from clip import TOWERS
 from clip.random_weights import random_tensor
 from datasets.eurosat import EuroSAT
-from trainers.base.ranks import split
 
 BEFORE, LOSSES, AFTER = 2e-4, 1e-3, 1e-3
 NAMES = "ce", "text", "image", "kl"  # of the parts of a loss in older files
@@ -50,15 +48,9 @@ def towers(request, monkeypatch):
     return "fast"
 
 
-@pytest.fixture
-def ranks(pytestconfig):
-    return pytestconfig.getoption("ranks")
-
-
 def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp_path, dataset="EuroSAT"):
     """A trainer on a small CLIP of the recipe's weights, through the ordinary configuration and data path."""
-    size, ranks = arch["image_resolution"], current_ranks()
-    tmp_path = tmp_path / f"rank{ranks.rank}"
+    size = arch["image_resolution"]
     write_eurosat(tmp_path, classnames)
     backbone = backbone_of(arch, backbones)
     overrides = {"INPUT.SIZE": (size, size), "OPTIM.LR_SCHEDULER": "single_step", "OPTIM.WARMUP_EPOCH": -1}
@@ -75,7 +67,6 @@ def build(trainer, towers, settings, arch, classnames, optimizer, backbones, tmp
             parameter.copy_(random_tensor(name, tuple(parameter.shape)))
     trainer.schedule_steps = False
     trainer.batch_idx, trainer.num_batches = 0, 10**9  # the learning rate stays
-    split(trainer, ranks)
     return trainer
 
 
@@ -101,10 +92,9 @@ def close(got, expected, tolerance):
     assert torch.as_tensor(got).tolist() == pytest.approx(np.array(expected), abs=tolerance, rel=0)
 
 
-def test_method(method, towers, backbones, stand_in, tmp_path, ranks):
+def test_method(method, towers, backbones, stand_in, tmp_path):
     stand_in(method["case"].get("dataset", "EuroSAT"))
-    backbone_of(method["case"]["arch"], backbones)  # once for all ranks
-    in_ranks(ranks, lambda: check_method(method, towers, backbones, tmp_path))
+    check_method(method, towers, backbones, tmp_path)
 
 
 def check_method(figures, towers, backbones, tmp_path):
@@ -166,14 +156,10 @@ def check_input_gradients(trainer, batch, expected):
         close(of_tokens[0][0, 1, :8], expected["token_embedding_first8"], 1e-3 * expected["token_embedding"])
 
 
-def test_zeroshot(zeroshot, towers, backbones, tmp_path, monkeypatch, ranks):
+def test_zeroshot(zeroshot, towers, backbones, tmp_path, monkeypatch):
     arch = {"image_resolution": 64, "patch_size": 16, "vision_layers": 4, "text_layers": 4} | zeroshot.get("arch", {})
     monkeypatch.setattr(EuroSAT, "template", zeroshot["template"])
-    backbone_of(arch, backbones)  # once for all ranks
-    in_ranks(ranks, lambda: check_zeroshot(zeroshot, arch, towers, backbones, tmp_path))
-
-
-def check_zeroshot(figures, arch, towers, backbones, tmp_path):
+    figures = zeroshot
     trainer = build("ZeroshotCLIP", towers, {}, arch, figures["classnames"], {}, backbones, tmp_path)
     images = images_of(len(figures["logits"]), arch["image_resolution"]).to(trainer.device)
     trainer.set_model_mode("eval")

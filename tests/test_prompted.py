@@ -7,7 +7,7 @@ import torch
 from drawn import small_clip
 from torch import nn
 
-from clip import Edit, Ranks, TextPrompts, encode_image, tokenize
+from clip import Edit, TextPrompts, encode_image, tokenize
 from common.errors import UsageError
 from trainers.base.prompted import PromptedCLIP, PromptLearner, normalize
 from trainers.base.prompts import check_depth
@@ -47,11 +47,11 @@ def test_prompt_learner_has_its_own_name_in_checkpoints(model):
 
 
 @pytest.mark.parametrize(("towers", "times"), [("fast", 1), ("plain", 2)])
-def test_text_features_are_kept_by_the_fast_towers_alone_also_on_several_ranks(towers, times, monkeypatch):
+def test_text_features_are_kept_by_the_fast_towers_alone(towers, times, monkeypatch):
     model, encoded = deepcopy(PromptedCLIP(small_clip(), ReadPrompts(), towers)), []
     text = model.prompt_learner.text
     monkeypatch.setattr(model.prompt_learner, "text", lambda features: (encoded.append(1), text(features))[1])
-    model.eval().split(Ranks())
+    model.eval()
     with torch.no_grad():
         for _ in range(2):
             model.encode_text(torch.zeros(1, 64))

@@ -1,6 +1,6 @@
 """Kill commands at random moments, and run them again: `make kill SEED=1`.
 
-They are runs of three methods, one of them on two ranks, an evaluation with caches, an export, a study and a download.
+They are runs of three methods, an evaluation with caches, an export, a study and a download.
 Each chain is a folder in which a command is killed one to three times, and then finishes.
 
 In the end, prompts (bit for bit), results and tables must be those of an unbroken run, and no temporary file, stale

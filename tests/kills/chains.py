@@ -108,19 +108,16 @@ def send(number: int, processes: list[int]) -> None:
             os.kill(process, number)
 
 
-def kill(process: subprocess.Popen, number: int, victims: list[int], ranks: bool) -> str:
+def kill(process: subprocess.Popen, number: int, victims: list[int]) -> str:
     """Send a signal to processes of the command; returns the fault of its end."""
     begun, family = time.monotonic(), descendants(process.pid)
     send(number, victims)
     process.wait(PATIENCE)
-    # torchrun's ranks have sessions of their own. Without it, they train to the end.
     while left := [*members(process.pid), *filter(is_alive, family)]:
-        if time.monotonic() - begun > (PATIENCE if ranks else 20) * slowdown():
+        if time.monotonic() - begun > 20 * slowdown():
             send(signal.SIGKILL, left)
             return "its processes outlive it"
         time.sleep(0.05)
-    if ranks:  # torchrun has exit statuses of its own
-        return ""
     # SIGTERM while Python starts, before the command can handle it, ends the process as it does any other.
     allowed = {signal.SIGKILL: (-9, 0), signal.SIGTERM: (130, -15, 0)}[signal.Signals(number)]  # 0: it had just ended
     return "" if process.returncode in allowed else f"exit status {process.returncode} after signal {number}"
@@ -143,10 +140,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def choose_victims(rng: Random, process: subprocess.Popen, ranks: bool) -> list[int]:
-    """The process alone, all of its processes or, of torchrun's, also one of them, such as a rank."""
+def choose_victims(rng: Random, process: subprocess.Popen) -> list[int]:
+    """The process alone, or all of its processes."""
     family = [process.pid, *descendants(process.pid)]
-    return rng.choice((family[:1], family, *([[rng.choice(family)]] * ranks)))
+    return rng.choice((family[:1], family))
 
 
 def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rng: Random, tally: Tally) -> None:
@@ -159,15 +156,14 @@ def chain(subject: Subject, course: Course, signals: list[int], folder: Path, rn
         ended, _ = wait(process, folder / subject.place, random_moment(rng, course))
         if not ended:
             number = signals.pop()
-            wrong.append(kill(process, number, choose_victims(rng, process, subject.ranks), subject.ranks))
+            wrong.append(kill(process, number, choose_victims(rng, process)))
             tally.kills[number] += 1
     process, _ = finish(subject, folder)
     if process.returncode:
         wrong.append(f"exit status {process.returncode} in the end")
     else:
         wrong += differences(course.content, final(subject, folder))
-    printed = folder.glob("logs/**/std*.log") if subject.ranks else [folder / "printed.txt"]
-    if any("Traceback" in file.read_text() for file in printed):
+    if "Traceback" in (folder / "printed.txt").read_text():
         wrong.append("a traceback")
     tally.chains += 1
     if found := list(filter(None, wrong)):

@@ -34,7 +34,6 @@ class Subject:
         command: its words; it runs in a folder of its own, which has `files` at first.
         place: where in that folder it writes.
         after: a command that comes after it; what this one writes counts as well.
-        ranks: whether torchrun starts it. Its ranks print to files in `logs`, as torchrun itself prints tracebacks.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Subject:
     place: str = "out"
     after: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    ranks: bool = False
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -131,14 +129,6 @@ def export(shared: Path, run: Path) -> Subject:
     return Subject("export", [*tool, *backbone], files={"out/notes.txt": "It stays as it is.\n"})
 
 
-def two_ranks(shared: Path) -> Subject:
-    subject = training("MPL", shared, "TRAINER.MPL.PROMPT_DEPTH", 3, "DATALOADER.NUM_WORKERS", 0)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subject.command[1:1] = [*launcher, "--redirects", "3", "--log-dir", "logs"]
-    subject.name, subject.ranks = "two ranks", True
-    return subject
-
-
 def study(shared: Path) -> Subject:
     quick = {"OPTIM.MAX_EPOCH": 2, "DATALOADER.NUM_WORKERS": 0}
     content = {
@@ -193,6 +183,5 @@ def subjects(shared: Path, server) -> list[Subject]:
         training("CoOp", shared, "TEST.FINAL_MODEL", "best_val", "DATALOADER.NUM_WORKERS", 2),
         training("PromptSRC", shared, *shallow, "DATALOADER.NUM_WORKERS", 0),
         preparation(shared, server),
-        two_ranks(shared),
         study(shared),
     ]

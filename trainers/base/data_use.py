@@ -92,11 +92,6 @@ def list_digest(images: Sequence[Any], root: str) -> str:
     return digest_of_rows(zip(relative_paths(images, root), labels, names, strict=True))
 
 
-def digest_of_splits(dataset: Any, root: str) -> str:
-    """The `list_digest` of each split of a dataset, which the ranks of a run compare."""
-    return " ".join(list_digest(split or (), root) for split in (dataset.train_x, dataset.val, dataset.test))
-
-
 def relative_paths(images: Sequence[Any], root: str) -> list[str]:
     """The path of each image below the folder of the datasets; empty for images that are not files."""
     folder = os.path.abspath(os.path.expanduser(root))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
-from clip import CLIP, current_ranks
+from clip import CLIP
 from common.errors import UsageError
 
 from .build import build_model, without_training
@@ -259,7 +259,7 @@ class FeatureTrainer(PromptTrainer):
         loader = DataLoader(
             images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=self.test_loader.worker_init_fn
         )
-        found = CachedFeatures(self.model, loader, feature_cache(self.cfg) if current_ranks().count == 1 else None)
+        found = CachedFeatures(self.model, loader, feature_cache(self.cfg))
         features = found.tensor().to(self.device).float()
         if not features.isfinite().all():
             what = f"{self.cfg.MODEL.BACKBONE.NAME} gives image features that are not finite"

@@ -13,7 +13,7 @@ from dassl.utils import load_checkpoint
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from clip import CLIP, current_ranks, weights_sha256
+from clip import CLIP, weights_sha256
 from common.errors import UsageError, one_line
 from common.files import checksum
 from common.version import __version__, source
@@ -107,7 +107,6 @@ class LearnedPrompts(Method):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        current_ranks().objects(None)  # rank 0 may have written it just now
         path = self.checkpoint_in(directory, epoch)
         checkpoint = load_checkpoint(path)
         if os.path.basename(path) == self.published_file:

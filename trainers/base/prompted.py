@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, TOWERS, ImageOutput, Ranks, Read, Schedule, SplitTowers, TextPrompts, private_copy
+from clip import CLIP, TOWERS, ImageOutput, Read, Schedule, TextPrompts, private_copy
 
 
 class PromptLearner(nn.Module):
@@ -128,10 +128,6 @@ class PromptedCLIP(nn.Module):
         self._text = None
         return super().train(mode)
 
-    def split(self, ranks: Ranks) -> None:
-        """From now on, compute this rank's part of the towers' work."""
-        self.towers = SplitTowers(self.towers, ranks, self)
-
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
         """Within it, `output` also reads this of the image tower."""
@@ -180,8 +176,7 @@ class PromptedCLIP(nn.Module):
             return self._text[1]
         text = self.towers.encode_text(self.clip, self.prompt_learner.text(image_features))
         changes = training and self.prompt_learner.random_text
-        towers = getattr(self.towers, "towers", self.towers)  # those that SplitTowers divides
-        if text.dim() == 2 and not text.requires_grad and not changes and towers is not TOWERS["plain"]:
+        if text.dim() == 2 and not text.requires_grad and not changes and self.towers is not TOWERS["plain"]:
             self._text = state, text
         return text
 

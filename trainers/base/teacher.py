@@ -13,7 +13,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor
 from tqdm import tqdm
 
-from clip import CLIP, TextPrompts, current_ranks, encode_text, tokenize
+from clip import CLIP, TextPrompts, encode_text, tokenize
 from clip.digest import add_tensors
 
 from .prompted import Output, PromptedCLIP, normalize
@@ -87,19 +87,14 @@ def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequenc
     texts = [template.replace("{}", name) for template in templates for name in classnames]
     cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
     key = fingerprint(clip, [*classnames, *templates, "mean of unit" if unit else "mean"])
-    ranks, device = current_ranks(), clip.logit_scale.device
-    if (kept := ranks.from_first(lambda: cache.get(key, len(classnames)))) is not None:
-        return kept.to(device)
+    device = clip.logit_scale.device
+    if (cached := cache.get(key, len(classnames))) is not None:
+        return cached.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
-        if len(texts) < ranks.count:
-            features = encode_texts(clip, texts, device)
-        else:
-            own = encode_texts(clip, texts[ranks.shard(len(texts))], device)
-            features = ranks.gather(own, ranks.shard_sizes(len(texts)))
+        features = encode_texts(clip, texts, device)
     features = normalize(features) if unit else features
     features = features.unflatten(0, (len(templates), len(classnames))).mean(dim=0)
-    if ranks.first:
-        cache.put(key, features)
+    cache.put(key, features)
     return features
 
 

@@ -17,12 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, SequentialSampler
 from yacs.config import CfgNode
 
-from clip import TOWERS, ImageOutput, Ranks, compiled_towers, current_ranks
+from clip import TOWERS, ImageOutput, compiled_towers
 from clip.blocks import is_standard
-from clip.digest import digest
 from common.errors import UsageError
 from common.names import check_known_names
 
@@ -147,8 +145,8 @@ class PromptTrainer(LearnedPrompts):
 
     def use_graphs(self) -> None:
         """MODEL.CUDA_GRAPHS: launch the passes of a step together, or print why not."""
-        if self.device.type != "cuda" or current_ranks().count > 1:
-            print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU, and a run on one device")
+        if self.device.type != "cuda":
+            print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU")
         else:
             self.passes = StepGraph(self.both_passes, self.model)
 
@@ -200,14 +198,7 @@ class PromptTrainer(LearnedPrompts):
         if 0 < self.max_epoch <= warmup:
             what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
             print(f"{what}: the learning rate stays below OPTIM.LR in all epochs")
-        ranks = current_ranks()
-        if not ranks.first:
-            super().before_train()
-        ranks.objects(None)  # all others have read the checkpoints: rank 0 may delete some
-        if ranks.first:
-            super().before_train()
-        if ranks.count > 1:
-            ranks.agree({"first epoch": self.start_epoch, "start of the prompts": digest(self.model.state_dict())})
+        super().before_train()
 
     def after_train(self) -> None:
         began = time.monotonic()
@@ -215,24 +206,6 @@ class PromptTrainer(LearnedPrompts):
         if hasattr(self, "_train_began"):  # the published Dassl keeps no record of it
             self._train_began += time.monotonic() - began  # the check does not count as training time
         super().after_train()
-
-    # Of several ranks the first one writes.
-
-    def save_model(self, *arguments: Any, **options: Any) -> None:
-        if current_ranks().first:
-            super().save_model(*arguments, **options)
-
-    def _remove_stale(self, newest: int) -> None:
-        if current_ranks().first:
-            super()._remove_stale(newest)
-
-    def _copy_best(self, paths: list[str]) -> None:
-        if current_ranks().first:
-            super()._copy_best(paths)
-
-    def init_writer(self, log_dir: str) -> None:
-        if current_ranks().first:
-            super().init_writer(log_dir)
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         self.model.train(mode == "train")  # also where a part of it is saved, or nothing
@@ -246,49 +219,11 @@ class PromptTrainer(LearnedPrompts):
     def test_outputs(self, loader: Any) -> Outputs:
         """The logits (batch, classes) and labels (batch,) of a loader's images, batch by batch.
 
-        Several ranks divide the batches. The features of a frozen image tower without prompts are kept in the folder
-        CACHE for other runs.
+        The features of a frozen image tower without prompts are kept in the folder CACHE for other runs.
         """
-        ranks = current_ranks()
-        if ranks.count > 1:
-            yield from outputs_of_ranks(super().test_outputs, loader, ranks)
-        else:
-            yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
-
-    def test_metrics(self) -> dict[str, float]:
-        return current_ranks().from_first(super().test_metrics)  # the first rank prints them, and may write files
+        yield from super().test_outputs(cached_features(self.cfg, self.model, loader) or loader)
 
     @torch.no_grad()
     def model_inference(self, images: Tensor | ImageOutput) -> Tensor:
         """(batch, 3, H, W), or the output of the image tower for them -> logits (batch, classes), in fp32."""
         return self.model(images)
-
-
-def outputs_of_ranks(compute: Callable[[Any], Outputs], loader: Any, ranks: Ranks) -> Outputs:
-    """What `compute(loader)` yields, logits and labels of each batch, with every `count`-th batch computed by a rank.
-
-    All ranks compute equally many batches, so that they can communicate in each of them: a rank for which none is left
-    computes the last one again. If the loader does not read its images in order, each rank computes all batches.
-    """
-    if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)):
-        yield from compute(loader)
-        return
-    batches: list[list[int]] = list(loader.batch_sampler or [])
-    rounds = [batches[start : start + ranks.count] for start in range(0, len(batches), ranks.count)]
-    own = loader_of([each[min(ranks.rank, len(each) - 1)] for each in rounds], loader)
-    for each, (logits, labels) in zip(rounds, compute(own), strict=True):
-        sizes = [*map(len, each), *[0] * (ranks.count - len(each))]
-        parts = [ranks.gather(part, sizes).split(sizes[: len(each)]) for part in (logits, labels)]
-        yield from zip(*parts, strict=True)
-
-
-def loader_of(batches: list[list[int]], loader: DataLoader) -> DataLoader:
-    """A loader of these batches of the same images."""
-    return type(loader)(
-        loader.dataset,
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        collate_fn=loader.collate_fn,
-        generator=loader.generator,
-    )
