@@ -127,6 +127,24 @@ def test_some_of_the_learned_classes_keep_their_weights(method, make, tmp_path):
     torch.testing.assert_close(some.model_inference(images), every.model_inference(images)[:, places])
 
 
+def test_gda_of_few_images_inverts_their_covariance_and_not_its_rounding_error(make):
+    """Features that vary in 8 of 64 dimensions, and by a part of 1e-4 in the others. The expected weights are the
+    formula in fp32, in which `pinv` leaves out the small eigenvalues; in double precision it inverted them."""
+    trainer = make("GDA", "TRAINER.GDA.SETTING", "base2new", "TRAINER.GDA.K", 6, "TRAINER.GDA.ALPHA", 1.0)
+    labels = torch.arange(6).repeat(4)
+    random = torch.manual_seed(0)
+    views = (torch.randn(24, 8, generator=random) @ torch.randn(8, 64, generator=random))[None]
+    views += 1e-4 * torch.randn(1, 24, 64, generator=random)
+    trainer.begin(Support(views.to(trainer.device), labels.to(trainer.device)))
+    rows = torch.nn.functional.normalize(views[0], dim=1)
+    means = torch.stack([rows[labels == label].mean(dim=0) for label in range(6)])
+    covariances = [torch.cov(rows[labels == label].T) for label in range(6)]
+    weights = torch.linalg.pinv(torch.stack(covariances).mean(dim=0)) @ means.T
+    biases = -torch.log(torch.tensor(6.0)) - torch.diagonal(means @ weights) / 2
+    for found, expected in ((trainer.head.W, weights), (trainer.head.b, biases)):
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
 def test_views_depend_on_the_seed_and_not_on_workers_or_random_numbers_drawn_before(make):
     found = []
     for seed, workers in ((1, 0), (1, 2), (2, 0)):

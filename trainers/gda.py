@@ -19,8 +19,7 @@ OF_TEXT = 16  # images that the text of a new class counts as
 @dataclass(frozen=True)
 class GDASettings(ChoosingSettings):
     """SETTING base2new estimates base classes, and new ones from the K views nearest to their texts; auto takes it for
-    runs on base or new classes. ALPHA is the weight of the classifier that is added to zero-shot CLIP. 0: chosen on
-    validation images."""
+    runs on base or new classes. ALPHA weighs the classifier that zero-shot CLIP gets. 0: validation images choose."""
 
     AUGMENT_EPOCH: int = 10
     SETTING: Literal["auto", "few_shots", "base2new"] = "auto"
@@ -32,8 +31,7 @@ class GDASettings(ChoosingSettings):
 class Gaussians(Head):
     """Gaussian classes with one covariance as a linear classifier, added to zero-shot CLIP (Wang et al., 2024, Sec. 3).
 
-    W is (joint, classes), b (classes,). `rows` (n, joint) are unit features of the base images, from which new classes
-    are estimated; there are none if they are not needed.
+    W is (joint, classes), b (classes,). `rows` (n, joint): unit features of base images, where new classes need them.
     """
 
     def __init__(self, classes: int, width: int):
@@ -52,10 +50,15 @@ class Gaussians(Head):
         self.W.data, self.b.data = weight.float(), bias.float()
 
 
+def inverse(covariance: Tensor) -> Tensor:
+    """The pseudo-inverse (d, d). Eigenvalues below the rounding error of fp32, as in the official code, count as 0."""
+    return torch.linalg.pinv(covariance, rtol=len(covariance) * torch.finfo(torch.float32).eps, hermitian=True)
+
+
 def shrunk_inverse(covariance: Tensor, n: int) -> Tensor:
     """d pinv((n - 1) S + tr(S) I), of the covariance S (d, d) of n rows."""
-    ridge = covariance.trace() * torch.eye(len(covariance)).to(covariance)
-    return len(covariance) * torch.linalg.pinv((n - 1) * covariance + ridge, hermitian=True)
+    d = len(covariance)
+    return d * inverse((n - 1) * covariance + covariance.trace() * torch.eye(d).to(covariance))
 
 
 @TRAINER_REGISTRY.register()
@@ -83,18 +86,16 @@ class GDA(FittedTrainer):
         if (auto if self.settings.SETTING == "auto" else self.settings.SETTING) == "base2new":
             if len(rows) < self.settings.K or min(map(len, of_class)) < 2:
                 raise UsageError(f"GDA has {len(rows)} views of images", "lower TRAINER.GDA.K, or raise AUGMENT_EPOCH")
-            precision = torch.linalg.pinv(torch.stack([part.T.cov() for part in of_class]).mean(dim=0), hermitian=True)
+            precision = inverse(torch.stack([part.T.cov() for part in of_class]).mean(dim=0))
             self.head.rows = rows.float()
         else:
             precision = shrunk_inverse((rows - means[labels]).T.cov(), len(rows))
         self.head.set(means, precision)
 
     def fit(self, support):
-        """`start` has set all but alpha: the first of the best on the validation images."""
         if not self.settings.ALPHA:
-            best = max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1])
-            self.head.alpha.fill_(best)
-            print(f"{self.correct()} of {len(self.val[1])} validation images with alpha {best:g}")
+            self.head.alpha.fill_(max(ALPHAS, key=lambda alpha: (self.head.alpha.fill_(alpha), self.correct())[1]))
+            print(f"{self.correct()} of {len(self.val[1])} validation images with alpha {self.head.alpha:g}")
 
     def load_prompts(self, checkpoint, path):
         super().load_prompts(checkpoint, path)
@@ -115,6 +116,5 @@ class GDA(FittedTrainer):
         for text in texts:
             near = rows[(rows @ text).topk(k).indices]
             means.append((near.sum(dim=0) + OF_TEXT * text) / (k + OF_TEXT))
-            apart = near - text
-            precision += shrunk_inverse(apart.T @ apart / (k - 1), k) / len(texts)
+            precision += shrunk_inverse((near - text).T @ (near - text) / (k - 1), k) / len(texts)
         self.head.set(torch.stack(means), precision)
