@@ -1,5 +1,7 @@
 """Methods on features: what they compute once, what they keep, other classes, features of a trained run."""
 
+import shutil
+
 import pytest
 import torch
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -230,6 +232,20 @@ def test_a_head_stands_on_the_features_of_a_run(make, learned, tmp_path):
     head.load_model(str(tmp_path / "base"))
     images = images_of(head)
     assert torch.allclose(head.model_inference(images), coop.model_inference(images), atol=1e-3)
+
+
+def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_path):
+    """The folder of its run may have another one by then."""
+    options = "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.CLIPADAPTER.FEATURES_OF", str(learned)
+    make("CLIPAdapter", *options, "TRAIN.CHECKPOINT_FREQ", 1, output="head").train()
+    shutil.rmtree(learned)
+    make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", 0.5, output="coop").train()
+    with pytest.raises(UsageError, match="head on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"):
+        make("CLIPAdapter", *options, output="test").load_model(str(tmp_path / "head"))
+    (tmp_path / "head/clip_adapter/model.pth.tar-2").unlink()
+    (tmp_path / "head/clip_adapter/checkpoint").write_text("model.pth.tar-1\n")
+    with pytest.raises(UsageError, match="the run to resume has a head on the features of another run"):
+        make("CLIPAdapter", *options, output="head").train()
 
 
 def test_a_folder_without_such_a_run_gives_an_error_of_one_line(make, tmp_path):

@@ -17,7 +17,7 @@ from .data_use import KINDS, LATER, PHASE
 
 LARGEST = 2**53  # number in a checkpoint
 METADATA = {"method": str, "backbone": str, "weights_sha256": str, "dataset": str, "settings": dict}
-METADATA |= {"version": str, "commit": str}
+METADATA |= {"version": str, "commit": str, "features_sha256": str}
 METADATA |= {"class_names": list, "choices": list, "inherited_choices": list, "fit": list}
 
 

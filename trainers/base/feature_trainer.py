@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from yacs.config import CfgNode
 
 from clip import CLIP
 from common.errors import UsageError
+from common.files import checksum
 
 from .build import build_model, without_training
 from .checkpoints import find_checkpoint, is_checkpoint, tensors_of
@@ -73,6 +75,7 @@ class FeatureTrainer(PromptTrainer):
     # Settings that images choose if they are 0, and an example of each. Its `Settings` are then `ChoosingSettings`.
     chosen: ClassVar[Mapping[str, str]] = {}
     support: Support
+    features_sha256 = ""  # of the checkpoint of FEATURES_OF
 
     def build_head(self, classes: int, width: int, rows: int) -> Head:
         """The head before it has seen images, by the numbers of classes, features and training images."""
@@ -173,6 +176,7 @@ class FeatureTrainer(PromptTrainer):
             raise UsageError(what, "give FEATURES_OF a run of another method", path)
         build_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), self.model.frozen)
         base.load_prompts(checkpoint, path)
+        self.features_sha256 = checksum(Path(path))
         print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
         self.model.stand_on(base.model)
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
@@ -187,6 +191,15 @@ class FeatureTrainer(PromptTrainer):
         print(f"MODEL.CUDA_GRAPHS is ignored: it needs images, and {type(self).__name__} learns from their features")
 
     # Loading
+
+    def prompts_metadata(self) -> dict[str, Any]:
+        return super().prompts_metadata() | {"features_sha256": self.features_sha256}
+
+    def check_weights(self, written: Mapping[str, Any], what: str) -> None:
+        super().check_weights(written, what)
+        if written.get("features_sha256", self.features_sha256) != self.features_sha256:
+            key = f"TRAINER.{self.section()}.FEATURES_OF"
+            raise UsageError(f"{what} has a head on the features of another run", f"give the run it learned on as {key}")
 
     def tensors_of_classes(self) -> dict[str, int | None]:
         found = super().tensors_of_classes()
