@@ -3,6 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from shutil import copy
 
 import pytest
@@ -11,6 +12,7 @@ from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 from drawn import make_cfg
 from learned import NAMES, OPTIONS, own_test, rows_of
+from PIL import Image
 
 from clip import tokenize
 from common.errors import UsageError
@@ -98,8 +100,16 @@ def test_unwritten_state_does_not_count(make, tmp_path):
     assert torch.equal(outputs(make("TDA")), whole)
 
 
+def flip_a_bit(folder):
+    """In the last number of a file of logits."""
+    content = bytearray((folder / "00000003.safetensors").read_bytes())
+    content[-2] ^= 1
+    (folder / "00000003.safetensors").write_bytes(content)
+
+
 HARMS = {  # `other settings`: the test has them
     "damaged": lambda folder: (folder / "00000003.safetensors").write_bytes(b"{}" * 25),
+    "a flipped bit": flip_a_bit,
     "exchanged": lambda folder: copy(folder / "00000003.safetensors", folder / "00000002.safetensors"),
     "lost": lambda folder: (folder / "00000002.safetensors").unlink(),
     "other settings": lambda folder: None,
@@ -113,6 +123,18 @@ def test_unfit_partial_results_are_not_used(harm, make, tmp_path, capsys):
     settings = {"SELECTION": 0.6} if harm == "other settings" else {}
     assert torch.equal(outputs(make("ZERO", **settings)), outputs(make("ZERO", output="whole", **settings)))
     assert "are not used" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["ZERO", "TDA"])
+def test_results_of_images_that_have_changed_meanwhile_are_not_used(method, make, eurosat):
+    interrupted(trainer := make(method), 6)
+    (changed,) = {Path(item.impath) for item in trainer.test_loader.dataset.data_source[:1]}
+    content = changed.read_bytes()
+    try:
+        Image.new("RGB", (32, 32), (200, 10, 30)).save(changed)
+        assert torch.equal(outputs(make(method)), outputs(make(method, output="whole")))
+    finally:
+        changed.write_bytes(content)
 
 
 def test_folder_with_partial_results_of_other_settings_is_refused(make, tmp_path):

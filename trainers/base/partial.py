@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from clip.digest import digest
 from common.files import replacing
 
 FOLDER = "partial_test"  # in the output folder of a run
@@ -78,13 +79,22 @@ class PartialTest:
 
     def write(self, name: str, number: int, tensors: dict[str, Tensor]) -> None:
         with replacing(self.file(name)) as partial:
-            facts = {"key": self.key, "number": str(number)}
+            facts = {"key": self.key, "number": str(number), "sha256": checksum(number, tensors)}
             partial.write_bytes(save({key: tensor.cpu() for key, tensor in tensors.items()}, facts))
 
     def tensors(self, name: str) -> tuple[int, dict[str, Tensor]]:
-        """The number and the tensors of a file; ValueError if it is of another test."""
+        """The number and the tensors of a file; ValueError if it is damaged or of another test."""
         with safe_open(self.file(name), "pt") as content:
             facts = content.metadata() or {}
             if facts.get("key") != self.key:
                 raise ValueError("they are of other settings or images")
-            return int(facts["number"]), {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+        number = int(facts["number"])
+        if facts.get("sha256") != checksum(number, tensors):
+            raise ValueError("they are damaged")
+        return number, tensors
+
+
+def checksum(number: int, tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of what a file says."""
+    return digest({f"{number} {name}": tensor for name, tensor in sorted(tensors.items())})
