@@ -126,6 +126,19 @@ def test_a_method_with_its_own_loop_gets_the_steps_of_each_part(build):
     assert found == [(3, 3), (3, 3), (4, 4)]
 
 
+def test_clip_lora_learns_from_a_smaller_last_batch(build):
+    """As the official code; Dassl leaves it out."""
+    trainer = build("CLIPLoRA", "base", options=("DATALOADER.TRAIN_X.BATCH_SIZE", 4))
+    images = len(trainer.dm.dataset.train_x)
+    batches = [len(batch["label"]) for batch in trainer.dm.train_loader_x]
+    assert images % 4 and batches == [4] * (images // 4) + [images % 4]
+
+
+def test_settings_that_do_not_fit_the_classes_are_refused_without_train_py(build):
+    with pytest.raises(UsageError, match="TRAINER.LOCOOP.TOPK is 7, and there are 6 classes"):
+        build("LoCoOp", "all", "TOPK", 7).train()
+
+
 def test_an_error_in_training_ends_the_workers_of_a_repeated_loader(build):
     trainer, workers = build("CLIPLoRA", "base", "N_ITERS", 3, options=("DATALOADER.NUM_WORKERS", 1)), []
 

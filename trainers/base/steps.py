@@ -42,6 +42,7 @@ class SteppedTrainer(PromptTrainer):
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
+        self.dm.train_loader_x.batch_sampler.drop_last = False  # the official code has a smaller last batch
         if self.steps < self.max_epoch:
             raise UsageError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, and there are {self.steps} steps", "lower it")
         self.train_loader_x = Repeated(self.dm.train_loader_x, self.steps)

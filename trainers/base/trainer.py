@@ -194,6 +194,7 @@ class PromptTrainer(LearnedPrompts):
         self.scaler.scale(loss).backward()
 
     def before_train(self) -> None:
+        self.check_training()
         warmup = getattr(vars(self).get("sched"), "warmup_epoch", 0)  # some methods have a schedule without
         if 0 < self.max_epoch <= warmup:
             what = f"OPTIM.WARMUP_EPOCH is {warmup} and MAX_EPOCH is {self.max_epoch}"
