@@ -12,7 +12,7 @@ from dassl.utils import load_checkpoint
 from yacs.config import CfgNode
 
 import trainers
-from common.errors import UsageError, choose
+from common.errors import UsageError, choose, choose_dataset
 from common.names import check_names
 from common.results import CONFIG, read_results, selected_on_test
 from common.results import FILE as RESULTS
@@ -117,6 +117,8 @@ def read_model(path: Path, options: Namespace) -> tuple[Description, dict[str, A
         choose(method, trainers.methods(), "trainer", "" if options.trainer else "--trainer is missing")
     cfg = configuration(method, file)
     cfg.merge_from_file(str(file))
+    if cfg.DATASET.NAME and not is_run:  # a misspelt one would have no sentence
+        choose_dataset(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
     if options.template and not is_run:
         if not trainers.methods()[method].reads_template:
             raise UsageError("--template has no use here", f"leave it out: {method} does not read it")

@@ -345,3 +345,5 @@ def test_published_checkpoint_needs_its_yaml_and_class_names(finished, command, 
     assert "no class names: give them by --classes" in command(predict, file, photos, *options[:4]).error
     other = command(predict, file, photos, *options, "--trainer", "CoOp")
     assert "is a checkpoint of MaPLe, not of CoOp" in other.error
+    settings.write_text(f"{settings.read_text()}DATASET:\n  NAME: EuroSat\n")  # its sentence would be another
+    assert "there is no dataset 'EuroSat': did you mean EuroSAT?" in command(predict, file, photos, *options).error

@@ -195,6 +195,14 @@ def test_values_of_other_repositories(file):
         assert values[key] == (pytest.approx(value) if isinstance(value, float) else value), key
 
 
+@pytest.mark.parametrize("method", ["KgCoOp", "DePT+KgCoOp"])
+def test_kgcoop_files_of_depts_repository_are_read(method, tmp_path):
+    """They have a key that KgCoOp does not read."""
+    (file := tmp_path / "published.yaml").write_text("TRAINER:\n  COOP:\n    ALPHA: 1.0\n    W: 2.0\n")
+    cfg = setup_cfg(parse_arguments(["--trainer", method, "--config-file", str(file)]))
+    assert trainers.methods()[method].settings_of(cfg).W == 2
+
+
 def test_other_files_are_ours_by_their_names():
     files = {str(file.relative_to(CONFIGS)) for file in CONFIGS.glob("*/*.yaml")} - set(STATED)
     assert set(PUBLISHED) <= files

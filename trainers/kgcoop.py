@@ -8,11 +8,13 @@ from .base.teacher import TaughtTrainer
 
 @dataclass(frozen=True)
 class KgCoOpSettings(ContextSettings):
-    """W is the weight of the distance from the frozen CLIP. CTX_INIT is words, or True for `a photo of a`."""
+    """W is the weight of the distance from the frozen CLIP. CTX_INIT is words, or True for `a photo of a`.
+    ALPHA has no effect; the files of DePT's repository have it."""
 
     N_CTX: int = 4
     CTX_INIT: bool | str = True
     W: int | float = 8.0
+    ALPHA: int | float = 1.0
     ranges = {"W": (0, 1_000_000)}
 
 
