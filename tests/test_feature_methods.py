@@ -240,7 +240,9 @@ def test_a_head_is_not_used_on_the_features_of_another_run(make, learned, tmp_pa
     make("CLIPAdapter", *options, "TRAIN.CHECKPOINT_FREQ", 1, output="head").train()
     shutil.rmtree(learned)
     make("CoOp", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.LR", 0.5, output="coop").train()
-    with pytest.raises(UsageError, match="head on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"):
+    with pytest.raises(
+        UsageError, match="head on the features of another run: give .* TRAINER.CLIPADAPTER.FEATURES_OF"
+    ):
         make("CLIPAdapter", *options, output="test").load_model(str(tmp_path / "head"))
     (tmp_path / "head/clip_adapter/model.pth.tar-2").unlink()
     (tmp_path / "head/clip_adapter/checkpoint").write_text("model.pth.tar-1\n")

@@ -199,7 +199,9 @@ class FeatureTrainer(PromptTrainer):
         super().check_weights(written, what)
         if written.get("features_sha256", self.features_sha256) != self.features_sha256:
             key = f"TRAINER.{self.section()}.FEATURES_OF"
-            raise UsageError(f"{what} has a head on the features of another run", f"give the run it learned on as {key}")
+            raise UsageError(
+                f"{what} has a head on the features of another run", f"give the run it learned on as {key}"
+            )
 
     def tensors_of_classes(self) -> dict[str, int | None]:
         found = super().tensors_of_classes()
