@@ -138,7 +138,7 @@ class ViewsTrainer(PromptTrainer):
             yield logits[None], label
 
     def key(self, images: Any) -> str:
-        """A checksum of the images of a test (paths, sizes, times of change), of how they are read, and of the model."""
+        """A checksum of the images of a test (path, size, time of change), of how they are read, and of the model."""
         facts = self.prompts_metadata(), self.cfg.SEED, self.cfg.INPUT, self.templates
         digest = hashlib.sha256(f"1 {facts}".encode())
         for item in images.data_source:
