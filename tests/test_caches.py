@@ -3,10 +3,9 @@
 They give the same results, and never those of other images, of another model or of a damaged file.
 """
 
-import hashlib
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,15 +13,13 @@ import numpy as np
 import pytest
 import torch
 from caching import IMAGES, OFF, values
-from dassl.data import image_cache
 from dassl.utils import ImageError
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import transforms as T
 
 from clip import load_backbone
-from clip.digest import as_bytes
+from common.cache import DIGEST, DiskCache
 
 pytestmark = pytest.mark.slow
 
@@ -81,44 +78,46 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
-def rewrite(file, change, key):
-    """A sound file of changed features."""
-    features = change(load_file(file)["features"])
-    save_file({"features": features}, file, {"key": key, "sha256": hashlib.sha256(as_bytes(features)).hexdigest()})
+def of_another_form(file):
+    """A sound file of as many bytes, by its own key: the numbers of another shape."""
+    kind, _, key = file.stem.partition("-")
+    content = file.read_bytes()[:-DIGEST]
+    DiskCache(file.parent, kind, kind, 1e9).put(key, "torch.float32 (64, 24)", len(content), [bytes(len(content))])
 
 
-def of_fewer_images(file):
-    file.write_bytes(bytes(24 * 20 * 3) + hashlib.sha256(bytes(24 * 20 * 3)).digest())
-
-
-DAMAGES = {
-    "flipped bit": flip_a_bit,
-    "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
-    "empty": lambda file: file.write_bytes(b""),
-    "not a file": lambda file: (file.unlink(), os.mkfifo(file)),
-}
-HARMS = {
-    "features": DAMAGES
-    | {
-        "of another key": lambda file: rewrite(file, lambda rows: 2 * rows, "f" * 32),  # copied to this name
-        "fewer images": lambda file: rewrite(file, lambda rows: rows[:-1].clone(), file.stem[9:]),
-        "not finite": lambda file: rewrite(file, lambda rows: rows * torch.inf, file.stem[9:]),
-        "without facts": lambda file: save_file(load_file(file), file),
-        "of another project": lambda file: save_file({"weights": torch.ones(3)}, file),
-    },
-    "images": DAMAGES
-    | {"fewer images": of_fewer_images, "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0")},
-}
-
-
-@pytest.mark.parametrize(("kind", "harm"), [(kind, harm) for kind, harms in HARMS.items() for harm in harms])
+@pytest.mark.parametrize("harm", [flip_a_bit, of_another_form])
 def test_damaged_or_foreign_file_is_computed_again(kind, harm, new, work, kept):
     expected = values(new())
-    HARMS[kind][harm](*kept())
+    harm(*kept())
     for count in (1 + IMAGES, 1):  # one is compared, or shows how the machine computes
         work.clear()
         assert torch.equal(values(new()), expected)
         assert sum(work) == count
+
+
+KEY, FORM = "a" * 32, "float32 (2, 3)"
+HARMS = {
+    "flipped bit": flip_a_bit,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    "empty": lambda file: file.write_bytes(b""),
+    "not a file": lambda file: (file.unlink(), os.mkfifo(file)),
+    "of another key": lambda file: (
+        DiskCache(file.parent, "x", "numbers", 100).put("b" * 32, FORM, 24, [bytes(24)])
+        and os.replace(file.with_name(f"x-{'b' * 32}.cache"), file)
+    ),
+    "of another shape": lambda file: DiskCache(file.parent, "x", "", 100).put(KEY, "float32 (3, 2)", 24, [bytes(24)]),
+    "of another type": lambda file: DiskCache(file.parent, "x", "", 100).put(KEY, "int32 (2, 3)", 24, [bytes(24)]),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_file_that_is_not_what_was_kept_is_not_there(harm, tmp_path):
+    cache = DiskCache(tmp_path, "x", "numbers", 100)
+    assert cache.put(KEY, FORM, 24, [bytes(range(12)), bytes(range(12, 24))])
+    assert cache.get(KEY, FORM, 24)[:24] == bytes(range(24))
+    HARMS[harm](cache.file(KEY))
+    assert cache.get(KEY, FORM, 24) is None
 
 
 LIMITED = {  # the size of a file, and a setting with three values, each of which has a file
@@ -144,8 +143,7 @@ def test_limit_deletes_what_was_not_used_for_longest(kind, new, kept, tmp_path):
 
 def test_unfinished_file_of_another_process_stays_until_it_is_abandoned(kind, new, tmp_path):
     (tmp_path / "cache").mkdir()
-    end = {"features": "safetensors.1-1.partial", "images": "rgb.1-1.partial"}[kind]
-    writing, abandoned = (tmp_path / f"cache/.{kind}-{name}.{end}" for name in "ab")
+    writing, abandoned = (tmp_path / f"cache/.{kind}-{name}.cache.1-1.partial" for name in "ab")
     for file in (writing, abandoned):
         file.touch()
     os.utime(abandoned, (0, 0))
@@ -207,16 +205,17 @@ def test_transform_without_steps_is_applied_to_each_image(loader, kept, capsys):
     assert "CACHE_TEST is ignored" in capsys.readouterr().out and not kept()
 
 
-def fill(file: Path) -> bytes:
-    """Keep images in a file, in a process of its own."""
-    made = image_cache.CachedImages(file, (40, 64, 64, 3), T.ToTensor())
-    made.write((Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(40)), 1e9)
-    return made.pixels.tobytes()
+def fill(cache: DiskCache) -> bytes:
+    """Keep an array in a file, in a process of its own."""
+    cache.put(KEY, FORM, 4_000_000, (bytes([number]) * 100_000 for number in range(40)))
+    return cache.get(KEY, FORM, 4_000_000)[:4_000_000]
 
 
-def test_two_processes_fill_it_at_once(tmp_path):
-    file = tmp_path / "images-1.rgb"
+def test_two_processes_and_their_threads_fill_a_file_at_once(tmp_path):
+    cache = DiskCache(tmp_path, "x", "numbers", 1e9)
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        found = list(pool.map(fill, [file] * 8))
-    assert len(set(found)) == 1 and found[0][:3] == b"\0\0\0" and found[0][-3:] == b"\x27\0\0"
-    assert list(tmp_path.iterdir()) == [file]
+        found = list(pool.map(fill, [cache] * 8))
+    with ThreadPoolExecutor(4) as pool:
+        found += list(pool.map(fill, [cache] * 8))
+    assert set(found) == {b"".join(bytes([number]) * 100_000 for number in range(40))}
+    assert list(tmp_path.iterdir()) == [cache.file(KEY)]

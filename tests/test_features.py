@@ -116,7 +116,7 @@ def test_several_runs_fill_it_at_once(cached, kept):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(values, trainers))
     assert all(torch.equal(each, computed) for each in found)
-    assert [file.suffix for file in kept()] == [".safetensors"]
+    assert [file.suffix for file in kept()] == [".cache"]
     assert torch.equal(values(cached("CoOp")), computed)
 
 

@@ -158,7 +158,7 @@ def output_folder(rng: Random) -> Case:
     names = ["log.txt", "config.yaml", "results.json", "tensorboard", ".lock", ".lock.json", folder, "error.txt"]
     names += [f"{folder}/{name}" for name in ("checkpoint", "model.pth.tar-2", "model.pth.tar-3", "model-best.pth.tar")]
     names += ["predictions.npz", "tests.jsonl", "cmat.pt", "partial_test"]
-    names += [".results.json.9-9.partial", f"{folder}/.checkpoint.9-9.partial", f"{folder}/.model.pth.tar-3.9-9.partial"]
+    names += [".results.json.9-9.partial", f"{folder}/.checkpoint.9-9.partial"]
     for name in rng.sample(names, rng.choice((0, 1, 1, 2))):
         if name == folder:
             case.files = {key: value for key, value in case.files.items() if not key.startswith(f"run/{folder}/")}

@@ -127,7 +127,7 @@ def test_few_decoded_images_wait_to_be_written(tmp_path, monkeypatch):
     """On a slow disk all images of a split came to be in memory."""
     read, waiting = [], []
 
-    def write(kept, images, limit):
+    def write(kept, images):
         next(iter(images))
         time.sleep(0.2)  # as a slow disk
         waiting.append(len(read))

@@ -14,10 +14,11 @@ from yacs.config import CfgNode
 
 from clip import ImageOutput
 from clip.digest import add_tensors, as_bytes
+from common.cache import DiskCache
 from common.errors import UsageError
 
 from .prompted import PromptedCLIP
-from .tensor_cache import TensorCache
+from .tensor_cache import get_tensor, put_tensor
 
 
 class CachedOutput(ImageOutput):
@@ -71,7 +72,7 @@ class CachedFeatures:
 
     features: Tensor  # all of them, once the last batch was read
 
-    def __init__(self, model: PromptedCLIP, loader: Any, cache: TensorCache | None):
+    def __init__(self, model: PromptedCLIP, loader: Any, cache: DiskCache | None):
         self.model, self.loader, self.cache = model, loader, cache
         self.device = model.clip.logit_scale.device
         self.labels = torch.tensor([item.label for item in loader.dataset.data_source])  # (images,)
@@ -99,12 +100,12 @@ class CachedFeatures:
         if self.cache is None:
             return "", None
         try:
-            key = self.key()
+            sample = self.encode(self.loader.dataset[0]["img"][None].to(self.device))
+            key = self.key(sample)
         except OSError:  # a missing or damaged image, which the loader reports
             return "", None
-        features = self.cache.get(key, len(self.loader.dataset))
+        features = get_tensor(self.cache, key, (len(self.loader.dataset), *sample.shape[1:]), sample.dtype)
         if features is not None:
-            print(f"Image features: {self.cache.file(key)}")
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)  # as a loader at its start
         return key, features
 
@@ -119,15 +120,18 @@ class CachedFeatures:
             done += len(part)
             yield {"img": CachedOutput(part), "label": batch["label"]}
         if key and self.cache is not None:
-            self.cache.put(key, self.features)
+            put_tensor(self.cache, key, self.features)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) -> (..., joint)."""
         return self.model.image_output(images.flatten(0, -4)).feature.unflatten(0, images.shape[:-3])
 
-    def key(self) -> str:
+    def key(self, sample: Tensor) -> str:
         """A checksum of the images, how they are read, the weights, the batches and the machine's arithmetic.
+
+        `sample` is the output for the first image. It shows all else: the activation, the heads, the form of the
+        towers, how this machine rounds.
 
         Raises:
             OSError: an image cannot be read.
@@ -136,8 +140,7 @@ class CachedFeatures:
         facts = torch.__version__, self.device.type, self.loader.batch_size, dataset.content, visual
         digest = hashlib.sha256(f"1 {facts}".encode())
         add_tensors(digest, self.model.image_tensors())
-        # One output shows all else: the activation, the heads, the form of the towers, how this machine rounds.
-        digest.update(as_bytes(self.encode(dataset[0]["img"][None].to(self.device))))
+        digest.update(as_bytes(sample))
         return digest.hexdigest()[:32]
 
 
@@ -152,7 +155,7 @@ def cached_features(cfg: CfgNode, model: PromptedCLIP, loader: Any) -> CachedFea
     return CachedFeatures(model, loader, cache)
 
 
-def feature_cache(cfg: CfgNode) -> TensorCache | None:
+def feature_cache(cfg: CfgNode) -> DiskCache | None:
     """Where image features are kept; None if the folder CACHE is not set.
 
     Raises:
@@ -163,7 +166,7 @@ def feature_cache(cfg: CfgNode) -> TensorCache | None:
     folder = Path(cfg.CACHE).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"CACHE is {cfg.CACHE}, which is not a folder", "give the path of a folder", folder)
-    return TensorCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
+    return DiskCache(folder, "features", "image features", 1e9 * cfg.CACHE_GB, "CACHE_GB")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from clip import CLIP, TextPrompts, encode_text, tokenize
 from clip.digest import add_tensors
+from common.cache import DiskCache
 
 from .prompted import Output, PromptedCLIP, normalize
-from .tensor_cache import TensorCache
+from .tensor_cache import get_tensor, put_tensor
 from .trainer import PromptTrainer
 
 TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:60])  # of PromptSRC
@@ -85,16 +86,18 @@ def mean_text_features(clip: CLIP, classnames: Sequence[str], templates: Sequenc
         (C, joint), fp32, not normalised.
     """
     texts = [template.replace("{}", name) for template in templates for name in classnames]
-    cache = TensorCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
+    cache = DiskCache(cache_folder(), "teacher", "teacher's text features", LIMIT)
     key = fingerprint(clip, [*classnames, *templates, "mean of unit" if unit else "mean"])
     device = clip.logit_scale.device
-    if (cached := cache.get(key, len(classnames))) is not None:
+    projection = clip.text_projection  # (width, joint), or a linear layer
+    shape = len(classnames), getattr(projection, "out_features", None) or projection.shape[1]
+    if (cached := get_tensor(cache, key, shape, torch.float32)) is not None:
         return cached.to(device)
     with torch.autocast(device.type, enabled=False):  # in fp32 even in an amp run: other runs will read it
         features = encode_texts(clip, texts, device)
     features = normalize(features) if unit else features
     features = features.unflatten(0, (len(templates), len(classnames))).mean(dim=0)
-    cache.put(key, features)
+    put_tensor(cache, key, features)
     return features
 
 

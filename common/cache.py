@@ -1,0 +1,112 @@
+"""Arrays that are kept on disk for other runs: one file for each, with a checksum, and a limit on the size of all."""
+
+import hashlib
+import mmap
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .files import write_bytes
+
+DIGEST = hashlib.sha256().digest_size  # bytes
+ABANDONED = 24 * 3600  # seconds after which nobody writes to an unfinished file any more
+
+
+@dataclass(frozen=True)
+class DiskCache:
+    """The files of one kind in a folder. Several processes and threads may use them.
+
+    A file has the bytes of an array, then the SHA-256 of its key, of its form (type and shape) and of these bytes: one
+    that is damaged, renamed or of another form is not there.
+
+    Args:
+        folder: may be missing.
+        kind: begins the names of the files.
+        what: the arrays, in messages.
+        limit: of the size of all these files, in bytes. Those that were not used for longest are deleted first.
+        setting: the key of the limit, in messages.
+    """
+
+    folder: Path
+    kind: str
+    what: str
+    limit: float
+    setting: str = ""
+
+    def file(self, key: str) -> Path:
+        return self.folder / f"{self.kind}-{key}.cache"
+
+    def get(self, key: str, form: str, nbytes: int) -> mmap.mmap | None:
+        """The file of a key, mapped into memory: `nbytes` of an array, then the checksum. None if there is none.
+
+        Args:
+            key: 32 letters, a checksum of all that the array depends on.
+            form: its type and shape.
+        """
+        file = self.file(key)
+        if not file.is_file():  # a named pipe would wait for its writer
+            return None
+        try:
+            with open(file, "rb") as opened:
+                content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            os.utime(file, follow_symlinks=False)
+        except (OSError, ValueError):  # deleted meanwhile, or empty
+            return None
+        digest = self.digest(key, form)
+        digest.update(memoryview(content)[:nbytes])
+        if len(content) != nbytes + DIGEST or content[nbytes:] != digest.digest():
+            print(f"{file} is damaged or of another form: the {self.what} are computed again")
+            return None
+        print(f"From {file}: {self.what}")
+        return content
+
+    def put(self, key: str, form: str, nbytes: int, parts: Iterable[Any]) -> bool:
+        """Keep an array, given as the parts of its bytes. Returns whether it is kept; if it is not, this prints why.
+
+        Raises:
+            UsageError: as the iterable `parts` raises it.
+        """
+        if nbytes > self.limit:
+            remedy = f"raise {self.setting}" if self.setting else f"the limit is {self.limit / 1e9:g} GB"
+            print(f"{nbytes / 1e9:.2f} GB of {self.what} are not kept: {remedy}")
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.file(key), self.sealed(key, form, parts))
+        except UsageError:
+            raise
+        except (OSError, ValueError) as error:
+            print(f"The {self.what} are not kept for other runs ({error})")
+            return False
+        with suppress(OSError):  # another process deletes them too
+            self.make_room(self.file(key))
+        return True
+
+    def sealed(self, key: str, form: str, parts: Iterable[Any]) -> Iterable[Any]:
+        """The parts, and their checksum."""
+        digest = self.digest(key, form)
+        for part in parts:
+            digest.update(part)
+            yield part
+        yield digest.digest()
+
+    def digest(self, key: str, form: str) -> Any:
+        return hashlib.sha256(f"{self.kind} {key} {form}\n".encode())
+
+    def make_room(self, newest: Path) -> None:
+        """Delete unfinished files that were given up, and old ones until the limit is kept."""
+        for path in self.folder.glob(f".{self.kind}-*.partial"):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
+        # Earlier versions had other endings. Other files of the folder are the user's.
+        files = sorted(self.folder.glob(f"{self.kind}-{'?' * 32}.*"), key=lambda path: path.stat().st_mtime)
+        excess = sum(path.stat().st_size for path in files) - self.limit
+        for path in files:
+            if excess > 0 and path != newest:
+                excess -= path.stat().st_size
+                path.unlink()
