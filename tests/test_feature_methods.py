@@ -77,6 +77,11 @@ def test_of_the_epochs_before_the_last_a_run_keeps_the_best_only(make, monkeypat
     best = torch.load(folder / "model-best.pth.tar", weights_only=True)
     assert (best["epoch"], best["val_result"]) == (2, 60.0)
 
+    resumed = make("CLIPAdapter", "OPTIM.MAX_EPOCH", 4, "TEST.FINAL_MODEL", "best_val")
+    resumed.before_train()
+    assert (resumed.start_epoch, resumed.best_result) == (2, 60.0)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "model-best.pth.tar"]
+
 
 def test_clap_resumes_with_the_weights_of_its_constraint(make, tmp_path):
     """Those of the adaptative variant change after each epoch; a resumed run began with the first ones."""

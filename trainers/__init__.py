@@ -6,13 +6,10 @@ Nothing else needs to name a new method: `methods()` reads the registry.
 
 import sys
 import traceback
-import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType
-from typing import Any
 
 from dassl.engine import TRAINER_REGISTRY
 from yacs.config import CfgNode
@@ -42,23 +39,6 @@ def import_files(folders: Iterable[str], package: str) -> list[str]:
     return broken
 
 
-FORMER = {"classifier": "inference.classifier"}  # import paths of the version before, for one version
-FORMER |= {name: f"trainers.base.{name}" for name in ("prompted", "prompts", "settings", "teacher")}
-
-
-class Former(ModuleType):
-    """A module that says once for each name where the name is now."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        place = FORMER[self.__name__.removeprefix("trainers.")]
-        warnings.warn(f"{self.__name__} is now {place}: import {name} from there", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(place), name)
-
-
-# Before the files: some of them are users' own, which import from these paths.
-sys.modules.update({f"trainers.{name}": Former(f"trainers.{name}") for name in FORMER})
 BROKEN = import_files(__path__, __name__)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints that do not say which method made them: those of the published projects, and ours before version 1.0.
+"""Checkpoints of the published projects, which do not say which method made them.
 
 Which method it was is guessed from the names of the learned tensors, which each published method states (`published`).
-Checkpoints of this version say it themselves (`checkpoints.py`).
+Checkpoints of this project say it themselves (`checkpoints.py`).
 """
 
 from collections.abc import Collection

@@ -259,8 +259,6 @@ class LearnedPrompts(Method):
         if written.get("version") and before != now:
             what = "The results will be of two versions of this project"
             print(f"{what}: the run was trained with {before} and with {now}")
-        if not written.get("weights_sha256"):
-            print("The checkpoint does not say on which weights the run began: check that they are these")
 
     def check_weights(self, written: Mapping[str, Any], what: str) -> None:
         """Raise UsageError if prompts, by their metadata, were learned on other weights; `what` says whose they are."""

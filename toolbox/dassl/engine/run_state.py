@@ -41,9 +41,7 @@ def matching_run_state(own, state, epoch):
 
     Entries that the toolbox does not know stay as they are. Raises one of LOAD_ERRORS if the form differs.
     """
-    own, seconds = dict(own), state.get("train_seconds")
-    if isinstance(seconds, float) and seconds < 0:
-        state = {**state, "train_seconds": 0.0}  # earlier versions measured with the wall clock, which can be set back
+    own = dict(own)
     for key in ("rng", "transient_epochs"):  # checked below, and by `set_rng_state`
         own.pop(key)
     if not (own.get("scaler") and state.get("scaler")):  # without CUDA, a scaler is disabled and its state empty

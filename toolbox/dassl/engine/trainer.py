@@ -103,9 +103,6 @@ class SimpleTrainer(TrainerBase):
                 self._copy_best(best)
             else:
                 self.best_result = -math.inf  # of an epoch that this run could not deploy
-        elif any(newest_checkpoint(folder) == f"{folder}/model-best.pth.tar" for folder in self._model_folders()):
-            self.epoch, self._best = self.start_epoch - 1, {}  # an earlier version was killed in the middle of a save
-            self._save_epoch()
         self._remove_stale(self.start_epoch)  # a run that was killed may not have done so
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
