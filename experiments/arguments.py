@@ -5,19 +5,18 @@ import re
 import sys
 
 from common.errors import UsageError
-from common.start import Parser, add_common_options
-
-from .methods import methods
+from common.start import ROOT, Parser, add_common_options
 
 UNUSED = "for compatibility with Dassl; not used by the methods here"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """CoOp's command line."""
+    folders = sorted(folder.name for folder in (ROOT / "configs/trainers").iterdir() if folder.is_dir())
     parser = Parser(
         description="Train or test one method on one dataset.",
         epilog="Trailing KEY VALUE pairs override the YAML files, e.g. OPTIM.LR 0.002 DATASET.NUM_SHOTS 16. "
-        f"Methods: {', '.join(methods())}.",
+        f"Methods (docs/methods.md): {', '.join(folders)}.",
     )
     parser.add_argument("--root", default="", help="folder of the datasets")
     parser.add_argument("--output-dir", default="", help="folder for the results of this run (default: ./output)")
@@ -63,6 +62,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings to override")
     args = parser.parse_args(join_seeds(sys.argv[1:] if argv is None else argv))
+    args.argv = sys.argv[1:] if argv is None else argv
     args.opts = args.opts[args.opts[:1] == ["--"] :]  # the separator is not a key
     check_pairs(args.opts)
     for option, value in {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch}.items():
@@ -153,5 +153,6 @@ def per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     runs = []
     for seed in every:
         own = {name: path.replace("{seed}", str(seed)) for name, path in folders.items()}
-        runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own))
+        argv = {"argv": args.argv if len(every) == 1 else None}  # of one run
+        runs.append(argparse.Namespace(**vars(args) | {"seed": seed} | own | argv))
     return runs

@@ -113,6 +113,13 @@ def read_files(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def default_settings(method: str) -> dict[str, Any]:
+    """The default of every setting that a run of this method can have, by its full name."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg, method)
+    return flatten(cfg)
+
+
 class Chosen(NamedTuple):
     """Settings that the trials of a study have chosen (`train.py --chosen`)."""
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,29 +12,13 @@ from typing import Any
 from dassl.utils import setup_logger
 from yacs.config import CfgNode
 
-import trainers
-from clip import ClipError
 from common.errors import UsageError
-from common.files import PARTIAL, checksum, write_text
-from common.results import CONFIG, read_results
-from common.text import read_json
-from datasets import title
+from common.files import PARTIAL, write_text
+from common.results import CONFIG
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
-from .configs import read_yaml
-from .configuration import WEIGHTS, flatten, weights_of
 from .lock import locked, not_writable
-from .results import FILE as RESULTS
-from .results import RECORDED
 from .trackers import TRACKERS
-
-# Settings that may differ when a run is resumed: what it computes stays the same, or as near as another machine allows.
-RESUMABLE_CHANGES = {"OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "CACHE", "CACHE_GB", "DATASET.ROOT"}
-RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "CACHE_GB", "CACHE_TEST")}
-RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
-RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
-RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
-ANOTHER = "choose another --output-dir, or delete that folder"
 
 
 class OutputFolder:
@@ -113,70 +96,3 @@ def claimed(path: Path, wait: bool = False) -> Iterator[OutputFolder]:
                 log.flush()
                 log.console = getattr(log, "file", log)  # which the published Dassl's logger closes when it is deleted
                 log.console.close()
-
-
-def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None:
-    """Check that the run in the output folder, if there is one, was started with these settings.
-
-    If it is `finished`, its results would count as those of this run: results.json is compared, too. The run in
-    `resumes`, if given, is checked instead.
-    """
-    folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
-    remedy = "resume it with its own settings" if resumes else ANOTHER
-    file = folder / CONFIG
-    try:
-        begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors", RESULTS))
-        if file.is_file() and (finished or begun):
-            before = flatten(read_yaml(file))
-            if not before:
-                raise ValueError("no settings")
-        if finished:  # the file may have been copied here from another run
-            file = folder / RESULTS
-            recorded = dict(read_json(file).items())
-            if recorded.get("dataset") == title(cfg):
-                recorded["dataset"] = cfg.DATASET.NAME
-            before |= {setting: recorded[key] for key, setting in RECORDED.items() if key in recorded}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{file} is damaged", "restore or delete it", file) from error
-    now = {key: as_read(value) for key, value in flatten(cfg).items()}
-    try:
-        now[WEIGHTS] = weights_of(cfg) if before.get(WEIGHTS) else before.get(WEIGHTS)  # earlier versions lack it
-    except ClipError:  # the file is not there: a run that is not finished says so later
-        before.pop(WEIGHTS)
-    may_differ = RESUMABLE_CHANGES
-    if cfg.DATASET.NAME == "ImageFolder":  # its root says which images it has
-        same = os.path.abspath(str(before.get("DATASET.ROOT"))) == os.path.abspath(cfg.DATASET.ROOT)
-        may_differ = RESUMABLE_CHANGES - (set() if same else {"DATASET.ROOT"})
-    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key] and key not in may_differ]
-    if changed == [WEIGHTS]:
-        name, hashes = cfg.MODEL.BACKBONE.NAME, [f"{values[WEIGHTS]!s:.12}..." for values in (before, now)]
-        what = f"{folder} holds a run with other weights: {name} had SHA-256 {hashes[0]}, now it has {hashes[1]}"
-        raise UsageError(what, f"restore {name}, or {remedy}", folder)
-    if changed:
-        others = f" ({', '.join(changed[1:])} also differ)" if changed[1:] else ""
-        raise UsageError(
-            f"{folder} holds a run with {changed[0]} {before[changed[0]]}, this one has {now[changed[0]]}{others}",
-            remedy,
-            folder,
-        )
-
-
-def check_same_prompts(args: Namespace, cfg: CfgNode) -> None:
-    """Check that a finished evaluation is of the checkpoint that this one names, as far as its results say which."""
-    folder, method, path = Path(cfg.OUTPUT_DIR), trainers.methods().get(cfg.TRAINER.NAME), None
-    found = (args.model_dir and read_results(folder)) or {}
-    tested, epoch = found.get("checkpoint_sha256"), found.get("tested_epoch")
-    if tested and method:
-        with suppress(UsageError):  # it is gone
-            path = method.checkpoint_in(args.model_dir, args.load_epoch)
-    differs = checksum(Path(path)) != tested if path else epoch and args.load_epoch not in (None, epoch)
-    if differs:
-        asked = path or f"epoch {args.load_epoch}"
-        raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", ANOTHER)
-
-
-def as_read(value: Any) -> Any:
-    """A setting as YAML gives it back: tuples are lists there."""
-    if isinstance(value, dict):
-        return {key: as_read(item) for key, item in value.items()}
-    return [as_read(item) for item in value] if isinstance(value, list | tuple) else value

@@ -17,6 +17,7 @@ import trainers
 from clip.backbone import weight_file
 from common.errors import UsageError, choose
 from common.files import check_folder
+from common.results import CONFIG
 from datasets import title
 from trainers.base.data_use import Choice, check_choices, epoch_choice, in_words, on_test_images
 
@@ -34,9 +35,10 @@ from .configuration import (
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
 from .lock import remove_leftover
-from .output_folder import CONFIG, OutputFolder, check_same_prompts, check_same_settings, claimed
+from .output_folder import OutputFolder, claimed
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, described, read_results, results_of
+from .same_run import arguments_digest, check_same_prompts, check_same_settings
 from .trackers import check_trackers, reporting
 
 
@@ -47,6 +49,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     """
     files = read_files(args)
     cfg = setup_cfg(args, files)
+    asked = arguments_digest(args.argv) if args.argv else None  # before anybody edits the YAML files
     if skipped(args, cfg):
         remove_leftover(Path(cfg.OUTPUT_DIR))
         return
@@ -68,7 +71,7 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
         if arrays := predictions.of_test(cfg, trainer):
             predictions.save(folder.path / predictions.FILE, arrays)
         card = data_use(cfg, trainer, fit, choices, settings)
-        folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected))
+        folder.write(RESULTS, results_of(cfg, trainer, epochs, tested_epoch, card, detected, asked))
         folder.remove_partial_test()
     if args.quiet and (found := read_results(folder.path)):
         print(describe(found))
@@ -97,7 +100,7 @@ def already_done(args: Namespace, cfg: CfgNode) -> bool:
     finished = args.skip_finished and Path(cfg.OUTPUT_DIR, RESULTS).is_file()
     check_same_settings(cfg, finished)
     if finished:
-        check_same_prompts(args, cfg)
+        check_same_prompts(args, cfg.TRAINER.NAME, Path(cfg.OUTPUT_DIR))
         return True
     check_given(args, cfg.TRAINER.NAME, cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.OUTPUT_DIR)
     choose(cfg.TRAINER.NAME, TRAINER_REGISTRY.registered_names(), "trainer")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
+from experiments.same_run import arguments_digest
 from experiments.studies.executor import LocalExecutor, execute_run
 from experiments.studies.first_page import overview
 from experiments.studies.progress import collect_results
@@ -25,7 +26,8 @@ def finish(run: Run, accuracy: float, **measured) -> None:
     """Write made-up results of a run."""
     run.folder.mkdir(parents=True)
     usual = {"accuracy": accuracy, "n_test": 10, "train_seconds": 2.0, "test_seconds": 1.0, "device": "cpu"}
-    (run.folder / "results.json").write_text(json.dumps(usual | {"backbone": backbone_of(run)} | measured))
+    usual |= {"backbone": backbone_of(run), "arguments_sha256": arguments_digest(run.arguments)}
+    (run.folder / "results.json").write_text(json.dumps(usual | measured))
 
 
 BACKBONES: dict[tuple, str] = {}  # made-up studies have hundreds of runs

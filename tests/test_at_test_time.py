@@ -16,7 +16,7 @@ from PIL import Image
 
 from clip import tokenize
 from common.errors import UsageError
-from experiments.output_folder import check_same_settings
+from experiments.same_run import check_same_settings
 from inference import export, predict
 from inference.inspection import command as inspect_command
 from inference.models import open_models

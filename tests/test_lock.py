@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from datetime import date
 from threading import Event, Thread
 
 import pytest
@@ -22,7 +21,7 @@ import train
 from common.errors import UsageError
 from experiments import lock
 from experiments.lock import HOLDER, LOCK, is_locked, locked, remove_leftover
-from experiments.output_folder import check_same_settings, claimed
+from experiments.output_folder import claimed
 
 HOLD = """
 import sys, time
@@ -158,30 +157,6 @@ def test_results_are_deleted_as_files_and_a_partial_test_as_a_folder(tmp_path):
         with pytest.raises(OSError):
             folder.remove("predictions.npz", "results.json")
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["kept"]
-
-
-@pytest.mark.parametrize("value", [(1, (2, None)), [date(2026, 1, 1)], [b"x"], [{1: 2, None: 3}]])
-def test_settings_that_yaml_can_write_are_compared(value, tmp_path):
-    settings = {"OUTPUT_DIR": str(tmp_path), "DATASET": {"NAME": "EuroSAT"}, "BY_DATASET": {"KEY": value}}
-    write(tmp_path, ["prompt_learner/model.pth.tar-1"])
-    (tmp_path / "config.yaml").write_text(CfgNode(settings).dump())
-    check_same_settings(CfgNode(settings), finished=False)
-    settings["BY_DATASET"]["KEY"] = [value]
-    with pytest.raises(UsageError, match="holds a run with BY_DATASET.KEY"):
-        check_same_settings(CfgNode(settings), finished=False)
-
-
-def test_root_of_own_images_is_compared_as_a_path(tmp_path, monkeypatch):
-    def settings(root):
-        return CfgNode({"OUTPUT_DIR": str(tmp_path), "DATASET": {"NAME": "ImageFolder", "ROOT": str(root)}})
-
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, ["prompt_learner/model.pth.tar-1"])
-    (tmp_path / "config.yaml").write_text(settings("birds").dump())
-    for same in ("birds", "./birds/", tmp_path / "birds"):
-        check_same_settings(settings(same), finished=False)
-    with pytest.raises(UsageError, match="holds a run with DATASET.ROOT birds, this one has /birds"):
-        check_same_settings(settings("/birds"), finished=False)
 
 
 # Whole runs

@@ -23,10 +23,12 @@ from common.version import source
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.results import MEASURES
+from experiments.same_run import arguments_digest
 
 pytestmark = pytest.mark.slow
 
 LEARNED = "MultiModalPromptLearner"
+BASE = "DATASET.SUBSAMPLE_CLASSES", "base"
 
 
 def newest(folder):
@@ -56,8 +58,8 @@ def test_the_seed_decides_every_bit(workers, run):
     assert not differing(one, again) and differing(one, other)
 
 
-def test_results_have_the_promised_fields(run, tiny, tmp_path):
-    folder = run("out", "DATASET.SUBSAMPLE_CLASSES", "base")
+def test_results_have_the_promised_fields(run, eurosat, tiny, tmp_path):
+    folder = run("out", *BASE)
     found = results(folder)
     figures = {key: found.pop(key) for key in (*MEASURES, "train_seconds", "test_seconds")}
     assert all(isinstance(figure, float) and figure >= 0 for figure in figures.values())
@@ -66,6 +68,8 @@ def test_results_have_the_promised_fields(run, tiny, tmp_path):
     assert datetime.fromisoformat(found.pop("date")).utcoffset() is not None
     assert found.pop("versions")["torch"] == torch.__version__
     assert {key: found.pop(key) for key in ("version", "commit", "dirty")} == source()
+    assert found.pop("arguments_sha256") == arguments_digest(arguments(eurosat, tiny, folder, *BASE))
+    assert found.pop("config_sha256") == checksum(folder / "config.yaml")
     card = found.pop("data_use")
     assert found == {
         "trainer": "MPL",

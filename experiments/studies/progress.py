@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from common.files import check_no_link
 
-from ..arguments import parse_arguments
 from ..lock import is_locked
 from ..results import ERROR, read_results
 from .spec import Run, Study
@@ -24,18 +23,14 @@ def collect_results(study: Study, runs: Sequence[Run] | None = None) -> dict[Run
     Raises:
         UsageError: one is damaged, or a folder is a link, or has a run with other settings or prompts.
     """
-    from ..configuration import setup_cfg  # these import torch, which `Progress` does not need
-    from ..output_folder import check_same_prompts, check_same_settings
+    from ..same_run import check_finished  # it imports torch, which `Progress` does not need
 
     results = {}
     for run in tqdm(study.runs() if runs is None else runs, "reading results", unit="run", delay=2, disable=None):
         check_no_link(run.folder, study.output)
         found = read_results(run.folder)
         if found is not None:
-            args = parse_arguments(list(run.arguments))
-            cfg = setup_cfg(args)
-            check_same_settings(cfg, finished=True)
-            check_same_prompts(args, cfg)
+            check_finished(run.folder, found, run.arguments)
             results[run] = found
     return results
 
