@@ -95,21 +95,20 @@ def draw_answers(study: Study, file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    known = methods()
-    baselines = [name for name, method in known.items() if not method.learns and method.kind == "inductive"]
     parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("--output", type=path, default=Path("output/demo"), help="folder for the results (default: output/demo)")
     add("--root", type=path, default=Path("data"), help="folder of the dataset")
     add("--dataset", default="small_objects", metavar="NAME", help="a synthetic dataset")
-    transferring = ", ".join(name for name, method in known.items() if method.transfers)
-    default, described = ["CoOp", "MaPLe", "MPL"], f"any of {transferring}"
+    default, described = ["CoOp", "MaPLe", "MPL"], "methods that can tell new classes (docs/methods.md)"
     add("--methods", nargs="+", default=default, metavar="NAME", help=described)
     add("--seeds", type=any_seed, nargs="+", default=[1, 2, 3], help="seeds of each method (default: 1 2 3)")
     add("--workers", type=at_least(1), default=min(4, os.cpu_count() or 1), help="number of runs at the same time")
     add_common_options(parser)
     args = parser.parse_args(argv)
     choose_dataset(args.dataset, known_datasets())
+    known = methods()
+    baselines = [name for name, method in known.items() if not method.learns and method.kind == "inductive"]
     for name in args.methods:
         choose(name, known, "method")
     from .studies.executor import LocalExecutor, check_datasets, execute_runs  # imports torch, which takes seconds

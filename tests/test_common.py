@@ -15,7 +15,6 @@ from common.errors import UsageError, choose
 from common.files import PARTIAL, check_folder, replacing, scratch, what_exists, write_bytes, write_text
 from common.names import LONGEST, MOST, check_known_names, check_names, check_template, csv_cell, printable
 from common.start import ROOT, required_packages
-from experiments.methods import kept_facts
 
 
 def test_usage_error_prints_where_what_and_remedy_in_a_line():
@@ -167,7 +166,6 @@ def test_missing_folder_says_what_is_there(tmp_path):
 
 
 def test_missing_data_is_reported_without_torch(tmp_path):
-    kept_facts()  # of the methods, which need torch once after a change of a source file
     argv = ["train.py", *arguments(tmp_path / "none", "small", tmp_path / "out")]
     code = f"import sys, train\nsys.argv = {argv}\n"
     code += "try: train.main()\nexcept ValueError as error: print('torch' in sys.modules, error)"

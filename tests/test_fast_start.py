@@ -7,10 +7,8 @@ import sys
 import pytest
 
 import train
-import trainers
 from common.errors import UsageError
 from common.start import ROOT
-from experiments import methods
 from experiments.arguments import parse_arguments
 from experiments.studies.study_file import load
 
@@ -32,18 +30,6 @@ COMMANDS = (*STUDIES, "experiments.comparing", "experiments.random_clip", "infer
 COMMANDS += ("inference.export", "inference.predict", "inference.serving.command", "datasets.preparing.command")
 
 
-@pytest.fixture
-def ask():
-    """`ask()` -> the facts of a process that has just started."""
-
-    def ask():
-        methods.kept_facts.cache_clear()
-        return methods.kept_facts()
-
-    yield ask
-    methods.kept_facts.cache_clear()
-
-
 def quick(module, *calls):
     """(stdout, lines of stderr) of a module's `main`, called with these arguments in a process of its own.
 
@@ -55,38 +41,8 @@ def quick(module, *calls):
     return done.stdout, done.stderr.splitlines()
 
 
-def test_facts_are_kept_until_a_source_file_changes(ask, monkeypatch, tmp_path):
-    source, facts, imported = tmp_path / "trainers/base/one.py", methods.registered(), []
-    source.parent.mkdir(parents=True)
-    monkeypatch.setattr(methods, "ROOT", tmp_path)
-    (source.parent / ".#one.py").symlink_to("user@host.4711")  # Emacs' lock of an edited file
-    monkeypatch.setattr(methods, "registered", lambda: imported.append(1) or facts)
-    kept = tmp_path / "trainers/__pycache__/methods.json"
-    for number, change in enumerate((source, source, kept), start=1):  # its time or its size; a damaged file
-        change.write_text("{" * number)
-        assert (ask(), ask()) == (facts, facts) and len(imported) == number
-    monkeypatch.setattr(trainers, "BROKEN", ["one"])  # says so again next time
-    source.write_text("")
-    assert (ask(), ask()) == (facts, facts) and len(imported) == 5
-
-
-def test_kept_facts_are_those_of_the_registry(ask, monkeypatch):
-    registered = methods.methods()
-    assert ask() == registered  # now they are in the file
-    methods.kept_facts.cache_clear()
-    monkeypatch.setitem(sys.modules, "trainers", None)  # as if it were not imported
-    assert methods.methods() == registered and set(registered) == set(trainers.methods())
-
-
-def test_status_imports_nothing_slow(ask, study_file):
-    ask()
-    printed, errors = quick("experiments.studies.command", ["status", study_file("status")])
-    assert printed.startswith("0 of 4 runs are done") and not errors
-
-
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_and_misspelt_options_import_nothing_slow(ask, module):
-    ask()
+def test_help_and_misspelt_options_import_nothing_slow(module):
     printed, (error,) = quick(module, ["--help"], ["--debugg"])
     assert "--debug" in printed and error.startswith("error: ")
 
@@ -110,8 +66,7 @@ MISSING = [
 ]
 
 
-def test_train_names_what_is_missing_without_torch(ask):
-    ask()
+def test_train_names_what_is_missing_without_torch():
     _, errors = quick("train", *(argv for argv, _ in MISSING))
     for error, (argv, words) in zip(errors, MISSING, strict=True):
         assert error.startswith(f"error: {words}"), argv

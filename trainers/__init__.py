@@ -21,12 +21,8 @@ from .base import PromptTrainer
 from .base.plugin import register_plugins
 
 
-def import_files(folders: Iterable[str], package: str) -> list[str]:
-    """Import the files of a package; returns the names of the broken ones, and prints the reason.
-
-    Somebody may be writing one of them: the others work.
-    """
-    broken = []
+def import_files(folders: Iterable[str], package: str) -> None:
+    """Import the files of a package. For a broken one it prints the reason: somebody may be writing it."""
     for module in iter_modules(folders):
         try:
             import_module(f"{package}.{module.name}")
@@ -35,11 +31,9 @@ def import_files(folders: Iterable[str], package: str) -> list[str]:
             where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
             reason = f"{type(error).__name__}: {one_line(error)}{where}"
             print(f"{package}/{module.name}.py is left out: {reason}", file=sys.stderr)
-            broken.append(module.name)
-    return broken
 
 
-BROKEN = import_files(__path__, __name__)
+import_files(__path__, __name__)
 
 
 def methods() -> dict[str, type[PromptTrainer]]:

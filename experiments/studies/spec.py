@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import UsageError, choose, choose_dataset
 
 from ..configs import config_files, config_folder, known_datasets
-from ..methods import Method, methods
+from ..methods import methods
 from ..protocols import PROTOCOLS, Recipe, Step, arguments, recipe
 from .choose import ACCEPTED, ORACLE, OTHERS, Choose, Keys, Values, check_choose, chosen_place, trial_place
 
@@ -72,11 +72,11 @@ class Variant:
         what = f"{self.name} cannot {verb} {key}"
         if key in SET_BY_STUDY:
             raise UsageError(what, f"use the study's own key {SET_BY_STUDY[key]}")
-        if group == "TRAINER" and rest.split(".")[0] not in self.facts.sections:
-            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.sections[0]}.*")
+        if group == "TRAINER" and rest.split(".")[0] not in self.facts.sections():
+            raise UsageError(what, f"{self.method} has the settings TRAINER.{self.facts.section()}.*")
 
     @cached_property
-    def facts(self) -> Method:
+    def facts(self) -> Any:
         return methods()[self.method]
 
 
