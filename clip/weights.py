@@ -4,16 +4,18 @@ import os
 import pickle
 import stat
 import zipfile
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
 import open_clip
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from common.download import TransferError, WrongFile, transfer
+from common.download import DownloadError, download
 from common.errors import one_line
-from common.files import checksum, identity, replacing
+from common.files import checksum, identity
 
 from .errors import ClipError
 from .torch_files import read
@@ -61,24 +63,38 @@ def openai_file(name: str, cache: str | None = None) -> Path:
     """The verified weight file of an OpenAI name: the one in the folder `cache` (by default CACHE), or a new download.
 
     Raises:
-        ClipError: the download fails or has another SHA-256; no file is left behind.
+        ClipError: the download fails, and received bytes are kept to be resumed; or it has another SHA-256.
     """
-    url, expected = URLS[name], published_sha256(name)
+    url = URLS[name]
     path = Path(cache or CACHE).expanduser() / os.path.basename(url)
-    if path.is_file():
-        if sha256(identity(path)) == expected:
-            return path
-        print(f"{path} is not the published file (its SHA-256 differs): downloading it again")
+    partial = path.with_name(f"{path.name}.partial")
+    lock = path.with_name(f"{path.name}.lock")  # several runs may start at the same time
+    if is_published(path, name):
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            transfer(url, partial, path.name, 0, MAX_BYTES)
-            if checksum(partial) != expected:
-                raise WrongFile("its SHA-256 is wrong")
-    except (OSError, TransferError, WrongFile) as error:
-        remedy = f"put a verified copy at {path}, or give a file as the backbone"
+        with FileLock(lock), ExitStack() as stack:
+            stack.callback(lock.unlink, missing_ok=True)
+            if not is_published(path, name):
+                download(url, partial, MAX_BYTES)
+                if not is_published(partial, name):
+                    partial.unlink()
+                    raise DownloadError("its SHA-256 is wrong")
+                partial.replace(path)
+    except (OSError, DownloadError) as error:
+        remedy = f"run the same command again to resume, put a verified copy at {path}, or give a file as the backbone"
         raise ClipError(f"cannot download {name} from {url} ({error})", remedy) from error
     return path
+
+
+def is_published(path: Path, name: str) -> bool:
+    """Whether a file is there and is the one of an OpenAI name."""
+    if not path.is_file():
+        return False
+    if sha256(identity(path)) == published_sha256(name):
+        return True
+    print(f"{path} is not the published file (its SHA-256 differs)")
+    return False
 
 
 def regular_file(name: str | Path) -> Path:

@@ -1,134 +1,109 @@
-"""Downloads over http(s) that resume after an interruption and never grow beyond the size of their file."""
+"""Downloads over http(s) that resume after an interruption, and archives that are unpacked into one folder."""
 
-import re
-import ssl
+import shutil
+import tarfile
 import time
-from http.client import HTTPException, HTTPResponse
+import zipfile
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from .errors import one_line
+from .errors import UsageError, one_line
 from .version import __version__
 
 TRIES = 10  # requests for a file
 PAUSE = 3.0  # seconds between two of them
 TIMEOUT = 30  # seconds without a byte
-BLOCK = 1 << 16
+BLOCK = 1 << 16  # bytes that are written at once
 
 
-class TransferError(Exception):
-    """Raised when the server cannot be reached or does not send the complete file; resuming later may help."""
+class DownloadError(Exception):
+    """Raised when a file cannot be downloaded, or is not the published one."""
 
 
-class WrongFile(Exception):
-    """Raised when an address is invalid, or has something else than the published file."""
-
-
-def transfer(url: str, partial: Path, name: str, size: int, most: int) -> None:
-    """Download a file from http(s), or the rest of it.
+def download(url: str, partial: Path, most: int) -> None:
+    """Download a file over http(s), or the rest of it.
 
     Args:
         url: its address.
         partial: where to write it; bytes that are there already are not downloaded again.
-        name: what to call it in messages.
-        size: its published size in bytes; 0 if none is published.
         most: upper bound on its size in bytes.
 
     Raises:
-        TransferError: the tries are used up; received bytes stay in `partial`.
-        WrongFile: the address has another file.
+        DownloadError: the server cannot be reached, has no such file, or a larger one. Received bytes stay in
+            `partial`, unless they are too many.
         OSError: `partial` cannot be written.
     """
-    try:
-        for tries_left in reversed(range(TRIES)):
-            try:
-                return receive(url, partial, name, size, most)
-            except TransferError as error:
-                if not tries_left:
-                    raise
-                print(f"{name}: {error}: trying again")
-                time.sleep(PAUSE)
-    finally:
-        if partial.is_file() and not size_of(partial):
-            partial.unlink()
+    import requests  # only downloads need it
+
+    for tries_left in reversed(range(TRIES)):
+        try:
+            receive(url, partial, most)
+            return
+        except (requests.RequestException, ValueError) as error:  # the second is about an address
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            is_final = isinstance(error, ValueError) or (status and status < 500 and status != 429)
+            if is_final or not tries_left:
+                raise DownloadError(one_line(error)) from error
+            print(f"{partial.name}: {one_line(error)}: trying again")
+            time.sleep(PAUSE)
 
 
-def receive(url: str, partial: Path, name: str, size: int, most: int) -> None:
-    """Send one request for the missing bytes, and append those that arrive: see `transfer`."""
-    from tqdm import tqdm  # only downloads need it
+def receive(url: str, partial: Path, most: int) -> None:
+    """Send one request for the missing bytes, and append those that arrive: see `download`."""
+    import requests
+    from tqdm import tqdm
 
-    start = size_of(partial)
-    response = None if start and start == size else request(url, start)
-    if response is None:
-        return
-    with response:
+    start = partial.stat().st_size if partial.exists() else 0
+    headers = {"User-Agent": f"modular-prompt-learning/{__version__}", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if start and response.status_code == 416:  # there are no more bytes
+            return
+        response.raise_for_status()
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise WrongFile("a web page instead of the file")
-        if response.status != 206:
-            start = 0  # the server sends all of it
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            partial.unlink(missing_ok=True)
-            raise TransferError("the server sends another part of the file")
-        end = start + (response.length or 0)
-        if end > most or (size and response.length and response.status != 206 and end != size):
-            raise WrongFile(f"it has {end:,} bytes there, {size or most:,} {'as published' if size else 'at most'}")
-        have = start
+            raise DownloadError("the server sends a web page instead of the file")
+        if response.status_code != 206:  # the server sends the file from its first byte
+            start = 0
+        total = start + (response.raw.length_remaining or 0) or None
         with (
-            open(partial, "ab" if start else "wb") as out,
-            tqdm(initial=start, total=size or end or None, unit="B", unit_scale=True, desc=name) as bar,
+            open(partial, "ab" if start else "wb") as file,
+            tqdm(initial=start, total=total, unit="B", unit_scale=True, desc=partial.name) as bar,
         ):
-            while block := read(response):
-                have += len(block)
-                if have > (size or most):
-                    partial.unlink()
-                    raise WrongFile(f"it does not end after {size or most:,} bytes")
-                out.write(block)
+            for block in response.iter_content(BLOCK):
+                file.write(block)
                 bar.update(len(block))
-    if have < (size or end):
-        raise TransferError("the transfer broke off")
+                if file.tell() > most:
+                    partial.unlink()
+                    raise DownloadError(f"the file has more than {most:,} bytes there")
 
 
-def request(url: str, start: int) -> HTTPResponse | None:
-    """The response to a request for the bytes from `start`, without its body; None if there are no more bytes."""
-    import certifi  # as gdown does
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive into a folder, which may exist.
 
-    headers = {"User-Agent": f"modular-prompt-learning/{__version__}"} | ({"Range": f"bytes={start}-"} if start else {})
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())  # where the system has no certificates
+    Nothing is written outside the folder: `zipfile` removes absolute paths and `..` from the names and makes no links;
+    `tarfile`'s filter "data" refuses them, and devices.
+
+    Raises:
+        UsageError: the archive is damaged, or has a member that is refused.
+        OSError: the disk is full, or the folder is not writable.
+    """
+    from tqdm import tqdm
+
+    if not hasattr(tarfile, "data_filter"):
+        raise UsageError("this Python cannot unpack archives safely", "update it to 3.10.12, 3.11.4 or newer")
+    label = f"unpacking {archive.name}"
     try:
-        check_address(url)
-        return build_opener(Redirects, HTTPSHandler(context=context)).open(Request(url, headers=headers), None, TIMEOUT)
-    except HTTPError as error:
-        error.close()
-        if error.code == 416 and start:
-            return None
-        again = error.code == 429 or error.code >= 500
-        raise (TransferError if again else WrongFile)(one_line(f"{error.code} {error.reason}")) from None
-    except (OSError, ValueError, HTTPException) as error:
-        raise TransferError(f"the connection failed ({one_line(getattr(error, 'reason', error))})") from error
-
-
-def read(response: HTTPResponse) -> bytes:
-    try:
-        return response.read1(BLOCK)
-    except (OSError, ValueError, HTTPException) as error:
-        raise TransferError("the transfer broke off") from error
-
-
-def check_address(url: str) -> None:
-    if not re.match("https?://", url, re.IGNORECASE):
-        raise WrongFile(f"{one_line(url)} is not an address of http or https")
-
-
-class Redirects(HTTPRedirectHandler):
-    """Follows redirects to http and https. urllib would also read their bodies, however long they are."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        fp.close()
-        check_address(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def size_of(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, tqdm(tar, label, disable=None), filter="data")
+                while tar.fileobj.read(BLOCK):  # gzip's checksum is behind the last member
+                    pass
+        else:
+            with zipfile.ZipFile(archive) as container:
+                container.extractall(folder, tqdm(container.namelist(), label, disable=None))
+    except Exception as error:  # as many kinds as there are ways to damage an archive
+        if isinstance(error, OSError) and error.errno:
+            raise
+        what = f"{archive} is damaged, or not a safe archive, and was not unpacked ({one_line(error)})"
+        raise UsageError(what, "download it again", archive) from None
+    shutil.rmtree(folder / "__MACOSX", ignore_errors=True)  # copies of the names in archives made on a Mac

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -203,17 +203,12 @@ def check_no_link(folder: Path, parent: Path) -> None:
             raise UsageError(f"{path} is a link", f"replace it by a folder, or name another than {parent}", path)
 
 
-def checksum(path: Path, kind: str = "sha256", progress: Callable[[int], object] | None = None) -> str:
-    """The checksum of a file in hexadecimal, of a kind that hashlib knows.
-
-    `progress` is called with the number of bytes of each block read.
-    """
+def checksum(path: Path, kind: str = "sha256") -> str:
+    """The checksum of a file in hexadecimal, of a kind that hashlib knows."""
     digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-            if progress:
-                progress(len(block))
     return digest.hexdigest()
 
 

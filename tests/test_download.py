@@ -1,16 +1,170 @@
-"""OpenAI's names: weights are downloaded once and verified, and a failed download leaves no file."""
+"""Downloads of datasets' files and of backbones: they resume, and only the published file is accepted. Unpacking."""
 
 import hashlib
 import os
+import signal
+import stat
+import tarfile
+import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import requests
 import torch
+from archives import tar, zipped
 from drawn import features, small_clip
+from marks import one_line
+from published import files_below
 from serving import serving
 
 import clip
 from clip import weights
 from common import download
+from datasets.files import File
+from datasets.preparing.arrange import sort_into_classes
+from datasets.preparing.fetch import fetch, unpack_file
+
+CONTENT = bytes(range(256)) * 400
+HALF = len(CONTENT) // 2
+NAME = "images.zip"
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+    monkeypatch.setattr(download, "BLOCK", 1 << 10)
+    with serving({f"/{NAME}": CONTENT}) as server:
+        yield server
+
+
+@pytest.fixture
+def file(server):
+    checksum = hashlib.md5(CONTENT).hexdigest()
+    return File(NAME, url=f"{server.address}/{NAME}", bytes=len(CONTENT), md5=checksum)
+
+
+def refused(file, folder, *words):
+    with one_line(*words) as refusal:
+        fetch(file, folder, "download it manually")
+    assert str(refusal.value).endswith("download it manually")
+
+
+def starts(server):
+    return [int(asked.removeprefix("bytes=").rstrip("-") or 0) for _, asked in server.requests]
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        (["cut off", "cut off"], [0, HALF, HALF + HALF // 2]),
+        (["busy", "busy"], [0, 0, 0]),
+        (["cut off", "no ranges"], [0, HALF]),
+    ],
+)
+def test_interrupted_transfers_are_resumed(faults, expected, server, file, tmp_path):
+    server.faults = list(faults)
+    assert fetch(file, tmp_path, "").read_bytes() == CONTENT
+    assert starts(server) == expected and os.listdir(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("fault", ["busy", "quota page"])
+def test_received_bytes_are_kept_after_a_failure(fault, server, file, tmp_path):
+    server.faults = ["cut off", *[fault] * download.TRIES]
+    refused(file, tmp_path, f"({HALF:,} bytes received): run the same command again to resume")
+    assert os.listdir(tmp_path) == [f"{NAME}.partial"]
+    server.faults = []
+    assert fetch(file, tmp_path, "").read_bytes() == CONTENT
+    assert starts(server)[-1] == HALF
+
+
+@pytest.mark.parametrize("published", [len(CONTENT), 0])
+def test_complete_partial_file_is_only_verified(published, server, file, tmp_path):
+    (tmp_path / f"{NAME}.partial").write_bytes(CONTENT)
+    assert fetch(replace(file, bytes=published), tmp_path, "").read_bytes() == CONTENT
+    assert starts(server) == [len(CONTENT)]
+
+
+def test_interrupt_ends_a_download_and_keeps_its_bytes(server, file, tmp_path):
+    """Ctrl-C while the server is silent."""
+
+    def answer(handler):
+        handler.wfile.write(HEAD + b"Content-Length: 102400\r\n\r\n" + CONTENT[:50_000])
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    server.faults = [answer]
+    with pytest.raises(KeyboardInterrupt):
+        fetch(file, tmp_path, "")
+    assert os.listdir(tmp_path) == [f"{NAME}.partial"]
+    assert fetch(file, tmp_path, "").read_bytes() == CONTENT
+    assert starts(server)[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "facts", "words"),
+    [
+        ([HEAD + b"\r\n" + CONTENT[::-1]], {}, f"/{NAME}: its md5 is wrong"),
+        ([HEAD + b"Content-Length: 102399\r\n\r\n" + CONTENT[1:]], {}, "it has 102,399 bytes, 102,400 as published"),
+        ([HEAD + b"\r\n" + CONTENT + b"x"], {}, "has more than 102,400 bytes"),
+        (["not found"], {}, "404"),
+        ([b"nonsense"] * download.TRIES, {}, "Connection aborted"),
+        ([lambda handler: time.sleep(0.3)] * download.TRIES, {}, "Connection"),
+        ([b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n"], {}, "No connection adapters"),
+        ([], {"url": "data/images.zip"}, "No scheme supplied"),
+    ],
+)
+def test_only_the_published_file_is_accepted(answers, facts, words, server, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    server.faults = list(answers)
+    refused(replace(file, **facts), tmp_path, words, "run the same command again, or")
+    assert os.listdir(tmp_path) == []
+
+
+# Google Drive, by gdown
+
+
+@pytest.fixture
+def drive(server, monkeypatch, tmp_path):
+    """A file on Google Drive; gdown's requests are redirected to the server."""
+    send = requests.adapters.HTTPAdapter.send
+
+    def redirected(self, request, *args, **kwargs):
+        assert request.url.startswith("https://drive.google.com/")
+        assert kwargs["timeout"] == download.TIMEOUT
+        request.url = server.address + request.url.removeprefix("https://drive.google.com")
+        return send(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", redirected)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # gdown keeps cookies there
+    server.files["/uc"] = CONTENT
+    about = b"Content-Type: application/zip\r\nContent-Disposition: attachment\r\nContent-Length: 102400\r\n\r\n"
+    server.faults = [HEAD + about + CONTENT]
+    (tmp_path / "data").mkdir()
+    return File(NAME, drive="1abc", about=len(CONTENT))
+
+
+def test_google_drive(drive, tmp_path):
+    assert fetch(drive, tmp_path / "data", "").read_bytes() == CONTENT
+    assert os.listdir(tmp_path / "data") == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("faults", "facts", "words"),
+    [
+        (["quota page"] * 5, {}, ["https://drive.google.com/uc?id=1abc", "Too many users have viewed"]),
+        ([], {"bytes": 9}, ["more than 9 bytes"]),
+        ([], {"md5": "0"}, ["md5 is wrong"]),
+    ],
+)
+def test_files_from_google_drive_are_verified(faults, facts, words, drive, server, tmp_path):
+    server.faults = faults or server.faults
+    refused(replace(drive, **facts), tmp_path / "data", *words)
+    assert NAME not in os.listdir(tmp_path / "data")
+
+
+# OpenAI's backbones
 
 
 @pytest.fixture(scope="module")
@@ -19,43 +173,44 @@ def source():
 
 
 @pytest.fixture
-def published(source, tmp_path, monkeypatch):
+def published(source, server, tmp_path, monkeypatch):
     """A server with the weights of ViT-B/16 under `/<SHA-256>/`."""
     torch.save(source.state_dict(), tmp_path / "served.pt")
     content = (tmp_path / "served.pt").read_bytes()
-    path = f"/{hashlib.sha256(content).hexdigest()}/ViT-B-16.pt"
-    monkeypatch.setattr(download, "PAUSE", 0)
-    with serving({path: content}) as server:
-        server.path = path
-        monkeypatch.setitem(weights.URLS, "ViT-B/16", f"{server.address}{path}")
-        yield server
+    server.path = f"/{hashlib.sha256(content).hexdigest()}/ViT-B-16.pt"
+    server.files = {server.path: content}
+    monkeypatch.setitem(weights.URLS, "ViT-B/16", f"{server.address}{server.path}")
+    return server
 
 
-def test_openai_name_is_downloaded_once_into_the_cache(published, source, tmp_path, monkeypatch):
+def test_backbone_is_downloaded_once_into_the_cache(published, source, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for _ in range(2):
         model, _ = clip.load("ViT-B/16", "cpu")
         assert torch.equal(features(model), features(source))
     assert len(published.requests) == 1
-    assert os.listdir(tmp_path / "home/.cache/clip") == ["ViT-B-16.pt"]
-
-    clip.load("ViT-B/16", "cpu", download_root=str(tmp_path / "elsewhere"))
-    assert os.listdir(tmp_path / "elsewhere") == ["ViT-B-16.pt"] and len(published.requests) == 2
-
-
-def test_damaged_cached_file_is_downloaded_again(published, source, tmp_path, capsys):
-    (tmp_path / "ViT-B-16.pt").write_bytes(b"half of it")
-    assert torch.equal(features(clip.load_backbone("ViT-B/16", cache=str(tmp_path))), features(source))
-    assert "ViT-B-16.pt is not the published file" in capsys.readouterr().out
+    cached = tmp_path / "home/.cache/clip"
+    assert os.listdir(cached) == ["ViT-B-16.pt"]
+    (cached / "ViT-B-16.pt").write_bytes(b"half of it")
+    assert torch.equal(features(clip.load_backbone("ViT-B/16")), features(source))
 
 
-@pytest.mark.parametrize("fault", ["other bytes", "cut off in a chunk", "not found", "no server", "no folder"])
-def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, published, tmp_path):
-    published.faults = [fault] * download.TRIES
+def test_interrupted_download_of_a_backbone_is_resumed(published, tmp_path):
+    """It started again from its first byte."""
+    published.faults = ["cut off", *["busy"] * download.TRIES]
+    with pytest.raises(clip.ClipError, match="to resume"):
+        clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
+    assert os.listdir(tmp_path / "cache") == ["ViT-B-16.pt.partial"]
+    published.faults = []
+    clip.load_backbone("ViT-B/16", cache=str(tmp_path / "cache"))
+    assert starts(published)[-1] > 0 and os.listdir(tmp_path / "cache") == ["ViT-B-16.pt"]
+
+
+@pytest.mark.parametrize("fault", ["other bytes", "not found", "no folder"])
+def test_failed_download_of_a_backbone_leaves_no_file(fault, published, tmp_path):
+    published.faults = [fault]
     if fault == "other bytes":
         published.files[published.path] = bytes(1000)
-    if fault == "no server":
-        published.server_close()
     if fault == "no folder":
         (tmp_path / "cache").write_text("in the way")
     with pytest.raises(clip.ClipError, match="cannot download ViT-B/16 from http.*put a verified copy at") as caught:
@@ -63,3 +218,69 @@ def test_failed_download_gives_a_one_line_error_and_leaves_no_file(fault, publis
     assert "\n" not in str(caught.value)
     assert ("SHA-256 is wrong" in str(caught.value)) == (fault == "other bytes")
     assert fault == "no folder" or os.listdir(tmp_path / "cache") == []
+
+
+# Unpacking
+
+IMAGES = {"2750/Forest/1.jpg": b"a" * 3000, "2750/River/2.jpg": b"b" * 5000}
+
+
+@pytest.mark.parametrize("write", [zipped, tar, partial(tar, mode="w")], ids=["zip", "tgz", "tar"])
+def test_files_are_unpacked_into_an_empty_folder(write, tmp_path):
+    archive = write(tmp_path / "archive", IMAGES | {"__MACOSX/2750/._1.jpg": b""})
+    (tmp_path / "into/2750").mkdir(parents=True)
+    (tmp_path / "into/2750/half.jpg").write_bytes(b"of an earlier call")
+    unpack_file(archive, tmp_path / "into")
+    assert files_below(tmp_path / "into") == IMAGES
+
+
+def test_nested_archives_become_folders(tmp_path):
+    inner = tar(tmp_path / "inner", IMAGES).read_bytes()
+    nested = zipped(tmp_path / "a.zip", {"a/b.tar.gz": inner, "a/c.tar": b"no"})
+    unpack_file(nested, tmp_path / "into", "b.tar.gz")
+    assert files_below(tmp_path / "into") == {"a/c.tar": b"no", **{f"a/b/{name}": IMAGES[name] for name in IMAGES}}
+
+
+LINKS = {"2750/link": (tarfile.SYMTYPE, "/tmp"), "2750/link/x.jpg": b"x"}
+
+
+@pytest.mark.parametrize("members", [IMAGES | {"../../x.jpg": b"x"}, LINKS, {"a": (tarfile.CHRTYPE, "")}])
+def test_tar_that_leads_outside_is_refused(members, tmp_path):
+    with one_line(tmp_path / "archive", "not a safe archive"):
+        unpack_file(tar(tmp_path / "archive", members), tmp_path / "into/here")
+    assert not (tmp_path / "x.jpg").exists() and not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+def test_zip_that_leads_outside_is_unpacked_inside(tmp_path):
+    members = {"../../x.jpg": b"x", "/tmp/y.jpg": b"y", "link": "/tmp"}
+    archive = zipped(tmp_path / "archive", members, [("link", stat.S_IFLNK | 0o777)])
+    unpack_file(archive, tmp_path / "into/here")
+    assert files_below(tmp_path / "into/here") == {"x.jpg": b"x", "tmp/y.jpg": b"y", "link": b"/tmp"}
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+CUT_OFF = [(write, lambda content: content[:50_000]) for write in (zipped, tar, partial(tar, mode="w"))]
+
+
+@pytest.mark.parametrize(
+    ("write", "damage"),
+    [
+        *CUT_OFF,
+        (zipped, lambda content: content[:60] + bytes(240) + content[300:]),
+        (tar, lambda content: content[:-8] + bytes(4) + content[-4:]),  # the checksum of gzip
+        (zipped, lambda content: b"<html>"),
+    ],
+)
+def test_damaged_archives_are_refused(write, damage, tmp_path):
+    archive = write(tmp_path / "archive", {f"2750/{n}.jpg": os.urandom(30_000) for n in range(3)})
+    archive.write_bytes(damage(archive.read_bytes()))
+    with one_line(archive, "is damaged, or not a safe archive"):
+        unpack_file(archive, tmp_path / "into")
+
+
+@pytest.mark.parametrize("meta", [None, b"", b"MATLAB 5.0 MAT-file"])
+def test_a_damaged_development_kit_is_named(meta, tmp_path):
+    members = {"ILSVRC2012_validation_ground_truth.txt": b"1\n"} | ({} if meta is None else {"meta.mat": meta})
+    kit = tar(tmp_path / "kit.tar.gz", members)
+    with one_line(f"{kit} does not have the classes of the validation images"):
+        sort_into_classes(tmp_path, kit, tmp_path / "kit")

@@ -105,18 +105,6 @@ def test_folder_in_place_of_a_download_is_refused_on_a_line_of_its_own(one_line,
     one_line("prepare", ["eurosat"], "EuroSAT.zip.partial: Is a directory: fix this or choose another --root")
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_folder_or_pipe_named_like_an_archive_is_refused(kind, one_line, publish, tmp_path):
-    """Without that, the archive was downloaded, as if none were given."""
-    publish("eurosat")
-    path = tmp_path / "given/EuroSAT.zip"
-    path.parent.mkdir()
-    path.mkdir() if kind == "folder" else os.mkfifo(path)
-    refusal = f"{path} is not a regular file: move {path} elsewhere, then: python"
-    one_line("prepare", ["eurosat", "--from", path.parent], refusal)
-    assert not (tmp_path / "data").exists()
-
-
 def test_endless_log_is_refused(tmp_path, monkeypatch):
     """It filled the memory."""
     (tmp_path / "seed1").mkdir()

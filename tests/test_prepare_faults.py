@@ -15,6 +15,8 @@ from published import V2, all_below, change_file, files_below
 from datasets.preparing.arrange import LOCK, Preparation
 from datasets.preparing.sources import downloadable
 
+SPLIT = "split_zhou_EuroSAT.json"
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -23,47 +25,32 @@ from datasets.preparing.sources import downloadable
         (["eurosatt"], "there is no dataset 'eurosatt': did you mean eurosat?"),
         (["fewshot"], "fewshot DATASET"),
         (["fewshot", "imagenet_a"], "imagenet_a has test images only"),
-        (["--check", "dtd", "--root", "~nobody"], "datasets are incomplete or wrong"),
         (["dtd", "--from", "nowhere"], "no folder nowhere"),
         (["fewshot", "dtd"], "python tools/prepare.py dtd --root"),
+        (["fewshot", "dtd", "--shots", 0], "--shots"),
     ],
 )
-def test_invalid_arguments(arguments, words, prepare_fails, tmp_path):
-    prepare_fails(arguments, words)
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--seed", -1], "expected an integer >= 0, got '-1'"),
-        (["--seed", 2**33], f"{2**33}"),
-        (["--shots", 0], "expected an integer >= 1, got '0'"),
-        (["--root", ""], "argument --root: expected a path (. for the current folder)"),
-    ],
-)
-def test_invalid_values(arguments, words, prepare):
-    status, _, errors = prepare("fewshot", "dtd", *arguments)
-    assert status == 2 and words in errors[-1]
+def test_invalid_arguments(arguments, words, prepare, tmp_path):
+    status, _, errors = prepare(*arguments)
+    assert status == 2 and words in errors[-1] and not (tmp_path / "data").exists()
 
 
 FAULTS = {
     "wrong checksum": "md5 is wrong",
-    "truncated": "incomplete, or not an archive",
-    "unsafe": "outside",
-    "images missing": "1 images of the split are not in EuroSAT.zip",
+    "truncated": "is damaged",
+    "images missing": "1 images of the split are not in the archives",
     "no folder": "no folder 2750 in it",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, publish, monkeypatch, tmp_path):
+def test_invalid_archive_is_refused_and_a_valid_one_taken_afterwards(
+    fault, prepare_fails, prepare, publish, monkeypatch, tmp_path
+):
     made = publish("eurosat")
     good = publish.server.files["/eurosat/EuroSAT.zip"]
     members = {f"2750/{path}": content for path, content in files_below(made / "2750").items()}
-    if fault == "unsafe":
-        members["../../outside.jpg"] = b"x"
-    elif fault == "images missing":
+    if fault == "images missing":
         members.popitem()
     elif fault == "no folder":
         members = {path.replace("2750", "images"): content for path, content in members.items()}
@@ -72,40 +59,25 @@ def test_invalid_archives_leave_nothing_behind(fault, prepare_fails, prepare, pu
     if fault != "wrong checksum":  # no checksum is published
         change_file(monkeypatch, "eurosat", "EuroSAT.zip", md5="", bytes=0, about=1 << 20)
     prepare_fails(["eurosat"], FAULTS[fault])
-    kept = {"eurosat/.preparing", "eurosat/.preparing/EuroSAT.zip"} if fault == "images missing" else set()
-    assert all_below(tmp_path / "data") == {"eurosat", "eurosat/split_zhou_EuroSAT.json"} | kept
-    assert not (tmp_path / "outside.jpg").exists()
-    if kept:  # as the split may be the wrong file
+    if fault == "images missing":  # the split may be the wrong file, and the archive stays
         shutil.rmtree(tmp_path / "data/eurosat/.preparing")
+    else:
+        assert all_below(tmp_path / "data") == {"eurosat", f"eurosat/{SPLIT}"}
 
     publish.server.files["/eurosat/EuroSAT.zip"] = good
     assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
 
 
-SPLIT = "split_zhou_EuroSAT.json"
-
-
-@pytest.mark.parametrize(
-    ("fault", "content", "words"),
-    [
-        ("not found", b"", ["404", f": run the same command again, or put {SPLIT} into FOLDER manually, then: python"]),
-        *(("", text, ["incomplete or another file: download it from https://drive.google.com", "put it into FOLDER"])
-          for text in (b"{", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>")),
-    ],
-)  # fmt: skip
-def test_a_failed_or_wrong_download_leaves_no_folders(
-    fault, content, words, prepare_fails, publish, monkeypatch, tmp_path
-):
+@pytest.mark.parametrize("content", [b"{", b'{"train": []}', b"<!DOCTYPE html><html>quota</html>", None])
+def test_a_failed_or_wrong_download_leaves_no_folders(content, prepare_fails, publish, monkeypatch, tmp_path):
     publish("eurosat")
     change_file(monkeypatch, "eurosat", SPLIT, md5="", bytes=0)
-    publish.server.files[f"/eurosat/{SPLIT}"], publish.server.faults = content, [fault]
-    prepare_fails(["eurosat"], *(word.replace("FOLDER", f"{tmp_path}/data/eurosat") for word in words))
+    if content is None:
+        publish.server.files.pop(f"/eurosat/{SPLIT}")
+    else:
+        publish.server.files[f"/eurosat/{SPLIT}"] = content
+    prepare_fails(["eurosat"], SPLIT, f"put it into {tmp_path}/data/eurosat" if content else "404")
     assert not (tmp_path / "data").exists()
-
-
-def replaced_by_a_pipe(path):
-    path.unlink()
-    os.mkfifo(path)
 
 
 def replaced_by_a_broken_link(path):
@@ -115,48 +87,29 @@ def replaced_by_a_broken_link(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "harm", "moved", "words"),
+    ("name", "place", "harm", "words"),
     [
-        ("dtd", "images/banded/banded_0001.jpg", replaced_by_a_pipe, "", "1 images are missing, the first images/b"),
-        ("dtd", "images", replaced_by_a_broken_link, "images", "images: is not a folder"),
-        ("eurosat", SPLIT, lambda path: path.write_text("{"), SPLIT, "is damaged"),
-        ("imagenetv2", f"{V2}/cats", lambda path: path.mkdir(), f"{V2}/cats", "is not one of the 4 classes"),
+        ("dtd", "images", replaced_by_a_broken_link, "images: is not a folder"),
+        ("eurosat", SPLIT, lambda path: path.write_text("{"), "is damaged"),
+        ("imagenetv2", f"{V2}/cats", lambda path: path.mkdir(), "is not one of the 4 classes"),
     ],
 )
-def test_what_is_in_the_way_is_neither_changed_nor_replaced(
-    name, place, harm, moved, words, prepare_fails, publish, tmp_path
-):
+def test_what_is_in_the_way_is_neither_changed_nor_replaced(name, place, harm, words, prepare_fails, publish, tmp_path):
     folder = tmp_path / "data" / name
     shutil.copytree(publish(name), folder)
     harm(folder / place)
     before = all_below(folder)
-    remedy = f"move {folder / moved} elsewhere, then: python tools/prepare.py {name} --root {tmp_path}/data"
+    remedy = f"move {folder / place} elsewhere, then: python tools/prepare.py {name} --root {tmp_path}/data"
     prepare_fails([name], words, remedy)
-    if name in ("eurosat", "imagenetv2"):
-        assert f"-> {remedy}\n" in prepare_fails(["--check", name], "datasets are incomplete or wrong")
-    assert all_below(folder) == before
-    assert publish.server.requests == [] or harm is replaced_by_a_pipe  # which only the final check tells from an image
-
-
-def test_split_with_unpublished_images_keeps_the_download(prepare_fails, prepare, publish, tmp_path):
-    made = publish("eurosat")
-    split = tmp_path / "data/eurosat/split_zhou_EuroSAT.json"
-    split.parent.mkdir(parents=True)
-    split.write_text((made / split.name).read_text().replace("Forest_2.jpg", "Forest_9.jpg"))
-    what = "1 images of the split are not in EuroSAT.zip, the first 2750/Forest/Forest_9.jpg"
-    remedy = f"move {split} or {split.parent}/.preparing elsewhere, then: python tools/prepare.py eurosat --root"
-    prepare_fails(["eurosat"], f"{what}: {remedy} {tmp_path}/data")
-    split.rename(tmp_path / "elsewhere")
-    assert prepare("eurosat").status == 0 and prepare("--check", "eurosat").status == 0
-    assert [path for path, _ in publish.server.requests] == ["/eurosat/EuroSAT.zip", f"/eurosat/{split.name}"]
+    assert all_below(folder) == before and publish.server.requests == []
 
 
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({}, ["is not the published file (it has 10 bytes, ", "): download it again, or delete it"]),
-        ({"bytes": 10, "md5": "0"}, ["is not the published file (its md5 is wrong): download it again, or delete it"]),
-        ({"bytes": 0, "md5": ""}, ["incomplete, or not an archive", ": download it again, or from elsewhere, and put"]),
+        ({}, "is not the published file (it has 10 bytes, "),
+        ({"bytes": 10, "md5": "0"}, "is not the published file (its md5 is wrong)"),
+        ({"bytes": 0, "md5": ""}, "is damaged"),
     ],
 )
 def test_wrong_local_file_is_refused_and_kept(facts, words, prepare_fails, publish, monkeypatch, tmp_path):
@@ -167,49 +120,61 @@ def test_wrong_local_file_is_refused_and_kept(facts, words, prepare_fails, publi
     folder = tmp_path / "data/eurosat"
     folder.mkdir(parents=True)
     shutil.copy(made / SPLIT, folder)
-    prepare_fails(["eurosat", "--from", given.parent], given, *words)
+    prepare_fails(["eurosat", "--from", given.parent], given, words)
     assert given.is_file() and all_below(folder) == {SPLIT}
 
 
-def test_full_disk_is_reported_before_downloads(prepare_fails, publish, monkeypatch, tmp_path):
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    prepare_fails(["sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
-    assert publish.server.requests == [] and not (tmp_path / "data").exists()
-
-
-def test_full_disk_or_protected_folder(prepare_fails, publish, monkeypatch, tmp_path):
+def test_full_disk(prepare_fails, publish, monkeypatch, tmp_path):
     publish("eurosat")
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        prepare_fails(["sun397"], "78.2 GB are needed", "0.0 GB are free", "choose another --root")
+    assert publish.server.requests == [] and not (tmp_path / "data").exists()
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipFile, "extract", full)
-        prepare_fails(["eurosat"], "No space left on device: fix this or choose another --root")
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    prepare_fails(["eurosat"], "No space left on device: fix this or choose another --root")
     assert all_below(tmp_path / "data/eurosat/.preparing") == {"EuroSAT.zip"}
-    (tmp_path / "file").write_text("in the way")
-    prepare_fails(["eurosat"], f"{tmp_path}/file", "choose another --root", root=tmp_path / "file/data")
 
 
 def test_interrupt_while_unpacking_leaves_only_the_download(prepare, publish, monkeypatch, tmp_path):
-    made, extract, written = publish("eurosat"), zipfile.ZipFile.extract, []
+    made, extract, members = publish("eurosat"), zipfile.ZipFile._extract_member, []
 
-    def interrupted(self, member, path):
-        written.append(member)
-        if len(written) == 5:
+    def interrupted(self, member, path, password):
+        members.append(member)
+        if len(members) == 5:
             os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C, but also in the background
-        return extract(self, member, path)
+        return extract(self, member, path, password)
 
-    monkeypatch.setattr(zipfile.ZipFile, "extract", interrupted)
-    status, _, errors = prepare("eurosat")
-    assert (status, errors) == (130, ["Interrupted. Run the same command again to resume where it stopped."])
-    left = {".preparing", ".preparing/EuroSAT.zip", "split_zhou_EuroSAT.json"}
+    monkeypatch.setattr(zipfile.ZipFile, "_extract_member", interrupted)
+    assert prepare("eurosat").status == 130
+    left = {".preparing", ".preparing/EuroSAT.zip", SPLIT}
     assert all_below(tmp_path / "data/eurosat") == left
-    (tmp_path / "data/eurosat/.preparing/unpacked/raw/half").mkdir(parents=True)  # as after SIGKILL
+    half = tmp_path / "data/eurosat/.preparing/unpacked/2750/half.jpg"  # as after SIGKILL
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
     assert prepare("eurosat").status == 0
     assert files_below(tmp_path / "data/eurosat") == files_below(made)
     assert [path for path, _ in publish.server.requests].count("/eurosat/EuroSAT.zip") == 1
+
+
+def test_killed_between_two_moves_it_continues(prepare, publish, monkeypatch, tmp_path):
+    """Folders are not compared with a split, so that a half of them must not be there."""
+    made, replace = publish("imagenet"), os.replace
+
+    def killed(source, target):
+        if "images/train" in str(target):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        assert prepare("imagenet").status == 130
+    assert prepare("imagenet").status == 0 and prepare("--check", "imagenet").status == 0
+    assert len(files_below(tmp_path / "data/imagenet")) == len(files_below(made))
 
 
 def test_one_process_at_a_time(publish, tmp_path):
@@ -227,14 +192,7 @@ def test_one_process_at_a_time(publish, tmp_path):
     assert publish.server.requests == [] and files_below(folder) == files_below(made)
 
 
-def test_folder_without_permission_to_write(prepare):
-    """Nobody, root included, can write to /proc/self."""
-    status, printed, _ = prepare("--check", "small_shapes", root="/proc/self")
-    assert status == 2 and "cannot draw SmallShapes: cannot write to /proc/self/small_shapes (No such" in printed
-
-
 def test_failure_does_not_stop_other_datasets(prepare_fails, publish, tmp_path):
     publish("eurosat")
-    printed = prepare_fails(["imagenet", "dtd", "eurosat"], "2 of 3 datasets could not be prepared")
+    printed = prepare_fails(["dtd", "eurosat"], "1 of 2 datasets could not be prepared")
     assert "dtd: cannot download split_zhou_DescribableTextures.json" in printed and "eurosat: ready: " in printed
-    assert "imagenet: cannot download classnames.txt" in printed

@@ -1,4 +1,4 @@
-"""From published files to CoOp's folder layout: fetch, verify, unpack into a temporary folder, rename."""
+"""From published files to CoOp's folder layout: fetch, verify and unpack into a temporary folder, rename."""
 
 import os
 import shutil
@@ -8,15 +8,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from common.errors import UsageError
-from common.files import scratch
 
 from ..base import DatasetError, missing_files
 from ..files import File
-from .fetch import WrongFile, fetch, verify
+from .fetch import difference, fetch, unpack_file
 from .sources import Source, image_paths
-from .unpack import unpack
 
-WORK, LOCK = ".preparing", ".preparing.lock"  # in the dataset's folder: unfinished files, lock of a running process
+WORK = ".preparing"  # in the dataset's folder: downloads and unfinished files
+LOCK = ".preparing.lock"  # of the process that prepares the dataset
 RESERVE = 1 << 30  # bytes of the disk to leave free
 
 
@@ -31,10 +30,11 @@ class Preparation:
     """
 
     def __init__(self, source: Source, root: Path, from_dir: Path | None = None, mirror: str = ""):
-        self.source, self.root, self.command = source, root, source.command(root)
+        self.source = source
+        self.root = root
+        self.command = source.command(root)
         self.folder = source.folder(root)
         self.work = self.folder / WORK
-        self.stage = self.work  # while it runs, a root where the dataset's folder is built
         given = [from_dir / source.name, from_dir] if from_dir else []
         self.places = [self.folder, *given, self.work]  # of local files
         self.mirror = f"{mirror.rstrip('/')}/{source.name}" if mirror else ""
@@ -45,13 +45,13 @@ class Preparation:
             dataset = self.source.read_quietly(self.root)
         except DatasetError as error:
             return error, []
-        missing = [os.path.relpath(path, dataset.root) for path in missing_files(image_paths(dataset))]
+        missing = missing_files(image_paths(dataset))
         if not missing:
             return None, []
         return DatasetError(f"{len(missing)} images are missing, the first {missing[0]}", where=self.folder), missing
 
     def is_ready(self) -> bool:
-        return not self.missing_texts() and self.problem()[0] is None
+        return not self.work.exists() and not self.missing_texts() and self.problem()[0] is None
 
     def with_command(self, problem: UsageError) -> UsageError:
         """The same error, whose remedy is the command to run, and any step before it."""
@@ -62,7 +62,7 @@ class Preparation:
         """Get, verify, unpack and rename the missing files.
 
         Raises:
-            UsageError: a file is not available or not valid; the dataset has not changed then.
+            UsageError: a file is not available or not valid.
         """
         for path in (self.work, *self.work.rglob("*")):  # this command makes neither links nor pipes
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
@@ -77,14 +77,16 @@ class Preparation:
             with FileLock(lock), ExitStack() as stack:
                 stack.callback(lock.unlink, missing_ok=True)  # while it is held: a process that waits makes another one
                 self.work.mkdir(exist_ok=True)
-                self.stage = stack.enter_context(scratch(self.work, "unpacked"))
+                stack.callback(shutil.rmtree, self.work / "unpacked", ignore_errors=True)
                 for file in self.missing_texts():
                     self.install(file)
-                archives = self.missing_archives()
-                for file in archives:
+                for file in self.missing_archives():
                     self.unpack(file)
-                self.check_images(archives)
-                merge(self.staged, self.folder)
+                _, missing = self.problem()
+                if missing:  # the archives stay
+                    what = f"{len(missing)} images of the split are not in the archives, the first {missing[0]}"
+                    split = self.folder / self.source.dataset.split_file
+                    raise UsageError(what, f"move {split} or {self.work} elsewhere, then: {self.command}", self.folder)
                 shutil.rmtree(self.work)
         finally:  # downloads stay, to be resumed
             with suppress(OSError):  # not empty
@@ -93,11 +95,6 @@ class Preparation:
         problem, _ = self.problem()
         if problem:
             raise self.with_command(problem)
-
-    @property
-    def staged(self) -> Path:
-        """The dataset's folder in `stage`."""
-        return self.source.folder(self.stage)
 
     def missing_texts(self) -> list[File]:
         """Split files and lists that are missing."""
@@ -113,13 +110,14 @@ class Preparation:
         if problem is None:
             return []
         archives = [file for file in self.source.files if file.extract is not None]
-        absent, needed = set[str](), set[str]()
-        for target in (target for file in archives for target in file.targets):
+        absent = set()
+        for target in {target for file in archives for target in file.targets}:
             path = self.folder / target
             if os.path.lexists(path) and not path.is_dir():
                 raise self.with_command(UsageError("is not a folder", where=path))
             if missing or target == "." or not path.exists():
                 absent.add(target)
+        needed = set()
         for file in sorted(archives, key=lambda file: (not self.local(file), not file.link)):
             if absent.intersection(file.targets):
                 needed |= {file.name, file.labels_from}
@@ -129,7 +127,8 @@ class Preparation:
         archives = [file for file in archives if file.name in needed]
         manual = [file for file in archives if not (self.local(file) or file.link or self.mirror)]
         if manual:
-            names, size = ", ".join(file.name for file in manual), sum(file.size for file in manual) / 1e9
+            names = ", ".join(file.name for file in manual)
+            size = sum(file.size for file in manual) / 1e9
             put = f"put {names} ({size:.1f} GB) into {self.folder}, then: {self.command}"
             what = f"{self.source.name} needs files that must be downloaded manually"
             raise UsageError(what, "; ".join(filter(None, (self.source.dataset.manual_steps, put))))
@@ -137,12 +136,7 @@ class Preparation:
 
     def local(self, file: File) -> Path | None:
         """Local path of a file (user-supplied or already downloaded), or None."""
-        for path in (place / file.name for place in self.places):
-            if path.is_file():
-                return path
-            if os.path.lexists(path):
-                raise self.with_command(UsageError(f"{path} is not a regular file", where=path))
-        return None
+        return next((path for place in self.places if (path := place / file.name).is_file()), None)
 
     def check_space(self, archives: list[File]) -> None:
         """Check that the disk has enough bytes for the images, and for the largest archive while it is unpacked."""
@@ -160,58 +154,47 @@ class Preparation:
         if path is None:
             remedy = f"put {file.name} into {self.folder} manually, then: {self.command}"
             return fetch(file, self.work, remedy, self.mirror)
-        try:
-            if path.parent != self.work:  # else it was verified when it was downloaded
-                verify(path, file)
-        except WrongFile as error:
-            what = f"{path} is not the published file ({error})"
-            raise UsageError(what, "download it again, or delete it", path) from None
+        fault = difference(path, file) if path.parent != self.work else ""  # else it was verified after its download
+        if fault:
+            what = f"{path} is not the published file ({fault})"
+            raise UsageError(what, "download it again, or delete it", path)
         return path
 
     def install(self, file: File) -> None:
         """Put a split or a list of names into the dataset's folder, after checking that a run can read the split."""
-        copy = self.staged / file.name
+        root = self.work / "unpacked"
+        copy = self.source.folder(root) / file.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.get(file), copy)
         (self.work / file.name).unlink(missing_ok=True)
         try:
             if file.name == self.source.dataset.split_file:
-                self.source.read_quietly(self.stage)
+                self.source.read_quietly(root)
         except DatasetError:
             remedy = f"download it from {file.link} and put it into {self.folder}"
             raise UsageError(f"the downloaded {file.name} is incomplete or another file", remedy) from None
         copy.replace(self.folder / file.name)
 
     def unpack(self, file: File) -> None:
-        """Unpack an archive, and move its folders to their places in `staged`."""
-        path, raw, devkit = self.get(file), self.stage / ".raw", self.stage / ".devkit"
-        labels = [self.get(other) for other in self.source.files if other.name == file.labels_from]
+        """Unpack an archive, and move its folders to their places by renaming; files that exist stay."""
+        path = self.get(file)
+        unpacked = self.work / "unpacked"
         try:
-            unpack(path, raw, file.nested_archives)
-            for archive in labels:
-                unpack(archive, devkit)
-                sort_into_classes(raw, devkit, archive)
+            unpack_file(path, unpacked, file.nested_archives)
+            for kit in self.source.files:
+                if kit.name == file.labels_from:
+                    sort_into_classes(unpacked, self.get(kit), self.work / "unpacked.kit")
             for top, target in (file.extract or {}).items():
-                found = [place for place in raw.rglob(top) if place.is_dir()] if top else [raw]
-                if not found:
+                tops = [place for place in unpacked.rglob(top) if place.is_dir()] if top else [unpacked]
+                if not tops:
                     raise UsageError(f"no folder {top} in it", where=path)
-                innermost = max(found, key=lambda place: len(place.parts))  # repacked archives have folders around it
-                merge(innermost, self.staged / target)
+                innermost = max(tops, key=lambda place: len(place.parts))  # repacked archives have folders around it
+                merge(innermost, self.folder / target)
         except UsageError as error:
             if path.parent == self.work:
                 path.unlink()
             remedy = f"download it again, or from elsewhere, and put it into {self.folder}"
             raise UsageError(error.what, remedy, error.where) from None
-
-    def check_images(self, archives: list[File]) -> None:
-        """Check that the archives have every image of a split file, before anything is moved."""
-        _, missing = self.problem()
-        lost = [name for name in missing if not (self.staged / name).is_file()]
-        if lost:
-            what = f"{len(lost)} images of the split are not in {' and '.join(file.name for file in archives)}"
-            split = self.folder / self.source.dataset.split_file
-            remedy = f"move {split} or {self.work} elsewhere, then: {self.command}"
-            raise UsageError(f"{what}, the first {lost[0]}", remedy, self.folder)
 
 
 def merge(source: Path, target: Path) -> None:
@@ -224,28 +207,31 @@ def merge(source: Path, target: Path) -> None:
             merge(child, target / child.name)
 
 
-def sort_into_classes(images: Path, devkit: Path, archive: Path) -> None:
-    """Move ImageNet's validation images into folders of their classes, which its development kit knows.
-
-    `devkit` is the folder that the archive was unpacked into.
+def sort_into_classes(images: Path, archive: Path, folder: Path) -> None:
+    """Move ImageNet's validation images into folders of their classes.
 
     torchvision's parse_devkit_archive is not used: it writes next to the archive, whose folder may be read-only.
+
+    Args:
+        images: folder of the images.
+        archive: ImageNet's development kit, which knows the classes.
+        folder: where to unpack it; deleted at the end.
     """
     from scipy.io import loadmat
 
     try:
-        files = {path.name: path for path in devkit.rglob("*") if path.is_file()}
-        meta, truth = files["meta.mat"], files["ILSVRC2012_validation_ground_truth.txt"]
-        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        unpack_file(archive, folder)
+        files = {path.name: path for path in folder.rglob("*") if path.is_file()}
+        synsets = loadmat(files["meta.mat"], squeeze_me=True)["synsets"]
         ids = dict(zip(map(int, synsets["ILSVRC2012_ID"]), map(str, synsets["WNID"]), strict=True))
-        labels = [ids[int(line)] for line in truth.read_text().split()]
+        labels = [ids[int(line)] for line in files["ILSVRC2012_validation_ground_truth.txt"].read_text().split()]
         if not all(label.isalnum() for label in labels):  # they become names of folders
             raise ValueError("a class is not a WordNet id")
-    except MemoryError:
-        raise
     except Exception as error:  # as many kinds as there are ways to damage a file of MATLAB
         what = f"{archive} does not have the classes of the validation images ({error!r})"
         raise UsageError(what, where=archive) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     for number, label in enumerate(labels, start=1):
         name = f"ILSVRC2012_val_{number:08}.JPEG"
         (images / label).mkdir(exist_ok=True)

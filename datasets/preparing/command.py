@@ -68,7 +68,7 @@ def prepare(sources: list[Source], args: argparse.Namespace) -> None:
         try:
             if not source.files:
                 print(f"{source.name}: nothing to prepare")
-            elif preparation.is_ready() and not preparation.work.exists():
+            elif preparation.is_ready():
                 print(f"{source.name}: ready")
             else:
                 preparation.run()

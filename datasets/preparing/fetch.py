@@ -1,10 +1,9 @@
-"""Downloads of datasets' files, verified by size and checksum."""
+"""The published files of datasets: fetched, verified and unpacked."""
 
+import shutil
 from pathlib import Path
 
-from tqdm import tqdm
-
-from common.download import TIMEOUT, TransferError, WrongFile, size_of, transfer
+from common.download import TIMEOUT, DownloadError, download, unpack
 from common.errors import UsageError, one_line
 from common.files import checksum
 
@@ -23,23 +22,21 @@ def fetch(file: File, folder: Path, remedy: str, mirror: str = "") -> Path:
     Raises:
         UsageError: it is not available, or is not the published file; then it is deleted.
     """
-    target, partial = folder / file.name, folder / f"{file.name}.partial"
+    partial = folder / f"{file.name}.partial"
     address = f"{mirror}/{file.name}" if mirror else file.url
     try:
         if address:
-            transfer(address, partial, file.name, file.bytes, file.max_bytes)
+            download(address, partial, file.max_bytes)
         else:
             download_from_drive(file, partial)
-        try:
-            verify(partial, file)
-        except WrongFile:
+        if fault := difference(partial, file):
             partial.unlink()
-            raise
-    except (TransferError, WrongFile) as error:
-        kept = f" ({size_of(partial):,} bytes received)" if size_of(partial) else ""
+            raise DownloadError(fault)
+    except DownloadError as error:
+        kept = f" ({partial.stat().st_size:,} bytes received)" if partial.exists() else ""
         what = f"cannot download {file.name} from {address or file.link}: {error}{kept}"
         raise UsageError(what, f"run the same command again{' to resume' if kept else ''}, or {remedy}") from error
-    return partial.replace(target)
+    return partial.replace(folder / file.name)
 
 
 def download_from_drive(file: File, partial: Path) -> None:
@@ -48,21 +45,36 @@ def download_from_drive(file: File, partial: Path) -> None:
 
     def check_size(received: int, total: int | None) -> None:
         if received > file.max_bytes:
-            raise WrongFile(f"it does not end after {file.max_bytes:,} bytes")
+            raise ValueError(f"the file has more than {file.max_bytes:,} bytes there")
 
     try:
         gdown.download(id=file.drive, output=str(partial), resume=True, timeout=TIMEOUT, progress=check_size)
     except Exception as error:  # its exceptions changed with its versions
-        raise WrongFile(one_line(error)) from error
+        raise DownloadError(one_line(error)) from error
 
 
-def verify(path: Path, file: File) -> None:
-    """Raise WrongFile unless a file has the published size and checksum."""
-    size = size_of(path)
+def difference(path: Path, file: File) -> str:
+    """How a file differs from the published one in size or checksum; empty if it does not."""
+    size = path.stat().st_size
     if file.bytes and size != file.bytes:
-        raise WrongFile(f"it has {size:,} bytes, {file.bytes:,} as published")
+        return f"it has {size:,} bytes, {file.bytes:,} as published"
     if file.checksum:
         kind, expected = file.checksum
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"{kind} of {file.name}") as bar:
-            if checksum(path, kind, bar.update) != expected:
-                raise WrongFile(f"its {kind} is wrong")
+        print(f"Verifying the {kind} of {file.name}")
+        if checksum(path, kind) != expected:
+            return f"its {kind} is wrong"
+    return ""
+
+
+def unpack_file(archive: Path, folder: Path, nested: str = "") -> None:
+    """Unpack an archive into a new folder; an earlier folder is deleted.
+
+    Args:
+        archive, folder: as for `unpack`.
+        nested: name pattern of archives in the archive. Each is replaced by a folder of its name without suffixes.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    unpack(archive, folder)
+    for inner in sorted(folder.rglob(nested)) if nested else []:
+        unpack(inner, inner.with_name(inner.name.partition(".")[0]))
+        inner.unlink()

@@ -1,14 +1,16 @@
 """Datasets: a list of `Datum` for each split."""
 
 import itertools
-import os
 import random
-import tarfile
-import zipfile
+import sys
 from collections import defaultdict
 from operator import attrgetter
+from pathlib import Path
 
-from dassl.utils import UsageError, mkdir_if_missing
+from dassl.utils import UsageError
+
+from common.download import download, unpack
+from common.errors import one_line
 
 
 class Datum:
@@ -80,33 +82,27 @@ class DatasetBase:
     def download_data(self, url, dst, from_gdrive=True):
         """Download a zip or tar archive to `dst` and extract it into the folder of that file, and nothing outside.
 
-        `url` is a Google Drive link, or with `from_gdrive=False` plain http(s).
+        `url` is a Google Drive link, or with `from_gdrive=False` plain http(s). An interrupted download is resumed.
 
         Raises:
             UsageError: the download failed, or the downloaded file is not an archive, or an unsafe one.
         """
-        folder = os.path.dirname(os.path.abspath(dst))
-        mkdir_if_missing(folder)
+        target = Path(dst).absolute()
+        partial = target.with_name(f"{target.name}.partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             if from_gdrive:
                 import gdown  # slow to import and rarely needed
 
-                gdown.download(url, dst, quiet=False)
+                gdown.download(url, str(partial), quiet=False, resume=True)
             else:
-                from torch.hub import download_url_to_file  # not every command needs torch
-
-                download_url_to_file(url, dst)
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UsageError(f"cannot download {url} ({reason}); download it manually and save it as {dst}") from error
-        try:
-            with zipfile.ZipFile(dst) if zipfile.is_zipfile(dst) else tarfile.open(dst) as archive:
-                archive.extraction_filter = tarfile.data_filter  # of a tar archive: no path leads out of the folder
-                archive.extractall(folder)
-        except Exception as error:  # as many kinds as there are ways to damage an archive
-            reason = " ".join(str(error).split())
-            raise UsageError(f"cannot extract {dst} ({reason}); delete it and download it again") from error
-        print(f"{dst} is extracted to {folder}")
+                download(url, partial, sys.maxsize)
+        except Exception as error:  # gdown's exceptions changed with its versions
+            what = f"cannot download {url} ({one_line(error)})"
+            raise UsageError(what, f"download it manually and save it as {dst}") from error
+        partial.replace(target)
+        unpack(target, target.parent)
+        print(f"{dst} is extracted to {target.parent}")
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
         """Sample `num_shots` images of each class with Python's global random generator.
