@@ -74,6 +74,7 @@ SMALL = ("small", "small_cross_datasets")  # YAML files for the small CLIP
 ONE_FILE = dict.fromkeys(("ZeroshotCLIP", "LinearProbe", "TipAdapter", "TipAdapterF", "CLIPAdapter"), "vit_b16")
 ONE_FILE |= dict.fromkeys(("LPPlusPlus", "GDA", "TPT", "CTPT", "MTA", "ZERO"), "vit_b16")
 ONE_FILE |= dict.fromkeys(("ZSLP", "CLAP"), "SGD_lr1e-1_B256_ep300")
+ONE_FILE |= {"TaskRes": "adam_lr2e-4_B256_ep200_ViT16"}  # the only published one for ViT-B/16
 ONE_FILE |= dict.fromkeys(("KgCoOp", "TCP"), "vit_b16_ep100_ctxv1")
 ONE_FILE |= dict.fromkeys(("CoCoOp", "DePT+CoCoOp"), "vit_b16_c4_ep10_batch1_ctxv1")
 ONE_FILE |= {"VPT": "vit_b16_c2_ep5_batch4_4", "IVLP": "vit_b16_c2_ep5_batch4_2+2ctx"}
@@ -87,14 +88,6 @@ ONE_FILE |= {"TDA": "vit_b16"}  # not the values that were presumably chosen on 
 OTHERWISE = ""
 RECIPES: dict[str, dict[str, tuple[Recipe, ...]]] = {
     **{method: {OTHERWISE: (Recipe(cfg),)} for method, cfg in ONE_FILE.items()},
-    "TaskRes": {
-        OTHERWISE: (
-            Recipe("adam_lr2e-4_B256_ep100", datasets=("imagenet",), shots=(1, 2, 4)),
-            Recipe("adam_lr2e-4_B256_ep200", datasets=("imagenet",)),
-            Recipe("adam_lr2e-3_B256_ep100", shots=(1, 2, 4)),
-            Recipe("adam_lr2e-3_B256_ep200"),
-        )
-    },
     "CoOp": {
         # 200 epochs, on ImageNet 50: a comment in CoOp's scripts/cocoop/base2new_train.sh
         "base2new": (Recipe("vit_b16_ep50_ctxv1", datasets=("imagenet",)), Recipe("vit_b16_ctxv1")),

@@ -171,10 +171,22 @@ STATED = {
     "ZSLP/SGD_lr1e-1_B256_ep300.yaml": CLAP,
     "CLAP/SGD_lr1e-1_B256_ep300.yaml": CLAP,
     **{
-        f"TaskRes/adam_lr2e-{digit}_B256_ep{epochs}.yaml": TASK_RES
-        | {"OPTIM.LR": 2 * 10.0**-digit, "OPTIM.MAX_EPOCH": epochs}
-        for digit in (3, 4)
-        for epochs in (100, 200)
+        f"TaskRes/{name}.yaml": TASK_RES
+        | {"MODEL.BACKBONE.NAME": backbone, "OPTIM.LR": rate, "OPTIM.MAX_EPOCH": 100 if "ep100" in name else 200}
+        for name, backbone, rate in [
+            ("adam_lr2e-3_B256_ep100", "RN50", 0.002),
+            ("adam_lr2e-3_B256_ep200", "RN50", 0.002),
+            ("adam_lr2e-4_B256_ep100", "RN50", 0.0002),
+            ("adam_lr2e-4_B256_ep200", "RN50", 0.0002),
+            ("adam_lr2e-4_B256_ep200_RN101", "RN101", 0.0002),
+            ("adam_lr2e-4_B256_ep200_RN50x16", "RN50x16", 0.0002),
+            ("adam_lr2e-4_B256_ep200_ViT16", "ViT-B/16", 0.0002),
+            ("adam_lr2e-4_B256_ep200_ViT32", "ViT-B/32", 0.0002),
+            ("generalization_rn50", "RN50", 0.0002),
+            ("generalization_rn101", "RN101", 0.0002),
+            ("generalization_vit16", "ViT-B/16", 0.0002),
+            ("generalization_vit32", "ViT-B/32", 0.0002),
+        ]
     },
     "CLIPLoRA/vit_b16.yaml": LORA,
     "MMA/vit_b16_ep5.yaml": MMA | {"DATALOADER.TRAIN_X.BATCH_SIZE": 16},
@@ -225,8 +237,7 @@ def test_locoops_topk_is_a_fifth_of_imagenets_classes(protocol, topk):
 @pytest.mark.parametrize(
     ("method", "dataset", "published"),
     [  # the YAML files, or other settings, for 1, 2, 4, 8 and 16 images of a class
-        ("TaskRes", "imagenet", [f"adam_lr2e-4_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
-        ("TaskRes", "dtd", [f"adam_lr2e-3_B256_ep{epochs}" for epochs in (100, 100, 100, 200, 200)]),
+        ("TaskRes", "dtd", ["adam_lr2e-4_B256_ep200_ViT16"] * 5),
         ("CoOp", "imagenet", ["vit_b16_ep50"] * 5),
         ("CoOp", "dtd", ["vit_b16_ep50", "vit_b16_ep100", "vit_b16_ep100", "vit_b16", "vit_b16"]),
         ("UPT", "dtd", ["vit_b16"] * 5),
