@@ -70,7 +70,7 @@ def read_others(cfg: CfgNode, trainer: Any) -> list[Others]:
     if found and not has_local_logits(getattr(trainer, "model", None)):
         why = f"GL-MCM compares patches with texts, and {cfg.TRAINER.NAME} with {cfg.MODEL.BACKBONE.NAME} cannot"
         if "GL-MCM" in cfg.TEST.OOD_SCORES:
-            raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES, or choose a vision transformer")
+            raise UsageError(f"{why} do that", "leave it out of TEST.OOD_SCORES")
         if not cfg.TEST.OOD_SCORES:
             print(f"{why}: it is left out")
     for each in found:

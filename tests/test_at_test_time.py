@@ -166,6 +166,20 @@ def test_tda_reads_images_in_an_order_of_the_seed(make):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_towers_of_prec_amp_compute_in_half_precision_and_answers_in_fp32(method, make):
+    trainer, types = make(method, PREC="amp"), []
+    answer, image_output = trainer.answer, trainer.model.image_output
+    trainer.model.image_output = lambda views: types.append(autocast(trainer)) or image_output(views)
+    trainer.answer = lambda *given: types.append((given[0].dtype, autocast(trainer))) or answer(*given)
+    assert outputs(trainer).isfinite().all()
+    assert set(types) == {True, (torch.float32, False)}
+
+
+def autocast(trainer):
+    return torch.is_autocast_enabled(trainer.device.type)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_one_view_is_enough(method, make):
     assert outputs(make(method, VIEWS=1)).isfinite().all()
 

@@ -33,7 +33,7 @@ class Adapter(Head):
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(FeatureTrainer):
-    """A small network on image features; text features stay as they are (Gao et al., IJCV 2023)."""
+    """A small network on image features; text features stay as they are (Gao et al., IJCV 2024, online 2023)."""
 
     Settings = CLIPAdapterSettings
     transfers = True

@@ -123,7 +123,18 @@ class ViewsTrainer(PromptTrainer):
 
     def logits(self, features: Tensor) -> Tensor:
         """(views, joint) -> (views, classes): scaled cosine similarities, fp32."""
-        return self.model.logits(features, self.model.text_features(features))
+        return self.model.logits(features, self.texts())
+
+    def texts(self) -> Tensor:
+        """(classes, joint), fp32, of unit length."""
+        with self.autocast():
+            return self.model.text_features(torch.empty(0))
+
+    def answer_views(self, views: Tensor, state: State) -> Tensor:
+        """`answer` for an image, from its views (views, 3, H, W)."""
+        with self.autocast():
+            features = self.model.image_features(views.to(self.device))
+        return self.answer(features, state)
 
     def test_outputs(self, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         images, partial = loader.dataset, PartialTest(Path(self.output_dir), self.key(loader.dataset))
@@ -133,7 +144,7 @@ class ViewsTrainer(PromptTrainer):
         yield from ((row[None].to(self.device), label) for row, label in zip(kept, labels, strict=False))
         rest = self.loader_of(Subset(images, range(len(kept), len(images))))
         for label, batch in zip(labels[len(kept) :], rest, strict=True):
-            logits = self.answer(self.model.image_features(batch["img"][0].to(self.device)), state)
+            logits = self.answer_views(batch["img"][0], state)
             partial.add(logits, state)
             yield logits[None], label
 
@@ -153,7 +164,7 @@ class ViewsTrainer(PromptTrainer):
     def model_inference(self, images: Any) -> Tensor:
         """(batch, views, 3, H, W) -> (batch, classes), each image by itself; or (batch, 3, H, W), one view of each."""
         views = images if images.dim() == 5 else images[:, None]
-        return torch.stack([self.answer(self.model.image_features(each), self.new_state()) for each in views])
+        return torch.stack([self.answer_views(image, self.new_state()) for image in views])
 
 
 def entropies(logits: Tensor) -> Tensor:

@@ -101,7 +101,6 @@ class PromptTrainer(LearnedPrompts):
         if recompute and not (towers == "fast" and is_standard(self.model.clip.transformer)):
             print("MODEL.BACKBONE.CHECKPOINT_TEXT is ignored: it needs the fast towers")
         self.model.clip.transformer.grad_checkpointing = recompute
-        self.amp = self.settings.PREC == "amp"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and self.device.type != "cpu")
         print(f"Learned parameters: {count_num_param(self.model):,}")
         if cfg.MODEL.INIT_WEIGHTS:
@@ -149,6 +148,10 @@ class PromptTrainer(LearnedPrompts):
             print("MODEL.CUDA_GRAPHS is ignored: it needs a GPU")
         else:
             self.passes = StepGraph(self.both_passes, self.model)
+
+    @property
+    def amp(self) -> bool:
+        return self.settings.PREC == "amp"
 
     def autocast(self):
         """The forward pass of PREC amp: fp16 products on CUDA, bf16 on a CPU."""

@@ -96,7 +96,9 @@ class TuningTrainer(ViewsTrainer):
         kept: Any = None
 
         def text() -> Tensor:
-            return model.of_text(model.towers.encode_text(model.clip, TextPrompts(prompts.ids, ctx, prompts.slots)))
+            with self.autocast():
+                text = model.towers.encode_text(model.clip, TextPrompts(prompts.ids, ctx, prompts.slots))
+            return model.of_text(text)
 
         for _ in range(s.STEPS):
             with torch.enable_grad():
