@@ -1,4 +1,4 @@
-# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, gpu-rehearsal.
+# make setup: a .venv with what the project runs on. make demo, test, test-all, check, lint, style, docs, fuzz, kill, bench, compare, gpu-rehearsal.
 # PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a process: pytest-xdist has one for each core. The tests of a file run in one, as they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all check lint style docs fuzz kill bench gpu-rehearsal
+.PHONY: setup demo test test-all check lint style docs fuzz kill bench compare gpu-rehearsal
 
 setup: $(VENV)/.ready
 
@@ -57,12 +57,15 @@ kill: $(VENV)/.ready-dev
 # All measurements of time and memory, on an idle machine; benchmarks/RESULTS.md is the page that it writes.
 ROUNDS ?= 3
 bench: $(VENV)/.ready-dev
-	$(BIN)/python benchmarks/dashboard.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/measure.py --page benchmarks/RESULTS.md --rounds $(ROUNDS)
 
-# Steps of all methods, the GPU check, and tests of numbers and of resuming, on a CUDA device that is not there; it needs g++.
+# Training steps of this checkout and of another one, in turns: make compare BEFORE=DIR
+compare: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/measure.py --against $(BEFORE) --form fast --trainer MPL --classes 5 50 200 --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/measure.py --against $(BEFORE) --form fast --trainer CoOp CLIPLoRA --classes 50 --rounds $(ROUNDS)
+
+# Steps of all methods on a CUDA device that is not there; it needs g++.
 gpu-rehearsal: $(VENV)/.ready-dev
-	$(BIN)/python benchmarks/gpu_rehearsal.py --prec fp32 fp16 bf16 amp
-	$(BIN)/python -m benchmarks.stand_in benchmarks/gpu_check.py --narrow --minutes 10
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_gpu_rehearsal.py
 
 style: $(VENV)/.ready-dev

@@ -1,52 +1,35 @@
 """A CUDA device without a GPU: its tensors are computed on the CPU, and what a GPU would do is counted.
 
-    from benchmarks.stand_in import stand_in  # before torch
-
-    with stand_in() as counted:
-        trainer.forward_backward(batch)  # on the device cuda:0
-    print(counted.launches.total(), counted.waits)
-
 Devices, autograd, autocast, the gradient scaler, `.item()` and copies behave as on a GPU; an operation on tensors of
-two devices raises torch's error. Values are the CPU's. It shows no rounding, kernels, memory or speed of a GPU.
-
-It needs Linux and g++, and compiles a few lines of C++ when it is imported; without g++ the program ends with status 2.
+two devices raises torch's error. It shows no rounding, kernels, memory or speed of a GPU. It needs Linux and g++, and
+must be imported before torch.
 """
 
 import ctypes
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 
 def compiled() -> ctypes.CDLL:
-    """The library of device.cpp, with torch's libraries that it needs; torch must not be imported yet.
-
-    Raises:
-        ImportError: torch was imported before.
-        SystemExit: there is no g++.
-    """
-    spec, compiler = find_spec("torch"), shutil.which("g++")
-    if compiler is None:
-        print("error: the stand-in device needs g++: install it (on Debian: apt install g++)", file=sys.stderr)
-        sys.exit(2)
-    if "torch" in sys.modules or spec is None or spec.origin is None:
-        raise ImportError("the stand-in device has to be imported before torch")
-    torch_folder = Path(spec.origin).parent
+    """The library of device.cpp, with torch's libraries that it needs."""
+    assert "torch" not in sys.modules
+    torch_folder = Path(str(find_spec("torch").origin)).parent
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / name), ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(__file__).with_name("device.cpp"), f"{folder}/device.so"
+        words = ["-std=c++20", "-shared", "-fPIC", Path(__file__).with_name("device.cpp"), "-o", f"{folder}/device.so"]
         places = [f"-I{torch_folder}/include", f"-L{torch_folder}/lib", "-lc10", "-ltorch_cpu"]
-        subprocess.run([compiler, "-std=c++20", "-shared", "-fPIC", source, "-o", library, *places], check=True)
-        return ctypes.CDLL(library)
+        subprocess.run(["g++", *words, *places], check=True)
+        return ctypes.CDLL(f"{folder}/device.so")
 
 
 LIBRARY = compiled()
@@ -59,23 +42,66 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 
 LIBRARY.guard()
 
-from .counted import Counted  # noqa: E402
-
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 COPIES = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}  # between two devices
 INDEXED = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default}
 INDEXED |= {aten._index_put_impl_.default, aten._unsafe_index_put.default}  # by indices on either device
 PRODUCTS = {aten.mm.default, aten.bmm.default, aten.convolution.default, aten.addmm.default, aten.baddbmm.default}
-COUNTED = Counted(str(Path(__file__).resolve().parents[2]))
+READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+SIZED = {aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default}
+SIZED |= {aten.repeat_interleave.Tensor}  # the size of the result depends on values
+FREE = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default}
+FREE |= {aten._reshape_alias.default, aten.detach.default, aten.alias.default, aten._unsafe_view.default}
+FREE |= {aten.lift_fresh.default}  # memory without values, and views that the schema does not say are some
+ON_CPU = torch.nn.functional.scaled_dot_product_attention
+
+
+class Counts:
+    """Launches by operation, and waits of the CPU by their reason; `graph` is the one that is being captured."""
+
+    graph: Any = None
+
+    def reset(self) -> None:
+        self.launches: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def operation(self, operation, arguments: tuple, options: dict, here: list[Tensor], there: list[Tensor]) -> None:
+        """Count an operation. `here` are its tensors on the device, `there` those on the CPU."""
+        name, target = str(operation), options.get("device")
+        copies = operation in (aten._to_copy.default, aten.copy_.default)
+        to_cpu = torch.device(target).type == "cpu" if target else any(arguments[0] is tensor for tensor in there)
+        if operation in READS:
+            self.wait(name)
+        elif copies and here and to_cpu:
+            self.wait("copy to the CPU")
+        elif copies and there:
+            asked = options.get("non_blocking") or arguments[2:3] == (True,)
+            if self.graph and not (asked and any(getattr(tensor, "pinned", False) for tensor in there)):
+                raise RuntimeError("Cannot copy from the CPU during a capture unless its memory is pinned")
+        else:
+            if operation in SIZED:
+                self.wait(name)
+            if operation not in FREE and not is_view(operation) and (not here or here[0].numel()):
+                self.launches[name] += 1
+
+    def wait(self, reason: str) -> None:
+        if self.graph:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {reason}")
+        self.waits[reason] += 1
+
+
+COUNTS = Counts()
+
+
+def is_view(operation) -> bool:
+    """Whether the results of an operation share the memory of an argument that it leaves as it is."""
+    results = operation._schema.returns
+    return bool(results) and all(result.alias_info is not None and not result.alias_info.is_write for result in results)
 
 
 class OnDevice(Tensor):
-    """A tensor on the device.
-
-    Attributes:
-        values: what it holds, on the CPU.
-    """
+    """A tensor on the device. `values` is what it holds, on the CPU."""
 
     values: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -88,12 +114,6 @@ class OnDevice(Tensor):
     def __init__(self, values: Tensor):
         self.values = values
 
-    def __repr__(self, *, tensor_contents=None) -> str:
-        return f"OnDevice({self.values!r})"
-
-    def __format__(self, form: str) -> str:
-        return format(self.item(), form) if self.dim() == 0 else str(self)
-
     @property
     def data(self):
         return OnDevice(self.values.data)
@@ -104,35 +124,21 @@ class OnDevice(Tensor):
         self.values = new.values
 
     def tolist(self):
-        COUNTED.wait("tolist")
+        COUNTS.wait("tolist")
         return self.values.tolist()
 
-    def numpy(self, *, force=False):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy: copy it to the CPU first")
-
     def __deepcopy__(self, memo):
-        if id(self) not in memo:
-            copied = OnDevice(self.values.detach().clone())
-            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if is_parameter(self) else copied
-        return memo[id(self)]
-
-    def __reduce_ex__(self, protocol):  # a checkpoint; `map_location` reads it as a tensor of the CPU
-        values = self.values.detach().clone().requires_grad_(self.requires_grad)
-        return (torch.nn.Parameter(values, self.requires_grad) if is_parameter(self) else values).__reduce_ex__(
-            protocol
-        )
+        copied = OnDevice(self.values.detach().clone())
+        is_parameter = getattr(self, "_is_param", False)
+        return memo.setdefault(id(self), torch.nn.Parameter(copied, self.requires_grad) if is_parameter else copied)
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, arguments=(), options=None):
         return compute(operation, arguments, options or {})
 
 
-def is_parameter(tensor: Tensor) -> bool:
-    return getattr(tensor, "_is_param", False)
-
-
 class Dispatch(TorchDispatchMode):
-    """Sends every operation of a thread through `compute`, those that make tensors on the device too."""
+    """Sends operations that make tensors on the device through `compute`, too."""
 
     def __torch_dispatch__(self, operation, types, arguments=(), options=None):
         return compute(operation, arguments, options or {})
@@ -147,15 +153,16 @@ def compute(operation, arguments: tuple, options: dict):
         pinned.pinned = True
         return pinned
     tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Tensor)]
-    here, there = ([each for each in tensors if isinstance(each, OnDevice) == on] for on in (True, False))
-    asked = torch.device(options["device"]).type if options.get("device") is not None else None
+    here = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+    there = [tensor for tensor in tensors if not isinstance(tensor, OnDevice)]
+    asked = torch.device(options["device"]).type if options.get("device") is not None else ""
     if not here and asked != "cuda":
         return operation(*arguments, **options)
     if here and there and not may_mix(operation, arguments, there):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu in {operation}")
     if operation in PRODUCTS and len(types := {tensor.dtype for tensor in tensors if tensor.is_floating_point()}) > 1:
         raise RuntimeError(f"expected tensors of the same dtype in {operation}, got {types}")
-    COUNTED.operation(operation, arguments, options, here, there)
+    COUNTS.operation(operation, arguments, options, here, there)
     inner = {key: value for key, value in options.items() if key not in ("non_blocking", "pin_memory")}
     inner |= {"device": CPU} if asked else {}
     inner_arguments, inner = tree_map_only(OnDevice, lambda tensor: tensor.values, (arguments, inner))
@@ -168,11 +175,24 @@ def compute(operation, arguments: tuple, options: dict):
     return return_and_correct_aliasing(operation, arguments, options, wrapped)
 
 
+def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
+    """Whether CUDA lets an operation have these tensors of the CPU."""
+    if operation in COPIES:
+        return True
+    if operation in INDEXED:
+        values = arguments[2] if len(arguments) > 2 else None
+        on_device = values is None or isinstance(values, OnDevice) or not values.dim()
+        return isinstance(arguments[0], OnDevice) and on_device
+    scalars = ("_foreach", "_fused", "where", "fill", "masked_fill")
+    pointwise = torch.Tag.pointwise in operation.tags or operation.__name__.startswith(scalars)
+    return pointwise and all(tensor.dim() == 0 for tensor in there)
+
+
 def executed(function, *arguments, **options):
     """The result of a function of tensors on the CPU, which the graph that is being captured repeats."""
     result = function(*arguments, **options)
-    if COUNTED.capturing:
-        COUNTED.capturing.calls.append((function, arguments, options, result))
+    if COUNTS.graph:
+        COUNTS.graph.calls.append((function, arguments, options, result))
     return result
 
 
@@ -183,46 +203,12 @@ class Graph:
         self.calls: list[tuple] = []
 
     def replay(self) -> None:
-        COUNTED.launches["graph"] += 1
+        COUNTS.launches["graph"] += 1
         for function, arguments, options, result in self.calls:
             again = function(*arguments, **options)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
                     old.copy_(new)
-
-
-@contextmanager
-def capture(graph: Graph) -> Iterator[None]:
-    """Replaces `torch.cuda.graph`."""
-    COUNTED.capturing = graph
-    try:
-        yield
-    finally:
-        COUNTED.capturing = None
-
-
-class Stream:
-    """Replaces torch.cuda.Stream: there is one."""
-
-    def wait_stream(self, other: "Stream") -> None:
-        pass
-
-
-def may_mix(operation, arguments: tuple, there: list[Tensor]) -> bool:
-    """Whether CUDA lets an operation have these tensors of the CPU."""
-    if operation in COPIES:
-        return True
-    if operation in INDEXED:
-        values = arguments[2] if len(arguments) > 2 else None
-        return isinstance(arguments[0], OnDevice) and (
-            values is None or isinstance(values, OnDevice) or not values.dim()
-        )
-    scalars = ("_foreach", "_fused", "where", "fill", "masked_fill")
-    pointwise = torch.Tag.pointwise in operation.tags or operation.__name__.startswith(scalars)
-    return pointwise and all(tensor.dim() == 0 for tensor in there)
-
-
-ON_CPU = torch.nn.functional.scaled_dot_product_attention
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
@@ -233,10 +219,6 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
         query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(query.dtype)
-    tensors = [tensor for tensor in (query, key, value, attn_mask) if tensor is not None]
-    types = {tensor.dtype for tensor in tensors if tensor.dtype != torch.bool}
-    if len(types) > 1 or not all(isinstance(tensor, OnDevice) for tensor in tensors):
-        raise RuntimeError(f"attention of different types or devices: {types}, {[tensor.device for tensor in tensors]}")
     return Attention.apply(query, key, value, attn_mask, is_causal, scale)
 
 
@@ -247,13 +229,12 @@ class Attention(torch.autograd.Function):
     def forward(ctx, query, key, value, mask, causal, scale):
         ctx.save_for_backward(query, key, value)
         ctx.rest = mask if mask is None else mask.values, causal, scale
-        COUNTED.launches["attention"] += 1 if mask is None or mask.dtype != torch.bool else 2
-        tensors = (query.values, key.values, value.values)
-        return OnDevice(executed(ON_CPU, *tensors, ctx.rest[0], is_causal=causal, scale=scale))
+        COUNTS.launches["attention"] += 1 if mask is None or mask.dtype != torch.bool else 2
+        return OnDevice(executed(ON_CPU, query.values, key.values, value.values, ctx.rest[0], 0.0, causal, scale=scale))
 
     @staticmethod
     def backward(ctx, gradient):
-        COUNTED.launches["attention backward"] += 1
+        COUNTS.launches["attention backward"] += 1
         tensors = [tensor.values for tensor in ctx.saved_tensors]
         return *map(OnDevice, executed(attention_gradients, tensors, gradient.values, *ctx.rest)), None, None, None
 
@@ -265,72 +246,36 @@ def attention_gradients(tensors: list[Tensor], gradient: Tensor, mask: Tensor | 
     return torch.autograd.grad(result, tensors, gradient)
 
 
+STREAM = SimpleNamespace(wait_stream=lambda other: None)
 STATE = torch.arange(16, dtype=torch.uint8)  # of the device's generator: the CPU's draws its numbers
-OF_CUDA = {
+NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
+OF_CUDA = dict.fromkeys((*NOTHING, "empty_cache"), lambda *arguments, **options: None) | {
     "is_available": lambda: True,
-    "is_initialized": lambda: True,
-    "device_count": lambda: 1,
     "current_device": lambda: 0,
-    "get_device_name": lambda device=None: "stand-in device",
-    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=1 << 34, multi_processor_count=1),
     "is_bf16_supported": lambda including_emulation=True: True,
     "get_rng_state": lambda device=0: STATE,
     "get_rng_state_all": lambda: [STATE],
-    "max_memory_allocated": lambda device=None: 0,
     "CUDAGraph": Graph,
-    "graph": capture,
-    "Stream": Stream,
-    "current_stream": lambda device=None: Stream(),
+    "graph": lambda graph: patch.object(COUNTS, "graph", graph),
+    "Stream": lambda device=None: STREAM,
+    "current_stream": lambda device=None: STREAM,
     "stream": lambda stream: nullcontext(),
-    "is_current_stream_capturing": lambda: COUNTED.capturing is not None,
+    "is_current_stream_capturing": lambda: COUNTS.graph is not None,
 }
-NOTHING = ("_lazy_init", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "synchronize")
-NOTHING += ("empty_cache", "reset_peak_memory_stats")
-OF_CUDA |= {name: lambda *arguments, **options: None for name in NOTHING}  # torch.compile refuses one for two names
-
-
-class Generator(torch.Generator):
-    """A generator of the CPU, which draws the numbers of the device too."""
-
-    def __new__(cls, device="cpu"):
-        return super().__new__(cls, "cpu")
-
-
-APPLY = torch.nn.Module._apply
-
-
-def apply(module, function, recurse=True):
-    """`Module._apply`: parameters that it replaces keep their hooks, as those that a GPU moves."""
-    hooks = {name: each._backward_hooks for name, each in module._parameters.items() if each is not None}
-    result = APPLY(module, function, recurse)
-    for name, own in hooks.items():
-        if own:
-            module._parameters[name]._backward_hooks = own
-    return result
 
 
 @contextmanager
-def stand_in() -> Iterator[Counted]:
+def stand_in() -> Iterator[Counts]:
     """Within it there is a CUDA device; yields what is counted, from here on."""
-    COUNTED.reset()
-    run = threading.Thread.run
-
-    def run_with_device(thread: threading.Thread) -> None:  # a dispatch mode is of one thread
-        with Dispatch():
-            run(thread)
-
+    COUNTS.reset()
     with ExitStack() as stack:
         for name, function in OF_CUDA.items():
             stack.enter_context(patch.object(torch.cuda, name, function))
         stack.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
-        stack.enter_context(patch.object(torch, "Generator", Generator))
-        stack.enter_context(patch.object(torch.nn.Module, "_apply", apply))
-        stack.enter_context(patch.object(threading.Thread, "run", run_with_device))
-        lifts = torch._C._only_lift_cpu_tensors()
+        stack.enter_context(patch.object(torch, "Generator", lambda device="cpu", new=torch.Generator: new("cpu")))
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes a copy that a mode sees
-        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
-        replaces = torch.__future__.get_overwrite_module_params_on_conversion()
+        stack.callback(torch._C._set_only_lift_cpu_tensors, False)
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # `module.to` changes the class of parameters
-        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, replaces)
+        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
         stack.enter_context(Dispatch())
-        yield COUNTED
+        yield COUNTS

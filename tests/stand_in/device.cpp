@@ -2,10 +2,6 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
-#include <memory>
-
-namespace {
-
 using c10::Device;
 using c10::DeviceType;
 using c10::Stream;
@@ -17,7 +13,6 @@ struct Device0 final : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   void block(void*, const Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
-  void recordDataPtrOnStream(const c10::DataPtr&, const Stream&) const override {}
 };
 
 struct Accelerator final : at::CUDAHooksInterface {
@@ -27,13 +22,10 @@ struct Accelerator final : at::CUDAHooksInterface {
   bool hasPrimaryContext(at::DeviceIndex) const override { return true; }  // autograd asks before it takes a stream
 };
 
-std::unique_ptr<at::CUDAHooksInterface> accelerator(at::CUDAHooksArgs) { return std::make_unique<Accelerator>(); }
-
-}  // namespace
-
 // Before `import torch`, which asks for the hooks once.
 extern "C" void announce() {
-  at::CUDAHooksRegistry()->Register("CUDAHooks", accelerator, c10::REGISTRY_PREFERRED);
+  at::CUDAHooksRegistry()->Register(
+      "CUDAHooks", [](at::CUDAHooksArgs) { return std::unique_ptr<at::CUDAHooksInterface>(new Accelerator); });
 }
 
 // After it: builds of torch with CUDA register a guard of their own.
