@@ -17,7 +17,7 @@ from common.files import PARTIAL, write_text
 from common.results import CONFIG
 from trainers.base.partial import FOLDER as PARTIAL_TEST
 
-from .lock import locked, not_writable
+from .lock import ANOTHER, locked, not_writable
 from .trackers import TRACKERS
 
 
@@ -32,7 +32,7 @@ class OutputFolder:
         for entry in path.iterdir():
             if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
                 what = f"{entry} is a link or not a regular file"
-                raise UsageError(what, "replace it, or choose another --output-dir", entry)
+                raise UsageError(what, f"replace it, or {ANOTHER}", entry)
             if re.fullmatch(PARTIAL, entry.name) and entry.is_file():  # of a run that was killed while it wrote
                 entry.unlink()
 

@@ -34,7 +34,6 @@ from .configuration import (
 )
 from .data_card import data_use, learned_from, note_test, origins
 from .environment import environment, unused_gpu
-from .lock import remove_leftover
 from .output_folder import OutputFolder, claimed
 from .results import FILE as RESULTS
 from .results import SELECTED, describe, described, read_results, results_of
@@ -51,7 +50,6 @@ def train_and_test(args: Namespace, wait: bool = False) -> None:
     cfg = setup_cfg(args, files)
     asked = arguments_digest(args.argv) if args.argv else None  # before anybody edits the YAML files
     if skipped(args, cfg):
-        remove_leftover(Path(cfg.OUTPUT_DIR))
         return
     with claimed(Path(cfg.OUTPUT_DIR), wait) as folder, ExitStack() as until_end:
         if skipped(args, cfg):  # another process may have finished it meanwhile

@@ -24,6 +24,7 @@ from trainers.base.partial import FOLDER as PARTIAL_TEST
 from .arguments import parse_arguments
 from .configs import read_yaml
 from .configuration import WEIGHTS, default_settings, flatten, settings_in, setup_cfg, weights_of
+from .lock import ANOTHER
 from .results import FILE as RESULTS
 from .results import RECORDED
 
@@ -33,7 +34,7 @@ RESUMABLE_CHANGES |= {f"DATALOADER.{key}" for key in ("NUM_WORKERS", "CACHE", "C
 RESUMABLE_CHANGES |= {f"MODEL.{key}" for key in ("COMPILE", "CUDA_GRAPHS")}
 RESUMABLE_CHANGES |= {f"MODEL.BACKBONE.{key}" for key in ("TOWERS", "CHECKPOINT_TEXT")}
 RESUMABLE_CHANGES |= {"INPUT.MAX_PIXELS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.SELECT_ON_TEST"}
-ANOTHER = "choose another --output-dir (scripts: OUT), or delete that folder"
+OTHER_FOLDER = f"{ANOTHER}, or delete that folder"
 # Options of train.py that change no setting that is compared, by whether a value follows.
 OTHER_OPTIONS = {"--output-dir": True, "--model-dir": True, "--report-to": True}
 OTHER_OPTIONS |= dict.fromkeys(("--skip-finished", "--quiet", "--debug"), False)
@@ -116,7 +117,7 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
     `resumes`, if given, is checked instead.
     """
     folder, before = Path(resumes or cfg.OUTPUT_DIR), {}
-    remedy = "resume it with its own settings" if resumes else ANOTHER
+    remedy = "resume it with its own settings" if resumes else OTHER_FOLDER
     file = folder / CONFIG
     try:
         begun = any(any(folder.glob(kept)) for kept in ("*/model*.pth.tar*", f"{PARTIAL_TEST}/*.safetensors", RESULTS))
@@ -125,7 +126,7 @@ def check_same_settings(cfg: CfgNode, finished: bool, resumes: str = "") -> None
             if not before:
                 raise ValueError("no settings")
         elif finished:
-            raise UsageError(f"{folder} has results and no {CONFIG}, which says their settings", ANOTHER, folder)
+            raise UsageError(f"{folder} has results and no {CONFIG}, which says their settings", OTHER_FOLDER, folder)
         if finished:  # the file may have been copied here from another run
             file = folder / RESULTS
             recorded = dict(read_json(file).items())
@@ -176,7 +177,7 @@ def check_same_prompts(args: Namespace, trainer: str, folder: Path) -> None:
     differs = checksum(Path(path)) != tested if path else epoch and args.load_epoch not in (None, epoch)
     if differs:
         asked = path or f"epoch {args.load_epoch}"
-        raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", ANOTHER)
+        raise UsageError(f"{folder} holds a test of another checkpoint, of epoch {epoch}, than {asked}", OTHER_FOLDER)
 
 
 def as_read(value: Any) -> Any:

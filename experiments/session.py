@@ -1,71 +1,42 @@
 """A command from its start to its exit status: errors in one line, Ctrl-C and SIGTERM as a clean end."""
 
 import atexit
+import errno
+import gc
 import io
 import os
-import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from common.errors import UsageError, one_line
+from common.names import printable
+from common.start import ROOT
 
 INTERRUPTED = 130  # exit status, as of a shell
+NOT_READ = 141  # the same of a program that writes to a pipe which nobody reads any more
 RESUMES = "from the last complete epoch"
 LONGEST = 2000  # characters of an error: the fault comes first, the remedy last
 BATCH = "lower the batch size (of tools/predict.py: --batch-size; of a run: DATALOADER.{TRAIN_X,TEST}.BATCH_SIZE)"
-WORKERS = "lower DATALOADER.NUM_WORKERS"
-LESS_TEXT = "or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
-# Words in the text of an error, what the machine lacks, and the remedy. The first row that fits counts.
-ON_GPU = "CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-ON_CPU = "allocate memory|MemoryError|DataLoader worker .*(killed by signal|exited unexpectedly)"
-SHORTAGES = (
-    (ON_GPU, "the memory of the GPU is full", f"{BATCH}, {LESS_TEXT}"),
-    ("shared memory|Bus error|file </torch_", "the shared memory is full", f"{WORKERS}, or make /dev/shm larger"),
-    (ON_CPU, "the memory is full", f"{BATCH}, {WORKERS}, {LESS_TEXT}"),
-    ("Too many open files", "too many files are open", f"raise the limit by `ulimit -n 4096`, or {WORKERS}"),
-    ("No space left on device", "the disk is full", "free some space, then run the same command again"),
-)
-# Words in the text of an OSError, and the remedy.
-PLACES = {
-    "File exists": "move that file away, or choose another folder",
-    "Not a directory": "move the file of that name away, or choose another folder",
-    "File name too long": "choose a shorter path (of a run: --output-dir; for scripts: OUT)",
-    "Read-only file system": "choose another folder",
+BATCH += ", or set MODEL.BACKBONE.CHECKPOINT_TEXT True"
+# What the machine lacks, by the number of an OSError.
+SHORTAGES = {
+    errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
+    errno.EMFILE: ("too many files are open", "raise the limit by `ulimit -n 4096`, or lower DATALOADER.NUM_WORKERS"),
+}
+REMEDIES = {
+    errno.EEXIST: "move that file away, or choose another folder",
+    errno.ENOTDIR: "move the file of that name away, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter path (of a run: --output-dir; for scripts: OUT)",
+    errno.EROFS: "choose another folder",
 }
 
 
 def run_command(main: Callable[[], None], resumes: str = RESUMES) -> None:
-    """`cli_main` as the last call of a process, which it ends with the exit status.
-
-    It skips Python's own end, as multiprocessing does: torch has so many objects that this takes most of a second.
-    """
-    sys.unraisablehook = interrupt_again
-    # None if the caller has closed it, as by `>&-`: a file that a run opens would also get its number.
-    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-    try:
-        cli_main(main, resumes)
-        status = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    for number in (signal.SIGINT, signal.SIGTERM):  # from here on there is nothing to interrupt
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: os._exit(status))
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
-            stream.flush()
-    os._exit(status)
-
-
-def cli_main(main: Callable[[], None], resumes: str = RESUMES) -> None:
-    """Run `main`. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
+    """Run the `main` of a command. User errors become one line (exit status 2), Ctrl-C and SIGTERM a clean end (130).
 
     `--debug` on the command line, or MPL_DEBUG=1, shows the traceback of an error, causes included.
 
@@ -73,12 +44,16 @@ def cli_main(main: Callable[[], None], resumes: str = RESUMES) -> None:
         resumes: where the same command resumes after an interrupt.
     """
     debug = "--debug" in sys.argv or os.environ.get("MPL_DEBUG", "") not in ("", "0")
+    atexit.register(gc.freeze)  # Python's last garbage collection takes half a second: torch has a million objects
+    for name in ("stdout", "stderr"):  # None if the caller has closed it: a file that a run opens would get its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack a letter, and file names may be bytes
-    handle_interrupts()
     try:
-        main()
-        sys.stdout.flush()
+        with interruptible():
+            main()
+            sys.stdout.flush()
     except BaseException as error:
         status = exit_status(error, resumes, debug)
         if status is None:
@@ -86,20 +61,16 @@ def cli_main(main: Callable[[], None], resumes: str = RESUMES) -> None:
         sys.exit(status)
 
 
-def handle_interrupts() -> None:
-    """From now on SIGTERM (Slurm's notice that time is up) raises KeyboardInterrupt, as Ctrl-C does."""
-    process = os.getpid()
-
-    def interrupt(number, frame) -> None:
-        if os.getpid() != process:  # a worker of the data loader, which inherits this handler and has nothing to say
-            os._exit(0)
-        # torch's handler raises when a signal has ended a worker too. Python reports a default one as a race.
-        signal.signal(signal.SIGCHLD, lambda *caught: None)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as background jobs have it
-            signal.signal(number, interrupt)
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, SIGTERM (Slurm's notice that time is up) raises KeyboardInterrupt, as Ctrl-C does."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before != signal.SIG_IGN:  # as background jobs have it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -118,47 +89,52 @@ def interrupts_wait() -> Iterator[None]:
             signal.raise_signal(caught[0])
 
 
-def interrupt_again(found: "sys.UnraisableHookArgs") -> None:
-    """Python drops what is raised while it deletes an object. An interrupt is repeated soon, elsewhere."""
-    if isinstance(found.exc_value, KeyboardInterrupt):
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    else:
-        sys.__unraisablehook__(found)
-
-
 def exit_status(error: BaseException, resumes: str, debug: bool) -> int | None:
     """Print the error in one line; returns the exit status, None for a bug and for `sys.exit`."""
     # An interrupt may have led to other errors, such as that of a worker of the data loader that has ended.
-    if any(isinstance(each, KeyboardInterrupt) for each in exception_chain(error)):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would change the exit status
+    if any(isinstance(cause, KeyboardInterrupt) for cause in exception_chain(error)):
         print(f"\nInterrupted. Run the same command again to resume {resumes}.", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):  # `head` has read enough; Python would flush once more at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    known = user_error(error)
-    if known is None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOT_READ
+    line = error_line(error)
+    if line is None:
         return None
     if debug:
         for cause in exception_chain(error):
             cause.__suppress_context__ = False  # also those that `raise ... from None` hides
         traceback.print_exception(error)
-    print(f"error: {for_terminal(str(known))}", file=sys.stderr)
+    line = printable(" ".join(line.split()))
+    print(f"error: {line if len(line) <= LONGEST else f'{line[:1000]} ... {line[-1000:]}'}", file=sys.stderr)
     return 2
 
 
-def user_error(error: BaseException) -> Exception | None:
-    """The error to print in one line: the user can fix it, or the machine lacks something. None for a bug."""
-    if isinstance(error, UsageError):
-        return error
+def error_line(error: BaseException) -> str | None:
+    """The line to print for an error that the user can fix, or that means that the machine lacks something.
+
+    None for a bug of this project or of a library.
+    """
+    if isinstance(error, UsageError | FloatingPointError):
+        return str(error)
     for cause in exception_chain(error) if isinstance(error, Exception) else ():
-        text = f"{type(cause).__name__}: {cause}"
-        for words, what, remedy in SHORTAGES:
-            if isinstance(cause, RuntimeError | OSError | MemoryError) and re.search(words, text):
-                return UsageError(f"{what} ({one_line(cause)})", remedy)
-    if isinstance(error, OSError):
-        return UsageError(str(error), next((remedy for words, remedy in PLACES.items() if words in str(error)), ""))
-    return error if isinstance(error, FloatingPointError) else None
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            return str(UsageError(f"the memory is full ({one_line(cause)})", BATCH))
+        if isinstance(cause, OSError) and cause.errno in SHORTAGES:
+            what, remedy = SHORTAGES[cause.errno]
+            return str(UsageError(f"{what} ({one_line(cause)})", remedy))
+    if isinstance(error, OSError) and error.filename is not None and not is_installed(error.filename):
+        return str(UsageError(str(error), REMEDIES.get(error.errno or 0, "")))
+    return None
+
+
+def is_installed(file: str | bytes | int) -> bool:
+    """Whether a file belongs to Python, to a library or to this project: its absence is no mistake of the user."""
+    path = Path(os.path.abspath(os.fsdecode(file))) if not isinstance(file, int) else ROOT
+    if path.is_relative_to(sys.prefix) or path.is_relative_to(sys.base_prefix):
+        return True
+    return path.is_relative_to(ROOT) and (ROOT / path.relative_to(ROOT).parts[0] / "__init__.py").is_file()
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -168,9 +144,3 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def for_terminal(text: str) -> str:
-    """The text in one line that a terminal only shows: names in files may hold control characters, or have no end."""
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

@@ -17,8 +17,9 @@ from trees import build_tree
 from common.results import read_results
 from common.start import ROOT
 from datasets.preparing import command as preparing
+from experiments.lock import LOCK
 from experiments.scripts.command import main as run_script
-from experiments.session import cli_main
+from experiments.session import run_command
 from train import main as train
 
 
@@ -67,7 +68,7 @@ def launch(ended, monkeypatch):
     """`launch(*arguments)` runs train.py in this process and returns an `Ended`."""
 
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no test cuts the power, and a busy disk takes its time
-    return lambda *arguments: ended(lambda: cli_main(lambda: train([str(argument) for argument in arguments])))
+    return lambda *arguments: ended(lambda: run_command(lambda: train([str(argument) for argument in arguments])))
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def on_imagenet(run, imagenet):
 def command(ended):
     """`command(module, *arguments)` runs the `main` of a command's module in this process and returns an `Ended`."""
 
-    return lambda module, *arguments: ended(lambda: cli_main(lambda: module.main([str(item) for item in arguments])))
+    return lambda module, *arguments: ended(lambda: run_command(lambda: module.main([str(item) for item in arguments])))
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def refused(launch, tmp_path):
     def refused(argv, *words):
         error = launch(*argv).error
         assert [word for word in map(str, words) if word not in error] == [], error
-        assert not (tmp_path / "out").exists()
+        assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {LOCK}
 
     return refused
 
@@ -169,7 +170,7 @@ def script(eurosat, deep, python, ended, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(os, "environ", env)
             patch.chdir(tmp_path)
-            done = ended(lambda: cli_main(lambda: run_script([str(path), *arguments])))
+            done = ended(lambda: run_command(lambda: run_script([str(path), *arguments])))
         return subprocess.CompletedProcess(path, done.status, done.printed, "\n".join(done.errors))
 
     def script(name, *arguments, root=ROOT, **variables):
@@ -208,7 +209,7 @@ def prepare(ended, publish, tmp_path):
 
     def prepare(*arguments, mirror=None, root=tmp_path / "data"):
         argv = [*arguments, "--root", root, "--mirror", publish.server.address if mirror is None else mirror]
-        return ended(lambda: cli_main(lambda: preparing.main([str(part) for part in argv]), "where it stopped"))
+        return ended(lambda: run_command(lambda: preparing.main([str(part) for part in argv]), "where it stopped"))
 
     return prepare
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import measure
 from common.start import ROOT
-from experiments.session import cli_main
+from experiments.session import run_command
 
 # A checkout in the form of CoOp's, with a method of its own.
 OFFICIAL = dict.fromkeys(("clip/__init__.py", "datasets/__init__.py", "trainers/__init__.py"), "") | {
@@ -65,7 +65,7 @@ def test_checkouts_and_official_code_are_measured_in_turns(checkout, backbones, 
 
 def test_folder_without_official_code_is_named(checkout, ended):
     (checkout / "clip/clip.py").unlink()
-    error = ended(lambda: cli_main(lambda: measure.main(["--official", str(checkout)]))).error
+    error = ended(lambda: run_command(lambda: measure.main(["--official", str(checkout)]))).error
     assert error.count("\n") == 0 and f"{checkout} has no clip/clip.py" in error
 
 

@@ -16,12 +16,12 @@ QUICK = """
 import json, sys
 from contextlib import suppress
 from importlib import import_module
-from experiments.session import cli_main
+from experiments.session import run_command
 _, name, calls = sys.argv
 main = import_module(name).main
 for sys.argv[1:] in json.loads(calls):
     with suppress(SystemExit):
-        cli_main(main)
+        run_command(main)
 slow = {"torch", "torchvision", "open_clip", "scipy", "sklearn", "pandas", "matplotlib"} & set(sys.modules)
 sys.exit(f"imported: {slow}" if slow else 0)
 """

@@ -21,7 +21,7 @@ from experiments import random_clip
 from experiments.arguments import parse_arguments
 from experiments.configuration import setup_cfg
 from experiments.protocols import recipe
-from experiments.session import cli_main
+from experiments.session import run_command
 
 
 def imports(file: Path) -> Iterator[tuple[str, str]]:
@@ -148,7 +148,7 @@ def test_tool_without_its_packages_names_the_command_to_install_them(tool, tmp_p
 )
 def test_random_clip_refuses_what_it_cannot_write(arguments, words, ended, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["random_clip.py", *shlex.split(arguments.format(folder=tmp_path))])
-    assert words.format(folder=tmp_path) in ended(lambda: cli_main(random_clip.main)).error
+    assert words.format(folder=tmp_path) in ended(lambda: run_command(random_clip.main)).error
     assert not list(tmp_path.iterdir())
 
 
@@ -160,7 +160,7 @@ def test_random_clip_on_a_full_disk_is_one_line(name, ended, tmp_path, monkeypat
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
     try:
-        done = ended(lambda: cli_main(random_clip.main))
+        done = ended(lambda: run_command(random_clip.main))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.status == 2 and "cannot write: File too large" in done.error

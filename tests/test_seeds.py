@@ -11,6 +11,7 @@ from drawn import arguments, differing, prompts_in, results
 
 from experiments import run
 from experiments.arguments import parse_arguments
+from experiments.lock import LOCK, is_locked
 from trainers import methods
 
 pytestmark = pytest.mark.slow
@@ -58,7 +59,7 @@ def test_an_interrupt_ends_the_command_and_leaves_later_seeds_alone(seeds, monke
     status, _, errors = seeds(1, 2, 3)
     assert status == 130 and "Interrupted" in errors[-1]
     assert (tmp_path / "seed1/results.json").is_file() and (tmp_path / "seed2/config.yaml").is_file()
-    assert not (tmp_path / "seed3").exists() and not list(tmp_path.glob("seed*/.lock*"))
+    assert not (tmp_path / "seed3").exists() and not any(map(is_locked, tmp_path.glob("seed*")))
     monkeypatch.setattr(mpl, "forward_backward", step)
     again = seeds(1, 2, options=["--skip-finished"])
     assert f"Already done (delete {tmp_path}/seed1" in again.printed and results(tmp_path / "seed2")["seed"] == 2
@@ -114,7 +115,7 @@ WRONG = {
 def test_wrong_seeds_get_one_line_and_leave_nothing(case, seeds, tmp_path):
     numbers, output, overrides, message = WRONG[case]
     assert message in seeds(*numbers, output=output, overrides=overrides).error
-    assert not list(tmp_path.glob("*seed*")) and not (tmp_path / "run").exists()
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {LOCK}
 
 
 def test_seeds_and_pairs_are_distinguished():

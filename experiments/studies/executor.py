@@ -32,7 +32,6 @@ from trainers.base.data_use import count_common
 from ..arguments import parse_arguments
 from ..configs import CONFIGS
 from ..configuration import setup_cfg
-from ..lock import remove_leftover
 from ..results import ERROR, FILE, read_results
 from ..run import train_and_test
 from ..session import interrupts_wait
@@ -83,8 +82,6 @@ def execute_runs(sequences: Sequence[RunSequence], executor: "LocalExecutor | Cl
             for run in tests:  # their results, if they have any, are of earlier prompts
                 (run.folder / FILE).unlink(missing_ok=True)
     finished = {run for sequence in sequences for run in sequence if read_results(run.folder) is not None}
-    for run in finished:
-        remove_leftover(run.folder)
     unfinished = [tuple(run for run in sequence if run not in finished) for sequence in sequences]
     # Long sequences first, so that at the end no core waits for one of them.
     waiting = deque(sorted(filter(None, unfinished), key=len, reverse=True))

@@ -26,7 +26,7 @@ from common.names import CONTROL
 from datasets.preparing import command as preparing
 from datasets.preparing.sources import downloadable
 from experiments import comparing
-from experiments.session import cli_main
+from experiments.session import run_command
 from inference import export, predict
 
 from .cases import Case
@@ -103,7 +103,7 @@ def run(case: Case, folder: Path, report: Callable[[str, str], None]) -> None:
 def ended(program: Callable[[list[str]], None], argv: list[str]) -> tuple[str, str]:
     """How a command ended; its error is the last line on stderr."""
     try:
-        cli_main(lambda: program(argv))
+        run_command(lambda: program(argv))
     except SystemExit as end:
         status = end.code
     except BaseException:

@@ -9,11 +9,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from datasets.preparing import command  # noqa: E402
 from datasets.preparing.sources import downloadable  # noqa: E402
-from experiments.session import cli_main  # noqa: E402
+from experiments.session import run_command  # noqa: E402
 
 facts = json.loads(Path(sys.argv.pop(1)).read_text())
 kind = downloadable()["eurosat"].dataset
 kind.files = tuple(replace(file, **facts[file.name], sha256="") for file in kind.files)
 
 if __name__ == "__main__":
-    cli_main(command.main, "where it stopped")
+    run_command(command.main, "where it stopped")

@@ -37,7 +37,10 @@ class Logger:
 
     def write(self, msg):
         if self.file is not None:
-            self.file.write(msg)
+            try:
+                self.file.write(msg)
+            except OSError as error:  # the disk is full
+                raise OSError(error.errno, error.strerror, self.file.name) from error
         return self.console.write(msg)
 
     def flush(self):
