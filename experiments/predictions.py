@@ -1,10 +1,11 @@
 """predictions.npz: what a test predicted for each image. docs/predictions.md has its schema."""
 
 import math
-import tokenize
+import re
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,14 +21,19 @@ from .results import described
 
 FILE = "predictions.npz"
 TOP = 5
-LARGEST = 1 << 30  # bytes of an array
+LARGEST = 1 << 30  # bytes of the logits
+LARGEST_READ = 256 << 20  # bytes of all other arrays: a million images with paths of 60 letters
 # The columns, a row for each image: type and number of dimensions.
 COLUMNS = {"label": ("i", 1), "classes": ("i", 2), "probabilities": ("f", 2), "log_probability": ("f", 1)}
 COLUMNS |= {"brier": ("f", 1)}
 WORDS = {"image": ("U", 1), "class_names": ("U", 1), "dataset": ("U", 0), "split": ("U", 0), "images_sha256": ("U", 0)}
 
-# What zipfile finds in a damaged archive, and numpy in a header.
-DAMAGE = zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, tokenize.TokenError
+# A header as `save` writes it: type, shape.
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][ifU]\d{1,9})', 'fortran_order': False, 'shape': \(([\d, ]{0,30})\), \} *\n",
+    re.DOTALL,
+)
+DAMAGE = zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError, LookupError
 
 Predictions = dict[str, np.ndarray]
 
@@ -165,7 +171,7 @@ def read(folder: Path) -> Predictions:
     try:
         found = read_arrays(file)
         check(found)
-    except (*DAMAGE, OSError, ValueError, LookupError) as error:
+    except DAMAGE as error:
         raise UsageError(f"{file} is damaged", "delete it and results.json, and start its run again", file) from error
     accuracy = 100 * float(np.mean(found["classes"][:, 0] == found["label"]))
     tested = str(found["images_sha256"])
@@ -177,17 +183,24 @@ def read(folder: Path) -> Predictions:
 
 def read_arrays(file: Path) -> Predictions:
     """The arrays of a file without logits, whose sizes are checked before they are read."""
-    arrays = {}
+    arrays, size = {}, 0
     with zipfile.ZipFile(file) as archive:
         for key in COLUMNS | WORDS:
-            with archive.open(f"{key}.npy") as stream:
-                version = npy.read_magic(stream)
-                header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-                shape, _, dtype = header(stream)
-                if math.prod(shape) * dtype.itemsize > LARGEST or dtype.kind not in "iufU":
-                    raise ValueError(f"{key} is too large, or has no numbers or texts")
-            with archive.open(f"{key}.npy") as stream:
-                arrays[key] = npy.read_array(cast(Any, stream), allow_pickle=False)
+            entry = archive.getinfo(f"{key}.npy")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{key} is compressed in another way")
+            with archive.open(entry) as stream:
+                header = stream.read(10)
+                header += stream.read(int.from_bytes(header[8:], "little"))
+                if not (found := HEADER.fullmatch(header)):
+                    raise ValueError(f"{key} is no array of numbers or texts")
+                dtype, shape = np.dtype(found[1].decode()), tuple(int(n) for n in re.findall(rb"\d+", found[2]))
+                size += (length := math.prod(shape) * dtype.itemsize)
+                if size > LARGEST_READ:
+                    raise ValueError("the arrays are too large")
+                arrays[key] = np.frombuffer(stream.read(length), dtype).reshape(shape)
+                if stream.read(1):  # compares the checksum of the entry, too
+                    raise ValueError(f"{key} is longer than its header says")
     return arrays
 
 
@@ -196,6 +209,8 @@ def check(found: Predictions) -> None:
     for key, (kind, dimensions) in (COLUMNS | WORDS).items():
         if found[key].dtype.kind != kind or found[key].ndim != dimensions:
             raise ValueError(f"{key} has another type or number of dimensions")
+        if kind == "U" and (found[key].ravel().view(np.uint32) > sys.maxunicode).any():
+            raise ValueError(f"{key} has letters beyond Unicode")
     number, names = len(found["label"]), len(found["class_names"])
     if any(len(found[key]) != number for key in (*COLUMNS, "image")) or not number:
         raise ValueError("columns of different lengths")
@@ -206,7 +221,12 @@ def check(found: Predictions) -> None:
     for key in ("label", "classes"):
         if not ((found[key] >= 0) & (found[key] < names)).all():
             raise ValueError(f"{key} has numbers of classes that do not exist")
-    names_of_rows = found["class_names"][found["label"]].tolist()
-    rows = zip(found["image"].tolist(), found["label"].tolist(), names_of_rows, strict=True)
-    if digest_of_rows(rows) != str(found["images_sha256"]):
+    if digest_of_rows(rows_of(found)) != str(found["images_sha256"]):
         raise ValueError("other images, labels or class names than the SHA-256 is of")
+
+
+def rows_of(found: Predictions) -> Iterator[tuple[str, int, str]]:
+    """Path, label and class name of each image, one after another: a long name is in memory once."""
+    names = found["class_names"].tolist()
+    for path, label in zip(found["image"], found["label"], strict=True):
+        yield str(path), int(label), names[label]
