@@ -1,7 +1,7 @@
 """Images -> class probabilities by learned prompts, without a dataset: the forward pass of a run's test."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
@@ -177,8 +177,10 @@ class PromptedClassifier:
         description = replace(self.description, backbone=public, backbone_sha256=sha256, training=facts)
         return write_artefact(folder, description, self._own.saved_module().state_dict())
 
-    def pixels(self, images: Sequence[Pixels]) -> Tensor:
+    def pixels(self, images: Sequence[Pixels], read: Callable[..., Image.Image] = read_image) -> Tensor:
         """The images (images, 3, H, W), or (images, views, 3, H, W), read and transformed as for a test.
+
+        `read` takes the arguments of `read_image`, and returns an image in RGB.
 
         Raises:
             UsageError: a file is missing or not an image, or it has too many pixels.
@@ -187,7 +189,7 @@ class PromptedClassifier:
             if isinstance(image, str | PathLike) and not Path(image).exists():
                 raise UsageError(f"there is no file {str(image)!r}", "check its path")
         options = self.cfg.INPUT.MAX_PIXELS, self.cfg.INPUT.EXIF_ORIENTATION
-        pixels = [self.transform(read_image(image, *options)) for image in images]
+        pixels = [self.transform(read(image, *options)) for image in images]
         return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.cfg.INPUT.SIZE)
 
     def colours(self, pixels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Lock
 
 import torch
+from dassl.utils import read_image
+from PIL.Image import Image
 from torch import Tensor
 
 from common.errors import UsageError
@@ -59,8 +61,10 @@ def files_below(parent: Path) -> Iterator[Path]:
         searched |= new.keys()
 
 
-def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier]) -> Batch:
-    """The images of some files. Classifiers with the same transform read an image once.
+def read_batch(
+    files: Sequence[Path], classifiers: Sequence[PromptedClassifier], read: Callable[..., Image] = read_image
+) -> Batch:
+    """The images of some files by `read`. Classifiers with the same transform read an image once.
 
     Returns:
         the N files that could be read; for each classifier (N, [views,] 3, H, W), empty if N is 0; other files' faults.
@@ -69,7 +73,7 @@ def read_batch(files: Sequence[Path], classifiers: Sequence[PromptedClassifier])
     distinct = dict(zip(keys, classifiers, strict=True))
     for file in files:
         try:
-            pixels = {key: classifier.pixels([file]) for key, classifier in distinct.items()}
+            pixels = {key: classifier.pixels([file], read) for key, classifier in distinct.items()}
         except (OSError, ValueError) as error:  # the toolbox's ImageError is both, the published one's an OSError
             errors.append(str(error))
         else:

@@ -1,28 +1,33 @@
 """The page: what its functions return, how its server starts and ends, and a real browser that uses it."""
 
+import asyncio
 import re
 import resource
 import shutil
 import socket
+import struct
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import product
+from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Semaphore
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+from dassl.utils import ImageError, read_image
 from learned import OPTIONS
 from PIL import Image
-from visitors import CLASSIFY, FORM, answer, asked_for, attack, classified, file_data, join, post, started, upload
+from serving import serving
+from visitors import CLASSIFY, FORM, answer, attack, classified, event, file_data, join, png, post, started, upload
 
-from inference.classifier import PromptedClassifier
+from common.errors import UsageError
 from inference.models import open_models
 from inference.serving import command as serve_command
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-serve.txt)")
-from inference.serving import limits  # noqa: E402
+from inference.serving import limits, reading  # noqa: E402
 from inference.serving import page as serve_page  # noqa: E402
 from inference.serving.page import MOST_NAMES, MOST_TEXT, Page  # noqa: E402
 
@@ -66,8 +71,8 @@ def check_bars(page, photo, names, bars, within):
 
 @pytest.mark.parametrize("names", [NAMES, ["a cat", "a dog"]])
 def test_bars_are_the_classifiers_probabilities_of_an_image_that_is_read_once(names, page, photo, monkeypatch):
-    reads, pixels = [], PromptedClassifier.pixels
-    monkeypatch.setattr(PromptedClassifier, "pixels", lambda self, files: reads.append(files) or pixels(self, files))
+    reads, read = [], reading.read_safely
+    monkeypatch.setattr(serve_page, "read_safely", lambda *given: reads.append(given) or read(*given))
     message, *bars = page.classify(photo, "\n".join(["", *names, "  "]))
     assert len(reads) == 1 and not message["visible"]
     check_bars(page, photo, names, bars, 1e-6)
@@ -90,20 +95,17 @@ def test_wrong_class_names_give_a_message(names, reason, page, photo):
     assert bars == [None] * 3
 
 
-def test_one_slow_request_at_a_time(page, photo, tmp_path, monkeypatch):
+def test_one_long_list_of_names_at_a_time(page, photo, monkeypatch):
     """Each visitor who asked for a thousand names made all others wait for seconds."""
     monkeypatch.setattr(serve_page, "LONG_NAMES", 3)
-    monkeypatch.setattr(serve_page, "LONG_PIXELS", 3000)
-    Image.new("RGB", (60, 60)).save(tmp_path / "large.png")
-    slow = [(photo, "a\nb\nc\nd"), (str(tmp_path / "large.png"), "a\nb")]
     with page.long:  # another visitor's
-        for request in slow:
-            message, *bars = page.classify(*request)
-            assert "are computed for another visitor: try again in some seconds" in message["value"] and not any(bars)
-        assert page.look(slow[1][0]) == [] and all(page.classify(photo, "a\nb"))
+        message, *bars = page.classify(photo, "a\nb\nc\nd")
+        assert "are computed for another visitor: try again" in message["value"] and not any(bars)
+        assert all(page.classify(photo, "a\nb"))
         page.names = list("abcd")  # computed before the first visitor
         assert all(page.classify(photo, "a\nb\nc\nd"))
-    assert all(all(page.classify(*request)[1:]) for request in slow) and not page.long.locked()
+    page.names = []
+    assert all(page.classify(photo, "a\nb\nc\nd")[1:]) and not page.long.locked()
 
 
 def test_a_model_with_fixed_names_leaves_the_bars_of_the_others(finished, photo):
@@ -130,7 +132,87 @@ def test_roll_out_is_shown_for_clip_and_each_changed_image_tower(page, photo):
     assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
 
 
+# Images of visitors
+
+
+def test_an_image_is_read_as_by_every_command(photos, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    for file in (*photos.glob("[a-e]*.*"), tmp_path / "alpha.png", tmp_path / "turned.jpg"):
+        for orientation in (True, False):
+            found, expected = (read(file, None, orientation) for read in (reading.read_safely, read_image))
+            assert (found.mode, found.size, found.tobytes()) == ("RGB", expected.size, expected.tobytes()), file
+
+
+def comments(number: int) -> bytes:
+    """A GIF with this many comments, of which the decoder reads one after another."""
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 9, 9, 0) + b"\x02\x02\x44\x01\0;"
+    return b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0x80, 0, 0) + bytes(6) + b"\x21\xfe\x01a\0" * number + frame
+
+
+@pytest.mark.parametrize(
+    ("image", "limits", "reason"),
+    [
+        ("large", {"pixels": 3599}, "has more than 3,599 pixels"),
+        ("slow", {"seconds": 1}, "takes more than 1 seconds: make it smaller"),
+        ("deep", {"memory": 20 << 20}, "damaged, or takes too much memory|cannot read"),
+    ],
+)
+def test_an_image_has_limits(image, limits, reason, tmp_path, monkeypatch):
+    """A TIFF of 1 MB took 12 GB, and a GIF of 8 MB held up all visitors for 107 seconds."""
+    contents = {"large": png(60, 60), "slow": comments(3_000_000), "deep": png(4000, 4000)}
+    (tmp_path / "image").write_bytes(contents[image])
+    for name in ("QUICK", "SLOW"):
+        monkeypatch.setattr(reading, name, getattr(reading, name)._replace(**limits))
+    with pytest.raises(ImageError, match=reason):
+        reading.read_safely(tmp_path / "image")
+    if image != "deep":
+        with reading.slow, pytest.raises(UsageError, match="another visitor is read"):
+            reading.read_safely(tmp_path / "image")
+
+
 # Limits of requests
+
+
+def test_visitors_take_turns():
+    turns, order = limits.Turns(), []
+
+    def ask(address, session):
+        with turns.of(address, session):
+            order.append(session)
+            go.acquire()
+
+    go, pool = Semaphore(0), ThreadPoolExecutor(9)
+    for session in ("a1", "a1", "a2", "a3"):  # the second of a1 waits for the first, a3 for the last place
+        pool.submit(ask, session[0], session)
+        time.sleep(0.05)
+    assert order == ["a1", "a2", "a3"]
+    for session in ("a4", "b1"):
+        pool.submit(ask, session[0], session)
+        time.sleep(0.05)
+    go.release(2)
+    time.sleep(0.1)
+    assert "b1" in order[3:] and turns.computed
+    go.release(9)
+    pool.shutdown()
+    assert sorted(order) == ["a1", "a1", "a2", "a3", "a4", "b1"] and not turns.computed and not turns.waiting
+
+
+def test_a_flood_of_one_visitor_does_not_fill_the_queue(monkeypatch):
+    turns = limits.Turns()
+    assert [turns.count("a", "s") for _ in range(9)].count(True) == limits.MOST_OF_SESSION
+    assert [turns.count("a", f"s{n}") for n in range(99)].count(True) == limits.MOST_OF_ADDRESS - 8
+    assert limits.MOST_OF_ADDRESS < serve_page.MOST_WAITING / 2 and turns.count("b", "t")
+    with turns.of("a", "s"):  # it is computed
+        assert turns.count("a", "u") and not turns.count("a", "v")
+    monkeypatch.setattr(limits, "PATIENCE", 0)
+    with pytest.raises(limits.Refused, match="429"):
+        asyncio.run(turns.admit("a", "v"))
+    monkeypatch.setattr(limits, "FORGOTTEN", 0)
+    asyncio.run(turns.admit("a", "v"))
 
 
 @pytest.fixture
@@ -139,22 +221,45 @@ def server(page, free_port):
         yield connect
 
 
-def test_too_large_request_is_refused_before_its_body(server):
-    for path, body, headers, status in (
-        ("queue/join", b"", {"Content-Length": str(200 << 20)}, 413),  # a body of 200 MB was read and parsed
-        ("queue/join", b"", {"Transfer-Encoding": "chunked", "Content-Length": ""}, 411),
-        # The length was believed, and the chunks were read without an end.
-        ("queue/join", b"ffffffff\r\n", {"Transfer-Encoding": "chunked", "Content-Length": "10"}, 411),
-        ("upload", b"", {"Content-Length": str(60 << 20), "Content-Type": FORM}, 413),
-    ):
-        assert post(server, path, body, **headers)[0] == status, (path, headers)
+@pytest.fixture
+def host():
+    """An address from which nothing may be fetched."""
+    with serving({"/x": b"x"}) as host:
+        yield f"{host.address}/x"
+        assert host.requests == []
 
 
-def test_a_file_of_the_server_is_answered_as_a_missing_one(server, photo, tmp_path):
-    """Gradio checks only paths with `meta`: any image of the server was classified and shown."""
-    for function, meta in product((CLASSIFY, CLASSIFY + 1), (True, False)):
-        found = [asked_for(server, file, function, meta) for file in (photo, str(tmp_path / "missing.jpg"), "a\0b")]
-        assert found[0] == found[1] and (meta or found[0] == found[2]), (function, meta)
+LONG = {"Content-Length": str(200 << 20)}  # a body of 200 MB was read and parsed
+CHUNKS = {"Transfer-Encoding": "chunked"}
+REFUSED = {
+    "a large body": ("queue/join", b"", LONG, 413),
+    "chunks": ("queue/join", b"", CHUNKS | {"Content-Length": ""}, 411),
+    "chunks with a length": ("queue/join", b"ffffffff\r\n", CHUNKS | {"Content-Length": "10"}, 411),
+    "a large upload": ("upload", b"", {"Content-Length": str(60 << 20), "Content-Type": FORM}, 413),
+    "no JSON": ("queue/join", b"[" * 10**5, {}, 400),
+    "a list": ("queue/join", b"[3]", {}, 400),
+    "another function of Gradio": ("component_server", b"{}", {}, 404),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_requests_are_refused_before_gradio_reads_them(name, server):
+    path, body, headers, status = REFUSED[name]
+    assert post(server, path, body, **headers)[0] == status
+
+
+def test_only_uploads_are_read(server, host, photo, tmp_path, capfd):
+    """Gradio fetches addresses into memory, and opens files of the server: their images were classified."""
+    answers = set()
+    for path in (host, host.replace("http", "HTTP"), photo, str(tmp_path / "missing.jpg"), "a\0b", 3, None):
+        data = [file_data(path), {"path": path}, [{"path": path}], {"a": [file_data(path)]}]
+        answers |= {post(server, "queue/join", event(CLASSIFY, given, "red")) for given in data}
+    assert answers == {(403, b"there is no such upload")}
+    for way in ("file=", "proxy="):
+        with closing(server()) as connection:
+            connection.request("GET", f"/gradio_api/{way}{host}")
+            assert connection.getresponse().status == 403
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_class_names_that_are_no_text_give_no_error_of_the_server(server, photo):
@@ -211,8 +316,10 @@ def test_uploads_of_all_visitors_have_a_limit(server, monkeypatch, tmp_path):
     examples = {path for path in (tmp_path / "uploads").rglob("*") if path.is_file()}
     assert len(examples) == 2
     kept = []
-    for number in range(5):
-        kept += map(Path, upload(server, bytes([number]) * 3000, bytes([number + 100]) * 300))
+    for number in range(5):  # together more than 10,000 bytes: what has arrived no longer counts
+        new = upload(server, bytes([number]) * 3000, bytes([number + 100]) * 300)
+        assert len(new) == 2
+        kept += map(Path, new)
         left = {path for path in (tmp_path / "uploads").rglob("*") if path.is_file()} - examples
         assert sum(path.stat().st_size for path in left) <= 10_000 and left >= set(kept[-2:])
     assert not kept[0].parent.exists() and all(path.is_file() for path in examples)

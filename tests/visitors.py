@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
-from itertools import product
 from typing import Any
 from uuid import uuid4
 
@@ -54,10 +53,15 @@ def file_data(path: str) -> dict[str, Any]:
 
 def join(connect: Connect, function: int, *data: Any) -> str:
     """Ask for a function of the page; returns the session."""
-    session = uuid4().hex
-    event = {"data": data, "fn_index": function, "session_hash": session, "event_data": None, "trigger_id": None}
-    post(connect, "queue/join", json.dumps(event).encode())
-    return session
+    body = event(function, *data)
+    post(connect, "queue/join", body)
+    return json.loads(body)["session_hash"]
+
+
+def event(function: int, *data: Any) -> bytes:
+    """A question for a function of the page, of a new session."""
+    known = {"fn_index": function, "session_hash": uuid4().hex, "event_data": None, "trigger_id": None}
+    return json.dumps({"data": data, **known}).encode()
 
 
 def answer(connect: Connect, session: str) -> dict[str, Any]:
@@ -76,25 +80,13 @@ def classified(connect: Connect, image: bytes, names: list[str]) -> list[dict[st
     return [{bar["label"]: bar["confidence"] for bar in each["confidences"]} for each in message["output"]["data"][1:]]
 
 
-def asked_for(connect: Connect, file: str, function: int, meta: bool) -> str:
-    """The answer about a file of the server, without its path: an error, or what the page shows without an image."""
-    data = [file_data(file) if meta else {"path": file}, *["red\nblue"] * (function == CLASSIFY)]
-    output = answer(connect, join(connect, function, *data))["output"]
-    if "error" not in output:
-        shown, *bars = output["data"]
-        assert not any(bars) and (not shown["value"] if function == CLASSIFY else "<img" not in shown), output
-    return json.dumps(output.get("data", output.get("error"))).replace(file, "FILE")
-
-
 def png(width: int, height: int) -> bytes:
     Image.new("L", (width, height)).save(file := io.BytesIO(), "png")
     return file.getvalue()
 
 
 def attack(connect: Connect) -> None:
-    """What a hostile visitor does. It waits for the answers about a file of the server alone."""
-    for function, meta in product((CLASSIFY, CLASSIFY + 1), (True, False)):
-        assert "root:" not in asked_for(connect, "/etc/passwd", function, meta)
+    """What a hostile visitor does; it waits for no answer."""
     thin, two = [png(200_000, 1), png(1, 200_000), png(9000, 90)], "red\nblue"
     most = "\n".join(f"a long name of a class {number}"[:19] for number in range(1000))
     length, chunked = {"Content-Length": str(200 << 20)}, {"Transfer-Encoding": "chunked"}

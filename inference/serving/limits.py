@@ -1,8 +1,13 @@
-"""Limits for visitors of the page: the size of one request, and of all uploaded files together."""
+"""Limits for visitors of the page: which requests reach Gradio, how large they are, and whose turn it is."""
 
-from asyncio import TimeoutError, wait_for  # of Python 3.10, too
-from contextlib import suppress
+import json
+from asyncio import TimeoutError, sleep, wait_for  # TimeoutError of Python 3.10, too
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Condition
+from time import monotonic
+from typing import Any
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,36 +18,96 @@ ALL_UPLOADS = 1 << 30  # bytes; the oldest files are deleted first
 SMALLEST = 1 << 18  # bytes that a file counts at least: each upload looks at all files
 SLOWEST = 300  # seconds of an upload
 EVERY, OLDEST = 600, 3600  # seconds: how often Gradio deletes uploads, and from what age on
+POSTS = "/upload", "/queue/join", "/run/predict", "/cancel", "/reset"  # what a browser with the page sends
+FETCHES = "file=http", "proxy="  # in the path of a question: Gradio would ask another server
+AT_ONCE = 3  # requests that are computed: one may be a large image
+MOST_OF_SESSION, MOST_OF_ADDRESS = 8, 24  # requests of one visitor that wait; Gradio has 40 threads for all
+PATIENCE = 20  # seconds until a request of such a visitor is refused
+FORGOTTEN = 10  # seconds until a request no longer counts, as one for another function of Gradio never ends here
+
+
+class Refused(Exception):
+    """The HTTP status and the text that answer a request."""
 
 
 class Limits:
-    """ASGI middleware: refuses requests that are too large before their body is read, and deletes old uploads.
+    """ASGI middleware: refuses requests before Gradio reads them, and deletes old uploads.
+
+    Gradio fetches any address that a request names as a file, and answers a path outside its folder with a traceback.
+    So only uploads may be named.
 
     Args:
         app: the server's application.
         uploads: the folder of the uploads. Files that are there already, such as examples, stay.
+        turns: how many requests of a visitor wait.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Path):
-        self.app, self.uploads = app, uploads
+    def __init__(self, app: ASGIApp, uploads: Path, turns: "Turns"):
+        self.app, self.uploads, self.turns = app, uploads, turns
         self.own = set(uploads.rglob("*"))
         self.coming = 0  # bytes of uploads that have arrived of those that are not complete
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return await self.app(scope, receive, send)
+        try:
+            if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                await self.post(scope, receive, send)
+            elif any(words in scope.get("path", "") for words in FETCHES):
+                raise Refused(403, "this server fetches nothing")
+            else:
+                await self.app(scope, receive, send)
+        except Refused as refused:
+            status, text = refused.args
+            await PlainTextResponse(text, status)(scope, receive, send)
+
+    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].rstrip("/")
+        if not path.endswith(POSTS):
+            raise Refused(404, "there is no such function")
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
-        upload = scope["path"].endswith("/upload")
-        most = LARGEST_UPLOAD + LARGEST_REQUEST if upload else LARGEST_REQUEST  # a form has more than the file
+        handle, most = self.question, LARGEST_REQUEST
+        if path.endswith("/upload"):
+            handle, most = self.upload, LARGEST_UPLOAD + LARGEST_REQUEST  # a form has more than the file
         if not length.isdigit() or b"transfer-encoding" in headers:  # chunks have any length, whatever the other says
-            return await PlainTextResponse("the length is missing", 411)(scope, receive, send)
-        if (size := int(length)) > most:
-            return await PlainTextResponse(f"more than {most:,} bytes", 413)(scope, receive, send)
-        if not upload:
-            return await self.app(scope, receive, send)
+            raise Refused(411, "the length is missing")
+        if int(length) > most:
+            raise Refused(413, f"more than {most:,} bytes")
+        try:
+            await wait_for(handle(scope, receive, send, int(length)), SLOWEST)
+        except TimeoutError:
+            raise Refused(408, "the request takes too long") from None
+
+    async def question(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
+        """Pass on a JSON text that names no other files than uploads; what Gradio reads is what was checked."""
+        body = b""
+        while len(body) < size:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            body += message.get("body", b"")
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refused(400, "this is not JSON") from None
+        if not isinstance(content, dict):
+            raise Refused(400, "this is no JSON object")
+        if not all(self.is_upload(file) for file in files_in(content)):
+            raise Refused(403, "there is no such upload")
+        if scope["path"].rstrip("/").endswith(("/join", "/predict")):
+            await self.turns.admit((scope["client"] or [""])[0], str(content.get("session_hash")))
+        body = json.dumps(content).encode()
+        lengths = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        headers = [pair for pair in scope["headers"] if pair[0] not in dict(lengths)] + lengths
+        messages = [{"type": "http.request", "body": body}]
+
+        async def checked() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self.app({**scope, "headers": headers}, checked, send)
+
+    async def upload(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
         if not self.make_room(size):
-            return await PlainTextResponse("too many uploads, try again later", 503)(scope, receive, send)
+            raise Refused(503, "too many uploads, try again later")
         received = 0
 
         async def counted() -> Message:
@@ -53,11 +118,17 @@ class Limits:
             return message if self.coming <= ALL_UPLOADS else {"type": "http.disconnect"}
 
         try:
-            await wait_for(self.app(scope, counted, send), SLOWEST)
-        except TimeoutError:
-            await PlainTextResponse("the upload takes too long", 408)(scope, receive, send)
+            await self.app(scope, counted, send)
         finally:
             self.coming -= received
+
+    def is_upload(self, path: Any) -> bool:
+        """Whether it is the path of an upload or an example: a visitor can send any."""
+        with suppress(OSError, ValueError, RuntimeError):  # a NUL in the path, or links without an end
+            if isinstance(path, str):
+                file = Path(path).resolve()
+                return file.is_relative_to(self.uploads.resolve()) and file.is_file()
+        return False
 
     def make_room(self, size: int) -> bool:
         """Delete the oldest uploads until there are at most ALL_UPLOADS bytes with a new one of this size.
@@ -80,3 +151,67 @@ class Limits:
             path.unlink(missing_ok=True)
             excess -= freed
         return excess <= 0
+
+
+def files_in(content: Any) -> Iterator[Any]:
+    """What a JSON value names as files: the value of each key `path` in it."""
+    parts = [content]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict) and "path" in part:
+            yield part["path"]
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+class Turns:
+    """Whose request is computed: AT_ONCE of them, one of a session, the last place for another address if one waits.
+
+    A session is whatever a visitor says, an address is not.
+    """
+
+    def __init__(self) -> None:
+        self.change = Condition()
+        self.asked: list[tuple[float, tuple[str, str]]] = []  # when and by whom, of what is not computed yet
+        self.waiting: list[str] = []  # the address of each thread that waits
+        self.computed: list[tuple[str, str]] = []
+
+    async def admit(self, *visitor: str) -> None:
+        """Wait until few requests of an address and a session wait: a flood is as slow as its answers."""
+        deadline = monotonic() + PATIENCE
+        while not self.count(*visitor):
+            if monotonic() > deadline:
+                raise Refused(429, "too many of your requests wait")
+            await sleep(0.05)
+
+    def count(self, address: str, session: str) -> bool:
+        """Count one more request, unless too many of the visitor's wait."""
+        with self.change:
+            self.asked = [(when, visitor) for when, visitor in self.asked if when > monotonic() - FORGOTTEN]
+            addresses, sessions = ([visitor[n] for _, visitor in self.asked] for n in (0, 1))
+            few = addresses.count(address) < MOST_OF_ADDRESS and sessions.count(session) < MOST_OF_SESSION
+            self.asked += [(monotonic(), (address, session))] * few
+            return few
+
+    @contextmanager
+    def of(self, address: str, session: str) -> Iterator[None]:
+        """Wait for the turn of a visitor, who has it until the end."""
+        visitor = address, session
+        with self.change:
+            self.waiting.append(address)
+            self.change.wait_for(lambda: self.is_next(address, session))
+            self.waiting.remove(address)
+            self.computed.append(visitor)
+            with suppress(StopIteration):  # it was forgotten
+                self.asked.remove(next(entry for entry in self.asked if entry[1] == visitor))
+        try:
+            yield
+        finally:
+            with self.change:
+                self.computed.remove(visitor)
+                self.change.notify_all()
+
+    def is_next(self, address: str, session: str) -> bool:
+        if len(self.computed) >= AT_ONCE or (address, session) in self.computed:
+            return False
+        others_wait = any(name != address for name in self.waiting)
+        return not others_wait or sum(name == address for name, _ in self.computed) < AT_ONCE - 1

@@ -4,6 +4,7 @@ import socket
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -22,12 +23,14 @@ from common.names import check_names
 from ..images import Batch, read_batch
 from ..inspection.tower import CLIP_ALONE, compared_roll_outs, described, highlighted
 from ..models import Model
-from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits
+from .limits import EVERY, LARGEST_UPLOAD, OLDEST, Limits, Turns
+from .reading import read_safely
 
 BARS = 5  # classes of each model
 MOST_NAMES, MOST_TEXT = 1000, 20_000  # class names on the page and their characters: more would take minutes
-LONG_NAMES, LONG_PIXELS = 100, 16_000_000  # more of them take seconds: one such request at a time
-MOST_WAITING = 100  # requests
+LONG_NAMES = 100  # more of them take seconds: one such request at a time
+MOST_WAITING = 100  # requests until Gradio's threads take them, and `Turns` decides
+REMEMBERED = 32  # images: both functions of the page read each, and class names are edited
 FONTS = ["system-ui", "sans-serif"]  # no font of another server
 # On a phone: one column with the image, the examples in one row, the answers, and then the class names.
 CSS = """@media (max-width: 700px) {
@@ -37,8 +40,8 @@ CSS = """@media (max-width: 700px) {
     #examples .gallery { flex-wrap: nowrap; overflow-x: auto }
     #examples .gallery > * { flex: none }
 }"""
-TWO_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 2, "api_visibility": "private"}
-TWO_AT_A_TIME["preprocess"] = False  # Gradio does not read the image: `Page.read` reports its fault
+# Gradio does not read the image, and `Turns` says whose request is computed.
+OPTIONS: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "preprocess": False}
 
 
 class Page:
@@ -46,6 +49,7 @@ class Page:
 
     def __init__(self, models: Sequence[Model], names: Sequence[str], examples: Sequence[Path]):
         self.models, self.own_names, self.long = models, list(names), Lock()
+        self.turns, self.read = Turns(), lru_cache(REMEMBERED)(self.read_anew)
         self.names = list(dict.fromkeys(names))  # some of a model may be equal
         with gr.Blocks(title="Prompted CLIP", analytics_enabled=False, delete_cache=(EVERY, OLDEST)) as self.blocks:
             gr.Markdown("# Prompted CLIP\nDrop, paste or choose an image. Edit the class names: the bars follow.")
@@ -66,19 +70,19 @@ class Page:
                     looks = gr.HTML(label="Attention roll-out", show_label=True, container=True)
             gr.on(
                 [image.change, edited.change],
-                lambda sent, text: self.classify(self.uploaded(sent), str(text or "")),
+                self.answer,
                 [image, edited],
                 [message, *bars],
-                **TWO_AT_A_TIME,
+                **OPTIONS,
             )
-            image.change(lambda sent: figures(self.look(self.uploaded(sent))), image, looks, **TWO_AT_A_TIME)
+            image.change(self.answer_looks, image, looks, **OPTIONS)
 
     def start(self, host: str, port: int) -> str:
         """Serve in the background; returns the page's address. UsageError if the host or port cannot be used."""
         try:
             with socket.create_server((host, port)):  # Gradio would show a traceback
                 pass
-            limits = Middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE))
+            limits = Middleware(Limits, uploads=Path(self.blocks.GRADIO_CACHE), turns=self.turns)
             _, address, _ = self.blocks.queue(max_size=MOST_WAITING).launch(
                 app_kwargs={"middleware": [limits]},
                 server_name=host,
@@ -98,16 +102,15 @@ class Page:
             raise UsageError(what, "choose another --port, or check --host") from error
         return address
 
-    def uploaded(self, sent: Any) -> str | None:
-        """The file of an uploaded image or an example; None for every other file.
+    def answer(self, sent: Any, text: Any, request: gr.Request) -> list[Any]:
+        """`classify` in the turn of a visitor, whose image is an upload: `Limits` has checked that."""
+        with self.turns.of(*visitor(request)):
+            return self.classify(file_of(sent), str(text or ""))
 
-        A visitor can send the path of any file of the server: Gradio only checks objects that say that they are files.
-        """
-        file = sent.get("path") if isinstance(sent, dict) else None
-        with suppress(ValueError, RuntimeError):  # a NUL in the path, or links without an end
-            if isinstance(file, str) and Path(file).resolve().is_relative_to(Path(self.blocks.GRADIO_CACHE).resolve()):
-                return file
-        return None
+    def answer_looks(self, sent: Any, request: gr.Request) -> str:
+        """`look` in the turn of a visitor, as HTML."""
+        with self.turns.of(*visitor(request)):
+            return figures(self.look(file_of(sent)))
 
     @torch.no_grad()
     def classify(self, file: str | None, text: str) -> list[Any]:
@@ -121,7 +124,7 @@ class Page:
             names = check_names([line for line in text.splitlines() if line.strip()])
             if len(names) > MOST_NAMES:
                 raise UsageError(f"there are {len(names)} class names", f"give at most {MOST_NAMES}")
-            with self.turn(file, names):
+            with self.one_long_list(names):
                 return self.bars(file, names)
         except UsageError as error:
             return [self.message(str(error), file), *nothing]
@@ -149,17 +152,14 @@ class Page:
         return gr.update(value=text.replace(f"{Path(file).parent}/", "") if file else text, visible=bool(text))
 
     @contextmanager
-    def turn(self, file: str, names: Sequence[str]) -> Iterator[None]:
-        """One thread of the machine for a request that takes long; UsageError if another such one is being computed.
-
-        Others are computed meanwhile, so that no visitor makes all others wait.
-        """
-        if (len(names) <= LONG_NAMES or names == self.names) and pixels_of(file) <= LONG_PIXELS:
+    def one_long_list(self, names: Sequence[str]) -> Iterator[None]:
+        """One thread of the machine for many class names; UsageError if another list of many is computed."""
+        if len(names) <= LONG_NAMES or names == self.names:
             yield
             return
         if not self.long.acquire(blocking=False):
-            what = f"more than {LONG_NAMES} class names, or an image of more than {LONG_PIXELS:,} pixels,"
-            raise UsageError(f"{what} are computed for another visitor", "try again in some seconds")
+            what = f"more than {LONG_NAMES} class names are computed for another visitor"
+            raise UsageError(what, "try again in some seconds")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # of this thread
         try:
@@ -168,24 +168,25 @@ class Page:
             torch.set_num_threads(threads)
             self.long.release()
 
-    def read(self, file: str) -> Batch:
-        """An image, once for all models that read it in the same way: a large one takes seconds."""
-        return read_batch([Path(file)], [classifier for _, classifier in self.models])
+    def read_anew(self, file: str) -> Batch:
+        """An image, once for all models that read it in the same way."""
+        return read_batch([Path(file)], [classifier for _, classifier in self.models], read_safely)
 
     @torch.no_grad()
     def look(self, file: str | None) -> list[tuple[Image.Image, str]]:
         """Which patches CLS consists of: for each backbone alone, then for each model that changes its image tower."""
         found: dict[str, tuple[Image.Image, str]] = {}
-        with suppress(UsageError), self.turn(file or "", []):  # the message is about it, and about an unreadable image
+        inputs: list[torch.Tensor] = []
+        with suppress(UsageError):  # the message is about it, and about an unreadable image
             inputs = self.read(file)[1] if file else []
-            for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
-                pixels = pixels[:, 0] if pixels.dim() == 5 else pixels  # of views, the first: the whole image
-                (colours,) = classifier.colours(pixels)
-                for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
-                    title = tower if tower == CLIP_ALONE else name
-                    key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
-                    picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
-                    found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
+        for (name, classifier), pixels in zip(self.models, inputs, strict=bool(inputs)):
+            pixels = pixels[:, 0] if pixels.dim() == 5 else pixels  # of views, the first: the whole image
+            (colours,) = classifier.colours(pixels)
+            for tower, (shares,) in compared_roll_outs(classifier, pixels).items():
+                title = tower if tower == CLIP_ALONE else name
+                key = f"{title} {classifier.cfg.MODEL.BACKBONE.NAME} {classifier.cfg.INPUT}"
+                picture = highlighted(colours, shares).mul(255).byte().permute(1, 2, 0).numpy()
+                found[key] = Image.fromarray(picture), f"{title}: {described(shares)}"
         return list(found.values())
 
 
@@ -197,13 +198,15 @@ def added(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, flo
     return found
 
 
-def pixels_of(file: str) -> int:
-    """The number of pixels by the header of an image; 0 if it has none that can be read."""
-    try:
-        with Image.open(file) as image:
-            return image.width * image.height
-    except Exception:  # `read` reports it
-        return 0
+def file_of(sent: Any) -> str | None:
+    """The file that a visitor has sent, if any."""
+    file = sent.get("path") if isinstance(sent, dict) else None
+    return file if isinstance(file, str) else None
+
+
+def visitor(request: gr.Request) -> tuple[str, str]:
+    """The address and the session of a visitor; a session may be anything that the visitor has invented."""
+    return request.client.host if request.client else "", str(request.session_hash)
 
 
 def figures(pictures: Sequence[tuple[Image.Image, str]]) -> str:
