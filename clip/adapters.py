@@ -19,7 +19,7 @@ class BlockAdapter(nn.Module):
 
     All tensors are (rows, tokens, width), in fp32 or, under amp, whatever the block computes in. Each token must be
     treated by itself, because the fast towers give only the tokens that are needed, in any order; the exception is
-    `token_dropout`, which says so by `draws`.
+    `token_dropout`, which says so by `is_stochastic`.
     """
 
     defined: frozenset[str] = frozenset()  # the methods below that a subclass defines
@@ -29,7 +29,7 @@ class BlockAdapter(nn.Module):
         cls.defined = frozenset(name for name in names if getattr(cls, name) is not getattr(BlockAdapter, name))
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether the next forward pass draws random numbers for each token."""
         return False
 

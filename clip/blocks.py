@@ -59,14 +59,14 @@ def adapter_of(block: Any) -> Any:
     return getattr(block, "adapter", None)
 
 
-def draws(block: Any) -> bool:
+def is_stochastic(block: Any) -> bool:
     """Whether the block's adapter draws random numbers for each token."""
-    return getattr(adapter_of(block), "draws", False)
+    return getattr(adapter_of(block), "is_stochastic", False)
 
 
 def draws_after_input(block: Any) -> bool:
     """Whether it may draw after queries, keys and values, so that no token's output can be left out."""
-    return draws(block) and not adapter_of(block).defined <= {"attention_input"}
+    return is_stochastic(block) and not adapter_of(block).defined <= {"attention_input"}
 
 
 def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor | None:
@@ -78,7 +78,7 @@ def change_of(block: Any, method: str, x: Tensor, packing: Any = None) -> Tensor
     adapter = adapter_of(block)
     if adapter is None or method not in adapter.defined:
         return None
-    in_rows = packing is not None and adapter.draws
+    in_rows = packing is not None and adapter.is_stochastic
     tokens = packing.in_rows(x) if in_rows else x
     added = getattr(adapter, method)(tokens if torch.is_autocast_enabled(x.device.type) else not_half(tokens))
     if added is None:

@@ -35,7 +35,16 @@ from torch.utils.checkpoint import checkpoint
 
 from . import plain
 from .backbone import is_vit
-from .blocks import attention, block_output, draws, draws_after_input, is_standard, local_features, qkv, split_heads
+from .blocks import (
+    attention,
+    block_output,
+    draws_after_input,
+    is_standard,
+    is_stochastic,
+    local_features,
+    qkv,
+    split_heads,
+)
 from .frozen import normed, product_type
 from .layout import Layout, Packing, layout_of
 from .schedule import Edit, Schedule, TextPrompts, check_edits
@@ -92,7 +101,7 @@ class Encoder:
             if layer < len(deep):
                 x, packing = edit(x, packing, deep[layer], prompts_end)
                 prompts_end += deep[layer].added - deep[layer].remove
-            if draws(block) and shared:
+            if is_stochastic(block) and shared:
                 x, packing, shared = *whole_rows(x, packing), False
             typed = packing.of_type(products)
             text_layer = self.text_layer_by_row if typed.mask is None else self.text_layer
@@ -155,7 +164,7 @@ def reading(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """In the last layer: the tokens that are read (by `take`), their queries, and keys and values of all tokens."""
     taken = take(x)
-    if not draws(block):
+    if not is_stochastic(block):
         kv = qkv(block, x, "kv")
         return taken, qkv(block, taken, "q"), kv
     q, k, v = qkv(block, x, packing=packing).chunk(3, dim=-1)  # in one call, so that it draws as often as `plain`

@@ -38,11 +38,11 @@ class Everything(BlockAdapter):
             self.add_module(name, nn.Sequential(nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, size)))
 
     @property
-    def draws(self):
+    def is_stochastic(self):
         return self.training and self.p > 0
 
     def change(self, name, x):
-        return self.get_submodule(name)(token_dropout(x, self.p) if self.draws else x)
+        return self.get_submodule(name)(token_dropout(x, self.p) if self.is_stochastic else x)
 
     attention_input = partialmethod(change, "qkv")
     attention_output = partialmethod(change, "out")

@@ -170,7 +170,7 @@ def test_a_correct_method_is_trained(method, own):
         (learning(Unregistered), ["Unregistered.install adds Small.map.weight", "neither trained nor saved"]),
         (learning(UnregisteredAddition), ["UnregisteredAddition.install adds Small.map.weight", "nor saved"]),
         (adapting(Mixing), ["Mixing.mlp mixes tokens", "the fast towers"]),
-        (adapting(Dropping), ["Dropping.mlp mixes tokens, or draws", "`draws`"]),
+        (adapting(Dropping), ["Dropping.mlp mixes tokens, or draws", "`is_stochastic`"]),
         (adapting(Gridded), ["Gridded.mlp cannot compute single tokens"]),
     ],
     ids=lambda item: item[0] if isinstance(item, list) else "",

@@ -12,7 +12,7 @@ from dassl.data.transforms import build_transform
 from PIL import Image
 
 from trainers.base import views
-from trainers.base.views import Views, crop_box
+from trainers.base.views import ViewsTransform, crop_box
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -57,14 +57,16 @@ def check(view: torch.Tensor, expected: dict) -> None:
 
 def test_view_0_is_the_image_of_a_test(figures):
     assert sha(picture()) == figures["picture_sha256_16"]
-    check(Views(centre(), (224, 224), count=2)(picture())[0], figures["view_0"])
+    check(ViewsTransform(centre(), (224, 224), count=2)(picture())[0], figures["view_0"])
 
 
 def test_crops_and_flips_are_those_of_the_published_code(figures):
     chance, image = torch.Generator().manual_seed(3), picture()
     boxes = [[*crop_box(image, chance), bool(torch.rand(1, generator=chance) < 0.5)] for _ in range(8)]
     assert boxes == figures["boxes"]["boxes"]
-    view = Views(centre(), (224, 224)).random_view(image, torch.Generator().manual_seed(3), np.random.RandomState(0))
+    view = ViewsTransform(centre(), (224, 224)).random_view(
+        image, torch.Generator().manual_seed(3), np.random.RandomState(0)
+    )
     check(view, figures["crop"])
 
 
@@ -81,7 +83,7 @@ def test_operations_are_those_of_the_published_code(figures):
 
 def test_whole_views_are_those_of_the_published_code(figures):
     for case in figures["augmented"]:
-        make = Views(centre(), (224, 224), augmix=case["augmix"])
+        make = ViewsTransform(centre(), (224, 224), augmix=case["augmix"])
         chance, draw = torch.Generator().manual_seed(4), np.random.RandomState(4)
         for expected in case["views"]:
             check(make.random_view(picture(), chance, draw), expected)
@@ -89,7 +91,7 @@ def test_whole_views_are_those_of_the_published_code(figures):
 
 def test_views_depend_on_the_pixels_and_the_seed_alone():
     def made(image, seed=1):
-        return Views(centre(32), (32, 32), 4, True, seed)(image)
+        return ViewsTransform(centre(32), (32, 32), 4, True, seed)(image)
 
     first = made(picture())
     torch.manual_seed(5)
@@ -104,4 +106,4 @@ def test_views_depend_on_the_pixels_and_the_seed_alone():
 
 @pytest.mark.parametrize("size", [(500, 5), (5, 500), (1, 1)])
 def test_images_too_thin_for_a_random_crop(size):
-    assert Views(centre(32), (32, 32), 8, True)(Image.new("RGB", size, (200, 10, 30))).shape == (8, 3, 32, 32)
+    assert ViewsTransform(centre(32), (32, 32), 8, True)(Image.new("RGB", size, (200, 10, 30))).shape == (8, 3, 32, 32)

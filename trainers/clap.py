@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import FeatureSettings, FeatureTrainer, Support
+from .base.feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 from .base.settings import MethodSettings
@@ -57,9 +57,7 @@ class ZSLP(FeatureTrainer):
     saved_as = "adapter"
     published_sections = ("TRAINER.ADAPTER",)
     published = ("prototypes", "base_text_features")
-    templates_of_imagenet = (*SEVEN, "a photo of a {}.")
-    unit_text = False
-    mixed_views = True
+    spec = FeatureSpec((*SEVEN, "a photo of a {}."), unit_text=False, mixed_views=True)
 
     def build_head(self, classes, width, rows):
         return Prototypes(classes, width)
@@ -86,9 +84,9 @@ class CLAP(ZSLP):
     def start(self, support: Support) -> None:
         super().start(support)
         image, text = normalize(support.rows), normalize(self.model.class_texts)
-        known = (self.model.scale * image @ text.T).softmax(dim=1)
-        own = F.one_hot(support.row_labels, len(text)).float()
-        a, names = (known * own).sum(dim=0) / own.sum(dim=0), self.settings.CONSTRAINT
+        zero_shot = (self.model.scale * image @ text.T).softmax(dim=1)
+        one_hot = F.one_hot(support.row_labels, len(text)).float()
+        a, names = (zero_shot * one_hot).sum(dim=0) / one_hot.sum(dim=0), self.settings.CONSTRAINT
         a = torch.ones_like(a) if "balanced" in names else a
         a = a * len(a) / a.sum() if "corrected" in names else a
         a = a.mean().repeat(len(a)) if "constant" in names else a

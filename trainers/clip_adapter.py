@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from dassl.engine import TRAINER_REGISTRY
 from torch import nn
 
-from .base.feature_trainer import FeatureSettings, FeatureTrainer
+from .base.feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -18,7 +18,7 @@ class CLIPAdapterSettings(FeatureSettings):
     ranges = {"RATIO": (0, 1), "REDUCTION": (1, 4096)}
 
 
-class Adapter(Head):
+class FeatureAdapter(Head):
     """A bottleneck on image features, whose output is mixed with its input (Gao et al., 2023, Sec. 3.2)."""
 
     def __init__(self, width: int, hidden: int, ratio: float):
@@ -37,9 +37,9 @@ class CLIPAdapter(FeatureTrainer):
 
     Settings = CLIPAdapterSettings
     transfers = True
-    unit_text = False
+    spec = FeatureSpec(unit_text=False)
     saved_as = "clip_adapter"
     published = ("fc.0.weight", "fc.2.weight")
 
     def build_head(self, classes, width, rows):
-        return Adapter(width, max(1, width // self.settings.REDUCTION), self.settings.RATIO)
+        return FeatureAdapter(width, max(1, width // self.settings.REDUCTION), self.settings.RATIO)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FittedTrainer, Support
+from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
@@ -68,10 +68,8 @@ class GDA(FittedTrainer):
     Settings = GDASettings
     transfers = True
     saved_as = "gda"
-    templates_of_imagenet = SEVEN
-    of_support = ("rows",)
     of_learned_classes = ("W", "b")
-    chosen, trials = {"ALPHA": "1.0"}, len(ALPHAS)
+    spec = FeatureSpec(SEVEN, row_tensors=("rows",), chosen={"ALPHA": "1.0"}, trials=len(ALPHAS))
 
     def build_head(self, classes, width, rows):
         return Gaussians(classes, width)

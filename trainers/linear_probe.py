@@ -11,7 +11,7 @@ from torch import nn
 
 from common.errors import UsageError
 
-from .base.feature_trainer import ChoosingSettings, FittedTrainer
+from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer
 from .base.head import Head
 
 TRIALS = 7 + 2 + 6  # values of C that `search` tries: powers of ten, the ends around the best, and halvings
@@ -82,8 +82,8 @@ class LinearProbe(FittedTrainer):
     Settings = LinearProbeSettings
     saved_as = "linear_probe"
     saves_learner = False
-    reads_text = reads_template = False
-    chosen, trials = {"C": "1.0"}, TRIALS
+    reads_template = False
+    spec = FeatureSpec(reads_text=False, chosen={"C": "1.0"}, trials=TRIALS)
 
     def build_head(self, classes, width, rows):
         if classes < 2:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FittedTrainer, Support
+from .base.feature_trainer import ChoosingSettings, FeatureSpec, FittedTrainer, Support
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -50,8 +50,7 @@ class LPPlusPlus(FittedTrainer):
 
     Settings = LPPlusPlusSettings
     saved_as = "lp_plus_plus"
-    templates_of_imagenet = SEVEN
-    chosen = {"STEP": "300"}
+    spec = FeatureSpec(SEVEN, chosen={"STEP": "300"})
 
     @property
     def trials(self) -> int:
@@ -63,10 +62,11 @@ class LPPlusPlus(FittedTrainer):
     @torch.no_grad()
     def start(self, support: Support) -> None:
         image, labels = normalize(support.rows), support.row_labels
-        own, similarity = F.one_hot(labels, len(self.head.classifier.bias)).float(), image @ self.model.class_texts.T
-        self.head.classifier.weight.data = own.T @ image
-        of_class = (own * similarity).sum(dim=0) / own.sum(dim=0)
-        self.head.alpha_vec.data.fill_(START * of_class.mean().item())
+        one_hot = F.one_hot(labels, len(self.head.classifier.bias)).float()
+        similarity = image @ self.model.class_texts.T
+        self.head.classifier.weight.data = one_hot.T @ image
+        class_means = (one_hot * similarity).sum(dim=0) / one_hot.sum(dim=0)
+        self.head.alpha_vec.data.fill_(START * class_means.mean().item())
         self.lr_w = 4 * len(image) / torch.linalg.eigvalsh((image.T @ image).double())[-1].item()
         self.lr_alpha = len(image) / (4 * similarity.square().sum(dim=0).max().item())
         parameters = list(self.head.classifier.parameters())

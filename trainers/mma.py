@@ -39,18 +39,18 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(dim, width)
 
 
-class Adapter(BlockAdapter):
+class MMAAdapter(BlockAdapter):
     """y = scale U relu(S relu(D x)) parallel to a block, x the output of its first layer norm (MMA, Sec. 3.2).
 
     D, S and U get 1 / scale times their gradient, as though y were not scaled; x gets its own gradient.
     """
 
-    def __init__(self, own: Bottleneck, shared: nn.Module, scale: float):
+    def __init__(self, bottleneck: Bottleneck, shared: nn.Module, scale: float):
         super().__init__()
-        self.own, self.shared, self.scale = own, shared, scale
+        self.bottleneck, self.shared, self.scale = bottleneck, shared, scale
 
     def parallel(self, x: Tensor) -> Tensor:
-        y: Tensor = self.own.up(self.shared(self.own.down(x)))
+        y: Tensor = self.bottleneck.up(self.shared(self.bottleneck.down(x)))
         return self.scale * y
 
 
@@ -78,8 +78,8 @@ class MMALearner(TemplatePrompts):
 
     def install(self, clip: Any) -> None:
         for name, tower in (("text_adapter", clip), ("visual_adapter", clip.visual)):
-            for block, own in getattr(self, name).items():
-                adapter = Adapter(own, self.shared_adapter[block], self.scale)
+            for block, bottleneck in getattr(self, name).items():
+                adapter = MMAAdapter(bottleneck, self.shared_adapter[block], self.scale)
                 if block != "0":
                     adapt(tower, int(block) - 1, adapter)
                 elif tower is clip:
@@ -100,7 +100,8 @@ class MMA(PromptTrainer):
 
     def build_prompts(self, clip, classnames):
         require_vit(clip, "MMA", self.cfg.MODEL.BACKBONE.NAME)
-        blocks, last = min(len(each.transformer.resblocks) for each in (clip, clip.visual)), self.settings.ADAPTER_END
+        blocks = min(len(tower.transformer.resblocks) for tower in (clip, clip.visual))
+        last = self.settings.ADAPTER_END
         if blocks < last:
             raise UsageError(f"TRAINER.MMA.ADAPTER_END is {last}", f"this backbone has {blocks} blocks")
         return MMALearner(clip, classnames, self.settings)

@@ -59,9 +59,9 @@ class ProGrad(TaughtTrainer, ContextTrainer):
         one, the result is not finite, and the scaler skips the step.
         """
         learned, opposed = list(self.model.parameters()), []
-        own = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
+        of_loss = torch.autograd.grad(self.scaler.scale(loss), learned, retain_graph=True)
         general = torch.autograd.grad(self.scaler.scale(parts["loss_kl"]), learned, materialize_grads=True)
-        for parameter, a, b in zip(learned, own, general, strict=True):
+        for parameter, a, b in zip(learned, of_loss, general, strict=True):
             product = (a * b).sum()
             opposed.append(product < 0)
             share = torch.where(product < 0, product / (b * b).sum(), 0)

@@ -5,7 +5,7 @@ from dassl.engine import TRAINER_REGISTRY
 from torch import nn
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import FeatureSettings, FeatureTrainer
+from .base.feature_trainer import FeatureSettings, FeatureSpec, FeatureTrainer
 from .base.head import Head
 from .base.prompted import normalize
 
@@ -42,8 +42,7 @@ class TaskRes(FeatureTrainer):
     Settings = TaskResSettings
     published_sections = ("TRAINER.TaskRes",)
     published = ("text_feature_residuals", "base_text_features")
-    templates_of_imagenet = (*SEVEN, "a photo of a {}.")
-    unit_text = False
+    spec = FeatureSpec((*SEVEN, "a photo of a {}."), unit_text=False)
 
     def build_head(self, classes, width, rows):
         return Residuals(classes, width, self.settings.RESIDUAL_SCALE)

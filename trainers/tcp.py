@@ -97,8 +97,8 @@ class TCP(TaughtTrainer):
                 f"TCP adds prompts before text layer {LAYER}, and {self.cfg.MODEL.BACKBONE.NAME} has {layers} layers",
                 f"choose a backbone with more than {LAYER}",
             )
-        known = self.settings.CTX_INIT
-        ctx = word_embeddings(clip, WORDS, N_CLASS) if known else gaussian(self.settings.N_CTX, text_width(clip))
+        start = self.settings.CTX_INIT
+        ctx = word_embeddings(clip, WORDS, N_CLASS) if start else gaussian(self.settings.N_CTX, text_width(clip))
         return TCPPrompts(clip, classnames, TEMPLATES.get(self.cfg.DATASET.NAME, "X X X X {}."), ctx)
 
     def finish_model(self):

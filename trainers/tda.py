@@ -51,17 +51,17 @@ class TDA(ViewsTrainer):
     @property
     def templates(self):
         data = self.cfg.DATASET
-        own = [self.dataset_template] if data.get("TEMPLATE", "") else ENSEMBLES.get(data.NAME)
-        return list(self.settings.TEMPLATES) or list(own or [self.dataset_template])
+        published = () if data.get("TEMPLATE", "") else ENSEMBLES.get(data.NAME, ())
+        return list(self.settings.TEMPLATES or published or [self.dataset_template])
 
     @cached_property
     def choices(self):
         if self.settings.CHOOSE_ON == "nothing":
             return super().choices
         images = self.dm.dataset.test
-        found = record("TRAINER.TDA.POSITIVE_ALPHA", self.cfg, self.dataset_title, images, self.dm.dataset, 0)
-        del found["trials"]  # nobody says how many there were
-        return [found, {**found, "what": "TRAINER.TDA.POSITIVE_BETA"}]
+        choice = record("TRAINER.TDA.POSITIVE_ALPHA", self.cfg, self.dataset_title, images, self.dm.dataset, 0)
+        del choice["trials"]  # nobody says how many there were
+        return [choice, {**choice, "what": "TRAINER.TDA.POSITIVE_BETA"}]
 
     def order(self, images):
         """At random, by the seed: the caches depend on it."""

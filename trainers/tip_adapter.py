@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from dassl.engine import TRAINER_REGISTRY
@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from common.errors import UsageError
 
 from .base.ensemble import SEVEN
-from .base.feature_trainer import ChoosingSettings, FeatureTrainer, FittedTrainer, Support
+from .base.feature_trainer import ChoosingSettings, FeatureSpec, FeatureTrainer, FittedTrainer, Support
 from .base.head import SCALE, Head
 from .base.prompted import normalize
 
@@ -59,9 +59,8 @@ class CacheTrainer(FeatureTrainer):
     Settings = TipAdapterSettings
     transfers = True  # new classes have no votes
     saved_as = "tip_adapter"
-    templates_of_imagenet = SEVEN
-    of_support = of_learned_classes = ("weight", "values")
-    chosen = {"ALPHA": "1.0", "BETA": "1.0"}
+    of_learned_classes = ("weight", "values")
+    spec = FeatureSpec(SEVEN, row_tensors=of_learned_classes, chosen={"ALPHA": "1.0", "BETA": "1.0"})
     learned = False
 
     @property
@@ -89,7 +88,7 @@ class CacheTrainer(FeatureTrainer):
             [given] if given else [0.1 + i * (end - 0.1) / n for i in range(n)]
             for given, end, n in zip((s.BETA, s.ALPHA), s.SEARCH_SCALE, s.SEARCH_STEP, strict=True)
         )
-        found = alphas[0], betas[0]
+        chosen = alphas[0], betas[0]
         if not (s.ALPHA and s.BETA):
             image, labels = normalize(self.val[0]), self.val[1]
             zero_shot = SCALE * image @ self.model.class_texts.T
@@ -97,9 +96,9 @@ class CacheTrainer(FeatureTrainer):
                 votes = self.head.votes(image, beta)
                 for alpha in alphas:
                     if (correct := int(((zero_shot + alpha * votes).argmax(dim=1) == labels).sum())) > best:
-                        best, found = correct, (alpha, beta)
-            print(f"{best} of {len(labels)} validation images with alpha {found[0]:.4g}, beta {found[1]:.4g}")
-        self.use(*found)
+                        best, chosen = correct, (alpha, beta)
+            print(f"{best} of {len(labels)} validation images with alpha {chosen[0]:.4g}, beta {chosen[1]:.4g}")
+        self.use(*chosen)
 
 
 @TRAINER_REGISTRY.register()
@@ -114,7 +113,7 @@ class TipAdapterF(CacheTrainer):
     saved_as = "tip_adapter_f"
     learned = True
     schedule_steps = True
-    drop_last = False
+    spec = replace(CacheTrainer.spec, keeps_last_batch=True)
 
     def build_schedule(self, optimizer):
         return CosineAnnealingLR(optimizer, self.cfg.OPTIM.MAX_EPOCH * self.steps)

@@ -43,7 +43,7 @@ def check_adapter(adapter: BlockAdapter, width: int) -> None:
     for parameter in tried.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=numbers))
     x = torch.randn(2, 3, width, generator=numbers).to("cpu" if tensor is None else tensor.device)
-    tried.train(not tried.draws)
+    tried.train(not tried.is_stochastic)
     for name in tried.defined:
         method = getattr(tried, name)
         try:
@@ -51,7 +51,7 @@ def check_adapter(adapter: BlockAdapter, width: int) -> None:
         except (RuntimeError, ValueError, IndexError) as error:
             raise UsageError(f"{kind}.{name} cannot compute single tokens ({one_line(error)})", remedy) from error
         if together is not None and differs(together.flatten(0, 1)[[4, 0, 3]], alone[0]):
-            what = f"{kind}.{name} mixes tokens, or draws random numbers without `draws`"
+            what = f"{kind}.{name} mixes tokens, or draws random numbers without `is_stochastic`"
             raise UsageError(f"{what}: the fast towers would give other results than the plain ones", remedy)
 
 

@@ -1,15 +1,13 @@
 """Methods on features: those of images are computed once, and a head is fitted to them in seconds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from dassl.data.transforms import build_transform
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import load_checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
@@ -18,17 +16,43 @@ from clip import CLIP
 from common.errors import UsageError
 from common.files import checksum
 
-from .build import build_model, without_training
-from .checkpoints import find_checkpoint, is_checkpoint, tensors_of
+from .checkpoints import tensors_of
 from .data_use import Choice, record
-from .features import Batches, CachedFeatures, Support, Views, feature_cache
+from .features import Batches, CachedFeatures, Support, ViewsDataset, feature_cache
+from .features_of import open_features_run
 from .head import Head, HeadCLIP
-from .prompted import PromptedCLIP, normalize
+from .prompted import normalize
 from .settings import MethodSettings
 from .teacher import mean_text_features
 from .trainer import QUIETLY, PromptTrainer
 
 IMAGENETS = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """How a method uses features.
+
+    Attributes:
+        templates_of_imagenet: sentences for ImageNet and its variants, instead of the dataset's.
+        reads_text: whether the head reads text features.
+        unit_text: text features of unit length, the mean over unit features; else the mean of those of the tower.
+        mixed_views: see `Batches`.
+        keeps_last_batch: whether an epoch has a smaller last batch, which Dassl leaves out.
+        row_tensors: tensors of the head with a row for each training image. Those that the method's
+            `of_learned_classes` names have no rows if no class of a test was learned.
+        chosen: settings that images choose if they are 0, with an example; `Settings` are then `ChoosingSettings`.
+        trials: from how many values they choose.
+    """
+
+    templates_of_imagenet: tuple[str, ...] = ()
+    reads_text: bool = True
+    unit_text: bool = True
+    mixed_views: bool = False
+    keeps_last_batch: bool = False
+    row_tensors: tuple[str, ...] = ()
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    trials: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,16 +88,7 @@ class FeatureTrainer(PromptTrainer):
     transfers = False
     saves_learner = True
     reads_template = True
-    templates_of_imagenet: ClassVar[tuple[str, ...]] = ()  # instead of the dataset's sentence
-    reads_text: ClassVar[bool] = True
-    unit_text: ClassVar[bool] = True  # of unit length, the mean over unit features; else the mean of those of the tower
-    mixed_views: ClassVar[bool] = False  # see `Batches`
-    drop_last: ClassVar[bool] = True  # whether an epoch leaves out a smaller last batch, as Dassl's does
-    # Tensors of the head with a row for each training image. If `of_learned_classes` names them and no class of a test
-    # was learned, they have no rows.
-    of_support: ClassVar[tuple[str, ...]] = ()
-    # Settings that images choose if they are 0, and an example of each. Its `Settings` are then `ChoosingSettings`.
-    chosen: ClassVar[Mapping[str, str]] = {}
+    spec: ClassVar[FeatureSpec] = FeatureSpec()
     support: Support
     features_sha256 = ""  # of the checkpoint of FEATURES_OF
 
@@ -116,8 +131,8 @@ class FeatureTrainer(PromptTrainer):
 
     def finish_model(self) -> None:
         if self.settings.FEATURES_OF:
-            self.stand_on_run()
-        if self.reads_text:
+            self.use_features_of_run()
+        if self.spec.reads_text:
             self.set_texts(self.texts())
 
     def texts(self) -> Tensor:
@@ -128,7 +143,7 @@ class FeatureTrainer(PromptTrainer):
         """
         clip, base = self.model.frozen, self.model.base
         if base is None:
-            return mean_text_features(clip, self.class_names, self.templates, self.unit_text)
+            return mean_text_features(clip, self.class_names, self.templates, self.spec.unit_text)
         with torch.no_grad():
             text = base.encode_text(torch.zeros(1, clip.visual.output_dim, device=self.device)).float()
         if text.dim() != 2:
@@ -138,46 +153,20 @@ class FeatureTrainer(PromptTrainer):
 
     def set_texts(self, texts: Tensor) -> None:
         """Give the head these text features (classes, joint), which are not normalised."""
-        self.model.class_texts = normalize(texts) if self.unit_text else texts.float()
+        self.model.class_texts = normalize(texts) if self.spec.unit_text else texts.float()
 
     @property
     def templates(self) -> tuple[str, ...]:
         """The sentences for a class name."""
         own = not self.cfg.DATASET.get("TEMPLATE", "") and self.cfg.DATASET.NAME in IMAGENETS
-        return (own and self.templates_of_imagenet) or (self.template(),)
+        return (own and self.spec.templates_of_imagenet) or (self.template(),)
 
-    def stand_on_run(self) -> None:
-        """Read the features of the run FEATURES_OF.
-
-        Raises:
-            UsageError: there is none, or it has other weights or no prompts for these classes.
-        """
+    def use_features_of_run(self) -> None:
+        """Read the features of the run FEATURES_OF; UsageError as for `open_features_run`."""
         folder = self.settings.FEATURES_OF.replace("{seed}", str(self.cfg.get("SEED", "")))
         folder = folder.replace("{shots}", str(self.cfg.DATASET.get("NUM_SHOTS", "")))
-        try:
-            path = find_checkpoint(folder, "", None, "trained")
-        except UsageError as error:
-            remedy = error.remedy.replace("check --model-dir", f"check TRAINER.{self.section()}.FEATURES_OF")
-            raise UsageError(error.what, remedy, error.where) from error
-        checkpoint = load_checkpoint(path)
-        name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
-        known = name in TRAINER_REGISTRY.registered_names()
-        kind = TRAINER_REGISTRY.get(name) if known else type(self)
-        if issubclass(kind, FeatureTrainer) or not issubclass(kind, PromptTrainer):
-            of_method = f"is of {name[:100]}, which {'learns no features' if known else 'is unknown'}"
-            what = of_method if name else "does not say which method learned its features"
-            raise UsageError(f"{path} {what}", "give FEATURES_OF another", path)
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
-        base = without_training(kind, cfg, self.class_names, self.dataset_template, self.device)
-        if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
-            what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
-            raise UsageError(what, "give FEATURES_OF a run of another method", path)
-        build_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), self.model.frozen)
-        base.load_prompts(checkpoint, path)
+        base, path = open_features_run(self, folder, f"TRAINER.{self.section()}.FEATURES_OF")
         self.features_sha256 = checksum(Path(path))
-        print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
         self.model.stand_on(base.model)
         self.inherited_choices, self.inherited_phases = base.inherited_choices, base.inherited_phases
 
@@ -205,14 +194,14 @@ class FeatureTrainer(PromptTrainer):
 
     def tensors_of_classes(self) -> dict[str, int | None]:
         found = super().tensors_of_classes()
-        rows = {name: found.pop(name, None) for name in self.of_support}  # dimension 0 has a row for each image
+        rows = {name: found.pop(name, None) for name in self.spec.row_tensors}  # dimension 0 has a row for each image
         return found | {name: dim or None for name, dim in rows.items() if name in self.of_learned_classes}
 
     def load_prompts(self, checkpoint: Mapping[str, Any], path: str) -> None:
         written, state = checkpoint.get("metadata") or {}, tensors_of(checkpoint)
         known = self.same_classes(written) or self.known_classes(written)
         rows: Sequence[int] = ()  # their number, the same for all tensors
-        for name in self.of_support:
+        for name in self.spec.row_tensors:
             tensor = getattr(self.head, name)
             there = state.get(name, tensor)
             usable = there.dim() == tensor.dim() and there.numel() and (known or name not in self.of_learned_classes)
@@ -224,12 +213,11 @@ class FeatureTrainer(PromptTrainer):
 
     @property
     def trials(self) -> int:
-        """How many values the validation images choose from."""
-        return 1
+        return self.spec.trials
 
     @cached_property
     def choices(self) -> list[Choice]:
-        keys = [f"TRAINER.{self.section()}.{key}" for key in self.chosen if not getattr(self.settings, key)]
+        keys = [f"TRAINER.{self.section()}.{key}" for key in self.spec.chosen if not getattr(self.settings, key)]
         if not keys:
             return super().choices
         first = record(keys[0], self.cfg, self.dataset_title, self.val_images, self.dm.dataset, self.trials)
@@ -246,7 +234,7 @@ class FeatureTrainer(PromptTrainer):
         if getattr(self.settings, "CHOOSE_ON", "validation") == "oracle":
             return dataset.test
         if not dataset.val:
-            key, example = next(iter(self.chosen.items()))
+            key, example = next(iter(self.spec.chosen.items()))
             what = f"{self.dataset_title} has no validation images for the choice of {key}"
             raise UsageError(what, f"set TRAINER.{self.section()}.{key}, for example to {example}")
         if getattr(dataset, "val_is_test", False) and shots >= 1:  # as it is, it has all test images
@@ -269,7 +257,7 @@ class FeatureTrainer(PromptTrainer):
         augment = build_transform(self.cfg, is_train=True, **QUIETLY) if views else tests.transform
         images: Any = type(tests)(self.cfg, items, transform=augment)
         if views:
-            images = Views(images, views, max(self.cfg.SEED, 0))
+            images = ViewsDataset(images, views, max(self.cfg.SEED, 0))
         size = max(1, options.TEST.BATCH_SIZE // max(1, views))
         loader = DataLoader(
             images, batch_size=size, num_workers=options.NUM_WORKERS, worker_init_fn=self.test_loader.worker_init_fn
@@ -286,14 +274,14 @@ class FeatureTrainer(PromptTrainer):
         self.support = support
         self.start(support)
         self.train_loader_x: Any = Batches(
-            support, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, self.steps, self.mixed_views
+            support, self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, self.steps, self.spec.mixed_views
         )
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
         images, size = len(self.dm.dataset.train_x), self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        return max(1, images // size) if self.drop_last else -(-images // size)
+        return -(-images // size) if self.spec.keeps_last_batch else max(1, images // size)
 
     # Training
 

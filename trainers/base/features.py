@@ -33,7 +33,7 @@ class CachedOutput(ImageOutput):
         raise UsageError("CACHE has the features of the test images, and this method reads the images", "unset CACHE")
 
 
-class Views(Dataset):
+class ViewsDataset(Dataset):
     """So many views of each image of a `DatasetWrapper` with a random transform; an image is decoded once.
 
     They are the same for a seed, whatever the number of workers.

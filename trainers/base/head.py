@@ -27,7 +27,7 @@ class Head(PromptLearner):
 
         Args:
             image: (batch, joint), fp32, not normalised.
-            text: (classes, joint), fp32, as `FeatureTrainer.unit_text` says.
+            text: (classes, joint), fp32, as `FeatureSpec.unit_text` says.
             scale: of cosine similarities.
         """
         raise NotImplementedError

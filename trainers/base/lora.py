@@ -42,11 +42,11 @@ class LoRA(BlockAdapter):
         self.defined = frozenset(place for place, there in places.items() if there)
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         return self.training and self.p > 0
 
     def dropped(self, x: Tensor) -> Tensor:
-        return token_dropout(x, self.p) if self.draws else x
+        return token_dropout(x, self.p) if self.is_stochastic else x
 
     def attention_input(self, x: Tensor) -> Tensor:
         maps: list[Any] = [self._modules.get(f"{param}_proj") for param in "qkv"]

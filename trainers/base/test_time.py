@@ -22,7 +22,7 @@ from .partial import PartialTest
 from .prompted import PromptedCLIP
 from .settings import MethodSettings
 from .trainer import PromptTrainer
-from .views import Views
+from .views import ViewsTransform
 
 State = dict[str, Tensor]
 
@@ -96,9 +96,9 @@ class ViewsTrainer(PromptTrainer):
         return TemplateEnsemble(self.templates, classnames, clip.context_length)
 
     @classmethod
-    def test_transform(cls, cfg: CfgNode) -> Views:
+    def test_transform(cls, cfg: CfgNode) -> ViewsTransform:
         settings, seed = cls.settings_of(cfg), max(0, cfg.get("SEED", 0))
-        return Views(super().test_transform(cfg), tuple(cfg.INPUT.SIZE), settings.VIEWS, settings.AUGMIX, seed)
+        return ViewsTransform(super().test_transform(cfg), tuple(cfg.INPUT.SIZE), settings.VIEWS, settings.AUGMIX, seed)
 
     def build_data_loader(self) -> None:
         super().build_data_loader()

@@ -26,7 +26,7 @@ Draw = np.random.RandomState
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewsTransform:
     """A transform from a PIL image in RGB to its views, (count, 3, H, W).
 
     Args:

@@ -1,0 +1,53 @@
+"""FEATURES_OF: the trained run whose features a head reads."""
+
+from typing import TYPE_CHECKING
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import load_checkpoint
+from yacs.config import CfgNode
+
+from common.errors import UsageError
+
+from .build import build_model, without_training
+from .checkpoints import find_checkpoint, is_checkpoint
+from .head import HeadCLIP
+from .prompted import PromptedCLIP
+from .trainer import PromptTrainer
+
+if TYPE_CHECKING:
+    from .feature_trainer import FeatureTrainer
+
+
+def open_features_run(head: "FeatureTrainer", folder: str, key: str) -> tuple[PromptTrainer, str]:
+    """The method of the run in a folder with its learned prompts, for the classes of `head`, and their checkpoint.
+
+    Args:
+        key: the setting that names the folder, for errors.
+
+    Raises:
+        UsageError: there is none, or it has other weights or no prompts for these classes.
+    """
+    try:
+        path = find_checkpoint(folder, "", None, "trained")
+    except UsageError as error:
+        raise UsageError(error.what, error.remedy.replace("check --model-dir", f"check {key}"), error.where) from error
+    checkpoint = load_checkpoint(path)
+    name = (checkpoint.get("metadata") or {}).get("method", "") if is_checkpoint(checkpoint) else ""
+    if not name:
+        what = f"{path} does not say which method learned its features"
+        raise UsageError(what, "give FEATURES_OF another", path)
+    kind = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
+    if not (kind and issubclass(kind, PromptTrainer)) or issubclass(kind.Model, HeadCLIP):
+        why = "learns no features" if kind else "is unknown"
+        raise UsageError(f"{path} is of {name[:100]}, which {why}", "give FEATURES_OF another", path)
+    if kind.Model.logits is not PromptedCLIP.logits or kind.Model.output is not PromptedCLIP.output:
+        what = f"{name} has its own `output` or `logits`, so that its image features are not all that it compares"
+        raise UsageError(what, "give FEATURES_OF a run of another method", path)
+    cfg = head.cfg.clone()
+    cfg.defrost()
+    cfg.TRAINER[kind.section()] = CfgNode(checkpoint["metadata"].get("settings", {}))
+    base = without_training(kind, cfg, head.class_names, head.dataset_template, head.device)
+    build_model(base, cfg.MODEL.BACKBONE.get("TOWERS", "fast"), head.model.frozen)
+    base.load_prompts(checkpoint, path)
+    print(f"Features of {name}, {path} (epoch {checkpoint['epoch']})")
+    return base, path
