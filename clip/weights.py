@@ -1,28 +1,26 @@
 """Files of backbone weights: OpenAI's names and their verified download, and the forms of a weight file."""
 
 import os
-import pickle
 import stat
-import zipfile
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
 import open_clip
+import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from common.download import DownloadError, download
 from common.errors import one_line
 from common.files import checksum, identity
+from common.torch_files import is_torchscript, read_torch_file
 
 from .errors import ClipError
-from .torch_files import read
 
 CACHE = "~/.cache/clip"  # as in OpenAI's package
 MAX_BYTES = 1 << 31  # of OpenAI's files; the largest has 1.3 GB
-MAX_TENSORS = 4000  # in a file, three times those of the largest CLIP
 
 # OpenAI's names. The address, with the file's SHA-256 as its last folder, is in open_clip's table.
 NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -119,9 +117,9 @@ def regular_file(name: str | Path) -> Path:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a backbone file, by OpenAI's names.
 
-    Accepted are OpenAI's TorchScript archives, plain state dicts (also in a training checkpoint's `state_dict`, also
-    with `module.` before the names) and `.safetensors`. No code in the file is run. Zip archives have checksums, which
-    are checked. The memory needed is the size of the file.
+    Accepted are plain state dicts (also in a training checkpoint's `state_dict`, also with `module.` before the names),
+    `.safetensors`, and OpenAI's TorchScript archives, once their SHA-256 is a published one: loading an archive runs
+    the code in it.
 
     Returns:
         tensors on the CPU, which may share memory with one another.
@@ -131,32 +129,36 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     path = regular_file(path)
     try:
-        size = path.stat().st_size
-        content = read_safetensors(path) if path.suffix == ".safetensors" else read(path)
-    except pickle.UnpicklingError as error:
-        what = f"backbone file {path} is damaged or holds more than tensors ({one_line(error)})"
-        raise ClipError(what, "save only its state dict", path) from error
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        elif is_torchscript(path):
+            content = read_archive(path)
+        else:
+            content = read_torch_file(path)
+        state = content.get("state_dict", content) if isinstance(content, dict) else None
+        if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+            raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
+        if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
+    except ClipError:
+        raise
     except PermissionError as error:
         raise ClipError(f"backbone file {path} cannot be read", "change its permissions", path) from error
     except MemoryError as error:
         raise ClipError(f"backbone file {path} does not fit in memory", "free some memory", path) from error
     except Exception as error:  # a damaged file makes the readers fail in any way
-        explained = isinstance(error, (ValueError, RuntimeError, zipfile.BadZipFile, SafetensorError))
-        reason = one_line(error) if explained else f"{type(error).__name__}: {one_line(error)}"  # may be a bug
-        what = f"backbone file {path} is damaged or not a weight file ({reason})"
+        what = f"backbone file {path} is damaged or not a weight file ({one_line(error)})"
         raise ClipError(what, "download or copy it again", path) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
-    if len(state) > MAX_TENSORS or sum(tensor.nbytes for tensor in state.values()) > size:
-        what = f"backbone file {path} is damaged: its tensors are larger than the file, or too many"
-        raise ClipError(what, "download or copy it again", path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-        if len(names) > MAX_TENSORS:
-            raise ValueError(f"it has {len(names)} tensors")
-        return {name: file.get_tensor(name) for name in names}
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The tensors of one of OpenAI's TorchScript archives.
+
+    Raises:
+        ClipError: it is not one of them.
+    """
+    if sha256(identity(path)) not in map(published_sha256, URLS):
+        what = f"backbone file {path} is a TorchScript archive, a program, and not one that OpenAI published"
+        raise ClipError(what, "convert it: save its `state_dict()` with torch.save, and give that file", path)
+    return torch.jit.load(path, map_location="cpu").state_dict()

@@ -162,7 +162,7 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(checkpoints, mpl):
     values = [None, True, -1, 10**400, 0.5, float("nan"), "x\n" * 3000, b"\xff", [], {}, {"x": 1}, [[1]], (1, "a")]
     values += [torch.ones(2), torch.ones(1, 64, dtype=torch.complex64), torch.ones(1).expand(1, 64), torch.zeros(0)]
     cases = [(part, value) for part in parts for value in values]
-    for (*path, key), value in chance.sample(cases, 200):
+    for (*path, key), value in chance.sample(cases, 100):
         checkpoint = copy.deepcopy(whole)
         part = functools.reduce(operator.getitem, path, checkpoint)
         part[key] = value
@@ -173,4 +173,4 @@ def test_mutated_checkpoints_are_refused_in_one_line_or_sound(checkpoints, mpl):
             continue
         accepted += 1
         assert logits(trainer).isfinite().all()
-    assert 0 < accepted < 100
+    assert 0 < accepted < 50

@@ -1,13 +1,14 @@
 """Learned prompts in checkpoints: where they are, whose they are, and which tensors to load."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from common import checkpoints
+from common.checkpoints import checkpoint_names
 from common.errors import UsageError
 from common.files import check_folder
 from common.names import CONTROL
@@ -50,33 +51,12 @@ def find_checkpoint(directory: str, folder: str, epoch: int | None, method: str,
     raise UsageError(f"no {method} checkpoint {expected}", remedy, expected)
 
 
-def checkpoint_names(folder: str, epoch: int | None) -> list[str]:
-    """Names that a checkpoint of this epoch may have in a folder; for None the best one's, then the newest first."""
-    if epoch is not None:
-        return [f"model.pth.tar-{epoch}"]
-    names = ["model-best.pth.tar"]
-    if os.path.isfile(os.path.join(folder, "checkpoint")):
-        with open(os.path.join(folder, "checkpoint"), "rb") as file:
-            name = os.fsdecode(file.readline(255).strip())
-        names += [name] if name.isprintable() and os.path.basename(name) == name else []  # a file of this folder
-    if os.path.isdir(folder):  # people pass checkpoints on without the file that names the newest
-        numbered = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
-        names += [match[0] for match in sorted(filter(None, numbered), key=lambda match: -int(match[1]))]
-    return names
-
-
 def is_checkpoint(content: Any) -> bool:
     """Whether a file's content has the form of a checkpoint: tensors by name, an epoch, and perhaps metadata."""
-    if not isinstance(content, dict):
+    if not checkpoints.is_checkpoint(content):
         return False
-    state, epoch, metadata = map(content.get, ("state_dict", "epoch", "metadata"))
-    return (
-        isinstance(state, dict)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
-        and type(epoch) is int
-        and 0 <= epoch < LARGEST
-        and is_metadata({} if metadata is None else metadata)
-    )
+    metadata = content.get("metadata")
+    return is_metadata({} if metadata is None else metadata)
 
 
 def is_metadata(metadata: Any) -> bool:

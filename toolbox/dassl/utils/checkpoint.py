@@ -1,6 +1,5 @@
 """Checkpoints: written atomically with a checksum, and read without executing code that a file names."""
 
-import copy
 import io
 import numbers
 import os
@@ -13,19 +12,40 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.errors import MissingFileError, UsageError
+from common.checkpoints import is_checkpoint, newest_name
+from common.errors import MissingFileError, UsageError, one_line
 from common.files import PARTIAL, write_bytes
+from common.torch_files import DamagedError, read_torch_file, sealed
 
 from .logger import print_detail
 from .tools import mkdir_if_missing
-from .torch_files import DamagedError, PickledObject, read_torch_file, sealed
 
-LONGEST_NAME = 255  # bytes
-LARGEST = 2**53  # number in a state: integers are exact as floats up to here
 KERNELS = ("fused", "foreach", "capturable")  # entries of an optimiser's groups that choose how it computes a step
-DIVISORS = ("T_max", "step_size", "scale")  # entries of schedulers and of torch.amp.GradScaler that are not 0
 # Of a state that does not fit
 LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+
+
+class PickledObject:
+    """Replaces a pickled optimiser or scheduler: has its attributes and no behaviour."""
+
+
+def _plain_dict(factory, *content):
+    """Replaces ``collections.defaultdict``."""
+    return dict(*content)
+
+
+# The published Dassl pickles schedulers, which refer to the optimiser.
+OPTIMISERS = "sgd.SGD adam.Adam adamw.AdamW rmsprop.RMSprop radam.RAdam"
+SCHEDULERS = "StepLR MultiStepLR CosineAnnealingLR LambdaLR"
+WARMUPS = "ConstantWarmupScheduler LinearWarmupScheduler"
+STUBS = {
+    **{f"torch.optim.{name}": PickledObject for name in OPTIMISERS.split()},
+    **{f"torch.optim.lr_scheduler.{name}": PickledObject for name in SCHEDULERS.split()},
+    **{f"dassl.optim.lr_scheduler.{name}": PickledObject for name in WARMUPS.split()},
+    "dassl.optim.radam.RAdam": PickledObject,
+    "collections.defaultdict": _plain_dict,
+    "builtins.dict": dict,
+}
 
 
 def _strip_module(state_dict):
@@ -60,7 +80,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         print_detail(f"Checkpoint saved to {folder / name}")
     write_bytes(folder / "checkpoint", f"{names[0]}\n".encode())
     try:
-        read_torch_file(folder / names[0])
+        read_torch_file(folder / names[0], STUBS)
     except DamagedError as error:
         warnings.warn(f"load_checkpoint will refuse the checkpoint ({error})", stacklevel=2)
 
@@ -79,13 +99,10 @@ def load_checkpoint(fpath):
     if not os.path.isfile(fpath):  # reading a pipe would never end
         raise UsageError(f'"{fpath}" is not a regular file: give the file of a checkpoint')
     try:
-        return read_torch_file(fpath)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make the unpickler raise nearly anything
-        reason = error if isinstance(error, DamagedError) else type(error).__name__
+        return read_torch_file(Path(fpath), STUBS)
+    except (DamagedError, OSError) as error:
         raise UsageError(
-            f'"{fpath}" is not a whole checkpoint ({reason}): it is damaged or another kind of file; '
+            f'"{fpath}" is not a whole checkpoint ({one_line(error)}): it is damaged or another kind of file; '
             "use the checkpoint of another epoch or train again"
         ) from error
 
@@ -93,15 +110,8 @@ def load_checkpoint(fpath):
 def load_training_state(fpath):
     """:func:`load_checkpoint`, for what :func:`save_checkpoint` saves of a training run: UsageError for all else."""
     content = load_checkpoint(fpath)
-    known = content if isinstance(content, dict) else {}
-    state, epoch, val_result = map(known.get, ("state_dict", "epoch", "val_result"))
-    if not (
-        isinstance(state, dict)
-        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
-        and (_is_number(epoch, int) and epoch >= 0)
-        and (val_result is None or _is_number(val_result))
-        and all(isinstance(known.get(key), dict | None) for key in ("optimizer", "scheduler", "run"))
-    ):
+    kinds = {"optimizer": dict, "scheduler": dict, "run": dict, "val_result": numbers.Real}
+    if not is_checkpoint(content) or not all(isinstance(content.get(key), kind | None) for key, kind in kinds.items()):
         raise UsageError(f'"{fpath}" is not a checkpoint of a training run: use another one')
     return content
 
@@ -112,14 +122,11 @@ def newest_checkpoint(folder):
     Raises:
         UsageError: the text file does not name a file of this folder, or one that does not exist.
     """
+    name = newest_name(folder)
     pointer = os.path.join(folder, "checkpoint")
+    path = os.path.join(folder, name)
     if not os.path.isfile(pointer):
         return None
-    with open(pointer, "rb") as file:
-        name = os.fsdecode(file.readline(LONGEST_NAME).strip())
-    if os.path.basename(name) != name or not name.isprintable():
-        raise UsageError(f"{pointer} does not name a file of its folder: delete it, or write the name of a checkpoint")
-    path = os.path.join(folder, name)
     if not os.path.isfile(path):
         raise MissingFileError(f"{pointer} names {path}, which does not exist; restore it or delete {folder}")
     return path
@@ -168,16 +175,13 @@ def restore(checkpoint, name, model, optimizer=None, scheduler=None):
         if target is None or state is None:
             continue
         try:
-            if isinstance(target, torch.optim.Optimizer):
-                state = _matching_optimizer_state(target, state)
-            elif target is not model:
-                state = matching_state(target.state_dict(), state)
+            if target is not model:
+                state = _fitting_state(target, state)
             target.load_state_dict(state)
         except LOAD_ERRORS as error:
-            reason = " ".join(str(error).split())
             raise UsageError(
-                f"the {key} of the checkpoint {name} does not fit this run ({reason}); use the settings that it was "
-                "trained with, or another OUTPUT_DIR"
+                f"the {key} of the checkpoint {name} does not fit this run ({one_line(error)}); use the settings that "
+                "it was trained with, or another OUTPUT_DIR"
             ) from error
         print(f"Loaded {key}")
 
@@ -187,6 +191,20 @@ def check_finite(state, names, what):
     for name in names:
         if name in state and not torch.isfinite(state[name]).all():
             raise UsageError(f"{name} of the {what} is not finite: use the checkpoint of another epoch, or train again")
+
+
+def _fitting_state(target, state):
+    """A state of an optimiser or a scheduler, checked by `matching_state`, as torch would take that of another class.
+
+    An optimiser keeps this run's `KERNELS`: a checkpoint may be of another device.
+    """
+    own = target.state_dict()
+    if not isinstance(target, torch.optim.Optimizer):
+        return matching_state(own, state)
+    groups = matching_state(own["param_groups"], state["param_groups"], "param_groups")
+    for group, own_group in zip(groups, own["param_groups"], strict=True):
+        group |= {key: own_group[key] for key in KERNELS if key in own_group}
+    return {"state": state["state"], "param_groups": groups}
 
 
 def matching_state(own, value, name=""):
@@ -201,67 +219,34 @@ def matching_state(own, value, name=""):
         name (str): of the part, for errors.
 
     Raises:
-        ValueError: the form differs, or a number is not finite, or negative where `own` is not.
+        ValueError: the form differs.
     """
     value = vars(value) if isinstance(value, PickledObject) else value
-    if isinstance(own, dict) and isinstance(value, dict):
-        result = copy.copy(own)
-        for key, entry in own.items():
-            inner = f"{name}.{key}".strip(".")
-            if key in value:
-                result[key] = matching_state(entry, value[key], inner)
-            elif not (entry is None or isinstance(entry, bool) or str(key).startswith("_")):
-                raise ValueError(f"it has no {inner}")
-        return result
+    fits = isinstance(value, type(own))
+    if isinstance(own, dict) and fits:
+        missing = [key for key in own.keys() - value.keys() if not _is_optional(key, own[key])]
+        if missing:
+            raise ValueError(f"it has no {name}.{missing[0]}")
+        saved = {key: matching_state(own[key], value[key], f"{name}.{key}") for key in own if key in value}
+        return type(own)({**own, **saved})
     if isinstance(own, (list, tuple)) and isinstance(value, (list, tuple)) and len(value) == len(own):
         return type(own)(matching_state(*pair, f"{name}.{i}") for i, pair in enumerate(zip(own, value, strict=True)))
-    if isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor):
-        fits = value.shape == own.shape and value.dtype == own.dtype and bool(torch.isfinite(value).all())
+    if isinstance(own, torch.Tensor):
+        fits = fits and value.shape == own.shape and value.dtype == own.dtype
     elif own is None or isinstance(own, bool):
-        fits = isinstance(value, bool | None) or (own is None and _is_number(value))
+        fits = isinstance(value, numbers.Real | None)
     elif isinstance(own, numbers.Real):
-        fits = _is_number(value) and (value >= 0 or own < 0) and (isinstance(own, float) or value == int(value))
-        fits = (fits or value == own) and not (value == 0 and name.rpartition(".")[2] in DIVISORS)
-    else:
-        fits = type(value) is type(own) is str and value == own
-    if not fits:
-        raise ValueError(f"{name} has another form or an impossible value")
+        fits = isinstance(value, numbers.Real)
+    elif isinstance(own, str):
+        fits = value == own
+    if not fits or isinstance(own, (list, tuple)):
+        raise ValueError(f"{name} has another form")
     return value
 
 
-def _matching_optimizer_state(optimizer, state):
-    """The same for an optimiser, with this run's `KERNELS`: a checkpoint may be of another device.
-
-    It takes a step with zero gradients for that, as torch checks little before one.
-
-    Raises:
-        Exception: nearly any, if the state does not fit.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    groups = matching_state(own, state["param_groups"], "param_groups")
-    for group, mine in zip(groups, own, strict=True):
-        group |= {key: mine[key] for key in KERNELS if key in mine}
-    state = {"state": state["state"], "param_groups": groups}
-    if not state["state"].keys() <= {index for group in groups for index in group["params"]}:
-        raise ValueError("its state is not that of these parameters")
-    optimizer.load_state_dict(copy.deepcopy(state))  # a step changes tensors in place
-    parameters = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-    before = [parameter.detach().clone() for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step(lambda: torch.zeros(()))  # some optimisers need such a closure
-    finite = all(parameter.isfinite().all() for parameter in parameters)
-    for parameter, value in zip(parameters, before, strict=True):
-        parameter.detach().copy_(value)
-        parameter.grad = None
-    if not finite:
-        raise ValueError("a step gives parameters that are not finite")
-    return state
-
-
-def _is_number(value, kind=numbers.Real):
-    """Whether it is a finite number of a usual size."""
-    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= LARGEST
+def _is_optional(key, own):
+    """Whether an entry of a state may be missing, because it differs between versions of torch."""
+    return own is None or isinstance(own, bool) or str(key).startswith("_")
 
 
 def load_pretrained_weights(model, weight_path):
@@ -274,7 +259,8 @@ def load_pretrained_weights(model, weight_path):
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UsageError(f'"{weight_path}" contains a {type(weights).__name__}, not a state dict: give another file')
-    weights, own = _strip_module(weights), model.state_dict()
+    weights = _strip_module(weights)
+    own = model.state_dict()
     shapes = {key: value.shape for key, value in own.items()}
     tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
     matched = {key: value for key, value in tensors.items() if value.shape == shapes.get(key)}
