@@ -12,6 +12,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
+from common.checkpoints import is_state_dict
 from common.download import DownloadError, download
 from common.errors import one_line
 from common.files import checksum, identity
@@ -136,7 +137,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             content = read_torch_file(path)
         state = content.get("state_dict", content) if isinstance(content, dict) else None
-        if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        if state is None or not is_state_dict(state):
             raise ClipError(f"backbone file {path} holds no state dict", "save `model.state_dict()` to it", path)
         if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")

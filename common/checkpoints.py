@@ -43,15 +43,17 @@ def checkpoint_names(folder: str | os.PathLike, epoch: int | None) -> list[str]:
 
 def is_checkpoint(content: Any) -> bool:
     """Whether the content of a file has the form of a checkpoint: tensors by name, and an epoch."""
-    from torch import Tensor
-
     if not isinstance(content, dict):
         return False
     state = content.get("state_dict")
     epoch = content.get("epoch")
-    return (
-        isinstance(state, dict)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
-        and type(epoch) is int
-        and 0 <= epoch < LARGEST_EPOCH
+    return is_state_dict(state) and type(epoch) is int and 0 <= epoch < LARGEST_EPOCH
+
+
+def is_state_dict(state: Any) -> bool:
+    """Whether it is a dict of tensors by name."""
+    from torch import Tensor
+
+    return isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     )

@@ -11,7 +11,7 @@ imported or called.
 import io
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from dassl.data.datasets import Datum
 
 from common.errors import UsageError, one_line
-from common.files import replacing
+from common.files import write_bytes
 from common.names import printable
 from common.text import read_bytes, refuse
 
@@ -28,48 +28,21 @@ MOST = 1 << 22  # bytes of a file: 16 images of each class of ImageNet take 2 MB
 DATUM = "dassl.data.datasets.base_dataset", "Datum"
 LONGEST = 4096  # letters of a path
 FIELDS = ("_impath", "_label", "_domain", "_classname")
-# PROTO FRAME STOP MARK, None, numbers, text, the empty tuple, lists, dictionaries, the memo, names of classes, NEWOBJ
-# BUILD: what pickles of protocols 2 to 5 have. Nothing else is called.
-OPERATIONS = b"\x80\x95.(NKMJX\x8c)]ae}su\x94qrhjc\x93\x81b"
 
 Parts = dict[str, list[Datum]]
 
 
 class Row:
-    """The attributes of a pickled `Datum`, of which nothing is called."""
+    """The attributes of a pickled `Datum`."""
 
 
-class DatumUnpickler(pickle._Unpickler):
-    """Python's unpickler with the operations that a list of `Datum` needs."""
-
-    dispatch = {operation: pickle._Unpickler.dispatch[operation] for operation in OPERATIONS}
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
+class DatumUnpickler(pickle.Unpickler):
+    """Makes a `Row` of each pickled `Datum`. Nothing that a pickle names is imported."""
 
     def find_class(self, module: str, name: str) -> type[Row]:
         if (module, name) != DATUM:
             raise ValueError(f"it contains {module}.{name}, which is not loaded")
         return Row
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        self.stack[-1].__dict__ = state  # without a copy: a file can ask for many
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.set_items([key, value])
-
-    def load_setitems(self) -> None:
-        self.set_items(self.pop_mark())
-
-    def set_items(self, items: list[Any]) -> None:
-        if not all(type(key) is str for key in items[::2]):  # other keys may take long to find
-            raise ValueError("it has a key that is not a text")
-        dict.update(self.stack[-1], zip(items[::2], items[1::2], strict=True))
-
-    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
-    dispatch[pickle.SETITEM[0]] = load_setitem  # type: ignore[assignment]
-    dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
 
 
 def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path) -> list[Path]:
@@ -97,8 +70,7 @@ def write(stem: Path, parts: Mapping[str, list[Datum]], folder: Path, data: Path
     for file, content in contents.items():
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            with replacing(file) as partial:
-                partial.write_bytes(content)
+            write_bytes(file, content)
     return list(contents)
 
 

@@ -3,25 +3,22 @@
 import json
 import os
 import socket
-import subprocess
-import sys
-import time
-from collections import Counter, OrderedDict
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from drawn import clip_config, differing, features, small_clip
+from drawn import clip_config, features, small_clip
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import nn
-from weight_files import SECONDS, SIZES, refused, save_as_openai
+from weight_files import SIZES, Hostile, call, refused, save_as_openai
 
 import clip
-from clip import building, torch_files, weights
-from clip.random_weights import random_clip
+from clip import building, weights
 from common.files import checksum
-from common.start import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 
@@ -37,57 +34,90 @@ def half():
     return model
 
 
-def test_archive_in_openais_form_gives_its_tensors_and_draws_no_random_numbers(half, tmp_path):
+@pytest.fixture
+def archive(half, tmp_path, monkeypatch):
+    """An archive in OpenAI's form, whose SHA-256 counts as a published one."""
     save_as_openai(half, clip_config(), tmp_path / "ViT-tiny.pt")
-    state, before = weights.read_state_dict(tmp_path / "ViT-tiny.pt"), torch.get_rng_state()
+    sha256 = checksum(tmp_path / "ViT-tiny.pt")
+    monkeypatch.setitem(weights.URLS, "ViT-B/16", f"https://localhost/{sha256}/ViT-tiny.pt")
+    return tmp_path / "ViT-tiny.pt"
+
+
+def test_archive_of_openai_gives_its_tensors_and_draws_no_random_numbers(half, archive):
+    state, before = weights.read_state_dict(archive), torch.get_rng_state()
     assert {key: state[key].item() for key in SIZES} == SIZES
-    model = clip.load_backbone(str(tmp_path / "ViT-tiny.pt"))
+    model = clip.load_backbone(str(archive))
     for key, value in half.state_dict().items():
         assert state[key].dtype == value.dtype and torch.equal(state[key], value), key
         assert torch.equal(model.state_dict()[key], value.float()), key
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_scripted_archive_gives_its_tensors(half, tmp_path):
-    torch.jit.script(half).save(tmp_path / "vit.pt")
-    assert differing(clip.load_backbone(str(tmp_path / "vit.pt"), "fp16").state_dict(), half.state_dict()) == []
+def test_archive_that_is_not_openais_is_refused_and_its_code_does_not_run(archive, tmp_path):
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    refused(archive, "TorchScript", "convert it")
+    (tmp_path / "written").write_bytes(b"precious content")
+    torch.jit.script(Hostile(str(tmp_path / "written"))).save(tmp_path / "vit.pt")
+    refused(tmp_path / "vit.pt", "TorchScript", "convert it")
+    assert (tmp_path / "written").read_bytes() == b"precious content"
 
 
-@pytest.mark.slow
-@pytest.mark.thorough
-def test_loading_a_full_size_archive_takes_little_more_memory_than_the_model(tmp_path):
-    config = open_clip.get_model_config("ViT-B-16") | {"quick_gelu": True}
-    model = random_clip("ViT-B-16")
-    open_clip.convert_weights_to_lp(model)
-    save_as_openai(model, config, tmp_path / "ViT-B-16.pt")
-    code = "import resource, clip; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    code += "clip.load_backbone('ViT-B-16.pt')\n"
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-    )
-    assert int(run.stdout) * 1024 < 1.35 * 598.5e6  # with the half tensors that are not converted yet
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", ["os.mkdir", "builtins.eval", "torch.from_file", "torch.load"])
+def test_functions_in_a_pickle_are_not_called(name, legacy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled = b"\x80\x02" + call(*name.rsplit(".", 1), "made") + b"."
+    if legacy:
+        Path("vit.pt").write_bytes(pickled * 5)
+    else:
+        with zipfile.ZipFile("vit.pt", "w") as file:
+            for member, content in {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little"}.items():
+                file.writestr(f"vit/{member}", content)
+    refused(tmp_path / "vit.pt", name.partition(".")[2])
+    assert os.listdir(tmp_path) == ["vit.pt"]
 
 
-def test_state_dicts_are_read_as_torch_load_reads_them(tmp_path):
-    base = torch.randn(6, 8, generator=torch.manual_seed(0)).abs() * 2
-    state = {"whole": base, "again": base, "transposed": base.T, "part": base[2:4, ::3]}
-    state |= {"parameter": nn.Parameter(torch.ones(3)), "scalar": torch.tensor(4.6), "empty": torch.zeros(0)}
-    state |= {str(dtype): base.to(dtype) for dtype in torch_files.TYPES}
-    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters())
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 2])
-    rest = {"optimizer": optimizer.state_dict(), "lr": schedule.state_dict(), "shape": base.shape, "big": 2**70}
-    assert isinstance(rest["lr"]["milestones"], Counter)
-    whole = {"state_dict": state, "epoch": 3, "done": True, "name": None} | rest
-    for content in (state, whole, nn.BatchNorm2d(4).state_dict()):
-        torch.save(content, tmp_path / "vit.pt")
-        expected = torch.load(tmp_path / "vit.pt", weights_only=True)
-        expected = expected.get("state_dict", expected)
-        read = weights.read_state_dict(tmp_path / "vit.pt")
-        assert list(read) == list(expected)
-        for key, value in expected.items():
-            assert read[key].dtype == value.dtype and torch.equal(read[key], value), key
+def flip(path, part):
+    content = bytearray(path.read_bytes())
+    content[content.index(part)] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "header only": lambda path: path.write_bytes(b"PK\3\4"),
+    "empty": lambda path: path.write_bytes(b""),
+    "empty archive": lambda path: zipfile.ZipFile(path, "w").close(),
+    "bit of a tensor": lambda path: flip(path, torch.arange(4.0).numpy().tobytes()),
+    "bit of the pickle": lambda path: flip(path, b"FloatStorage"),
+    "larger than the file": lambda path: torch.save({"a": torch.ones(1).expand(2**40)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_file_is_refused_in_one_line(damage, tmp_path):
+    torch.save({"a": torch.arange(4.0)}, tmp_path / "vit.pt")
+    DAMAGES[damage](tmp_path / "vit.pt")
+    refused(tmp_path / "vit.pt", "is damaged", read=weights.read_state_dict)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), replaced=st.binary(min_size=1, max_size=4), legacy=st.booleans())
+def test_changed_bytes_end_in_tensors_or_in_one_line(place, replaced, legacy, tmp_path):
+    path = tmp_path / "vit.pt"
+    torch.save({"a": torch.arange(4.0)}, path, _use_new_zipfile_serialization=not legacy)
+    content = bytearray(path.read_bytes())
+    start = int(place * len(content))
+    content[start : start + len(replaced)] = replaced
+    path.write_bytes(content)
+    try:
+        state = weights.read_state_dict(path)
+    except clip.ClipError as error:
+        assert str(path) in str(error) and str(error).isprintable()
+    else:
+        assert legacy or list(state) != ["a"] or torch.equal(state["a"], torch.arange(4.0))
 
 
 def test_a_backbone_is_kept_if_asked_for_until_its_file_changes(half, tmp_path, monkeypatch):
@@ -156,24 +186,21 @@ def test_invalid_paths_are_refused_in_one_line(name):
 @pytest.mark.parametrize(
     ("key", "change", "words"),
     [
-        ("ln_final.weight", lambda value: torch.ones(20_480), "size mismatch"),  # a tower of 19 GB
-        ("positional_embedding", lambda value: torch.zeros(100_000, 64), "context of 100000"),  # a large mask
+        ("ln_final.weight", lambda value: torch.ones(20_480), "has the shape"),  # a tower of 19 GB
         ("visual.proj", lambda value: value * float("nan"), "visual.proj is not finite"),
         ("logit_scale", lambda value: value / 0, "logit_scale is not finite"),
         ("visual.proj", lambda value: value.long(), "int64"),
-        ("visual.proj", lambda value: value[:0], "size mismatch"),
+        ("visual.proj", lambda value: value[:0], "visual.proj has the shape"),
         ("visual.conv1.weight", lambda value: value[0, 0, 0, 0], "open_clip can build"),
-        ("visual.conv1.weight", lambda value: value[:, :, :0, :0], "open_clip can build"),
         ("text_projection", lambda value: value[0], "open_clip can build"),
-        (None, None, "too few for 3002 layers"),
+        ("more", lambda value: torch.ones(1), "more tensors than this model, such as more"),
     ],
-    ids=["width", "context", "nan", "inf", "int", "empty", "scalar", "patch", "dimensions", "layers"],
+    ids=["width", "nan", "inf", "int", "empty", "scalar", "dimensions", "more"],
 )
 @pytest.mark.parametrize("name", ["vit.pt", "vit.safetensors"])
-def test_invalid_tensors_are_refused_before_a_model_is_built(key, change, words, name, half, tmp_path):
+def test_invalid_tensors_are_refused(key, change, words, name, half, tmp_path):
     state = half.state_dict()
-    layers = {f"transformer.resblocks.{layer}.x": torch.ones(1) for layer in range(3_000)}
-    state |= {key: change(state[key]).clone()} if key else layers
+    state |= {key: change(state.get(key)).clone()}
     save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
     refused(tmp_path / name, words)
 
@@ -199,15 +226,11 @@ def test_checksum_of_a_pair_is_of_the_file_in_the_given_folder(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("part", "settings", "words"),
     [
-        ("text_cfg", {"layers": 10**9}, "too few for"),
-        ("vision_cfg", {"layers": 10**9}, "too few for"),
-        ("vision_cfg", {"layers": [10**9, 1, 1, 1]}, "too few for"),
-        ("text_cfg", {"context_length": 10**6}, "context"),
+        ("text_cfg", {"layers": 1}, "more tensors than"),
         ("text_cfg", {"layers": "2"}, "open_clip can build"),
         ("vision_cfg", {"image_size": 10**9}, "open_clip can build"),
         ("text_cfg", {"hf_model_name": "hub/model"}, "hub"),
         ("vision_cfg", {"timm_model_name": "hf-hub:owner/model"}, "hub"),
-        ("vision_cfg", {"timm_model_name": "eva02_enormous_patch14_clip_224"}, "open_clip can build"),
         ("preprocess_cfg", {"std": [0, 1, 1]}, "std"),
         ("preprocess_cfg", {"mean": "abc"}, "open_clip can build"),
         ("preprocess_cfg", {"mean": [1, 2]}, "mean"),
@@ -222,7 +245,6 @@ def test_configuration_beside_the_file_is_checked(part, settings, words, half, t
     holder = config if part.endswith("ess_cfg") or part == "model_cfg" else config["model_cfg"]
     holder[part] = holder[part] | settings if isinstance(settings, dict) else settings
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    start = time.monotonic()
     with pytest.raises(clip.ClipError, match=words) as caught:
         clip.load_backbone(str(tmp_path / "vit.safetensors"))
-    assert time.monotonic() - start < SECONDS and str(caught.value).isprintable()
+    assert str(caught.value).isprintable()

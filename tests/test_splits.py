@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from dassl.data.datasets import Datum
 from drawn import arguments
-from fuzz.pickles import CODE, WITHOUT_END
+from fuzz.pickles import CODE
 
 from datasets import splits
 from datasets.preparing.sources import downloadable
@@ -134,22 +134,12 @@ def test_foreign_rows_are_refused_in_both_forms(change, word, written, refuses, 
 @pytest.mark.slow
 def test_damaged_and_hostile_files_are_refused(written, refuses, eurosat, tmp_path):
     whole, file = written[0].read_bytes(), tmp_path / "bad.pkl"
-    contents = [b"", whole[:-20], whole + b"x" * splits.MOST, b"\x80\x04" + b"]" * 10_000 + b"."]
-    contents += [b"\x80\x02" + code + b"." for code in (*CODE, *WITHOUT_END)]
-    row = b"\x80\x02c" + "\n".join(splits.DATUM).encode() + b"\nq\0)\x81"
-    many = b"(" + b"".join(b"X\6\0\0\0%06dN" % number for number in range(150_000))
-    contents += [row + b"}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # attributes, again and again
-    setstate = b"X\x0c\0\0\0__setstate__"
-    contents += [row + b"}" + setstate + b"Nsb}q\1" + many + b"ub" + b"h\1b" * 700_000 + b"."]  # in pickle's own way
-    part = b"X\5\0\0\0train](" + row + b"}bq\1" + b"h\1" * 1_000_000 + b"eq\2"
-    others = b"".join(b"X\3\0\0\0" + f"{number:03x}".encode() + b"h\2" for number in range(4096))
-    contents += [b"\x80\x02}(" + part + others + b"u."]  # parts that share a million rows
-    contents += [row + many + b"tq\1" + b"h\0h\1\x81" * 500_000 + b"."]  # arguments
+    contents = [b"", whole[:-20], whole + b"x" * splits.MOST]
+    contents += [b"\x80\x02" + code + b"." for code in CODE]
     contents += [pickle.dumps(value) for value in ([], {"train": []}, {"train": [1]}, {1: 2}, {"train": {}}, None)]
     whole_rows = pickle.loads(whole)
     contents += [pickle.dumps(whole_rows | {"train": whole_rows["train"] * 100})]
-    whole_rows["train"][0]._impath = "/" + "a" * 5000 + whole_rows["train"][0]._impath
-    contents += [pickle.dumps(whole_rows), pickle.dumps({**pickle.loads(whole), 1: []})]
+    contents += [pickle.dumps({**whole_rows, 1: []})]
     start = next(at for name, _, at in pickletools.genops(whole) if name.name == "STACK_GLOBAL")
     contents.append(whole[:start] + b"00" + CODE[0] + whole[start + 1 :])
     for content in contents:

@@ -6,16 +6,11 @@ import struct
 import zipfile
 from random import Random
 
-from weight_files import NESTED, text
+from weight_files import call, text
 
 from .changes import NAMES, OUTSIDE, change_bytes
 
 BOMB = 2 * 10**7  # bytes of a member that takes 20 kB in its archive
-
-
-def call(module: str, name: str, argument: str) -> bytes:
-    """Opcodes that call a function of a module with one text, and leave its result on the stack."""
-    return b"c" + text(module, name) + b"X" + struct.pack("<I", len(argument)) + argument.encode() + b"\x85R"
 
 
 CODE = [
@@ -27,19 +22,10 @@ CODE = [
     call("torch.hub", "load", "no/such"),
     call("torch.storage", "_load_from_bytes", "\x80\x02cos\nsystem\n"),
 ]
-WITHOUT_END = [
-    b"}" + NESTED + b"Ns",
-    b"c" + text("collections", "Counter") + b"](" + NESTED + b"e\x85R",
-    b"\x8f(" + NESTED + b"\x90",
-    b"c" + text("__builtin__", "bytearray") + b"\x8a\5\0\0\0\0\5\x85R",
-    b"N" + b"\x85" * 3_000_000,
-]
 OPCODES = [
     *CODE,
-    *WITHOUT_END,
     *(b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"]", b"}", b")", b"N", b"\x85", b"\x86", b"R", b"b", b"s", b"u", b"a"),
-    *(b"Q", b"e", b"\x81", b"q\x00", b"h\x00", b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"K\x07", b"."),
-    *(b"X\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 7 + b"\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8a\xff" + b"\x7f" * 255),
+    *(b"Q", b"e", b"\x81", b"q\x00", b"h\x00", b"j\xff\xff\xff\x7f", b"K\x07", b".", b"\x8a\xff" + b"\x7f" * 255),
     *(b"I" + b"9" * 5000 + b"\n", b"F1e999\n", b"\x8b" + struct.pack("<i", -1), b"\x80\x09", b"]" * 3000, b"(" * 9000),
     *(b"G\x7f\xf8\0\0\0\0\0\0", b"M\xff\xff", b"J\xff\xff\xff\xff", b"\x88", b"c" + text("torch", "Tensor")),
     *(b"c" + text("torch", "float64"), b"c" + text("torch._utils", "_rebuild_sparse_tensor")),
